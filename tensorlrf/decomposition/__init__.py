@@ -1,0 +1,1 @@
+"""Decompositions: functions from a tensor to factors."""

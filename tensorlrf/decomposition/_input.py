@@ -1,0 +1,105 @@
+"""Checks and casts that every decomposition begins with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError, ShapeError
+
+
+def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor:
+    """`value` (a torch tensor or a numpy array) as a checked floating-point tensor.
+
+    Numpy arrays are shared, not copied. Raises ArgumentError for other types, integer, boolean
+    and complex dtypes, NaN, Inf and empty tensors, and ShapeError below `min_order` modes.
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+    if not isinstance(value, Tensor):
+        raise ArgumentError(
+            f"{name} is a {type(value).__name__}; pass a torch.Tensor or a numpy array"
+        )
+    if not value.is_floating_point():
+        remedy = "take its real and imaginary parts apart" if value.is_complex() else "cast it"
+        raise ArgumentError(
+            f"{name} has dtype {value.dtype}; a decomposition needs floating point, {remedy} first"
+        )
+    if value.ndim < min_order:
+        raise ShapeError(
+            f"{name} has shape {tuple(value.shape)}; at least {min_order} modes are needed"
+        )
+    if value.numel() == 0:
+        raise ShapeError(f"{name} has shape {tuple(value.shape)}, which holds no element")
+    # max|x| is NaN or Inf exactly when some element is, and needs no mask of the tensor's size.
+    low, high = value.detach().aminmax()
+    if not (torch.isfinite(low) & torch.isfinite(high)):
+        kind = "NaN" if torch.isnan(low) | torch.isnan(high) else "Inf"
+        raise ArgumentError(
+            f"{name} contains {kind}; clean it first (torch.nan_to_num) or find where it came from"
+        )
+    return value
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays, all else is raised to float32: LAPACK has neither bfloat16 nor float16."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_gram(gram: Any, n: int, like: Tensor) -> Tensor:
+    """`gram` as a checked symmetric (n, n) float64 matrix on the device of `like`.
+
+    Raises ShapeError where it is not (n, n), ArgumentError where it is not finite, on another
+    device, not symmetric or has a negative diagonal.
+    """
+    matrix = as_tensor(gram, "gram")
+    if tuple(matrix.shape) != (n, n):
+        raise ShapeError(
+            f"gram has shape {tuple(matrix.shape)}; the weight as a matrix has {n} columns, so the "
+            f"second moments X X^T / N of its inputs are ({n}, {n})"
+        )
+    if matrix.device != like.device:
+        raise ArgumentError(
+            f"gram is on {matrix.device} but the weight is on {like.device}; move it with .to()"
+        )
+    matrix = matrix.detach().to(torch.float64)
+    scale = float(matrix.abs().max())
+    skew = float((matrix - matrix.T).abs().max())
+    if skew > 1e-3 * scale:
+        raise ArgumentError(
+            f"gram is not symmetric (max |G - G^T| = {skew:.3g} against max |G| = {scale:.3g}); "
+            "pass X @ X.T / N"
+        )
+    if float(matrix.diagonal().min()) < -1e-6 * scale:
+        raise ArgumentError(
+            "gram has a negative entry on its diagonal; second moments X X^T / N cannot have one"
+        )
+    return (matrix + matrix.T) / 2
+
+
+def generator(random_state: int | torch.Generator | None, device: torch.device) -> torch.Generator:
+    """A generator on `device`; torch's global one is left alone.
+
+    An int seeds a new one, a Generator is used as it is (and advances), None draws a fresh seed.
+    Raises ArgumentError for a Generator of another device and for anything else.
+    """
+    if isinstance(random_state, torch.Generator):
+        if random_state.device.type != device.type:
+            raise ArgumentError(
+                f"random_state is a Generator on {random_state.device} but the tensor is on "
+                f"{device}; make it with torch.Generator('{device}')"
+            )
+        return random_state
+    fresh = torch.Generator(device)
+    if random_state is None:
+        fresh.seed()
+    elif isinstance(random_state, int) and not isinstance(random_state, bool):
+        fresh.manual_seed(random_state)
+    else:
+        raise ArgumentError(
+            f"random_state={random_state!r} must be an int, a torch.Generator or None"
+        )
+    return fresh

@@ -1,0 +1,132 @@
+"""From what a user calls a rank to whole numbers.
+
+A rank is an int; a tuple where the format has several; a float in (0, 1], the share of the dense
+parameters that the factors may have (an upper bound, down to rank one); or "same", the share 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from tensorlrf.errors import ArgumentError, RankError
+
+Rank = int | float | Literal["same"] | Sequence[int]
+
+
+def check_rank_or_error(rank: Rank | None, error: float | None) -> None:
+    """Exactly one of `rank` and `error` is given, and `error` lies in [0, 1)."""
+    if (rank is None) == (error is None):
+        given = "neither" if rank is None else f"rank={rank!r} and error={error!r}"
+        raise ArgumentError(f"give rank or error, one of the two; got {given}")
+    if error is None:
+        return
+    if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < 1:
+        raise ArgumentError(
+            f"error={error!r} must be a relative error in [0, 1), such as 0.05 for five per cent"
+        )
+
+
+def matrix_rank(rank: Rank, m: int, n: int) -> int:
+    """The rank of an (m, n) matrix; a share counts r (m + n) parameters against m n."""
+    share = _share(rank)
+    if share is not None:
+        return max(1, min(m, n, math.floor(share * m * n / (m + n))))
+    r = _one_int(rank)
+    if r > min(m, n):
+        raise RankError(
+            f"rank={r} is above min(m, n) = {min(m, n)} of the {m} x {n} matrix; "
+            f"use at most {min(m, n)}"
+        )
+    return r
+
+
+def cp_rank(rank: Rank, shape: Sequence[int]) -> int:
+    """The number of rank-one terms; a share counts r (sum n_k + 1) against prod n_k.
+
+    A CP rank may exceed every dimension (Kruskal 1989), so there is no upper limit.
+    """
+    share = _share(rank)
+    if share is not None:
+        return max(1, math.floor(share * math.prod(shape) / (sum(shape) + 1)))
+    return _one_int(rank)
+
+
+def tucker_ranks(rank: Rank, shape: Sequence[int], modes: Sequence[int]) -> tuple[int, ...]:
+    """One rank for each of `modes`; a share shrinks all modes by one common fraction."""
+    sizes = [shape[k] for k in modes]
+    share = _share(rank)
+    if share is not None:
+        return _tucker_share(share, shape, modes)
+    if isinstance(rank, Sequence) and not isinstance(rank, str):
+        ranks = tuple(_one_int(r) for r in rank)
+        if len(ranks) != len(sizes):
+            raise RankError(
+                f"rank={tuple(rank)} has {len(ranks)} entries for {len(sizes)} factored modes "
+                f"{tuple(modes)}; give one a mode"
+            )
+    else:
+        ranks = (_one_int(rank),) * len(sizes)
+    for r, k, n in zip(ranks, modes, sizes, strict=True):
+        if r > n:
+            raise RankError(
+                f"rank={rank!r} asks for rank {r} along mode {k}, which has size {n}; "
+                f"use at most {n} there"
+            )
+    return ranks
+
+
+def tucker_params(shape: Sequence[int], modes: Sequence[int], ranks: Sequence[int]) -> int:
+    """Parameters of a (partial) Tucker format: the core and one matrix for each of `modes`."""
+    core = list(shape)
+    for k, r in zip(modes, ranks, strict=True):
+        core[k] = r
+    return math.prod(core) + sum(shape[k] * r for k, r in zip(modes, ranks, strict=True))
+
+
+def _tucker_share(share: float, shape: Sequence[int], modes: Sequence[int]) -> tuple[int, ...]:
+    budget = share * math.prod(shape)
+
+    def ranks(fraction: float) -> tuple[int, ...]:
+        return tuple(max(1, math.floor(fraction * shape[k])) for k in modes)
+
+    # Parameters grow with the fraction and change only where some fraction * n_k is whole.
+    steps = sorted({i / shape[k] for k in modes for i in range(1, shape[k] + 1)})
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high) // 2
+        # The nudge keeps floor(i / n * n) from falling to i - 1.
+        if tucker_params(shape, modes, ranks(steps[middle] * (1 + 1e-12))) <= budget:
+            low = middle + 1
+        else:
+            high = middle
+    return ranks(steps[low - 1] * (1 + 1e-12)) if low else ranks(0.0)
+
+
+def _share(rank: Rank) -> float | None:
+    """The share that `rank` stands for, or None where it is a count."""
+    if isinstance(rank, str):
+        if rank == "same":
+            return 1.0
+        raise RankError(
+            f"rank={rank!r} is unknown; use an int, a tuple, a share in (0, 1] or 'same'"
+        )
+    if isinstance(rank, float):
+        if not 0 < rank <= 1:
+            raise RankError(
+                f"rank={rank!r} is a float, so a share of the parameters, which lies in (0, 1]; "
+                "for a count pass an int"
+            )
+        return rank
+    return None
+
+
+def _one_int(rank: object) -> int:
+    index = getattr(rank, "__index__", None)
+    if index is None or isinstance(rank, bool):
+        raise RankError(f"rank={rank!r} must be one int here")
+    r = int(index())
+    if r < 1:
+        raise RankError(f"rank={r} must be at least 1")
+    return r

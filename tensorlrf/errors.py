@@ -1,0 +1,48 @@
+"""The errors and warnings of tensorlrf.
+
+Whatever is wrong with a *value* is also a `ValueError`, so that code which does not know us
+can still catch it. Every message names the argument, the value it had, and what would be right.
+"""
+
+from __future__ import annotations
+
+
+class TensorlrfError(Exception):
+    """Root of everything that tensorlrf raises on purpose."""
+
+
+class ArgumentError(TensorlrfError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class ShapeError(ArgumentError):
+    """Tensors whose sizes do not fit each other, or do not fit the layer."""
+
+
+class RankError(ArgumentError):
+    """A rank that is zero, negative, too large, or has the wrong number of entries."""
+
+
+class UnsupportedError(TensorlrfError, NotImplementedError):
+    """A correct request that this version does not serve; the message says what to do instead."""
+
+
+class FileFormatError(TensorlrfError, ValueError):
+    """A factors file that is damaged, foreign, or of a later format version."""
+
+
+class TensorlrfWarning(UserWarning):
+    """Root of everything that tensorlrf warns of."""
+
+
+class DegenerateWarning(TensorlrfWarning):
+    """The tensor has fewer independent directions than were asked for."""
+
+
+class CalibrationWarning(TensorlrfWarning):
+    """Calibration is too thin, or does not reach a layer."""
+
+
+def unknown(argument: str, value: object, valid: list[str] | tuple[str, ...]) -> ArgumentError:
+    """The error for a word that is not in a list of words."""
+    return ArgumentError(f"{argument}={value!r} is unknown; choose one of {', '.join(valid)}")

@@ -1,0 +1,224 @@
+"""What every format of factors has in common."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tensorlrf.errors import ArgumentError, ShapeError
+
+FORMATS: dict[str, type[Factors]] = {}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Factors(ABC):
+    """A tensor held as factors.
+
+    A factors object is a value: a frozen bundle of tensors, checked once when it is made, never
+    changed. It is a registered pytree, so `torch.func`, `torch.compile` and `torch.export` look
+    through it. Subclasses are frozen dataclasses that say how their tensors make up the whole.
+    """
+
+    format: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        name = cls.__dict__.get("format")
+        if name is None:
+            return
+        if name in FORMATS:
+            raise TypeError(f"format {name!r} is registered already, by {FORMATS[name].__name__}")
+        FORMATS[name] = cls
+        pytree.register_pytree_node(
+            cls,
+            _flatten,
+            lambda leaves, context: _unflatten(cls, leaves, context),
+            serialized_type_name=f"tensorlrf.{cls.__name__}",
+            to_dumpable_context=json.dumps,
+            from_dumpable_context=_context_from_json,
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    # ---- what a format supplies -------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor that the factors stand for."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int | tuple[int, ...]:
+        """The rank, a tuple where the format has one per mode."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, in the order in which they are written to a file."""
+
+    @abstractmethod
+    def meta(self) -> dict[str, Any]:
+        """What the tensors do not say, as JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Dataclass fields from `tensors()` and `meta()`; looks at names only, not at values."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise an ArgumentError or ShapeError where the tensors do not make up the format."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The whole tensor, of shape `shape`."""
+
+    # ---- what all formats have --------------------------------------------------------------
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """Inverse of `tensors()` and `meta()`.
+
+        Raises ArgumentError where a tensor or an entry of `meta` is missing or does not fit.
+        """
+        try:
+            factors = cls._assemble(tensors, meta)
+        except KeyError as missing:
+            raise ArgumentError(
+                f"{cls.__name__}.from_tensors: {missing} is missing; got tensors {sorted(tensors)}"
+                f" and meta {sorted(meta)}"
+            ) from None
+        factors.check()
+        return factors
+
+    @classmethod
+    def _assemble(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
+        """An object whose parts were checked before, or need no check; see `_unflatten`."""
+        factors = object.__new__(cls)
+        for name, value in cls._fields(tensors, meta).items():
+            object.__setattr__(factors, name, value)
+        return factors
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.tensors().values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors().values())).device
+
+    @property
+    def n_params(self) -> int:
+        """How many numbers are stored."""
+        return sum(t.numel() for t in self.tensors().values())
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes are stored."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """The same format with `fn` applied to each tensor; `fn` keeps shapes."""
+        leaves = [fn(t) for t in self.tensors().values()]
+        return type(self).from_tensors(dict(zip(self.tensors(), leaves, strict=True)), self.meta())
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moved or cast, with the arguments of `torch.Tensor.to`."""
+        return self.map(lambda t: t.to(*args, **kwargs))
+
+    def detach(self) -> Self:
+        """Cut from the autograd graph."""
+        return self.map(Tensor.detach)
+
+    def rel_error(self, tensor: Tensor) -> float:
+        """Relative Frobenius error ||tensor - to_dense()|| / ||tensor||.
+
+        The residual itself is summed, in float64 and in blocks of leading rows: a difference of
+        squared norms would cancel below 1e-4 in float32. Against an all-zero tensor the absolute
+        error is returned. `tensor` has shape `shape`.
+        """
+        if tuple(tensor.shape) != self.shape:
+            raise ShapeError(
+                f"tensor has shape {tuple(tensor.shape)}, the factors stand for {self.shape}"
+            )
+        residual, norm = relative_residual(tensor, self.to_dense())
+        return residual / norm if norm > 0 else residual
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        dense = math.prod(self.shape)
+        share = self.n_params / dense if dense else 1.0
+        return (
+            f"{type(self).__name__}({shape}, rank {self.rank}, {self.n_params:,} of {dense:,} "
+            f"parameters = {share:.1%}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        )
+
+
+def relative_residual(tensor: Tensor, approximation: Tensor) -> tuple[float, float]:
+    """(||tensor - approximation||, ||tensor||) in float64, a block of leading rows at a time."""
+    if tensor.ndim == 0:
+        tensor, approximation = tensor.reshape(1), approximation.reshape(1)
+    rows = max(1, (1 << 20) * tensor.shape[0] // max(1, tensor.numel()))
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    residual = torch.zeros((), dtype=torch.float64, device=approximation.device)
+    norm = torch.zeros_like(residual)
+    with torch.no_grad():
+        for start in range(0, tensor.shape[0], rows):
+            block = tensor[start : start + rows].to(approximation.device, wide)
+            difference = block - approximation[start : start + rows].to(wide)
+            residual += torch.linalg.vector_norm(difference) ** 2
+            norm += torch.linalg.vector_norm(block) ** 2
+    return math.sqrt(float(residual)), math.sqrt(float(norm))
+
+
+def check_together(tensors: Mapping[str, Tensor], owner: str) -> None:
+    """All tensors of one factors object are float, of one dtype, on one device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise ArgumentError(f"{owner}: {name} is a {type(t).__name__}; pass a torch.Tensor")
+        if not t.is_floating_point():
+            raise ArgumentError(
+                f"{owner}: {name} has dtype {t.dtype}; factors are floating point, cast it first"
+            )
+        if t.dtype != first.dtype or t.device != first.device:
+            raise ArgumentError(
+                f"{owner}: {name} is {t.dtype} on {t.device} but {first_name} is {first.dtype} on "
+                f"{first.device}; bring them together with .to()"
+            )
+
+
+Context = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def _flatten(factors: Factors) -> tuple[list[Any], Context]:
+    named = factors.tensors()
+    return list(named.values()), (tuple(named), factors.meta())
+
+
+def _flatten_with_keys(factors: Factors) -> tuple[list[tuple[Any, Any]], Context]:
+    leaves, (names, meta) = _flatten(factors)
+    keys = [pytree.MappingKey[str, Any](n) for n in names]
+    return list(zip(keys, leaves, strict=True)), (names, meta)
+
+
+def _context_from_json(text: str) -> Context:
+    names, meta = json.loads(text)
+    return tuple(names), meta
+
+
+def _unflatten(cls: type[Factors], leaves: Any, context: Context) -> Factors:
+    # A pytree's leaves need not be tensors (tree_map to shapes, torch.func's own markers), so
+    # nothing is checked here: the object that was flattened had been.
+    names, meta = context
+    return cls._assemble(dict(zip(names, leaves, strict=True)), meta)

@@ -1,0 +1,101 @@
+"""Canonical polyadic (CP) format: a sum of rank-one tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._base import Factors, check_together
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CPFactors(Factors):
+    """sum over j of weights[j] * outer(factors[0][:, j], factors[1][:, j], ...).
+
+    weights  (r,)
+    factors  one matrix (n_k, r) a mode
+
+    Unpacks as `weights, factors`, like tensorly's CPTensor (Kolda & Bader 2009, eq. 3.4).
+    """
+
+    weights: Tensor
+    factors: tuple[Tensor, ...]
+
+    format: ClassVar[str] = "cp"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(self.factors))
+        self.check()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.weights, self.factors))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(f.shape[0]) for f in self.factors)
+
+    @property
+    def rank(self) -> int:
+        return int(self.weights.shape[0])
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"weights": self.weights}
+        named.update((f"factors.{k}", f) for k, f in enumerate(self.factors))
+        return named
+
+    def meta(self) -> dict[str, Any]:
+        return {"order": len(self.factors)}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        modes = tuple(tensors[f"factors.{k}"] for k in range(meta["order"]))
+        return {"weights": tensors["weights"], "factors": modes}
+
+    def check(self) -> None:
+        if not self.factors:
+            raise ArgumentError("CPFactors: factors=() is empty; give one matrix a mode")
+        check_together(self.tensors(), "CPFactors")
+        if self.weights.ndim != 1:
+            raise ShapeError(f"CPFactors: weights {tuple(self.weights.shape)} must be (r,)")
+        for k, f in enumerate(self.factors):
+            if f.ndim != 2 or f.shape[1] != self.rank:
+                raise ShapeError(
+                    f"CPFactors: factors[{k}] is {tuple(f.shape)}; it must be (n_{k}, "
+                    f"{self.rank}), one column for each of the {self.rank} weights"
+                )
+
+    def to_dense(self) -> Tensor:
+        # Two halves of balanced size, so that neither Khatri-Rao product outgrows the result.
+        cut = _balanced_cut(self.shape)
+        left = khatri_rao(self.factors[:cut]) * self.weights  # (prod of first sizes, r)
+        if cut == len(self.factors):
+            return left.sum(1).reshape(self.shape)
+        right = khatri_rao(self.factors[cut:])  # (prod of last sizes, r)
+        return (left @ right.T).reshape(self.shape)
+
+
+def khatri_rao(factors: tuple[Tensor, ...]) -> Tensor:
+    """Columnwise Kronecker product, first factor slowest: (prod n_k, r)."""
+    product = factors[0]
+    for f in factors[1:]:
+        product = (product[:, None, :] * f[None, :, :]).reshape(-1, f.shape[1])
+    return product
+
+
+def _balanced_cut(shape: tuple[int, ...]) -> int:
+    """Where to cut the modes in two so that the larger product of sizes is smallest."""
+    if len(shape) == 1:
+        return 1
+    sizes = []
+    for cut in range(1, len(shape)):
+        left = right = 1
+        for n in shape[:cut]:
+            left *= n
+        for n in shape[cut:]:
+            right *= n
+        sizes.append((max(left, right), cut))
+    return min(sizes)[1]

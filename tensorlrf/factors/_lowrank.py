@@ -1,0 +1,81 @@
+"""A matrix, or a tensor seen as one, of low rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tensorlrf.errors import ShapeError
+from tensorlrf.factors._base import Factors, check_together
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRank(Factors):
+    """left @ right, reshaped to `dense_shape`.
+
+    left         (m, r)
+    right        (r, n)
+    dense_shape  shape of the whole: its first entry is m, the others multiply to n. A linear
+                 weight is (m, n); a conv kernel (O, I, kh, kw) is the matrix (O, I kh kw).
+                 (m, n) by default.
+    """
+
+    left: Tensor
+    right: Tensor
+    dense_shape: tuple[int, ...] = ()
+
+    format: ClassVar[str] = "lowrank"
+
+    def __post_init__(self) -> None:
+        check_together(self.tensors(), "LowRank")
+        matrix = (*self.left.shape[:1], *self.right.shape[-1:])
+        object.__setattr__(self, "dense_shape", tuple(int(n) for n in self.dense_shape or matrix))
+        self.check()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dense_shape
+
+    @property
+    def rank(self) -> int:
+        return int(self.left.shape[1])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right}
+
+    def meta(self) -> dict[str, Any]:
+        return {"shape": list(self.shape)}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "left": tensors["left"],
+            "right": tensors["right"],
+            "dense_shape": tuple(meta["shape"]),
+        }
+
+    def check(self) -> None:
+        check_together(self.tensors(), "LowRank")
+        if self.left.ndim != 2 or self.right.ndim != 2:
+            raise ShapeError(
+                f"LowRank: left {tuple(self.left.shape)} and right {tuple(self.right.shape)} "
+                "must be matrices (m, r) and (r, n)"
+            )
+        if self.left.shape[1] != self.right.shape[0]:
+            raise ShapeError(
+                f"LowRank: left has {self.left.shape[1]} columns and right "
+                f"{self.right.shape[0]} rows; both are the rank and must agree"
+            )
+        m, n = self.left.shape[0], self.right.shape[1]
+        if not self.shape or self.shape[0] != m or math.prod(self.shape[1:]) != n:
+            raise ShapeError(
+                f"LowRank: shape={self.shape} does not hold a {m} x {n} matrix; its first entry "
+                f"must be {m} and the others must multiply to {n}"
+            )
+
+    def to_dense(self) -> Tensor:
+        return (self.left @ self.right).reshape(self.shape)

@@ -1,0 +1,119 @@
+"""Tucker format: a core multiplied by a matrix along some or all of its modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._base import Factors, check_together
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TuckerFactors(Factors):
+    """core x_{modes[0]} factors[0] x_{modes[1]} factors[1] ...
+
+    core     (r_0, ..., r_{N-1}); along a mode that is left whole, r_k = n_k
+    factors  one matrix (n_k, r_k) for each mode in `modes`
+    modes    the modes that carry a factor, ascending. By default the first len(factors): all of
+             them in a full Tucker. Fewer make a partial one, such as Tucker-2 on the channels of
+             a conv kernel, modes (0, 1).
+
+    Unpacks as `core, factors`, like tensorly's TuckerTensor (Kolda & Bader 2009, eq. 4.1).
+    """
+
+    core: Tensor
+    factors: tuple[Tensor, ...]
+    modes: tuple[int, ...] = ()
+
+    format: ClassVar[str] = "tucker"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(self.factors))
+        modes = self.modes or range(len(self.factors))
+        object.__setattr__(self, "modes", tuple(int(k) for k in modes))
+        self.check()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.core, self.factors))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = list(self.core.shape)
+        for k, f in zip(self.modes, self.factors, strict=True):
+            sizes[k] = f.shape[0]
+        return tuple(int(n) for n in sizes)
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """One rank for each mode in `modes`."""
+        return tuple(int(f.shape[1]) for f in self.factors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"core": self.core}
+        named.update((f"factors.{k}", f) for k, f in enumerate(self.factors))
+        return named
+
+    def meta(self) -> dict[str, Any]:
+        return {"modes": list(self.modes)}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        modes = tuple(meta["modes"])
+        factors = tuple(tensors[f"factors.{k}"] for k in range(len(modes)))
+        return {"core": tensors["core"], "factors": factors, "modes": modes}
+
+    def check(self) -> None:
+        check_together(self.tensors(), "TuckerFactors")
+        modes, order = self.modes, self.core.ndim
+        if len(modes) != len(self.factors):
+            raise ArgumentError(
+                f"TuckerFactors: modes={modes} names {len(modes)} modes for "
+                f"{len(self.factors)} factors; give one matrix a mode"
+            )
+        if list(modes) != sorted(set(modes)) or any(not 0 <= k < order for k in modes):
+            raise ArgumentError(
+                f"TuckerFactors: modes={modes} must be ascending, without repeats, within 0 to "
+                f"{order - 1} (the core has {order} modes)"
+            )
+        for k, f in zip(modes, self.factors, strict=True):
+            if f.ndim != 2 or f.shape[1] != self.core.shape[k]:
+                raise ShapeError(
+                    f"TuckerFactors: the factor of mode {k} is {tuple(f.shape)}; it must be "
+                    f"(n_{k}, {self.core.shape[k]}) to multiply a core of shape "
+                    f"{tuple(self.core.shape)}"
+                )
+
+    def to_dense(self) -> Tensor:
+        dense = self.core
+        # Smallest growth first keeps every intermediate no larger than it must be.
+        growth = sorted(
+            zip(self.modes, self.factors, strict=True),
+            key=lambda pair: pair[1].shape[0] / max(1, pair[1].shape[1]),
+        )
+        for k, f in growth:
+            dense = mode_product(dense, f, k)
+        return dense
+
+
+def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
+    """tensor x_mode matrix: (.., n_mode, ..) and (m, n_mode) to (.., m, ..); contiguous.
+
+    Written as one matrix product, or one batched product, on the tensor as it lies: no unfolding
+    is copied (Kolda & Bader 2009, section 2.5).
+    """
+    before = tensor.shape[:mode]
+    after = tensor.shape[mode + 1 :]
+    n = tensor.shape[mode]
+    if not after.numel() or not before.numel() or n == 0:
+        return tensor.new_zeros(*before, matrix.shape[0], *after)
+    if mode == 0:
+        flat = matrix @ tensor.reshape(n, after.numel())
+    elif not after:
+        flat = tensor.reshape(before.numel(), n) @ matrix.T
+    else:
+        flat = matrix @ tensor.reshape(before.numel(), n, after.numel())
+    return flat.reshape(*before, matrix.shape[0], *after)

@@ -1,0 +1,113 @@
+"""The house stands: a file imports only from lower floors, and import stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Where a module lives decides its floor; see "The house" in CONTRIBUTING.md.
+FLOORS = {
+    "tensorlrf.errors": -1,
+    "tensorlrf_kernels": 0,
+    "tensorlrf.factors": 1,
+    "tensorlrf.ops": 2,
+    "tensorlrf.io": 2,
+    "tensorlrf.decomposition": 3,
+    "tensorlrf.nn": 4,
+    "tensorlrf.compression": 5,
+    "tensorlrf.cli": 6,
+    "tensorlrf": 7,
+}
+HEAVY = ("triton", "tensorly", "transformers", "matplotlib", "torch._dynamo", "scipy", "skimage")
+
+
+def sources() -> list[Path]:
+    return sorted([*ROOT.glob("tensorlrf/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+
+
+def module_name(path: Path) -> str:
+    base = ROOT / "kernels" if path.is_relative_to(ROOT / "kernels") else ROOT
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> int:
+    owners = [name for name in FLOORS if module == name or module.startswith(name + ".")]
+    return FLOORS[max(owners, key=len)]
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, module) of every import in the file, those inside functions too."""
+    package = module_name(path)
+    if path.name != "__init__.py":
+        package = package.rpartition(".")[0]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            # `from tensorlrf import ops` names a module, `from tensorlrf.io import x` a name.
+            found += [
+                (node.lineno, f"{base}.{alias.name}" if base == "tensorlrf" else base)
+                for alias in node.names
+            ]
+    return found
+
+
+def test_every_file_stands_on_a_floor() -> None:
+    names = [module_name(path) for path in sources()]
+    assert "tensorlrf.io" in names
+    assert [n for n in names if n.startswith("tensorlrf.") and floor_of(n) == 7] == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_from_lower_floors(path: Path) -> None:
+    own = module_name(path)
+    package = max((n for n in FLOORS if own == n or own.startswith(n + ".")), key=len)
+    wrong = []
+    for line, module in imports(path):
+        if module.split(".")[0] not in ("tensorlrf", "tensorlrf_kernels"):
+            continue
+        inside = module == package or module.startswith(package + ".")
+        if package == "tensorlrf":
+            inside = False
+        if not inside and floor_of(module) >= floor_of(own):
+            wrong.append(f"line {line} imports {module} (floor {floor_of(module)})")
+    assert not wrong, f"{own} is on floor {floor_of(own)}: {'; '.join(wrong)}"
+
+
+def test_the_kernel_core_knows_nothing_of_tensorlrf() -> None:
+    for path in ROOT.glob("kernels/**/*.py"):
+        assert not [m for _, m in imports(path) if m.split(".")[0] == "tensorlrf"], path
+
+
+def test_kernels_is_a_folder_and_not_a_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_import_touches_no_gpu_and_nothing_heavy() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import tensorlrf; "
+        "new = set(sys.modules) - before; "
+        f"print([m for m in {HEAVY!r} if m in new], torch.cuda.is_initialized())"
+    )
+    paths = f"{ROOT}:{ROOT / 'kernels'}"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": paths, "PATH": ""},
+        cwd=ROOT,
+    )
+    assert run.stdout.strip() == "[] False"
