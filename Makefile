@@ -1,0 +1,60 @@
+# make demo | test | lint | bench            make their own environment in .venv, from nothing
+# make gpu-check | gpu-bench PYTHON=python3  use the Python you name, install nothing
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+export PYTHONPATH := .:kernels
+
+.PHONY: demo test test-slow lint format bench bench-craft gpu-check gpu-bench clean
+
+demo: $(READY)
+	$(RUN) examples/demo.py
+
+test: $(READY)
+	$(RUN) -m pytest -q -m "not slow and not gpu" tests
+
+test-slow: $(READY)
+	$(RUN) -m pytest -q -m slow tests
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy tensorlrf kernels/tensorlrf_kernels
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# Each suite in a process of its own, so that none inherits another's memory or threads.
+bench: $(READY)
+	for suite in $(filter-out bench/test_craft.py,$(wildcard bench/test_*.py)); do \
+		$(RUN) -m pytest -q $$suite --results bench/results/cpu || exit 1; done
+
+# F1 and latency of a text detector over methods and shares: about half an hour.
+bench-craft: $(READY)
+	$(RUN) bench/craft.py --results bench/results/cpu
+
+# The Python of a GPU machine has plugins that are none of ours, so their warnings stay warnings.
+GPU_PYTEST := -m pytest -q -p no:cacheprovider -o filterwarnings=default
+
+gpu-check:
+	@$(PYTHON) bench/need_gpu.py
+	$(PYTHON) $(GPU_PYTEST) -m gpu tests/gpu
+
+gpu-bench:
+	@$(PYTHON) bench/need_gpu.py
+	$(PYTHON) $(GPU_PYTEST) bench/test_linear.py bench/test_conv2d.py --device cuda \
+		--results $(if $(OUT),$(OUT),bench/results)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		f"Python 3.11 or later is needed; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.12 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
