@@ -6,6 +6,7 @@ Needs torch and pytest alone, so that a GPU machine can run it as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -75,10 +76,12 @@ def dtypes(device: torch.device) -> list[torch.dtype]:
 
 
 @pytest.fixture(autouse=True)
-def ieee_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def ieee_float32() -> Iterator[None]:
     """tf32 off: the bounds are those of IEEE float32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(("name", "path"), CONVS)
