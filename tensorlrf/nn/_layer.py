@@ -1,0 +1,245 @@
+"""What the factored layers share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.factors import Factors
+from tensorlrf.nn._dense_cache import DenseCache
+from tensorlrf.ops import PathTable
+from tensorlrf.ops._dense import dense_weight
+
+
+class FactoredLayer(nn.Module, ABC):
+    """A layer whose weight is a factors object: one Parameter for each of its tensors.
+
+    The parameters are named as the format names its tensors, "left" or "core", with a dot as an
+    underscore, "factors_0". They are copies: training the layer leaves the factors it was made of
+    as they were.
+    """
+
+    kind: ClassVar[type[nn.Module]]  # the torch layer that it stands in for
+    bias: nn.Parameter | None
+
+    def __init__(self, factors: Factors, bias: Tensor | None, paths: tuple[str, ...]) -> None:
+        super().__init__()
+        check_bias(bias, factors)
+        self._paths = paths
+        self._format = type(factors)
+        self._meta = factors.meta()
+        self._names = {name: name.replace(".", "_") for name in factors.tensors()}
+        for name, tensor in factors.tensors().items():
+            self.register_parameter(self._names[name], _own(tensor))
+        self.register_parameter("bias", None if bias is None else _own(bias))
+        self._device_type = factors.device.type
+        self._dense = DenseCache()
+
+    # ---- what a layer supplies --------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def from_factors(cls, factors: Factors, like: Any) -> Self:
+        """A layer that runs on `factors` with the options, bias and dtype of `like`."""
+
+    @abstractmethod
+    def _rows(self, x: Tensor) -> int:
+        """Rows M of the output for the input x."""
+
+    @abstractmethod
+    def _default_path_table(self) -> PathTable:
+        """The path table by the cost model of the device."""
+
+    # ---- the weight -------------------------------------------------------------------------
+
+    @property
+    def factors(self) -> Factors:
+        """The factors object made of the parameters as they are now."""
+        # The parts were checked when the layer was built.
+        tensors = {name: self._tensor(attribute) for name, attribute in self._names.items()}
+        return self._format._assemble(tensors, self._meta)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, computed anew; differentiable in the parameters."""
+        return self.factors.to_dense()
+
+    def _tensor(self, attribute: str) -> Any:
+        # From the dict where possible: getattr costs as much as a small product. It is needed
+        # where parametrize or prune has put a computed tensor in the place of a parameter.
+        own = self._parameters
+        return own[attribute] if attribute in own else getattr(self, attribute)
+
+    def _rebuilt(self, x: Tensor) -> Tensor:
+        """The weight for the dense path: kept in eager eval without grad, else made anew."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return dense_weight(self.factors)
+        sources = [self._tensor(attribute) for attribute in self._names.values()]
+        # Autocast decides in which dtype the factors are multiplied, x which layout a conv likes.
+        device = self._device_type
+        autocasts = _has_autocast(device) and torch.is_autocast_enabled(device)
+        cast_to = torch.get_autocast_dtype(device) if autocasts else None
+        channels_last = is_channels_last(x)
+        weight = self._dense.lookup(sources, (cast_to, channels_last))
+        if weight is not None:
+            return weight
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        weight = dense_weight(self.factors).contiguous(memory_format=layout)
+        self._dense.keep(weight, sources, (cast_to, channels_last))
+        return weight
+
+    # ---- the path ---------------------------------------------------------------------------
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that the layer can take."""
+        return self._paths
+
+    @property
+    def path_table(self) -> PathTable:
+        """Rows M -> path. Made by the cost model, remade when the layer changes its kind of device;
+        can be set, for instance to what was measured. Not part of the state dict."""
+        return self._path_table
+
+    @path_table.setter
+    def path_table(self, table: PathTable) -> None:
+        if not isinstance(table, PathTable):
+            raise ArgumentError(
+                f"path_table={table!r} is a {type(table).__name__}; pass a PathTable, such as "
+                "PathTable.single('chain')"
+            )
+        for path in table.paths:
+            if path not in self.paths:
+                raise unknown("path_table: path", path, self.paths)
+        self._path_table = table
+        self._dense.clear()
+
+    def _path(self, x: Tensor) -> str:
+        """The path for this input, by its shape alone."""
+        entries = self._path_table.entries
+        if len(entries) == 1:
+            return entries[0][1]
+        if torch.compiler.is_exporting():
+            return _frozen_path(self._path_table, self._rows(x))
+        return self._path_table.lookup(self._rows(x))
+
+    # ---- as a module ------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        self._dense.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Every .to(), .cuda(), .half(), .to_empty() comes through here.
+        self._dense.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._follow_device()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._dense.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+        self._follow_device()  # assign=True may bring tensors of another device
+
+    def _follow_device(self) -> None:
+        device_type = self.factors.device.type
+        if device_type != self._device_type:
+            self._device_type = device_type
+            self.path_table = self._default_path_table()
+
+    def extra_repr(self) -> str:
+        factors = self.factors
+        dense = math.prod(factors.shape)
+        share = factors.n_params / dense if dense else 1.0
+        return (
+            f"{self._options_repr()}, bias={self.bias is not None}, format={self._format.format}, "
+            f"rank={factors.rank}, share={share:.1%}, path={self._path_table}"
+        )
+
+    @abstractmethod
+    def _options_repr(self) -> str:
+        """Sizes and options, as torch prints them."""
+
+
+def check_bias(bias: Tensor | None, factors: Factors) -> None:
+    """None, or one element an output, of the dtype and on the device of the factors."""
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or tuple(bias.shape) != factors.shape[:1]:
+        got = tuple(bias.shape) if isinstance(bias, Tensor) else repr(bias)
+        raise ShapeError(f"bias is {got}; it must be None or a tensor ({factors.shape[0]},)")
+    if bias.dtype != factors.dtype or bias.device != factors.device:
+        raise ArgumentError(
+            f"bias is {bias.dtype} on {bias.device}, the factors {factors.dtype} on "
+            f"{factors.device}; bring them together with .to()"
+        )
+
+
+def like_layer(factors: Factors, like: Any) -> tuple[Factors, Tensor | None]:
+    """The factors in the dtype, on the device and in the memory format of the layer, and its bias.
+
+    Raises ArgumentError where `factors` is no factors object and ShapeError where they do not
+    stand for a tensor of the weight's shape.
+    """
+    if not isinstance(factors, Factors):
+        raise ArgumentError(
+            f"factors is a {type(factors).__name__}; pass a factors object, such as LowRank"
+        )
+    weight = like.weight
+    if factors.shape != tuple(weight.shape):
+        raise ShapeError(
+            f"factors stand for a tensor of shape {factors.shape}, but like.weight has shape "
+            f"{tuple(weight.shape)}; decompose that weight"
+        )
+    channels_last = is_channels_last(weight)
+
+    def fit(t: Tensor) -> Tensor:
+        t = t.detach().to(weight.device, weight.dtype)
+        if channels_last and t.ndim == 4:
+            return t.contiguous(memory_format=torch.channels_last)
+        return t.contiguous()
+
+    return factors.map(fit), like.bias
+
+
+def take_over(layer: FactoredLayer, like: Any) -> None:
+    """The training flag, and requires_grad of the weight and of the bias."""
+    layer.train(like.training)
+    for attribute in layer._names.values():
+        layer.get_parameter(attribute).requires_grad_(like.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(like.bias.requires_grad)
+
+
+def _own(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone())
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Channels last and nothing else: with one channel or one pixel a tensor is both."""
+    if x.ndim != 4:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+@cache
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+def _frozen_path(table: PathTable, rows: int) -> str:
+    """One path for an exported program: the first whose bucket is sure to hold all rows that the
+    program may meet, the last one where nothing bounds them. Guards nothing on a dynamic batch."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    for limit, path in table.entries:
+        if limit is None or statically_known_true(rows <= limit):
+            return path
+    raise AssertionError("the last entry has no limit")

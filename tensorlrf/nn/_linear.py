@@ -1,0 +1,59 @@
+"""The linear layer on factors."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tensorlrf.factors import Factors
+from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
+from tensorlrf.nn._like import check_layer
+from tensorlrf.ops import PathTable, linear_paths, run_linear
+
+
+class FactoredLinear(FactoredLayer):
+    """y = x W^T + bias for a W (out_features, in_features) held as factors.
+
+    factors  LowRank, CPFactors or TuckerFactors of shape (out_features, in_features)
+    bias     (out_features,) or None, of the dtype and on the device of the factors
+
+    Both are copied. Raises ShapeError, ArgumentError or UnsupportedError where they do not fit.
+    """
+
+    kind = nn.Linear
+
+    def __init__(self, factors: Factors, bias: Tensor | None = None) -> None:
+        super().__init__(factors, bias, linear_paths(factors))
+        self.out_features, self.in_features = factors.shape
+        self.path_table = self._default_path_table()
+
+    @classmethod
+    def from_factors(cls, factors: Factors, like: nn.Linear) -> Self:
+        """A layer that runs on `factors` in place of `like`.
+
+        Bias (or none), dtype, device, training flag and requires_grad are those of `like`, which
+        stays as it is. Raises ShapeError where the factors do not stand for a tensor of the
+        weight's shape, UnsupportedError where `like` is not a plain torch.nn.Linear.
+        """
+        check_layer(like, cls.kind, "like")
+        layer = cls(*like_layer(factors, like))
+        take_over(layer, like)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        path = self._path(x)
+        if path == "dense":
+            return F.linear(x, self._rebuilt(x), self._tensor("bias"))
+        return run_linear(path, self.factors, x, self._tensor("bias"))
+
+    def _rows(self, x: Tensor) -> int:
+        return x.numel() // max(1, self.in_features)
+
+    def _default_path_table(self) -> PathTable:
+        return PathTable.from_cost(self.factors)
+
+    def _options_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -1,0 +1,157 @@
+"""Straight code for torch.compile and torch.export, which sees updates of the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from tensorlrf.nn import FactoredLinear
+from tensorlrf.ops import PathTable
+from tests.nn.samples import (
+    assert_within_rounding,
+    dense_conv,
+    dense_linear,
+    factored,
+    magnitude_of,
+    random_factors,
+)
+
+FORMATS = ("lowrank", "cp", "tucker")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class EveryPath(nn.Module):
+    """The outputs of a linear layer and of a convolution, by each of their paths, in one graph."""
+
+    def __init__(
+        self, format: str, dtype: torch.dtype = torch.float32, padding_mode: str = "zeros"
+    ) -> None:
+        super().__init__()
+        matrix = random_factors(format, (6, 4), dtype=dtype)
+        kernel = random_factors(format, (6, 4, 3, 3), dtype=dtype)
+        self.factors = (matrix, kernel)
+        self.like = (
+            dense_linear(matrix),
+            dense_conv(kernel, stride=(1, 2), padding=(2, 1), padding_mode=padding_mode),
+        )
+        self.layers = nn.ModuleList()
+        for f, like in zip(self.factors, self.like, strict=True):
+            for path in factored(f, like).paths:
+                self.layers.append(factored(f, like, path))
+
+    def forward(self, x: Tensor, image: Tensor) -> list[Tensor]:
+        return [m(x if isinstance(m, FactoredLinear) else image) for m in self.layers]
+
+    def example(self, batch: int = 3) -> tuple[Tensor, Tensor]:
+        draws, dtype = torch.Generator().manual_seed(5), self.factors[0].dtype
+        return (
+            torch.randn(batch, 4, generator=draws, dtype=dtype),
+            torch.randn(batch, 4, 6, 5, generator=draws, dtype=dtype),
+        )
+
+    def check(self, got: list[Tensor], inputs: tuple[Tensor, Tensor], scale: float = 1.0) -> None:
+        """`got` is what the dense layers give, times `scale`."""
+        for m, y in zip(self.layers, got, strict=True):
+            k = 0 if isinstance(m, FactoredLinear) else 1
+            x, like, f = inputs[k], self.like[k], self.factors[k]
+            magnitude = magnitude_of(like, f)(x.abs())
+            assert_within_rounding(y, scale * like(x), scale * magnitude, f)
+
+    def double_outputs(self) -> None:
+        """Twice the output: one factor of each layer and its bias, in place."""
+        with torch.no_grad():
+            for m in self.layers:
+                next(iter(m.factors.tensors().values())).mul_(2)
+                m.bias.mul_(2)
+
+
+# Importing Inductor, torch itself uses what it deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("format", FORMATS)
+def test_inductor_compiles_every_path_into_one_graph(format: str) -> None:
+    model = EveryPath(format).eval()
+    inputs = model.example()
+    with torch.no_grad():
+        model(*inputs)  # fills the caches of the dense paths, which the graph must not use
+        compiled = torch.compile(model, fullgraph=True)
+        model.check(compiled(*inputs), inputs)
+        model.double_outputs()
+        model.check(compiled(*inputs), inputs, scale=2.0)
+        model.check(model(*inputs), inputs, scale=2.0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_compiled_training_follows_the_eager_one(format: str) -> None:
+    model = EveryPath(format, torch.float64, "circular")
+    inputs = model.example()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for _ in range(2):  # the second round after a step
+        gradients = []
+        for run in (model, compiled):
+            model.zero_grad()
+            torch.stack([y.square().mean() for y in run(*inputs)]).sum().backward()
+            gradients.append([p.grad for p in model.parameters()])
+        for eager, graph in zip(*gradients, strict=True):
+            torch.testing.assert_close(graph, eager, rtol=1e-12, atol=1e-12)
+        torch.optim.SGD(model.parameters(), lr=1e-3).step()
+
+
+def test_a_path_table_costs_one_graph_a_path() -> None:
+    layer = FactoredLinear(random_factors("lowrank", (6, 4)))
+    layer.path_table = PathTable(((8, "dense"), (None, "chain")))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(sum("linear" in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (3, 5, 8, 9, 20, 31, 4):
+        x = torch.ones(rows, 4, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert graphs == [1, 2]  # one product on the rebuilt weight, then two
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_export_with_a_dynamic_batch(format: str) -> None:
+    model = EveryPath(format, torch.float64, "circular").eval()
+    model.double_outputs()
+    batch = Dim("batch", min=2)
+    program = export(model, model.example(), dynamic_shapes=({0: batch}, {0: batch}))
+    runner = program.module()
+    for size in (2, 7):
+        inputs = model.example(size)
+        model.check(runner(*inputs), inputs, scale=2.0)
+    with torch.no_grad():
+        for name, p in runner.named_parameters():
+            if name.endswith(("left", "weights", "core", "bias")):
+                p.mul_(2)
+    inputs = model.example(4)
+    model.check(runner(*inputs), inputs, scale=4.0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "products"),
+    [(Dim("batch", min=2), 2), (Dim("batch", min=2, max=8), 1), (None, 1)],
+    ids=["unbounded", "bounded", "fixed"],
+)
+def test_export_freezes_one_path(strict: bool, batch: Dim | None, products: int) -> None:
+    layer = FactoredLinear(random_factors("lowrank", (6, 4)))
+    layer.path_table = PathTable(((8, "dense"), (None, "chain")))
+    x = torch.ones(3, 4, dtype=torch.float64)
+    shapes = None if batch is None else ({0: batch},)
+    program = export(layer, (x,), dynamic_shapes=shapes, strict=strict)
+    linears = [node for node in program.graph.nodes if "linear" in str(node.target)]
+    assert len(linears) == products
+    torch.testing.assert_close(program.module()(x), layer(x))
