@@ -1,0 +1,329 @@
+"""The CRAFT detector over methods and shares: F1, latency, parameters, FLOPs; ours and a peer's.
+
+    python bench/craft.py --results bench/results/cpu
+
+Methods, shares and rank shares are compared on validation scenes. Two settings are then chosen by
+rules fixed here, and measured on test scenes that no choice has seen, beside the dense detector,
+plain SVD, plain Tucker and tensorly-torch. Every row is written as soon as it is measured, and a
+run that is started again goes on where the last one stopped (--fresh starts over).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "examples")]
+
+from detection import Counts, bootstrap_f1, bootstrap_f1_difference, evaluate, total  # noqa: E402
+from detector import (  # noqa: E402
+    FIRST_CONV,
+    N_CALIBRATION,
+    as_input,
+    calibration_batches,
+    flops,
+    latency,
+    load_detector,
+    measure_paths,
+    parameters,
+)
+from scenes import Scene, make_scenes, scenes_with_words  # noqa: E402
+
+import tensorlrf  # noqa: E402
+from bench.report import machine  # noqa: E402
+
+ALLOWED = 0.02  # F1 that may be lost
+MARGIN = 0.01  # of it used up on validation by a setting that is chosen for its speed
+N_VALIDATION = 20
+N_WORDS = 500
+SECONDS = 20.0  # for each latency, dense and compressed in turn
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the convolutions are compressed; `calibrated=False` is the plain method."""
+
+    method: str
+    keep: float
+    target: str = "original"
+    rank_shares: tuple[float, float] = (0.7, 1.0)
+    calibrated: bool = True
+    peer: str = "ours"
+
+    @property
+    def name(self) -> str:
+        shares = (
+            ""
+            if self.method != "tucker"
+            else f" ({self.rank_shares[0]:g}, {self.rank_shares[1]:g})"
+        )
+        how = f"data-aware, target {self.target}" if self.calibrated else "plain"
+        return f"{self.peer} {self.method}{shares} {self.keep:g} {how}"
+
+
+CURVE = [
+    *(Setting("svd", keep) for keep in (0.35, 0.25, 0.2, 0.15)),
+    *(Setting("tucker", keep, rank_shares=(0.7, 1.0)) for keep in (0.25, 0.2, 0.15)),
+    *(Setting("tucker", keep, rank_shares=(1.0, 1.0)) for keep in (0.25, 0.15)),
+    Setting("svd", 0.25, target="prefix"),
+    Setting("tucker", 0.25, target="prefix"),
+]
+PLAIN = [
+    Setting("svd", 0.25, calibrated=False),
+    Setting("tucker", 0.25, calibrated=False),
+    Setting("tucker", 0.25, calibrated=False, peer="tensorly-torch"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/cpu")
+    parser.add_argument("--fresh", action="store_true", help="measure all rows anew")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    store = Store(options.results / "craft.json", fresh=options.fresh)
+    bench = Bench()
+
+    validation = make_scenes("validation", N_VALIDATION)
+    bench.row(store, "validation", None, validation)
+    for setting in [*CURVE, *PLAIN]:
+        bench.row(store, "validation", setting, validation)
+
+    test = list(scenes_with_words("test", N_WORDS))
+    bench.row(store, "test", None, test)
+    quarter, fastest = choose(store)
+    store.note("chosen", {"at .25": quarter.name, "fastest": fastest.name})
+    for setting in dict.fromkeys([quarter, fastest, *PLAIN]):
+        bench.row(store, "test", setting, test)
+    _write(options.results / "craft.md", markdown(store))
+    plot(store, options.results / "craft.png")
+
+
+def choose(store: Store) -> tuple[Setting, Setting]:
+    """(most accurate at .25, fastest that loses at most MARGIN), by the validation rows."""
+    dense = store.rows["validation dense"]["f1"]
+
+    def row(setting: Setting) -> dict[str, Any]:
+        return store.rows[f"validation {setting.name}"]
+
+    quarter = max((s for s in CURVE if s.keep == 0.25), key=lambda s: row(s)["f1"])
+    good = [s for s in CURVE if row(s)["f1"] >= dense - MARGIN]
+    return quarter, max(good or [quarter], key=lambda s: row(s)["speedup"])
+
+
+class Bench:
+    """Holds the dense detector, and the compressed ones for as long as they are needed."""
+
+    def __init__(self) -> None:
+        self.dense = load_detector()
+        self.x = as_input(make_scenes("validation", 1))
+        self.made: dict[str, tuple[nn.Module, float, float]] = {}
+
+    def row(self, store: Store, split: str, setting: Setting | None, scenes: list[Scene]) -> None:
+        """Measure and store one row, unless it is there already."""
+        name = "dense" if setting is None else setting.name
+        key = f"{split} {name}"
+        if key in store.rows:
+            print(f"{key}: measured before")
+            return
+        model, took, share = (self.dense, 0.0, 1.0) if setting is None else self.make(setting)
+        counts = evaluate(model, scenes)
+        seconds = latency({"dense": self.dense, "this": model}, self.x, seconds=SECONDS)
+        row = {
+            "split": split,
+            "setting": name,
+            "method": "dense" if setting is None else setting.method,
+            "keep": share,
+            "f1": total(counts).f1,
+            "f1_interval": bootstrap_f1(counts),
+            "words": total(counts).true,
+            "counts": [[c.matched, c.found, c.true] for c in counts],
+            "latency_s": seconds["this"],
+            "dense_latency_s": seconds["dense"],
+            "speedup": seconds["dense"] / seconds["this"],
+            "parameters": parameters(model),
+            "gflops": flops(model, self.x) / 1e9,
+            "compress_s": took,
+        }
+        if setting is not None:
+            reference = [Counts(*c) for c in store.rows[f"{split} dense"]["counts"]]
+            row["f1_lost"] = total(reference).f1 - total(counts).f1
+            row["f1_lost_interval"] = bootstrap_f1_difference(reference, counts)
+        store.add(key, row)
+        print(f"{key}: F1 {row['f1']:.4f}, {row['speedup']:.2f}x, kept {share:.3f}, {took:.0f} s")
+
+    def make(self, setting: Setting) -> tuple[nn.Module, float, float]:
+        """(the compressed detector, seconds it took, share kept of its 20 k x k convolutions)."""
+        if setting.name not in self.made:
+            start = time.perf_counter()
+            build: Callable[[Setting], nn.Module]
+            build = self._ours if setting.peer == "ours" else self._tensorly_torch
+            model = build(setting)
+            took = time.perf_counter() - start
+            if setting.peer == "ours":
+                measure_paths(model, self.x)
+            # One at a time: a row of another split follows long after.
+            self.made = {setting.name: (model, took, self._share(model))}
+        return self.made[setting.name]
+
+    def _ours(self, setting: Setting) -> nn.Module:
+        model, _ = tensorlrf.compress(
+            self.dense,
+            keep_params=setting.keep,
+            method=setting.method,
+            target=setting.target,
+            rank_shares=setting.rank_shares,
+            calibration=calibration_batches() if setting.calibrated else None,
+            skip=[FIRST_CONV],
+        )
+        return model
+
+    def _tensorly_torch(self, setting: Setting) -> nn.Module:
+        import copy
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a peer's own deprecations
+            import tensorly
+            from tltorch import FactorizedConv
+
+            tensorly.set_backend("pytorch")
+            model = copy.deepcopy(self.dense)
+            for name, conv in self._convs().items():
+                factored = FactorizedConv.from_conv(
+                    conv,
+                    rank=setting.keep,
+                    decompose_weights=True,
+                    factorization=setting.method,
+                    implementation="factorized",
+                )
+                model.set_submodule(name, factored)
+        return model.eval().requires_grad_(False)
+
+    def _convs(self) -> dict[str, nn.Conv2d]:
+        """What is factored: the convolutions with k > 1 but for the first."""
+        return {
+            name: m
+            for name, m in self.dense.named_modules()
+            if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) and name != FIRST_CONV
+        }
+
+    def _share(self, model: nn.Module) -> float:
+        """Of the weights of all k x k convolutions, the dense first one counted as kept."""
+        names = [FIRST_CONV, *self._convs()]
+
+        def size(owner: nn.Module) -> int:
+            return sum(
+                sum(p.numel() for p in owner.get_submodule(n).parameters())
+                - self.dense.get_submodule(n).out_channels
+                for n in names
+            )
+
+        return size(model) / size(self.dense)
+
+
+class Store:
+    """Rows by name in a JSON file that is replaced in one step after each."""
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"machine": machine("cpu"), "rows": {}}
+        if path.exists() and not fresh:
+            self.content = json.loads(path.read_text())
+            if self.content["machine"] != machine("cpu"):
+                sys.exit(f"{path} was measured on another machine; add --fresh to start over")
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        rows: dict[str, Any] = self.content["rows"]
+        return rows
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        self.rows[key] = row
+        _write(self.path, json.dumps(self.content, indent=1) + "\n")
+
+    def note(self, key: str, value: Any) -> None:
+        self.content[key] = value
+        _write(self.path, json.dumps(self.content, indent=1) + "\n")
+
+
+def markdown(store: Store) -> str:
+    about = ", ".join(f"{key} {value}" for key, value in store.content["machine"].items())
+    lines = [
+        "# CRAFT text detector",
+        "",
+        f"{about}. Scenes of 512 x 384, float32, channels_last, batch norms folded in all rows; "
+        "latency is the median of one scene, dense and compressed in turn. Kept is the share of "
+        f"the weights of all 20 convolutions with k > 1. {N_CALIBRATION} calibration scenes. "
+        f"Chosen on validation scenes: at .25 the most accurate, and the fastest that loses at most "
+        f"{MARGIN} there: " + json.dumps(store.content["chosen"]) + ".",
+        "",
+        "| scenes | setting | kept | F1 [95%] | F1 lost [95%] | latency | speedup | parameters | "
+        "GFLOPs | compress |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in store.rows.values():
+        low, high = row["f1_interval"]
+        lost = ""
+        if "f1_lost" in row:
+            a, b = row["f1_lost_interval"]
+            lost = f"{row['f1_lost']:+.3f} [{a:+.3f}, {b:+.3f}]"
+        lines.append(
+            f"| {row['split']} ({row['words']} words) | {row['setting']} | {row['keep']:.3f} | "
+            f"{row['f1']:.3f} [{low:.3f}, {high:.3f}] | {lost} | {row['latency_s'] * 1e3:.0f} ms | "
+            f"{row['speedup']:.2f}x | {row['parameters'] / 1e6:.2f} M | {row['gflops']:.1f} | "
+            f"{row['compress_s']:.0f} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(store: Store, path: Path) -> None:
+    """F1 on validation scenes over speedup, one line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    dense = store.rows["validation dense"]["f1"]
+    axes.axhline(dense, color="black", linewidth=1, label="dense")
+    axes.axhspan(dense - ALLOWED, dense, color="green", alpha=0.12, label=f"within {ALLOWED}")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for setting in [*CURVE, *PLAIN]:
+        row = store.rows[f"validation {setting.name}"]
+        label = setting.name.replace(f" {setting.keep:g} ", " ")
+        groups.setdefault(label, []).append(row)
+    for label, rows in groups.items():
+        rows = sorted(rows, key=lambda row: row["keep"])
+        axes.plot([r["speedup"] for r in rows], [r["f1"] for r in rows], marker="o", label=label)
+        for r in rows:
+            axes.annotate(
+                f"{r['keep']:.2f}", (r["speedup"], r["f1"]), fontsize=7,
+                xytext=(3, 4), textcoords="offset points",
+            )  # fmt: skip
+    axes.set_xlabel("speedup of the whole detector over dense")
+    axes.set_ylabel(f"F1 on {N_VALIDATION} validation scenes")
+    axes.legend(fontsize=7)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=130, format="png")
+    os.replace(temporary, path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Checks that the ops share. They look at shapes, dtypes and devices, never at values."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.factors import Factors
+
+
+def check_input(x: Tensor, factors: Factors) -> None:
+    """x is of the dtype and on the device of the factors."""
+    if x.dtype != factors.dtype:
+        raise ArgumentError(
+            f"x has dtype {x.dtype}, the factors {factors.dtype}; cast one of them with .to()"
+        )
+    if x.device != factors.device:
+        raise ArgumentError(
+            f"x is on {x.device}, the factors on {factors.device}; move one of them with .to()"
+        )
+
+
+def check_bias(bias: Tensor | None, size: int, factors: Factors) -> None:
+    """bias is None or (size,), of the dtype and on the device of the factors."""
+    if bias is None:
+        return
+    if tuple(bias.shape) != (size,):
+        raise ShapeError(f"bias has shape {tuple(bias.shape)}; it must be ({size},), one an output")
+    if bias.dtype != factors.dtype or bias.device != factors.device:
+        raise ArgumentError(
+            f"bias is {bias.dtype} on {bias.device}, the factors {factors.dtype} on "
+            f"{factors.device}; bring them together with .to()"
+        )
+
+
+def check_path(path: str, paths: tuple[str, ...]) -> None:
+    """path is one of those that the format has."""
+    if path not in paths:
+        raise unknown("path", path, paths)

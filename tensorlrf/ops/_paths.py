@@ -1,0 +1,169 @@
+"""Which path runs for how many rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import Factors
+from tensorlrf.ops._conv2d import conv2d_paths
+from tensorlrf.ops._cost import Cost, Positions, conv2d_cost, linear_cost
+from tensorlrf.ops._geometry import Pair
+from tensorlrf.ops._linear import linear_paths
+from tensorlrf.ops._profile import DeviceProfile, profile_of
+
+# Rows are counted in powers of two; more rows than the last run as the last.
+BUCKETS = tuple(1 << k for k in range(21))
+
+
+def bucket(rows: int) -> int:
+    """The smallest of `BUCKETS` that is at least `rows`, or the largest of all."""
+    # Comparisons, so that a symbolic number of rows is guarded by a range and not by its value.
+    for limit in BUCKETS[:-1]:
+        if rows <= limit:
+            return limit
+    return BUCKETS[-1]
+
+
+@dataclass(frozen=True)
+class PathTable:
+    """Rows M -> path.
+
+    entries  (largest number of rows, path) in ascending order; the last has no largest number
+             (None). Neighbours differ in their path, so a table of one entry needs no branch.
+    """
+
+    entries: tuple[tuple[int | None, str], ...]
+
+    def __post_init__(self) -> None:
+        limits = [limit for limit, _ in self.entries]
+        bounded = [limit for limit in limits[:-1] if isinstance(limit, int)]
+        if (
+            not limits
+            or limits[-1] is not None
+            or len(bounded) != len(limits) - 1
+            or bounded != sorted(set(bounded))
+        ):
+            raise ArgumentError(
+                f"entries={self.entries!r} must be (rows, path) with ascending rows, the last "
+                "(None, path)"
+            )
+
+    @classmethod
+    def single(cls, path: str) -> PathTable:
+        """One path for any number of rows."""
+        return cls(((None, path),))
+
+    @classmethod
+    def from_choices(cls, choices: Mapping[int, str]) -> PathTable:
+        """From the path chosen at some numbers of rows; each holds up to its number, and the
+        largest beyond."""
+        if not choices:
+            raise ArgumentError("choices={} is empty; give a path for one number of rows at least")
+        entries: list[tuple[int | None, str]] = []
+        for rows, path in sorted(choices.items()):
+            if entries and entries[-1][1] == path:
+                entries.pop()
+            entries.append((rows, path))
+        entries[-1] = (None, entries[-1][1])
+        return cls(tuple(entries))
+
+    @classmethod
+    def from_cost(
+        cls,
+        factors: Factors,
+        *,
+        stride: Pair = (1, 1),
+        paths: tuple[str, ...] | None = None,
+        rebuild: bool = False,
+        profile: DeviceProfile | None = None,
+    ) -> PathTable:
+        """By the cost model: of `paths` (by default all that the format has), the one that
+        `profile` (by default that of the factors' device) predicts to be fastest in each bucket.
+
+        `rebuild=False` stands for a layer that keeps its rebuilt dense weight.
+        """
+        choices = {
+            rows: best_path(
+                factors, rows, stride=stride, paths=paths, rebuild=rebuild, profile=profile
+            )
+            for rows in BUCKETS
+        }
+        return cls.from_choices(choices)
+
+    def lookup(self, rows: int) -> str:
+        """The path for `rows` rows; looks at nothing else."""
+        for limit, path in self.entries:
+            if limit is None or rows <= limit:
+                return path
+        raise AssertionError("the last entry has no limit")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that occur, each once."""
+        return tuple(dict.fromkeys(path for _, path in self.entries))
+
+    def to_json(self) -> list[list[Any]]:
+        """As JSON values."""
+        return [[limit, path] for limit, path in self.entries]
+
+    @classmethod
+    def from_json(cls, values: Any) -> PathTable:
+        """Inverse of `to_json`; a string is parsed first. Raises ArgumentError."""
+        try:
+            parsed = json.loads(values) if isinstance(values, str) else values
+            entries = tuple((limit, path) for limit, path in parsed)
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"values={values!r} is not a path table; it must be a list of [rows, path]"
+            ) from None
+        return cls(entries)
+
+    def __str__(self) -> str:
+        if len(self.entries) == 1:
+            return self.entries[0][1]
+        parts = [
+            f"{path} for M <= {limit}" if limit is not None else f"{path} above"
+            for limit, path in self.entries
+        ]
+        return ", ".join(parts)
+
+
+def paths_of(factors: Factors) -> tuple[str, ...]:
+    """The paths of the layer that has these factors: order 2 is linear, order 4 a convolution."""
+    return linear_paths(factors) if len(factors.shape) == 2 else conv2d_paths(factors)
+
+
+def path_cost(
+    factors: Factors, path: str, rows: int, *, stride: Pair = (1, 1), rebuild: bool = True
+) -> Cost:
+    """Cost of a path for `rows` rows of output, of a linear layer or a convolution."""
+    if len(factors.shape) == 2:
+        return linear_cost(factors, path, rows, rebuild=rebuild)
+    return conv2d_cost(factors, path, Positions.from_rows(rows, stride), rebuild=rebuild)
+
+
+def best_path(
+    factors: Factors,
+    rows: int,
+    *,
+    stride: Pair = (1, 1),
+    paths: tuple[str, ...] | None = None,
+    rebuild: bool = True,
+    profile: DeviceProfile | None = None,
+) -> str:
+    """The path that the cost model predicts to be fastest for `rows` rows; ties go to the first."""
+    profile = profile_of(factors.device) if profile is None else profile
+    dtype: torch.dtype = factors.dtype
+    best, least = "", float("inf")
+    for path in paths or paths_of(factors):
+        cost = path_cost(factors, path, rows, stride=stride, rebuild=rebuild)
+        seconds = profile.seconds(cost, dtype)
+        if seconds < least:
+            best, least = path, seconds
+    return best

@@ -1,0 +1,184 @@
+"""Measuring which path is fastest."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import Factors
+from tensorlrf.ops._check import check_path
+from tensorlrf.ops._conv2d import conv2d, run_conv2d
+from tensorlrf.ops._dense import dense_weight
+from tensorlrf.ops._geometry import pair, resolve_padding
+from tensorlrf.ops._linear import linear, run_linear
+from tensorlrf.ops._paths import paths_of
+from tensorlrf_kernels._pointwise import is_channels_last
+
+LEAST_ROUNDS = 3
+MOST_ROUNDS = 1000
+SAMPLE_SECONDS = 2e-4  # a sample repeats a short call until it lasts about this long
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Measured times: path -> one sample a round, in seconds a call."""
+
+    samples: Mapping[str, tuple[float, ...]]
+
+    def median(self, path: str) -> float:
+        """Median over the rounds, in seconds."""
+        return statistics.median(self.samples[path])
+
+    def minimum(self, path: str) -> float:
+        """Least over the rounds, in seconds."""
+        return min(self.samples[path])
+
+    @property
+    def best(self) -> str:
+        """The path of the smallest median."""
+        return min(self.samples, key=self.median)
+
+    def table(self) -> str:
+        """One line a path: median, minimum, and speed relative to the first path."""
+        base = self.median(next(iter(self.samples)))
+        width = max(4, *map(len, self.samples))
+        lines = [f"{'path':<{width}}  median ms     min ms  speed"]
+        for path in self.samples:
+            median = self.median(path)
+            mark = "  <- best" if path == self.best else ""
+            lines.append(
+                f"{path:<{width}} {median * 1e3:10.4f} {self.minimum(path) * 1e3:10.4f} "
+                f"{base / median:6.2f}{mark}"
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def time_calls(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 0.5,
+    device: torch.device | str = "cpu",
+) -> Timings:
+    """Times calls against each other, for about `seconds` in all.
+
+    Rounds run forwards and backwards in turn (A B, B A, A B, ...), so that a drift of the
+    machine meets all calls alike. On CUDA the clock is that of the device (events), and the host
+    waits for each sample. Raises ArgumentError where there is nothing to time.
+    """
+    if not calls:
+        raise ArgumentError("calls={} is empty; give one call at least")
+    if not seconds > 0:
+        raise ArgumentError(f"seconds={seconds!r} must be above zero")
+    sample = _sample_cuda if torch.device(device).type == "cuda" else _sample_host
+    end = time.perf_counter() + seconds
+    repeats = {}
+    for name, call in calls.items():
+        call()  # compiles, allocates, and fills the caches of the libraries
+        repeats[name] = max(1, min(20, math.ceil(SAMPLE_SECONDS / max(sample(call, 1), 1e-9))))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for k in range(MOST_ROUNDS):
+        for name in list(calls)[:: 1 if k % 2 == 0 else -1]:
+            samples[name].append(sample(calls[name], repeats[name]))
+        if k + 1 >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
+    return Timings({name: tuple(values) for name, values in samples.items()})
+
+
+def time_paths(
+    factors: Factors,
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    paths: Sequence[str] | None = None,
+    rebuild: bool = False,
+    seconds: float = 0.5,
+) -> Timings:
+    """Times the paths of a layer on the input `x`, without gradients.
+
+    Factors of order 2 are timed as `ops.linear`, of order 4 as `ops.conv2d`, whose arguments
+    these are. `paths` are all that the format has by default, "dense" first. `rebuild=False`
+    times "dense" as a layer that keeps its rebuilt weight, in the memory format of x;
+    `rebuild=True` rebuilds it in each call. Takes about `seconds` in all. Raises what the ops do.
+    """
+    paths = paths_of(factors) if paths is None else tuple(paths)
+    for path in paths:
+        check_path(path, paths_of(factors))
+    with torch.no_grad():
+        calls = {path: _call(factors, x, bias, stride, padding, dilation, path) for path in paths}
+        if "dense" in calls and not rebuild:
+            calls["dense"] = _dense_call(factors, x, bias, stride, padding, dilation)
+        return time_calls(calls, seconds=seconds, device=x.device)
+
+
+def _call(
+    factors: Factors,
+    x: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: str | int | Sequence[int],
+    dilation: int | Sequence[int],
+    path: str,
+) -> Callable[[], Tensor]:
+    """What a layer calls, after one call of the op that checks everything."""
+    if len(factors.shape) == 2:
+        linear(x, factors, bias, path=path)
+        return lambda: run_linear(path, factors, x, bias)
+    conv2d(x, factors, bias, stride, padding, dilation, path=path)
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    zeros = padding if isinstance(padding, str) else pair("padding", padding, 0)
+    return lambda: run_conv2d(path, factors, x, bias, strides, zeros, dilations)
+
+
+def _dense_call(
+    factors: Factors,
+    x: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: str | int | Sequence[int],
+    dilation: int | Sequence[int],
+) -> Callable[[], Tensor]:
+    weight = dense_weight(factors)
+    if weight.ndim == 2:
+        return lambda: F.linear(x, weight, bias)
+    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    weight = weight.contiguous(memory_format=layout)
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    kernel = (weight.shape[2], weight.shape[3])
+    sides, excess = resolve_padding(padding, kernel, strides, dilations)
+    if excess == (0, 0):
+        return lambda: F.conv2d(x, weight, bias, strides, sides, dilations)
+    zeros = (0, excess[1], 0, excess[0])
+    return lambda: F.conv2d(F.pad(x, zeros), weight, bias, strides, sides, dilations)
+
+
+def _sample_host(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _sample_cuda(call: Callable[[], object], repeats: int) -> float:
+    start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    stop: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(repeats):
+        call()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) * 1e-3 / repeats

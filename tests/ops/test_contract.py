@@ -1,0 +1,82 @@
+"""Contractions of factors against einsum over what they stand for."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+
+from tensorlrf import ops
+from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tests.ops.samples import CONV_FORMATS, normal, sample
+
+
+@pytest.mark.parametrize("format", CONV_FORMATS)
+@pytest.mark.parametrize(
+    ("expression", "sizes"),
+    [
+        ("oihw,i->ohw", [(4,)]),
+        ("oihw,ni,mo->nmhw", [(2, 4), (3, 5)]),
+        ("oihw,o,i,h,w->", [(5,), (4,), (3,), (2,)]),
+        ("oihw->wh", []),
+    ],
+)
+def test_is_einsum_of_the_dense_tensor(
+    format: str, expression: str, sizes: list[tuple[int, ...]]
+) -> None:
+    factors = sample(format, (5, 4, 3, 2), 2)
+    others = [normal(*size, seed=30 + k) for k, size in enumerate(sizes)]
+    expected = torch.einsum(expression, factors.to_dense(), *others)
+    torch.testing.assert_close(
+        ops.contract(expression, factors, *others), expected, rtol=1e-11, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("a", CONV_FORMATS)
+@pytest.mark.parametrize("b", CONV_FORMATS)
+def test_inner_product_of_two_formats(a: str, b: str) -> None:
+    f, g = sample(a, (5, 4, 3, 2), 2), sample(b, (5, 4, 3, 2), 3)
+    expected = (f.to_dense() * g.to_dense()).sum()
+    torch.testing.assert_close(ops.inner(f, g), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(ops.inner(f, g.to_dense()), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_nothing_of_the_size_of_the_whole_is_made() -> None:
+    """2 TB would be needed for the tensor of which this is the norm."""
+    f = sample("cp", (800,) * 4, 2)
+    grams = torch.ones(2, 2, dtype=torch.float64)
+    for factor in f.factors:
+        grams = grams * (factor.T @ factor)
+    expected = f.weights @ grams @ f.weights
+    torch.testing.assert_close(ops.inner(f, f), expected, rtol=1e-10, atol=0)
+
+
+def test_gradients() -> None:
+    f = sample("cp", (3, 2, 2), 2)
+    leaves = [t.requires_grad_() for t in (normal(2), *f.tensors().values())]
+
+    def run(v, *tensors):
+        parts = dict(zip(f.tensors(), tensors, strict=True))
+        return ops.contract("abc,b->ac", type(f).from_tensors(parts, f.meta()), v)
+
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+def test_wrong_arguments_are_named() -> None:
+    f, v = sample("cp", (5, 4, 3), 2), normal(4)
+    with pytest.raises(ArgumentError, match="explicit output"):
+        ops.contract("abc,b", f, v)
+    with pytest.raises(ArgumentError, match="ellipses"):
+        ops.contract("...,b->b", f, v)
+    with pytest.raises(ArgumentError, match="names 1 operands; 2 were given"):
+        ops.contract("abc->a", f, v)
+    with pytest.raises(ArgumentError, match="output mode 'z'"):
+        ops.contract("abc,b->z", f, v)
+    with pytest.raises(ShapeError, match="2 modes, 'ab'"):
+        ops.contract("ab,b->a", f, v)
+    with pytest.raises(ShapeError, match="mode 'a' has size 4 there and 5"):
+        ops.contract("abc,a->b", f, v)
+    with pytest.raises(ShapeError, match=r"\(5, 4, 3\), b \(4,\)"):
+        ops.inner(f, v)
+    with pytest.raises(UnsupportedError, match="to_dense"):
+        ops.contract("a->a", numpy.ones(3))

@@ -1,0 +1,58 @@
+"""The timer of paths. What it measures is not asserted, only how."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tensorlrf import ops
+from tensorlrf.errors import ArgumentError, ShapeError
+from tests.ops.samples import normal, sample
+
+
+def test_calls_alternate_forwards_and_backwards() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    timings = ops.time_calls(calls, seconds=1e-6)
+    # Each call once to warm up and once for its length, then three rounds of 20 repeats.
+    assert order[:4] == list("aabb")
+    assert order[4:] == [name for name in "abbaab" for _ in range(20)]
+    assert all(len(samples) == 3 for samples in timings.samples.values())
+
+
+def test_best_is_the_smallest_median_and_the_table_says_so() -> None:
+    timings = ops.Timings({"dense": (4e-3, 5e-3, 9e-3), "chain": (1e-3, 2e-3, 9e-2)})
+    assert timings.best == "chain"
+    assert timings.median("dense") == 5e-3
+    assert timings.minimum("dense") == 4e-3
+    lines = str(timings).splitlines()
+    assert lines[1].split() == ["dense", "5.0000", "4.0000", "1.00"]
+    assert lines[2].split() == ["chain", "2.0000", "1.0000", "2.50", "<-", "best"]
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_all_paths_of_a_convolution_are_timed(rebuild: bool, padding: int | str) -> None:
+    factors = sample("cp", (8, 4, 2, 3), 2)
+    x = normal(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    timings = ops.time_paths(factors, x, normal(8), padding=padding, rebuild=rebuild, seconds=1e-3)
+    assert tuple(timings.samples) == ops.conv2d_paths(factors)
+    assert all(t > 0 for samples in timings.samples.values() for t in samples)
+
+
+def test_chosen_paths_of_a_linear_layer_are_timed() -> None:
+    factors = sample("lowrank", (8, 4), 2)
+    timings = ops.time_paths(factors, normal(5, 4), paths=["chain"], seconds=1e-3)
+    assert tuple(timings.samples) == ("chain",)
+
+
+def test_wrong_arguments_are_named() -> None:
+    factors = sample("lowrank", (8, 4), 2)
+    with pytest.raises(ArgumentError, match="calls"):
+        ops.time_calls({})
+    with pytest.raises(ArgumentError, match="seconds=0"):
+        ops.time_calls({"a": lambda: None}, seconds=0)
+    with pytest.raises(ArgumentError, match="path='fold' is unknown"):
+        ops.time_paths(factors, normal(5, 4), paths=["fold"])
+    with pytest.raises(ShapeError, match="in_features"):
+        ops.time_paths(factors, normal(5, 3))
