@@ -9,7 +9,6 @@ worst final error of five seeds over that reference, and every error is a true r
 from __future__ import annotations
 
 import functools
-import time
 import warnings
 from typing import Any
 
@@ -119,24 +118,27 @@ def test_our_als_to_the_same_error(benchmark: Any, case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_tensorly(benchmark: Any, case: str) -> None:
-    """The fewest sweeps, doubling from ten, that reach 1.01 of the reference; else eighty."""
+    """The fewest sweeps, of 10, 20, 40, 80, with which one of three seeds gets within 1.01.
+
+    Where none does, eighty sweeps of the best seed are timed and `reached` is False.
+    """
     tensor, (_, rank) = noisy(case), CASES[case]
     goal = WITHIN * reference(case)
-    sweeps, error = 10, 1.0
-    while True:
-        error = tensorly_randomised(tensor, rank, sweeps, 0).rel_error(tensor)
-        if error <= goal or sweeps >= 80:
+    for sweeps in (10, 20, 40, 80):
+        found = [
+            (tensorly_randomised(tensor, rank, sweeps, seed).rel_error(tensor), seed)
+            for seed in range(3)
+        ]
+        error, seed = min(found)
+        if error <= goal:
             break
-        sweeps *= 2
     benchmark.group = f"randomised cp, {case}"
-    start = time.perf_counter()
-    benchmark.pedantic(tensorly_randomised, args=(tensor, rank, sweeps, 0), rounds=1)
+    benchmark.pedantic(tensorly_randomised, args=(tensor, rank, sweeps, seed), rounds=1)
     benchmark.extra_info.update(
         case=case,
         peer="tensorly",
         rel_error=error,
         sweeps=sweeps,
-        seconds=time.perf_counter() - start,
         worst_ratio=error / reference(case),
         reached=error <= goal,
     )

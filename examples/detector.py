@@ -16,7 +16,7 @@ from tensorlrf.ops import PathTable, time_calls, time_paths
 FIRST_CONV = "basenet.slice1.0"
 """Three input channels: 1,728 parameters, and nothing to be won there."""
 
-N_CALIBRATION = 16
+N_CALIBRATION = 12
 
 
 def load_detector() -> Craft:

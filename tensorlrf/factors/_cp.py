@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -88,14 +89,10 @@ def khatri_rao(factors: tuple[Tensor, ...]) -> Tensor:
 
 def _balanced_cut(shape: tuple[int, ...]) -> int:
     """Where to cut the modes in two so that the larger product of sizes is smallest."""
-    if len(shape) == 1:
-        return 1
-    sizes = []
+    # Plain comparisons: this is traced with symbolic sizes.
+    best, least = len(shape), math.prod(shape)
     for cut in range(1, len(shape)):
-        left = right = 1
-        for n in shape[:cut]:
-            left *= n
-        for n in shape[cut:]:
-            right *= n
-        sizes.append((max(left, right), cut))
-    return min(sizes)[1]
+        larger = max(math.prod(shape[:cut]), math.prod(shape[cut:]))
+        if larger <= least:
+            best, least = cut, larger
+    return best

@@ -89,12 +89,8 @@ class TuckerFactors(Factors):
 
     def to_dense(self) -> Tensor:
         dense = self.core
-        # Smallest growth first keeps every intermediate no larger than it must be.
-        growth = sorted(
-            zip(self.modes, self.factors, strict=True),
-            key=lambda pair: pair[1].shape[0] / max(1, pair[1].shape[1]),
-        )
-        for k, f in growth:
+        # Last modes first: in a layer's weight the leading modes are the ones that grow most.
+        for k, f in zip(reversed(self.modes), reversed(self.factors), strict=True):
             dense = mode_product(dense, f, k)
         return dense
 

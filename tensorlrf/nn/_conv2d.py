@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorlrf.errors import unknown
-from tensorlrf.factors import Factors
-from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
+from tensorlrf.factors import Factors, LowRank, TuckerFactors
+from tensorlrf.nn._layer import FactoredLayer, is_channels_last, like_layer, take_over
 from tensorlrf.nn._like import check_layer
 from tensorlrf.ops import PathTable, conv2d_paths, run_conv2d
 from tensorlrf.ops._geometry import output_size, pair, resolve_padding
@@ -79,11 +80,14 @@ class FactoredConv2d(FactoredLayer):
             dilation=like.dilation,
             padding_mode=like.padding_mode,
         )
+        if is_channels_last(like.weight):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         take_over(layer, like)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W'), or both without B."""
+        x = input
         path = self._path(x)
         if self._pad_ahead is not None:
             x = F.pad(x, self._pad_ahead, self._pad_mode)
@@ -95,7 +99,30 @@ class FactoredConv2d(FactoredLayer):
         )
         if path == "dense":
             return F.conv2d(x, self._rebuilt(x), *options)
-        return run_conv2d(path, self.factors, x, *options)
+        return run_conv2d(path, self._running(), x, *options)
+
+    # The right factor of a LowRank kernel is kept as what it is when it runs, a kernel (r, I, kh,
+    # kw): it can then lie in channels_last, and no call has to reorder it.
+
+    def _stored(self, factors: Factors) -> dict[str, Tensor]:
+        tensors = factors.tensors()
+        if isinstance(factors, LowRank):
+            tensors["right"] = tensors["right"].reshape(-1, *factors.shape[1:])
+        return tensors
+
+    def _assembled(self) -> Factors:
+        if self._format is not LowRank:
+            return super()._assembled()
+        return LowRank._assemble(
+            {"left": self._tensor("left"), "right": self._tensor("right").flatten(1)}, self._meta
+        )
+
+    def _running(self) -> Factors:
+        """The factors in the form in which the paths run them."""
+        if self._format is not LowRank:
+            return self.factors
+        core, left = self._tensor("right"), self._tensor("left")
+        return TuckerFactors._assemble({"core": core, "factors.0": left}, {"modes": (0,)})
 
     def _rows(self, x: Tensor) -> int:
         rows = x.shape[0] if x.ndim == 4 else 1

@@ -36,7 +36,7 @@ class FactoredLayer(nn.Module, ABC):
         self._format = type(factors)
         self._meta = factors.meta()
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
-        for name, tensor in factors.tensors().items():
+        for name, tensor in self._stored(factors).items():
             self.register_parameter(self._names[name], _own(tensor))
         self.register_parameter("bias", None if bias is None else _own(bias))
         self._device_type = factors.device.type
@@ -62,6 +62,9 @@ class FactoredLayer(nn.Module, ABC):
     @property
     def factors(self) -> Factors:
         """The factors object made of the parameters as they are now."""
+        return self._assembled()
+
+    def _assembled(self) -> Factors:
         # The parts were checked when the layer was built.
         tensors = {name: self._tensor(attribute) for name, attribute in self._names.items()}
         return self._format._assemble(tensors, self._meta)
@@ -70,6 +73,10 @@ class FactoredLayer(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The dense weight, computed anew; differentiable in the parameters."""
         return self.factors.to_dense()
+
+    def _stored(self, factors: Factors) -> dict[str, Tensor]:
+        """The tensors of the factors in the shapes that the layer keeps them in."""
+        return factors.tensors()
 
     def _tensor(self, attribute: str) -> Any:
         # From the dict where possible: getattr costs as much as a small product. It is needed

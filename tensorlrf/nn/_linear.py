@@ -42,8 +42,9 @@ class FactoredLinear(FactoredLayer):
         take_over(layer, like)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        x = input
         path = self._path(x)
         if path == "dense":
             return F.linear(x, self._rebuilt(x), self._tensor("bias"))

@@ -1,0 +1,106 @@
+"""A call that can stop in the middle and be resumed: a coroutine for code that is not one.
+
+The call has a thread of its own, but caller and call take turns: only one of them runs at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+
+
+class _Closed(BaseException):
+    """Ends a suspended call; no Exception, so that no `except Exception` on the way stops it."""
+
+
+class Suspendable:
+    """Runs `function(self)`, which may call `self.suspend(value)`.
+
+    torch settings that belong to a thread (autocast, default device, CUDA stream) and context
+    variables are those of the thread that makes the object; grad mode is not carried over.
+    """
+
+    def __init__(self, function: Callable[[Suspendable], None]) -> None:
+        self._function = function
+        self._go = threading.Semaphore(0)
+        self._back = threading.Semaphore(0)
+        self._value: str | None = None
+        self._error: BaseException | None = None
+        self._closed = False
+        context, settings = contextvars.copy_context(), thread_settings()
+        self._thread = threading.Thread(
+            target=lambda: context.run(self._main, settings), daemon=True
+        )
+        self._thread.start()
+
+    def advance(self) -> str | None:
+        """Run on to the next `suspend` and return its value; None once the call has ended.
+
+        Raises what the call raises.
+        """
+        self._go.release()
+        self._back.acquire()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._value
+
+    def suspend(self, value: str) -> None:
+        """Called from within: hand `value` over and wait until the caller wants to go on."""
+        self._value = value
+        self._back.release()
+        self._wait()
+
+    def close(self) -> None:
+        """Abandon the call where it is, and wait until it has ended."""
+        self._closed = True
+        self._go.release()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        self._go.acquire()
+        if self._closed:
+            raise _Closed
+
+    def _main(self, settings: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        try:
+            self._wait()
+            with settings():
+                self._function(self)
+        except _Closed:
+            pass
+        except BaseException as error:
+            self._error = error
+        self._value = None
+        self._back.release()
+
+
+def thread_settings() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context with the calling thread's autocast, default device and CUDA stream, in any thread.
+
+    Autocast keeps no casts of weights in it: weights change between the calls.
+    """
+    autocasts = [
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+        if torch.is_autocast_enabled(kind)
+    ]
+    device = torch.get_default_device()
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def settings() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for kind, dtype in autocasts:
+                stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
+            if device.type != "cpu":
+                stack.enter_context(device)
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            yield
+
+    return settings

@@ -1,0 +1,165 @@
+"""CP decomposition: a tensor as a sum of rank-one tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._cp_als import CPState, hadamard
+from tensorlrf.decomposition._cp_fit import Outcome
+from tensorlrf.decomposition._cp_implicit import implicit_state
+from tensorlrf.decomposition._cp_options import Callback, Options, check_options
+from tensorlrf.decomposition._cp_problem import Problem, pose
+from tensorlrf.decomposition._cp_solve import search_rank, solve
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor, generator
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
+from tensorlrf.errors import DegenerateWarning
+from tensorlrf.factors import CPFactors
+
+
+def cp(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    n_iter_max: int = 100,
+    init: Any = "random",
+    tol: float = 1e-8,
+    solver: str = "als",
+    n_samples: int | None = None,
+    n_restarts: int = 1,
+    fixed_modes: Sequence[int] = (),
+    callback: Callback | None = None,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> CPFactors:
+    """CP decomposition of a tensor of any order from two up. See `fit_cp` for the arguments."""
+    return fit_cp(
+        tensor,
+        rank,
+        error=error,
+        n_iter_max=n_iter_max,
+        init=init,
+        tol=tol,
+        solver=solver,
+        n_samples=n_samples,
+        n_restarts=n_restarts,
+        fixed_modes=fixed_modes,
+        callback=callback,
+        random_state=random_state,
+        differentiable=differentiable,
+    ).factors
+
+
+def fit_cp(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    n_iter_max: int = 100,
+    init: Any = "random",
+    tol: float = 1e-8,
+    solver: str = "als",
+    n_samples: int | None = None,
+    n_restarts: int = 1,
+    fixed_modes: Sequence[int] = (),
+    callback: Callback | None = None,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> Fit[CPFactors]:
+    """CP decomposition with its history: minimises ||tensor - sum_j w_j a_j o b_j o ... ||_F.
+
+    tensor        (n_1, ..., n_N), N >= 2, torch or numpy, any float dtype; computed in float32 at
+                  least, the result has its dtype and device
+    rank          an int (it may exceed every n_k), a float share of the parameters, or "same"
+    error         in place of rank: search for a small rank with at most this relative error. It
+                  doubles the rank, then bisects; each trial goes on from the last one. The rank
+                  found meets the error; CP has no procedure that proves it the smallest.
+    n_iter_max    sweeps over all modes, in total for each start
+    init          "random", "svd" (leading singular vectors of the unfoldings; random columns where
+                  the rank exceeds n_k), or the start itself as CPFactors or (weights, factors).
+                  A matrix starts at its truncated SVD, which is optimal.
+    tol           stop when the true relative error falls by less than this share of itself a
+                  sweep; judged every ten sweeps; 0 makes all sweeps
+    solver        "als": alternating least squares with a dimension tree and an annealed proximal
+                  ridge. "cprand": randomised least squares, then at most ten exact sweeps.
+    n_samples     "cprand" only: sampled rows of a least-squares system (default from the rank)
+    n_restarts    independent starts, of which the best is returned; small ones run side by side
+    fixed_modes   modes whose factor in `init` stays as it is
+    callback      called as callback(factors, error) at each checkpoint, with the best start so
+                  far; returning True stops
+    random_state  int, torch.Generator or None; torch's global generator is left alone
+    differentiable  keep the graph: gradients of the factors with respect to the tensor by implicit
+                  differentiation of the fixed point of a sweep (Christianson 1994), exact where
+                  the iteration has converged; first derivatives only
+
+    Columns of free modes have unit length and components come with falling weights (float16
+    factors share weights that would overflow). With fixed modes the columns keep their order.
+
+    Raises ArgumentError, ShapeError or RankError for a tensor with NaN, Inf or another dtype than
+    floating point, a bad rank, an unknown solver or init, a start that does not fit, modes out of
+    range or all of them fixed. Warns DegenerateWarning where the components are linearly dependent.
+
+    Sources: Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree);
+    Battaglino, Ballard & Kolda 2018 (randomised least squares with mixing).
+    """
+    checked = as_tensor(tensor)
+    check_rank_or_error(rank, error)
+    r = None if rank is None else cp_rank(rank, checked.shape)
+    options = check_options(
+        checked.shape,
+        r,
+        n_iter_max=n_iter_max,
+        init=init,
+        tol=tol,
+        solver=solver,
+        n_samples=n_samples,
+        n_restarts=n_restarts,
+        fixed_modes=fixed_modes,
+        callback=callback,
+    )
+    rng = generator(random_state, checked.device)
+    problem = pose(checked)
+    if r is not None:
+        outcome = solve(problem, r, options, rng)
+    elif error is not None:
+        outcome = search_rank(problem, error, options, rng)
+    return _finish(checked, problem, outcome, options, differentiable)
+
+
+def _finish(
+    tensor: Tensor, problem: Problem, outcome: Outcome, options: Options, differentiable: bool
+) -> Fit[CPFactors]:
+    """The outcome as the user's factors, with the error they have after the cast."""
+    state, errors = outcome.state, outcome.errors
+    kept = options.kept(problem)
+    factors = problem.factors(state, kept)
+    if kept or problem.dtype != problem.data.blocks.dtype:
+        errors = (*errors, problem.error(problem.state_of(factors)))
+    _warn_if_degenerate(state)
+    if differentiable and tensor.requires_grad:
+        fixed = frozenset(kept)
+        factors = problem.factors(implicit_state(tensor, problem, state, fixed), kept)
+    return Fit(factors, errors, outcome.converged, outcome.reason)
+
+
+def _warn_if_degenerate(state: CPState) -> None:
+    everything = hadamard(state.grams, 0) * state.grams[0]  # (1, r, r), unit diagonal
+    smallest = float(torch.linalg.eigvalsh(everything)[0, 0])
+    rank = state.weights.shape[1]
+    eps = torch.finfo(state.factors[0].dtype).eps
+    energy = state.weights.square()
+    idle = int((energy <= eps * energy.max()).sum())
+    # Eigenvalues of a matrix with unit diagonal are known to a few times its rounding.
+    if idle or smallest <= 10 * rank * eps:
+        warnings.warn(
+            f"rank={rank} is more than the tensor has use for: its components are linearly "
+            f"dependent ({idle} of them nearly vanish); a smaller rank would give the same error",
+            DegenerateWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,88 @@
+"""The driver of CP-ALS: checkpoints, stopping, restarts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._cp_als import CPState, als_sweep, ridge_at
+from tensorlrf.decomposition._cp_residual import square_residuals
+from tensorlrf.decomposition._mttkrp import CutTensor
+
+CHECKPOINT_EVERY = 10  # sweeps between true residuals, the only points where the host looks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A start run to its end: one state, the relative errors of its checkpoints, why it ended."""
+
+    state: CPState
+    errors: tuple[float, ...]
+    converged: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When to stop: at most `sweeps`, or when an error falls by less than `tol` of itself a sweep.
+
+    tol = 0 makes all sweeps.
+    `watch(state, error)` sees the best start at each checkpoint, and stops by returning True.
+    """
+
+    sweeps: int
+    tol: float
+    watch: Callable[[CPState, float], bool] | None = None
+
+
+def run_als(
+    tensor: CutTensor, norm: float, state: CPState, stopping: Stopping, fixed: frozenset[int]
+) -> Outcome:
+    """ALS of all starts of `state` together; the best one is returned.
+
+    norm is ||X||; a zero tensor has absolute errors.
+    """
+    scale = norm if norm > 0 else 1.0
+    dtype = tensor.blocks.dtype
+    noise = 4 * torch.finfo(dtype).eps
+    history: list[list[float]] = []
+    converged, reason = False, f"n_iter_max={stopping.sweeps} sweeps were made"
+    done = 0
+    if stopping.sweeps == 0:
+        history.append(relative(square_residuals(tensor, state), scale))
+    while done < stopping.sweeps:
+        block = min(CHECKPOINT_EVERY, stopping.sweeps - done)
+        for sweep in range(done, done + block):
+            state = als_sweep(tensor, state, ridge_at(sweep, dtype), fixed)
+        done += block
+        errors = relative(square_residuals(tensor, state), scale)
+        history.append(errors)
+        best = errors.index(min(errors))
+        if stopping.watch is not None and stopping.watch(state.start(best), errors[best]):
+            reason = "the callback asked to stop"
+            break
+        if stopping.tol > 0 and max(errors) <= noise:
+            converged, reason = True, "the error is at the rounding of the dtype"
+            break
+        enough = stopping.tol * block
+        if enough > 0 and len(history) > 1 and _settled(history[-2], errors, enough, noise):
+            converged = True
+            reason = f"the error falls by less than tol={stopping.tol:g} of itself a sweep"
+            break
+    final = history[-1]
+    best = final.index(min(final))
+    trace = tuple(errors[best] for errors in history)
+    return Outcome(state.start(best), trace, converged, reason)
+
+
+def relative(squares: Tensor, scale: float) -> list[float]:
+    """Relative errors from squared residuals; the one place where the device is waited for."""
+    return [math.sqrt(value) / scale for value in squares.tolist()]
+
+
+def _settled(before: list[float], after: list[float], share: float, noise: float) -> bool:
+    return all(b - a <= share * b or a <= noise for b, a in zip(before, after, strict=True))

@@ -1,0 +1,290 @@
+"""CP by randomised least squares with mixing (Battaglino, Ballard & Kolda 2018, CPRAND-MIX).
+
+Three phases. Sampled sweeps on a mixed sketch of the tensor bring several starts, side by side,
+near their ends. The sketch also holds the range of each unfolding (Halko, Martinsson & Tropp 2011);
+where the rank is below n_k, the starts go on to convergence on the tensor compressed to these
+ranges, a small core (Carroll, Pruzansky & Kruskal 1980, CANDELINC). A few exact sweeps end the best
+one. The host looks at checkpoints only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._cp_als import (
+    RIDGE_FLOOR,
+    CPState,
+    als_sweep,
+    make_state,
+    normalise,
+    proximal_solve,
+    ridge_at,
+)
+from tensorlrf.decomposition._cp_fit import (
+    CHECKPOINT_EVERY,
+    Outcome,
+    Stopping,
+    relative,
+    run_als,
+)
+from tensorlrf.decomposition._cp_problem import Problem
+from tensorlrf.decomposition._cp_residual import square_norm
+from tensorlrf.decomposition._cp_sketch import (
+    Sketch,
+    leading_directions,
+    mode_product,
+    sketch_tensor,
+)
+from tensorlrf.decomposition._mttkrp import CutTensor
+
+MAX_EXACT_SWEEPS = 10
+STARTS = 8  # sampled sweeps are cheap, a bad local minimum is not
+OVERSAMPLING = 10  # directions of a core's mode beyond the rank
+CORE_SWEEPS = 300
+_SAMPLED_BEFORE_CORE = 30
+_CORE_TOL = 1e-4
+_GROWTH = 4  # of the sample, when progress slows
+_SLOW = 1e-3  # relative fall of the sampled error in one sweep that counts as slow
+_SETTLED = 2e-4  # the same for an exact sweep
+_LOOK_EVERY = 1  # exact sweeps between looks: each reads the full tensor twice, a look one number
+_CANCELS_BELOW = 1e-3  # squared relative error under which a difference of norms is not trusted
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How many rows each least-squares system is given: `now`, growing up to `most`."""
+
+    now: int
+    most: int
+
+    def grown(self) -> Samples:
+        return replace(self, now=min(self.most, _GROWTH * self.now))
+
+
+def default_samples(rank: int) -> int:
+    """10 r log r rows (Battaglino, Ballard & Kolda 2018, section 5)."""
+    return math.ceil(10 * rank * math.log(rank + 1))
+
+
+def grid_sizes(shape: Sequence[int], rank: int, samples: int) -> tuple[int, ...]:
+    """Mixed rows kept of each mode: enough for its factor's columns, and for the sample.
+
+    A mode that would be shortened by less than a quarter is kept whole.
+    """
+    order = len(shape)
+    wanted = max(2 * rank + 10, math.ceil(samples ** (1 / max(1, order - 1))))
+    return tuple(n if wanted >= 0.75 * n else wanted for n in shape)
+
+
+def run_cprand(
+    problem: Problem,
+    state: CPState,
+    stopping: Stopping,
+    fixed: frozenset[int],
+    n_samples: int | None,
+    rng: torch.Generator,
+) -> Outcome:
+    """Sampled sweeps of all starts, then exact sweeps of the best one."""
+    rank = state.weights.shape[1]
+    first = default_samples(rank) if n_samples is None else n_samples
+    tensor = problem.tensor
+    widths = core_widths(tensor.shape, rank, fixed)
+    if widths:  # the core finishes what a small sample begins
+        samples = Samples(first, first)
+        sampled = replace(stopping, sweeps=min(stopping.sweeps, _SAMPLED_BEFORE_CORE))
+    else:
+        samples = Samples(first, max(first, 100 * rank))
+        sampled = stopping
+    grid = grid_sizes(tensor.shape, rank, first)
+    sketch = sketch_tensor(tensor, grid, rng)
+    state, trace, stopped = _sampled_phase(sketch, state, samples, sampled, fixed, rng)
+    if not stopped:
+        state = _core_phase(tensor, sketch, state, widths, fixed)
+    return _exact_phase(problem, state, trace, stopping, fixed, stopped)
+
+
+def _sampled_phase(
+    sketch: Sketch,
+    state: CPState,
+    samples: Samples,
+    stopping: Stopping,
+    fixed: frozenset[int],
+    rng: torch.Generator,
+) -> tuple[CPState, tuple[float, ...], bool]:
+    """Starts after sampled sweeps, the best estimated errors, and whether the user stopped."""
+    judge = _Judge.make(sketch, samples, rng)
+    before = math.inf
+    trace: list[float] = []
+    for done in range(0, stopping.sweeps, CHECKPOINT_EVERY):
+        block = min(CHECKPOINT_EVERY, stopping.sweeps - done)
+        for sweep in range(done, done + block):
+            ridge = ridge_at(sweep, sketch.mixing[0].dtype)
+            state = sampled_sweep(sketch, state, samples.now, ridge, fixed, rng)
+        errors = judge.errors(sketch, state)
+        error = min(errors)
+        trace.append(error)
+        best = state.start(errors.index(error))
+        if stopping.watch is not None and stopping.watch(best, error):
+            return best, tuple(trace), True
+        if error > before * (1 - _SLOW * block):
+            if samples.now == samples.most:
+                break
+            samples = samples.grown()
+        before = min(before, error)
+    return state, tuple(trace), False
+
+
+def core_widths(shape: Sequence[int], rank: int, fixed: frozenset[int]) -> dict[int, int]:
+    """Mode -> directions kept of it in the core; modes that would hardly shrink are left out."""
+    width = rank + OVERSAMPLING
+    return {k: width for k, n in enumerate(shape) if k not in fixed and width < 0.75 * n}
+
+
+def _core_phase(
+    tensor: Tensor,
+    sketch: Sketch,
+    state: CPState,
+    widths: dict[int, int],
+    fixed: frozenset[int],
+) -> CPState:
+    """The best start after ALS on the tensor compressed to the ranges of its unfoldings."""
+    bases = {k: leading_directions(sketch.unfoldings[k], width) for k, width in widths.items()}
+    core = tensor
+    for mode in sorted(bases, key=lambda k: bases[k].shape[1] / bases[k].shape[0]):
+        core = mode_product(core, bases[mode].T, mode)
+    factors = [bases[k].T @ u.flatten(1) if k in bases else u for k, u in enumerate(state.factors)]
+    factors = [f.reshape(-1, *u.shape[1:]) for f, u in zip(factors, state.factors, strict=True)]
+    data = CutTensor.of(core)
+    sweeps = CORE_SWEEPS if bases else 0
+    outcome = run_als(
+        data,
+        math.sqrt(float(square_norm(data))),
+        make_state(factors, state.weights),
+        Stopping(sweeps, _CORE_TOL),
+        fixed,
+    )
+    found = outcome.state.factors
+    return make_state(
+        [
+            (bases[k] @ u.flatten(1)).view(-1, *u.shape[1:]) if k in bases else u
+            for k, u in enumerate(found)
+        ],
+        outcome.state.weights,
+    )
+
+
+def sampled_sweep(
+    sketch: Sketch,
+    state: CPState,
+    samples: int,
+    ridge: float,
+    fixed: frozenset[int],
+    rng: torch.Generator,
+) -> CPState:
+    """One pass over all free modes, each from a fresh uniform sample of mixed rows."""
+    factors, weights = list(state.factors), state.weights
+    mixed = [q @ u.flatten(1) for q, u in zip(sketch.mixing, factors, strict=True)]
+    for mode, unfolding in enumerate(sketch.unfoldings):
+        if mode in fixed:
+            continue
+        rows, data = _draw(unfolding, samples, rng)  # data (samples, n_mode)
+        design = sketch.mixed_rows(mixed, mode, rows)  # (samples, s r)
+        # Scaled to the whole grid, whose Gram has a diagonal of about one.
+        share = unfolding.shape[0] / data.shape[0]
+        old = factors[mode]
+        rhs = (data.T @ design).view(old.shape).to(torch.float64) * share
+        system = _sampled_gram(design.view(-1, *old.shape[1:])) * share
+        solution = proximal_solve(system, rhs, old * weights, ridge)
+        factors[mode], weights = normalise(solution, old)
+        mixed[mode] = sketch.mixing[mode] @ factors[mode].flatten(1)
+    return replace(state, factors=tuple(factors), weights=weights)
+
+
+def _sampled_gram(design: Tensor) -> Tensor:
+    """(s, r, r) float64 from (samples, s, r); summed in the dtype of the data, whose rounding is
+    far below the sampling error."""
+    rows = design.transpose(0, 1)
+    return (rows.transpose(1, 2) @ rows).to(torch.float64)
+
+
+def _draw(unfolding: Tensor, samples: int, rng: torch.Generator) -> tuple[Tensor | None, Tensor]:
+    """Row numbers drawn with replacement, and those rows; the whole where it is no larger."""
+    size = unfolding.shape[0]
+    if samples >= size:
+        return None, unfolding
+    rows = torch.randint(size, (samples,), generator=rng, device=unfolding.device)
+    return rows, unfolding.index_select(0, rows)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A fixed sample of mixed fibres, by which sampled sweeps are compared."""
+
+    mode: int
+    rows: Tensor | None
+    data: Tensor
+    norm: float
+
+    @classmethod
+    def make(cls, sketch: Sketch, samples: Samples, rng: torch.Generator) -> _Judge:
+        mode = max(range(len(sketch.unfoldings)), key=lambda k: sketch.unfoldings[k].shape[1])
+        rows, data = _draw(sketch.unfoldings[mode], samples.most, rng)
+        norm = float(torch.linalg.vector_norm(data, dtype=torch.float64))
+        return cls(mode, rows, data, norm if norm > 0 else 1.0)
+
+    def errors(self, sketch: Sketch, state: CPState) -> list[float]:
+        """Estimated relative errors of all starts."""
+        mixed = [q @ u.flatten(1) for q, u in zip(sketch.mixing, state.factors, strict=True)]
+        design = sketch.mixed_rows(mixed, self.mode, self.rows)
+        scaled = state.factors[self.mode] * state.weights.to(design.dtype)  # (n, s, r)
+        design = design.view(-1, *scaled.shape[1:])
+        squares = [
+            torch.linalg.vector_norm(
+                self.data - design[:, i] @ scaled[:, i].T, dtype=torch.float64
+            ).square()
+            for i in range(state.starts)
+        ]
+        return relative(torch.stack(squares), self.norm)
+
+
+def _exact_phase(
+    problem: Problem,
+    state: CPState,
+    trace: tuple[float, ...],
+    stopping: Stopping,
+    fixed: frozenset[int],
+    stopped: bool,
+) -> Outcome:
+    """At most ten exact sweeps, ended as soon as one lowers the error too little."""
+    dtype = problem.data.blocks.dtype
+    state = make_state(list(state.factors), state.weights)
+    reason = f"{MAX_EXACT_SWEEPS} exact sweeps were made"
+    converged = False
+    errors = list(trace)
+    for _ in range(0, 0 if stopped else MAX_EXACT_SWEEPS, _LOOK_EVERY):
+        for _ in range(_LOOK_EVERY):
+            state = als_sweep(problem.data, state, RIDGE_FLOOR[dtype], fixed)
+        before = errors[-1] if len(errors) > len(trace) else math.inf
+        errors.append(_progress(problem, state))
+        if stopping.watch is not None and stopping.watch(state, errors[-1]):
+            stopped = True
+            break
+        settled = errors[-1] >= before * (1 - _LOOK_EVERY * _SETTLED)
+        if settled or errors[-1] <= 4 * torch.finfo(dtype).eps:
+            converged = True
+            reason = f"exact sweeps lower the error by less than {_SETTLED:g} of itself"
+            break
+    if stopped:
+        reason = "the callback asked to stop"
+    return Outcome(state, (*errors, problem.error(state)), converged, reason)
+
+
+def _progress(problem: Problem, state: CPState) -> float:
+    """Relative error from norms the sweep left behind; the true one where those would cancel."""
+    share = 1 + float(state.progress[0]) / problem.norm**2 if problem.norm > 0 else 0.0
+    return math.sqrt(share) if share > _CANCELS_BELOW else problem.error(state)

@@ -1,0 +1,34 @@
+"""Randomised range finding (Halko, Martinsson & Tropp 2011)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError
+
+
+def check_sketch(n_power_iter: int, n_oversample: int) -> None:
+    """Both are whole numbers, not negative."""
+    for name, value in (("n_power_iter", n_power_iter), ("n_oversample", n_oversample)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ArgumentError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
+def range_of(
+    matrix: Tensor, r: int, n_power_iter: int, n_oversample: int, generator: torch.Generator
+) -> Tensor:
+    """Orthonormal basis (m, s) of nearly the leading left singular space, s = r + n_oversample.
+
+    A Gaussian sketch, then power iterations with a QR factorisation after every product, without
+    which the small singular directions drown in rounding (Algorithm 4.4). s is at most min(m, n).
+    """
+    m, n = matrix.shape
+    s = min(m, n, r + n_oversample)
+    sketch = torch.randn(n, s, generator=generator, dtype=matrix.dtype, device=matrix.device)
+    basis: Tensor
+    basis, _ = torch.linalg.qr(matrix @ sketch)
+    for _ in range(n_power_iter):
+        basis, _ = torch.linalg.qr(matrix.T @ basis)
+        basis, _ = torch.linalg.qr(matrix @ basis)
+    return basis

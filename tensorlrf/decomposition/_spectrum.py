@@ -1,0 +1,102 @@
+"""Ways to a truncated matrix: what is computed once, and cut at any rank afterwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._gram import descending_eigh, mode_gram, thin_svd
+
+
+class Spectrum(Protocol):
+    """A matrix W (m, n) taken apart, to be cut at a rank."""
+
+    @property
+    def energies(self) -> Tensor:
+        """Float64, descending: what the r-th direction adds to the squared norm of W."""
+
+    def split(self, r: int) -> tuple[Tensor, Tensor]:
+        """The best left (m, r) and right (r, n), in the dtype of W."""
+
+    def rel_error(self, left: Tensor, right: Tensor) -> float:
+        """True relative error of left @ right in the norm of the energies."""
+
+
+class FullSVD:
+    """U S V^T by LAPACK."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.left, self.values, self.right = thin_svd(matrix)
+        self.energies = self.values.detach().to(torch.float64) ** 2
+
+    def split(self, r: int) -> tuple[Tensor, Tensor]:
+        return balanced(self.left[:, :r], self.values[:r], self.right[:r])
+
+    def rel_error(self, left: Tensor, right: Tensor) -> float:
+        return frobenius_error(self.matrix, left, right)
+
+
+class SketchedSVD(FullSVD):
+    """U S V^T within a given basis Q (m, s) of nearly the range: Q times the SVD of Q^T W."""
+
+    def __init__(self, matrix: Tensor, basis: Tensor) -> None:
+        super().__init__(basis.T @ matrix)
+        self.matrix = matrix
+        self.left = basis @ self.left
+
+
+class ShortSideEigh:
+    """Eigenvectors of the Gram of the short side, summed in float64."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        m, n = matrix.shape
+        self.wide = m <= n
+        self.energies, vectors = descending_eigh(mode_gram(matrix, 0 if self.wide else 1))
+        self.energies = self.energies.detach()
+        self.vectors = vectors.to(matrix.dtype)  # of the short side
+
+    def split(self, r: int) -> tuple[Tensor, Tensor]:
+        basis = self.vectors[:, :r]
+        if self.wide:
+            other = basis.T @ self.matrix  # S V^T, rows of length s_j
+            values = torch.linalg.vector_norm(other, dim=1)
+            return balanced(basis, values, _divided(other, values[:, None]))
+        other = self.matrix @ basis  # U S
+        values = torch.linalg.vector_norm(other, dim=0)
+        return balanced(_divided(other, values), values, basis.T)
+
+    def rel_error(self, left: Tensor, right: Tensor) -> float:
+        return frobenius_error(self.matrix, left, right)
+
+
+def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of each singular value, as a root, to either side."""
+    # The root of zero has no derivative, and there is nothing to pass on.
+    roots = torch.where(values > 0, values, 1).sqrt() * (values > 0)
+    return left * roots, roots[:, None] * right
+
+
+def frobenius_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
+    """||W - left right|| / ||W||, summed in float64, some rows at a time; absolute if W is 0."""
+    matrix, left, right = matrix.detach(), left.detach(), right.detach()
+    rows = max(1, (1 << 20) // matrix.shape[1])
+    residual = norm = torch.zeros((), dtype=torch.float64, device=matrix.device)
+    for w, u in zip(torch.split(matrix, rows), torch.split(left, rows), strict=True):
+        residual = residual + (w - u @ right).to(torch.float64).square().sum()
+        norm = norm + w.to(torch.float64).square().sum()
+    return ratio(residual, norm)
+
+
+def ratio(residual: Tensor | float, norm: Tensor | float) -> float:
+    """sqrt(residual / norm) of two squares; sqrt(residual) where the norm is zero."""
+    residual, norm = max(0.0, float(residual)), float(norm)
+    return math.sqrt(residual / norm) if norm > 0 else math.sqrt(residual)
+
+
+def _divided(tensor: Tensor, norms: Tensor) -> Tensor:
+    return tensor / torch.where(norms > 0, norms, 1)

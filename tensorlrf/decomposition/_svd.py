@@ -1,0 +1,193 @@
+"""Truncated singular value decomposition of a weight."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import keep_within, scale_of
+from tensorlrf.decomposition._gram_metric import GramMetric
+from tensorlrf.decomposition._input import as_tensor, check_gram, generator, working_dtype
+from tensorlrf.decomposition._rangefinder import check_sketch, range_of
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
+from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
+from tensorlrf.errors import ArgumentError, TensorlrfWarning, UnsupportedError, unknown
+from tensorlrf.factors import LowRank
+
+METHODS = ("auto", "exact", "eigh", "randomized")
+
+LARGE = 4096
+"""Below this many rows or columns a matrix is decomposed without a sketch."""
+
+
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> LowRank:
+    """The nearest matrix of rank r, or the one with the nearest outputs.
+
+    A `tensor` of two or more modes is the matrix W (m, n) = (n_0, product of the others), so a conv
+    kernel (O, I, kh, kw) is (O, I kh kw). The result has left (m, r), right (r, n) and the shape of
+    `tensor`; the root of each singular value goes to either side, so that both sides have equal
+    column norms (Eckart & Young 1936).
+
+    rank        an int, a share of the parameters in (0, 1] (an upper bound, down to rank one), or
+                "same"; or instead
+    error       the smallest rank whose relative error is at most this
+    method      "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64;
+                "randomized": a sketch with power iterations (Halko, Martinsson & Tropp 2011), for
+                ranks far below a large matrix's sides; "auto": exact for float64, eigh below, and
+                randomized where both sides are above 4096 and the rank is small enough to gain
+    gram        (n, n) second moments X X^T / N of the inputs of the layer, columns in the order of
+                W (for a conv, of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the
+                top eigenvectors of W G W^T minimises the mean of |(W - W_r) x|^2, `error` is the
+                relative error of the outputs, and the split keeps the r inner values no larger
+                than the outputs are (root mean square). No inverse is taken: G may be singular.
+    n_power_iter, n_oversample, random_state   of the randomised method
+    differentiable   keep the autograd graph (singular values must differ); else detached
+
+    Raises RankError for a rank below one or above min(m, n), ShapeError and ArgumentError for
+    what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the dtype of `tensor`
+    keeps `error` out of reach at every rank.
+    """
+    return fit_svd(
+        tensor,
+        rank,
+        error=error,
+        method=method,
+        gram=gram,
+        n_power_iter=n_power_iter,
+        n_oversample=n_oversample,
+        random_state=random_state,
+        differentiable=differentiable,
+    ).factors
+
+
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> Fit[LowRank]:
+    """`svd` with its relative error, in the metric of the inputs where `gram` is given.
+
+    Arguments and errors as for `svd`. `converged` is False only where `error` was not reached.
+    """
+    tensor = as_tensor(tensor)
+    check_rank_or_error(rank, error)
+    check_sketch(n_power_iter, n_oversample)
+    m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
+    r = None if rank is None else matrix_rank(rank, m, n)
+    method = _resolve(method, r, (m, n), tensor, gram is not None, differentiable)
+    draws = generator(random_state, tensor.device)
+
+    work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
+    scale = scale_of(work)
+    matrix = (work if scale == 1.0 else work / scale).reshape(m, n)
+    spectrum: Spectrum
+    if gram is not None:
+        spectrum = GramMetric(matrix, check_gram(gram, n, tensor))
+    elif method == "randomized":
+        spectrum = SketchedSVD(matrix, range_of(matrix, r or 1, n_power_iter, n_oversample, draws))
+    elif method == "eigh":
+        spectrum = ShortSideEigh(matrix)
+    else:
+        spectrum = FullSVD(matrix)
+
+    root = math.sqrt(scale)
+
+    def cut(r: int) -> tuple[LowRank, float]:
+        left, right = ((side * root).to(tensor.dtype) for side in spectrum.split(r))
+        loss = spectrum.rel_error(left.to(matrix.dtype) / root, right.to(matrix.dtype) / root)
+        return LowRank(left, right, tuple(tensor.shape)), loss
+
+    how = "outputs, from gram" if gram is not None else f"method {method!r}"
+    if r is not None:
+        factors, loss = cut(r)
+        return Fit(factors, (loss,), True, f"rank {r} as asked, {how}")
+    return _smallest(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
+
+
+def _resolve(
+    method: str, r: int | None, sides: tuple[int, int], tensor: Tensor, metric: bool, graph: bool
+) -> str:
+    """The method that "auto" stands for, or the given one, if it can serve."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if metric and method not in ("auto", "eigh"):
+        raise UnsupportedError(
+            f"method={method!r} does not take gram=, which is solved by eigenvectors of W G W^T; "
+            "leave method='auto'"
+        )
+    if method == "randomized" and r is None:
+        raise ArgumentError(
+            "method='randomized' needs rank=, a sketch does not see the energy that it leaves "
+            "out; for error= use method='auto'"
+        )
+    if method != "auto":
+        return method
+    if graph or tensor.dtype == torch.float64:
+        return "exact"
+    # Per multiply-add of the float64 Gram and its eigenvectors a sketch in float32 does 2 q + 2
+    # products with r + p columns; below this size neither takes long.
+    if r is not None and min(sides) > LARGE and 18 * (r + 10) < min(sides):
+        return "randomized"
+    return "eigh"
+
+
+def _smallest(
+    cut: Callable[[int], tuple[LowRank, float]],
+    energies: Tensor,
+    error: float,
+    limit: int,
+    dtype: torch.dtype,
+    how: str,
+) -> Fit[LowRank]:
+    """The smallest rank whose true error, after the cast, is at most `error`."""
+    floor = torch.finfo(working_dtype(dtype)).eps
+    within = max(error, floor)
+    first = keep_within(within**2 * float(energies.sum()))(energies)
+    factors, loss = cut(first)
+    if loss <= error:
+        return Fit(factors, (loss,), True, f"rank {first} is the smallest within {error}, {how}")
+    above, best = limit, cut(limit)
+    if best[1] > error:
+        reason = f"rounding to {dtype} alone leaves more than error={error}, {how}"
+        if error >= floor:
+            warnings.warn(
+                f"error={error} is out of reach: rounding the factors to {dtype} leaves "
+                f"{best[1]:.3g} at full rank; ask for more, or pass the weight in float32",
+                TensorlrfWarning,
+                stacklevel=3,
+            )
+        return Fit(factors, (loss,), False, reason)
+    below = first
+    while above - below > 1:
+        middle = (above + below) // 2
+        tried = cut(middle)
+        if tried[1] <= error:
+            above, best = middle, tried
+        else:
+            below = middle
+    reason = f"rank {above} is the smallest within {error} after rounding, {how}"
+    return Fit(best[0], (best[1],), True, reason)

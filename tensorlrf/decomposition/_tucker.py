@@ -1,0 +1,231 @@
+"""Tucker decomposition, full and partial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import scale_of
+from tensorlrf.decomposition._input import as_tensor, check_gram, generator, working_dtype
+from tensorlrf.decomposition._rangefinder import check_sketch
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
+from tensorlrf.decomposition._tucker2_gram import InputMetric, fit_in_metric
+from tensorlrf.decomposition._tucker_solve import Callback, TuckerProblem, layout
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.factors import TuckerFactors
+
+METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
+
+
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> TuckerFactors:
+    """A core multiplied by an orthonormal factor along each mode (Tucker 1966).
+
+    For a `tensor` (n_0, n_1, ...) the core is (r_0, r_1, ...) and the factor of mode k (n_k, r_k);
+    along modes that are not in `modes` the core keeps its size. Slices of the core are ordered by
+    energy along each factored mode.
+
+    rank        an int for all modes; a tuple, one for each of `modes`; a share of the parameters
+                in (0, 1] (an upper bound, down to rank one); or "same"; or instead
+    error       relative error to stay within: the squared budget is shared over the modes, each
+                rank is the smallest within its share, and so the error is at most `error`
+    modes       the modes that get a factor, all by default; (0, 1) for a Tucker-2 of a conv kernel
+    method      "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a);
+                "st_hosvd": from what earlier factors left (Vannieuwenhoven et al. 2012);
+                "hooi": from there, sweeps of higher-order orthogonal iteration, which never raise
+                the error (De Lathauwer et al. 2000b);
+                "randomized": st_hosvd with sketched ranges (Minster et al. 2020)
+    n_iter_max  most sweeps of hooi, 50 by default; with `gram`, most rounds, 3 by default
+    tol         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by
+                default; with `gram` likewise for a round, 2e-3 by default
+    gram        (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
+                (O, I, kh, kw), n = I kh kw, columns as `torch.nn.functional.unfold` orders them,
+                or of the inputs of a linear weight (O, I), n = I; `modes` must be (0, 1). The
+                factors then serve the outputs: errors are relative errors of the outputs, and
+                columns of the factors are scaled so that inner values are no larger (root mean
+                square) than inputs and outputs are. Needs rank=, and method="hooi"
+    callback    called as callback(factors, relative error) after each sweep of hooi (not with
+                `gram`); stops the iteration by returning True
+    n_power_iter, n_oversample, random_state   of the randomised method
+    differentiable   keep the autograd graph (singular values must differ); else detached
+
+    Raises RankError for ranks below one, above a mode's size or of the wrong number, ArgumentError
+    and ShapeError for what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the
+    dtype of `tensor` keeps `error` out of reach.
+    """
+    return fit_tucker(
+        tensor,
+        rank,
+        error=error,
+        modes=modes,
+        method=method,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        gram=gram,
+        callback=callback,
+        n_power_iter=n_power_iter,
+        n_oversample=n_oversample,
+        random_state=random_state,
+        differentiable=differentiable,
+    ).factors
+
+
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> Fit[TuckerFactors]:
+    """`tucker` with its relative errors: at the start, after each sweep, and of the result.
+
+    Arguments and errors as for `tucker`. Errors inside the iteration are taken from the norm of
+    the core where they are well above the rounding of that, and from the residual below.
+    """
+    tensor = as_tensor(tensor)
+    check_rank_or_error(rank, error)
+    check_sketch(n_power_iter, n_oversample)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    _check_iteration(n_iter_max, tol)
+    shape = tuple(int(n) for n in tensor.shape)
+    listed = check_modes(modes, len(shape))
+    ranks: dict[int, int] | None = None
+    if rank is not None:
+        ranks = dict(zip(listed, tucker_ranks(rank, shape, listed), strict=True))
+    elif method == "randomized":
+        raise ArgumentError(
+            "method='randomized' needs rank=, a sketch does not see the energy that it leaves out; "
+            "for error= use method='st_hosvd'"
+        )
+    draws = generator(random_state, tensor.device)
+    if gram is not None:
+        return _fit_in_metric(tensor, ranks, listed, method, n_iter_max, tol, gram, differentiable)
+
+    work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
+    scale = scale_of(work)
+    axes = layout(work.ndim, listed)
+    problem = TuckerProblem(
+        tensor=(work if scale == 1.0 else work / scale).permute(axes).contiguous(),
+        axes=axes,
+        scale=scale,
+        dtype=tensor.dtype,
+        modes=tuple(sorted(axes.index(k) for k in listed)),
+        method=method,
+        n_iter_max=50 if n_iter_max is None else n_iter_max,
+        tol=1e-5 if tol is None else tol,
+        callback=callback,
+        n_power_iter=n_power_iter,
+        n_oversample=n_oversample,
+        generator=draws,
+    )
+    if ranks is None:
+        return problem.within(error or 0.0)
+    return problem.solve({axes.index(k): r for k, r in ranks.items()})
+
+
+def check_modes(modes: Sequence[int] | None, order: int) -> tuple[int, ...]:
+    """`modes` as ints, all of them by default; in range, none twice, at least one."""
+    if modes is None:
+        return tuple(range(order))
+    if isinstance(modes, str) or not isinstance(modes, Sequence):
+        raise ArgumentError(f"modes={modes!r} must be a sequence of modes, such as (0, 1)")
+    if not modes:
+        raise ArgumentError("modes=() leaves nothing to factor; name at least one mode")
+    for k in modes:
+        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < order:
+            raise ArgumentError(
+                f"modes={tuple(modes)} has the entry {k!r}; the modes of this tensor are 0 to "
+                f"{order - 1}"
+            )
+    if len(set(modes)) != len(modes):
+        raise ArgumentError(f"modes={tuple(modes)} names a mode twice; name each once")
+    return tuple(modes)
+
+
+def _fit_in_metric(
+    tensor: Tensor,
+    ranks: dict[int, int] | None,
+    modes: tuple[int, ...],
+    method: str,
+    n_iter_max: int | None,
+    tol: float | None,
+    gram: Any,
+    differentiable: bool,
+) -> Fit[TuckerFactors]:
+    """Tucker-2 that serves the outputs; never worse in them than plain Tucker-2."""
+    if set(modes) != {0, 1}:
+        raise UnsupportedError(
+            f"gram= is for a weight (O, I, ...) with modes (0, 1), its channels; got modes={modes}"
+        )
+    if ranks is None:
+        raise UnsupportedError(
+            "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
+        )
+    if method != "hooi":
+        raise UnsupportedError(
+            f"method={method!r} does not take gram=, which has a least-squares method of its own; "
+            "leave method='hooi'"
+        )
+    if differentiable:
+        raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
+    shape = tuple(tensor.shape)
+    work = tensor.detach().to(working_dtype(tensor.dtype))
+    scale = scale_of(work)
+    kernel = (work / scale).reshape(shape[0], shape[1], -1)
+    metric = InputMetric(kernel, check_gram(gram, kernel[0].numel(), tensor))
+    plain = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors.factors[1]
+    best, errors, settled = fit_in_metric(
+        metric,
+        [metric.recipe_inputs(ranks[1]), plain.to(torch.float64)],
+        ranks[0],
+        3 if n_iter_max is None else n_iter_max,
+        2e-3 if tol is None else tol,
+    )
+    outputs, core, inputs = (t.to(tensor.dtype) for t in metric.inner_values(best, scale))
+    factors = TuckerFactors(
+        core.reshape(ranks[0], ranks[1], *shape[2:]).contiguous(), (outputs, inputs), (0, 1)
+    )
+    errors.append(metric.rel_error(outputs, core.to(torch.float64) / scale, inputs))
+    reason = "a round gained nothing more" if settled else f"{len(errors) - 2} rounds"
+    return Fit(factors, tuple(errors), settled, reason)
+
+
+def _check_iteration(n_iter_max: int | None, tol: float | None) -> None:
+    if n_iter_max is not None and (
+        isinstance(n_iter_max, bool) or not isinstance(n_iter_max, int) or n_iter_max < 0
+    ):
+        raise ArgumentError(
+            f"n_iter_max={n_iter_max!r} must be a whole number of sweeps, 0 or more"
+        )
+    if tol is not None and (
+        isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol >= 0
+    ):
+        raise ArgumentError(f"tol={tol!r} must be 0 or more")

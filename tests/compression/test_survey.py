@@ -1,0 +1,187 @@
+"""Which layers are replaced; every other one is listed, once, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from tensorlrf.compression import compress
+from tensorlrf.compression._survey import survey
+from tensorlrf.errors import ArgumentError
+from tensorlrf.nn import FactoredConv2d, FactoredLinear
+
+
+class MyLinear(nn.Linear):
+    """A subclass that may do anything."""
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    return layer
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "subclass": (lambda: MyLinear(32, 32), "subclass of Linear"),
+    "groups": (lambda: nn.Conv2d(32, 32, 3, groups=4), "groups=4"),
+    "depthwise": (lambda: nn.Conv2d(32, 32, 3, groups=32), "groups=32"),
+    "pointwise": (lambda: nn.Conv2d(32, 32, 1), "1 x 1"),
+    "transposed": (lambda: nn.ConvTranspose2d(32, 32, 3), "transposed"),
+    "conv1d": (lambda: nn.Conv1d(32, 32, 3), "two dimensions"),
+    "conv3d": (lambda: nn.Conv3d(8, 8, 3), "two dimensions"),
+    "parametrised": (lambda: parametrizations.weight_norm(nn.Linear(32, 32)), "parametrised"),
+    "old spectral norm": (lambda: nn.utils.spectral_norm(nn.Linear(32, 32)), "hook"),
+    "hooks": (lambda: hooked(nn.Linear(32, 32)), "hooks"),
+    "patched": (lambda: patched(nn.Linear(32, 32)), "forward"),
+    "lazy": (lambda: nn.LazyLinear(32), "lazy"),
+    "lazy conv": (lambda: nn.LazyConv2d(32, 3), "lazy"),
+    "meta": (lambda: nn.Linear(32, 32, device="meta"), "meta"),
+    "complex": (lambda: nn.Linear(32, 32, dtype=torch.complex64), "complex64"),
+    "one row": (lambda: nn.Linear(32, 1), "no factored form is smaller"),
+    "norm": (lambda: nn.BatchNorm2d(32), "neither"),
+    "embedding": (lambda: nn.Embedding(10, 32), "neither"),
+    "multihead": (lambda: nn.MultiheadAttention(32, 4), "neither"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_stays_says_why(case: str) -> None:
+    make, reason = CASES[case]
+    odd = make()
+    model = nn.Sequential(nn.Linear(64, 64), odd)
+    small, report = compress(model, keep_params=0.5)
+    assert reason in report.layer("1").reason
+    assert not report.layer("1").factored
+    assert type(small[1]) is type(odd)
+    assert type(small[0]) is FactoredLinear
+    # Alone it is no model to compress, and the error says why.
+    with pytest.raises(ArgumentError, match="no eligible layer") as caught:
+        compress(nn.Sequential(odd), keep_params=0.5)
+    assert reason in str(caught.value)
+
+
+def test_every_owner_of_parameters_is_listed_once() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 32, 3, groups=2)),
+        nn.TransformerEncoderLayer(16, 2, 32),
+    )
+    _, report = compress(model, keep_params=0.6)
+    owners = [
+        n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None
+    ]
+    assert [row.name for row in report.layers] == owners
+    bias = sum(p.numel() for n, p in model[0].named_parameters() if n == "bias")
+    listed = sum(row.params_before for row in report.layers) + bias
+    assert listed == sum(p.numel() for p in model.parameters())
+    for row in report.layers:
+        assert row.factored != bool(row.reason)
+
+
+def test_transformer_layer_keeps_what_its_fast_path_reads() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 2, 64))
+    _, report = compress(model, keep_params=0.5)
+    for name in ("1.linear1", "1.linear2"):
+        assert "fast path" in report.layer(name).reason
+
+
+def test_tied_weights_stay_and_name_each_other() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(64, 32)
+            self.body = nn.Linear(32, 32)
+            self.head = nn.Linear(32, 64, bias=False)
+            self.head.weight = self.embed.weight
+
+    _, report = compress(Tied(), keep_params=0.6)
+    assert "embed.weight" in report.layer("head").reason
+    assert report.layer("body").factored
+    # Two parameters on one storage, without being one object.
+    first, second = nn.Linear(32, 32), nn.Linear(32, 32)
+    second.weight = nn.Parameter(first.weight.detach()[:])
+    reasons = [one.reason for one in survey(nn.Sequential(first, second))]
+    assert ["1.weight" in reasons[0], "0.weight" in reasons[1]] == [True, True]
+    # Neighbours in one storage share nothing.
+    flat = torch.randn(2, 32, 32)
+    first.weight, second.weight = nn.Parameter(flat[0]), nn.Parameter(flat[1])
+    assert all(one.eligible for one in survey(nn.Sequential(first, second)))
+
+
+def test_module_used_twice_is_one_layer_in_two_places() -> None:
+    shared = nn.Linear(32, 32)
+    block = nn.Sequential(shared)
+    model = nn.Sequential(shared, nn.ReLU(), block, block)
+    small, report = compress(model, keep_params=0.5)
+    (row,) = report.layers
+    assert row.places == ("0", "2.0", "3.0")
+    assert isinstance(small[0], FactoredLinear)
+    assert small[0] is small[2][0]
+    assert small[2] is small[3]
+    assert sum(p.numel() for p in small.parameters()) == report.model.params_after
+
+
+def test_module_held_outside_the_tree_stays() -> None:
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(32, 32) for _ in range(3))
+            self.order = [self.a]
+            object.__setattr__(self, "best", self.b)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.order[0](x)))
+
+    _, report = compress(Holds(), keep_params=0.5)
+    assert "order" in report.layer("a").reason
+    assert "best" in report.layer("b").reason
+    assert report.layer("c").factored
+
+
+def test_skip_covers_what_a_module_holds() -> None:
+    model = nn.ModuleDict(
+        {
+            "body": nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)),
+            "head1": nn.Sequential(nn.Linear(32, 32)),
+            "head2": nn.Linear(32, 32),
+        }
+    )
+    for globs, left in [
+        (["head*"], {"head1.0", "head2"}),
+        ("head1", {"head1.0"}),
+        (["body.1", "*2"], {"body.1", "head2"}),
+    ]:
+        _, report = compress(model, keep_params=0.5, skip=globs)
+        assert {row.name for row in report.layers if "skipped" in row.reason} == left
+    with pytest.raises(ArgumentError, match=r"skip: 'tail\*' matches no module.*body\.0"):
+        compress(model, keep_params=0.5, skip=["tail*"])
+
+
+def test_the_model_itself_may_be_a_layer() -> None:
+    layer = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+    small, report = compress(layer, keep_params=0.5)
+    assert isinstance(small, FactoredConv2d)
+    assert report.model.params_after == sum(p.numel() for p in small.parameters())
+    small, report = compress(
+        layer, keep_params=0.5, calibration=[torch.randn(30, 16, 9, 9)], progress=False
+    )
+    assert report.layers[0].data_aware
+    assert isinstance(small, FactoredConv2d)
+
+
+def test_a_compressed_model_is_left_alone_the_second_time() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 64))
+    small, _ = compress(model, keep_params=0.5, skip=["1"])
+    _, report = compress(small, keep_params=0.5)
+    assert "already" in report.layer("0").reason
+    assert report.layer("1").factored

@@ -1,0 +1,75 @@
+"""Calls that stop in the middle."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from tensorlrf.compression._suspend import Suspendable
+
+
+def test_caller_and_call_take_turns() -> None:
+    seen: list[str] = []
+
+    def run(this: Suspendable) -> None:
+        for name in ("a", "b"):
+            seen.append(f"before {name}")
+            this.suspend(name)
+            seen.append(f"after {name}")
+
+    one = Suspendable(run)
+    assert seen == []
+    assert one.advance() == "a"
+    assert seen == ["before a"]
+    assert one.advance() == "b"
+    assert one.advance() is None
+    assert seen == ["before a", "after a", "before b", "after b"]
+    one.close()
+
+
+def test_errors_come_out_and_nothing_is_left_running() -> None:
+    def fails(this: Suspendable) -> None:
+        this.suspend("here")
+        raise KeyError("from within")
+
+    one = Suspendable(fails)
+    assert one.advance() == "here"
+    with pytest.raises(KeyError, match="from within"):
+        one.advance()
+    one.close()
+
+    before = threading.active_count()
+    cleaned: list[bool] = []
+
+    def waits(this: Suspendable) -> None:
+        try:
+            this.suspend("for ever")
+        except Exception:
+            cleaned.append(False)  # an abandoned call is not an error of the model
+        finally:
+            cleaned.append(True)
+
+    passes = [Suspendable(waits) for _ in range(5)]
+    for one in passes[:3]:
+        one.advance()
+    for one in passes:
+        one.close()
+    assert threading.active_count() == before
+    assert cleaned == [True] * 3
+
+
+def test_settings_of_the_calling_thread_hold_within() -> None:
+    found: list[object] = []
+
+    def run(_: Suspendable) -> None:
+        found.append(torch.is_autocast_enabled("cpu"))
+        found.append(torch.get_autocast_dtype("cpu"))
+        found.append(torch.empty(1).device.type)
+
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        one = Suspendable(run)
+        one.advance()
+    one.close()
+    assert found == [True, torch.bfloat16, "meta"]
