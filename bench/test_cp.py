@@ -77,7 +77,7 @@ def test_fifty_sweeps(benchmark: Any, case: str, peer: str) -> None:
     tensorly = tensorly_on_torch() if peer == "tensorly" else None
     run = ours if peer == "ours" else theirs
     benchmark.group = f"cp, 50 sweeps, {case}"
-    rounds = 3 if peer == "ours" else 1
+    rounds = 7 if peer == "ours" else 2
     result = benchmark.pedantic(run, rounds=rounds, warmup_rounds=int(peer == "ours"))
     benchmark.extra_info.update(case=case, peer=peer, rel_error=result.rel_error(tensor))
 

@@ -31,7 +31,7 @@ class CPState:
     factors   (n_k, s, r) each, columns of unit length, in the working dtype
     weights   (s, r) float64
     grams     (s, r, r) float64, U_k^T U_k of each mode
-    progress  (s,) float64, ||X_hat||^2 - 2 <X, X_hat> as the last update of a sweep left it
+    progress  (s,) float64, ||X_hat||^2 - 2 <X, X_hat> after the last sweep that measured it
     """
 
     factors: tuple[Tensor, ...]
@@ -47,6 +47,16 @@ class CPState:
     def columns(self) -> list[Tensor]:
         """Factors as (n_k, s r)."""
         return [u.flatten(1) for u in self.factors]
+
+    def copied(self) -> CPState:
+        """Of ordinary tensors, which autograd takes, also where these are inference tensors."""
+        with torch.inference_mode(False):
+            return CPState(
+                tuple(u.clone() for u in self.factors),
+                self.weights.clone(),
+                tuple(g.clone() for g in self.grams),
+                self.progress.clone(),
+            )
 
     def start(self, index: int) -> CPState:
         """One of the starts, alone."""
@@ -102,13 +112,13 @@ def proximal_solve(system: Tensor, rhs: Tensor, old: Tensor, ridge: float) -> Te
     The ridge keeps the factorisation from failing: `system` is a Gram with diagonal at most one,
     and its rounding errors, about r 1e-16, are far below RIDGE_FLOOR.
     """
-    old_rows, rhs_rows = old.permute(1, 2, 0), rhs.permute(1, 2, 0)  # (s, r, n)
+    old_rows, rhs_rows = old.transpose(0, 1), rhs.transpose(0, 1)  # (s, n, r)
     identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
     lower, _ = torch.linalg.cholesky_ex(torch.add(system, identity, alpha=ridge))
     # The inverse of a small matrix, once, is cheaper than triangular solves with n right sides,
     # and what it loses is lost from a step, which the next sweep takes again.
-    step = torch.cholesky_inverse(lower) @ torch.baddbmm(rhs_rows, system, old_rows, alpha=-1)
-    return (old_rows + step).permute(2, 0, 1)
+    residual = torch.baddbmm(rhs_rows, old_rows, system, alpha=-1)
+    return torch.baddbmm(old_rows, residual, torch.cholesky_inverse(lower)).transpose(0, 1)
 
 
 def normalise(solution: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,16 +151,24 @@ def update_mode(state: CPState, mode: int, mttkrp: Tensor, ridge: float, measure
 
 
 def als_sweep(
-    tensor: CutTensor, state: CPState, ridge: float, fixed: frozenset[int] = frozenset()
+    tensor: CutTensor,
+    state: CPState,
+    ridge: float,
+    fixed: frozenset[int] = frozenset(),
+    *,
+    measure: bool = False,
 ) -> CPState:
-    """One pass over all modes that are not fixed: two full contractions."""
+    """One pass over all modes that are not fixed: two full contractions.
+
+    `measure` brings `progress` up to date, at the cost of a few small products.
+    """
     cut = tensor.cut
     last = [k for k in (*cut.inner, *cut.outer) if k not in fixed][-1]
 
     def descend(state: CPState, partial: Tensor, modes: tuple[int, ...]) -> CPState:
         """Update `modes` in order, from the tensor already contracted over all others."""
         if len(modes) == 1:
-            return update_mode(state, modes[0], partial, ridge, measure=modes[0] == last)
+            return update_mode(state, modes[0], partial, ridge, measure and modes[0] == last)
         at = split([cut.shape[k] for k in modes])
         left, right = modes[:at], modes[at:]
         if not fixed.issuperset(left):

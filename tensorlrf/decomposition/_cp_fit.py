@@ -56,8 +56,11 @@ def run_als(
         history.append(relative(square_residuals(tensor, state), scale))
     while done < stopping.sweeps:
         block = min(CHECKPOINT_EVERY, stopping.sweeps - done)
-        for sweep in range(done, done + block):
-            state = als_sweep(tensor, state, ridge_at(sweep, dtype), fixed)
+        # A sweep is many small operations, which cost less where autograd has nothing to note.
+        with torch.inference_mode():
+            for sweep in range(done, done + block):
+                state = als_sweep(tensor, state, ridge_at(sweep, dtype), fixed)
+        state = state.copied()
         done += block
         errors = relative(square_residuals(tensor, state), scale)
         history.append(errors)

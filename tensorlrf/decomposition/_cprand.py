@@ -268,7 +268,7 @@ def _exact_phase(
     errors = list(trace)
     for _ in range(0, 0 if stopped else MAX_EXACT_SWEEPS, _LOOK_EVERY):
         for _ in range(_LOOK_EVERY):
-            state = als_sweep(problem.data, state, RIDGE_FLOOR[dtype], fixed)
+            state = als_sweep(problem.data, state, RIDGE_FLOOR[dtype], fixed, measure=True)
         before = errors[-1] if len(errors) > len(trace) else math.inf
         errors.append(_progress(problem, state))
         if stopping.watch is not None and stopping.watch(state, errors[-1]):

@@ -46,7 +46,7 @@ def test_final_error_is_that_of_converged_als(
 def test_at_most_ten_exact_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     sweep = _cprand.als_sweep
-    monkeypatch.setattr(_cprand, "als_sweep", lambda *a: made.append(1) or sweep(*a))
+    monkeypatch.setattr(_cprand, "als_sweep", lambda *a, **k: made.append(1) or sweep(*a, **k))
     fit_cp(noisy((10, 11, 12), 9, 0.5), 9, solver="cprand", random_state=0)
     assert 1 <= len(made) <= 10
 
