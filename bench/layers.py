@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,16 @@ ROW_SECONDS = 0.25  # one path by itself
 
 @dataclass(frozen=True)
 class Group:
-    """A layer, its input, and a run of it on each path; "dense" is the torch layer."""
+    """A layer, its input, and a run of it on each path; "dense" is the torch layer.
+
+    `timings` are of eager calls, by the clock of the device; `graphs` of CUDA graph replays.
+    """
 
     case: Conv | Linear
     factors: Factors
     runs: dict[str, Callable[[], Tensor]]
     timings: ops.Timings
+    graphs: ops.Timings | None
 
     @classmethod
     def measure(
@@ -57,7 +61,11 @@ class Group:
             modules[path] = factored
         runs = {path: _call(module, x) for path, module in modules.items()}
         timings = ops.time_calls(runs, seconds=ALTERNATING_SECONDS, device=device)
-        return cls(case, factors, runs, timings)
+        graphs = None
+        if device.type == "cuda":
+            replays = {path: _graphed(run) for path, run in runs.items()}
+            graphs = ops.time_calls(replays, seconds=ALTERNATING_SECONDS, device=device)
+        return cls(case, factors, runs, timings, graphs)
 
     def cost(self, path: str) -> ops.Cost:
         stride = (self.case.stride,) * 2 if isinstance(self.case, Conv) else (1, 1)
@@ -78,7 +86,17 @@ class Group:
         fastest, and the one of the cost model."""
         cost = self.cost(path)
         saved = self.cost("dense").flops / self.cost("chain").flops
-        return {
+        clocks: dict[str, float] = {}
+        if self.graphs is not None:
+            # The path's own calls at the device's rates, with launches for nothing.
+            floor = replace(ops.profile_of(self.factors.device), launch=0.0)
+            clocks = {
+                "event_us": 1e6 * self.timings.median(path),
+                "graph_us": 1e6 * self.graphs.median(path),
+                "graph_speedup": self.graphs.median("dense") / self.graphs.median(path),
+                "roofline_us": 1e6 * floor.seconds(cost, self.factors.dtype),
+            }
+        return clocks | {
             "case": f"{self.case}, {format} {share}",
             "path": path,
             "format": format,
@@ -109,6 +127,20 @@ def bench_row(benchmark: Any, group: Group, path: str, format: str, share: float
 
     rounds = int(min(200, max(7, ROW_SECONDS / group.timings.median(path))))
     benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=2)
+
+
+def _graphed(run: Callable[[], Tensor]) -> Callable[[], None]:
+    """A replay of the call as a CUDA graph, without the launches of the host."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 def _dense_layer(

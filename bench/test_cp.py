@@ -87,8 +87,8 @@ def test_svd_start(benchmark: Any, peer: str) -> None:
     """The start alone at 200 x 200 x 200, rank 16, and the error after one sweep from it."""
     from tensorlrf.decomposition._cp_init import svd_start
 
-    case = "200x200x200 r16"
-    shape, rank = CASES[case]
+    case = "svd start, 200x200x200 r16"
+    shape, rank = CASES["200x200x200 r16"]
     tensor = noisy(shape, rank)
     tensorly = tensorly_on_torch() if peer == "tensorly" else None
 
@@ -103,7 +103,7 @@ def test_svd_start(benchmark: Any, peer: str) -> None:
         return found.weights, list(found.factors)
 
     del tensorly
-    benchmark.group = f"cp, svd start, {case}"
+    benchmark.group = f"cp, {case}"
     start = benchmark.pedantic(ours if peer == "ours" else theirs, rounds=3, warmup_rounds=1)
     error = fit_cp(tensor, rank, init=start, n_iter_max=1, tol=0).error
     benchmark.extra_info.update(case=case, peer=peer, rel_error=error)
