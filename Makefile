@@ -6,16 +6,13 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test test-slow lint format bench bench-craft gpu-check gpu-bench clean
+.PHONY: demo test lint format bench bench-craft gpu-check gpu-bench clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
 
 test: $(READY)
-	$(RUN) -m pytest -q -m "not slow and not gpu" tests
-
-test-slow: $(READY)
-	$(RUN) -m pytest -q -m slow tests
+	$(RUN) -m pytest -q -m "not gpu" tests
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -28,7 +25,7 @@ format: $(READY)
 
 # Each suite in a process of its own, so that none inherits another's memory or threads.
 bench: $(READY)
-	for suite in $(filter-out bench/test_craft.py,$(wildcard bench/test_*.py)); do \
+	for suite in $(wildcard bench/test_*.py); do \
 		$(RUN) -m pytest -q $$suite --results bench/results/cpu || exit 1; done
 
 # F1 and latency of a text detector over methods and shares: about half an hour.

@@ -85,7 +85,8 @@ def fit_cp(
                   the rank exceeds n_k), or the start itself as CPFactors or (weights, factors).
                   A matrix starts at its truncated SVD, which is optimal.
     tol           stop when the true relative error falls by less than this share of itself a
-                  sweep; judged every ten sweeps; 0 makes all sweeps
+                  sweep; judged every ten sweeps. 0 makes all sweeps, and looks at the error only
+                  at the end unless there is a callback
     solver        "als": alternating least squares with a dimension tree and an annealed proximal
                   ridge. "cprand": randomised least squares, then at most ten exact sweeps.
     n_samples     "cprand" only: sampled rows of a least-squares system (default from the rank)

@@ -52,10 +52,12 @@ def run_als(
     history: list[list[float]] = []
     converged, reason = False, f"n_iter_max={stopping.sweeps} sweeps were made"
     done = 0
+    # Where nothing is decided at a checkpoint, the only one is the end.
+    every = CHECKPOINT_EVERY if stopping.tol > 0 or stopping.watch else max(1, stopping.sweeps)
     if stopping.sweeps == 0:
         history.append(relative(square_residuals(tensor, state), scale))
     while done < stopping.sweeps:
-        block = min(CHECKPOINT_EVERY, stopping.sweeps - done)
+        block = min(every, stopping.sweeps - done)
         # A sweep is many small operations, which cost less where autograd has nothing to note.
         with torch.inference_mode():
             for sweep in range(done, done + block):
