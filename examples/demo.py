@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    console = Console(width=140)
+    console = Console(width=170)
 
     console.rule("CRAFT text detector, 3x3 convolutions on factors")
     dense = load_detector()

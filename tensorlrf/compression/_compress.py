@@ -99,6 +99,7 @@ def compress(
     report = Report(
         keep_params=float(keep_params),
         method=method,
+        target=target,
         batches=len(batches or ()),
         layers=tuple(rows),
         model=_totals(model, small),

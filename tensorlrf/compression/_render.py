@@ -57,7 +57,9 @@ def markdown(report: Report) -> str:
 
 
 def _title(report: Report) -> str:
-    data = f"{report.batches} calibration batches" if report.batches else "no calibration"
+    data = "no calibration"
+    if report.batches:
+        data = f"{report.batches} calibration batches, target {report.target}"
     return f"method {report.method}, keep_params {report.keep_params:g}, {data}"
 
 

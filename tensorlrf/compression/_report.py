@@ -30,7 +30,7 @@ class LayerReport:
                    did not reach it
     weight_error   relative Frobenius error of the factors as stored
     output_error   relative error of the outputs without bias on the calibration inputs, root mean
-                   square, in the metric of the second moments
+                   square, against the target of the fit
     samples        input rows (for a conv: patches) that these were measured on
     data_aware     whether the factors were fitted to the inputs
     path           how it is executed, at the rows of the first calibration batch where known
@@ -86,6 +86,7 @@ class Report:
 
     keep_params  the share that was asked for
     method       as given
+    target       as given; without calibration it has no meaning
     batches      calibration batches, 0 without calibration
     layers       every module that owns parameters, once, in the order of the model
     model        the whole model's parameters and their bytes, shared ones counted once
@@ -95,6 +96,7 @@ class Report:
 
     keep_params: float
     method: str
+    target: str
     batches: int
     layers: tuple[LayerReport, ...]
     model: Totals
