@@ -79,6 +79,7 @@ CURVE = [
 PLAIN = [
     Setting("svd", 0.25, calibrated=False),
     Setting("tucker", 0.25, calibrated=False),
+    Setting("cp", 0.25, calibrated=False),
     Setting("tucker", 0.25, calibrated=False, peer="tensorly-torch"),
 ]
 
