@@ -1,4 +1,5 @@
 # make demo | test | lint | bench            make their own environment in .venv, from nothing
+# make test-slow                             what `make test` leaves out: every shipped launch compiled
 # make gpu-check | gpu-bench PYTHON=python3  use the Python you name, install nothing
 PYTHON ?= python3
 VENV   := .venv
@@ -6,13 +7,19 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test lint format bench bench-craft gpu-check gpu-bench clean
+.PHONY: demo test test-slow lint format bench bench-craft gpu-check gpu-bench clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
 
+# Two processes: Triton reads TRITON_INTERPRET when it is imported, and compiles nothing under it.
 test: $(READY)
-	$(RUN) -m pytest -q -m "not gpu" tests
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "not gpu and not aot and not slow" tests
+	$(RUN) -m pytest -q -m "aot and not slow" tests/kernels
+
+test-slow: $(READY)
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
+	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+# Triton reads it once, when it is imported, and compiles nothing in a process that has it set.
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+NEEDS = {"interpreter": True, "aot": False, "gpu": False}
 
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu") is not None:
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, interprets in NEEDS.items():
+        if item.get_closest_marker(marker) is not None and interprets != INTERPRETS:
+            pytest.fail(
+                f"tests marked {marker!r} run {'with' if interprets else 'without'} "
+                "TRITON_INTERPRET=1 in the environment; `make test` runs each kind in its process",
+                pytrace=False,
+            )

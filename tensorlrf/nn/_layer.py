@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.nn._dense_cache import DenseCache
-from tensorlrf.ops import PathTable
+from tensorlrf.ops import PathTable, paths_of
 from tensorlrf.ops._dense import dense_weight
 
 
@@ -156,9 +156,10 @@ class FactoredLayer(nn.Module, ABC):
         self._follow_device()  # assign=True may bring tensors of another device
 
     def _follow_device(self) -> None:
-        device_type = self.factors.device.type
-        if device_type != self._device_type:
-            self._device_type = device_type
+        factors = self.factors
+        if factors.device.type != self._device_type:
+            self._device_type = factors.device.type
+            self._paths = paths_of(factors)
             self.path_table = self._default_path_table()
 
     def extra_repr(self) -> str:

@@ -5,7 +5,7 @@ from tensorlrf.ops._conv2d import conv2d, conv2d_paths, run_conv2d
 from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, linear_cost
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._linear import linear, linear_paths, run_linear
-from tensorlrf.ops._paths import PathTable, best_path, path_cost, paths_of
+from tensorlrf.ops._paths import PathTable, best_path, floor_cost, path_cost, paths_of
 from tensorlrf.ops._profile import DeviceProfile, profile_of
 from tensorlrf.ops._timing import Timings, time_calls, time_paths
 
@@ -22,6 +22,7 @@ __all__ = [
     "conv2d_cost",
     "conv2d_paths",
     "dense_weight",
+    "floor_cost",
     "inner",
     "linear",
     "linear_cost",

@@ -11,21 +11,33 @@ from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv2d import conv2d_paths
 from tensorlrf.ops._geometry import Pair, output_size, pair, resolve_padding
-from tensorlrf.ops._linear import linear_paths
+from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
+from tensorlrf_kernels._chip import H200
+from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS, pad
+from tensorlrf_kernels.lowrank_linear.launch import forward as lowrank_linear_launch
+
+ROWS_OF_A_PROGRAM = 64  # of the kernel for many rows
 
 
 class Step(NamedTuple):
-    """One library call.
+    """One library call, or one launch of a kernel of ours.
 
-    kind   "matmul", "conv" (kernel of more than one element), "depthwise", or "merge" (an
-           elementwise product of factors; its multiplications are not counted as FLOPs)
-    flops  2 x multiply-adds
-    bytes  inputs and weights read once, outputs written once
+    kind      "matmul", "conv" (kernel of more than one element), "depthwise", "merge" (an
+              elementwise product of factors; its multiplications are not counted as FLOPs),
+              "fused" (products chained on chip), or "fused_few" (the same for few rows, with a
+              grid barrier between the products)
+    flops     2 x multiply-adds
+    bytes     inputs and weights read once, outputs written once
+    padding   how many times as many FLOPs are executed, since a tile's width is a power of two
+    programs  how many blocks of work there are; 0 where they always fill the device
     """
 
     kind: str
     flops: int
     bytes: int
+    padding: float = 1.0
+    programs: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,12 +102,20 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
     """Cost of `ops.linear` by `path` on `rows` rows; meta tensors serve as factors.
 
     `rebuild=False` leaves out what "dense" spends on rebuilding the weight, as in a layer that
-    keeps it.
+    keeps it. "fused" is counted as on a GPU, wherever the factors are.
     """
-    check_path(path, linear_paths(factors))
+    check_path(path, LINEAR_PATHS)
+    linear_paths(factors)  # refuses what is no linear layer
     counter = _Counter(factors.dtype.itemsize)
     m, n = factors.shape
-    if path == "dense":
+    if path == "fused" and _runs_fused(factors, rows):
+        if isinstance(factors, CPFactors):
+            counter.merge(n * _fused_rank(factors))
+        elif isinstance(factors, TuckerFactors) and len(factors.modes) == 2:
+            r_out, r_in = factors.core.shape
+            counter.matmul(r_in, r_out, m if r_in <= r_out else n)
+        counter.fused(rows, n, _fused_rank(factors), m)
+    elif path == "dense":
         if rebuild:
             counter.to_dense(factors)
         counter.matmul(rows, n, m)
@@ -114,6 +134,19 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
         counter.matmul(rows, n, rank)
         counter.matmul(rows, rank, m)
     return counter.cost()
+
+
+def _fused_rank(factors: Factors) -> int:
+    """The rank between the two matrices that the kernel multiplies by."""
+    rank = factors.rank
+    return rank if isinstance(rank, int) else min(rank, default=0)
+
+
+def _runs_fused(factors: Factors, rows: int) -> bool:
+    """Whether the path "fused" runs the kernel; where it does not, it is the chain."""
+    m, n = factors.shape
+    problem = Problem(rows, m, n, _fused_rank(factors), factors.dtype)
+    return lowrank_linear_launch(problem, H200) is not None
 
 
 def conv2d_cost(factors: Factors, path: str, positions: Positions, *, rebuild: bool = True) -> Cost:
@@ -184,6 +217,14 @@ class _Counter:
     def matmul(self, rows: int, n: int, m: int) -> None:
         """(rows, n) times (n, m)."""
         self._add("matmul", rows * n * m, rows * n + n * m + rows * m)
+
+    def fused(self, rows: int, n: int, rank: int, m: int) -> None:
+        """(rows, n) times (n, rank) times (rank, m) in one kernel."""
+        flops, elements = 2 * rows * rank * (n + m), rows * n + rank * (n + m) + rows * m
+        padding, few = pad(rank) / rank, rows <= MOST_DECODE_ROWS
+        kind, programs = ("fused_few", 0) if few else ("fused", -(-rows // ROWS_OF_A_PROGRAM))
+        step = Step(kind, flops, elements * self.itemsize, 1.0 if few else padding, programs)
+        self.steps.append(step)
 
     def conv(self, read: int, written: int, n: int, m: int, taps: int) -> None:
         """n channels at `read` positions to m channels at `written` positions."""

@@ -9,11 +9,16 @@ from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._check import check_bias, check_input, check_path
 from tensorlrf.ops._dense import dense_weight
+from tensorlrf_kernels._launch import HAS_TRITON
 from tensorlrf_kernels.lowrank_linear import lowrank_linear
+from tensorlrf_kernels.lowrank_linear import reference as chain
+
+LINEAR_PATHS = ("dense", "chain", "fused")
 
 
 def linear_paths(factors: Factors) -> tuple[str, ...]:
-    """The paths by which a linear layer can run on these factors.
+    """The paths by which a linear layer can run on these factors, where they are: "fused" needs
+    an NVIDIA GPU and Triton.
 
     Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
     for a weight (out_features, in_features).
@@ -28,7 +33,41 @@ def linear_paths(factors: Factors) -> tuple[str, ...]:
             f"factors stand for a tensor of shape {factors.shape}; the weight of a linear layer is "
             "(out_features, in_features)"
         )
-    return ("dense", "chain")
+    has_two = not (isinstance(factors, TuckerFactors) and not factors.modes)
+    fuses = has_two and factors.device.type == "cuda" and HAS_TRITON
+    return LINEAR_PATHS if fuses else LINEAR_PATHS[:2]
+
+
+def check_linear_path(path: str, factors: Factors) -> None:
+    """The path is one that these factors have where they are; else the error says why not."""
+    paths = linear_paths(factors)
+    if path == "fused" and path not in paths:
+        lacking = (
+            f"the factors are on {factors.device}; move them to an NVIDIA GPU with .to('cuda')"
+            if factors.device.type != "cuda"
+            else "Triton cannot be imported; install the triton of this torch"
+        )
+        raise UnsupportedError(f"path='fused' is a GPU kernel, and {lacking}, or choose 'chain'")
+    check_path(path, paths)
+
+
+def _as_two_matrices(factors: Factors) -> tuple[Tensor, Tensor]:
+    """right (r, n) and left (m, r) whose product the factors stand for; a core goes to the side
+    that leaves the smaller rank."""
+    if isinstance(factors, LowRank):
+        return factors.right, factors.left
+    if isinstance(factors, CPFactors):
+        out_factor, in_factor = factors.factors
+        return (in_factor * factors.weights).T, out_factor
+    assert isinstance(factors, TuckerFactors)
+    core, given = factors.core, dict(zip(factors.modes, factors.factors, strict=True))
+    if 1 not in given:
+        return core, given[0]
+    if 0 not in given:
+        return given[1].T, core
+    if core.shape[1] <= core.shape[0]:
+        return given[1].T, given[0] @ core
+    return core @ given[1].T, given[0]
 
 
 def run_linear(path: str, factors: Factors, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,17 +77,15 @@ def run_linear(path: str, factors: Factors, x: Tensor, bias: Tensor | None = Non
     """
     if path == "dense":
         return F.linear(x, dense_weight(factors), bias)
-    if isinstance(factors, LowRank):
-        return lowrank_linear(x, factors.right, factors.left, bias)
-    if isinstance(factors, CPFactors):
-        out_factor, in_factor = factors.factors
-        return lowrank_linear(x, (in_factor * factors.weights).T, out_factor, bias)
-    assert isinstance(factors, TuckerFactors)
+    if path == "fused":
+        return lowrank_linear(x, *_as_two_matrices(factors), bias)
+    if not isinstance(factors, TuckerFactors):
+        return chain.lowrank_linear(x, *_as_two_matrices(factors), bias)
     given = dict(zip(factors.modes, factors.factors, strict=True))
     if 1 in given:
         x = F.linear(x, given[1].T)  # (..., n) -> (..., r_1)
     if 0 in given:
-        return lowrank_linear(x, factors.core, given[0], bias)
+        return chain.lowrank_linear(x, factors.core, given[0], bias)
     return F.linear(x, factors.core, bias)
 
 
@@ -60,13 +97,14 @@ def linear(
     x        (..., n), any number of leading dimensions
     factors  LowRank, CPFactors or TuckerFactors of shape (m, n)
     bias     (m,)
-    path     "dense" (rebuild W) or "chain" (one product a factor); by default the one that the
-             cost model expects to be faster for this number of rows
+    path     "dense" (rebuild W), "chain" (one product a factor), or on an NVIDIA GPU "fused" (one
+             kernel, the intermediate on chip); by default the one that the cost model expects to
+             be fastest for this number of rows
 
     Returns (..., m). Differentiable in x, bias and every tensor of the factors.
     Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
     """
-    paths = linear_paths(factors)
+    linear_paths(factors)
     m, n = factors.shape
     check_input(x, factors)
     if x.ndim == 0 or x.shape[-1] != n:
@@ -81,5 +119,5 @@ def linear(
         rows, profile = bucket(x.shape[:-1].numel()), nominal_profile(x.device)
         path = best_path(factors, rows, profile=profile)
     else:
-        check_path(path, paths)
+        check_linear_path(path, factors)
     return run_linear(path, factors, x, bias)

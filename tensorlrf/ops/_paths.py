@@ -12,7 +12,7 @@ import torch
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
 from tensorlrf.ops._conv2d import conv2d_paths
-from tensorlrf.ops._cost import Cost, Positions, conv2d_cost, linear_cost
+from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, linear_cost
 from tensorlrf.ops._geometry import Pair
 from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._profile import DeviceProfile, profile_of
@@ -146,6 +146,16 @@ def path_cost(
     if len(factors.shape) == 2:
         return linear_cost(factors, path, rows, rebuild=rebuild)
     return conv2d_cost(factors, path, Positions.from_rows(rows, stride), rebuild=rebuild)
+
+
+def floor_cost(factors: Factors, rows: int, *, stride: Pair = (1, 1)) -> Cost:
+    """The least that any path on the factors must do: read input and factors, write the output,
+    and the FLOPs of the factored path that has the fewest."""
+    read = rows if len(factors.shape) == 2 else Positions.from_rows(rows, stride).input
+    elements = read * factors.shape[1] + rows * factors.shape[0] + factors.n_params
+    paths = (path for path in paths_of(factors) if path != "dense")
+    flops = min(path_cost(factors, path, rows, stride=stride).flops for path in paths)
+    return Cost((Step("matmul", flops, elements * factors.dtype.itemsize),))
 
 
 def best_path(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from tensorlrf.ops._cost import Cost
+from tensorlrf.ops._cost import Cost, Step
+from tensorlrf_kernels import _chip
+from tensorlrf_kernels._chip import Chip, chip_of, tf32_allowed
 
 
 @dataclass(frozen=True)
 class DeviceProfile:
     """Rates of one device.
 
-    name       of the device
-    bandwidth  bytes/s read and written
-    rate       FLOP/s of each kind of `Step` that has FLOPs, in float32
-    launch     s a library call, on top of its work, for each kind of `Step`
-    speedup    dtype -> how much faster than float32 the arithmetic is in it
-    overlaps   whether a call's memory traffic hides behind its arithmetic, or adds to it
+    name        of the device
+    bandwidth   bytes/s read and written
+    rate        FLOP/s of each kind of `Step` that has FLOPs, in float32
+    launch      s a library call, on top of its work, for each kind of `Step`
+    speedup     dtype -> how much faster than float32 the arithmetic is in it
+    overlaps    whether a call's memory traffic hides behind its arithmetic, or adds to it
+    processors  how many programs of a `Step` run at once
+    efficiency  kind of `Step`, or (kind, dtype) -> share of rate and bandwidth that it reaches
     """
 
     name: str
@@ -28,18 +32,35 @@ class DeviceProfile:
     launch: Mapping[str, float]
     speedup: Mapping[torch.dtype, float]
     overlaps: bool
+    processors: int = 1
+    efficiency: Mapping[str | tuple[str, torch.dtype], float] = field(default_factory=dict)
 
     def seconds(self, cost: Cost, dtype: torch.dtype) -> float:
         """Predicted time of the calls of a path, one after the other: the roofline of Williams,
         Waterman & Patterson (2009) for each, plus its launch."""
-        speedup = self.speedup.get(dtype, 1.0)
-        total = 0.0
-        for step in cost.steps:
-            arithmetic = step.flops / (self.rate[step.kind] * speedup) if step.flops else 0.0
-            traffic = step.bytes / self.bandwidth
-            work = max(arithmetic, traffic) if self.overlaps else arithmetic + traffic
-            total += self.launch[step.kind] + work
-        return total
+        return sum(self.step_seconds(step, dtype) for step in cost.steps)
+
+    def floor(self, cost: Cost, dtype: torch.dtype) -> float:
+        """Least time for that many FLOPs and bytes: the roofline itself, without launches."""
+        arithmetic = cost.flops / (self.rate["matmul"] * self.speedup.get(dtype, 1.0))
+        traffic = cost.bytes / self.bandwidth
+        return max(arithmetic, traffic) if self.overlaps else arithmetic + traffic
+
+    def step_seconds(self, step: Step, dtype: torch.dtype) -> float:
+        """Predicted time of one call."""
+        rate = self.rate[step.kind] * self.speedup.get(dtype, 1.0) if step.flops else 1.0
+        share = self.efficiency.get(step.kind, 1.0)
+        rate *= self.efficiency.get((step.kind, dtype), share)
+        arithmetic, traffic = step.flops * step.padding / rate, step.bytes / self.bandwidth
+        work = max(arithmetic, traffic) if self.overlaps else arithmetic + traffic
+        return self.launch[step.kind] + work / self._busy(step.programs)
+
+    def _busy(self, programs: int) -> float:
+        """Share of the device that so many programs keep busy, over all their waves."""
+        if not programs:
+            return 1.0
+        waves = -(-programs // self.processors)
+        return programs / (waves * self.processors)
 
     def scaled(self, name: str, share: float) -> DeviceProfile:
         """A like device with `share` of the cores."""
@@ -61,16 +82,47 @@ CPU = DeviceProfile(
     overlaps=False,
 )
 
-# Copy and bf16 matmul rates are measured; the others are estimates from the data sheet (float32
-# without TF32), until the benchmarks have run there.
-H200 = DeviceProfile(
-    name="NVIDIA H200",
-    bandwidth=4.3e12,
-    rate={"matmul": 50e12, "conv": 40e12, "depthwise": 5e12},
-    launch=dict.fromkeys(("matmul", "conv", "depthwise", "merge"), 2e-6),
-    speedup={torch.bfloat16: 15.6, torch.float16: 15.6},
-    overlaps=True,
-)
+# What no constant of a chip says: convolutions, in float32 without TF32, as shares of its matrix
+# products. Estimates, until the benchmarks have run there.
+CONV_SHARE = 0.8
+DEPTHWISE_SHARE = 0.1
+
+
+def chip_profile(chip: Chip, *, tf32: bool = False) -> DeviceProfile:
+    """The profile of a GPU; `tf32` says whether float32 products may be made in it."""
+    single = chip.matmul_rate(torch.float32)
+    speedup = {dtype: rate / single for dtype, rate in chip.rate.items()}
+    if tf32:
+        speedup[torch.float32] = chip.tf32_rate / single
+    speedup[torch.float64] = chip.matmul_rate(torch.float64) / single
+    library = ("matmul", "conv", "depthwise", "merge")
+    return DeviceProfile(
+        name=chip.name,
+        bandwidth=chip.bandwidth,
+        rate={
+            "matmul": single,
+            "conv": CONV_SHARE * single,
+            "depthwise": DEPTHWISE_SHARE * single,
+            "fused": single,
+            "fused_few": single,
+        },
+        launch={
+            **dict.fromkeys(library, chip.launch),
+            "fused": chip.launch,
+            "fused_few": chip.launch + chip.barrier,
+        },
+        speedup=speedup,
+        overlaps=True,
+        processors=chip.multiprocessors,
+        efficiency={
+            "matmul": chip.library,
+            "fused": chip.chained,
+            **({} if tf32 else {("fused", torch.float32): chip.plain}),
+        },
+    )
+
+
+H200 = chip_profile(_chip.H200)
 
 
 def nominal_profile(device: torch.device) -> DeviceProfile:
@@ -80,14 +132,11 @@ def nominal_profile(device: torch.device) -> DeviceProfile:
 
 
 def profile_of(device: torch.device | str) -> DeviceProfile:
-    """The profile that predicts for `device`: the nominal one of its kind, scaled by its
-    multiprocessors or by the number of threads. Tensors on "meta" are planned for the CPU."""
+    """The profile that predicts for `device`: of its GPU, or the CPU's scaled by the number of
+    threads. Tensors on "meta" are planned for the CPU."""
     device = torch.device(device)
     nominal = nominal_profile(device)
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        if properties.name == nominal.name:
-            return nominal
-        return nominal.scaled(properties.name, properties.multi_processor_count / 132)
+        return chip_profile(chip_of(device), tf32=tf32_allowed())
     threads = torch.get_num_threads()
     return nominal if threads == 2 else nominal.scaled(f"{threads} CPU threads", threads / 2)

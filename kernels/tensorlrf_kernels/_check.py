@@ -1,0 +1,47 @@
+"""Checks of an op's operands: shapes by letters, one dtype, one device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_operands(**operands: tuple[Tensor | None, str]) -> None:
+    """Each operand, by name, has the dimensions that its letters name; None is left out.
+
+    A letter stands for one size wherever it occurs, "..." for the leading dimensions of the first
+    operand. All are of one floating dtype on one device. Raises ValueError with the operand's
+    name, its shape and the remedy.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    lead: tuple[int, ...] | None = None
+    first_name, (first, _) = next(iter(operands.items()))
+    assert first is not None
+    for name, (tensor, letters) in operands.items():
+        if tensor is None:
+            continue
+        named = letters.removeprefix("...")
+        described = f"{name} has shape {tuple(tensor.shape)}; it must be ({', '.join(letters)})"
+        described = described.replace("., ., .", "...")
+        if tensor.ndim < len(named) or (letters == named and tensor.ndim != len(named)):
+            raise ValueError(described)
+        split = tensor.ndim - len(named)
+        if letters != named:
+            lead = tuple(tensor.shape[:split]) if lead is None else lead
+            if tuple(tensor.shape[:split]) != lead:
+                raise ValueError(
+                    f"{described}, with the leading dimensions of {first_name}, {lead}"
+                )
+        for letter, size in zip(named, tensor.shape[split:], strict=True):
+            known, owner = sizes.setdefault(letter, (size, name))
+            if known != size:
+                raise ValueError(f"{described}, with {letter} = {known} as {owner} has it")
+        if tensor.dtype != first.dtype:
+            raise ValueError(
+                f"{name} has dtype {tensor.dtype}, {first_name} {first.dtype}; cast one with .to()"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, {first_name} on {first.device}; move one with .to()"
+            )
+    if not first.is_floating_point():
+        raise ValueError(f"{first_name} has dtype {first.dtype}; it must be a floating one")

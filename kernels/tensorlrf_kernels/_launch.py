@@ -1,0 +1,199 @@
+"""Launches as values: how a kernel is to be launched, and one launch made ready."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+
+from tensorlrf_kernels._chip import LEAST_CAPABILITY, Chip, chip_of
+
+HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
+
+
+class Problem(NamedTuple):
+    """What a launch is chosen for: y (rows, out) from x (rows, inp) through `rank`."""
+
+    rows: int
+    out: int
+    inp: int
+    rank: int
+    dtype: torch.dtype
+    tf32: bool = False  # whether float32 products may be made in it
+
+    @property
+    def empty(self) -> bool:
+        """Whether a size is zero."""
+        return not (self.rows and self.out and self.inp and self.rank)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How one kernel is launched for a range of shapes.
+
+    kernel       its name in the op's `kernel.py`
+    blocks       sizes of its tiles, by the names that they have there
+    programs     of a persistent grid; 0 where the shape gives the grid
+    cooperative  whether all programs must run at once, to wait for each other
+    """
+
+    kernel: str
+    blocks: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 3
+    programs: int = 0
+    cooperative: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "kernel": self.kernel,
+            "blocks": dict(self.blocks),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "programs": self.programs,
+            "cooperative": self.cooperative,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LaunchConfig:
+        """Inverse of `to_json`; raises ValueError for anything else."""
+        try:
+            blocks = {str(name): int(size) for name, size in values["blocks"].items()}
+            return cls(**{**values, "blocks": blocks})
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{values!r} is not a launch configuration") from None
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
+        grid = f" programs={self.programs}" if self.programs else ""
+        return f"{self.kernel} {sizes} warps={self.num_warps} stages={self.num_stages}{grid}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch of a kernel: everything but the compiled code.
+
+    op        the op whose `kernel.py` holds the kernel
+    grid      number of programs
+    args      runtime arguments by name, tensors or integers; None where the kernel reads nothing
+    constants compile-time arguments by name, the tiles of `config` apart
+    """
+
+    op: str
+    config: LaunchConfig
+    grid: int
+    args: Mapping[str, Any]
+    constants: Mapping[str, Any]
+
+    @property
+    def function(self) -> Any:
+        """The kernel; imports triton."""
+        return getattr(kernels_of(self.op), self.config.kernel)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Runtime and compile-time arguments together."""
+        return {**self.args, **self.constants, **self.config.blocks}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told beside the arguments."""
+        options: dict[str, Any] = {
+            "num_warps": self.config.num_warps,
+            "num_stages": self.config.num_stages,
+            "enable_fp_fusion": True,
+        }
+        if self.config.cooperative:
+            options["launch_cooperative_grid"] = True
+        return options
+
+    def launch(self) -> None:
+        """Launch on the current stream of the arguments' device, compiling first if need be."""
+        self.function[(self.grid,)](**self.arguments, **self.options)
+
+
+def launch(calls: Sequence[Call]) -> None:
+    """Launch one after the other, on the device of the first call's tensors."""
+    device = next(t.device for t in calls[0].args.values() if isinstance(t, torch.Tensor))
+    if device.type != "cuda":  # Triton's interpreter
+        for call in calls:
+            call.launch()
+        return
+    with torch.cuda.device(device):
+        for call in calls:
+            call.launch()
+
+
+def execute(
+    config: LaunchConfig,
+    build: Callable[[LaunchConfig], tuple[Sequence[Call], Any]],
+    *,
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Any | None:
+    """Launch the calls that `build` makes and return what they fill; None where a kernel does not
+    compile on this chip, with one warning an op, chip and dtype."""
+    chip = chip_of(device)
+    if not supports(chip) or (op, chip.name, dtype) in _failed:
+        return None
+    if chip.name in _uncooperative:
+        config = replace(config, cooperative=False)
+    try:
+        calls, result = build(config)
+        launch(calls)
+    except Exception as error:
+        if config.cooperative and "cooperative" in str(error):
+            _uncooperative.add(chip.name)
+            return execute(config, build, op=op, device=device, dtype=dtype)
+        if not _did_not_compile(error):
+            raise
+        _failed.add((op, chip.name, dtype))
+        reason = (str(error).strip().splitlines() or [""])[-1]
+        say_once(
+            f"{op}: the kernel for {dtype} does not compile on {chip.name} "
+            f"({type(error).__name__}: {reason}); library products run in its place"
+        )
+        return None
+    return result
+
+
+@cache
+def kernels_of(op: str) -> Any:
+    """The module with the op's kernels; imports triton."""
+    return importlib.import_module(f"tensorlrf_kernels.{op}.kernel")
+
+
+def supports(chip: Chip) -> bool:
+    """Whether kernels are launched on this chip at all."""
+    return HAS_TRITON and chip.capability >= LEAST_CAPABILITY
+
+
+def say_once(message: str) -> None:
+    """A RuntimeWarning, the first time that this message is given."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _did_not_compile(error: Exception) -> bool:
+    """Whether the error came before the kernel ran: of Triton, LLVM or ptxas, a missing C compiler
+    or an unwritable cache. Mistakes of ours and errors of the device are neither."""
+    mistakes = (TypeError, ValueError, LookupError, NameError, AttributeError)
+    if isinstance(error, (*mistakes, torch.OutOfMemoryError)):
+        # A kernel that Triton's front end refuses is a ValueError of no kind in some versions.
+        return type(error).__module__.startswith("triton")
+    text = str(error)
+    return ("[CUDA]" not in text and "CUDA error" not in text) or "kernel image" in text
+
+
+_failed: set[tuple[str, str, torch.dtype]] = set()  # op, chip, dtype
+_uncooperative: set[str] = set()  # chips that refuse cooperative launches
+_said: set[str] = set()

@@ -1,0 +1,198 @@
+"""What each path should cost, and which one is chosen, as a table.
+
+    python -m tensorlrf.ops.explain 4096x4096 --rank 64
+    python -m tensorlrf.ops.explain 64x64x3x3 --format cp --rank 32 --device A100 --dtype float16
+    python -m tensorlrf.ops.explain 3072x768 --rank 96 --rows 1 128 8192 --device cpu
+
+Nothing is run: the times are those of the cost model, on the device named or on the one at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
+from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
+from tensorlrf.ops._conv2d import conv2d_paths
+from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
+from tensorlrf.ops._paths import floor_cost, path_cost
+from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
+from tensorlrf_kernels._chip import KNOWN, Chip, chip_of, known_chip, tf32_allowed
+from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.lowrank_linear import launch
+
+FORMATS = ("lowrank", "cp", "tucker")
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+ROWS = (1, 16, 128, 512, 2048, 8192, 32768)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Predicted seconds of each path for each number of rows, and the choice.
+
+    seconds  rows -> path -> s
+    chosen   rows -> path
+    floor    rows -> s that moving the operands and multiplying the factors takes at the least
+    launch   rows -> how the kernel would be launched, where there is one
+    """
+
+    factors: str
+    device: str
+    dtype: torch.dtype
+    seconds: dict[int, dict[str, float]]
+    chosen: dict[int, str]
+    floor: dict[int, float]
+    launch: dict[int, str]
+
+    def __str__(self) -> str:
+        paths = list(next(iter(self.seconds.values())))
+        dtype = str(self.dtype).removeprefix("torch.")
+        head = f"{'rows':>8}  {'floor':>9}" + "".join(f"  {path:>14}" for path in paths)
+        lines = [
+            f"{self.factors}, {dtype}, on {self.device}: microseconds by the cost model",
+            f"{head}  chosen",
+        ]
+        for rows, times in self.seconds.items():
+            cells = "".join(f"  {1e6 * times[path]:14.1f}" for path in paths)
+            lines.append(f"{rows:>8}  {1e6 * self.floor[rows]:9.1f}{cells}  {self.chosen[rows]}")
+        for rows, config in self.launch.items():
+            lines.append(f"fused at {rows} rows: {config}")
+        return "\n".join(lines)
+
+
+def explain(
+    factors: Factors,
+    rows: Sequence[int] = ROWS,
+    *,
+    device: str | torch.device | None = None,
+    rebuild: bool = False,
+) -> Explanation:
+    """The cost model's view of a layer on `factors`; meta tensors serve.
+
+    rows     numbers of rows M (a convolution's are batch x output positions, at stride 1)
+    device   "cpu", "cuda", or a GPU by name ("H200"); by default that of the factors
+    rebuild  whether the dense path rebuilds the weight in each call
+
+    Raises ArgumentError for a device that is not known.
+    """
+    profile, chip = _device(factors.device if device is None else device)
+    paths: tuple[str, ...]
+    if len(factors.shape) == 2:
+        linear_paths(factors)
+        paths = LINEAR_PATHS if chip is not None else LINEAR_PATHS[:2]
+    else:
+        paths = conv2d_paths(factors)
+    seconds, chosen, floor, launches = {}, {}, {}, {}
+    for M in rows:
+        costs = {path: path_cost(factors, path, M, rebuild=rebuild) for path in paths}
+        seconds[M] = {p: profile.seconds(cost, factors.dtype) for p, cost in costs.items()}
+        chosen[M] = min(paths, key=seconds[M].__getitem__)
+        floor[M] = profile.floor(floor_cost(factors, M), factors.dtype)
+        if chip is not None and "fused" in paths:
+            config = launch.forward(_problem(factors, M), chip)
+            launches[M] = "no kernel, the chain" if config is None else str(config)
+    return Explanation(repr(factors), profile.name, factors.dtype, seconds, chosen, floor, launches)
+
+
+def sample(format: str, shape: Sequence[int], rank: int, dtype: torch.dtype) -> Factors:
+    """Factors of a weight of that shape without any numbers in them.
+
+    Raises ArgumentError for a format, or a number of dimensions, that no layer has.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if len(shape) not in (2, 4) or min(shape) < 1:
+        text = "x".join(map(str, shape))
+        raise ArgumentError(f"shape={text} is no layer; give OUTxIN, or OUTxINxKHxKW")
+    if rank < 1:
+        raise ArgumentError(f"rank={rank} must be 1 at least")
+
+    def empty(*size: int) -> Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    out, *others = shape
+    if format == "lowrank":
+        return LowRank(empty(out, rank), empty(rank, math.prod(others)), tuple(shape))
+    if format == "cp":
+        return CPFactors(empty(rank), tuple(empty(n, rank) for n in shape))
+    core = [min(rank, n) if k < 2 else n for k, n in enumerate(shape)]
+    return TuckerFactors(empty(*core), tuple(empty(shape[k], core[k]) for k in (0, 1)), (0, 1))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tensorlrf.ops.explain",
+        description="What each path of a factored layer should cost, and which one is chosen.",
+    )
+    parser.add_argument("shape", help="of the weight: OUTxIN, or OUTxINxKHxKW")
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--format", default="lowrank", help=", ".join(FORMATS))
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="numbers of rows M")
+    parser.add_argument("--dtype", default="bfloat16", help=", ".join(DTYPES))
+    parser.add_argument(
+        "--device", help=f"cpu, cuda, {', '.join(KNOWN)}; by default the GPU if there is one"
+    )
+    parser.add_argument(
+        "--rebuild", action="store_true", help="the dense path rebuilds the weight in each call"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if given.dtype not in DTYPES:
+            raise unknown("dtype", given.dtype, tuple(DTYPES))
+        try:
+            shape = [int(size) for size in given.shape.lower().split("x")]
+        except ValueError:
+            raise ArgumentError(
+                f"shape={given.shape!r} is no shape; give OUTxIN, or OUTxINxKHxKW"
+            ) from None
+        if min(given.rows) < 1:
+            raise ArgumentError(f"rows={min(given.rows)} must be 1 at least")
+        factors = sample(given.format, shape, given.rank, DTYPES[given.dtype])
+        device = given.device or ("cuda" if torch.cuda.is_available() else "H200")
+        print(explain(factors, given.rows, device=device, rebuild=given.rebuild))
+    except TensorlrfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _device(device: str | torch.device) -> tuple[DeviceProfile, Chip | None]:
+    """The profile of a device, and its chip where it is a GPU."""
+    name = str(device)
+    if name in ("cpu", "meta"):
+        return profile_of(name), None
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ArgumentError(
+                f"device={name!r} is not here; name a chip to plan for: {', '.join(KNOWN)}"
+            )
+        return profile_of(name), chip_of(torch.device(name))
+    try:
+        chip = known_chip(name)
+    except ValueError:
+        raise unknown("device", name, ("cpu", "cuda", *KNOWN)) from None
+    return chip_profile(chip, tf32=tf32_allowed()), chip
+
+
+def _problem(factors: Factors, rows: int) -> Problem:
+    rank = factors.rank if isinstance(factors.rank, int) else min(factors.rank)
+    m, n = factors.shape
+    tf32 = factors.dtype is torch.float32 and tf32_allowed()
+    return Problem(rows, m, n, rank, factors.dtype, tf32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""What every kernel stands on: chips, launch tables, counters, and what happens on failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tensorlrf_kernels import _chip, _counters, _launch, _tables
+from tensorlrf_kernels._launch import Call, LaunchConfig, Problem
+from tensorlrf_kernels.lowrank_linear import launch, lowrank_linear
+
+BF16 = torch.bfloat16
+PROBLEM = Problem(8192, 4096, 4096, 64, BF16)
+CONFIG = LaunchConfig("prefill", {"BM": 64, "BN": 128}, 8, 2)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No memory of what was tuned, said or refused before."""
+    for name in ("_failed", "_uncooperative", "_said"):
+        monkeypatch.setattr(_launch, name, set())
+    _tables.choose.cache_clear()
+    _tables._entries.cache_clear()
+    yield
+    _tables.choose.cache_clear()
+    _tables._entries.cache_clear()
+
+
+# ---- chips --------------------------------------------------------------------------------------
+
+
+def test_a_chip_is_found_by_a_part_of_its_name() -> None:
+    assert _chip.known_chip("h200") is _chip.H200
+    with pytest.raises(ValueError, match=r"'NVIDIA'.*NVIDIA H200, NVIDIA A100, NVIDIA B200"):
+        _chip.known_chip("NVIDIA")
+
+
+def test_an_unknown_chip_is_derived_from_the_nearest() -> None:
+    assert _chip.nearest("NVIDIA A100-SXM4-80GB", (8, 0)) is _chip.A100
+    assert _chip.nearest("NVIDIA GeForce RTX 4090", (8, 9)) is _chip.A100
+    assert _chip.nearest("NVIDIA H100 PCIe", (9, 0)) is _chip.H200
+    assert _chip.nearest("NVIDIA X999", (13, 0)) is _chip.B200
+    assert _chip.nearest("Tesla T4", (7, 5)) is _chip.A100
+
+
+def test_other_devices_are_planned_for_as_an_h200() -> None:
+    assert _chip.chip_of(torch.device("cpu")) is _chip.H200
+
+
+def test_the_tf32_switch_is_torchs_own() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for precision, allowed in (("tf32", True), ("ieee", False)):
+            torch.backends.cuda.matmul.fp32_precision = precision
+            assert _chip.tf32_allowed() == allowed
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+# ---- launches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chip", _chip.KNOWN.values(), ids=lambda chip: chip.name)
+@pytest.mark.parametrize("dtype", launch.DTYPES, ids=str)
+def test_heuristics_serve_every_shape_and_respect_the_chip(
+    chip: _chip.Chip, dtype: torch.dtype
+) -> None:
+    for rows in (1, 7, 128, 129, 1000, 10**6):
+        for out, inp in ((1, 1), (33, 4097), (4096, 11008), (128256, 4096)):
+            for rank in (1, 17, 64, 256, 2000):
+                problem = Problem(rows, out, inp, rank, dtype)
+                config = launch.forward(problem, chip)
+                assert (config is None) == (rows > 128 and rank > 256)
+                if config is None:
+                    continue
+                b = config.blocks
+                assert all(size & (size - 1) == 0 for name, size in b.items() if name != "CHUNK")
+                assert config.num_stages >= 1
+                if config.kernel == "decode":
+                    assert rows <= b["BM"]
+                    assert -(-rank // b["BR"]) <= launch.MOST_RANK_BLOCKS
+                    assert b["CHUNK"] % b["BK"] == 0
+                    assert config.programs == chip.multiprocessors
+                else:
+                    assert rank <= b["BR"]
+                again = launch.backward(problem, chip)
+                assert again is None or again.blocks["CHUNK"] % again.blocks["BM"] == 0
+
+
+@pytest.mark.parametrize("size", ["rows", "out", "inp", "rank"])
+def test_nothing_is_launched_for_nothing(size: str) -> None:
+    problem = PROBLEM._replace(**{size: 0})
+    assert launch.forward(problem, _chip.H200) is None
+    assert launch.backward(problem, _chip.H200) is None
+
+
+def test_nothing_is_launched_in_other_dtypes() -> None:
+    assert launch.forward(PROBLEM._replace(dtype=torch.float64), _chip.H200) is None
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("rows", [16, 8192])
+def test_candidates_begin_with_the_heuristic_and_never_repeat(direction: str, rows: int) -> None:
+    problem = PROBLEM._replace(rows=rows)
+    found = list(launch.candidates(direction, problem, _chip.H200))
+    assert found[0] == getattr(launch, direction)(problem, _chip.H200)
+    assert len(found) > 20
+    assert len({json.dumps(config.to_json()) for config in found}) == len(found)
+
+
+def test_a_launch_is_json_both_ways() -> None:
+    assert LaunchConfig.from_json(json.loads(json.dumps(CONFIG.to_json()))) == CONFIG
+    assert str(CONFIG) == "prefill BM=64 BN=128 warps=8 stages=2"
+    for values in ({}, {"kernel": "x"}, {"kernel": "x", "blocks": {}, "color": 3}):
+        with pytest.raises(ValueError, match="not a launch configuration"):
+            LaunchConfig.from_json(values)
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def test_a_tuned_launch_serves_its_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ("lowrank_linear", "forward", "bfloat16", _tables.bucket(PROBLEM))
+    path = _tables.write_table(tmp_path, _chip.H200, {key: CONFIG})
+    assert (
+        path.name == f"nvidia-h200-triton-{'.'.join(_tables.triton_version().split('.')[:2])}.json"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    monkeypatch.setenv(_tables.VARIABLE, str(tmp_path))
+    device = torch.device("cpu")  # planned for as an H200
+    assert _tables.choose("lowrank_linear", "forward", PROBLEM, device) == CONFIG
+    inside = PROBLEM._replace(rows=5000, rank=33)
+    assert _tables.choose("lowrank_linear", "forward", inside, device) == CONFIG
+    for other in (
+        PROBLEM._replace(rows=4096),
+        PROBLEM._replace(rank=65),
+        PROBLEM._replace(dtype=torch.float16),
+    ):
+        config = _tables.choose("lowrank_linear", "forward", other, device)
+        assert config == launch.forward(other, _chip.H200)
+
+
+def test_a_table_grows_and_keeps_what_it_had(tmp_path: Path) -> None:
+    first = ("lowrank_linear", "forward", "bfloat16", "1x1x1x16")
+    second = ("lowrank_linear", "backward", "tf32", "2x2x2x16")
+    _tables.write_table(tmp_path, _chip.H200, {first: CONFIG})
+    path = _tables.write_table(tmp_path, _chip.H200, {second: replace(CONFIG, num_warps=4)})
+    assert _tables._read(path) == {first: CONFIG, second: replace(CONFIG, num_warps=4)}
+
+
+def test_a_tuned_launch_never_revives_what_no_kernel_serves(tmp_path: Path) -> None:
+    problem = PROBLEM._replace(rank=512)
+    _tables.remember(_chip.H200, "lowrank_linear", "forward", problem, CONFIG)
+    assert _tables.choose("lowrank_linear", "forward", problem, torch.device("cpu")) is None
+
+
+def test_a_damaged_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / _tables.table_name(_chip.H200.name, _tables.triton_version())
+    path.write_text('{"launches": {"lowrank_linear.forward": {"bfloat16": {"1x1x1x16": 3}}}}')
+    monkeypatch.setenv(_tables.VARIABLE, str(tmp_path))
+    with pytest.raises(ValueError, match=f"{path.name} is not a table of launches"):
+        _tables.tuned(_chip.H200, "lowrank_linear", "forward", PROBLEM)
+
+
+def test_tf32_is_a_dtype_of_its_own() -> None:
+    single = PROBLEM._replace(dtype=torch.float32)
+    assert _tables.dtype_key(single) == "float32"
+    assert _tables.dtype_key(single._replace(tf32=True)) == "tf32"
+
+
+# ---- counters -----------------------------------------------------------------------------------
+
+
+def test_counters_are_zero() -> None:
+    found = _counters.counters(torch.device("cpu"))
+    assert found.dtype == torch.int32
+    assert found.numel() == _counters.SLOT
+    assert not found.any()
+
+
+# ---- failures -----------------------------------------------------------------------------------
+
+
+def execute(error: Exception, config: LaunchConfig = CONFIG) -> tuple[object, list[LaunchConfig]]:
+    """`execute` where the launch raises `error`, but for a launch that is not cooperative."""
+    tried: list[LaunchConfig] = []
+
+    def build(config: LaunchConfig) -> tuple[list[Call], str]:
+        tried.append(config)
+        if not config.cooperative and "cooperative" in str(error):
+            return [Call("none", config, 1, {"x": torch.ones(1)}, {})], "two launches"
+        raise error
+
+    result = _launch.execute(
+        config, build, op="lowrank_linear", device=torch.device("cpu"), dtype=BF16
+    )
+    return result, tried
+
+
+def test_a_kernel_that_does_not_compile_is_named_once() -> None:
+    error = RuntimeError("PassManager::run failed")
+    with pytest.warns(RuntimeWarning, match=r"lowrank_linear.*bfloat16.*NVIDIA H200.*PassManager"):
+        assert execute(error) == (None, [CONFIG])
+    assert execute(error) == (None, [])  # neither tried nor said again
+
+
+def test_errors_of_ours_and_of_the_device_are_raised() -> None:
+    for error in (
+        TypeError("an argument is missing"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("out of memory"),
+    ):
+        with pytest.raises(type(error)):
+            execute(error)
+
+
+def test_a_chip_without_cooperative_launches_gets_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "launch", lambda calls: None)
+    error = RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
+    config = replace(CONFIG, cooperative=True)
+    result, tried = execute(error, config)
+    assert result == "two launches"
+    assert [c.cooperative for c in tried] == [True, False]
+    assert [c.cooperative for c in execute(error, config)[1]] == [False]
+
+
+def test_without_triton_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "HAS_TRITON", False)
+    assert execute(RuntimeError("unreachable")) == (None, [])
+    old = replace(_chip.H200, capability=(7, 5))
+    monkeypatch.setattr(_launch, "HAS_TRITON", True)
+    monkeypatch.setattr(_launch, "chip_of", lambda device: old)
+    assert execute(RuntimeError("unreachable")) == (None, [])
+
+
+def test_the_op_runs_where_triton_cannot_be_imported() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch; "
+        "from tensorlrf_kernels.lowrank_linear import lowrank_linear; "
+        "y = lowrank_linear(torch.ones(2, 3), torch.ones(1, 3), torch.ones(4, 1)); "
+        "print(y.sum().item())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ".:kernels", "PATH": ""},
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert float(run.stdout) == 24.0
+
+
+def test_too_large_a_rank_for_the_chip_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorlrf_kernels import lowrank_linear as op
+
+    x, right, left = torch.ones(200, 4), torch.ones(300, 4), torch.ones(5, 300)
+    with pytest.warns(RuntimeWarning, match="rank 300 is above 256"):
+        y, _ = op._forward_cuda(x, right, left, None, None, None, False)
+    torch.testing.assert_close(y, lowrank_linear(x, right, left))
+    op._forward_cuda(x, right, left, None, None, None, False)

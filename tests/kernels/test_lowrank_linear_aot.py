@@ -1,0 +1,77 @@
+"""The kernels of lowrank_linear compiled for chips that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tensorlrf_kernels._chip import KNOWN
+from tensorlrf_kernels._launch import Call, Problem
+from tensorlrf_kernels.lowrank_linear import fused
+from tensorlrf_kernels.lowrank_linear.launch import DTYPES, backward, forward
+from tests.kernels.compiled import assert_fits
+
+pytestmark = pytest.mark.aot
+
+ROWS = {"decode": (16, 128), "prefill": (8192,), "backward": (8192,)}
+RANKS = {
+    "decode": (32, 64, 256, 512),
+    "prefill": (16, 32, 64, 128, 256),
+    "backward": (16, 32, 64, 128),
+}
+
+
+@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
+def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
+    yield request.param
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def calls_of(kernel: str, problem: Problem, chip: str, full: bool) -> list[Call]:
+    """The launches for the problem with every term and gradient, or with none."""
+    M, N, K, R, dtype, _ = problem
+
+    def empty(*size: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.empty(size, dtype=of)
+
+    x, right, left, dy = empty(M, K), empty(R, K), empty(N, R), empty(M, N)
+    bias, residual = (empty(N), empty(M, N)) if full else (None, None)
+    activation = "gelu" if full else None
+    choose = backward if kernel == "backward" else forward
+    config = choose(problem, KNOWN[chip])
+    assert config is not None
+    assert config.kernel == kernel
+    if kernel == "backward":
+        t = empty(M, R, of=fused.kept_dtype(dtype))
+        terms = (right, left, bias, residual, activation, [True, True, True, full, full])
+        return fused.backward_calls(config, config, dy, x, t, *terms)[0]
+    return fused.forward_calls(config, x, right, left, bias, residual, activation, keep=full)[0]
+
+
+@pytest.mark.parametrize("kernel", ROWS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chip", KNOWN)
+def test_fits_the_chip(chip: str, dtype: torch.dtype, kernel: str) -> None:
+    rows = ROWS[kernel][0]
+    calls = calls_of(kernel, Problem(rows, 4096, 4096, 64, dtype), chip, full=False)
+    assert_fits(calls, KNOWN[chip], dtype, calls[0].config.blocks["BM"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True], ids=["plain", "full"])
+@pytest.mark.parametrize(("kernel", "rank"), [(k, r) for k, ranks in RANKS.items() for r in ranks])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chip", KNOWN)
+def test_every_heuristic_launch_fits(
+    chip: str, dtype: torch.dtype, kernel: str, rank: int, full: bool, tf32: bool
+) -> None:
+    if tf32 and dtype is not torch.float32:
+        return  # the same launch as without
+    for rows in ROWS[kernel]:
+        calls = calls_of(kernel, Problem(rows, 4096, 4096, rank, dtype, tf32), chip, full)
+        assert_fits(calls, KNOWN[chip], dtype, calls[0].config.blocks["BM"])

@@ -1,0 +1,267 @@
+"""The kernels of lowrank_linear in Triton's interpreter, against float64.
+
+Programs run one after the other there, so the cooperative launch is a grid of one program; the
+grid barrier between many is left to the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf_kernels._activation import ACTIVATIONS
+from tensorlrf_kernels._chip import H200
+from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, launch
+from tensorlrf_kernels.lowrank_linear import fused
+from tensorlrf_kernels.lowrank_linear.launch import backward, forward
+from tests.kernels.operands import (
+    LAYOUTS,
+    Operands,
+    assert_within,
+    backward_bounds,
+    draw,
+    exact,
+    forward_bound,
+    gradients,
+)
+
+pytestmark = pytest.mark.interpreter
+
+DTYPES = (torch.float16, torch.float32)  # the interpreter multiplies the raw bits of bfloat16
+CHIP = replace(H200, multiprocessors=3)  # so that small shapes have several programs
+SIZES = st.integers(1, 80)
+CASES = {
+    "K": st.integers(1, 150),
+    "N": SIZES,
+    "R": st.integers(1, 70),
+    "dtype": st.sampled_from(DTYPES),
+    "terms": st.booleans(),
+    "activation": st.sampled_from([None, *ACTIVATIONS]),
+    "layout": st.sampled_from(sorted(LAYOUTS)),
+}
+
+
+@pytest.fixture(autouse=True)
+def ieee_float32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def plan(o: Operands, choose: Callable[[Problem, object], LaunchConfig | None]) -> LaunchConfig:
+    config = choose(fused.problem_of(o.x, o.right, o.left), CHIP)
+    assert config is not None
+    return config
+
+
+def alone(config: LaunchConfig) -> LaunchConfig:
+    """The cooperative launch with one program, which need not wait for another."""
+    return replace(config, programs=1)
+
+
+def apart(config: LaunchConfig) -> LaunchConfig:
+    """The two launches that stand in for the cooperative one."""
+    return replace(config, cooperative=False)
+
+
+def run(calls: list[Call]) -> None:
+    """Launch with NaN in everything that is yet to be written; counters are left zero."""
+    outputs = ("y", "partials", "dt", "dx", "dz", "left_parts", "bias_parts")
+    inputs = ("x", "dy", "right", "left", "bias", "residual")
+    for call in calls:
+        given_ = [call.args[name].data_ptr() for name in inputs if name in call.args]
+        for name in outputs:
+            tensor = call.args.get(name)
+            if tensor is not None and tensor.data_ptr() not in given_:
+                tensor.fill_(math.nan)
+    # The interpreter computes with numpy, which warns where IEEE arithmetic has an answer.
+    with np.errstate(invalid="ignore", over="ignore"):
+        launch(calls)
+    for call in calls:
+        if "counters" in call.args:
+            assert not call.args["counters"].any()
+
+
+def check_forward(config: LaunchConfig, o: Operands, activation: str | None) -> None:
+    calls, y, t = fused.forward_calls(
+        config, o.x, o.right, o.left, o.bias, o.residual, activation, keep=True
+    )
+    run(calls)
+    assert_within(y, exact(o, activation), forward_bound(o, activation), "y")
+    assert t is not None
+    kept = Operands(o.x, o.right, torch.eye(o.right.shape[0], dtype=o.x.dtype))
+    assert_within(t, exact(kept, None), forward_bound(kept, None), "t")
+
+
+@settings(max_examples=25, deadline=None)
+@given(M=st.integers(1, 40), how=st.sampled_from([alone, apart]), **CASES)
+@example(
+    M=1, K=1, N=1, R=1, dtype=torch.float16, terms=True, activation="gelu", layout="rows", how=alone
+)
+@example(
+    M=33,
+    K=129,
+    N=65,
+    R=300,
+    dtype=torch.float16,
+    terms=True,
+    activation=None,
+    layout="columns",
+    how=apart,
+)
+def test_decode(M, K, N, R, dtype, terms, activation, layout, how) -> None:  # type: ignore[no-untyped-def]
+    o = draw(M, N, K, R, dtype, terms=terms, layout=LAYOUTS[layout])
+    check_forward(how(plan(o, forward)), o, activation)
+
+
+@settings(max_examples=25, deadline=None)
+@given(M=st.integers(129, 200), split=st.sampled_from([1, 2, 4]), **CASES)
+@example(
+    M=129, K=1, N=1, R=1, dtype=torch.float16, terms=True, activation="silu", layout="rows", split=1
+)
+@example(
+    M=130,
+    K=65,
+    N=70,
+    R=256,
+    dtype=torch.float32,
+    terms=True,
+    activation=None,
+    layout="gaps",
+    split=2,
+)
+def test_prefill(M, K, N, R, dtype, terms, activation, layout, split) -> None:  # type: ignore[no-untyped-def]
+    o = draw(M, N, K, R, dtype, terms=terms, layout=LAYOUTS[layout])
+    config = plan(o, forward)
+    assert config.kernel == "prefill"
+    check_forward(
+        replace(config, blocks={**config.blocks, "BN": 32, "SPLIT": split}), o, activation
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    M=st.integers(1, 200),
+    chunk=st.sampled_from([64, 128]),
+    needed=st.lists(st.booleans(), min_size=5, max_size=5),
+    **CASES,
+)
+@example(
+    M=200,
+    K=70,
+    N=80,
+    R=33,
+    dtype=torch.float16,
+    terms=True,
+    activation="gelu",
+    layout="columns",
+    chunk=64,
+    needed=[True] * 5,
+)
+@example(
+    M=70,
+    K=70,
+    N=80,
+    R=16,
+    dtype=torch.float32,
+    terms=True,
+    activation=None,
+    layout="rows",
+    chunk=64,
+    needed=[False, False, False, True, True],
+)
+def test_backward(M, K, N, R, dtype, terms, activation, layout, chunk, needed) -> None:  # type: ignore[no-untyped-def]
+    o = draw(M, N, K, R, dtype, terms=terms, layout=LAYOUTS[layout])
+    needed = [need and t is not None for need, t in zip(needed, o.each(), strict=True)]
+    dy = LAYOUTS[layout](draw(M, N, 1, 1, dtype, seed=1).residual)
+    config = plan(o, backward)
+    config = replace(config, blocks={**config.blocks, "CHUNK": chunk})
+    t = (o.x.double() @ o.right.double().T).to(fused.kept_dtype(dtype))
+    calls, made = fused.backward_calls(
+        config, config, dy, o.x, t, o.right, o.left, o.bias, o.residual, activation, needed
+    )
+    if calls:
+        run(calls)
+    found = fused.collect(made, dy, needed)
+    names = ("x", "right", "left", "bias", "residual")
+    assert [g is not None for g in found] == needed
+    expected, bounds = gradients(o, dy, activation), backward_bounds(o, dy, activation)
+    for name, g in zip(names, found, strict=True):
+        if g is not None:
+            assert g.dtype == dtype
+            assert_within(g, expected[name], bounds[name], f"gradient in {name}")
+
+
+@pytest.mark.parametrize("M", [20, 140])
+def test_float16_holds_an_intermediate_beyond_its_range(M: int) -> None:
+    o = draw(M, 40, 50, 30, torch.float16)
+    o.x *= 300
+    o.right *= 300
+    o.left *= 2.0**-14
+    t = o.x.double() @ o.right.double().T
+    assert t.abs().max() > torch.finfo(torch.float16).max
+    check_forward(apart(plan(o, forward)), o, "silu")
+    dy = draw(M, 40, 1, 1, torch.float16, seed=1).residual
+    assert dy is not None
+    config, needed = plan(o, backward), [True] * 5
+    calls, made = fused.backward_calls(
+        config, config, dy, o.x, t.float(), o.right, o.left, o.bias, o.residual, "silu", needed
+    )
+    run(calls)
+    expected = gradients(o, dy, "silu")
+    for name, g in zip(expected, fused.collect(made, dy, needed), strict=True):
+        assert g is not None
+        overflows = expected[name].abs() > 0.99 * torch.finfo(torch.float16).max
+        assert bool((g.isfinite() | overflows).all()), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("M", [20, 140])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, for the maximum of such a row
+def test_what_is_not_finite_stays_in_its_row(M: int, dtype: torch.dtype, value: float) -> None:
+    o = draw(M, 40, 50, 30, dtype)
+    o.x[7, 3] = value
+    calls, y, _ = fused.forward_calls(
+        apart(plan(o, forward)), o.x, o.right, o.left, o.bias, o.residual
+    )
+    run(calls)
+    others = torch.arange(M) != 7
+    assert bool(y[others].isfinite().all())
+    assert not bool(y[7].isfinite().any())
+
+
+def test_rows_of_zeros_give_the_bias() -> None:
+    o = draw(140, 40, 50, 30, torch.float16)
+    calls, y, _ = fused.forward_calls(
+        plan(o, forward), torch.zeros_like(o.x), o.right, o.left, o.bias
+    )
+    run(calls)
+    assert o.bias is not None
+    torch.testing.assert_close(y, o.bias.expand_as(y), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("M", [3, 130])
+def test_offsets_beyond_31_bits(M: int) -> None:
+    """Rows of x that lie more than 2^31 elements apart from the first; 4 GiB are mapped."""
+    o = draw(M, 20, 40, 16, torch.float16)
+    step = 2**31 // (M - 1) + 2
+    far = torch.empty((M - 1) * step + 40, dtype=torch.float16)
+    x: Tensor = far.as_strided((M, 40), (step, 1))
+    x.copy_(o.x)
+    check_forward(apart(plan(o, forward)), replace(o, x=x), "gelu")
+    across = far[: 39 * (far.numel() // 40 + M)] if M == 3 else None
+    if across is not None:
+        wide = far.as_strided((M, 40), (1, (far.numel() - M) // 39))
+        wide.copy_(o.x)
+        check_forward(apart(plan(o, forward)), replace(o, x=wide), "gelu")

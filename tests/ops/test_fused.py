@@ -1,0 +1,169 @@
+"""The path "fused": where it is offered, what it computes, and when the cost model takes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tensorlrf import ops
+from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.factors import LowRank, TuckerFactors
+from tensorlrf.nn import FactoredLinear
+from tensorlrf.ops._linear import LINEAR_PATHS, _as_two_matrices
+from tensorlrf.ops._profile import CPU, H200, chip_profile
+from tensorlrf.ops.explain import explain, main
+from tensorlrf.ops.explain import sample as empty_sample
+from tensorlrf_kernels import _chip
+from tests.ops.samples import LINEAR_FORMATS, assert_rounding, normal, sample
+
+
+@pytest.mark.parametrize("format", LINEAR_FORMATS)
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3), (0,)])
+def test_as_two_matrices_a_format_is_what_it_was(format: str, lead: tuple[int, ...]) -> None:
+    factors, x, bias = sample(format, (6, 8), 3), normal(*lead, 8), normal(6, seed=3)
+    y = ops.run_linear("fused", factors, x, bias)
+    assert_rounding(y, factors, x, bias, F.linear)
+
+
+def test_the_core_goes_to_the_side_of_the_smaller_rank() -> None:
+    x = normal(5, 8)
+    for ranks in ((2, 4), (4, 2), (3, 3)):
+        core, out, inp = normal(*ranks), normal(6, ranks[0], seed=1), normal(8, ranks[1], seed=2)
+        factors = TuckerFactors(core, (out, inp))
+        right, left = _as_two_matrices(factors)
+        assert right.shape[0] == left.shape[1] == min(ranks)
+        torch.testing.assert_close(left @ right, factors.to_dense())
+        assert_rounding(ops.run_linear("fused", factors, x), factors, x, None, F.linear)
+
+
+def test_it_is_offered_where_a_kernel_can_run() -> None:
+    factors = sample("lowrank", (6, 8), 3)
+    assert ops.linear_paths(factors) == ("dense", "chain")
+    with pytest.raises(UnsupportedError, match=r"path='fused'.*on cpu.*\.to\('cuda'\).*'chain'"):
+        ops.linear(normal(5, 8), factors, path="fused")
+    with pytest.raises(ArgumentError, match="fused"):
+        FactoredLinear(factors).path_table = ops.PathTable.single("fused")
+
+
+def choice(rank: int, rows: int, dtype: torch.dtype = torch.bfloat16, size: int = 4096) -> str:
+    factors = empty_sample("lowrank", (size, size), rank, dtype)
+    return ops.best_path(factors, rows, paths=LINEAR_PATHS, rebuild=False, profile=H200)
+
+
+@pytest.mark.parametrize("rank", [32, 64, 128, 256, 512])
+def test_few_rows_are_fused(rank: int) -> None:
+    assert {choice(rank, M) for M in (1, 16, 128)} == {"fused"}
+
+
+@pytest.mark.parametrize("rank", [32, 64, 128, 256, 512, 1024])
+def test_between_few_and_many_rows_the_chain_wins(rank: int) -> None:
+    assert {choice(rank, M) for M in (256, 512, 1024, 2048, 4096)} == {"chain"}
+
+
+def test_many_rows_are_fused_at_a_low_rank() -> None:
+    assert {choice(rank, 8192) for rank in (32, 64, 128)} == {"fused"}
+    assert {choice(rank, M) for rank in (512, 1024) for M in (2048, 8192, 65536)} == {"chain"}
+
+
+def test_what_no_kernel_runs_costs_what_the_chain_costs() -> None:
+    for rank, rows, dtype in ((512, 8192, torch.bfloat16), (64, 8192, torch.float64)):
+        factors = empty_sample("lowrank", (4096, 4096), rank, dtype)
+        assert ops.linear_cost(factors, "fused", rows) == ops.linear_cost(factors, "chain", rows)
+
+
+def test_float32_without_tensor_cores_is_fused_for_few_rows_alone() -> None:
+    assert choice(64, 16, torch.float32) == "fused"
+    assert choice(64, 8192, torch.float32) == "chain"
+
+
+def test_a_fused_call_moves_no_intermediate_and_launches_once() -> None:
+    factors = empty_sample("lowrank", (4096, 2048), 64, torch.bfloat16)
+    fused, chain = (ops.linear_cost(factors, path, 8192) for path in ("fused", "chain"))
+    assert fused.flops == chain.flops
+    assert chain.bytes - fused.bytes == 2 * (2 * 8192 * 64)
+    assert (fused.launches, chain.launches) == (1, 2)
+
+
+def test_a_tile_wider_than_the_rank_costs_what_it_executes() -> None:
+    narrow, wide = (empty_sample("lowrank", (256, 256), r, torch.bfloat16) for r in (65, 128))
+    costs = [ops.linear_cost(f, "fused", 8192) for f in (narrow, wide)]
+    executed = [step.flops * step.padding for cost in costs for step in cost.steps]
+    assert executed[0] == pytest.approx(executed[1])
+
+
+def test_the_floor_is_below_every_path() -> None:
+    for format, shape in (
+        ("lowrank", (768, 512)),
+        ("cp", (64, 32, 3, 3)),
+        ("tucker", (64, 32, 3, 3)),
+    ):
+        for dtype in (torch.bfloat16, torch.float32):
+            factors = empty_sample(format, shape, 16, dtype)
+            for profile in (CPU, H200, chip_profile(_chip.A100, tf32=True)):
+                for rows in (1, 100, 10_000):
+                    floor = profile.floor(ops.floor_cost(factors, rows), dtype)
+                    for path in set(ops.paths_of(factors)) - {"dense"}:
+                        assert floor <= profile.seconds(ops.path_cost(factors, path, rows), dtype)
+
+
+def test_a_profile_follows_its_chip() -> None:
+    plain, tf32 = chip_profile(_chip.H200), chip_profile(_chip.H200, tf32=True)
+    cost = ops.Cost((ops.Step("matmul", 10**15, 1),))
+    faster = _chip.H200.tf32_rate / _chip.H200.matmul_rate(torch.float32)
+    assert plain.seconds(cost, torch.float32) / tf32.seconds(cost, torch.float32) == pytest.approx(
+        faster, rel=1e-3
+    )
+    assert plain.seconds(cost, torch.bfloat16) == tf32.seconds(cost, torch.bfloat16)
+
+
+def test_programs_that_do_not_fill_the_device_take_longer() -> None:
+    n = H200.processors
+    work = [
+        H200.step_seconds(ops.Step("fused", 0, 10**9, 1.0, k), torch.bfloat16)
+        for k in (n, n // 2, n + 1, 0)
+    ]
+    full, half, spill, free = (t - H200.launch["fused"] for t in work)
+    assert half == pytest.approx(2 * full)
+    assert spill == pytest.approx(full * 2 * n / (n + 1))
+    assert free == full
+
+
+def test_explain_prints_every_path_and_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["4096x4096", "--rank", "64", "--rows", "16", "8192", "--device", "h200"]) == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA H200" in out
+    rows = {line.split()[0]: line.split()[-1] for line in out.splitlines()[2:4]}
+    assert rows == {"16": "fused", "8192": "fused"}
+    assert "fused at 16 rows: decode BM=16" in out
+    assert main(["64x32x3x3", "--format", "cp", "--rank", "8", "--device", "cpu"]) == 0
+    assert "fold_depthwise" in capsys.readouterr().out
+
+
+def test_explain_chooses_what_the_table_chooses() -> None:
+    factors = LowRank(normal(64, 8, dtype=torch.float32), normal(8, 96, dtype=torch.float32))
+    explained = explain(factors, [1, 64, 1024])
+    table = ops.PathTable.from_cost(factors)
+    assert explained.chosen == {rows: table.lookup(rows) for rows in (1, 64, 1024)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["64", "--rank", "8"], "shape=64 is no layer; give OUTxIN"),
+        (["64xx", "--rank", "8"], "shape='64xx' is no shape"),
+        (["64x64", "--rank", "0"], "rank=0 must be 1 at least"),
+        (["64x64", "--rank", "8", "--rows", "0"], "rows=0 must be 1 at least"),
+        (["64x64", "--rank", "8", "--format", "svd"], "'svd'"),
+        (["64x64", "--rank", "8", "--dtype", "int8"], "'int8'"),
+        (["64x64", "--rank", "8", "--device", "H9000"], "'H9000'"),
+    ],
+)
+def test_explain_names_what_is_wrong(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
