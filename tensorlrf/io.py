@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, FileFormatError, unknown
@@ -96,6 +94,8 @@ def _write(factors: Mapping[str, Factors], path: str | os.PathLike[str]) -> None
         entries.append(
             {"name": name, "format": value.format, "meta": value.meta(), "tensors": keys}
         )
+    from safetensors.torch import save_file
+
     header = {"version": FORMAT_VERSION, "entries": entries}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_HEADER_KEY: json.dumps(header)})
@@ -119,6 +119,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _read(path: str | os.PathLike[str], device: str) -> dict[str, Factors]:
+    from safetensors import SafetensorError, safe_open
+
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"path={name!r} is not a file")

@@ -111,3 +111,22 @@ def test_import_touches_no_gpu_and_nothing_heavy() -> None:
         cwd=ROOT,
     )
     assert run.stdout.strip() == "[] False"
+
+
+def test_torch_alone_imports_and_runs_the_library() -> None:
+    """A GPU machine as it is checks and times kernels: nothing but torch and numpy is there."""
+    others = ("safetensors", "rich", "opt_einsum", "typer", "triton", "tensorly", "matplotlib")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({others!r})); import torch, tensorlrf; "
+        "layer = torch.nn.Linear(8, 6); small = tensorlrf.nn.factorize(layer, 'svd', 2); "
+        "print(tuple(small(torch.ones(3, 8)).shape))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
+        cwd=ROOT,
+    )
+    assert run.stdout.strip() == "(3, 6)"

@@ -41,6 +41,8 @@ class LaunchConfig:
     blocks       sizes of its tiles, by the names that they have there
     programs     of a persistent grid; 0 where the shape gives the grid
     cooperative  whether all programs must run at once, to wait for each other
+    registers    most of a thread. With 0 the assembler chooses, and may spill a few so that more
+                 programs fit a multiprocessor
     """
 
     kernel: str
@@ -49,6 +51,7 @@ class LaunchConfig:
     num_stages: int = 3
     programs: int = 0
     cooperative: bool = False
+    registers: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -59,6 +62,7 @@ class LaunchConfig:
             "num_stages": self.num_stages,
             "programs": self.programs,
             "cooperative": self.cooperative,
+            "registers": self.registers,
         }
 
     @classmethod
@@ -72,8 +76,9 @@ class LaunchConfig:
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
-        grid = f" programs={self.programs}" if self.programs else ""
-        return f"{self.kernel} {sizes} warps={self.num_warps} stages={self.num_stages}{grid}"
+        counts = {"programs": self.programs, "registers": self.registers}
+        rest = "".join(f" {name}={count}" for name, count in counts.items() if count)
+        return f"{self.kernel} {sizes} warps={self.num_warps} stages={self.num_stages}{rest}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class Call:
             "num_stages": self.config.num_stages,
             "enable_fp_fusion": True,
         }
+        if self.config.registers:
+            options["maxnreg"] = self.config.registers
         if self.config.cooperative:
             options["launch_cooperative_grid"] = True
         return options

@@ -22,6 +22,17 @@ SHIPPED = Path(__file__).parent / "tables"
 VARIABLE = "TENSORLRF_TABLES"  # a folder that is looked into first
 
 
+def launch_for(
+    op: str, direction: str, problem: Problem, device: torch.device
+) -> LaunchConfig | None:
+    """As `choose`, after tuning where the caller asked for it."""
+    if _asked:
+        from tensorlrf_kernels.tune import tune_once
+
+        tune_once(op, direction, problem, device)
+    return choose(op, direction, problem, device)
+
+
 @lru_cache(maxsize=4096)
 def choose(op: str, direction: str, problem: Problem, device: torch.device) -> LaunchConfig | None:
     """The launch for a problem: tuned where a table has one for this device and Triton, else by
@@ -132,8 +143,3 @@ def autotune() -> Iterator[None]:
         yield
     finally:
         _asked = before
-
-
-def asked_to_tune() -> bool:
-    """Whether the caller is inside `autotune`."""
-    return _asked

@@ -107,12 +107,17 @@ def test_nothing_is_launched_in_other_dtypes() -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("rows", [16, 8192])
-def test_candidates_begin_with_the_heuristic_and_never_repeat(direction: str, rows: int) -> None:
+def test_neighbours_differ_in_one_size_and_lead_back(direction: str, rows: int) -> None:
     problem = PROBLEM._replace(rows=rows)
-    found = list(launch.candidates(direction, problem, _chip.H200))
-    assert found[0] == getattr(launch, direction)(problem, _chip.H200)
-    assert len(found) > 20
-    assert len({json.dumps(config.to_json()) for config in found}) == len(found)
+    start = getattr(launch, direction)(problem, _chip.H200)
+    found = list(launch.neighbours(start, problem, _chip.H200))
+    assert len(found) >= 8
+    for config in found:
+        assert config != start
+        changed = {k for k in start.blocks if start.blocks[k] != config.blocks[k]} - {"BS"}
+        others = ("num_warps", "num_stages", "programs", "registers")
+        assert len(changed) + sum(getattr(config, k) != getattr(start, k) for k in others) == 1
+        assert start in list(launch.neighbours(config, problem, _chip.H200))
 
 
 def test_a_launch_is_json_both_ways() -> None:

@@ -16,7 +16,7 @@ from tests.kernels.compiled import assert_fits
 
 pytestmark = pytest.mark.aot
 
-ROWS = {"decode": (16, 128), "prefill": (8192,), "backward": (8192,)}
+ROWS = {"decode": (16, 64, 128), "prefill": (8192,), "backward": (8192,)}
 RANKS = {
     "decode": (32, 64, 256, 512),
     "prefill": (16, 32, 64, 128, 256),

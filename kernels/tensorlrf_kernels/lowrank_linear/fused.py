@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tensorlrf_kernels._chip import tf32_allowed
 from tensorlrf_kernels._counters import counters
 from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
-from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels._tables import launch_for
 
 OP = "lowrank_linear"
 
@@ -49,7 +50,7 @@ def forward(
     """y (M, N), and t (M, R) where it is to be kept, for x (M, K) and residual (M, N); None where
     no kernel serves."""
     problem = problem_of(x, right, left)
-    config = choose(OP, "forward", problem, x.device)
+    config = launch_for(OP, "forward", problem, x.device)
     if config is None:
         return None
 
@@ -76,8 +77,8 @@ def backward(
     """Gradients in x (M, K), right, left, bias and residual (M, N), those that are `needed`, from
     dy (M, N); None where no kernel serves."""
     problem = problem_of(dy, right, left)
-    config = choose(OP, "backward", problem, dy.device)
-    turned = choose(OP, "backward", problem._replace(out=problem.inp), dy.device)
+    config = launch_for(OP, "backward", problem, dy.device)
+    turned = launch_for(OP, "backward", problem._replace(out=problem.inp), dy.device)
     if config is None or turned is None:
         return None
 
@@ -104,6 +105,28 @@ def collect(
         parts["bias_parts"] if need_bias else None,
         made["dz"] if need_residual else None,
     )
+
+
+def trial(
+    direction: str, config: LaunchConfig, problem: Problem, device: torch.device
+) -> list[Call]:
+    """The launches for a problem on operands of no account, to be compiled or timed."""
+    M, N, K, R, dtype, _ = problem
+
+    def some(*size: int, of: torch.dtype = dtype) -> Tensor:
+        made = torch.empty(size, dtype=of, device=device)
+        return made.normal_() if device.type == "cuda" else made
+
+    x, right, left = some(M, K), some(R, K), some(N, R)
+    if direction == "forward":
+        calls, *_ = forward_calls(config, x, right, left)
+    else:
+        t, needed = some(M, R, of=kept_dtype(dtype)), [True, True, True, False, False]
+        operands = (some(M, N), x, t, right, left, None, None)
+        calls, _ = backward_calls(config, config, *operands, None, needed)
+    # The problem says in what float32 is multiplied, whatever the switch of this process.
+    precision = {"PRECISION": "tf32" if problem.tf32 else "ieee"}
+    return [replace(call, constants={**call.constants, **precision}) for call in calls]
 
 
 def forward_calls(

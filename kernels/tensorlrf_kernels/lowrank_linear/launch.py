@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import product
+from dataclasses import replace
 
 import torch
 
@@ -53,21 +53,45 @@ def backward(problem: Problem, chip: Chip) -> LaunchConfig | None:
     CHUNK = 1 << (chunk.bit_length() - 1)
     blocks = {"BM": BM, "BN": BN, "BK": BK, "BR": BR, "BC": BC, "CHUNK": CHUNK}
     stages = _stages(BM * BN + BN * BR, BM * BR, dtype, chip)
-    return LaunchConfig("backward", blocks, warps, stages)
+    spills = dtype is torch.float32 or chip.capability < (9, 0)
+    return LaunchConfig("backward", blocks, warps, stages, registers=255 if spills else 0)
 
 
-def candidates(direction: str, problem: Problem, chip: Chip) -> Iterator[LaunchConfig]:
-    """Launches that tuning should time, the heuristic's own first; `direction` is "forward" or
-    "backward"."""
-    first = {"forward": forward, "backward": backward}[direction](problem, chip)
-    if first is None:
-        return
-    variants = {"prefill": _prefills, "decode": _decodes, "backward": _backwards}[first.kernel]
-    seen = []
-    for config in (first, *variants(first, problem, chip)):
-        if config not in seen:
-            seen.append(config)
-            yield config
+def neighbours(config: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[LaunchConfig]:
+    """Launches of the same kernel that differ from `config` in one size, for tuning to try."""
+    steps = {
+        "prefill": {"BM": (16, 256), "BN": (16, 256), "BK": (16, 256), "SPLIT": (1, 32)},
+        "decode": {"BK": (16, 256), "CHUNK": (16, 2**16), "BR": (16, 128), "BN": (16, 128)},
+        "backward": {"BM": (16, 128), "BN": (16, 128), "BC": (16, 128), "CHUNK": (16, 2**15)},
+    }
+    for name, (least, most) in steps[config.kernel].items():
+        for size in (config.blocks[name] // 2, config.blocks[name] * 2):
+            blocks = {**config.blocks, name: size}
+            if least <= size <= most and _consistent(config.kernel, blocks, problem):
+                if config.kernel == "decode":
+                    splits = -(-problem.inp // blocks["CHUNK"])
+                    blocks["BS"] = max(1, min(pad(splits), 8192 // (blocks["BM"] * blocks["BR"])))
+                yield replace(config, blocks=blocks)
+    for warps in (config.num_warps // 2, config.num_warps * 2):
+        if 2 <= warps <= 16:
+            yield replace(config, num_warps=warps)
+    for stages in (config.num_stages - 1, config.num_stages + 1):
+        if 1 <= stages <= 5:
+            yield replace(config, num_stages=stages)
+    yield replace(config, registers=0 if config.registers else 255)
+    for programs in (config.programs // 2, config.programs * 2):
+        if config.programs and chip.multiprocessors <= 2 * programs <= 8 * chip.multiprocessors:
+            yield replace(config, programs=programs)
+
+
+def _consistent(kernel: str, blocks: dict[str, int], problem: Problem) -> bool:
+    """Whether tiles fit together: no empty range of columns, no chunk that cuts a tile."""
+    if kernel == "prefill":
+        return blocks["SPLIT"] <= -(-problem.out // blocks["BN"])
+    if kernel == "decode":
+        rank_blocks = -(-problem.rank // blocks["BR"])
+        return blocks["CHUNK"] % blocks["BK"] == 0 and rank_blocks <= MOST_RANK_BLOCKS
+    return blocks["CHUNK"] % blocks["BM"] == 0
 
 
 def pad(rank: int) -> int:
@@ -81,15 +105,19 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
     BR = 16 if BM < 128 or rank < 512 else 32
     while -(-rank // BR) > MOST_RANK_BLOCKS:
         BR *= 2
-    BK = 128 if dtype is not torch.float32 else 64 if tf32 else 32
+    BK, BN, BE = 128, 32 if out < 64 * chip.multiprocessors else 64, min(256, 2**14 // BM)
+    warps, registers = 8 if BM >= 64 else 4, 255
+    if dtype is torch.float16:
+        BE = min(BE, 2**13 // BM)  # t is in float32 until it has been narrowed
+    elif dtype is torch.float32 and tf32:
+        BK, BE, warps = 64, min(BE, 64), 8
+    elif dtype is torch.float32:
+        # Products without tensor cores are unrolled into as many registers as they are given.
+        BK, BN, warps = 16, 16, 8
+        BE, registers = 16 if BM > 32 else 32, 168 if BM < 128 else 0
     # A tile for every multiprocessor, unless the last to arrive would then add up too many.
     tiles = -(-chip.multiprocessors // -(-rank // BR))
     splits = min(tiles, -(-inp // BK), max(4, 2**16 // (4 * BM * BR)))
-    BN, widest = 32 if out < 64 * chip.multiprocessors else 64, 256
-    if dtype is torch.float32:
-        widest = 64
-        if BM == 128 and not tf32:  # products without tensor cores keep their operands in registers
-            BN, widest = 16, 32
     blocks = {
         "BM": BM,
         "BK": BK,
@@ -97,10 +125,10 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
         "BR": BR,
         "BS": max(1, min(pad(splits), 8192 // (BM * BR))),
         "BN": BN,
-        "BE": min(pad(rank), widest, 2**14 // BM),
+        "BE": min(pad(rank), BE),
     }
-    warps = 8 if BM >= 64 or dtype is torch.float32 else 4
-    return LaunchConfig("decode", blocks, warps, 3, chip.multiprocessors, cooperative=True)
+    programs = chip.multiprocessors
+    return LaunchConfig("decode", blocks, warps, 3, programs, cooperative=True, registers=registers)
 
 
 def _prefill(problem: Problem, chip: Chip) -> LaunchConfig:
@@ -126,7 +154,12 @@ def _prefill(problem: Problem, chip: Chip) -> LaunchConfig:
     warps = 8 if BM * max(BR, BN) >= 128 * 128 or widest < BR else 4
     tile = max(BM * BK + BR * BK, BR * BN)
     blocks = {"BM": BM, "BN": BN, "BK": BK, "BR": BR, "SPLIT": split}
-    return LaunchConfig("prefill", blocks, warps, _stages(tile, BM * BR, dtype, chip))
+    stages = _stages(tile, BM * BR, dtype, chip)
+    # Products without tensor cores are unrolled into as many registers as they are given.
+    unrolled = dtype is torch.float32 and not tf32
+    if unrolled:
+        warps = 8
+    return LaunchConfig("prefill", blocks, warps, stages, registers=0 if unrolled else 255)
 
 
 def _stages(tile: int, intermediate: int, dtype: torch.dtype, chip: Chip) -> int:
@@ -134,35 +167,3 @@ def _stages(tile: int, intermediate: int, dtype: torch.dtype, chip: Chip) -> int
     left for the intermediate in float32, which crosses shared memory to change its layout."""
     room = chip.shared_memory - 5 * intermediate
     return max(1, min(3, room // (tile * dtype.itemsize)))
-
-
-def _prefills(first: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[LaunchConfig]:
-    for BM, BN, BK, split in product(
-        (32, 64, 128), (32, 64, 128, 256), (32, 64, 128), (1, 2, 4, 8)
-    ):
-        if split > 1 and -(-problem.rows // BM) * split > 2 * chip.multiprocessors:
-            continue
-        blocks = {**first.blocks, "BM": BM, "BN": BN, "BK": BK, "SPLIT": split}
-        for warps, stages in product((4, 8), (2, 3, 4)):
-            yield LaunchConfig("prefill", blocks, warps, stages)
-
-
-def _decodes(first: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[LaunchConfig]:
-    BM, BK = first.blocks["BM"], first.blocks["BK"]
-    for each, BR, splits in product((1, 2), (16, 32, 64), (4, 8, 16, 32, 64)):
-        programs, rank_blocks = each * chip.multiprocessors, -(-problem.rank // BR)
-        CHUNK = -(-problem.inp // (splits * BK)) * BK
-        if rank_blocks > MOST_RANK_BLOCKS or rank_blocks * splits > 2 * programs:
-            continue
-        shrink = {"CHUNK": CHUNK, "BR": BR, "BS": max(1, min(pad(splits), 8192 // (BM * BR)))}
-        for BN, warps in product((16, 32, 64), (4, 8)):
-            blocks = {**first.blocks, **shrink, "BN": BN}
-            yield LaunchConfig("decode", blocks, warps, 3, programs, cooperative=True)
-
-
-def _backwards(first: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[LaunchConfig]:
-    for BM, BN, BC, times in product((32, 64, 128), (32, 64, 128), (32, 64, 128), (0.5, 1, 2, 4)):
-        CHUNK = max(BM, int(first.blocks["CHUNK"] * times))
-        blocks = {**first.blocks, "BM": BM, "BN": BN, "BC": BC, "CHUNK": CHUNK}
-        for warps, stages in product((4, 8), (2, 3)):
-            yield LaunchConfig("backward", blocks, warps, stages)
