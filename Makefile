@@ -1,13 +1,13 @@
 # make demo | test | lint | bench            make their own environment in .venv, from nothing
 # make test-slow                             what `make test` leaves out: every shipped launch compiled
-# make gpu-check | gpu-bench PYTHON=python3  use the Python you name, install nothing
+# make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test test-slow lint format bench bench-craft gpu-check gpu-bench clean
+.PHONY: demo test test-slow lint format bench bench-craft gpu-check gpu-bench gpu-tune clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -48,8 +48,12 @@ gpu-check:
 
 gpu-bench:
 	@$(PYTHON) bench/need_gpu.py
-	$(PYTHON) $(GPU_PYTEST) bench/test_linear.py bench/test_conv2d.py --device cuda \
-		--results $(if $(OUT),$(OUT),bench/results)
+	$(PYTHON) -m bench.gpu --results $(if $(OUT),$(OUT),bench/results)
+
+# Launch tables from measurement, on the layers of gpu-bench but for the third that it holds out.
+gpu-tune:
+	@$(PYTHON) bench/need_gpu.py
+	$(PYTHON) -m bench.tune --output $(if $(OUT),$(OUT),kernels/tensorlrf_kernels/tables)
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.clock import graphed
 from bench.report import geometric_mean
 from bench.shapes import Conv, Linear, rank_at, sample
 from tensorlrf import ops
@@ -63,7 +64,7 @@ class Group:
         timings = ops.time_calls(runs, seconds=ALTERNATING_SECONDS, device=device)
         graphs = None
         if device.type == "cuda":
-            replays = {path: _graphed(run) for path, run in runs.items()}
+            replays = {path: graphed(run).replay for path, run in runs.items()}
             graphs = ops.time_calls(replays, seconds=ALTERNATING_SECONDS, device=device)
         return cls(case, factors, runs, timings, graphs)
 
@@ -88,13 +89,14 @@ class Group:
         saved = self.cost("dense").flops / self.cost("chain").flops
         clocks: dict[str, float] = {}
         if self.graphs is not None:
-            # The path's own calls at the device's rates, with launches for nothing.
-            floor = replace(ops.profile_of(self.factors.device), launch=0.0)
+            profile = ops.profile_of(self.factors.device)
+            stride = (self.case.stride,) * 2 if isinstance(self.case, Conv) else (1, 1)
+            floor = ops.floor_cost(self.factors, self.case.rows, stride=stride)
             clocks = {
                 "event_us": 1e6 * self.timings.median(path),
                 "graph_us": 1e6 * self.graphs.median(path),
                 "graph_speedup": self.graphs.median("dense") / self.graphs.median(path),
-                "roofline_us": 1e6 * floor.seconds(cost, self.factors.dtype),
+                "floor_us": 1e6 * profile.floor(floor, self.factors.dtype),
             }
         return clocks | {
             "case": f"{self.case}, {format} {share}",
@@ -127,20 +129,6 @@ def bench_row(benchmark: Any, group: Group, path: str, format: str, share: float
 
     rounds = int(min(200, max(7, ROW_SECONDS / group.timings.median(path))))
     benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=2)
-
-
-def _graphed(run: Callable[[], Tensor]) -> Callable[[], None]:
-    """A replay of the call as a CUDA graph, without the launches of the host."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    replay: Callable[[], None] = graph.replay
-    return replay
 
 
 def _dense_layer(

@@ -6,12 +6,15 @@ import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tensorlrf_kernels._tables import triton_version
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,29 @@ class Row:
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers depend on, without the name of the host."""
-    if device == "cuda":
-        name, cores = torch.cuda.get_device_name(), None
-    else:
-        name, cores = _cpu_name(), torch.get_num_threads()
+    about: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
+    if device != "cuda":
+        return {"device": _cpu_name(), "threads": torch.get_num_threads(), **about}
     return {
-        "device": name,
-        "threads": cores,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(),
+        **about,
+        "triton": triton_version(),
+        "cuda": torch.version.cuda,
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """What is measured: the environment says so where the checkout has no history with it."""
+    named = os.environ.get("TENSORLRF_COMMIT")
+    if named:
+        return named
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def write_results(

@@ -90,6 +90,27 @@ BERT_BASE = tuple(
     for out, inp in ((768, 768), (3072, 768), (768, 3072))
 )
 
+# The distinct linear layers of a Llama-3-8B block (Grattafiori et al. 2024): queries and output,
+# keys and values, gate and up, down; with those of BERT-base they are what kernels are timed on.
+LLAMA3_8B = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))
+KERNEL_LAYERS = tuple(("llama3-8b", out, inp) for out, inp in LLAMA3_8B) + tuple(
+    ("bert-base", out, inp) for out, inp in ((768, 768), (3072, 768), (768, 3072))
+)
+KERNEL_ROWS = (1, 16, 128, 2048, 8192)
+KERNEL_RANKS = (32, 64, 128, 256, 512, 1024)
+
+
+def kernel_ranks(out: int, inp: int) -> tuple[int, ...]:
+    """The ranks to time for a weight (out, inp): those that save something."""
+    return tuple(r for r in KERNEL_RANKS if r * (out + inp) < out * inp)
+
+
+def held_out(out: int, inp: int, rank: int) -> bool:
+    """Whether tuning must not see this layer at this rank: a third of all, each rank among them."""
+    layer = [(o, i) for _, o, i in KERNEL_LAYERS].index((out, inp))
+    return (layer + KERNEL_RANKS.index(rank)) % 3 == 2
+
+
 # A check on the cost model's profile, which was set on the layers above: VGG-16, ResNet-34 at 320
 # pixels, an asymmetric kernel of Inception-v3, CRAFT, GPT-2 medium. Not a blind one: the regret on
 # these layers, at other ranks, was seen in the same sweep.

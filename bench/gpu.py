@@ -1,0 +1,120 @@
+"""Every kernel on a GPU in one run, beside dense, compiled dense, the chain and the floor.
+
+    python -m bench.gpu --results bench/results
+
+writes kernels.json, kernels.md and kernels.png into a folder named by the GPU. The four constants
+of the cost model come first, then the cases by how much hangs on them; what the time did not
+reach is listed. Times are of CUDA graphs, on operands that the L2 cache does not hold; the eager
+ones stand beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from bench import kernel_cases
+from bench.constants import measure
+from bench.kernel_cases import Case
+from bench.report import Row, machine, write_results
+from bench.roofline import plot_measured
+from tensorlrf_kernels._chip import chip_of
+from tensorlrf_kernels.tune import verdict
+
+SECONDS = 500.0  # of the whole run
+CASE_SECONDS = 0.08  # of each clock of a case
+STEM = "kernels"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("bench/results"))
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the whole run")
+    parser.add_argument("--only", default="", help="cases with this word in their name")
+    given = parser.parse_args(arguments)
+    end = time.monotonic() + given.seconds
+    about = machine("cuda")
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    cases = [pair for pair in kernel_cases.all_cases() if given.only in pair[0]]
+    _compile_ahead([make() for _, make in cases])
+    constants = measure()
+    print("\n".join(f"{name} {value:.4g}" for name, value in constants.items()), flush=True)
+    rows: list[Row] = []
+    missed: list[str] = []
+    failed: list[str] = []
+    for name, make in cases:
+        if time.monotonic() > end:
+            missed.append(name)
+            continue
+        found = _measured(name, make)
+        rows += found
+        if not found:
+            failed.append(name)
+    target = given.results / about["device"].lower().replace(" ", "-")
+    about |= {"constants": constants, "not_reached": missed, "failed": failed}
+    write_results(target, STEM, rows, about, note=_note(missed))
+    text = "\n".join(kernel_cases.summary(rows))
+    print(text)
+    _plot(target)
+    return 0
+
+
+def _compile_ahead(cases: list[Case]) -> None:
+    """Fill Triton's cache side by side: compiling is most of the work of a first run."""
+    chip = chip_of(kernel_cases.DEVICE)
+    work = {
+        (op, direction, str(config), problem): (op, direction, config, problem, chip)
+        for case in cases
+        for op, direction, config, problem in case.launches()
+    }
+    start = time.monotonic()
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        columns = zip(*work.values(), strict=True)
+        found = list(pool.map(verdict, *columns, chunksize=4)) if work else []
+    spilling = [key for key, words in zip(work, found, strict=True) if words]
+    print(f"{len(work)} launches compiled in {time.monotonic() - start:.0f} s", flush=True)
+    for op, direction, config, problem in spilling:
+        print(f"does not fit: {op} {direction} {config} {problem}", flush=True)
+
+
+def _measured(name: str, make: Callable[[], Case]) -> list[Row]:
+    """The rows of a case; none where it fails, and the reason on the screen."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            rows = make().measure(CASE_SECONDS)
+        except RuntimeError as error:
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+            rows = []
+    for warning in said:
+        if "lowrank" in str(warning.message):
+            print(f"{name}: {warning.message}", flush=True)
+    if kernel_cases.DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+    return rows
+
+
+def _note(missed: list[str]) -> str:
+    note = "Median of CUDA graph replays; every call on operands that the L2 cache does not hold."
+    return note + (f" Not reached in the time: {len(missed)} cases." if missed else "")
+
+
+def _plot(target: Path) -> None:
+    try:
+        plot_measured(json.loads((target / f"{STEM}.json").read_text()), target / f"{STEM}.png")
+    except ImportError as error:
+        print(f"no plot: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,474 @@
+"""What the GPU run times: layers, MLPs, training steps and convolutions, each on every path."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.clock import Times, Variant, clock, error
+from bench.report import Row, geometric_mean
+from bench.shapes import (
+    KERNEL_LAYERS,
+    KERNEL_ROWS,
+    RESNET50,
+    SHARES,
+    Conv,
+    held_out,
+    kernel_ranks,
+    rank_at,
+    sample,
+)
+from tensorlrf import ops
+from tensorlrf.ops.explain import sample as empty_sample
+from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels.lowrank_linear import lowrank_linear, reference
+from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu
+from tensorlrf_kernels.lowrank_swiglu import reference as swiglu_reference
+
+DTYPE = torch.bfloat16
+DEVICE = torch.device("cuda")
+PATHS = ("dense", "chain", "fused")
+Launch = tuple[str, str, LaunchConfig, Problem]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute: a function of operands, how to draw them, and what it must move."""
+
+    run: Callable[..., Any]
+    operands: Callable[[], Sequence[Tensor]]
+    bytes: int
+
+    def variant(self) -> Variant:
+        def make() -> Callable[[], object]:
+            operands = self.operands()
+            return lambda: self.run(*operands)
+
+        return Variant(make, self.bytes)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Things to compare with each other.
+
+    ways      by name, "dense" or "chain" first
+    exact     the value in float64 of what a way returns, from its operands; None: not compared
+    info      what each way's row says beside its times
+    kernels   problems whose launches are compiled ahead: (op, direction, problem)
+    trains    whether gradients are part of it; then the memory that a call takes is noted
+    """
+
+    name: str
+    ways: dict[str, Way]
+    exact: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    info: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kernels: tuple[tuple[str, str, Problem], ...] = ()
+    trains: bool = False
+
+    def launches(self) -> Iterator[Launch]:
+        """How its kernels will be launched."""
+        for op, direction, problem in self.kernels:
+            config = choose(op, direction, problem, DEVICE)
+            if config is not None:
+                yield op, direction, config, problem
+
+    def measure(self, seconds: float) -> list[Row]:
+        """Times every way, `seconds` each on each clock."""
+        with torch.inference_mode(not self.trains):
+            errors = {name: self._error(name) for name in self.exact}
+            times = clock(
+                {name: way.variant() for name, way in self.ways.items()},
+                seconds=seconds * len(self.ways),
+            )
+        return [self._row(name, times, errors) for name in self.ways]
+
+    def _error(self, name: str) -> float:
+        operands = self.ways[name].operands()
+        return error(self.ways[name].run(*operands), self.exact[name](*operands))
+
+    def _row(self, name: str, times: dict[str, Times], errors: dict[str, float]) -> Row:
+        own = times[name]
+        if self.trains:
+            self.info[name]["peak_MiB"] = _peak(self.ways[name])
+        info = {"eager_us": 1e6 * own.eager, "error": errors.get(name), **self.info.get(name, {})}
+        if info.get("floor_us"):
+            info["over_floor"] = 1e6 * own.graph / info["floor_us"]
+        return Row(self.name, name, own.graph, own.least, 0, info)
+
+
+def draw(*sizes: tuple[int, ...], grad: bool = False) -> Callable[[], list[Tensor]]:
+    """A drawing of tensors of these sizes, scaled so that products of them stay near one."""
+
+    def operands() -> list[Tensor]:
+        made = []
+        for size in sizes:
+            t = torch.randn(size, device=DEVICE, dtype=DTYPE)
+            made.append(t / math.sqrt(size[-1]) if len(made) else t)
+        return [t.requires_grad_() for t in made] if grad else made
+
+    return operands
+
+
+def _profile() -> ops.DeviceProfile:
+    return ops.profile_of(DEVICE)
+
+
+def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The function by torch.compile, for one shape."""
+    made: list[Any] = []
+
+    def call(*operands: Tensor) -> Any:
+        if not made:
+            torch._dynamo.reset()
+            made.append(torch.compile(run, dynamic=False))
+        return made[0](*operands)
+
+    return call
+
+
+# ---- one layer ----------------------------------------------------------------------------------
+
+
+def linear_case(network: str, out: int, inp: int, M: int) -> Case:
+    """A layer on M rows: dense and compiled dense once, chain and fused at every rank."""
+    itemsize = DTYPE.itemsize
+    dense_bytes = itemsize * (M * inp + out * inp + M * out)
+    operands = draw((M, inp), (out, inp))
+    ways = {
+        "dense": Way(F.linear, operands, dense_bytes),
+        "compiled dense": Way(_compiled(F.linear), operands, dense_bytes),
+    }
+    info: dict[str, dict[str, Any]] = {name: {"M": M, "layer": f"{out}x{inp}"} for name in ways}
+    exact = {}
+    kernels = []
+    for rank in kernel_ranks(out, inp):
+        factors = empty_sample("lowrank", (out, inp), rank, DTYPE)
+        profile = _profile()
+        floor = ops.floor_cost(factors, M)
+        costs = {p: ops.path_cost(factors, p, M, rebuild=False) for p in PATHS}
+        predicted = {p: profile.seconds(cost, DTYPE) for p, cost in costs.items()}
+        chosen = min(PATHS, key=predicted.__getitem__)
+        problem = Problem(M, out, inp, rank, DTYPE)
+        served = choose("lowrank_linear", "forward", problem, DEVICE)
+        for path, run in (("chain", reference.lowrank_linear), ("fused", lowrank_linear)):
+            if path == "fused" and served is None:
+                continue
+            name = f"{path} r={rank}"
+            ways[name] = Way(run, draw((M, inp), (rank, inp), (out, rank)), floor.bytes)
+            exact[name] = _exact_linear
+            info[name] = {
+                "M": M,
+                "layer": f"{out}x{inp}",
+                "rank": rank,
+                "path": path,
+                "flops": floor.flops,
+                "bytes": floor.bytes,
+                "floor_us": 1e6 * profile.floor(floor, DTYPE),
+                "predicted_us": 1e6 * predicted[path],
+                "chosen": chosen,
+                "held_out": held_out(out, inp, rank),
+                "launch": str(served) if path == "fused" else None,
+            }
+        kernels.append(("lowrank_linear", "forward", problem))
+    return Case(f"{network} {out}x{inp}, M={M}", ways, exact, info, tuple(kernels))
+
+
+def _exact_linear(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    return x.double() @ right.double().T @ left.double().T
+
+
+# ---- an MLP -------------------------------------------------------------------------------------
+
+
+def mlp_case(M: int, rank: int, hidden: int = 14336, size: int = 4096) -> Case:
+    """silu(gate) up, and down: all three projections at one rank."""
+    projection = ((rank, size), (hidden, rank))
+    sizes = ((M, size), *projection, *projection, (rank, hidden), (size, rank))
+    dense_sizes = ((M, size), (hidden, size), (hidden, size), (size, hidden))
+    moved = DTYPE.itemsize * sum(math.prod(s) for s in sizes)
+    dense_moved = DTYPE.itemsize * sum(math.prod(s) for s in dense_sizes)
+
+    def chain(x: Tensor, gr: Tensor, gl: Tensor, ur: Tensor, ul: Tensor, *down: Tensor) -> Tensor:
+        h = swiglu_reference.lowrank_swiglu(x, gr, gl, ur, ul)
+        return reference.lowrank_linear(h, *down)
+
+    def fused(x: Tensor, gr: Tensor, gl: Tensor, ur: Tensor, ul: Tensor, *down: Tensor) -> Tensor:
+        return lowrank_linear(lowrank_swiglu(x, gr, gl, ur, ul), *down)
+
+    def half(x: Tensor, gr: Tensor, gl: Tensor, ur: Tensor, ul: Tensor, *down: Tensor) -> Tensor:
+        return reference.lowrank_linear(lowrank_swiglu(x, gr, gl, ur, ul), *down)
+
+    def dense(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+    operands = draw(*sizes)
+    ways = {
+        "chain": Way(chain, operands, moved),
+        "compiled chain": Way(_compiled(chain), operands, moved),
+        "fused": Way(fused, operands, moved),
+        "fused, down by the chain": Way(half, operands, moved),
+        "dense": Way(dense, draw(*dense_sizes), dense_moved),
+        "compiled dense": Way(_compiled(dense), draw(*dense_sizes), dense_moved),
+    }
+    profile = _profile()
+    # x, both factors of three layers, h written and read, y.
+    floor_bytes = moved + DTYPE.itemsize * M * (2 * hidden + size)
+    flops = 2 * M * rank * (3 * size + 3 * hidden)
+    floor = max(floor_bytes / profile.bandwidth, flops / _rate(profile))
+    common = {"M": M, "rank": rank, "layer": f"MLP {size}-{hidden}"}
+    info = {name: dict(common) for name in ways}
+    for name in ("chain", "compiled chain", "fused", "fused, down by the chain"):
+        info[name] |= {"flops": flops, "bytes": floor_bytes, "floor_us": 1e6 * floor}
+    wide = Problem(M, hidden, size, rank, DTYPE)
+    return Case(
+        f"llama3-8b SwiGLU MLP, M={M}, r={rank}",
+        ways,
+        dict.fromkeys(("chain", "fused", "fused, down by the chain"), _exact_mlp),
+        info,
+        (
+            ("lowrank_swiglu", "forward", wide),
+            ("lowrank_linear", "forward", wide._replace(out=size, inp=hidden)),
+        ),
+    )
+
+
+def _exact_mlp(x: Tensor, *factors: Tensor) -> Tensor:
+    gr, gl, ur, ul, dr, dl = (t.double() for t in factors)
+    x = x.double()
+    return (F.silu(x @ gr.T @ gl.T) * (x @ ur.T @ ul.T)) @ dr.T @ dl.T
+
+
+def _rate(profile: ops.DeviceProfile) -> float:
+    return profile.rate["matmul"] * profile.speedup[DTYPE]
+
+
+# ---- a training step ----------------------------------------------------------------------------
+
+
+def training_case(M: int, rank: int, size: int = 4096, activation: str | None = None) -> Case:
+    """Forward and backward of one layer, with the gradients of input and factors."""
+
+    def step(run: Callable[..., Tensor]) -> Callable[..., Any]:
+        def forward_backward(x: Tensor, right: Tensor, left: Tensor, dy: Tensor) -> Any:
+            y = run(x, right, left, None, None, activation)
+            return torch.autograd.grad(y, (x, right, left), dy.detach())
+
+        return forward_backward
+
+    def dense_step(x: Tensor, weight: Tensor, dy: Tensor) -> Any:
+        y = reference.activate(F.linear(x, weight), activation)
+        return torch.autograd.grad(y, (x, weight), dy.detach())
+
+    sizes = ((M, size), (rank, size), (size, rank), (M, size))
+    moved = DTYPE.itemsize * sum(math.prod(s) for s in sizes)
+    factored, dense = draw(*sizes, grad=True), draw((M, size), (size, size), (M, size), grad=True)
+    ways = {
+        "chain": Way(step(reference.lowrank_linear), factored, moved),
+        "compiled chain": Way(step(_compiled(reference.lowrank_linear)), factored, moved),
+        "fused": Way(step(lowrank_linear), factored, moved),
+        "dense": Way(dense_step, dense, moved),
+    }
+    info = {
+        name: {
+            "M": M,
+            "rank": rank,
+            "layer": f"training {size}x{size} {activation or ''}".strip(),
+        }
+        for name in ways
+    }
+    problem = Problem(M, size, size, rank, DTYPE)
+    kernels = (("lowrank_linear", "forward", problem), ("lowrank_linear", "backward", problem))
+    name = f"training step {size}x{size}, M={M}, r={rank}, {activation or 'no activation'}"
+    return Case(name, ways, {}, info, kernels, trains=True)
+
+
+def _peak(way: Way) -> float:
+    """Memory that a call takes beside its operands, in MiB."""
+    operands = way.operands()
+    way.run(*operands)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    way.run(*operands)
+    torch.cuda.synchronize()
+    return float(torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+# ---- a convolution ------------------------------------------------------------------------------
+
+
+def conv_case(case: Conv, format: str, share: float) -> Case:
+    """A ResNet convolution on its paths, channels_last; no kernel of ours serves one yet."""
+    rank = rank_at(format, case.shape, share)
+    factors = sample(format, case.shape, rank, DEVICE, DTYPE)
+    strides = (case.stride, case.stride)
+    last = {"memory_format": torch.channels_last}
+
+    def operands() -> list[Tensor]:
+        x = torch.randn(case.batch, case.inp, case.side, case.side, device=DEVICE, dtype=DTYPE)
+        return [x.contiguous(**last)]
+
+    def run(path: str) -> Callable[[Tensor], Tensor]:
+        return lambda x: ops.run_conv2d(path, factors, x, None, strides, case.padding, (1, 1))
+
+    def dense() -> list[Tensor]:
+        weight = torch.randn(case.shape, device=DEVICE, dtype=DTYPE)
+        return [*operands(), weight.contiguous(**last)]
+
+    profile = _profile()
+    costs = {
+        path: ops.path_cost(factors, path, case.rows, stride=strides, rebuild=False)
+        for path in ops.paths_of(factors)
+    }
+    predicted = {path: profile.seconds(cost, DTYPE) for path, cost in costs.items()}
+    chosen = min(predicted, key=predicted.__getitem__)
+    floor = 1e6 * profile.floor(ops.floor_cost(factors, case.rows, stride=strides), DTYPE)
+    ways = {
+        "dense": Way(
+            lambda x, w: F.conv2d(x, w, None, strides, case.padding), dense, costs["dense"].bytes
+        )
+    }
+    ways |= {p: Way(run(p), operands, costs[p].bytes) for p in costs if p != "dense"}
+    info = {
+        path: {
+            "M": case.rows,
+            "rank": rank,
+            "layer": str(case),
+            "path": path,
+            "predicted_us": 1e6 * predicted[path],
+            "chosen": chosen,
+            **({"floor_us": floor} if path != "dense" else {}),
+        }
+        for path in ways
+    }
+    return Case(f"{case}, {format} {share}", ways, {}, info)
+
+
+# ---- all of them --------------------------------------------------------------------------------
+
+
+def all_cases() -> list[tuple[str, Callable[[], Case]]]:
+    """Names, and what makes the case: what the goals are about first, then the rest."""
+    cases: list[tuple[str, Callable[[], Case]]] = []
+
+    def add(name: str, make: Callable[..., Case], *args: Any) -> None:
+        cases.append((name, partial(make, *args)))
+
+    def add_linears(layers: Sequence[tuple[str, int, int]]) -> None:
+        for network, out, inp in layers:
+            for M in KERNEL_ROWS:
+                add(f"linear {network} {out}x{inp} M={M}", linear_case, network, out, inp, M)
+
+    add_linears(KERNEL_LAYERS[:1])
+    add("mlp M=8192", mlp_case, 8192, 128)
+    add("training M=8192", training_case, 8192, 64)
+    add("training M=8192 gelu", training_case, 8192, 64, 4096, "gelu")
+    for M in (1, 16, 128, 2048):
+        add(f"mlp M={M}", mlp_case, M, 128)
+    add_linears(KERNEL_LAYERS[1:])
+    add("mlp M=8192 r=64", mlp_case, 8192, 64)
+    add("training M=8192 r=128", training_case, 8192, 128)
+    for case in RESNET50:
+        for format in ("lowrank", "cp", "tucker"):
+            if case.batch == 8 and case.inp > 3:
+                add(f"conv {case} {format}", conv_case, case, format, SHARES[0])
+    return cases
+
+
+# ---- what came of it ----------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """The goals, each with what was measured."""
+    lines = ["", "what, against: measured (goal)"]
+    few = _ratios(rows, lambda i: i.get("M", 999) <= 128 and i.get("rank", 999) <= 512)
+    lines.append(_line("lowrank_linear, M <= 128, r <= 512, chain", few, ">= 1.3x"))
+    first = [v for k, v in few.items() if " 4096x4096," in k]
+    lines.append(_line("  of these 4096x4096", dict(enumerate(first)), ">= 1.3x"))
+    many = _ratios(rows, lambda i: i.get("M") == 8192 and i.get("rank", 999) <= 128)
+    lines.append(_line("lowrank_linear, M = 8192, r <= 128, chain", many, ">= 1.0x"))
+    over = {
+        f"{row.case} {row.variant}": row.info["over_floor"]
+        for row in rows
+        if row.info.get("path") == "fused"
+        and row.info.get("M") == 8192
+        and row.info["rank"] <= 128
+        and "launch" in row.info
+    }
+    lines.append(_line("  time over the floor", over, "<= 1.35", least=False))
+    for word, goal in (("MLP, M=8192, r=128", ">= 1.5x"), ("training step", ">= 1.2x")):
+        for case in dict.fromkeys(row.case for row in rows if word in row.case):
+            own = {row.variant: row for row in rows if row.case == case}
+            if {"chain", "fused"} <= set(own):
+                ratio = own["chain"].median_s / own["fused"].median_s
+                words = f"{case}, chain: {ratio:.2f}x ({goal})"
+                if "peak_MiB" in own["fused"].info:
+                    peaks = [own[k].info["peak_MiB"] for k in ("chain", "fused")]
+                    words += f", peak memory {peaks[0]:.0f} -> {peaks[1]:.0f} MiB"
+                lines.append(words)
+    for name, keep in (
+        ("all shapes", lambda info: True),
+        ("shapes left out of tuning", lambda info: bool(info.get("held_out"))),
+    ):
+        regrets = regret(rows, keep)
+        if regrets:
+            mean, worst = statistics.fmean(regrets.values()) - 1, max(regrets.values()) - 1
+            where = max(regrets, key=regrets.__getitem__)
+            lines.append(
+                f"regret of the chosen path, {name}: mean {mean:.1%}, worst {worst:.1%} at {where} "
+                f"of {len(regrets)} (<= 5%, <= 15%)"
+            )
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        if row.info.get("error") is not None:
+            errors.setdefault(row.info.get("path") or row.variant, []).append(row.info["error"])
+    lines += [f"error of {name}: at most {max(each):.2e}" for name, each in errors.items()]
+    return lines
+
+
+def regret(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
+    """Case and rank -> time of the path that the cost model chose over that of the fastest."""
+    found: dict[str, float] = {}
+    for case in dict.fromkeys(row.case for row in rows):
+        own = [row for row in rows if row.case == case and "chosen" in row.info]
+        dense = [row for row in rows if row.case == case and row.variant == "dense"]
+        for rank in dict.fromkeys(row.info["rank"] for row in own if row.variant != "dense"):
+            of_rank = [row for row in own if row.info["rank"] == rank and row.variant != "dense"]
+            times = {row.info["path"]: row.median_s for row in of_rank}
+            if dense:
+                times["dense"] = dense[0].median_s
+            # Where no kernel serves, "fused" is the chain.
+            times.setdefault("fused", times.get("chain", math.inf))
+            if keep(of_rank[0].info) and of_rank[0].info["chosen"] in times:
+                found[f"{case} r={rank}"] = times[of_rank[0].info["chosen"]] / min(times.values())
+    return found
+
+
+def _ratios(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
+    """Case and rank -> time of the chain over that of lowrank_linear's kernel."""
+    time = {(row.case, row.variant): row.median_s for row in rows}
+    return {
+        f"{row.case} r={row.info['rank']}": time[row.case, f"chain r={row.info['rank']}"]
+        / row.median_s
+        for row in rows
+        if row.info.get("path") == "fused" and "launch" in row.info and keep(row.info)
+    }
+
+
+def _line(what: str, ratios: Mapping[Any, float], goal: str, *, least: bool = True) -> str:
+    if not ratios:
+        return f"{what}: not measured ({goal})"
+    worst = (min if least else max)(ratios, key=ratios.__getitem__)
+    return (
+        f"{what}: {geometric_mean(list(ratios.values())):.2f} geometric mean of {len(ratios)}, "
+        f"worst {ratios[worst]:.2f} at {worst} ({goal})"
+    )

@@ -1,0 +1,131 @@
+"""The GPU run from end to end on small cases, with a host clock in the place of the GPU's."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import gpu, kernel_cases, shapes
+from bench.clock import Times, Variant
+from bench.kernel_cases import Case, regret, summary
+from bench.report import Row
+from bench.shapes import KERNEL_LAYERS, KERNEL_RANKS, Conv, held_out, kernel_ranks
+from tensorlrf.ops._profile import H200
+
+CONSTANTS = {"rate_half": 8e14, "bandwidth": 4e12, "launch": 2e-6}
+TINY = (("tiny", 96, 96),)
+
+
+def host_clock(variants: Mapping[str, Variant], *, seconds: float) -> dict[str, Times]:
+    def run(call: Callable[[], object]) -> Times:
+        start = time.perf_counter()
+        call()
+        spent = time.perf_counter() - start
+        return Times(spent, spent, spent)
+
+    return {name: run(variant.make()) for name, variant in variants.items()}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (kernel_cases, shapes):
+        monkeypatch.setattr(module, "KERNEL_LAYERS", TINY)
+    monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(kernel_cases, "_profile", lambda: H200)
+    monkeypatch.setattr(kernel_cases, "_peak", lambda way: 1.0)
+    monkeypatch.setattr(kernel_cases, "_compiled", lambda run: run)
+    monkeypatch.setattr(kernel_cases, "clock", host_clock)
+    monkeypatch.setattr(gpu, "measure", lambda: CONSTANTS)
+    monkeypatch.setattr(gpu, "machine", lambda device: {"device": "Tiny GPU", "commit": "abc"})
+    monkeypatch.setattr(gpu, "verdict", lambda *_: "")
+    monkeypatch.setattr(gpu, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    cases: list[tuple[str, Callable[[], Case]]] = [
+        ("linear", partial(kernel_cases.linear_case, "tiny", 96, 96, 8)),
+        ("mlp", partial(kernel_cases.mlp_case, 4, 16, 48, 32)),
+        ("training", partial(kernel_cases.training_case, 6, 16, 32, "gelu")),
+        ("conv", partial(kernel_cases.conv_case, Conv("t", 16, 16, (3, 3), 6, batch=2), "cp", 0.5)),
+    ]
+    monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_run_writes_rows_table_and_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--results", str(tmp_path)]) == 0
+    folder = tmp_path / "tiny-gpu"
+    result = json.loads((folder / "kernels.json").read_text())
+    assert result["machine"]["constants"] == CONSTANTS
+    assert result["machine"]["not_reached"] == []
+    rows = [Row(**row) for row in result["rows"]]
+    variants = {row.case: [r.variant for r in rows if r.case == row.case] for row in rows}
+    assert variants["tiny 96x96, M=8"] == ["dense", "compiled dense", "chain r=32", "fused r=32"]
+    assert len(variants) == 4
+    for row in rows:
+        error = row.info.get("error")
+        assert error is None or error < 2e-2  # bfloat16, the MLP's four products in a row
+    assert any(row.info.get("error") for row in rows)
+    assert (folder / "kernels.png").stat().st_size > 1000
+    assert "| tiny 96x96, M=8 | fused r=32 |" in (folder / "kernels.md").read_text()
+    printed = capsys.readouterr().out
+    assert "lowrank_linear, M <= 128" in printed
+    assert "training step" in printed
+
+
+@pytest.mark.usefixtures("small")
+def test_what_the_time_does_not_reach_is_listed(tmp_path: Path) -> None:
+    assert gpu.main(["--results", str(tmp_path), "--seconds", "0"]) == 0
+    result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
+    assert result["machine"]["not_reached"] == ["linear", "mlp", "training", "conv"]
+    assert "Not reached in the time: 4 cases" in result["note"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_case_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = Case.measure
+
+    def failing(self: Case, seconds: float) -> list[Row]:
+        if self.name == "tiny 96x96, M=8":
+            raise RuntimeError("no such kernel")
+        return measure(self, seconds)
+
+    monkeypatch.setattr(Case, "measure", failing)
+    assert gpu.main(["--results", str(tmp_path)]) == 0
+    assert "linear: RuntimeError: no such kernel" in capsys.readouterr().out
+    result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
+    assert result["machine"]["failed"] == ["linear"]
+    assert len({row["case"] for row in result["rows"]}) == 3
+
+
+def test_a_third_is_left_out_of_tuning_at_every_rank() -> None:
+    each = [(o, i, r) for _, o, i in KERNEL_LAYERS for r in kernel_ranks(o, i)]
+    out = [case for case in each if held_out(*case)]
+    assert 0.25 < len(out) / len(each) < 0.42
+    assert {r for *_, r in out} == set(KERNEL_RANKS)
+
+
+def row(case: str, variant: str, seconds: float, **info: Any) -> Row:
+    return Row(case, variant, seconds, seconds, 1, info)
+
+
+def test_regret_is_the_chosen_path_over_the_fastest() -> None:
+    rows = [
+        row("a", "dense", 4.0, M=8),
+        row("a", "chain r=32", 2.0, rank=32, path="chain", chosen="fused", M=8, held_out=True),
+        row("a", "fused r=32", 3.0, rank=32, path="fused", chosen="fused", M=8, held_out=True),
+        row("a", "chain r=64", 5.0, rank=64, path="chain", chosen="chain", M=8, held_out=False),
+    ]
+    assert regret(rows, lambda info: True) == {"a r=32": 1.5, "a r=64": 1.25}
+    assert regret(rows, lambda info: bool(info["held_out"])) == {"a r=32": 1.5}
+    text = "\n".join(summary(rows))
+    assert "mean 37.5%, worst 50.0% at a r=32" in text
