@@ -3,9 +3,10 @@
     python -m tensorlrf_kernels.tune 8192x4096x4096x64 16x4096x4096x64 --output tables
     python -m tensorlrf_kernels.tune 8192x4096x4096x64 --chip A100
 
-The second needs no such GPU, and compiles alone. A problem is ROWSxOUTxINxRANK. From the heuristic's launch the search goes to the fastest of its
-neighbours, and on from there, until none is faster. Whatever spills registers or asks for more
-shared memory than the chip has is compiled, but never launched.
+The second needs no such GPU, and compiles alone. A problem is ROWSxOUTxINxRANK. From the
+heuristic's launch the search goes to the fastest of its neighbours, and on from there, until none
+is faster. Whatever spills registers or asks for more shared memory than the chip has is compiled,
+but never launched.
 """
 
 from __future__ import annotations

@@ -78,10 +78,13 @@ def dtypes(device: torch.device) -> list[torch.dtype]:
 @pytest.fixture(autouse=True)
 def ieee_float32() -> Iterator[None]:
     """tf32 off: the bounds are those of IEEE float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    for switch, precision in zip(switches, before, strict=True):
+        switch.fp32_precision = precision
 
 
 @pytest.mark.parametrize(("name", "path"), CONVS)

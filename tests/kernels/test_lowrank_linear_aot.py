@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tensorlrf_kernels._aot import compile_call
 from tensorlrf_kernels._chip import KNOWN
 from tensorlrf_kernels._launch import Call, Problem
 from tensorlrf_kernels.lowrank_linear import fused
@@ -60,6 +61,16 @@ def test_fits_the_chip(chip: str, dtype: torch.dtype, kernel: str) -> None:
     rows = ROWS[kernel][0]
     calls = calls_of(kernel, Problem(rows, 4096, 4096, 64, dtype), chip, full=False)
     assert_fits(calls, KNOWN[chip], dtype, calls[0].config.blocks["BM"])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (7, 333, 1001, 33), (1000, 257, 129, 100)])
+def test_odd_sizes_compile(sizes: tuple[int, int, int, int]) -> None:
+    """Sizes and strides of one are constants to the compiler, and odd ones are no multiples."""
+    chip = KNOWN["NVIDIA H200"]
+    problem = Problem(*sizes, torch.float16)
+    for kernel in ("decode" if sizes[0] <= 128 else "prefill", "backward"):
+        for call in calls_of(kernel, problem, chip.name, full=True):
+            assert compile_call(call, chip).shared_memory <= chip.shared_memory
 
 
 @pytest.mark.slow
