@@ -291,6 +291,38 @@ def training_case(M: int, rank: int, size: int = 4096, activation: str | None = 
     return Case(name, ways, {}, info, kernels, trains=True)
 
 
+def swiglu_training_case(M: int, rank: int, hidden: int = 14336, size: int = 4096) -> Case:
+    """Forward and backward of the gated half of an MLP, with the gradients of all its operands."""
+
+    def step(run: Callable[..., Tensor]) -> Callable[..., Any]:
+        def forward_backward(*operands: Tensor) -> Any:
+            *leaves, dh = operands
+            return torch.autograd.grad(run(*leaves), leaves, dh.detach())
+
+        return forward_backward
+
+    projection = ((rank, size), (hidden, rank))
+    sizes = ((M, size), *projection, *projection, (M, hidden))
+    moved = DTYPE.itemsize * sum(math.prod(s) for s in sizes)
+    operands = draw(*sizes, grad=True)
+    ways = {
+        "chain": Way(step(swiglu_reference.lowrank_swiglu), operands, moved),
+        "compiled chain": Way(step(_compiled(swiglu_reference.lowrank_swiglu)), operands, moved),
+        "fused": Way(step(lowrank_swiglu), operands, moved),
+    }
+    info: dict[str, dict[str, Any]] = {
+        name: {"M": M, "rank": rank, "layer": f"training SwiGLU {hidden}x{size}"} for name in ways
+    }
+    problem = Problem(M, hidden, size, rank, DTYPE)
+    kernels = (
+        ("lowrank_swiglu", "forward", problem),
+        ("lowrank_swiglu", "backward", problem),
+        ("lowrank_linear", "backward", problem._replace(out=size, rank=2 * rank)),
+    )
+    name = f"SwiGLU training step {hidden}x{size}, M={M}, r={rank}"
+    return Case(name, ways, {}, info, kernels, trains=True)
+
+
 def _peak(way: Way) -> float:
     """Memory that a call takes beside its operands, in MiB."""
     operands = way.operands()
@@ -372,6 +404,7 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     add("mlp M=8192", mlp_case, 8192, 128)
     add("training M=8192", training_case, 8192, 64)
     add("training M=8192 gelu", training_case, 8192, 64, 4096, "gelu")
+    add("training SwiGLU M=8192", swiglu_training_case, 8192, 64)
     for M in (1, 16, 128, 2048):
         add(f"mlp M={M}", mlp_case, M, 128)
     add_linears(KERNEL_LAYERS[1:])

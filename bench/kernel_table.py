@@ -54,7 +54,7 @@ KERNELS = (
     ),
     Kernel(
         "lowrank_linear: backward",
-        "a training step; one pass over dY",
+        "rank <= 128: a training step; one pass over dY",
         lambda row: row["variant"] == "fused" and row["case"].startswith("training step"),
     ),
     Kernel(
@@ -67,7 +67,11 @@ KERNELS = (
         "M > 128, rank <= 128: the same",
         lambda row: _mlp(row) and row["info"]["M"] > 128,
     ),
-    Kernel("lowrank_swiglu: backward", "a training step", lambda row: False),
+    Kernel(
+        "lowrank_swiglu: backward",
+        "rank <= 64: a training step; one pass over dh",
+        lambda row: row["variant"] == "fused" and row["case"].startswith("SwiGLU training step"),
+    ),
 )
 
 

@@ -51,6 +51,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("linear", partial(kernel_cases.linear_case, "tiny", 96, 96, 8)),
         ("mlp", partial(kernel_cases.mlp_case, 4, 16, 48, 32)),
         ("training", partial(kernel_cases.training_case, 6, 16, 32, "gelu")),
+        ("swiglu", partial(kernel_cases.swiglu_training_case, 6, 16, 48, 32)),
         ("conv", partial(kernel_cases.conv_case, Conv("t", 16, 16, (3, 3), 6, batch=2), "cp", 0.5)),
     ]
     monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
@@ -68,7 +69,7 @@ def test_the_run_writes_rows_table_and_plot(
     rows = [Row(**row) for row in result["rows"]]
     variants = {row.case: [r.variant for r in rows if r.case == row.case] for row in rows}
     assert variants["tiny 96x96, M=8"] == ["dense", "compiled dense", "chain r=32", "fused r=32"]
-    assert len(variants) == 4
+    assert len(variants) == 5
     for row in rows:
         error = row.info.get("error")
         assert error is None or error < 2e-2  # bfloat16, the MLP's four products in a row
@@ -84,8 +85,8 @@ def test_the_run_writes_rows_table_and_plot(
 def test_what_the_time_does_not_reach_is_listed(tmp_path: Path) -> None:
     assert gpu.main(["--results", str(tmp_path), "--seconds", "0"]) == 0
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
-    assert result["machine"]["not_reached"] == ["linear", "mlp", "training", "conv"]
-    assert "Not reached in the time: 4 cases" in result["note"]
+    assert result["machine"]["not_reached"] == ["linear", "mlp", "training", "swiglu", "conv"]
+    assert "Not reached in the time: 5 cases" in result["note"]
 
 
 @pytest.mark.usefixtures("small")
@@ -104,7 +105,7 @@ def test_a_case_that_fails_leaves_the_others(
     assert "linear: RuntimeError: no such kernel" in capsys.readouterr().out
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["failed"] == ["linear"]
-    assert len({row["case"] for row in result["rows"]}) == 3
+    assert len({row["case"] for row in result["rows"]}) == 4
 
 
 def test_a_third_is_left_out_of_tuning_at_every_rank() -> None:

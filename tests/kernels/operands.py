@@ -83,7 +83,7 @@ def roundoff(dtype: torch.dtype) -> float:
 
 def exact(operands: Operands, activation: str | None) -> Tensor:
     """The value in float64."""
-    return activate(_sum(operands.map(lambda t: t.double().cpu())), activation)
+    return activate(_sum(operands.map(lambda t: t.detach().double().cpu())), activation)
 
 
 def forward_bound(operands: Operands, activation: str | None) -> Tensor:
@@ -93,7 +93,7 @@ def forward_bound(operands: Operands, activation: str | None) -> Tensor:
     absolute values (Higham 2002, section 3.1). Operands of half precision are exact, but t is
     rounded to them once, and y at the end.
     """
-    wide = operands.map(lambda t: t.double().cpu())
+    wide = operands.map(lambda t: t.detach().double().cpu())
     y = activate(_sum(wide), activation)
     return STEEPEST[activation] * sum_bound(operands) + _last(operands.x.dtype) * y.abs() + 1e-30
 
@@ -101,7 +101,7 @@ def forward_bound(operands: Operands, activation: str | None) -> Tensor:
 def sum_bound(operands: Operands) -> Tensor:
     """How far z, the value before the activation, may be off."""
     dtype = operands.x.dtype
-    absolute = operands.map(lambda t: t.double().cpu().abs())
+    absolute = operands.map(lambda t: t.detach().double().cpu().abs())
     n = operands.x.shape[1] + operands.right.shape[0] + 8
     small = torch.finfo(dtype).smallest_normal if dtype is torch.float16 else 0.0
     # Of what lies beneath float16's normal numbers only absolute precision is left.
@@ -111,7 +111,7 @@ def sum_bound(operands: Operands) -> Tensor:
 
 def backward_bounds(operands: Operands, dy: Tensor, activation: str | None) -> dict[str, Tensor]:
     """The same for the gradients in x, right, left, bias and residual."""
-    wide = operands.map(lambda t: t.double().cpu())
+    wide = operands.map(lambda t: t.detach().double().cpu())
     dtype = operands.x.dtype
     u, u32 = _last(dtype), roundoff(torch.float32)
     g, z, t = dy.double().cpu().abs(), _sum(wide), wide.x @ wide.right.T

@@ -165,7 +165,7 @@ def forward_calls(
         "N": N,
         "K": K,
         "R": R,
-        **_strides(x=x, right=right, left=left, residual=residual),
+        **strides(x=x, right=right, left=left, residual=residual),
     }
     t: Tensor | None = None
     if config.kernel == "prefill":
@@ -239,7 +239,7 @@ def backward_calls(
             "N": N,
             "K": K,
             "R": R,
-            **_strides(dy=dy, right=right, left=left, residual=residual),
+            **strides(dy=dy, right=right, left=left, residual=residual),
         }
         flags = {
             "ACTIVATION": activation or "none",
@@ -251,44 +251,49 @@ def backward_calls(
             "WANT_BIAS": want_bias,
             "WANT_Z": want_z,
         }
-        tasks = _tasks(config, N, by_rows, by_columns)
-        calls.append(Call(OP, config, chunks * tasks, args, {**constants, **flags}))
+        programs = chunks * tasks(config, N, by_rows, by_columns)
+        calls.append(Call(OP, config, programs, args, {**constants, **flags}))
     if want_right and x is not None:
-        # dright^T = x^T dt is what columns make of dy^T t, with x for dy and dt for t.
-        chunks = -(-M // turned.blocks["CHUNK"])
-        made["right_parts"] = dy.new_empty(chunks, K, R, dtype=torch.float32)
-        args = {
-            "dy": x,
-            "t": made["dt"],
-            "right": right,
-            "left": left,
-            **dict.fromkeys(("bias", "residual", *_MADE), x),
-            "left_parts": made["right_parts"],
-            "M": M,
-            "N": K,
-            "K": K,
-            "R": R,
-            **_strides(dy=x, right=right, left=left, residual=None),
-        }
-        flags = dict.fromkeys(
-            ("BIAS", "RESIDUAL", "BY_ROWS", "WANT_X", "WANT_BIAS", "WANT_Z"), False
-        )
-        flags |= {"ACTIVATION": "none", "BY_COLUMNS": True}
-        tasks = _tasks(turned, K, False, True)
-        calls.append(Call(OP, turned, chunks * tasks, args, {**constants, **flags}))
+        call, made["right_parts"] = columns_call(turned, x, made["dt"])
+        calls.append(call)
     return calls, made
+
+
+def columns_call(config: LaunchConfig, x: Tensor, dt: Tensor) -> tuple[Call, Tensor]:
+    """The launch that makes x^T dt, and the parts (chunks, K, R) of it: what `backward`'s columns
+    make of dy^T t, with x (M, K) for dy and dt (M, R) for t."""
+    (M, K), R = x.shape, dt.shape[1]
+    chunks = -(-M // config.blocks["CHUNK"])
+    parts = x.new_empty(chunks, K, R, dtype=torch.float32)
+    args = {
+        "dy": x,
+        "t": dt,
+        **dict.fromkeys(("right", "left", "bias", "residual", *_MADE), x),
+        "left_parts": parts,
+        "M": M,
+        "N": K,
+        "K": K,
+        "R": R,
+        **strides(dy=x, right=None, left=None, residual=None),
+    }
+    flags: dict[str, Any] = dict.fromkeys(
+        ("BIAS", "RESIDUAL", "BY_ROWS", "WANT_X", "WANT_BIAS", "WANT_Z"), False
+    )
+    flags |= {"ACTIVATION": "none", "BY_COLUMNS": True, "PRECISION": precision(x.dtype)}
+    return Call(OP, config, chunks * tasks(config, K, False, True), args, flags), parts
 
 
 _MADE = ("dt", "dx", "dz", "left_parts", "bias_parts")
 
 
-def _tasks(config: LaunchConfig, columns: int, by_rows: bool, by_columns: bool) -> int:
+def tasks(config: LaunchConfig, columns: int, by_rows: bool, by_columns: bool) -> int:
     """Programs of one chunk of rows."""
     rows = config.blocks["CHUNK"] // config.blocks["BM"] if by_rows else 0
     return rows + (-(-columns // config.blocks["BC"]) if by_columns else 0)
 
 
-def _strides(**tensors: Tensor | None) -> dict[str, int]:
+def strides(**tensors: Tensor | None) -> dict[str, int]:
+    """Of matrices by name, as kernels are given them; zero for those that are not there."""
     found: dict[str, int] = {}
     for name, tensor in tensors.items():
         rows, columns = (0, 0) if tensor is None else tensor.stride()

@@ -193,10 +193,9 @@ def _rows_backward(
     rows = first + tl.arange(0, BM)
     ranks = tl.arange(0, BR)
     row_in, rank_in = rows < M, ranks < R
-    wide = rows.to(tl.int64)[:, None]
     kept = row_in[:, None] & rank_in[None, :]
     if ACTIVATION != "none":
-        shrunk = tl.load(t + wide * R + ranks[None, :], mask=kept, other=0.0)
+        shrunk = tl.load(addresses(t, rows, R, ranks, 1), mask=kept, other=0.0)
         operand, power = narrow(shrunk.to(tl.float32), dy.dtype.element_ty, 1)
     total = tl.zeros((BM, BR), dtype=tl.float32)
     for n in range(0, N, BN):
@@ -217,9 +216,9 @@ def _rows_backward(
             )
             g = (g.to(tl.float32) * slope(z, ACTIVATION)).to(dy.dtype.element_ty)
             if WANT_Z:
-                tl.store(dz + wide * N + columns[None, :], g, mask=inside)
+                tl.store(addresses(dz, rows, N, columns, 1), g, mask=inside)
         total = tl.dot(g, c, total, input_precision=PRECISION)  # (BM, BR)
-    tl.store(dt + wide * R + ranks[None, :], total.to(dt.dtype.element_ty), mask=kept)
+    tl.store(addresses(dt, rows, R, ranks, 1), total.to(dt.dtype.element_ty), mask=kept)
     if WANT_X:
         operand, power = narrow(total, dy.dtype.element_ty, 1)
         for k in range(0, K, BK):
@@ -233,7 +232,7 @@ def _rows_backward(
             if dy.dtype.element_ty == tl.float16:
                 grown *= power
             tl.store(
-                dx + wide * K + inner[None, :], grown.to(dx.dtype.element_ty),
+                addresses(dx, rows, K, inner, 1), grown.to(dx.dtype.element_ty),
                 mask=row_in[:, None] & inner_in[None, :],
             )  # fmt: skip
 
@@ -251,7 +250,6 @@ def _columns_backward(
     columns = first + tl.arange(0, BC)
     ranks = tl.arange(0, BR)
     column_in, rank_in = columns < N, ranks < R
-    wide = columns.to(tl.int64)
     if ACTIVATION != "none":
         c = tl.load(
             addresses(left, ranks, left_col, columns, left_row),
@@ -267,7 +265,7 @@ def _columns_backward(
             mask=row_in[:, None] & column_in[None, :], other=0.0,
         )  # fmt: skip
         shrunk = tl.load(
-            t + rows.to(tl.int64)[:, None] * R + ranks[None, :],
+            addresses(t, rows, R, ranks, 1),
             mask=row_in[:, None] & rank_in[None, :], other=0.0,
         )  # fmt: skip
         if ACTIVATION != "none":
@@ -286,13 +284,13 @@ def _columns_backward(
             total += tl.dot(tl.trans(g), scaled, input_precision=PRECISION) * scale
         else:
             total = tl.dot(tl.trans(g), shrunk, total, input_precision=PRECISION)  # (BC, BR)
-    place = chunk.to(tl.int64) * N + wide
+    of_chunk = chunk.to(tl.int64) * N + columns
     tl.store(
-        left_parts + place[:, None] * R + ranks[None, :], total,
+        addresses(left_parts, of_chunk, R, ranks, 1), total,
         mask=column_in[:, None] & rank_in[None, :],
     )  # fmt: skip
     if WANT_BIAS:
-        tl.store(bias_parts + place, summed, mask=column_in)
+        tl.store(bias_parts + of_chunk, summed, mask=column_in)
 
 
 @triton.jit

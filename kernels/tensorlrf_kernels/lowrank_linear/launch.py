@@ -34,14 +34,15 @@ def forward(problem: Problem, chip: Chip) -> LaunchConfig | None:
 
 def backward(problem: Problem, chip: Chip) -> LaunchConfig | None:
     """The launch of both products of dy (rows, out), or None, as for `forward`."""
-    rows, out, _, rank, dtype, _ = problem
+    rows, out, _, rank, dtype, tf32 = problem
     if problem.empty or dtype not in DTYPES or rank > MOST_BACKWARD_RANK:
         return None
     # The widest tiles, and the fewest warps, that keep everything in registers.
     BR = pad(rank)
     if dtype is torch.float32:
         BM, BN, BK, BC, warps = 32, 32, 32, 64, 8
-        if BR > 64:
+        widest = 64 if tf32 else 32
+        if widest < BR:
             BN, BC = 16, 32
     else:
         BM, BN, BK, BC = 64, 64, 64, 64
@@ -132,24 +133,14 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
 
 
 def _prefill(problem: Problem, chip: Chip) -> LaunchConfig:
-    rows, out, inp, rank, dtype, tf32 = problem
+    *_, rank, dtype, tf32 = problem
     BR = pad(rank)
     half = dtype is not torch.float32
     BK, BN = (64, 128 if BR <= 128 else 64) if half else (32, 64 if tf32 else 32)
     # Before wgmma, whose accumulators are spread over more warps, 128 rows spill.
     tall = half and BR <= 128 and chip.capability >= (9, 0)
     sizes = (64, 128) if tall else (64,) if half else (32,)
-    best, least = (sizes[0], 1), math.inf
-    for BM in sizes:
-        for split in (1, 2, 4, 8, 16):
-            if split > -(-out // BN):
-                break
-            # Every range of columns shrinks anew: time for it, if that fills the chip.
-            waves = -(-(-(-rows // BM) * split) // chip.multiprocessors)
-            seconds = waves * BM * (inp + out / split) * (1.0 if BM == 128 else 1.05)
-            if seconds < least:
-                best, least = (BM, split), seconds
-    BM, split = best
+    BM, split = fill(problem, chip, sizes, BN)
     widest = 64 if chip.capability >= (10, 0) else 128
     warps = 8 if BM * max(BR, BN) >= 128 * 128 or widest < BR else 4
     tile = max(BM * BK + BR * BK, BR * BN)
@@ -160,6 +151,24 @@ def _prefill(problem: Problem, chip: Chip) -> LaunchConfig:
     if unrolled:
         warps = 8
     return LaunchConfig("prefill", blocks, warps, stages, registers=0 if unrolled else 255)
+
+
+def fill(problem: Problem, chip: Chip, sizes: tuple[int, ...], BN: int) -> tuple[int, int]:
+    """Rows of a program, one of `sizes`, and ranges of columns, that should be done first.
+
+    Every range shrinks anew: that takes time, which is won back where it fills the chip.
+    """
+    best, least = (sizes[0], 1), math.inf
+    for BM in sizes:
+        for split in (1, 2, 4, 8, 16):
+            if split > -(-problem.out // BN):
+                break
+            waves = -(-(-(-problem.rows // BM) * split) // chip.multiprocessors)
+            seconds = waves * BM * (problem.inp + problem.out / split)
+            seconds *= 1.0 if BM == 128 else 1.05  # a taller tile reads the factors less often
+            if seconds < least:
+                best, least = (BM, split), seconds
+    return best
 
 
 def _stages(tile: int, intermediate: int, dtype: torch.dtype, chip: Chip) -> int:
