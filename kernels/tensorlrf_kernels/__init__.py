@@ -3,3 +3,7 @@
 One package an operation; each has a `reference` in plain torch, which states what the operation
 means and runs where no kernel does. Nothing here knows of factors objects.
 """
+
+from tensorlrf_kernels._tables import autotune
+
+__all__ = ["autotune"]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tensorlrf_kernels import _tables, tune
+from tensorlrf_kernels import _tables, autotune, tune
 from tensorlrf_kernels._chip import A100, H200, Chip
 from tensorlrf_kernels._launch import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import launch
@@ -82,7 +82,7 @@ def test_a_forward_tunes_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     device = torch.device("cpu")
     _tables.launch_for("lowrank_linear", "forward", PROBLEM, device)
     assert asked == []
-    with _tables.autotune():
+    with autotune():
         _tables.launch_for("lowrank_linear", "forward", PROBLEM, device)
     assert asked == [("lowrank_linear", "forward", PROBLEM, device)]
     _tables.launch_for("lowrank_linear", "forward", PROBLEM, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf import ops
@@ -24,6 +25,21 @@ def test_as_two_matrices_a_format_is_what_it_was(format: str, lead: tuple[int, .
     factors, x, bias = sample(format, (6, 8), 3), normal(*lead, 8), normal(6, seed=3)
     y = ops.run_linear("fused", factors, x, bias)
     assert_rounding(y, factors, x, bias, F.linear)
+
+
+@pytest.mark.parametrize("format", ["lowrank", "cp", "tucker2"])
+def test_it_compiles_in_one_graph(format: str) -> None:
+    factors = sample(format, (6, 8), 3)
+
+    def run(x: Tensor) -> Tensor:
+        return ops.run_linear("fused", factors, x).square()
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for lead in ((5,), (2, 3), (7,)):
+        x = normal(*lead, 8).requires_grad_()
+        torch.testing.assert_close(compiled(x), run(x))
+        (ours,) = torch.autograd.grad(compiled(x).sum(), x)
+        torch.testing.assert_close(ours, torch.autograd.grad(run(x).sum(), x)[0])
 
 
 def test_the_core_goes_to_the_side_of_the_smaller_rank() -> None:
