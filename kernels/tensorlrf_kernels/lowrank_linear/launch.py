@@ -54,7 +54,7 @@ def backward(problem: Problem, chip: Chip) -> LaunchConfig | None:
     CHUNK = 1 << (chunk.bit_length() - 1)
     blocks = {"BM": BM, "BN": BN, "BK": BK, "BR": BR, "BC": BC, "CHUNK": CHUNK}
     stages = _stages(BM * BN + BN * BR, BM * BR, dtype, chip)
-    spills = dtype is torch.float32 or chip.capability < (9, 0)
+    spills = dtype is torch.float32 or chip.capability[0] != 9
     return LaunchConfig("backward", blocks, warps, stages, registers=255 if spills else 0)
 
 
