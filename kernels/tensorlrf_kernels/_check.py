@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -13,28 +15,31 @@ def check_operands(**operands: tuple[Tensor | None, str]) -> None:
     name, its shape and the remedy.
     """
     sizes: dict[str, tuple[int, str]] = {}
-    lead: tuple[int, ...] | None = None
+    lead: Sequence[int] | None = None
     first_name, (first, _) = next(iter(operands.items()))
     assert first is not None
     for name, (tensor, letters) in operands.items():
         if tensor is None:
             continue
         named = letters.removeprefix("...")
-        described = f"{name} has shape {tuple(tensor.shape)}; it must be ({', '.join(letters)})"
-        described = described.replace("., ., .", "...")
-        if tensor.ndim < len(named) or (letters == named and tensor.ndim != len(named)):
-            raise ValueError(described)
-        split = tensor.ndim - len(named)
-        if letters != named:
-            lead = tuple(tensor.shape[:split]) if lead is None else lead
-            if tuple(tensor.shape[:split]) != lead:
+        leads = len(named) != len(letters)
+        shape = tensor.shape
+        split = len(shape) - len(named)
+        if split < 0 or (split > 0 and not leads):
+            raise ValueError(_words(name, tensor, letters))
+        if leads:
+            lead = shape[:split] if lead is None else lead
+            if shape[:split] != lead:
                 raise ValueError(
-                    f"{described}, with the leading dimensions of {first_name}, {lead}"
+                    f"{_words(name, tensor, letters)}, with the leading dimensions of "
+                    f"{first_name}, {tuple(lead)}"
                 )
-        for letter, size in zip(named, tensor.shape[split:], strict=True):
+        for letter, size in zip(named, shape[split:], strict=True):
             known, owner = sizes.setdefault(letter, (size, name))
             if known != size:
-                raise ValueError(f"{described}, with {letter} = {known} as {owner} has it")
+                raise ValueError(
+                    f"{_words(name, tensor, letters)}, with {letter} = {known} as {owner} has it"
+                )
         if tensor.dtype != first.dtype:
             raise ValueError(
                 f"{name} has dtype {tensor.dtype}, {first_name} {first.dtype}; cast one with .to()"
@@ -45,3 +50,8 @@ def check_operands(**operands: tuple[Tensor | None, str]) -> None:
             )
     if not first.is_floating_point():
         raise ValueError(f"{first_name} has dtype {first.dtype}; it must be a floating one")
+
+
+def _words(name: str, tensor: Tensor, letters: str) -> str:
+    wanted = ", ".join(letters).replace("., ., .", "...")
+    return f"{name} has shape {tuple(tensor.shape)}; it must be ({wanted})"

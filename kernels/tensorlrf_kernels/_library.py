@@ -60,6 +60,15 @@ def refuse_gradients(name: str, of: str) -> None:
     differentiate(name, refuse, lambda ctx, inputs, output: None)
 
 
+def call(op: Any, *args: Any, differentiated: bool) -> Any:
+    """The op; where nothing is `differentiated`, without passing its Python autograd layer, which
+    in eager mode costs as much as a small kernel."""
+    if differentiated or torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def _autocast_rule(name: str, device: str) -> Callable[..., Any]:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _devices[device][1]))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tensorlrf_kernels._activation import activate, check_activation
 from tensorlrf_kernels._check import check_operands
 from tensorlrf_kernels._launch import HAS_TRITON, say_once
-from tensorlrf_kernels._library import define, differentiate, refuse_gradients
+from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.lowrank_linear import fused, reference
 from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS, MOST_PREFILL_RANK
 
@@ -46,13 +46,14 @@ def lowrank_linear(
 
     Raises ValueError where shapes, dtypes, devices or the activation do not fit together.
     """
-    needs_t = left.requires_grad or (
-        activation is not None
-        and any(t is not None and t.requires_grad for t in (x, right, bias, residual))
+    given = (x, right, left, bias, residual)
+    differentiated = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in given
     )
-    keep = needs_t and torch.is_grad_enabled()
+    keep = differentiated and (activation is not None or left.requires_grad)
+    op = torch.ops.tensorlrf.lowrank_linear
     y: Tensor
-    y, _ = torch.ops.tensorlrf.lowrank_linear(x, right, left, bias, residual, activation, keep)
+    y, _ = call(op, *given, activation, keep, differentiated=differentiated)
     return y
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tensorlrf_kernels._check import check_operands
 from tensorlrf_kernels._launch import HAS_TRITON, say_once
-from tensorlrf_kernels._library import define, differentiate, refuse_gradients
+from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.lowrank_linear.fused import kept_dtype
 from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS
 from tensorlrf_kernels.lowrank_swiglu import fused, reference
@@ -54,10 +54,9 @@ def lowrank_swiglu(
     Raises ValueError where shapes, dtypes or devices do not fit together.
     """
     operands = (x, gate_right, gate_left, up_right, up_left, gate_bias, up_bias)
-    differentiated = any(t is not None and t.requires_grad for t in operands)
-    keep = differentiated and torch.is_grad_enabled()
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     y: Tensor
-    y, _ = torch.ops.tensorlrf.lowrank_swiglu(*operands, keep)
+    y, _ = call(torch.ops.tensorlrf.lowrank_swiglu, *operands, keep, differentiated=keep)
     return y
 
 

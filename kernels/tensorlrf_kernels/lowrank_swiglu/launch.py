@@ -58,7 +58,7 @@ def backward(problem: Problem, chip: Chip) -> LaunchConfig | None:
         if not wgmma or (rescaled and hopper and BR > 32):
             BN = 32
         if not wgmma or rescaled or (hopper and BR > 32):
-            BC = 32
+            BC = 16 if rescaled and chip.capability >= (10, 0) and BR <= 32 else 32
     # dh of a chunk stays in the cache; there are chunks enough for all multiprocessors.
     fits = chip.l2 // 2 // (out * dtype.itemsize)
     wanted = -(-chip.multiprocessors // -(-out // BC))
