@@ -195,7 +195,7 @@ def _did_not_compile(error: Exception) -> bool:
     or an unwritable cache. Mistakes of ours and errors of the device are neither."""
     mistakes = (TypeError, ValueError, LookupError, NameError, AttributeError)
     if isinstance(error, (*mistakes, torch.OutOfMemoryError)):
-        # A kernel that Triton's front end refuses is a ValueError of no kind in some versions.
+        # Some of what Triton's front end raises is a ValueError too.
         return type(error).__module__.startswith("triton")
     text = str(error)
     return ("[CUDA]" not in text and "CUDA error" not in text) or "kernel image" in text

@@ -6,12 +6,8 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +20,7 @@ from tensorlrf_kernels import _counters, _launch
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.lowrank_linear import fused, lowrank_linear, reference
 from tensorlrf_kernels.lowrank_linear.launch import forward
+from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.operands import (
     LAYOUTS,
     Operands,
@@ -37,7 +34,6 @@ from tests.kernels.operands import (
 
 pytestmark = pytest.mark.gpu
 
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, N, K, R
     (1, 1, 1, 1),
@@ -331,12 +327,7 @@ def test_the_heuristic_launches_what_was_asked() -> None:
     assert config.programs <= 2 * limit
 
 
-SANITIZER = shutil.which("compute-sanitizer") or shutil.which(
-    "compute-sanitizer", path="/usr/local/cuda/bin"
-)
-
-
-@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not installed")
+@needs_sanitizer
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_under_the_sanitizer(tool: str) -> None:
     code = (
@@ -348,12 +339,4 @@ def test_under_the_sanitizer(tool: str) -> None:
         "    f(*t, 'gelu').sum().backward()\n"
         "torch.cuda.synchronize()\n"
     )
-    run = subprocess.run(
-        [str(SANITIZER), "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert_sane(code, tool)

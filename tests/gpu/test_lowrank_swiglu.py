@@ -6,11 +6,7 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +14,7 @@ from torch import Tensor
 
 from tensorlrf_kernels import _launch
 from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu, reference
+from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.operands import LAYOUTS, assert_within
 from tests.kernels.swiglu_operands import (
     NAMES,
@@ -31,7 +28,6 @@ from tests.kernels.swiglu_operands import (
 
 pytestmark = pytest.mark.gpu
 
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, N, K, G, U
     (1, 1, 1, 1, 1),
@@ -179,12 +175,7 @@ def test_training_takes_less_memory_than_the_chain() -> None:
     assert peak(lowrank_swiglu) < peak(reference.lowrank_swiglu)
 
 
-SANITIZER = shutil.which("compute-sanitizer") or shutil.which(
-    "compute-sanitizer", path="/usr/local/cuda/bin"
-)
-
-
-@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not installed")
+@needs_sanitizer
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_under_the_sanitizer(tool: str) -> None:
     code = (
@@ -196,12 +187,4 @@ def test_under_the_sanitizer(tool: str) -> None:
         "    f(*t).sum().backward()\n"
         "torch.cuda.synchronize()\n"
     )
-    run = subprocess.run(
-        [str(SANITIZER), "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert_sane(code, tool)

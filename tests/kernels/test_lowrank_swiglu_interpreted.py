@@ -1,8 +1,4 @@
-"""The kernels of lowrank_swiglu in Triton's interpreter, against float64.
-
-Programs run one after the other there, so the cooperative launch is a grid of one program; the
-grid barrier between many is left to the GPU.
-"""
+"""The kernels of lowrank_swiglu in Triton's interpreter, against float64."""
 
 from __future__ import annotations
 
@@ -10,17 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, launch
+from tensorlrf_kernels._launch import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import backward as linear_backward
 from tensorlrf_kernels.lowrank_swiglu import fused
 from tensorlrf_kernels.lowrank_swiglu.launch import backward, forward
+from tests.kernels.interpreted import CHIP, DTYPES, alone, apart, run
 from tests.kernels.operands import LAYOUTS, assert_within
 from tests.kernels.operands import draw as draw_linear
 from tests.kernels.swiglu_operands import (
@@ -37,8 +32,6 @@ from tests.kernels.swiglu_operands import (
 
 pytestmark = pytest.mark.interpreter
 
-DTYPES = (torch.float16, torch.float32)  # the interpreter multiplies the raw bits of bfloat16
-CHIP = replace(H200, multiprocessors=3)  # so that small shapes have several programs
 SIZES = st.integers(1, 80)
 CASES = {
     "K": st.integers(1, 150),
@@ -68,36 +61,6 @@ def plan(
     config = choose(fused.problem_of(o.x, o.gate, o.up), CHIP)
     assert config is not None
     return config
-
-
-def alone(config: LaunchConfig) -> LaunchConfig:
-    """The cooperative launch with one program, which need not wait for another."""
-    return replace(config, programs=1)
-
-
-def apart(config: LaunchConfig) -> LaunchConfig:
-    """The two launches that stand in for the cooperative one."""
-    return replace(config, cooperative=False)
-
-
-def run(calls: list[Call]) -> None:
-    """Launch with NaN in everything that is yet to be written; counters are left zero."""
-    outputs = ("y", "partials", "dt", "dx", "left_parts", "bias_parts")
-    inputs = ("x", "dh", "dy")
-    for call in calls:
-        given_ = [call.args[name].data_ptr() for name in inputs if name in call.args]
-        for name in outputs:
-            tensor = call.args.get(name)
-            if tensor is not None and tensor.data_ptr() not in given_:
-                tensor.fill_(math.nan)
-        if call.config.kernel == "decode":
-            call.args["t"].fill_(math.nan)
-    # The interpreter computes with numpy, which warns where IEEE arithmetic has an answer.
-    with np.errstate(invalid="ignore", over="ignore"):
-        launch(calls)
-    for call in calls:
-        if "counters" in call.args:
-            assert not call.args["counters"].any()
 
 
 def check_forward(config: LaunchConfig, o: GatedOperands) -> None:

@@ -6,6 +6,7 @@ x (M, K), right (R, K), left (N, R), y and residual (M, N), bias (N,).
 import triton
 import triton.language as tl
 
+from tensorlrf_kernels._grid import bring, leave, wait
 from tensorlrf_kernels._tile import activate, add_terms, addresses, narrow, slope
 
 
@@ -82,9 +83,7 @@ def decode(
     CHUNK   of K, one a tile of the shrink; a tile makes BR of the ranks, BS are added up at a time
     BE      ranks of one product of the expansion; WHOLE is 1 where R <= BE
 
-    partials (tiles of K, M, R) float32. The last tile to arrive for a block of ranks adds them up
-    in a fixed order and stores t (M, R). counters are int32 zeros and are left so: programs that
-    have the whole of t, programs that have read it, and the arrivals at each block of ranks.
+    partials (tiles of K, M, R) float32, t (M, R) and counters as `_grid` has them.
     """
     programs = tl.num_programs(0)
     blocks = tl.cdiv(R, BR)
@@ -110,23 +109,10 @@ def decode(
                 )  # fmt: skip
                 shrunk = tl.dot(a, b, shrunk, input_precision=PRECISION)  # (BM, BR)
             place = rows[:, None] * R + ranks[None, :]
-            tl.store(partials + split * M * R + place, shrunk, mask=inside)
-            tl.debug_barrier()
-            if tl.atomic_add(counters + 2 + block, 1, sem="acq_rel") == splits - 1:
-                total = tl.zeros((BM, BR), dtype=tl.float32)
-                for s in range(0, splits, BS):
-                    parts = s + tl.arange(0, BS)
-                    several = tl.load(
-                        partials + parts[:, None, None] * M * R + place[None, :, :],
-                        mask=(parts < splits)[:, None, None] & inside[None, :, :], other=0.0,
-                        cache_modifier=".cg",
-                    )  # fmt: skip
-                    total += tl.sum(several, axis=0)
-                tl.store(t + place, total.to(t.dtype.element_ty), mask=inside)
-                tl.atomic_xchg(counters + 2 + block, 0)
-                if PHASE == 0:
-                    tl.debug_barrier()
-                    tl.atomic_add(counters, 1, sem="release")
+            bring(
+                shrunk, partials, t, counters, block, split, splits, place, inside, M * R,
+                PHASE == 0, BM, BR, BS,
+            )  # fmt: skip
 
     if PHASE != 1:
         first = tl.program_id(0) * BN
@@ -138,9 +124,7 @@ def decode(
             mask=(ranks < R)[:, None] & (columns < N)[None, :], other=0.0,
         )  # fmt: skip
         if PHASE == 0:
-            ready = tl.atomic_add(counters, 0, sem="acquire")
-            while ready < blocks:
-                ready = tl.atomic_add(counters, 0, sem="acquire")
+            wait(counters, blocks)
         for n in range(first, N, programs * BN):
             columns = n + tl.arange(0, BN)
             z = tl.zeros((BM, BN), dtype=tl.float32)
@@ -174,10 +158,7 @@ def decode(
                 mask=row_in[:, None] & (columns < N)[None, :],
             )  # fmt: skip
         if PHASE == 0:
-            # The last to leave makes the counters ready for the next launch.
-            if tl.atomic_add(counters + 1, 1, sem="acq_rel") == programs - 1:
-                tl.atomic_xchg(counters, 0)
-                tl.atomic_xchg(counters + 1, 0)
+            leave(counters, programs)
 
 
 @triton.jit

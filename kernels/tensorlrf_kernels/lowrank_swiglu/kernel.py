@@ -8,6 +8,7 @@ x (M, K), gate_right (G, K), gate_left (N, G), up_right (U, K), up_left (N, U), 
 import triton
 import triton.language as tl
 
+from tensorlrf_kernels._grid import bring, leave, wait
 from tensorlrf_kernels._tile import activate, addresses, narrow
 
 
@@ -146,9 +147,7 @@ def decode(
     CHUNK   of K, one a tile of the shrink; a tile makes BR of the ranks, BS are added up at a time
     BE      ranks of one product of the expansion; WHOLE is 1 where G, U <= BE
 
-    partials (tiles of K, M, G + U) float32. The last tile to arrive for a block of ranks adds them
-    up in a fixed order and stores t. counters are int32 zeros and are left so: programs that have
-    the whole of t, programs that have read it, and the arrivals at each block of ranks.
+    partials (tiles of K, M, G + U) float32, t (M, G + U) and counters as `_grid` has them.
     """
     programs = tl.num_programs(0)
     t_row = G + U
@@ -185,23 +184,10 @@ def decode(
             inside = row_in[:, None] & rank_in[None, :]
             ranks += tl.where(of_gate, 0, G)
             place = rows[:, None] * t_row + ranks[None, :]
-            tl.store(partials + split * M * t_row + place, shrunk, mask=inside)
-            tl.debug_barrier()
-            if tl.atomic_add(counters + 2 + block, 1, sem="acq_rel") == splits - 1:
-                total = tl.zeros((BM, BR), dtype=tl.float32)
-                for s in range(0, splits, BS):
-                    parts = s + tl.arange(0, BS)
-                    several = tl.load(
-                        partials + parts[:, None, None] * M * t_row + place[None, :, :],
-                        mask=(parts < splits)[:, None, None] & inside[None, :, :], other=0.0,
-                        cache_modifier=".cg",
-                    )  # fmt: skip
-                    total += tl.sum(several, axis=0)
-                tl.store(t + place, total.to(t.dtype.element_ty), mask=inside)
-                tl.atomic_xchg(counters + 2 + block, 0)
-                if PHASE == 0:
-                    tl.debug_barrier()
-                    tl.atomic_add(counters, 1, sem="release")
+            bring(
+                shrunk, partials, t, counters, block, split, splits, place, inside, M * t_row,
+                PHASE == 0, BM, BR, BS,
+            )  # fmt: skip
 
     # Products without tensor cores leave no registers for tiles that are loaded ahead.
     AHEAD: tl.constexpr = WHOLE and (x.dtype.element_ty != tl.float32 or PRECISION == "tf32")
@@ -213,9 +199,7 @@ def decode(
             c = _left_tile(gate_left, columns, 0, N, G, gate_left_row, gate_left_col, BE)
             d = _left_tile(up_left, columns, 0, N, U, up_left_row, up_left_col, BE)
         if PHASE == 0:
-            ready = tl.atomic_add(counters, 0, sem="acquire")
-            while ready < blocks:
-                ready = tl.atomic_add(counters, 0, sem="acquire")
+            wait(counters, blocks)
         for n in range(start, N, programs * BN):
             columns = n + tl.arange(0, BN)
             gate = tl.zeros((BM, BN), dtype=tl.float32)
@@ -241,10 +225,7 @@ def decode(
                 mask=row_in[:, None] & (columns < N)[None, :],
             )  # fmt: skip
         if PHASE == 0:
-            # The last to leave makes the counters ready for the next launch.
-            if tl.atomic_add(counters + 1, 1, sem="acq_rel") == programs - 1:
-                tl.atomic_xchg(counters, 0)
-                tl.atomic_xchg(counters + 1, 0)
+            leave(counters, programs)
 
 
 @triton.jit
