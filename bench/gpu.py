@@ -25,6 +25,7 @@ import torch
 from bench import kernel_cases
 from bench.constants import measure
 from bench.kernel_cases import Case
+from bench.kernel_summary import summary
 from bench.report import Row, machine, write_results
 from bench.roofline import plot_measured
 from tensorlrf_kernels._chip import chip_of
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     target = given.results / about["device"].lower().replace(" ", "-")
     about |= {"constants": constants, "not_reached": missed, "failed": failed}
     write_results(target, STEM, rows, about, note=_note(missed))
-    text = "\n".join(kernel_cases.summary(rows))
+    text = "\n".join(summary(rows))
     print(text)
     _plot(target)
     return 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.clock import Times, Variant, clock, error
-from bench.report import Row, geometric_mean
+from bench.report import Row
 from bench.shapes import (
     KERNEL_LAYERS,
     KERNEL_ROWS,
@@ -415,93 +414,3 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
             if case.batch == 8 and case.inp > 3:
                 add(f"conv {case} {format}", conv_case, case, format, SHARES[0])
     return cases
-
-
-# ---- what came of it ----------------------------------------------------------------------------
-
-
-def summary(rows: Sequence[Row]) -> list[str]:
-    """The goals, each with what was measured."""
-    lines = ["", "what, against: measured (goal)"]
-    few = _ratios(rows, lambda i: i.get("M", 999) <= 128 and i.get("rank", 999) <= 512)
-    lines.append(_line("lowrank_linear, M <= 128, r <= 512, chain", few, ">= 1.3x"))
-    first = [v for k, v in few.items() if " 4096x4096," in k]
-    lines.append(_line("  of these 4096x4096", dict(enumerate(first)), ">= 1.3x"))
-    many = _ratios(rows, lambda i: i.get("M") == 8192 and i.get("rank", 999) <= 128)
-    lines.append(_line("lowrank_linear, M = 8192, r <= 128, chain", many, ">= 1.0x"))
-    over = {
-        f"{row.case} {row.variant}": row.info["over_floor"]
-        for row in rows
-        if row.info.get("path") == "fused"
-        and row.info.get("M") == 8192
-        and row.info["rank"] <= 128
-        and "launch" in row.info
-    }
-    lines.append(_line("  time over the floor", over, "<= 1.35", least=False))
-    for word, goal in (("MLP, M=8192, r=128", ">= 1.5x"), ("training step", ">= 1.2x")):
-        for case in dict.fromkeys(row.case for row in rows if word in row.case):
-            own = {row.variant: row for row in rows if row.case == case}
-            if {"chain", "fused"} <= set(own):
-                ratio = own["chain"].median_s / own["fused"].median_s
-                words = f"{case}, chain: {ratio:.2f}x ({goal})"
-                if "peak_MiB" in own["fused"].info:
-                    peaks = [own[k].info["peak_MiB"] for k in ("chain", "fused")]
-                    words += f", peak memory {peaks[0]:.0f} -> {peaks[1]:.0f} MiB"
-                lines.append(words)
-    for name, keep in (
-        ("all shapes", lambda info: True),
-        ("shapes left out of tuning", lambda info: bool(info.get("held_out"))),
-    ):
-        regrets = regret(rows, keep)
-        if regrets:
-            mean, worst = statistics.fmean(regrets.values()) - 1, max(regrets.values()) - 1
-            where = max(regrets, key=regrets.__getitem__)
-            lines.append(
-                f"regret of the chosen path, {name}: mean {mean:.1%}, worst {worst:.1%} at {where} "
-                f"of {len(regrets)} (<= 5%, <= 15%)"
-            )
-    errors: dict[str, list[float]] = {}
-    for row in rows:
-        if row.info.get("error") is not None:
-            errors.setdefault(row.info.get("path") or row.variant, []).append(row.info["error"])
-    lines += [f"error of {name}: at most {max(each):.2e}" for name, each in errors.items()]
-    return lines
-
-
-def regret(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
-    """Case and rank -> time of the path that the cost model chose over that of the fastest."""
-    found: dict[str, float] = {}
-    for case in dict.fromkeys(row.case for row in rows):
-        own = [row for row in rows if row.case == case and "chosen" in row.info]
-        dense = [row for row in rows if row.case == case and row.variant == "dense"]
-        for rank in dict.fromkeys(row.info["rank"] for row in own if row.variant != "dense"):
-            of_rank = [row for row in own if row.info["rank"] == rank and row.variant != "dense"]
-            times = {row.info["path"]: row.median_s for row in of_rank}
-            if dense:
-                times["dense"] = dense[0].median_s
-            # Where no kernel serves, "fused" is the chain.
-            times.setdefault("fused", times.get("chain", math.inf))
-            if keep(of_rank[0].info) and of_rank[0].info["chosen"] in times:
-                found[f"{case} r={rank}"] = times[of_rank[0].info["chosen"]] / min(times.values())
-    return found
-
-
-def _ratios(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
-    """Case and rank -> time of the chain over that of lowrank_linear's kernel."""
-    time = {(row.case, row.variant): row.median_s for row in rows}
-    return {
-        f"{row.case} r={row.info['rank']}": time[row.case, f"chain r={row.info['rank']}"]
-        / row.median_s
-        for row in rows
-        if row.info.get("path") == "fused" and "launch" in row.info and keep(row.info)
-    }
-
-
-def _line(what: str, ratios: Mapping[Any, float], goal: str, *, least: bool = True) -> str:
-    if not ratios:
-        return f"{what}: not measured ({goal})"
-    worst = (min if least else max)(ratios, key=ratios.__getitem__)
-    return (
-        f"{what}: {geometric_mean(list(ratios.values())):.2f} geometric mean of {len(ratios)}, "
-        f"worst {ratios[worst]:.2f} at {worst} ({goal})"
-    )

@@ -15,7 +15,8 @@ import torch
 
 from bench import gpu, kernel_cases, shapes
 from bench.clock import Times, Variant
-from bench.kernel_cases import Case, regret, summary
+from bench.kernel_cases import Case
+from bench.kernel_summary import regret, summary
 from bench.report import Row
 from bench.shapes import KERNEL_LAYERS, KERNEL_RANKS, Conv, held_out, kernel_ranks
 from tensorlrf.ops._profile import H200
