@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 NAMESPACE = "tensorlrf"
+# torch leaves this class without types.
 library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 _devices = {"cpu": ("CPU", "AutocastCPU"), "cuda": ("CUDA", "AutocastCUDA")}
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SANITIZER = shutil.which("compute-sanitizer") or shutil.which(
     "compute-sanitizer", path="/usr/local/cuda/bin"
 )
+# A toolkit's tool, which the Python of a GPU machine need not come with.
 needs_sanitizer = pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not installed")
 
 

@@ -65,7 +65,7 @@ def check_forward(o: Operands, activation: str | None) -> None:
     M, N = len(o.x), len(o.left)
     poison = [torch.full((M, n), math.nan, device="cuda", dtype=o.x.dtype) for n in (N, N, N)]
     del poison
-    y = lowrank_linear(*o.each(), activation)  # type: ignore[arg-type]
+    y = lowrank_linear(*o.each(), activation)
     assert y.dtype == o.x.dtype
     assert_within(y, exact(o, activation), forward_bound(o, activation), "y")
 
@@ -95,9 +95,9 @@ def test_any_strides(M: int, layout: str) -> None:
 def test_tf32_by_torchs_switch(M: int) -> None:
     o = draw(M, 200, 1500, 40, torch.float32, device="cuda")
     right = exact(o, None)
-    single = (lowrank_linear(*o.each()).double().cpu() - right).norm() / right.norm()  # type: ignore[arg-type]
+    single = (lowrank_linear(*o.each()).double().cpu() - right).norm() / right.norm()
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    tf32 = (lowrank_linear(*o.each()).double().cpu() - right).norm() / right.norm()  # type: ignore[arg-type]
+    tf32 = (lowrank_linear(*o.each()).double().cpu() - right).norm() / right.norm()
     assert single < 1e-6
     assert 1e-5 < tf32 < 1e-3
 
@@ -112,7 +112,7 @@ def test_backward_agrees_with_float64(
     dy = draw(shape[0], shape[1], 1, 1, dtype, device="cuda", seed=1).residual
     assert dy is not None
     leaves = o.map(lambda t: t.requires_grad_())
-    lowrank_linear(*leaves.each(), activation).backward(dy)  # type: ignore[arg-type]
+    lowrank_linear(*leaves.each(), activation).backward(dy)
     expected = gradients(o, dy, activation)
     bounds = backward_bounds(o, dy, activation)
     # The kept t of half precision is rounded once more than the exact one that the bound is for.
@@ -125,7 +125,7 @@ def test_results_repeat_to_the_bit() -> None:
         o = draw(M, 500, 700, 64, torch.bfloat16, device="cuda").map(lambda t: t.requires_grad_())
         runs = []
         for _ in range(3):
-            y = lowrank_linear(*o.each(), "gelu")  # type: ignore[arg-type]
+            y = lowrank_linear(*o.each(), "gelu")
             runs.append((y, *torch.autograd.grad(y.float().square().sum(), (o.x, o.right, o.left))))
         for again in runs[1:]:
             for a, b in zip(runs[0], again, strict=True):
@@ -134,7 +134,7 @@ def test_results_repeat_to_the_bit() -> None:
 
 def test_an_empty_batch() -> None:
     o = draw(0, 20, 30, 8, torch.bfloat16, device="cuda").map(lambda t: t.requires_grad_())
-    y = lowrank_linear(*o.each(), "silu")  # type: ignore[arg-type]
+    y = lowrank_linear(*o.each(), "silu")
     assert y.shape == (0, 20)
     y.sum().backward()
     assert o.left.grad is not None
@@ -175,24 +175,24 @@ def test_offsets_beyond_31_bits(M: int) -> None:
 
 def test_two_launches_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     o = draw(16, 500, 700, 64, torch.bfloat16, device="cuda")
-    one = lowrank_linear(*o.each())  # type: ignore[arg-type]
+    one = lowrank_linear(*o.each())
     name = torch.cuda.get_device_name()
     monkeypatch.setattr(_launch, "_uncooperative", {name})
-    two = lowrank_linear(*o.each())  # type: ignore[arg-type]
+    two = lowrank_linear(*o.each())
     monkeypatch.undo()
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 def test_streams_side_by_side_do_not_share_counters() -> None:
     o = draw(16, 4096, 4096, 64, torch.bfloat16, device="cuda", terms=False)
-    expected = lowrank_linear(*o.each())  # type: ignore[arg-type]
+    expected = lowrank_linear(*o.each())
     streams = [torch.cuda.Stream() for _ in range(4)]
     results: list[Tensor] = []
     torch.cuda.synchronize()
     for _ in range(50):
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append(lowrank_linear(*o.each()))  # type: ignore[arg-type]
+                results.append(lowrank_linear(*o.each()))
     torch.cuda.synchronize()
     for y in results:
         torch.testing.assert_close(y, expected, rtol=0, atol=0)
@@ -202,12 +202,12 @@ def test_streams_side_by_side_do_not_share_counters() -> None:
 @pytest.mark.parametrize("M", [16, 300])
 def test_cuda_graphs_replay_on_new_data(M: int) -> None:
     o = draw(M, 500, 700, 64, torch.bfloat16, device="cuda")
-    lowrank_linear(*o.each(), "gelu")  # type: ignore[arg-type]
+    lowrank_linear(*o.each(), "gelu")
     graphs = []
     for _ in range(2):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            y = lowrank_linear(*o.each(), "gelu")  # type: ignore[arg-type]
+            y = lowrank_linear(*o.each(), "gelu")
         graphs.append((graph, y))
     for seed in (1, 2, 3):
         fresh = draw(M, 500, 700, 64, torch.bfloat16, device="cuda", seed=seed)
@@ -251,20 +251,20 @@ def test_compiled_in_one_graph(M: int, mode: str) -> None:
 def test_autocast_runs_the_kernel_in_half_precision() -> None:
     o = draw(16, 200, 150, 40, torch.float32, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
-        y = lowrank_linear(*o.each(), "silu")  # type: ignore[arg-type]
+        y = lowrank_linear(*o.each(), "silu")
     half = o.map(lambda t: t.bfloat16())
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y, lowrank_linear(*half.each(), "silu"), rtol=0, atol=0)  # type: ignore[arg-type]
+    torch.testing.assert_close(y, lowrank_linear(*half.each(), "silu"), rtol=0, atol=0)
 
 
 def test_neither_intermediate_nor_weight_is_in_memory() -> None:
     M, N, K, R = 8192, 2048, 4096, 64
     o = draw(M, N, K, R, torch.bfloat16, device="cuda", terms=False)
-    lowrank_linear(*o.each())  # type: ignore[arg-type]
+    lowrank_linear(*o.each())
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    y = lowrank_linear(*o.each())  # type: ignore[arg-type]
+    y = lowrank_linear(*o.each())
     torch.cuda.synchronize()
     beyond = torch.cuda.max_memory_allocated() - before - y.nbytes
     assert beyond < M * R * 2 // 4  # t alone would take M R values
@@ -273,7 +273,7 @@ def test_neither_intermediate_nor_weight_is_in_memory() -> None:
 def test_training_takes_less_memory_than_the_chain() -> None:
     M, N, K, R = 8192, 2048, 2048, 64
 
-    def peak(run) -> int:  # type: ignore[no-untyped-def]
+    def peak(run) -> int:
         o = draw(M, N, K, R, torch.bfloat16, device="cuda").map(lambda t: t.requires_grad_())
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -290,10 +290,10 @@ def test_training_takes_less_memory_than_the_chain() -> None:
 
 def test_it_does_not_synchronise() -> None:
     o = draw(16, 200, 150, 40, torch.bfloat16, device="cuda")
-    lowrank_linear(*o.each())  # type: ignore[arg-type]
+    lowrank_linear(*o.each())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        lowrank_linear(*o.each())  # type: ignore[arg-type]
+        lowrank_linear(*o.each())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

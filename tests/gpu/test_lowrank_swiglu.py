@@ -51,7 +51,7 @@ def ieee_float32() -> Iterator[None]:
 
 
 def call(o: GatedOperands) -> Tensor:
-    return lowrank_swiglu(*o.each())  # type: ignore[arg-type]
+    return lowrank_swiglu(*o.each())
 
 
 def check_forward(o: GatedOperands) -> None:
@@ -99,7 +99,7 @@ def test_results_repeat_to_the_bit() -> None:
         runs = []
         for _ in range(3):
             y = call(o)
-            runs.append((y, *torch.autograd.grad(y.float().square().sum(), o.each())))  # type: ignore[arg-type]
+            runs.append((y, *torch.autograd.grad(y.float().square().sum(), o.each())))
         for again in runs[1:]:
             for a, b in zip(runs[0], again, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -159,7 +159,7 @@ def test_neither_intermediates_nor_projections_are_in_memory() -> None:
 
 
 def test_training_takes_less_memory_than_the_chain() -> None:
-    def peak(run) -> int:  # type: ignore[no-untyped-def]
+    def peak(run) -> int:
         o = draw(8192, 2048, 2048, 64, 64, torch.bfloat16, device="cuda")
         o = o.map(lambda t: t.requires_grad_())
         torch.cuda.synchronize()

@@ -143,7 +143,7 @@ def _flat(x: Tensor, columns: int) -> Tensor:
 
 # ---- backward -----------------------------------------------------------------------------------
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, ...]  # one an operand
 
 
 def _backward_reference(
@@ -200,7 +200,7 @@ def _backward_fake(
     shape = (*dy.shape[:-1], right.shape[1])
     shapes = (shape, right.shape, left.shape, left.shape[:1], dy.shape)
     made = (dy.new_empty(size if need else (0,)) for size, need in zip(shapes, needed, strict=True))
-    return tuple(made)  # type: ignore[return-value]
+    return tuple(made)
 
 
 def _rows(
@@ -231,7 +231,7 @@ def _shaped(found: Sequence[Tensor | None], dy: Tensor, right: Tensor) -> Gradie
         if dresidual.data_ptr() == dy.data_ptr():
             dresidual = dresidual.clone(memory_format=torch.contiguous_format)
     made = (dx, dright, dleft, dbias, dresidual)
-    return tuple(dy.new_empty(0) if g is None else g.contiguous() for g in made)  # type: ignore[return-value]
+    return tuple(dy.new_empty(0) if g is None else g.contiguous() for g in made)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -151,7 +151,7 @@ def _flat(x: Tensor, columns: int) -> Tensor:
 
 # ---- backward -----------------------------------------------------------------------------------
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, ...]  # one an operand
 
 
 def _backward_reference(
@@ -211,7 +211,7 @@ def _backward_fake(
     bias = gate_left.shape[:1]
     shapes = ((*dh.shape[:-1], gate_right.shape[1]), *factors, bias, bias)
     made = (dh.new_empty(size if need else (0,)) for size, need in zip(shapes, needed, strict=True))
-    return tuple(made)  # type: ignore[return-value]
+    return tuple(made)
 
 
 def _rows(
@@ -232,7 +232,7 @@ def _shaped(found: Sequence[Tensor | None], dh: Tensor, columns: int) -> Gradien
     if dx is not None:
         dx = dx.view(*dh.shape[:-1], columns)
     made = (dx, *others)
-    return tuple(dh.new_empty(0) if g is None else g.contiguous() for g in made)  # type: ignore[return-value]
+    return tuple(dh.new_empty(0) if g is None else g.contiguous() for g in made)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
