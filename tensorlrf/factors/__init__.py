@@ -2,6 +2,7 @@
 
 from tensorlrf.factors._base import FORMATS, Factors
 from tensorlrf.factors._cp import CPFactors
+from tensorlrf.factors._grouped import Grouped
 from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._tensorly import from_tensorly, to_tensorly
 from tensorlrf.factors._tucker import TuckerFactors
@@ -10,6 +11,7 @@ __all__ = [
     "FORMATS",
     "CPFactors",
     "Factors",
+    "Grouped",
     "LowRank",
     "TuckerFactors",
     "from_tensorly",

@@ -1,12 +1,14 @@
-"""Layers that run on factors: linear, conv2d, the paths they can take, and what those cost."""
+"""Layers that run on factors: linear, conv1d, conv2d, conv3d, the paths they can take, and what
+those cost."""
 
 from tensorlrf.ops._contract import contract, inner
-from tensorlrf.ops._conv2d import conv2d, conv2d_paths, run_conv2d
-from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, linear_cost
+from tensorlrf.ops._conv import conv1d, conv2d, conv2d_paths, conv3d, conv_paths, run_conv
+from tensorlrf.ops._conv2d import run_conv2d
+from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, conv_cost, linear_cost
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._linear import linear, linear_paths, run_linear
 from tensorlrf.ops._paths import PathTable, best_path, floor_cost, path_cost, paths_of
-from tensorlrf.ops._profile import DeviceProfile, profile_of
+from tensorlrf.ops._profile import DeviceProfile, device_key, profile_of
 from tensorlrf.ops._timing import Timings, time_calls, time_paths
 
 __all__ = [
@@ -18,10 +20,15 @@ __all__ = [
     "Timings",
     "best_path",
     "contract",
+    "conv1d",
     "conv2d",
     "conv2d_cost",
     "conv2d_paths",
+    "conv3d",
+    "conv_cost",
+    "conv_paths",
     "dense_weight",
+    "device_key",
     "floor_cost",
     "inner",
     "linear",
@@ -30,6 +37,7 @@ __all__ = [
     "path_cost",
     "paths_of",
     "profile_of",
+    "run_conv",
     "run_conv2d",
     "run_linear",
     "time_calls",

@@ -1,60 +1,137 @@
-"""The geometry of a convolution: strides, paddings and sizes, as torch understands them."""
+"""The geometry of a convolution: strides, paddings and sizes, as torch understands them.
+
+All of it serves one, two or three axes; a tuple has one entry an axis, in the order of the kernel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tensorlrf.errors import ArgumentError
 
+Axes = tuple[int, ...]
 Pair = tuple[int, int]
+IntOrAxes = int | Sequence[int]
+PaddingArgument = str | int | Sequence[int] | Sequence[tuple[int, int]]
+
+_WORDS = {
+    1: "an int, alone or in a tuple",
+    2: "an int or two ints, (vertical, horizontal)",
+    3: "an int or three ints, (depth, vertical, horizontal)",
+}
 
 
 class Padding(NamedTuple):
-    """Zeros on each side of both axes, and beyond these `excess` rows below and columns right.
+    """Zeros on each side of every axis, and `excess` more at its end (fewer where it is negative).
 
     torch's "same" puts the odd one of an uneven number of zeros at the end.
     """
 
-    each_side: Pair
-    excess: Pair
+    each_side: Axes
+    excess: Axes
+
+    @property
+    def sides(self) -> tuple[Pair, ...]:
+        """(before, after) of every axis."""
+        return tuple((n, n + more) for n, more in zip(*self, strict=True))
+
+    @property
+    def total(self) -> Axes:
+        """What each axis grows by."""
+        return tuple([2 * n + more for n, more in zip(*self, strict=True)])
+
+    @property
+    def shared(self) -> Axes:
+        """The zeros that both sides have, which a convolution puts there itself."""
+        if not any(self.excess):
+            return self.each_side
+        return tuple(min(side) for side in self.sides)
+
+    @property
+    def ahead(self) -> list[int]:
+        """The zeros beyond `shared`, for `torch.nn.functional.pad`; empty where there are none."""
+        if not any(self.excess):
+            return []
+        return flat([(max(0, -more), max(0, more)) for more in self.excess])
+
+
+def flat(sides: Sequence[tuple[int, int]]) -> list[int]:
+    """(before, after) of every axis in the order of `torch.nn.functional.pad`: last axis first."""
+    return [n for axis in reversed(sides) for n in axis]
+
+
+def per_axis(argument: str, value: int | Sequence[int], least: int, n_axes: int) -> Axes:
+    """An int for all axes, or one int an axis. Raises ArgumentError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        all_axes: Axes = (value,) * n_axes
+    elif isinstance(value, (tuple, list)) and len(value) == n_axes:
+        all_axes = tuple(value)
+    else:
+        raise ArgumentError(f"{argument}={value!r} must be {_WORDS[n_axes]}")
+    for n in all_axes:
+        if not isinstance(n, int) or n < least:
+            raise ArgumentError(f"{argument}={value!r} must hold ints of at least {least}")
+    return all_axes
 
 
 def pair(argument: str, value: int | Sequence[int], least: int) -> Pair:
     """An int for both axes, or one int an axis. Raises ArgumentError."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        both = (value, value)
-    elif isinstance(value, (tuple, list)) and len(value) == 2:
-        both = (value[0], value[1])
-    else:
-        raise ArgumentError(
-            f"{argument}={value!r} must be an int or two ints, (vertical, horizontal)"
-        )
-    if not all(isinstance(n, int) and n >= least for n in both):
-        raise ArgumentError(f"{argument}={value!r} must hold ints of at least {least}")
-    return both
+    vertical, horizontal = per_axis(argument, value, least, 2)
+    return vertical, horizontal
 
 
 def resolve_padding(
-    padding: str | int | Sequence[int], kernel: Pair, stride: Pair, dilation: Pair
+    padding: PaddingArgument, kernel: Axes, stride: Axes, dilation: Axes
 ) -> Padding:
-    """The zeros that `padding` asks for, as torch.nn.Conv2d counts them. Raises ArgumentError."""
-    if not isinstance(padding, str):
-        return Padding(pair("padding", padding, 0), (0, 0))
+    """The zeros that `padding` asks for, as torch counts them, or from one pair (before, after) an
+    axis. Raises ArgumentError."""
+    none = (0,) * len(kernel)
+    if isinstance(padding, int):
+        return Padding(per_axis("padding", padding, 0, len(kernel)), none)
     if padding == "valid":
-        return Padding((0, 0), (0, 0))
-    if padding != "same":
+        return Padding(none, none)
+    if padding == "same":
+        if any(s != 1 for s in stride):
+            raise ArgumentError(
+                f"padding='same' needs stride 1, as in torch; stride={stride}: give the padding as "
+                "ints"
+            )
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return Padding(tuple(n // 2 for n in total), tuple(n % 2 for n in total))
+    if isinstance(padding, str):
         raise ArgumentError(
-            f"padding={padding!r} is unknown; choose 'same', 'valid', an int or two ints"
+            f"padding={padding!r} is unknown; choose 'same', 'valid', {_WORDS[len(kernel)]}"
         )
-    if stride != (1, 1):
+    if isinstance(padding, (tuple, list)) and any(isinstance(n, (tuple, list)) for n in padding):
+        return _two_sided(padding, len(kernel))
+    return Padding(per_axis("padding", padding, 0, len(kernel)), none)  # type: ignore[arg-type]
+
+
+def _two_sided(padding: Sequence[Any], n_axes: int) -> Padding:
+    if len(padding) != n_axes or not all(
+        isinstance(side, (tuple, list))
+        and len(side) == 2
+        and all(isinstance(n, int) and n >= 0 for n in side)
+        for side in padding
+    ):
         raise ArgumentError(
-            f"padding='same' needs stride 1, as in torch; stride={stride}: give the padding as ints"
+            f"padding={padding!r} must hold two ints of at least 0, (before, after), for each of "
+            f"the {n_axes} axes"
         )
-    total = (dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1))
-    return Padding((total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2))
+    return Padding(
+        tuple(before for before, _ in padding), tuple(after - before for before, after in padding)
+    )
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Positions along one axis; `padding` counts the zeros of both sides."""
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def output_sizes(size: Axes, kernel: Axes, stride: Axes, padding: Axes, dilation: Axes) -> Axes:
+    """Positions along every axis; `padding` counts the zeros of both sides."""
+    # A list first: this is on the way of every call, and a generator takes twice as long.
+    return tuple(
+        [output_size(*axis) for axis in zip(size, kernel, stride, padding, dilation, strict=True)]
+    )

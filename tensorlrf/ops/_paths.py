@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors
-from tensorlrf.ops._conv2d import conv2d_paths
-from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, linear_cost
-from tensorlrf.ops._geometry import Pair
+from tensorlrf.factors import Factors, Grouped
+from tensorlrf.ops._conv import conv_paths
+from tensorlrf.ops._cost import Cost, Positions, Step, conv_cost, linear_cost
+from tensorlrf.ops._geometry import Axes
 from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._profile import DeviceProfile, profile_of
 
@@ -78,7 +78,7 @@ class PathTable:
         cls,
         factors: Factors,
         *,
-        stride: Pair = (1, 1),
+        stride: Axes | None = None,
         paths: tuple[str, ...] | None = None,
         rebuild: bool = False,
         profile: DeviceProfile | None = None,
@@ -135,24 +135,33 @@ class PathTable:
 
 
 def paths_of(factors: Factors) -> tuple[str, ...]:
-    """The paths of the layer that has these factors: order 2 is linear, order 4 a convolution."""
-    return linear_paths(factors) if len(factors.shape) == 2 else conv2d_paths(factors)
+    """The paths of the layer that has these factors: order 2 is linear, 3 to 5 a convolution."""
+    return linear_paths(factors) if len(factors.shape) == 2 else conv_paths(factors)
 
 
 def path_cost(
-    factors: Factors, path: str, rows: int, *, stride: Pair = (1, 1), rebuild: bool = True
+    factors: Factors, path: str, rows: int, *, stride: Axes | None = None, rebuild: bool = True
 ) -> Cost:
-    """Cost of a path for `rows` rows of output, of a linear layer or a convolution."""
+    """Cost of a path for `rows` rows of output, of a linear layer or of a convolution, whose
+    `stride` (one entry an axis) is 1 by default."""
     if len(factors.shape) == 2:
         return linear_cost(factors, path, rows, rebuild=rebuild)
-    return conv2d_cost(factors, path, Positions.from_rows(rows, stride), rebuild=rebuild)
+    return conv_cost(factors, path, _positions(factors, rows, stride), rebuild=rebuild)
 
 
-def floor_cost(factors: Factors, rows: int, *, stride: Pair = (1, 1)) -> Cost:
+def _positions(factors: Factors, rows: int, stride: Axes | None) -> Positions:
+    return Positions.from_rows(rows, stride or (1,) * (len(factors.shape) - 2))
+
+
+def floor_cost(factors: Factors, rows: int, *, stride: Axes | None = None) -> Cost:
     """The least that any path on the factors must do: read input and factors, write the output,
     and the FLOPs of the factored path that has the fewest."""
-    read = rows if len(factors.shape) == 2 else Positions.from_rows(rows, stride).input
-    elements = read * factors.shape[1] + rows * factors.shape[0] + factors.n_params
+    read, out_channels, in_channels = rows, *factors.shape[:2]
+    if len(factors.shape) > 2:
+        read = _positions(factors, rows, stride).input
+    if isinstance(factors, Grouped):
+        in_channels *= factors.groups
+    elements = read * in_channels + rows * out_channels + factors.n_params
     paths = (path for path in paths_of(factors) if path != "dense")
     flops = min(path_cost(factors, path, rows, stride=stride).flops for path in paths)
     return Cost((Step("matmul", flops, elements * factors.dtype.itemsize),))
@@ -162,7 +171,7 @@ def best_path(
     factors: Factors,
     rows: int,
     *,
-    stride: Pair = (1, 1),
+    stride: Axes | None = None,
     paths: tuple[str, ...] | None = None,
     rebuild: bool = True,
     profile: DeviceProfile | None = None,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -140,3 +145,53 @@ def profile_of(device: torch.device | str) -> DeviceProfile:
         return chip_profile(chip_of(device), tf32=tf32_allowed())
     threads = torch.get_num_threads()
     return nominal if threads == 2 else nominal.scaled(f"{threads} CPU threads", threads / 2)
+
+
+def device_key(device: torch.device | str) -> str:
+    """What a time measured on `device` depends on, as one line: the device's name, the versions of
+    torch and tensorlrf, for the CPU the threads, for a GPU Triton's version and TF32 if allowed.
+
+    The same in every process for as long as none of these changes.
+    """
+    device = torch.device(device)
+    parts = [_device_name(device)]
+    if device.type == "cpu":
+        parts.append(f"{torch.get_num_threads()} threads")
+    if device.type == "cuda" and tf32_allowed():
+        parts.append("TF32")
+    parts.append(f"torch {torch.__version__}")
+    if device.type == "cuda":
+        parts.append(f"triton {_triton_version()}")
+    # From the package above this one, which is loaded whenever this one is.
+    own = sys.modules[__name__.partition(".")[0]].__version__
+    return ", ".join([*parts, f"tensorlrf {own}"])
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return _one_line(torch.cuda.get_device_name(device))
+    return _cpu_name() if device.type == "cpu" else device.type
+
+
+@cache
+def _cpu_name() -> str:
+    """The model that Linux names, else what the platform calls its processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+    name = _one_line(next(names, ""))
+    return name or _one_line(platform.processor()) or platform.machine() or "cpu"
+
+
+@cache
+def _triton_version() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors
+from tensorlrf.factors import Factors, Grouped
 from tensorlrf.ops._check import check_path
-from tensorlrf.ops._conv2d import conv2d, run_conv2d
+from tensorlrf.ops._conv import conv1d, conv2d, conv3d, run_conv
+from tensorlrf.ops._convnd import CONVOLUTION, is_channels_last
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._geometry import pair, resolve_padding
+from tensorlrf.ops._geometry import Axes, IntOrAxes, PaddingArgument, per_axis, resolve_padding
 from tensorlrf.ops._linear import linear, run_linear
 from tensorlrf.ops._paths import paths_of
-from tensorlrf_kernels._pointwise import is_channels_last
 
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 1000
@@ -101,19 +101,20 @@ def time_paths(
     x: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: IntOrAxes = 1,
+    padding: PaddingArgument = 0,
+    dilation: IntOrAxes = 1,
     paths: Sequence[str] | None = None,
     rebuild: bool = False,
     seconds: float = 0.5,
 ) -> Timings:
     """Times the paths of a layer on the input `x`, without gradients.
 
-    Factors of order 2 are timed as `ops.linear`, of order 4 as `ops.conv2d`, whose arguments
-    these are. `paths` are all that the format has by default, "dense" first. `rebuild=False`
-    times "dense" as a layer that keeps its rebuilt weight, in the memory format of x;
-    `rebuild=True` rebuilds it in each call. Takes about `seconds` in all. Raises what the ops do.
+    Factors of order 2 are timed as `ops.linear`, of order 3, 4 and 5 as `ops.conv1d`, `conv2d` and
+    `conv3d`, whose arguments these are. `paths` are all that the format has by default, "dense"
+    first. `rebuild=False` times "dense" as a layer that keeps its rebuilt weight, in the memory
+    format of x; `rebuild=True` rebuilds it in each call. Takes about `seconds` in all.
+    Raises what the ops do.
     """
     paths = paths_of(factors) if paths is None else tuple(paths)
     for path in paths:
@@ -129,41 +130,53 @@ def _call(
     factors: Factors,
     x: Tensor,
     bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: str | int | Sequence[int],
-    dilation: int | Sequence[int],
+    stride: IntOrAxes,
+    padding: PaddingArgument,
+    dilation: IntOrAxes,
     path: str,
 ) -> Callable[[], Tensor]:
     """What a layer calls, after one call of the op that checks everything."""
     if len(factors.shape) == 2:
         linear(x, factors, bias, path=path)
         return lambda: run_linear(path, factors, x, bias)
-    conv2d(x, factors, bias, stride, padding, dilation, path=path)
-    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    zeros = padding if isinstance(padding, str) else pair("padding", padding, 0)
-    return lambda: run_conv2d(path, factors, x, bias, strides, zeros, dilations)
+    conv = {3: conv1d, 4: conv2d, 5: conv3d}[len(factors.shape)]
+    conv(x, factors, bias, stride, padding, dilation, path=path)
+    strides, shared, dilations, ahead = _geometry(factors, stride, padding, dilation)
+    if not ahead:
+        return lambda: run_conv(path, factors, x, bias, strides, shared, dilations)
+    return lambda: run_conv(path, factors, F.pad(x, ahead), bias, strides, shared, dilations)
+
+
+def _geometry(
+    factors: Factors, stride: IntOrAxes, padding: PaddingArgument, dilation: IntOrAxes
+) -> tuple[Axes, Axes, Axes, list[int]]:
+    """Stride, padding and dilation an axis, and the zeros to put ahead of the convolution."""
+    kernel = factors.shape[2:]
+    strides = per_axis("stride", stride, 1, len(kernel))
+    dilations = per_axis("dilation", dilation, 1, len(kernel))
+    zeros = resolve_padding(padding, kernel, strides, dilations)
+    return strides, zeros.shared, dilations, zeros.ahead
 
 
 def _dense_call(
     factors: Factors,
     x: Tensor,
     bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: str | int | Sequence[int],
-    dilation: int | Sequence[int],
+    stride: IntOrAxes,
+    padding: PaddingArgument,
+    dilation: IntOrAxes,
 ) -> Callable[[], Tensor]:
     weight = dense_weight(factors)
     if weight.ndim == 2:
         return lambda: F.linear(x, weight, bias)
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    weight = weight.contiguous(memory_format=layout)
-    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    kernel = (weight.shape[2], weight.shape[3])
-    sides, excess = resolve_padding(padding, kernel, strides, dilations)
-    if excess == (0, 0):
-        return lambda: F.conv2d(x, weight, bias, strides, sides, dilations)
-    zeros = (0, excess[1], 0, excess[0])
-    return lambda: F.conv2d(F.pad(x, zeros), weight, bias, strides, sides, dilations)
+    if is_channels_last(x):
+        weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
+    groups = factors.groups if isinstance(factors, Grouped) else 1
+    strides, shared, dilations, ahead = _geometry(factors, stride, padding, dilation)
+    conv, options = CONVOLUTION[weight.ndim - 2], (bias, strides, shared, dilations, groups)
+    if not ahead:
+        return lambda: conv(x, weight, *options)
+    return lambda: conv(F.pad(x, ahead), weight, *options)
 
 
 def _sample_host(call: Callable[[], object], repeats: int) -> float:

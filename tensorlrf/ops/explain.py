@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._conv2d import conv2d_paths
+from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops._paths import floor_cost, path_cost
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
@@ -93,7 +93,7 @@ def explain(
         linear_paths(factors)
         paths = LINEAR_PATHS if chip is not None else LINEAR_PATHS[:2]
     else:
-        paths = conv2d_paths(factors)
+        paths = conv_paths(factors)
     seconds, chosen, floor, launches = {}, {}, {}, {}
     for M in rows:
         costs = {path: path_cost(factors, path, M, rebuild=rebuild) for path in paths}
@@ -113,9 +113,9 @@ def sample(format: str, shape: Sequence[int], rank: int, dtype: torch.dtype) -> 
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if len(shape) not in (2, 4) or min(shape) < 1:
+    if len(shape) not in (2, 3, 4, 5) or min(shape) < 1:
         text = "x".join(map(str, shape))
-        raise ArgumentError(f"shape={text} is no layer; give OUTxIN, or OUTxINxKHxKW")
+        raise ArgumentError(f"shape={text} is no layer; give OUTxIN, or OUTxINxKHxKW and so on")
     if rank < 1:
         raise ArgumentError(f"rank={rank} must be 1 at least")
 

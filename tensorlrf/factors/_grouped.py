@@ -1,0 +1,120 @@
+"""The factors of the groups of a convolution, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.factors._base import FORMATS, Factors, check_together
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grouped(Factors):
+    """g factors objects of one format, rank and shape, one under the other along the first mode.
+
+    parts    the tensors of the format by name, each with a leading dimension g
+    of       name of the format, such as "lowrank"
+    groups   g
+    of_meta  `meta()` of the factors of one group
+
+    Where a group stands for (m, n_1, ...) the whole is (g m, n_1, ...), as torch keeps the weight
+    of a convolution with groups: the groups share no input, so nothing is shared between their
+    factors. Made by `Grouped.stack([f_1, ..., f_g])`; `group(k)` gives f_k back.
+    """
+
+    parts: dict[str, Tensor]
+    of: str
+    groups: int
+    of_meta: dict[str, Any]
+
+    format: ClassVar[str] = "grouped"
+
+    @classmethod
+    def stack(cls, groups: Sequence[Factors]) -> Grouped:
+        """The whole whose groups these are. Raises ArgumentError and ShapeError where there are
+        none, or where they are not of one format, rank, shape, dtype and device."""
+        groups = tuple(groups)
+        if not groups:
+            raise ArgumentError("groups=() is empty; give the factors of one group at least")
+        first = groups[0]
+        for k, f in enumerate(groups):
+            if not isinstance(f, Factors) or isinstance(f, Grouped):
+                raise ArgumentError(
+                    f"groups[{k}] is a {type(f).__name__}; pass the factors of one group, such as "
+                    "LowRank"
+                )
+            if type(f) is not type(first):
+                raise ArgumentError(
+                    f"groups[{k}] is a {type(f).__name__}, groups[0] a {type(first).__name__}; all "
+                    "groups must have one format"
+                )
+            if f.shape != first.shape or f.rank != first.rank or f.meta() != first.meta():
+                raise ShapeError(
+                    f"groups[{k}] has shape {f.shape} and rank {f.rank}, groups[0] {first.shape} "
+                    f"and {first.rank}; all groups must have the same"
+                )
+            if f.dtype != first.dtype or f.device != first.device:
+                raise ArgumentError(
+                    f"groups[{k}] is {f.dtype} on {f.device}, groups[0] {first.dtype} on "
+                    f"{first.device}; bring them together with .to()"
+                )
+        named = [f.tensors() for f in groups]
+        parts = {name: torch.stack([tensors[name] for tensors in named]) for name in named[0]}
+        return cls(parts, first.format, len(groups), first.meta())
+
+    def group(self, k: int) -> Factors:
+        """The factors of group k, views of the stack; k may count from the end."""
+        if isinstance(k, bool) or not isinstance(k, int) or not -self.groups <= k < self.groups:
+            raise ArgumentError(f"k={k!r} must be a group, from 0 to {self.groups - 1}")
+        return self._format()._assemble({n: t[k] for n, t in self.parts.items()}, self.of_meta)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first, *others = self.group(0).shape
+        return (self.groups * first, *others)
+
+    @property
+    def rank(self) -> int | tuple[int, ...]:
+        """The rank of one group; all have the same."""
+        return self.group(0).rank
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.parts)
+
+    def meta(self) -> dict[str, Any]:
+        return {"of": self.of, "groups": self.groups, "meta": dict(self.of_meta)}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        of, groups, inner = meta["of"], meta["groups"], meta["meta"]
+        if not isinstance(of, str) or of not in FORMATS or FORMATS[of] is cls:
+            raise unknown("of", of, [name for name in FORMATS if name != cls.format])
+        if not isinstance(inner, Mapping):
+            raise ArgumentError(f"Grouped: meta={inner!r} must be a mapping, that of {of!r}")
+        # As the format names and orders them.
+        parts = FORMATS[of]._assemble(tensors, inner).tensors()
+        return {"parts": parts, "of": of, "groups": groups, "of_meta": dict(inner)}
+
+    def _format(self) -> type[Factors]:
+        return FORMATS[self.of]
+
+    def check(self) -> None:
+        check_together(self.parts, "Grouped")
+        groups = self.groups
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+            raise ArgumentError(f"Grouped: groups={groups!r} must be an int of at least 1")
+        for name, t in self.parts.items():
+            if t.ndim == 0 or t.shape[0] != groups:
+                raise ShapeError(
+                    f"Grouped: {name} is {tuple(t.shape)}; its first dimension must be the "
+                    f"{groups} groups"
+                )
+        self.group(0).check()
+
+    def to_dense(self) -> Tensor:
+        return torch.cat([self.group(k).to_dense() for k in range(self.groups)])

@@ -1,0 +1,158 @@
+"""Convolutions on factors in any number of axes, with or without groups: one library call a factor.
+
+The stages are those of `_conv2d.py`, written for a kernel (O, I, *k) of one, two or three axes. The
+factors of g groups are stacks, and each stage is one convolution with groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank
+from tensorlrf.factors._tucker import mode_product
+from tensorlrf.ops._dense import dense_weight
+from tensorlrf.ops._geometry import Axes, resolve_padding
+
+CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def run_convnd(
+    path: str,
+    factors: Factors,
+    x: Tensor,
+    bias: Tensor | None = None,
+    stride: Axes = (1,),
+    padding: Axes | str = (0,),
+    dilation: Axes = (1,),
+) -> Tensor:
+    """`conv1d`, `conv2d` or `conv3d` by a given path, without checks.
+
+    x (B, g I, *size) or (g I, *size) for factors of shape (O, I, *k); stride, padding and dilation
+    have one entry an axis. Returns (B, O, *size') or (O, *size').
+    """
+    axes = len(stride)
+    if x.ndim == axes + 1:
+        return run_convnd(path, factors, x[None], bias, stride, padding, dilation)[0]
+    if isinstance(padding, str):
+        zeros = resolve_padding(padding, factors.shape[2:], stride, dilation)
+        padding = zeros.shared
+        if zeros.ahead:
+            x = F.pad(x, zeros.ahead)
+    groups = factors.groups if isinstance(factors, Grouped) else 1
+    if path == "dense":
+        weight = dense_weight(factors)
+        return CONVOLUTION[axes](x, weight, bias, stride, padding, dilation, groups)
+    geometry = (stride, padding, dilation)
+    if _format_of(factors) is CPFactors:
+        return _cp(factors, groups, x, bias, geometry)
+    if _format_of(factors) is LowRank:
+        return _low_rank(factors, groups, x, bias, geometry)
+    return _tucker(factors, groups, x, bias, geometry)
+
+
+Geometry = tuple[Axes, Axes, Axes]
+
+
+def _format_of(factors: Factors) -> type[Factors]:
+    return factors._format() if isinstance(factors, Grouped) else type(factors)
+
+
+def _stacks(factors: Factors) -> dict[str, Tensor]:
+    """The tensors of every group, each with a leading dimension g."""
+    if isinstance(factors, Grouped):
+        return factors.parts
+    return {name: t[None] for name, t in factors.tensors().items()}
+
+
+def _low_rank(
+    factors: Factors, groups: int, x: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """A convolution into r channels a group, then a pointwise one."""
+    stacks = _stacks(factors)
+    right = stacks["right"].reshape(-1, *factors.shape[1:])  # (g r, I, *k)
+    t = CONVOLUTION[x.ndim - 2](x, right, None, *geometry, groups)  # (B, g r, *size')
+    return _pointwise(t, stacks["left"], bias, is_channels_last(x))
+
+
+def _tucker(
+    factors: Factors, groups: int, x: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Pointwise, a convolution by the core, pointwise; a channel mode left whole needs none."""
+    stacks = _stacks(factors)
+    meta = factors.of_meta if isinstance(factors, Grouped) else factors.meta()
+    given = {mode: stacks[f"factors.{k}"] for k, mode in enumerate(meta["modes"])}
+    core = stacks["core"]  # (g, r_0, r_1, *k)
+    for mode, f in given.items():
+        if mode >= 2:
+            core = _mode_product(core, f, mode)
+    core = core.flatten(0, 1)  # (g r_0, r_1, *k)
+    last = is_channels_last(x)
+    t = x
+    if 1 in given:
+        t = _pointwise(x, given[1].mT, None, last)  # (B, g r_1, *size)
+    if 0 not in given:
+        return CONVOLUTION[x.ndim - 2](t, core, bias, *geometry, groups)
+    t = CONVOLUTION[x.ndim - 2](t, core, None, *geometry, groups)  # (B, g r_0, *size')
+    return _pointwise(t, given[0], bias, last)
+
+
+def _mode_product(core: Tensor, matrices: Tensor, mode: int) -> Tensor:
+    """core[k] x_mode matrices[k] for every group k."""
+    if len(core) == 1:
+        return mode_product(core[0], matrices[0], mode)[None]
+    moved = core.movedim(mode + 1, -1)  # (g, ..., r)
+    product = moved.flatten(1, -2) @ matrices.mT  # (g, product of the others, n)
+    return product.reshape(*moved.shape[:-1], -1).movedim(-1, mode + 1)
+
+
+def _cp(
+    factors: Factors, groups: int, x: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Pointwise, one depthwise convolution along each axis, pointwise (Lebedev et al. 2015,
+    section 3.2, for two axes). The intermediates are linear in x, so zeros may wait for them."""
+    stacks = _stacks(factors)
+    axes, last = x.ndim - 2, is_channels_last(x)
+    t = _pointwise(x, stacks["factors.1"].mT, None, last)  # (B, g r, *size)
+    for axis in range(axes):
+        taps = stacks[f"factors.{axis + 2}"]  # (g, k, r)
+        if axis == 0:
+            taps = taps * stacks["weights"][:, None]
+        one = [1] * axes
+        one[axis] = taps.shape[1]
+        kernel = taps.mT.reshape(-1, 1, *one)  # (g r, 1, .., k, ..)
+        stride, padding, dilation = (
+            tuple(n if k == axis else rest for k, n in enumerate(all_axes))
+            for all_axes, rest in zip(geometry, (1, 0, 1), strict=True)
+        )
+        t = CONVOLUTION[axes](t, kernel, None, stride, padding, dilation, kernel.shape[0])
+    return _pointwise(t, stacks["factors.0"], bias, last)
+
+
+def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None, channels_last: bool) -> Tensor:
+    """y[b, (k, :), s] = matrices[k] @ x[b, (k, :), s] + bias for every group k and position s.
+
+    x (B, g n, *size), matrices (g, m, n), bias (g m,); returns (B, g m, *size). Of one group it is
+    a matrix product, which reads its operand in either memory format and writes the one asked for.
+    """
+    groups, m, n = matrices.shape
+    size = x.shape[2:]
+    if groups > 1:
+        weight = matrices.reshape(groups * m, n, *(1,) * len(size))
+        return CONVOLUTION[len(size)](x, weight, bias, groups=groups)
+    if channels_last:
+        y = F.linear(x.movedim(1, -1), matrices[0], bias)
+        return y.movedim(-1, 1)
+    batch, columns = x.shape[0], x.flatten(2)  # (B, n, S)
+    each: Any = matrices.expand(batch, -1, -1)
+    y = torch.bmm(each, columns) if bias is None else torch.baddbmm(bias[:, None], each, columns)
+    return y.view(batch, m, *size)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Channels last and nothing else, for any number of axes."""
+    return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
