@@ -1,8 +1,22 @@
-"""Layers that own factors as parameters and stand in for those of torch."""
+"""Layers that own factors as parameters and stand in for those of torch: linear ones, also the
+transposed one of transformers, and convolutions in one, two and three axes, with groups."""
 
-from tensorlrf.nn._conv2d import FactoredConv2d
-from tensorlrf.nn._factorize import factorize
+from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
+from tensorlrf.nn._factorize import factored_type, factorize
+from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn._plain import Plain, register_plain
 
-__all__ = ["FactoredConv2d", "FactoredLayer", "FactoredLinear", "factorize"]
+__all__ = [
+    "FactoredConv1d",
+    "FactoredConv2d",
+    "FactoredConv3d",
+    "FactoredHFConv1D",
+    "FactoredLayer",
+    "FactoredLinear",
+    "Plain",
+    "factored_type",
+    "factorize",
+    "register_plain",
+]

@@ -7,10 +7,32 @@ from typing import Any, overload
 from torch import nn
 
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.nn._conv2d import FactoredConv2d
-from tensorlrf.nn._like import check_layer
+from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
+from tensorlrf.nn._groups import decompose_groups
+from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
+from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn._like import check_layer, plain_layer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._methods import check_options, find_method
+from tensorlrf.nn._plain import HF_CONV1D, base_of, is_hf_conv1d
+
+_FACTORED: dict[str, type[FactoredLayer]] = {
+    "Linear": FactoredLinear,
+    "Conv1d": FactoredConv1d,
+    "Conv2d": FactoredConv2d,
+    "Conv3d": FactoredConv3d,
+    HF_CONV1D: FactoredHFConv1D,
+}
+"""What a layer computes, as `Plain.kind` -> the layer on factors."""
+
+
+def factored_type(module: nn.Module) -> type[FactoredLayer] | None:
+    """The factored layer that can stand in for exactly this module, None where none can.
+
+    `module` may be on the meta device; its rank and size are not looked at.
+    """
+    plain = plain_layer(module)
+    return None if plain is None else _FACTORED[plain.kind]
 
 
 @overload
@@ -27,6 +49,18 @@ def factorize(
 
 @overload
 def factorize(
+    layer: nn.Conv1d,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredConv1d: ...
+
+
+@overload
+def factorize(
     layer: nn.Conv2d,
     method: str,
     /,
@@ -37,34 +71,69 @@ def factorize(
 ) -> FactoredConv2d: ...
 
 
+@overload
 def factorize(
-    layer: nn.Linear | nn.Conv2d,
+    layer: nn.Conv3d,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredConv3d: ...
+
+
+@overload
+def factorize(
+    layer: nn.Module,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredLayer: ...
+
+
+def factorize(
+    layer: nn.Module,
     method: str,
     /,
     rank: Rank | None = None,
     *,
     error: float | None = None,
     **options: Any,
-) -> FactoredLinear | FactoredConv2d:
+) -> FactoredLayer:
     """A layer that runs on factors of the weight of `layer`, which stays as it is.
 
-    layer    exactly a torch.nn.Linear or, of one group, a torch.nn.Conv2d
-    method   "svd", "cp" or "tucker"; the tensor is the weight, (out, in) or (out, in, kh, kw)
+    layer    exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
+             subclass that is known to compute the same
+    method   "svd", "cp" or "tucker"; the tensor is the weight, (out, in) or (out, in, *kernel)
     rank     as the decomposition takes it; or instead
     error    the relative error asked for
     options  of the decomposition: gram=, random_state=, n_iter_max= and so on, its own method=
              among them. "tucker" on a convolution factors the channels (Tucker-2, modes (0, 1);
              Kim et al. 2016) unless modes= says otherwise.
 
+    A convolution with groups is decomposed group by group, all groups at one rank: `rank` is that
+    of a group, a share one of its parameters; for `error=` all get the largest rank that any of
+    them needs; gram= has one matrix a group, (groups, n, n).
+
     Everything else (stride, padding, bias, dtype, ...) is as in `layer`.
-    Raises UnsupportedError for other layers, ArgumentError for an unknown method or option (the
-    valid ones are listed), and what the decomposition raises.
+    Raises UnsupportedError for other layers and for depthwise convolutions, ArgumentError for an
+    unknown method or option (the valid ones are listed), and what the decomposition raises.
     """
-    kind = FactoredConv2d if isinstance(layer, nn.Conv2d) else FactoredLinear
-    check_layer(layer, kind.kind, "layer")
+    name = HF_CONV1D if is_hf_conv1d(layer) else base_of(layer) or "Linear"
+    kind = _FACTORED[name]
+    plain = check_layer(layer, name if name == HF_CONV1D else kind.kind, "layer")
     decompose = find_method(method)
     check_options(method, options)
-    if method == "tucker" and kind is FactoredConv2d:
+    if method == "tucker" and plain.axes:
         options = {"modes": (0, 1), **options}
-    factors = decompose(layer.weight.detach(), rank, error=error, **options)
-    return kind.from_factors(factors, layer)  # type: ignore[arg-type]
+    weight: Any = layer.weight
+    weight = weight.detach().T if name == HF_CONV1D else weight.detach()
+    if plain.groups == 1:
+        factors = decompose(weight, rank, error=error, **options)
+    else:
+        factors = decompose_groups(decompose, weight, plain.groups, rank, error=error, **options)
+    return kind.from_factors(factors, layer)

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.nn._dense_cache import DenseCache
-from tensorlrf.ops import PathTable, paths_of
+from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._linear import check_linear_path
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Number of dimensions -> the memory format that torch has for it."""
 
 
 class FactoredLayer(nn.Module, ABC):
@@ -25,6 +28,10 @@ class FactoredLayer(nn.Module, ABC):
     The parameters are named as the format names its tensors, "left" or "core", with a dot as an
     underscore, "factors_0". They are copies: training the layer leaves the factors it was made of
     as they were.
+
+    stands_for  the type name of the layer that it replaces
+    recipe      how its factors were made, as plain JSON values; empty where nobody said
+    measured    key of a device (`device_key`) -> path table that was measured there
     """
 
     kind: ClassVar[type[nn.Module]]  # the torch layer that it stands in for
@@ -36,12 +43,17 @@ class FactoredLayer(nn.Module, ABC):
         self._paths = paths
         self._format = type(factors)
         self._meta = factors.meta()
+        self._order = len(factors.shape)
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
         for name, tensor in self._stored(factors).items():
             self.register_parameter(self._names[name], _own(tensor))
         self.register_parameter("bias", None if bias is None else _own(bias))
         self._device_type = factors.device.type
+        self._home = (factors.device, factors.dtype)
         self._dense = DenseCache()
+        self.stands_for = self.kind.__name__
+        self.recipe: dict[str, Any] = {}
+        self.measured: dict[str, PathTable] = {}
 
     # ---- what a layer supplies --------------------------------------------------------------
 
@@ -94,11 +106,11 @@ class FactoredLayer(nn.Module, ABC):
         device = self._device_type
         autocasts = _has_autocast(device) and torch.is_autocast_enabled(device)
         cast_to = torch.get_autocast_dtype(device) if autocasts else None
-        channels_last = is_channels_last(x)
+        channels_last = x.ndim == self._order and is_channels_last(x)
         weight = self._dense.lookup(sources, (cast_to, channels_last))
         if weight is not None:
             return weight
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layout = CHANNELS_LAST[x.ndim] if channels_last else torch.contiguous_format
         weight = dense_weight(self.factors).contiguous(memory_format=layout)
         self._dense.keep(weight, sources, (cast_to, channels_last))
         return weight
@@ -112,8 +124,12 @@ class FactoredLayer(nn.Module, ABC):
 
     @property
     def path_table(self) -> PathTable:
-        """Rows M -> path. Made by the cost model, remade when the layer changes its kind of device;
-        can be set, for instance to what was measured. Not part of the state dict."""
+        """Rows M -> path. Made by the cost model, and remade when the layer changes its kind of
+        device; can be set. Not part of the state dict.
+
+        A layer with tables in `measured` takes the one of its device and dtype, if it is there,
+        whenever either changes.
+        """
         return self._path_table
 
     @path_table.setter
@@ -130,6 +146,43 @@ class FactoredLayer(nn.Module, ABC):
                 raise unknown("path_table: path", path, self.paths)
         self._path_table = table
         self._dense.clear()
+
+    @property
+    def device_key(self) -> str:
+        """What a time measured on this layer depends on: its device and software, and its dtype."""
+        factors = self.factors
+        return f"{device_key(factors.device)}, {str(factors.dtype).removeprefix('torch.')}"
+
+    def set_measured(self, key: str, table: PathTable) -> None:
+        """Keep what was measured under `key`, and run by it where that is the layer's own key.
+
+        Raises ArgumentError where `table` is no path table, or names a path that the layer cannot
+        take although the key is its own.
+        """
+        if not isinstance(table, PathTable):
+            raise ArgumentError(
+                f"table={table!r} is a {type(table).__name__}; pass a PathTable, such as "
+                "PathTable.single('chain')"
+            )
+        if key == self.device_key:
+            self.path_table = table
+        self.measured[key] = table
+
+    def _known_path_table(self) -> PathTable:
+        """The table that was measured on this device, else the cost model's."""
+        table = self.measured.get(self.device_key) if self.measured else None
+        known = table is not None and set(table.paths) <= set(self.paths)
+        return table if table is not None and known else self._default_path_table()
+
+    def _on_path(self, path: str) -> Self:
+        """A twin in eval mode on the same parameters that takes `path` for any input, with a dense
+        weight of its own; the layer itself is left alone."""
+        twin: Self = object.__new__(type(self))  # copy.copy refuses parametrized modules
+        vars(twin).update(vars(self))
+        twin._dense = DenseCache()
+        twin.training = False
+        twin.path_table = PathTable.single(path)
+        return twin
 
     def _path(self, x: Tensor) -> str:
         """The path for this input, by its shape alone."""
@@ -160,19 +213,29 @@ class FactoredLayer(nn.Module, ABC):
 
     def _follow_device(self) -> None:
         factors = self.factors
+        home = (factors.device, factors.dtype)
+        if home == self._home:
+            return
+        self._home = home
         if factors.device.type != self._device_type:
             self._device_type = factors.device.type
             self._paths = paths_of(factors)
-            self.path_table = self._default_path_table()
+            self.path_table = self._known_path_table()
+        elif self.measured:
+            self.path_table = self._known_path_table()
 
     def extra_repr(self) -> str:
         factors = self.factors
         dense = math.prod(factors.shape)
         share = factors.n_params / dense if dense else 1.0
         return (
-            f"{self._options_repr()}, bias={self.bias is not None}, format={self._format.format}, "
+            f"{self._options_repr()}, bias={self.bias is not None}, format={self._format_repr()}, "
             f"rank={factors.rank}, share={share:.1%}, path={self._path_table}"
         )
+
+    def _format_repr(self) -> str:
+        of = self._meta.get("of")  # what the groups of a Grouped are
+        return self._format.format if of is None else f"{self._format.format} {of}"
 
     @abstractmethod
     def _options_repr(self) -> str:
@@ -213,15 +276,16 @@ def like_layer(factors: Factors, like: Any) -> tuple[Factors, Tensor | None]:
 
     def fit(t: Tensor) -> Tensor:
         t = t.detach().to(weight.device, weight.dtype)
-        if channels_last and t.ndim == 4:
-            return t.contiguous(memory_format=torch.channels_last)
+        if channels_last and t.ndim == weight.ndim:
+            return t.contiguous(memory_format=CHANNELS_LAST[t.ndim])
         return t.contiguous()
 
     return factors.map(fit), like.bias
 
 
 def take_over(layer: FactoredLayer, like: Any) -> None:
-    """The training flag, and requires_grad of the weight and of the bias."""
+    """The type's name, the training flag, and requires_grad of the weight and of the bias."""
+    layer.stands_for = type(like).__name__
     layer.train(like.training)
     for attribute in layer._names.values():
         layer.get_parameter(attribute).requires_grad_(like.weight.requires_grad)
@@ -235,9 +299,10 @@ def _own(tensor: Tensor) -> nn.Parameter:
 
 def is_channels_last(x: Tensor) -> bool:
     """Channels last and nothing else: with one channel or one pixel a tensor is both."""
-    if x.ndim != 4:
+    layout = CHANNELS_LAST.get(x.ndim)
+    if layout is None:
         return False
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 @cache

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn._plain import Plain, base_of, is_hf_conv1d, mismatch, plain_of
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -19,57 +24,160 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
-def check_layer(layer: Any, kind: type[nn.Module], argument: str) -> None:
-    """`layer` is exactly a `kind` (torch.nn.Linear or torch.nn.Conv2d) and nothing hangs on it.
+class Obstacle(NamedTuple):
+    """Why a layer cannot be replaced, and what can be done about it where `why` does not say so."""
 
-    Raises ArgumentError where it is no module and UnsupportedError where it is another one.
+    why: str
+    remedy: str = "; leave it dense"
+
+
+def why_not(module: nn.Module) -> str:
+    """Why no factored layer can stand in for `module`, looking at nothing but the module itself.
+
+    Empty where one can. Rank, savings and what other modules do with it are not looked at.
     """
+    return next((one.why for one in _obstacles(module)), "")
+
+
+def plain_layer(module: nn.Module) -> Plain | None:
+    """What `module` computes, where a factored layer can stand in for it; it may be on meta."""
+    if next(_obstacles(module, values=False), None) is not None:
+        return None
+    plain = plain_of(module)
+    return plain if isinstance(plain, Plain) else None
+
+
+def check_layer(layer: Any, kind: type[nn.Module] | str, argument: str) -> Plain:
+    """What `layer` computes: a `kind`, such as torch.nn.Linear, on which nothing hangs.
+
+    kind  the torch layer, or "Conv1D" for the one of transformers
+
+    Whoever makes a layer like it goes by what is returned: the attributes of a known subclass do
+    not tell its padding. A layer on the meta device will do. Raises ArgumentError where it is no
+    module and UnsupportedError, with the remedy, where the factored `kind` cannot replace it.
+    """
+    name = kind if isinstance(kind, str) else kind.__name__
+    wanted = f"transformers.pytorch_utils.{name}" if name == "Conv1D" else f"torch.nn.{name}"
     if not isinstance(layer, nn.Module):
-        raise ArgumentError(
-            f"{argument} is a {type(layer).__name__}; pass a torch.nn.{kind.__name__}"
+        raise ArgumentError(f"{argument} is a {type(layer).__name__}; pass a {wanted}")
+    obstacle = next(_obstacles(layer, values=False), None)
+    if obstacle is not None:
+        # A layer of another kind is told what is wanted, others what can be done about them.
+        foreign = obstacle.why.startswith("neither")
+        told = f"pass a {wanted}" if foreign else "".join(obstacle)
+        raise UnsupportedError(f"{argument} is a {_type_name(layer)}; {told}")
+    plain = plain_of(layer)
+    if isinstance(plain, str) or plain.kind != name:
+        raise UnsupportedError(f"{argument} is a {_type_name(layer)}; pass a {wanted}")
+    return plain
+
+
+def hooks_of(module: nn.Module) -> list[str]:
+    """The kinds of hooks that are registered on it."""
+    return [name[1:] for name in _HOOKS if getattr(module, name, None)]
+
+
+def _type_name(module: nn.Module) -> str:
+    # parametrize puts a class of its own in front.
+    cls = type(module)
+    return (cls.__bases__[0] if parametrize.is_parametrized(module) else cls).__name__
+
+
+def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
+    """The reasons against it, the first one the one to tell; `values`: it must hold some."""
+    if isinstance(module, FactoredLayer):
+        yield Obstacle("runs on factors already", "; decompose its .weight and give a dense layer")
+        return
+    if type(module).__module__.startswith(_QUANTISED):
+        yield Obstacle("quantised; compress the float model, then quantise it", "")
+        return
+    if any(is_lazy(p) for p in module.parameters(recurse=False)):
+        yield Obstacle("lazy: run the model once, then compress it", "")
+        return
+    if parametrize.is_parametrized(module):
+        yield Obstacle(
+            "parametrised; remove_parametrizations first", " (torch.nn.utils.parametrize)"
         )
-    if type(layer) is not kind:
-        raise UnsupportedError(f"{argument} is a {type(layer).__name__}; {_reason(layer, kind)}")
-    hooks = [name for name in _HOOKS if getattr(layer, name)]
+        return
+    plain = plain_of(module)
+    if base_of(module) is None and isinstance(plain, str):
+        yield Obstacle(plain)
+        return
+    yield from _own(module)
+    weight = module._parameters.get("weight")
+    yield from _weight(weight)
+    if isinstance(plain, str):
+        foreign = plain.startswith("subclass")
+        remedy = (
+            ", or what tensorlrf.nn.register_plain makes known" if foreign else "; leave it dense"
+        )
+        yield Obstacle(plain, remedy)
+        return
+    yield from _more(module)
+    assert weight is not None
+    if plain.groups > 1 and weight.shape[1] == 1:
+        yield Obstacle(
+            f"depthwise convolution (groups={plain.groups}): one input channel a group leaves "
+            "nothing to factor"
+        )
+    if weight.is_meta and values:
+        yield Obstacle("its weight is on the meta device and has no values")
+    differs = mismatch(module, plain)
+    if differs:
+        yield Obstacle(differs)
+
+
+def _own(module: nn.Module) -> Iterator[Obstacle]:
+    """What hangs on the module and a new layer would not have."""
+    hooks = hooks_of(module)
+    for name in ("weight", "bias"):
+        if name not in module._parameters:
+            by_hook = "is computed by a hook (weight_norm, spectral_norm or prune); remove it first"
+            what = by_hook if hooks else "is no parameter of its own"
+            yield Obstacle(f"its {name} {what}", "" if hooks else "; leave it dense")
     if hooks:
-        raise UnsupportedError(
-            f"{argument} is a {kind.__name__} with hooks ({', '.join(n[1:] for n in hooks)}), "
-            "which a new layer would lose; remove them first (weight_norm, spectral_norm and prune "
-            "of torch.nn.utils have a function for it) and register them on the new layer"
+        yield Obstacle(
+            f"has hooks ({', '.join(hooks)}), which a new layer would not have",
+            "; remove them first and register them on the new layer",
         )
-    if "forward" in vars(layer):
-        raise UnsupportedError(
-            f"{argument} is a {kind.__name__} whose forward was replaced on the instance, which a "
-            "new layer would lose; restore it first (del layer.forward)"
-        )
-    groups = getattr(layer, "groups", 1)
-    if groups != 1:
-        raise UnsupportedError(
-            f"{argument} is a Conv2d with groups={groups}; this version factors convolutions of "
-            "one group only, so leave the layer dense"
+    if "forward" in vars(module):
+        yield Obstacle(
+            "its forward is replaced on the instance", "; restore it first (del layer.forward)"
         )
 
 
-def _reason(layer: nn.Module, kind: type[nn.Module]) -> str:
-    """Why a layer of another type cannot be taken, and the remedy."""
-    if parametrize.is_parametrized(layer):
-        return (
-            "its weight is parametrized: make it plain first with "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+def _more(module: nn.Module) -> Iterator[Obstacle]:
+    """Tensors and modules that somebody hung on it."""
+    # The modules of a known subclass, such as its padding, are part of what is known of it.
+    exact = type(module).__module__.startswith("torch.nn.") or is_hf_conv1d(module)
+    held = [*module._parameters, *module._buffers, *(module._modules if exact else ())]
+    more = sorted(set(held) - {"weight", "bias"})
+    if more:
+        yield Obstacle(
+            f"holds more than weight and bias ({', '.join(more)}), which a new layer would not have"
         )
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        return "it has no weight yet: run it once on an input, then it is a plain layer"
-    if getattr(layer, "transposed", False):
-        return (
-            f"a transposed convolution is no torch.nn.{kind.__name__}: this version leaves it dense"
+
+
+def _weight(weight: Tensor | None) -> Iterator[Obstacle]:
+    """What factors can be made of: floating point, dense, an ordinary tensor."""
+    if weight is None:
+        yield Obstacle("has no weight")
+        return
+    if type(weight) not in (nn.Parameter, Tensor):
+        yield Obstacle(
+            f"its weight is a {type(weight).__name__}, no ordinary tensor",
+            "; compress the model before it is sharded, quantised or wrapped",
         )
-    if isinstance(layer, kind):
-        return (
-            f"a subclass of torch.nn.{kind.__name__} may compute something else: exactly that type "
-            "is replaced, so leave the layer dense or make it a plain one"
-        )
-    if hasattr(layer, "factors") and hasattr(layer, "path_table"):
-        return "it runs on factors already: decompose its .weight and give the dense layer"
-    return f"pass a torch.nn.{kind.__name__}"
+        return
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if weight.layout != torch.strided:
+        yield Obstacle(f"its weight is {str(weight.layout).removeprefix('torch.')}, not dense")
+    if not weight.is_floating_point():
+        yield Obstacle(f"its weight is {dtype}, not floating point")
+    if weight.dtype.itemsize == 1:
+        yield Obstacle(f"its weight is {dtype}, in which torch multiplies no factors")
+    if weight.numel() == 0:
+        yield Obstacle("its weight is empty")

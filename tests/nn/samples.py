@@ -7,11 +7,32 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.nn import FactoredConv2d, FactoredLinear
+from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.nn import (
+    FactoredConv1d,
+    FactoredConv2d,
+    FactoredConv3d,
+    FactoredLayer,
+    FactoredLinear,
+)
 from tensorlrf.ops import PathTable
 
 FORMATS = ("lowrank", "cp", "tucker", "tucker_partial")
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS: dict[int, tuple[type[Conv], type[FactoredLayer]]] = {
+    1: (nn.Conv1d, FactoredConv1d),
+    2: (nn.Conv2d, FactoredConv2d),
+    3: (nn.Conv3d, FactoredConv3d),
+}
+KINDS = {
+    "linear": ((5, 4), 1),
+    "conv": ((5, 4, 3, 3), 1),
+    "conv1d": ((5, 4, 3), 1),
+    "conv3d": ((5, 4, 2, 3, 2), 1),
+    "grouped": ((6, 2, 3, 3), 2),
+    "grouped1d": ((6, 2, 3), 3),
+}
+"""A name -> the shape of its weight, and its groups."""
 
 
 def random_factors(
@@ -38,6 +59,40 @@ def random_factors(
     return TuckerFactors(randn(*core), factors, tuple(modes))
 
 
+def random_grouped(
+    format: str,
+    shape: tuple[int, ...],
+    groups: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Factors:
+    """Factors of a weight of `shape`, of each of its groups apart where there are more than one."""
+    if groups == 1:
+        return random_factors(format, shape, seed=seed, dtype=dtype)
+    one = (shape[0] // groups, *shape[1:])
+    draws = [random_factors(format, one, seed=100 * k + seed, dtype=dtype) for k in range(groups)]
+    return Grouped.stack(draws)
+
+
+def of_kind(
+    format: str, kind: str, seed: int = 0, dtype: torch.dtype = torch.float64, **options: object
+) -> tuple[Factors, nn.Linear | Conv]:
+    """Factors for a layer of one of `KINDS`, and the torch layer; a convolution has padding 1."""
+    shape, groups = KINDS[kind]
+    f = random_grouped(format, shape, groups, seed, dtype)
+    if kind == "linear":
+        return f, dense_linear(f)
+    return f, dense_conv(f, **{"padding": 1, **options})
+
+
+def input_of(kind: str, dtype: torch.dtype = torch.float64, batch: int = 2) -> Tensor:
+    """A batch of inputs for a layer of one of `KINDS`."""
+    shape, groups = KINDS[kind]
+    draws = torch.Generator().manual_seed(3)
+    size = (batch, groups * shape[1], *(5,) * (len(shape) - 2))
+    return torch.randn(size, generator=draws, dtype=torch.float64).to(dtype)
+
+
 def dense_linear(factors: Factors, bias: bool = True, seed: int = 1) -> nn.Linear:
     """The torch layer that has the weight of `factors`, and a random bias."""
     m, n = factors.shape
@@ -46,15 +101,17 @@ def dense_linear(factors: Factors, bias: bool = True, seed: int = 1) -> nn.Linea
     return linear
 
 
-def dense_conv(factors: Factors, bias: bool = True, seed: int = 1, **options: object) -> nn.Conv2d:
+def dense_conv(factors: Factors, bias: bool = True, seed: int = 1, **options: object) -> Conv:
     """The torch layer that has the kernel of `factors`, a random bias and `options`."""
-    O, I, kh, kw = factors.shape
-    conv = nn.Conv2d(I, O, (kh, kw), bias=bias, dtype=factors.dtype, **options)  # type: ignore[arg-type]
+    O, I, *kernel = factors.shape
+    groups = factors.groups if isinstance(factors, Grouped) else 1
+    make, _ = CONVOLUTIONS[len(kernel)]
+    conv = make(I * groups, O, kernel, groups=groups, bias=bias, dtype=factors.dtype, **options)  # type: ignore[arg-type]
     _fill(conv, factors, seed)
     return conv
 
 
-def _fill(layer: nn.Linear | nn.Conv2d, factors: Factors, seed: int) -> None:
+def _fill(layer: nn.Linear | Conv, factors: Factors, seed: int) -> None:
     with torch.no_grad():
         layer.weight.copy_(factors.to_dense())
         if layer.bias is not None:
@@ -62,26 +119,22 @@ def _fill(layer: nn.Linear | nn.Conv2d, factors: Factors, seed: int) -> None:
             layer.bias.copy_(torch.randn(layer.bias.shape, generator=draws, dtype=factors.dtype))
 
 
-def factored(
-    factors: Factors, like: nn.Linear | nn.Conv2d, path: str | None = None
-) -> FactoredLinear | FactoredConv2d:
+def factored(factors: Factors, like: nn.Linear | Conv, path: str | None = None) -> FactoredLayer:
     """The factored layer like `like`, always on `path` where one is given."""
-    layer: FactoredLinear | FactoredConv2d
-    if isinstance(like, nn.Linear):
-        layer = FactoredLinear.from_factors(factors, like)
-    else:
-        layer = FactoredConv2d.from_factors(factors, like)
+    kinds = dict(CONVOLUTIONS.values())
+    kind = FactoredLinear if isinstance(like, nn.Linear) else kinds[type(like)]
+    layer: FactoredLayer = kind.from_factors(factors, like)
     if path is not None:
         layer.path_table = PathTable.single(path)
     return layer
 
 
-def magnitude_of(like: nn.Linear | nn.Conv2d, factors: Factors) -> nn.Linear | nn.Conv2d:
+def magnitude_of(like: nn.Linear | Conv, factors: Factors) -> nn.Linear | Conv:
     """The same layer with every number made positive: on |x| it gives the sum of the sizes of all
     terms of an output, which is what rounding errors are relative to."""
     positive = factors.map(torch.abs)
     if isinstance(like, nn.Linear):
-        layer: nn.Linear | nn.Conv2d = dense_linear(positive, like.bias is not None)
+        layer: nn.Linear | Conv = dense_linear(positive, like.bias is not None)
     else:
         layer = dense_conv(
             positive,

@@ -13,10 +13,10 @@ from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable
 from tests.nn.samples import (
     assert_within_rounding,
-    dense_conv,
-    dense_linear,
     factored,
+    input_of,
     magnitude_of,
+    of_kind,
     random_factors,
 )
 
@@ -30,39 +30,37 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+LAYERS = ("linear", "conv", "conv3d", "grouped1d")
+
+
 class EveryPath(nn.Module):
-    """The outputs of a linear layer and of a convolution, by each of their paths, in one graph."""
+    """The outputs of a linear layer and of convolutions, by each of their paths, in one graph."""
 
     def __init__(
         self, format: str, dtype: torch.dtype = torch.float32, padding_mode: str = "zeros"
     ) -> None:
         super().__init__()
-        matrix = random_factors(format, (6, 4), dtype=dtype)
-        kernel = random_factors(format, (6, 4, 3, 3), dtype=dtype)
-        self.factors = (matrix, kernel)
-        self.like = (
-            dense_linear(matrix),
-            dense_conv(kernel, stride=(1, 2), padding=(2, 1), padding_mode=padding_mode),
-        )
+        pairs = [
+            of_kind(format, kind, 0, dtype, stride=2, padding_mode=padding_mode) for kind in LAYERS
+        ]
+        self.factors = [f for f, _ in pairs]
+        self.like = [like for _, like in pairs]  # no parameters of the model
         self.layers = nn.ModuleList()
-        for f, like in zip(self.factors, self.like, strict=True):
+        self.input_of = []
+        for k, (f, like) in enumerate(pairs):
             for path in factored(f, like).paths:
                 self.layers.append(factored(f, like, path))
+                self.input_of.append(k)
 
-    def forward(self, x: Tensor, image: Tensor) -> list[Tensor]:
-        return [m(x if isinstance(m, FactoredLinear) else image) for m in self.layers]
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return [m(inputs[k]) for m, k in zip(self.layers, self.input_of, strict=True)]
 
-    def example(self, batch: int = 3) -> tuple[Tensor, Tensor]:
-        draws, dtype = torch.Generator().manual_seed(5), self.factors[0].dtype
-        return (
-            torch.randn(batch, 4, generator=draws, dtype=dtype),
-            torch.randn(batch, 4, 6, 5, generator=draws, dtype=dtype),
-        )
+    def example(self, batch: int = 3) -> tuple[Tensor, ...]:
+        return tuple(input_of(kind, self.factors[0].dtype, batch) for kind in LAYERS)
 
-    def check(self, got: list[Tensor], inputs: tuple[Tensor, Tensor], scale: float = 1.0) -> None:
+    def check(self, got: list[Tensor], inputs: tuple[Tensor, ...], scale: float = 1.0) -> None:
         """`got` is what the dense layers give, times `scale`."""
-        for m, y in zip(self.layers, got, strict=True):
-            k = 0 if isinstance(m, FactoredLinear) else 1
+        for k, y in zip(self.input_of, got, strict=True):
             x, like, f = inputs[k], self.like[k], self.factors[k]
             magnitude = magnitude_of(like, f)(x.abs())
             assert_within_rounding(y, scale * like(x), scale * magnitude, f)
@@ -127,7 +125,8 @@ def test_export_with_a_dynamic_batch(format: str) -> None:
     model = EveryPath(format, torch.float64, "circular").eval()
     model.double_outputs()
     batch = Dim("batch", min=2)
-    program = export(model, model.example(), dynamic_shapes=({0: batch}, {0: batch}))
+    shapes = tuple({0: batch} for _ in LAYERS)
+    program = export(model, model.example(), dynamic_shapes=(shapes,))
     runner = program.module()
     for size in (2, 7):
         inputs = model.example(size)

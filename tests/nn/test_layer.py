@@ -12,23 +12,31 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils.parametrize import register_parametrization
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.nn import FactoredConv2d, FactoredLinear
+from tensorlrf.nn import FactoredLayer, FactoredLinear
 from tensorlrf.ops import PathTable
-from tests.nn.samples import FORMATS, dense_conv, dense_linear, factored, random_factors
+from tests.nn.samples import (
+    FORMATS,
+    dense_conv,
+    dense_linear,
+    factored,
+    input_of,
+    of_kind,
+    random_factors,
+)
 
 LAYERS = [(format, kind) for format in FORMATS for kind in ("linear", "conv")]
+LAYERS += [
+    (format, kind) for format in ("lowrank", "cp", "tucker") for kind in ("conv1d", "grouped")
+]
+LAYERS += [("tucker_partial", "conv3d"), ("lowrank", "conv3d"), ("tucker_partial", "grouped1d")]
 
 
-def make(format: str, kind: str, seed: int = 0) -> FactoredLinear | FactoredConv2d:
-    shape = (5, 4) if kind == "linear" else (5, 4, 3, 3)
-    f = random_factors(format, shape, seed=seed)
-    return factored(f, dense_linear(f) if kind == "linear" else dense_conv(f, padding=1))
+def make(format: str, kind: str, seed: int = 0) -> FactoredLayer:
+    return factored(*of_kind(format, kind, seed))
 
 
 def example(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(3)
-    size = (3, 4) if kind == "linear" else (2, 4, 5, 5)
-    return torch.randn(size, generator=draws, dtype=torch.float64).to(dtype)
+    return input_of(kind, dtype)
 
 
 @pytest.mark.parametrize(("format", "kind"), LAYERS)
@@ -41,13 +49,12 @@ class TestEveryLayer:
         tensors = layer.factors.tensors()
         assert list(named) == [name.replace(".", "_") for name in tensors]
         for p, t in zip(named.values(), tensors.values(), strict=True):
-            # A LowRank kernel keeps its right factor as the kernel that runs; all else is itself.
-            assert p is t or torch.equal(p.flatten(1), t)
+            # A kernel among the factors is kept as the kernel that runs; all else is itself.
+            assert p is t or torch.equal(p.reshape(t.shape), t)
 
     def test_factors_given_are_copied(self, format: str, kind: str) -> None:
-        f = random_factors(format, (5, 4) if kind == "linear" else (5, 4, 3, 3))
+        f, like = of_kind(format, kind)
         before = f.map(torch.clone)
-        like = dense_linear(f) if kind == "linear" else dense_conv(f)
         state = {name: t.clone() for name, t in like.state_dict().items()}
         layer = factored(f, like)
         with torch.no_grad():

@@ -37,22 +37,30 @@ def pruned() -> nn.Linear:
 
 
 LINEAR: list[tuple[Callable[[], Any], str]] = [
-    (lambda: OwnLinear(4, 5), "is a OwnLinear; a subclass of torch.nn.Linear may compute"),
-    (lambda: nn.MultiheadAttention(4, 2).out_proj, "NonDynamicallyQuantizableLinear; a subclass"),
-    (lambda: nn.LazyLinear(5), "is a LazyLinear; it has no weight yet: run it once"),
+    (
+        lambda: OwnLinear(4, 5),
+        "is a OwnLinear; subclass of Linear; only the exact type .*register_plain",
+    ),
+    (
+        lambda: nn.MultiheadAttention(4, 2).out_proj,
+        "NonDynamicallyQuantizableLinear; its weight is read",
+    ),
+    (lambda: nn.LazyLinear(5), "is a LazyLinear; lazy: run the model once"),
     (lambda: nn.Bilinear(4, 4, 5), "is a Bilinear; pass a torch.nn.Linear"),
     (lambda: parametrizations.weight_norm(nn.Linear(4, 5)), "remove_parametrizations"),
-    (pruned, r"a Linear with hooks \(forward_pre_hooks\)"),
-    (with_hook, r"a Linear with hooks \(forward_hooks\)"),
-    (with_forward_replaced, "whose forward was replaced"),
+    (pruned, "a Linear; its weight is computed by a hook .*prune.*; remove it first"),
+    (with_hook, r"a Linear; has hooks \(forward_hooks\).* register them on the new"),
+    (with_forward_replaced, r"its forward is replaced on the instance; restore it first \(del"),
     (lambda: FactoredLinear(random_factors("lowrank", (5, 4))), "runs on factors already"),
 ]
 CONV: list[tuple[Callable[[], Any], str]] = [
-    (lambda: nn.Conv2d(4, 6, 3, groups=2), "Conv2d with groups=2; .* leave the layer dense"),
-    (lambda: nn.ConvTranspose2d(4, 6, 3), "is a ConvTranspose2d; a transposed convolution"),
-    (lambda: nn.LazyConv2d(6, 3), "is a LazyConv2d; it has no weight yet"),
-    (lambda: nn.Conv1d(4, 6, 3), "is a Conv1d; pass a torch.nn."),
-    (lambda: parametrizations.spectral_norm(nn.Conv2d(4, 6, 3)), "its weight is parametrized"),
+    (lambda: nn.Conv2d(4, 8, 3, groups=4), r"depthwise convolution \(groups=4\).* leave it dense"),
+    (
+        lambda: nn.ConvTranspose2d(4, 6, 3),
+        "is a ConvTranspose2d; transposed convolution; leave it dense",
+    ),
+    (lambda: nn.LazyConv2d(6, 3), "is a LazyConv2d; lazy"),
+    (lambda: parametrizations.spectral_norm(nn.Conv2d(4, 6, 3)), "is a Conv2d; parametrised"),
 ]
 
 

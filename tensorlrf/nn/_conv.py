@@ -1,0 +1,225 @@
+"""The convolutions on factors, in one, two and three axes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.nn._layer import (
+    CHANNELS_LAST,
+    FactoredLayer,
+    is_channels_last,
+    like_layer,
+    take_over,
+)
+from tensorlrf.nn._like import check_layer
+from tensorlrf.ops import PathTable, conv_paths, run_conv
+from tensorlrf.ops._convnd import CONVOLUTION
+from tensorlrf.ops._geometry import (
+    IntOrAxes,
+    PaddingArgument,
+    flat,
+    output_sizes,
+    per_axis,
+    resolve_padding,
+)
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class FactoredConvNd(FactoredLayer):
+    """What the convolutions share. A tuple among the options has one entry an axis."""
+
+    n_axes: ClassVar[int]
+
+    def __init__(
+        self,
+        factors: Factors,
+        bias: Tensor | None = None,
+        *,
+        stride: IntOrAxes = 1,
+        padding: PaddingArgument = 0,
+        dilation: IntOrAxes = 1,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__(factors, bias, conv_paths(factors, self.n_axes))
+        if padding_mode not in PADDING_MODES:
+            raise unknown("padding_mode", padding_mode, PADDING_MODES)
+        self.groups = factors.groups if isinstance(factors, Grouped) else 1
+        self.out_channels, of_a_group, *kernel = factors.shape
+        self.in_channels = self.groups * of_a_group
+        self.kernel_size = tuple(kernel)
+        self.stride = per_axis("stride", stride, 1, self.n_axes)
+        self.dilation = per_axis("dilation", dilation, 1, self.n_axes)
+        zeros = resolve_padding(padding, self.kernel_size, self.stride, self.dilation)
+        self.padding = self._padding_attribute(padding, zeros.sides)
+        self.padding_mode = padding_mode
+        self._padded_by = zeros.total
+        # What is not the same number of zeros on both sides is put there before the convolution.
+        ahead = padding_mode != "zeros" or any(zeros.excess)
+        self._pad_ahead = tuple(flat(zeros.sides)) if ahead else None
+        self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
+        self._conv_padding = (0,) * self.n_axes if ahead else zeros.each_side
+        self.path_table = self._default_path_table()
+
+    @staticmethod
+    def _padding_attribute(
+        padding: PaddingArgument, sides: tuple[tuple[int, int], ...]
+    ) -> str | tuple[int, ...] | tuple[tuple[int, int], ...]:
+        """The word, or ints, or pairs where the two sides of an axis differ."""
+        if isinstance(padding, str):
+            return padding
+        if all(before == after for before, after in sides):
+            return tuple(before for before, _ in sides)
+        return sides
+
+    @classmethod
+    def from_factors(cls, factors: Factors, like: Any) -> Self:
+        """A layer that runs on `factors` in place of `like`.
+
+        Stride, padding, dilation, padding mode, groups, bias (or none), dtype, device, memory
+        format, training flag and requires_grad are those of `like`, which stays as it is. Raises
+        ShapeError where the factors do not stand for a tensor of the weight's shape, ArgumentError
+        where they are not a Grouped of as many groups as `like` has, UnsupportedError where `like`
+        is not a plain layer of the kind that this one replaces, or is depthwise.
+        """
+        plain = check_layer(like, cls.kind, "like")
+        factors, bias = like_layer(factors, like)
+        groups = factors.groups if isinstance(factors, Grouped) else 1
+        if groups != plain.groups:
+            raise ArgumentError(
+                f"factors have {groups} group{'s' * (groups > 1)}, like has groups={plain.groups}; "
+                "factor each group apart and pass Grouped.stack of the results"
+            )
+        layer = cls(factors, bias, **plain.conv_options)
+        if is_channels_last(like.weight):
+            layer.to(memory_format=CHANNELS_LAST[like.weight.ndim])  # type: ignore[call-overload]
+        take_over(layer, like)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, *size) to (B, out_channels, *size'), or both without B."""
+        x = input
+        path = self._path(x)
+        if self._pad_ahead is not None:
+            x = F.pad(x, self._pad_ahead, self._pad_mode)
+        bias, stride, padding = self._tensor("bias"), self.stride, self._conv_padding
+        if path == "dense":
+            conv = CONVOLUTION[self.n_axes]
+            return conv(x, self._rebuilt(x), bias, stride, padding, self.dilation, self.groups)
+        return run_conv(path, self._running(), x, bias, stride, padding, self.dilation)
+
+    # A kernel among the tensors is kept as it is when it runs: the right factor of a LowRank as
+    # (r, I, *k), that of groups as (g r, I, *k), their core as (g r_0, r_1, *k). It can then lie in
+    # channels_last, and no call has to reorder it.
+
+    def _stored(self, factors: Factors) -> dict[str, Tensor]:
+        tensors = factors.tensors()
+        of = factors.of if isinstance(factors, Grouped) else factors.format
+        if of == "lowrank":
+            tensors["right"] = tensors["right"].reshape(-1, *factors.shape[1:])
+        elif isinstance(factors, Grouped) and of == "tucker":
+            tensors["core"] = tensors["core"].flatten(0, 1)
+        return tensors
+
+    def _assembled(self) -> Factors:
+        if self._format is Grouped:
+            parts = self._parts()
+            if self._meta["of"] == "lowrank":
+                parts["right"] = parts["right"].flatten(2)
+            return Grouped._assemble(parts, self._meta)
+        if self._format is not LowRank:
+            return super()._assembled()
+        return LowRank._assemble(
+            {"left": self._tensor("left"), "right": self._tensor("right").flatten(1)}, self._meta
+        )
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The tensors of groups, each with a leading dimension g; the right factors as kernels."""
+        parts = {name: self._tensor(attribute) for name, attribute in self._names.items()}
+        kernel = {"lowrank": "right", "tucker": "core"}.get(self._meta["of"])
+        if kernel is not None:
+            parts[kernel] = parts[kernel].unflatten(0, (self.groups, -1))
+        return parts
+
+    def _running(self) -> Factors:
+        """The factors in the form in which the paths run them."""
+        if self._format is LowRank:
+            core, left = self._tensor("right"), self._tensor("left")
+            return TuckerFactors._assemble({"core": core, "factors.0": left}, {"modes": (0,)})
+        if self._format is Grouped and self._meta["of"] == "lowrank":
+            parts = self._parts()
+            return Grouped._assemble(
+                {"core": parts["right"], "factors.0": parts["left"]},
+                {"of": "tucker", "groups": self.groups, "meta": {"modes": (0,)}},
+            )
+        return self.factors
+
+    def _rows(self, x: Tensor) -> int:
+        rows = x.shape[0] if x.ndim == self.n_axes + 2 else 1
+        size = tuple(x.shape[-self.n_axes :])
+        for n in output_sizes(size, self.kernel_size, self.stride, self._padded_by, self.dilation):
+            rows *= n
+        return rows
+
+    def _default_path_table(self) -> PathTable:
+        return PathTable.from_cost(self.factors, stride=self.stride)
+
+    def _options_repr(self) -> str:
+        parts = [
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}",
+            f"stride={self.stride}, padding={self.padding!r}",
+        ]
+        if any(n != 1 for n in self.dilation):
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode={self.padding_mode}")
+        return ", ".join(parts)
+
+
+class FactoredConv1d(FactoredConvNd):
+    """y = conv1d(x, K) + bias for a K (out_channels, in_channels / groups, k) held as factors.
+
+    factors  LowRank, CPFactors or TuckerFactors of the shape of K, or a Grouped of one of these,
+             which gives the number of groups
+    bias     (out_channels,) or None, of the dtype and on the device of the factors
+    stride, padding, dilation, padding_mode  as torch.nn.Conv1d, "same" and "valid" included;
+             padding may be ((before, after),) too
+
+    Factors and bias are copied.
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+
+    kind = nn.Conv1d
+    n_axes = 1
+
+
+class FactoredConv2d(FactoredConvNd):
+    """y = conv2d(x, K) + bias for a K (out_channels, in_channels / groups, kh, kw) held as factors.
+
+    factors  LowRank, CPFactors or TuckerFactors of the shape of K, or a Grouped of one of these,
+             which gives the number of groups
+    bias     (out_channels,) or None, of the dtype and on the device of the factors
+    stride, padding, dilation, padding_mode  as torch.nn.Conv2d, "same" and "valid" included;
+             padding may be (before, after) for each axis too
+
+    Factors and bias are copied.
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+
+    kind = nn.Conv2d
+    n_axes = 2
+
+
+class FactoredConv3d(FactoredConvNd):
+    """y = conv3d(x, K) + bias for a K (out_channels, in_channels / groups, kd, kh, kw) held as
+    factors. The arguments are as for FactoredConv2d, with three axes (depth, height, width)."""
+
+    kind = nn.Conv3d
+    n_axes = 3

@@ -1,0 +1,223 @@
+"""One factored layer told in layers of torch: the dense one, or one library layer a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.errors import UnsupportedError, unknown
+from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors._tucker import mode_product
+from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
+from tensorlrf.nn._layer import CHANNELS_LAST, FactoredLayer, is_channels_last
+from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn._plain import HF_CONV1D, Plain, in_turn, torch_layer
+
+_PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
+    "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One library layer of a chain: its weight, and for a convolution how it slides."""
+
+    weight: Tensor
+    plain: Plain
+
+
+def to_dense_layer(layer: FactoredLayer) -> nn.Module:
+    """The torch layer that `layer` stands for, with the dense weight; `layer` stays as it is.
+
+    A Linear, Conv1d, Conv2d or Conv3d with all its options, dtype, device, memory format,
+    requires_grad and training flag, or the Conv1D of transformers. Where the padding differs from
+    side to side, an nn.Sequential of ZeroPad and convolution.
+    """
+    return _dense(layer, plain_of_factored(layer))
+
+
+def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
+    """torch layers that compute what `layer` computes on `path`; `layer` stays as it is.
+
+    path  "chain", one Linear or convolution a factor, the bias on the last; "fold" and
+          "fold_depthwise" where the layer has them; "fused", which becomes the chain; "dense", one
+          layer, for a Conv1D of transformers a Linear
+
+    More than one layer come as an nn.Sequential, after a padding layer where zeros differ from side
+    to side or are none. The parameters are copies, with the dtype, device and requires_grad of the
+    layer. Raises ArgumentError where the layer has no such path, UnsupportedError for a format that
+    has no chain of torch layers.
+    """
+    if path not in (*layer.paths, "fused"):
+        raise unknown("path", path, layer.paths)
+    if path == "dense":
+        plain = plain_of_factored(layer)
+        return _dense(layer, Plain("Linear") if plain.kind == HF_CONV1D else plain)
+    with torch.no_grad():
+        factors = layer.factors
+        layers: list[nn.Module] = []
+        if isinstance(layer, FactoredLinear):
+            stages = _linear_stages(factors)
+        else:
+            stages = _conv_stages(factors, layer, "chain" if path == "fused" else path)
+            layers += _padding(layer)
+    for stage in stages:
+        bias = layer.bias if stage is stages[-1] else None
+        layers.append(torch_layer(stage.plain, _own(stage.weight, layer), _own_bias(bias)))
+    return in_turn(layers).train(layer.training)
+
+
+def plain_of_factored(layer: FactoredLayer) -> Plain:
+    """What the factored layer stands for."""
+    if isinstance(layer, FactoredHFConv1D):
+        return Plain(HF_CONV1D)
+    if isinstance(layer, FactoredLinear):
+        return Plain("Linear")
+    conv: Any = layer
+    kind = f"Conv{len(conv.kernel_size)}d"
+    return Plain(
+        kind, conv.stride, conv.padding, conv.dilation, conv.groups, padding_mode=conv.padding_mode
+    )
+
+
+def _dense(layer: FactoredLayer, plain: Plain) -> nn.Module:
+    with torch.no_grad():
+        weight = layer.weight
+        # A Linear in place of a Conv1D takes the weight the other way round.
+        if plain.kind == "Linear" and isinstance(layer, FactoredHFConv1D):
+            weight = weight.T
+    dense = torch_layer(plain, _own(weight, layer), _own_bias(layer.bias))
+    return dense.train(layer.training)
+
+
+def _own(weight: Tensor, layer: FactoredLayer) -> nn.Parameter:
+    """A copy as a parameter, in the memory format and with the requires_grad of the factors."""
+    own = [layer._tensor(name) for name in layer._names.values()]
+    last = any(is_channels_last(t) for t in own)
+    layout = CHANNELS_LAST.get(weight.ndim if last else 0, torch.contiguous_format)
+    copied = weight.detach().clone(memory_format=layout)
+    return nn.Parameter(copied, requires_grad=any(t.requires_grad for t in own))
+
+
+def _own_bias(bias: Tensor | None) -> nn.Parameter | None:
+    if bias is None:
+        return None
+    return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+
+# ---- chains -------------------------------------------------------------------------------------
+
+
+def _linear_stages(factors: Factors) -> list[_Stage]:
+    """The matrices that x passes, first to last, each (out, in)."""
+    if isinstance(factors, LowRank):
+        matrices = [factors.right, factors.left]
+    elif isinstance(factors, CPFactors):
+        out_factor, in_factor = factors.factors
+        matrices = [(in_factor * factors.weights).T, out_factor]
+    elif isinstance(factors, TuckerFactors):
+        given = dict(zip(factors.modes, factors.factors, strict=True))
+        matrices = [given[1].T] if 1 in given else []
+        matrices += [factors.core]
+        matrices += [given[0]] if 0 in given else []
+    else:
+        raise _no_chain(factors)
+    return [_Stage(matrix, Plain("Linear")) for matrix in matrices]
+
+
+def _conv_stages(factors: Factors, conv: Any, path: str) -> list[_Stage]:
+    """The convolutions that x passes, first to last, behind the padding that is put ahead."""
+    groups = factors.groups if isinstance(factors, Grouped) else 1
+    one = factors.group(0) if isinstance(factors, Grouped) else factors
+    # Of each group, one behind the other: every tensor has a leading dimension g.
+    if isinstance(factors, Grouped):
+        stacks = factors.tensors()
+    else:
+        stacks = {name: t[None] for name, t in factors.tensors().items()}
+    kernel = factors.shape[2:]
+    axes = len(kernel)
+    kind = f"Conv{axes}d"
+    ones, zeros = (1,) * axes, (0,) * axes
+    geometry = (tuple(conv.stride), tuple(conv._conv_padding), tuple(conv.dilation))
+
+    def pointwise(matrices: Tensor) -> _Stage:  # (g, m, n)
+        weight = matrices.reshape(-1, matrices.shape[2], *ones)
+        return _Stage(weight, Plain(kind, ones, zeros, ones, groups))
+
+    def sliding(weight: Tensor, groups: int, along: range = range(axes)) -> _Stage:
+        """A convolution that strides, pads and dilates along these axes and leaves the others."""
+        stride, padding, dilation = (
+            tuple(n if k in along else rest for k, n in enumerate(every))
+            for every, rest in zip(geometry, (1, 0, 1), strict=True)
+        )
+        return _Stage(weight, Plain(kind, stride, padding, dilation, groups))
+
+    if isinstance(one, LowRank):
+        return [
+            sliding(stacks["right"].reshape(-1, *factors.shape[1:]), groups),
+            pointwise(stacks["left"]),
+        ]
+    if isinstance(one, TuckerFactors):
+        given = {mode: stacks[f"factors.{k}"] for k, mode in enumerate(one.modes)}
+        cores = []
+        for k, core in enumerate(stacks["core"]):
+            for mode in range(2, axes + 2):
+                core = mode_product(core, given[mode][k], mode) if mode in given else core
+            cores.append(core)
+        stages = [pointwise(given[1].mT)] if 1 in given else []
+        stages += [sliding(torch.cat(cores), groups)]
+        stages += [pointwise(given[0])] if 0 in given else []
+        return stages
+    if not isinstance(one, CPFactors):
+        raise _no_chain(factors)
+    # The taps of every axis, (g r, k); the weights go with the first.
+    taps = [stacks[f"factors.{k}"].mT.flatten(0, 1) for k in range(2, axes + 2)]
+    taps[0] = taps[0] * stacks["weights"].reshape(-1, 1)
+    into, out = pointwise(stacks["factors.1"].mT), pointwise(stacks["factors.0"])
+    rank = len(taps[0])  # g r
+    if path == "fold_depthwise":
+        merged = taps[0]
+        for t in taps[1:]:
+            merged = merged[..., None] * t.reshape(rank, *[1] * (merged.ndim - 1), -1)
+        return [into, sliding(merged[:, None], rank), out]
+    chain = [sliding(_along(t, k, axes), rank, range(k, k + 1)) for k, t in enumerate(taps)]
+    if path == "fold":
+        # The input factor goes with the first axis, the output factor with the last: (g, O, r, *k).
+        first = into.weight * chain[0].weight
+        last = chain[-1].weight.reshape(groups, 1, -1, *chain[-1].weight.shape[2:])
+        last = (out.weight.reshape(groups, -1, *out.weight.shape[1:]) * last).flatten(0, 1)
+        return [
+            sliding(first, groups, range(1)),
+            *chain[1:-1],
+            sliding(last, groups, range(axes - 1, axes)),
+        ]
+    return [into, *chain, out]
+
+
+def _along(taps: Tensor, axis: int, axes: int) -> Tensor:
+    """(g r, k) as a depthwise kernel (g r, 1, .., k, ..) along one axis."""
+    size = [1] * axes
+    size[axis] = taps.shape[1]
+    return taps.reshape(-1, 1, *size)
+
+
+def _padding(conv: Any) -> list[nn.Module]:
+    """The layer that pads ahead of the convolutions, or none."""
+    if conv._pad_ahead is None:
+        return []
+    make = _PADDING_LAYERS[conv._pad_mode][len(conv.kernel_size) - 1]
+    return [make(tuple(conv._pad_ahead))]
+
+
+def _no_chain(factors: Factors) -> UnsupportedError:
+    return UnsupportedError(
+        f"factors are {type(factors).__name__}, which no chain of torch layers computes; use "
+        "path='dense'"
+    )
