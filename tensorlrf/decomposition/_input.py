@@ -85,6 +85,32 @@ def check_gram(gram: Any, n: int, like: Tensor) -> Tensor:
     return matrix if skew <= 1e-13 * scale * n**0.5 else (matrix + matrix.T) / 2
 
 
+def input_metric(gram: Any, mean: Any, n: int, like: Tensor) -> Tensor:
+    """`gram` as checked by `check_gram`, about `mean` (n,) where that is given.
+
+    Raises ShapeError or ArgumentError for a mean of another length or device, or one that the
+    second moments contradict: G - mean mean^T has no negative diagonal.
+    """
+    matrix = check_gram(gram, n, like)
+    if mean is None:
+        return matrix
+    mu = as_tensor(mean, "mean", min_order=1)
+    if tuple(mu.shape) != (n,):
+        raise ShapeError(f"mean has shape {tuple(mu.shape)}; the mean input is ({n},)")
+    if mu.device != like.device:
+        raise ArgumentError(
+            f"mean is on {mu.device} but the weight is on {like.device}; move it with .to()"
+        )
+    mu = mu.detach().to(torch.float64)
+    centred = matrix - torch.outer(mu, mu)
+    if float(centred.diagonal().min()) < -1e-6 * float(matrix.diagonal().abs().max()):
+        raise ArgumentError(
+            "mean contradicts gram: a variance G_ii - mean_i^2 is negative; give both over the "
+            "same inputs"
+        )
+    return centred
+
+
 def generator(random_state: int | torch.Generator | None, device: torch.device) -> torch.Generator:
     """A generator on `device`; torch's global one is left alone.
 

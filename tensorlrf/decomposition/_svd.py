@@ -13,7 +13,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import keep_within, scale_of
 from tensorlrf.decomposition._gram_metric import GramMetric
-from tensorlrf.decomposition._input import as_tensor, check_gram, generator, working_dtype
+from tensorlrf.decomposition._input import as_tensor, generator, input_metric, working_dtype
 from tensorlrf.decomposition._rangefinder import check_sketch, range_of
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
@@ -33,6 +33,7 @@ def svd(
     error: float | None = None,
     method: str = "auto",
     gram: Any = None,
+    mean: Any = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -70,6 +71,7 @@ def svd(
         error=error,
         method=method,
         gram=gram,
+        mean=mean,
         n_power_iter=n_power_iter,
         n_oversample=n_oversample,
         random_state=random_state,
@@ -84,6 +86,7 @@ def fit_svd(
     error: float | None = None,
     method: str = "auto",
     gram: Any = None,
+    mean: Any = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -100,13 +103,15 @@ def fit_svd(
     r = None if rank is None else matrix_rank(rank, m, n)
     method = _resolve(method, r, (m, n), tensor, gram is not None, differentiable)
     draws = generator(random_state, tensor.device)
+    if gram is None and mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
     work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
     scale = scale_of(work)
     matrix = (work if scale == 1.0 else work / scale).reshape(m, n)
     spectrum: Spectrum
     if gram is not None:
-        spectrum = GramMetric(matrix, check_gram(gram, n, tensor))
+        spectrum = GramMetric(matrix, input_metric(gram, mean, n, tensor))
     elif method == "randomized":
         spectrum = SketchedSVD(matrix, range_of(matrix, r or 1, n_power_iter, n_oversample, draws))
     elif method == "eigh":

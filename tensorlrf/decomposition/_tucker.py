@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import scale_of
-from tensorlrf.decomposition._input import as_tensor, check_gram, generator, working_dtype
+from tensorlrf.decomposition._input import as_tensor, generator, input_metric, working_dtype
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition._tucker2_gram import InputMetric, fit_in_metric
@@ -31,6 +31,7 @@ def tucker(
     n_iter_max: int | None = None,
     tol: float | None = None,
     gram: Any = None,
+    mean: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -57,11 +58,13 @@ def tucker(
     tol         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by
                 default; with `gram` likewise for a round, 2e-3 by default
     gram        (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
-                (O, I, kh, kw), n = I kh kw, columns as `torch.nn.functional.unfold` orders them,
+                (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
                 or of the inputs of a linear weight (O, I), n = I; `modes` must be (0, 1). The
                 factors then serve the outputs: errors are relative errors of the outputs, and
                 columns of the factors are scaled so that inner values are no larger (root mean
                 square) than inputs and outputs are. Needs rank=, and method="hooi"
+    mean        (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
+                about their mean, and `decomposition.bias_correction` makes good the rest
     callback    called as callback(factors, relative error) after each sweep of hooi (not with
                 `gram`); stops the iteration by returning True
     n_power_iter, n_oversample, random_state   of the randomised method
@@ -80,6 +83,7 @@ def tucker(
         n_iter_max=n_iter_max,
         tol=tol,
         gram=gram,
+        mean=mean,
         callback=callback,
         n_power_iter=n_power_iter,
         n_oversample=n_oversample,
@@ -98,6 +102,7 @@ def fit_tucker(
     n_iter_max: int | None = None,
     tol: float | None = None,
     gram: Any = None,
+    mean: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -114,7 +119,7 @@ def fit_tucker(
     check_sketch(n_power_iter, n_oversample)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    _check_iteration(n_iter_max, tol)
+    check_iteration(n_iter_max, tol)
     shape = tuple(int(n) for n in tensor.shape)
     listed = check_modes(modes, len(shape))
     ranks: dict[int, int] | None = None
@@ -127,7 +132,10 @@ def fit_tucker(
         )
     draws = generator(random_state, tensor.device)
     if gram is not None:
-        return _fit_in_metric(tensor, ranks, listed, method, n_iter_max, tol, gram, differentiable)
+        data = (gram, mean)
+        return _fit_in_metric(tensor, ranks, listed, method, n_iter_max, tol, data, differentiable)
+    if mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
     work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
     scale = scale_of(work)
@@ -177,7 +185,7 @@ def _fit_in_metric(
     method: str,
     n_iter_max: int | None,
     tol: float | None,
-    gram: Any,
+    data: tuple[Any, Any],
     differentiable: bool,
 ) -> Fit[TuckerFactors]:
     """Tucker-2 that serves the outputs; never worse in them than plain Tucker-2."""
@@ -200,7 +208,7 @@ def _fit_in_metric(
     work = tensor.detach().to(working_dtype(tensor.dtype))
     scale = scale_of(work)
     kernel = (work / scale).reshape(shape[0], shape[1], -1)
-    metric = InputMetric(kernel, check_gram(gram, kernel[0].numel(), tensor))
+    metric = InputMetric(kernel, input_metric(*data, kernel[0].numel(), tensor))
     plain = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors.factors[1]
     best, errors, settled = fit_in_metric(
         metric,
@@ -218,7 +226,8 @@ def _fit_in_metric(
     return Fit(factors, tuple(errors), settled, reason)
 
 
-def _check_iteration(n_iter_max: int | None, tol: float | None) -> None:
+def check_iteration(n_iter_max: int | None, tol: float | None) -> None:
+    """A whole number of sweeps, and a tolerance that is not negative."""
     if n_iter_max is not None and (
         isinstance(n_iter_max, bool) or not isinstance(n_iter_max, int) or n_iter_max < 0
     ):
