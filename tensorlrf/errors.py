@@ -28,7 +28,15 @@ class UnsupportedError(TensorlrfError, NotImplementedError):
 
 
 class FileFormatError(TensorlrfError, ValueError):
-    """A factors file that is damaged, foreign, or of a later format version."""
+    """A file that is damaged, foreign, of a later format version, or made for another model."""
+
+
+class FileError(TensorlrfError, OSError):
+    """A path that cannot be read or written: it exists, is missing, or the system refuses it."""
+
+
+class MissingExtraError(TensorlrfError, ImportError):
+    """A package that only an extra of tensorlrf brings; the message says how to install it."""
 
 
 class TensorlrfWarning(UserWarning):

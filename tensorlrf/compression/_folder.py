@@ -1,0 +1,119 @@
+"""A folder with a model of transformers: its configuration beside the file of its tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorlrf.compression import _file
+from tensorlrf.compression._rebuild import unpack
+from tensorlrf.compression._store import pack
+from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
+from tensorlrf.io import replacing
+
+TENSORS, CONFIG, GENERATION = "tensorlrf.safetensors", "config.json", "generation_config.json"
+
+
+def is_for(model: nn.Module, path: _file.PathLike) -> bool:
+    """Whether the model is one of transformers and the path a folder, or to become one."""
+    if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+        return False
+    return hasattr(model, "config") and (Path(path).is_dir() or not Path(path).suffix)
+
+
+def save(model: Any, path: Path, *, overwrite: bool) -> None:
+    """Write the tensors and the configuration into a folder, which is made where it is missing."""
+    texts = {CONFIG: _config(model)}
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        texts[GENERATION] = generation.to_json_string()
+    if path.exists() and not path.is_dir():
+        raise FileError(f"path={os.fspath(path)!r} is a file; give the name of a folder")
+    for name in (TENSORS, *texts):
+        _file.check_target(path / name, overwrite)
+    tensors, header = pack(model)
+    made = not path.exists()
+    written: list[Path] = []
+    try:
+        path.mkdir(exist_ok=True)
+        fresh = not (path / TENSORS).exists()
+        _file.write(tensors, header, path / TENSORS)
+        if fresh:
+            written.append(path / TENSORS)
+        for name, text in texts.items():
+            fresh = not (path / name).exists()
+            with replacing(path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            if fresh:
+                written.append(path / name)
+    except OSError as error:
+        for one in written:
+            one.unlink(missing_ok=True)
+        if made and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        if isinstance(error, FileError):
+            raise
+        raise _file.cannot_write(path, error) from error
+
+
+def load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
+    """The model of a folder, in eval mode with its generation config."""
+    name = os.fspath(path)
+    if not (path / TENSORS).is_file():
+        raise FileError(
+            f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"
+        )
+    with _file.reading(path / TENSORS) as file:
+        if model is not None:
+            return unpack(file.header, file.tensor, model, device, os.fspath(path / TENSORS))
+        blank = _blank(path)
+        loaded: Any = unpack(file.header, file.tensor, blank, device, os.fspath(path / TENSORS))
+    if (path / GENERATION).is_file():
+        from transformers import GenerationConfig
+
+        loaded.generation_config = GenerationConfig.from_pretrained(name)
+    whole: nn.Module = loaded.eval()
+    return whole
+
+
+def _blank(path: Path) -> nn.Module:
+    """The architecture of config.json, on the meta device."""
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError(
+            f"path={os.fspath(path)!r} is a folder, and models of transformers need that package: "
+            "pip install tensorlrf[hf], or pass the architecture as model="
+        ) from None
+    try:
+        text = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = transformers.AutoConfig.from_pretrained(os.fspath(path))
+        (architecture,) = text["architectures"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"path={os.fspath(path)!r}: {CONFIG} names no architecture ({error}); pass the "
+            "architecture as model="
+        ) from error
+    cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+        raise UnsupportedError(
+            f"path={os.fspath(path)!r}: the architecture {architecture!r} is none of transformers; "
+            "build it yourself and pass it as model="
+        )
+    # What is drawn for weights on meta is not to move the generator of the caller.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model: nn.Module = cls(config)
+    return model
+
+
+def _config(model: Any) -> str:
+    """config.json as save_pretrained writes it."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    text: str = config.to_json_string()
+    return text

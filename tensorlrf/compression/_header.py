@@ -1,0 +1,267 @@
+"""What the tensors of a model file do not say: JSON in the header of the safetensors file.
+
+Whatever is read is checked for its type, piece by piece, before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from tensorlrf.compression._architecture import digest
+from tensorlrf.compression._places import ROLES
+from tensorlrf.compression._strict import At
+from tensorlrf.errors import FileFormatError, TensorlrfError
+from tensorlrf.ops import PathTable
+
+FORMAT_VERSION = 1
+KEY = "tensorlrf.model"
+
+_KEYS = (
+    *("checksum", "version", "tensorlrf", "fingerprint", "architecture", "tensors", "slots"),
+    *("layers", "plan", "plan_checksum", "extra_state"),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a tensor in one dimension: what tensors that overlap in memory are stored as."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the file.
+
+    dtype     as safetensors calls it
+    order     its dimensions from the outermost to the innermost in memory; None is row by row.
+              The file has it row by row in any case.
+    checksum  BLAKE2b of its bytes in the file, 16 bytes in hex
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    checksum: str
+    order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor object of the model, and all its places.
+
+    tensor  the name of a tensor of the file
+    at      qualified name -> role; None where the role is not known
+    view    the part of the tensor that it is; None for all of it
+    """
+
+    tensor: str
+    at: Mapping[str, str | None]
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """A factored layer.
+
+    places      all its qualified names
+    type        its class
+    stands_for  the type of the layer that it replaced; None where that is not known
+    format, meta, parts, shape  of its factors; parts is name -> shape of their tensors
+    bias        whether it has one; None where that is not known
+    measured    key of a device -> path table that was measured there
+    """
+
+    places: tuple[str, ...]
+    type: str | None
+    stands_for: str | None
+    format: str
+    meta: Mapping[str, Any]
+    parts: Mapping[str, tuple[int, ...]]
+    shape: tuple[int, ...]
+    bias: bool | None
+    measured: Mapping[str, PathTable] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that a model file says beside its tensors.
+
+    made_by       the version of tensorlrf
+    architecture  what `describe` says of the model; None for a checkpoint without its model
+    plan          name of a layer -> how its factors were made
+    extra_state   name of a module -> what its get_extra_state returned
+    """
+
+    made_by: str
+    architecture: Mapping[str, str] | None
+    tensors: Mapping[str, Stored]
+    slots: tuple[Slot, ...]
+    layers: tuple[LayerEntry, ...]
+    plan: Mapping[str, Any]
+    extra_state: Mapping[str, Any]
+
+    def to_text(self) -> str:
+        """JSON, with the format version and the checksums of the plan and of the whole."""
+        values: dict[str, Any] = {
+            "version": FORMAT_VERSION,
+            "tensorlrf": self.made_by,
+            "fingerprint": None if self.architecture is None else digest(self.architecture),
+            "architecture": None if self.architecture is None else dict(self.architecture),
+            "tensors": {name: _dropped(vars(t), "order") for name, t in self.tensors.items()},
+            "slots": [
+                _dropped({**vars(s), "view": s.view and vars(s.view)}, "view") for s in self.slots
+            ],
+            "layers": [
+                {**vars(e), "measured": {k: t.to_json() for k, t in e.measured.items()}}
+                for e in self.layers
+            ],
+            "plan": dict(self.plan),
+            "plan_checksum": checksum_of(canonical(dict(self.plan))),
+            "extra_state": dict(self.extra_state),
+        }
+        return json.dumps({"checksum": checksum_of(canonical(values)), **values}, allow_nan=False)
+
+
+def checksum_of(data: Any) -> str:
+    """BLAKE2b of bytes or a buffer, 16 bytes in hex."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def canonical(values: Any) -> bytes:
+    """JSON values as bytes in one way only."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse(text: str, path: str) -> Header:
+    """Inverse of `Header.to_text`. Raises FileFormatError that says what of it is wrong."""
+    try:
+        return _parse(At.of_text(text, path))
+    except RecursionError:
+        raise FileFormatError(f"path={path!r} has a damaged header: it is nested deeply") from None
+
+
+def _parse(root: At) -> Header:
+    values, path = root.mapping(), root.path
+    version = root["version"].whole(1)
+    if version > FORMAT_VERSION:
+        raise FileFormatError(
+            f"path={path!r} has format version {version}; this tensorlrf reads up to "
+            f"{FORMAT_VERSION}, a newer one will read it"
+        )
+    claimed = root["checksum"].text()
+    if claimed != checksum_of(canonical({k: v for k, v in values.items() if k != "checksum"})):
+        raise FileFormatError(
+            f"path={path!r} has a damaged header: its checksum does not fit; get the file anew"
+        )
+    root.keys_are(_KEYS)
+    plan = root["plan"].mapping()
+    if root["plan_checksum"].text() != checksum_of(canonical(plan)):
+        raise FileFormatError(f"path={path!r}: the checksum of the plan does not fit")
+    tensors = root["tensors"].each(_stored)
+    header = Header(
+        made_by=root["tensorlrf"].text(),
+        architecture=root["architecture"].maybe(lambda at: at.each(At.text)),
+        tensors=tensors,
+        slots=tuple(_slot(at, tensors) for at in root["slots"].entries()),
+        layers=tuple(_layer(at) for at in root["layers"].entries()),
+        plan=plan,
+        extra_state=root["extra_state"].mapping(),
+    )
+    fingerprint = root["fingerprint"].maybe(At.text)
+    if fingerprint != (None if header.architecture is None else digest(header.architecture)):
+        root["fingerprint"].wrong("the hash of the architecture")
+    _check_names(header, root)
+    return header
+
+
+def _stored(at: At) -> Stored:
+    at.keys_are(["dtype", "shape", "checksum"], ["order"])
+    shape = at["shape"].wholes()
+    order = at["order"].wholes() if "order" in at.mapping() else None
+    if order is not None and sorted(order) != list(range(len(shape))):
+        at["order"].wrong(f"a permutation of {len(shape)} dimensions")
+    return Stored(at["dtype"].text(), shape, at["checksum"].text(), order)
+
+
+def _slot(at: At, tensors: Mapping[str, Stored]) -> Slot:
+    at.keys_are(["tensor", "at"], ["view"])
+    name = at["tensor"].text()
+    if name not in tensors:
+        at["tensor"].wrong("a tensor of the file")
+    roles = at["at"].each(lambda role: role.maybe(At.text))
+    if not roles or any(role is not None and role not in ROLES for role in roles.values()):
+        at["at"].wrong(f"names with one of the roles {', '.join(ROLES)}")
+    view = _view(at["view"], tensors[name]) if "view" in at.mapping() else None
+    return Slot(name, roles, view)
+
+
+def _view(at: At, stored: Stored) -> View:
+    at.keys_are(["shape", "stride", "offset"])
+    view = View(at["shape"].wholes(), at["stride"].wholes(), at["offset"].whole())
+    size = math.prod(stored.shape)
+    fits = len(stored.shape) == 1 and len(view.shape) == len(view.stride)
+    if (
+        not fits
+        or not 0 < math.prod(view.shape) <= size
+        or view.offset + 1 + sum((n - 1) * s for n, s in zip(view.shape, view.stride, strict=True))
+        > size
+    ):
+        at.wrong(f"a part of a tensor of shape {stored.shape}")
+    return view
+
+
+def _layer(at: At) -> LayerEntry:
+    at.keys_are([one.name for one in fields(LayerEntry)])
+    places = tuple(place.text() for place in at["places"].entries())
+    if not places:
+        at["places"].wrong("a list of names")
+    return LayerEntry(
+        places=places,
+        type=at["type"].maybe(At.text),
+        stands_for=at["stands_for"].maybe(At.text),
+        format=at["format"].text(),
+        meta=at["meta"].mapping(),
+        parts=at["parts"].each(At.wholes),
+        shape=at["shape"].wholes(),
+        bias=at["bias"].maybe(At.flag),
+        measured=at["measured"].each(_table),
+    )
+
+
+def _table(at: At) -> PathTable:
+    entries = []
+    for row in at.entries():
+        limit, path = row.entries() if len(row.entries()) == 2 else row.wrong("[rows, path]")
+        entries.append((limit.maybe(At.whole), path.text()))
+    try:
+        return PathTable(tuple(entries))
+    except TensorlrfError:
+        at.wrong("a path table")
+
+
+def _check_names(header: Header, root: At) -> None:
+    """No name twice, and no tensor without a place."""
+    _unique((name for slot in header.slots for name in slot.at), root["slots"])
+    _unique((place for entry in header.layers for place in entry.places), root["layers"])
+    unused = set(header.tensors) - {slot.tensor for slot in header.slots}
+    if unused:
+        root["slots"].wrong(f"without a place for {min(unused)!r}; each tensor has one")
+
+
+def _unique(names: Iterable[str], at: At) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            at.wrong(f"twice about {name!r}; each name stands once")
+        seen.add(name)
+
+
+def _dropped(values: Mapping[str, Any], optional: str) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k != optional or v is not None}

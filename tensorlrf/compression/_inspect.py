@@ -1,0 +1,204 @@
+"""What is in a model file, from its header alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tensorlrf.compression import _folder
+from tensorlrf.compression._architecture import digest
+from tensorlrf.compression._file import PathLike, reading
+from tensorlrf.compression._header import FORMAT_VERSION, Header, LayerEntry, Stored
+from tensorlrf.compression._layers import blank_factors, numbers_in
+from tensorlrf.compression._places import LASTING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+WIDTH = 160
+
+
+@dataclass(frozen=True)
+class FileLayer:
+    """A factored layer of a file.
+
+    name, places   qualified names: the first one, and all
+    stands_for     the type of the layer that it replaced; None where the file does not say
+    format, rank, shape  of its factors; shape is that of the dense tensor
+    dtype          of its factors, as safetensors calls it
+    params_before, params_after  numbers in the dense weight and in the factors
+    measured       devices for which the file has measured path tables
+    """
+
+    name: str
+    places: tuple[str, ...]
+    stands_for: str | None
+    format: str
+    rank: int | tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    params_before: int
+    params_after: int
+    measured: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What `inspect` says of a file.
+
+    version, made_by   of the format, and of the tensorlrf that wrote it
+    fingerprint        of the model's architecture; None for a checkpoint without its model
+    size               of the file in bytes
+    params_before, params_after  of the whole model, dense and as it is in the file: numbers in
+                       parameters and persistent buffers, each once
+    layers             the factored ones
+    plan               name of a layer -> how its factors were made
+    verified           whether the checksums of all tensors were checked, beside that of the header
+
+    Prints itself as a table.
+    """
+
+    path: str
+    version: int
+    made_by: str
+    fingerprint: str | None
+    size: int
+    tensors: int
+    params_before: int
+    params_after: int
+    layers: tuple[FileLayer, ...]
+    plan: Mapping[str, Any]
+    verified: bool
+
+    def layer(self, name: str) -> FileLayer:
+        """The row of a layer, by any of its names. Raises KeyError."""
+        for row in self.layers:
+            if name in row.places:
+                return row
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self.__rich__())
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(f"{self.path}, {self.size:,} bytes"), title_justify="left")
+        for name in ("layer", "kind", "format"):
+            table.add_column(name, overflow="fold")
+        for name in ("rank", "shape", "dtype", "parameters", "kept"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.layers:
+            table.add_row(*(Text(cell) for cell in _cells(row)))
+        lines = [
+            f"format version {self.version}, written by tensorlrf {self.made_by}, "
+            + (f"architecture {self.fingerprint[:12]}" if self.fingerprint else "a checkpoint"),
+            f"{self.tensors:,} tensors; numbers: {self.params_before:,} dense, "
+            f"{self.params_after:,} here ({_share(self.params_after, self.params_before)})",
+            "checksums of the header and of all tensors are right"
+            if self.verified
+            else "checksum of the header is right; verify=True checks the tensors",
+        ]
+        return Group(table, *(Text(line) for line in lines))
+
+
+def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
+    """What a file that `save` wrote holds, without its model.
+
+    path    the file, or the folder of a model of transformers
+    verify  whether to read the whole file and check the tensors too; else only the header is read
+
+    Raises FileError where there is nothing to read, FileFormatError where the file is damaged,
+    from a later version, or none of ours.
+    """
+    target = Path(path)
+    if target.is_dir() and (target / _folder.TENSORS).exists():
+        target = target / _folder.TENSORS
+    with reading(target) as file:
+        for name in file.header.tensors if verify else ():
+            file.tensor(name)
+        return _report(file.header, target, verify)
+
+
+def _report(header: Header, path: Path, verified: bool) -> FileReport:
+    layers = tuple(_layer(entry, header, os.fspath(path)) for entry in header.layers)
+    lasting = {
+        slot.tensor
+        for slot in header.slots
+        if any(role is None or role in LASTING for role in slot.at.values())
+    }
+    after = sum(math.prod(header.tensors[name].shape) for name in lasting)
+    return FileReport(
+        path=os.fspath(path),
+        version=FORMAT_VERSION,
+        made_by=header.made_by,
+        fingerprint=None if header.architecture is None else digest(header.architecture),
+        size=path.stat().st_size,
+        tensors=len(header.tensors),
+        params_before=after + sum(row.params_before - row.params_after for row in layers),
+        params_after=after,
+        layers=layers,
+        plan=header.plan,
+        verified=verified,
+    )
+
+
+def _layer(entry: LayerEntry, header: Header, path: str) -> FileLayer:
+    factors = blank_factors(entry, path)
+    return FileLayer(
+        name=entry.places[0],
+        places=entry.places,
+        stands_for=entry.stands_for,
+        format=entry.format,
+        rank=factors.rank,
+        shape=entry.shape,
+        dtype=_dtype(entry, header),
+        params_before=math.prod(entry.shape),
+        params_after=numbers_in(entry),
+        measured=tuple(entry.measured),
+    )
+
+
+def _dtype(entry: LayerEntry, header: Header) -> str:
+    stored: set[Stored] = {
+        header.tensors[slot.tensor]
+        for slot in header.slots
+        for name in slot.at
+        if name.rpartition(".")[0] == entry.places[0]
+    }
+    return "/".join(sorted({one.dtype for one in stored})) or "?"
+
+
+def _cells(row: FileLayer) -> list[str]:
+    rank = ", ".join(map(str, row.rank)) if isinstance(row.rank, tuple) else str(row.rank)
+    return [
+        row.name or "(model)",
+        row.stands_for or "-",
+        row.format,
+        rank,
+        "x".join(map(str, row.shape)),
+        row.dtype,
+        f"{row.params_before:,} to {row.params_after:,}",
+        _share(row.params_after, row.params_before),
+    ]
+
+
+def _share(after: int, before: int) -> str:
+    return f"{after / before:.1%}" if before else "-"

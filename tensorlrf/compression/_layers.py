@@ -1,0 +1,123 @@
+"""A factored layer out of its entry in the header, without values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorlrf.compression._header import LayerEntry
+from tensorlrf.errors import FileFormatError, UnsupportedError, unknown
+from tensorlrf.factors import FORMATS, Factors
+from tensorlrf.nn import FactoredLayer, factored_type
+from tensorlrf.nn._like import why_not
+from tensorlrf.ops import paths_of
+
+
+def blank_factors(entry: LayerEntry, path: str, dtype: torch.dtype = torch.float32) -> Factors:
+    """The factors of an entry on the meta device. Raises FileFormatError where it has none."""
+    where = f"path={path!r}: the layer {entry.places[0]!r}"
+    if entry.format not in FORMATS:
+        raise FileFormatError(f"{where}: {unknown('format', entry.format, sorted(FORMATS))}")
+    try:
+        parts = {
+            name: torch.empty(shape, dtype=dtype, device="meta")
+            for name, shape in entry.parts.items()
+        }
+        factors = FORMATS[entry.format].from_tensors(parts, entry.meta)
+        shape, again = factors.shape, factors.tensors()
+    except Exception as error:  # whatever a format trips over here is what the file says of it
+        raise FileFormatError(
+            f"{where} is no {entry.format}: {type(error).__name__}: {error}"
+        ) from None
+    if shape != entry.shape or set(again) != set(entry.parts):
+        raise FileFormatError(
+            f"{where} claims the shape {entry.shape} with the parts {sorted(entry.parts)}; its "
+            f"factors have {shape} and {sorted(again)}"
+        )
+    return factors
+
+
+def blank_layer(
+    entry: LayerEntry, factors: Factors, bias: bool, like: nn.Module, path: str
+) -> FactoredLayer:
+    """A layer on the meta device for `factors` in place of `like`, a dense layer or one that has
+    factors already; `like` stays as it is.
+
+    Raises FileFormatError where the factors do not fit it, and UnsupportedError where nothing can
+    stand in for it.
+    """
+    name = entry.places[0]
+    try:
+        make = _like_factored if isinstance(like, FactoredLayer) else _like_dense
+        layer = make(factors, bias, like)
+    except UnsupportedError:
+        raise UnsupportedError(
+            f"model: {name!r} is factored in path={path!r} but a {type(like).__name__} in the "
+            f"model, which cannot be replaced: {why_not(_on_meta(like, factors, bias))}"
+        ) from None
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise FileFormatError(f"path={path!r} does not fit {name!r} of model: {error}") from None
+    if entry.stands_for is not None:
+        layer.stands_for = entry.stands_for
+    layer.measured = dict(entry.measured)
+    return layer
+
+
+def _like_dense(factors: Factors, bias: bool, like: nn.Module) -> FactoredLayer:
+    stub = _on_meta(like, factors, bias)
+    kind = factored_type(stub)
+    if kind is None:
+        raise UnsupportedError(why_not(stub))
+    return kind.from_factors(factors, stub)
+
+
+def _on_meta(like: nn.Module, factors: Factors, bias: bool) -> Any:
+    """`like` with parameters that have no values: from_factors takes dtype and device from it."""
+    stub: Any = object.__new__(type(like))
+    vars(stub).update(vars(like))
+    if isinstance(like._parameters.get("weight"), nn.Parameter):
+        weight = like._parameters["weight"]
+        assert weight is not None
+        blank = torch.empty(weight.shape, dtype=factors.dtype, device="meta")
+        parameters: dict[str, Any] = {**like._parameters}
+        parameters["weight"] = nn.Parameter(blank, requires_grad=weight.requires_grad)
+        if "bias" in parameters or bias:
+            parameters["bias"] = _bias(factors, like, weight.requires_grad) if bias else None
+        vars(stub)["_parameters"] = parameters
+    return stub
+
+
+def _bias(factors: Factors, like: nn.Module, otherwise: bool) -> nn.Parameter:
+    old = like._parameters.get("bias")
+    blank = torch.empty(factors.shape[:1], dtype=factors.dtype, device="meta")
+    return nn.Parameter(blank, requires_grad=otherwise if old is None else old.requires_grad)
+
+
+def _like_factored(factors: Factors, bias: bool, like: nn.Module) -> FactoredLayer:
+    """The same layer on other factors: sizes and options do not depend on them."""
+    assert isinstance(like, FactoredLayer)
+    old = tuple(like.factors.shape)
+    if old != factors.shape or getattr(factors, "groups", 1) != getattr(like, "groups", 1):
+        raise FileFormatError(f"factors of {factors.shape} cannot replace those of {old}")
+    grads = {name: like.get_parameter(a).requires_grad for name, a in like._names.items()}
+    new_bias = _bias(factors, like, any(grads.values())) if bias else None
+    layer: FactoredLayer = object.__new__(type(like))
+    FactoredLayer.__init__(layer, factors, new_bias, paths_of(factors))
+    for key, value in vars(like).items():
+        vars(layer).setdefault(key, value)
+    for name, attribute in layer._names.items():
+        wanted = grads.get(name, any(grads.values()))
+        layer.get_parameter(attribute).requires_grad_(wanted)
+    if layer.bias is not None and new_bias is not None:
+        layer.bias.requires_grad_(new_bias.requires_grad)
+    layer.stands_for = like.stands_for
+    layer.path_table = layer._default_path_table()
+    return layer.train(like.training)
+
+
+def numbers_in(entry: LayerEntry) -> int:
+    """How many numbers its factors hold."""
+    return sum(math.prod(shape) for shape in entry.parts.values())

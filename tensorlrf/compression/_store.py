@@ -1,0 +1,323 @@
+"""A model as tensors to write and a header: what `save` puts into a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from tensorlrf.compression._architecture import describe
+from tensorlrf.compression._header import (
+    Header,
+    LayerEntry,
+    Slot,
+    Stored,
+    View,
+    canonical,
+    checksum_of,
+)
+from tensorlrf.compression._places import LASTING, Place, joined, own_tensors, places
+from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.nn import FactoredLayer
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""torch's dtype -> the name that safetensors has for it."""
+
+
+def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
+    """(what to write, all that is to be known about it), for `unpack`.
+
+    Raises ArgumentError or UnsupportedError, with the name of what is at fault, where a tensor is
+    lazy, on the meta device or of a kind that files do not have, where state beside the tensors is
+    not JSON, and where a module keeps state elsewhere.
+    """
+    found = list(places(model))
+    for place in found:
+        check_storable(place.name, place.tensor)
+    _check_state(model)
+    tensors, stored, slots = _gather(found)
+    layers = _layers(model)
+    header = Header(
+        made_by=_version(),
+        architecture=describe(model),
+        tensors=stored,
+        slots=tuple(slots),
+        layers=tuple(entry for entry, _ in layers),
+        plan={
+            entry.places[0]: _json(f"recipe of {entry.places[0]!r}", layer.recipe)
+            for entry, layer in layers
+            if layer.recipe
+        },
+        extra_state=_extra_state(model),
+    )
+    return tensors, header
+
+
+def pack_checkpoint(
+    tensors: Mapping[str, Tensor],
+    factors: Mapping[str, Any],
+    plan: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], Header]:
+    """`pack` for named tensors without their model, and factors of some weights."""
+    written: dict[str, Tensor] = {}
+    slots, layers = [], []
+    for name, tensor in tensors.items():
+        written[name] = tensor
+        slots.append(Slot(_key(name), {name: None}))
+    for weight, f in factors.items():
+        place = weight.removesuffix("weight").removesuffix(".")
+        if joined(place, "weight") != weight or weight in tensors:
+            raise ArgumentError(
+                f"factors has the key {weight!r}; it must be the name of a weight, such as "
+                "'blocks.0.weight', that is not among the tensors"
+            )
+        for part, tensor in f.tensors().items():
+            name = joined(place, part.replace(".", "_"))
+            if name in written:
+                raise ArgumentError(f"tensors has {name!r}, which the factors of {weight!r} need")
+            written[name] = tensor
+            slots.append(Slot(_key(name), {name: None}))
+        layers.append(_entry((place,), f, None, None, None))
+    stored = {}
+    for name, tensor in written.items():
+        check_storable(name, tensor)
+        written[name] = _plain(tensor)
+        stored[_key(name)] = _stored(written[name], None)
+    plan = {name: _json(f"plan of {name!r}", recipe) for name, recipe in plan.items()}
+    header = Header(_version(), None, stored, tuple(slots), tuple(layers), plan, {})
+    return {_key(name): tensor for name, tensor in written.items()}, header
+
+
+def check_storable(name: str, tensor: Tensor) -> None:
+    """Raise UnsupportedError where a file cannot hold the tensor."""
+    if is_lazy(tensor):
+        raise UnsupportedError(
+            f"{name} is lazy and has no values yet: run the model once on an input, then save it"
+        )
+    if tensor.is_meta:
+        raise UnsupportedError(f"{name} is on the meta device and has no values to save")
+    plain = tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
+    if not plain or tensor.dtype not in DTYPES:
+        raise UnsupportedError(
+            f"{name} is a {type(tensor).__name__} of dtype {tensor.dtype} and layout "
+            f"{tensor.layout}; files hold plain tensors of {', '.join(DTYPES.values())}"
+        )
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, not copied."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+# ---- tensors, each once ------------------------------------------------------------------------
+
+
+def _gather(
+    found: Iterable[Place],
+) -> tuple[dict[str, Tensor], dict[str, Stored], list[Slot]]:
+    """(key -> tensor to write, what it is, the objects that it makes up)."""
+    objects: dict[int, list[Place]] = {}
+    for place in found:
+        objects.setdefault(id(place.tensor), []).append(place)
+    tensors: dict[str, Tensor] = {}
+    stored: dict[str, Stored] = {}
+    slots: list[Slot] = []
+    for group in _overlapping([held[0].tensor for held in objects.values()]):
+        members = [objects[id(tensor)] for tensor in group]
+        key = _key(members[0][0].name)
+        base, views = _base(group, [held[0].name for held in members])
+        order = _order(base) if views is None else None
+        tensors[key] = _plain(base)
+        stored[key] = _stored(tensors[key], order)
+        for k, held in enumerate(members):
+            at = {place.name: place.role for place in held}
+            slots.append(Slot(key, at, None if views is None else views[k]))
+    return tensors, stored, slots
+
+
+def _overlapping(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Groups of tensors that overlap in memory, in the order of their first members."""
+    spans: dict[tuple[Any, int], list[tuple[int, int, int]]] = {}
+    for k, t in enumerate(tensors):
+        # Empty tensors overlap with nothing, whatever their address.
+        key = (t.device, t.untyped_storage().data_ptr() if t.numel() else -1 - k)
+        spans.setdefault(key, []).append((*_span(t), k))
+    groups: list[list[int]] = []
+    for group in spans.values():
+        end = -1
+        for first, last, k in sorted(group):
+            if first < end:
+                groups[-1].append(k)
+            else:
+                groups.append([k])
+            end = max(end, last)
+    return [[tensors[k] for k in sorted(group)] for group in sorted(groups, key=min)]
+
+
+def _base(group: list[Tensor], names: list[str]) -> tuple[Tensor, list[View] | None]:
+    """(the tensor to write, the part of it that each member is; None where all are the whole)."""
+    first = group[0]
+    same = (first.dtype, first.shape, first.stride(), first.storage_offset())
+    if all((t.dtype, t.shape, t.stride(), t.storage_offset()) == same for t in group):
+        return first, None
+    for t, name in zip(group, names, strict=True):
+        if t.dtype != first.dtype or any(
+            s == 0 and n > 1 for n, s in zip(t.shape, t.stride(), strict=True)
+        ):
+            raise UnsupportedError(
+                f"{name} overlaps in memory with {names[0] if t is not first else names[1]} in a "
+                "way that files do not hold (another dtype, or expanded); give it memory of its own"
+            )
+    size = first.element_size()
+    start = min(_span(t)[0] for t in group) // size
+    length = max(_span(t)[1] for t in group) // size - start
+    views = [View(tuple(t.shape), t.stride(), int(t.storage_offset()) - start) for t in group]
+    return torch.as_strided(first.detach(), (length,), (1,), start), views
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """First and last + 1 byte of the storage that the tensor touches."""
+    size, first = t.element_size(), int(t.storage_offset())
+    last = first + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return first * size, (last + 1) * size
+
+
+def _order(t: Tensor) -> tuple[int, ...] | None:
+    """Its dimensions from the outermost to the innermost, where that is another than torch's own
+    and the tensor lies in memory without gaps: kernels may add in another order for it."""
+    if t.is_contiguous() or t.numel() == 0:
+        return None
+    order = tuple(sorted(range(t.ndim), key=lambda k: (-t.stride()[k], k)))
+    return order if t.permute(order).is_contiguous() else None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+
+
+def _stored(tensor: Tensor, order: tuple[int, ...] | None) -> Stored:
+    dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
+    return Stored(dtype, shape, checksum_of(bytes_of(tensor)), order)
+
+
+def _key(name: str) -> str:
+    # The one name that safetensors keeps for itself.
+    return "__metadata__." if name == "__metadata__" else name
+
+
+# ---- factored layers, and what else a model knows ----------------------------------------------
+
+
+def _layers(model: nn.Module) -> list[tuple[LayerEntry, FactoredLayer]]:
+    held: dict[FactoredLayer, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FactoredLayer):
+            held.setdefault(module, []).append(name)
+    return [
+        (
+            _entry(
+                tuple(names),
+                layer.factors,
+                type(layer).__name__,
+                layer.stands_for,
+                layer.bias is not None,
+                layer.measured,
+            ),
+            layer,
+        )
+        for layer, names in held.items()
+    ]
+
+
+def _entry(
+    at: tuple[str, ...],
+    factors: Any,
+    kind: str | None,
+    stands_for: str | None,
+    bias: bool | None,
+    measured: Mapping[str, Any] | None = None,
+) -> LayerEntry:
+    return LayerEntry(
+        places=at,
+        type=kind,
+        stands_for=stands_for,
+        format=factors.format,
+        meta=_json(f"meta of {at[0]!r}", factors.meta()),
+        parts={part: tuple(t.shape) for part, t in factors.tensors().items()},
+        shape=tuple(factors.shape),
+        bias=bias,
+        measured=dict(measured or {}),
+    )
+
+
+def _extra_state(model: nn.Module) -> dict[str, Any]:
+    return {
+        name: _json(f"extra state of {name!r} (get_extra_state)", module.get_extra_state())
+        for name, module in model.named_modules()
+        if type(module).get_extra_state is not nn.Module.get_extra_state
+    }
+
+
+def _check_state(model: nn.Module) -> None:
+    """No module has a state dict with more than its tensors, as quantised ones do."""
+    for name, module in model.named_modules():
+        if type(module)._save_to_state_dict is nn.Module._save_to_state_dict:
+            continue
+        state: dict[str, Any] = {}
+        module._save_to_state_dict(state, "", True)
+        known = {key for key, role, _ in own_tensors(module) if role in LASTING}
+        others = sorted(set(state) - known - {"_extra_state"})
+        if others:
+            raise UnsupportedError(
+                f"{joined(name, others[0])} is in the state dict but is no parameter or buffer of "
+                f"the {type(module).__name__}: save the model before it is quantised or packed"
+            )
+
+
+def _json(what: str, value: Any) -> Any:
+    """The value as JSON gives it back. Raises ArgumentError where that is another one."""
+    try:
+        again = json.loads(canonical(value))
+        if _listed(value) != again:
+            raise ValueError("it does not survive the way there and back")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"{what} is not plain JSON and cannot be saved: {error}") from None
+    return again
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    if isinstance(value, list | tuple):
+        return [_listed(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _listed(one) for key, one in value.items()}
+    return value
+
+
+def _version() -> str:
+    # Of the package itself, which stands above this floor; it is whole before anything is saved.
+    version: str = sys.modules[__name__.partition(".")[0]].__version__
+    return version

@@ -1,0 +1,175 @@
+"""Models of transformers in folders."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tensorlrf.compression._file import load, save
+from tensorlrf.compression._inspect import inspect
+from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
+from tensorlrf.factors import LowRank
+from tensorlrf.nn import FactoredHFConv1D, FactoredLinear
+from tests.compression.saved import equal, same
+
+transformers: Any = pytest.importorskip("transformers")
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 40,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def bert() -> nn.Module:
+    model: nn.Module = transformers.BertModel(transformers.BertConfig(**SIZES))
+    return model
+
+
+def llama() -> nn.Module:
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
+    model: nn.Module = transformers.LlamaForCausalLM(config)
+    return model
+
+
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=40, bos_token_id=1, eos_token_id=2
+    )
+    model: nn.Module = transformers.GPT2LMHeadModel(config)
+    return model
+
+
+MODELS = [bert, llama, gpt2]
+
+
+def factored(model: nn.Module) -> nn.Module:
+    """All linear layers of the model, but the head, on random factors of rank 2; in eval mode."""
+    g = torch.Generator().manual_seed(0)
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and "head" not in name:
+            out, columns = layer.weight.shape
+            make: Any = FactoredLinear
+        elif type(layer).__name__ == "Conv1D":
+            columns, out = layer.weight.shape  # type: ignore[union-attr, misc]
+            make = FactoredHFConv1D
+        else:
+            continue
+        left, right = torch.randn(out, 2, generator=g), torch.randn(2, columns, generator=g)
+        parent, _, child = name.rpartition(".")
+        new = make.from_factors(LowRank(left, right), layer)
+        setattr(model.get_submodule(parent), child, new)
+    return model.eval()
+
+
+def output(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        y: torch.Tensor = model(torch.arange(12).reshape(2, 6))[0]
+    return y
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_loads_in_one_call(make: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = factored(make()).to(dtype)
+    save(model, tmp_path / "new")
+    state = torch.random.get_rng_state()
+    again: Any = load(tmp_path / "new")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert equal(output(again), output(model))
+    assert same(again, model)
+    assert not again.training
+    if again.can_generate():
+        assert again.lm_head.weight is again.get_input_embeddings().weight
+        assert again.generation_config.eos_token_id == 2
+    assert inspect(tmp_path / "new", verify=True).layers
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_file_on_an_architecture_with_values(make: Any, tmp_path: Path) -> None:
+    model = factored(make())
+    save(model, tmp_path / "m.safetensors")
+    for architecture in (make().eval(), factored(make())):
+        again = load(tmp_path / "m.safetensors", architecture)
+        assert equal(output(again), output(model))
+
+
+def test_a_rotary_table_on_meta_comes_from_the_file(tmp_path: Path) -> None:
+    model = factored(llama())
+    save(model, tmp_path / "m.safetensors")
+    with torch.device("meta"):
+        blank = llama().eval()
+    again: Any = load(tmp_path / "m.safetensors", blank)
+    assert same(again, model)
+    assert equal(again.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)  # type: ignore[union-attr, arg-type]
+
+
+def test_other_files_of_a_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save(factored(bert()), tmp_path)
+    assert set(os.listdir(tmp_path)) == {"tokenizer.json", "config.json", "tensorlrf.safetensors"}
+    with pytest.raises(FileError, match="overwrite=True"):
+        save(factored(bert()), tmp_path)
+    save(factored(bert()), tmp_path, overwrite=True)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = factored(bert())
+    replace = os.replace
+
+    def refuse(source: Any, target: Any) -> None:
+        if Path(target).name == "config.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(FileError, match="No space left"):
+        save(model, tmp_path / "new")
+    with pytest.raises(FileError, match="cannot be written"):
+        save(model, tmp_path / "nowhere" / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_transformers_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(factored(bert()), tmp_path / "new")
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any) -> Any:
+        if name == "transformers":
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(MissingExtraError, match=r"pip install tensorlrf\[hf\]"):
+        load(tmp_path / "new")
+
+
+def test_folders_that_are_no_models(tmp_path: Path) -> None:
+    save(factored(bert()), tmp_path / "new")
+    config = tmp_path / "new" / "config.json"
+    values = json.loads(config.read_text())
+    for text in ("", "[]", "{}", json.dumps({**values, "architectures": None})):
+        config.write_text(text)
+        with pytest.raises(FileFormatError, match="architecture"):
+            load(tmp_path / "new")
+    config.write_text(json.dumps({**values, "architectures": ["MyModel"]}))
+    with pytest.raises(UnsupportedError, match="MyModel"):
+        load(tmp_path / "new")
+    config.write_text(json.dumps({**values, "hidden_size": 32}))
+    with pytest.raises(FileFormatError, match="embeddings"):
+        load(tmp_path / "new")
+    assert same(load(tmp_path / "new", bert()), load(tmp_path / "new", bert()))
