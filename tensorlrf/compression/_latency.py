@@ -1,0 +1,175 @@
+"""How long layers and models take: measured against each other, never alone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils import _pytree as pytree
+
+from tensorlrf.compression._batches import call
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._layer import CHANNELS_LAST, is_channels_last
+from tensorlrf.nn._stock import to_dense_layer
+from tensorlrf.ops import Timings, time_calls
+
+TORCH = "torch"
+"""Among the timed calls of a layer, torch's own layer with the rebuilt weight."""
+
+LEAST_GAP, MOST_GAP = 0.02, 0.05
+"""Paths closer than the first are the same, paths further apart than the second are not; between
+the two it depends on how much the samples scatter."""
+
+
+def time_layer(layer: FactoredLayer, x: Tensor, seconds: float) -> Timings:
+    """Times all paths of the layer, and torch's own layer, on the input x, in turn, without grad.
+
+    Each is a call of forward on a twin of the layer, so that its host time counts, and the layer is
+    not touched. Everything is timed hot: the weights of one layer may be in cache that would not be
+    between the layers of a model.
+    """
+    calls: dict[str, Callable[[], object]] = {}
+    dense = torch_layer(layer, channels_last=comes_channels_last(layer, x))
+    if dense is not None:
+        calls[TORCH] = lambda: dense.forward(x)
+    for path in layer.paths:
+        calls[path] = _call(layer._on_path(path), x)
+    with torch.no_grad():
+        return time_calls(calls, seconds=seconds, device=x.device)
+
+
+def torch_layer(layer: FactoredLayer, *, channels_last: bool) -> nn.Module | None:
+    """Torch's dense layer in its place, on request with a kernel in channels_last; None for
+    parametrised factors, whose weight is no parameter."""
+    if is_parametrized(layer):
+        return None
+    dense = to_dense_layer(layer)
+    if channels_last:
+        layout = CHANNELS_LAST[len(layer.factors.shape)]
+        dense.to(memory_format=layout)  # type: ignore[call-overload]
+    return dense
+
+
+def comes_channels_last(layer: FactoredLayer, x: Tensor) -> bool:
+    """Whether a batch x for a convolution lies in channels_last and not otherwise."""
+    return x.ndim == len(layer.factors.shape) and is_channels_last(x)
+
+
+def pick(timings: Timings, held: Mapping[str, int]) -> str:
+    """The fastest of the names in `held`, by the median; among those that are as fast as it within
+    the noise, the one that holds the fewest bytes."""
+    best = min(held, key=timings.median)
+    tied = [name for name in held if _ties(timings.samples[name], timings.samples[best])]
+    return min(tied, key=lambda name: (held[name], timings.median(name)))
+
+
+def resident_bytes(layer: FactoredLayer) -> dict[str, int]:
+    """Bytes that each way of running the layer keeps in memory: the factors, for the path "dense"
+    the rebuilt weight as well, for torch's own layer that weight alone."""
+    factors = layer.factors
+    dense = factors.dtype.itemsize
+    for n in factors.shape:
+        dense *= n
+    held = {path: factors.n_bytes + (dense if path == "dense" else 0) for path in layer.paths}
+    return {**held, TORCH: dense}
+
+
+def faster(
+    layer: nn.Module, factored: FactoredLayer, x: Tensor, *, seconds: float = 0.2
+) -> tuple[float, float]:
+    """(seconds a call of `layer`, of `factored` on its fastest factored path), in turn on x.
+
+    For planning: a layer whose second number is not the smaller one is better left dense. The path
+    "dense" of the factored layer is none of the candidates. Takes about `seconds`; neither layer is
+    changed.
+    """
+    paths = [path for path in factored.paths if path != "dense"]
+    calls: dict[str, Callable[[], object]] = {TORCH: lambda: layer.forward(x)}
+    calls |= {path: _call(factored._on_path(path), x) for path in paths}
+    with torch.no_grad():
+        timings = time_calls(calls, seconds=seconds, device=x.device)
+    return timings.median(TORCH), min(map(timings.median, paths))
+
+
+def measure_model(
+    dense: nn.Module, small: nn.Module, batches: Sequence[Any], seconds: float = 2.0
+) -> tuple[float, float]:
+    """(seconds, seconds) of a pass over all batches through the one model and through the other.
+
+    The passes run in turn, in eval mode without grad, for about `seconds` in all; medians. Flags,
+    batches and torch's generators stay as they are. Raises ArgumentError, with the model's own
+    error in it, where a model cannot take a batch.
+    """
+    own = [fresh(batch) for batch in batches]
+    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
+
+    def run(model: nn.Module) -> Callable[[], None]:
+        def passes() -> None:
+            for k, batch in enumerate(own):
+                call(model, batch, k, "example")
+
+        return passes
+
+    with evaluating(dense, small), generators_kept(dense, small):
+        calls = {"dense": run(dense), "small": run(small)}
+        timings = time_calls(calls, seconds=seconds, device=device)
+    return timings.median("dense"), timings.median("small")
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """All modules in eval mode, and back in the mode that each had.
+
+    Only the flags are set: a train() of the user's own may do more than that.
+    """
+    flags = {module: module.training for model in models for module in model.modules()}
+    try:
+        for module in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+            if flag and isinstance(module, FactoredLayer):
+                module._dense.clear()  # as its train() does
+
+
+@contextlib.contextmanager
+def generators_kept(*models: nn.Module) -> Iterator[None]:
+    """Whatever draws from torch's generators within, they are afterwards as they were."""
+    homes = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
+    devices = sorted(homes, key=lambda device: device.index or 0)
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def fresh(batch: Any) -> Any:
+    """A copy, so that a model that works in place, or fills a cache, leaves the given one alone."""
+    memo = {id(t): t.detach().clone() for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)}
+    return copy.deepcopy(batch, memo)
+
+
+def _call(twin: FactoredLayer, x: Tensor) -> Callable[[], object]:
+    # The forward of the class: one that is set on the instance knows the layer, not the twin.
+    forward = type(twin).forward
+    return lambda: forward(twin, x)
+
+
+def _ties(samples: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether a path is as fast as the fastest one, by the ratios of samples of the same rounds.
+
+    The median of n ratios with the median absolute deviation d has a standard error of about
+    1.86 d / sqrt(n), were they normal; two of those are noise.
+    """
+    ratios = [a / b for a, b in zip(samples, best, strict=True)]
+    middle = statistics.median(ratios)
+    scatter = statistics.median(abs(ratio - middle) for ratio in ratios)
+    noise = 2 * 1.86 * scatter / math.sqrt(len(ratios))
+    return middle <= 1 + min(MOST_GAP, max(LEAST_GAP, noise))

@@ -1,0 +1,79 @@
+"""Leaving again: torch's own layers in place of ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._like import hooks_of
+from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
+
+
+def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
+    """A copy of `model` that runs without tensorlrf: torch layers in place of factored ones.
+
+    model  any module, itself a factored layer perhaps; stays as it is
+    rows   the number of rows M (of a convolution, batch x output positions) that the result is
+           meant for. Each layer is frozen on the path that its table has for that many; by default
+           on the one for any number of rows, the last.
+
+    A layer becomes an nn.Sequential of Linear or convolution layers, the bias on the last, or one
+    dense layer where its path is "dense"; "fused" becomes the chain. A layer in several places, or
+    in a list beside the tree of modules, is one layer in all of them. Whatever is not factored is
+    copied, so that nothing is shared with `model`.
+    Raises ArgumentError where `model` is no module, cannot be copied, or `rows` is no count, and
+    UnsupportedError where a factored layer has hooks.
+    """
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise ArgumentError(f"rows={rows!r} must be None or an int of at least 1")
+
+    def stock(layer: FactoredLayer) -> nn.Module:
+        entries = layer.path_table.entries
+        return to_stock_layer(
+            layer, entries[-1][1] if rows is None else layer.path_table.lookup(rows)
+        )
+
+    return _replaced(model, stock)
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """A copy of `model` with dense torch layers in place of factored ones, of the weights that the
+    factors stand for. `model` stays as it is; nothing is shared with it.
+
+    Every layer is of the type and options it had before it was factored, except a subclass that
+    pads by itself: that one is a plain convolution, behind a ZeroPad where the two sides differ.
+    Raises ArgumentError where `model` is no module or cannot be copied, and UnsupportedError where
+    a factored layer has hooks.
+    """
+    return _replaced(model, to_dense_layer)
+
+
+def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn.Module:
+    """A deep copy in which `new(layer)` stands wherever a factored layer was."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    copies: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, FactoredLayer):
+            continue
+        hooks = hooks_of(module)
+        if hooks:
+            raise UnsupportedError(
+                f"model: {name or 'it'} has hooks ({', '.join(hooks)}), which torch's layers would "
+                "not have; remove them first"
+            )
+        copies[id(module)] = new(module)
+    try:
+        # To deepcopy these layers are copied already, wherever it meets them.
+        twin: nn.Module = copy.deepcopy(model, copies)
+    except Exception as error:
+        raise ArgumentError(
+            f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "
+            "cannot take, such as tensors with a graph kept as attributes"
+        ) from error
+    return twin

@@ -1,0 +1,364 @@
+"""Measuring the paths of a model's layers, and keeping the fastest."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from tensorlrf.compression._batches import call
+from tensorlrf.compression._latency import (
+    TORCH,
+    comes_channels_last,
+    evaluating,
+    fresh,
+    generators_kept,
+    pick,
+    resident_bytes,
+    time_layer,
+    torch_layer,
+)
+from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning
+from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.ops import PathTable
+from tensorlrf.ops._paths import BUCKETS, bucket
+
+OBJECTIVES = ("size", "latency")
+SECONDS = 0.2
+"""Of measuring, for each layer and bucket of rows, unless asked otherwise."""
+
+
+def tune(
+    model: nn.Module,
+    example: Any,
+    *,
+    objective: str = "size",
+    seconds: float | None = None,
+    progress: bool = True,
+) -> Tuning:
+    """Measures the paths of every factored layer on this device, and keeps the fastest. In place.
+
+    The model runs on the examples in eval mode without grad, twice: once to see which numbers of
+    rows M each layer gets, once to measure. A layer is measured once in every bucket of M (a power
+    of two) that an example takes it to, on the input with the most rows, while that input is there:
+    no activation is kept for it, and it has the values, strides, dtype and autocast that the model
+    gives it. All paths of a layer and torch's own dense layer run in turn. Paths that are equally
+    fast within the noise (at most 5%) are decided by the bytes that they keep in memory.
+
+    The choices become `layer.path_table`, and `layer.measured[layer.device_key]`, which is saved
+    with the model. Rows that were not measured go by the cost model, unless the measured buckets
+    next to them on both sides agree.
+
+    example    a batch as the model takes it: a tensor, a tuple (positional arguments) or a dict
+               (keyword arguments); or a list of batches, for other numbers of rows
+    objective  "size": every layer keeps its factors, and runs the path "dense" where no other is
+               faster. "latency": a layer that is fastest dense in all its buckets is replaced by
+               torch's own dense layer, in all its places. Its parameters are new ones, so an
+               optimizer must be made after that.
+    seconds    of measuring for each layer and bucket, 0.2 by default; a slow layer takes longer,
+               as every path runs five times
+    progress   a bar on stderr, if that is a terminal
+
+    A layer that no example reaches stays as it is and is reported so. An error, or Ctrl-C, leaves
+    the model as it was. Compile a model after it was tuned.
+
+    Raises ArgumentError for a model without factored layers, a compiled one, one on the meta
+    device, an example that the model cannot take or that has no rows, and wrong options.
+    """
+    _check(model, objective, seconds)
+    examples = list_examples(example)
+    places = _factored(model)
+    with torch.inference_mode(False):  # parameters made in it could not be trained
+        with evaluating(model):
+            seen = _record(model, list(places), examples)
+            if not seen and all(_is_empty(one) for one in examples):
+                raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
+            measured = _measure(model, places, seen, examples, seconds or SECONDS, progress)
+        rows = [
+            _row(model, layer, names, objective, measured.get(layer, []))
+            for layer, names in places.items()
+        ]
+        reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
+        _commit(model, seen, reached)
+    return Tuning(objective, len(examples), tuple(rows))
+
+
+def list_examples(example: Any) -> list[Any]:
+    """The batches of `example`: one, or a list of them. Raises ArgumentError for anything else."""
+    batches = example if isinstance(example, list) else [example]
+    remedy = (
+        "pass a batch (a tensor, a tuple of positional or a dict of keyword arguments) or a list "
+        "of batches"
+    )
+    if not batches:
+        raise ArgumentError(f"example=[] is empty; {remedy}")
+    for k, batch in enumerate(batches):
+        if not isinstance(batch, (Tensor, tuple, Mapping)):
+            where = f"example[{k}]" if isinstance(example, list) else "example"
+            raise ArgumentError(f"{where} is a {type(batch).__name__}; {remedy}")
+    return batches
+
+
+def table_of(layer: FactoredLayer, chosen: Mapping[int, str]) -> PathTable:
+    """The path table of a layer with measured choices, bucket -> path."""
+    by_cost = layer._default_path_table()
+    choices = {}
+    for rows in BUCKETS:
+        below = max((b for b in chosen if b <= rows), default=None)
+        above = min((b for b in chosen if b >= rows), default=None)
+        if below is not None and above is not None and chosen[below] == chosen[above]:
+            choices[rows] = chosen[below]
+        else:
+            choices[rows] = by_cost.lookup(rows)
+    return PathTable.from_choices(choices)
+
+
+# ---- what comes in ------------------------------------------------------------------------------
+
+
+def _check(model: Any, objective: str, seconds: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
+        raise ArgumentError(f"seconds={seconds!r} must be None or a time above zero, such as 0.2")
+    # `torch.compile(model)` is a wrapper, `model.compile()` a mark on the model itself.
+    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    if compiled or any(hasattr(m, "_orig_mod") for m in model.modules()):
+        raise ArgumentError(
+            "model is compiled, and times of its layers mean nothing then; tune the model before "
+            "torch.compile"
+        )
+
+
+def _factored(model: nn.Module) -> dict[FactoredLayer, list[str]]:
+    """Every factored layer and all its names, in the order of the model."""
+    places: dict[FactoredLayer, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FactoredLayer):
+            places.setdefault(module, []).append(name or ROOT)
+    if not places:
+        raise ArgumentError(
+            "model has no factored layer, so there is nothing to tune; compress it first"
+        )
+    for layer, names in places.items():
+        if any(p.is_meta for p in layer.parameters()):
+            raise ArgumentError(
+                f"model: {names[0]} is on the meta device and cannot run; load its weights first"
+            )
+    return places
+
+
+def _is_empty(batch: Any) -> bool:
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    tensors = [batch] if isinstance(batch, Tensor) else [t for t in values if isinstance(t, Tensor)]
+    return any(t.numel() == 0 for t in tensors)
+
+
+# ---- the two passes -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """The calls of a layer in one bucket of rows: how many, and where the one with the most rows
+    was: the example, the number of the call in its pass, and whether it came channels last."""
+
+    calls: int = 0
+    rows: int = 0
+    example: int = 0
+    call: int = 0
+    channels_last: bool = False
+
+
+def _record(
+    model: nn.Module, layers: list[FactoredLayer], examples: list[Any]
+) -> dict[FactoredLayer, dict[int, _Seen]]:
+    """What each layer is called with."""
+    seen: dict[FactoredLayer, dict[int, _Seen]] = {}
+
+    def called(layer: FactoredLayer, x: Tensor, example: int, nth: int) -> None:
+        rows = layer._rows(x)
+        if rows == 0:
+            return
+        buckets = seen.setdefault(layer, {})
+        one = buckets.setdefault(bucket(rows), _Seen())
+        one.calls += 1
+        if rows > one.rows:
+            one.rows, one.example, one.call = rows, example, nth
+            one.channels_last = comes_channels_last(layer, x)
+
+    for k, batch in enumerate(examples):
+        _pass(model, layers, batch, k, called)
+    return seen
+
+
+def _measure(
+    model: nn.Module,
+    places: dict[FactoredLayer, list[str]],
+    seen: dict[FactoredLayer, dict[int, _Seen]],
+    examples: list[Any],
+    seconds: float,
+    progress: bool,
+) -> dict[FactoredLayer, list[BucketTiming]]:
+    """Times of each layer in each of its buckets, in ascending order."""
+    wanted = {(layer, one.example, one.call): one for layer in seen for one in seen[layer].values()}
+    timed: dict[FactoredLayer, list[BucketTiming]] = {}
+    with progress_bar("tune", len(wanted), progress) as advance:
+
+        def called(layer: FactoredLayer, x: Tensor, example: int, nth: int) -> None:
+            one = wanted.get((layer, example, nth))
+            if one is not None:
+                timing = _time(layer, x, one, seconds, places[layer][0])
+                timed.setdefault(layer, []).append(timing)
+                advance(places[layer][0])
+
+        for k, batch in enumerate(examples):
+            here = {layer for layer, example, _ in wanted if example == k}
+            if here:
+                _pass(model, [layer for layer in places if layer in here], batch, k, called)
+    return {layer: sorted(rows, key=lambda one: one.bucket) for layer, rows in timed.items()}
+
+
+Called = Callable[[FactoredLayer, Tensor, int, int], None]
+
+
+def _pass(
+    model: nn.Module, layers: list[FactoredLayer], batch: Any, example: int, called: Called
+) -> None:
+    """One pass that tells `called` the layer, its input, the example and the number of the call.
+
+    Each pass starts from the same state of the generators, so that all take the same course.
+    """
+    counts: Counter[FactoredLayer] = Counter()
+
+    # After the layer has run: what it cannot take it has then refused in its own words.
+    def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        nth = counts[layer]
+        counts[layer] += 1
+        called(layer, x, example, nth)
+
+    with _hooked(layers, hook), generators_kept(model):
+        call(model, fresh(batch), example, "example")
+
+
+@contextmanager
+def _hooked(layers: list[FactoredLayer], hook: Callable[..., None]) -> Iterator[None]:
+    with ExitStack() as handles:
+        for layer in layers:
+            handle = layer.register_forward_hook(hook, with_kwargs=True)
+            handles.callback(handle.remove)
+        yield
+
+
+def _time(layer: FactoredLayer, x: Tensor, one: _Seen, seconds: float, name: str) -> BucketTiming:
+    try:
+        timings = time_layer(layer, x, seconds)
+    except TensorlrfError as error:
+        error.add_note(f"while timing {name}")
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            f"model: a path of {name} cannot be timed on its input {tuple(x.shape)}: "
+            f"{type(error).__name__}: {error}. Give a smaller example, or leave the model untuned"
+        ) from error
+    held = resident_bytes(layer)
+    chosen = pick(timings, {path: held[path] for path in layer.paths})
+    fastest = pick(timings, {way: held[way] for way in timings.samples})
+    seconds_of = {path: timings.median(path) for path in layer.paths}
+    return BucketTiming(
+        bucket=bucket(one.rows),
+        rows=one.rows,
+        input=tuple(x.shape),
+        calls=one.calls,
+        seconds=seconds_of,
+        dense_seconds=timings.median(TORCH) if TORCH in timings.samples else seconds_of["dense"],
+        chosen=chosen,
+        dense_wins=fastest in (TORCH, "dense"),
+    )
+
+
+# ---- what comes out -----------------------------------------------------------------------------
+
+
+def _row(
+    model: nn.Module,
+    layer: FactoredLayer,
+    names: list[str],
+    objective: str,
+    timings: list[BucketTiming],
+) -> LayerTuning:
+    factors = layer.factors
+    row = LayerTuning(
+        name=names[0],
+        places=tuple(names),
+        kind=layer.stands_for,
+        format=factors.format,
+        rank=factors.rank,
+        device_key=layer.device_key,
+        timings=tuple(timings),
+        replaced=False,
+        note="",
+        factor_bytes=factors.n_bytes,
+        dense_bytes=resident_bytes(layer)[TORCH],
+    )
+    if objective == "size" or not row.dense_wins:
+        return row
+    reason = _why_not_dense(model, layer, names)
+    note = f"is fastest dense, but {reason}; it keeps its factors" if reason else ""
+    return replace(row, replaced=not reason, note=note)
+
+
+def _why_not_dense(model: nn.Module, layer: FactoredLayer, names: list[str]) -> str:
+    """Why torch's dense layer cannot take its place; empty where it can."""
+    if ROOT in names:
+        return "it is the model itself, which cannot be replaced in place (see tensorlrf.densify)"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(layer, name) for name in hooks):
+        return "it has hooks, which a new layer would not have"
+    if "forward" in vars(layer):
+        return "its forward is replaced on the instance"
+    if is_parametrized(layer):
+        return "its factors are parametrised"
+    own = {id(p) for p in layer.parameters()}
+    for module in model.modules():
+        if module is not layer and own & {id(p) for p in module._parameters.values()}:
+            return "it shares parameters with another module"
+    return ""
+
+
+def _commit(
+    model: nn.Module,
+    seen: dict[FactoredLayer, dict[int, _Seen]],
+    rows: dict[FactoredLayer, LayerTuning],
+) -> None:
+    """Write the choices into the model: all of them or, when interrupted, none."""
+    dense = {}
+    for layer, row in rows.items():
+        if row.replaced:
+            last = any(one.channels_last for one in seen[layer].values())
+            dense[layer] = torch_layer(layer, channels_last=last)
+    with ExitStack() as undo:
+        for layer, row in rows.items():
+            undo.callback(layer.__dict__.update, _path_table=layer.path_table)
+            undo.callback(layer.__dict__.update, measured=dict(layer.measured))
+            chosen = {one.bucket: one.chosen for one in row.timings}
+            layer.set_measured(layer.device_key, table_of(layer, chosen))
+            for place in row.places if row.replaced else ():
+                parent, _, child = place.rpartition(".")
+                holder = model.get_submodule(parent)
+                undo.callback(setattr, holder, child, layer)
+                setattr(holder, child, dense[layer])
+        undo.pop_all()

@@ -1,0 +1,255 @@
+"""What was measured, and what was chosen for it, as a value."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FORMAT_VERSION = 1
+WIDTH = 200
+
+
+@dataclass(frozen=True)
+class BucketTiming:
+    """One layer at one bucket of rows. Times are medians, in seconds a call.
+
+    bucket         the rows that the measurement stands for: at most so many, more than half of it
+    rows, input    of the input that was measured: its rows M, and its shape
+    calls          how often the layer was called with rows of this bucket, over all examples
+    seconds        path -> time
+    dense_seconds  of torch's own layer with the rebuilt weight, which knows nothing of paths
+    chosen         the path that runs from now on
+    dense_wins     whether no factored path is as fast as torch's own layer, or the path "dense"
+    """
+
+    bucket: int
+    rows: int
+    input: tuple[int, ...]
+    calls: int
+    seconds: Mapping[str, float]
+    dense_seconds: float
+    chosen: str
+    dense_wins: bool
+
+    @property
+    def chosen_seconds(self) -> float:
+        """Of the path that was chosen."""
+        return self.seconds[self.chosen]
+
+    @property
+    def ratio(self) -> float:
+        """Dense time over chosen time: above 1 the layer is faster than the dense one."""
+        return _ratio(self.dense_seconds, self.chosen_seconds)
+
+
+@dataclass(frozen=True)
+class LayerTuning:
+    """One factored layer.
+
+    name, places  qualified names: the first one, and all
+    kind          the type that it stands for
+    format, rank  of its factors
+    device_key    what the times depend on
+    timings       one for each bucket of rows, ascending; none where no example reached the layer
+    replaced      whether torch's dense layer has taken its place
+    note          why not, where that was asked for and dense was fastest; else empty
+    factor_bytes  of the factors
+    dense_bytes   of the rebuilt weight, which a layer with "dense" among its paths keeps as well
+    """
+
+    name: str
+    places: tuple[str, ...]
+    kind: str
+    format: str
+    rank: int | tuple[int, ...]
+    device_key: str
+    timings: tuple[BucketTiming, ...]
+    replaced: bool
+    note: str
+    factor_bytes: int
+    dense_bytes: int
+
+    @property
+    def reached(self) -> bool:
+        """Whether an example came through it."""
+        return bool(self.timings)
+
+    @property
+    def dense_wins(self) -> bool:
+        """Whether dense is fastest in every bucket."""
+        return self.reached and all(one.dense_wins for one in self.timings)
+
+    @property
+    def runs_dense(self) -> bool:
+        """Whether it keeps its factors and yet takes the path "dense" in every bucket."""
+        chosen = {one.chosen for one in self.timings}
+        return not self.replaced and chosen == {"dense"}
+
+    @property
+    def dense_seconds(self) -> float:
+        """Over all calls, with torch's own layer."""
+        return math.fsum(one.calls * one.dense_seconds for one in self.timings)
+
+    @property
+    def chosen_seconds(self) -> float:
+        """Over all calls, as the layer is now: torch's own where it was replaced."""
+        if self.replaced:
+            return self.dense_seconds
+        return math.fsum(one.calls * one.chosen_seconds for one in self.timings)
+
+    @property
+    def ratio(self) -> float:
+        """Dense time over chosen time, NaN where nothing was measured."""
+        return _ratio(self.dense_seconds, self.chosen_seconds)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The result of `tune`.
+
+    objective  as given
+    examples   number of batches that the model was run on
+    layers     every factored layer, once, in the order of the model
+
+    Times of the whole are sums over the calls that the examples make of the factored layers, each
+    as long as the one that was measured in its bucket; what lies between the layers is not in them.
+    Prints itself as a table; `to_json()`.
+    """
+
+    objective: str
+    examples: int
+    layers: tuple[LayerTuning, ...]
+
+    @property
+    def dense_seconds(self) -> float:
+        """Of all calls, with torch's own layers."""
+        return math.fsum(layer.dense_seconds for layer in self.layers)
+
+    @property
+    def chosen_seconds(self) -> float:
+        """Of all calls, as the layers are now."""
+        return math.fsum(layer.chosen_seconds for layer in self.layers)
+
+    @property
+    def ratio(self) -> float:
+        """Dense time over chosen time: above 1 the layers are faster than the dense ones."""
+        return _ratio(self.dense_seconds, self.chosen_seconds)
+
+    @property
+    def not_reached(self) -> tuple[str, ...]:
+        """Layers that no example came through; they keep the path table that they had."""
+        return tuple(layer.name for layer in self.layers if not layer.reached)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Layers that are torch's dense ones now."""
+        return tuple(layer.name for layer in self.layers if layer.replaced)
+
+    def layer(self, name: str) -> LayerTuning:
+        """What is known of a layer, by any of its names. Raises KeyError."""
+        for layer in self.layers:
+            if name in layer.places:
+                return layer
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """As JSON text, the totals included."""
+        values = {
+            "version": FORMAT_VERSION,
+            **asdict(self),
+            "dense_seconds": self.dense_seconds,
+            "chosen_seconds": self.chosen_seconds,
+            "not_reached": self.not_reached,
+        }
+        return json.dumps(values, allow_nan=False)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self.__rich__())
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        paths = list(dict.fromkeys(p for layer in self.layers for p in _paths(layer)))
+        examples = f"{self.examples} example" + ("" if self.examples == 1 else "s")
+        title = f"tune, objective {self.objective}, {examples}, ms a call"
+        table = Table(title=title, title_justify="left")
+        for name in ("layer", "kind", "format"):
+            table.add_column(name, no_wrap=True)
+        for name in ("rank", "rows", "calls", "torch dense", *paths):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("chosen", no_wrap=True)
+        table.add_column("dense / chosen", justify="right", no_wrap=True)
+        for layer in self.layers:
+            for cells in _rows(layer, paths):
+                table.add_row(*(Text(cell) for cell in cells))
+        return Group(table, *(Text(line) for line in self._lines()))
+
+    def _lines(self) -> list[str]:
+        """What the table does not say, a line each."""
+        lines = []
+        if self.dense_seconds:
+            lines.append(
+                f"all calls of the factored layers: {self.dense_seconds * 1e3:.4g} ms dense, "
+                f"{self.chosen_seconds * 1e3:.4g} ms as they are now ({self.ratio:.2f}x)"
+            )
+        kept = [layer for layer in self.layers if layer.runs_dense]
+        if kept:
+            more = sum(layer.dense_bytes for layer in kept)
+            lines.append(
+                f"run dense: {_some(layer.name for layer in kept)}; no factored path is faster "
+                f"there. Files keep the factors; in memory the rebuilt weights take {more:,} bytes "
+                "more"
+            )
+        if self.replaced:
+            lines.append(f"torch's dense layers again: {_some(self.replaced)}")
+        lines += [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
+        if self.not_reached:
+            lines.append(
+                f"not reached by any example, left as they were: {_some(self.not_reached)}"
+            )
+        return lines
+
+
+def _paths(layer: LayerTuning) -> Iterable[str]:
+    return (path for one in layer.timings for path in one.seconds)
+
+
+def _rows(layer: LayerTuning, paths: list[str]) -> list[list[str]]:
+    """The cells of a layer: a line for each bucket, none where it was not reached."""
+    rank = ", ".join(map(str, layer.rank)) if isinstance(layer.rank, tuple) else str(layer.rank)
+    lines = []
+    for one in layer.timings:
+        times = [f"{one.seconds[p] * 1e3:.4f}" if p in one.seconds else "-" for p in paths]
+        chosen, ratio = one.chosen, f"{one.ratio:.2f}"
+        if layer.replaced:
+            chosen, ratio = "torch dense", "1.00"
+        lines.append(
+            [
+                *(layer.name, layer.kind, layer.format, rank, f"{one.rows:,}", f"{one.calls:,}"),
+                *(f"{one.dense_seconds * 1e3:.4f}", *times, chosen, ratio),
+            ]
+        )
+    return lines
+
+
+def _ratio(dense: float, chosen: float) -> float:
+    return dense / chosen if chosen else math.nan
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,80 @@
+"""Layers and models timed against each other, with a clock that says what the test wants."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from tensorlrf.compression._latency import evaluating, faster, measure_model, pick
+from tensorlrf.errors import ArgumentError
+from tensorlrf.ops import PathTable, Timings
+from tests.compression.tuned import Start, linear, seeded, set_clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Start:
+    return partial(set_clock, monkeypatch)
+
+
+def test_a_tie_is_within_two_percent_or_the_scatter_but_five_at_most() -> None:
+    held = {"dense": 2, "chain": 1}
+
+    def choice(chain: list[float]) -> str:
+        return pick(Timings({"dense": (1.0,) * len(chain), "chain": tuple(chain)}), held)
+
+    assert choice([1.02] * 9) == "chain"
+    assert choice([1.03] * 9) == "dense"
+    assert choice([1.0, 1.06, 1.03, 1.01, 1.05]) == "chain"  # 1.03, but anything from 1 to 1.06
+    assert choice([1.0, 2.0, 1.06, 1.01, 1.5]) == "dense"  # scatters more, but it is over 5%
+    # A drift that meets both alike is no scatter.
+    drift = Timings({"dense": (1.0, 2.0, 4.0), "chain": (1.03, 2.06, 4.12)})
+    assert pick(drift, held) == "dense"
+
+
+def test_faster_compares_with_factored_paths_alone(clock: Start) -> None:
+    layer = linear()
+    asked = clock({"torch": 2.0, "dense": 1.0, "chain": 3.0})
+    assert faster(nn.Linear(16, 16), layer, seeded(4, 16)) == (2.0, 3.0)
+    assert set(asked.outputs[0]) == {"torch", "chain"}
+    assert layer.training
+
+
+def test_models_are_timed_in_turn_and_stay_as_they_are(clock: Start) -> None:
+    dense, small = nn.Sequential(nn.Linear(16, 16), nn.Dropout()), nn.Sequential(linear())
+    small.eval()
+    x = seeded(4, 16)
+    asked = clock({"dense": 2.0, "small": 1.0})
+    assert measure_model(dense, small, [x, {"input": x}]) == (2.0, 1.0)
+    assert list(asked.outputs[0]) == ["dense", "small"]
+    assert (dense.training, small.training) == (True, False)
+    with pytest.raises(ArgumentError, match="example: the model cannot take batch 0"):
+        measure_model(dense, small, [seeded(4, 9)])
+    assert dense.training
+
+
+def test_flags_return_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).eval())
+    seen = []
+
+    def fail() -> None:
+        with evaluating(model):
+            seen.extend(m.training for m in model.modules())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen == [False, False, False]
+    assert [m.training for m in model.modules()] == [True, True, False]
+
+
+def test_what_evaluation_kept_is_let_go_for_training() -> None:
+    training, evaluated = linear(), linear().eval()
+    for layer in (training, evaluated):
+        layer.path_table = PathTable.single("dense")
+        with evaluating(layer), torch.no_grad():
+            layer(seeded(4, 16))
+            assert len(layer._dense) == 1
+    assert (len(training._dense), len(evaluated._dense)) == (0, 1)
