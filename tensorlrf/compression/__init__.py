@@ -1,6 +1,44 @@
 """From a model to a smaller one: ranks under a budget, calibration, replacement, report."""
 
-from tensorlrf.compression._compress import compress
-from tensorlrf.compression._report import LayerReport, Report, Totals
+from tensorlrf.compression._apply import apply
+from tensorlrf.compression._compress import compress, compress_
+from tensorlrf.compression._file import load, save, write_checkpoint
+from tensorlrf.compression._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression._leave import densify, export
+from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
+from tensorlrf.compression._plan import LayerPlan, Plan
+from tensorlrf.compression._planning import plan
+from tensorlrf.compression._report import BatchNorms, Latency, LayerReport, Report, Totals
+from tensorlrf.compression._tune import tune
+from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning
 
-__all__ = ["LayerReport", "Report", "Totals", "compress"]
+__all__ = [
+    "CP",
+    "SVD",
+    "Auto",
+    "BatchNorms",
+    "BucketTiming",
+    "FileLayer",
+    "FileReport",
+    "Latency",
+    "LayerPlan",
+    "LayerReport",
+    "LayerTuning",
+    "Method",
+    "Plan",
+    "Report",
+    "Totals",
+    "Tucker",
+    "Tuning",
+    "apply",
+    "compress",
+    "compress_",
+    "densify",
+    "export",
+    "inspect",
+    "load",
+    "plan",
+    "save",
+    "tune",
+    "write_checkpoint",
+]

@@ -2,40 +2,215 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tensorlrf.compression._calibrate import Seen, Trace, calibrated, record, replica
-from tensorlrf.compression._factor import Factored, factor, factored_layer, row
+from tensorlrf.compression._architecture import describe, digest
+from tensorlrf.compression._batches import list_batches
+from tensorlrf.compression._batchnorm import norms_of, reestimate, restore, statistics_of
+from tensorlrf.compression._calibrate import (
+    Calibration,
+    Seen,
+    Trace,
+    at_once,
+    calibrated,
+    record,
+    replica,
+)
+from tensorlrf.compression._copies import computed_tensors
+from tensorlrf.compression._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression._outputs import model_error
+from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._ranks import LayerRank
-from tensorlrf.compression._report import LayerReport
-from tensorlrf.compression._survey import ROOT, Found, layer_at
-from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError
+from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
+from tensorlrf.compression._site import site_at
+from tensorlrf.compression._survey import ROOT, check_values, survey
+from tensorlrf.decomposition._input import generator
+from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown
+from tensorlrf.nn import factored_type
 
-SAMPLES_PER_COLUMN = 4
-"""With fewer samples than this times n, the moments fit the samples more than the data."""
+TARGETS = ("prefix", "original", "independent")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """found: all modules that own parameters; ranks: of those that are to be factored."""
+class Fitting:
+    """The arguments of `apply` beside the model, the plan and the calibration inputs."""
 
-    found: tuple[Found, ...]
-    ranks: dict[str, LayerRank]
+    target: str
+    affine: bool
+    batch_norm: bool
+    holdout: float
+    rerun: bool
+    random_state: int | torch.Generator | None
+    progress: bool
+
+    def check(self) -> None:
+        """Raise ArgumentError for a value that cannot be."""
+        if self.target not in TARGETS:
+            raise unknown("target", self.target, TARGETS)
+        number = isinstance(self.holdout, (int, float)) and not isinstance(self.holdout, bool)
+        if not number or not 0 <= self.holdout < 1:
+            raise ArgumentError(
+                f"holdout={self.holdout!r} must be a share of the batches in [0, 1), such as 0.1"
+            )
+        if not isinstance(self.random_state, torch.Generator):
+            generator(self.random_state, torch.device("cpu"))
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    calibration: Any = None,
+    target: str = "prefix",
+    affine: bool = False,
+    batch_norm: bool = True,
+    holdout: float = 0.1,
+    rerun: bool = False,
+    example: Any = None,
+    random_state: int | torch.Generator | None = 0,
+    progress: bool = True,
+) -> tuple[nn.Module, Report]:
+    """A copy of the model with the plan carried out, and a report. The given model stays as it is.
+
+    model         the one that the plan was made for, or one of the same architecture
+    plan          from `tensorlrf.plan`, perhaps edited
+    calibration   inputs to fit to: an iterable of batches, or a DataLoader: tensors, tuples
+                  (positional arguments), dicts (keyword arguments), on the model's device; it is
+                  drawn once and held. Or a function that runs the model it is given. The model
+                  runs in eval mode without grad. "svd" and "tucker" then minimise the error of
+                  each layer's *outputs*; "cp" has no such form, its output errors are measured all
+                  the same. Rows that an `attention_mask` among the arguments leaves out are
+                  padding, and not fitted to
+    target        what the outputs of a layer are fitted to. "prefix": W x, the given weight on the
+                  inputs x that the compressed layers before it deliver. "original": W x0, on the
+                  inputs x0 of the given model, from x; what earlier layers lost is then made good
+                  where x still tells of it (Zhang et al. 2016, asymmetric reconstruction), which
+                  matters in deep networks; it costs a second copy of the model, and of the
+                  activations. "independent": W x0 from x0, all layers at once and each by itself
+    affine        let biases make good what they can (`decomposition.bias_correction`). A layer
+                  without bias gets one, and the report says so. With held-out batches only where
+                  it lowers their error
+    batch_norm    re-estimate the statistics of batch normalisations where calibration has held-out
+                  batches, and keep them only where the error of the model's outputs on these falls
+    holdout       share of the batches that is not fitted to, but serves to judge (rounded down:
+                  ten batches are needed for one at .1)
+    rerun         False: each batch's forward pass is held where it is while a layer is factored, so
+                  that calibration costs two passes for the first batch and one for each other, and
+                  the activations of all batches are alive at once. True: one batch's activations
+                  at a time, for about L / 2 passes a batch with L layers
+    example       a batch to time the given and the compressed model on, for the report
+    random_state  seed or torch.Generator of the methods that draw; torch's own stays as it was
+    progress      a bar on stderr, where that is a terminal
+
+    Returns the compressed copy, its training flags as in `model`, and a `Report`.
+
+    Raises ArgumentError or RankError for a plan of another model, or one edited into something
+    that cannot be; NaN or Inf in a weight or in the inputs of a layer; batches that the model
+    cannot take (the layer and the model's own error are named). Warns (CalibrationWarning) of
+    layers with fewer than 4 n samples, and of layers that calibration does not reach and that get
+    the plain method.
+    """
+    fitting = Fitting(target, affine, batch_norm, holdout, rerun, random_state, progress)
+    fitting.check()
+    with contextlib.ExitStack() as stack:
+        # Parameters made in inference mode could not be trained, and drawing from a DataLoader or
+        # running the model may advance torch's generators.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.random.fork_rng(_cuda_devices(model)))
+        check_plan(model, plan)
+        small = copy_of(model)
+        data = None
+        if calibration is not None:
+            data = Calibration.of(list_batches(calibration, replica(model)), holdout)
+        work = _Work(small, plan, fitting, data)
+        work.factor_all()
+        small, rows = work.replaced()
+        norms = work.norms(model, small)
+        error = work.error
+        if error is None and data is not None and data.held_out:
+            error = model_error(replica(model).eval(), replica(small).eval(), data.held_out)
+        latency = None if example is None else _latency(model, small, example)
+    return small, Report(
+        keep_params=plan.keep_params,
+        error=plan.error,
+        target=target if data is not None else None,
+        affine=affine,
+        batches=0 if data is None else len(data.fitted),
+        held_out=0 if data is None else len(data.held_out),
+        layers=tuple(rows),
+        model=totals(model, small),
+        model_error=error,
+        batch_norms=norms,
+        latency=latency,
+    )
+
+
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Raise ArgumentError where the plan is not for this model, or cannot be carried out on it."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    if not isinstance(plan, Plan):
+        raise ArgumentError(
+            f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
+            "Plan.from_json(text)"
+        )
+    there = {one.name: one for one in survey(model, [])}
+    for layer in plan.layers:
+        if layer.name not in there:
+            raise ArgumentError(
+                f"plan: the model has no layer {layer.name!r}; it is a plan for another model, or "
+                "one of its names was changed"
+            )
+        if not layer.shape:
+            continue
+        found = there[layer.name]
+        if found.reason:
+            if layer.method is None and not layer.eligible:
+                continue
+            raise ArgumentError(f"plan: {layer.name} cannot be factored: {found.reason}")
+        site = site_at(model, layer.name)
+        if site.shape != layer.shape or site.groups != layer.groups:
+            raise ArgumentError(
+                f"plan: {layer.name} has a weight {layer.shape} in {layer.groups} groups there, "
+                f"but {site.shape} in {site.groups} in the model; it is a plan for another model"
+            )
+        if set(layer.places) != set(found.places):
+            raise ArgumentError(
+                f"plan: {layer.name} is at {', '.join(layer.places)} there, but at "
+                f"{', '.join(found.places)} in the model"
+            )
+        if layer.method is not None:
+            check_values(layer.name, site.weight)
+    listed = {layer.name for layer in plan.layers}
+    for name in there:
+        if name not in listed:
+            raise ArgumentError(
+                f"plan: {name} of the model is not in it; it is a plan for another model, or one "
+                "of its layers was taken out: to leave a layer as it is, set its method to null"
+            )
+    if not plan.factored:
+        raise ArgumentError("plan: no layer gets factors; edit it, or make one with a budget")
+    if digest(describe(model)) != plan.architecture:
+        raise ArgumentError(
+            "plan: the architecture of the model is not the one that the plan was made for, though "
+            "its layers have the same names; make a new plan with tensorlrf.plan(model, ...)"
+        )
 
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy. Raises ArgumentError where torch cannot make one."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed_tensors(model))
     except Exception as error:
         raise ArgumentError(
             f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "
@@ -43,101 +218,210 @@ def copy_of(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def factor_all(
-    model: nn.Module,
-    plan: Plan,
-    method: str,
-    batches: list[Any] | None,
-    *,
-    target: str,
-    rerun: bool,
-    random_state: int | torch.Generator | None,
-    progress: bool,
-) -> tuple[dict[str, Factored], Trace | None]:
-    """Factors of every layer of the plan, those that calibration reaches in order of execution.
+class _Work:
+    """A model, the copy to be compressed, on its way through a plan."""
 
-    With calibration the weights of `model`, a copy, are overwritten on the way by what their
-    factors stand for, so that later layers see what the earlier ones will deliver. With the target
-    "original" a second copy keeps the given weights and runs beside it.
-    """
-    done: dict[str, Factored] = {}
-    trace = None
-    with progress_bar("compress", len(plan.ranks), progress) as advance:
+    def __init__(
+        self, model: nn.Module, plan: Plan, fitting: Fitting, data: Calibration | None
+    ) -> None:
+        self.model = model
+        self.rows: dict[str, LayerPlan] = {row.name: row for row in plan.layers}
+        self.fitting = fitting
+        self.data = data
+        self.trace: Trace | None = None
+        self.done: dict[str, Factored] = {}
+        self.error: float | None = None
+        self.lent: set[str] = set()
+        self.options = Options(fitting.affine, fitting.random_state)
 
-        def take(name: str, seen: Seen | None) -> None:
-            weight = layer_at(model, name).weight
-            try:
-                done[name] = factor(name, weight, method, plan.ranks[name], seen, random_state)
-            except TensorlrfError as error:
-                error.add_note(f"while factoring {name}")
-                raise
-            advance(name)
+    @property
+    def names(self) -> list[str]:
+        """Layers that are to be factored."""
+        return [name for name, row in self.rows.items() if row.method is not None]
 
-        if batches is not None:
-            names = list(plan.ranks)
-            # Modes are set on a replica: the flags of the copy are to be those of the model.
-            working = replica(model).eval()
-            trace = record(working, names, batches[0])
+    def factor_all(self) -> None:
+        """Factors of every layer of the plan, those that calibration reaches in order of execution.
+
+        With calibration the weights of `model`, a copy, are overwritten on the way by what their
+        factors stand for, so that later layers see what the earlier ones will deliver.
+        """
+        with progress_bar("compress", len(self.names), self.fitting.progress) as advance:
+
+            def take(name: str, seen: Seen | None) -> None:
+                row = self.rows[name]
+                site = site_at(self.model, name)
+                assert row.method is not None
+                try:
+                    done = factor(name, site, row.method, seen, self.options)
+                except TensorlrfError as error:
+                    error.add_note(f"while factoring {name}")
+                    raise
+                advance(name)
+                if row.method.error is not None and done.factors.n_params >= site.weight.numel():
+                    reason = f"no smaller form is within error={row.method.error:g}"
+                    self.rows[name] = replace(row, method=None, reason=reason)
+                    return
+                self.done[name] = done
+                if seen is not None and self.fitting.target != "independent":
+                    self._deliver(name, done)
+
+            if self.data is not None:
+                self._calibrate(take)
+            for name in self.names:
+                if name not in self.done:
+                    take(name, None)
+
+    def _calibrate(self, take: Any) -> None:
+        assert self.data is not None
+        if self.fitting.affine:
+            self._lend_biases()
+        # Modes are set on a replica: the flags of the copy are to be those of the model.
+        working = replica(self.model).eval()
+        target = self.fitting.target
+        self.trace = record(working, self.names, self.data.batches[0])
+        for name, reader in self.trace.readers.items():
+            reason = f"its weight is read by {reader}, which does not call it"
+            self.rows[name] = replace(self.rows[name], method=None, eligible=False, reason=reason)
+        names = self.names
+        if target == "independent":
+            passes = at_once(working, names, self.trace, self.data)
+        else:
             original = copy_of(working) if target == "original" else None
-            passes = calibrated(working, names, trace, batches, rerun=rerun, original=original)
-            with closing(passes) as layers:
-                for name, seen in layers:
-                    take(name, seen)
-                    with torch.no_grad():
-                        layer_at(model, name).weight.copy_(done[name].factors.to_dense())
-            _warn(model, names, done)
-        for name in plan.ranks:
-            if name not in done:
-                take(name, None)
-    return done, trace
+            passes = calibrated(
+                working, names, self.trace, self.data, rerun=self.fitting.rerun, original=original
+            )
+        with closing(passes) as layers:
+            for name, seen in layers:
+                take(name, seen)
+        self._warn(names)
+
+    def _lend_biases(self) -> None:
+        """Zeros for layers without a bias, so that every pass under way sees what they become."""
+        for name in self.names:
+            module = site_at(self.model, name).module
+            if module.bias is None:
+                self.lent.add(name)
+                weight = module.weight
+                zeros = weight.new_zeros(site_at(self.model, name).shape[0])
+                module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+
+    def _deliver(self, name: str, done: Factored) -> None:
+        """Let the layers behind see what this one will deliver."""
+        site = site_at(self.model, name)
+        site.write(done.factors.to_dense())
+        if done.shift is not None:
+            _add_to_bias(site.module, done.shift)
+
+    def replaced(self) -> tuple[nn.Module, list[Any]]:
+        """(the model with factored layers in all their places, its rows of the report)."""
+        model = self.model
+        rows = []
+        for found in survey(model, []):
+            plan = self.rows[found.name]
+            done = self.done.get(found.name)
+            new = None
+            if found.name in self.lent and (done is None or done.shift is None):
+                found.module.bias = None  # type: ignore[assignment]
+            if done is not None:
+                if done.shift is not None and self.fitting.target == "independent":
+                    _add_to_bias(found.module, done.shift)
+                kind = factored_type(found.module)
+                assert kind is not None
+                new = kind.from_factors(done.factors, found.module)
+                new.recipe = {
+                    "method": done.method.to_dict(),
+                    "target": self.fitting.target if done.samples is not None else None,
+                    "data_aware": done.data_aware,
+                    "affine": done.shift is not None,
+                }
+                model = put(model, found.places, new)
+            rows.append(row(found, plan, done, new, self.trace, found.name in self.lent))
+        return model, rows
+
+    def norms(self, model: nn.Module, small: nn.Module) -> BatchNorms | None:
+        """Try new statistics of the batch normalisations; keep them where that helps."""
+        data, norms = self.data, norms_of(small)
+        if not self.fitting.batch_norm or not norms or data is None or not data.held_out:
+            return None
+        given, working = replica(model).eval(), replica(small).eval()
+        before = model_error(given, working, data.held_out)
+        if before is None:
+            return None
+        state = statistics_of(norms)
+        try:
+            # The replica has its own modes, but the very statistics of the model.
+            reestimate(working, norms_of(working), data.fitted)
+        except ArgumentError:  # a batch of one sample has no variance
+            restore(state)
+            return None
+        after = model_error(given, working.eval(), data.held_out)
+        kept = after is not None and after < before
+        if not kept:
+            restore(state)
+        self.error = after if kept else before
+        return BatchNorms(len(norms), kept, before, after if after is not None else float("nan"))
+
+    def _warn(self, names: list[str]) -> None:
+        """One warning for all layers of a kind, not one a layer."""
+        missed = [name for name in names if name not in self.done and self.rows[name].method]
+        if missed:
+            _say(
+                f"calibration does not reach {_some(missed)}: the plain method is used there; "
+                "give batches that take the model through these layers, or skip= them"
+            )
+        thin = []
+        for name, done in self.done.items():
+            n = site_at(self.model, name).columns
+            if (done.samples or 0) < SAMPLES_PER_COLUMN * n:
+                thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
+        if thin:
+            _say(
+                f"calibration is thin for {_some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
+                "samples (rows, or patches of a conv) the factors fit the samples more than the "
+                "data; give more batches"
+            )
 
 
-def replace(
-    model: nn.Module, plan: Plan, done: dict[str, Factored], trace: Trace | None
-) -> tuple[nn.Module, list[LayerReport]]:
-    """(the model with factored layers in all their places, its rows of the report)."""
-    rows = []
-    for found in plan.found:
-        factored = done.get(found.name)
-        new = None
-        if factored is not None:
-            new = factored_layer(factored.factors, layer_at(model, found.name))
-            for place in found.places:
-                if place == ROOT:
-                    model = new
-                    continue
-                parent, _, child = place.rpartition(".")
-                setattr(model.get_submodule(parent), child, new)
-        rows.append(row(found, factored, new, trace))
-    return model, rows
+def put(model: nn.Module, places: Sequence[str], new: nn.Module) -> nn.Module:
+    """The model with a module at all its places; where that is the root, the module itself."""
+    for place in places:
+        if place == ROOT:
+            model = new
+            continue
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+    return model
 
 
-def _warn(model: nn.Module, names: list[str], done: dict[str, Factored]) -> None:
-    """One warning for all layers of a kind, not one a layer."""
-    missed = [name for name in names if name not in done]
-    if missed:
-        _say(
-            f"calibration does not reach {_some(missed)}: the plain method is used there; "
-            "give batches that take the model through these layers, or skip= them"
-        )
-    thin = []
-    for name, factored in done.items():
-        n = layer_at(model, name).weight[0].numel()
-        if (factored.samples or 0) < SAMPLES_PER_COLUMN * n:
-            thin.append(f"{name} ({factored.samples:,} samples, n = {n:,})")
-    if thin:
-        _say(
-            f"calibration is thin for {_some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
-            "samples (rows, or patches of a conv) the factors fit the samples more than the data; "
-            "give more batches"
-        )
+def _add_to_bias(module: Any, shift: Tensor) -> None:
+    """Add to the bias, in its dtype."""
+    with torch.no_grad():
+        module.bias += shift.to(module.bias.dtype)
+
+
+def _latency(model: nn.Module, small: nn.Module, example: Any) -> Latency:
+    from tensorlrf.compression._latency import measure_model
+
+    dense, compressed = measure_model(model, small, [example])
+    return Latency(dense, compressed)
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    homes = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(homes, key=lambda device: device.index or 0)
 
 
 def _say(message: str) -> None:
-    # From here by way of _warn, factor_all and compress to the line that called it.
-    warnings.warn(message, CalibrationWarning, stacklevel=5)
+    """Warn of the first line outside of this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, CalibrationWarning, stacklevel=level)
 
 
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+_HERE = __file__.rpartition("compression")[0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -11,70 +14,181 @@ from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
+MASK = "attention_mask"
+"""Keyword under which models take a mask of tokens, 1 for a token and 0 for padding."""
 
-def list_batches(calibration: Any) -> list[Any]:
-    """All batches of an iterable or DataLoader, drawn once.
 
-    A batch is a tensor, a tuple or list (positional arguments) or a mapping (keyword arguments).
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of one call of the model.
+
+    names  what the model calls those without a keyword, as far as that is known
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    index: int
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, index: int = 0) -> Batch:
+        """A tensor, a tuple or list (positional arguments) or a mapping (keyword arguments)."""
+        if isinstance(value, Batch):
+            return value
+        if isinstance(value, Mapping):
+            return cls((), dict(value), index)
+        if isinstance(value, (tuple, list)):
+            return cls(tuple(value), {}, index)
+        return cls((value,), {}, index)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(batch, tokens), True for tokens: what padding adds is none of the layers' inputs."""
+        mask = {**dict(zip(self.names, self.args, strict=False)), **self.kwargs}.get(MASK)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_floating_point():
+            return None
+        return mask != 0
+
+    def tokens_of(self, x: Tensor) -> Tensor:
+        """The rows of a linear layer's input (..., n) that stand for tokens: (N, n). An input that
+        is not laid out by tokens stays as it is."""
+        mask = self.mask
+        if mask is None or mask.device != x.device:
+            return x
+        if x.shape[:-1] == mask.shape:
+            return x[mask]
+        if x.ndim == 2 and x.shape[0] == mask.numel() and min(mask.shape) > 1:
+            return x[mask.flatten()]
+        return x
+
+
+REMEDY = (
+    "pass an iterable of batches: tensors, tuples (positional arguments) or dicts (keyword "
+    "arguments); or a function that runs the model it is given"
+)
+
+
+def list_batches(calibration: Any, model: nn.Module) -> list[Batch]:
+    """All batches of an iterable or DataLoader, drawn once; or the calls that a function makes.
+
     Raises ArgumentError where there is none, and for anything else.
     """
-    remedy = (
-        "pass an iterable of batches: tensors, tuples (positional arguments) or dicts (keyword "
-        "arguments)"
-    )
+    is_function = callable(calibration) and not isinstance(calibration, (nn.Module, type))
+    if is_function and not isinstance(calibration, Iterable):
+        return _calls_of(calibration, model)
     if isinstance(calibration, (Tensor, Mapping, str, bytes)) or not isinstance(
         calibration, Iterable
     ):
         hint = "; for one batch write calibration=[batch]"
-        raise ArgumentError(f"calibration is a {type(calibration).__name__}; {remedy}{hint}")
-    batches = list(calibration)
-    if not batches:
-        raise ArgumentError(f"calibration yields nothing (was an iterator used up?); {remedy}")
-    for k, batch in enumerate(batches):
-        if not isinstance(batch, (Tensor, tuple, list, Mapping)):
-            raise ArgumentError(f"calibration: batch {k} is a {type(batch).__name__}; {remedy}")
-    return batches
+        raise ArgumentError(f"calibration is a {type(calibration).__name__}; {REMEDY}{hint}")
+    values = list(calibration)
+    if not values:
+        raise ArgumentError(f"calibration yields nothing (was an iterator used up?); {REMEDY}")
+    for k, value in enumerate(values):
+        if not isinstance(value, (Tensor, tuple, list, Mapping)):
+            raise ArgumentError(f"calibration: batch {k} is a {type(value).__name__}; {REMEDY}")
+    names = _names_of(model)
+    return [replace(Batch.of(value, k), names=names) for k, value in enumerate(values)]
 
 
-def call(model: nn.Module, batch: Any, index: int) -> None:
-    """One forward pass without grad; its output is dropped.
-
-    Raises ArgumentError, with the model's own error in it, where the model cannot take the batch.
-    """
+def _names_of(model: nn.Module) -> tuple[str, ...]:
+    """What the model calls its positional arguments, so that a mask is found without keyword."""
     try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # of a forward that is not written in Python
+        return ()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, _BY_PLACE_OR_NAME))
+
+
+_BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Batch]:
+    """The arguments of every call of the model itself while the function runs it."""
+    found: list[Batch] = []
+    names = _names_of(model)
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(Batch(args, dict(kwargs), len(found), names))
+
+    modes = [(module, module.training) for module in model.modules()]
+    handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    try:
+        model.eval()
         with torch.no_grad():
-            if isinstance(batch, Tensor):
-                model(batch)
-            elif isinstance(batch, Mapping):
-                model(**batch)
-            else:
-                model(*batch)
+            function(model)
     except TensorlrfError:
         raise
     except Exception as error:
         raise ArgumentError(
-            f"calibration: the model cannot take batch {index} ({_describe(batch)}): "
-            f"{type(error).__name__}: {error}{_advice(model, batch)}"
+            f"calibration: the function fails on the model"
+            f"{_where(model, error.__traceback__)}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    if not found:
+        raise ArgumentError(
+            "calibration: the function returned without a call of model(...); calls of its parts "
+            "or of its methods are not seen, so call the model itself"
+        )
+    return found
+
+
+def call(model: nn.Module, batch: Any, index: int = 0, argument: str = "calibration") -> Any:
+    """One forward pass without grad on a `Batch`, or on what `Batch.of` takes; returns what the
+    model returns.
+
+    Raises ArgumentError, with the layer and the model's own error in it, where the model cannot
+    take the batch; `argument` is what the user knows it by.
+    """
+    batch = Batch.of(batch, index)
+    try:
+        with torch.no_grad():
+            return model(*batch.args, **batch.kwargs)
+    except TensorlrfError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            f"{argument}: the model cannot take batch {batch.index} ({_describe(batch)})"
+            f"{_where(model, error.__traceback__)}: {type(error).__name__}: {error}"
+            f"{_advice(model, batch)}"
         ) from error
 
 
-def _describe(batch: Any) -> str:
-    if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)} on {batch.device}"
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{k}: {_describe(v)}" for k, v in batch.items()) + "}"
-    if isinstance(batch, (tuple, list)):
-        return "(" + ", ".join(_describe(v) for v in batch) + ")"
-    return type(batch).__name__
+def _where(model: nn.Module, trace: TracebackType | None) -> str:
+    """The innermost module of the model whose forward the error came through."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = ""
+    while trace is not None:
+        name = names.get(id(trace.tb_frame.f_locals.get("self")))
+        found = name or found
+        trace = trace.tb_next
+    return f", at {found}" if found else ""
 
 
-def _advice(model: nn.Module, batch: Any) -> str:
+def _describe(value: Any) -> str:
+    if isinstance(value, Batch):
+        if not value.kwargs and len(value.args) == 1:
+            return _describe(value.args[0])
+        return _describe(value.args if value.args else value.kwargs)
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(_describe(v) for v in value) + ")"
+    return type(value).__name__
+
+
+def _advice(model: nn.Module, batch: Batch) -> str:
     """What is probably wrong, as the end of a sentence."""
     homes = {p.device for p in model.parameters()}
-    tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
-    if len(homes) == 1 and any(t.device not in homes for t in tensors):
+    leaves = pytree.tree_leaves((batch.args, dict(batch.kwargs)))
+    if len(homes) == 1 and any(isinstance(t, Tensor) and t.device not in homes for t in leaves):
         return f". The model is on {homes.pop()}: move the batches there"
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+    if len(batch.args) > 1:
         return (
             ". A tuple holds the positional arguments of the model: leave out labels, as in "
             "[(x,) for x, label in loader]"

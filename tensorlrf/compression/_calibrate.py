@@ -9,6 +9,10 @@ on from there, so that the whole calibration is one pass a batch, and the activa
 are alive at once. *Rerun*: for each layer all batches run anew up to it, one at a time; one batch's
 activations are alive, and L layers cost about L / 2 passes. They differ only behind a layer that is
 called several times in a pass: a suspended pass has made its earlier calls with the dense weight.
+
+A third way looks at all layers at once, on the inputs that the given model delivers: `at_once`.
+
+Padding is no input: rows that an attention mask leaves out are left out of the moments.
 """
 
 from __future__ import annotations
@@ -19,35 +23,42 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tensorlrf.compression._batches import call
-from tensorlrf.compression._correction import LagMoments
-from tensorlrf.compression._moments import Moments, moments_of
-from tensorlrf.compression._survey import Layer, layer_at
+from tensorlrf.compression._batches import Batch, call
+from tensorlrf.compression._copies import computed_tensors
+from tensorlrf.compression._reads import watch_readers
+from tensorlrf.compression._site import Site, site_at
+from tensorlrf.compression._statistics import Statistics, Stream
 from tensorlrf.compression._suspend import Suspendable, thread_settings
 from tensorlrf.errors import ArgumentError
 
 Arrived = Callable[[str, Tensor], None]
+
+AT_ONCE_BYTES = 1 << 29
+"""Moments of all layers at once that are alive together (512 MB), of one layer at the least."""
 
 
 @dataclass(frozen=True)
 class Trace:
     """What one forward pass did.
 
-    calls   how often each layer was called, in the order of the last calls
-    inputs  the input shapes of those calls
+    calls    how often each layer was called, in the order of the last calls; none of `readers`
+    inputs   the input shapes of those calls
+    readers  layers whose weights somebody else computed with, and who did
     """
 
     calls: dict[str, int]
     inputs: dict[str, list[tuple[int, ...]]]
+    readers: dict[str, str]
 
 
-def record(model: nn.Module, names: list[str], batch: Any) -> Trace:
+def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
     """Run the first batch and see in which order the layers are called, and on what."""
     inputs: dict[str, list[tuple[int, ...]]] = {}
 
@@ -55,32 +66,72 @@ def record(model: nn.Module, names: list[str], batch: Any) -> Trace:
         # Taken out and put back in, so that the order is that of the last calls.
         inputs[name] = [*inputs.pop(name, []), tuple(x.shape)]
 
-    with _Watch(model, names, arrived), thread_settings()():
-        call(model, batch, 0)
-    return Trace({name: len(shapes) for name, shapes in inputs.items()}, inputs)
+    layers = {name: site_at(model, name).module for name in names}
+    with (
+        watch_readers(model, layers) as readers,
+        _Watch(model, names, arrived),
+        thread_settings()(),
+    ):
+        call(model, batch)
+    found = readers()
+    calls = {name: len(shapes) for name, shapes in inputs.items() if name not in found}
+    return Trace(calls, inputs, found)
 
 
-@dataclass
 class Seen:
-    """What calibration has seen of one layer.
+    """What calibration has seen of one layer: of the inputs that it is fitted to, and of those that
+    are held out to judge the fit."""
 
-    moments  of its inputs
-    lag      of its outputs behind those of the given model; None where that is not asked for
-    """
+    def __init__(self, site: Site, *, lags: bool, holds_out: bool) -> None:
+        self._fit = Stream(site, lags=lags)
+        self._held = Stream(site, lags=lags) if holds_out else None
 
-    moments: Moments
-    lag: LagMoments | None = None
+    def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
+        """Take the input of one call; x0 is what the given model gets there."""
+        stream = self._held if held and self._held is not None else self._fit
+        stream.add(x, x0)
+
+    def fit(self) -> tuple[Statistics, ...]:
+        """Of the inputs to fit to, one for each group."""
+        return self._fit.statistics()
+
+    def held(self) -> tuple[Statistics, ...] | None:
+        """Of the inputs held out; None where there are none."""
+        if self._held is None or self._held.count == 0:
+            return None
+        return self._held.statistics()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The batches, and which of them are held out."""
+
+    batches: list[Batch]
+    held: frozenset[int]
 
     @classmethod
-    def of(cls, layer: Layer, *, lags: bool) -> Seen:
-        return cls(moments_of(layer), LagMoments(layer) if lags else None)
+    def of(cls, batches: list[Batch], holdout: float) -> Calibration:
+        """Hold out floor(holdout * n) of n batches, evenly spaced."""
+        n = len(batches)
+        count = min(int(holdout * n + 1e-9), n - 1)
+        return cls(batches, frozenset(round((k + 1) * n / count) - 1 for k in range(count)))
+
+    @property
+    def fitted(self) -> list[Batch]:
+        """Those to fit to."""
+        return [b for k, b in enumerate(self.batches) if k not in self.held]
+
+    @property
+    def held_out(self) -> list[Batch]:
+        """Those to judge by."""
+        return [b for k, b in enumerate(self.batches) if k in self.held]
 
 
 def calibrated(
     model: nn.Module,
     names: list[str],
     trace: Trace,
-    batches: list[Any],
+    calibration: Calibration,
     *,
     rerun: bool,
     original: nn.Module | None = None,
@@ -91,14 +142,14 @@ def calibrated(
     is yielded at its last call, with the inputs of all calls. With `original`, the given model runs
     every pass in step, so that the lag behind it is seen too; its activations come on top.
     """
-    return (_rerun if rerun else _suspended)(model, names, trace, batches, original)
+    return (_rerun if rerun else _suspended)(model, names, trace, calibration, original)
 
 
 def _suspended(
     model: nn.Module,
     names: list[str],
     trace: Trace,
-    batches: list[Any],
+    calibration: Calibration,
     original: nn.Module | None,
 ) -> Generator[tuple[str, Seen], None, None]:
     # A layer that the first batch did not call comes first: the others wait on the common course.
@@ -106,8 +157,9 @@ def _suspended(
     position = {name: k for k, name in enumerate([*others, *trace.calls])}
     seen: dict[str, Seen] = {}
     done: set[str] = set()
+    add = _Adder(calibration, original is not None)
 
-    def forward(index: int, batch: Any) -> Callable[[Suspendable], None]:
+    def forward(batch: Batch) -> Callable[[Suspendable], None]:
         def run(this: Suspendable) -> None:
             calls: Counter[str] = Counter()
 
@@ -115,21 +167,21 @@ def _suspended(
                 x0 = None if ahead is None else ahead.input_of(name)
                 if name in done:
                     return
-                _add(seen, name, own, x, x0)
+                add(seen, name, own, batch, x, x0)
                 del x0
                 calls[name] += 1
                 if calls[name] >= trace.calls.get(name, 1):
                     this.suspend(name)
 
             own = replica(model)
-            with _ahead(original, names, batch, index) as ahead, _Watch(own, names, arrived):
-                call(own, batch, index)
+            with _ahead(original, names, batch) as ahead, _Watch(own, names, arrived):
+                call(own, batch)
 
         return run
 
     passes: list[Suspendable] = []
     try:
-        passes.extend(Suspendable(forward(k, batch)) for k, batch in enumerate(batches))
+        passes.extend(Suspendable(forward(batch)) for batch in calibration.batches)
         waiting = [one.advance() for one in passes]
         while reached := {name for name in waiting if name is not None}:
             name = min(reached, key=position.__getitem__)
@@ -149,13 +201,15 @@ def _rerun(
     model: nn.Module,
     names: list[str],
     trace: Trace,
-    batches: list[Any],
+    calibration: Calibration,
     original: nn.Module | None,
 ) -> Generator[tuple[str, Seen], None, None]:
+    add = _Adder(calibration, original is not None)
     for name in [*trace.calls, *(n for n in names if n not in trace.calls)]:
         seen: dict[str, Seen] = {}
-        for k, batch in enumerate(batches):
-            _run_up_to(model, name, trace.calls.get(name), seen, batch, k, original)
+        for batch in calibration.batches:
+            take = partial(add, seen, name, model, batch)
+            _run_up_to(model, name, trace.calls.get(name), take, batch, original)
         if name in seen:
             yield name, seen[name]
 
@@ -168,42 +222,93 @@ def _run_up_to(
     model: nn.Module,
     name: str,
     n_calls: int | None,
-    seen: dict[str, Seen],
-    batch: Any,
-    index: int,
+    take: Callable[[Tensor, Tensor | None], None],
+    batch: Batch,
     original: nn.Module | None,
 ) -> None:
     calls = itertools.count(1)
 
     def arrived(name: str, x: Tensor) -> None:
-        _add(seen, name, model, x, None if ahead is None else ahead.input_of(name))
+        take(x, None if ahead is None else ahead.input_of(name))
         if next(calls) == n_calls:
             raise _Captured
 
     try:
         with (
-            _ahead(original, [name], batch, index) as ahead,
+            _ahead(original, [name], batch) as ahead,
             _Watch(model, [name], arrived),
             thread_settings()(),
         ):
-            call(model, batch, index)
+            call(model, batch)
     except _Captured:
         pass
 
 
-def _add(seen: dict[str, Seen], name: str, model: nn.Module, x: Tensor, x0: Tensor | None) -> None:
-    if name not in seen:
-        seen[name] = Seen.of(layer_at(model, name), lags=x0 is not None)
-    seen[name].moments.add(x)
-    lag = seen[name].lag
-    if lag is not None and x0 is not None:
-        lag.add(x, x0)
+def at_once(
+    model: nn.Module, names: list[str], trace: Trace, calibration: Calibration
+) -> Generator[tuple[str, Seen], None, None]:
+    """As `calibrated`, but on the inputs that the model as it is delivers: one pass a batch for as
+    many layers as have their moments within `AT_ONCE_BYTES`."""
+    add = _Adder(calibration, False)
+    order = [*trace.calls, *(n for n in names if n not in trace.calls)]
+    for part in _parts(model, order, 2 if calibration.held else 1):
+        seen: dict[str, Seen] = {}
+        for batch in calibration.batches:
+            arrived = partial(_arrive, add, seen, model, batch)
+            with _Watch(model, part, arrived), thread_settings()():
+                call(model, batch)
+        yield from ((name, seen[name]) for name in part if name in seen)
+
+
+def _parts(model: nn.Module, names: list[str], copies: int) -> Iterator[list[str]]:
+    part: list[str] = []
+    room = AT_ONCE_BYTES
+    for name in names:
+        site = site_at(model, name)
+        size = 8 * copies * site.groups * site.columns**2
+        if part and size > room:
+            yield part
+            part, room = [], AT_ONCE_BYTES
+        part.append(name)
+        room -= size
+    if part:
+        yield part
+
+
+def _arrive(
+    add: _Adder, seen: dict[str, Seen], model: nn.Module, batch: Batch, name: str, x: Tensor
+) -> None:
+    add(seen, name, model, batch, x)
+
+
+@dataclass(frozen=True)
+class _Adder:
+    """Adds the input of a call to what is seen of a layer."""
+
+    calibration: Calibration
+    lags: bool
+
+    def __call__(
+        self,
+        seen: dict[str, Seen],
+        name: str,
+        model: nn.Module,
+        batch: Batch,
+        x: Tensor,
+        x0: Tensor | None = None,
+    ) -> None:
+        site = site_at(model, name)
+        if name not in seen:
+            seen[name] = Seen(site, lags=self.lags, holds_out=bool(self.calibration.held))
+        if site.taps is None:
+            x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
+        seen[name].add(x, x0, batch.index in self.calibration.held)
 
 
 class _Ahead:
     """A pass of the given model that stops at each of the named layers and shows its input."""
 
-    def __init__(self, original: nn.Module, names: list[str], batch: Any, index: int) -> None:
+    def __init__(self, original: nn.Module, names: list[str], batch: Batch) -> None:
         self._input: Tensor | None = None
 
         def run(this: Suspendable) -> None:
@@ -213,7 +318,7 @@ class _Ahead:
 
             own = replica(original)
             with _Watch(own, names, arrived):
-                call(own, batch, index)
+                call(own, batch)
 
         self._pass = Suspendable(run)
 
@@ -234,13 +339,11 @@ class _Ahead:
 
 
 @contextlib.contextmanager
-def _ahead(
-    original: nn.Module | None, names: list[str], batch: Any, index: int
-) -> Iterator[_Ahead | None]:
+def _ahead(original: nn.Module | None, names: list[str], batch: Batch) -> Iterator[_Ahead | None]:
     if original is None:
         yield None
         return
-    with contextlib.closing(_Ahead(original, names, batch, index)) as ahead:
+    with contextlib.closing(_Ahead(original, names, batch)) as ahead:
         yield ahead
 
 
@@ -248,42 +351,35 @@ class _Watch:
     """Calls `arrived(name, input)` before each call of the named layers, while it is entered."""
 
     def __init__(self, model: nn.Module, names: list[str], arrived: Arrived) -> None:
-        self._layers = {name: layer_at(model, name) for name in names}
+        self._sites = {name: site_at(model, name) for name in names}
         self._arrived = arrived
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> None:
-        for name, layer in self._layers.items():
-            self._handles.append(
-                layer.register_forward_pre_hook(self._hook(name, layer), with_kwargs=True)
-            )
+        for name, site in self._sites.items():
+            hook = self._hook(name, site)
+            self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, name: str, layer: Layer) -> Callable[..., None]:
+    def _hook(self, name: str, site: Site) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            x = args[0] if args else kwargs.get("input")
+            x = args[0] if args else next(iter(kwargs.values()), None)
             # What the layer cannot take is left to the layer, which says so better.
-            if isinstance(x, Tensor) and _fits(layer, x):
-                _check_device(name, layer, x)
+            if isinstance(x, Tensor) and site.fits(x):
+                _check_device(name, site, x)
                 self._arrived(name, x)
 
         return hook
 
 
-def _fits(layer: Layer, x: Tensor) -> bool:
-    if isinstance(layer, nn.Linear):
-        return x.ndim >= 1 and x.shape[-1] == layer.in_features
-    return x.ndim in (3, 4) and x.shape[-3] == layer.in_channels
-
-
-def _check_device(name: str, layer: Layer, x: Tensor) -> None:
-    if x.device != layer.weight.device:
+def _check_device(name: str, site: Site, x: Tensor) -> None:
+    if x.device != site.device:
         raise ArgumentError(
             f"calibration: the input of {name} is on {x.device} but its weight is on "
-            f"{layer.weight.device}; move the batches to the device of the model"
+            f"{site.device}; move the batches to the device of the model"
         )
 
 
@@ -293,14 +389,14 @@ def replica(model: nn.Module) -> nn.Module:
     Interleaved passes need one each: a model may keep what it has computed on itself.
     """
     shared = itertools.chain(model.parameters(), model.buffers())
-    memo: dict[int, Any] = {id(t): t for t in shared}
+    memo: dict[int, Any] = {**computed_tensors(model), **{id(t): t for t in shared}}
     return copy.deepcopy(model, memo)
 
 
-def check_moments(name: str, gram: Tensor) -> None:
+def check_statistics(name: str, statistics: tuple[Statistics, ...]) -> None:
     """Raise ArgumentError, naming the layer, where its inputs had NaN or Inf."""
     # A value that is not finite makes the mean square of its column so: n numbers tell it all.
-    if not torch.isfinite(gram.diagonal()).all():
+    if not all(torch.isfinite(s.gram.diagonal()).all() for s in statistics):
         raise ArgumentError(
             f"calibration: the inputs of {name} contain NaN or Inf; look at the batches, and at "
             f"the layers before it, or leave it out with skip=[{name!r}]"

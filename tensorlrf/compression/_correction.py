@@ -11,16 +11,15 @@ With few samples the inverse fits noise; a ridge draws W* towards W.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
-from tensorlrf.compression._moments import pad_input, raised
-from tensorlrf.ops._geometry import pair
+from tensorlrf.compression._moments import add_products, add_squares, mirrored, raised
+from tensorlrf.compression._taps import Taps
 
 RIDGE = 0.01
 """Of the mean eigenvalue of G: directions with less energy keep their weights."""
@@ -28,51 +27,104 @@ RIDGE = 0.01
 
 @dataclass(frozen=True)
 class Lag:
-    """What the compressed prefix makes a layer's outputs lose, in moments over N positions.
+    """What the compressed prefix makes the outputs of a layer, or of one of its groups, lose, in
+    moments over N positions.
 
     cross   E[e x^T] (O, n), e = W (x0 - x)
+    mean    E[e] (O,)
     lost    E||e||^2
     """
 
     cross: Tensor
+    mean: Tensor
     lost: float
 
 
-class LagMoments:
-    """Streams the moments of a `Lag`, call by call, for one layer."""
+class LagMoments(Protocol):
+    """Streams the moments of a `Lag`, call by call, for one group of a layer."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
-        self._layer = layer
-        weight = layer.weight.detach()
-        self._cross = weight.new_zeros(weight.shape[0], weight[0].numel(), dtype=torch.float64)
-        self._lost = weight.new_zeros((), dtype=torch.float64)
+    count: int
+
+    def add(self, x: Tensor, x0: Tensor) -> None:
+        """Take the inputs of one call: x of the compressed prefix, x0 of the given model."""
+
+    def lag(self) -> Lag:
+        """The moments so far."""
+
+
+def lag_moments(weight: Tensor, taps: Taps | None) -> LagMoments:
+    """An empty accumulator for a group's weight (O, I, *kernel) or (O, I), the cheaper one. The
+    weight is kept, so that the layer's may be overwritten later."""
+    if taps is None and weight.shape[1] <= weight.shape[0]:
+        return InputLags(weight)
+    return OutputLags(weight, taps)
+
+
+class InputLags:
+    """Of a linear layer, from the moments of its inputs: with d = x0 - x, E[e x^T] = W E[d x^T] and
+    E||e||^2 = tr(W E[d d^T] W^T). No more than 2 n^2 products a row, whatever the outputs."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.detach().to(torch.float64, copy=True)
+        n = weight.shape[1]
+        self._cross = torch.zeros(n, n, dtype=torch.float64, device=weight.device)
+        self._squares = torch.zeros_like(self._cross)
+        self._sum = torch.zeros(n, dtype=torch.float64, device=weight.device)
+        self.count = 0
+
+    def add(self, x: Tensor, x0: Tensor) -> None:
+        """Take the inputs (..., n) of one call."""
+        x, x0 = raised(x.detach()), raised(x0.detach())
+        x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x.shape[-1])
+        d = x0 - x
+        add_products(self._cross, d, x)
+        add_squares(self._squares, d)
+        self._sum += d.sum(0, dtype=torch.float64)
+        self.count += x.shape[0]
+
+    def lag(self) -> Lag:
+        """The moments so far."""
+        n, weight = max(1, self.count), self._weight
+        lost = ((weight @ mirrored(self._squares)) * weight).sum() / n
+        return Lag(weight @ self._cross / n, weight @ self._sum / n, max(0.0, float(lost)))
+
+
+class OutputLags:
+    """Of any layer, from the outputs: 2 n O products a row or patch."""
+
+    def __init__(self, weight: Tensor, taps: Taps | None) -> None:
+        self._weight = raised(weight.detach()).clone()
+        self._taps = None if taps is None else taps.one_group()
+        like = {"dtype": torch.float64, "device": weight.device}
+        self._cross = torch.zeros(weight.shape[0], weight[0].numel(), **like)  # type: ignore[call-overload]
+        self._sum = torch.zeros(weight.shape[0], **like)  # type: ignore[call-overload]
+        self._lost = torch.zeros((), **like)  # type: ignore[call-overload]
         self.count = 0
 
     def add(self, x: Tensor, x0: Tensor) -> None:
         """Take the inputs of one call: x of the compressed prefix, x0 of the given model."""
-        layer = self._layer
-        x, x0 = raised(x.detach()), raised(x0.detach())
-        weight = raised(layer.weight.detach())
-        if isinstance(layer, nn.Linear):
+        x, x0, weight = raised(x.detach()), raised(x0.detach()), self._weight
+        taps = self._taps
+        if taps is None:
             x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x.shape[-1])
             e = F.linear(x0 - x, weight)  # (N, O)
-            cross = e.T @ x
+            cross, summed = e.T @ x, e.sum(0, dtype=torch.float64)
             self.count += x.shape[0]
         else:
-            stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
-            x = pad_input(x, layer)
-            e = F.conv2d(pad_input(x0, layer) - x, weight, stride=stride, dilation=dilation)
+            x = taps.padded(x)
+            e = taps.apply(taps.padded(x0) - x, weight)  # (batch, O, *positions)
             # The gradient of a conv in its weight is this very sum over positions.
-            cross = conv2d_weight(  # type: ignore[no-untyped-call]
-                x, weight.shape, e, stride, 0, dilation
-            ).flatten(1)
-            self.count += e.shape[0] * e.shape[2] * e.shape[3]
+            cross = taps.weight_gradient(x, weight.shape, e).flatten(1)
+            summed = e.sum((0, *range(2, e.ndim)), dtype=torch.float64)
+            self.count += e.numel() // e.shape[1]
         self._cross += cross
+        self._sum += summed
         self._lost += torch.linalg.vector_norm(e, dtype=torch.float64) ** 2
 
     def lag(self) -> Lag:
+        """The moments so far."""
         n = max(1, self.count)
-        return Lag(self._cross / n, float(self._lost) / n)
+        return Lag(self._cross / n, self._sum / n, float(self._lost) / n)
 
 
 def corrected(weight: Tensor, gram: Tensor, lag: Lag, ridge: float = RIDGE) -> Tensor:
@@ -86,18 +138,3 @@ def corrected(weight: Tensor, gram: Tensor, lag: Lag, ridge: float = RIDGE) -> T
     factor = torch.linalg.cholesky(damped)
     step = torch.cholesky_solve(lag.cross.T, factor).T  # (O, n)
     return weight + step.reshape(weight.shape).to(weight.dtype)
-
-
-def target_error(weight: Tensor, approximation: Tensor, gram: Tensor, lag: Lag) -> float:
-    """Relative error sqrt(E||W x0 - A x||^2 / E||W x0||^2) of the approximation A.
-
-    W x0 = W x + e, so with D = W - A the numerator is E||D x + e||^2 = tr(D G D^T)
-    + 2 tr(D E[x e^T]) + E||e||^2, and the denominator is the same with D = W.
-    """
-
-    def energy(matrix: Tensor) -> float:
-        matrix = matrix.reshape(weight.shape[0], -1).to(torch.float64)
-        return max(0.0, float(((matrix @ gram + 2 * lag.cross) * matrix).sum()) + lag.lost)
-
-    target = energy(weight)
-    return math.sqrt(energy(weight - approximation) / target) if target > 0 else 0.0

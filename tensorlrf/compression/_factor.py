@@ -1,196 +1,300 @@
-"""One layer: its ladder of ranks, its factors, its errors, its row in the report."""
+"""One layer: its factors, fitted to what calibration has seen, and how far off they are."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tensorlrf.compression._calibrate import Seen, Trace, check_moments
-from tensorlrf.compression._correction import corrected, target_error
-from tensorlrf.compression._ranks import (
-    Ladder,
-    LayerRank,
-    cp_ladder,
-    matrix_ladder,
-    tucker_ladder,
-)
-from tensorlrf.compression._report import LayerReport
-from tensorlrf.compression._survey import Found, Layer, kind_of, own_numbers
-from tensorlrf.decomposition import cp, svd, tucker
-from tensorlrf.factors import Factors
-from tensorlrf.nn import FactoredConv2d, FactoredLinear
-from tensorlrf.ops import Positions, conv2d_cost, linear_cost
+from tensorlrf.compression._calibrate import Seen, check_statistics
+from tensorlrf.compression._correction import corrected
+from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
+from tensorlrf.compression._site import Site
+from tensorlrf.compression._statistics import Statistics, output_error
+from tensorlrf.decomposition import cp, fit_svd, svd, tucker
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import Factors, Grouped
 
-METHODS = ("svd", "tucker", "cp")
+SAMPLES_PER_COLUMN = 4
+"""With fewer samples than this times n, the moments fit the samples more than the data."""
+
+ASVD_ALPHA = 0.5
 
 
 @dataclass(frozen=True)
 class Factored:
     """Factors of one weight, and how far they are from it.
 
-    weight_error   relative Frobenius error
-    output_error   relative error of the outputs on these inputs, against the target; None where
-                   there were none
-    samples        how many inputs that metric is made of
-    data_aware     whether it took part in the fit
+    factors        in the layout of the site's weight
+    method         with the rank that was taken
+    weight_error   relative Frobenius error, of the factors as stored
+    fit_error      relative error of the outputs on the inputs that they were fitted to, against the
+                   target; None where there were none
+    held_error     the same on inputs held out
+    samples        columns that the fit is made of
+    data_aware     whether these took part in it
+    shift          (O,) to be added to the bias; None where the bias stays
     """
 
     factors: Factors
+    method: Method
     weight_error: float
-    output_error: float | None = None
+    fit_error: float | None = None
+    held_error: float | None = None
     samples: int | None = None
     data_aware: bool = False
+    shift: Tensor | None = None
+
+    @property
+    def judged(self) -> float:
+        """The error by which candidates are compared."""
+        if self.held_error is not None:
+            return self.held_error
+        return self.weight_error if self.fit_error is None else self.fit_error
 
 
-def ladder_of(layer: Layer, method: str, rank_shares: tuple[float, float]) -> Ladder:
-    """The ranks that `method` can give the layer. A matrix has one format: CP and Tucker of a
-    matrix are its SVD."""
-    shape = tuple(layer.weight.shape)
-    if len(shape) == 2 or method == "svd":
-        return matrix_ladder(shape[0], math.prod(shape[1:]))
-    return cp_ladder(shape) if method == "cp" else tucker_ladder(shape, rank_shares)
+@dataclass(frozen=True)
+class Options:
+    """affine        let the bias make good what it can
+    random_state  of the methods that draw
+    """
+
+    affine: bool = False
+    random_state: int | torch.Generator | None = 0
 
 
-def factor(
-    name: str,
-    weight: Tensor,
-    method: str,
-    rank: LayerRank,
-    seen: Seen | None,
-    random_state: int | torch.Generator | None,
-) -> Factored:
-    """Factors of the weight, fitted to what was seen of its inputs where the method can.
+def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Options) -> Factored:
+    """Factors of the layer's weight by a method with a rank, a share or an error.
 
+    Where calibration is thin and part of it is held out, the plain fit is tried too, and an affine
+    one is kept only where it lowers the held-out error.
     Raises ArgumentError, naming the layer, where its inputs had NaN or Inf.
     """
-    weight = weight.detach()
-    if seen is None:
-        factors = _decompose(weight, method, rank, None, random_state)
-        return Factored(factors, factors.rel_error(weight))
-    gram = seen.moments.gram()
-    check_moments(name, gram)
-    lag = None if seen.lag is None else seen.lag.lag()
-    # Inputs that are all zero say nothing about the weight.
-    known = bool(gram.diagonal().any())
-    aware = known and takes_metric(weight, method)
-    wanted = weight
-    if aware and lag is not None:
-        wanted = corrected(weight, gram, lag)
-    factors = _decompose(wanted, method, rank, gram if aware else None, random_state)
-    if not known:
-        error = None
-    elif lag is None:
-        error = output_error(weight, factors, gram)
-    else:
-        error = target_error(weight, factors.to_dense(), gram, lag)
-    return Factored(factors, factors.rel_error(weight), error, seen.moments.count, data_aware=aware)
-
-
-def takes_metric(weight: Tensor, method: str) -> bool:
-    """Whether the method can be fitted to inputs: CP of a conv cannot yet."""
-    return weight.ndim == 2 or method != "cp"
-
-
-def _decompose(
-    weight: Tensor,
-    method: str,
-    rank: LayerRank,
-    gram: Tensor | None,
-    random_state: int | torch.Generator | None,
-) -> Factors:
-    if isinstance(rank, tuple):
-        return tucker(weight, rank, modes=(0, 1), gram=gram, random_state=random_state)
-    if takes_metric(weight, method):
-        return svd(weight, rank, gram=gram, random_state=random_state)
-    return cp(weight, rank, random_state=random_state)
-
-
-def output_error(weight: Tensor, factors: Factors, gram: Tensor) -> float:
-    """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - factors, in float64."""
-    matrix = weight.reshape(weight.shape[0], -1).to(torch.float64)
-    dense = factors.to_dense().reshape(matrix.shape).to(torch.float64)
-    lost = _energy(matrix - dense, gram)
-    whole = _energy(matrix, gram)
-    return math.sqrt(lost / whole) if whole > 0 else 0.0
-
-
-def _energy(matrix: Tensor, gram: Tensor) -> float:
-    return max(0.0, float((matrix @ gram * matrix).sum()))
-
-
-def factored_layer(factors: Factors, like: Layer) -> FactoredLinear | FactoredConv2d:
-    """The layer that runs on the factors in place of `like`."""
-    if isinstance(like, nn.Linear):
-        return FactoredLinear.from_factors(factors, like)
-    return FactoredConv2d.from_factors(factors, like)
-
-
-def row(
-    found: Found, done: Factored | None, new: nn.Module | None, trace: Trace | None
-) -> LayerReport:
-    """The line of the report for a module: factored, or as it was."""
-    params, size = own_numbers(found.module)
-    reason = found.reason
-    if found.eligible:
-        weight = found.module.weight
-        assert isinstance(weight, Tensor)
-        params, size = weight.numel(), weight.numel() * weight.element_size()
-        reason = "" if done is not None else "no rank fits into the share"
-    kind = kind_of(found.module)
-    if done is None:
-        return LayerReport(
-            found.name, found.places, kind, found.eligible, None, None, reason,
-            params, params, size, size,
-        )  # fmt: skip
-    assert isinstance(new, (FactoredLinear, FactoredConv2d))
-    flops, path = _execution(found, done.factors, new, trace)
-    rank = done.factors.rank
-    return LayerReport(
-        name=found.name,
-        places=found.places,
-        kind=kind,
-        eligible=True,
-        format=done.factors.format,
-        rank=rank,
-        reason="",
-        params_before=params,
-        params_after=done.factors.n_params,
-        bytes_before=size,
-        bytes_after=done.factors.n_bytes,
-        flops_before=None if flops is None else flops[0],
-        flops_after=None if flops is None else flops[1],
-        weight_error=done.weight_error,
-        output_error=done.output_error,
-        samples=done.samples,
-        data_aware=done.data_aware,
-        path=path,
-    )
-
-
-def _execution(
-    found: Found, factors: Factors, new: FactoredLinear | FactoredConv2d, trace: Trace | None
-) -> tuple[tuple[int, int] | None, str]:
-    """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone."""
-    inputs = [] if trace is None else trace.inputs.get(found.name, [])
-    if not inputs:
-        return None, ", ".join(new.path_table.paths)
-    before = after = 0
-    paths: dict[str, None] = {}
-    for shape in inputs:
-        if isinstance(new, FactoredLinear):
-            rows = math.prod(shape[:-1])
-            path = new.path_table.lookup(rows)
-            dense = linear_cost(factors, "dense", rows, rebuild=False)
-            cost = linear_cost(factors, path, rows, rebuild=False)
+    fit = held = None
+    if seen is not None:
+        fit, held = seen.fit(), seen.held()
+        check_statistics(name, fit)
+        if held is not None:
+            check_statistics(name, held)
+    job = _Job(site, fit, held, options)
+    if not isinstance(method, Auto):
+        return job.best(method)
+    share = method.rank
+    assert isinstance(share, float) or method.error is not None
+    candidates = {c.for_shape(site.shape) for c in method.candidates}
+    tried = []
+    for candidate in sorted(candidates, key=lambda c: c.word != "svd"):
+        given = candidate
+        if isinstance(share, float):
+            rank = rank_within(candidate, site.shape, site.groups, share)
+            if rank is None:
+                continue
+            given = at_rank(candidate, rank)
         else:
-            size = (shape[0] if len(shape) == 4 else 1, *shape[-2:])
-            positions = Positions.of(size, new.kernel_size, new.stride, new.padding, new.dilation)
-            path = new.path_table.lookup(positions.output)
-            dense = conv2d_cost(factors, "dense", positions, rebuild=False)
-            cost = conv2d_cost(factors, path, positions, rebuild=False)
-        before, after = before + dense.flops, after + cost.flops
-        paths[path] = None
-    return (before, after), ", ".join(paths)
+            given = candidate.with_budget(error=method.error)
+        tried.append(job.best(given))
+    if not tried:
+        raise ArgumentError(
+            f"method='auto': no candidate has a form of {name} within {share:g} of its parameters"
+        )
+    if share is None:  # at one error: the fewest parameters
+        return min(tried, key=lambda f: f.factors.n_params)
+    return min(tried, key=lambda f: f.judged)
+
+
+def rank_within(method: Method, shape: tuple[int, ...], groups: int, share: float) -> Any:
+    """The highest rank whose parameters are at most `share` of the weight's; None if there is
+    none."""
+    ladder = method.ladder(shape, groups)
+    within = [r for r in ladder.rungs if r.params <= share * ladder.dense * (1 + 1e-12)]
+    return within[-1].rank if within else None
+
+
+def at_rank(method: Method, rank: Any) -> Method:
+    """The method at a rung of its ladder. Tucker with its input side whole is an SVD."""
+    if isinstance(method, Tucker) and isinstance(rank, int):
+        return SVD(rank=rank)
+    return method.with_budget(rank=rank)
+
+
+class _Job:
+    """One layer with its data, to be fitted in one way or another."""
+
+    def __init__(
+        self,
+        site: Site,
+        fit: Sequence[Statistics] | None,
+        held: Sequence[Statistics] | None,
+        options: Options,
+    ) -> None:
+        self.site = site
+        self.weights = site.group_weights()
+        self.known = fit is not None and any(s.known for s in fit)
+        self.stats = fit if self.known else None
+        self.count = None if fit is None else fit[0].count
+        self.held = held if self.known and held and all(s.known for s in held) else None
+        self.options = options
+
+    def best(self, method: Method) -> Factored:
+        """The fit to the data, or a plainer one where that is better on inputs held out."""
+        aware = self.stats is not None and takes_metric(method)
+        tried = [self.fitted(method, aware=aware, affine=self.options.affine)]
+        if self.held is not None:
+            if self.options.affine:
+                tried.append(self.fitted(method, aware=aware, affine=False))
+            if aware and (self.count or 0) < SAMPLES_PER_COLUMN * self.site.columns:
+                tried.append(self.fitted(method, aware=False, affine=False))
+        return min(tried, key=lambda f: f.judged)
+
+    def fitted(self, method: Method, *, aware: bool, affine: bool) -> Factored:
+        affine = affine and self.stats is not None
+        parts = []
+        for k, weight in enumerate(self.weights):
+            statistics = None if self.stats is None else self.stats[k]
+            if statistics is not None and affine:
+                statistics = statistics.centred()
+            # Inputs of a group that are all zero say nothing about its weight.
+            known = aware and self.stats is not None and self.stats[k].known
+            parts.append(_Part(weight, statistics if known else None))
+        factors, method = self._decompose(method, parts)
+        dense = [f.to_dense().to(w.dtype) for f, w in zip(factors, self.weights, strict=True)]
+        shifts: list[Tensor | None] = [None] * len(parts)
+        if affine and self.stats is not None:
+            groups = zip(self.stats, self.weights, dense, strict=True)
+            shifts = [s.shift(w, a) for s, w, a in groups]
+        whole = factors[0] if len(factors) == 1 else Grouped.stack(factors)
+
+        def error(statistics: Sequence[Statistics] | None) -> float | None:
+            if statistics is None:
+                return None
+            return output_error(self.weights, dense, statistics, shifts)
+
+        return Factored(
+            whole,
+            method,
+            whole.rel_error(self.site.weight),
+            error(self.stats),
+            error(self.held),
+            self.count,
+            data_aware=aware,
+            shift=torch.cat([s for s in shifts if s is not None]) if affine else None,
+        )
+
+    def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
+        """Factors of each group at one rank, and the method with that rank."""
+        state = self.options.random_state
+        if method.error is not None:
+            ranks = [part.rank_for(method, state) for part in parts]
+            method = method.with_budget(rank=_largest(ranks))
+        elif isinstance(method.rank, float):
+            rank = rank_within(method, self.site.shape, self.site.groups, method.rank)
+            if rank is None:
+                raise ArgumentError(
+                    f"rank={method.rank:g}: no rank of {method.word} fits into this share of the "
+                    f"{self.site.weight.numel():,} parameters"
+                )
+            method = at_rank(method, rank)
+        return [part.decompose(method, state) for part in parts], method
+
+
+class _Part:
+    """One group's weight, and what its inputs are known to be."""
+
+    def __init__(self, weight: Tensor, statistics: Statistics | None) -> None:
+        self.weight = weight
+        self.gram = None if statistics is None else statistics.gram
+        self.wanted = weight
+        if statistics is not None and statistics.lag is not None:
+            self.wanted = corrected(weight, statistics.gram, statistics.lag)
+
+    def rank_for(self, method: Method, state: Any) -> Any:
+        """The least rank within the method's error."""
+        error = method.error
+        if isinstance(method, SVD):
+            fit = fit_svd(
+                self.wanted, error=error, gram=self._metric(method), random_state=state,
+                **(method.options() if self._metric(method) is None else {}),
+            )  # fmt: skip
+            return fit.factors.rank
+        if isinstance(method, Tucker):
+            if self.gram is None:
+                found = tucker(
+                    self.wanted, error=error, modes=(0, 1), random_state=state, **method.options()
+                )
+                return found.rank[:2]
+            return self._rung(method, state)
+        assert isinstance(method, CP)
+        return self._rung(method, state)
+
+    def _rung(self, method: CP | Tucker, state: Any) -> Any:
+        """The least rank within the error, by bisection over those that save something; where none
+        is, one that saves nothing, for `cp(error=)` would search on without use. In the metric of
+        inputs no error bound of Tucker sums up, so that there is no shorter way."""
+        shape = tuple(self.weight.shape)
+        ladder = method.ladder(shape, 1)
+        ranks: list[Any] = [rung.rank for rung in ladder.rungs]
+        if isinstance(method, Tucker):
+            ranks = [r if isinstance(r, tuple) else (r, shape[1]) for r in ranks]
+        low, high = -1, len(ranks)
+        at = high - 1  # the best there is comes first
+        while high - low > 1:
+            tried = self.decompose(method.with_budget(rank=ranks[at]), state)
+            within = self._error(tried) <= (method.error or 0.0)
+            low, high = (low, at) if within else (at, high)
+            at = (low + high) // 2
+        if high < len(ranks):
+            return ranks[high]
+        return shape[:2] if isinstance(method, Tucker) else ladder.dense // (sum(shape) + 1) + 1
+
+    def _error(self, factors: Factors) -> float:
+        gram = self.gram
+        if gram is None:
+            return factors.rel_error(self.weight)
+        lost = (self.wanted - factors.to_dense()).flatten(1).double()
+        whole = self.wanted.flatten(1).double()
+
+        def energy(w: Tensor) -> float:
+            return max(0.0, float(((w @ gram) * w).sum()))
+
+        return math.sqrt(energy(lost) / energy(whole)) if energy(whole) > 0 else 0.0
+
+    def decompose(self, method: Method, state: Any) -> Factors:
+        """At the method's rank."""
+        options = method.options()
+        rank: Any = method.rank
+        if isinstance(method, SVD):
+            return svd(
+                self.wanted, rank, gram=self._metric(method), random_state=state,
+                **(options if self._metric(method) is None else {}),
+            )  # fmt: skip
+        if isinstance(method, Tucker):
+            if self.gram is not None:
+                options = {k: options[k] for k in ("n_iter_max", "tol")}
+            return tucker(
+                self.wanted, rank, modes=(0, 1), gram=self.gram, random_state=state, **options
+            )
+        assert isinstance(method, CP)
+        return cp(self.weight, rank, random_state=state, **options)
+
+    def _metric(self, method: SVD) -> Tensor | None:
+        if self.gram is None or method.metric == "full":
+            return self.gram
+        # (E x_i^2)^alpha: columns scaled by the root of it, rms^alpha.
+        return torch.diag(self.gram.diagonal().clamp(min=0) ** ASVD_ALPHA)
+
+
+def takes_metric(method: Method) -> bool:
+    """Whether the method can be fitted to inputs: CP of a conv cannot yet."""
+    if isinstance(method, SVD):
+        return method.metric != "identity"
+    return isinstance(method, Tucker)
+
+
+def _largest(ranks: Sequence[Any]) -> Any:
+    if isinstance(ranks[0], tuple):
+        return tuple(max(rs) for rs in zip(*ranks, strict=True))
+    return max(ranks)

@@ -1,25 +1,30 @@
-"""Second moments of a layer's inputs, streamed: G = X X^T / N, never X itself.
+"""First and second moments of a layer's inputs, streamed: G = X X^T / N, never X itself.
 
 A column of X is one input row of a linear layer, or one unfolded patch of a conv in the order
-(I, kh, kw) of `torch.nn.functional.unfold`; N counts columns.
+(I, *kernel) of `torch.nn.functional.unfold`; N counts columns.
 
 Products are made in float32 (float64 for float64 inputs) over at most `COLUMNS` columns and added
 up in float64. By Cauchy-Schwarz an entry is then off by no more than COLUMNS * 6e-8 of
 sqrt(G_ii G_jj), in practice by sqrt(COLUMNS) of that unit or less since BLAS sums in blocks, and
 this does not grow with N. Directions that hold less than about 1e-6 of the energy are below it;
 an output error of 1e-3 is where they would begin to matter.
+
+Beside G, 8 n^2 bytes, and a product, 4 n^2, a conv needs at a time padded images of 16 MB, or one
+that is larger, once more in float64, and patches of 16 MB, or of one output row if that is more.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tensorlrf.compression._shifts import ShiftedCorrelations
-from tensorlrf.ops._geometry import pair, resolve_padding
+from tensorlrf.compression._site import Site
+from tensorlrf.compression._taps import Taps
 
 COLUMNS = 1 << 14
 """Columns of X in one product."""
@@ -27,12 +32,15 @@ COLUMNS = 1 << 14
 PATCH_NUMBERS = 1 << 22
 """Numbers in one block of unfolded patches (16 MB in float32); at the least one output row."""
 
+SQUARE = 256
+"""Columns of a block of a symmetric product, at the least: smaller ones are no faster."""
+
 FEW_CHANNELS = 8
 """Up to here unfolding is cheaper than one correlation for each difference of taps."""
 
 
 class Moments(ABC):
-    """G = X X^T / N of one layer's inputs, batch by batch.
+    """G = X X^T / N and the mean of one layer's inputs, or of one group of them, batch by batch.
 
     count   N so far
     """
@@ -47,88 +55,131 @@ class Moments(ABC):
     def gram(self) -> Tensor:
         """G so far: (n, n), symmetric, float64."""
 
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """The mean column so far: (n,), float64."""
+
 
 class LinearMoments(Moments):
     """Over all leading dimensions of the input (..., n)."""
 
     def __init__(self, n: int, device: torch.device) -> None:
-        self._sum = torch.zeros(n, n, dtype=torch.float64, device=device)
+        self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(n, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor) -> None:
         rows = raised(x.detach()).reshape(-1, x.shape[-1])  # (N, n)
-        add_products(self._sum, rows, rows)
+        add_squares(self._products, rows)
+        self._sum += rows.sum(0, dtype=torch.float64)
         self.count += rows.shape[0]
 
     def gram(self) -> Tensor:
-        return (self._sum + self._sum.T) / (2 * max(1, self.count))
+        return mirrored(self._products) / max(1, self.count)
+
+    def mean(self) -> Tensor:
+        return self._sum / max(1, self.count)
 
 
 class PatchMoments(Moments):
-    """Of a conv with any stride, by unfolding a bounded block of output rows at a time."""
+    """Of a conv with any stride and any number of axes, by unfolding a bounded block of output
+    rows at a time. The input is that of one group."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self._conv = conv
-        n = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
-        self._sum = torch.zeros(n, n, dtype=torch.float64, device=conv.weight.device)
+    def __init__(self, taps: Taps, device: torch.device) -> None:
+        self._taps = taps
+        n = taps.patch
+        self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(n, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor) -> None:
-        conv = self._conv
-        padded = pad_input(raised(x.detach()), conv)  # (batch, I, H, W)
-        reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        height = (padded.shape[2] - reach[0]) // conv.stride[0] + 1
-        width = (padded.shape[3] - reach[1]) // conv.stride[1] + 1
-        step = max(1, PATCH_NUMBERS // (self._sum.shape[0] * max(1, width)))
-        for image in padded:
-            for top in range(0, height, step):
-                bottom = min(height, top + step)
-                band = image[
-                    None,
-                    :,
-                    top * conv.stride[0] : (bottom - 1) * conv.stride[0] + reach[0],
-                ]
-                patches = F.unfold(band, conv.kernel_size, conv.dilation, 0, conv.stride)[0].T
-                add_products(self._sum, patches, patches)  # patches (positions, n)
-        self.count += padded.shape[0] * height * width
+        taps = self._taps
+        for images in _in_parts(x.detach(), taps.axes):
+            padded = taps.padded(raised(images))  # (batch, I, *size)
+            height, *others = taps.positions(padded)
+            width = math.prod(others)
+            step = max(1, PATCH_NUMBERS // (taps.patch * max(1, width)))
+            patches = taps.patches(padded)  # (batch, *positions, I, *kernel), a view
+            for image in patches:
+                for top in range(0, height, step):
+                    block = image[top : top + step].reshape(-1, taps.patch)  # (N, n)
+                    add_squares(self._products, block)
+            self._sum += taps.sums(padded)
+            self.count += padded.shape[0] * height * width
 
     def gram(self) -> Tensor:
-        return (self._sum + self._sum.T) / (2 * max(1, self.count))
+        return mirrored(self._products) / max(1, self.count)
+
+    def mean(self) -> Tensor:
+        return self._sum / max(1, self.count)
 
 
 class ShiftMoments(Moments):
-    """Of a conv with stride 1, by correlations of the shifted input.
+    """Of a conv in one or two axes with stride 1, by correlations of the shifted input.
 
     Apart from the borders, the block of G for taps p and q depends on q - p only: a 3 x 3 kernel
     needs 13 products of the size of the input instead of 45 (or 81, by unfolding).
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self._conv = conv
-        self._parts = ShiftedCorrelations(
-            conv.in_channels, conv.kernel_size, conv.dilation, conv.weight.device
-        )
+    def __init__(self, taps: Taps, device: torch.device) -> None:
+        self._taps = taps
+        flat = taps.axes == 1  # a conv in one axis is one of height 1
+        kernel = (1, *taps.kernel) if flat else taps.kernel
+        dilation = (1, *taps.dilation) if flat else taps.dilation
+        self._parts = ShiftedCorrelations(taps.channels, kernel, dilation, device)
+        self._sum = torch.zeros(taps.patch, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor) -> None:
-        conv = self._conv
-        x = raised(x.detach())
-        x = x[None] if x.ndim == 3 else x
-        zeros = padding(conv) if conv.padding_mode == "zeros" else (0, 0, 0, 0)
-        # The padded copy is bounded, by one image at the least.
-        images = max(1, PATCH_NUMBERS // max(1, x[0].numel()))
-        for start in range(0, x.shape[0], images):
-            chunk = x[start : start + images]
-            self.count += self._parts.add(pad_input(chunk, conv), zeros)
+        taps = self._taps
+        zeros = (0, 0, 0, 0)
+        if taps.mode == "zeros":
+            rows, columns = ((0, 0), *taps.sides) if taps.axes == 1 else taps.sides
+            zeros = (*columns, *rows)
+        for images in _in_parts(x.detach(), taps.axes):
+            padded = taps.padded(raised(images))
+            self._sum += taps.sums(padded)
+            grid = padded[:, :, None] if taps.axes == 1 else padded
+            self.count += self._parts.add(grid, zeros)
 
     def gram(self) -> Tensor:
         return self._parts.total().div_(max(1, self.count))
 
+    def mean(self) -> Tensor:
+        return self._sum / max(1, self.count)
 
-def moments_of(layer: nn.Linear | nn.Conv2d) -> Moments:
-    """An empty accumulator for the inputs of `layer`, the cheapest that serves it."""
-    if isinstance(layer, nn.Linear):
-        return LinearMoments(layer.in_features, layer.weight.device)
-    if layer.stride == (1, 1) and layer.in_channels > FEW_CHANNELS:
-        return ShiftMoments(layer)
-    return PatchMoments(layer)
+
+def moments_of(site: Site) -> Moments:
+    """An empty accumulator for the inputs of one group of a layer, the cheapest that serves it."""
+    taps = site.taps
+    if taps is None or (all(k == 1 for k in taps.kernel) and _reads_all(taps)):
+        n = site.columns
+        return LinearMoments(n, site.device) if taps is None else _Pointwise(n, site.device, taps)
+    taps = taps.one_group()
+    if taps.axes < 3 and set(taps.stride) == {1} and taps.channels > FEW_CHANNELS:
+        return ShiftMoments(taps, site.device)
+    return PatchMoments(taps, site.device)
+
+
+class _Pointwise(LinearMoments):
+    """Of a conv with a kernel of one element that reads every pixel: a linear layer on channels."""
+
+    def __init__(self, n: int, device: torch.device, taps: Taps) -> None:
+        super().__init__(n, device)
+        self._axes = taps.axes
+
+    def add(self, x: Tensor) -> None:
+        for images in _in_parts(x, self._axes):
+            super().add(images.movedim(1, -1))
+
+
+def _in_parts(x: Tensor, axes: int) -> Iterator[Tensor]:
+    """A batch (batch, I, *size), or one input without a batch dimension, a few images at a time:
+    copies of them have `PATCH_NUMBERS` numbers, one image at the least."""
+    x = x[None] if x.ndim == axes + 1 else x
+    images = max(1, PATCH_NUMBERS // max(1, x[0].numel())) if x.shape[0] else 1
+    yield from x.split(images)
+
+
+def _reads_all(taps: Taps) -> bool:
+    return set(taps.stride) == {1} and not any(n for pair in taps.sides for n in pair)
 
 
 def raised(x: Tensor) -> Tensor:
@@ -142,20 +193,18 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left[start : start + COLUMNS].T @ right[start : start + COLUMNS]
 
 
-def padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) of what the conv adds around its input."""
-    kernel, stride, dilation = (
-        pair("size", n, 1) for n in (conv.kernel_size, conv.stride, conv.dilation)
-    )
-    zeros = resolve_padding(conv.padding, kernel, stride, dilation)
-    (top, left), (below, beside) = zeros
-    return left, left + beside, top, top + below
+def add_squares(total: Tensor, rows: Tensor) -> None:
+    """total += rows^T rows for (N, n) rows, in the blocks on and above the diagonal alone:
+    `mirrored` makes it whole. Wide matrices save up to half of the work."""
+    n = rows.shape[1]
+    step = max(SQUARE, -(-n // 8))
+    for start in range(0, rows.shape[0], COLUMNS):
+        part = rows[start : start + COLUMNS]
+        for top in range(0, n, step):
+            total[top : top + step, top:] += part[:, top : top + step].T @ part[:, top:]
 
 
-def pad_input(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The input (batch, I, H, W), or (I, H, W), as the conv sees it: (batch, I, H', W')."""
-    x = x[None] if x.ndim == 3 else x
-    amounts = padding(conv)
-    if not any(amounts):
-        return x
-    return F.pad(x, amounts, "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+def mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix of which `add_squares` has made one half; exactly symmetric."""
+    upper = total.triu()
+    return upper + upper.triu(1).T

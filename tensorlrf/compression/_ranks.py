@@ -54,21 +54,22 @@ def cp_ladder(shape: Sequence[int]) -> Ladder:
 
 
 def tucker_ladder(shape: Sequence[int], rank_shares: tuple[float, float]) -> Ladder:
-    """Tucker-2 of a kernel (O, I, kh, kw), along the line t * rank_shares of (r_O / O, r_I / I).
+    """Tucker-2 of a kernel (O, I, *k), along the line t * rank_shares of (r_O / O, r_I / I).
 
     A side of fewer than 8 channels is left whole. With the input side whole, Tucker is the low-rank
-    form of (O, I kh kw): then the rank is one int.
+    form of (O, I prod k): then the rank is one int.
     """
-    O, I, kh, kw = shape
+    O, I = shape[:2]
+    taps = math.prod(shape[2:])
     rungs: list[Rung] = []
     for t in sorted(_turns(O, rank_shares[0]) | _turns(I, rank_shares[1])):
         r_out, r_in = _side(O, t * rank_shares[0]), _side(I, t * rank_shares[1])
         if r_in == I:
-            rungs.append(Rung(r_out, r_out * (I * kh * kw + O)))
+            rungs.append(Rung(r_out, r_out * (I * taps + O)))
         else:
-            params = r_out * r_in * kh * kw + O * r_out + I * r_in
+            params = r_out * r_in * taps + O * r_out + I * r_in
             rungs.append(Rung((r_out, r_in), params))
-    return _ladder(O * I * kh * kw, rungs)
+    return _ladder(O * I * taps, rungs)
 
 
 def allocate(ladders: Sequence[Ladder], keep_params: float) -> list[Rung | None]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from tensorlrf.compression._heads import REASON as HEAD
+from tensorlrf.compression._heads import heads_of
 from tensorlrf.errors import ArgumentError
-from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._like import why_not
 
 ROOT = "(model)"
 """The name of the model itself, where it is one layer."""
-
-Layer = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Found:
     places  all its qualified names; a module used twice has two
     module  the module
     reason  why it stays as it is; empty where it can be replaced
+    asked   whether it stays only because it was asked to, or as a head
     """
 
     name: str
     places: tuple[str, ...]
     module: nn.Module
     reason: str
+    asked: bool = False
 
     @property
     def eligible(self) -> bool:
@@ -44,18 +48,23 @@ class Found:
         return replace(self, reason=reason)
 
 
-def survey(model: nn.Module, skip: Sequence[str] = ()) -> list[Found]:
+def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
     """Every module with parameters of its own, once, in the order of `named_modules`.
 
-    A glob of `skip` is matched against qualified names and covers all that the module holds.
+    A glob of `skip` is matched against qualified names and covers all that the module holds; with
+    None heads are skipped. Quantised modules, which own no parameters, are listed too.
     Raises ArgumentError where a glob of `skip` matches no module.
     """
+    heads = heads_of(model) if skip is None else set()
+    skip = () if skip is None else skip
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name or ROOT)
     _check_globs(skip, [name for names in places.values() for name in names])
     owners = {
-        m: n for m, n in places.items() if next(m.parameters(recurse=False), None) is not None
+        m: n
+        for m, n in places.items()
+        if next(m.parameters(recurse=False), None) is not None or _is_quantised(m)
     }
     tied = _tied(owners)
     read = dict(_read_by_parents(places))
@@ -63,24 +72,24 @@ def survey(model: nn.Module, skip: Sequence[str] = ()) -> list[Found]:
     found = []
     for module, names in owners.items():
         glob = next((g for g in skip for n in names if _covers(g, n)), None)
-        reason = _reason(module)
-        if not reason and glob is not None:
-            reason = f"skipped by {glob!r}"
+        reason = why_not(module)
         if not reason and module in tied:
             reason = f"shares its storage with {', '.join(tied[module])}"
         if not reason and module in read:
             reason = read[module]
         if not reason and module in held:
             reason = f"is also held by {held[module]}, outside the tree of modules"
-        found.append(Found(names[0], tuple(names), module, reason))
+        asked = not reason and (module in heads or glob is not None)
+        if asked:
+            reason = HEAD if glob is None else f"skipped by {glob!r}"
+        found.append(Found(names[0], tuple(names), module, reason, asked))
     return found
 
 
-def layer_at(model: nn.Module, name: str) -> Layer:
-    """The layer of that qualified name, which is known to be a Linear or Conv2d."""
-    layer = model if name == ROOT else model.get_submodule(name)
-    assert isinstance(layer, (nn.Linear, nn.Conv2d))
-    return layer
+def _is_quantised(module: nn.Module) -> bool:
+    return any(base.__module__.startswith("torch.ao.nn.") for base in type(module).__mro__) and (
+        callable(getattr(module, "weight", None))
+    )
 
 
 def own_numbers(module: nn.Module) -> tuple[int, int]:
@@ -93,64 +102,6 @@ def kind_of(module: nn.Module) -> str:
     """The name of its type, as the user wrote it."""
     cls = type(module)
     return cls.__bases__[0].__name__ if is_parametrized(module) else cls.__name__
-
-
-def _reason(module: nn.Module) -> str:
-    """Why the module cannot be replaced, looking at nothing but itself; empty if it can."""
-    if isinstance(module, FactoredLayer):
-        return "runs on factors already"
-    if any(is_lazy(p) for p in module.parameters(recurse=False)):
-        return "lazy: run the model once, then compress it"
-    if is_parametrized(module):
-        return "parametrised; remove_parametrizations first"
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return _foreign(module)
-    assert isinstance(module, (nn.Linear, nn.Conv2d))
-    if "weight" not in module._parameters:
-        return "its weight is computed by a hook (weight_norm or spectral_norm); remove it first"
-    if _has_hooks(module):
-        return "has hooks, which a new layer would not have"
-    if "forward" in module.__dict__:
-        return "its forward is replaced on the instance"
-    weight = module.weight
-    if not weight.is_floating_point():
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}, not floating point"
-    if weight.is_meta:
-        return "its weight is on the meta device and has no values"
-    if weight.numel() == 0:
-        return "its weight is empty"
-    if isinstance(module, nn.Conv2d):
-        if module.groups != 1:
-            return f"grouped convolution (groups={module.groups})"
-        if module.kernel_size == (1, 1):
-            return "1 x 1 convolution"
-    return ""
-
-
-def _foreign(module: nn.Module) -> str:
-    """The reason for a type that is neither Linear nor Conv2d."""
-    for base in (nn.Linear, nn.Conv2d):
-        if isinstance(module, base):
-            return f"subclass of {base.__name__}; only the exact type is replaced"
-    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return "transposed convolution"
-    if isinstance(module, (nn.Conv1d, nn.Conv3d)):
-        return "only convolutions in two dimensions are replaced"
-    return "neither Linear nor Conv2d"
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (
-        "_forward_hooks",
-        "_forward_pre_hooks",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-        "_state_dict_hooks",
-        "_state_dict_pre_hooks",
-        "_load_state_dict_pre_hooks",
-        "_load_state_dict_post_hooks",
-    )
-    return any(getattr(module, name, None) for name in hooks)
 
 
 def _read_by_parents(places: dict[nn.Module, list[str]]) -> Iterator[tuple[nn.Module, str]]:
@@ -169,14 +120,24 @@ def _held_elsewhere(places: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
         for attribute, value in vars(owner).items():
             if attribute == "_modules":
                 continue
-            if isinstance(value, dict):
-                values = list(value.values())
-            else:
-                values = list(value) if isinstance(value, (list, tuple, set)) else [value]
-            for one in values:
-                if isinstance(one, nn.Module) and one in places:
+            for one in _modules_in(value):
+                if one in places and not (one is owner and attribute == "forward"):
                     held[one] = attribute if names[0] == ROOT else f"{names[0]}.{attribute}"
     return held
+
+
+def _modules_in(value: Any) -> Iterator[nn.Module]:
+    """Modules in nested plain containers, and those whose methods are in them."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, MethodType):
+        yield from _modules_in(value.__self__)
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _modules_in(one)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for one in value:
+            yield from _modules_in(one)
 
 
 def _tied(owners: dict[nn.Module, list[str]]) -> dict[nn.Module, list[str]]:

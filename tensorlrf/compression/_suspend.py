@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 
@@ -44,6 +46,7 @@ class Suspendable:
         """
         self._go.release()
         self._back.acquire()
+        _trim()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -77,6 +80,24 @@ class Suspendable:
             self._error = error
         self._value = None
         self._back.release()
+
+
+def _trim() -> None:
+    """Give freed memory back to the system. glibc's malloc has an arena for each thread, which
+    keeps for it what was freed there: the many threads of suspended calls would together hold
+    several times what they use."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another system or C library
+        return None
+    return trim
 
 
 def thread_settings() -> Callable[[], contextlib.AbstractContextManager[None]]:

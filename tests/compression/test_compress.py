@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorlrf.compression import compress
+from tensorlrf.compression import SVD, Tucker, compress
 from tensorlrf.compression._calibrate import Seen
-from tensorlrf.compression._factor import factor, output_error
+from tensorlrf.compression._factor import Options, factor
+from tensorlrf.compression._site import Site
+from tensorlrf.compression._statistics import output_error
 from tensorlrf.errors import ArgumentError, DegenerateWarning
+from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
 
 METHODS = ("svd", "tucker", "cp")
@@ -173,24 +176,26 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
         conv.weight.copy_(seeded(12, channels, 3, 3, seed=seed))
     mixing = seeded(channels, channels, seed=seed + 1) * torch.linspace(0.02, 1, channels)
     x = torch.einsum("bihw,ij->bjhw", seeded(6, channels, 9, 9, seed=seed + 2), mixing)
-    seen = Seen.of(conv, lags=False)
-    seen.moments.add(x)
-    rank = 5 if method == "svd" else (6, 7)
-    aware = factor("conv", conv.weight, method, rank, seen, 0)
-    plain = factor("conv", conv.weight, method, rank, None, 0)
-    gram = seen.moments.gram()
+    site = Site.of(conv)
+    seen = Seen(site, lags=False, holds_out=False)
+    seen.add(x, None, held=False)
+    config = SVD(rank=5) if method == "svd" else Tucker(rank=(6, 7))
+    aware = factor("conv", site, config, seen, Options())
+    plain = factor("conv", site, config, None, Options())
+
+    def error(factors: Factors) -> float:
+        return output_error([site.weight], [factors.to_dense()], seen.fit())
+
     # Rounding of the factors to float32, relative to the outputs.
     slack = 64 * torch.finfo(torch.float32).eps
-    assert output_error(conv.weight.detach(), aware.factors, gram) <= (
-        output_error(conv.weight.detach(), plain.factors, gram) + slack
-    )
+    assert error(aware.factors) <= error(plain.factors) + slack
     # The metric is the true error on the inputs that it was made of.
     with torch.no_grad():
         y = nn.functional.conv2d(x.double(), conv.weight.double(), None, conv.stride, 1)
         dense = aware.factors.to_dense().double()
         lost = y - nn.functional.conv2d(x.double(), dense, None, conv.stride, 1)
-    assert aware.output_error is not None
-    assert math.isclose(aware.output_error, float(lost.norm() / y.norm()), rel_tol=1e-4)
+    assert aware.fit_error is not None
+    assert math.isclose(aware.fit_error, float(lost.norm() / y.norm()), rel_tol=1e-4)
 
 
 def test_cp_measures_output_errors_without_fitting_to_them() -> None:
@@ -204,8 +209,8 @@ def test_cp_measures_output_errors_without_fitting_to_them() -> None:
 
 def test_tucker_rank_shares() -> None:
     model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
-    _, even = compress(model, keep_params=0.25, method="tucker", rank_shares=(0.5, 0.5))
-    _, tall = compress(model, keep_params=0.25, method="tucker", rank_shares=(1.0, 0.5))
+    _, even = compress(model, keep_params=0.25, method=Tucker(rank_shares=(0.5, 0.5)))
+    _, tall = compress(model, keep_params=0.25, method=Tucker(rank_shares=(1.0, 0.5)))
     for row in even.layers:
         assert isinstance(row.rank, tuple)
         assert abs(row.rank[0] - row.rank[1]) <= 8
@@ -244,8 +249,17 @@ def test_under_inference_mode_and_no_grad_the_result_can_be_trained() -> None:
         ({"keep_params": True}, "keep_params=True"),
         ({"keep_params": 0.001}, r"keep_params=0\.001.*is the least"),
         ({"keep_params": 0.5, "method": "qr"}, "method='qr' is unknown.*svd, tucker, cp"),
-        ({"keep_params": 0.5, "rank_shares": (0.5,)}, "rank_shares="),
-        ({"keep_params": 0.5, "rank_shares": (0.5, 0)}, "rank_shares="),
+        ({"keep_params": 0.5, "error": 0.1}, "keep_params=0.5 and error=0.1 are two budgets"),
+        ({}, "no budget for 0, .*: give keep_params="),
+        ({"error": 1.0}, r"error=1.0 must be a relative error in \(0, 1\)"),
+        ({"keep_params": 0.5, "method": SVD(rank=4)}, "two budgets"),
+        ({"keep_params": 0.5, "method": {"nine": "svd"}}, "the glob 'nine' matches no layer"),
+        ({"keep_params": 0.5, "method": {}}, "method={} is empty"),
+        ({"keep_params": 0.5, "method": 3}, "method is a int"),
+        ({"keep_params": 0.5, "target": "nearest"}, "target='nearest'"),
+        ({"keep_params": 0.5, "holdout": 1}, "holdout=1 must be"),
+        ({"keep_params": 0.5, "objective": "speed"}, "objective='speed'"),
+        ({"keep_params": 0.5, "objective": "latency"}, "needs example="),
         ({"keep_params": 0.5, "random_state": "seed"}, "random_state='seed'"),
     ],
 )

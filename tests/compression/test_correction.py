@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression import compress
-from tensorlrf.compression._correction import LagMoments, corrected, target_error
-from tensorlrf.compression._moments import moments_of
+from tensorlrf.compression._correction import LagMoments, OutputLags, corrected, lag_moments
+from tensorlrf.compression._moments import Moments, moments_of
+from tensorlrf.compression._site import Site
+from tensorlrf.compression._statistics import Stream, output_error
 from tensorlrf.errors import ArgumentError
 
 
@@ -27,6 +29,11 @@ def outputs(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
     if layer.bias is not None:
         state["bias"] = torch.zeros_like(layer.bias)
     return torch.func.functional_call(layer, state, x)
+
+
+def accumulators(layer: nn.Module) -> tuple[Moments, LagMoments]:
+    site = Site.of(layer)
+    return moments_of(site), lag_moments(site.weight, site.taps)
 
 
 @st.composite
@@ -49,6 +56,8 @@ def layers(draw: st.DrawFn) -> tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]:
     return conv, (2, 3, 9, 8)
 
 
+# torch says once that an even kernel with padding="same" costs it a copy.
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(layers(), st.integers(0, 3))
 def test_moments_tell_the_error_of_any_weight(
@@ -57,21 +66,39 @@ def test_moments_tell_the_error_of_any_weight(
     layer, shape = case
     weight = seeded(*layer.weight.shape, seed=seed)
     layer.weight.data.copy_(weight)
-    moments, lags = moments_of(layer), LagMoments(layer)
+    site = Site.of(layer)
+    stream = Stream(site, lags=True)
     lost = total = 0.0
     other = seeded(*layer.weight.shape, seed=seed + 7)
     for k in range(2):
         x0 = seeded(*shape, seed=10 + k)
         x = x0 + 0.3 * seeded(*shape, seed=20 + k)
-        moments.add(x)
-        lags.add(x, x0)
+        stream.add(x, x0)
         with torch.no_grad():
             y0 = outputs(layer, weight, x0)
             lost += float((y0 - outputs(layer, other, x)).square().sum())
             total += float(y0.square().sum())
-    assert lags.count == moments.count
-    measured = target_error(weight, other, moments.gram(), lags.lag())
+    (statistics,) = stream.statistics()
+    measured = output_error([weight], [other], [statistics])
     assert measured == pytest.approx(math.sqrt(lost / total), rel=1e-10)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(1, 9), st.integers(0, 8), st.integers(0, 99))
+def test_lags_of_inputs_are_those_of_outputs(n: int, more: int, seed: int) -> None:
+    """Both accumulators, of which the cheaper one is taken, stream the same moments."""
+    weight = seeded(n + more, n, seed=seed)
+    by_inputs, by_outputs = lag_moments(weight, None), OutputLags(weight, None)
+    assert not isinstance(by_inputs, OutputLags)
+    for k in range(2):
+        x, x0 = seeded(5, 3, n, seed=seed + k), seeded(5, 3, n, seed=seed + 10 + k)
+        for moments in (by_inputs, by_outputs):
+            moments.add(x, x0)
+    first, second = by_inputs.lag(), by_outputs.lag()
+    assert by_inputs.count == by_outputs.count == 30
+    torch.testing.assert_close(first.cross, second.cross, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(first.mean, second.mean, rtol=1e-12, atol=1e-12)
+    assert first.lost == pytest.approx(second.lost, rel=1e-12)
 
 
 def test_corrected_weight_is_the_least_squares_one() -> None:
@@ -79,7 +106,7 @@ def test_corrected_weight_is_the_least_squares_one() -> None:
     layer = nn.Linear(6, 4, dtype=torch.float64)
     x0 = seeded(200, 6)
     x = x0 @ seeded(6, 6, seed=1) + 0.5 * seeded(200, 6, seed=2)
-    moments, lags = moments_of(layer), LagMoments(layer)
+    moments, lags = accumulators(layer)
     moments.add(x)
     lags.add(x, x0)
     best = corrected(layer.weight.detach(), moments.gram(), lags.lag(), ridge=0.0)
@@ -91,7 +118,7 @@ def test_corrected_weight_is_the_least_squares_one() -> None:
 def test_ridge_draws_towards_the_given_weight() -> None:
     layer = nn.Linear(6, 4, dtype=torch.float64)
     x0 = seeded(50, 6)
-    moments, lags = moments_of(layer), LagMoments(layer)
+    moments, lags = accumulators(layer)
     moments.add(x0 + seeded(50, 6, seed=1))
     lags.add(x0 + seeded(50, 6, seed=1), x0)
     weight = layer.weight.detach()
@@ -106,7 +133,7 @@ def test_ridge_draws_towards_the_given_weight() -> None:
 def test_nothing_is_corrected_where_nothing_was_lost() -> None:
     layer = nn.Conv2d(3, 4, 3, dtype=torch.float64)
     x = seeded(2, 3, 8, 8)
-    moments, lags = moments_of(layer), LagMoments(layer)
+    moments, lags = accumulators(layer)
     moments.add(x)
     lags.add(x, x)
     weight = layer.weight.detach()
@@ -191,13 +218,13 @@ class Fickle(nn.Module):
         self.early = nn.Linear(16, 16, bias=False)
         self.late = nn.Linear(16, 16, bias=False)
         self.early.weight.data.copy_(seeded(16, 16))
-        self.given = self.early.weight.detach().clone()
+        self.given = self.early(seeded(99, 16).float()).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.early(x)
-        return x if torch.equal(self.early.weight, self.given) else self.late(x)
+        return x if torch.allclose(x, self.given, atol=1e-4) else self.late(x)
 
 
 def test_a_model_that_takes_another_course_when_compressed_is_named() -> None:
     with pytest.raises(ArgumentError, match=r"late.*use target='prefix'"):
-        compress(Fickle(), keep_params=0.6, calibration=[torch.ones(99, 16)], target="original")
+        compress(Fickle(), keep_params=0.6, calibration=[seeded(99, 16).float()], target="original")

@@ -1,0 +1,309 @@
+"""A plan: which layer gets which factors, as a value that prints itself and can be edited."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from tensorlrf.compression._methods import (
+    Method,
+    MethodLike,
+    as_method,
+    method_from_dict,
+    params_at,
+)
+from tensorlrf.compression._ranks import LayerRank
+from tensorlrf.decomposition._rank import Rank
+from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to become of one module that owns parameters.
+
+    name, places   qualified names: the first one, and all
+    kind           its type
+    shape, groups  of the weight of a layer that can be factored; () otherwise
+    method         the method with its options and its rank (or error, or share for "auto"); None
+                   where the layer stays
+    params         of the weight, or of all its own parameters where it cannot be factored
+    eligible       whether it can be factored and was not asked to stay; such layers count in
+                   `keep_params`
+    reason         why it stays; empty where it gets factors
+    """
+
+    name: str
+    places: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    groups: int
+    method: Method | None
+    params: int
+    eligible: bool
+    reason: str = ""
+
+    @property
+    def factored(self) -> bool:
+        """Whether it gets factors."""
+        return self.method is not None
+
+    @property
+    def rank(self) -> LayerRank | None:
+        """The rank where it is known before the fit."""
+        rank = None if self.method is None else self.method.rank
+        return None if isinstance(rank, (float, str)) else rank  # type: ignore[return-value]
+
+    @property
+    def params_after(self) -> int | None:
+        """Parameters of the weight or of its factors; None where the fit decides."""
+        if self.method is None:
+            return self.params
+        if isinstance(self.method.rank, float):
+            return int(self.method.rank * self.params)
+        if self.rank is None:
+            return None
+        return params_at(self.method, self.rank, self.shape, self.groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "places": list(self.places),
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "groups": self.groups,
+            "method": None if self.method is None else self.method.to_dict(),
+            "params": self.params,
+            "eligible": self.eligible,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to become of every module of a model that owns parameters.
+
+    architecture  a hash of the model's structure: names, types and shapes, no values
+    keep_params   the share asked for, of the layers without a budget of their own; or None
+    error         the relative error asked for, likewise; or None
+    layers        in the order of the model
+
+    Prints itself as a table; `to_json()` and `from_json()`; `edit()`. It is carried out by
+    `tensorlrf.apply(model, plan)`.
+    """
+
+    architecture: str
+    keep_params: float | None
+    error: float | None
+    layers: tuple[LayerPlan, ...]
+
+    def layer(self, name: str) -> LayerPlan:
+        """The row of a layer, by any of its names. Raises KeyError."""
+        for row in self.layers:
+            if name in row.places:
+                return row
+        raise KeyError(name)
+
+    @property
+    def factored(self) -> tuple[LayerPlan, ...]:
+        """The layers that get factors."""
+        return tuple(row for row in self.layers if row.method is not None)
+
+    def edit(
+        self,
+        glob: str,
+        *,
+        method: MethodLike | None = None,
+        rank: Rank | None = None,
+        error: float | None = None,
+        leave: bool = False,
+    ) -> Plan:
+        """A plan in which the layers that a glob matches have another method or budget, or stay.
+
+        glob    matched against qualified names; layers that cannot be factored are passed over
+        method  a word or a config; by default the present one
+        rank, error   the new budget; a method without one takes over the present one
+        leave   True: the layers stay as they are
+
+        Raises ArgumentError where nothing matches, or what is asked for cannot be.
+        """
+        if leave == (method is not None or rank is not None or error is not None):
+            raise ArgumentError("give method=, rank= or error=, or leave=True, one of these")
+        rows, hit = [], False
+        for row in self.layers:
+            if not row.shape or not any(fnmatchcase(name, glob) for name in row.places):
+                rows.append(row)
+                continue
+            hit = True
+            if leave:
+                rows.append(replace(row, method=None, reason="left by an edit of the plan"))
+                continue
+            chosen = row.method if method is None else as_method(method)
+            if chosen is None:
+                chosen = as_method("svd")
+            if rank is not None or error is not None:
+                chosen = chosen.with_budget(rank=rank, error=error)
+            elif not chosen.budgeted and row.method is not None:
+                chosen = chosen.with_budget(rank=row.method.rank, error=row.method.error)
+            rows.append(
+                _checked(replace(row, method=chosen.for_shape(row.shape), reason="", eligible=True))
+            )
+        if not hit:
+            names = ", ".join(row.name for row in self.layers if row.shape)[:300]
+            raise ArgumentError(
+                f"glob={glob!r} matches no layer that can be factored; there are {names}"
+            )
+        return replace(self, layers=tuple(rows))
+
+    def to_json(self) -> str:
+        """As JSON text, indented, for people to edit."""
+        values = {
+            "version": FORMAT_VERSION,
+            "architecture": self.architecture,
+            "keep_params": self.keep_params,
+            "error": self.error,
+            "layers": [row.to_dict() for row in self.layers],
+        }
+        return json.dumps(values, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Inverse of `to_json`.
+
+        Raises FileFormatError for what is no plan, ArgumentError or RankError, naming the layer,
+        for a method, an option or a rank that cannot be.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("version")
+            if version != FORMAT_VERSION:
+                raise FileFormatError(
+                    f"text is a plan of format version {version}, this is {FORMAT_VERSION}; "
+                    "update tensorlrf"
+                )
+            rows = values.pop("layers")
+            _check_types(values, _PLAN, "it")
+            _check_budgets(values)
+            names = [row["name"] for row in rows]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise FileFormatError(f"text is no plan: layer {twice!r} stands twice")
+            return cls(**values, layers=tuple(_layer(row) for row in rows))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if isinstance(error, TensorlrfError):
+                raise
+            raise FileFormatError(f"text is no plan: {type(error).__name__}: {error}") from None
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        from tensorlrf.compression._render import markdown_plan
+
+        return markdown_plan(self)
+
+    def __str__(self) -> str:
+        from tensorlrf.compression._render import plain
+
+        return plain(self)
+
+    def __rich__(self) -> Group:
+        from tensorlrf.compression._render import rich_plan
+
+        return rich_plan(self)
+
+
+def _layer(values: Mapping[str, Any]) -> LayerPlan:
+    values = dict(values)
+    _check_types(values, _LAYER, f"layer {values.get('name')!r}")
+    try:
+        if values["method"] is not None:
+            values["method"] = method_from_dict(values["method"])
+        for entry in ("places", "shape"):
+            values[entry] = tuple(values[entry])
+        return _checked(LayerPlan(**values))
+    except TensorlrfError as error:
+        raise type(error)(f"plan: layer {values['name']!r}: {error}") from None
+
+
+_TEXT: tuple[type, ...] = (str,)
+_PLAN: dict[str, tuple[type, ...]] = {
+    "architecture": _TEXT,
+    "keep_params": (float, int, NoneType),
+    "error": (float, int, NoneType),
+}
+_LAYER: dict[str, tuple[type, ...]] = {
+    "name": _TEXT,
+    "places": (list,),
+    "kind": _TEXT,
+    "shape": (list,),
+    "groups": (int,),
+    "method": (dict, NoneType),
+    "params": (int,),
+    "eligible": (bool,),
+    "reason": _TEXT,
+}
+_ENTRIES: dict[str, type] = {"places": str, "shape": int}
+
+
+def _check_types(values: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Raise FileFormatError unless the entries are just these, each of its type."""
+    if set(values) != set(types):
+        raise FileFormatError(
+            f"text is no plan: {where} has the entries {', '.join(sorted(values))}; they must be "
+            f"{', '.join(types)}"
+        )
+    for entry, kinds in types.items():
+        value = values[entry]
+        inner = _ENTRIES.get(entry)
+        good = type(value) in kinds and (inner is None or all(type(v) is inner for v in value))
+        if not good:
+            words = " or ".join("null" if k is NoneType else k.__name__ for k in kinds)
+            of = "" if inner is None else f" of {inner.__name__}"
+            raise FileFormatError(
+                f"text is no plan: {entry} of {where} is {_short(value)}, not {words}{of}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _check_budgets(values: Mapping[str, Any]) -> None:
+    for entry in ("keep_params", "error"):
+        value = values[entry]
+        if value is not None and not 0 < value <= 1:
+            raise FileFormatError(f"text is no plan: {entry} is {value!r}, not a share in (0, 1]")
+
+
+def _checked(row: LayerPlan) -> LayerPlan:
+    """The row, if it hangs together and its rank is one that the layer can have."""
+    O, *rest = row.shape or (1, 1)
+    if not rest or min(row.shape, default=1) < 1 or row.groups < 1 or O % row.groups:
+        raise ArgumentError(
+            f"shape {row.shape} in {row.groups} groups is none of a weight, (out, in, ...)"
+        )
+    if row.params < 0 or (row.shape and row.params != math.prod(row.shape)):
+        raise ArgumentError(f"params={row.params} is not what a weight {row.shape} has")
+    if row.name not in row.places:
+        raise ArgumentError(f"its places are {', '.join(row.places)}, itself not among them")
+    if row.eligible and not row.shape:
+        raise ArgumentError(f"{row.name} cannot be eligible: {row.reason or row.kind}")
+    if row.method is None:
+        return row
+    if not row.shape:
+        raise ArgumentError(f"{row.name} cannot be factored: {row.reason or row.kind}")
+    if not row.method.budgeted:
+        raise ArgumentError(f"{row.name}: the method {row.method} needs a rank or an error")
+    if row.rank is not None:
+        params_at(row.method, row.rank, row.shape, row.groups)
+    return row

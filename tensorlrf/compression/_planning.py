@@ -1,0 +1,257 @@
+"""From a model and a budget to a plan. Looks at shapes and types; needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from tensorlrf.compression._architecture import fingerprint
+from tensorlrf.compression._factor import at_rank, rank_within
+from tensorlrf.compression._methods import Auto, Given, Method, as_method, params_at
+from tensorlrf.compression._plan import LayerPlan, Plan
+from tensorlrf.compression._ranks import Ladder, allocate
+from tensorlrf.compression._site import Site
+from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
+from tensorlrf.errors import ArgumentError, TensorlrfError
+
+OBJECTIVES = ("size", "latency")
+
+
+def plan(
+    model: nn.Module,
+    *,
+    keep_params: float | None = None,
+    error: float | None = None,
+    method: Given = "svd",
+    skip: str | Sequence[str] | None = None,
+    objective: str = "size",
+    example: Any = None,
+) -> Plan:
+    """What `compress` would do with the model, as a value that can be looked at and edited.
+
+    Eligible are Linear, Conv1d, Conv2d, Conv3d, the Conv1D of transformers, and subclasses that
+    are known to compute the same, where a factored form is smaller. All other modules stay, each
+    with its reason. Nothing is computed but ranks, so a plan is quick.
+
+    keep_params  share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers
+                 that must stay dense for want of a rank included; biases are not counted. Ranks
+                 are uniform: every layer keeps about the same share, in multiples of 8 (below 8,
+                 in ones). Or instead
+    error        the relative error that each layer may have, in (0, 1): of its outputs where
+                 `apply` gets calibration, else of its weight. Layers that do not become smaller
+                 within it stay. One of the two, unless every method brings its own budget
+    method       "svd": a matrix of low rank, for a conv (O, I kh kw); "tucker": Tucker-2 on the
+                 channels of a conv (Kim et al. 2016); "cp": CP of a conv (Lebedev et al. 2015);
+                 "auto": whichever has the least error in a layer. Or a config, `SVD(...)`,
+                 `Tucker(...)`, `CP(...)`, `Auto(...)`, with all options and perhaps a rank or an
+                 error of its own; or a mapping from globs of layer names to words, configs or None
+                 (stay): the first glob that matches counts. A Linear has the SVD in each of them
+    skip         globs of qualified names that stay; a glob covers all that a module holds. None:
+                 heads stay (classifiers, poolers, the output layer of a language model); []: none
+    objective    "latency": layers that do not get faster on this device at the planned rank stay
+    example      a batch to time them on, for objective="latency": tensor, tuple or dict
+
+    Raises ArgumentError for two budgets or none, a share too small for any rank, an unknown method
+    or option, a glob that matches nothing, no eligible layer, NaN or Inf in a weight.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    _check_budget("keep_params", keep_params)
+    _check_budget("error", error)
+    if objective not in OBJECTIVES:
+        raise ArgumentError(
+            f"objective={objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
+        )
+    choose = _chooser(method)
+    found = survey(model, [skip] if isinstance(skip, str) else skip)
+    drafts = [_draft(one, choose) for one in found]
+    if isinstance(method, Mapping):
+        _check_used(method, [d.found for d in drafts])
+    _check_budgets(drafts, keep_params, error)
+    drafts = _with_ranks(drafts, keep_params, error)
+    if objective == "latency":
+        from tensorlrf.compression._worthwhile import without_slow
+
+        slow = without_slow(model, {d.found.name: d.method for d in drafts if d.method}, example)
+        drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]
+    for draft in drafts:
+        if draft.method is not None:
+            check_values(draft.found.name, Site.of(draft.found.module).weight)
+    return Plan(
+        fingerprint(model),
+        None if keep_params is None else float(keep_params),
+        None if error is None else float(error),
+        tuple(_row(d) for d in drafts),
+    )
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A module on its way into the plan; `site` where it can be factored."""
+
+    found: Found
+    site: Site | None
+    method: Method | None
+    ladder: Ladder | None
+    reason: str
+
+    @property
+    def eligible(self) -> bool:
+        return self.ladder is not None
+
+
+def _left(draft: _Draft, reason: str) -> _Draft:
+    return replace(draft, method=None, ladder=None, reason=reason)
+
+
+def _chooser(method: Given) -> Mapping[str, Method | None]:
+    """Glob -> method. One method for all is that of "*"."""
+    if not isinstance(method, Mapping):
+        return {"*": as_method(method)}
+    if not method:
+        raise ArgumentError("method={} is empty; map globs of layer names to methods")
+    return {
+        glob: None if value is None else as_method(value, f"method[{glob!r}]")
+        for glob, value in method.items()
+    }
+
+
+def _draft(found: Found, choose: Mapping[str, Method | None]) -> _Draft:
+    if found.reason and not found.asked:
+        return _Draft(found, None, None, None, found.reason)
+    site = Site.of(found.module)
+    if found.reason:
+        return _Draft(found, site, None, None, found.reason)
+    glob = next((g for g in choose for n in found.places if fnmatchcase(n, g)), None)
+    if glob is None:
+        return _Draft(found, site, None, None, "no glob of method= matches it")
+    method = choose[glob]
+    if method is None:
+        return _Draft(found, site, None, None, f"left by method= for {glob!r}")
+    method = method.for_shape(site.shape)
+    ladder = method.ladder(site.shape, site.groups)
+    if not ladder.rungs and not isinstance(method.rank, (int, tuple)):
+        return _Draft(found, site, None, None, "no factored form is smaller")
+    return _Draft(found, site, method, ladder, "")
+
+
+def _check_used(method: Mapping[str, Any], found: Sequence[Found]) -> None:
+    names = [name for one in found for name in one.places]
+    for glob in method:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ArgumentError(
+                f"method: the glob {glob!r} matches no layer; there are {', '.join(names)[:300]}"
+            )
+
+
+def _check_budgets(
+    drafts: Sequence[_Draft], keep_params: float | None, error: float | None
+) -> None:
+    eligible = [d for d in drafts if d.method is not None]
+    if not eligible:
+        reasons = "; ".join(f"{d.found.name}: {d.reason}" for d in drafts[:20])
+        more = f"; and {len(drafts) - 20} more" if len(drafts) > 20 else ""
+        raise ArgumentError(
+            "model has no eligible layer, which is a Linear or a convolution that becomes smaller "
+            f"as factors ({reasons or 'it has no parameters'}{more})"
+        )
+    if keep_params is not None and error is not None:
+        raise ArgumentError(
+            f"keep_params={keep_params!r} and error={error!r} are two budgets; give one of them"
+        )
+    open_ = [d.found.name for d in eligible if d.method is not None and not d.method.budgeted]
+    if keep_params is None and error is None and open_:
+        raise ArgumentError(
+            f"there is no budget for {_some(open_)}: give keep_params=, the share of the weights "
+            "to keep, or error=, or a rank to every method"
+        )
+    if (keep_params is not None or error is not None) and not open_:
+        given = "keep_params" if keep_params is not None else "error"
+        raise ArgumentError(
+            f"{given}= and the methods' own ranks or errors are two budgets: every layer has one "
+            f"of its own, so leave {given}= out"
+        )
+
+
+def _with_ranks(
+    drafts: list[_Draft], keep_params: float | None, error: float | None
+) -> list[_Draft]:
+    """The drafts with a rank, an error or a share each."""
+    shared = [k for k, d in enumerate(drafts) if d.method is not None and not d.method.budgeted]
+    drafts = [_own_rank(d) for d in drafts]
+    if keep_params is not None:
+        ladders = [drafts[k].ladder for k in shared]
+        rungs = allocate([ladder for ladder in ladders if ladder is not None], keep_params)
+        for k, rung in zip(shared, rungs, strict=True):
+            draft = drafts[k]
+            assert draft.method is not None
+            assert draft.ladder is not None
+            if rung is None:
+                drafts[k] = replace(draft, method=None, reason="no rank fits into the share")
+            elif isinstance(draft.method, Auto):
+                share = rung.params / draft.ladder.dense
+                drafts[k] = replace(draft, method=draft.method.with_budget(rank=share))
+            else:
+                drafts[k] = replace(draft, method=at_rank(draft.method, rung.rank))
+    elif error is not None:
+        for k in shared:
+            method = drafts[k].method
+            assert method is not None
+            drafts[k] = replace(drafts[k], method=method.with_budget(error=error))
+    return drafts
+
+
+def _own_rank(draft: _Draft) -> _Draft:
+    """A layer's own share becomes a rank, and its own rank is checked."""
+    method, site = draft.method, draft.site
+    if method is None or site is None or method.rank is None or isinstance(method, Auto):
+        return draft
+    try:
+        if isinstance(method.rank, float):
+            rank = rank_within(method, site.shape, site.groups, method.rank)
+            if rank is None:
+                reason = f"no rank fits into its share, {method.rank:g}"
+                return replace(draft, method=None, reason=reason)
+            return replace(draft, method=at_rank(method, rank))
+        params_at(method, method.rank, site.shape, site.groups)  # type: ignore[arg-type]
+    except TensorlrfError as error:
+        raise type(error)(f"method of {draft.found.name}: {error}") from None
+    return draft
+
+
+def _row(draft: _Draft) -> LayerPlan:
+    found, site = draft.found, draft.site
+    params = own_numbers(found.module)[0] if site is None else site.weight.numel()
+    return LayerPlan(
+        found.name,
+        found.places,
+        kind_of(found.module),
+        () if site is None else site.shape,
+        1 if site is None else site.groups,
+        draft.method,
+        params,
+        draft.eligible,
+        draft.reason,
+    )
+
+
+def _check_budget(argument: str, value: Any) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if argument == "keep_params" and not (number and 0 < value <= 1):
+        raise ArgumentError(
+            f"keep_params={value!r} must be a share in (0, 1]: 0.25 keeps at most a quarter "
+            "of the eligible layers' parameters"
+        )
+    if argument == "error" and not (number and 0 < value < 1):
+        raise ArgumentError(f"error={value!r} must be a relative error in (0, 1), such as 0.05")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

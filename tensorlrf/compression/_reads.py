@@ -1,0 +1,77 @@
+"""Weights that somebody else computes with: their layers must stay what they are.
+
+A parent may pass `child.weight` to a function instead of calling the child. No look at the child
+tells; a pass of the model does, in which every call of a torch function is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+# Functions that look at a tensor without computing with it.
+_LOOKS = frozenset(
+    ["__get__", "__set__", "size", "dim", "stride", "numel", "is_floating_point", "detach",
+     "requires_grad_", "is_contiguous", "data_ptr", "untyped_storage", "element_size", "__repr__"]
+)  # fmt: skip
+
+
+class _Readers(TorchFunctionMode):
+    """Notes each weight that a function takes outside its own layer's forward."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], names: Mapping[nn.Module, str]) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self.running: list[nn.Module] = []
+        self._names = names
+        self._layers = {
+            id(p): (name, layer)
+            for name, layer in layers.items()
+            for p in layer.parameters(recurse=False)
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in _LOOKS:
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor) and id(leaf) in self._layers:
+                    name, layer = self._layers[id(leaf)]
+                    if layer not in self.running:
+                        reader = self.running[-1] if self.running else None
+                        who = "the model" if reader is None else self._names.get(reader, "")
+                        self.found.setdefault(name, who or type(reader).__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watch_readers(
+    model: nn.Module, layers: Mapping[str, nn.Module]
+) -> Iterator[Callable[[], dict[str, str]]]:
+    """While it is entered, the model may be run; yields a function that tells for each layer whose
+    parameters were taken outside its own forward, which module took them."""
+    names = {module: name for name, module in model.named_modules()}
+    readers = _Readers(layers, names)
+    handles = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        readers.running.append(module)
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        if readers.running and readers.running[-1] is module:
+            readers.running.pop()
+
+    for module in names:
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        with readers:
+            yield lambda: readers.found
+    finally:
+        for handle in handles:
+            handle.remove()

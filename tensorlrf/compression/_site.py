@@ -1,0 +1,80 @@
+"""A layer that can be factored, as compression sees it: a weight in groups, and how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression._taps import Taps
+from tensorlrf.nn._plain import HF_CONV1D, Plain, plain_of
+
+
+@dataclass(frozen=True)
+class Site:
+    """module  the layer
+    plain      what it computes
+    taps       how a convolution reads its input; None for a linear layer
+    """
+
+    module: Any
+    plain: Plain
+    taps: Taps | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Site:
+        """For a module that is known to be replaceable."""
+        plain = plain_of(module)
+        assert isinstance(plain, Plain)
+        taps = Taps.of(plain, module.weight.shape) if plain.axes else None  # type: ignore[arg-type]
+        return cls(module, plain, taps)
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, I / groups, *kernel), or (out, in); detached."""
+        weight: Tensor = self.module.weight.detach()
+        return weight.T if self.plain.kind == HF_CONV1D else weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of `weight`."""
+        return tuple(self.weight.shape)
+
+    @property
+    def groups(self) -> int:
+        return self.plain.groups
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @property
+    def columns(self) -> int:
+        """Columns n of one group's weight as a matrix."""
+        return self.weight[0].numel()
+
+    def group_weights(self) -> tuple[Tensor, ...]:
+        """The weight of each group: (O / groups, I / groups, *kernel)."""
+        return tuple(self.weight.chunk(self.groups))
+
+    def write(self, weight: Tensor) -> None:
+        """Put other values into the layer's own weight."""
+        with torch.no_grad():
+            self.weight.copy_(weight)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether x has the shape of an input; what does not is left to the layer to refuse."""
+        if self.taps is None:
+            return x.ndim >= 1 and x.shape[-1] == self.shape[1]
+        channels = -self.taps.axes - 1
+        ndims = (self.taps.axes + 1, self.taps.axes + 2)
+        return x.ndim in ndims and x.shape[channels] == self.taps.channels * self.groups
+
+
+def site_at(model: nn.Module, name: str) -> Site:
+    """The layer of that qualified name, which is known to be replaceable."""
+    from tensorlrf.compression._survey import ROOT
+
+    return Site.of(model if name == ROOT else model.get_submodule(name))

@@ -1,0 +1,133 @@
+"""What calibration knows of one group of a layer, and the errors that follow from it.
+
+With D = W - A for an approximation A, a correction b of the bias, and e = W (x0 - x) what the
+layers before have lost (zero where the target are the outputs on x itself),
+
+    E||W x0 - A x - b||^2 = tr(D G D^T) + 2 tr(D E[x e^T]) + E||e||^2 - 2 b.(D mu + E[e]) + ||b||^2
+
+with G = E[x x^T] and mu = E[x]. It is least at b = D mu + E[e]; D then minimises the same form in
+the centred moments, G - mu mu^T and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorlrf.compression._correction import Lag, lag_moments
+from tensorlrf.compression._moments import Moments, moments_of
+from tensorlrf.compression._site import Site
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of the inputs of one group over `count` columns.
+
+    gram   (n, n), float64
+    mean   (n,), float64
+    lag    of the outputs behind those of the given model; None where that is not the target
+    """
+
+    gram: Tensor
+    mean: Tensor
+    count: int
+    lag: Lag | None = None
+
+    @property
+    def known(self) -> bool:
+        """Inputs that are all zero say nothing about the weight."""
+        return bool(self.gram.diagonal().any())
+
+    def centred(self) -> Statistics:
+        """The same about the mean."""
+        mu, lag = self.mean, self.lag
+        if lag is not None:
+            lag = Lag(
+                lag.cross - torch.outer(lag.mean, mu),
+                torch.zeros_like(lag.mean),
+                max(0.0, lag.lost - float(lag.mean.square().sum())),
+            )
+        return Statistics(self.gram - torch.outer(mu, mu), torch.zeros_like(mu), self.count, lag)
+
+    def shift(self, weight: Tensor, approximation: Tensor) -> Tensor:
+        """The best b for an approximation: (O,), float64."""
+        shift = _matrix(weight - approximation) @ self.mean
+        return shift if self.lag is None else shift + self.lag.mean
+
+    def lost(self, weight: Tensor, approximation: Tensor, shift: Tensor | None = None) -> float:
+        """E||W x0 - A x - b||^2."""
+        value = self._energy(_matrix(weight - approximation))
+        if shift is not None:
+            best = self.shift(weight, approximation)
+            value += float((shift * (shift - 2 * best)).sum())
+        return max(0.0, value)
+
+    def whole(self, weight: Tensor) -> float:
+        """E||W x0||^2."""
+        return max(0.0, self._energy(_matrix(weight)))
+
+    def _energy(self, matrix: Tensor) -> float:
+        product = matrix @ self.gram
+        if self.lag is None:
+            return float((product * matrix).sum())
+        return float(((product + 2 * self.lag.cross) * matrix).sum()) + self.lag.lost
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.reshape(weight.shape[0], -1).to(torch.float64)
+
+
+def output_error(
+    weights: Sequence[Tensor],
+    approximations: Sequence[Tensor],
+    statistics: Sequence[Statistics],
+    shifts: Sequence[Tensor | None] | None = None,
+) -> float:
+    """Relative error of the outputs of all groups together, root mean square, without bias."""
+    shifts = [None] * len(weights) if shifts is None else shifts
+    lost = whole = 0.0
+    for w, a, s, b in zip(weights, approximations, statistics, shifts, strict=True):
+        lost += s.lost(w, a, b)
+        whole += s.whole(w)
+    return math.sqrt(lost / whole) if whole > 0 else 0.0
+
+
+class Stream:
+    """Collects the `Statistics` of every group of a layer, call by call."""
+
+    def __init__(self, site: Site, *, lags: bool) -> None:
+        self._site = site
+        self._moments: list[Moments] = [moments_of(site) for _ in range(site.groups)]
+        self._lags = [lag_moments(w, site.taps) for w in site.group_weights()] if lags else None
+
+    @property
+    def count(self) -> int:
+        """Columns of each group so far."""
+        return self._moments[0].count
+
+    def add(self, x: Tensor, x0: Tensor | None = None) -> None:
+        """Take the input of one call, and for lags the one that the given model gets there."""
+        parts = self._split(x)
+        for moments, part in zip(self._moments, parts, strict=True):
+            moments.add(part)
+        if self._lags is not None and x0 is not None:
+            for lag, part, part0 in zip(self._lags, parts, self._split(x0), strict=True):
+                lag.add(part, part0)
+
+    def statistics(self) -> tuple[Statistics, ...]:
+        """One for each group."""
+        lags: list[Lag | None] = [None] * len(self._moments)
+        if self._lags is not None:
+            lags = [lag.lag() for lag in self._lags]
+        return tuple(
+            Statistics(m.gram(), m.mean(), m.count, lag)
+            for m, lag in zip(self._moments, lags, strict=True)
+        )
+
+    def _split(self, x: Tensor) -> Sequence[Tensor]:
+        taps = self._site.taps
+        return (x,) if taps is None else x.chunk(self._site.groups, dim=-taps.axes - 1)

@@ -1,0 +1,135 @@
+"""How a convolution reads its input, in any number of axes: pads, strides, taps, groups."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn import grad
+
+from tensorlrf.nn._plain import Pads, Plain
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_WEIGHT = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
+
+Sides = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """channels  of one group's input
+    groups
+    kernel, stride, dilation   one entry an axis
+    sides     what is put before and behind each axis
+    mode      of the padding: "zeros", or as torch.nn.functional.pad calls it
+    """
+
+    channels: int
+    groups: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    sides: Sides
+    mode: str = "zeros"
+
+    @classmethod
+    def of(cls, plain: Plain, shape: Sequence[int]) -> Taps:
+        """Those of a convolution with a weight of this shape."""
+        kernel = tuple(shape[2:])
+        return cls(
+            int(shape[1]),
+            plain.groups,
+            kernel,
+            plain.stride,
+            plain.dilation,
+            _sides(plain.padding, kernel, plain.dilation),
+            plain.padding_mode,
+        )
+
+    @property
+    def axes(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def patch(self) -> int:
+        """Numbers in one patch of one group: n."""
+        return self.channels * math.prod(self.kernel)
+
+    def one_group(self) -> Taps:
+        """The same for each group's channels by themselves."""
+        return replace(self, groups=1)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(batch, groups * channels, *size) as the taps see it; without batch likewise."""
+        x = x[None] if x.ndim == self.axes + 1 else x
+        amounts = [n for pair in reversed(self.sides) for n in pair]
+        if not any(amounts):
+            return x
+        return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
+
+    def reach(self) -> tuple[int, ...]:
+        """Extent of the taps along each axis."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    def positions(self, padded: Tensor) -> tuple[int, ...]:
+        """Output positions along each axis, for a padded input."""
+        sizes = padded.shape[2:]
+        return tuple(
+            (n - r) // s + 1 for n, r, s in zip(sizes, self.reach(), self.stride, strict=True)
+        )
+
+    def patches(self, padded: Tensor) -> Tensor:
+        """A view (batch, *positions, channels, *kernel) of the padded input of one group."""
+        positions = self.positions(padded)
+        batch, channels, *steps = padded.stride()
+        return padded.as_strided(
+            (padded.shape[0], *positions, self.channels, *self.kernel),
+            (
+                batch,
+                *(a * s for a, s in zip(steps, self.stride, strict=True)),
+                channels,
+                *(a * d for a, d in zip(steps, self.dilation, strict=True)),
+            ),
+        )
+
+    def sums(self, padded: Tensor) -> Tensor:
+        """The sum of all patches, (n,) in float64, for the padded input of one group."""
+        positions = self.positions(padded)
+        total = padded.new_empty(self.channels, *self.kernel, dtype=torch.float64)
+        for at in itertools.product(*map(range, self.kernel)):
+            window: list[Any] = [slice(None), slice(None)]
+            for t, d, p, step in zip(at, self.dilation, positions, self.stride, strict=True):
+                window.append(slice(t * d, t * d + (p - 1) * step + 1, step))
+            seen = padded[tuple(window)]
+            cell: list[Any] = [slice(None), *at]
+            total[tuple(cell)] = seen.sum((0, *range(2, seen.ndim)), dtype=torch.float64)
+        return total.flatten()
+
+    def apply(self, padded: Tensor, weight: Tensor) -> Tensor:
+        """The convolution itself, without bias."""
+        out: Tensor = _CONV[self.axes](
+            padded, weight, None, self.stride, 0, self.dilation, self.groups
+        )
+        return out
+
+    def weight_gradient(self, padded: Tensor, shape: Sequence[int], e: Tensor) -> Tensor:
+        """sum over positions of e x^T, in the shape of the weight: its very gradient."""
+        out: Tensor = _WEIGHT[self.axes](  # type: ignore[no-untyped-call]
+            padded, tuple(shape), e, self.stride, 0, self.dilation, self.groups
+        )
+        return out
+
+
+def _sides(padding: str | Pads, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Sides:
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if isinstance(padding, str):  # "same": the odd one of an uneven number stands at the end
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((n // 2, n - n // 2) for n in totals)
+    return tuple(p if isinstance(p, tuple) else (p, p) for p in padding)

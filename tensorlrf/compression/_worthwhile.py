@@ -1,0 +1,100 @@
+"""Which layers would not get faster: they are found before anything is factored.
+
+Times do not depend on values, so factors of the planned rank with any values tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression._batches import call
+from tensorlrf.compression._calibrate import replica
+from tensorlrf.compression._latency import faster
+from tensorlrf.compression._methods import CP, Method, Tucker
+from tensorlrf.compression._site import Site, site_at
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.nn import factored_type
+
+NOISE = 0.05
+"""A gain below this is none."""
+
+
+def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) -> dict[str, str]:
+    """Layers that are no faster on factors than dense, with the reason; timed on the inputs that
+    the example brings them. Layers that it does not reach are not judged."""
+    if example is None:
+        raise ArgumentError("objective='latency' needs example=, a batch to time the layers on")
+    for name, method in methods.items():
+        if method.error is not None or isinstance(method.rank, float):
+            raise ArgumentError(
+                f"objective='latency' times layers at their rank, but that of {name} is decided by "
+                "the fit; give keep_params= with one method, or ranks"
+            )
+    working = replica(model).eval()
+    inputs: dict[str, Tensor] = {}
+    handles = []
+    for name in methods:
+        site = site_at(working, name)
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: Any, name: str = name) -> None:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            # Shapes and layouts are what counts: one input is alive at a time, at the timing.
+            if isinstance(x, Tensor):
+                inputs.setdefault(
+                    name, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+                )
+
+        handles.append(site.module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        call(working, example, argument="example")
+    finally:
+        for handle in handles:
+            handle.remove()
+    slow = {}
+    for name, method in methods.items():
+        if name not in inputs:
+            continue
+        site = site_at(working, name)
+        seen = inputs[name]
+        x = torch.empty_strided(seen.shape, seen.stride(), dtype=seen.dtype, device=site.device)
+        x.copy_(torch.rand(seen.shape, generator=torch.Generator().manual_seed(0)))
+        kind = factored_type(site.module)
+        assert kind is not None
+        dense, best = faster(
+            site.module, kind.from_factors(_any_factors(site, method), site.module), x
+        )
+        if best > dense * (1 - NOISE):
+            slow[name] = (
+                f"no faster on factors: {best * 1e3:.3g} ms against {dense * 1e3:.3g} ms dense on "
+                "the example"
+            )
+    return slow
+
+
+def _any_factors(site: Site, method: Method) -> Factors:
+    """Factors of the planned rank, of small random values."""
+    O, *rest = site.shape[0] // site.groups, *site.shape[1:]
+    rank: Any = method.rank
+    draws = torch.Generator().manual_seed(0)
+
+    def values(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=draws).to(site.device, site.weight.dtype)
+
+    def one() -> Factors:
+        if isinstance(method, CP):
+            return CPFactors(values(rank), tuple(values(n, rank) for n in (O, *rest)))
+        if isinstance(method, Tucker):
+            r_out, r_in = rank if isinstance(rank, tuple) else (rank, rank)
+            sides = (values(O, r_out), values(rest[0], r_in))
+            return TuckerFactors(values(r_out, r_in, *rest[1:]), sides, (0, 1))
+        n = site.columns
+        return LowRank(values(O, rank), values(rank, n), (O, *rest))
+
+    if site.groups == 1:
+        return one()
+    return Grouped.stack([one() for _ in range(site.groups)])

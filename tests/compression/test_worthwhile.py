@@ -1,0 +1,102 @@
+"""objective="latency": layers that do not get faster stay, by a clock that says what it should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensorlrf import CP, SVD, Tucker, compress, plan
+from tensorlrf.compression import _worthwhile
+from tensorlrf.errors import ArgumentError
+from tensorlrf.nn import FactoredLayer
+from tests.compression.networks import Snapshot, seeded, set_weights
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 16, 3)
+        self.groups = nn.Conv2d(16, 32, 3, groups=2)
+        self.hidden = nn.Linear(32, 32)
+        self.unused = nn.Linear(32, 48)
+
+    def forward(self, x: Tensor, offset: float = 0.0) -> Tensor:
+        x = self.groups(torch.relu(self.conv(x) + offset))
+        return self.hidden(x.mean((2, 3)))
+
+
+Asked = dict[tuple[int, ...], tuple[nn.Module, FactoredLayer, Tensor]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What was timed, by the shape of the weight; a conv is 2 s dense and 1 s, a linear 1 s and
+    .96 s, within the noise."""
+    seen: Asked = {}
+
+    def faster(layer: nn.Module, factored: FactoredLayer, x: Tensor) -> tuple[float, float]:
+        seen[tuple(layer.weight.shape)] = (layer, factored, x)  # type: ignore[arg-type]
+        factored(x)
+        return (2.0, 1.0) if x.ndim == 4 else (1.0, 0.96)
+
+    monkeypatch.setattr(_worthwhile, "faster", faster)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["svd", Tucker(rank_shares=(0.5, 0.5)), CP(n_iter_max=2)])
+def test_slow_layers_stay_with_the_reason(asked: Asked, method: Any) -> None:
+    model = set_weights(Net()).train()
+    before = Snapshot(model)
+    x = seeded(5, 8, 9, 9).to(memory_format=torch.channels_last)
+    made = plan(model, keep_params=0.5, method=method, objective="latency", example=(x, 0.5))
+    before.check()
+    row = made.layer("hidden")
+    assert row.reason == "no faster on factors: 960 ms against 1e+03 ms dense on the example"
+    assert not row.eligible
+    assert {one.name for one in made.factored} == {"conv", "groups", "unused"}
+    # Each at its planned rank, on an input of the shape and layout that the example brings it.
+    layer, factored, seen = asked[(16, 8, 3, 3)]
+    assert factored.factors.n_params == made.layer("conv").params_after
+    assert seen.shape == x.shape
+    assert seen.stride() == x.stride()
+    assert not torch.equal(seen, x)
+    assert asked[(32, 8, 3, 3)][1].factors.n_params == made.layer("groups").params_after
+    assert asked[(32, 32)][2].shape == (5, 32)
+    # What the example does not reach is not judged.
+    assert (48, 32) not in asked
+    assert not layer.training
+
+
+def test_compress_leaves_them(asked: Asked) -> None:
+    model = set_weights(Net())
+    x = seeded(5, 8, 9, 9)
+    small, report = compress(
+        model, keep_params=0.5, objective="latency", example=x, skip=["unused"]
+    )
+    assert type(small.hidden) is nn.Linear
+    assert "no faster on factors" in report.layer("hidden").reason
+    assert report.latency is not None
+    assert min(report.latency.dense, report.latency.compressed) > 0
+    assert "latency on the example" in str(report)
+
+
+def test_what_cannot_be_timed(asked: Asked) -> None:
+    model, x = set_weights(Net()), seeded(5, 8, 9, 9)
+    for options, message in (
+        ({"keep_params": 0.5}, "objective='latency' needs example="),
+        ({"error": 0.5, "example": x}, "that of conv is decided by the fit"),
+        ({"method": SVD(error=0.5), "example": x}, "decided by the fit"),
+        ({"keep_params": 0.5, "example": x[:, :3]}, "example: the model cannot take batch 0"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            plan(model, objective="latency", **options)  # type: ignore[arg-type]
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    plan(set_weights(Net()), keep_params=0.5, objective="latency", example=seeded(2, 8, 9, 9))
+    assert torch.equal(torch.get_rng_state(), state)
