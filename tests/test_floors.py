@@ -23,6 +23,7 @@ FLOORS = {
     "tensorlrf.compression": 5,
     "tensorlrf.cli": 6,
     "tensorlrf": 7,
+    "tensorlrf.__main__": 8,
 }
 HEAVY = ("triton", "tensorly", "transformers", "matplotlib", "torch._dynamo", "scipy", "skimage")
 

@@ -1,0 +1,8 @@
+"""`python -m tensorlrf`."""
+
+import sys
+
+from tensorlrf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

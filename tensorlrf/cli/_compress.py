@@ -1,0 +1,263 @@
+"""`tensorlrf compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from tensorlrf.cli._checkpoint import read_checkpoint
+from tensorlrf.cli._huggingface import read_model, read_tokenizer, write_model
+from tensorlrf.cli._options import Debug, Json, Seed
+from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._targets import check_file, check_folder
+from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
+from tensorlrf.compression import Plan, apply
+from tensorlrf.compression import plan as make_plan
+from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
+
+
+def compress(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A .safetensors checkpoint, or a model folder."),
+    ],
+    target: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="TARGET", help="The file or folder to write."),
+    ] = None,
+    keep_params: Annotated[
+        float | None,
+        typer.Option("--keep-params", help="Share of the weights to keep, at most: .5 is half."),
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option("--error", help="Relative error that each layer may have; or this."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", metavar="WORD", help="svd, tucker, cp or auto.")
+    ] = "svd",
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip",
+            metavar="GLOB",
+            help="Layers that stay, again for more. By default heads stay; '' skips none.",
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Plain text to fit to, again for more: documents between blank lines or, without "
+            "these, one a line. Folders only.",
+        ),
+    ] = None,
+    fit_target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="WORD",
+            help="What outputs are fitted to: prefix (default), original or independent.",
+        ),
+    ] = None,
+    affine: Annotated[
+        bool, typer.Option("--affine", help="Let biases make good what they can.")
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
+    ] = None,
+    max_batches: Annotated[
+        int | None, typer.Option("--max-batches", help="Batches to fit to, at most [all].")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype", metavar="WORD", help="Of a folder: float32 (default), or keep its own."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Print the plan and write nothing.")
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="A plan, from --plan-only --json, to follow."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file, or the whole folder, that is there.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A model to a smaller one that runs on factors, and a report.
+
+    A folder (config.json, weights, tokenizer) is a model of transformers; TARGET becomes a folder
+    that tensorlrf.load(TARGET) gives back in one call. Needs the extra hf.
+
+    A .safetensors file is compressed by its weights alone: tensors called NAME.weight with two
+    dimensions, (out, in), are taken for linear layers, unless their name is that of an embedding,
+    and with three to five for convolutions. tensorlrf.load(TARGET, model) gives the model back.
+    What shapes do not tell: use --skip for convolutions with groups, transposed ones and embeddings
+    of other names; and the folder for GPT-2 and others with transposed weights (Conv1D).
+
+    \b
+    Examples:
+      tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --text news.txt
+      tensorlrf compress net.safetensors -o small.safetensors --keep-params .5 --skip 'fc*'
+      tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
+      tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
+    """
+    with guard(debug):
+        options = _Options(
+            source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
+            max_batches, dtype, seed,
+        )  # fmt: skip
+        options.check()
+        given = None
+        if plan is not None:
+            _check_alone(keep_params, error, method, skip)
+            given = _read_plan(plan)
+        job = _folder_job(options) if source.is_dir() else _checkpoint_job(options)
+        if given is None:
+            globs = None if not skip else [glob for glob in skip if glob]
+            given = make_plan(
+                job.model, keep_params=keep_params, error=error, method=method, skip=globs
+            )
+            given = job.explain(given)
+        if plan_only:
+            show(given, as_json)
+            return
+        small, report = apply(
+            job.model,
+            given,
+            calibration=job.batches,
+            target=fit_target or "prefix",
+            affine=affine,
+            random_state=seed,
+        )
+        job.write(small)
+        show(report, as_json)
+        if not as_json:
+            typer.echo(f"written to {target}")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What was asked for beside the plan; see the command."""
+
+    source: Path
+    target: Path | None
+    plan_only: bool
+    force: bool
+    text: list[Path]
+    fit_target: str | None
+    affine: bool
+    tokens: int | None
+    batch_size: int | None
+    max_batches: int | None
+    dtype: str | None
+    seed: int
+
+    def check(self) -> None:
+        """Raise for what can be told before anything is read."""
+        if not self.source.exists():
+            raise FileError(f"{self.source} is not there; give a .safetensors file or a folder")
+        if self.target is None and not self.plan_only:
+            raise ArgumentError("-o is missing: say where to write, or give --plan-only")
+        if self.target is not None and not self.plan_only:
+            look = check_folder if self.source.is_dir() else check_file
+            look(self.target, self.source, self.force)
+        if not self.source.is_dir():
+            for option, given in (("--text", self.text), ("--dtype", self.dtype)):
+                if given:
+                    raise ArgumentError(
+                        f"{option} is for folders with a model of transformers; {self.source} is a "
+                        "file, which is compressed by its weights alone"
+                    )
+        if not self.text:
+            fitting: dict[str, object] = {
+                "--target": self.fit_target,
+                "--affine": self.affine or None,
+                "--tokens": self.tokens,
+                "--batch-size": self.batch_size,
+                "--max-batches": self.max_batches,
+            }
+            for option, value in fitting.items():
+                if value is not None:
+                    raise ArgumentError(f"{option} needs --text, from which the inputs come")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model to compress.
+
+    batches  to fit to, or None
+    explain  from a plan to the same with better reasons
+    write    from the compressed model to the target
+    """
+
+    model: nn.Module
+    batches: list[dict[str, Any]] | None
+    explain: Callable[[Plan], Plan]
+    write: Callable[[nn.Module], None]
+
+
+def _checkpoint_job(options: _Options) -> _Job:
+    checkpoint = read_checkpoint(options.source)
+
+    def write(small: nn.Module) -> None:
+        assert options.target is not None
+        checkpoint.write(small, options.target, options.force)
+
+    return _Job(checkpoint.model, None, checkpoint.explained, write)
+
+
+def _folder_job(options: _Options) -> _Job:
+    texts = read_texts(options.text) if options.text else None
+    model = read_model(options.source, options.dtype or "float32")
+    batches = None
+    if texts is not None:
+        batches = batches_of(
+            texts,
+            read_tokenizer(options.source),
+            model,
+            tokens=TOKENS if options.tokens is None else options.tokens,
+            batch_size=BATCH if options.batch_size is None else options.batch_size,
+            max_batches=options.max_batches,
+            seed=options.seed,
+        )
+
+    def write(small: nn.Module) -> None:
+        assert options.target is not None
+        write_model(small, options.source, options.target)
+
+    return _Job(model, batches, lambda plan: plan, write)
+
+
+def _read_plan(path: Path) -> Plan:
+    if not path.is_file():
+        raise FileError(f"--plan {path} is not a file")
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"--plan {path} is no text: {error}") from None
+    except TensorlrfError as error:
+        raise type(error)(f"--plan {path}: {error}") from None
+
+
+def _check_alone(*given: Any) -> None:
+    keep_params, error, method, skip = given
+    if keep_params is not None or error is not None or method != "svd" or skip:
+        raise ArgumentError(
+            "--plan says what becomes of every layer: leave out --keep-params, --error, --method "
+            "and --skip, or edit the plan"
+        )

@@ -1,0 +1,83 @@
+"""Where results go: looked at before the work begins, and replaced only when asked to."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tensorlrf.compression._folder import TENSORS
+from tensorlrf.errors import FileError
+
+
+def check_file(target: Path, source: Path, force: bool) -> None:
+    """Raise FileError where a file cannot become `target`, or may not replace what is there."""
+    if target.is_dir():
+        raise FileError(f"-o {target} is a folder; give the name of a file")
+    if target.suffix != ".safetensors":
+        raise FileError(f"-o {target}: files are written as .safetensors; give such a name")
+    _check_parent(target)
+    if os.path.lexists(target):
+        if source.exists() and target.exists() and os.path.samefile(source, target):
+            raise FileError(f"-o {target} is the source itself; give another name")
+        if not force:
+            raise FileError(f"-o {target} exists; give another name, or --force to replace it")
+
+
+def check_folder(target: Path, source: Path, force: bool) -> None:
+    """Raise FileError where a folder cannot become `target`, or may not replace what is there.
+
+    Only a folder that was written by `compress` is ever replaced.
+    """
+    if os.path.lexists(target) and not target.is_dir():
+        raise FileError(f"-o {target} is a file; a folder gives a folder, so give another name")
+    new, old = target.resolve(), source.resolve()
+    if new == old or old in new.parents or new in old.parents:
+        raise FileError(f"-o {target} and the source {source} lie in each other; give another name")
+    _check_parent(new)
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / TENSORS).is_file():
+        raise FileError(
+            f"-o {target} exists and has no {TENSORS}, so it was not written by compress and is "
+            "not replaced; give another name"
+        )
+    if not force:
+        raise FileError(f"-o {target} exists; give another name, or --force to replace it")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, to fill; it becomes `target` at the end, all or nothing.
+
+    What was there before goes only when the new one is complete.
+    """
+    target = target.resolve()
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    old = fresh.with_suffix(".old")
+    try:
+        fresh.mkdir()
+        yield fresh
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_parent(target: Path) -> None:
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise FileError(f"-o {target}: the folder {parent} is missing; make it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise FileError(f"-o {target}: the folder {parent} cannot be written to")

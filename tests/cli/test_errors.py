@@ -1,0 +1,271 @@
+"""Whatever is wrong is one line, and leaves everything as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tensorlrf
+from tensorlrf import decomposition
+from tensorlrf.cli import _compress
+from tensorlrf.errors import TensorlrfWarning
+from tests.cli.calls import Program, cnn, listing, save_state
+
+ROOT = Path(__file__).resolve().parents[2]
+HALF = ("--keep-params", 0.5)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_state(cnn(), tmp_path / "net.safetensors")
+
+
+def test_a_command_line_that_cannot_be(tmp_path: Path, program: Program) -> None:
+    assert "No such option: --zz" in program("compress", "--zz").error
+    assert "tensorlrf compress --help" in program("compress", "--zz").error
+    assert "SOURCE" in program("compress").error.upper()
+    assert "No such command" in program("compres").error
+    assert "--keep-params" in program("compress", tmp_path, "--keep-params", "half").error
+    bare = program()
+    assert bare.code == 2
+    assert "tensorlrf compress minilm/" in bare.out
+
+
+def test_help_and_version(program: Program) -> None:
+    for command in ("compress", "inspect", "decompose"):
+        done = program(command, "--help")
+        assert (done.code, done.err) == (0, "")
+        assert f"tensorlrf {command} " in done.out
+        assert "Examples:" in done.out
+    assert program("--version") == (0, f"tensorlrf {tensorlrf.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), "no budget"),
+        ((*HALF, "--error", 0.1), "two budgets"),
+        (("--keep-params", 1.5), "keep_params=1.5"),
+        (("--keep-params", "nan"), "keep_params=nan"),
+        (("--error", 0), "error=0"),
+        (("--keep-params", 0.001), "at the smallest ranks"),
+        ((*HALF, "--method", "lu"), "method='lu' is unknown"),
+        ((*HALF, "--skip", "nothing*"), "'nothing*' matches no module"),
+        ((*HALF, "--text", "x.txt"), "--text is for folders"),
+        ((*HALF, "--dtype", "keep"), "--dtype is for folders"),
+        ((*HALF, "--affine"), "--affine needs --text"),
+        ((*HALF, "--target", "prefix"), "--target needs --text"),
+        ((*HALF, "--tokens", 64), "--tokens needs --text"),
+        (("--plan", "none.json"), "none.json is not a file"),
+    ],
+)
+def test_options_that_cannot_be(
+    more: tuple[object, ...], words: str, source: Path, tmp_path: Path, program: Program
+) -> None:
+    target = tmp_path / "small.safetensors"
+    assert words in program("compress", source, "-o", target, *more).error
+    assert listing(tmp_path) == {"net.safetensors"}
+
+
+def test_plans_that_cannot_be(source: Path, tmp_path: Path, program: Program) -> None:
+    plan = json.loads(program("compress", source, *HALF, "--plan-only", "--json").out)
+    path = tmp_path / "plan.json"
+
+    def refused(text: str) -> str:
+        path.write_text(text)
+        target = tmp_path / "small.safetensors"
+        return program("compress", source, "-o", target, "--plan", path).error
+
+    assert "is no plan" in refused("{")
+    row = plan["layers"][0]
+    assert row["method"] is not None
+    for entry, value, words in (
+        ("method", {"name": "svd", "rank": 999}, "rank=999"),
+        ("method", {"name": "lu", "rank": 2}, "'lu'"),
+        ("name", "missing", "'missing'"),
+    ):
+        changed = {**row, entry: value}
+        assert words in refused(json.dumps({**plan, "layers": [changed, *plan["layers"][1:]]}))
+    assert listing(tmp_path) == {"net.safetensors", "plan.json"}
+
+
+def test_sources_that_cannot_be(tmp_path: Path, program: Program) -> None:
+    def refused(name: str) -> str:
+        return program("compress", tmp_path / name, "-o", tmp_path / "s.safetensors", *HALF).error
+
+    assert "is not there" in refused("missing.safetensors")
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    assert "no .safetensors" in refused("weights.bin")
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 7)
+    assert "damaged" in refused("cut.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    assert "no tensors" in refused("empty.safetensors")
+    save_file({"norm.weight": torch.ones(4)}, tmp_path / "norm.safetensors")
+    assert "no eligible layer" in refused("norm.safetensors")
+    save_file({"a.weight": torch.full((16, 16), torch.nan)}, tmp_path / "nan.safetensors")
+    assert "NaN" in refused("nan.safetensors")
+    save_state(cnn(), tmp_path / "net.safetensors")
+    program("compress", tmp_path / "net.safetensors", "-o", tmp_path / "small.safetensors", *HALF)
+    assert "compressed already" in refused("small.safetensors")
+
+
+def test_nothing_is_replaced_without_force(source: Path, tmp_path: Path, program: Program) -> None:
+    target = tmp_path / "there.safetensors"
+    target.write_bytes(b"mine")
+    assert "--force" in program("compress", source, "-o", target, *HALF).error
+    assert target.read_bytes() == b"mine"
+    assert program("compress", source, "-o", target, *HALF, "--force").code == 0
+    tensorlrf.load(target, cnn())
+    before = source.read_bytes()
+    assert "the source itself" in program("compress", source, "-o", source, *HALF, "--force").error
+    assert source.read_bytes() == before
+
+
+def test_targets_that_cannot_be(source: Path, tmp_path: Path, program: Program) -> None:
+    def refused(target: Path) -> str:
+        return program("compress", source, "-o", target, *HALF).error
+
+    assert "-o is missing" in program("compress", source, *HALF).error
+    assert "is a folder" in refused(tmp_path)
+    assert "missing" in refused(tmp_path / "nowhere" / "s.safetensors")
+    assert ".safetensors" in refused(tmp_path / "small.bin")
+    assert listing(tmp_path) == {"net.safetensors"}
+
+
+def test_a_folder_that_may_not_be_written_to(
+    source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The administrator may write anywhere, so the system's answer is put in.
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    target = tmp_path / "small.safetensors"
+    assert "cannot be written to" in program("compress", source, "-o", target, *HALF).error
+
+
+def test_a_full_disk(
+    source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    target = tmp_path / "small.safetensors"
+    assert "No space left" in program("compress", source, "-o", target, *HALF).error
+    np.save(tmp_path / "k.npy", np.ones((4, 4)))
+    more = ("--rank", 1, "-o", target)
+    assert "No space left" in program("decompose", tmp_path / "k.npy", *more).error
+    assert listing(tmp_path) == {"net.safetensors", "k.npy"}
+
+
+def test_ctrl_c_leaves_nothing(
+    source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    target = ("-o", tmp_path / "small.safetensors")
+    monkeypatch.setattr(_compress, "apply", interrupted)
+    done = program("compress", source, *target, *HALF)
+    assert done == (130, "", "interrupted; nothing was written\n")
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert program("compress", source, *target, *HALF).code == 130
+    assert listing(tmp_path) == {"net.safetensors"}
+
+
+def test_a_traceback_only_with_debug(tmp_path: Path, program: Program) -> None:
+    line = program("inspect", tmp_path / "none").error
+    done = program("inspect", tmp_path / "none", "--debug")
+    assert done.code == 2
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1] == line
+
+
+def test_what_should_not_happen_says_so(
+    source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a\nbug")
+
+    monkeypatch.setattr(_compress, "apply", broken)
+    target = ("-o", tmp_path / "small.safetensors")
+    done = program("compress", source, *target, *HALF)
+    assert done.code == 1
+    assert done.err == "error: RuntimeError: a bug (this should not happen; --debug shows where)\n"
+
+
+def test_warnings_of_ours_are_a_line(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "k.npy", np.eye(4))
+    real = decomposition.fit_svd
+
+    def warns(*args: object, **kwargs: object) -> object:
+        warnings.warn("thin\nice", TensorlrfWarning, stacklevel=1)
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decomposition, "fit_svd", warns)
+    given = ("decompose", tmp_path / "k.npy", "--rank", 2, "-o", tmp_path / "f.safetensors")
+    done = program(*given, "--json")
+    assert done.code == 0
+    assert done.err == "warning: thin ice\n"
+    assert json.loads(done.out)["rank"] == 2
+
+
+def test_a_terminal_gets_whole_numbers(
+    source: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    given = ("compress", source, *HALF, "--plan-only")
+    plain = program(*given).out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shown = program(*given).out
+    assert [line.rstrip() for line in shown.splitlines()] == plain.splitlines()
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
+        cwd=ROOT,
+    )
+
+
+def test_a_process_of_its_own(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.safetensors"
+    done = process("tensorlrf", "compress", source, "-o", target, *HALF, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["keep_params"] == 0.5
+    tensorlrf.load(target, cnn())
+
+
+def test_a_process_that_is_refused(tmp_path: Path) -> None:
+    done = process("tensorlrf.cli", "inspect", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_library_does_not_import_the_parser() -> None:
+    code = "import sys, tensorlrf; print('typer' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
+        cwd=ROOT,
+    )
+    assert done.stdout == "False\n"
