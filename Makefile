@@ -7,7 +7,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test test-slow lint format bench bench-craft gpu-check gpu-bench gpu-tune clean
+.PHONY: demo examples test test-slow lint format bench bench-craft bench-models gpu-check gpu-bench gpu-tune clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -39,6 +39,16 @@ bench: $(READY)
 bench-craft: $(READY)
 	$(RUN) bench/craft.py --results bench/results/cpu
 
+# Each example as its reader would run it: some minutes in all.
+EXAMPLES := own_cnn minilm efficientnet smollm2
+
+examples: $(VENV)/.examples
+	for name in $(EXAMPLES); do $(RUN) examples/$$name.py || exit 1; done
+
+# Whole models over variants and shares: about an hour; a run that is started again goes on.
+bench-models: $(VENV)/.examples
+	$(RUN) bench/models.py --results bench/results/cpu
+
 # The Python of a GPU machine has plugins that are none of ours, so their warnings stay warnings.
 GPU_PYTEST := -m pytest -q -p no:cacheprovider -o filterwarnings=default
 
@@ -63,6 +73,11 @@ $(READY): requirements.txt pyproject.toml
 	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
+
+$(VENV)/.examples: $(READY) requirements-examples.txt
+	$(RUN) -m pip install -q --disable-pip-version-check transformers==5.23.0 gguf==0.19.0
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -r requirements-examples.txt
+	touch $(VENV)/.examples
 
 clean:
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,12 +30,12 @@ from detection import Counts, bootstrap_f1, bootstrap_f1_difference, evaluate, t
 from detector import (  # noqa: E402
     FIRST_CONV,
     N_CALIBRATION,
+    SKIP,
     as_input,
     calibration_batches,
     flops,
     latency,
     load_detector,
-    measure_paths,
     parameters,
 )
 from scenes import Scene, make_scenes, scenes_with_words  # noqa: E402
@@ -179,7 +179,7 @@ class Bench:
             model = build(setting)
             took = time.perf_counter() - start
             if setting.peer == "ours":
-                measure_paths(model, self.x)
+                tensorlrf.tune(model, self.x)
             self.made[setting.name] = (model, took, self._share(model))
         return self.made[setting.name]
 
@@ -187,11 +187,14 @@ class Bench:
         model, _ = tensorlrf.compress(
             self.dense,
             keep_params=setting.keep,
-            method=setting.method,
+            method=(
+                tensorlrf.Tucker(rank_shares=setting.rank_shares)
+                if setting.method == "tucker"
+                else setting.method
+            ),
             target=setting.target,
-            rank_shares=setting.rank_shares,
             calibration=calibration_batches() if setting.calibrated else None,
-            skip=[FIRST_CONV],
+            skip=SKIP,
         )
         return model
 

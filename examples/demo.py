@@ -11,7 +11,6 @@ demo-output/, reads the factors back into the architecture, and compares outputs
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from pathlib import Path
 
@@ -26,13 +25,12 @@ from detection import (
     total,
 )
 from detector import (
-    FIRST_CONV,
+    SKIP,
     as_input,
     calibration_batches,
     flops,
     latency,
     load_detector,
-    measure_paths,
     parameters,
 )
 from rich.console import Console
@@ -42,7 +40,6 @@ from scenes import Scene, scenes_with_words
 from torch import nn
 
 import tensorlrf
-from tensorlrf.nn import FactoredConv2d, FactoredLayer
 
 N_WORDS = 500
 
@@ -67,7 +64,7 @@ def main() -> None:
         method=options.method,
         target="original",
         calibration=calibration_batches(),
-        skip=[FIRST_CONV],
+        skip=SKIP,
     )
     took = time.perf_counter() - start
     console.print(report)
@@ -75,7 +72,7 @@ def main() -> None:
 
     scenes = list(scenes_with_words("test", N_WORDS))
     x = as_input(scenes[:1])
-    measure_paths(small, x, seconds=0.2)
+    tensorlrf.tune(small, x)
     before = _counts(dense, scenes, "dense")
     after = _counts(small, scenes, "factored")
     seconds = latency({"dense": dense, "factored": small}, x, seconds=15)
@@ -90,7 +87,7 @@ def main() -> None:
     picture = options.output / "before-after.png"
     _draw(dense, small, scenes[0], picture)
     (options.output / "report.md").write_text(report.to_markdown())
-    file = options.output / "factors.safetensors"
+    file = options.output / "craft.safetensors"
     _round_trip(dense, small, x, file)
     console.print(f"found words before and after: {picture}")
     console.print(f"report: {options.output / 'report.md'}")
@@ -135,14 +132,9 @@ def _draw(dense: nn.Module, small: nn.Module, scene: Scene, path: Path) -> None:
 
 
 def _round_trip(dense: nn.Module, small: nn.Module, x: torch.Tensor, file: Path) -> None:
-    """Write the factors, read them into a fresh copy of the architecture, compare the outputs."""
-    layers = {n: m for n, m in small.named_modules() if isinstance(m, FactoredLayer)}
-    tensorlrf.io.save_factors_dict({name: layer.factors for name, layer in layers.items()}, file)
-    again = copy.deepcopy(dense)
-    for name, factors in tensorlrf.io.load_factors_dict(file).items():
-        layer = FactoredConv2d.from_factors(factors, like=again.get_submodule(name))
-        layer.path_table = layers[name].path_table
-        again.set_submodule(name, layer)
+    """Save the model, load it into a fresh copy of the architecture, compare the outputs."""
+    tensorlrf.save(small, file, overwrite=True)
+    again = tensorlrf.load(file, dense)
     with torch.inference_mode():
         torch.testing.assert_close(again(x), small(x), rtol=0, atol=0)
 

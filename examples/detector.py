@@ -10,11 +10,13 @@ from scenes import Scene, make_scenes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tensorlrf.nn import FactoredConv2d, FactoredLayer
-from tensorlrf.ops import PathTable, time_calls, time_paths
+from tensorlrf.ops import time_calls
 
 FIRST_CONV = "basenet.slice1.0"
 """Three input channels: 1,728 parameters, and nothing to be won there."""
+
+SKIP = (FIRST_CONV, "basenet.slice5.2", "upconv?.conv.0", "conv_cls.[68]")
+"""Besides it the convolutions of one element, which hold little: it is all about the 3 x 3 ones."""
 
 N_CALIBRATION = 12
 
@@ -64,46 +66,3 @@ def latency(
 
     timings = time_calls({name: call(m) for name, m in models.items()}, seconds=seconds)
     return {name: timings.median(name) for name in models}
-
-
-def measure_paths(model: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, str]:
-    """Time the paths of every factored convolution on the input it gets, and keep the fastest."""
-    chosen = {}
-    with torch.no_grad():
-        for name, (layer, layer_input) in _inputs(model, x).items():
-            if not isinstance(layer, FactoredConv2d) or layer.padding_mode != "zeros":
-                continue
-            timings = time_paths(
-                layer.factors,
-                layer_input,
-                layer.bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                seconds=seconds,
-            )
-            chosen[name] = timings.best
-            layer.path_table = PathTable.single(timings.best)
-    return chosen
-
-
-def _inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[FactoredLayer, Tensor]]:
-    found: dict[str, tuple[FactoredLayer, Tensor]] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(layer: FactoredLayer, args: tuple[Tensor, ...]) -> None:
-            found[name] = (layer, args[0].clone(memory_format=torch.preserve_format))
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(keep(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, FactoredLayer)
-    ]
-    try:
-        model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
