@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from tensorlrf.compression._copies import computed_tensors
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._like import hooks_of
@@ -70,7 +71,7 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
         copies[id(module)] = new(module)
     try:
         # To deepcopy these layers are copied already, wherever it meets them.
-        twin: nn.Module = copy.deepcopy(model, copies)
+        twin: nn.Module = copy.deepcopy(model, {**computed_tensors(model), **copies})
     except Exception as error:
         raise ArgumentError(
             f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "

@@ -119,7 +119,7 @@ _BUDGET = ("rank", "error")
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Method):
-    """Truncated SVD; the options are those of `tensorlrf.svd`, and
+    """Truncated SVD; the options are those of `tensorlrf.svd`, which serve fits without inputs, and
 
     metric   with calibration: "full", the second moments of the inputs, so that the error of the
              outputs is least; "diagonal", columns scaled by the fourth root of their mean square,
@@ -154,7 +154,8 @@ class SVD(Method):
 @dataclass(frozen=True, kw_only=True)
 class Tucker(Method):
     """Tucker-2 on the channels of a convolution (Kim et al. 2016); a matrix gets its SVD. The
-    options are those of `tensorlrf.tucker`, and
+    options are those of `tensorlrf.tucker`, of which only n_iter_max and tol serve fits to inputs,
+    and
 
     rank_shares   relative sizes of r_out / O and r_in / I, where a share decides the ranks
     """

@@ -175,7 +175,8 @@ def _in_parts(x: Tensor, axes: int) -> Iterator[Tensor]:
     copies of them have `PATCH_NUMBERS` numbers, one image at the least."""
     x = x[None] if x.ndim == axes + 1 else x
     images = max(1, PATCH_NUMBERS // max(1, x[0].numel())) if x.shape[0] else 1
-    yield from x.split(images)
+    for start in range(0, x.shape[0], images):
+        yield x[start : start + images]
 
 
 def _reads_all(taps: Taps) -> bool:

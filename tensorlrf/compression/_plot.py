@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.errors import ArgumentError, FileError, UnsupportedError
 from tensorlrf.io import replacing
 
 if TYPE_CHECKING:
@@ -59,3 +59,7 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
             figure.savefig(temporary, format=suffix, dpi=130)
     except ValueError as error:
         raise ArgumentError(f"path={os.fspath(path)!r}: {error}") from None
+    except FileNotFoundError as error:
+        raise FileError(str(error)) from None
+    except OSError as error:
+        raise FileError(f"path={os.fspath(path)!r} cannot be written: {error}") from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression._architecture import describe, differences, digest
+from tensorlrf.compression._copies import computed_tensors
 from tensorlrf.compression._header import Header, LayerEntry, Slot, Stored
 from tensorlrf.compression._layers import blank_factors, blank_layer
 from tensorlrf.compression._places import ATTRIBUTE, LASTING, PARAMETER, Place, joined, places
@@ -288,7 +289,7 @@ class _Rebuild:
             whole: nn.Module = self.memo[id(self.model)]
             return whole
         try:
-            return copy.deepcopy(self.model, dict(self.memo))
+            return copy.deepcopy(self.model, {**computed_tensors(self.model), **self.memo})
         except Exception as error:
             raise ArgumentError(
                 f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._batches import call
 from tensorlrf.compression._calibrate import replica
-from tensorlrf.compression._latency import faster
+from tensorlrf.compression._latency import faster, generators_kept
 from tensorlrf.compression._methods import CP, Method, Tucker
 from tensorlrf.compression._site import Site, site_at
 from tensorlrf.errors import ArgumentError
@@ -51,7 +51,8 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
 
         handles.append(site.module.register_forward_pre_hook(note, with_kwargs=True))
     try:
-        call(working, example, argument="example")
+        with generators_kept(working):
+            call(working, example, argument="example")
     finally:
         for handle in handles:
             handle.remove()

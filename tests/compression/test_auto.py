@@ -106,5 +106,5 @@ def test_a_linear_layer_has_one_candidate() -> None:
 def test_no_candidate_at_the_share() -> None:
     made = plan(nn.Sequential(nn.Conv2d(3, 4, 3)), method=Auto(rank=0.05))
     assert made.layer("0").rank is None
-    with pytest.raises(ArgumentError, match="no candidate has a form of 0 within 0.05 of its par"):
+    with pytest.raises(ArgumentError, match=r"no candidate has a form of 0 within 0.05 of its par"):
         tensorlrf.apply(nn.Sequential(nn.Conv2d(3, 4, 3)), made)

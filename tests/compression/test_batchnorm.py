@@ -21,7 +21,9 @@ def net(momentum: float | None = 0.1) -> nn.Sequential:
         conv = nn.Conv2d(12, 12, 3, padding=1, bias=False)
         with torch.no_grad():
             left, right = seeded(12, 12, seed=k), seeded(12, 108, seed=9 + k)
-            conv.weight.copy_((left * torch.linspace(1, 0.1, 12) ** 3 @ right).reshape(12, 12, 3, 3))
+            conv.weight.copy_(
+                (left * torch.linspace(1, 0.1, 12) ** 3 @ right).reshape(12, 12, 3, 3)
+            )
         parts += [conv, nn.BatchNorm2d(12, momentum=momentum), nn.ReLU()]
     model = nn.Sequential(*parts).eval()
     reestimate(model, norms_of(model), [Batch.of(x) for x in data(4)])
@@ -44,7 +46,9 @@ def test_kept_where_it_helps(momentum: float | None) -> None:
     model = net(momentum)
     model[4].train()
     before = Snapshot(model)
-    small, report = compress(model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25)
+    small, report = compress(
+        model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25
+    )
     before.check()
     norms = report.batch_norms
     assert norms is not None
@@ -125,7 +129,9 @@ def test_norms_that_no_batch_reaches_keep_their_statistics() -> None:
             return self.body(x)
 
     model = Branch().eval()
-    small, report = compress(model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25)
+    small, report = compress(
+        model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25
+    )
     assert report.batch_norms is not None
     assert report.batch_norms.kept
     assert torch.equal(small.unused.running_mean, model.unused.running_mean)
@@ -134,7 +140,9 @@ def test_norms_that_no_batch_reaches_keep_their_statistics() -> None:
 
 def test_in_place_takes_the_new_statistics() -> None:
     model = net()
-    small, report = compress(model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25)
+    small, report = compress(
+        model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25
+    )
     norms = norms_of(model)
     told = compress_(model, keep_params=0.6, method=PLAIN, calibration=data(4), holdout=0.25)
     assert told == report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_the_share_is_rounded_down_and_spread(n: int, share: float) -> None:
     assert [b.index for b in calibration.held_out] == held
     assert sorted([b.index for b in calibration.fitted] + held) == list(range(n))
     assert calibration.fitted
-    gaps = [b - a for a, b in zip(held, held[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(held)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
@@ -89,7 +91,9 @@ def test_the_error_told_is_that_of_the_layer_on_what_reaches_it(affine: bool) ->
 def test_thin_calibration_keeps_the_plain_fit_where_that_is_better() -> None:
     """Eight samples in 24 dimensions, and held-out inputs that are nothing like them."""
     model = nn.Sequential(net()[0])
-    thin = [seeded(8, 24) @ torch.diag((torch.arange(24) < 4).float()) + 0.01 * seeded(8, 24, seed=1)]
+    thin = [
+        seeded(8, 24) @ torch.diag((torch.arange(24) < 4).float()) + 0.01 * seeded(8, 24, seed=1)
+    ]
     fair = [seeded(200, 24, seed=2)]
     with pytest.warns(UserWarning, match="calibration is thin"):
         small, report = compress(model, keep_params=0.5, calibration=thin + fair, holdout=0.5)

@@ -92,6 +92,6 @@ def test_a_bad_argument_leaves_the_model_as_it_was() -> None:
 def test_a_model_that_is_itself_the_layer_is_refused() -> None:
     layer = nn.Linear(32, 32)
     before = Snapshot(layer)
-    with pytest.raises(ArgumentError, match="model is a Linear, one layer.*use compress"):
+    with pytest.raises(ArgumentError, match=r"model is a Linear, one layer.*use compress"):
         compress_(layer, keep_params=0.5)
     before.check()

@@ -43,7 +43,9 @@ def test_options_are_those_of_the_decomposition(
 def test_an_unknown_option_is_named(config: type[Method]) -> None:
     with pytest.raises(TypeError, match="n_iters"):
         config(n_iters=3)  # type: ignore[call-arg]
-    with pytest.raises(ArgumentError, match="n_iters= is no option of method.*its options are.*ra"):
+    with pytest.raises(
+        ArgumentError, match=r"n_iters= is no option of method.*its options are.*ra"
+    ):
         method_from_dict({"name": config.word, "n_iters": 3})
 
 
@@ -189,8 +191,7 @@ def test_parameters_at_a_rank_are_those_of_the_factors(
     method = config(rank=rank)
     try:
         counted = params_at(method, rank, (shape[0] * groups, *shape[1:]), groups)
-    except RankError as error:
-        assert f"rank={rank}" in str(error)
+    except RankError:
         if config is CP:
             assert rank > weight.numel() // max(shape)
         else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf import CP, SVD, Auto, Plan, Tucker, apply, compress, plan
 from tensorlrf.compression import Method
+from tensorlrf.compression._architecture import fingerprint
 from tensorlrf.errors import ArgumentError, RankError
 from tests.compression.networks import seeded, set_weights
 
@@ -205,7 +206,9 @@ def test_an_error_is_kept_in_every_layer(method: str | Method) -> None:
                 assert row.params_after == row.params_before
                 continue
             assert row.params_after < row.params_before
-            budget = getattr(row, attribute if row.data_aware or report is plain else "weight_error")
+            budget = getattr(
+                row, attribute if row.data_aware or report is plain else "weight_error"
+            )
             assert budget <= 0.3, row
     assert any(row.factored for row in plain.layers)
     assert any(row.data_aware for row in aware.layers) or isinstance(method, CP)
@@ -255,6 +258,7 @@ def test_dtype_flags_and_values_are_no_part_of_the_architecture() -> None:
         model = change(net())
         assert plan(model, keep_params=0.5).architecture == made.architecture
         apply(model, made)
+    assert fingerprint(net().to("meta")) == made.architecture
     for p in (frozen := net()).parameters():
         p.requires_grad_(False)
     assert plan(frozen, keep_params=0.5).architecture == made.architecture

@@ -10,7 +10,7 @@ from torch import nn
 
 from tensorlrf import SVD, compress
 from tensorlrf.compression import Report
-from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError
+from tensorlrf.errors import ArgumentError, FileError, UnsupportedError
 from tests.compression.networks import seeded, set_weights
 
 SIGNS = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -45,7 +45,7 @@ def test_a_bad_suffix_leaves_no_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises((TensorlrfError, FileNotFoundError), match="folder .* is missing"):
+    with pytest.raises(FileError, match=r"path=.*folder .* is missing"):
         report().plot(tmp_path / "nowhere" / "report.png")
 
 
