@@ -20,7 +20,7 @@ import tensorlrf
 from bench.subjects import Subject, subject
 from tensorlrf.ops import Timings, time_calls
 
-SECONDS = 20.0  # of timing, dense and compressed in turn
+SECONDS = 12.0  # of timing, dense and compressed in turn
 MB = 1e6
 
 

@@ -63,7 +63,7 @@ def compress(
         typer.Option(
             "--target",
             metavar="WORD",
-            help="What outputs are fitted to: prefix (default), original or independent.",
+            help="What outputs are fitted to: original (default), prefix or independent.",
         ),
     ] = None,
     affine: Annotated[
@@ -140,7 +140,7 @@ def compress(
             job.model,
             given,
             calibration=job.batches,
-            target=fit_target or "prefix",
+            target=fit_target or "original",
             affine=affine,
             random_state=seed,
         )

@@ -38,7 +38,7 @@ from tensorlrf.decomposition._input import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown
 from tensorlrf.nn import factored_type
 
-TARGETS = ("prefix", "original", "independent")
+TARGETS = ("original", "prefix", "independent")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def apply(
     plan: Plan,
     *,
     calibration: Any = None,
-    target: str = "prefix",
+    target: str = "original",
     affine: bool = False,
     batch_norm: bool = True,
     holdout: float = 0.1,
@@ -91,12 +91,13 @@ def apply(
                   each layer's *outputs*; "cp" has no such form, its output errors are measured all
                   the same. Rows that an `attention_mask` among the arguments leaves out are
                   padding, and not fitted to
-    target        what the outputs of a layer are fitted to. "prefix": W x, the given weight on the
-                  inputs x that the compressed layers before it deliver. "original": W x0, on the
-                  inputs x0 of the given model, from x; what earlier layers lost is then made good
-                  where x still tells of it (Zhang et al. 2016, asymmetric reconstruction), which
-                  matters in deep networks; it costs a second copy of the model, and of the
-                  activations. "independent": W x0 from x0, all layers at once and each by itself
+    target        what the outputs of a layer are fitted to. "original": W x0, on the inputs x0 of
+                  the given model, from the inputs x that the compressed layers before it deliver;
+                  what earlier layers lost is then made good where x still tells of it (Zhang et
+                  al. 2016, asymmetric reconstruction). "prefix": W x, the given weight on x, which
+                  needs no second copy of the model and of the activations, and holds where the
+                  course of a model depends on its values. "independent": W x0 from x0, all layers
+                  at once and each by itself
     affine        let biases make good what they can (`decomposition.bias_correction`). A layer
                   without bias gets one, and the report says so. With held-out batches only where
                   it lowers their error

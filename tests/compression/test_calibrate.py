@@ -70,7 +70,9 @@ BATCHES = [seeded(80, 16, seed=1), (seeded(120, 16, seed=2),), {"x": seeded(90, 
 def test_moments_are_those_of_the_compressed_prefix(rerun: bool) -> None:
     model = mlp(24, 24, 24)
     batches = [seeded(60, 24, seed=k) * torch.linspace(0.1, 2, 24) for k in range(3)]
-    small, report = compress(model, keep_params=0.6, calibration=batches, rerun=rerun)
+    small, report = compress(
+        model, keep_params=0.6, calibration=batches, rerun=rerun, target="prefix"
+    )
     # The second layer's error, recomputed from what the first factored layer delivers.
     with torch.no_grad():
         x = torch.relu(small[0](torch.cat(batches)))

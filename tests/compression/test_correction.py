@@ -206,7 +206,7 @@ def test_the_given_model_is_not_changed() -> None:
 
 
 def test_an_unknown_target_is_named() -> None:
-    with pytest.raises(ArgumentError, match=r"target='dense' is unknown; choose one of prefix, "):
+    with pytest.raises(ArgumentError, match=r"target='dense' is unknown; choose one of original, "):
         compress(deep(0), keep_params=0.5, target="dense")
 
 

@@ -72,7 +72,7 @@ def test_the_error_told_is_that_of_the_layer_on_what_reaches_it(affine: bool) ->
     """Recomputed on the held-out inputs, behind the compressed first layer, without the bias."""
     model, batches = net(), data(4)
     small, report = compress(
-        model, keep_params=0.5, calibration=batches, holdout=0.25, affine=affine
+        model, keep_params=0.5, calibration=batches, target="prefix", holdout=0.25, affine=affine
     )
     held = batches[-1]
     with torch.no_grad():
