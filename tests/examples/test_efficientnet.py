@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+pytestmark = pytest.mark.slow  # reads the packages of requirements-examples.txt
+
 
 def test_splits_share_no_picture() -> None:
     sets = {name: pictures.picture_set(name) for name in pictures.SKIMAGE}

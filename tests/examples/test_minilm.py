@@ -10,6 +10,8 @@ import texts
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.slow  # reads the packages of requirements-examples.txt
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import texts
 
+pytestmark = pytest.mark.slow  # reads the packages of requirements-examples.txt
+
 
 def test_the_corpora_have_their_sizes_and_share_nothing() -> None:
     background, documents = texts.background(), texts.documents()
