@@ -57,7 +57,7 @@ def load_tokenizer():
 def batches(
     tokenizer, texts: Sequence[str], size: int = BATCH, tokens: int = MAX_TOKENS
 ) -> list[dict[str, Tensor]]:
-    """The texts, cut at so many tokens, in padded batches; in order of length, so with little padding.
+    """The texts, cut at so many tokens, in padded batches, in order of length.
 
     Each batch is {input_ids, token_type_ids, attention_mask}, (size, longest) each.
     """

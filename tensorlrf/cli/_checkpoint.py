@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression import Plan, write_checkpoint
-from tensorlrf.compression._header import KEY
+from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.nn import FactoredLayer
 

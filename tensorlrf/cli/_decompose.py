@@ -16,7 +16,7 @@ from tensorlrf.cli._arrays import read_tensor
 from tensorlrf.cli._options import Debug, Force, Json, Seed, Target
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file
-from tensorlrf.compression._file import cannot_write
+from tensorlrf.compression.checkpoint._file import cannot_write
 from tensorlrf.decomposition import Fit
 from tensorlrf.decomposition._rank import Rank
 from tensorlrf.errors import ArgumentError, RankError, unknown

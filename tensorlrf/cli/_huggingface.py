@@ -17,8 +17,8 @@ from torch import nn
 from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.cli._targets import new_folder
 from tensorlrf.compression import save
-from tensorlrf.compression._file import cannot_write
-from tensorlrf.compression._folder import CONFIG, GENERATION, TENSORS
+from tensorlrf.compression.checkpoint._file import cannot_write
+from tensorlrf.compression.checkpoint._folder import CONFIG, GENERATION, TENSORS
 from tensorlrf.errors import (
     ArgumentError,
     FileError,

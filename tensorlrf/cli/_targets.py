@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tensorlrf.compression._folder import TENSORS
+from tensorlrf.compression.checkpoint._folder import TENSORS
 from tensorlrf.errors import FileError
 
 

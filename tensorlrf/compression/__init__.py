@@ -2,8 +2,6 @@
 
 from tensorlrf.compression._apply import apply
 from tensorlrf.compression._compress import compress, compress_
-from tensorlrf.compression._file import load, save, write_checkpoint
-from tensorlrf.compression._inspect import FileLayer, FileReport, inspect
 from tensorlrf.compression._leave import densify, export
 from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
 from tensorlrf.compression._plan import LayerPlan, Plan
@@ -11,6 +9,8 @@ from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import BatchNorms, Latency, LayerReport, Report, Totals
 from tensorlrf.compression._tune import tune
 from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning
+from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
+from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
 
 __all__ = [
     "CP",

@@ -14,10 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._architecture import describe, digest
-from tensorlrf.compression._batches import list_batches
-from tensorlrf.compression._batchnorm import norms_of, reestimate, restore, statistics_of
-from tensorlrf.compression._calibrate import (
+from tensorlrf.compression._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression._plan import LayerPlan, Plan
+from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
+from tensorlrf.compression._survey import ROOT, check_values, survey
+from tensorlrf.compression.calibration._batches import list_batches
+from tensorlrf.compression.calibration._batchnorm import (
+    norms_of,
+    reestimate,
+    restore,
+    statistics_of,
+)
+from tensorlrf.compression.calibration._calibrate import (
     Calibration,
     Seen,
     Trace,
@@ -26,14 +35,10 @@ from tensorlrf.compression._calibrate import (
     record,
     replica,
 )
-from tensorlrf.compression._copies import computed_tensors
-from tensorlrf.compression._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
-from tensorlrf.compression._outputs import model_error
-from tensorlrf.compression._plan import LayerPlan, Plan
-from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
-from tensorlrf.compression._site import site_at
-from tensorlrf.compression._survey import ROOT, check_values, survey
+from tensorlrf.compression.calibration._copies import computed_tensors
+from tensorlrf.compression.calibration._outputs import model_error
+from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.decomposition._input import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown
 from tensorlrf.nn import factored_type

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._apply import Fitting, apply, put
-from tensorlrf.compression._batchnorm import norms_of, restore, statistics_of
 from tensorlrf.compression._methods import Given
 from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import Report
 from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression.calibration._batchnorm import norms_of, restore, statistics_of
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.compression._calibrate import Seen, check_statistics
-from tensorlrf.compression._correction import corrected
 from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
-from tensorlrf.compression._site import Site
-from tensorlrf.compression._statistics import Statistics, output_error
+from tensorlrf.compression.calibration._calibrate import Seen, check_statistics
+from tensorlrf.compression.calibration._correction import corrected
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._statistics import Statistics, output_error
 from tensorlrf.decomposition import cp, fit_svd, svd, tucker
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, Grouped

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
-from tensorlrf.compression._batches import call
+from tensorlrf.compression.calibration._batches import call
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._layer import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._stock import to_dense_layer

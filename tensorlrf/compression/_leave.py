@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression._copies import computed_tensors
+from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._like import hooks_of

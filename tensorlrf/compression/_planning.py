@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression._architecture import fingerprint
 from tensorlrf.compression._factor import at_rank, rank_within
 from tensorlrf.compression._methods import Auto, Given, Method, as_method, params_at
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._ranks import Ladder, allocate
-from tensorlrf.compression._site import Site
 from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 OBJECTIVES = ("size", "latency")

@@ -22,9 +22,9 @@ from tensorlrf.ops._cost import conv_cost
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from tensorlrf.compression._calibrate import Trace
     from tensorlrf.compression._factor import Factored
     from tensorlrf.compression._plan import LayerPlan
+    from tensorlrf.compression.calibration._calibrate import Trace
 
 FORMAT_VERSION = 2
 

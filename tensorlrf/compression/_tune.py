@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tensorlrf.compression._batches import call
 from tensorlrf.compression._latency import (
     TORCH,
     comes_channels_last,
@@ -28,6 +27,7 @@ from tensorlrf.compression._latency import (
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning
+from tensorlrf.compression.calibration._batches import call
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._batches import call
-from tensorlrf.compression._calibrate import replica
 from tensorlrf.compression._latency import faster, generators_kept
 from tensorlrf.compression._methods import CP, Method, Tucker
-from tensorlrf.compression._site import Site, site_at
+from tensorlrf.compression.calibration._batches import call
+from tensorlrf.compression.calibration._calibrate import replica
+from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.nn import factored_type

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._places import places
+from tensorlrf.compression.checkpoint._places import places
 from tensorlrf.factors import CPFactors, LowRank
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
 

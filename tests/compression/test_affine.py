@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tensorlrf import CP, SVD, Tucker, compress
 from tensorlrf.compression import Method
-from tensorlrf.compression._calibrate import Seen
 from tensorlrf.compression._factor import Factored, Options, factor
-from tensorlrf.compression._moments import moments_of
-from tensorlrf.compression._site import Site
+from tensorlrf.compression.calibration._calibrate import Seen
+from tensorlrf.compression.calibration._moments import moments_of
+from tensorlrf.compression.calibration._site import Site
 from tensorlrf.nn import FactoredLayer
 from tests.compression.networks import relative, seeded, set_weights
 

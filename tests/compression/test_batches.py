@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tensorlrf import compress
 from tensorlrf.compression import Report
-from tensorlrf.compression._batches import Batch, list_batches
-from tensorlrf.compression._outputs import model_error, tensors_of
+from tensorlrf.compression.calibration._batches import Batch, list_batches
+from tensorlrf.compression.calibration._outputs import model_error, tensors_of
 from tensorlrf.errors import ArgumentError
 from tests.compression.networks import Snapshot, seeded, set_weights
 

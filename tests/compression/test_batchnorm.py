@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import SVD, compress, compress_
-from tensorlrf.compression._batches import Batch
-from tensorlrf.compression._batchnorm import norms_of, reestimate, restore, statistics_of
+from tensorlrf.compression.calibration._batches import Batch
+from tensorlrf.compression.calibration._batchnorm import (
+    norms_of,
+    reestimate,
+    restore,
+    statistics_of,
+)
 from tests.compression.networks import Snapshot, relative, seeded
 
 PLAIN = SVD(metric="identity")

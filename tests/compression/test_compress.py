@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression import SVD, Tucker, compress
-from tensorlrf.compression._calibrate import Seen
 from tensorlrf.compression._factor import Options, factor
-from tensorlrf.compression._site import Site
-from tensorlrf.compression._statistics import output_error
+from tensorlrf.compression.calibration._calibrate import Seen
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._statistics import output_error
 from tensorlrf.errors import ArgumentError, DegenerateWarning
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear

@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression import compress
-from tensorlrf.compression._correction import LagMoments, OutputLags, corrected, lag_moments
-from tensorlrf.compression._moments import Moments, moments_of
-from tensorlrf.compression._site import Site
-from tensorlrf.compression._statistics import Stream, output_error
+from tensorlrf.compression.calibration._correction import (
+    LagMoments,
+    OutputLags,
+    corrected,
+    lag_moments,
+)
+from tensorlrf.compression.calibration._moments import Moments, moments_of
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._statistics import Stream, output_error
 from tensorlrf.errors import ArgumentError
 
 

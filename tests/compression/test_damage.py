@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tensorlrf.compression._file import load, save
-from tensorlrf.compression._header import KEY, canonical, checksum_of
-from tensorlrf.compression._inspect import inspect
+from tensorlrf.compression.checkpoint._file import load, save
+from tensorlrf.compression.checkpoint._header import KEY, canonical, checksum_of
+from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.errors import FileFormatError
 from tests.compression.saved import Net, compressed, net, same
 

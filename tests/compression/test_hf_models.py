@@ -13,7 +13,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tensorlrf import apply, compress, plan
-from tensorlrf.compression._outputs import tensors_of
+from tensorlrf.compression.calibration._outputs import tensors_of
 from tests.compression.networks import Snapshot, check_report, relative, set_weights
 
 IDS = torch.randint(3, 60, (4, 24), generator=torch.Generator().manual_seed(0))

@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorlrf.compression import _moments
-from tensorlrf.compression._moments import LinearMoments, PatchMoments, ShiftMoments, moments_of
-from tensorlrf.compression._site import Site
-from tensorlrf.compression._taps import Taps
+from tensorlrf.compression.calibration import _moments
+from tensorlrf.compression.calibration._moments import (
+    LinearMoments,
+    PatchMoments,
+    ShiftMoments,
+    moments_of,
+)
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._taps import Taps
 
 sides = st.integers(1, 4)
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf import CP, SVD, Auto, Plan, Tucker, apply, compress, plan
 from tensorlrf.compression import Method
-from tensorlrf.compression._architecture import fingerprint
+from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.errors import ArgumentError, RankError
 from tests.compression.networks import seeded, set_weights
 

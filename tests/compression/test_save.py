@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._architecture import describe, fingerprint
-from tensorlrf.compression._file import load, save, write_checkpoint
-from tensorlrf.compression._inspect import inspect
-from tensorlrf.compression._places import places
-from tensorlrf.compression._store import DTYPES
+from tensorlrf.compression.checkpoint._architecture import describe, fingerprint
+from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
+from tensorlrf.compression.checkpoint._inspect import inspect
+from tensorlrf.compression.checkpoint._places import places
+from tensorlrf.compression.checkpoint._store import DTYPES
 from tensorlrf.decomposition import svd
 from tensorlrf.nn import FactoredLayer, factorize
 from tensorlrf.ops import PathTable
@@ -145,7 +145,7 @@ def test_in_a_new_process(tmp_path: Path) -> None:
     save(model, tmp_path / "model.safetensors")
     torch.save(image(), tmp_path / "x.pt")
     script = (
-        "import torch, sys; from tensorlrf.compression._file import load\n"
+        "import torch, sys; from tensorlrf.compression.checkpoint._file import load\n"
         "from tests.compression.saved import blank\n"
         "model = load(sys.argv[1] + '/model.safetensors', blank())\n"
         "with torch.no_grad(): y = model(torch.load(sys.argv[1] + '/x.pt'))\n"

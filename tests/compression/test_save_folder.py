@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from tensorlrf.compression._file import load, save
-from tensorlrf.compression._inspect import inspect
+from tensorlrf.compression.checkpoint._file import load, save
+from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredHFConv1D, FactoredLinear

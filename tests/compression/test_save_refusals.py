@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from tensorlrf import io
-from tensorlrf.compression._file import load, save, write_checkpoint
-from tensorlrf.compression._inspect import inspect
+from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
+from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.decomposition import svd
 from tensorlrf.errors import (
     ArgumentError,

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from tensorlrf.compression._suspend import Suspendable
+from tensorlrf.compression.calibration._suspend import Suspendable
 
 
 def test_caller_and_call_take_turns() -> None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf import compress
-from tensorlrf.compression import _moments
-from tensorlrf.compression._site import Site
-from tensorlrf.compression._statistics import Stream, output_error
-from tensorlrf.compression._taps import Taps
+from tensorlrf.compression.calibration import _moments
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._statistics import Stream, output_error
+from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn import Plain, register_plain
 from tests.compression.networks import relative, seeded, set_weights
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tensorlrf.compression._shifts import ShiftedCorrelations
-from tensorlrf.compression._site import Site
-from tensorlrf.compression._taps import Taps
+from tensorlrf.compression.calibration._shifts import ShiftedCorrelations
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._taps import Taps
 
 COLUMNS = 1 << 14
 """Columns of X in one product."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.compression._moments import add_products, add_squares, mirrored, raised
-from tensorlrf.compression._taps import Taps
+from tensorlrf.compression.calibration._moments import add_products, add_squares, mirrored, raised
+from tensorlrf.compression.calibration._taps import Taps
 
 RIDGE = 0.01
 """Of the mean eigenvalue of G: directions with less energy keep their weights."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tensorlrf.compression._architecture import describe
-from tensorlrf.compression._header import (
+from tensorlrf.compression.checkpoint._architecture import describe
+from tensorlrf.compression.checkpoint._header import (
     Header,
     LayerEntry,
     Slot,
@@ -22,7 +22,7 @@ from tensorlrf.compression._header import (
     canonical,
     checksum_of,
 )
-from tensorlrf.compression._places import LASTING, Place, joined, own_tensors, places
+from tensorlrf.compression.checkpoint._places import LASTING, Place, joined, own_tensors, places
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorlrf.compression import _folder
-from tensorlrf.compression._architecture import digest
-from tensorlrf.compression._file import PathLike, reading
-from tensorlrf.compression._header import FORMAT_VERSION, Header, LayerEntry, Stored
-from tensorlrf.compression._layers import blank_factors, numbers_in
-from tensorlrf.compression._places import LASTING
+from tensorlrf.compression.checkpoint import _folder
+from tensorlrf.compression.checkpoint._architecture import digest
+from tensorlrf.compression.checkpoint._file import PathLike, reading
+from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry, Stored
+from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
+from tensorlrf.compression.checkpoint._places import LASTING
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._header import LayerEntry
+from tensorlrf.compression.checkpoint._header import LayerEntry
 from tensorlrf.errors import FileFormatError, UnsupportedError, unknown
 from tensorlrf.factors import FORMATS, Factors
 from tensorlrf.nn import FactoredLayer, factored_type

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._taps import Taps
+from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn._plain import HF_CONV1D, Plain, plain_of
 
 

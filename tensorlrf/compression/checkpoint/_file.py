@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._header import KEY, Header, checksum_of, parse
-from tensorlrf.compression._rebuild import unpack
-from tensorlrf.compression._store import DTYPES, bytes_of, pack, pack_checkpoint
+from tensorlrf.compression.checkpoint._header import KEY, Header, checksum_of, parse
+from tensorlrf.compression.checkpoint._rebuild import unpack
+from tensorlrf.compression.checkpoint._store import DTYPES, bytes_of, pack, pack_checkpoint
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 from tensorlrf.factors import Factors
 from tensorlrf.io import replacing

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tensorlrf.compression._batches import Batch, call
-from tensorlrf.compression._copies import computed_tensors
-from tensorlrf.compression._reads import watch_readers
-from tensorlrf.compression._site import Site, site_at
-from tensorlrf.compression._statistics import Statistics, Stream
-from tensorlrf.compression._suspend import Suspendable, thread_settings
+from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.compression.calibration._copies import computed_tensors
+from tensorlrf.compression.calibration._reads import watch_readers
+from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration._statistics import Statistics, Stream
+from tensorlrf.compression.calibration._suspend import Suspendable, thread_settings
 from tensorlrf.errors import ArgumentError
 
 Arrived = Callable[[str, Tensor], None]

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tensorlrf.compression._architecture import digest
-from tensorlrf.compression._places import ROLES
-from tensorlrf.compression._strict import At
+from tensorlrf.compression.checkpoint._architecture import digest
+from tensorlrf.compression.checkpoint._places import ROLES
+from tensorlrf.compression.checkpoint._strict import At
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.ops import PathTable
 

@@ -15,12 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tensorlrf.compression._architecture import describe, differences, digest
-from tensorlrf.compression._copies import computed_tensors
-from tensorlrf.compression._header import Header, LayerEntry, Slot, Stored
-from tensorlrf.compression._layers import blank_factors, blank_layer
-from tensorlrf.compression._places import ATTRIBUTE, LASTING, PARAMETER, Place, joined, places
-from tensorlrf.compression._store import DTYPES
+from tensorlrf.compression.calibration._copies import computed_tensors
+from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
+from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot, Stored
+from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
+from tensorlrf.compression.checkpoint._places import (
+    ATTRIBUTE,
+    LASTING,
+    PARAMETER,
+    Place,
+    joined,
+    places,
+)
+from tensorlrf.compression.checkpoint._store import DTYPES
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 

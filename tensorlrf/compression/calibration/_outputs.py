@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._batches import Batch, call
+from tensorlrf.compression.calibration._batches import Batch, call
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorlrf.compression._correction import Lag, lag_moments
-from tensorlrf.compression._moments import Moments, moments_of
-from tensorlrf.compression._site import Site
+from tensorlrf.compression.calibration._correction import Lag, lag_moments
+from tensorlrf.compression.calibration._moments import Moments, moments_of
+from tensorlrf.compression.calibration._site import Site
 
 
 @dataclass(frozen=True)

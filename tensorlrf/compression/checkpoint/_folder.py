@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression import _file
-from tensorlrf.compression._rebuild import unpack
-from tensorlrf.compression._store import pack
+from tensorlrf.compression.checkpoint import _file
+from tensorlrf.compression.checkpoint._rebuild import unpack
+from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 from tensorlrf.io import replacing
 

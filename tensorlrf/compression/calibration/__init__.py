@@ -1,0 +1,1 @@
+"""What the layers of a model are fed, and what their outputs lose: streamed, never kept."""

@@ -1,0 +1,1 @@
+"""Whole models to files and back."""
