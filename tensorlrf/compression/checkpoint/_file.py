@@ -39,7 +39,7 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    from tensorlrf.compression import _folder
+    from tensorlrf.compression.checkpoint import _folder
 
     if _folder.is_for(model, path):
         _folder.save(model, Path(path), overwrite=overwrite)
@@ -73,7 +73,7 @@ def load(
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     target = _device(device)
     if Path(path).is_dir():
-        from tensorlrf.compression import _folder
+        from tensorlrf.compression.checkpoint import _folder
 
         return _folder.load(Path(path), model, target)
     if model is None:
