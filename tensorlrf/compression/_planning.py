@@ -42,7 +42,8 @@ def plan(
                  are uniform: every layer keeps about the same share, in multiples of 8 (below 8,
                  in ones). Or instead
     error        the relative error that each layer may have, in (0, 1): of its outputs where
-                 `apply` gets calibration, else of its weight. Layers that do not become smaller
+                 `apply` gets calibration (with target="original" beside the best outputs that
+                 its inputs allow), else of its weight. Layers that do not become smaller
                  within it stay. One of the two, unless every method brings its own budget
     method       "svd": a matrix of low rank, for a conv (O, I kh kw); "tucker": Tucker-2 on the
                  channels of a conv (Kim et al. 2016); "cp": CP of a conv (Lebedev et al. 2015);

@@ -29,7 +29,7 @@ class Net(nn.Module):
         self.hidden = nn.Linear(16, 24)
         self.again = self.hidden
         self.head = nn.Linear(24, 16)
-        self.register_buffer("table", torch.linspace(0, 1, 16), persistent=False)
+        self.register_buffer("table", torch.arange(16.0) / 15, persistent=False)
         self.register_buffer("offset", torch.arange(16.0).cos())
         self.scale = torch.tensor(0.5)
 

@@ -199,7 +199,9 @@ def test_an_error_is_kept_in_every_layer(method: str | Method) -> None:
     model = net()
     _, plain = compress(model, error=0.3, method=method, skip=["fc"])
     # CP is not fitted to inputs: there the budget stays one of the weight.
-    _, aware = compress(model, error=0.3, method=method, skip=["fc"], calibration=data())
+    aware = compress(
+        model, error=0.3, method=method, skip=["fc"], calibration=data(), target="prefix"
+    )[1]
     for report, attribute in ((plain, "weight_error"), (aware, "output_error")):
         for row in report.layers:
             if not row.factored:
