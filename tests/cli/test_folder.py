@@ -21,8 +21,6 @@ from tests.cli.calls import Program, listing
 from tests.cli.folders import bert_folder, gpt2_folder, llama_folder, text_file
 from tests.compression.saved import equal, same
 
-pytest.importorskip("transformers")
-
 HALF = ("--keep-params", 0.5)
 SMALL = ("--tokens", 32, "--batch-size", 4)
 

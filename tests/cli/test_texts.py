@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +13,6 @@ from torch import Tensor
 
 from tensorlrf.cli._texts import batches_of, read_texts
 from tests.cli.folders import tokenizer
-
-pytest.importorskip("transformers")
 
 PAD, CLS, SEP, FIRST = 0, 2, 3, 4
 

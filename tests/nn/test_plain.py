@@ -316,10 +316,7 @@ def test_what_a_plain_layer_may_be() -> None:
         Plain.of(nn.Embedding(3, 4))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite_pytorch") is None,
-    reason="efficientnet_lite_pytorch is not installed",
-)
+@pytest.mark.slow  # reads a package of requirements-examples.txt
 def test_the_efficientnet_itself() -> None:
     package = importlib.import_module("efficientnet_lite_pytorch")
     model = package.EfficientNet.from_name("efficientnet-lite0")
