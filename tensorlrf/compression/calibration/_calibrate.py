@@ -254,8 +254,8 @@ def at_once(
     for part in _parts(model, order, 2 if calibration.held else 1):
         seen: dict[str, Seen] = {}
         for batch in calibration.batches:
-            arrived = partial(_arrive, add, seen, model, batch)
-            with _Watch(model, part, arrived), thread_settings()():
+            arrived = _Arrivals(add, seen, model, batch, part[-1], trace.calls.get(part[-1]))
+            with contextlib.suppress(_Captured), _Watch(model, part, arrived), thread_settings()():
                 call(model, batch)
         yield from ((name, seen[name]) for name in part if name in seen)
 
@@ -275,10 +275,25 @@ def _parts(model: nn.Module, names: list[str], copies: int) -> Iterator[list[str
         yield part
 
 
-def _arrive(
-    add: _Adder, seen: dict[str, Seen], model: nn.Module, batch: Batch, name: str, x: Tensor
-) -> None:
-    add(seen, name, model, batch, x)
+@dataclass
+class _Arrivals:
+    """Adds what arrives in one pass, and ends it once the last layer has been called as often as
+    in the first pass."""
+
+    add: _Adder
+    seen: dict[str, Seen]
+    model: nn.Module
+    batch: Batch
+    last: str
+    n_calls: int | None
+    calls: int = 0
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        self.add(self.seen, name, self.model, self.batch, x)
+        if name == self.last:
+            self.calls += 1
+            if self.calls == self.n_calls:
+                raise _Captured
 
 
 @dataclass(frozen=True)
