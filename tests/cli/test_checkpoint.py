@@ -72,7 +72,8 @@ def test_a_lone_layer(tmp_path: Path, program: Program) -> None:
     assert program("compress", source, "-o", target, *HALF).code == 0
     small = tensorlrf.load(target, nn.Linear(32, 24))
     assert isinstance(small, FactoredLayer)
-    assert torch.equal(small.bias, layer.bias)  # type: ignore[arg-type]
+    assert small.bias is not None
+    assert torch.equal(small.bias, layer.bias)
 
 
 def test_what_is_no_layer_has_its_reason(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,9 +209,9 @@ def test_warnings_of_ours_are_a_line(
     np.save(tmp_path / "k.npy", np.eye(4))
     real = decomposition.fit_svd
 
-    def warns(*args: object, **kwargs: object) -> object:
+    def warns(*args: Any, **kwargs: Any) -> object:
         warnings.warn("thin\nice", TensorlrfWarning, stacklevel=1)
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(decomposition, "fit_svd", warns)
     given = ("decompose", tmp_path / "k.npy", "--rank", 2, "-o", tmp_path / "f.safetensors")

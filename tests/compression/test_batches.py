@@ -74,6 +74,7 @@ def test_every_form_is_the_list_of_its_batches(form: str) -> None:
 
 def test_positional_only_arguments_stay_in_their_place() -> None:
     class Placed(Two):
+        # Another signature than that of Two is what this is about.
         def forward(self, x: Tensor, /, y: Tensor | None = None, *rest: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(x, y)
 
@@ -184,11 +185,14 @@ def test_outputs_of_every_kind(kind: str) -> None:
 
 def test_models_that_cannot_be_compared() -> None:
     class Cut(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x[: self.n]  # type: ignore[misc]
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.rows = rows
 
-    one, two = Cut(), Cut()
-    one.n, two.n = 3, 4  # type: ignore[assignment]
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: self.rows]
+
+    one, two = Cut(3), Cut(4)
     batches = [Batch.of(seeded(5, 2))]
     assert model_error(one, two, batches) is None
     assert model_error(one, one, batches) == 0.0
