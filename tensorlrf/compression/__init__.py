@@ -8,7 +8,7 @@ from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import BatchNorms, Latency, LayerReport, Report, Totals
 from tensorlrf.compression._tune import tune
-from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning
+from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
 
@@ -30,6 +30,7 @@ __all__ = [
     "Totals",
     "Tucker",
     "Tuning",
+    "WholeTiming",
     "apply",
     "compress",
     "compress_",

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(title: str, total: int, enabled: bool) -> Iterator[Callable[[str], None]]:
-    """Yields a function to call with the name of each thing done."""
+def progress_bar(title: str, total: int | None, enabled: bool) -> Iterator[Callable[[str], None]]:
+    """Yields a function to call with the name of each thing done; `total` is None if unknown."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +26,8 @@ from tensorlrf.compression._latency import (
 )
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning
+from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
+from tensorlrf.compression._whole import bytes_held, choices_of, time_whole
 from tensorlrf.compression.calibration._batches import call
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredLayer
@@ -36,6 +37,8 @@ from tensorlrf.ops._paths import BUCKETS, bucket
 OBJECTIVES = ("size", "latency")
 SECONDS = 0.2
 """Of measuring, for each layer and bucket of rows, unless asked otherwise."""
+WHOLE = 10
+"""Times the seconds of a layer are spent on the whole model."""
 
 
 def tune(
@@ -48,12 +51,19 @@ def tune(
 ) -> Tuning:
     """Measures the paths of every factored layer on this device, and keeps the fastest. In place.
 
-    The model runs on the examples in eval mode without grad, twice: once to see which numbers of
-    rows M each layer gets, once to measure. A layer is measured once in every bucket of M (a power
-    of two) that an example takes it to, on the input with the most rows, while that input is there:
-    no activation is kept for it, and it has the values, strides, dtype and autocast that the model
-    gives it. All paths of a layer and torch's own dense layer run in turn. Paths that are equally
-    fast within the noise (at most 5%) are decided by the bytes that they keep in memory.
+    The model runs on the examples in eval mode without grad: once to see which numbers of rows M
+    each layer gets, once to measure the layers, and then, whole, to try their choices.
+
+    A layer is measured once in every bucket of M (a power of two) that an example takes it to, on
+    the input with the most rows, while that input is there: no activation is kept for it, and it
+    has the values, strides, dtype and autocast that the model gives it. All paths of a layer and
+    torch's own dense layer run in turn. Paths that are equally fast within the noise (at most 5%)
+    are decided by the bytes that they keep in memory.
+
+    A layer alone finds its weights and its input in cache. So its choice holds only where it proves
+    itself in the model: passes with every layer on its fastest path, with dense for all that gain
+    less than 10% or 30% alone, and with dense everywhere run in turn (five of each at least; the
+    rebuilt weights of all layers are held meanwhile), and the fastest of these is kept.
 
     The choices become `layer.path_table`, and `layer.measured[layer.device_key]`, which is saved
     with the model. Rows that were not measured go by the cost model, unless the measured buckets
@@ -65,8 +75,8 @@ def tune(
                faster. "latency": a layer that is fastest dense in all its buckets is replaced by
                torch's own dense layer, in all its places. Its parameters are new ones, so an
                optimizer must be made after that.
-    seconds    of measuring for each layer and bucket, 0.2 by default; a slow layer takes longer,
-               as every path runs five times
+    seconds    of measuring for each layer and bucket, 0.2 by default, ten times that for the whole
+               model; what is slow takes longer, as everything runs five times
     progress   a bar on stderr, if that is a terminal
 
     A layer that no example reaches stays as it is and is reported so. An error, or Ctrl-C, leaves
@@ -83,14 +93,17 @@ def tune(
             seen = _record(model, list(places), examples)
             if not seen and all(_is_empty(one) for one in examples):
                 raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
-            measured = _measure(model, places, seen, examples, seconds or SECONDS, progress)
+            alone = _measure(model, places, seen, examples, seconds or SECONDS, progress)
+            measured, whole = _together(
+                model, alone, examples, objective, seconds or SECONDS, progress
+            )
         rows = [
             _row(model, layer, names, objective, measured.get(layer, []))
             for layer, names in places.items()
         ]
         reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
         _commit(model, seen, reached)
-    return Tuning(objective, len(examples), tuple(rows))
+    return Tuning(objective, len(examples), tuple(rows), whole)
 
 
 def list_examples(example: Any) -> list[Any]:
@@ -121,6 +134,15 @@ def table_of(layer: FactoredLayer, chosen: Mapping[int, str]) -> PathTable:
         else:
             choices[rows] = by_cost.lookup(rows)
     return PathTable.from_choices(choices)
+
+
+def _tables(
+    timed: Mapping[FactoredLayer, Sequence[BucketTiming]],
+) -> dict[FactoredLayer, PathTable]:
+    return {
+        layer: table_of(layer, {one.bucket: one.chosen for one in rows})
+        for layer, rows in timed.items()
+    }
 
 
 # ---- what comes in ------------------------------------------------------------------------------
@@ -229,6 +251,25 @@ def _measure(
             if here:
                 _pass(model, [layer for layer in places if layer in here], batch, k, called)
     return {layer: sorted(rows, key=lambda one: one.bucket) for layer, rows in timed.items()}
+
+
+def _together(
+    model: nn.Module,
+    alone: dict[FactoredLayer, list[BucketTiming]],
+    examples: list[Any],
+    objective: str,
+    seconds: float,
+    progress: bool,
+) -> tuple[dict[FactoredLayer, list[BucketTiming]], WholeTiming | None]:
+    """What to keep of the choices that the layers made alone, by passes of the whole model."""
+    choices = choices_of(alone)
+    if len(choices) == 1:
+        return alone, None
+    tables = {name: _tables(choice) for name, choice in choices.items()}
+    held = {name: bytes_held(choice, objective) for name, choice in choices.items()}
+    with progress_bar("tune the whole model", None, progress) as advance:
+        whole = time_whole(model, examples, tables, held, WHOLE * seconds, advance)
+    return choices[whole.chosen], whole
 
 
 Called = Callable[[FactoredLayer, Tensor, int, int], None]
@@ -354,8 +395,7 @@ def _commit(
         for layer, row in rows.items():
             undo.callback(layer.__dict__.update, _path_table=layer.path_table)
             undo.callback(layer.__dict__.update, measured=dict(layer.measured))
-            chosen = {one.bucket: one.chosen for one in row.timings}
-            layer.set_measured(layer.device_key, table_of(layer, chosen))
+            layer.set_measured(layer.device_key, _tables({layer: row.timings})[layer])
             for place in row.places if row.replaced else ():
                 parent, _, child = place.rpartition(".")
                 holder = model.get_submodule(parent)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 WIDTH = 200
+FASTEST, ALL_DENSE = "fastest alone", "all dense"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class BucketTiming:
     seconds        path -> time
     dense_seconds  of torch's own layer with the rebuilt weight, which knows nothing of paths
     chosen         the path that runs from now on
-    dense_wins     whether no factored path is as fast as torch's own layer, or the path "dense"
+    dense_wins     whether torch's own layer, or the path "dense", is as fast as any factored path,
+                   or the whole model is faster with dense here
     """
 
     bucket: int
@@ -111,21 +113,46 @@ class LayerTuning:
 
 
 @dataclass(frozen=True)
+class WholeTiming:
+    """Whole passes of the model over all examples, under several choices for its layers.
+
+    A layer alone is measured with its weights and inputs in cache, and what it gains there may be
+    lost between the others; so the choices are tried together.
+
+    seconds  name of a choice -> median time of the passes. "fastest alone": every layer on the
+             path that was fastest by itself; "gain > 10%": so, but dense where that was faster by
+             no more than this; "all dense": the path "dense" everywhere. Choices that come out the
+             same are measured once
+    chosen   the fastest; of those that are as fast within the noise, the smallest in memory
+    """
+
+    seconds: Mapping[str, float]
+    chosen: str
+
+    @property
+    def ratio(self) -> float:
+        """Time all dense over time chosen."""
+        return _ratio(self.seconds[ALL_DENSE], self.seconds[self.chosen])
+
+
+@dataclass(frozen=True)
 class Tuning:
     """The result of `tune`.
 
     objective  as given
     examples   number of batches that the model was run on
     layers     every factored layer, once, in the order of the model
+    whole      passes of the whole model; None where dense was chosen for every layer alone
 
-    Times of the whole are sums over the calls that the examples make of the factored layers, each
-    as long as the one that was measured in its bucket; what lies between the layers is not in them.
-    Prints itself as a table; `to_json()`.
+    `dense_seconds` and `chosen_seconds` are sums over the calls that the examples make of the
+    factored layers, each as long as the one that was measured in its bucket; what lies between the
+    layers is in `whole` only. Prints itself as a table; `to_json()`.
     """
 
     objective: str
     examples: int
     layers: tuple[LayerTuning, ...]
+    whole: WholeTiming | None = None
 
     @property
     def dense_seconds(self) -> float:
@@ -206,12 +233,18 @@ class Tuning:
                 f"all calls of the factored layers: {self.dense_seconds * 1e3:.4g} ms dense, "
                 f"{self.chosen_seconds * 1e3:.4g} ms as they are now ({self.ratio:.2f}x)"
             )
+        if self.whole:
+            times = ", ".join(f"{t * 1e3:.4g} ms {name}" for name, t in self.whole.seconds.items())
+            lines.append(
+                f"whole model: {times}; kept: {self.whole.chosen} ({self.whole.ratio:.2f}x all "
+                "dense)"
+            )
         kept = [layer for layer in self.layers if layer.runs_dense]
         if kept:
             more = sum(layer.dense_bytes for layer in kept)
             lines.append(
-                f"run dense: {_some(layer.name for layer in kept)}; no factored path is faster "
-                f"there. Files keep the factors; in memory the rebuilt weights take {more:,} bytes "
+                f"run dense: {_some(layer.name for layer in kept)}; their factors win no time "
+                f"here. Files keep the factors; in memory the rebuilt weights take {more:,} bytes "
                 "more"
             )
         if self.replaced:

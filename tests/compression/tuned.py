@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tensorlrf
-from tensorlrf.compression import _latency
+from tensorlrf.compression import _latency, _whole
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
 from tensorlrf.ops import Timings
 
@@ -80,8 +80,23 @@ class State:
         return isinstance(other, State) and self.values == other.values
 
 
+WHOLE = {"fastest alone": 1.0, "gain > 10%": 2.0, "gain > 30%": 3.0, "all dense": 4.0}
+"""Seconds of the whole model, where every layer does best with what it does best alone."""
+
+
 def set_clock(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, float] | BaseException) -> Clock:
-    """Times are measured by a `Clock` from now on, to the end of the test."""
+    """Times of layers are measured by a `Clock` from now on, to the end of the test; of whole
+    models by another one, to which the layers' choices are the best."""
     one = Clock(*answers)
     monkeypatch.setattr(_latency, "time_calls", one)
+    monkeypatch.setattr(_whole, "time_calls", Clock(WHOLE))
+    return one
+
+
+def set_whole_clock(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, float] | BaseException
+) -> Clock:
+    """Times of whole models are these."""
+    one = Clock(answer)
+    monkeypatch.setattr(_whole, "time_calls", one)
     return one
