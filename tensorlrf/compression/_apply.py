@@ -138,7 +138,7 @@ def apply(
         data = None
         if calibration is not None:
             data = Calibration.of(list_batches(calibration, replica(model)), holdout)
-        work = _Work(small, plan, fitting, data)
+        work = _Work(model, small, plan, fitting, data)
         work.factor_all()
         small, rows = work.replaced()
         norms = work.norms(model, small)
@@ -225,11 +225,17 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 class _Work:
-    """A model, the copy to be compressed, on its way through a plan."""
+    """A model, the copy of `given` to be compressed, on its way through a plan."""
 
     def __init__(
-        self, model: nn.Module, plan: Plan, fitting: Fitting, data: Calibration | None
+        self,
+        given: nn.Module,
+        model: nn.Module,
+        plan: Plan,
+        fitting: Fitting,
+        data: Calibration | None,
     ) -> None:
+        self.given = given
         self.model = model
         self.rows: dict[str, LayerPlan] = {row.name: row for row in plan.layers}
         self.fitting = fitting
@@ -292,7 +298,7 @@ class _Work:
         if target == "independent":
             passes = at_once(working, names, self.trace, self.data)
         else:
-            original = copy_of(working) if target == "original" else None
+            original = replica(self.given).eval() if target == "original" else None
             passes = calibrated(
                 working, names, self.trace, self.data, rerun=self.fitting.rerun, original=original
             )

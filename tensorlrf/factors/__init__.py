@@ -1,18 +1,32 @@
 """Formats: what travels between a decomposition and the op that runs it."""
 
 from tensorlrf.factors._base import FORMATS, Factors
+from tensorlrf.factors._blast import Blast
+from tensorlrf.factors._blocks import Block, BlockLowRank
 from tensorlrf.factors._cp import CPFactors
 from tensorlrf.factors._grouped import Grouped
+from tensorlrf.factors._kronecker import KroneckerSum
 from tensorlrf.factors._lowrank import LowRank
+from tensorlrf.factors._monarch import Monarch
 from tensorlrf.factors._tensorly import from_tensorly, to_tensorly
+from tensorlrf.factors._tr import TRFactors
+from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
 
 __all__ = [
     "FORMATS",
+    "Blast",
+    "Block",
+    "BlockLowRank",
     "CPFactors",
     "Factors",
     "Grouped",
+    "KroneckerSum",
     "LowRank",
+    "Monarch",
+    "TRFactors",
+    "TTFactors",
+    "TTMatrix",
     "TuckerFactors",
     "from_tensorly",
     "to_tensorly",

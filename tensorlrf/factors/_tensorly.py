@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,22 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors._base import Factors
 from tensorlrf.factors._cp import CPFactors
+from tensorlrf.factors._tr import TRFactors
+from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
 
+_TRAINS: dict[str, type[TTFactors] | type[TTMatrix] | type[TRFactors]] = {
+    "TTTensor": TTFactors,
+    "TTMatrix": TTMatrix,
+    "TRTensor": TRFactors,
+}
 
-def from_tensorly(decomposition: Any) -> CPFactors | TuckerFactors:
-    """A tensorly CPTensor or TuckerTensor as our factors; the tensors are shared, not copied.
+
+def from_tensorly(
+    decomposition: Any,
+) -> CPFactors | TuckerFactors | TTFactors | TTMatrix | TRFactors:
+    """A tensorly CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor as our factors; the tensors
+    are shared, not copied.
 
     Arrays of the numpy backend are taken too. Weights of None become ones.
     Raises ArgumentError for any other type.
@@ -30,17 +42,21 @@ def from_tensorly(decomposition: Any) -> CPFactors | TuckerFactors:
     if kind == "TuckerTensor":
         core, matrices = decomposition
         return TuckerFactors(_as_torch(core), tuple(_as_torch(f) for f in matrices))
+    if kind in _TRAINS:
+        return _TRAINS[kind](tuple(_as_torch(core) for core in decomposition))
     raise ArgumentError(
-        f"decomposition is a {kind}; from_tensorly takes a tensorly CPTensor or TuckerTensor"
+        f"decomposition is a {kind}; from_tensorly takes a tensorly CPTensor, TuckerTensor, "
+        f"{', '.join(_TRAINS)}"
     )
 
 
 def to_tensorly(factors: Factors) -> Any:
-    """Our factors as tensorly's CPTensor or TuckerTensor; the tensors are shared, not copied.
+    """Our factors as tensorly's type of that format; the tensors are shared, not copied.
 
     They are torch tensors: call `tensorly.set_backend("pytorch")` to compute with them. A partial
     Tucker gets identities along the modes that are left whole, since tensorly's type has no modes.
-    Raises ArgumentError for a format that tensorly lacks.
+    Raises ArgumentError for a format that tensorly lacks, and for what it cannot say: a train with
+    its modes in another order, a TT-matrix with padding, a ring that is reshaped.
     """
     if isinstance(factors, CPFactors):
         from tensorly.cp_tensor import CPTensor
@@ -55,10 +71,35 @@ def to_tensorly(factors: Factors) -> Any:
             for k, n in enumerate(factors.core.shape)
         ]
         return TuckerTensor((factors.core, matrices))
+    if isinstance(factors, (TTFactors, TTMatrix, TRFactors)):
+        return _train(factors)
     raise ArgumentError(
-        f"factors is a {type(factors).__name__}; tensorly has a type for CPFactors and "
-        "TuckerFactors only"
+        f"factors is a {type(factors).__name__}; tensorly has a type for CPFactors, TuckerFactors, "
+        "TTFactors, TTMatrix and TRFactors only"
     )
+
+
+def _train(factors: TTFactors | TTMatrix | TRFactors) -> Any:
+    from tensorly.tr_tensor import TRTensor
+    from tensorly.tt_matrix import TTMatrix as TheirMatrix
+    from tensorly.tt_tensor import TTTensor
+
+    cores = list(factors.cores)
+    if isinstance(factors, TTFactors):
+        if factors.modes != tuple(range(len(cores))):
+            raise ArgumentError(
+                f"factors has modes={factors.modes}; a TTTensor has its modes in order"
+            )
+        return TTTensor(cores)
+    if isinstance(factors, TTMatrix):
+        if factors.shape != (math.prod(factors.row_sizes), math.prod(factors.column_sizes)):
+            raise ArgumentError(f"factors is padded to {factors.shape}; a TTMatrix has no padding")
+        return TheirMatrix(cores)
+    if factors.shape != factors.sizes:
+        raise ArgumentError(
+            f"factors is reshaped to {factors.shape}; a TRTensor has one mode a core"
+        )
+    return TRTensor(cores)
 
 
 def _as_torch(array: Any) -> Tensor:

@@ -10,7 +10,16 @@ from tensorly.cp_tensor import CPTensor
 from tensorly.tucker_tensor import TuckerTensor
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import CPFactors, LowRank, TuckerFactors, from_tensorly, to_tensorly
+from tensorlrf.factors import (
+    CPFactors,
+    LowRank,
+    TRFactors,
+    TTFactors,
+    TTMatrix,
+    TuckerFactors,
+    from_tensorly,
+    to_tensorly,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +68,39 @@ def test_partial_tucker_means_the_same_tensor_there() -> None:
     f = tucker_sample()
     partial = TuckerFactors(f.core, (f.factors[0], f.factors[1]), (0, 1))
     torch.testing.assert_close(to_tensorly(partial).to_tensor(), partial.to_dense())
+
+
+def trains() -> list[TTFactors | TTMatrix | TRFactors]:
+    def cores(*sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+        g = torch.Generator().manual_seed(0)
+        return tuple(torch.rand(*size, generator=g) for size in sizes)
+
+    return [
+        TTFactors(cores((1, 4, 2), (2, 3, 3), (3, 5, 1))),
+        TTMatrix(cores((1, 2, 3, 2), (2, 4, 2, 1))),
+        TRFactors(cores((2, 4, 3), (3, 3, 2), (2, 5, 2))),
+    ]
+
+
+@pytest.mark.parametrize("f", trains(), ids=lambda f: f.format)
+def test_trains_there_and_back_share_memory(f: TTFactors | TTMatrix | TRFactors) -> None:
+    theirs = to_tensorly(f)
+    torch.testing.assert_close(theirs.to_tensor().reshape(f.shape), f.to_dense())
+    back = from_tensorly(theirs)
+    assert type(back) is type(f)
+    for n, t in back.tensors().items():
+        assert t.data_ptr() == f.tensors()[n].data_ptr()
+
+
+def test_refuses_what_tensorly_cannot_say() -> None:
+    train, matrix, ring = trains()
+    for f in (
+        TTFactors(tuple(train.tensors().values()), (0, 2, 1)),
+        TTMatrix(tuple(matrix.tensors().values()), (7, 6)),
+        TRFactors(tuple(ring.tensors().values()), (12, 5)),
+    ):
+        with pytest.raises(ArgumentError, match="factors"):
+            to_tensorly(f)
 
 
 def test_takes_numpy_arrays_and_absent_weights() -> None:

@@ -1,0 +1,98 @@
+"""A grid of blocks that share their bases along rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tensorlrf.errors import ShapeError
+from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors._monarch import check_padding
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blast(Factors):
+    """Block (i, j) is left[i] diag(scales[i, j]) right[j] (Lee et al. 2024, "BLAST", eq. 2).
+
+    left    (p, mb, r)
+    right   (q, r, nb)
+    scales  (p, q, r)
+
+    dense_shape  (m, n) with mb = ceil(m / p) and nb = ceil(n / q): rows and columns beyond are
+                 padding, which the matrix does not have. (p mb, q nb) by default
+    """
+
+    left: Tensor
+    right: Tensor
+    scales: Tensor
+    dense_shape: tuple[int, ...] = ()
+
+    format: ClassVar[str] = "blast"
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        object.__setattr__(self, "dense_shape", tuple(self.dense_shape) or self.padded)
+        self.check()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dense_shape
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(p mb, q nb)."""
+        p, mb, _ = self.left.shape
+        q, _, nb = self.right.shape
+        return int(p * mb), int(q * nb)
+
+    @property
+    def rank(self) -> int:
+        return int(self.left.shape[2])
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """(p, q)."""
+        return int(self.left.shape[0]), int(self.right.shape[0])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right, "scales": self.scales}
+
+    def meta(self) -> dict[str, Any]:
+        return {"shape": list(self.shape)}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        named = {name: tensors[name] for name in ("left", "right", "scales")}
+        return {**named, "dense_shape": tuple(meta["shape"])}
+
+    def check(self) -> None:
+        self._check_sizes()
+        check_padding("Blast", self.shape, self.padded, self.blocks)
+
+    def _check_sizes(self) -> None:
+        check_together(self.tensors(), "Blast")
+        left, right, scales = (tuple(t.shape) for t in self.tensors().values())
+        if len(left) != 3 or len(right) != 3 or 0 in (*left, *right):
+            raise ShapeError(
+                f"Blast: left {left} and right {right} must be (p, mb, r) and (q, r, nb), without "
+                "zeros"
+            )
+        if left[2] != right[1]:
+            raise ShapeError(
+                f"Blast: left {left} has rank {left[2]} and right {right} rank {right[1]}; "
+                "both are r and must agree"
+            )
+        if scales != (left[0], right[0], left[2]):
+            raise ShapeError(
+                f"Blast: scales is {scales}; it must be (p, q, r) = "
+                f"({left[0]}, {right[0]}, {left[2]})"
+            )
+
+    def to_dense(self) -> Tensor:
+        scaled = self.scales[:, :, None, :] * self.left[:, None]  # (p, q, mb, r)
+        blocks = scaled @ self.right  # (p, q, mb, nb)
+        whole = blocks.transpose(1, 2).reshape(self.padded)
+        return whole if self.padded == self.shape else whole[: self.shape[0], : self.shape[1]]
