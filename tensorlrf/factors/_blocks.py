@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -38,11 +39,12 @@ class BlockLowRank(Factors):
     as a tree of blocks: Hackbusch 1999).
 
     left         (sum of rows_b r_b,): the left panels of all low-rank blocks one behind the other,
-                 each transposed, (r_b, rows_b), so that blocks with equally many rows are one
-                 matrix
-    right        (sum of r_b columns_b,): the right panels, each (r_b, columns_b)
-    dense        (sum of rows_b columns_b,): the dense blocks
-    blocks       where they are, in the order of the panels
+                 by rows of blocks, each transposed, (r_b, rows_b): those of blocks that lie beside
+                 each other are one matrix
+    right        (sum of r_b columns_b,): the right panels, each (r_b, columns_b), by columns of
+                 blocks: those of blocks that lie above each other are one matrix
+    dense        (sum of rows_b columns_b,): the dense blocks, by rows of blocks
+    blocks       where they are, by rows: ascending (row, rows, column, columns)
     dense_shape  (m, n)
 
     `panels()` gives the blocks one by one; `BlockLowRank.pack` is its inverse.
@@ -73,20 +75,22 @@ class BlockLowRank(Factors):
             raise ArgumentError("blocks=[] is empty; give the blocks that tile the matrix")
         some = blocks[0][2]
         like = some if isinstance(some, Tensor) else some[0]
-        left, right, dense, where = [], [], [], []
+        contents: dict[Block, Tensor | tuple[Tensor, Tensor]] = {}
         for row, column, content in blocks:
             if isinstance(content, Tensor):
                 rows, columns = content.shape
-                where.append(Block(row, column, rows, columns, None))
-                dense.append(content.reshape(-1))
+                contents[Block(row, column, rows, columns, None)] = content
             else:
-                one, other = content
-                rank = int(one.shape[1])
-                where.append(Block(row, column, int(one.shape[0]), int(other.shape[1]), rank))
-                left.append(one.T.reshape(-1))
-                right.append(other.reshape(-1))
-        flat = [torch.cat(parts) if parts else like.new_zeros(0) for parts in (left, right, dense)]
-        return cls(flat[0], flat[1], flat[2], tuple(where), shape)
+                left, right = content
+                sizes = int(left.shape[0]), int(right.shape[1]), int(left.shape[1])
+                contents[Block(row, column, *sizes)] = content
+        tiling = Tiling(sorted(contents, key=by_rows))
+        lefts = [contents[b][0].T.reshape(-1) for b in tiling.low_rank]
+        rights = [contents[b][1].reshape(-1) for b in tiling.low_rank_by_columns]
+        tiles = [contents[b] for b in tiling.dense]
+        denses = [tile.reshape(-1) for tile in tiles if isinstance(tile, Tensor)]
+        flat = [torch.cat(p) if p else like.new_zeros(0) for p in (lefts, rights, denses)]
+        return cls(flat[0], flat[1], flat[2], tiling, shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,17 +104,24 @@ class BlockLowRank(Factors):
     def panels(self) -> Iterator[tuple[Block, Tensor | tuple[Tensor, Tensor]]]:
         """Each block with its content: dense (rows, columns), or left (rows, r) and right
         (r, columns); views."""
-        lefts, rights, denses = (self._parts(name) for name in ("left", "right", "dense"))
+        parts: dict[Block, list[Tensor]] = {b: [] for b in self.blocks}
+        for name, tensor in self.tensors().items():
+            blocks = self.tiling.of(name)
+            sizes = [_size(b, name) for b in blocks]
+            for b, part in zip(blocks, torch.split(tensor, sizes) if sizes else (), strict=True):
+                parts[b].append(part)
         for b in self.blocks:
             if b.rank is None:
-                yield b, next(denses).reshape(b.rows, b.columns)
+                yield b, parts[b][0].reshape(b.rows, b.columns)
             else:
-                left = next(lefts).reshape(b.rank, b.rows).T
-                yield b, (left, next(rights).reshape(b.rank, b.columns))
+                left, right = parts[b]
+                yield b, (left.reshape(b.rank, b.rows).T, right.reshape(b.rank, b.columns))
 
-    def _parts(self, name: str) -> Iterator[Tensor]:
-        sizes = _sizes(self.blocks, name)
-        return iter(getattr(self, name).split(sizes)) if sizes else iter(())
+    @property
+    def tiling(self) -> Tiling:
+        """The blocks, with the orders in which their panels lie."""
+        assert isinstance(self.blocks, Tiling)
+        return self.blocks
 
     def tensors(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right, "dense": self.dense}
@@ -130,7 +141,7 @@ class BlockLowRank(Factors):
         check_together(self.tensors(), "BlockLowRank")
         check_tiling(self.blocks, self.shape)
         for name, tensor in self.tensors().items():
-            size = sum(_sizes(self.blocks, name))
+            size = sum(_size(b, name) for b in self.tiling.of(name))
             if tuple(tensor.shape) != (size,):
                 raise ShapeError(
                     f"BlockLowRank: {name} is {tuple(tensor.shape)}; the blocks need ({size},)"
@@ -157,14 +168,54 @@ class BlockLowRank(Factors):
         return whole
 
 
-def _as_blocks(blocks: Any) -> tuple[Block, ...]:
+class Tiling(tuple[Block, ...]):
+    """Blocks by rows, and what follows from where they are, found once."""
+
+    @cached_property
+    def low_rank(self) -> tuple[Block, ...]:
+        """Those of low rank, by rows, as their left panels lie."""
+        return tuple(b for b in self if b.rank is not None)
+
+    @cached_property
+    def low_rank_by_columns(self) -> tuple[Block, ...]:
+        """Those of low rank as their right panels lie."""
+        return tuple(sorted(self.low_rank, key=lambda b: (b.column, b.columns, b.row, b.rows)))
+
+    @cached_property
+    def dense(self) -> tuple[Block, ...]:
+        """Those that are stored as they are, by rows."""
+        return tuple(b for b in self if b.rank is None)
+
+    def of(self, name: str) -> tuple[Block, ...]:
+        """The blocks that have a part of the tensor of that name, in its order."""
+        if name == "right":
+            return self.low_rank_by_columns
+        return self.low_rank if name == "left" else self.dense
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiling, (tuple(self),)
+
+
+def by_rows(block: Block) -> tuple[int, int, int, int]:
+    """The order in which blocks are listed."""
+    return block.row, block.rows, block.column, block.columns
+
+
+def _as_blocks(blocks: Any) -> Tiling:
+    if isinstance(blocks, Tiling):
+        return blocks
     try:
-        made = tuple(Block(*b) for b in blocks)
+        made = Tiling(Block(*b) for b in blocks)
     except TypeError:
-        made = ()
+        made = Tiling()
     if not made or not all(all(_is_int(n) for n in b[:4]) and _is_rank(b.rank) for b in made):
         raise ArgumentError(
             f"BlockLowRank: blocks={blocks!r} must be Block(row, column, rows, columns, rank)"
+        )
+    if list(made) != sorted(made, key=by_rows):
+        raise ArgumentError(
+            "BlockLowRank: blocks are not in ascending order of (row, rows, column, columns); "
+            "BlockLowRank.pack puts them so"
         )
     return made
 
@@ -203,13 +254,11 @@ def _is_rank(value: object) -> bool:
     return value is None or _is_int(value)
 
 
-def _sizes(blocks: Sequence[Block], name: str) -> list[int]:
-    """Numbers that each block has in one of the tensors; blocks that have none are left out."""
-    if name == "dense":
-        return [b.rows * b.columns for b in blocks if b.rank is None]
-    if name == "left":
-        return [b.rows * b.rank for b in blocks if b.rank is not None]
-    return [b.columns * b.rank for b in blocks if b.rank is not None]
+def _size(block: Block, name: str) -> int:
+    """How many numbers a block has in the tensor of that name."""
+    if block.rank is None:
+        return block.rows * block.columns
+    return block.rank * (block.rows if name == "left" else block.columns)
 
 
 def _spans_one_strip(block: Block, starts: Sequence[int]) -> bool:
