@@ -70,6 +70,11 @@ class Factors(ABC):
     def meta(self) -> dict[str, Any]:
         """What the tensors do not say, as JSON values."""
 
+    def _context(self) -> dict[str, Any]:
+        """`meta()` for whoever assembles the same format again and again: values that were checked
+        before may come as they are, without being JSON."""
+        return self.meta()
+
     @classmethod
     @abstractmethod
     def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,9 @@ class BlockLowRank(Factors):
     def meta(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "blocks": [list(b) for b in self.blocks]}
 
+    def _context(self) -> dict[str, Any]:
+        return {"shape": self.shape, "blocks": self.tiling}
+
     @classmethod
     def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -20,7 +20,7 @@ class TTFactors(Factors):
 
     cores  (r_k, n_k, r_{k+1}) with r_0 = r_N = 1
     modes  the mode of the tensor that core k stands for; all in order by default. The kernel
-           (O, I, kh, kw) of a convolution is a train of four convolutions in the order (0, 2, 3, 1)
+           (O, I, kh, kw) of a convolution is a train of four convolutions in the order (0, 3, 2, 1)
 
     Iterates over its cores, like tensorly's TTTensor.
     """
@@ -157,16 +157,31 @@ class TTMatrix(Factors):
 
 
 def chain_product(cores: Sequence[Tensor]) -> Tensor:
-    """Cores (r_k, n_k, r_{k+1}) multiplied out: (r_0, prod n_k, r_N). From the ends of the smaller
-    tensors, so that what is alive is seldom larger than the whole."""
+    """Cores (r_k, n_k, r_{k+1}) multiplied out: (r_0, prod n_k, r_N), the pair with the smallest
+    product first."""
     parts = list(cores)
     while len(parts) > 1:
-        sizes = [a.numel() // a.shape[2] * (b.numel() // b.shape[0]) for a, b in pairwise(parts)]
-        k = min(range(len(sizes)), key=sizes.__getitem__)
+        k = _smallest_pair([p.shape for p in parts])
         a, b = parts[k], parts[k + 1]
-        product = a.reshape(-1, a.shape[2]) @ b.reshape(b.shape[0], -1)
+        product = a.flatten(0, 1) @ b.flatten(1)
         parts[k : k + 2] = [product.reshape(a.shape[0], a.shape[1] * b.shape[1], b.shape[2])]
     return parts[0]
+
+
+def product_order(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """(rows, inner, columns) of every product in `chain_product` of cores of these sizes."""
+    left, steps = [tuple(size) for size in sizes], []
+    while len(left) > 1:
+        k = _smallest_pair(left)
+        (r, n, inner), (_, more, after) = left[k], left[k + 1]
+        steps.append((r * n, inner, more * after))
+        left[k : k + 2] = [(r, n * more, after)]
+    return steps
+
+
+def _smallest_pair(sizes: Sequence[Sequence[int]]) -> int:
+    results = [a[0] * a[1] * b[1] * b[2] for a, b in pairwise(sizes)]
+    return results.index(min(results))
 
 
 def check_train(owner: str, cores: Sequence[Tensor], order: int, *, ring: bool = False) -> None:

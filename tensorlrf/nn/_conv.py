@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, unknown
-from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import Factors, Grouped, KroneckerSum, LowRank, TuckerFactors
 from tensorlrf.nn._layer import (
     CHANNELS_LAST,
     FactoredLayer,
@@ -114,8 +114,8 @@ class FactoredConvNd(FactoredLayer):
         return run_conv(path, self._running(), x, bias, stride, padding, self.dilation)
 
     # A kernel among the tensors is kept as it is when it runs: the right factor of a LowRank as
-    # (r, I, *k), that of groups as (g r, I, *k), their core as (g r_0, r_1, *k). It can then lie in
-    # channels_last, and no call has to reorder it.
+    # (r, I, *k), that of groups as (g r, I, *k), their core as (g r_0, r_1, *k), the b of a Kronecker
+    # sum as (s O2, I2, *k). It can then lie in channels_last, and no call has to reorder it.
 
     def _stored(self, factors: Factors) -> dict[str, Tensor]:
         tensors = factors.tensors()
@@ -124,6 +124,8 @@ class FactoredConvNd(FactoredLayer):
             tensors["right"] = tensors["right"].reshape(-1, *factors.shape[1:])
         elif isinstance(factors, Grouped) and of == "tucker":
             tensors["core"] = tensors["core"].flatten(0, 1)
+        elif of == "kron":
+            tensors["b"] = tensors["b"].flatten(0, -self.n_axes - 2)
         return tensors
 
     def _assembled(self) -> Factors:
@@ -132,6 +134,10 @@ class FactoredConvNd(FactoredLayer):
             if self._meta["of"] == "lowrank":
                 parts["right"] = parts["right"].flatten(2)
             return Grouped._assemble(parts, self._meta)
+        if self._format is KroneckerSum:
+            a, b = self._tensor("a"), self._tensor("b")
+            tensors = {"a": a, "b": b.unflatten(0, (a.shape[0], -1))}
+            return KroneckerSum._assemble(tensors, self._meta)
         if self._format is not LowRank:
             return super()._assembled()
         return LowRank._assemble(
@@ -141,6 +147,8 @@ class FactoredConvNd(FactoredLayer):
     def _parts(self) -> dict[str, Tensor]:
         """The tensors of groups, each with a leading dimension g; the right factors as kernels."""
         parts = {name: self._tensor(attribute) for name, attribute in self._names.items()}
+        if self._meta["of"] == "kron":
+            parts["b"] = parts["b"].unflatten(0, (*parts["a"].shape[:2], -1))
         kernel = {"lowrank": "right", "tucker": "core"}.get(self._meta["of"])
         if kernel is not None:
             parts[kernel] = parts[kernel].unflatten(0, (self.groups, -1))
@@ -186,8 +194,8 @@ class FactoredConvNd(FactoredLayer):
 class FactoredConv1d(FactoredConvNd):
     """y = conv1d(x, K) + bias for a K (out_channels, in_channels / groups, k) held as factors.
 
-    factors  LowRank, CPFactors or TuckerFactors of the shape of K, or a Grouped of one of these,
-             which gives the number of groups
+    factors  LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors of the shape of K, or a
+             Grouped of one of these, which gives the number of groups
     bias     (out_channels,) or None, of the dtype and on the device of the factors
     stride, padding, dilation, padding_mode  as torch.nn.Conv1d, "same" and "valid" included;
              padding may be ((before, after),) too
@@ -203,8 +211,8 @@ class FactoredConv1d(FactoredConvNd):
 class FactoredConv2d(FactoredConvNd):
     """y = conv2d(x, K) + bias for a K (out_channels, in_channels / groups, kh, kw) held as factors.
 
-    factors  LowRank, CPFactors or TuckerFactors of the shape of K, or a Grouped of one of these,
-             which gives the number of groups
+    factors  LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors of the shape of K, or a
+             Grouped of one of these, which gives the number of groups
     bias     (out_channels,) or None, of the dtype and on the device of the factors
     stride, padding, dilation, padding_mode  as torch.nn.Conv2d, "same" and "valid" included;
              padding may be (before, after) for each axis too

@@ -42,7 +42,7 @@ class FactoredLayer(nn.Module, ABC):
         check_bias(bias, factors)
         self._paths = paths
         self._format = type(factors)
-        self._meta = factors.meta()
+        self._meta = factors._context()
         self._order = len(factors.shape)
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
         for name, tensor in self._stored(factors).items():

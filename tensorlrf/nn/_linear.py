@@ -16,7 +16,7 @@ from tensorlrf.ops import PathTable, linear_paths, run_linear
 class FactoredLinear(FactoredLayer):
     """y = x W^T + bias for a W (out_features, in_features) held as factors.
 
-    factors  LowRank, CPFactors or TuckerFactors of shape (out_features, in_features)
+    factors  of shape (out_features, in_features), of any format that `ops.linear` runs on
     bias     (out_features,) or None, of the dtype and on the device of the factors
 
     Both are copied. Raises ShapeError, ArgumentError or UnsupportedError where they do not fit.

@@ -294,7 +294,7 @@ def in_turn(layers: list[nn.Module]) -> nn.Module:
     if len(layers) == 1:
         return layers[0]
     whole = nn.Sequential(*layers)
-    last: Any = layers[-1].weight
+    last = next(layers[-1].parameters())
     whole.register_buffer("weight", last.detach().new_empty(0), persistent=False)
     return whole
 

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tensorlrf.errors import UnsupportedError, unknown
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import (
+    CPFactors,
+    Factors,
+    Grouped,
+    KroneckerSum,
+    LowRank,
+    TTFactors,
+    TuckerFactors,
+)
 from tensorlrf.factors._tucker import mode_product
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import CHANNELS_LAST, FactoredLayer, is_channels_last
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._plain import HF_CONV1D, Plain, in_turn, torch_layer
+from tensorlrf.ops import run_linear
+from tensorlrf.ops._convnd import Geometry, kron_convolution
+from tensorlrf.ops.structured import form_of
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -51,9 +63,11 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
           layer, for a Conv1D of transformers a Linear
 
     More than one layer come as an nn.Sequential, after a padding layer where zeros differ from side
-    to side or are none. The parameters are copies, with the dtype, device and requires_grad of the
+    to side or are none. A structured format is no chain of library layers: its path comes as a
+    torch.fx.GraphModule, whose code is calls of torch alone (a convolution by a Kronecker sum then
+    takes batches only). The parameters are copies, with the dtype, device and requires_grad of the
     layer. Raises ArgumentError where the layer has no such path, UnsupportedError for a format that
-    has no chain of torch layers.
+    no torch layers compute.
     """
     if path not in (*layer.paths, "fused"):
         raise unknown("path", path, layer.paths)
@@ -63,6 +77,10 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
     with torch.no_grad():
         factors = layer.factors
         layers: list[nn.Module] = []
+        run = _structured_run(layer, factors.detach(), path)
+        if run is not None:
+            layers = [] if isinstance(layer, FactoredLinear) else _padding(layer)
+            return in_turn([*layers, _traced(run, layer)]).train(layer.training)
         if isinstance(layer, FactoredLinear):
             stages = _linear_stages(factors)
         else:
@@ -110,6 +128,75 @@ def _own_bias(bias: Tensor | None) -> nn.Parameter | None:
     if bias is None:
         return None
     return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+
+# ---- structured formats -------------------------------------------------------------------------
+
+
+def _structured_run(
+    layer: FactoredLayer, factors: Factors, path: str
+) -> Callable[[Tensor], Tensor] | None:
+    """The path without bias as a function of x; None where library layers compute it."""
+    if isinstance(layer, FactoredLinear):
+        return None if form_of(factors) is None else partial(run_linear, path, factors)
+    one = factors.group(0) if isinstance(factors, Grouped) else factors
+    if not isinstance(one, KroneckerSum):
+        return None
+    conv: Any = layer
+    options = tuple(conv.stride), tuple(conv._conv_padding), tuple(conv.dilation)
+
+    def run(x: Tensor) -> Tensor:
+        if isinstance(factors, Grouped):
+            parts = torch.chunk(x, factors.groups, 1)
+            groups = [factors.group(k) for k in range(factors.groups)]
+            terms = [_kron(group, parts[k], options) for k, group in enumerate(groups)]
+            return torch.cat(terms, 1)
+        return _kron(factors, x, options)
+
+    return run
+
+
+def _kron(factors: Factors, x: Tensor, options: Geometry) -> Tensor:
+    assert isinstance(factors, KroneckerSum)
+    return kron_convolution(factors.a, factors.b, x, options)
+
+
+class _Traceable(nn.Module):
+    def __init__(self, run: Callable[[Tensor], Tensor], bias: Tensor | None) -> None:
+        super().__init__()
+        self.run, self.own_bias = run, bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = self.run(input)
+        return y if self.own_bias is None else y + self.own_bias
+
+
+def _traced(run: Callable[[Tensor], Tensor], layer: FactoredLayer) -> fx.GraphModule:
+    """The calls of `run` with x as a graph. What it makes of the factors alone is made now: these
+    tensors are the parameters."""
+    bias = layer.bias
+    if bias is not None and not isinstance(layer, FactoredLinear):
+        bias = bias.detach().reshape(-1, *(1,) * len(layer.factors.shape[2:]))  # type: ignore[assignment]
+    traced = fx.symbolic_trace(_Traceable(run, None if bias is None else bias.detach()))
+    named: dict[str, str] = {}
+    trained = any(layer._tensor(name).requires_grad for name in layer._names.values())
+    for node in traced.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        if node.target not in named:
+            tensor = getattr(traced, node.target)
+            delattr(traced, node.target)
+            is_bias = bias is not None and tensor.data_ptr() == bias.data_ptr()
+            named[node.target] = "bias" if is_bias else f"weight_{len(named)}"
+            grad = layer.bias.requires_grad if is_bias and layer.bias is not None else trained
+            copied = nn.Parameter(tensor.detach().clone(), requires_grad=grad)
+            traced.register_parameter(named[node.target], copied)
+        node.target = named[node.target]
+    traced.recompile()
+    # Models ask a layer for its weight's dtype and device; see `in_turn`.
+    some = next(traced.parameters()).detach()
+    traced.register_buffer("weight", some.new_empty(0), persistent=False)
+    return traced
 
 
 # ---- chains -------------------------------------------------------------------------------------
@@ -175,6 +262,17 @@ def _conv_stages(factors: Factors, conv: Any, path: str) -> list[_Stage]:
         stages += [sliding(torch.cat(cores), groups)]
         stages += [pointwise(given[0])] if 0 in given else []
         return stages
+    if isinstance(one, TTFactors):
+        cores = [stacks[f"cores.{k}"] for k in range(axes + 1, -1, -1)]  # (g, r, n, r')
+        trains = [core.transpose(2, 3).flatten(0, 1) for core in cores[1:-1]]  # (g r, r', k)
+        return [
+            pointwise(cores[0][..., 0]),
+            *(
+                sliding(_along_axis(t, k, axes), groups, range(k, k + 1))
+                for k, t in enumerate(trains)
+            ),
+            pointwise(cores[-1][:, 0]),
+        ]
     if not isinstance(one, CPFactors):
         raise _no_chain(factors)
     # The taps of every axis, (g r, k); the weights go with the first.
@@ -206,6 +304,13 @@ def _along(taps: Tensor, axis: int, axes: int) -> Tensor:
     size = [1] * axes
     size[axis] = taps.shape[1]
     return taps.reshape(-1, 1, *size)
+
+
+def _along_axis(taps: Tensor, axis: int, axes: int) -> Tensor:
+    """(m, n, k) as a kernel (m, n, .., k, ..) along one axis."""
+    size = [1] * axes
+    size[axis] = taps.shape[2]
+    return taps.reshape(*taps.shape[:2], *size)
 
 
 def _padding(conv: Any) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
+from tensorlrf.factors import CPFactors, Factors, LowRank, TRFactors, TTFactors, TuckerFactors
 
 Term = tuple[str, Tensor]
 
@@ -18,8 +18,8 @@ def contract(expression: str, *operands: Tensor | Factors) -> Tensor:
 
     expression  as in torch.einsum, with one letter a mode and an explicit output:
                 `contract("oihw,i->ohw", factors, v)` multiplies one mode by a vector
-    operands    tensors, LowRank, CPFactors or TuckerFactors; a factors object counts as one
-                tensor of its `shape`
+    operands    tensors, LowRank, CPFactors, TuckerFactors, TTFactors, or TRFactors with one core a
+                mode; a factors object counts as one tensor of its `shape`
 
     Each factors object is written as its own tensors, and opt_einsum (Smith & Gray 2018) orders
     the pairwise products of them all. Returns a dense tensor, differentiable in every operand.
@@ -96,9 +96,20 @@ def _terms(operand: Any, modes: str, fresh: Iterator[str]) -> list[Term]:
             core[k] = next(fresh)
             factors.append((modes[k] + core[k], f))
         return [("".join(core), operand.core), *factors]
+    if isinstance(operand, (TTFactors, TRFactors)) and len(operand.cores) == len(modes):
+        bonds = [next(fresh) for _ in (*operand.cores, None)]
+        if isinstance(operand, TRFactors):
+            bonds[-1] = bonds[0]
+            order: tuple[int, ...] = tuple(range(len(modes)))
+        else:
+            order = operand.modes
+        return [
+            (bonds[k] + modes[order[k]] + bonds[k + 1], core)
+            for k, core in enumerate(operand.cores)
+        ]
     raise UnsupportedError(
-        f"operand is a {type(operand).__name__}; contract takes tensors, LowRank, CPFactors and "
-        "TuckerFactors, so pass operand.to_dense()"
+        f"operand is a {type(operand).__name__}; contract takes tensors, LowRank, CPFactors, "
+        "TuckerFactors, TTFactors and TRFactors with one core a mode, so pass operand.to_dense()"
     )
 
 

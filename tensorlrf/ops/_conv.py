@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import (
+    CPFactors,
+    Factors,
+    Grouped,
+    KroneckerSum,
+    LowRank,
+    TTFactors,
+    TuckerFactors,
+)
 from tensorlrf.ops._check import check_bias, check_input, check_path
 from tensorlrf.ops._conv2d import run_conv2d
 from tensorlrf.ops._convnd import run_convnd
@@ -29,6 +37,15 @@ _KERNEL = {
 _SIZE = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
+_FORMATS = (LowRank, CPFactors, TuckerFactors, KroneckerSum, TTFactors)
+
+
+def train_order(order: int) -> tuple[int, ...]:
+    """The modes of the train that is a chain of convolutions: from the output channels over the
+    last to the first axis to the input channels."""
+    return (0, *range(order - 1, 0, -1))
+
+
 def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
     """The paths by which a convolution can run on these factors; in `n_axes` axes, or in as many
     as the shape has.
@@ -36,11 +53,12 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
     Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
     for a kernel (out_channels, in_channels, k), (.., kh, kw) or (.., kd, kh, kw).
     """
-    if not isinstance(factors, (LowRank, CPFactors, TuckerFactors, Grouped)):
+    one = factors.group(0) if isinstance(factors, Grouped) else factors
+    if not isinstance(one, _FORMATS):
         raise UnsupportedError(
-            f"factors is a {type(factors).__name__}; a convolution runs on LowRank, CPFactors, "
-            "TuckerFactors and a Grouped of these, so use factors.to_dense() with "
-            "torch.nn.functional.conv2d"
+            f"factors is a {type(one).__name__}; a convolution runs on "
+            f"{', '.join(f.__name__ for f in _FORMATS)} and a Grouped of these, so use "
+            "factors.to_dense() with torch.nn.functional.conv2d"
         )
     shape = factors.shape
     axes = len(shape) - 2
@@ -49,6 +67,11 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
         raise ShapeError(
             f"factors stand for a tensor of shape {shape}; the kernel of a convolution is "
             f"{' or '.join(kernels)}"
+        )
+    if isinstance(one, TTFactors) and one.modes != train_order(axes + 2):
+        raise UnsupportedError(
+            f"factors is a train of the modes {one.modes}; a convolution runs on one of the modes "
+            f"{train_order(axes + 2)}: decompose with modes={train_order(axes + 2)}"
         )
     if isinstance(factors, CPFactors) and axes == 2:
         return ("dense", "chain", "fold", "fold_depthwise")
@@ -71,7 +94,8 @@ def run_conv(
 ) -> Tensor:
     """`conv1d`, `conv2d` or `conv3d` by a given path, without checks: for layers that made theirs
     when they were built. The options have one entry an axis; padding is the same on both sides."""
-    run: Callable[..., Tensor] = run_conv2d if len(stride) == 2 else run_convnd
+    own = isinstance(factors, (LowRank, CPFactors, TuckerFactors)) and len(stride) == 2
+    run: Callable[..., Tensor] = run_conv2d if own else run_convnd
     return run(path, factors, x, bias, stride, padding, dilation)
 
 
@@ -88,8 +112,9 @@ def conv1d(
     """conv1d(x, K) + bias for the kernel K (O, I, k) that `factors` stand for.
 
     x         (B, g I, L) or (g I, L)
-    factors   LowRank, CPFactors or TuckerFactors of shape (O, I, k), g = 1; or a Grouped of one of
-              them, of shape (O, I, k) for g groups
+    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes (0, 2, 1))
+              of shape (O, I, k), g = 1; or a Grouped of one of them, of shape (O, I, k) for g
+              groups
     bias      (O,)
     stride, padding, dilation  as torch.nn.functional.conv1d, "same" and "valid" included; padding
               may be ((before, after),) too
@@ -115,8 +140,9 @@ def conv2d(
     """conv2d(x, K) + bias for the kernel K (O, I, kh, kw) that `factors` stand for.
 
     x         (B, g I, H, W) or (g I, H, W); channels_last in, channels_last out
-    factors   LowRank, CPFactors or TuckerFactors of shape (O, I, kh, kw), g = 1; or a Grouped of
-              one of them, of shape (O, I, kh, kw) for g groups
+    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes
+              (0, 3, 2, 1)) of shape (O, I, kh, kw), g = 1; or a Grouped of one of them, of shape
+              (O, I, kh, kw) for g groups
     bias      (O,)
     stride, padding, dilation  as torch.nn.functional.conv2d, "same" and "valid" included; padding
               may be (before, after) of each axis too
@@ -143,8 +169,9 @@ def conv3d(
     """conv3d(x, K) + bias for the kernel K (O, I, kd, kh, kw) that `factors` stand for.
 
     x         (B, g I, D, H, W) or (g I, D, H, W); channels_last_3d in, channels_last_3d out
-    factors   LowRank, CPFactors or TuckerFactors of shape (O, I, kd, kh, kw), g = 1; or a Grouped
-              of one of them, of shape (O, I, kd, kh, kw) for g groups
+    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes
+              (0, 4, 3, 2, 1)) of shape (O, I, kd, kh, kw), g = 1; or a Grouped of one of them, of
+              shape (O, I, kd, kh, kw) for g groups
 
     The other arguments and errors as for `conv1d`. Returns (B, O, D', H', W') or (O, D', H', W').
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank
+from tensorlrf.factors import CPFactors, Factors, Grouped, KroneckerSum, LowRank, TTFactors
 from tensorlrf.factors._tucker import mode_product
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._geometry import Axes, resolve_padding
@@ -48,6 +48,10 @@ def run_convnd(
         weight = dense_weight(factors)
         return CONVOLUTION[axes](x, weight, bias, stride, padding, dilation, groups)
     geometry = (stride, padding, dilation)
+    if _format_of(factors) is KroneckerSum:
+        return _kron(factors, groups, x, bias, geometry)
+    if _format_of(factors) is TTFactors:
+        return _tt(factors, groups, x, bias, geometry)
     if _format_of(factors) is CPFactors:
         return _cp(factors, groups, x, bias, geometry)
     if _format_of(factors) is LowRank:
@@ -131,6 +135,75 @@ def _cp(
         )
         t = CONVOLUTION[axes](t, kernel, None, stride, padding, dilation, kernel.shape[0])
     return _pointwise(t, stacks["factors.0"], bias, last)
+
+
+def _tt(
+    factors: Factors, groups: int, x: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Pointwise, one convolution along each axis, pointwise: a core each. As for CP, zeros may wait
+    for the axis that they belong to."""
+    stacks = _stacks(factors)
+    axes, last = x.ndim - 2, is_channels_last(x)
+    t = _pointwise(x, stacks[f"cores.{axes + 1}"][..., 0], None, last)  # (B, g r, *size)
+    for axis in range(axes):
+        core = stacks[f"cores.{axes - axis}"]  # (g, r, k, r')
+        one = [1] * axes
+        one[axis] = core.shape[2]
+        kernel = core.transpose(2, 3).reshape(-1, core.shape[3], *one)  # (g r, r', .., k, ..)
+        stride, padding, dilation = (
+            tuple(n if k == axis else rest for k, n in enumerate(all_axes))
+            for all_axes, rest in zip(geometry, (1, 0, 1), strict=True)
+        )
+        t = CONVOLUTION[axes](t, kernel, None, stride, padding, dilation, groups)
+    return _pointwise(t, stacks["cores.0"][:, 0], bias, last)
+
+
+def _kron(
+    factors: Factors, groups: int, x: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """A convolution by the kernels of b, for each first channel digit as one of the batch, and a
+    pointwise one by a, for each second digit as one more line of the image."""
+    if isinstance(factors, Grouped):
+        parts = zip(range(groups), x.chunk(groups, 1), strict=True)
+        terms = [_kron(factors.group(k), 1, part, None, geometry) for k, part in parts]
+        y = torch.cat(terms, 1)
+    else:
+        assert isinstance(factors, KroneckerSum)
+        y = kron_convolution(factors.a, factors.b, x, geometry)
+    if is_channels_last(x):
+        y = y.movedim(1, -1).contiguous().movedim(-1, 1)
+    # Under autocast y is of a lower dtype than the bias.
+    return y if bias is None else y + bias.to(y.dtype).reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def kron_convolution(a: Tensor, b: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """a (s, O1, I1), b (s, O2, I2, *k), x (B, I1 I2, *size); returns (B, O1 O2, *size')."""
+    s, O1, I1 = a.shape
+    _, O2, I2, *kernel = b.shape
+    ones = (1,) * len(kernel)
+    batch = x.shape[0]
+    conv = CONVOLUTION[len(kernel)]
+    x = torch.unflatten(x, 1, (I1, I2))
+    if kron_b_first(s, (O1, I1), (O2, I2, *kernel)):
+        t = conv(x.flatten(0, 1), b.flatten(0, 1), None, *geometry)  # (B I1, s O2, *size')
+        t = torch.unflatten(torch.unflatten(t, 0, (batch, I1)), 2, (s, O2))
+        t = t.flatten(1, 2).flatten(2, 3)  # (B, I1 s, O2 L, ..)
+        t = conv(t, a.permute(1, 2, 0).reshape(O1, I1 * s, *ones))
+        return torch.unflatten(t, 2, (O2, t.shape[2] // O2)).flatten(1, 2)
+    t = conv(x.flatten(2, 3), a.transpose(0, 1).reshape(O1 * s, I1, *ones))  # (B, O1 s, I2 L, ..)
+    t = torch.unflatten(torch.unflatten(t, 2, (I2, t.shape[2] // I2)), 1, (O1, s))
+    t = t.flatten(2, 3).flatten(0, 1)  # (B O1, s I2, *size)
+    t = conv(t, b.transpose(0, 1).flatten(1, 2), None, *geometry)  # (B O1, O2, *size')
+    return torch.unflatten(t, 0, (batch, O1)).flatten(1, 2)
+
+
+def kron_b_first(s: int, one: tuple[int, int], other: tuple[int, ...]) -> bool:
+    """Which of the two orders multiplies less, at stride 1."""
+    (O1, I1), (O2, I2, *kernel) = one, other
+    taps = 1
+    for n in kernel:
+        taps *= n
+    return I1 * O2 * (I2 * taps + O1) <= O1 * I2 * (I1 + O2 * taps)
 
 
 def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None, channels_last: bool) -> Tensor:

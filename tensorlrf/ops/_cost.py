@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
 
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import (
+    CPFactors,
+    Factors,
+    Grouped,
+    KroneckerSum,
+    LowRank,
+    TTFactors,
+    TuckerFactors,
+)
+from tensorlrf.factors._tt import product_order
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import conv_paths
+from tensorlrf.ops._convnd import kron_b_first
+from tensorlrf.ops._counter import Cost, Counter, Step
 from tensorlrf.ops._geometry import (
     Axes,
     IntOrAxes,
@@ -19,60 +28,12 @@ from tensorlrf.ops._geometry import (
     resolve_padding,
 )
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
+from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels._chip import H200
 from tensorlrf_kernels._launch import Problem
-from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS, pad
 from tensorlrf_kernels.lowrank_linear.launch import forward as lowrank_linear_launch
 
-ROWS_OF_A_PROGRAM = 64  # of the kernel for many rows
-# Output channels that the libraries compute together: groups with fewer leave lanes idle. Of the
-# rate at 16 channels a group a CPU with AVX-512 reaches 75% at 8, 36% at 4, 10% at 2.
-GROUP_TILE = 16
-
-
-class Step(NamedTuple):
-    """One library call, or one launch of a kernel of ours.
-
-    kind      "matmul", "conv" (kernel of more than one element), "depthwise", "merge" (an
-              elementwise product of factors; its multiplications are not counted as FLOPs),
-              "fused" (products chained on chip), or "fused_few" (the same for few rows, with a
-              grid barrier between the products)
-    flops     2 x multiply-adds
-    bytes     inputs and weights read once, outputs written once
-    padding   how many times as many FLOPs are executed, since a tile's width is a power of two
-    programs  how many blocks of work there are; 0 where they always fill the device
-    """
-
-    kind: str
-    flops: int
-    bytes: int
-    padding: float = 1.0
-    programs: int = 0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The calls of one path, in order."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def flops(self) -> int:
-        """2 x multiply-adds of all matrix products and convolutions."""
-        return sum(step.flops for step in self.steps)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes read and written, each tensor of each call once."""
-        return sum(step.bytes for step in self.steps)
-
-    @property
-    def launches(self) -> int:
-        """Library calls; on a GPU at least one kernel launch each."""
-        return len(self.steps)
-
-    def __str__(self) -> str:
-        return f"{self.flops:,} FLOPs, {self.bytes:,} bytes, {self.launches} launches"
+__all__ = ["Cost", "Positions", "Step", "conv2d_cost", "conv_cost", "linear_cost", "rebuild_cost"]
 
 
 class Positions(tuple[int, ...]):
@@ -140,9 +101,9 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
     `rebuild=False` leaves out what "dense" spends on rebuilding the weight, as in a layer that
     keeps it. "fused" is counted as on a GPU, wherever the factors are.
     """
-    check_path(path, LINEAR_PATHS)
-    linear_paths(factors)  # refuses what is no linear layer
-    counter = _Counter(factors.dtype.itemsize)
+    form, paths = form_of(factors), linear_paths(factors)  # refuses what is no linear layer
+    check_path(path, LINEAR_PATHS if form is None else paths)
+    counter = Counter(factors.dtype.itemsize)
     m, n = factors.shape
     if path == "fused" and _runs_fused(factors, rows):
         if isinstance(factors, CPFactors):
@@ -153,8 +114,10 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
         counter.fused(rows, n, _fused_rank(factors), m)
     elif path == "dense":
         if rebuild:
-            counter.to_dense(factors)
+            rebuild_cost(counter, factors)
         counter.matmul(rows, n, m)
+    elif form is not None:
+        form.cost(counter, path, factors, rows)
     elif isinstance(factors, TuckerFactors):
         r_out, r_in = factors.core.shape
         if 1 in factors.modes:
@@ -192,7 +155,7 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
     `rebuild=False` leaves out what "dense" spends on rebuilding the kernel.
     """
     check_path(path, conv_paths(factors, len(positions) - 1))
-    counter = _Counter(factors.dtype.itemsize)
+    counter = Counter(factors.dtype.itemsize)
     groups, one = 1, factors
     if isinstance(factors, Grouped):
         groups, one = factors.groups, factors.group(0)
@@ -200,10 +163,20 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
     taps = math.prod(kernel)
     if path == "dense":
         if rebuild:
-            counter.to_dense(factors)
+            rebuild_cost(counter, factors)
         counter.conv(positions.input, positions.output, I, O, taps, groups)
     elif isinstance(one, CPFactors):
         _cp_conv_cost(counter, one, path, positions, groups)
+    elif isinstance(one, KroneckerSum):
+        for _ in range(groups):
+            _kron_conv_cost(counter, one, positions)
+    elif isinstance(one, TTFactors):
+        last, *cores, first = one.cores[::-1]
+        counter.pointwise(positions.input, I, last.shape[0], groups)
+        for k, core in enumerate(cores):
+            r, n, before = core.shape
+            counter.conv(positions[k], positions[k + 1], before, r, n, groups)
+        counter.pointwise(positions.output, first.shape[2], O, groups)
     elif isinstance(one, LowRank):
         counter.conv(positions.input, positions.output, I, one.rank, taps, groups)
         counter.pointwise(positions.output, one.rank, O, groups)
@@ -227,8 +200,20 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
 conv2d_cost = conv_cost
 
 
+def _kron_conv_cost(counter: Counter, one: KroneckerSum, positions: Positions) -> None:
+    s, O1, I1 = one.a.shape
+    _, O2, I2, *kernel = one.b.shape
+    taps, read, written = math.prod(kernel), positions.input, positions.output
+    if kron_b_first(s, (O1, I1), (O2, I2, *kernel)):
+        counter.conv(read * I1, written * I1, I2, s * O2, taps)
+        counter.matmul(written * O2, I1 * s, O1)
+    else:
+        counter.matmul(read * I2, I1, O1 * s)
+        counter.conv(read * O1, written * O1, s * I2, O2, taps)
+
+
 def _cp_conv_cost(
-    counter: _Counter, one: CPFactors, path: str, positions: Positions, groups: int
+    counter: Counter, one: CPFactors, path: str, positions: Positions, groups: int
 ) -> None:
     O, I, *kernel = one.shape
     r = one.rank
@@ -249,70 +234,25 @@ def _cp_conv_cost(
     counter.pointwise(positions.output, r, O, groups)
 
 
-class _Counter:
-    """Collects steps; sizes are in elements of `itemsize` bytes."""
-
-    def __init__(self, itemsize: int) -> None:
-        self.itemsize = itemsize
-        self.steps: list[Step] = []
-
-    def cost(self) -> Cost:
-        return Cost(tuple(self.steps))
-
-    def _add(self, kind: str, multiply_adds: int, elements: int) -> None:
-        self.steps.append(Step(kind, 2 * multiply_adds, elements * self.itemsize))
-
-    def matmul(self, rows: int, n: int, m: int) -> None:
-        """(rows, n) times (n, m)."""
-        self._add("matmul", rows * n * m, rows * n + n * m + rows * m)
-
-    def fused(self, rows: int, n: int, rank: int, m: int) -> None:
-        """(rows, n) times (n, rank) times (rank, m) in one kernel."""
-        flops, elements = 2 * rows * rank * (n + m), rows * n + rank * (n + m) + rows * m
-        padding, few = pad(rank) / rank, rows <= MOST_DECODE_ROWS
-        kind, programs = ("fused_few", 0) if few else ("fused", -(-rows // ROWS_OF_A_PROGRAM))
-        step = Step(kind, flops, elements * self.itemsize, 1.0 if few else padding, programs)
-        self.steps.append(step)
-
-    def conv(self, read: int, written: int, n: int, m: int, taps: int, groups: int = 1) -> None:
-        """n channels of each group at `read` positions to m channels at `written` positions."""
-        if taps == 1 and read == written and groups == 1:
-            self.matmul(written, n, m)
-            return
-        elements = groups * (read * n + n * m * taps + written * m)
-        flops = 2 * groups * written * n * m * taps
-        padding = 1.0 if groups == 1 else -(-m // GROUP_TILE) * GROUP_TILE / m
-        self.steps.append(Step("conv", flops, elements * self.itemsize, padding))
-
-    def pointwise(self, rows: int, n: int, m: int, groups: int) -> None:
-        """A 1 x 1 convolution: a matrix product where there is one group."""
-        if groups == 1:
-            self.matmul(rows, n, m)
-        else:
-            self.conv(rows, rows, n, m, 1, groups)
-
-    def depthwise(self, read: int, written: int, channels: int, taps: int) -> None:
-        """One filter a channel."""
-        elements = (read + taps + written) * channels
-        self._add("depthwise", written * channels * taps, elements)
-
-    def merge(self, elements: int) -> None:
-        """An elementwise product of factors of `elements` elements."""
-        self._add("merge", 0, 2 * elements)
-
-    def to_dense(self, factors: Factors) -> None:
-        """`dense_weight(factors)`."""
-        if isinstance(factors, Grouped):
-            for k in range(factors.groups):
-                self.to_dense(factors.group(k))
-        elif isinstance(factors, LowRank):
-            self.matmul(factors.left.shape[0], factors.rank, factors.right.shape[1])
-        elif isinstance(factors, CPFactors):
-            others = math.prod(factors.shape[1:])
-            self.merge(others * factors.rank)
-            self.matmul(factors.shape[0], factors.rank, others)
-        elif isinstance(factors, TuckerFactors):
-            size = list(factors.core.shape)
-            for k, f in zip(reversed(factors.modes), reversed(factors.factors), strict=True):
-                size[k] = int(f.shape[0])
-                self.matmul(math.prod(size[:k] + size[k + 1 :]), int(f.shape[1]), size[k])
+def rebuild_cost(counter: Counter, factors: Factors) -> None:
+    """Of `dense_weight(factors)`."""
+    form = form_of(factors)
+    if form is not None:
+        form.rebuild(counter, factors)
+    elif isinstance(factors, Grouped):
+        for k in range(factors.groups):
+            rebuild_cost(counter, factors.group(k))
+    elif isinstance(factors, TTFactors):
+        for rows, inner, columns in product_order([tuple(c.shape) for c in factors.cores]):
+            counter.matmul(rows, inner, columns)
+    elif isinstance(factors, LowRank):
+        counter.matmul(factors.left.shape[0], factors.rank, factors.right.shape[1])
+    elif isinstance(factors, CPFactors):
+        others = math.prod(factors.shape[1:])
+        counter.merge(others * factors.rank)
+        counter.matmul(factors.shape[0], factors.rank, others)
+    elif isinstance(factors, TuckerFactors):
+        size = list(factors.core.shape)
+        for k, f in zip(reversed(factors.modes), reversed(factors.factors), strict=True):
+            size[k] = int(f.shape[0])
+            counter.matmul(math.prod(size[:k] + size[k + 1 :]), int(f.shape[1]), size[k])

@@ -9,6 +9,7 @@ from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._check import check_bias, check_input, check_path
 from tensorlrf.ops._dense import dense_weight
+from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels._launch import HAS_TRITON
 from tensorlrf_kernels.lowrank_linear import lowrank_linear
 from tensorlrf_kernels.lowrank_linear import reference as chain
@@ -23,16 +24,19 @@ def linear_paths(factors: Factors) -> tuple[str, ...]:
     Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
     for a weight (out_features, in_features).
     """
-    if not isinstance(factors, (LowRank, CPFactors, TuckerFactors)):
+    form = form_of(factors)
+    if form is None and not isinstance(factors, (LowRank, CPFactors, TuckerFactors)):
         raise UnsupportedError(
-            f"factors is a {type(factors).__name__}; a linear layer runs on LowRank, CPFactors and "
-            "TuckerFactors, so use factors.to_dense() with torch.nn.functional.linear"
+            f"factors is a {type(factors).__name__}, on which no linear layer runs; use "
+            "factors.to_dense() with torch.nn.functional.linear"
         )
     if len(factors.shape) != 2:
         raise ShapeError(
             f"factors stand for a tensor of shape {factors.shape}; the weight of a linear layer is "
             "(out_features, in_features)"
         )
+    if form is not None:
+        return ("dense", *form.paths(factors))
     has_two = not (isinstance(factors, TuckerFactors) and not factors.modes)
     fuses = has_two and factors.device.type == "cuda" and HAS_TRITON
     return LINEAR_PATHS if fuses else LINEAR_PATHS[:2]
@@ -41,7 +45,7 @@ def linear_paths(factors: Factors) -> tuple[str, ...]:
 def check_linear_path(path: str, factors: Factors) -> None:
     """The path is one that these factors have where they are; else the error says why not."""
     paths = linear_paths(factors)
-    if path == "fused" and path not in paths:
+    if path == "fused" and path not in paths and form_of(factors) is None:
         lacking = (
             f"the factors are on {factors.device}; move them to an NVIDIA GPU with .to('cuda')"
             if factors.device.type != "cuda"
@@ -77,6 +81,10 @@ def run_linear(path: str, factors: Factors, x: Tensor, bias: Tensor | None = Non
     """
     if path == "dense":
         return F.linear(x, dense_weight(factors), bias)
+    form = form_of(factors)
+    if form is not None:
+        y: Tensor = form.run(path, factors, x)
+        return y if bias is None else y + bias.to(y.dtype)  # autocast has lowered y
     if path == "fused":
         return lowrank_linear(x, *_as_two_matrices(factors), bias)
     if not isinstance(factors, TuckerFactors):
@@ -95,11 +103,14 @@ def linear(
     """x @ W^T + bias for the weight W (m, n) that `factors` stand for.
 
     x        (..., n), any number of leading dimensions
-    factors  LowRank, CPFactors or TuckerFactors of shape (m, n)
+    factors  of shape (m, n): LowRank, CPFactors, TuckerFactors, KroneckerSum, TTMatrix, TRFactors,
+             BlockLowRank, Monarch or Blast
     bias     (m,)
-    path     "dense" (rebuild W), "chain" (one product a factor), or on an NVIDIA GPU "fused" (one
-             kernel, the intermediate on chip); by default the one that the cost model expects to
-             be fastest for this number of rows
+    path     "dense" (rebuild W), "chain" (one product a factor); for a TTMatrix of more than two
+             cores "fold" (cut in the middle, a Kronecker sum), for TRFactors (each side merged into
+             a matrix), for even blocks (all ranks padded, two batched products); for a LowRank and
+             the like on an NVIDIA GPU "fused" (one kernel, the intermediate on chip); by default
+             the one that the cost model expects to be fastest for this number of rows
 
     Returns (..., m). Differentiable in x, bias and every tensor of the factors.
     Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.

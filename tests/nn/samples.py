@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import (
+    Blast,
+    BlockLowRank,
+    CPFactors,
+    Factors,
+    Grouped,
+    KroneckerSum,
+    LowRank,
+    Monarch,
+    TRFactors,
+    TTFactors,
+    TTMatrix,
+    TuckerFactors,
+)
 from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
@@ -17,7 +31,9 @@ from tensorlrf.nn import (
 )
 from tensorlrf.ops import PathTable
 
-FORMATS = ("lowrank", "cp", "tucker", "tucker_partial")
+FORMATS = ("lowrank", "cp", "tucker", "tucker_partial", "kron", "tt")
+MATRIX_FORMATS = ("tr", "blr", "tree", "monarch", "blast")
+"""Of matrices alone."""
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS: dict[int, tuple[type[Conv], type[FactoredLayer]]] = {
     1: (nn.Conv1d, FactoredConv1d),
@@ -53,10 +69,51 @@ def random_factors(
         return LowRank(randn(shape[0], rank), randn(rank, math.prod(shape[1:])), shape)
     if format == "cp":
         return CPFactors(randn(rank), tuple(randn(n, rank) for n in shape))
+    if format == "kron":
+        m1, n1 = (next(d for d in (2, 3, 1) if n % d == 0) for n in shape[:2])
+        b = randn(rank, shape[0] // m1, shape[1] // n1, *shape[2:])
+        return KroneckerSum(randn(rank, m1, n1), b)
+    if format == "tt" and len(shape) > 2:
+        modes = (0, *range(len(shape) - 1, 0, -1))
+        sizes = [shape[k] for k in modes]
+        ends = [1, *[rank] * (len(shape) - 1), 1]
+        return TTFactors(tuple(randn(ends[k], n, ends[k + 1]) for k, n in enumerate(sizes)), modes)
+    if format == "tt":  # padded to even sizes
+        m, n = (-(-size // 2) for size in shape)
+        cores = randn(1, 2, 1, rank), randn(rank, m, 2, rank), randn(rank, 1, n, 1)
+        return TTMatrix(cores, shape)
+    if format in MATRIX_FORMATS:
+        return _matrix_factors(format, shape, rank, randn)
     modes = range(len(shape) // 2) if format == "tucker_partial" else range(len(shape))
     core = [min(rank, n) if k in modes else n for k, n in enumerate(shape)]
     factors = tuple(randn(shape[k], core[k]) for k in modes)
     return TuckerFactors(randn(*core), factors, tuple(modes))
+
+
+def _matrix_factors(
+    format: str, shape: tuple[int, ...], rank: int, randn: Callable[..., Tensor]
+) -> Factors:
+    m, n = shape
+    if format == "tr":
+        cores = randn(rank, 1, rank), randn(rank, m, rank), randn(rank, n, 1), randn(1, 1, rank)
+        return TRFactors(cores, shape)
+    halves = -(-m // 2), -(-n // 2)
+    if format == "monarch":
+        return Monarch(randn(2, halves[0], 2, rank), randn(2, 2, rank, halves[1]), shape)
+    if format == "blast":
+        parts = randn(2, halves[0], rank), randn(2, rank, halves[1]), randn(2, 2, rank)
+        return Blast(*parts, shape)
+    contents: list[tuple[int, int, Tensor | tuple[Tensor, Tensor]]] = []
+    if format == "tree":
+        contents.append((0, 0, randn(halves[0], n)))
+    for row in (0, halves[0]):
+        for column in (0, halves[1]):
+            if format == "tree" and row == 0:
+                continue
+            rows = min(halves[0], m - row)
+            columns = min(halves[1], n - column)
+            contents.append((row, column, (randn(rows, 1), randn(1, columns))))
+    return BlockLowRank.pack(contents, shape)
 
 
 def random_grouped(

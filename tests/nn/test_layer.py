@@ -16,6 +16,7 @@ from tensorlrf.nn import FactoredLayer, FactoredLinear
 from tensorlrf.ops import PathTable
 from tests.nn.samples import (
     FORMATS,
+    MATRIX_FORMATS,
     dense_conv,
     dense_linear,
     factored,
@@ -28,6 +29,8 @@ LAYERS = [(format, kind) for format in FORMATS for kind in ("linear", "conv")]
 LAYERS += [
     (format, kind) for format in ("lowrank", "cp", "tucker") for kind in ("conv1d", "grouped")
 ]
+LAYERS += [(format, "linear") for format in MATRIX_FORMATS]
+LAYERS += [("kron", "grouped"), ("tt", "grouped"), ("tt", "conv1d"), ("kron", "conv3d")]
 LAYERS += [("tucker_partial", "conv3d"), ("lowrank", "conv3d"), ("tucker_partial", "grouped1d")]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import Factors, Grouped
@@ -24,7 +24,7 @@ from tensorlrf.nn import (
 )
 from tensorlrf.nn._stock import _linear_stages, to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable
-from tests.nn.samples import FORMATS, random_factors
+from tests.nn.samples import FORMATS, MATRIX_FORMATS, random_factors
 
 CONVS: dict[int, Any] = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}
 STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Sequential)
@@ -59,7 +59,11 @@ def check(layer: FactoredLayer, x: Tensor) -> None:
     agree(to_dense_layer(layer)(x), want)
     for path in layer.paths:
         stock = to_stock_layer(layer, path)
-        assert all(type(m) in (*STOCK, *PADS) for m in stock.modules())
+        for m in stock.modules():
+            if isinstance(m, fx.GraphModule):
+                assert "tensorlrf" not in m.code
+            else:
+                assert type(m) in (*STOCK, *PADS)
         agree(stock(x), want)
         layers = [m for m in stock.modules() if next(m.parameters(recurse=False), None) is not None]
         assert [m.bias is not None for m in layers[:-1]] == [False] * (len(layers) - 1)
@@ -73,7 +77,7 @@ def check(layer: FactoredLayer, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, *MATRIX_FORMATS])
 def test_linear(format: str, bias: bool) -> None:
     f = random_factors(format, (7, 5))
     check(FactoredLinear(f, bias_of(7) if bias else None), torch.randn(2, 3, 5, dtype=f.dtype))
@@ -118,6 +122,7 @@ def test_convolutions(
     batched: bool,
 ) -> None:
     f = conv_factors(format, axes, groups, kernel)
+    batched = batched or format == "kron"  # which takes batches only
     if padding == "same":
         stride = 1
     if padding == "uneven":

@@ -8,9 +8,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
+from tensorlrf.factors import (
+    Blast,
+    BlockLowRank,
+    CPFactors,
+    Factors,
+    KroneckerSum,
+    LowRank,
+    Monarch,
+    TRFactors,
+    TTFactors,
+    TTMatrix,
+    TuckerFactors,
+)
 
-CONV_FORMATS = ("lowrank", "cp", "tucker2", "tucker_out", "tucker_in", "tucker4", "tucker_kernel")
+CONV_FORMATS = (
+    "lowrank", "cp", "tucker2", "tucker_out", "tucker_in", "tucker4", "tucker_kernel", "kron", "tt"
+)  # fmt: skip
 LINEAR_FORMATS = ("lowrank", "cp", "tucker2", "tucker_out", "tucker_in")
 MODES = {
     "tucker2": (0, 1),
@@ -40,10 +54,27 @@ def sample(
     if format == "cp":
         factors = tuple(normal(n, rank, seed=k, dtype=dtype) for k, n in enumerate(shape))
         return CPFactors(normal(rank, seed=9, dtype=dtype), factors)
+    if format == "kron":
+        (m1, n1), (m, n, *kernel) = [_divisor(n) for n in shape[:2]], shape
+        return KroneckerSum(
+            normal(rank, m1, n1, seed=1, dtype=dtype),
+            normal(rank, m // m1, n // n1, *kernel, seed=2, dtype=dtype),
+        )
+    if format == "tt":
+        modes = (0, *range(len(shape) - 1, 0, -1))
+        ranks = (1, *(min(rank, n) for n in shape[1:]), 1)
+        sizes = [(ranks[k], shape[mode], ranks[k + 1]) for k, mode in enumerate(modes)]
+        cores = tuple(normal(*size, seed=k, dtype=dtype) for k, size in enumerate(sizes))
+        return TTFactors(cores, modes)
     modes = MODES[format]
     core = [min(rank, n) if k in modes else n for k, n in enumerate(shape)]
     factors = tuple(normal(shape[k], core[k], seed=k, dtype=dtype) for k in modes)
     return TuckerFactors(normal(*core, seed=9, dtype=dtype), factors, modes)
+
+
+def _divisor(n: int) -> int:
+    """The largest one up to the root of n."""
+    return max(d for d in range(1, n + 1) if n % d == 0 and d * d <= n)
 
 
 def assert_rounding(
@@ -67,3 +98,66 @@ def assert_rounding(
     n = math.prod(factors.shape[1:]) + sum(max(t.shape) for t in factors.tensors().values()) + 8
     bound = n * torch.finfo(x.dtype).eps * absolute
     assert bool(((y.double() - expected).abs() <= bound).all())
+
+
+def structured(
+    format: str, sizes: tuple[int, ...], rank: int, dtype: torch.dtype = torch.float64
+) -> Factors:
+    """Factors of a matrix, made of four sizes: which ones mean what depends on the format."""
+    a, b, c, d = sizes
+    if format == "kron":
+        return KroneckerSum(
+            normal(rank, a, b, seed=1, dtype=dtype), normal(rank, c, d, seed=2, dtype=dtype)
+        )
+    if format.startswith("tt"):
+        ranks = (1, rank, rank + 1, 1)
+        trains = [(ranks[k], *((a, b), (c, d), (b, c))[k], ranks[k + 1]) for k in range(3)]
+        cores = tuple(normal(*size, seed=k, dtype=dtype) for k, size in enumerate(trains))
+        padded = format == "tt_padded" and a * c * b > 1 and b * d * c > 1
+        return TTMatrix(cores, (a * c * b - 1, b * d * c - 1) if padded else ())
+    if format == "tr":
+        ranks = (rank, rank + 1, 2, 1, rank)
+        cores = tuple(
+            normal(ranks[k], n, ranks[k + 1], seed=k, dtype=dtype) for k, n in enumerate(sizes)
+        )
+        return TRFactors(cores, (a * b, c * d))
+    if format == "monarch":
+        left, right = normal(a, b, c, rank, seed=1), normal(c, a, rank, d, seed=2)
+        return Monarch(left.to(dtype), right.to(dtype))
+    if format == "blast":
+        parts = normal(a, b, rank, seed=1), normal(c, rank, d, seed=2), normal(a, c, rank, seed=3)
+        return Blast(*(part.to(dtype) for part in parts))
+    return _blocks(format, sizes, rank, dtype)
+
+
+def _blocks(format: str, sizes: tuple[int, ...], rank: int, dtype: torch.dtype) -> BlockLowRank:
+    """ "grid": even blocks of all ranks up to `rank`; "ragged": the last ones smaller; "tree": a
+    dense one, one of low rank, and two levels of four."""
+    p, mb, q, nb = sizes
+    contents: list[tuple[int, int, Tensor | tuple[Tensor, Tensor]]] = []
+
+    def low(row: int, column: int, rows: int, columns: int, seed: int) -> None:
+        r = min(seed % (rank + 1), rows, columns)
+        panels = normal(rows, r, seed=seed), normal(r, columns, seed=seed + 1000)
+        contents.append((row, column, (panels[0].to(dtype), panels[1].to(dtype))))
+
+    if format == "tree":
+        m, n = 4 * mb, 4 * nb
+        contents.append((0, 0, normal(2 * mb, 2 * nb, seed=1, dtype=dtype)))
+        low(0, 2 * nb, 2 * mb, 2 * nb, 2)
+        low(2 * mb, 0, 2 * mb, 2 * nb, 3)
+        for k in range(4):
+            low(2 * mb + k // 2 * mb, 2 * nb + k % 2 * nb, mb, nb, 4 + k)
+        return BlockLowRank.pack(contents, (m, n))
+    m, n = p * mb, q * nb
+    if format == "ragged":
+        m, n = m - mb // 2, n - nb // 2
+    for i in range(0, m, mb):
+        for j in range(0, n, nb):
+            low(i, j, min(mb, m - i), min(nb, n - j), 7 * i + j)
+    return BlockLowRank.pack(contents, (m, n))
+
+
+STRUCTURED_FORMATS = (
+    "kron", "tt", "tt_padded", "tr", "grid", "ragged", "tree", "monarch", "blast"
+)  # fmt: skip

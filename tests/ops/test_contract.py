@@ -8,10 +8,13 @@ import torch
 
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tests.ops.samples import CONV_FORMATS, normal, sample
+from tensorlrf.factors import TRFactors
+from tests.ops.samples import CONV_FORMATS, normal, sample, structured
+
+FORMATS = [format for format in CONV_FORMATS if format != "kron"]
 
 
-@pytest.mark.parametrize("format", CONV_FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     ("expression", "sizes"),
     [
@@ -32,13 +35,24 @@ def test_is_einsum_of_the_dense_tensor(
     )
 
 
-@pytest.mark.parametrize("a", CONV_FORMATS)
-@pytest.mark.parametrize("b", CONV_FORMATS)
+@pytest.mark.parametrize("a", FORMATS)
+@pytest.mark.parametrize("b", FORMATS)
 def test_inner_product_of_two_formats(a: str, b: str) -> None:
     f, g = sample(a, (5, 4, 3, 2), 2), sample(b, (5, 4, 3, 2), 3)
     expected = (f.to_dense() * g.to_dense()).sum()
     torch.testing.assert_close(ops.inner(f, g), expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(ops.inner(f, g.to_dense()), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_ring_is_contracted_core_by_core() -> None:
+    ring = structured("tr", (3, 2, 4, 2), 2)
+    assert isinstance(ring, TRFactors)
+    apart = TRFactors(ring.cores)
+    v = normal(4, seed=30)
+    expected = torch.einsum("abcd,c->dab", apart.to_dense(), v)
+    torch.testing.assert_close(ops.contract("abcd,c->dab", apart, v), expected)
+    with pytest.raises(UnsupportedError, match="TRFactors"):
+        ops.contract("mn,n->m", ring, normal(8))
 
 
 def test_nothing_of_the_size_of_the_whole_is_made() -> None:

@@ -22,7 +22,10 @@ from tests.ops.samples import normal, sample
 
 CONV = {1: ops.conv1d, 2: ops.conv2d, 3: ops.conv3d}
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-FORMATS = ("lowrank", "cp", "tucker2", "tucker_out", "tucker_in", "tucker_all", "tucker_kernel")
+FORMATS = (
+    *("lowrank", "cp", "tucker2", "tucker_out", "tucker_in", "tucker_all", "tucker_kernel"),
+    *("kron", "tt"),
+)
 # Two axes without groups are those of test_conv2d.py.
 CASES = [(1, 1), (3, 1), (1, 2), (2, 2), (2, 3), (3, 2)]
 
@@ -292,7 +295,7 @@ def test_wrong_arguments_are_named() -> None:
         ops.conv_paths(LowRank(torch.zeros(8, 2), torch.zeros(2, 16), (8,) + (2,) * 4 + (1,)))
     with pytest.raises(UnsupportedError, match="Tensor"):
         ops.conv1d(x, torch.zeros(8, 4, 3))  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match=r"factors is a Grouped; a linear layer"):
+    with pytest.raises(UnsupportedError, match=r"factors is a Grouped, on which no linear layer"):
         ops.linear(x, Grouped.stack([LowRank(torch.zeros(8, 2), torch.zeros(2, 9))]))
     with pytest.raises(UnsupportedError, match=r"operand is a Grouped; .*to_dense"):
         ops.contract("oik->o", grouped)

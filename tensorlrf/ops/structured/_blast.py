@@ -1,0 +1,40 @@
+"""Down by the shared right bases, across the grid for each rank, up by the shared left bases."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.factors import Blast
+from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.structured._form import LinearForm
+
+
+def _run(path: str, factors: Blast, x: Tensor) -> Tensor:
+    q, _, nb = factors.right.shape
+    (m, n), (rows, columns) = factors.shape, factors.padded
+    if columns != n:
+        x = F.pad(x, (0, columns - n))
+    t = torch.einsum("...qn,qrn->...qr", torch.unflatten(x, -1, (q, nb)), factors.right)
+    t = torch.einsum("...qr,pqr->...pr", t, factors.scales)
+    y = torch.einsum("...pr,pmr->...pm", t, factors.left).flatten(-2)
+    return y if rows == m else y[..., :m]
+
+
+def _cost(counter: Counter, path: str, factors: Blast, rows: int) -> None:
+    p, mb, r = factors.left.shape
+    q, _, nb = factors.right.shape
+    counter.products(q, rows, nb, r)
+    counter.products(r, rows, q, p)
+    counter.products(p, rows, r, mb)
+
+
+def _rebuild(counter: Counter, factors: Blast) -> None:
+    p, mb, r = factors.left.shape
+    q, _, nb = factors.right.shape
+    counter.merge(p * q * mb * r)
+    counter.products(p * q, mb, r, nb)
+
+
+FORM = LinearForm[Blast](lambda _: ("chain",), _run, _cost, _rebuild)

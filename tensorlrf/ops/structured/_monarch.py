@@ -1,0 +1,40 @@
+"""Two batched products, one a block-diagonal factor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.factors import Monarch
+from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.structured._form import LinearForm
+
+
+def _run(path: str, factors: Monarch, x: Tensor) -> Tensor:
+    Q, _, K, r = factors.left.shape
+    P = factors.right.shape[3]
+    (m, n), (rows, columns) = factors.shape, factors.padded
+    if columns != n:
+        x = F.pad(x, (0, columns - n))
+    right = factors.right.flatten(1, 2)  # (K, Q r, P)
+    t = torch.einsum("...kp,kcp->...kc", torch.unflatten(x, -1, (K, P)), right)
+    t = torch.unflatten(t, -1, (Q, r)).transpose(-3, -2).flatten(-2)  # (..., Q, K r)
+    y = torch.einsum("...qc,qsc->...sq", t, factors.left.flatten(2)).flatten(-2)
+    return y if rows == m else y[..., :m]
+
+
+def _cost(counter: Counter, path: str, factors: Monarch, rows: int) -> None:
+    Q, S, K, r = factors.left.shape
+    counter.products(K, rows, factors.right.shape[3], Q * r)
+    counter.merge(rows * K * Q * r)
+    counter.products(Q, rows, K * r, S)
+    counter.merge(rows * Q * S)
+
+
+def _rebuild(counter: Counter, factors: Monarch) -> None:
+    Q, S, K, r = factors.left.shape
+    counter.products(Q * K, S, r, factors.right.shape[3])
+
+
+FORM = LinearForm[Monarch](lambda _: ("chain",), _run, _cost, _rebuild)
