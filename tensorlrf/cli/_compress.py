@@ -39,7 +39,13 @@ def compress(
         typer.Option("--error", help="Relative error that each layer may have; or this."),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="WORD", help="svd, tucker, cp or auto.")
+        str,
+        typer.Option(
+            "--method",
+            metavar="WORD",
+            help="svd, tucker, cp, auto, kron, tt; for linear layers tr, blr, hierarchical, "
+            "monarch, blast.",
+        ),
     ] = "svd",
     skip: Annotated[
         list[str] | None,

@@ -21,21 +21,27 @@ from tensorlrf.decomposition import Fit
 from tensorlrf.decomposition._rank import Rank
 from tensorlrf.errors import ArgumentError, RankError, unknown
 
-METHODS = ("svd", "tucker", "cp")
+METHODS = (
+    *("svd", "tucker", "cp", "tt", "tr", "kron"),
+    *("tt_matrix", "blr", "hierarchical", "hodlr", "monarch", "blast"),
+)
+"""The second line is of matrices."""
+_SEEDED = ("svd", "tucker", "cp", "tr", "kron", "hierarchical", "hodlr", "blast")
+_WITH_MODES = ("tucker", "tt")
 
 
 def decompose(
     tensor: Annotated[Path, typer.Argument(metavar="TENSOR", help="A .npy or a .safetensors.")],
     target: Target,
     method: Annotated[
-        str, typer.Option("--method", metavar="WORD", help="svd, tucker or cp.")
+        str, typer.Option("--method", metavar="WORD", help=f"{', '.join(METHODS)}.")
     ] = "svd",
     rank: Annotated[
         str | None,
         typer.Option(
             "--rank",
             metavar="R",
-            help="32; 8,8,3 for tucker; .25, the share of the numbers to keep; or same.",
+            help="32; 8,8,3 for tucker; .25, the share of the numbers to keep; same; or auto.",
         ),
     ] = None,
     error: Annotated[
@@ -43,7 +49,11 @@ def decompose(
     ] = None,
     modes: Annotated[
         str | None,
-        typer.Option("--modes", metavar="K,L", help="Modes that get a factor, for tucker."),
+        typer.Option(
+            "--modes",
+            metavar="K,L",
+            help="Modes that get a factor, for tucker; their order, for tt.",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Which tensor of a .safetensors.")
@@ -124,13 +134,13 @@ def _fit(
 ) -> Fit[Any]:
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    if modes is not None and method != "tucker":
-        raise ArgumentError(f"--modes is for --method tucker; {method} factors all modes")
-    if method == "svd":
-        return decomposition.fit_svd(tensor, rank, error=error, random_state=seed)
-    if method == "cp":
-        return decomposition.fit_cp(tensor, rank, error=error, random_state=seed)
-    return decomposition.fit_tucker(tensor, rank, error=error, modes=modes, random_state=seed)
+    if modes is not None and method not in _WITH_MODES:
+        raise ArgumentError(f"--modes is for --method tucker and tt; {method} has no such option")
+    options: dict[str, Any] = {"random_state": seed} if method in _SEEDED else {}
+    if method in _WITH_MODES:
+        options["modes"] = modes
+    fit: Fit[Any] = getattr(decomposition, f"fit_{method}")(tensor, rank, error=error, **options)
+    return fit
 
 
 def _save(fit: Fit[Any], target: Path) -> None:
@@ -143,8 +153,8 @@ def _save(fit: Fit[Any], target: Path) -> None:
 
 
 def _rank(text: str | None) -> Rank | None:
-    """ "32", "8,8", ".25" or "same" as what the functions take."""
-    if text is None or text == "same":
+    """ "32", "8,8", ".25", "same" or "auto" as what the functions take."""
+    if text is None or text in ("same", "auto"):
         return text  # type: ignore[return-value]
     try:
         if "," in text:
@@ -153,7 +163,7 @@ def _rank(text: str | None) -> Rank | None:
     except ValueError:
         raise RankError(
             f"--rank {text} must be a number such as 32, several such as 8,8, a share such as .25, "
-            "or same"
+            "same, or auto"
         ) from None
 
 

@@ -7,26 +7,44 @@ from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import BatchNorms, Latency, LayerReport, Report, Totals
+from tensorlrf.compression._structured import (
+    BLR,
+    TR,
+    TT,
+    Blast,
+    Hierarchical,
+    Kron,
+    Monarch,
+    Structured,
+)
 from tensorlrf.compression._tune import tune
 from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
 
 __all__ = [
+    "BLR",
     "CP",
     "SVD",
+    "TR",
+    "TT",
     "Auto",
     "BatchNorms",
+    "Blast",
     "BucketTiming",
     "FileLayer",
     "FileReport",
+    "Hierarchical",
+    "Kron",
     "Latency",
     "LayerPlan",
     "LayerReport",
     "LayerTuning",
     "Method",
+    "Monarch",
     "Plan",
     "Report",
+    "Structured",
     "Totals",
     "Tucker",
     "Tuning",

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
+from tensorlrf.compression._structured import Structured
 from tensorlrf.compression.calibration._calibrate import Seen, check_statistics
 from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Statistics, output_error
 from tensorlrf.decomposition import cp, fit_svd, svd, tucker
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors, Grouped
+from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
 
 SAMPLES_PER_COLUMN = 4
 """With fewer samples than this times n, the moments fit the samples more than the data."""
@@ -89,7 +90,11 @@ def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Op
     tried = []
     for candidate in sorted(candidates, key=lambda c: c.word != "svd"):
         given = candidate
-        if isinstance(share, float):
+        if candidate.why_not(site.shape, site.groups):
+            continue
+        if candidate.by_share and isinstance(share, float):
+            given = candidate.with_budget(rank=share)
+        elif isinstance(share, float):
             rank = rank_within(candidate, site.shape, site.groups, share)
             if rank is None:
                 continue
@@ -187,6 +192,8 @@ class _Job:
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
         """Factors of each group at one rank, and the method with that rank."""
         state = self.options.random_state
+        if isinstance(method, Structured):
+            return [part.decompose(method, state) for part in parts], method
         if method.error is not None:
             ranks = [part.rank_for(method, state) for part in parts]
             method = method.with_budget(rank=_largest(ranks))
@@ -267,18 +274,24 @@ class _Part:
         options = method.options()
         rank: Any = method.rank
         if isinstance(method, SVD):
-            return svd(
+            matrix: LowRank = svd(
                 self.wanted, rank, gram=self._metric(method), random_state=state,
                 **(options if self._metric(method) is None else {}),
             )  # fmt: skip
+            return matrix
         if isinstance(method, Tucker):
             if self.gram is not None:
                 options = {k: options[k] for k in ("n_iter_max", "tol")}
-            return tucker(
+            found: TuckerFactors = tucker(
                 self.wanted, rank, modes=(0, 1), gram=self.gram, random_state=state, **options
             )
+            return found
+        if isinstance(method, Structured):
+            return method.decompose(self.wanted, self.gram, state)
         assert isinstance(method, CP)
-        return cp(self.weight, rank, random_state=state, **options)
+        if self.gram is not None:
+            options = {k: options[k] for k in ("n_iter_max", "tol", "init", "n_restarts")}
+        return cp(self.wanted, rank, gram=self.gram, random_state=state, **options)
 
     def _metric(self, method: SVD) -> Tensor | None:
         if self.gram is None or method.metric == "full":
@@ -288,10 +301,8 @@ class _Part:
 
 
 def takes_metric(method: Method) -> bool:
-    """Whether the method can be fitted to inputs: CP of a conv cannot yet."""
-    if isinstance(method, SVD):
-        return method.metric != "identity"
-    return isinstance(method, Tucker)
+    """Whether the method is to be fitted to inputs."""
+    return not (isinstance(method, SVD) and method.metric == "identity")
 
 
 def _largest(ranks: Sequence[Any]) -> Any:

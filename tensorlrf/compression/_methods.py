@@ -41,6 +41,8 @@ class Method:
     error: float | None = None
 
     word: ClassVar[str]
+    by_share: ClassVar[bool] = False
+    """Whether a plan gives a layer its share of the parameters, and the fit finds the rank."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.error is not None:
@@ -92,6 +94,15 @@ class Method:
         if math.prod(shape[2:]) > 1 or isinstance(self, (SVD, Auto)):
             return self
         return SVD(rank=self.rank, error=self.error)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        """Why a weight of this shape cannot have the format; empty where it can."""
+        return ""
+
+    def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        """Parameters of the factors at a rank; None where only the fit can tell. Raises RankError
+        for a rank that cannot be."""
+        return params_at(self, rank, shape, groups)
 
     def with_budget(self, *, rank: Rank | None = None, error: float | None = None) -> Self:
         """The same with another budget."""
@@ -197,11 +208,11 @@ class Tucker(Method):
 @dataclass(frozen=True, kw_only=True)
 class CP(Method):
     """CP of a convolution (Lebedev et al. 2015); a matrix gets its SVD. The options are those of
-    `tensorlrf.cp`. It cannot be fitted to inputs; output errors are measured all the same."""
+    `tensorlrf.cp`, of which n_iter_max, tol, init and n_restarts serve fits to inputs."""
 
-    n_iter_max: int = 100
+    n_iter_max: int | None = None
     init: str = "random"
-    tol: float = 1e-8
+    tol: float | None = None
     solver: str = "als"
     n_samples: int | None = None
     n_restarts: int = 1
@@ -215,7 +226,10 @@ class CP(Method):
                 f"init is a {type(self.init).__name__}; for many layers give a word, 'random' or "
                 "'svd'"
             )
-        check_options((1, 1), None, **self.options(), fixed_modes=(), callback=None)
+        options = self.options()
+        given = {k: v for k, v in options.items() if v is not None or k == "n_samples"}
+        fallback = {"n_iter_max": 1, "tol": 0.0}  # what None stands for depends on the inputs
+        check_options((1, 1), None, **{**fallback, **given}, fixed_modes=(), callback=None)
 
     def _ladder(self, shape: tuple[int, ...]) -> Ladder:
         return cp_ladder(shape)
@@ -229,6 +243,7 @@ class Auto(Method):
     candidates: tuple[Method, ...] = field(default_factory=lambda: (SVD(), Tucker(), CP()))
 
     word: ClassVar[str] = "auto"
+    by_share: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,6 @@ from tensorlrf.compression._methods import (
     MethodLike,
     as_method,
     method_from_dict,
-    params_at,
 )
 from tensorlrf.compression._ranks import LayerRank
 from tensorlrf.decomposition._rank import Rank
@@ -72,7 +71,7 @@ class LayerPlan:
             return int(self.method.rank * self.params)
         if self.rank is None:
             return None
-        return params_at(self.method, self.rank, self.shape, self.groups)
+        return self.method.planned_params(self.rank, self.shape, self.groups)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -304,6 +303,9 @@ def _checked(row: LayerPlan) -> LayerPlan:
         raise ArgumentError(f"{row.name} cannot be factored: {row.reason or row.kind}")
     if not row.method.budgeted:
         raise ArgumentError(f"{row.name}: the method {row.method} needs a rank or an error")
+    reason = row.method.why_not(row.shape, row.groups)
+    if reason:
+        raise ArgumentError(f"{row.name} cannot have this format: {reason}")
     if row.rank is not None:
-        params_at(row.method, row.rank, row.shape, row.groups)
+        row.method.planned_params(row.rank, row.shape, row.groups)
     return row

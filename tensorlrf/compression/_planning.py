@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tensorlrf.compression._factor import at_rank, rank_within
-from tensorlrf.compression._methods import Auto, Given, Method, as_method, params_at
+from tensorlrf.compression._methods import Given, Method, as_method
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._ranks import Ladder, allocate
 from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
@@ -47,10 +47,13 @@ def plan(
                  within it stay. One of the two, unless every method brings its own budget
     method       "svd": a matrix of low rank, for a conv (O, I kh kw); "tucker": Tucker-2 on the
                  channels of a conv (Kim et al. 2016); "cp": CP of a conv (Lebedev et al. 2015);
-                 "auto": whichever has the least error in a layer. Or a config, `SVD(...)`,
-                 `Tucker(...)`, `CP(...)`, `Auto(...)`, with all options and perhaps a rank or an
-                 error of its own; or a mapping from globs of layer names to words, configs or None
-                 (stay): the first glob that matches counts. A Linear has the SVD in each of them
+                 "auto": whichever of these has the least error in a layer; "kron": a sum of
+                 Kronecker products; "tt": a TT-matrix, for a conv a train; for linear layers
+                 alone "tr", "blr", "hierarchical", "monarch", "blast". Or a config, `SVD(...)`,
+                 `Tucker(...)`, `CP(...)`, `Auto(...)`, `Kron(...)`, `TT(...)` and so on, with all
+                 options and perhaps a rank or an error of its own; or a mapping from globs of
+                 layer names to words, configs or None (stay): the first glob that matches counts.
+                 A Linear has the SVD in each of the first four
     skip         globs of qualified names that stay; a glob covers all that a module holds. None:
                  heads stay (classifiers, poolers, the output layer of a language model); []: none
     objective    "latency": layers that do not get faster on this device at the planned rank stay
@@ -134,6 +137,9 @@ def _draft(found: Found, choose: Mapping[str, Method | None]) -> _Draft:
     if method is None:
         return _Draft(found, site, None, None, f"left by method= for {glob!r}")
     method = method.for_shape(site.shape)
+    reason = method.why_not(site.shape, site.groups)
+    if reason:
+        return _Draft(found, site, None, None, reason)
     ladder = method.ladder(site.shape, site.groups)
     if not ladder.rungs and not isinstance(method.rank, (int, tuple)):
         return _Draft(found, site, None, None, "no factored form is smaller")
@@ -193,7 +199,7 @@ def _with_ranks(
             assert draft.ladder is not None
             if rung is None:
                 drafts[k] = replace(draft, method=None, reason="no rank fits into the share")
-            elif isinstance(draft.method, Auto):
+            elif draft.method.by_share:
                 share = rung.params / draft.ladder.dense
                 drafts[k] = replace(draft, method=draft.method.with_budget(rank=share))
             else:
@@ -209,7 +215,9 @@ def _with_ranks(
 def _own_rank(draft: _Draft) -> _Draft:
     """A layer's own share becomes a rank, and its own rank is checked."""
     method, site = draft.method, draft.site
-    if method is None or site is None or method.rank is None or isinstance(method, Auto):
+    if method is None or site is None or method.rank is None:
+        return draft
+    if method.by_share and isinstance(method.rank, (float, str)):
         return draft
     try:
         if isinstance(method.rank, float):
@@ -218,7 +226,7 @@ def _own_rank(draft: _Draft) -> _Draft:
                 reason = f"no rank fits into its share, {method.rank:g}"
                 return replace(draft, method=None, reason=reason)
             return replace(draft, method=at_rank(method, rank))
-        params_at(method, method.rank, site.shape, site.groups)  # type: ignore[arg-type]
+        method.planned_params(method.rank, site.shape, site.groups)  # type: ignore[arg-type]
     except TensorlrfError as error:
         raise type(error)(f"method of {draft.found.name}: {error}") from None
     return draft

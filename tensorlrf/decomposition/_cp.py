@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tensorlrf.decomposition._cp_als import CPState, hadamard
 from tensorlrf.decomposition._cp_fit import Outcome
 from tensorlrf.decomposition._cp_implicit import implicit_state
+from tensorlrf.decomposition._cp_metric import check_metric, fit_cp_in_metric
 from tensorlrf.decomposition._cp_options import Callback, Options, check_options
 from tensorlrf.decomposition._cp_problem import Problem, pose
 from tensorlrf.decomposition._cp_solve import search_rank, solve
@@ -21,19 +23,24 @@ from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.errors import DegenerateWarning
 from tensorlrf.factors import CPFactors
 
+SWEEPS, TOL = 100, 1e-8
+METRIC_SWEEPS, METRIC_TOL = 50, 1e-4
+
 
 def cp(
     tensor: Any,
     rank: Rank | None = None,
     *,
     error: float | None = None,
-    n_iter_max: int = 100,
+    n_iter_max: int | None = None,
     init: Any = "random",
-    tol: float = 1e-8,
+    tol: float | None = None,
     solver: str = "als",
     n_samples: int | None = None,
     n_restarts: int = 1,
     fixed_modes: Sequence[int] = (),
+    gram: Any = None,
+    mean: Any = None,
     callback: Callback | None = None,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
@@ -50,6 +57,8 @@ def cp(
         n_samples=n_samples,
         n_restarts=n_restarts,
         fixed_modes=fixed_modes,
+        gram=gram,
+        mean=mean,
         callback=callback,
         random_state=random_state,
         differentiable=differentiable,
@@ -61,13 +70,15 @@ def fit_cp(
     rank: Rank | None = None,
     *,
     error: float | None = None,
-    n_iter_max: int = 100,
+    n_iter_max: int | None = None,
     init: Any = "random",
-    tol: float = 1e-8,
+    tol: float | None = None,
     solver: str = "als",
     n_samples: int | None = None,
     n_restarts: int = 1,
     fixed_modes: Sequence[int] = (),
+    gram: Any = None,
+    mean: Any = None,
     callback: Callback | None = None,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
@@ -80,20 +91,32 @@ def fit_cp(
     error         in place of rank: search for a small rank with at most this relative error. It
                   doubles the rank, then bisects; each trial goes on from the last one. The rank
                   found meets the error; CP has no procedure that proves it the smallest.
-    n_iter_max    sweeps over all modes, in total for each start
+    n_iter_max    sweeps over all modes, in total for each start, 100 by default; with `gram`,
+                  sweeps in its metric, 50 by default
     init          "random", "svd" (leading singular vectors of the unfoldings; random columns where
                   the rank exceeds n_k), or the start itself as CPFactors or (weights, factors).
                   A matrix starts at its truncated SVD, which is optimal.
     tol           stop when the true relative error falls by less than this share of itself a
-                  sweep; judged every ten sweeps. 0 makes all sweeps, and looks at the error only
-                  at the end unless there is a callback
+                  sweep, 1e-8 by default; judged every ten sweeps. 0 makes all sweeps, and looks at
+                  the error only at the end unless there is a callback. With `gram`, 1e-4 by default
+                  and judged after every sweep
     solver        "als": alternating least squares with a dimension tree and an annealed proximal
-                  ridge. "cprand": randomised least squares, then at most ten exact sweeps.
-    n_samples     "cprand" only: sampled rows of a least-squares system (default from the rank)
+                  ridge. "cprand": randomised least squares on a mixed sketch, "leverage": on
+                  fibres drawn by the leverage of the model so far; then at most ten exact sweeps
+    n_samples     "cprand" and "leverage" only: sampled rows of a least-squares system (default
+                  from the rank)
     n_restarts    independent starts, of which the best is returned; small ones run side by side
     fixed_modes   modes whose factor in `init` stays as it is
+    gram          (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
+                  (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
+                  or of the inputs of a linear weight (O, I), n = I. The factors then serve the
+                  outputs: `errors` are relative errors of the outputs, which no sweep raises, from
+                  that of the plain CP (or of a start whitened along the input channels, if that
+                  leads further). G may be singular. Needs rank=
+    mean          (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
+                  about their mean, and `decomposition.bias_correction` makes good the rest
     callback      called as callback(factors, error) at each checkpoint, with the best start so
-                  far; returning True stops
+                  far; returning True stops. Not with `gram`
     random_state  int, torch.Generator or None; torch's global generator is left alone
     differentiable  keep the graph: gradients of the factors with respect to the tensor by implicit
                   differentiation of the fixed point of a sweep (Christianson 1994), exact where
@@ -104,20 +127,25 @@ def fit_cp(
 
     Raises ArgumentError, ShapeError or RankError for a tensor with NaN, Inf or another dtype than
     floating point, a bad rank, an unknown solver or init, a start that does not fit, modes out of
-    range or all of them fixed. Warns DegenerateWarning where the components are linearly dependent.
+    range or all of them fixed; UnsupportedError for what does not go with gram. Warns
+    DegenerateWarning where the components are linearly dependent.
 
     Sources: Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree);
-    Battaglino, Ballard & Kolda 2018 (randomised least squares with mixing).
+    Battaglino, Ballard & Kolda 2018 (randomised least squares with mixing); Larsen & Kolda 2022,
+    "Practical leverage-based sampling for low-rank tensor decomposition".
     """
     checked = as_tensor(tensor)
     check_rank_or_error(rank, error)
     r = None if rank is None else cp_rank(rank, checked.shape)
+    data = None if gram is None and mean is None else (gram, mean)
+    if data is not None:
+        check_metric(data, error, callback, differentiable)
     options = check_options(
         checked.shape,
         r,
-        n_iter_max=n_iter_max,
+        n_iter_max=SWEEPS if n_iter_max is None else n_iter_max,
         init=init,
-        tol=tol,
+        tol=TOL if tol is None else tol,
         solver=solver,
         n_samples=n_samples,
         n_restarts=n_restarts,
@@ -126,6 +154,13 @@ def fit_cp(
     )
     rng = generator(random_state, checked.device)
     problem = pose(checked)
+    if data is not None and r is not None:
+        limits = (
+            METRIC_SWEEPS if n_iter_max is None else n_iter_max,
+            METRIC_TOL if tol is None else tol,
+        )
+        plain = replace(options, sweeps=SWEEPS, tol=TOL)
+        return fit_cp_in_metric(checked, problem, r, plain, data, limits, rng)
     if r is not None:
         outcome = solve(problem, r, options, rng)
     elif error is not None:

@@ -15,7 +15,8 @@ from tensorlrf.factors import CPFactors
 if TYPE_CHECKING:
     from tensorlrf.decomposition._cp_problem import Problem
 
-SOLVERS = ("als", "cprand")
+SOLVERS = ("als", "cprand", "leverage")
+SAMPLING = ("cprand", "leverage")
 INITS = ("random", "svd")
 
 Callback = Callable[[CPFactors, float], Any]
@@ -68,10 +69,10 @@ def check_options(
         _check_count(name, value)
     if n_samples is not None:
         _check_count("n_samples", n_samples)
-        if solver != "cprand":
+        if solver not in SAMPLING:
             raise ArgumentError(
-                f"n_samples={n_samples} belongs to solver='cprand'; solver={solver!r} takes no "
-                "samples"
+                f"n_samples={n_samples} belongs to solver='cprand' or 'leverage'; "
+                f"solver={solver!r} takes no samples"
             )
     if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 <= tol < 1:
         raise ArgumentError(

@@ -89,7 +89,7 @@ class Problem:
             order = weights.detach().abs().argsort(descending=True, stable=True)
             weights = weights[order]
             factors = [u[:, order] for u in factors]
-        factors, weights = _fit_dtype(factors, weights, self.dtype, kept or {})
+        factors, weights = spread_weights(factors, weights, self.dtype, kept or {})
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         return CPFactors(weights.to(self.dtype), tuple(factors[i].to(self.dtype) for i in back))
 
@@ -115,7 +115,7 @@ def pose(tensor: Tensor) -> Problem:
     return Problem(cut, order, norm, scale, tensor.dtype)
 
 
-def _fit_dtype(
+def spread_weights(
     factors: list[Tensor], weights: Tensor, dtype: torch.dtype, kept: dict[int, Tensor]
 ) -> tuple[list[Tensor], Tensor]:
     """Spread the weights over the free modes where they overflow the dtype (float16: 65504)."""

@@ -9,9 +9,9 @@ import torch
 
 from tensorlrf.decomposition._cp_als import CPState, make_state
 from tensorlrf.decomposition._cp_fit import Outcome, Stopping, run_als
-from tensorlrf.decomposition._cp_options import Options
+from tensorlrf.decomposition._cp_options import SAMPLING, Options
 from tensorlrf.decomposition._cp_problem import Problem
-from tensorlrf.decomposition._cprand import STARTS, run_cprand
+from tensorlrf.decomposition._cprand import STARTS, run_cprand, run_leverage
 
 # Starts run side by side while their intermediates stay small: below this many entries, or below
 # this share of the tensor.
@@ -25,10 +25,11 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
     stopping = Stopping(options.sweeps, options.tol, _watch(problem, options))
     # A matrix has one start, its singular value decomposition.
     restarts = options.restarts if len(problem.order) > 2 else 1
-    if options.solver == "cprand":
+    if options.solver in SAMPLING:
+        run = run_cprand if options.solver == "cprand" else run_leverage
         starts = STARTS if isinstance(options.init, str) and len(problem.order) > 2 else 1
         state = problem.start(options.init, rank, max(starts, restarts), fixed, rng)
-        return run_cprand(problem, state, stopping, fixed, options.n_samples, rng)
+        return run(problem, state, stopping, fixed, options.n_samples, rng)
     together = _together(problem, rank)
     outcomes = []
     for first in range(0, restarts, together):

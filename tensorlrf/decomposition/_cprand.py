@@ -1,10 +1,11 @@
-"""CP by randomised least squares with mixing (Battaglino, Ballard & Kolda 2018, CPRAND-MIX).
+"""CP by randomised least squares, with mixing (Battaglino, Ballard & Kolda 2018, CPRAND-MIX) or by
+leverage (Larsen & Kolda 2022).
 
-Three phases. Sampled sweeps on a mixed sketch of the tensor bring several starts, side by side,
-near their ends. The sketch also holds the range of each unfolding (Halko, Martinsson & Tropp 2011);
-where the rank is below n_k, the starts go on to convergence on the tensor compressed to these
-ranges, a small core (Carroll, Pruzansky & Kruskal 1980, CANDELINC). A few exact sweeps end the best
-one. The host looks at checkpoints only.
+Three phases. Sampled sweeps, on a mixed sketch of the tensor or on fibres of the tensor itself,
+bring several starts, side by side, near their ends. A sketch also holds the range of each unfolding
+(Halko, Martinsson & Tropp 2011); where the rank is below n_k, the starts go on to convergence on
+the tensor compressed to these ranges, a small core (Carroll, Pruzansky & Kruskal 1980, CANDELINC).
+A few exact sweeps end the best one. The host looks at checkpoints only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,17 +23,15 @@ from tensorlrf.decomposition._cp_als import (
     CPState,
     als_sweep,
     make_state,
-    normalise,
-    proximal_solve,
     ridge_at,
 )
 from tensorlrf.decomposition._cp_fit import (
     CHECKPOINT_EVERY,
     Outcome,
     Stopping,
-    relative,
     run_als,
 )
+from tensorlrf.decomposition._cp_leverage import LeverageSampler
 from tensorlrf.decomposition._cp_problem import Problem
 from tensorlrf.decomposition._cp_residual import square_norm
 from tensorlrf.decomposition._cp_sketch import (
@@ -40,6 +40,7 @@ from tensorlrf.decomposition._cp_sketch import (
     mode_product,
     sketch_tensor,
 )
+from tensorlrf.decomposition._cprand_mixed import Judge, MixedSampler
 from tensorlrf.decomposition._mttkrp import CutTensor
 
 MAX_EXACT_SWEEPS = 10
@@ -89,27 +90,111 @@ def run_cprand(
     n_samples: int | None,
     rng: torch.Generator,
 ) -> Outcome:
-    """Sampled sweeps of all starts, then exact sweeps of the best one."""
-    rank = state.weights.shape[1]
-    first = default_samples(rank) if n_samples is None else n_samples
-    tensor = problem.tensor
-    widths = core_widths(tensor.shape, rank, fixed)
-    if widths:  # the core finishes what a small sample begins
-        samples = Samples(first, first)
-        sampled = replace(stopping, sweeps=min(stopping.sweeps, _SAMPLED_BEFORE_CORE))
-    else:
-        samples = Samples(first, max(first, 100 * rank))
-        sampled = stopping
-    grid = grid_sizes(tensor.shape, rank, first)
-    sketch = sketch_tensor(tensor, grid, rng)
-    state, trace, stopped = _sampled_phase(sketch, state, samples, sampled, fixed, rng)
+    """Sweeps on a mixed sketch, of all starts, then exact sweeps of the best one."""
+    plan = _Plan.of(problem, state, stopping, fixed, n_samples)
+    sketch = sketch_tensor(problem.tensor, plan.grid, rng)
+    sampler = MixedSampler(sketch, Judge.make(sketch, plan.samples.most, rng))
+    return _run(problem, state, sampler, sketch, plan, stopping, fixed, rng)
+
+
+def run_leverage(
+    problem: Problem,
+    state: CPState,
+    stopping: Stopping,
+    fixed: frozenset[int],
+    n_samples: int | None,
+    rng: torch.Generator,
+) -> Outcome:
+    """Sweeps on fibres drawn by leverage, of all starts, then exact sweeps of the best one."""
+    plan = _Plan.of(problem, state, stopping, fixed, n_samples)
+    sampler = LeverageSampler.make(problem.tensor, problem.norm, rng)
+    sketch = sketch_tensor(problem.tensor, plan.grid, rng)
+    if state.starts > 1 and not bool(state.weights.any()):
+        state = _informed(sketch, state, fixed)
+    return _run(problem, state, sampler, sketch, plan, stopping, fixed, rng)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How large the samples, the sketch and the core are, and how long sampled sweeps go on."""
+
+    samples: Samples
+    grid: tuple[int, ...]
+    widths: dict[int, int]
+    sampled: Stopping
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        state: CPState,
+        stopping: Stopping,
+        fixed: frozenset[int],
+        n_samples: int | None,
+    ) -> _Plan:
+        rank = state.weights.shape[1]
+        first = default_samples(rank) if n_samples is None else n_samples
+        shape = problem.tensor.shape
+        widths = core_widths(shape, rank, fixed)
+        if widths:  # the core finishes what a small sample begins
+            samples = Samples(first, first)
+            sampled = replace(stopping, sweeps=min(stopping.sweeps, _SAMPLED_BEFORE_CORE))
+        else:
+            samples = Samples(first, max(first, 100 * rank))
+            sampled = stopping
+        return cls(samples, grid_sizes(shape, rank, first), widths, sampled)
+
+
+class Sampler(Protocol):
+    """Sampled sweeps of several starts, and estimates of their errors."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def sweep(
+        self,
+        state: CPState,
+        samples: int,
+        ridge: float,
+        fixed: frozenset[int],
+        rng: torch.Generator,
+    ) -> CPState: ...
+
+    def errors(self, state: CPState) -> list[float]: ...
+
+
+def _run(
+    problem: Problem,
+    state: CPState,
+    sampler: Sampler,
+    sketch: Sketch,
+    plan: _Plan,
+    stopping: Stopping,
+    fixed: frozenset[int],
+    rng: torch.Generator,
+) -> Outcome:
+    state, trace, stopped = _sampled_phase(sampler, state, plan.samples, plan.sampled, fixed, rng)
     if not stopped:
-        state = _core_phase(tensor, sketch, state, widths, fixed)
+        state = _core_phase(problem.tensor, sketch, state, plan.widths, fixed)
     return _exact_phase(problem, state, trace, stopping, fixed, stopped)
 
 
+def _informed(sketch: Sketch, state: CPState, fixed: frozenset[int]) -> CPState:
+    """The last of random starts moved to the leading directions of the unfoldings.
+
+    Leverage is that of the model so far: what a random one does not see, such as a few large
+    entries, it would hardly draw.
+    """
+    factors = [u.clone() for u in state.factors]
+    for mode, u in enumerate(factors):
+        if mode not in fixed:
+            basis = leading_directions(sketch.unfoldings[mode], u.shape[2])
+            u[:, -1, : basis.shape[1]] = basis
+    return make_state(factors, state.weights)
+
+
 def _sampled_phase(
-    sketch: Sketch,
+    sampler: Sampler,
     state: CPState,
     samples: Samples,
     stopping: Stopping,
@@ -117,15 +202,14 @@ def _sampled_phase(
     rng: torch.Generator,
 ) -> tuple[CPState, tuple[float, ...], bool]:
     """Starts after sampled sweeps, the best estimated errors, and whether the user stopped."""
-    judge = _Judge.make(sketch, samples, rng)
     before = math.inf
     trace: list[float] = []
     for done in range(0, stopping.sweeps, CHECKPOINT_EVERY):
         block = min(CHECKPOINT_EVERY, stopping.sweeps - done)
         for sweep in range(done, done + block):
-            ridge = ridge_at(sweep, sketch.mixing[0].dtype)
-            state = sampled_sweep(sketch, state, samples.now, ridge, fixed, rng)
-        errors = judge.errors(sketch, state)
+            ridge = ridge_at(sweep, sampler.dtype)
+            state = sampler.sweep(state, samples.now, ridge, fixed, rng)
+        errors = sampler.errors(state)
         error = min(errors)
         trace.append(error)
         best = state.start(errors.index(error))
@@ -176,80 +260,6 @@ def _core_phase(
         ],
         outcome.state.weights,
     )
-
-
-def sampled_sweep(
-    sketch: Sketch,
-    state: CPState,
-    samples: int,
-    ridge: float,
-    fixed: frozenset[int],
-    rng: torch.Generator,
-) -> CPState:
-    """One pass over all free modes, each from a fresh uniform sample of mixed rows."""
-    factors, weights = list(state.factors), state.weights
-    mixed = [q @ u.flatten(1) for q, u in zip(sketch.mixing, factors, strict=True)]
-    for mode, unfolding in enumerate(sketch.unfoldings):
-        if mode in fixed:
-            continue
-        rows, data = _draw(unfolding, samples, rng)  # data (samples, n_mode)
-        design = sketch.mixed_rows(mixed, mode, rows)  # (samples, s r)
-        # Scaled to the whole grid, whose Gram has a diagonal of about one.
-        share = unfolding.shape[0] / data.shape[0]
-        old = factors[mode]
-        rhs = (data.T @ design).view(old.shape).to(torch.float64) * share
-        system = _sampled_gram(design.view(-1, *old.shape[1:])) * share
-        solution = proximal_solve(system, rhs, old * weights, ridge)
-        factors[mode], weights = normalise(solution, old)
-        mixed[mode] = sketch.mixing[mode] @ factors[mode].flatten(1)
-    return replace(state, factors=tuple(factors), weights=weights)
-
-
-def _sampled_gram(design: Tensor) -> Tensor:
-    """(s, r, r) float64 from (samples, s, r); summed in the dtype of the data, whose rounding is
-    far below the sampling error."""
-    rows = design.transpose(0, 1)
-    return (rows.transpose(1, 2) @ rows).to(torch.float64)
-
-
-def _draw(unfolding: Tensor, samples: int, rng: torch.Generator) -> tuple[Tensor | None, Tensor]:
-    """Row numbers drawn with replacement, and those rows; the whole where it is no larger."""
-    size = unfolding.shape[0]
-    if samples >= size:
-        return None, unfolding
-    rows = torch.randint(size, (samples,), generator=rng, device=unfolding.device)
-    return rows, unfolding.index_select(0, rows)
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """A fixed sample of mixed fibres, by which sampled sweeps are compared."""
-
-    mode: int
-    rows: Tensor | None
-    data: Tensor
-    norm: float
-
-    @classmethod
-    def make(cls, sketch: Sketch, samples: Samples, rng: torch.Generator) -> _Judge:
-        mode = max(range(len(sketch.unfoldings)), key=lambda k: sketch.unfoldings[k].shape[1])
-        rows, data = _draw(sketch.unfoldings[mode], samples.most, rng)
-        norm = float(torch.linalg.vector_norm(data, dtype=torch.float64))
-        return cls(mode, rows, data, norm if norm > 0 else 1.0)
-
-    def errors(self, sketch: Sketch, state: CPState) -> list[float]:
-        """Estimated relative errors of all starts."""
-        mixed = [q @ u.flatten(1) for q, u in zip(sketch.mixing, state.factors, strict=True)]
-        design = sketch.mixed_rows(mixed, self.mode, self.rows)
-        scaled = state.factors[self.mode] * state.weights.to(design.dtype)  # (n, s, r)
-        design = design.view(-1, *scaled.shape[1:])
-        squares = [
-            torch.linalg.vector_norm(
-                self.data - design[:, i] @ scaled[:, i].T, dtype=torch.float64
-            ).square()
-            for i in range(state.starts)
-        ]
-        return relative(torch.stack(squares), self.norm)
 
 
 def _exact_phase(

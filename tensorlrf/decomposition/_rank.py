@@ -2,6 +2,8 @@
 
 A rank is an int; a tuple where the format has several; a float in (0, 1], the share of the dense
 parameters that the factors may have (an upper bound, down to rank one); or "same", the share 1.
+Some decompositions take "auto" too, an analytic estimate from the tensor (see `_evbmf`), and
+resolve it before they come here.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Literal
 
 from tensorlrf.errors import ArgumentError, RankError
 
-Rank = int | float | Literal["same"] | Sequence[int]
+Rank = int | float | Literal["same", "auto"] | Sequence[int]
 
 
 def check_rank_or_error(rank: Rank | None, error: float | None) -> None:
@@ -109,6 +111,11 @@ def _share(rank: Rank) -> float | None:
     if isinstance(rank, str):
         if rank == "same":
             return 1.0
+        if rank == "auto":
+            raise RankError(
+                "rank='auto', the analytic estimate, is not known here: svd and tucker take it, of "
+                "one tensor at a time; use an int, a share in (0, 1] or 'same'"
+            )
         raise RankError(
             f"rank={rank!r} is unknown; use an int, a tuple, a share in (0, 1] or 'same'"
         )

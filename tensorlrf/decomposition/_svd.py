@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd, fit_svd_batched
+from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._gram import keep_within, scale_of
+from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._gram_metric import GramMetric
 from tensorlrf.decomposition._input import as_tensor, generator, input_metric, working_dtype
 from tensorlrf.decomposition._rangefinder import check_sketch, range_of
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
+from tensorlrf.decomposition._smallest import smallest_rank
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
-from tensorlrf.errors import ArgumentError, TensorlrfWarning, UnsupportedError, unknown
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import LowRank
+from tensorlrf.factors._batch import Batch
 
 METHODS = ("auto", "exact", "eigh", "randomized")
 
@@ -26,6 +28,7 @@ LARGE = 4096
 """Below this many rows or columns a matrix is decomposed without a sketch."""
 
 
+@overload
 def svd(
     tensor: Any,
     rank: Rank | None = None,
@@ -38,7 +41,37 @@ def svd(
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
-) -> LowRank:
+    batch_dims: Literal[0] = 0,
+) -> LowRank: ...
+@overload
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> LowRank | Batch: ...
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> LowRank | Batch:
     """The nearest matrix of rank r, or the one with the nearest outputs.
 
     A `tensor` of two or more modes is the matrix W (m, n) = (n_0, product of the others), so a conv
@@ -46,8 +79,9 @@ def svd(
     `tensor`; the root of each singular value goes to either side, so that both sides have equal
     column norms (Eckart & Young 1936).
 
-    rank        an int, a share of the parameters in (0, 1] (an upper bound, down to rank one), or
-                "same"; or instead
+    rank        an int, a share of the parameters in (0, 1] (an upper bound, down to rank one),
+                "same", or "auto": the analytic estimate of `evbmf_rank` for W, whatever the
+                metric, and one at least; or instead
     error       the smallest rank whose relative error is at most this
     method      "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64;
                 "randomized": a sketch with power iterations (Halko, Martinsson & Tropp 2011), for
@@ -60,6 +94,9 @@ def svd(
                 than the outputs are (root mean square). No inverse is taken: G may be singular.
     n_power_iter, n_oversample, random_state   of the randomised method
     differentiable   keep the autograd graph (singular values must differ); else detached
+    batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
+                once, with one rank for all (for `error` the smallest that serves each of them).
+                The result is a Batch of LowRank; by "exact" or "eigh", and without `gram`
 
     Raises RankError for a rank below one or above min(m, n), ShapeError and ArgumentError for
     what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the dtype of `tensor`
@@ -76,9 +113,11 @@ def svd(
         n_oversample=n_oversample,
         random_state=random_state,
         differentiable=differentiable,
+        batch_dims=batch_dims,
     ).factors
 
 
+@overload
 def fit_svd(
     tensor: Any,
     rank: Rank | None = None,
@@ -91,15 +130,58 @@ def fit_svd(
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
-) -> Fit[LowRank]:
+    batch_dims: Literal[0] = 0,
+) -> Fit[LowRank]: ...
+@overload
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> Fit[LowRank] | Fit[Batch]: ...
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> Fit[LowRank] | Fit[Batch]:
     """`svd` with its relative error, in the metric of the inputs where `gram` is given.
 
     Arguments and errors as for `svd`. `converged` is False only where `error` was not reached.
+    With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
     """
     tensor = as_tensor(tensor)
     check_rank_or_error(rank, error)
     check_sketch(n_power_iter, n_oversample)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        if method in METHODS:
+            check_batched_svd(rank, method, gram, mean)
+        else:
+            raise unknown("method", method, METHODS)
+        generator(random_state, tensor.device)
+        work = tensor if differentiable else tensor.detach()
+        return fit_svd_batched(work, rank, error, method, batch_dims)
     m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
+    asked = "as asked"
+    if isinstance(rank, str) and rank == "auto":
+        rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
     method = _resolve(method, r, (m, n), tensor, gram is not None, differentiable)
     draws = generator(random_state, tensor.device)
@@ -129,8 +211,8 @@ def fit_svd(
     how = "outputs, from gram" if gram is not None else f"method {method!r}"
     if r is not None:
         factors, loss = cut(r)
-        return Fit(factors, (loss,), True, f"rank {r} as asked, {how}")
-    return _smallest(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
+        return Fit(factors, (loss,), True, f"rank {r} {asked}, {how}")
+    return smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
 
 
 def _resolve(
@@ -158,41 +240,3 @@ def _resolve(
     if r is not None and min(sides) > LARGE and 18 * (r + 10) < min(sides):
         return "randomized"
     return "eigh"
-
-
-def _smallest(
-    cut: Callable[[int], tuple[LowRank, float]],
-    energies: Tensor,
-    error: float,
-    limit: int,
-    dtype: torch.dtype,
-    how: str,
-) -> Fit[LowRank]:
-    """The smallest rank whose true error, after the cast, is at most `error`."""
-    floor = torch.finfo(working_dtype(dtype)).eps
-    within = max(error, floor)
-    first = keep_within(within**2 * float(energies.sum()))(energies)
-    factors, loss = cut(first)
-    if loss <= error:
-        return Fit(factors, (loss,), True, f"rank {first} is the smallest within {error}, {how}")
-    above, best = limit, cut(limit)
-    if best[1] > error:
-        reason = f"rounding to {dtype} alone leaves more than error={error}, {how}"
-        if error >= floor:
-            warnings.warn(
-                f"error={error} is out of reach: rounding the factors to {dtype} leaves "
-                f"{best[1]:.3g} at full rank; ask for more, or pass the weight in float32",
-                TensorlrfWarning,
-                stacklevel=3,
-            )
-        return Fit(factors, (loss,), False, reason)
-    below = first
-    while above - below > 1:
-        middle = (above + below) // 2
-        tried = cut(middle)
-        if tried[1] <= error:
-            above, best = middle, tried
-        else:
-            below = middle
-    reason = f"rank {above} is the smallest within {error} after rounding, {how}"
-    return Fit(best[0], (best[1],), True, reason)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._batched import check_batch_dims
+from tensorlrf.decomposition._batched_tucker import check_batched_tucker, fit_tucker_batched
+from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, generator, input_metric, working_dtype
@@ -17,10 +20,12 @@ from tensorlrf.decomposition._tucker2_gram import InputMetric, fit_in_metric
 from tensorlrf.decomposition._tucker_solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import TuckerFactors
+from tensorlrf.factors._batch import Batch
 
 METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
 
 
+@overload
 def tucker(
     tensor: Any,
     rank: Rank | None = None,
@@ -37,7 +42,45 @@ def tucker(
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
-) -> TuckerFactors:
+    batch_dims: Literal[0] = 0,
+) -> TuckerFactors: ...
+@overload
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> TuckerFactors | Batch: ...
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> TuckerFactors | Batch:
     """A core multiplied by an orthonormal factor along each mode (Tucker 1966).
 
     For a `tensor` (n_0, n_1, ...) the core is (r_0, r_1, ...) and the factor of mode k (n_k, r_k);
@@ -45,7 +88,9 @@ def tucker(
     energy along each factored mode.
 
     rank        an int for all modes; a tuple, one for each of `modes`; a share of the parameters
-                in (0, 1] (an upper bound, down to rank one); or "same"; or instead
+                in (0, 1] (an upper bound, down to rank one); "same"; or "auto": the analytic
+                estimate of `evbmf_rank` for the unfolding of each of `modes`, whatever the
+                metric, and one at least; or instead
     error       relative error to stay within: the squared budget is shared over the modes, each
                 rank is the smallest within its share, and so the error is at most `error`
     modes       the modes that get a factor, all by default; (0, 1) for a Tucker-2 of a conv kernel
@@ -69,6 +114,9 @@ def tucker(
                 `gram`); stops the iteration by returning True
     n_power_iter, n_oversample, random_state   of the randomised method
     differentiable   keep the autograd graph (singular values must differ); else detached
+    batch_dims  this many leading dimensions of `tensor` count equal tensors that are decomposed at
+                once, with the same ranks; `modes` count behind them. The result is a Batch of
+                TuckerFactors; needs rank=, and method="hosvd" or "st_hosvd"
 
     Raises RankError for ranks below one, above a mode's size or of the wrong number, ArgumentError
     and ShapeError for what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the
@@ -89,9 +137,11 @@ def tucker(
         n_oversample=n_oversample,
         random_state=random_state,
         differentiable=differentiable,
+        batch_dims=batch_dims,
     ).factors
 
 
+@overload
 def fit_tucker(
     tensor: Any,
     rank: Rank | None = None,
@@ -108,7 +158,45 @@ def fit_tucker(
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
-) -> Fit[TuckerFactors]:
+    batch_dims: Literal[0] = 0,
+) -> Fit[TuckerFactors]: ...
+@overload
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> Fit[TuckerFactors] | Fit[Batch]: ...
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> Fit[TuckerFactors] | Fit[Batch]:
     """`tucker` with its relative errors: at the start, after each sweep, and of the result.
 
     Arguments and errors as for `tucker`. Errors inside the iteration are taken from the norm of
@@ -120,8 +208,13 @@ def fit_tucker(
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     check_iteration(n_iter_max, tol)
-    shape = tuple(int(n) for n in tensor.shape)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_tucker(method, rank, error, gram, mean, callback)
+    shape = tuple(int(n) for n in tensor.shape[batch_dims:])
     listed = check_modes(modes, len(shape))
+    if isinstance(rank, str) and rank == "auto":
+        rank = analytic_tucker_ranks(tensor, listed)
     ranks: dict[int, int] | None = None
     if rank is not None:
         ranks = dict(zip(listed, tucker_ranks(rank, shape, listed), strict=True))
@@ -131,6 +224,9 @@ def fit_tucker(
             "for error= use method='st_hosvd'"
         )
     draws = generator(random_state, tensor.device)
+    if batch_dims:
+        work = tensor if differentiable else tensor.detach()
+        return fit_tucker_batched(work, ranks or {}, method, batch_dims)
     if gram is not None:
         data = (gram, mean)
         return _fit_in_metric(tensor, ranks, listed, method, n_iter_max, tol, data, differentiable)

@@ -1,13 +1,14 @@
 """Formats: what travels between a decomposition and the op that runs it."""
 
 from tensorlrf.factors._base import FORMATS, Factors
-from tensorlrf.factors._blast import Blast
+from tensorlrf.factors._batch import Batch
+from tensorlrf.factors._blast import BlastFactors
 from tensorlrf.factors._blocks import Block, BlockLowRank
 from tensorlrf.factors._cp import CPFactors
 from tensorlrf.factors._grouped import Grouped
 from tensorlrf.factors._kronecker import KroneckerSum
 from tensorlrf.factors._lowrank import LowRank
-from tensorlrf.factors._monarch import Monarch
+from tensorlrf.factors._monarch import MonarchFactors
 from tensorlrf.factors._tensorly import from_tensorly, to_tensorly
 from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
@@ -15,7 +16,8 @@ from tensorlrf.factors._tucker import TuckerFactors
 
 __all__ = [
     "FORMATS",
-    "Blast",
+    "Batch",
+    "BlastFactors",
     "Block",
     "BlockLowRank",
     "CPFactors",
@@ -23,7 +25,7 @@ __all__ = [
     "Grouped",
     "KroneckerSum",
     "LowRank",
-    "Monarch",
+    "MonarchFactors",
     "TRFactors",
     "TTFactors",
     "TTMatrix",

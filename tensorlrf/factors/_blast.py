@@ -14,7 +14,7 @@ from tensorlrf.factors._monarch import check_padding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blast(Factors):
+class BlastFactors(Factors):
     """Block (i, j) is left[i] diag(scales[i, j]) right[j] (Lee et al. 2024, "BLAST", eq. 2).
 
     left    (p, mb, r)
@@ -70,24 +70,24 @@ class Blast(Factors):
 
     def check(self) -> None:
         self._check_sizes()
-        check_padding("Blast", self.shape, self.padded, self.blocks)
+        check_padding("BlastFactors", self.shape, self.padded, self.blocks)
 
     def _check_sizes(self) -> None:
-        check_together(self.tensors(), "Blast")
+        check_together(self.tensors(), "BlastFactors")
         left, right, scales = (tuple(t.shape) for t in self.tensors().values())
         if len(left) != 3 or len(right) != 3 or 0 in (*left, *right):
             raise ShapeError(
-                f"Blast: left {left} and right {right} must be (p, mb, r) and (q, r, nb), without "
-                "zeros"
+                f"BlastFactors: left {left} and right {right} must be (p, mb, r) and (q, r, nb), "
+                "without zeros"
             )
         if left[2] != right[1]:
             raise ShapeError(
-                f"Blast: left {left} has rank {left[2]} and right {right} rank {right[1]}; "
+                f"BlastFactors: left {left} has rank {left[2]} and right {right} rank {right[1]}; "
                 "both are r and must agree"
             )
         if scales != (left[0], right[0], left[2]):
             raise ShapeError(
-                f"Blast: scales is {scales}; it must be (p, q, r) = "
+                f"BlastFactors: scales is {scales}; it must be (p, q, r) = "
                 f"({left[0]}, {right[0]}, {left[2]})"
             )
 

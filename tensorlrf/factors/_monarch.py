@@ -13,7 +13,7 @@ from tensorlrf.factors._base import Factors, check_together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Monarch(Factors):
+class MonarchFactors(Factors):
     """W[(s, q), (k, p)] = sum over r of left[q, s, k, r] right[k, q, r, p] (Dao et al. 2022, with
     blocks of rank r instead of one).
 
@@ -73,19 +73,19 @@ class Monarch(Factors):
 
     def check(self) -> None:
         self._check_sizes()
-        check_padding("Monarch", self.shape, self.padded, self.blocks)
+        check_padding("MonarchFactors", self.shape, self.padded, self.blocks)
 
     def _check_sizes(self) -> None:
-        check_together(self.tensors(), "Monarch")
+        check_together(self.tensors(), "MonarchFactors")
         left, right = tuple(self.left.shape), tuple(self.right.shape)
         if len(left) != 4 or len(right) != 4 or 0 in (*left, *right):
             raise ShapeError(
-                f"Monarch: left {left} and right {right} must be (Q, S, K, r) and (K, Q, r, P), "
-                "without zeros"
+                f"MonarchFactors: left {left} and right {right} must be (Q, S, K, r) and "
+                "(K, Q, r, P), without zeros"
             )
         if (left[2], left[0], left[3]) != right[:3]:
             raise ShapeError(
-                f"Monarch: left {left} is (Q, S, K, r), so right must be "
+                f"MonarchFactors: left {left} is (Q, S, K, r), so right must be "
                 f"({left[2]}, {left[0]}, {left[3]}, P), got {right}"
             )
 

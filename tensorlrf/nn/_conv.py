@@ -114,8 +114,8 @@ class FactoredConvNd(FactoredLayer):
         return run_conv(path, self._running(), x, bias, stride, padding, self.dilation)
 
     # A kernel among the tensors is kept as it is when it runs: the right factor of a LowRank as
-    # (r, I, *k), that of groups as (g r, I, *k), their core as (g r_0, r_1, *k), the b of a Kronecker
-    # sum as (s O2, I2, *k). It can then lie in channels_last, and no call has to reorder it.
+    # (r, I, *k), that of groups as (g r, I, *k), their core as (g r_0, r_1, *k), the b of a
+    # Kronecker sum as (s O2, I2, *k). It can then lie in channels_last, and no call reorders it.
 
     def _stored(self, factors: Factors) -> dict[str, Tensor]:
         tensors = factors.tensors()

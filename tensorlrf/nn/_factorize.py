@@ -108,7 +108,8 @@ def factorize(
 
     layer    exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
              subclass that is known to compute the same
-    method   "svd", "cp" or "tucker"; the tensor is the weight, (out, in) or (out, in, *kernel)
+    method   "svd", "cp", "tucker", "kron", "tt", and for linear layers "tr", "blr", "hierarchical",
+             "hodlr", "monarch", "blast"; the tensor is the weight, (out, in) or (out, in, *kernel)
     rank     as the decomposition takes it; or instead
     error    the relative error asked for
     options  of the decomposition: gram=, random_state=, n_iter_max= and so on, its own method=

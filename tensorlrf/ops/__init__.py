@@ -2,7 +2,15 @@
 those cost."""
 
 from tensorlrf.ops._contract import contract, inner
-from tensorlrf.ops._conv import conv1d, conv2d, conv2d_paths, conv3d, conv_paths, run_conv
+from tensorlrf.ops._conv import (
+    conv1d,
+    conv2d,
+    conv2d_paths,
+    conv3d,
+    conv_paths,
+    run_conv,
+    train_order,
+)
 from tensorlrf.ops._conv2d import run_conv2d
 from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, conv_cost, linear_cost
 from tensorlrf.ops._dense import dense_weight
@@ -42,4 +50,5 @@ __all__ = [
     "run_linear",
     "time_calls",
     "time_paths",
+    "train_order",
 ]

@@ -104,7 +104,7 @@ def linear(
 
     x        (..., n), any number of leading dimensions
     factors  of shape (m, n): LowRank, CPFactors, TuckerFactors, KroneckerSum, TTMatrix, TRFactors,
-             BlockLowRank, Monarch or Blast
+             BlockLowRank, MonarchFactors or BlastFactors
     bias     (m,)
     path     "dense" (rebuild W), "chain" (one product a factor); for a TTMatrix of more than two
              cores "fold" (cut in the middle, a Kronecker sum), for TRFactors (each side merged into

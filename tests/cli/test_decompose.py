@@ -51,6 +51,34 @@ def test_factors_of_an_exact_tensor(
     assert repr(factors) in program("inspect", target).out
 
 
+@pytest.mark.parametrize(
+    ("method", "format", "options"),
+    [
+        ("tt", "tt", ("--modes", "1,0")),
+        ("tr", "tr", ()),
+        ("kron", "kron", ()),
+        ("tt_matrix", "tt_matrix", ()),
+        ("blr", "blr", ()),
+        ("hodlr", "blr", ()),
+        ("monarch", "monarch", ()),
+        ("blast", "blast", ()),
+        ("svd", "lowrank", ("--rank", "auto")),
+    ],
+)
+def test_every_method_writes_its_format(
+    method: str, format: str, options: tuple[str, ...], tmp_path: Path, program: Program
+) -> None:
+    np.save(tmp_path / "t.npy", exact(3, 96, 128))
+    target = tmp_path / "f.safetensors"
+    budget = () if "auto" in options else ("--rank", ".6")
+    more = ("--method", method, *budget, *options, "-o", target, "--json")
+    done = program("decompose", tmp_path / "t.npy", *more)
+    assert (done.code, done.err) == (0, "")
+    factors = io.load_factors(target)
+    assert factors.format == format
+    assert json.loads(done.out)["params_after"] == factors.n_params
+
+
 def test_an_error_in_place_of_a_rank(tmp_path: Path, program: Program) -> None:
     save_file({"w": torch.from_numpy(exact(5, 9, 8, 7))}, tmp_path / "t.safetensors")
     more = ("--method", "tucker", "--modes", "0,1", "--error", 0.3)

@@ -198,12 +198,16 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
     assert math.isclose(aware.fit_error, float(lost.norm() / y.norm()), rel_tol=1e-4)
 
 
-def test_cp_measures_output_errors_without_fitting_to_them() -> None:
+def test_cp_is_fitted_to_the_inputs_of_a_convolution() -> None:
+    _, plain = compress(cnn(), keep_params=0.5, method="cp")
     _, report = compress(cnn(), keep_params=0.5, method="cp", calibration=[images(64)])
     formats = {row.kind: row for row in report.layers if row.factored}
     conv, linear = formats["Conv2d"], formats["Linear"]
-    assert (conv.format, conv.data_aware) == ("cp", False)
+    assert (conv.format, conv.data_aware) == ("cp", True)
     assert conv.output_error is not None
+    given = plain.layer(conv.name).weight_error
+    assert given is not None
+    assert conv.output_error < given < (conv.weight_error or 0)
     assert (linear.format, linear.data_aware) == ("lowrank", True)
 
 

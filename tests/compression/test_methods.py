@@ -14,20 +14,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf import CP, SVD, Auto, Tucker, cp, svd, tucker
-from tensorlrf.compression import Method
+from tensorlrf.compression import BLR, TR, TT, Blast, Hierarchical, Kron, Method, Monarch
 from tensorlrf.compression._methods import METHODS, METRICS, method_from_dict, params_at
+from tensorlrf.compression._structured import STRUCTURED
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
+from tensorlrf.nn._methods import find_method
 
 # What apply brings itself, what makes no sense for many layers at once, and what Tucker-2 fixes.
 OURS = {
     *("tensor", "gram", "mean", "callback", "random_state", "differentiable"),
-    *("modes", "fixed_modes"),
+    *("modes", "fixed_modes", "batch_dims"),
 }
 
 
 @pytest.mark.parametrize(
     ("config", "function", "extras"),
-    [(SVD, svd, {"metric"}), (Tucker, tucker, {"rank_shares"}), (CP, cp, set())],
+    [
+        (SVD, svd, {"metric"}),
+        (Tucker, tucker, {"rank_shares"}),
+        (CP, cp, set()),
+        *((kind, find_method(kind.word), set()) for kind in STRUCTURED),
+    ],
 )
 def test_options_are_those_of_the_decomposition(
     config: type[Method], function: Callable[..., Any], extras: set[str]
@@ -37,6 +44,31 @@ def test_options_are_those_of_the_decomposition(
     have = {f.name: f.default for f in fields(config) if f.name not in extras}
     assert have == wanted
     assert set(config().options()) == set(wanted) - {"rank", "error"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Kron(shapes=((2, 3),)), r"shapes=\(\(2, 3\),\) must be"),
+        (lambda: Kron(shapes=((2, 3), (0, 4))), "shapes="),
+        (lambda: Kron(method="qr"), "method='qr' is unknown; choose one of auto"),
+        (lambda: Kron(tol=2), r"tol=2 must lie in \[0, 1\)"),
+        (lambda: Kron(n_iter_max=0), "n_iter_max=0 must be an int of at least 1"),
+        (lambda: TT(order=1), "order=1 must be an int of at least 2"),
+        (lambda: TT(row_sizes=(2, 0)), "row_sizes="),
+        (lambda: TR(init="ones"), "init='ones' is unknown"),
+        (lambda: TR(sizes=((2, 3), ())), "sizes="),
+        (lambda: BLR(block=0), "block=0 must be a positive int"),
+        (lambda: BLR(dense_blocks=1), "dense_blocks=1 must be True or False"),
+        (lambda: Hierarchical(leaf=None), "leaf=None must be an int"),
+        (lambda: Hierarchical(admissible="never"), "admissible='never' is unknown"),
+        (lambda: Monarch(blocks=(2, 3, 4)), "blocks="),
+        (lambda: Blast(blocks=-1), "blocks=-1"),
+    ],
+)
+def test_wrong_options_of_structured_formats(make: Callable[[], Method], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("config", METHODS.values())

@@ -12,7 +12,8 @@ from tensorlrf.decomposition._cp_als import als_sweep
 from tensorlrf.decomposition._cp_init import random_start
 from tensorlrf.decomposition._cp_residual import square_residuals
 from tensorlrf.decomposition._cp_sketch import sketch_tensor
-from tensorlrf.decomposition._cprand import default_samples, sampled_sweep
+from tensorlrf.decomposition._cprand import default_samples
+from tensorlrf.decomposition._cprand_mixed import sampled_sweep
 from tensorlrf.decomposition._mttkrp import CutTensor, cut_modes, mode_gram
 
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "_unique", "unique_", "is_nonzero", "equal.")

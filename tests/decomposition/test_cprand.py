@@ -10,7 +10,7 @@ from tensorlrf.decomposition import _cprand
 from tensorlrf.decomposition._cp import fit_cp
 from tensorlrf.decomposition._cp_als import gram, make_state
 from tensorlrf.decomposition._cp_sketch import sketch_tensor
-from tensorlrf.decomposition._cprand import sampled_sweep
+from tensorlrf.decomposition._cprand_mixed import sampled_sweep
 from tensorlrf.factors import CPFactors
 
 

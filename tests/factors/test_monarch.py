@@ -5,18 +5,18 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ShapeError
-from tensorlrf.factors import Blast, Factors, Monarch
+from tensorlrf.factors import BlastFactors, Factors, MonarchFactors
 from tests.factor_laws import FactorLaws
 from tests.factors.test_tt import cores
 
 
 class TestMonarch(FactorLaws):
-    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> Monarch:
-        return Monarch(*cores([(3, 4, 2, 2), (2, 3, 2, 5)], seed, dtype))
+    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> MonarchFactors:
+        return MonarchFactors(*cores([(3, 4, 2, 2), (2, 3, 2, 5)], seed, dtype))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
         """Two block-diagonal matrices, with the permutations written out."""
-        assert isinstance(factors, Monarch)
+        assert isinstance(factors, MonarchFactors)
         Q, S, K, r = factors.left.shape
         first = torch.block_diag(*factors.right.flatten(1, 2))  # (K Q r, K P)
         middle = torch.arange(K * Q * r).reshape(K, Q, r).transpose(0, 1).flatten()
@@ -26,11 +26,11 @@ class TestMonarch(FactorLaws):
 
 
 class TestBlast(FactorLaws):
-    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> Blast:
-        return Blast(*cores([(3, 4, 2), (2, 2, 5), (3, 2, 2)], seed, dtype))
+    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> BlastFactors:
+        return BlastFactors(*cores([(3, 4, 2), (2, 2, 5), (3, 2, 2)], seed, dtype))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
-        assert isinstance(factors, Blast)
+        assert isinstance(factors, BlastFactors)
         rows = []
         for left, scales in zip(factors.left, factors.scales, strict=True):
             blocks = zip(scales, factors.right, strict=True)
@@ -39,16 +39,16 @@ class TestBlast(FactorLaws):
 
 
 class TestPaddedMonarch(TestMonarch):
-    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> Monarch:
-        return Monarch(*cores([(3, 4, 2, 2), (2, 3, 2, 5)], seed, dtype), (10, 9))
+    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> MonarchFactors:
+        return MonarchFactors(*cores([(3, 4, 2, 2), (2, 3, 2, 5)], seed, dtype), (10, 9))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
         return super().dense_by_definition(factors)[:10, :9]
 
 
 class TestPaddedBlast(TestBlast):
-    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> Blast:
-        return Blast(*cores([(3, 4, 2), (2, 2, 5), (3, 2, 2)], seed, dtype), (11, 9))
+    def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> BlastFactors:
+        return BlastFactors(*cores([(3, 4, 2), (2, 2, 5), (3, 2, 2)], seed, dtype), (11, 9))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
         return super().dense_by_definition(factors)[:11, :9]
@@ -58,9 +58,9 @@ class TestPaddedBlast(TestBlast):
 def test_padding_is_up_to_the_next_block(shape: tuple[int, ...]) -> None:
     monarch, blast = TestMonarch().sample(), TestBlast().sample()
     with pytest.raises(ShapeError, match="shape="):
-        Monarch(monarch.left, monarch.right, shape)
+        MonarchFactors(monarch.left, monarch.right, shape)
     with pytest.raises(ShapeError, match="shape="):
-        Blast(blast.left, blast.right, blast.scales, shape)
+        BlastFactors(blast.left, blast.right, blast.scales, shape)
 
 
 def test_sizes() -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.factors import (
-    Blast,
+    BlastFactors,
     BlockLowRank,
     CPFactors,
     Factors,
     Grouped,
     KroneckerSum,
     LowRank,
-    Monarch,
+    MonarchFactors,
     TRFactors,
     TTFactors,
     TTMatrix,
@@ -99,10 +99,10 @@ def _matrix_factors(
         return TRFactors(cores, shape)
     halves = -(-m // 2), -(-n // 2)
     if format == "monarch":
-        return Monarch(randn(2, halves[0], 2, rank), randn(2, 2, rank, halves[1]), shape)
+        return MonarchFactors(randn(2, halves[0], 2, rank), randn(2, 2, rank, halves[1]), shape)
     if format == "blast":
         parts = randn(2, halves[0], rank), randn(2, rank, halves[1]), randn(2, 2, rank)
-        return Blast(*parts, shape)
+        return BlastFactors(*parts, shape)
     contents: list[tuple[int, int, Tensor | tuple[Tensor, Tensor]]] = []
     if format == "tree":
         contents.append((0, 0, randn(halves[0], n)))

@@ -233,7 +233,9 @@ def test_groups_of_factors_and_layer_must_agree() -> None:
         FactoredConv2d.from_factors(three, conv)
     with pytest.raises(ArgumentError, match=r"factors have 3 groups, like has groups=1"):
         FactoredConv2d.from_factors(three, nn.Conv2d(2, 6, 3))
-    with pytest.raises(UnsupportedError, match=r"factors is a Grouped, on which no linear layer runs"):
+    with pytest.raises(
+        UnsupportedError, match=r"factors is a Grouped, on which no linear layer runs"
+    ):
         FactoredLinear(Grouped.stack([LowRank(torch.ones(2, 1), torch.ones(1, 3))]))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensorlrf import decomposition
-from tensorlrf.errors import ArgumentError, RankError
+from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.nn import FactoredConv2d, FactoredLinear, factorize
 from tensorlrf.nn._methods import method_names, register_method
@@ -117,10 +117,49 @@ def test_unknown_words_are_refused_with_the_known_ones() -> None:
         factorize(linear, "svdd", 2)
     with pytest.raises(ArgumentError, match=r"n_iter= is no option of method 'cp'.*n_iter_max"):
         factorize(linear, "cp", 2, n_iter=3)
-    with pytest.raises(ArgumentError, match="gram= is no option of method 'cp'"):
-        factorize(linear, "cp", 2, gram=torch.eye(6))
+    with pytest.raises(ArgumentError, match="batch_dims= is no option of method 'svd'"):
+        factorize(linear, "svd", 2, batch_dims=1)
     with pytest.raises(ArgumentError, match="differentiable= is no option of method 'svd'"):
         factorize(linear, "svd", 2, differentiable=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "format"),
+    [
+        ("kron", "kron"), ("tt", "tt_matrix"), ("tr", "tr"), ("blr", "blr"), ("hodlr", "blr"),
+        ("hierarchical", "blr"), ("monarch", "monarch"), ("blast", "blast"),
+    ],
+)  # fmt: skip
+def test_a_linear_layer_on_each_structured_format(method: str, format: str) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(24, 36)
+    options = {"leaf": 6} if method in ("hodlr", "hierarchical") else {}
+    layer = factorize(linear, method, 0.5, **options)
+    assert layer.factors.format == format
+    assert layer.factors.n_params <= 0.5 * 24 * 36
+    x = torch.randn(3, 24)
+    dense = nn.functional.linear(x, layer.weight, linear.bias)
+    torch.testing.assert_close(layer(x), dense, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["kron", "tt"])
+def test_a_convolution_on_a_structured_format(method: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 12, 3, stride=(1, 2), padding=1)
+    layer = factorize(conv, method, 0.5)
+    x = torch.randn(2, 8, 7, 9)
+    dense = nn.functional.conv2d(x, layer.weight, conv.bias, (1, 2), 1)
+    torch.testing.assert_close(layer(x), dense, rtol=1e-4, atol=1e-5)
+
+
+def test_structured_formats_say_what_they_do_not_serve() -> None:
+    conv = nn.Conv2d(8, 12, 3)
+    with pytest.raises(UnsupportedError, match="ring"):
+        factorize(conv, "tr", 2)
+    with pytest.raises(UnsupportedError, match=r"svd|kron"):
+        factorize(conv, "blr", 2)
+    with pytest.raises(ArgumentError, match="order=3 is for linear layers"):
+        factorize(conv, "tt", 2, order=3)
 
 
 def test_what_the_decomposition_refuses() -> None:
@@ -136,6 +175,9 @@ def test_what_the_decomposition_refuses() -> None:
 
 
 def test_a_method_has_one_name() -> None:
-    assert method_names() == ("svd", "cp", "tucker")
+    assert method_names()[:3] == ("svd", "cp", "tucker")
+    assert {"kron", "tt", "tr", "blr", "hierarchical", "hodlr", "monarch", "blast"} <= set(
+        method_names()
+    )
     with pytest.raises(ArgumentError, match="name='svd' is registered already, for svd"):
         register_method("svd", decomposition.cp)

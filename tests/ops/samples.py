@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from tensorlrf.factors import (
-    Blast,
+    BlastFactors,
     BlockLowRank,
     CPFactors,
     Factors,
     KroneckerSum,
     LowRank,
-    Monarch,
+    MonarchFactors,
     TRFactors,
     TTFactors,
     TTMatrix,
@@ -123,10 +123,10 @@ def structured(
         return TRFactors(cores, (a * b, c * d))
     if format == "monarch":
         left, right = normal(a, b, c, rank, seed=1), normal(c, a, rank, d, seed=2)
-        return Monarch(left.to(dtype), right.to(dtype))
+        return MonarchFactors(left.to(dtype), right.to(dtype))
     if format == "blast":
         parts = normal(a, b, rank, seed=1), normal(c, rank, d, seed=2), normal(a, c, rank, seed=3)
-        return Blast(*(part.to(dtype) for part in parts))
+        return BlastFactors(*(part.to(dtype) for part in parts))
     return _blocks(format, sizes, rank, dtype)
 
 

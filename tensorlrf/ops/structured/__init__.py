@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from tensorlrf.factors import (
-    Blast,
+    BlastFactors,
     BlockLowRank,
     Factors,
     KroneckerSum,
-    Monarch,
+    MonarchFactors,
     TRFactors,
     TTMatrix,
 )
@@ -21,8 +21,8 @@ _FORMS: dict[type[Factors], LinearForm[Any]] = {
     TTMatrix: _tt_matrix.FORM,
     TRFactors: _tr.FORM,
     BlockLowRank: _blocks.FORM,
-    Monarch: _monarch.FORM,
-    Blast: _blast.FORM,
+    MonarchFactors: _monarch.FORM,
+    BlastFactors: _blast.FORM,
 }
 
 

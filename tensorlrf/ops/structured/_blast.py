@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.factors import Blast
+from tensorlrf.factors import BlastFactors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
 
 
-def _run(path: str, factors: Blast, x: Tensor) -> Tensor:
+def _run(path: str, factors: BlastFactors, x: Tensor) -> Tensor:
     q, _, nb = factors.right.shape
     (m, n), (rows, columns) = factors.shape, factors.padded
     if columns != n:
@@ -22,7 +22,7 @@ def _run(path: str, factors: Blast, x: Tensor) -> Tensor:
     return y if rows == m else y[..., :m]
 
 
-def _cost(counter: Counter, path: str, factors: Blast, rows: int) -> None:
+def _cost(counter: Counter, path: str, factors: BlastFactors, rows: int) -> None:
     p, mb, r = factors.left.shape
     q, _, nb = factors.right.shape
     counter.products(q, rows, nb, r)
@@ -30,11 +30,11 @@ def _cost(counter: Counter, path: str, factors: Blast, rows: int) -> None:
     counter.products(p, rows, r, mb)
 
 
-def _rebuild(counter: Counter, factors: Blast) -> None:
+def _rebuild(counter: Counter, factors: BlastFactors) -> None:
     p, mb, r = factors.left.shape
     q, _, nb = factors.right.shape
     counter.merge(p * q * mb * r)
     counter.products(p * q, mb, r, nb)
 
 
-FORM = LinearForm[Blast](lambda _: ("chain",), _run, _cost, _rebuild)
+FORM = LinearForm[BlastFactors](lambda _: ("chain",), _run, _cost, _rebuild)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.factors import Monarch
+from tensorlrf.factors import MonarchFactors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
 
 
-def _run(path: str, factors: Monarch, x: Tensor) -> Tensor:
+def _run(path: str, factors: MonarchFactors, x: Tensor) -> Tensor:
     Q, _, K, r = factors.left.shape
     P = factors.right.shape[3]
     (m, n), (rows, columns) = factors.shape, factors.padded
@@ -24,7 +24,7 @@ def _run(path: str, factors: Monarch, x: Tensor) -> Tensor:
     return y if rows == m else y[..., :m]
 
 
-def _cost(counter: Counter, path: str, factors: Monarch, rows: int) -> None:
+def _cost(counter: Counter, path: str, factors: MonarchFactors, rows: int) -> None:
     Q, S, K, r = factors.left.shape
     counter.products(K, rows, factors.right.shape[3], Q * r)
     counter.merge(rows * K * Q * r)
@@ -32,9 +32,9 @@ def _cost(counter: Counter, path: str, factors: Monarch, rows: int) -> None:
     counter.merge(rows * Q * S)
 
 
-def _rebuild(counter: Counter, factors: Monarch) -> None:
+def _rebuild(counter: Counter, factors: MonarchFactors) -> None:
     Q, S, K, r = factors.left.shape
     counter.products(Q * K, S, r, factors.right.shape[3])
 
 
-FORM = LinearForm[Monarch](lambda _: ("chain",), _run, _cost, _rebuild)
+FORM = LinearForm[MonarchFactors](lambda _: ("chain",), _run, _cost, _rebuild)

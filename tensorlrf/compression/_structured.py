@@ -1,0 +1,274 @@
+"""How a layer is to be given a structured format, as a value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tensorlrf.compression._methods import METHODS, Method
+from tensorlrf.compression._ranks import Ladder, LayerRank, matrix_ladder
+from tensorlrf.decomposition._rangefinder import check_sketch
+from tensorlrf.decomposition._svd import METHODS as SVD_METHODS
+from tensorlrf.decomposition._tr import INITS
+from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.factors import Factors
+from tensorlrf.nn._methods import find_method
+
+RULES = ("weak", "strong", "all")
+
+State = int | torch.Generator | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structured(Method):
+    """What the structured formats share. Their parameters are known when they are fitted: a plan
+    gives a layer its share of them, and the fit finds sizes and ranks within it."""
+
+    by_share: ClassVar[bool] = True
+    convolutions: ClassVar[bool] = False
+    """Whether the kernels of convolutions have the format, too."""
+    draws: ClassVar[bool] = False
+    """Whether the decomposition draws random numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own: Any = self
+        _check_count("n_iter_max", own.n_iter_max, 1)
+        tol = own.tol
+        number = isinstance(tol, (int, float)) and not isinstance(tol, bool)
+        if tol is not None and not (number and 0 <= tol < 1):
+            raise ArgumentError(f"tol={tol!r} must lie in [0, 1), such as 1e-3")
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        if groups > 1:
+            return f"{self.word} serves no convolution with groups"
+        if len(shape) > 2 and not self.convolutions:
+            return f"{self.word} serves linear layers only"
+        return ""
+
+    def for_shape(self, shape: tuple[int, ...]) -> Method:
+        return self
+
+    def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        return None
+
+    def _ladder(self, shape: tuple[int, ...]) -> Ladder:
+        """A rung is a number of parameters, as of a low-rank matrix."""
+        return matrix_ladder(shape[0], math.prod(shape[1:]))
+
+    def decompose(self, weight: Tensor, gram: Tensor | None, random_state: State) -> Factors:
+        """Factors of a weight, in the metric of its inputs where they are known."""
+        options = {**self.options(), "gram": gram}
+        if self.draws:
+            options["random_state"] = random_state
+        return find_method(self.word)(weight, self.rank, error=self.error, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kron(Structured):
+    """A sum of Kronecker products; the options are those of `tensorlrf.kron`.
+
+    shapes   ((m1, n1), (m2, n2)), or None: searched for each layer, by its error at the share
+    """
+
+    shapes: tuple[tuple[int, int], tuple[int, int]] | None = None
+    method: str = "auto"
+    n_iter_max: int = 20
+    tol: float = 1e-3
+    n_power_iter: int = 8
+    n_oversample: int = 10
+
+    word: ClassVar[str] = "kron"
+    convolutions: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shapes is not None:
+            pairs = _tuples(self.shapes)
+            if not (isinstance(pairs, tuple) and len(pairs) == 2 and all(map(_is_pair, pairs))):
+                raise ArgumentError(
+                    f"shapes={self.shapes!r} must be ((m1, n1), (m2, n2)), such as "
+                    "((64, 64), (64, 64))"
+                )
+            object.__setattr__(self, "shapes", pairs)
+        if self.method not in SVD_METHODS:
+            raise unknown("method", self.method, SVD_METHODS)
+        check_sketch(self.n_power_iter, self.n_oversample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TT(Structured):
+    """A TT-matrix of a linear weight; of a convolution the train of its modes, which runs as a
+    convolution along each axis between two pointwise ones. The options are those of
+    `tensorlrf.tt_matrix`, for linear layers; n_iter_max and tol serve fits to inputs.
+
+    order   number of cores; None: by the size
+    """
+
+    row_sizes: tuple[int, ...] | None = None
+    column_sizes: tuple[int, ...] | None = None
+    order: int | None = None
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+    word: ClassVar[str] = "tt"
+    convolutions: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("row_sizes", "column_sizes"):
+            sizes = _tuples(getattr(self, name))
+            if sizes is not None and not (isinstance(sizes, tuple) and _are_positive(sizes)):
+                raise ArgumentError(f"{name}={sizes!r} must be sizes of digits, such as (8, 8, 12)")
+            object.__setattr__(self, name, sizes)
+        _check_count("order", self.order, 2)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        digits = self.row_sizes or self.column_sizes or self.order
+        if len(shape) > 2 and digits:
+            return "row_sizes=, column_sizes= and order= are for linear layers"
+        return super().why_not(shape, groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TR(Structured):
+    """A tensor ring of the digits of rows and columns; the options are those of `tensorlrf.tr`.
+
+    sizes   ((m_0, ...), (n_0, ...)); None: two digits each
+    """
+
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    init: str = "svd"
+    n_iter_max: int = 30
+    tol: float = 1e-4
+
+    word: ClassVar[str] = "tr"
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sizes is not None:
+            sizes = _tuples(self.sizes)
+            two = isinstance(sizes, tuple) and len(sizes) == 2
+            if not two or not all(isinstance(s, tuple) and _are_positive(s) for s in sizes):
+                raise ArgumentError(
+                    f"sizes={self.sizes!r} must be the digits of rows and columns, such as "
+                    "((16, 24), (16, 24))"
+                )
+            object.__setattr__(self, "sizes", sizes)
+        if self.init not in INITS:
+            raise unknown("init", self.init, INITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BLR(Structured):
+    """Blocks of low rank; the options are those of `tensorlrf.blr`.
+
+    block   rows and columns of a block; None: searched for each layer
+    """
+
+    block: int | tuple[int, int] | None = None
+    dense_blocks: bool = True
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+    word: ClassVar[str] = "blr"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set_pair(self, "block")
+        if not isinstance(self.dense_blocks, bool):
+            raise ArgumentError(f"dense_blocks={self.dense_blocks!r} must be True or False")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchical(Structured):
+    """A tree of blocks; the options are those of `tensorlrf.hierarchical`."""
+
+    leaf: int = 64
+    admissible: str = "weak"
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+    word: ClassVar[str] = "hierarchical"
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count("leaf", self.leaf, 1, none=False)
+        if self.admissible not in RULES:
+            raise unknown("admissible", self.admissible, RULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monarch(Structured):
+    """A Monarch matrix; the options are those of `tensorlrf.monarch`."""
+
+    blocks: int | tuple[int, int] | None = None
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+    word: ClassVar[str] = "monarch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set_pair(self, "blocks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blast(Structured):
+    """A grid of blocks with shared bases; the options are those of `tensorlrf.blast`."""
+
+    blocks: int | tuple[int, int] | None = None
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+    word: ClassVar[str] = "blast"
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set_pair(self, "blocks")
+
+
+STRUCTURED: tuple[type[Structured], ...] = (Kron, TT, TR, BLR, Hierarchical, Monarch, Blast)
+
+for _kind in STRUCTURED:
+    if _kind.word in METHODS:
+        raise ArgumentError(f"method {_kind.word!r} is registered already")
+    METHODS[_kind.word] = _kind
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _are_positive(values: tuple[Any, ...]) -> bool:
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in values)
+    return bool(values) and whole and min(values) > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _are_positive(value)
+
+
+def _set_pair(method: Structured, name: str) -> None:
+    """A positive int, two of them, or None."""
+    value = _tuples(getattr(method, name))
+    alone = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and not alone and not _is_pair(value):
+        raise ArgumentError(f"{name}={value!r} must be a positive int, two of them, or None")
+    object.__setattr__(method, name, value)
+
+
+def _check_count(name: str, value: Any, least: int, *, none: bool = True) -> None:
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name}={value!r} must be an int of at least {least}")

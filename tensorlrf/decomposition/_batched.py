@@ -1,0 +1,234 @@
+"""Many matrices of one shape, decomposed at once (`batch_dims=`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import descending_eigh, thin_svd
+from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition._rank import Rank, matrix_rank
+from tensorlrf.decomposition._smallest import smallest_rank
+from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.factors import Factors, LowRank
+from tensorlrf.factors._batch import Batch
+
+BLOCK = 1 << 21
+"""Elements raised to float64 at once: 16 MB."""
+
+METHODS = ("auto", "exact", "eigh")
+
+
+def check_batch_dims(batch_dims: int, order: int) -> None:
+    """A whole number, 0 or more, that leaves two modes at least of a tensor's `order`."""
+    if isinstance(batch_dims, bool) or not isinstance(batch_dims, int) or batch_dims < 0:
+        raise ArgumentError(f"batch_dims={batch_dims!r} must be a whole number, 0 or more")
+    if order - batch_dims < 2:
+        raise ShapeError(
+            f"batch_dims={batch_dims} leaves {max(0, order - batch_dims)} of the {order} modes of "
+            f"tensor; at least 2 are needed, so use at most {max(0, order - 2)}"
+        )
+
+
+def check_batched_rank(rank: object) -> None:
+    """An estimate is of one tensor."""
+    if isinstance(rank, str) and rank == "auto":
+        raise UnsupportedError(
+            "rank='auto' is not served with batch_dims=; call evbmf_rank for some of the places, "
+            "and give an int"
+        )
+
+
+def check_batched_svd(rank: object, method: str, gram: object, mean: object) -> None:
+    """What `batch_dims` does not go with; one matrix after the other serves all of it."""
+    check_batched_rank(rank)
+    if gram is not None or mean is not None:
+        raise UnsupportedError(
+            "gram= is not served with batch_dims=; decompose the matrices one by one, each with "
+            "its gram, and stack them with Batch.stack"
+        )
+    if method not in METHODS:
+        raise UnsupportedError(
+            f"method={method!r} is not served with batch_dims=; use one of {', '.join(METHODS)}"
+        )
+
+
+class Matrices:
+    """Matrices (b, m, n) in their working dtype, each divided by its scale and taken apart.
+
+    "exact" by the SVD, "eigh" by the eigenvectors of the Gram of the short side, summed in
+    float64; "auto" is "exact" for float64 and where a graph is kept, "eigh" else.
+    """
+
+    def __init__(self, stack: Tensor, method: str) -> None:
+        self.dtype = stack.dtype
+        work = stack.to(working_dtype(stack.dtype))
+        self.scales = scales_of(work)  # (b,)
+        plain = bool((self.scales == 1).all())
+        self.matrices = work if plain else work / per_place(self.scales, work)
+        if method == "auto":
+            exact = work.dtype == torch.float64 or work.requires_grad
+            method = "exact" if exact else "eigh"
+        self.method = method
+        self.wide = work.shape[1] <= work.shape[2]
+        self.norms = squares(self.matrices)
+        if method == "exact":
+            self.left, self.values, self.right = batched_svd(self.matrices)
+            self.energies = self.values.detach().to(torch.float64) ** 2
+        else:
+            energies, vectors = batched_eigh(short_grams(self.matrices))
+            self.energies = energies.detach()
+            self.vectors = vectors.to(work.dtype)  # of the short side
+
+    def split(self, r: int) -> tuple[Tensor, Tensor]:
+        """The best left (b, m, r) and right (b, r, n) of the matrices divided by their scales."""
+        if self.method == "exact":
+            left, values, right = self.left[..., :r], self.values[:, :r], self.right[:, :r]
+        elif self.wide:
+            left = self.vectors[..., :r]
+            right = left.mT @ self.matrices
+            values = torch.linalg.vector_norm(right, dim=2)
+            right = right / torch.where(values > 0, values, 1)[:, :, None]
+        else:
+            right = self.vectors[..., :r].mT
+            left = self.matrices @ right.mT
+            values = torch.linalg.vector_norm(left, dim=1)
+            left = left / torch.where(values > 0, values, 1)[:, None]
+        # The root of zero has no derivative, and there is nothing to pass on.
+        roots = torch.where(values > 0, values, 1).sqrt() * (values > 0)
+        return left * roots[:, None], roots[:, :, None] * right
+
+    def cut(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
+        """left, right in the dtype and scale of the input, and the relative errors (b,)."""
+        root = self.scales.sqrt().to(self.matrices.dtype)[:, None, None]
+        left, right = ((side * root).to(self.dtype) for side in self.split(r))
+        wide = [(side.detach().to(root.dtype) / root) for side in (left, right)]
+        return left, right, self.rel_errors(*wide)
+
+    def rel_errors(self, left: Tensor, right: Tensor) -> Tensor:
+        """True relative errors (b,), summed in float64; absolute where a matrix is zero."""
+        _, m, n = self.matrices.shape
+        at_once = max(1, BLOCK // (m * n))
+        blocks = zip(
+            *(torch.split(t, at_once) for t in (self.matrices.detach(), left, right)), strict=True
+        )
+        lost = torch.cat([squares(w - u @ v) for w, u, v in blocks])
+        return torch.where(self.norms > 0, lost / self.norms.clamp(min=1e-300), lost).sqrt()
+
+    def together(self, errors: Tensor) -> float:
+        """The relative error of the whole batch."""
+        return relative_to_whole(errors, self.norms, self.scales)
+
+    def fit(
+        self, r: int | None, error: float, whole_of: Callable[[Tensor, Tensor], Batch]
+    ) -> Fit[Batch]:
+        """One rank for all: r, or the smallest for which every error is at most `error`."""
+        whole: dict[int | tuple[int, ...], float] = {}
+
+        def cut(r: int) -> tuple[Batch, float]:
+            left, right, errors = self.cut(r)
+            whole[r] = self.together(errors)
+            return whole_of(left, right), float(errors.max())
+
+        how = f"method {self.method!r}, largest error of {len(self.scales)} places"
+        if r is not None:
+            factors, worst = cut(r)
+            return Fit(factors, (whole[r],), True, f"rank {r} as asked, {how} {worst:.4g}")
+        # What the worst matrix leaves out at each rank, as energies of one.
+        tails = self.energies.flip(1).cumsum(1).flip(1)
+        worst_tails = (tails / tails[:, :1].clamp(min=1e-300)).amax(0)
+        energies = -torch.diff(worst_tails, append=worst_tails.new_zeros(1))
+        limit = min(self.matrices.shape[1:])
+        fit = smallest_rank(cut, energies, error, limit, self.dtype, how)
+        reached = whole[fit.factors.rank]
+        return Fit(fit.factors, (reached,), fit.converged, f"{fit.reason} {fit.error:.4g}")
+
+
+def fit_svd_batched(
+    tensor: Tensor, rank: Rank | None, error: float | None, method: str, batch_dims: int
+) -> Fit[Batch]:
+    """`fit_svd` of each place of a checked tensor (*batch, m, n_1, ...), one rank for all."""
+    batch, shape = tuple(tensor.shape[:batch_dims]), tuple(tensor.shape[batch_dims:])
+    stack = tensor.reshape(math.prod(batch), shape[0], -1)
+    r = None if rank is None else matrix_rank(rank, stack.shape[1], stack.shape[2])
+
+    def whole(left: Tensor, right: Tensor) -> Batch:
+        return as_batch(LowRank, {"left": left, "right": right}, {"shape": list(shape)}, batch)
+
+    return Matrices(stack, method).fit(r, error or 0.0, whole)
+
+
+def as_batch(
+    one: type[Factors], parts: dict[str, Tensor], meta: dict[str, Any], batch: tuple[int, ...]
+) -> Batch:
+    """Tensors (b, ...) as a batch of the format `one` with the given `meta`."""
+    shaped = {name: t.reshape(*batch, *t.shape[1:]).contiguous() for name, t in parts.items()}
+    return Batch(shaped, one.format, batch, meta)
+
+
+def scales_of(stack: Tensor) -> Tensor:
+    """For each place of (b, ...) a power of four, float64, as `scale_of` has it for one tensor."""
+    largest = stack.detach().flatten(1).abs().amax(1).to(torch.float64)
+    exponent = torch.frexp(largest)[1].to(torch.int64)
+    limit = 1000 if stack.dtype == torch.float64 else 120
+    even = exponent.clamp(-limit, limit).div(2, rounding_mode="floor") * 2
+    near_one = (exponent.abs() <= 24) | (largest == 0)
+    return torch.where(near_one, 1.0, torch.ldexp(torch.ones_like(largest), even))
+
+
+def per_place(values: Tensor, like: Tensor) -> Tensor:
+    """(b,) shaped and typed to multiply (b, ...)."""
+    return values.to(like.dtype).reshape(-1, *(1 for _ in like.shape[1:]))
+
+
+def relative_to_whole(errors: Tensor, norms: Tensor, scales: Tensor) -> float:
+    """The relative error of a batch from those of its places (b,), their squared norms and scales.
+
+    Places that are zero have absolute errors.
+    """
+    unit = scales / scales.max()
+    norm = float((norms * unit**2).sum())
+    lost = errors**2 * torch.where(norms > 0, norms, 1.0) * unit**2
+    if norm > 0:
+        return math.sqrt(float(lost.sum()) / norm)
+    return math.sqrt(float(lost.sum())) * float(scales.max())
+
+
+def squares(stack: Tensor) -> Tensor:
+    """Sums of squares (b,) in float64, some places at a time."""
+    flat = stack.detach().flatten(1)
+    blocks = torch.split(flat, max(1, BLOCK // max(1, flat.shape[1])))
+    return torch.cat([block.to(torch.float64).square().sum(1) for block in blocks])
+
+
+def short_grams(stack: Tensor) -> Tensor:
+    """The Grams of the short sides of (b, m, n) in float64, (b, k, k) with k = min(m, n)."""
+    short = stack if stack.shape[1] <= stack.shape[2] else stack.mT
+    blocks = torch.split(short, max(1, BLOCK // short[0].numel()))
+    return torch.cat([wide @ wide.mT for wide in (block.to(torch.float64) for block in blocks)])
+
+
+def batched_eigh(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """`descending_eigh` of positive semidefinite matrices (b, k, k): (b, k), (b, k, k)."""
+    try:
+        values, vectors = torch.linalg.eigh(stack)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        # One of them; which is not said.
+        pairs = [descending_eigh(matrix) for matrix in stack]
+        return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+    return values.flip(1).clamp(min=0), vectors.flip(2)
+
+
+def batched_svd(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`thin_svd` of matrices (b, m, n): (b, m, k), (b, k), (b, k, n)."""
+    try:
+        left, values, right = torch.linalg.svd(stack, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        parts = [thin_svd(matrix) for matrix in stack]
+        left, values, right = (torch.stack([p[i] for p in parts]) for i in range(3))
+    return left, values, right

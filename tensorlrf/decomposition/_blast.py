@@ -1,0 +1,217 @@
+"""Blocks that share their bases along rows and columns, coupled by diagonals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.decomposition._blast_als import Bases, SharedBases, descend
+from tensorlrf.decomposition._blast_start import of_low_rank, starts
+from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram_metric import GramMetric
+from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank
+from tensorlrf.decomposition._tucker import check_iteration
+from tensorlrf.factors import BlastFactors
+
+SWEEPS = 100
+TOL = 1e-4
+
+TRIAL = 10
+"""Sweeps after which starts are compared."""
+
+EXACT = 1e-11
+"""A relative error below which there is nothing to be gained by another start."""
+
+
+def blast(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> BlastFactors:
+    """Block (i, j) of a matrix as left[i] diag(scales[i, j]) right[j] (Lee et al. 2024, "BLAST").
+
+    A `tensor` (m, n) is padded with zeros to p x q equal blocks. Alternating least squares over
+    left, scales and right from several starts: the truncated SVD, than which the result is never
+    worse at the same rank; the singular bases of block rows and columns; and bases from
+    eigenvectors, which are exact where the matrix has such bases and the rank is at most the
+    sides of a block. No sweep raises the error.
+
+    rank          an int, at most min(m, n); a share of the parameters in (0, 1] (an upper bound,
+                  down to rank one) or "same"; or instead
+    error         a rank that keeps this relative error, found by doubling and bisection: the error
+                  of a fit need not fall with the rank, so that a smaller one may exist
+    blocks        (p, q), or an int for both; by default 4, less for fewer than 16 rows or columns
+    gram          (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
+                  the outputs, and the sweeps go on in their metric from the plain solution, or
+                  from the SVD in that metric, whichever is better after some of them. Never worse
+                  in the outputs than without
+    n_iter_max    most sweeps, 100 by default; with `gram` as many again
+    tol           stops when a sweep lowers the error by no more than this share of it, 1e-4 by
+                  default
+    random_state  of the starts
+
+    Raises RankError for a rank below one or above min(m, n), ShapeError for blocks that do not
+    fit, UnsupportedError for more than two modes, ArgumentError for what cannot be decomposed.
+    Warns (TensorlrfWarning) where rounding keeps `error` out of reach.
+    """
+    return fit_blast(
+        tensor,
+        rank,
+        error=error,
+        blocks=blocks,
+        gram=gram,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        random_state=random_state,
+    ).factors
+
+
+def fit_blast(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[BlastFactors]:
+    """`blast` with its relative errors: at the best start, after each sweep, and of the result;
+    with `gram` those in the metric of the inputs.
+
+    Arguments and errors as for `blast`. `converged` is False where sweeps ran out, or where
+    `error` was not reached.
+    """
+    weight = as_weight(tensor, gram, "blast")
+    check_rank_or_error(rank, error)
+    check_iteration(n_iter_max, tol)
+    m, n = weight.shape
+    if blocks is None:
+        p, q = (max(1, min(4, side // 4)) for side in (m, n))
+    else:
+        what = "there are no more blocks (p, q) than rows and columns"
+        p, q = check_pair(blocks, "blocks", 1, (m, n), what)
+    draws = generator(random_state, weight.matrix.device)
+    solver = _Solver(
+        weight,
+        (p, q),
+        SWEEPS if n_iter_max is None else n_iter_max,
+        TOL if tol is None else tol,
+        draws,
+    )
+    if rank is None:
+        return solver.within(error or 0.0)
+    share = _share(rank)
+    if share is None:
+        return solver.solve(matrix_rank(rank, m, n))
+    mb, nb = -(-m // p), -(-n // q)
+    return solver.solve(max(1, min(m, n, math.floor(share * m * n / (p * mb + q * nb + p * q)))))
+
+
+class _Solver:
+    """A weight cut into blocks, plain and in the metric of its inputs."""
+
+    def __init__(
+        self,
+        weight: Weight,
+        counts: tuple[int, int],
+        n_iter_max: int,
+        tol: float,
+        draws: torch.Generator,
+    ) -> None:
+        self.weight, self.draws = weight, draws
+        self.n_iter_max, self.tol = n_iter_max, tol
+        (m, n), (p, q) = weight.shape, counts
+        mb, nb = -(-m // p), -(-n // q)
+        self.padding = q * nb - n, p * mb - m
+        wide = weight.matrix.to(torch.float64)
+        blocks = F.pad(wide, (0, self.padding[0], 0, self.padding[1])).view(p, mb, q * nb)
+        self.plain = SharedBases(blocks, q, None)
+        self.metric: SharedBases | None = None
+        if weight.gram is not None:
+            # Padded columns are inputs that are always zero.
+            padded = F.pad(weight.gram, (0, self.padding[0], 0, self.padding[0]))
+            self.metric = SharedBases(blocks, q, padded)
+
+    def solve(self, r: int) -> Fit[BlastFactors]:
+        """Bases of rank r."""
+        at, errors, settled = self._from_best(self.plain, starts(self.plain, r, self.draws))
+        factors, loss = self._pack(at)
+        if self.metric is not None and self.weight.gram is not None:
+            begun = (at, self._whitened(self.weight.gram, r))
+            served, errors, settled = self._from_best(self.metric, begun)
+            better, error = self._pack(served)
+            if error < loss:
+                factors, loss = better, error
+        sweeps = len(errors) - 1
+        reason = "a sweep gained little more" if settled else f"{sweeps} sweeps"
+        return Fit(factors, (*errors, loss), settled, f"rank {r}, {reason}")
+
+    def within(self, error: float) -> Fit[BlastFactors]:
+        """A rank whose true error, after the cast, is at most `error`, and half of which, or one
+        less, was tried and is not enough."""
+        below, above, limit = 0, 1, min(self.weight.shape)
+        best = self.solve(above)
+        while best.error > error and above < limit:
+            below, above = above, min(2 * above, limit)
+            best = self.solve(above)
+        if best.error > error:
+            reason = warn_out_of_reach(error, best.error, self.weight)
+            return Fit(best.factors, best.errors, False, reason)
+        while above - below > 1:
+            middle = (above + below) // 2
+            tried = self.solve(middle)
+            if tried.error <= error:
+                above, best = middle, tried
+            else:
+                below = middle
+        return best
+
+    def _from_best(
+        self, problem: SharedBases, begun: Iterable[Bases]
+    ) -> tuple[Bases, list[float], bool]:
+        """The start that is best after some sweeps, continued."""
+        sweeps = min(TRIAL, self.n_iter_max)
+        tried = []
+        for start in begun:
+            tried.append(descend(problem, start, sweeps, self.tol))
+            # Whatever is left of that is rounding.
+            if tried[-1][1][-1] <= EXACT:
+                break
+        at, errors, settled = min(tried, key=lambda run: run[1][-1])
+        if settled or sweeps == self.n_iter_max:
+            return at, errors, settled
+        at, more, settled = descend(problem, at, self.n_iter_max - sweeps, self.tol)
+        return at, errors + more[1:], settled
+
+    def _whitened(self, gram: Tensor, r: int) -> Bases:
+        """The SVD in the metric of the inputs, all scales one."""
+        wide = self.weight.matrix.to(torch.float64)
+        left, right = GramMetric(wide, gram).split(r)
+        columns, rows = self.padding
+        return of_low_rank(self.plain, F.pad(left, (0, 0, 0, rows)), F.pad(right, (0, columns)))
+
+    def _pack(self, at: Bases) -> tuple[BlastFactors, float]:
+        root, dtype = self.weight.root, self.weight.dtype
+        even = at.balanced()
+        factors = BlastFactors(
+            (even.left * root).to(dtype),
+            (even.right * root).to(dtype),
+            even.scales.to(dtype),
+            self.weight.shape,
+        )
+        return factors, self.weight.rel_error(factors)

@@ -1,0 +1,160 @@
+"""Block low-rank approximation of a weight on a grid of blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tensorlrf.decomposition._blr_budget import Piece
+from tensorlrf.decomposition._blr_fit import (
+    TRIAL,
+    InMetric,
+    Tiling,
+    check_block_rank,
+    plain,
+    uniform,
+    within_error,
+)
+from tensorlrf.decomposition._blr_gram import Outputs
+from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
+from tensorlrf.decomposition._blr_search import best_of
+from tensorlrf.decomposition._blr_spectra import BlockSpectra, grid
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
+from tensorlrf.decomposition._tucker import check_iteration
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import BlockLowRank
+
+SWEEPS = 20
+TOL = 1e-3
+
+
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> BlockLowRank:
+    """A grid of blocks, each of a rank of its own or dense (Amestoy et al. 2015).
+
+    A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not
+    divide it; each becomes the nearest matrix of its rank.
+
+    rank          an int for all blocks (less where a block is smaller); a share of the parameters
+                  in (0, 1] or "same": ranks are shared out by energy per parameter over all blocks
+                  together, which for equal blocks without dense ones is the best allocation there
+                  is, and else keeps the budget (what is left below some 16 roundings of the whole
+                  gets none); or instead
+    error         relative error of the whole to stay within, with few parameters, shared out
+                  likewise
+    block         an int or (mb, nb). By default the best of p x p equal parts (p = 1, 2, 4, 8) and
+                  of squares of 32 to 256: for a share the one with the least error, for `error`
+                  the one with the fewest parameters; an int as rank needs a block
+    dense_blocks  whether a block whose rank would cost as much as its entries is stored as it is
+    gram          (n, n) second moments X X^T / N of the inputs. Errors are then relative errors of
+                  the outputs; from the plain solution on, each block in turn becomes the best of
+                  its rank for what the others leave of the outputs, and ranks are shared out by
+                  the energies of the outputs where that is better. Never worse in the outputs
+                  than without. No inverse of more than the directions seen: G may be singular
+    n_iter_max    with `gram`, most sweeps over the blocks, 20 by default
+    tol           with `gram`, stops when a sweep lowers the squared error by no more than this
+                  share of it, 1e-3 by default
+
+    Raises RankError for a rank below one or above the sides of a block, ShapeError for a block
+    that does not fit, UnsupportedError for more than two modes, ArgumentError for what cannot be
+    decomposed. Warns (TensorlrfWarning) where rounding keeps `error` out of reach.
+    """
+    return fit_blr(
+        tensor,
+        rank,
+        error=error,
+        block=block,
+        dense_blocks=dense_blocks,
+        gram=gram,
+        n_iter_max=n_iter_max,
+        tol=tol,
+    ).factors
+
+
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> Fit[BlockLowRank]:
+    """`blr` with its relative errors: of the result, and with `gram` at the start and after each
+    sweep before that.
+
+    Arguments and errors as for `blr`. `converged` is False where `error` was not reached, or where
+    sweeps ran out.
+    """
+    weight = as_weight(tensor, gram, "blr")
+    check_rank_or_error(rank, error)
+    check_iteration(n_iter_max, tol)
+    if not isinstance(dense_blocks, bool):
+        raise ArgumentError(f"dense_blocks={dense_blocks!r} must be True or False")
+    what = "a block is no larger than the matrix"
+    size = None if block is None else check_pair(block, "block", 1, weight.shape, what)
+    share = None if rank is None else _share(rank)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+
+    def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
+        tiling = on_grid(weight, size, dense_blocks)
+        metric = None
+        if weight.gram is not None:
+            outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+            metric = InMetric(tiling, outputs, most, TOL if tol is None else tol)
+        if error is not None:
+            return metric.within_error(error) if metric else within_error(tiling, error)
+        if share is not None:
+            params = math.floor(share * weight.matrix.numel())
+            if metric:
+                return metric.within_params(params)
+            ranks = tiling.within_params(params)
+            return plain(tiling, ranks, f"ranks shared out over {params} parameters")
+        ranks = uniform(tiling.pieces, check_block_rank(_one_int(rank), *size))
+        return metric.solve(ranks) if metric else plain(tiling, ranks, f"rank {rank} as asked")
+
+    if size is not None:
+        fit = fitted(size, sweeps)
+    elif error is None and share is None:
+        _one_int(rank)
+        raise ArgumentError(
+            f"rank={rank!r} for every block needs block=, such as block=64; a share of the "
+            "parameters or error= finds a block by itself"
+        )
+    else:
+
+        def attempt(size: tuple[int, int]) -> tuple[float, Fit[BlockLowRank]]:
+            tried = fitted(size, min(TRIAL, sweeps))
+            if error is None:
+                return tried.error, tried
+            return (math.inf if tried.error > error else tried.factors.n_params), tried
+
+        # In the metric sizes are compared after some sweeps, and the best is continued.
+        size, fit = best_of(weight.shape, attempt)
+        if weight.gram is not None and sweeps > TRIAL:
+            fit = fitted(size, sweeps)
+    if error is not None and fit.error > error:
+        return Fit(fit.factors, fit.errors, False, warn_out_of_reach(error, fit.error, weight))
+    return fit
+
+
+def on_grid(weight: Weight, block: tuple[int, int], dense_blocks: bool = True) -> Tiling:
+    """The blocks of a grid, taken apart."""
+    spectra = BlockSpectra(weight.matrix, grid(weight.shape, block))
+    pieces = [
+        Piece(place.rows, place.columns, energies, dense=dense_blocks)
+        for place, energies in zip(spectra.places, spectra.energies, strict=True)
+    ]
+    return Tiling(weight, spectra.places, pieces, spectra.content)

@@ -1,0 +1,120 @@
+"""Singular values of many blocks at once, to be cut at ranks of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._gram import descending_eigh, thin_svd
+from tensorlrf.decomposition._spectrum import balanced
+
+Energies = npt.NDArray[np.float64]
+"""Squared singular values, descending."""
+
+
+class Place(NamedTuple):
+    """Where a block lies: its first row and column, and its size."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The block of a matrix (m, n), a view."""
+        return matrix[self.row : self.row + self.rows, self.column : self.column + self.columns]
+
+
+def grid(shape: tuple[int, int], block: tuple[int, int]) -> list[Place]:
+    """Blocks of one size, row by row; those of the last row and column may be smaller."""
+    (m, n), (mb, nb) = shape, block
+    return [
+        Place(row, column, min(mb, m - row), min(nb, n - column))
+        for row in range(0, m, mb)
+        for column in range(0, n, nb)
+    ]
+
+
+class StackedSVD:
+    """The SVD of each of a stack of matrices (B, rows, columns) of one size.
+
+    For float32 by eigenvectors of the Gram of the short side, summed in float64.
+    """
+
+    def __init__(self, stack: Tensor) -> None:
+        self.stack = stack
+        if stack.dtype == torch.float64:
+            self.left, values, self.right = _svd(stack)
+            self.energies = values**2
+        else:
+            wide = stack.to(torch.float64)
+            if stack.shape[1] <= stack.shape[2]:
+                self.energies, vectors = stacked_eigh(wide @ wide.mT)
+                self.left = vectors.to(stack.dtype)
+                self.right = self.left.mT @ stack
+                values = torch.linalg.vector_norm(self.right, dim=2)
+                self.right = self.right / torch.where(values > 0, values, 1)[:, :, None]
+            else:
+                self.energies, vectors = stacked_eigh(wide.mT @ wide)
+                self.right = vectors.mT.to(stack.dtype)
+                self.left = stack @ self.right.mT
+                values = torch.linalg.vector_norm(self.left, dim=1)
+                self.left = self.left / torch.where(values > 0, values, 1)[:, None, :]
+        self.values = values
+
+    def split(self, b: int, r: int) -> tuple[Tensor, Tensor]:
+        """left (rows, r) and right (r, columns) of matrix b; roots of singular values on either."""
+        return balanced(self.left[b, :, :r], self.values[b, :r], self.right[b, :r])
+
+
+class BlockSpectra:
+    """The blocks of a matrix at given places, each taken apart by an SVD."""
+
+    def __init__(self, matrix: Tensor, places: Sequence[Place]) -> None:
+        self.matrix = matrix
+        self.places = tuple(places)
+        where: dict[int, tuple[StackedSVD, int]] = {}
+        energies: dict[int, Energies] = {}
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, place in enumerate(places):
+            sizes.setdefault((place.rows, place.columns), []).append(i)
+        for members in sizes.values():
+            stacked = StackedSVD(torch.stack([places[i].of(matrix) for i in members]))
+            of_stack = stacked.energies.cpu().numpy()
+            for b, i in enumerate(members):
+                where[i] = stacked, b
+                energies[i] = of_stack[b]
+        self._where = where
+        self.energies = [energies[i] for i in range(len(places))]
+
+    def content(self, i: int, rank: int | None) -> Tensor | tuple[Tensor, Tensor]:
+        """Block i: as it is for rank None, else left (rows, rank) and right (rank, columns)."""
+        if rank is None:
+            return self.places[i].of(self.matrix)
+        stacked, b = self._where[i]
+        return stacked.split(b, rank)
+
+
+def _svd(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        left, values, right = torch.linalg.svd(stack, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        each = [thin_svd(matrix) for matrix in stack]
+        left, values, right = (torch.stack(parts) for parts in zip(*each, strict=True))
+    return left, values, right
+
+
+def stacked_eigh(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, descending and not below zero, and eigenvectors of a stack."""
+    try:
+        values, vectors = torch.linalg.eigh(stack)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        each = [descending_eigh(matrix) for matrix in stack]
+        values, vectors = (torch.stack(parts) for parts in zip(*each, strict=True))
+        return values, vectors
+    return values.flip(-1).clamp(min=0), vectors.flip(-1)

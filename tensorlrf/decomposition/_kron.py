@@ -1,0 +1,234 @@
+"""A weight as a sum of Kronecker products."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, overload
+
+import torch
+
+from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor, generator, input_metric
+from tensorlrf.decomposition._kron_problem import (
+    BatchedProblem,
+    KroneckerProblem,
+    best_of,
+    looked_at,
+)
+from tensorlrf.decomposition._kron_shapes import Pair, check_shapes, shortlist
+from tensorlrf.decomposition._kron_solve import Sketch
+from tensorlrf.decomposition._rangefinder import check_sketch
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._svd import METHODS
+from tensorlrf.decomposition._tucker import check_iteration
+from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.factors import KroneckerSum
+from tensorlrf.factors._batch import Batch
+
+
+@overload
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int = 20,
+    tol: float = 1e-3,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: Literal[0] = 0,
+) -> KroneckerSum: ...
+@overload
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int = 20,
+    tol: float = 1e-3,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int,
+) -> KroneckerSum | Batch: ...
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int = 20,
+    tol: float = 1e-3,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int = 0,
+) -> KroneckerSum | Batch:
+    """The nearest sum of s Kronecker products, or the one with near outputs.
+
+    For a `tensor` (m, n), or a conv kernel (m, n, *k) = (O, I, *k), the result has a (s, m1, n1)
+    and b (s, m2, n2, *k) with m1 m2 = m and n1 n2 = n. Rearranged to (m1 n1, m2 n2 prod k) a term
+    is an outer product, so the nearest sum is the truncated SVD of the rearrangement (Van Loan &
+    Pitsianis 1993, theorem 2.1); the root of each singular value goes to either side.
+
+    rank        the number of terms s, up to min(m1 n1, m2 n2 prod k); a share of the parameters
+                in (0, 1] (an upper bound, down to one term); or "same"; or instead
+    error       the fewest terms whose relative error is at most this
+    shapes      ((m1, n1), (m2, n2)). Where they are not given the pairs are ranked by an estimate
+                from a sample of the weight, some (four) are decomposed in full, and the one with
+                the least error is taken, or for `error` the one with the fewest parameters: the
+                best of those that were tried (with `gram` after two sweeps each), the pair with
+                the cheapest terms among them. Not tried are pairs that are a plain low-rank matrix
+                or a multiple of the weight (see `svd`), and terms of over four times (where `rank`
+                is a number of terms: 1.25 times) the parameters of the cheapest pair
+    method      of the SVD, as for `svd`: "exact", "eigh", "randomized"; "auto" sketches where the
+                rearrangement has over 1024 rows and columns and the terms are few enough to gain
+    gram        (n prod k, n prod k) second moments X X^T / N of the inputs of the layer (for a
+                conv as `torch.nn.functional.unfold` orders them). Then alternating least squares
+                from the plain solution lowers the error of the outputs, which is also what `error`
+                asks for; it is never above that of the plain solution. G may be singular
+    mean        (n prod k,) the mean of the same inputs, with `gram`: the outputs about their mean
+    n_iter_max  most sweeps with `gram`
+    tol         with `gram` they stop when one lowers the error by no more than this share of it
+    n_power_iter, n_oversample   of the randomised method
+    random_state   of the randomised method and of the estimates for `shapes`
+    batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
+                once, with one pair of shapes and one number of terms for all (for `error` the
+                fewest that serve each of them). The result is a Batch of KroneckerSum; by "exact"
+                or "eigh", and without `gram`
+
+    Raises RankError for a rank below one or above the terms that there are, ShapeError for
+    `shapes` that do not multiply to the weight's (the message lists those that do) and, where none
+    are given, for sides without divisors, ArgumentError for what cannot be decomposed. Warns
+    (TensorlrfWarning) where rounding to the dtype of `tensor` keeps `error` out of reach.
+    """
+    return fit_kron(
+        tensor,
+        rank,
+        error=error,
+        shapes=shapes,
+        method=method,
+        gram=gram,
+        mean=mean,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        n_power_iter=n_power_iter,
+        n_oversample=n_oversample,
+        random_state=random_state,
+        batch_dims=batch_dims,
+    ).factors
+
+
+@overload
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int = 20,
+    tol: float = 1e-3,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[KroneckerSum]: ...
+@overload
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int = 20,
+    tol: float = 1e-3,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int,
+) -> Fit[KroneckerSum] | Fit[Batch]: ...
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int = 20,
+    tol: float = 1e-3,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int = 0,
+) -> Fit[KroneckerSum] | Fit[Batch]:
+    """`kron` with its relative errors; with `gram` those of the outputs: of the plain solution,
+    after each sweep, and of the result.
+
+    Arguments and errors as for `kron`. With `batch_dims` the error is that of the whole batch, and
+    `reason` tells the largest.
+    """
+    tensor = as_tensor(tensor).detach()
+    check_rank_or_error(rank, error)
+    check_sketch(n_power_iter, n_oversample)
+    check_iteration(n_iter_max, tol)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if method == "randomized" and rank is None:
+        raise ArgumentError(
+            "method='randomized' needs rank=, a sketch does not see the energy that it leaves "
+            "out; for error= use method='auto'"
+        )
+    if gram is None and mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_svd(rank, method, gram, mean)
+    batch = tuple(tensor.shape[:batch_dims])
+    stack = tensor.reshape(math.prod(batch), *tensor.shape[batch_dims:])  # (b, m, n, *k)
+    draws = generator(random_state, tensor.device)
+    second = None if gram is None else input_metric(gram, mean, tensor[0].numel(), tensor)
+    if shapes is not None:
+        pairs = [check_shapes(shapes, *stack.shape[1:3])]
+    else:
+        pairs = shortlist(looked_at(stack, second), rank, error or 0.0, draws)
+
+    if batch_dims:
+        many = BatchedProblem(stack, batch, method)
+        if shapes is not None:
+            return many.solve(pairs[0], rank, error)
+        return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
+    sketch = Sketch(method, n_power_iter, n_oversample, draws)
+    one = KroneckerProblem(tensor, sketch, second, n_iter_max, tol)
+
+    def solve(pair: Pair) -> Fit[KroneckerSum]:
+        return one.solve(pair, rank, error)
+
+    if shapes is not None:
+        return solve(pairs[0])
+    if second is None:
+        return best_of(solve, pairs, error, tensor.dtype)
+    short = one.shorter()
+    return best_of(
+        lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, finish=solve
+    )

@@ -1,0 +1,175 @@
+"""The work behind `kron`: a weight for one pair of shapes, and the best of several."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._batched import Matrices, as_batch, per_place, scales_of
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import scale_of
+from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition._kron_gram import KroneckerMetric as Metric
+from tensorlrf.decomposition._kron_gram import fewest, fit_in_metric
+from tensorlrf.decomposition._kron_shapes import Pair, rearranged, terms
+from tensorlrf.decomposition._kron_solve import LARGE, Sketch, as_terms
+from tensorlrf.decomposition._rank import Rank
+from tensorlrf.errors import TensorlrfWarning
+from tensorlrf.factors import Factors, KroneckerSum
+from tensorlrf.factors._batch import Batch
+
+F = TypeVar("F", bound=Factors)
+
+FIRST_SWEEPS = 2
+"""In the metric of the inputs pairs are compared after so many sweeps, which gain most."""
+
+
+@dataclass(frozen=True)
+class KroneckerProblem:
+    """A weight, and how to decompose it for a pair of shapes."""
+
+    tensor: Tensor
+    sketch: Sketch
+    gram: Tensor | None
+    n_iter_max: int
+    tol: float
+
+    def solve(self, pair: Pair, rank: Rank | None, error: float | None) -> Fit[KroneckerSum]:
+        s = terms(rank, pair, math.prod(self.tensor.shape[2:]))
+        if self.gram is None:
+            return self.plain(pair, s, error)
+        return self.in_metric(self.gram, pair, s, error or 0.0)
+
+    def shorter(self) -> KroneckerProblem:
+        """The same with the first sweeps only."""
+        return replace(self, n_iter_max=min(FIRST_SWEEPS, self.n_iter_max))
+
+    def plain(self, pair: Pair, s: int | None, error: float | None) -> Fit[KroneckerSum]:
+        """The truncated SVD of the rearrangement, whose error is that of the terms."""
+        fit = self.sketch.fit(rearranged(self.tensor, pair), s, error)
+        factors = as_terms(fit.factors.left, fit.factors.right, pair, self._kernel())
+        return Fit(factors, fit.errors, fit.converged, fit.reason)
+
+    def in_metric(self, gram: Tensor, pair: Pair, s: int | None, error: float) -> Fit[KroneckerSum]:
+        """The same, improved for the outputs."""
+        work = self.tensor.to(working_dtype(self.tensor.dtype))
+        scale = scale_of(work)
+        m, n = work.shape[:2]
+        metric = Metric((work / scale).reshape(m, n, -1), gram, pair)
+        limit = min(metric.target.shape)
+        whole = None
+        if s is None and limit <= LARGE:
+            # Without a sketch fewer terms are the first ones of more.
+            whole = self.plain(pair, limit, None).factors
+
+        def plain_of(s: int) -> KroneckerSum:
+            if whole is None:
+                return self.plain(pair, s, None).factors
+            return KroneckerSum(whole.a[:s].clone(), whole.b[:s].clone())
+
+        solve = self._improver(metric, pair, math.sqrt(scale), plain_of)
+        return solve(s) if s is not None else fewest(solve, limit, error, self.tensor.dtype)
+
+    def _improver(
+        self, metric: Metric, pair: Pair, root: float, plain_of: Callable[[int], KroneckerSum]
+    ) -> Callable[[int], Fit[KroneckerSum]]:
+        kernel = self._kernel()
+
+        def solve(s: int) -> Fit[KroneckerSum]:
+            plain = plain_of(s)
+            start = plain.a.double() / root, plain.b.double().reshape(s, pair[1][0], -1) / root
+            a, b, errors, settled = fit_in_metric(metric, *start, self.n_iter_max, self.tol)
+            sides = [(side * root).to(self.tensor.dtype) for side in (a, b)]
+            reached = metric.rel_error(*(side.double() / root for side in sides))
+            reason = f"{s} terms, {len(errors) - 1} sweeps in the metric of gram"
+            # Rounding to the dtype may cost more than the sweeps have gained.
+            if not reached < errors[0]:
+                return Fit(plain, (*errors, errors[0]), settled, reason + " gained nothing")
+            factors = KroneckerSum(sides[0], sides[1].reshape(s, *pair[1], *kernel))
+            return Fit(factors, (*errors, reached), settled, reason)
+
+        return solve
+
+    def _kernel(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape[2:])
+
+
+@dataclass(frozen=True)
+class BatchedProblem:
+    """Weights (b, m, n, *kernel) of a batch, all for one pair of shapes."""
+
+    stack: Tensor
+    batch: tuple[int, ...]
+    method: str
+
+    def solve(self, pair: Pair, rank: Rank | None, error: float | None) -> Fit[Batch]:
+        shape = list(self.stack.shape[1:])
+        kernel = shape[2:]
+        s = terms(rank, pair, math.prod(kernel))
+
+        def whole_of(left: Tensor, right: Tensor) -> Batch:
+            b, _, s = left.shape
+            parts = {
+                "a": left.mT.reshape(b, s, *pair[0]),
+                "b": right.reshape(b, s, *pair[1], *kernel),
+            }
+            return as_batch(KroneckerSum, parts, {"shape": shape}, self.batch)
+
+        return Matrices(rearranged(self.stack, pair, 1), self.method).fit(s, error or 0.0, whole_of)
+
+
+def best_of(
+    solve: Callable[[Pair], Fit[F]],
+    pairs: Sequence[Pair],
+    error: float | None,
+    dtype: torch.dtype,
+    finish: Callable[[Pair], Fit[F]] | None = None,
+) -> Fit[F]:
+    """The pair with the least error, or with `error` the one within it with fewest parameters.
+
+    What `solve` finds for that pair, or `finish`, which may take longer.
+    """
+    with warnings.catch_warnings():
+        # One pair may be out of reach of `error` where another is not.
+        warnings.simplefilter("ignore", TensorlrfWarning)
+        fits = [(solve(pair), pair) for pair in pairs]
+    if error is None:
+        best, pair = min(fits, key=lambda tried: tried[0].error)
+    else:
+        best, pair = min(
+            fits, key=lambda tried: (not tried[0].converged, tried[0].factors.n_params)
+        )
+    if finish is not None:
+        best = finish(pair)
+    elif (
+        error is not None and error >= torch.finfo(working_dtype(dtype)).eps and not best.converged
+    ):
+        warnings.warn(
+            f"error={error} is out of reach with every pair of shapes: rounding to {dtype} "
+            f"leaves {best.error:.3g}; ask for more, or pass the weight in float32",
+            TensorlrfWarning,
+            stacklevel=4,
+        )
+    chosen = f"shapes {pair[0]} and {pair[1]}, the best of {len(fits)} tried"
+    return Fit(best.factors, best.errors, best.converged, f"{best.reason}, {chosen}")
+
+
+def looked_at(stack: Tensor, gram: Tensor | None) -> Tensor:
+    """Weights (b, m, n, taps) of which pairs are estimated, from (b, m, n, *kernel).
+
+    With their inputs of unit length where `gram` is given.
+    """
+    b, m, n = stack.shape[:3]
+    work = stack.to(working_dtype(stack.dtype)).reshape(b, m, n, -1)
+    work = work / per_place(scales_of(work), work)
+    if gram is None:
+        return work
+    largest = float(gram.diagonal().max())
+    lengths = (gram.diagonal().clamp(min=0) / (largest or 1.0)).sqrt()
+    return work * lengths.to(work.dtype).reshape(n, -1)

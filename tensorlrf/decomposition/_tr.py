@@ -1,0 +1,204 @@
+"""Tensor ring decomposition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import scale_of
+from tensorlrf.decomposition._input import as_tensor, generator, input_metric
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._tr_als import RingProblem, balanced
+from tensorlrf.decomposition._tr_gram import RingMetric
+from tensorlrf.decomposition._tr_iterate import iterate
+from tensorlrf.decomposition._tr_start import ring_random, ring_ranks, ring_svd
+from tensorlrf.decomposition._tt_ranks import rank_limits
+from tensorlrf.decomposition._tt_sweep import true_error
+from tensorlrf.decomposition._tucker import check_iteration
+from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.factors import TRFactors
+
+INITS = ("svd", "random")
+
+
+def tr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
+    init: str = "svd",
+    n_iter_max: int = 100,
+    tol: float = 1e-5,
+    gram: Any = None,
+    mean: Any = None,
+    random_state: int | torch.Generator | None = None,
+) -> TRFactors:
+    """A tensor ring by alternating least squares (Zhao et al. 2016, algorithm 2).
+
+    For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_N = r_0. Each step has
+    a proximal term that falls from sweep to sweep, so it is defined where the subchain of the
+    other cores has no full rank, and the loss never rises; the norms of the cores are balanced
+    after every sweep.
+
+    rank        an int for every bond, clipped to the largest rank of a train; a tuple
+                (r_0, ..., r_{N-1}, r_0), the last may be left out; a share of the parameters in
+                (0, 1] (an upper bound, down to rank one); or "same"; or instead
+    error       relative error to stay within: uniform ranks are tried, doubled and then bisected,
+                each by a fit of its own, as long as the ring has no more parameters than `tensor`
+    sizes       for each mode of the tensor the factors that it is split into, leading digit first;
+                the ring has a core for each. ((8, 4), (6, 5)) makes a matrix (32, 30) a ring of
+                four. By default a mode is one core
+    init        "svd": successive truncated SVDs (Zhao et al. 2016, algorithm 1); "random":
+                Gaussian cores
+    n_iter_max  most sweeps
+    tol         stop when a sweep lowers the error by no more than this share of it
+    gram        for a matrix (m, n): second moments (n, n) X X^T / N of the inputs of the layer.
+                The sweeps then go on from the ring fitted without, to lower the error of the
+                outputs, in which `error` counts too; cores of the columns take conjugate
+                gradients, no inverse of G is taken, it may be singular
+    mean        (n,) mean input, about which the second moments are taken
+    random_state   of init="random", and of what fills bonds that the SVDs leave open
+
+    Raises RankError for ranks below one, above what a train needs (a tuple) or with unequal ends,
+    ShapeError for sizes that do not multiply to the modes, ArgumentError for input that cannot be
+    decomposed.
+    """
+    return fit_tr(
+        tensor,
+        rank,
+        error=error,
+        sizes=sizes,
+        init=init,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        gram=gram,
+        mean=mean,
+        random_state=random_state,
+    ).factors
+
+
+def fit_tr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
+    init: str = "svd",
+    n_iter_max: int = 100,
+    tol: float = 1e-5,
+    gram: Any = None,
+    mean: Any = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[TRFactors]:
+    """`tr` with its relative errors: of the start, after each sweep, and of the ring as returned;
+    with `gram` those of the outputs, from the plain ring on.
+
+    Arguments and errors as for `tr`. `converged` is False where the sweeps ran out, or `error` was
+    not reached.
+    """
+    tensor = as_tensor(tensor).detach()
+    check_rank_or_error(rank, error)
+    check_iteration(n_iter_max, tol)
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    shape = tuple(tensor.shape)
+    split = _split(sizes, shape)
+    flat = [n for parts in split for n in parts]
+    draws = generator(random_state, tensor.device)
+    if gram is not None and len(shape) != 2:
+        raise ShapeError(
+            f"gram= is for a matrix (m, n), tensor has shape {shape}; reshape a conv kernel "
+            "(O, I, kh, kw) to (O, I kh kw)"
+        )
+    if gram is None and mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+    scale = scale_of(tensor.to(torch.float64))
+    work = (tensor.to(torch.float64) / scale).reshape(flat)
+    problem = RingProblem(work)
+    metric = None
+    if gram is not None:
+        moments = input_metric(gram, mean, shape[1], tensor)
+        metric = RingMetric(work.reshape(shape), moments, len(split[0]))
+
+    def cast(cores: Sequence[Tensor]) -> TRFactors:
+        first, *others = cores
+        even = balanced([first * scale, *others])
+        return TRFactors(tuple(c.to(tensor.dtype).contiguous() for c in even), shape)
+
+    def fit(ranks: Sequence[int]) -> Fit[TRFactors]:
+        if init == "svd":
+            start = ring_svd(work, ranks, draws)
+        else:
+            start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
+        cores, errors, settled = iterate(problem, start, n_iter_max, tol)
+        factors = cast(cores)
+        if metric is None:
+            last = true_error(factors, tensor)
+        else:
+            plain, before = factors, metric.true_error(factors, scale)
+            cores, errors, settled = iterate(metric, cores, n_iter_max, tol)
+            factors = cast(cores)
+            last = metric.true_error(factors, scale)
+            if last > before:
+                factors, last = plain, before
+        how = "a sweep gained nothing more" if settled else f"{len(errors) - 1} sweeps"
+        where = "" if metric is None else ", outputs, from gram"
+        return Fit(factors, (*errors, last), settled, f"rank {factors.rank}, {how}{where}")
+
+    if rank is not None:
+        return fit(ring_ranks(rank, flat, tensor.numel()))
+    return _smallest(fit, flat, tensor.numel(), error or 0.0)
+
+
+def _smallest(
+    fit: Callable[[Sequence[int]], Fit[TRFactors]], sizes: Sequence[int], dense: int, error: float
+) -> Fit[TRFactors]:
+    """The smallest uniform rank, of those tried, whose ring is within `error`."""
+    most = max(1, min(max(rank_limits(sizes)), math.isqrt(dense // sum(sizes))))
+    tried: dict[int, Fit[TRFactors]] = {}
+
+    def at(r: int) -> Fit[TRFactors]:
+        if r not in tried:
+            tried[r] = fit((r,) * len(sizes))
+        return tried[r]
+
+    below, above = 0, 1
+    while at(above).error > error and above < most:
+        below, above = above, min(most, 2 * above)
+    found = at(above)
+    if found.error > error:
+        reason = f"uniform rank {above}, the largest within {dense:,} parameters, leaves more"
+        return Fit(found.factors, found.errors, False, f"{reason} than {error}")
+    while above - below > 1:
+        middle = (above + below) // 2
+        if at(middle).error <= error:
+            above = middle
+        else:
+            below = middle
+    found = at(above)
+    reason = f"uniform rank {above} is the smallest tried within {error}; {found.reason}"
+    return Fit(found.factors, found.errors, True, reason)
+
+
+def _split(
+    sizes: Sequence[Sequence[int]] | None, shape: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """The sizes of the cores, mode by mode."""
+    if sizes is None:
+        return tuple((n,) for n in shape)
+    split = tuple(tuple(parts) for parts in sizes)
+    for parts in split:
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in parts):
+            raise ShapeError(f"sizes={split} must have ints of at least 1")
+    if [math.prod(parts) for parts in split] != list(shape) or not all(split):
+        raise ShapeError(
+            f"sizes={split} multiply to {tuple(math.prod(parts) for parts in split)}; a ring has "
+            f"no padding, for each of {tuple(shape)} give factors of it"
+        )
+    return split

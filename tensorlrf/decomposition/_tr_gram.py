@@ -1,0 +1,107 @@
+"""Tensor rings of a matrix whose outputs are nearest: least squares in the metric of the inputs.
+
+The first cores hold the digits of the rows, the others those of the columns: W = A B with A the
+half of the rows and B that of the columns, joined at two bonds. With G (n, n) the second moments
+of the inputs, tr((W - A B) G (W - A B)^T) is the plain problem for the cores of the rows, with
+G B^T in place of B^T; the cores of the columns take steps of conjugate gradients, in which G is
+multiplied with the whole half and nothing is inverted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._spectrum import ratio
+from tensorlrf.decomposition._tr_als import balanced, half_sweep
+from tensorlrf.factors import TRFactors
+from tensorlrf.factors._tt import chain_product
+
+STEPS = 8
+"""Of conjugate gradients, at most, for one core; each lowers the loss."""
+
+
+class RingMetric:
+    """A matrix W (m, n) and the moments G (n, n), to be fitted by rings with `half` row cores."""
+
+    def __init__(self, matrix: Tensor, gram: Tensor, half: int) -> None:
+        self.matrix, self.gram, self.half = matrix, gram, half
+        self.moments = matrix @ gram  # W G, (m, n)
+        self.norm = float((self.moments * matrix).sum())
+
+    def rel_error(self, cores: Sequence[Tensor]) -> float:
+        """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - ring."""
+        first = chain_product(cores[: self.half])  # (z, m, y)
+        second = chain_product(cores[self.half :])  # (y, n, z)
+        model = first.transpose(0, 1).flatten(1) @ second.permute(2, 0, 1).flatten(0, 1)
+        return self._loss(self.matrix - model)
+
+    def true_error(self, factors: TRFactors, scale: float) -> float:
+        """The same of factors of the matrix times `scale`, as they are."""
+        return self._loss(self.matrix - factors.to(torch.float64).to_dense() / scale)
+
+    def _loss(self, difference: Tensor) -> float:
+        return ratio(float((difference @ self.gram * difference).sum()), self.norm)
+
+    def sweep(self, cores: Sequence[Tensor], ridge: float) -> tuple[list[Tensor], float]:
+        """Every core once, and the relative error of the outputs afterwards."""
+        first, second = list(cores[: self.half]), list(cores[self.half :])
+        columns = chain_product(second)  # (y, n, z)
+        y, n, z = columns.shape
+        turned = columns.permute(1, 2, 0).reshape(n, z * y)
+        cross = (self.moments @ turned).reshape(-1, z, y).transpose(0, 1)  # (z, m, y)
+        outer = turned.T @ self.gram @ turned
+        outer = outer.reshape(z, y, z, y).permute(1, 3, 0, 2).reshape(y * y, z * z)
+        first, _ = half_sweep(first, cross, outer, ridge)
+
+        rows = chain_product(first)  # (z, m, y)
+        flat = rows.permute(1, 2, 0).reshape(-1, y * z)  # (m, y z)
+        target = self.moments.T @ flat  # (n, y z)
+        square = flat.T @ flat  # (y z, y z)
+        for k in range(len(second)):
+            second[k] = self._gradient_steps(second, k, target, square)
+        cores = balanced([*first, *second])
+        return cores, self.rel_error(cores)
+
+    def _gradient_steps(
+        self, cores: Sequence[Tensor], k: int, target: Tensor, square: Tensor
+    ) -> Tensor:
+        """Core k after conjugate gradients on tr(P K^T G K) - 2 tr(B^T K), from where it is.
+
+        K (n, y z) is the half of the columns, linear in the core; P `square`, B `target`.
+        """
+        r, m, s = cores[k].shape
+        y, z = cores[0].shape[0], cores[-1].shape[2]
+        before = chain_product([torch.eye(y).to(cores[k])[:, None], *cores[:k]])  # (y, J, r)
+        after = chain_product([*cores[k + 1 :], torch.eye(z).to(cores[k])[:, None]])  # (s, L, z)
+        left = before.reshape(-1, r)  # (y J, r)
+        right = after.reshape(s, -1)  # (s, L z)
+
+        def whole(core: Tensor) -> Tensor:
+            product = (left @ core.reshape(r, m * s)).reshape(-1, s) @ right  # (y J m, L z)
+            return product.reshape(y, -1, z).transpose(0, 1).reshape(-1, y * z)
+
+        def adjoint(half: Tensor) -> Tensor:
+            turned = half.reshape(-1, y, z).transpose(0, 1).reshape(-1, right.shape[1])
+            inner = (turned @ right.T).reshape(left.shape[0], m * s)  # (y J, m s)
+            return (left.T @ inner).reshape(r, m, s)
+
+        core = cores[k]
+        residual = adjoint(target - self.gram @ whole(core) @ square)
+        direction = residual
+        size = start = float(residual.square().sum())
+        for _ in range(min(STEPS, core.numel())):
+            if size <= 1e-20 * start or size == 0.0:
+                break
+            image = adjoint(self.gram @ whole(direction) @ square)
+            curvature = float((direction * image).sum())
+            if not curvature > 0:
+                break
+            step = size / curvature
+            core = core + step * direction
+            residual = residual - step * image
+            former, size = size, float(residual.square().sum())
+            direction = residual + (size / former) * direction
+        return core
