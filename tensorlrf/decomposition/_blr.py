@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
+from tensorlrf.decomposition._batched import check_batch_dims
+from tensorlrf.decomposition._batched_blr import Weights, fit_blr_batched
+from tensorlrf.decomposition._batched_tt import check_batched_metric
+from tensorlrf.decomposition._blr_asked import Asked
 from tensorlrf.decomposition._blr_budget import Piece
 from tensorlrf.decomposition._blr_fit import (
     TRIAL,
     InMetric,
     Tiling,
-    check_block_rank,
+    estimated,
     plain,
     uniform,
     within_error,
 )
 from tensorlrf.decomposition._blr_gram import Outputs
-from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
+from tensorlrf.decomposition._blr_matrix import Weight, as_weight, warn_out_of_reach
 from tensorlrf.decomposition._blr_search import best_of
 from tensorlrf.decomposition._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank
+from tensorlrf.factors._batch import Batch
 
 SWEEPS = 20
 TOL = 1e-3
 
 
+@overload
 def blr(
     tensor: Any,
     rank: Rank | None = None,
@@ -39,7 +46,33 @@ def blr(
     gram: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
-) -> BlockLowRank:
+    batch_dims: Literal[0] = 0,
+) -> BlockLowRank: ...
+@overload
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> BlockLowRank | Batch: ...
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> BlockLowRank | Batch:
     """A grid of blocks, each of a rank of its own or dense (Amestoy et al. 2015).
 
     A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not
@@ -49,12 +82,14 @@ def blr(
                   in (0, 1] or "same": ranks are shared out by energy per parameter over all blocks
                   together, which for equal blocks without dense ones is the best allocation there
                   is, and else keeps the budget (what is left below some 16 roundings of the whole
-                  gets none); or instead
+                  gets none); "auto": for every block the analytic estimate of `evbmf_rank`, from W
+                  whatever the metric: 0 for one that is noise alone, and never what would cost as
+                  much as its entries; or instead
     error         relative error of the whole to stay within, with few parameters, shared out
                   likewise
     block         an int or (mb, nb). By default the best of p x p equal parts (p = 1, 2, 4, 8) and
                   of squares of 32 to 256: for a share the one with the least error, for `error`
-                  the one with the fewest parameters; an int as rank needs a block
+                  the one with the fewest parameters; an int or "auto" as rank needs a block
     dense_blocks  whether a block whose rank would cost as much as its entries is stored as it is
     gram          (n, n) second moments X X^T / N of the inputs. Errors are then relative errors of
                   the outputs; from the plain solution on, each block in turn becomes the best of
@@ -64,6 +99,11 @@ def blr(
     n_iter_max    with `gram`, most sweeps over the blocks, 20 by default
     tol           with `gram`, stops when a sweep lowers the squared error by no more than this
                   share of it, 1e-3 by default
+    batch_dims    this many leading dimensions of `tensor` count equal weights that are decomposed
+                  at once, on one grid of blocks and with one set of ranks for all: shared out by
+                  the mean over the places of a block's energies as shares of its place, for
+                  `error` until every place is within it. The result is a Batch of BlockLowRank;
+                  without `gram` and rank="auto"
 
     Raises RankError for a rank below one or above the sides of a block, ShapeError for a block
     that does not fit, UnsupportedError for more than two modes, ArgumentError for what cannot be
@@ -78,9 +118,11 @@ def blr(
         gram=gram,
         n_iter_max=n_iter_max,
         tol=tol,
+        batch_dims=batch_dims,
     ).factors
 
 
+@overload
 def fit_blr(
     tensor: Any,
     rank: Rank | None = None,
@@ -91,21 +133,52 @@ def fit_blr(
     gram: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
-) -> Fit[BlockLowRank]:
+    batch_dims: Literal[0] = 0,
+) -> Fit[BlockLowRank]: ...
+@overload
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> Fit[BlockLowRank] | Fit[Batch]: ...
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> Fit[BlockLowRank] | Fit[Batch]:
     """`blr` with its relative errors: of the result, and with `gram` at the start and after each
     sweep before that.
 
     Arguments and errors as for `blr`. `converged` is False where `error` was not reached, or where
-    sweeps ran out.
+    sweeps ran out. With `batch_dims` the error is that of the whole batch, and `reason` tells the
+    largest.
     """
-    weight = as_weight(tensor, gram, "blr")
+    tensor = as_tensor(tensor)
     check_rank_or_error(rank, error)
     check_iteration(n_iter_max, tol)
     if not isinstance(dense_blocks, bool):
         raise ArgumentError(f"dense_blocks={dense_blocks!r} must be True or False")
-    what = "a block is no larger than the matrix"
-    size = None if block is None else check_pair(block, "block", 1, weight.shape, what)
-    share = None if rank is None else _share(rank)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_metric(rank, gram=gram, n_iter_max=n_iter_max, tol=tol)
+        weights = Weights(tensor, batch_dims)
+        return fit_blr_batched(weights, Asked.of(rank, error, block, weights.shape), dense_blocks)
+    weight = as_weight(tensor, gram, "blr")
+    asked = Asked.of(rank, error, block, weight.shape)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
 
     def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
@@ -116,31 +189,27 @@ def fit_blr(
             metric = InMetric(tiling, outputs, most, TOL if tol is None else tol)
         if error is not None:
             return metric.within_error(error) if metric else within_error(tiling, error)
-        if share is not None:
-            params = math.floor(share * weight.matrix.numel())
+        if asked.share is not None:
+            params = math.floor(asked.share * weight.matrix.numel())
             if metric:
                 return metric.within_params(params)
             ranks = tiling.within_params(params)
             return plain(tiling, ranks, f"ranks shared out over {params} parameters")
-        ranks = uniform(tiling.pieces, check_block_rank(_one_int(rank), *size))
-        return metric.solve(ranks) if metric else plain(tiling, ranks, f"rank {rank} as asked")
+        if asked.rank is None:
+            ranks, how = estimated(tiling.pieces), "ranks as estimated by evbmf"
+        else:
+            ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
+        return metric.solve(ranks) if metric else plain(tiling, ranks, how)
 
-    if size is not None:
-        fit = fitted(size, sweeps)
-    elif error is None and share is None:
-        _one_int(rank)
-        raise ArgumentError(
-            f"rank={rank!r} for every block needs block=, such as block=64; a share of the "
-            "parameters or error= finds a block by itself"
-        )
+    def attempt(size: tuple[int, int]) -> tuple[float, Fit[BlockLowRank]]:
+        tried = fitted(size, min(TRIAL, sweeps))
+        if error is None:
+            return tried.error, tried
+        return (math.inf if tried.error > error else tried.factors.n_params), tried
+
+    if asked.block is not None:
+        fit = fitted(asked.block, sweeps)
     else:
-
-        def attempt(size: tuple[int, int]) -> tuple[float, Fit[BlockLowRank]]:
-            tried = fitted(size, min(TRIAL, sweeps))
-            if error is None:
-                return tried.error, tried
-            return (math.inf if tried.error > error else tried.factors.n_params), tried
-
         # In the metric sizes are compared after some sweeps, and the best is continued.
         size, fit = best_of(weight.shape, attempt)
         if weight.gram is not None and sweeps > TRIAL:

@@ -21,7 +21,8 @@ from tensorlrf.decomposition._blr_spectra import Energies
 Ranks = list[int | None]
 """One rank for each block, None for a dense block."""
 
-_DENSE = -1
+DENSE = -1
+"""What a step reaches that stores its block as it is, in place of a rank."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Ladder:
         """The ranks after the first k steps."""
         ranks = list(self.start)
         for piece, rank in zip(self.piece[:k].tolist(), self.rank[:k].tolist(), strict=True):
-            ranks[piece] = None if rank == _DENSE else rank
+            ranks[piece] = None if rank == DENSE else rank
         return ranks
 
     def first_within(self, energy: float) -> int:
@@ -110,7 +111,7 @@ class Ladder:
         slack = energy - float(self.left[k])
         # The last steps may have brought more than was needed: a dense block goes back to the
         # smallest rank that will do, and single ranks are given back.
-        for i in reversed(np.nonzero(self.rank[:k] == _DENSE)[0].tolist()):
+        for i in reversed(np.nonzero(self.rank[:k] == DENSE)[0].tolist()):
             piece = int(self.piece[i])
             tails = self.tails[piece][: self.pieces[piece].limit + 1]
             smallest = int(np.count_nonzero(tails > slack))
@@ -140,10 +141,10 @@ class Ladder:
         while waiting:
             _, i, before, after = heapq.heappop(waiting)
             piece = self.pieces[i]
-            cost = (piece.whole if after == _DENSE else after * piece.each) - before * piece.each
+            cost = (piece.whole if after == DENSE else after * piece.each) - before * piece.each
             if ranks[i] == before and cost <= room:
                 room -= cost
-                ranks[i] = None if after == _DENSE else after
+                ranks[i] = None if after == DENSE else after
                 self._offer(waiting, i, ranks[i])
         if k == 0 and not any(r is None or r > 0 for r in ranks):
             ranks[int(self.piece[0]) if len(self) else 0] = 1
@@ -159,7 +160,7 @@ class Ladder:
             heapq.heappush(waiting, (-gain / piece.each, i, rank, rank + 1))
         if piece.dense:
             cost = piece.whole - rank * piece.each
-            heapq.heappush(waiting, (-float(tails[rank]) / cost, i, rank, _DENSE))
+            heapq.heappush(waiting, (-float(tails[rank]) / cost, i, rank, DENSE))
 
 
 def _hull(piece: Piece, tails: Energies) -> tuple[Energies, Energies, Energies, Energies]:
@@ -177,7 +178,7 @@ def _hull(piece: Piece, tails: Energies) -> tuple[Energies, Energies, Energies, 
         leap = int(np.argmax(tails[: last + 1] / jump >= following))
         gain = np.append(gain[:leap], tails[leap])
         cost = np.append(cost[:leap], jump[leap])
-        rank = np.append(rank[:leap], _DENSE)
+        rank = np.append(rank[:leap], DENSE)
     # Rounding must not turn two steps of a block around.
     density = np.minimum.accumulate(gain / cost)
     return density, cost, gain, rank

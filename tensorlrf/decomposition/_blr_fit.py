@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
 
 from tensorlrf.decomposition._blr_budget import Ladder, Piece, Ranks
 from tensorlrf.decomposition._blr_gram import Content, Descent, Outputs, even
 from tensorlrf.decomposition._blr_matrix import Weight
 from tensorlrf.decomposition._blr_spectra import Energies, Place
+from tensorlrf.decomposition._evbmf import evbmf_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.errors import RankError
-from tensorlrf.factors import BlockLowRank
+from tensorlrf.factors import BlockLowRank, Factors
+
+F = TypeVar("F", bound=Factors)
 
 NOISE = 16
 """What is left below this many roundings of the whole is not worth a parameter of a share."""
@@ -85,7 +91,7 @@ def within_error(tiling: Tiling, error: float) -> Fit[BlockLowRank]:
     if first.error <= error:
         return first
     reason = f"ranks shared out within {error} after rounding"
-    return _fewest_steps(
+    return fewest_steps(
         ladder, ladder.first_within(target), error, lambda ranks: plain(tiling, ranks, reason)
     )
 
@@ -148,12 +154,12 @@ class InMetric:
             run = self.outputs.descend(start, ranks, self.n_iter_max, self.tol, enough)
             return self._finish(run, ranks)
 
-        return _fewest_steps(ladder, -1, error, solve)
+        return fewest_steps(ladder, -1, error, solve)
 
 
-def _fewest_steps(
-    ladder: Ladder, below: int, error: float, solve: Callable[[Ranks], Fit[BlockLowRank]]
-) -> Fit[BlockLowRank]:
+def fewest_steps(
+    ladder: Ladder, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
+) -> Fit[F]:
     """By bisection, a number of steps above `below` that keeps `error` and one less does not."""
     above = len(ladder)
     best = solve(ladder.state(above))
@@ -176,6 +182,17 @@ def uniform(pieces: Sequence[Piece], rank: int) -> Ranks:
         r = min(rank, piece.rows, piece.columns)
         ranks.append(None if piece.dense and r * piece.each >= piece.whole else r)
     return ranks
+
+
+def estimated(pieces: Sequence[Piece]) -> Ranks:
+    """For every block the analytic estimate of `evbmf_rank`, 0 for one that is noise alone.
+
+    None is to be dense: the estimate is below L M / (L + M), where it would cost as much.
+    """
+    return [
+        evbmf_rank(torch.from_numpy(piece.energies).sqrt(), shape=(piece.rows, piece.columns))
+        for piece in pieces
+    ]
 
 
 def check_block_rank(rank: int, rows: int, columns: int) -> int:

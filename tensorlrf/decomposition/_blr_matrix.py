@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -102,7 +102,19 @@ def check_pair(
     return first, second
 
 
-def warn_out_of_reach(error: float, reached: float, weight: Weight) -> str:
+class Rounded(Protocol):
+    """A weight, or several."""
+
+    @property
+    def floor(self) -> float:
+        """The smallest relative error that can be told from rounding."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the factors."""
+
+
+def warn_out_of_reach(error: float, reached: float, weight: Rounded) -> str:
     """Warn that `error` cannot be kept, and return the reason."""
     if error >= weight.floor:
         warnings.warn(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._batched import short_grams
 from tensorlrf.decomposition._gram import descending_eigh, thin_svd
 from tensorlrf.decomposition._spectrum import balanced
 
@@ -26,8 +27,9 @@ class Place(NamedTuple):
     columns: int
 
     def of(self, matrix: Tensor) -> Tensor:
-        """The block of a matrix (m, n), a view."""
-        return matrix[self.row : self.row + self.rows, self.column : self.column + self.columns]
+        """The block of a matrix (m, n), or of each of (b, m, n), a view."""
+        rows = slice(self.row, self.row + self.rows)
+        return matrix[..., rows, self.column : self.column + self.columns]
 
 
 def grid(shape: tuple[int, int], block: tuple[int, int]) -> list[Place]:
@@ -52,15 +54,13 @@ class StackedSVD:
             self.left, values, self.right = _svd(stack)
             self.energies = values**2
         else:
-            wide = stack.to(torch.float64)
+            self.energies, vectors = stacked_eigh(short_grams(stack))
             if stack.shape[1] <= stack.shape[2]:
-                self.energies, vectors = stacked_eigh(wide @ wide.mT)
                 self.left = vectors.to(stack.dtype)
                 self.right = self.left.mT @ stack
                 values = torch.linalg.vector_norm(self.right, dim=2)
                 self.right = self.right / torch.where(values > 0, values, 1)[:, :, None]
             else:
-                self.energies, vectors = stacked_eigh(wide.mT @ wide)
                 self.right = vectors.mT.to(stack.dtype)
                 self.left = stack @ self.right.mT
                 values = torch.linalg.vector_norm(self.left, dim=1)
@@ -71,24 +71,36 @@ class StackedSVD:
         """left (rows, r) and right (r, columns) of matrix b; roots of singular values on either."""
         return balanced(self.left[b, :, :r], self.values[b, :r], self.right[b, :r])
 
+    def split_some(self, some: slice, r: int) -> tuple[Tensor, Tensor]:
+        """The same for some of the matrices, stacked."""
+        each = self.left[some, :, :r], self.values[some, :r], self.right[some, :r]
+        left, right = torch.vmap(balanced)(*each)
+        return left, right
+
 
 class BlockSpectra:
-    """The blocks of a matrix at given places, each taken apart by an SVD."""
+    """The blocks of a matrix (m, n) at given places, each taken apart by an SVD; or those of each
+    of many matrices (b, m, n), whose energies and contents are then stacked.
+
+    energies   of every block: (k,), or (b, k)
+    """
 
     def __init__(self, matrix: Tensor, places: Sequence[Place]) -> None:
         self.matrix = matrix
         self.places = tuple(places)
+        many = tuple(matrix.shape[:-2])
         where: dict[int, tuple[StackedSVD, int]] = {}
         energies: dict[int, Energies] = {}
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, place in enumerate(places):
             sizes.setdefault((place.rows, place.columns), []).append(i)
         for members in sizes.values():
-            stacked = StackedSVD(torch.stack([places[i].of(matrix) for i in members]))
-            of_stack = stacked.energies.cpu().numpy()
-            for b, i in enumerate(members):
-                where[i] = stacked, b
-                energies[i] = of_stack[b]
+            stack = torch.stack([places[i].of(matrix) for i in members])
+            stacked = StackedSVD(stack.flatten(0, -3))
+            of_stack = stacked.energies.reshape(len(members), *many, -1).cpu().numpy()
+            for j, i in enumerate(members):
+                where[i] = stacked, j
+                energies[i] = of_stack[j]
         self._where = where
         self.energies = [energies[i] for i in range(len(places))]
 
@@ -96,8 +108,11 @@ class BlockSpectra:
         """Block i: as it is for rank None, else left (rows, rank) and right (rank, columns)."""
         if rank is None:
             return self.places[i].of(self.matrix)
-        stacked, b = self._where[i]
-        return stacked.split(b, rank)
+        stacked, j = self._where[i]
+        if self.matrix.ndim == 2:
+            return stacked.split(j, rank)
+        b = len(self.matrix)
+        return stacked.split_some(slice(j * b, (j + 1) * b), rank)
 
 
 def _svd(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:

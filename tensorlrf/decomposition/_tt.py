@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
+from tensorlrf.decomposition._batched import check_batch_dims
+from tensorlrf.decomposition._batched_tt import check_batched_metric, fit_tt_batched
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, input_metric
@@ -19,8 +21,10 @@ from tensorlrf.decomposition._tt_sweep import fit_train
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors
+from tensorlrf.factors._batch import Batch
 
 
+@overload
 def tt(
     tensor: Any,
     rank: Rank | None = None,
@@ -31,7 +35,33 @@ def tt(
     mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
-) -> TTFactors:
+    batch_dims: Literal[0] = 0,
+) -> TTFactors: ...
+@overload
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> TTFactors | Batch: ...
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> TTFactors | Batch:
     """A tensor train by TT-SVD (Oseledets 2011, algorithm 1).
 
     For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_0 = r_N = 1. The sweep
@@ -55,6 +85,10 @@ def tt(
     mean     (n,) mean input; the second moments are then taken about it
     n_iter_max, tol   with `gram`: most sweeps, 5 by default, and the share of the error that a
              sweep must gain for another one, 1e-3 by default
+    batch_dims   this many leading dimensions of `tensor` count equal tensors that are decomposed at
+             once, with the same ranks for all; `modes` are those of one of them. For `error` every
+             step takes the smallest rank with which each of them stays within its part. The result
+             is a Batch of TTFactors; without `gram` and rank="auto"
 
     The squared error is the sum of the energies that the steps leave out, which is at most N - 1
     times that of the best train of these ranks (Oseledets 2011, theorem 2.2, corollary 2.4).
@@ -63,9 +97,10 @@ def tt(
     ArgumentError and ShapeError for what cannot be decomposed.
     """
     options = (gram, mean, n_iter_max, tol)
-    return _solve(tensor, rank, error, modes, options, measure=False).factors
+    return _solve(tensor, rank, error, modes, options, batch_dims, measure=False).factors
 
 
+@overload
 def fit_tt(
     tensor: Any,
     rank: Rank | None = None,
@@ -76,12 +111,40 @@ def fit_tt(
     mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
-) -> Fit[TTFactors]:
+    batch_dims: Literal[0] = 0,
+) -> Fit[TTFactors]: ...
+@overload
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> Fit[TTFactors] | Fit[Batch]: ...
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> Fit[TTFactors] | Fit[Batch]:
     """`tt` with its relative error.
 
     Arguments and errors as for `tt`. `converged` is False only where `error` was not reached.
+    With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
     """
-    return _solve(tensor, rank, error, modes, (gram, mean, n_iter_max, tol), measure=True)
+    options = (gram, mean, n_iter_max, tol)
+    return _solve(tensor, rank, error, modes, options, batch_dims, measure=True)
 
 
 def _solve(
@@ -90,12 +153,17 @@ def _solve(
     error: float | None,
     modes: Sequence[int] | None,
     options: tuple[Any, Any, int | None, float | None],
+    batch_dims: int,
     measure: bool,
-) -> Fit[TTFactors]:
+) -> Fit[TTFactors] | Fit[Batch]:
     tensor = as_tensor(tensor).detach()
     check_rank_or_error(rank, error)
     gram, mean, n_iter_max, tol = options
     check_iteration(n_iter_max, tol)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_metric(rank, gram=gram, mean=mean, n_iter_max=n_iter_max, tol=tol)
+        return _solve_batched(tensor, rank, error, modes, batch_dims, measure)
     order = _order(modes, tensor.ndim)
     whole = tensor.permute(order)
     ranks = None if rank is None else ranks_of(rank, whole, tensor.numel())
@@ -116,6 +184,22 @@ def _solve(
         return fit_kernel_in_metric(tensor, plain, metric, sweeps, least)
 
     return fit(ranks) if ranks is not None else smallest_in_metric(fit, whole.shape, error or 0.0)
+
+
+def _solve_batched(
+    tensor: Tensor,
+    rank: Rank | None,
+    error: float | None,
+    modes: Sequence[int] | None,
+    batch_dims: int,
+    measure: bool,
+) -> Fit[Batch]:
+    batch, shape = tuple(tensor.shape[:batch_dims]), tuple(tensor.shape[batch_dims:])
+    order = _order(modes, len(shape))
+    sizes = [shape[k] for k in order]
+    ranks = None if rank is None else train_ranks(rank, sizes, math.prod(shape))
+    stack = tensor.reshape(-1, *shape)
+    return fit_tt_batched(stack, ranks, error, order, batch, measure)
 
 
 def ranks_of(rank: Rank, whole: Tensor, dense: int) -> tuple[int, ...]:

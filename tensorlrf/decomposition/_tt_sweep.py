@@ -17,6 +17,10 @@ from tensorlrf.factors import Factors
 
 F = TypeVar("F", bound=Factors)
 
+Truncated = Callable[[Tensor, int, int | None], tuple[Tensor, Tensor]]
+"""(matrix, side, rank or None where a budget decides) -> leading singular vectors of that side,
+and the matrix in their coordinates."""
+
 
 class Budget:
     """A squared error shared over the steps of a sweep.
@@ -51,36 +55,58 @@ class Budget:
 
 
 def train_svd(
-    whole: Tensor, ranks: Sequence[int] | None, budget: Budget | None
+    whole: Tensor,
+    ranks: Sequence[int] | None,
+    budget: Budget | None,
+    *,
+    from_the_left: bool = False,
 ) -> tuple[list[Tensor], int]:
     """Cores (r, n_k, r') of a train near `whole`, of the given inner ranks or within `budget`, and
-    which of them carries the norm.
+    which of them carries the norm; see `swept`."""
+
+    def truncated(matrix: Tensor, side: int, r: int | None) -> tuple[Tensor, Tensor]:
+        return _truncated(matrix, side, r, budget)
+
+    return swept(whole, tuple(whole.shape), ranks, truncated, from_the_left)
+
+
+def swept(
+    whole: Tensor,
+    sizes: Sequence[int],
+    ranks: Sequence[int] | None,
+    truncated: Truncated,
+    from_the_left: bool = False,
+) -> tuple[list[Tensor], int]:
+    """Cores (*batch, r, n_k, r') of trains near `whole` (*batch, n_0, ..., n_{N-1}), and which of
+    them carries the norm.
 
     Cores are taken off either end, from the first mode on unless the other end is far cheaper
-    (Oseledets 2011, algorithm 1, from both ends). Those on the left are orthonormal as (r n, r'),
-    those on the right as (r, n r').
+    (Oseledets 2011, algorithm 1, from both ends), or as published, `from_the_left`. Those on the
+    left are orthonormal as (r n, r'), those on the right as (r, n r').
     """
-    sizes = tuple(whole.shape)
+    batch = whole.shape[: whole.ndim - len(sizes)]
     left: list[Tensor] = []
     right: list[Tensor] = []
-    i, j = 0, len(sizes) - 1  # modes that `rest` (a, n_i, ..., n_j, b) still has
+    i, j = 0, len(sizes) - 1  # modes that `rest` (*batch, a, n_i, ..., n_j, b) still has
     a = b = 1
     rest = whole
     while i < j:
         rows, columns = a * sizes[i], sizes[j] * b
+        size = a * math.prod(sizes[i : j + 1]) * b
         ahead, back = (None, None) if ranks is None else (ranks[i], ranks[j - 1])
         last = i + 1 == j
-        if rows > columns if last else _from_the_right(rows, columns, rest.numel(), ahead, back):
-            matrix = rest.reshape(-1, columns)
-            basis, rest = _truncated(matrix, 1, back, budget)
-            right.append(basis.T.reshape(-1, sizes[j], b))
-            j, b = j - 1, basis.shape[1]
+        turn = rows > columns if last else _from_the_right(rows, columns, size, ahead, back)
+        if turn and not from_the_left:
+            matrix = rest.reshape(*batch, -1, columns)
+            basis, rest = truncated(matrix, 1, back)
+            right.append(basis.mT.reshape(*batch, -1, sizes[j], b))
+            j, b = j - 1, int(basis.shape[-1])
         else:
-            matrix = rest.reshape(rows, -1)
-            basis, rest = _truncated(matrix, 0, ahead, budget)
-            left.append(basis.reshape(a, sizes[i], -1))
-            i, a = i + 1, basis.shape[1]
-    return [*left, rest.reshape(a, sizes[i], b), *reversed(right)], i
+            matrix = rest.reshape(*batch, rows, -1)
+            basis, rest = truncated(matrix, 0, ahead)
+            left.append(basis.reshape(*batch, a, sizes[i], -1))
+            i, a = i + 1, int(basis.shape[-1])
+    return [*left, rest.reshape(*batch, a, sizes[i], b), *reversed(right)], i
 
 
 def _from_the_right(rows: int, columns: int, n: int, ahead: int | None, back: int | None) -> bool:

@@ -103,7 +103,8 @@ def tt_layer(
             raise ArgumentError(
                 f"{name}={value!r} is for linear layers; the train of a convolution has its modes"
             )
-    return tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
+    train: TTFactors = tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
+    return train
 
 
 def tr_layer(

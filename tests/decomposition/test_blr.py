@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._blr import blr, fit_blr
+from tensorlrf.decomposition._evbmf import evbmf_rank
 from tensorlrf.decomposition._svd import fit_svd
 from tensorlrf.errors import (
     ArgumentError,
@@ -184,7 +186,7 @@ def test_an_error_is_kept_after_the_cast(
 
 def test_planted_blocks_are_found_exactly() -> None:
     """Ranks 0 to 3 and one dense block; nothing is spent beyond them."""
-    ranks = [[0, 1, 3], [2, None, 1]]
+    ranks: list[list[int | None]] = [[0, 1, 3], [2, None, 1]]
     weight = torch.zeros(40, 60, dtype=torch.float64)
     for i, row in enumerate(ranks):
         for j, rank in enumerate(row):
@@ -199,6 +201,61 @@ def test_planted_blocks_are_found_exactly() -> None:
     low = fit_blr(weight.float(), error=1e-6, block=20)
     assert low.error <= 1e-6
     assert [b.rank for b in low.factors.blocks] == [0, 1, 3, 2, None, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_auto_is_the_estimate_for_each_block(dtype: torch.dtype) -> None:
+    """Ranks 0 to 3 in noise."""
+    planted = [[0, 1, 3], [2, 0, 1]]
+    weight = 0.1 * seeded(80, 120)
+    for i, row in enumerate(planted):
+        for j, rank in enumerate(row):
+            if rank:
+                block = weight[40 * i : 40 * i + 40, 40 * j : 40 * j + 40]
+                block += seeded(40, rank, seed=i) @ seeded(rank, 40, seed=j + 5)
+    weight = weight.to(dtype)
+    for scale in (1.0, 2.0**-100, 2.0**100):
+        fit = fit_blr(weight * scale, "auto", block=40)
+        assert [b.rank for b in fit.factors.blocks] == [0, 1, 3, 2, 0, 1]
+        assert (fit.converged, fit.reason) == (True, "ranks as estimated by evbmf")
+    blocks = [weight[i : i + 40, j : j + 40] for i in (0, 40) for j in (0, 40, 80)]
+    assert [evbmf_rank(block) for block in blocks] == [0, 1, 3, 2, 0, 1]
+    lost = sum(
+        float(energies[r:].sum())
+        for energies, r in zip(block_energies(weight, 40, 40), [0, 1, 3, 2, 0, 1], strict=True)
+    )
+    best = math.sqrt(lost) / float(weight.double().norm())
+    assert fit_blr(weight, "auto", block=40).error == pytest.approx(best, rel=1e-3)
+
+
+def test_auto_of_uneven_blocks_of_noise_and_of_exact_ones() -> None:
+    noise = blr(seeded(30, 50), "auto", block=(16, 20))
+    assert [b.rank for b in noise.blocks] == [0] * 6
+    assert noise.n_params == 0
+    assert torch.equal(noise.to_dense(), torch.zeros(30, 50, dtype=torch.float64))
+    weight = seeded(30, 12) @ seeded(12, 50, seed=1)
+    for dense in (True, False):
+        found = blr(weight, "auto", block=(30, 25), dense_blocks=dense)
+        assert [b.rank for b in found.blocks] == [12, 12]
+        assert found.rel_error(weight) <= 1e-13
+    assert [b.rank for b in blr(torch.zeros(6, 5), "auto", block=3).blocks] == [0] * 4
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    rank=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_auto_never_costs_as_much_as_the_entries(
+    rows: int, columns: int, rank: int, seed: int
+) -> None:
+    """As few stand out of the noise as L M / (L + M) or less, which is the break-even rank."""
+    weight = seeded(rows, rank, seed=seed) @ seeded(rank, columns, seed=seed + 10)
+    (block,) = blr(weight, "auto", block=(rows, columns)).blocks
+    assert block.rank is not None
+    assert block.n_params < rows * columns
 
 
 def test_the_search_is_never_worse_than_one_svd() -> None:
@@ -267,12 +324,16 @@ def test_refusals() -> None:
         blr(weight, 3)
     with pytest.raises(RankError, match="rank=5 is above"):
         blr(weight, 5, block=4)
-    for rank in (0, -1, 1.5, "auto", True):
+    with pytest.raises(ArgumentError, match="rank='auto' for every block needs block="):
+        blr(weight, "auto")
+    ranks: list[Any] = [0, -1, 1.5, "some", True]
+    for rank in ranks:
         with pytest.raises(RankError, match="rank="):
             blr(weight, rank, block=4)
-    for block in (0, 13, (4, 11), (4, 4, 4), "8", (2.0, 2), True):
+    blocks: list[Any] = [0, 13, (4, 11), (4, 4, 4), "8", (2.0, 2), True]
+    for block in blocks:
         with pytest.raises(ShapeError, match="block="):
-            blr(weight, 0.5, block=block)  # type: ignore[arg-type]
+            blr(weight, 0.5, block=block)
     with pytest.raises(UnsupportedError, match="svd, kron or tucker"):
         blr(seeded(4, 4, 3, 3), 0.5)
     with pytest.raises(ShapeError, match="at least 2 modes"):
@@ -281,8 +342,9 @@ def test_refusals() -> None:
         blr(torch.ones(4, 4, dtype=torch.int64), 0.5)
     with pytest.raises(ArgumentError, match="NaN"):
         blr(weight * math.nan, 0.5)
+    word: Any = "yes"
     with pytest.raises(ArgumentError, match="dense_blocks="):
-        blr(weight, 0.5, dense_blocks="yes")  # type: ignore[arg-type]
+        blr(weight, 0.5, dense_blocks=word)
     with pytest.raises(ArgumentError, match="n_iter_max"):
         blr(weight, 0.5, n_iter_max=-1)
     with pytest.raises(ArgumentError, match="tol"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -35,7 +36,7 @@ def output_error(weight: Tensor, factors: Factors, gram: Tensor) -> float:
     wide = weight.double()
     off = wide - factors.to(torch.float64).to_dense()
     squared = float((off @ gram * off).sum() / (wide @ gram * wide).sum())
-    return max(0.0, squared) ** 0.5
+    return math.sqrt(max(0.0, squared))
 
 
 @pytest.mark.parametrize("kind", ["full", "few", "dead"])
@@ -181,3 +182,14 @@ def test_refusals() -> None:
         blr(seeded(6, 8), 0.5, gram=torch.eye(6))
     with pytest.raises(ArgumentError, match="not symmetric"):
         blr(seeded(6, 8), 0.5, gram=seeded(8, 8))
+
+
+@pytest.mark.parametrize("kind", ["full", "dead"])
+def test_estimated_ranks_are_those_of_the_weight(kind: str) -> None:
+    weight, gram = 0.3 * seeded(24, 30, seed=3), moments(30, kind)
+    weight[:12, :15] += seeded(12, 2, seed=1) @ seeded(2, 15, seed=2)
+    weight[12:, 15:] += seeded(12, 1, seed=1) @ seeded(1, 15, seed=2)
+    usual = blr(weight, "auto", block=(12, 15))
+    fit = fit_blr(weight, "auto", block=(12, 15), gram=gram)
+    assert [b.rank for b in fit.factors.blocks] == [b.rank for b in usual.blocks] == [2, 0, 0, 1]
+    assert fit.error <= output_error(weight, usual, gram) * (1 + 1e-9)

@@ -35,7 +35,7 @@ from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.compression.calibration._reads import watch_readers
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
-from tensorlrf.compression.calibration._suspend import Suspendable, thread_settings
+from tensorlrf.compression.calibration._suspend import Suspendable, thread_settings, trim
 from tensorlrf.errors import ArgumentError
 
 Arrived = Callable[[str, Tensor], None]
@@ -169,6 +169,8 @@ def _suspended(
                     return
                 add(seen, name, own, batch, x, x0)
                 del x0
+                if ahead is not None:
+                    ahead.go_on()
                 calls[name] += 1
                 if calls[name] >= trace.calls.get(name, 1):
                     this.suspend(name)
@@ -185,6 +187,7 @@ def _suspended(
         waiting = [one.advance() for one in passes]
         while reached := {name for name in waiting if name is not None}:
             name = min(reached, key=position.__getitem__)
+            trim(now=True)  # a fit has much to allocate
             yield name, seen.pop(name)
             done.add(name)
             for k, one in enumerate(passes):
@@ -325,6 +328,8 @@ class _Ahead:
 
     def __init__(self, original: nn.Module, names: list[str], batch: Batch) -> None:
         self._input: Tensor | None = None
+        self._went_on = False
+        self._reached: str | None = None
 
         def run(this: Suspendable) -> None:
             def arrived(name: str, x: Tensor) -> None:
@@ -339,7 +344,8 @@ class _Ahead:
 
     def input_of(self, name: str) -> Tensor:
         """The input of the next call, which must be one of the layer `name`."""
-        reached = self._pass.advance()
+        reached = self._reached if self._went_on else self._pass.advance()
+        self._went_on = False
         x, self._input = self._input, None
         if reached != name or x is None:
             raise ArgumentError(
@@ -348,6 +354,11 @@ class _Ahead:
                 f"{reached or 'no further layer'}; use target='prefix'"
             )
         return x
+
+    def go_on(self) -> None:
+        """To the next call already, for which `input_of` will ask. Wide inputs, such as those of
+        the second layer of a feed-forward block, are then not held by both models at once."""
+        self._reached, self._went_on = self._pass.advance(), True
 
     def close(self) -> None:
         self._pass.close()
