@@ -47,16 +47,9 @@ def run_convnd(
     if path == "dense":
         weight = dense_weight(factors)
         return CONVOLUTION[axes](x, weight, bias, stride, padding, dilation, groups)
-    geometry = (stride, padding, dilation)
-    if _format_of(factors) is KroneckerSum:
-        return _kron(factors, groups, x, bias, geometry)
-    if _format_of(factors) is TTFactors:
-        return _tt(factors, groups, x, bias, geometry)
-    if _format_of(factors) is CPFactors:
-        return _cp(factors, groups, x, bias, geometry)
-    if _format_of(factors) is LowRank:
-        return _low_rank(factors, groups, x, bias, geometry)
-    return _tucker(factors, groups, x, bias, geometry)
+    run = _RUNS.get(_format_of(factors), _tucker)
+    y = run(factors, groups, x, bias, (stride, padding, dilation))
+    return _lying_as(y, x)
 
 
 Geometry = tuple[Axes, Axes, Axes]
@@ -170,8 +163,6 @@ def _kron(
     else:
         assert isinstance(factors, KroneckerSum)
         y = kron_convolution(factors.a, factors.b, x, geometry)
-    if is_channels_last(x):
-        y = y.movedim(1, -1).contiguous().movedim(-1, 1)
     # Under autocast y is of a lower dtype than the bias.
     return y if bias is None else y + bias.to(y.dtype).reshape(-1, *(1,) * (x.ndim - 2))
 
@@ -224,6 +215,22 @@ def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None, channels_last: 
     each: Any = matrices.expand(batch, -1, -1)
     y = torch.bmm(each, columns) if bias is None else torch.baddbmm(bias[:, None], each, columns)
     return y.view(batch, m, *size)
+
+
+_RUNS: dict[type[Factors], Callable[..., Tensor]] = {
+    CPFactors: _cp,
+    KroneckerSum: _kron,
+    LowRank: _low_rank,
+    TTFactors: _tt,
+}
+
+
+def _lying_as(y: Tensor, x: Tensor) -> Tensor:
+    """y in the memory format of x. The library keeps that of its input in most calls, but not with
+    groups on one thread, nor where a kernel happens to lie the other way."""
+    if is_channels_last(x):
+        return y.movedim(1, -1).contiguous().movedim(-1, 1)
+    return y.contiguous()
 
 
 def is_channels_last(x: Tensor) -> bool:
