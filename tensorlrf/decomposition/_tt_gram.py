@@ -16,11 +16,15 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._spectrum import ratio
+from tensorlrf.decomposition._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition._tt_proximal import proximal_step
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import share_norm
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors._base import Factors
+
+MOST_UNKNOWNS = 2048
+"""Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
 
 F = TypeVar("F", TTFactors, TTMatrix)
 
@@ -54,7 +58,7 @@ def fit_in_metric(
     reason = f"{n_iter_max} sweeps"
     converged = False
     for _ in range(n_iter_max):
-        tried = als_sweep(metric, best)
+        tried = _sweep(metric, best)
         error = metric.rel_error(tried)
         if error <= errors[-1] * (1 + ROUNDING):
             best = tried
@@ -69,6 +73,18 @@ def fit_in_metric(
         reason += ", none better than TT-SVD"
     reason = f"rank {factors.rank}, {reason}, outputs, from gram"
     return Fit(factors, (*errors, final), converged, reason)
+
+
+def _sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
+    unknowns = max(c.shape[0] * c.shape[2] * c.shape[3] for c in train.cores)
+    if unknowns <= MOST_UNKNOWNS:
+        return als_sweep(metric, train)
+
+    def dense(cores: list[Tensor]) -> Tensor:
+        return TTMatrix(tuple(cores), train.dense_shape).to_dense()
+
+    cores = swept_by_gradients(metric.gram, metric.moments, list(train.cores), dense)
+    return TTMatrix(tuple(cores), train.dense_shape)
 
 
 def smallest_in_metric(

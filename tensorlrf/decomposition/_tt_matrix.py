@@ -55,7 +55,7 @@ def tt_matrix(
                 which never rises; no inverse of G is taken, it may be singular. `error` is the
                 relative error of the outputs then, and the smallest uniform rank that keeps it
                 is searched for, with a fit for each rank that is tried. The system of core k has
-                r_k n_k r_{k+1} unknowns, solved densely
+                r_k n_k r_{k+1} unknowns; large ones are solved by conjugate gradients
     mean        (n,) mean input; the second moments are then taken about it, for a layer whose
                 bias is corrected
     n_iter_max  most sweeps with `gram`, 10 by default

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tensorlrf.decomposition import _tt_gram
 from tensorlrf.decomposition._tt import fit_tt, tt
-from tensorlrf.decomposition._tt_kernel_gram import conjugate_gradients
+from tensorlrf.decomposition._tt_gradients import conjugate_gradients
 from tensorlrf.decomposition._tt_matrix import tt_matrix
 from tensorlrf.errors import ArgumentError, ShapeError
 
@@ -113,3 +114,18 @@ def test_analytic_ranks_of_a_tt_matrix() -> None:
     noisy = clean + 0.05 * clean.std() * normal(*clean.shape, seed=9)
     found = tt_matrix(noisy, "auto", row_sizes=(12, 15), column_sizes=(10, 16))
     assert found.rank == (1, 2, 1)
+
+
+@pytest.mark.parametrize("singular", [False, True])
+def test_a_tt_matrix_by_gradients_comes_near_the_one_by_solves(
+    singular: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, gram = normal(24, 30), moments(30, 12 if singular else 30)
+    sizes = {"row_sizes": (4, 3, 2), "column_sizes": (5, 3, 2)}
+    plain = output_error(matrix, tt_matrix(matrix, 4, **sizes).to_dense(), gram)
+    solved = output_error(matrix, tt_matrix(matrix, 4, gram=gram, **sizes).to_dense(), gram)
+    monkeypatch.setattr(_tt_gram, "MOST_UNKNOWNS", 0)
+    descended = output_error(matrix, tt_matrix(matrix, 4, gram=gram, **sizes).to_dense(), gram)
+    assert descended < plain
+    # Both end in local minima; neither is far from the other.
+    assert descended < solved + 0.1 * plain

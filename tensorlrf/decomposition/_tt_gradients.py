@@ -1,0 +1,101 @@
+"""Sweeps over the cores of a train by conjugate gradients, in the metric of the inputs.
+
+The error tr((W - A) G (W - A)^T) of a train A is quadratic in each core. Its minimum is sought from
+the core as it is, so that no step raises it; the other cores are orthonormal as seen from there,
+which makes the system as well conditioned as G is. No normal matrix is formed: what is needed at a
+time is the size of W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STEPS = 8
+"""Of conjugate gradients for a core, in each half sweep."""
+
+
+def swept_by_gradients(
+    gram: Tensor, moments: Tensor, cores: list[Tensor], dense: Callable[[list[Tensor]], Tensor]
+) -> list[Tensor]:
+    """Every core once on the way to the last, and once on the way back.
+
+    gram G (n, n) and moments W G (m, n), float64; dense: cores to the matrix A (m, n)
+    """
+    cores = list(cores)
+    last = len(cores) - 1
+    for k in range(last, 0, -1):
+        _orthonormal_from_right(cores, k)
+    for k in range(last):
+        _solve(gram, moments, cores, dense, k)
+        _orthonormal_from_left(cores, k)
+    for k in range(last, 0, -1):
+        _solve(gram, moments, cores, dense, k)
+        _orthonormal_from_right(cores, k)
+    _solve(gram, moments, cores, dense, 0)
+    return cores
+
+
+def _solve(
+    gram: Tensor,
+    moments: Tensor,
+    cores: list[Tensor],
+    dense: Callable[[list[Tensor]], Tensor],
+    k: int,
+) -> None:
+    def matrix(core: Tensor) -> Tensor:
+        return dense([*cores[:k], core, *cores[k + 1 :]])
+
+    linearised: Any = torch.func.vjp(matrix, cores[k])
+    whole, pull = linearised
+
+    def normal(core: Tensor) -> Tensor:
+        (pulled,) = pull(matrix(core) @ gram)
+        return torch.as_tensor(pulled)
+
+    (right,) = pull(moments - whole @ gram)
+    cores[k] = cores[k] + conjugate_gradients(normal, right, STEPS)
+
+
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> Tensor:
+    """x after some steps towards apply(x) = right from zero, for a symmetric positive semidefinite
+    `apply`; each step lowers (x, apply x) - 2 (x, right)."""
+    x = torch.zeros_like(right)
+    residual, direction = right, right
+    square = first = float((residual * residual).sum())
+    for _ in range(steps):
+        if square <= 1e-24 * first or square == 0.0:
+            break
+        image = apply(direction)
+        curvature = float((direction * image).sum())
+        if curvature <= 0:  # a direction that the inputs do not see
+            break
+        step = square / curvature
+        x = x + step * direction
+        residual = residual - step * image
+        before, square = square, float((residual * residual).sum())
+        direction = residual + square / before * direction
+    return x
+
+
+def _orthonormal_from_left(cores: list[Tensor], k: int) -> None:
+    """Core k orthonormal over all but its last mode; what it was is in the next one."""
+    core = cores[k]
+    basis, rest = torch.linalg.qr(core.flatten(0, -2))
+    if basis.shape[1] < core.shape[-1]:  # keep the rank that was asked for
+        return
+    cores[k] = basis.reshape(core.shape)
+    cores[k + 1] = torch.tensordot(rest, cores[k + 1], 1)
+
+
+def _orthonormal_from_right(cores: list[Tensor], k: int) -> None:
+    """Core k orthonormal over all but its first mode; what it was is in the one before."""
+    core = cores[k]
+    basis, rest = torch.linalg.qr(core.flatten(1).T)
+    if basis.shape[1] < core.shape[0]:
+        return
+    cores[k] = basis.T.reshape(core.shape)
+    cores[k - 1] = torch.tensordot(cores[k - 1], rest.T, 1)
