@@ -72,12 +72,12 @@ def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Op
     """Factors of the layer's weight by a method with a rank, a share or an error.
 
     Where calibration is thin and part of it is held out, the plain fit is tried too, and an affine
-    one is kept only where it lowers the held-out error.
+    one is kept only where it lowers the held-out error. `seen` is of no use afterwards.
     Raises ArgumentError, naming the layer, where its inputs had NaN or Inf.
     """
     fit = held = None
     if seen is not None:
-        fit, held = seen.fit(), seen.held()
+        fit, held = seen.taken()
         check_statistics(name, fit)
         if held is not None:
             check_statistics(name, held)

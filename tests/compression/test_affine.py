@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,7 +36,10 @@ def both(conv: nn.Module, method: Method, x: Tensor) -> list[Factored]:
     """The affine fit and the linear one, to the same inputs."""
     seen = Seen(Site.of(conv), lags=False, holds_out=False)
     seen.add(x, None, held=False)
-    return [factor("conv", Site.of(conv), method, seen, Options(affine=a)) for a in (True, False)]
+    return [
+        factor("conv", Site.of(conv), method, copy.deepcopy(seen), Options(affine=a))
+        for a in (True, False)
+    ]
 
 
 @given(

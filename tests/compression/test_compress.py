@@ -179,12 +179,13 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
     site = Site.of(conv)
     seen = Seen(site, lags=False, holds_out=False)
     seen.add(x, None, held=False)
+    inputs = seen.fit()
     config = SVD(rank=5) if method == "svd" else Tucker(rank=(6, 7))
     aware = factor("conv", site, config, seen, Options())
     plain = factor("conv", site, config, None, Options())
 
     def error(factors: Factors) -> float:
-        return output_error([site.weight], [factors.to_dense()], seen.fit())
+        return output_error([site.weight], [factors.to_dense()], inputs)
 
     # Rounding of the factors to float32, relative to the outputs.
     slack = 64 * torch.finfo(torch.float32).eps

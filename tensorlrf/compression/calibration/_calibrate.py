@@ -101,6 +101,13 @@ class Seen:
             return None
         return self._held.statistics()
 
+    def taken(self) -> tuple[tuple[Statistics, ...], tuple[Statistics, ...] | None]:
+        """(fit, held); what they were made of is given up, for it takes as much memory."""
+        fit = self._fit.statistics()
+        del self._fit
+        held, self._held = self.held(), None
+        return fit, held
+
 
 @dataclass(frozen=True)
 class Calibration:

@@ -135,6 +135,6 @@ def corrected(weight: Tensor, gram: Tensor, lag: Lag, ridge: float = RIDGE) -> T
     # The ridge bounds the condition number by n / ridge, so that Cholesky cannot fail.
     damped = gram.clone()
     damped.diagonal().add_(ridge * scale)
-    factor = torch.linalg.cholesky(damped)
+    factor = torch.linalg.cholesky(damped, out=damped)
     step = torch.cholesky_solve(lag.cross.T, factor).T  # (O, n)
     return weight + step.reshape(weight.shape).to(weight.dtype)

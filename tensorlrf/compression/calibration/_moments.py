@@ -74,7 +74,7 @@ class LinearMoments(Moments):
         self.count += rows.shape[0]
 
     def gram(self) -> Tensor:
-        return mirrored(self._products) / max(1, self.count)
+        return mirrored(self._products).div_(max(1, self.count))
 
     def mean(self) -> Tensor:
         return self._sum / max(1, self.count)
@@ -106,7 +106,7 @@ class PatchMoments(Moments):
             self.count += padded.shape[0] * height * width
 
     def gram(self) -> Tensor:
-        return mirrored(self._products) / max(1, self.count)
+        return mirrored(self._products).div_(max(1, self.count))
 
     def mean(self) -> Tensor:
         return self._sum / max(1, self.count)
@@ -208,4 +208,4 @@ def add_squares(total: Tensor, rows: Tensor) -> None:
 def mirrored(total: Tensor) -> Tensor:
     """The symmetric matrix of which `add_squares` has made one half; exactly symmetric."""
     upper = total.triu()
-    return upper + upper.triu(1).T
+    return upper.add_(upper.triu(1).T)
