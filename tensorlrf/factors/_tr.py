@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors, check_together
-from tensorlrf.factors._tt import chain_product, check_train
+from tensorlrf.factors._tt import Train, chain_product, check_train
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TRFactors(Factors):
+class TRFactors(Train, Factors):
     """X[i_0, ..., i_{N-1}] = trace(cores[0][:, i_0, :] ... cores[N-1][:, i_{N-1}, :]) (Zhao et al.
     2016, eq. 2), reshaped to `dense_shape`.
 
@@ -42,9 +42,6 @@ class TRFactors(Factors):
         object.__setattr__(self, "dense_shape", tuple(int(n) for n in shape))
         self.check()
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.cores)
-
     @property
     def shape(self) -> tuple[int, ...]:
         return self.dense_shape
@@ -53,14 +50,6 @@ class TRFactors(Factors):
     def sizes(self) -> tuple[int, ...]:
         """n_k of every core."""
         return tuple(int(c.shape[1]) for c in self.cores)
-
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """(r_0, r_1, ..., r_{N-1}, r_0)."""
-        return (*(int(c.shape[0]) for c in self.cores), int(self.cores[-1].shape[-1]))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"cores.{k}": c for k, c in enumerate(self.cores)}
 
     def meta(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "order": len(self.cores)}

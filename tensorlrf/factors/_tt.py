@@ -14,8 +14,26 @@ from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors, check_together
 
 
+class Train:
+    """What is told core by core: trains, TT-matrices and rings."""
+
+    cores: tuple[Tensor, ...]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.cores)
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """(r_0, r_1, ..., r_N): one at both ends of a train, the same at those of a ring."""
+        return (*(int(c.shape[0]) for c in self.cores), int(self.cores[-1].shape[-1]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, in the order in which they are written to a file."""
+        return {f"cores.{k}": c for k, c in enumerate(self.cores)}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class TTFactors(Factors):
+class TTFactors(Train, Factors):
     """X[i_0, ..., i_{N-1}] = cores[0][:, i_0, :] cores[1][:, i_1, :] ... (Oseledets 2011, eq. 1.2).
 
     cores  (r_k, n_k, r_{k+1}) with r_0 = r_N = 1
@@ -36,21 +54,10 @@ class TTFactors(Factors):
         object.__setattr__(self, "modes", tuple(int(k) for k in modes))
         self.check()
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.cores)
-
     @property
     def shape(self) -> tuple[int, ...]:
         sizes = dict(zip(self.modes, self.cores, strict=True))
         return tuple(int(sizes[k].shape[1]) for k in range(len(self.cores)))
-
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """(1, r_1, ..., r_{N-1}, 1)."""
-        return (*(int(c.shape[0]) for c in self.cores), int(self.cores[-1].shape[-1]))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"cores.{k}": c for k, c in enumerate(self.cores)}
 
     def meta(self) -> dict[str, Any]:
         return {"modes": list(self.modes)}
@@ -74,7 +81,7 @@ class TTFactors(Factors):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TTMatrix(Factors):
+class TTMatrix(Train, Factors):
     """W[i, j] = cores[0][:, i_0, j_0, :] cores[1][:, i_1, j_1, :] ... with the digits i_k of the
     row i and j_k of the column j, the first ones the leading ones (Novikov et al. 2015).
 
@@ -100,9 +107,6 @@ class TTMatrix(Factors):
         object.__setattr__(self, "dense_shape", tuple(int(n) for n in shape))
         self.check()
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.cores)
-
     @property
     def shape(self) -> tuple[int, ...]:
         return self.dense_shape
@@ -116,14 +120,6 @@ class TTMatrix(Factors):
     def column_sizes(self) -> tuple[int, ...]:
         """n_k of every core."""
         return tuple(int(c.shape[2]) for c in self.cores)
-
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """(1, r_1, ..., r_{d-1}, 1)."""
-        return (*(int(c.shape[0]) for c in self.cores), int(self.cores[-1].shape[-1]))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"cores.{k}": c for k, c in enumerate(self.cores)}
 
     def meta(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "order": len(self.cores)}

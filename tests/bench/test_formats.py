@@ -17,6 +17,7 @@ EXAMPLES = str(Path(__file__).parents[2] / "examples")
 if EXAMPLES not in sys.path:
     sys.path.insert(0, EXAMPLES)
 
+# The benchmarks import the examples by their file names, so the path comes first.
 from bench import format_layers, format_rows, formats  # noqa: E402
 from bench.format_layers import CONV, LINEAR, POINTWISE, Layer, Source  # noqa: E402
 from bench.format_rows import FormatRow, measure, output_error  # noqa: E402
