@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tensorlrf.compression._json import read_dataclass
 from tensorlrf.compression._survey import Found, kind_of, own_numbers
 from tensorlrf.errors import FileFormatError
 from tensorlrf.factors import Factors, Grouped
@@ -195,15 +195,10 @@ class Report:
                     f"text is a report of format version {version}, this is {FORMAT_VERSION}; "
                     "update tensorlrf"
                 )
-            values["layers"] = tuple(_layer(row) for row in values["layers"])
-            values["model"] = Totals(**values["model"])
-            for entry, kind in (("batch_norms", BatchNorms), ("latency", Latency)):
-                if values[entry] is not None:
-                    values[entry] = kind(**values[entry])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, FileFormatError):
-                raise
+            return read_dataclass(cls, values, "it")
+        except FileFormatError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"text is no report: {type(error).__name__}: {error}") from None
 
     def to_markdown(self) -> str:
@@ -230,14 +225,6 @@ class Report:
         from tensorlrf.compression._render import rich_view
 
         return rich_view(self)
-
-
-def _layer(values: Mapping[str, Any]) -> LayerReport:
-    known = {field.name for field in fields(LayerReport)}
-    row: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if set(row) != known:
-        raise ValueError(f"a layer has the entries {sorted(row)}")
-    return LayerReport(**row)
 
 
 def row(

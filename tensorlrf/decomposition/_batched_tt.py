@@ -11,13 +11,12 @@ from torch import Tensor
 from tensorlrf.decomposition._batched import (
     BLOCK,
     as_batch,
-    batched_eigh,
     batched_svd,
     check_batched_rank,
     per_place,
     relative_to_whole,
     scales_of,
-    short_grams,
+    short_spectra,
     squares,
 )
 from tensorlrf.decomposition._fit import Fit
@@ -188,7 +187,7 @@ def side_vectors(stack: Tensor, side: int) -> tuple[Tensor, Tensor]:
             turned = torch.linalg.qr(turned.mT, mode="r")[1].mT
         vectors, values, _ = batched_svd(turned)
         return vectors, values**2
-    energies, vectors = batched_eigh(short_grams(turned))
+    energies, vectors = short_spectra(turned, dtype=stack.dtype if n <= rest else torch.float64)
     if n > rest:
         # Columns of X V are orthogonal in exact arithmetic; QR makes them so where they are tiny.
         at_once = max(1, BLOCK // (n * rest))

@@ -11,13 +11,12 @@ from torch import Tensor
 from tensorlrf.decomposition._batched import (
     BLOCK,
     as_batch,
-    batched_eigh,
     batched_svd,
     check_batched_rank,
     per_place,
     relative_to_whole,
     scales_of,
-    short_grams,
+    short_spectra,
     squares,
 )
 from tensorlrf.decomposition._fit import Fit
@@ -108,7 +107,7 @@ def left_vectors(stack: Tensor, mode: int, r: int) -> Tensor:
             unfolded = torch.linalg.qr(unfolded.mT, mode="r")[1].mT
         vectors = batched_svd(unfolded.to(torch.float64))[0]
     else:
-        vectors = batched_eigh(short_grams(unfolded))[1]
+        vectors = short_spectra(unfolded, r, stack.dtype)[1]
     vectors = vectors[..., :r].to(stack.dtype)
     if vectors.shape[2] < r:
         # Householder's Q is orthogonal whatever it factors, so zeros become a complement.

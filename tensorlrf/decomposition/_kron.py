@@ -189,7 +189,7 @@ def fit_kron(
     `reason` tells the largest.
     """
     tensor = as_tensor(tensor).detach()
-    check_rank_or_error(rank, error)
+    check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_iteration(n_iter_max, tol)
     if method not in METHODS:

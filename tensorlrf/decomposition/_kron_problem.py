@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._batched import Matrices, as_batch, per_place, scales_of
+from tensorlrf.decomposition._batched import as_batch, fit_matrices, per_place, scales_of
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import working_dtype
@@ -121,7 +121,8 @@ class BatchedProblem:
             }
             return as_batch(KroneckerSum, parts, {"shape": shape}, self.batch)
 
-        return Matrices(rearranged(self.stack, pair, 1), self.method).fit(s, error or 0.0, whole_of)
+        matrices = rearranged(self.stack, pair, 1)
+        return fit_matrices(matrices, self.method, s, error or 0.0, whole_of)
 
 
 def best_of(

@@ -12,13 +12,22 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
+from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.errors import ArgumentError, RankError
 
 Rank = int | float | Literal["same", "auto"] | Sequence[int]
 
 
-def check_rank_or_error(rank: Rank | None, error: float | None) -> None:
-    """Exactly one of `rank` and `error` is given, and `error` lies in [0, 1)."""
+def check_rank_or_error(
+    rank: Rank | None, error: float | None, dtype: torch.dtype | None = None
+) -> None:
+    """Exactly one of `rank` and `error` is given, and `error` lies in [0, 1).
+
+    Nor is it below the rounding of the dtype in which a tensor of `dtype` is decomposed: there all
+    of the tensor would be kept, its rounding errors too. 0 says that this is what is meant.
+    """
     if (rank is None) == (error is None):
         given = "neither" if rank is None else f"rank={rank!r} and error={error!r}"
         raise ArgumentError(f"give rank or error, one of the two; got {given}")
@@ -27,6 +36,16 @@ def check_rank_or_error(rank: Rank | None, error: float | None) -> None:
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < 1:
         raise ArgumentError(
             f"error={error!r} must be a relative error in [0, 1), such as 0.05 for five per cent"
+        )
+    if dtype is None or error == 0:
+        return
+    work = working_dtype(dtype)
+    rounding = torch.finfo(work).eps
+    if error < rounding:
+        wider = "" if work == torch.float64 else ", pass a float64 tensor"
+        raise ArgumentError(
+            f"error={error!r} is below {rounding:.2g}, the rounding of {str(work)[6:]}; ask for "
+            f"{rounding:.2g} or more{wider}, or for error=0 to keep all that rounding leaves"
         )
 
 

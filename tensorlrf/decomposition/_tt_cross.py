@@ -109,6 +109,7 @@ def fit_tt_cross(
     converged = False
     for sweep in range(n_iter_max):
         factors = cross.sweep(sweep % 2 == 0, aim)
+        check_rank_or_error(rank, error, factors.dtype)  # known only from the function's values
         estimate, worst = values.estimate(factors, _drawn(sizes, n_samples, draws))
         errors.append(estimate)
         if best is None or estimate <= 0.9 * best[0]:

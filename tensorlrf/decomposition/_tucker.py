@@ -203,7 +203,7 @@ def fit_tucker(
     the core where they are well above the rounding of that, and from the residual below.
     """
     tensor = as_tensor(tensor)
-    check_rank_or_error(rank, error)
+    check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     if method not in METHODS:
         raise unknown("method", method, METHODS)

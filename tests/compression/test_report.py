@@ -43,6 +43,27 @@ def test_json_round_trip(method: str) -> None:
         Report.from_json(text.replace('"version": 2', '"version": 3'))
 
 
+def test_json_entries_of_another_type_are_named() -> None:
+    *_, report = small_report()
+    for entries, value, message in (
+        (("keep_params",), "half", "keep_params of it is 'half', not float or null"),
+        (("layers",), {}, "layers of it is {}, not list of mapping"),
+        (("layers", 0, "params_after"), None, "params_after of entry 0 of layers of it is None"),
+        (("layers", 3, "rank"), [2, "3"], "entry 1 of rank of entry 3 of layers of it is '3', not"),
+        (("layers", 3, "eligible"), 1, "eligible of entry 3 of layers of it is 1, not bool"),
+        (("model", "bytes_before"), True, "bytes_before of model of it is True, not int"),
+        (("latency",), [1, 2], r"latency of it is \[1, 2\], not mapping or null"),
+        (("batch_norms",), {"count": 1}, "batch_norms of it has the entries count; they must be"),
+    ):
+        values = json.loads(report.to_json())
+        inner = values
+        for entry in entries[:-1]:
+            inner = inner[entry]
+        inner[entries[-1]] = value
+        with pytest.raises(FileFormatError, match=message):
+            Report.from_json(json.dumps(values))
+
+
 def test_totals_are_those_of_the_models() -> None:
     model, small, report = small_report()
     assert report.model.params_before == sum(p.numel() for p in model.parameters())

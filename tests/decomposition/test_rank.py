@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tensorlrf.decomposition import (
+    blast,
+    blr,
+    cp,
+    hierarchical,
+    hodlr,
+    kron,
+    monarch,
+    svd,
+    tr,
+    tt,
+    tt_cross,
+    tt_matrix,
+    tt_round,
+    tucker,
+)
 from tensorlrf.decomposition._rank import (
     check_rank_or_error,
     cp_rank,
@@ -17,8 +34,6 @@ from tensorlrf.decomposition._rank import (
     tucker_params,
     tucker_ranks,
 )
-from tensorlrf.decomposition._svd import svd
-from tensorlrf.decomposition._tucker import tucker
 from tensorlrf.errors import ArgumentError, RankError
 
 shares = st.floats(0.01, 1.0)
@@ -136,3 +151,30 @@ def test_exactly_one_of_rank_and_error() -> None:
     for wrong in (1.0, -0.1, float("nan"), True, "small"):
         with pytest.raises(ArgumentError, match=f"error={wrong!r} must be a relative error"):
             check_rank_or_error(None, wrong)  # type: ignore[arg-type]
+
+
+def rounded(weight: torch.Tensor, error: float) -> object:
+    return tt_round(tt(weight.reshape(4, 4, 4, 4), error=0.0), error=error)
+
+
+def crossed(weight: torch.Tensor, error: float) -> object:
+    cube = weight.reshape(4, 4, 16)
+    return tt_cross(lambda i: cube[tuple(i.T)], cube.shape, error=error, random_state=0)
+
+
+@pytest.mark.parametrize(
+    "decompose",
+    [
+        *(svd, tucker, cp, tt, tt_matrix, tr, kron),
+        *(blr, hierarchical, hodlr, monarch, blast, rounded, crossed),
+    ],
+)
+def test_an_error_below_rounding_is_refused(decompose: Callable[..., object]) -> None:
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ArgumentError, match=r"error=1e-08 is below 1.2e-07, .* float32.*float64"):
+        decompose(weight, error=1e-8)
+    with pytest.raises(ArgumentError, match=r"error=1e-17 is below 2.2e-16, .* float64"):
+        decompose(weight.double(), error=1e-17)
+    with pytest.raises(ArgumentError, match=r"error=1e-08 is below 1.2e-07, .* float32"):
+        decompose(weight.bfloat16(), error=1e-8)
+    decompose(weight.double(), error=1e-8)  # above it

@@ -1,0 +1,64 @@
+"""Dataclasses read back from JSON, each entry checked against its annotation."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def read_dataclass(kind: type[T], values: Any, where: str) -> T:
+    """A `kind` from what `json.loads` made of `dataclasses.asdict` of one.
+
+    Knows int, float, str, bool, None, unions of them, tuples of one type, and dataclasses.
+    `where` names the place in messages. Raises ValueError for what has other entries or types.
+    """
+    assert is_dataclass(kind)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {_short(values)}, not a mapping")
+    known = [field.name for field in fields(kind)]
+    if set(values) != set(known):
+        raise ValueError(
+            f"{where} has the entries {', '.join(sorted(values))}; they must be {', '.join(known)}"
+        )
+    hints = get_type_hints(kind)
+    return kind(**{k: _read(hints[k], values[k], f"{k} of {where}") for k in known})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        wrong: list[str] = []
+        for one in get_args(hint):
+            try:
+                return _read(one, value, where)
+            except ValueError as error:
+                wrong.append(str(error))
+        inner = [text for text in wrong if not text.startswith(f"{where} is ")]
+        raise ValueError(inner[0] if inner else f"{where} is {_short(value)}, not {_words(hint)}")
+    if get_origin(hint) is tuple and isinstance(value, list):
+        of = get_args(hint)[0]
+        return tuple(_read(of, v, f"entry {k} of {where}") for k, v in enumerate(value))
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return read_dataclass(hint, value, where)
+    # A whole float may have been written without its point; True is not meant by 1.
+    if type(value) is hint or (hint is float and type(value) is int):
+        return value
+    raise ValueError(f"{where} is {_short(value)}, not {_words(hint)}")
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_words(one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"list of {_words(get_args(hint)[0])}"
+    if hint is types.NoneType:
+        return "null"
+    return "mapping" if is_dataclass(hint) else str(hint.__name__)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
