@@ -1,0 +1,43 @@
+"""Many terms of a Kronecker sum in the metric of the inputs: by conjugate gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tensorlrf.decomposition import fit_kron
+from tensorlrf.decomposition._kron_gradients import marginals
+from tensorlrf.decomposition._kron_gram import KroneckerMetric
+from tests.decomposition.test_kron import seeded
+from tests.decomposition.test_kron_gram import inputs_of, moments
+
+
+def test_marginals_of_a_product_are_its_factors() -> None:
+    one, other = moments(inputs_of(5, 40)), moments(inputs_of(3, 40, seed=1))
+    whole = torch.kron(one, other)
+    first, second = marginals(whole, 5)
+    trace = whole.diagonal().sum()
+    torch.testing.assert_close(torch.kron(first, second) / trace, whole)
+
+
+@pytest.mark.parametrize("pair", [((6, 32), (16, 3)), ((32, 3), (3, 32)), ((16, 12), (6, 8))])
+def test_many_terms_end_no_higher_than_by_normal_matrices(
+    pair: tuple[tuple[int, int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = seeded(96, 96, dtype=torch.float32), moments(inputs_of(96, 400))
+    s = min(pair[0][0] * pair[0][1], pair[1][0] * pair[1][1]) // 2
+    metric = KroneckerMetric(weight[:, :, None], gram, pair)
+    by_default = metric.many_terms(s, pair[0][1], pair[1][0])
+    found: dict[bool, float] = {}
+    for many in (False, True):
+        monkeypatch.setattr(KroneckerMetric, "many_terms", lambda *_, many=many: many)
+        found[many] = fit_kron(weight, s, shapes=pair, gram=gram, n_iter_max=10, tol=0.0).error
+    assert by_default
+    assert found[True] <= 1.05 * found[False]
+
+
+def test_one_term_goes_by_its_normal_matrix() -> None:
+    weight, gram = seeded(96, 96), moments(inputs_of(96, 400))
+    metric = KroneckerMetric(weight[:, :, None], gram, ((16, 12), (6, 8)))
+    assert not metric.many_terms(1, 12, 6)
+    assert not metric.many_terms(1, 8, 16)
