@@ -57,7 +57,8 @@ class KroneckerMetric:
         moments = self.weight @ self.gram
         self.norm = float((moments * self.weight).sum())
         trace = float(self.gram.diagonal().sum()) or 1.0
-        self.marginals = tuple(t / math.sqrt(trace) for t in marginals(self.gram, self.n1))
+        one, other = marginals(self.gram, self.n1)
+        self.of_a, self.of_b = one / math.sqrt(trace), other / math.sqrt(trace)
         self.target = rearranged(moments.reshape(weight.shape), pair)  # (m1 n1, m2 c)
         by_sides = self.gram.view(self.n1, self.c, self.n1, self.c)
         self.couplings = by_sides.permute(1, 3, 0, 2).reshape(self.c**2, self.n1**2)
@@ -72,7 +73,7 @@ class KroneckerMetric:
             def image_a(x: Tensor) -> Tensor:
                 return (self.seen(x, b) @ b.reshape(s, -1).T).T.reshape(a.shape)
 
-            a = improved_by_gradients(a, b, *self.marginals, image_a, wanted)
+            a = improved_by_gradients(a, b, self.of_a, self.of_b, image_a, wanted)
         else:
             a = improved(a, wanted.transpose(0, 1), b, self.couplings)
         wanted = (a.reshape(s, -1) @ self.target).reshape(s, self.m2, self.c)
@@ -81,7 +82,7 @@ class KroneckerMetric:
             def image_b(x: Tensor) -> Tensor:
                 return (a.reshape(s, -1) @ self.seen(a, x)).reshape(b.shape)
 
-            b = improved_by_gradients(b, a, *reversed(self.marginals), image_b, wanted)
+            b = improved_by_gradients(b, a, self.of_b, self.of_a, image_b, wanted)
         else:
             b = improved(b, wanted.transpose(0, 1), a, self.couplings.T)
         return a, b
