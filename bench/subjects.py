@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import Batch
+from common import FORMATS, Batch
 from torch import nn
 
 Judge = Callable[[nn.Module], dict[str, Any]]
@@ -77,11 +77,14 @@ def _minilm() -> Subject:
         skip=minilm.SKIP,
         judge=judge,
         note="all-MiniLM-L6-v2, the 36 linears of its encoder. Calibrated on the 300 documents of "
-        "lee_background.cor (the first 96 tokens of each, 28,644 in all, batches of 16), tested on "
+        "lee_background.cor (the first 96 tokens of each, 28,644 in all, batches of 32), tested on "
         "the 50 of lee.cor: mean cosine to the dense embedding, and Pearson correlation of cosine "
         "similarities with human judgement; intervals by bootstrap over documents. Latency of "
         "16 x 128 tokens.",
-        rows=tuple((variant, keep) for keep in (0.8, 0.6, 0.4) for variant in variants),
+        rows=(
+            *((variant, keep) for keep in (0.8, 0.6, 0.4) for variant in variants),
+            *((format, 0.4) for format in ("kron", "tt", "blr", "hierarchical", "monarch")),
+        ),
     )
 
 
@@ -216,7 +219,10 @@ def _own_cnn() -> Subject:
         note="A CNN of five 3 x 3 convolutions, trained on 4,000 drawn digits by own_cnn.py: share "
         "of 1,000 digits read right, in fonts that it was not trained on. Calibrated on 512 "
         "of the training pictures. Latency of 64 pictures.",
-        rows=tuple((variant, 0.25) for variant in ("plain", "independent", "prefix", "original")),
+        rows=tuple(
+            (variant, 0.25)
+            for variant in ("plain", "independent", "prefix", "original", *FORMATS[:4])
+        ),
     )
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf.ops import time_calls
 
+FORMATS = ("tucker", "cp", "kron", "tt", "tr", "blr", "hierarchical", "monarch", "blast")
+
 VARIANTS = (
     "plain",  # truncated SVD of the weights, no inputs
     "asvd",  # columns scaled by their inputs (Yuan et al. 2023), all layers at once
@@ -24,6 +26,7 @@ VARIANTS = (
     "prefix+affine",  # the same with a correction of the bias
     "original",  # in order, fitted to the given model's outputs
     "original+affine",
+    *FORMATS,  # as "original", in another format than low rank
 )
 
 OUTPUT = Path("demo-output")
@@ -55,6 +58,8 @@ def options(variant: str) -> dict[str, Any]:
         return {"method": "svd"}
     if variant == "asvd":
         return {"method": tensorlrf.SVD(metric="diagonal"), "target": "independent"}
+    if variant in FORMATS:
+        return {"method": variant, "target": "original"}
     target, _, affine = variant.partition("+")
     return {"method": "svd", "target": target} | ({"affine": True} if affine else {})
 

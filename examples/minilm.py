@@ -24,6 +24,7 @@ SKIP = ["embeddings*", "pooler*"]
 MAX_TOKENS = 256  # what the encoder was trained for
 CALIBRATION_TOKENS = 96  # the heads of documents will do, at half of the time and memory
 BATCH = 16
+CALIBRATION_BATCH = 32
 
 
 def _folder() -> Path:
@@ -81,7 +82,7 @@ def embed(model: nn.Module, tokenizer, texts: Sequence[str]) -> Tensor:
 
 def calibration_batches(tokenizer) -> list[dict[str, Tensor]]:
     """All 300 background documents, cut at 96 tokens."""
-    return batches(tokenizer, background(), tokens=CALIBRATION_TOKENS)
+    return batches(tokenizer, background(), CALIBRATION_BATCH, CALIBRATION_TOKENS)
 
 
 def example(tokenizer, n: int = BATCH, tokens: int = 128) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ multiplied with the whole half and nothing is inverted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,18 +59,31 @@ class RingMetric:
         rows = chain_product(first)  # (z, m, y)
         flat = rows.permute(1, 2, 0).reshape(-1, y * z)  # (m, y z)
         target = self.moments.T @ flat  # (n, y z)
-        square = flat.T @ flat  # (y z, y z)
+        seen = self._seen_through(flat)
         for k in range(len(second)):
-            second[k] = self._gradient_steps(second, k, target, square)
+            second[k] = self._gradient_steps(second, k, target, seen)
         cores = balanced([*first, *second])
         return cores, self.rel_error(cores)
 
+    def _seen_through(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """K (n, r) to G K R^T R for R (m, r), in the order that takes less."""
+        m, r = rows.shape
+        n = len(self.gram)
+        if m * (2 * r + n) < r * (n + r):
+            return lambda columns: (self.gram @ (columns @ rows.T)) @ rows
+        square = rows.T @ rows
+        return lambda columns: self.gram @ columns @ square
+
     def _gradient_steps(
-        self, cores: Sequence[Tensor], k: int, target: Tensor, square: Tensor
+        self,
+        cores: Sequence[Tensor],
+        k: int,
+        target: Tensor,
+        seen: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Core k after conjugate gradients on tr(P K^T G K) - 2 tr(B^T K), from where it is.
 
-        K (n, y z) is the half of the columns, linear in the core; P `square`, B `target`.
+        K (n, y z) is the half of the columns, linear in the core; `seen` K to G K P, B `target`.
         """
         r, m, s = cores[k].shape
         y, z = cores[0].shape[0], cores[-1].shape[2]
@@ -89,13 +102,13 @@ class RingMetric:
             return (left.T @ inner).reshape(r, m, s)
 
         core = cores[k]
-        residual = adjoint(target - self.gram @ whole(core) @ square)
+        residual = adjoint(target - seen(whole(core)))
         direction = residual
         size = start = float(residual.square().sum())
         for _ in range(min(STEPS, core.numel())):
             if size <= 1e-20 * start or size == 0.0:
                 break
-            image = adjoint(self.gram @ whole(direction) @ square)
+            image = adjoint(seen(whole(direction)))
             curvature = float((direction * image).sum())
             if not curvature > 0:
                 break

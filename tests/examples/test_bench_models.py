@@ -38,7 +38,7 @@ def test_a_row_is_model_variant_and_share() -> None:
         with pytest.raises(ValueError, match="MODEL:VARIANT:SHARE"):
             one_model.parse(wrong)
     with pytest.raises(ValueError, match="variant must be dense or one of"):
-        one_model.parse("minilm:tucker:.6")
+        one_model.parse("minilm:prefixed:.6")
 
 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:
