@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from tensorlrf.nn import FactoredLinear
-from tensorlrf.ops import PathTable
+from tensorlrf.ops import PathTable, linear_paths
 from tests.nn.samples import (
     assert_within_rounding,
     factored,
@@ -19,6 +19,7 @@ from tests.nn.samples import (
     of_kind,
     random_factors,
 )
+from tests.ops.samples import STRUCTURED_FORMATS, normal, structured
 
 FORMATS = ("lowrank", "cp", "tucker")
 
@@ -86,6 +87,32 @@ def test_inductor_compiles_every_path_into_one_graph(format: str) -> None:
         model.double_outputs()
         model.check(compiled(*inputs), inputs, scale=2.0)
         model.check(model(*inputs), inputs, scale=2.0)
+
+
+# As above.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_inductor_compiles_every_structured_format_into_one_graph() -> None:
+    some = [structured(format, (2, 3, 2, 4), 2) for format in STRUCTURED_FORMATS]
+    layers = [FactoredLinear(factors) for factors in some for _ in linear_paths(factors)]
+    for layer, path in zip(layers, (p for f in some for p in linear_paths(f)), strict=True):
+        layer.path_table = PathTable(((None, path),))
+    model = Beside(layers).eval()
+    inputs = [normal(5, layer.in_features, seed=30) for layer in layers]
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True)
+        for y, x, layer in zip(compiled(inputs), inputs, layers, strict=True):
+            torch.testing.assert_close(y, x @ layer.weight.T, rtol=1e-12, atol=1e-12)
+
+
+class Beside(nn.Module):
+    """Each of the layers on its own input."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
 
 
 @pytest.mark.parametrize("format", FORMATS)
