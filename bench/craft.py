@@ -73,6 +73,7 @@ class Setting:
 CURVE = [
     *(Setting("svd", keep) for keep in (0.25, 0.2, 0.15)),
     *(Setting("tucker", keep) for keep in (0.25, 0.2, 0.15)),
+    *(Setting("cp", keep) for keep in (0.25, 0.2, 0.15)),
     Setting("svd", 0.25, target="prefix"),
     Setting("tucker", 0.25, target="prefix"),
 ]
