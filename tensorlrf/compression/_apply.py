@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression._methods import Method
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
@@ -224,6 +225,11 @@ def copy_of(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def chosen_rank(method: Method) -> bool:
+    """Whether the user has named a rank, which then counts whatever it saves."""
+    return isinstance(method.rank, (int, tuple))
+
+
 class _Work:
     """A model, the copy of `given` to be compressed, on its way through a plan."""
 
@@ -269,9 +275,10 @@ class _Work:
                     error.add_note(f"while factoring {name}")
                     raise
                 advance(name)
-                if row.method.error is not None and done.factors.n_params >= site.weight.numel():
-                    reason = f"no smaller form is within error={row.method.error:g}"
-                    self.rows[name] = replace(row, method=None, reason=reason)
+                if done.factors.n_params >= site.weight.numel() and not chosen_rank(row.method):
+                    within = row.method.error
+                    of = f"within error={within:g}" if within is not None else "of its share"
+                    self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")
                     return
                 self.done[name] = done
                 if seen is not None and self.fitting.target != "independent":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +11,22 @@ from torch import Tensor
 
 from tensorlrf.compression._methods import METHODS, Method
 from tensorlrf.compression._ranks import Ladder, LayerRank, matrix_ladder
+from tensorlrf.decomposition._blast import default_blocks
+from tensorlrf.decomposition._blr_spectra import Place
+from tensorlrf.decomposition._hierarchical import _rule as rule_of
+from tensorlrf.decomposition._hierarchical_tree import least_params
+from tensorlrf.decomposition._kron_shapes import proper_pairs, sides
+from tensorlrf.decomposition._mode_sizes import matrix_sizes
+from tensorlrf.decomposition._monarch import near_root
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._svd import METHODS as SVD_METHODS
 from tensorlrf.decomposition._tr import INITS
-from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.decomposition._tr_start import ring_ranks
+from tensorlrf.decomposition._tt_ranks import train_params, train_ranks
+from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._methods import find_method
+from tensorlrf.nn._methods import find_method, row_digits
+from tensorlrf.ops import train_order
 
 RULES = ("weak", "strong", "all")
 
@@ -37,10 +47,12 @@ class Structured(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         own: Any = self
-        _check_count("n_iter_max", own.n_iter_max, 1)
+        # None stands for a default of the decomposition, where it has one for layers with inputs.
+        defaults = {f.name: f.default for f in fields(self)}
+        _check_count("n_iter_max", own.n_iter_max, 1, none=defaults["n_iter_max"] is None)
         tol = own.tol
         number = isinstance(tol, (int, float)) and not isinstance(tol, bool)
-        if tol is not None and not (number and 0 <= tol < 1):
+        if not (number and 0 <= tol < 1) and (tol is not None or defaults["tol"] is not None):
             raise ArgumentError(f"tol={tol!r} must lie in [0, 1), such as 1e-3")
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
@@ -56,9 +68,14 @@ class Structured(Method):
     def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
         return None
 
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        """Of the smallest form that a weight of this shape can have."""
+        raise NotImplementedError
+
     def _ladder(self, shape: tuple[int, ...]) -> Ladder:
-        """A rung is a number of parameters, as of a low-rank matrix."""
-        return matrix_ladder(shape[0], math.prod(shape[1:]))
+        """A rung is a number of parameters, as of a low-rank matrix, from the least on."""
+        whole, least = matrix_ladder(shape[0], math.prod(shape[1:])), self.least_params(shape)
+        return Ladder(whole.dense, tuple(rung for rung in whole.rungs if rung.params >= least))
 
     def decompose(self, weight: Tensor, gram: Tensor | None, random_state: State) -> Factors:
         """Factors of a weight, in the metric of its inputs where they are known."""
@@ -100,6 +117,20 @@ class Kron(Structured):
             raise unknown("method", self.method, SVD_METHODS)
         check_sketch(self.n_power_iter, self.n_oversample)
 
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        m, n = shape[:2]
+        if self.shapes is None and not proper_pairs(m, n):
+            return f"{m} x {n} channels have no divisors to share out to two factors"
+        if self.shapes is not None:
+            (m1, n1), (m2, n2) = self.shapes
+            if (m1 * m2, n1 * n2) != (m, n):
+                return f"shapes={self.shapes} make a weight {m1 * m2} x {n1 * n2}, not {m} x {n}"
+        return super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        pairs = proper_pairs(*shape[:2]) if self.shapes is None else [self.shapes]
+        return min(sum(sides(pair, math.prod(shape[2:]))) for pair in pairs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TT(Structured):
@@ -132,7 +163,28 @@ class TT(Structured):
         digits = self.row_sizes or self.column_sizes or self.order
         if len(shape) > 2 and digits:
             return "row_sizes=, column_sizes= and order= are for linear layers"
+        if len(shape) == 2:
+            try:
+                self._digits(shape)
+            except TensorlrfError as error:
+                return str(error)
         return super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        if len(shape) > 2:
+            return sum(shape)
+        rows, columns = self._digits(shape)
+        return sum(a * b for a, b in zip(rows, columns, strict=True))
+
+    def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        if len(shape) > 2:
+            sizes = [shape[k] for k in train_order(len(shape))]
+        else:
+            sizes = [a * b for a, b in zip(*self._digits(shape), strict=True)]
+        return train_params(sizes, train_ranks(rank, sizes, math.prod(shape)))
+
+    def _digits(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return matrix_sizes(shape[0], shape[1], self.row_sizes, self.column_sizes, self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +216,21 @@ class TR(Structured):
         if self.init not in INITS:
             raise unknown("init", self.init, INITS)
 
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        if self.sizes is not None and len(shape) == 2:
+            products = tuple(math.prod(digits) for digits in self.sizes)
+            if products != shape:
+                return f"sizes={self.sizes} make a weight {products}, not {shape}"
+        return super().why_not(shape, groups)
+
+    def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        sizes = [n for digits in self.sizes or map(row_digits, shape) for n in digits]
+        ranks = ring_ranks(rank, sizes, math.prod(shape))
+        return sum(n * r * s for n, r, s in zip(sizes, ranks, (*ranks[1:], ranks[0]), strict=True))
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        return sum(sum(digits) for digits in self.sizes or map(row_digits, shape))
+
 
 @dataclass(frozen=True, kw_only=True)
 class BLR(Structured):
@@ -185,6 +252,10 @@ class BLR(Structured):
         if not isinstance(self.dense_blocks, bool):
             raise ArgumentError(f"dense_blocks={self.dense_blocks!r} must be True or False")
 
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        # One block of rank one, of the grid or of the whole.
+        return 1 if self.block is not None else sum(shape)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchical(Structured):
@@ -204,6 +275,12 @@ class Hierarchical(Structured):
         if self.admissible not in RULES:
             raise unknown("admissible", self.admissible, RULES)
 
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        whole = Place(0, 0, shape[0], shape[1])
+        fixed = least_params(whole, self.leaf, rule_of(self.admissible), 0, 0, 0)
+        # And one block of rank one beside them, if there are any.
+        return fixed + 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Monarch(Structured):
@@ -218,6 +295,13 @@ class Monarch(Structured):
     def __post_init__(self) -> None:
         super().__post_init__()
         _set_pair(self, "blocks")
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        return _too_many(self.blocks, shape) or super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        Q, K = _both(self.blocks) or (near_root(shape[0]), near_root(shape[1]))
+        return Q * K * (-(-shape[0] // Q) - (-shape[1] // K))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +318,14 @@ class Blast(Structured):
     def __post_init__(self) -> None:
         super().__post_init__()
         _set_pair(self, "blocks")
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        return _too_many(self.blocks, shape) or super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        m, n = shape
+        p, q = _both(self.blocks) or default_blocks(m, n)
+        return p * -(-m // p) + q * -(-n // q) + p * q
 
 
 STRUCTURED: tuple[type[Structured], ...] = (Kron, TT, TR, BLR, Hierarchical, Monarch, Blast)
@@ -265,6 +357,18 @@ def _set_pair(method: Structured, name: str) -> None:
     if value is not None and not alone and not _is_pair(value):
         raise ArgumentError(f"{name}={value!r} must be a positive int, two of them, or None")
     object.__setattr__(method, name, value)
+
+
+def _both(value: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _too_many(blocks: int | tuple[int, int] | None, shape: tuple[int, ...]) -> str:
+    """Why a matrix of this shape cannot have so many blocks; empty where it can."""
+    both = _both(blocks)
+    if both is not None and len(shape) == 2 and (both[0] > shape[0] or both[1] > shape[1]):
+        return f"blocks={blocks} are more than its {shape[0]} rows or {shape[1]} columns"
+    return ""
 
 
 def _check_count(name: str, value: Any, least: int, *, none: bool = True) -> None:

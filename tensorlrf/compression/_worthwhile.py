@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._latency import faster, generators_kept
 from tensorlrf.compression._methods import CP, Method, Tucker
+from tensorlrf.compression._structured import Structured
 from tensorlrf.compression.calibration._batches import call
 from tensorlrf.compression.calibration._calibrate import replica
 from tensorlrf.compression.calibration._site import Site, site_at
@@ -30,7 +31,8 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
     if example is None:
         raise ArgumentError("objective='latency' needs example=, a batch to time the layers on")
     for name, method in methods.items():
-        if method.error is not None or isinstance(method.rank, float):
+        decided = isinstance(method.rank, float) and not isinstance(method, Structured)
+        if method.error is not None or decided:
             raise ArgumentError(
                 f"objective='latency' times layers at their rank, but that of {name} is decided by "
                 "the fit; give keep_params= with one method, or ranks"
@@ -78,7 +80,10 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
 
 
 def _any_factors(site: Site, method: Method) -> Factors:
-    """Factors of the planned rank, of small random values."""
+    """Factors of the planned rank, of small random values; of a structured format, whose sizes
+    depend on the weight, those of the weight itself."""
+    if isinstance(method, Structured):
+        return method.decompose(site.weight.detach(), None, 0)
     O, *rest = site.shape[0] // site.groups, *site.shape[1:]
     rank: Any = method.rank
     draws = torch.Generator().manual_seed(0)

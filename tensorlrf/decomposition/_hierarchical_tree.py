@@ -150,13 +150,9 @@ class Forest:
                 piece = Piece(place.rows, place.columns, seen, rest)
         if not divisible or (self.final and low_rank) or (spectrum is not None and energy == 0):
             return Node(place, piece, spectrum)
-        up, left = -(-place.rows // 2), -(-place.columns // 2)
-        rows = ((place.row, up), (place.row + up, place.rows - up))
-        columns = ((place.column, left), (place.column + left, place.columns - left))
         children = tuple(
-            self._grow(Place(row, column, height, width), level + 1, 2 * i + a, 2 * j + b)
-            for a, (row, height) in enumerate(rows)
-            for b, (column, width) in enumerate(columns)
+            self._grow(quarter, level + 1, 2 * i + a, 2 * j + b)
+            for a, b, quarter in quarters(place)
         )
         return Node(place, piece, spectrum, children)
 
@@ -183,6 +179,28 @@ class Forest:
         if block.dtype == torch.float64:
             return FullSVD(block), 0.0
         return ShortSideEigh(block), 0.0
+
+
+def least_params(place: Place, leaf: int, admissible: Admissible, level: int, i: int, j: int) -> int:
+    """Parameters of the blocks at `place` that can only be dense, whatever the matrix."""
+    if admissible(place, level, i, j):
+        return 0
+    if min(place.rows, place.columns) <= leaf:
+        return place.rows * place.columns
+    return sum(
+        least_params(quarter, leaf, admissible, level + 1, 2 * i + a, 2 * j + b)
+        for a, b, quarter in quarters(place)
+    )
+
+
+def quarters(place: Place) -> Iterator[tuple[int, int, Place]]:
+    """The row and the column, 0 or 1, of each quarter of a block, and the quarter."""
+    up, left = -(-place.rows // 2), -(-place.columns // 2)
+    rows = ((place.row, up), (place.row + up, place.rows - up))
+    columns = ((place.column, left), (place.column + left, place.columns - left))
+    for a, (row, height) in enumerate(rows):
+        for b, (column, width) in enumerate(columns):
+            yield a, b, Place(row, column, height, width)
 
 
 def adaptive_range(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,23 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor:
     """`value` (a torch tensor or a numpy array) as a checked floating-point tensor.
 
-    Numpy arrays are shared, not copied. Raises ArgumentError for other types, integer, boolean
-    and complex dtypes, NaN, Inf and empty tensors, and ShapeError below `min_order` modes.
+    Numpy arrays are shared, not copied, unless torch cannot have their memory. Raises ArgumentError
+    for other types, integer, boolean and complex dtypes, NaN, Inf and empty tensors, and ShapeError
+    below `min_order` modes.
     """
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        shared = (
+            value.flags.writeable and value.dtype.isnative and min(value.strides, default=1) >= 0
+        )
+        value = torch.from_numpy(
+            value if shared else np.array(value, dtype=value.dtype.newbyteorder("="))
+        )
     if not isinstance(value, Tensor):
         raise ArgumentError(
             f"{name} is a {type(value).__name__}; pass a torch.Tensor or a numpy array"
@@ -27,6 +36,11 @@ def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor
         remedy = "take its real and imaginary parts apart" if value.is_complex() else "cast it"
         raise ArgumentError(
             f"{name} has dtype {value.dtype}; a decomposition needs floating point, {remedy} first"
+        )
+    if value.dtype not in FLOATS:
+        raise ArgumentError(
+            f"{name} has dtype {value.dtype}, which torch does not compute with; cast it to "
+            "float16 or wider first"
         )
     if value.ndim < min_order:
         raise ShapeError(
@@ -42,6 +56,12 @@ def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor
             f"{name} contains {kind}; clean it first (torch.nan_to_num) or find where it came from"
         )
     return value
+
+
+def check_sequence(value: Any, name: str, such_as: str) -> None:
+    """Raise ArgumentError unless `value` is a list, a tuple or the like."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ArgumentError(f"{name}={value!r} must be a sequence, such as {such_as}")
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -102,12 +122,26 @@ def input_metric(gram: Any, mean: Any, n: int, like: Tensor) -> Tensor:
             f"mean is on {mu.device} but the weight is on {like.device}; move it with .to()"
         )
     mu = mu.detach().to(torch.float64)
-    centred = matrix - torch.outer(mu, mu)
-    if float(centred.diagonal().min()) < -1e-6 * float(matrix.diagonal().abs().max()):
+    variances = matrix.diagonal() - mu.square()
+    if float(variances.min()) < -1e-6 * float(matrix.diagonal().abs().max()):
         raise ArgumentError(
             "mean contradicts gram: a variance G_ii - mean_i^2 is negative; give both over the "
             "same inputs"
         )
+    eps = max(
+        float((torch.finfo if isinstance(given, Tensor) else np.finfo)(given.dtype).eps)
+        for given in (gram, mean)
+    )
+    return about_mean(matrix, mu, eps)
+
+
+def about_mean(gram: Tensor, mean: Tensor, eps: float) -> Tensor:
+    """G - mean mean^T, (n, n), where inputs that do not vary have no variance: what is left of it
+    when values of relative rounding `eps` cancel has either sign."""
+    centred = gram - torch.outer(mean, mean)
+    constant = centred.diagonal() <= 16 * eps * gram.diagonal()
+    centred[constant] = 0.0
+    centred[:, constant] = 0.0
     return centred
 
 

@@ -56,7 +56,8 @@ class KroneckerMetric:
         self.gram = gram / largest if largest > 0 else gram
         moments = self.weight @ self.gram
         self.norm = float((moments * self.weight).sum())
-        trace = float(self.gram.diagonal().sum()) or 1.0
+        trace = float(self.gram.diagonal().sum())
+        trace = trace if trace > 0 else 1.0
         one, other = marginals(self.gram, self.n1)
         self.of_a, self.of_b = one / math.sqrt(trace), other / math.sqrt(trace)
         self.target = rearranged(moments.reshape(weight.shape), pair)  # (m1 n1, m2 c)
@@ -92,6 +93,8 @@ class KroneckerMetric:
         which sums over `rows` of the other side."""
         m, n = self.weight.shape
         v = n // w
+        if s * v * v > PRODUCTS:
+            return True
         normal = s**2 * v**2 * (rows + w**2) + s * w * min(s * w, UNKNOWNS) ** 2 / 3
         # Products of many small matrices run at a quarter of the speed of few large ones.
         return 4 * normal > image_cost(s, m, n)
@@ -105,7 +108,7 @@ class KroneckerMetric:
         """sqrt(tr(D G D^T) / tr(W G W^T)), of the terms as they are."""
         a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
         s = a.shape[0]
-        if s * s < self.weight.shape[0]:
+        if s * s < self.weight.shape[0] and (s * max(self.c, self.n1)) ** 2 <= PRODUCTS:
             cross = (a.reshape(s, -1) @ self.target * b.reshape(s, -1)).sum()
             left, right = products(a, a).reshape(s * s, -1), products(b, b).reshape(s * s, -1)
             squared = self.norm - 2 * cross + (right @ self.couplings * left).sum()
@@ -130,7 +133,7 @@ def improved(x: Tensor, wanted: Tensor, other: Tensor, couplings: Tensor) -> Ten
     s, _, w = x.shape
     v = other.shape[2]
     x = x.clone()
-    step = max(1, min(UNKNOWNS // w, PRODUCTS // (s * v * v)))
+    step = max(1, min(UNKNOWNS // w, PRODUCTS // (s * v * v)))  # see many_terms for s v v
     for some in torch.split(torch.arange(s, device=x.device), step):
         k = len(some)
         pairs = products(other[some], other).reshape(k * s, v * v)
@@ -199,9 +202,9 @@ def fewest(
     """The fewest terms, of 1 to `limit`, that `solve` brings within `error`: by doubling, then by
     bisection, so that one term fewer was tried and is not within.
     """
+    floor = torch.finfo(working_dtype(dtype)).eps
     # What is left of an exact sum of this many terms: below it any number of terms is as good.
-    floor = 64 * torch.finfo(working_dtype(dtype)).eps
-    within = max(error, floor)
+    within = max(error, 64 * floor if error == 0 else floor)
     below, s = 0, 1
     best = solve(1)
     while best.error > within and s < limit:

@@ -56,7 +56,7 @@ def check_shapes(shapes: Any, m: int, n: int) -> Pair:
     try:
         (m1, n1), (m2, n2) = shapes
         given = [int(i) for i in (m1, n1, m2, n2) if i == int(i) and i > 0]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         given = []
     if len(given) == 4 and given[0] * given[2] == m and given[1] * given[3] == n:
         return (given[0], given[1]), (given[2], given[3])

@@ -14,7 +14,7 @@ from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, w
 from tensorlrf.decomposition._blr_spectra import StackedSVD
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._monarch_gram import Panels, descend
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import MonarchFactors
 
@@ -99,7 +99,7 @@ def fit_monarch(
     if share is None:
         return problem.cut(check_block_rank(_one_int(rank), problem.S, problem.P))
     Q, K = counts
-    r = math.floor(share * m * n / (Q * K * (problem.S + problem.P)))
+    r = whole(share * m * n / (Q * K * (problem.S + problem.P)))
     return problem.cut(max(1, min(r, problem.limit)))
 
 

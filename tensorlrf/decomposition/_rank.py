@@ -53,7 +53,7 @@ def matrix_rank(rank: Rank, m: int, n: int) -> int:
     """The rank of an (m, n) matrix; a share counts r (m + n) parameters against m n."""
     share = _share(rank)
     if share is not None:
-        return max(1, min(m, n, math.floor(share * m * n / (m + n))))
+        return max(1, min(m, n, whole(share * m * n / (m + n))))
     r = _one_int(rank)
     if r > min(m, n):
         raise RankError(
@@ -70,7 +70,7 @@ def cp_rank(rank: Rank, shape: Sequence[int]) -> int:
     """
     share = _share(rank)
     if share is not None:
-        return max(1, math.floor(share * math.prod(shape) / (sum(shape) + 1)))
+        return max(1, whole(share * math.prod(shape) / (sum(shape) + 1)))
     return _one_int(rank)
 
 
@@ -96,6 +96,11 @@ def tucker_ranks(rank: Rank, shape: Sequence[int], modes: Sequence[int]) -> tupl
                 f"use at most {n} there"
             )
     return ranks
+
+
+def whole(count: float) -> int:
+    """Down to a whole number, but for the rounding of one that is meant to be whole."""
+    return math.floor(count * (1 + 1e-12))
 
 
 def tucker_params(shape: Sequence[int], modes: Sequence[int], ranks: Sequence[int]) -> int:
@@ -132,8 +137,8 @@ def _share(rank: Rank) -> float | None:
             return 1.0
         if rank == "auto":
             raise RankError(
-                "rank='auto', the analytic estimate, is not known here: svd and tucker take it, of "
-                "one tensor at a time; use an int, a share in (0, 1] or 'same'"
+                "rank='auto', the analytic estimate, is not known here: svd, tucker, tt, tt_matrix "
+                "and blr take it, of one tensor at a time; use an int, a share in (0, 1] or 'same'"
             )
         raise RankError(
             f"rank={rank!r} is unknown; use an int, a tuple, a share in (0, 1] or 'same'"

@@ -93,8 +93,8 @@ def frobenius_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
 
 
 def ratio(residual: Tensor | float, norm: Tensor | float) -> float:
-    """sqrt(residual / norm) of two squares; sqrt(residual) where the norm is zero."""
-    residual, norm = max(0.0, float(residual)), float(norm)
+    """sqrt(residual / norm) of two squares; sqrt(residual) where the norm is zero. NaN stays."""
+    residual, norm = max(float(residual), 0.0), float(norm)
     return math.sqrt(residual / norm) if norm > 0 else math.sqrt(residual)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,15 +31,38 @@ def over_places(
     graph = torch.is_grad_enabled() and any(stack.requires_grad for stack in stacks)
     if min(count, cores) < 2 or work < WORTHWHILE or graph or stacks[0].device.type != "cpu":
         return function(*stacks)
-    step = max(1, count // (4 * cores))
+    step = max(1, min(count // (4 * cores), PIECE // stacks[0][0].numel()))
     pieces = list(zip(*(torch.split(stack, step) for stack in stacks), strict=True))
-    pool = ThreadPoolExecutor(
-        min(cores, len(pieces)), initializer=partial(torch.set_num_threads, 1)
-    )
-    try:
-        with pool:
-            found = list(pool.map(lambda piece: function(*piece), pieces))
-    finally:
-        # The number belongs to the thread that sets it, but those begun later take it over.
-        torch.set_num_threads(cores)
+    with _Single(min(cores, len(pieces)), cores) as pool:
+        found = list(pool.map(lambda piece: function(*piece), pieces))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+class _Single(ThreadPoolExecutor):
+    """Threads of one core each.
+
+    torch's number of cores belongs to the thread that sets it, but threads that others begin later
+    take over the last one set: so all of these begin at once, and it is set back before they work.
+    """
+
+    def __init__(self, workers: int, cores: int) -> None:
+        begun = threading.Barrier(workers + 1)
+
+        def begin() -> None:
+            torch.get_num_threads()  # takes over the last one set, which must not come later
+            torch.set_num_threads(1)
+            begun.wait()
+
+        super().__init__(workers)
+        with _beginning:
+            try:
+                # Each waits for the others, so each has a thread of its own.
+                waiting = [self.submit(begin) for _ in range(workers)]
+                begun.wait()
+            finally:
+                torch.set_num_threads(cores)
+        for one in waiting:
+            one.result()
+
+
+_beginning = threading.Lock()

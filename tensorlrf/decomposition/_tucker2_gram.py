@@ -165,7 +165,8 @@ def cholesky(matrix: Tensor, ridge: float = RIDGE) -> Tensor:
     The ridge is relative to the largest diagonal entry: `ridge`, and more where rounding leaves
     the matrix indefinite. In float64 it is far below what the result is used for.
     """
-    largest = float(matrix.diagonal().max()) or 1.0
+    largest = float(matrix.diagonal().max())
+    largest = largest if largest > 0 else 1.0
     while True:
         shifted = matrix.clone()
         shifted.diagonal().add_(ridge * largest)

@@ -131,7 +131,7 @@ def tr_layer(
         tensor,
         rank,
         error=error,
-        sizes=sizes or [_digits(n) for n in tensor.shape],
+        sizes=sizes or [row_digits(n) for n in tensor.shape],
         init=init,
         n_iter_max=n_iter_max,
         tol=tol,
@@ -141,7 +141,7 @@ def tr_layer(
     )
 
 
-def _digits(n: int) -> tuple[int, ...]:
+def row_digits(n: int) -> tuple[int, ...]:
     """Two balanced factors, or n itself where only a padded number has them: rings have none."""
     digits = mode_sizes(n, 2)
     return digits if math.prod(digits) == n else (n,)

@@ -157,3 +157,18 @@ def test_without_calibration_there_is_nothing_to_correct() -> None:
     small, report = compress(net(bias=False), keep_params=0.6, affine=True)
     assert [row.bias for row in report.layers] == ["", ""]
     assert small[0].bias is None
+
+
+@pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
+@pytest.mark.parametrize("target", ["original", "independent"])
+@pytest.mark.parametrize("method", ["svd", "kron", "blr"])
+def test_inputs_that_do_not_vary(method: str, target: str) -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+        row = torch.randn(1, 12).expand(37, 12)
+        small, _ = compress(
+            model, keep_params=0.8, method=method, calibration=[row, row], affine=True,
+            target=target, skip=[],
+        )  # fmt: skip
+        assert torch.isfinite(small(row)).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,3 +168,27 @@ def test_gradients_pass_as_without_threads(threaded: None) -> None:
     u, s, vt = torch.linalg.svd(alone, full_matrices=False)
     dense = u[..., :3] * s[:, None, :3] @ vt[:, :3]
     torch.testing.assert_close(gradient, torch.autograd.grad(dense.square().sum(), alone)[0])
+
+
+def test_threads_that_begin_meanwhile_have_all_cores(threaded: None) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen: list[int] = []
+
+    def begun_by_others() -> None:
+        torch.ones(2, 2) @ torch.ones(2, 2)
+        seen.append(torch.get_num_threads())
+
+    def some(stack: Tensor) -> tuple[Tensor, ...]:
+        assert torch.get_num_threads() == 1
+        other = threading.Thread(target=begun_by_others)
+        other.start()
+        other.join()
+        return (stack,)
+
+    try:
+        over_places(some, (seeded(8, 30, 30),), 1.0)
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) >= 4
+    assert set(seen) == {2}

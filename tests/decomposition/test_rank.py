@@ -178,3 +178,11 @@ def test_an_error_below_rounding_is_refused(decompose: Callable[..., object]) ->
     with pytest.raises(ArgumentError, match=r"error=1e-08 is below 1.2e-07, .* float32"):
         decompose(weight.bfloat16(), error=1e-8)
     decompose(weight.double(), error=1e-8)  # above it
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(m=st.integers(1, 400), n=st.integers(1, 400), r=st.integers(1, 400))
+def test_a_share_that_is_just_a_rank_is_that_rank(m: int, n: int, r: int) -> None:
+    r = min(r, max(1, m * n // (m + n)))
+    if r * (m + n) <= m * n:
+        assert matrix_rank(r * (m + n) / (m * n), m, n) == r

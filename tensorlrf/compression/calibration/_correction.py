@@ -130,11 +130,17 @@ class OutputLags:
 def corrected(weight: Tensor, gram: Tensor, lag: Lag, ridge: float = RIDGE) -> Tensor:
     """W* = W + E[e x^T] (G + ridge * mean eigenvalue * I)^-1, in the shape of the weight."""
     scale = float(gram.diagonal().mean())
-    if scale == 0:
+    if not scale > 0:
         return weight
-    # The ridge bounds the condition number by n / ridge, so that Cholesky cannot fail.
-    damped = gram.clone()
-    damped.diagonal().add_(ridge * scale)
-    factor = torch.linalg.cholesky(damped, out=damped)
+    failed = True
+    while failed:
+        # The ridge bounds the condition number by n / ridge. Only what cancelling about the mean
+        # has left may be so far from positive that more is needed.
+        damped = gram.clone()
+        damped.diagonal().add_(ridge * scale)
+        factor, failed = torch.linalg.cholesky_ex(
+            damped, out=(damped, damped.new_empty((), dtype=torch.int32))
+        )
+        ridge *= 30
     step = torch.cholesky_solve(lag.cross.T, factor).T  # (O, n)
     return weight + step.reshape(weight.shape).to(weight.dtype)

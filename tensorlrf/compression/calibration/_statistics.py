@@ -21,6 +21,7 @@ from torch import Tensor
 from tensorlrf.compression.calibration._correction import Lag, lag_moments
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
+from tensorlrf.decomposition._input import about_mean
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Statistics:
                 torch.zeros_like(lag.mean),
                 max(0.0, lag.lost - float(lag.mean.square().sum())),
             )
-        return Statistics(self.gram - torch.outer(mu, mu), torch.zeros_like(mu), self.count, lag)
+        centred = about_mean(self.gram, mu, torch.finfo(torch.float32).eps)
+        return Statistics(centred, torch.zeros_like(mu), self.count, lag)
 
     def shift(self, weight: Tensor, approximation: Tensor) -> Tensor:
         """The best b for an approximation: (O,), float64."""
