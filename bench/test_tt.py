@@ -1,8 +1,8 @@
 """Tensor trains by TT-SVD beside tensorly `tensor_train` on the torch backend, float32, at equal
 ranks: time in turn and the true error.
 
-torchTT takes the place of a second peer where it can be imported; it is no requirement. The floor
-is the Gram matrix of the first or the last unfolding, whichever is smaller: one look at the tensor.
+torchTT takes the place of a second peer where it can be imported; it is no requirement (without a
+compiler it is had by `pip install --no-build-isolation --no-deps torchTT==0.5.0`). The floor is the Gram matrix of the first or the last unfolding, whichever is smaller: one look at the tensor.
 The kernel is given in the order (O, kw, kh, I) in which a train of it is four convolutions.
 """
 
