@@ -2,8 +2,9 @@
 ranks: time in turn and the true error.
 
 torchTT takes the place of a second peer where it can be imported; it is no requirement (without a
-compiler it is had by `pip install --no-build-isolation --no-deps torchTT==0.5.0`). The floor is the Gram matrix of the first or the last unfolding, whichever is smaller: one look at the tensor.
-The kernel is given in the order (O, kw, kh, I) in which a train of it is four convolutions.
+compiler it is had by `pip install --no-build-isolation --no-deps torchTT==0.5.0`). The floor is the
+Gram matrix of the first or the last unfolding, whichever is smaller: one look at the tensor. The
+kernel is given in the order (O, kw, kh, I) in which a train of it is four convolutions.
 """
 
 from __future__ import annotations
