@@ -204,6 +204,7 @@ def fit_blr_batched(weights: Weights, asked: Asked, dense_blocks: bool) -> Fit[B
     Where no block is given, sizes are compared by the mean over the places.
     """
     error = asked.error
+    params = math.floor((asked.share or 0.0) * math.prod(weights.shape))
 
     def fitted(size: tuple[int, int]) -> Fit[Batch]:
         tiling = SharedTiling(weights, size, dense_blocks)
@@ -211,15 +212,15 @@ def fit_blr_batched(weights: Weights, asked: Asked, dense_blocks: bool) -> Fit[B
             return tiling.within_error(error)
         if asked.rank is not None:
             return tiling.cut(uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked")
-        params = math.floor((asked.share or 0.0) * math.prod(weights.shape))
         reason = f"ranks shared out over {params} parameters a place"
         return tiling.cut(tiling.within_params(params), reason)
 
-    def attempt(size: tuple[int, int]) -> tuple[float, Fit[Batch]]:
+    def attempt(size: tuple[int, int]) -> tuple[tuple[float, ...], Fit[Batch]]:
         tried = fitted(size)
         if error is None:
-            return tried.errors[0], tried
-        return (math.inf if tried.error > error else tried.factors.n_params), tried
+            allowed = params * len(weights.matrices)
+            return (max(0, tried.factors.n_params - allowed), tried.errors[0]), tried
+        return (math.inf if tried.error > error else tried.factors.n_params,), tried
 
     fit = best_of(weights.shape, attempt)[1] if asked.block is None else fitted(asked.block)
     _, together, worst = fit.errors

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.decomposition._blast_als import Bases, SharedBases, descend
@@ -16,7 +15,8 @@ from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, w
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram_metric import GramMetric
 from tensorlrf.decomposition._input import generator
-from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank
+from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
+from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import BlastFactors
 
@@ -101,7 +101,7 @@ def fit_blast(
     check_iteration(n_iter_max, tol)
     m, n = weight.shape
     if blocks is None:
-        p, q = (max(1, min(4, side // 4)) for side in (m, n))
+        p, q = default_blocks(m, n)
     else:
         what = "there are no more blocks (p, q) than rows and columns"
         p, q = check_pair(blocks, "blocks", 1, (m, n), what)
@@ -119,7 +119,12 @@ def fit_blast(
     if share is None:
         return solver.solve(matrix_rank(rank, m, n))
     mb, nb = -(-m // p), -(-n // q)
-    return solver.solve(max(1, min(m, n, math.floor(share * m * n / (p * mb + q * nb + p * q)))))
+    return solver.solve(max(1, min(m, n, whole(share * m * n / (p * mb + q * nb + p * q)))))
+
+
+def default_blocks(m: int, n: int) -> tuple[int, int]:
+    """Blocks along the rows and columns of a matrix (m, n): four, or fewer where it is small."""
+    return max(1, min(4, m // 4)), max(1, min(4, n // 4))
 
 
 class _Solver:
@@ -137,26 +142,39 @@ class _Solver:
         self.n_iter_max, self.tol = n_iter_max, tol
         (m, n), (p, q) = weight.shape, counts
         mb, nb = -(-m // p), -(-n // q)
-        self.padding = q * nb - n, p * mb - m
         wide = weight.matrix.to(torch.float64)
-        blocks = F.pad(wide, (0, self.padding[0], 0, self.padding[1])).view(p, mb, q * nb)
+        blocks = F.pad(wide, (0, q * nb - n, 0, p * mb - m)).view(p, mb, q * nb)
         self.plain = SharedBases(blocks, q, None)
         self.metric: SharedBases | None = None
         if weight.gram is not None:
             # Padded columns are inputs that are always zero.
-            padded = F.pad(weight.gram, (0, self.padding[0], 0, self.padding[0]))
+            padded = F.pad(weight.gram, (0, q * nb - n, 0, q * nb - n))
             self.metric = SharedBases(blocks, q, padded)
+
+    @cached_property
+    def svd(self) -> Spectrum:
+        """The weight taken apart as `svd` does, to be cut at any rank."""
+        matrix = self.weight.matrix
+        return FullSVD(matrix) if matrix.dtype == torch.float64 else ShortSideEigh(matrix)
+
+    @cached_property
+    def whitened(self) -> Spectrum | None:
+        """The same in the metric of the inputs, if there is one."""
+        gram = self.weight.gram
+        return None if gram is None else GramMetric(self.weight.matrix, gram)
 
     def solve(self, r: int) -> Fit[BlastFactors]:
         """Bases of rank r."""
-        at, errors, settled = self._from_best(self.plain, starts(self.plain, r, self.draws))
-        factors, loss = self._pack(at)
-        if self.metric is not None and self.weight.gram is not None:
-            begun = (at, self._whitened(self.weight.gram, r))
-            served, errors, settled = self._from_best(self.metric, begun)
-            better, error = self._pack(served)
-            if error < loss:
-                factors, loss = better, error
+        begun = starts(self.plain, self.svd, r, self.draws)
+        at, errors, settled = self._from_best(self.plain, begun)
+        # The cast rounds three factors where the scales are not one, and may leave what the
+        # sweeps began with better than where they ended.
+        ends = [at.balanced(), of_low_rank(self.plain, *self.svd.split(r))]
+        if self.metric is not None and self.whitened is not None:
+            other = of_low_rank(self.plain, *self.whitened.split(r))
+            served, errors, settled = self._from_best(self.metric, (at, other))
+            ends += [served.balanced(), other]
+        factors, loss = min((self._pack(end) for end in ends), key=lambda packed: packed[1])
         sweeps = len(errors) - 1
         reason = "a sweep gained little more" if settled else f"{sweeps} sweeps"
         return Fit(factors, (*errors, loss), settled, f"rank {r}, {reason}")
@@ -198,20 +216,13 @@ class _Solver:
         at, more, settled = descend(problem, at, self.n_iter_max - sweeps, self.tol)
         return at, errors + more[1:], settled
 
-    def _whitened(self, gram: Tensor, r: int) -> Bases:
-        """The SVD in the metric of the inputs, all scales one."""
-        wide = self.weight.matrix.to(torch.float64)
-        left, right = GramMetric(wide, gram).split(r)
-        columns, rows = self.padding
-        return of_low_rank(self.plain, F.pad(left, (0, 0, 0, rows)), F.pad(right, (0, columns)))
-
     def _pack(self, at: Bases) -> tuple[BlastFactors, float]:
+        """Factors in the dtype of the weight, and their true relative error."""
         root, dtype = self.weight.root, self.weight.dtype
-        even = at.balanced()
         factors = BlastFactors(
-            (even.left * root).to(dtype),
-            (even.right * root).to(dtype),
-            even.scales.to(dtype),
+            (at.left * root).to(dtype),
+            (at.right * root).to(dtype),
+            at.scales.to(dtype),
             self.weight.shape,
         )
         return factors, self.weight.rel_error(factors)

@@ -10,11 +10,13 @@ ridge, however singular H is.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._blr_spectra import stacked_eigh
+from tensorlrf.decomposition._gram import thin_svd
 from tensorlrf.decomposition._spectrum import ratio
 
 RIDGE = 1e-12
@@ -35,8 +37,12 @@ class Bases:
 
     def dense(self) -> Tensor:
         """A, (p, mb, q nb)."""
-        scaled = self.scales[:, :, None, :] * self.left[:, None]  # (p, q, mb, r)
-        return (scaled @ self.right).transpose(1, 2).flatten(2)
+        # By columns of blocks: scaled for all of them at once, left would be q times as large.
+        columns = (
+            (self.left * self.scales[:, j, None]) @ right  # (p, mb, nb)
+            for j, right in enumerate(self.right)
+        )
+        return torch.cat(list(columns), dim=2)
 
     def balanced(self) -> Bases:
         """The same matrix; left and right share the norm of each term equally, scales are one at
@@ -68,6 +74,14 @@ class SharedBases:
                 torch.stack([parts[j, :, j].contiguous() for j in range(q)])
             )
             self.spectra = values, vectors  # of G_jj: (q, nb), (q, nb, nb)
+
+    @cached_property
+    def strips(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All left singular vectors of the block rows (mb, k), and right ones of the block columns
+        (nb, k), taken once for all ranks."""
+        across = self.weight.view(self.p * self.mb, self.q, self.nb)
+        rows = [thin_svd(strip)[0] for strip in self.weight]
+        return rows, [thin_svd(across[:, j].T)[0] for j in range(self.q)]
 
     def rel_error(self, at: Bases) -> float:
         """Relative error, from the residual itself."""

@@ -6,37 +6,34 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tensorlrf.decomposition._blast_als import Bases, SharedBases
-from tensorlrf.decomposition._gram import complete, thin_svd
+from tensorlrf.decomposition._gram import complete
+from tensorlrf.decomposition._spectrum import Spectrum
 
 TRIES = 4
 """Random mixtures from which eigenvectors are taken."""
 
 
-def starts(problem: SharedBases, r: int, draws: torch.Generator) -> Iterator[Bases]:
+def starts(problem: SharedBases, svd: Spectrum, r: int, draws: torch.Generator) -> Iterator[Bases]:
     """Bases of rank r, in float64.
 
     The first one is the truncated SVD of the whole with all scales one, than which shared bases
     are no worse; then the singular bases of the block rows and block columns, and where the rank
     allows what makes a planted matrix exact.
     """
-    yield of_whole(problem, r)
+    yield of_low_rank(problem, *svd.split(r))
     yield of_strips(problem, r, draws)
     if r <= min(problem.mb, problem.nb) and min(problem.p, problem.q) >= 2:
         yield from of_eigenvectors(problem, r, draws)
 
 
-def of_whole(problem: SharedBases, r: int) -> Bases:
-    """The truncated SVD."""
-    left, values, right = thin_svd(problem.weight.reshape(-1, problem.n))
-    roots = values[:r].sqrt()
-    return of_low_rank(problem, left[:, :r] * roots, roots[:, None] * right[:r])
-
-
 def of_low_rank(problem: SharedBases, left: Tensor, right: Tensor) -> Bases:
-    """left (p mb, r) times right (r, q nb), with all scales one."""
-    r = int(left.shape[1])
+    """left (m, r) times right (r, n), padded with zeros, with all scales one; in float64."""
+    (m, r), n = left.shape, int(right.shape[1])
+    left = F.pad(left.to(torch.float64), (0, 0, 0, problem.p * problem.mb - m))
+    right = F.pad(right.to(torch.float64), (0, problem.n - n))
     columns = right.reshape(r, problem.q, problem.nb).transpose(0, 1)
     return Bases(
         left.reshape(problem.p, problem.mb, r),
@@ -94,14 +91,12 @@ def of_eigenvectors(problem: SharedBases, r: int, draws: torch.Generator) -> Ite
 def strips(problem: SharedBases, r: int) -> tuple[list[Tensor], list[Tensor]]:
     """Leading left singular vectors of the block rows (mb, k), right ones of the block columns
     (nb, k); k = r, or the side of a block if that is less."""
-    rows = [_leading(strip, r) for strip in problem.weight]
-    across = problem.weight.view(problem.p * problem.mb, problem.q, problem.nb)
-    return rows, [_leading(across[:, j].T, r) for j in range(problem.q)]
+    rows, columns = problem.strips
+    return [_leading(basis, r) for basis in rows], [_leading(basis, r) for basis in columns]
 
 
-def _leading(strip: Tensor, r: int) -> Tensor:
-    basis = thin_svd(strip)[0][:, :r]
-    return complete(basis, min(r, int(strip.shape[0])))
+def _leading(basis: Tensor, r: int) -> Tensor:
+    return complete(basis[:, :r], min(r, int(basis.shape[0])))
 
 
 def _widened(basis: Tensor, r: int, draws: torch.Generator) -> Tensor:

@@ -79,12 +79,13 @@ def blr(
     divide it; each becomes the nearest matrix of its rank.
 
     rank          an int for all blocks (less where a block is smaller); a share of the parameters
-                  in (0, 1] or "same": ranks are shared out by energy per parameter over all blocks
-                  together, which for equal blocks without dense ones is the best allocation there
-                  is, and else keeps the budget (what is left below some 16 roundings of the whole
-                  gets none); "auto": for every block the analytic estimate of `evbmf_rank`, from W
-                  whatever the metric: 0 for one that is noise alone, and never what would cost as
-                  much as its entries; or instead
+                  in (0, 1] (an upper bound, down to one rank of the cheapest block) or "same":
+                  ranks are shared out by energy per parameter over all blocks together, which for
+                  equal blocks without dense ones is the best allocation there is, and else keeps
+                  the budget (what is left below some 16 roundings of the whole gets none);
+                  "auto": for every block the analytic estimate of `evbmf_rank`, from W whatever
+                  the metric: 0 for one that is noise alone, and never what would cost as much as
+                  its entries; or instead
     error         relative error of the whole to stay within, with few parameters, shared out
                   likewise
     block         an int or (mb, nb). By default the best of p x p equal parts (p = 1, 2, 4, 8) and
@@ -180,6 +181,7 @@ def fit_blr(
     weight = as_weight(tensor, gram, "blr")
     asked = Asked.of(rank, error, block, weight.shape)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
+    params = math.floor((asked.share or 0.0) * weight.matrix.numel())
 
     def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
         tiling = on_grid(weight, size, dense_blocks)
@@ -190,7 +192,6 @@ def fit_blr(
         if error is not None:
             return metric.within_error(error) if metric else within_error(tiling, error)
         if asked.share is not None:
-            params = math.floor(asked.share * weight.matrix.numel())
             if metric:
                 return metric.within_params(params)
             ranks = tiling.within_params(params)
@@ -201,11 +202,12 @@ def fit_blr(
             ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
         return metric.solve(ranks) if metric else plain(tiling, ranks, how)
 
-    def attempt(size: tuple[int, int]) -> tuple[float, Fit[BlockLowRank]]:
+    def attempt(size: tuple[int, int]) -> tuple[tuple[float, ...], Fit[BlockLowRank]]:
         tried = fitted(size, min(TRIAL, sweeps))
         if error is None:
-            return tried.error, tried
-        return (math.inf if tried.error > error else tried.factors.n_params), tried
+            # Blocks too large for one rank within the budget exceed it, and are none the better.
+            return (max(0, tried.factors.n_params - params), tried.error), tried
+        return (math.inf if tried.error > error else tried.factors.n_params,), tried
 
     if asked.block is not None:
         fit = fitted(asked.block, sweeps)

@@ -126,9 +126,10 @@ class Ladder:
         return ranks
 
     def within_params(self, params: int, enough: float = 0.0) -> Ranks:
-        """Little energy left with at most `params` parameters; at least one rank somewhere.
+        """Little energy left with at most `params` parameters.
 
-        Stops where no more than `enough` is left.
+        Stops where no more than `enough` is left. Where the budget pays for no rank of any block,
+        the block that costs least has one, or is dense if that costs no more.
         """
         k = max(0, int(np.searchsorted(self.cost, params, side="right")) - 1)
         if self.left[k] <= enough:
@@ -146,9 +147,18 @@ class Ladder:
                 room -= cost
                 ranks[i] = None if after == DENSE else after
                 self._offer(waiting, i, ranks[i])
-        if k == 0 and not any(r is None or r > 0 for r in ranks):
-            ranks[int(self.piece[0]) if len(self) else 0] = 1
+        if not any(r is None or r > 0 for r in ranks):
+            i = min(range(len(ranks)), key=self._least)
+            piece = self.pieces[i]
+            ranks[i] = None if piece.dense and piece.whole <= piece.each else 1
         return ranks
+
+    def _least(self, i: int) -> tuple[int, float]:
+        """What block i costs at the least if not nothing, and less what that brings."""
+        piece, tails = self.pieces[i], self.tails[i]
+        if piece.dense and piece.whole <= piece.each:
+            return piece.whole, -float(tails[0])
+        return piece.each, -float(tails[0] - tails[1])
 
     def _offer(self, waiting: list[tuple[float, int, int, int]], i: int, rank: int | None) -> None:
         """What block i could have next: one more rank, or all of it."""

@@ -176,11 +176,13 @@ def fewest_steps(
 
 
 def uniform(pieces: Sequence[Piece], rank: int) -> Ranks:
-    """The same rank for all blocks, less where a block is smaller, dense where that is cheaper."""
+    """The same rank for all blocks, less where a block is smaller; dense where a block may not be
+    of low rank, or where that is cheaper."""
     ranks: Ranks = []
     for piece in pieces:
         r = min(rank, piece.rows, piece.columns)
-        ranks.append(None if piece.dense and r * piece.each >= piece.whole else r)
+        dense = not piece.low_rank or (piece.dense and r * piece.each >= piece.whole)
+        ranks.append(None if dense else r)
     return ranks
 
 

@@ -24,9 +24,10 @@ def candidates(shape: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def best_of(
-    shape: tuple[int, int], attempt: Callable[[tuple[int, int]], tuple[float, T]]
+    shape: tuple[int, int], attempt: Callable[[tuple[int, int]], tuple[tuple[float, ...], T]]
 ) -> tuple[tuple[int, int], T]:
-    """The block size whose attempt has the smallest loss, the first one of equals."""
+    """The block size whose attempt has the smallest losses, the first of them counting most; the
+    first one of equals."""
     tried = [(attempt(block), block) for block in candidates(shape)]
     (_, made), block = min(tried, key=lambda one: one[0][0])
     return block, made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -168,7 +168,9 @@ def fit_hierarchical(
         most = lambda place: count  # noqa: E731
     elif share is not None:
         most = lambda place: max(1, params // (place.rows + place.columns))  # noqa: E731
-    forest = Forest(weight.matrix, leaf, rule, admissible == "weak", 0.05 * asked**2, most, draws)
+    # An int asks for the largest admissible blocks, none of which need be cut.
+    final = admissible == "weak" or count is not None
+    forest = Forest(weight.matrix, leaf, rule, final, 0.05 * asked**2, most, draws)
     sweeps = (SWEEPS if n_iter_max is None else n_iter_max, TOL if tol is None else tol)
     if count is not None:
         tiling, metric = _tiling(weight, forest.topmost(), *sweeps)
@@ -185,9 +187,11 @@ def fit_hierarchical(
         trees = forest.around(lambda pruning: pruning.params > params)
     else:
         trees = forest.around(lambda pruning: pruning.left <= asked**2 * forest.energy)
-    # Ranks are shared out anew over the blocks of either tree, in single steps.
+    # A budget below one rank of the whole may pay for one of the smallest blocks only.
+    finest = [tuple(_leaves(forest.root))] if error is None and params < sum(weight.shape) else []
+    # Ranks are shared out anew over the blocks of each tree, in single steps.
     tried: list[Fit[BlockLowRank]] = []
-    for nodes in dict.fromkeys(tree.nodes for tree in trees):
+    for nodes in dict.fromkeys((*(tree.nodes for tree in trees), *finest)):
         tiling, metric = _tiling(weight, nodes, *sweeps)
         if error is not None:
             tried.append(metric.within_error(error) if metric else within_error(tiling, error))
@@ -197,7 +201,7 @@ def fit_hierarchical(
             served = metric.within_params(params) if metric else plain(tiling, ranks, reason)
             tried.append(served)
     if error is None:
-        return min(tried, key=lambda fit: fit.error)
+        return min(tried, key=lambda fit: (max(0, fit.factors.n_params - params), fit.error))
     fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
     if fit.error > error:
         return Fit(fit.factors, fit.errors, False, warn_out_of_reach(error, fit.error, weight))
@@ -216,6 +220,14 @@ def _rule(admissible: Rule) -> Admissible:
         return lambda place, level, i, j: True
     distance = 1 if admissible == "weak" else 2
     return lambda place, level, i, j: abs(i - j) >= distance
+
+
+def _leaves(node: Node) -> Iterator[Node]:
+    """The blocks of a tree that are not cut."""
+    if not node.children:
+        yield node
+    for child in node.children:
+        yield from _leaves(child)
 
 
 def _tiling(

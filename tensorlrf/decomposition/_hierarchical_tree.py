@@ -181,7 +181,9 @@ class Forest:
         return ShortSideEigh(block), 0.0
 
 
-def least_params(place: Place, leaf: int, admissible: Admissible, level: int, i: int, j: int) -> int:
+def least_params(
+    place: Place, leaf: int, admissible: Admissible, level: int, i: int, j: int
+) -> int:
     """Parameters of the blocks at `place` that can only be dense, whatever the matrix."""
     if admissible(place, level, i, j):
         return 0

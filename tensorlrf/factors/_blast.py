@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tensorlrf.errors import ShapeError
@@ -92,7 +93,10 @@ class BlastFactors(Factors):
             )
 
     def to_dense(self) -> Tensor:
-        scaled = self.scales[:, :, None, :] * self.left[:, None]  # (p, q, mb, r)
-        blocks = scaled @ self.right  # (p, q, mb, nb)
-        whole = blocks.transpose(1, 2).reshape(self.padded)
+        # By columns of blocks: scaled for all of them at once, left would be q times as large.
+        columns = [
+            (self.left * self.scales[:, j, None]) @ self.right[j]  # (p, mb, nb)
+            for j in range(len(self.right))
+        ]
+        whole = torch.cat(columns, dim=2).reshape(self.padded)
         return whole if self.padded == self.shape else whole[: self.shape[0], : self.shape[1]]

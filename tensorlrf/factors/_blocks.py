@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from heapq import heappop, heappush
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -106,8 +107,7 @@ class BlockLowRank(Factors):
         (r, columns); views."""
         parts: dict[Block, list[Tensor]] = {b: [] for b in self.blocks}
         for name, tensor in self.tensors().items():
-            blocks = self.tiling.of(name)
-            sizes = [_size(b, name) for b in blocks]
+            blocks, sizes = self.tiling.of(name), list(self.tiling.sizes[name])
             for b, part in zip(blocks, torch.split(tensor, sizes) if sizes else (), strict=True):
                 parts[b].append(part)
         for b in self.blocks:
@@ -140,11 +140,16 @@ class BlockLowRank(Factors):
             "dense_shape": tuple(meta["shape"]),
         }
 
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        # With the blocks as they are, not as JSON, which would be read and checked again.
+        mapped = {name: fn(tensor) for name, tensor in self.tensors().items()}
+        return type(self).from_tensors(mapped, self._context())
+
     def check(self) -> None:
         check_together(self.tensors(), "BlockLowRank")
-        check_tiling(self.blocks, self.shape)
+        self.tiling.check(self.shape)
         for name, tensor in self.tensors().items():
-            size = sum(_size(b, name) for b in self.tiling.of(name))
+            size = self.tiling.totals[name]
             if tuple(tensor.shape) != (size,):
                 raise ShapeError(
                     f"BlockLowRank: {name} is {tuple(tensor.shape)}; the blocks need ({size},)"
@@ -153,26 +158,59 @@ class BlockLowRank(Factors):
     def to_dense(self) -> Tensor:
         # By strips of rows, if the blocks make up a grid: no writing in place, so that gradients
         # and torch.func need no copies.
-        starts = sorted({b.row for b in self.blocks})
-        tiles: dict[tuple[int, int], Tensor] = {}
-        for b, content in self.panels():
-            tile = content if isinstance(content, Tensor) else content[0] @ content[1]
-            tiles[b.row, b.column] = tile
-        if all(_spans_one_strip(b, starts) for b in self.blocks):
-            strips = []
-            for start in starts:
-                row = sorted(column for r, column in tiles if r == start)
-                strips.append(torch.cat([tiles[start, column] for column in row], dim=1))
-            return torch.cat(strips)
+        tiles = {
+            b: content if isinstance(content, Tensor) else content[0] @ content[1]
+            for b, content in self.panels()
+        }
+        strips = self.tiling.strips
+        if strips is not None:
+            return torch.cat([torch.cat([tiles[b] for b in strip], dim=1) for strip in strips])
         whole = self.left.new_zeros(self.shape)
-        for b in self.blocks:
-            rows, columns = slice(b.row, b.row + b.rows), slice(b.column, b.column + b.columns)
-            whole[rows, columns] = tiles[b.row, b.column]
+        for b, tile in tiles.items():
+            whole[b.row : b.row + b.rows, b.column : b.column + b.columns] = tile
         return whole
 
 
 class Tiling(tuple[Block, ...]):
     """Blocks by rows, and what follows from where they are, found once."""
+
+    _tiled: tuple[int, ...] | None = None
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a ShapeError unless the blocks cover a matrix of this shape, each entry once."""
+        if self._tiled == shape:
+            return
+        check_tiling(self, shape)
+        self._tiled = shape
+        # All that is cached is found here: torch.compile cannot trace what caches it.
+        _ = self.strips, self.totals
+
+    @cached_property
+    def strips(self) -> tuple[tuple[Block, ...], ...] | None:
+        """The blocks of each strip of rows, by columns; None where one reaches into another strip.
+
+        Of blocks that tile a matrix.
+        """
+        strips: dict[int, list[Block]] = {}
+        for b in self:
+            strips.setdefault(b.row, []).append(b)
+        # Blocks that begin together and end before the next ones begin have the same rows, and so
+        # are listed by columns.
+        for strip, below in zip(strips.values(), list(strips)[1:], strict=False):
+            if any(b.row + b.rows > below for b in strip):
+                return None
+        return tuple(tuple(strip) for strip in strips.values())
+
+    @cached_property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """How many numbers each block has in each tensor, in its order."""
+        names = ("left", "right", "dense")
+        return {name: tuple(_size(b, name) for b in self.of(name)) for name in names}
+
+    @cached_property
+    def totals(self) -> dict[str, int]:
+        """How many numbers each tensor has."""
+        return {name: sum(sizes) for name, sizes in self.sizes.items()}
 
     @cached_property
     def low_rank(self) -> tuple[Block, ...]:
@@ -196,7 +234,8 @@ class Tiling(tuple[Block, ...]):
         return self.low_rank if name == "left" else self.dense
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tiling, (tuple(self),)
+        # With what was found, so that a copy need not be checked again to be compiled.
+        return Tiling, (tuple(self),), dict(self.__dict__)
 
 
 def by_rows(block: Block) -> tuple[int, int, int, int]:
@@ -224,7 +263,7 @@ def _as_blocks(blocks: Any) -> Tiling:
 
 
 def check_tiling(blocks: Sequence[Block], shape: Sequence[int]) -> None:
-    """The blocks cover an (m, n) matrix, each entry once."""
+    """The blocks, which are given by rows, cover an (m, n) matrix, each entry once."""
     if len(shape) != 2 or min(shape) < 1:
         raise ShapeError(f"BlockLowRank: shape={tuple(shape)} must be (m, n)")
     m, n = shape
@@ -236,17 +275,36 @@ def check_tiling(blocks: Sequence[Block], shape: Sequence[int]) -> None:
             raise ShapeError(
                 f"BlockLowRank: {b} has a rank outside of 0 to {min(b.rows, b.columns)}"
             )
-    # Equal areas and no overlap are a tiling. Overlaps by a sweep over the rows at which blocks
-    # begin or end: there the intervals of columns must fill the width.
+    # Equal areas and no overlap are a tiling.
     if sum(b.rows * b.columns for b in blocks) != m * n:
         raise ShapeError(
             f"BlockLowRank: the blocks do not cover the {m} x {n} matrix, each entry once"
         )
-    for row in sorted({b.row for b in blocks}):
-        across = sorted((b.column, b.columns) for b in blocks if b.row <= row < b.row + b.rows)
-        ends = list(accumulate((width for _, width in across), initial=0))
-        if [column for column, _ in across] != ends[:-1] or ends[-1] != n:
-            raise ShapeError(f"BlockLowRank: the blocks at row {row} overlap or leave a gap")
+    overlapping = _overlapping(blocks)
+    if overlapping is not None:
+        raise ShapeError(f"BlockLowRank: {overlapping} overlaps another block")
+
+
+def _overlapping(blocks: Sequence[Block]) -> Block | None:
+    """The first block, by rows, that shares entries with one before it.
+
+    A sweep down the rows, with the intervals of columns that are taken at each in order: a block
+    is compared with its two neighbours only.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    leaving: list[tuple[int, int]] = []  # row below the block, column
+    for b in blocks:
+        while leaving and leaving[0][0] <= b.row:
+            gone = bisect_left(starts, heappop(leaving)[1])
+            del starts[gone], ends[gone]
+        end, at = b.column + b.columns, bisect_left(starts, b.column)
+        if (at > 0 and ends[at - 1] > b.column) or (at < len(starts) and starts[at] < end):
+            return b
+        starts.insert(at, b.column)
+        ends.insert(at, end)
+        heappush(leaving, (b.row + b.rows, b.column))
+    return None
 
 
 def _is_int(value: object) -> bool:
@@ -262,7 +320,3 @@ def _size(block: Block, name: str) -> int:
     if block.rank is None:
         return block.rows * block.columns
     return block.rank * (block.rows if name == "left" else block.columns)
-
-
-def _spans_one_strip(block: Block, starts: Sequence[int]) -> bool:
-    return not any(block.row < start < block.row + block.rows for start in starts)

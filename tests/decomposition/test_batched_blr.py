@@ -248,6 +248,16 @@ def test_blocks_are_searched_for_on_all_places() -> None:
     assert found.factors.n_params <= batched(stack, error=0.2, block=(64, 96)).factors.n_params
 
 
+@pytest.mark.parametrize("share", [0.001, 0.0244, 0.03])
+def test_the_search_does_not_pay_for_error_beyond_the_budget(share: float) -> None:
+    one = seeded(64, 1) @ seeded(1, 64, seed=1)
+    for stack in (torch.stack([one, 2 * one]), seeded(2, 64, 64)):
+        factors = batched(stack, share).factors
+        # One rank of a block of 8 x 8, the smallest size that is tried.
+        assert 0 < factors.n_params <= 2 * max(math.floor(share * 64 * 64), 16)
+    assert batched(seeded(2, 1, 64), 0.01).factors.n_params == 2 * 64
+
+
 def test_places_of_any_scale_stand_beside_each_other() -> None:
     weight = blocky(30, 40, 10).float()
     alone = fit_blr(weight, 0.4, block=10)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tensorlrf.decomposition import _blast
 from tensorlrf.decomposition._blast import blast, fit_blast
 from tensorlrf.decomposition._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition._blast_start import of_eigenvectors, starts
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram_metric import GramMetric
+from tensorlrf.decomposition._spectrum import FullSVD
 from tensorlrf.decomposition._svd import fit_svd
 from tensorlrf.errors import (
     ArgumentError,
@@ -40,6 +46,10 @@ def planted(m: int, n: int, p: int, q: int, r: int, seed: int = 0) -> Tensor:
         seeded(p, q, r, seed=seed + 2),
         (m, n),
     ).to_dense()
+
+
+def of_all(problem: SharedBases) -> FullSVD:
+    return FullSVD(problem.weight.reshape(-1, problem.n))
 
 
 def moments(n: int, kind: str) -> Tensor:
@@ -129,7 +139,7 @@ def test_the_loss_never_rises(mb: int, nb: int, p: int, q: int, r: int, kind: st
     r = min(r, p * mb, n)
     gram = None if kind == "none" else moments(max(n, 3), kind)[:n, :n].contiguous()
     problem = SharedBases(seeded(p, mb, n), q, gram)
-    for start in starts(problem, r, torch.Generator().manual_seed(0)):
+    for start in starts(problem, of_all(problem), r, torch.Generator().manual_seed(0)):
         at = start
         before = problem.rel_error(at)
         noise = 1e-7 if gram is not None else 1e-12
@@ -147,7 +157,7 @@ def test_each_step_solves_its_least_squares_problem() -> None:
     """The gradient with respect to what was moved last vanishes, plain and in the metric."""
     for gram in (None, moments(12, "full")):
         problem = SharedBases(seeded(3, 5, 12), 3, gram)
-        start = next(iter(starts(problem, 2, torch.Generator().manual_seed(0))))
+        start = next(iter(starts(problem, of_all(problem), 2, torch.Generator().manual_seed(0))))
         for name, moved in (("left", problem.step_left(start)), ("right", problem.sweep(start))):
             leaf = getattr(moved, name).clone().requires_grad_()
             parts = {"left": moved.left, "right": moved.right, "scales": moved.scales, name: leaf}
@@ -164,6 +174,62 @@ def test_balancing_keeps_the_matrix() -> None:
     torch.testing.assert_close(even.dense(), at.dense())
     assert float(even.scales.abs().amax((0, 1)).sub(1).abs().max()) <= 1e-12
     torch.testing.assert_close(even.left.norm(dim=1)[0], even.right.norm(dim=2)[0])
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    side=st.sampled_from([8, 16, 32]),
+    less=st.integers(0, 2),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    inputs=st.booleans(),
+)
+@example(side=32, less=0, seed=0, dtype=torch.bfloat16, inputs=False)
+def test_the_cast_leaves_it_no_worse_than_the_svd(
+    side: int, less: int, seed: int, dtype: torch.dtype, inputs: bool
+) -> None:
+    """Rounding three factors loses more than rounding two, and near full rank nothing else is
+    lost."""
+    weight = seeded(side, side, seed=seed, dtype=dtype)
+    gram = moments(side, "full") if inputs else None
+    fit = fit_blast(weight, side - less, gram=gram, n_iter_max=3, random_state=0)
+    usual = fit_svd(weight, side - less, gram=gram).error
+    # Both are rounded alike, and their errors measured in float32.
+    assert fit.error <= usual + 4 * torch.finfo(torch.float32).eps * side
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_an_error_takes_the_weight_apart_once(
+    metric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of ranks tried."""
+    calls: Counter[str] = Counter()
+    wide = torch.linalg.svd
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls["svd"] += 1
+        return wide(*args, **options)
+
+    solve, whitened = _blast._Solver.solve, _blast.GramMetric
+
+    def solved(self: _blast._Solver, r: int) -> Fit[BlastFactors]:
+        calls["ranks"] += 1
+        return solve(self, r)
+
+    def made(*args: Any) -> GramMetric:
+        calls["metric"] += 1
+        return whitened(*args)
+
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    monkeypatch.setattr(_blast._Solver, "solve", solved)
+    monkeypatch.setattr(_blast, "GramMetric", made)
+    weight, gram = seeded(24, 20), moments(20, "full") if metric else None
+    fit = fit_blast(weight, error=0.3, blocks=(3, 4), gram=gram, n_iter_max=3, random_state=0)
+    assert fit.error <= 0.3
+    assert calls["ranks"] > 3
+    # The whole, the 3 block rows and the 4 block columns.
+    assert calls["svd"] == 1 + 3 + 4
+    assert calls["metric"] == int(metric)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, "same"])
@@ -219,7 +285,7 @@ def test_with_white_inputs_it_is_no_worse_than_the_plain_one() -> None:
     assert fit.error <= usual.error * (1 + 1e-12)
     white = SharedBases(seeded(2, 5, 12), 3, torch.eye(12, dtype=torch.float64))
     plain = SharedBases(seeded(2, 5, 12), 3, None)
-    start = next(iter(starts(plain, 2, torch.Generator().manual_seed(0))))
+    start = next(iter(starts(plain, of_all(plain), 2, torch.Generator().manual_seed(0))))
     torch.testing.assert_close(white.sweep(start).dense(), plain.sweep(start).dense())
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._blr import blr, fit_blr
+from tensorlrf.decomposition._blr_search import candidates
+from tensorlrf.decomposition._blr_spectra import grid
 from tensorlrf.decomposition._evbmf import evbmf_rank
 from tensorlrf.decomposition._svd import fit_svd
 from tensorlrf.errors import (
@@ -148,8 +150,7 @@ def test_a_share_is_an_upper_bound(
     block = (min(mb, m), min(nb, n))
     factors = blr(weight, share, block=block, dense_blocks=dense)
     least = min(b.rows + b.columns for b in factors.blocks)
-    smallest = max(b.rows + b.columns for b in factors.blocks)
-    assert factors.n_params <= max(share * m * n, smallest)
+    assert factors.n_params <= max(share * m * n, least)
     # What is left does not pay for another rank of any block that could have one.
     room = share * m * n - factors.n_params
     open_blocks = [
@@ -182,6 +183,36 @@ def test_an_error_is_kept_after_the_cast(
     assert fit.factors.n_params <= m * n
     # A change of the order of sums between our residual and this one.
     assert residual(weight, fit.factors) <= error + 64 * torch.finfo(torch.float32).eps
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    m=st.integers(1, 70),
+    n=st.integers(1, 70),
+    share=st.floats(0.001, 0.1),
+    dense=st.booleans(),
+    noise=st.booleans(),
+)
+@example(m=64, n=64, share=0.0244, dense=True, noise=False)
+@example(m=64, n=64, share=0.03, dense=True, noise=False)
+@example(m=1, n=64, share=0.01, dense=True, noise=True)
+def test_the_search_does_not_pay_for_error_beyond_the_budget(
+    m: int, n: int, share: float, dense: bool, noise: bool
+) -> None:
+    """What exceeds a small share is no more than the cheapest block of any size that is tried."""
+    weight = seeded(m, n) if noise else seeded(m, 1) @ seeded(1, n, seed=1)
+    least = min(
+        min(place.rows + place.columns, place.rows * place.columns if dense else m + n)
+        for size in candidates((m, n))
+        for place in grid((m, n), size)
+    )
+    inputs = seeded(n, 2 * n, seed=2)
+    params = math.floor(share * m * n)
+    for factors in (
+        blr(weight, share, dense_blocks=dense),
+        blr(weight, share, dense_blocks=dense, gram=inputs @ inputs.T, n_iter_max=2),
+    ):
+        assert 0 < factors.n_params <= max(params, least)
 
 
 def test_planted_blocks_are_found_exactly() -> None:

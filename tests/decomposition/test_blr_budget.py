@@ -31,6 +31,11 @@ def n_params(made: list[Piece], ranks: Ranks) -> int:
     return sum(p.whole if r is None else r * p.each for p, r in zip(made, ranks, strict=True))
 
 
+def least_params(made: list[Piece]) -> int:
+    """Of any ranks that are not all zero."""
+    return min(n for ranks in every(made) if (n := n_params(made, ranks)) > 0)
+
+
 def left(made: list[Piece], ranks: Ranks) -> float:
     return sum(
         0.0 if r is None else float(p.energies[r:].sum()) + p.rest
@@ -66,8 +71,7 @@ def test_parameters_are_kept(made: list[Piece], share: float) -> None:
     ladder = Ladder(made)
     params = int(share * sum(p.whole for p in made))
     ranks = ladder.within_params(params)
-    least = max(n_params(made, ladder.start), min(p.each for p in made))
-    assert n_params(made, ranks) <= max(params, least, *(p.each for p in made))
+    assert n_params(made, ranks) <= max(params, least_params(made))
     # No worse than the last whole step that fits.
     k = int(np.count_nonzero(ladder.cost <= params)) - 1
     assert left(made, ranks) <= ladder.left[max(0, k)] + 1e-12
@@ -86,6 +90,15 @@ def test_an_energy_is_kept(made: list[Piece], share: float) -> None:
         if r and energy >= ladder.left[-1]:
             fewer = [*ranks[:i], r - 1, *ranks[i + 1 :]]
             assert left(made, fewer) > energy - 1e-12
+
+
+def test_a_budget_below_every_block_buys_the_cheapest() -> None:
+    flat = np.ones(1)
+    # A row as it is costs less than one rank of it; of equal ones the first of more energy.
+    assert Ladder([Piece(1, 64, flat)]).within_params(0) == [None]
+    assert Ladder([Piece(1, 64, flat, dense=False)]).within_params(0) == [1]
+    uneven = [Piece(8, 8, 9 * np.ones(8)), Piece(4, 4, np.ones(4)), Piece(4, 4, 2 * np.ones(4))]
+    assert Ladder(uneven).within_params(7) == [0, 0, 1]
 
 
 def test_tiny_energies_are_told_apart_without_cancellation() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -263,6 +264,48 @@ def test_serves_the_outputs_better_than_the_plain_tree(
     assert output_error(weight, kept, gram) <= 0.05 * (1 + 1e-6)
     assert torch.equal(weight, copies[0])
     assert torch.equal(gram, copies[1])
+
+
+@pytest.mark.parametrize("rule", ["weak", "strong"])
+@pytest.mark.parametrize("rank", [1, 5, 15])
+def test_with_inputs_too_what_is_not_admissible_is_dense(rule: str, rank: int) -> None:
+    weight, gram = seeded(128, 128), moments(128, "full")
+    usual = hierarchical(weight, rank, leaf=32, admissible=rule)
+    fit = fit_hierarchical(weight, rank, leaf=32, admissible=rule, gram=gram)
+    assert fit.factors.blocks == usual.blocks
+    distance = 1 if rule == "weak" else 2
+    for b in fit.factors.blocks:
+        if abs(b.row - b.column) < distance * 32:
+            assert b.rank is None
+    # Each sweep fits the dense blocks to what the others leave.
+    assert all(after < before for before, after in pairwise(fit.errors[:-1]))
+
+
+@pytest.mark.parametrize("rule", ["weak", "strong", "all"])
+def test_an_int_takes_each_block_apart_once(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest admissible blocks, and none of their quarters."""
+    entries = []
+    apart = Forest._take_apart
+
+    def counted(self: Forest, block: Tensor, *rest: Any, **options: Any) -> Any:
+        entries.append(block.numel())
+        return apart(self, block, *rest, **options)
+
+    monkeypatch.setattr(Forest, "_take_apart", counted)
+    factors = hierarchical(smooth(128, 128), 2, leaf=8, admissible=rule)
+    low = [b for b in factors.blocks if b.rank is not None]
+    assert sorted(entries) == sorted(b.rows * b.columns for b in low)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.0244, 0.03, 0.1])
+@pytest.mark.parametrize("metric", [False, True])
+def test_a_small_share_is_exceeded_by_no_more_than_the_smallest_block(
+    share: float, metric: bool
+) -> None:
+    gram = moments(64, "full") if metric else None
+    for weight in (seeded(64, 64), seeded(64, 1) @ seeded(1, 64, seed=1)):
+        factors = hierarchical(weight, share, leaf=8, admissible="all", gram=gram)
+        assert 0 < factors.n_params <= max(math.floor(share * 64 * 64), 8 + 8)
 
 
 def test_with_white_inputs_it_is_the_plain_tree() -> None:
