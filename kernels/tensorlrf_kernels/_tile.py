@@ -84,3 +84,29 @@ def narrow(t, DTYPE: tl.constexpr, AXIS: tl.constexpr):
     else:
         power = tl.full(largest.shape, 1.0, tl.float32)
     return t.to(DTYPE), power
+
+
+@triton.jit
+def expand(
+    shrunk, left, bias, y, rows, row_in, first, last, M, N, R, left_row, left_col,
+    DTYPE: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """y = activation(shrunk left^T + bias) for rows of (M, N) and columns from `first` to `last`:
+    shrunk (rows, BR) is an operand in registers, left (N, R) passes by."""
+    operand, power = narrow(shrunk, DTYPE, 1)
+    ranks = tl.arange(0, BR)
+    for n in range(first, last, BN):
+        columns = n + tl.arange(0, BN)
+        c = tl.load(
+            addresses(left, ranks, left_col, columns, left_row),
+            mask=(ranks < R)[:, None] & (columns < N)[None, :], other=0.0,
+        )  # fmt: skip
+        z = tl.dot(operand, c, input_precision=PRECISION)  # (rows, BN)
+        if tl.float16 == DTYPE:
+            z *= power
+        z = add_terms(z, bias, bias, rows, columns, M, N, 0, 0, BIAS, False)
+        tl.store(
+            addresses(y, rows, N, columns, 1), activate(z, ACTIVATION).to(y.dtype.element_ty),
+            mask=row_in[:, None] & (columns < N)[None, :],
+        )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,3 +73,77 @@ def test_gradients(whole: tuple[str, ...]) -> None:
         return tucker_conv2d(x, core, o, i, rest[-1], (2, 1), (1, 1), activation="silu")
 
     assert torch.autograd.gradcheck(run, leaves)
+
+
+# ---- the op --------------------------------------------------------------------------------------
+
+OP = torch.ops.tensorlrf.tucker_conv2d
+
+
+def operands() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (2, 2, 6, 5), core, out factor and bias of the SVD form."""
+    core, out, _, bias = tensors()
+    assert out is not None
+    return image(2, 2, 6, 5), core, out, bias
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("options", GEOMETRY)
+def test_the_op_and_its_gradients(options: dict, activation: str | None) -> None:
+    pairs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), **options}
+    x, core, out, bias = (t.requires_grad_() for t in operands())
+    y = OP(x, core, out, bias, *pairs.values(), activation)
+    expected = tucker_conv2d(x, core, out, None, bias, **pairs, activation=activation)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+    def run(*given: Tensor) -> Tensor:
+        return OP(*given, *pairs.values(), activation)
+
+    assert torch.autograd.gradcheck(run, (x, core, out, bias))
+
+
+@pytest.mark.parametrize("needed", [n for n in product([True, False], repeat=4) if any(n)])
+def test_only_the_gradients_that_are_needed(needed: tuple[bool, ...]) -> None:
+    given = operands()
+    for t, need in zip(given, needed, strict=True):
+        t.requires_grad_(need)
+    OP(*given, (1, 1), (1, 1), (1, 1), "silu").square().sum().backward()
+    found = [t.grad for t in given]
+    for t in given:
+        t.grad = None
+    tucker_conv2d(
+        *given[:3], None, given[3], padding=(1, 1), activation="silu"
+    ).square().sum().backward()
+    for got, t in zip(found, given, strict=True):
+        torch.testing.assert_close(got, t.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_the_op_is_one_of_the_dispatchers() -> None:
+    given = [t.requires_grad_() for t in operands()]
+    torch.library.opcheck(OP, (*given, (1, 1), (1, 1), (1, 1), "gelu"))
+    compiled = torch.compile(
+        lambda *t: OP(*t, (2, 1), (1, 0), (1, 1), "relu"), fullgraph=True, backend="aot_eager"
+    )
+    y = compiled(*given)
+    y.sum().backward()
+    torch.testing.assert_close(y, OP(*given, (2, 1), (1, 0), (1, 1), "relu"))
+    y = OP(*given, (1, 1), (1, 1), (1, 1), None)
+    (g,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        g.sum().backward()
+
+
+def test_what_does_not_fit_is_named() -> None:
+    x, core, out, bias = operands()
+    plain = ((1, 1), (0, 0), (1, 1), None)
+    for given, message in (
+        ((x, core[:, :1], out, bias, *plain), "core has shape.*with c = 2 as x has it"),
+        ((x[0], core, out, bias, *plain), r"x has shape \(2, 6, 5\); it must be \(b, c, h, w\)"),
+        ((x, core, out.float(), bias, *plain), "out_factor has dtype"),
+        ((x, core, out, bias, (0, 1), *plain[1:]), r"stride=\(0, 1\) must be two ints of at least"),
+        ((x, core, out, bias, (1, 1), (-1, 0), (1, 1), None), r"padding=\(-1, 0\)"),
+        ((x[:, :, :2], core, out, bias, *plain), "smaller than the kernel of 3 x 2.*pad more"),
+        ((x, core, out, bias, *plain[:3], "tanh"), "activation='tanh' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OP(*given)

@@ -29,7 +29,7 @@ def forward(problem: Problem, chip: Chip) -> LaunchConfig | None:
         return None
     if problem.rows <= MOST_DECODE_ROWS:
         return _decode(problem, chip)
-    return _prefill(problem, chip) if problem.rank <= MOST_PREFILL_RANK else None
+    return prefill(problem, chip) if problem.rank <= MOST_PREFILL_RANK else None
 
 
 def backward(problem: Problem, chip: Chip) -> LaunchConfig | None:
@@ -132,7 +132,7 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
     return LaunchConfig("decode", blocks, warps, 3, programs, cooperative=True, registers=registers)
 
 
-def _prefill(problem: Problem, chip: Chip) -> LaunchConfig:
+def prefill(problem: Problem, chip: Chip) -> LaunchConfig:
     *_, rank, dtype, tf32 = problem
     BR = pad(rank)
     half = dtype is not torch.float32
