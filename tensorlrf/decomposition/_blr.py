@@ -197,7 +197,7 @@ def fit_blr(
             ranks = tiling.within_params(params)
             return plain(tiling, ranks, f"ranks shared out over {params} parameters")
         if asked.rank is None:
-            ranks, how = estimated(tiling.pieces), "ranks as estimated by evbmf"
+            ranks, how = estimated(tiling.pieces, weight.dtype), "ranks as estimated by evbmf"
         else:
             ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
         return metric.solve(ranks) if metric else plain(tiling, ranks, how)

@@ -12,7 +12,7 @@ from tensorlrf.decomposition._blr_budget import Ladder, Piece, Ranks
 from tensorlrf.decomposition._blr_gram import Content, Descent, Outputs, even
 from tensorlrf.decomposition._blr_matrix import Weight
 from tensorlrf.decomposition._blr_spectra import Energies, Place
-from tensorlrf.decomposition._evbmf import evbmf_rank
+from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors
@@ -186,13 +186,14 @@ def uniform(pieces: Sequence[Piece], rank: int) -> Ranks:
     return ranks
 
 
-def estimated(pieces: Sequence[Piece]) -> Ranks:
-    """For every block the analytic estimate of `evbmf_rank`, 0 for one that is noise alone.
+def estimated(pieces: Sequence[Piece], dtype: torch.dtype) -> Ranks:
+    """For every block of a weight of `dtype` the analytic estimate of `evbmf_rank`, 0 for one that
+    is noise alone.
 
     None is to be dense: the estimate is below L M / (L + M), where it would cost as much.
     """
     return [
-        evbmf_rank(torch.from_numpy(piece.energies).sqrt(), shape=(piece.rows, piece.columns))
+        unfolding_rank(torch.from_numpy(piece.energies).sqrt(), (piece.rows, piece.columns), dtype)
         for piece in pieces
     ]
 

@@ -26,6 +26,14 @@ from tensorlrf.decomposition._gram import descending_eigh, mode_gram, scale_of, 
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.errors import ArgumentError, ShapeError
 
+ACCURACY = 16
+"""Singular values are known to this times eps sqrt(M) of the largest, with eps that of the numbers
+they were computed in; the eigenvalues of a Gram likewise, so their roots to the root of it."""
+
+STORED = 1.0
+"""Noise of a tensor by the rounding to its dtype: eps of an entry, three times what it is on the
+average, as it goes with the size of the entry and is not of one variance."""
+
 _GRID = 256  # noise variances tried on a logarithmic scale, beside those where a value crosses
 _GOLDEN_STEPS = 60
 _INVERSE_GOLDEN = (math.sqrt(5) - 1) / 2
@@ -67,20 +75,52 @@ def evbmf(matrix: Any, *, shape: tuple[int, int] | None = None) -> EVBMF:
 
     The estimate supposes entries of independent Gaussian noise of one variance. A weight is not
     made so: the number is a starting point, used as such on conv kernels by Kim et al. 2016.
-    Scaling and transposition of the matrix make no difference. Values at the rounding of float64
-    count as zero.
+    Scaling and transposition of the matrix make no difference, but for a noise variance beyond
+    float64, which is inf or 0. Noise is never taken to be less than what rounding of the entries to
+    the dtype of the matrix makes, nor than what rounding in its decomposition does, so a matrix of
+    exact low rank has that rank; of singular values only the latter is known, by their dtype.
 
     Raises ArgumentError or ShapeError for what is no matrix of finite floating-point numbers, for
     values without shape or shape with a matrix, and for negative values.
     """
-    values, (rows, columns) = _values(matrix, shape)
+    checked = as_tensor(matrix, "matrix", min_order=1)
+    if checked.ndim == 1:
+        values, (rows, columns) = _given(checked, shape)
+        eps = torch.finfo(working_dtype(checked.dtype)).eps
+        return _solution(values, rows, columns, ACCURACY * math.sqrt(max(rows, columns)) * eps, 0.0)
+    if shape is not None:
+        raise ArgumentError(
+            f"shape={shape!r} goes with singular values; matrix has a shape of its own, "
+            f"{tuple(checked.shape)}"
+        )
+    rows = int(checked.shape[0])
+    return _of_tensor(singular_values(checked), rows, checked.numel() // rows, checked.dtype)
+
+
+def unfolding_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """The rank of `evbmf`, from all singular values of an unfolding (L, M) of a tensor of `dtype`,
+    which `singular_values` took of it or another way as exact; float64, descending."""
+    return _of_tensor(values, *shape, dtype).rank
+
+
+def _of_tensor(values: Tensor, rows: int, columns: int, dtype: torch.dtype) -> EVBMF:
+    known = ACCURACY * math.sqrt(max(rows, columns)) * torch.finfo(torch.float64).eps
+    known = known if dtype == torch.float64 else math.sqrt(known)  # roots from a Gram
+    return _solution(values, rows, columns, known, STORED * torch.finfo(dtype).eps)
+
+
+def _solution(values: Tensor, rows: int, columns: int, known: float, stored: float) -> EVBMF:
+    """From singular values, descending, that are known to `known` of the largest; each entry of
+    their matrix has `stored` of its size for noise, at the least."""
     largest = float(values[0])
     if largest == 0:
         return EVBMF(0, 0.0, 0.0, ())
     values = values / largest
     short, long = min(rows, columns), max(rows, columns)
     alpha = short / long
-    noise = _noise_variance(values, long, alpha)
+    size = float(values.square().sum()) / (short * long)  # the mean square of the entries
+    rounding = max(known**2 / (long * least_signal(alpha)), stored**2 * size)
+    noise = _noise_variance(values, long, alpha, rounding)
     bound = long * noise * least_signal(alpha)
     square = values[values.square() > bound].square()
     excess = 1 - (short + long) * noise / square
@@ -88,7 +128,7 @@ def evbmf(matrix: Any, *, shape: tuple[int, int] | None = None) -> EVBMF:
     shrunk = largest * square.sqrt() / 2 * (excess + root)
     return EVBMF(
         int(square.shape[0]),
-        noise * largest**2,
+        noise * largest * largest,
         math.sqrt(bound) * largest,
         tuple(shrunk.tolist()),
     )
@@ -104,7 +144,7 @@ def analytic_tucker_ranks(tensor: Tensor, modes: Sequence[int]) -> tuple[int, ..
     ranks = []
     for k in modes:
         shape = (tensor.shape[k], tensor.numel() // tensor.shape[k])
-        ranks.append(max(1, evbmf_rank(singular_values(tensor, k), shape=shape)))
+        ranks.append(max(1, unfolding_rank(singular_values(tensor, k), shape, tensor.dtype)))
     return tuple(ranks)
 
 
@@ -148,12 +188,11 @@ def least_signal(alpha: float) -> float:
     return (1 + low) * (1 + alpha / low)
 
 
-def _noise_variance(values: Tensor, long: int, alpha: float) -> float:
-    """The noise variance that minimises the free energy, of values whose largest is one."""
+def _noise_variance(values: Tensor, long: int, alpha: float, rounding: float) -> float:
+    """The noise variance, `rounding` at the least, that minimises the free energy, of values whose
+    largest is one."""
     short = values.shape[0]
     squares = values.square()
-    # Below the rounding of the decomposition nothing is known of noise.
-    rounding = (torch.finfo(torch.float64).eps * math.sqrt(long)) ** 2 / long
     upper = max(float(squares.sum()) / (short * long), rounding)
     most = min(math.ceil(short / (1 + alpha)) - 1, short - 1)  # signals that there can be
     crossings = squares / (long * least_signal(alpha))
@@ -205,17 +244,8 @@ def _golden(low: float, high: float, squares: Tensor, long: int, alpha: float) -
     return math.exp((a + b) / 2)
 
 
-def _values(matrix: Any, shape: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int]]:
-    """Singular values, descending, and the shape they belong to."""
-    checked = as_tensor(matrix, "matrix", min_order=1)
-    if checked.ndim > 1:
-        if shape is not None:
-            raise ArgumentError(
-                f"shape={shape!r} goes with singular values; matrix has a shape of its own, "
-                f"{tuple(checked.shape)}"
-            )
-        rows = int(checked.shape[0])
-        return singular_values(checked), (rows, checked.numel() // rows)
+def _given(checked: Tensor, shape: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int]]:
+    """Singular values that were passed, descending, and the shape they belong to."""
     if shape is None:
         raise ArgumentError(
             f"matrix has {checked.shape[0]} numbers in one mode, singular values; pass the shape "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+from tensorlrf.decomposition._input import check_sequence
 from tensorlrf.errors import ArgumentError, ShapeError
 
 PART = 12
@@ -42,10 +43,14 @@ def matrix_sizes(
     """Sizes of the digits of rows and columns: those given, the others from `mode_sizes`.
 
     The order is that of the sizes given, else `order`, else such that parts are near 12, two at
-    least. Raises ShapeError where lengths differ or a product is less than the side.
+    least. Raises ArgumentError for sizes that are no sequence of positive ints, ShapeError where
+    lengths differ or a product is less than the side.
     """
     if order is not None:
         _positive("order", order)
+    for name, sizes, side in (("row_sizes", row_sizes, m), ("column_sizes", column_sizes, n)):
+        if sizes is not None:
+            check_sequence(sizes, name, str(mode_sizes(side, 2)))
     given = [len(s) for s in (row_sizes, column_sizes) if s is not None]
     parts = [*given, *([] if order is None else [order])]
     if len(set(parts)) > 1:

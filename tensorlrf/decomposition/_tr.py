@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import scale_of
-from tensorlrf.decomposition._input import as_tensor, generator, input_metric
+from tensorlrf.decomposition._input import as_tensor, check_sequence, generator, input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tr_als import RingProblem, balanced
 from tensorlrf.decomposition._tr_gram import RingMetric
@@ -124,11 +124,12 @@ def fit_tr(
     metric = None
     if gram is not None:
         moments = input_metric(gram, mean, shape[1], tensor)
+        moments = moments / scale_of(moments)
         metric = RingMetric(work.reshape(shape), moments, len(split[0]))
 
     def cast(cores: Sequence[Tensor]) -> TRFactors:
-        first, *others = cores
-        even = balanced([first * scale, *others])
+        each = scale ** (1 / len(cores))  # to one core alone it could be too large
+        even = [core * each for core in balanced(cores)]
         return TRFactors(tuple(c.to(tensor.dtype).contiguous() for c in even), shape)
 
     def fit(ranks: Sequence[int]) -> Fit[TRFactors]:
@@ -192,6 +193,9 @@ def _split(
     """The sizes of the cores, mode by mode."""
     if sizes is None:
         return tuple((n,) for n in shape)
+    check_sequence(sizes, "sizes", "((8, 4), (6, 5)), the factors of each mode")
+    for k, parts in enumerate(sizes):
+        check_sequence(parts, f"sizes[{k}]", "(8, 4), the factors of one mode")
     split = tuple(tuple(parts) for parts in sizes)
     for parts in split:
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in parts):

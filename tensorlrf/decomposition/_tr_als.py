@@ -2,7 +2,8 @@
 
 With all other cores held, the whole is linear in core k: X_(k) = C_(k) S^T with S the subchain of
 the others. S^T S is a product of small matrices, one a core, and X_(k) S comes from X contracted
-once with each half of the ring, so S is never formed.
+once with each half of the ring, so S is never formed. The normal matrices of wide ranks would be
+larger than X; there conjugate gradients lower the same loss.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._tr_gradients import (
+    half_by_gradients,
+    marginals,
+    seen_through,
+    too_wide,
+)
 from tensorlrf.decomposition._tt_proximal import RIDGE, proximal_step
 from tensorlrf.factors._tt import chain_product
 
@@ -32,17 +39,12 @@ class RingProblem:
     def sweep(self, cores: Sequence[Tensor], ridge: float) -> tuple[list[Tensor], float]:
         """Every core once, and the relative error afterwards."""
         first, second = list(cores[: self.half]), list(cores[self.half :])
-        for side in (0, 1):
-            fixed = chain_product(second if side == 0 else first)
-            cross = contracted(self.matrix if side == 0 else self.matrix.T, fixed)
-            if side == 0:
-                first, value = half_sweep(first, cross, self_product(fixed), ridge)
-            else:
-                second, value = half_sweep(second, cross, self_product(fixed), ridge)
+        first, _ = _improved(first, second, self.matrix, ridge)
+        second, value = _improved(second, first, self.matrix.T, ridge)
         cores = balanced([*first, *second])
-        squared = self.norm + value
+        squared = math.nan if value is None else self.norm + value
         # The difference cancels, so near zero the residual itself is taken.
-        if squared <= 1e-8 * self.norm:
+        if not squared > 1e-8 * self.norm:
             return cores, self.rel_error(cores)
         return cores, math.sqrt(squared / self.norm)
 
@@ -77,6 +79,19 @@ def self_product(core: Tensor) -> Tensor:
     r, n, s = core.shape
     flat = core.transpose(0, 1).reshape(n, r * s)
     return (flat.T @ flat).reshape(r, s, r, s).permute(0, 2, 1, 3).reshape(r * r, s * s)
+
+
+def _improved(
+    half: list[Tensor], others: Sequence[Tensor], matrix: Tensor, ridge: float
+) -> tuple[list[Tensor], float | None]:
+    """The cores of one half with those of the other held, for X (P, Q) with rows of that half; and
+    the loss less the squared norm of X, where it is known."""
+    fixed = chain_product(others)  # (z, Q, y)
+    if not too_wide(half):
+        return half_sweep(half, contracted(matrix, fixed), self_product(fixed), ridge)
+    flat = fixed.permute(1, 2, 0).flatten(1)  # (Q, y z)
+    ends = marginals(flat, flat, half[0].shape[0])
+    return half_by_gradients(half, matrix @ flat, seen_through(flat, flat), ends), None
 
 
 def half_sweep(

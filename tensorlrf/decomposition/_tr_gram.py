@@ -4,23 +4,28 @@ The first cores hold the digits of the rows, the others those of the columns: W 
 half of the rows and B that of the columns, joined at two bonds. With G (n, n) the second moments
 of the inputs, tr((W - A B) G (W - A B)^T) is the plain problem for the cores of the rows, with
 G B^T in place of B^T; the cores of the columns take steps of conjugate gradients, in which G is
-multiplied with the whole half and nothing is inverted.
+multiplied with the whole half and nothing is inverted, and so do those of the rows where the ranks
+are large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._spectrum import ratio
 from tensorlrf.decomposition._tr_als import balanced, half_sweep
+from tensorlrf.decomposition._tr_gradients import (
+    Seen,
+    half_by_gradients,
+    marginals,
+    seen_through,
+    too_wide,
+)
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._tt import chain_product
-
-STEPS = 8
-"""Of conjugate gradients, at most, for one core; each lowers the loss."""
 
 
 class RingMetric:
@@ -51,21 +56,26 @@ class RingMetric:
         columns = chain_product(second)  # (y, n, z)
         y, n, z = columns.shape
         turned = columns.permute(1, 2, 0).reshape(n, z * y)
-        cross = (self.moments @ turned).reshape(-1, z, y).transpose(0, 1)  # (z, m, y)
-        outer = turned.T @ self.gram @ turned
-        outer = outer.reshape(z, y, z, y).permute(1, 3, 0, 2).reshape(y * y, z * z)
-        first, _ = half_sweep(first, cross, outer, ridge)
+        target = self.moments @ turned  # (m, z y)
+        if too_wide(first):
+            weighted = self.gram @ turned
+            ends = marginals(turned, weighted, z)
+            first = half_by_gradients(first, target, seen_through(turned, weighted), ends)
+        else:
+            cross = target.reshape(-1, z, y).transpose(0, 1)  # (z, m, y)
+            outer = turned.T @ self.gram @ turned
+            outer = outer.reshape(z, y, z, y).permute(1, 3, 0, 2).reshape(y * y, z * z)
+            first, _ = half_sweep(first, cross, outer, ridge)
 
         rows = chain_product(first)  # (z, m, y)
         flat = rows.permute(1, 2, 0).reshape(-1, y * z)  # (m, y z)
         target = self.moments.T @ flat  # (n, y z)
-        seen = self._seen_through(flat)
-        for k in range(len(second)):
-            second[k] = self._gradient_steps(second, k, target, seen)
+        bonds = marginals(flat, flat, y) if too_wide(second) else None
+        second = half_by_gradients(second, target, self._seen_through(flat), bonds)
         cores = balanced([*first, *second])
         return cores, self.rel_error(cores)
 
-    def _seen_through(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    def _seen_through(self, rows: Tensor) -> Seen:
         """K (n, r) to G K R^T R for R (m, r), in the order that takes less."""
         m, r = rows.shape
         n = len(self.gram)
@@ -73,48 +83,3 @@ class RingMetric:
             return lambda columns: (self.gram @ (columns @ rows.T)) @ rows
         square = rows.T @ rows
         return lambda columns: self.gram @ columns @ square
-
-    def _gradient_steps(
-        self,
-        cores: Sequence[Tensor],
-        k: int,
-        target: Tensor,
-        seen: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Core k after conjugate gradients on tr(P K^T G K) - 2 tr(B^T K), from where it is.
-
-        K (n, y z) is the half of the columns, linear in the core; `seen` K to G K P, B `target`.
-        """
-        r, m, s = cores[k].shape
-        y, z = cores[0].shape[0], cores[-1].shape[2]
-        before = chain_product([torch.eye(y).to(cores[k])[:, None], *cores[:k]])  # (y, J, r)
-        after = chain_product([*cores[k + 1 :], torch.eye(z).to(cores[k])[:, None]])  # (s, L, z)
-        left = before.reshape(-1, r)  # (y J, r)
-        right = after.reshape(s, -1)  # (s, L z)
-
-        def whole(core: Tensor) -> Tensor:
-            product = (left @ core.reshape(r, m * s)).reshape(-1, s) @ right  # (y J m, L z)
-            return product.reshape(y, -1, z).transpose(0, 1).reshape(-1, y * z)
-
-        def adjoint(half: Tensor) -> Tensor:
-            turned = half.reshape(-1, y, z).transpose(0, 1).reshape(-1, right.shape[1])
-            inner = (turned @ right.T).reshape(left.shape[0], m * s)  # (y J, m s)
-            return (left.T @ inner).reshape(r, m, s)
-
-        core = cores[k]
-        residual = adjoint(target - seen(whole(core)))
-        direction = residual
-        size = start = float(residual.square().sum())
-        for _ in range(min(STEPS, core.numel())):
-            if size <= 1e-20 * start or size == 0.0:
-                break
-            image = adjoint(seen(whole(direction)))
-            curvature = float((direction * image).sum())
-            if not curvature > 0:
-                break
-            step = size / curvature
-            core = core + step * direction
-            residual = residual - step * image
-            former, size = size, float(residual.square().sum())
-            direction = residual + (size / former) * direction
-        return core

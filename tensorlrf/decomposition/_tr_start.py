@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._gram import thin_svd
-from tensorlrf.decomposition._rank import Rank, _one_int, _share
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, whole
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import train_svd
 from tensorlrf.errors import RankError
@@ -30,7 +30,7 @@ def ring_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]:
     most = max(rank_limits(sizes))
     share = _share(rank)
     if share is not None:
-        r = math.isqrt(max(1, math.floor(share * dense / sum(sizes))))
+        r = math.isqrt(max(1, whole(share * dense / sum(sizes))))
         return (max(1, min(most, r)),) * len(sizes)
     if not isinstance(rank, Sequence) or isinstance(rank, str):
         return (min(most, _one_int(rank)),) * len(sizes)
@@ -111,6 +111,6 @@ def _padded(core: Tensor, shape: tuple[int, int, int], draws: torch.Generator) -
     if tuple(core.shape) == shape:
         return core.contiguous()
     size = NOISE * float(core.square().mean().sqrt())
-    whole = torch.randn(shape, generator=draws, dtype=core.dtype, device=draws.device) * size
-    whole[: core.shape[0], :, : core.shape[2]] = core
-    return whole
+    padded = torch.randn(shape, generator=draws, dtype=core.dtype, device=draws.device) * size
+    padded[: core.shape[0], :, : core.shape[2]] = core
+    return padded

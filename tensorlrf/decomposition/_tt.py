@@ -12,7 +12,7 @@ from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tt import check_batched_metric, fit_tt_batched
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, input_metric
+from tensorlrf.decomposition._input import as_tensor, check_sequence, input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tt_gram import smallest_in_metric
 from tensorlrf.decomposition._tt_kernel_gram import fit_kernel_in_metric
@@ -221,6 +221,7 @@ def _order(modes: Sequence[int] | None, n: int) -> tuple[int, ...]:
     """`modes` as an order of all n modes; negative ones count from the end."""
     if modes is None:
         return tuple(range(n))
+    check_sequence(modes, "modes", str(tuple(range(n))))
     whole = [isinstance(k, int) and not isinstance(k, bool) and -n <= k < n for k in modes]
     order = tuple(k % n for k in modes) if all(whole) else ()
     if sorted(order) != list(range(n)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import thin_svd
-from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._input import check_sequence, generator
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tt_maxvol import maxvol
 from tensorlrf.decomposition._tt_ranks import rank_limits, train_ranks
@@ -274,6 +274,7 @@ def _drawn(sizes: Sequence[int], m: int, draws: torch.Generator) -> Tensor:
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    check_sequence(shape, "shape", "(30, 30, 30)")
     sizes = tuple(shape)
     if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
         raise ShapeError(f"shape={sizes} must be two sizes at least, each an int of at least 1")

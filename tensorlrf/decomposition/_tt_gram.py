@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._spectrum import ratio
 from tensorlrf.decomposition._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition._tt_proximal import proximal_step
@@ -22,6 +23,7 @@ from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import share_norm
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors._base import Factors
+from tensorlrf.factors._tt import Train
 
 MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
@@ -33,17 +35,36 @@ ROUNDING = 1e-12
 
 
 class OutputMetric:
-    """The weight W (m, n) and the moments G (n, n) of its inputs, in float64."""
+    """A weight as a matrix W (m, n), and the moments G (n, n) of its inputs, in float64; both are
+    divided by powers of two that bring them near one, W by `scale`."""
 
-    def __init__(self, matrix: Tensor, gram: Tensor) -> None:
-        self.matrix = matrix.to(torch.float64)
-        self.gram = gram
-        self.moments = self.matrix @ gram  # W G, (m, n)
+    def __init__(self, weight: Tensor, gram: Tensor) -> None:
+        wide = weight.to(torch.float64)
+        self.scale = scale_of(wide)
+        self.matrix = _over(wide, self.scale).reshape(weight.shape[0], -1)
+        self.gram = _over(gram, scale_of(gram))
+        self.moments = self.matrix @ self.gram  # W G, (m, n)
         self.norm = float((self.moments * self.matrix).sum())
 
-    def rel_error(self, factors: Factors) -> float:
-        """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - `factors`, multiplied out."""
-        difference = self.matrix - factors.to(torch.float64).to_dense()
+    def rel_error(self, train: Factors) -> float:
+        """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - `train`, multiplied out."""
+        return self._loss(train.to(torch.float64).to_dense())
+
+    def true_error(self, factors: Factors) -> float:
+        """The same for factors of the weight as it was given."""
+        return self._loss(_over(factors.to(torch.float64).to_dense(), self.scale))
+
+    def scaled(self, factors: Train) -> list[Tensor]:
+        """Cores, float64, of the weight's factors divided by its scale."""
+        cores = [core.to(torch.float64) for core in factors.cores]
+        return cores if self.scale == 1.0 else share_norm(cores, 0, -round(math.log2(self.scale)))
+
+    def shared(self, cores: Sequence[Tensor], carrier: int) -> list[Tensor]:
+        """Cores of the weight as it was given, the norm that one of them carries spread out."""
+        return share_norm(cores, carrier, round(math.log2(self.scale)))
+
+    def _loss(self, dense: Tensor) -> float:
+        difference = self.matrix - dense.reshape(self.matrix.shape)
         return ratio(float((difference @ self.gram * difference).sum()), self.norm)
 
 
@@ -52,8 +73,8 @@ def fit_in_metric(
 ) -> Fit[TTMatrix]:
     """Sweeps from `plain` on; never worse in the outputs than `plain`."""
     metric = OutputMetric(tensor, gram)
-    best = plain.to(torch.float64)
-    start = metric.rel_error(plain)
+    best = TTMatrix(tuple(metric.scaled(plain)), plain.dense_shape)
+    start = metric.true_error(plain)
     errors = [start]
     reason = f"{n_iter_max} sweeps"
     converged = False
@@ -66,8 +87,10 @@ def fit_in_metric(
         if error >= errors[-2 if best is tried else -1] * (1 - tol):
             reason, converged = "a sweep gained nothing more", True
             break
-    factors = _shared(best).to(tensor.dtype)
-    final = metric.rel_error(factors)
+    # The last core of a sweep carries the norm.
+    cores = metric.shared(best.cores, len(best.cores) - 1)
+    factors = TTMatrix(tuple(cores), plain.dense_shape).to(tensor.dtype)
+    final = metric.true_error(factors)
     if final > start or len(errors) == 1:
         factors, final = plain, start
         reason += ", none better than TT-SVD"
@@ -182,7 +205,5 @@ def interfaces(cores: Sequence[Tensor]) -> list[Tensor]:
     return products[::-1]
 
 
-def _shared(train: TTMatrix) -> TTMatrix:
-    """The norm, which the last core of a sweep carries, spread over all cores."""
-    cores = share_norm(train.cores, len(train.cores) - 1)
-    return TTMatrix(tuple(cores), train.dense_shape)
+def _over(tensor: Tensor, scale: float) -> Tensor:
+    return tensor if scale == 1.0 else tensor / scale

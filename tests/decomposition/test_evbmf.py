@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tensorlrf.decomposition._blr import blr
 from tensorlrf.decomposition._cp import cp
 from tensorlrf.decomposition._evbmf import (
     _free_energies,
@@ -107,7 +108,7 @@ def test_the_noise_variance_is_the_minimum_of_the_free_energy() -> None:
     values = torch.linalg.svdvals(planted(40, 70, 5, 2.0))
     values = values / values[0]
     alpha = 40 / 70
-    found = _noise_variance(values, 70, alpha)
+    found = _noise_variance(values, 70, alpha, 1e-12)
     upper = float(values.square().sum()) / (40 * 70)
     tried = torch.logspace(-3, 0, 5000, dtype=torch.float64) * upper
     lower = float(values[25:].square().sum()) / (70 * 15)
@@ -133,6 +134,75 @@ def test_without_noise_the_rank_is_the_numerical_one() -> None:
     assert evbmf_rank(torch.eye(5)[:, :2] @ torch.ones(2, 7)) == 1
     assert evbmf_rank(torch.zeros(4, 5)) == 0
     assert evbmf_rank(torch.ones(1, 1)) in (0, 1)
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("m", "n", "rank"), [(256, 256, 2), (512, 512, 1), (64, 576, 4), (1000, 40, 3), (3, 200, 1)]
+)
+def test_rounding_to_a_dtype_adds_no_rank(m: int, n: int, rank: int, dtype: torch.dtype) -> None:
+    left, right = gaussian(m, rank), gaussian(rank, n, seed=1)
+    assert evbmf_rank((left @ right).to(dtype)) == rank
+    assert evbmf_rank(left.to(dtype) @ right.to(dtype)) == rank  # rounded while it is summed
+    # Entries of many sizes: their rounding is no noise of one variance.
+    heavy = left.exp() @ right.exp() / 50
+    assert evbmf_rank(heavy.to(dtype)) == rank
+    assert evbmf_rank(torch.ones(m, n, dtype=dtype)) == 1
+    for noise in (1e-4, 1e-3, 1e-2):
+        noisy = left @ right + noise * gaussian(m, n, seed=2)
+        assert evbmf_rank(noisy.to(dtype)) == rank
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    m=st.integers(8, 150),
+    n=st.integers(8, 150),
+    rank=st.integers(1, 3),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 100),
+)
+def test_an_exact_low_rank_is_found(
+    m: int, n: int, rank: int, dtype: torch.dtype, seed: int
+) -> None:
+    matrix = planted(m, n, rank, 0.0, seed)
+    assert evbmf_rank((matrix / matrix.abs().max()).to(dtype)) == rank
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise_above_the_rounding_is_still_measured(dtype: torch.dtype) -> None:
+    # A Gram's eigenvalues tell noise of float32 from their own rounding only further above it.
+    noise = (32 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
+    found = evbmf(planted(200, 300, 5, noise).to(dtype))
+    assert found.rank == 5
+    assert math.sqrt(found.noise_variance) == pytest.approx(noise, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tucker_and_svd_of_exact_low_rank(dtype: torch.dtype) -> None:
+    core = gaussian(4, 4, 2, 2)
+    sides = [torch.linalg.qr(gaussian(n, r, seed=n))[0] for n, r in ((64, 4), (60, 4), (3, 2))]
+    kernel = torch.einsum("abcd,oa,ib,kc,ld->oikl", core, *sides, sides[2]).to(dtype)
+    assert tucker(kernel, "auto").core.shape == (4, 4, 2, 2)
+    assert svd((gaussian(256, 2) @ gaussian(2, 256, seed=1)).to(dtype), "auto").rank == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_are_known_to_their_dtype(dtype: torch.dtype) -> None:
+    matrix = (gaussian(256, 2) @ gaussian(2, 256, seed=1)).to(dtype)
+    assert evbmf_rank(torch.linalg.svdvals(matrix), shape=(256, 256)) == 2
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_the_range_of_float64(scale: float) -> None:
+    matrix = planted(60, 90, 7, 1.0)
+    one, other = evbmf(matrix), evbmf(matrix * scale)
+    assert one.rank == other.rank == 7
+    assert other.threshold == pytest.approx(one.threshold * scale, rel=1e-6)
+    assert other.noise_variance == one.noise_variance * scale * scale  # inf, or 0
+    assert other.values == pytest.approx([v * scale for v in one.values], rel=1e-6)
 
 
 def test_singular_values_serve_as_well() -> None:
@@ -176,7 +246,7 @@ def test_tucker_takes_it() -> None:
 
 
 def test_others_say_who_takes_it() -> None:
-    with pytest.raises(RankError, match="svd and tucker take it"):
+    with pytest.raises(RankError, match="svd, tucker, tt, tt_matrix and blr take it"):
         cp(gaussian(4, 5, 6), "auto")
     with pytest.raises(UnsupportedError, match="rank='auto' is not served with batch_dims="):
         svd(gaussian(2, 5, 6), "auto", batch_dims=1)
@@ -198,3 +268,17 @@ def test_others_say_who_takes_it() -> None:
 def test_refusals(matrix: Any, shape: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         evbmf_rank(matrix, shape=shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_of_exact_low_rank_are_seen_as_such(dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(0)
+
+    def block(r: int) -> Tensor:
+        left = torch.randn(64, r, generator=draws, dtype=torch.float64)
+        return left @ torch.randn(r, 64, generator=draws, dtype=torch.float64)
+
+    blocks = [[block(r) for r in row] for row in ((2, 5), (1, 3))]
+    weight = torch.cat([torch.cat(row, dim=1) for row in blocks]).to(dtype)
+    factors = blr(weight, "auto", block=64)
+    assert [b.rank for b in factors.blocks] == [2, 5, 1, 3]

@@ -68,6 +68,11 @@ def test_refusals_list_what_is_possible() -> None:
     fraction: Any = (8, 8.0)
     with pytest.raises(ArgumentError, match="row_sizes"):
         matrix_sizes(64, 30, fraction, None, None)
+    number: Any = 8
+    with pytest.raises(ArgumentError, match=r"row_sizes=8 must be a sequence, such as \(8, 8\)"):
+        matrix_sizes(64, 30, number, None, None)
+    with pytest.raises(ArgumentError, match=r"column_sizes=8 must be a sequence, such as \(6, 5\)"):
+        matrix_sizes(64, 30, (8, 8), number, None)
     pairs: list[Any] = [(0, 2), (4, 0), (True, 2), (4, 2.0)]
     for n, order in pairs:
         with pytest.raises(ArgumentError, match="int of at least 1"):

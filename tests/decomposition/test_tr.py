@@ -228,6 +228,25 @@ def test_scale_does_not_matter(factor: float, dtype: torch.dtype) -> None:
     assert other.error == pytest.approx(one.error, rel=1e-5)
 
 
+@pytest.mark.parametrize("factor", [1e160, 1e305, 1e-200, 1e-300])
+def test_the_range_of_float64(factor: float) -> None:
+    tensor, weight, gram = seeded(6, 5, 7), seeded(24, 30), moments(30)
+    options: dict[str, Any] = {"random_state": 0, "n_iter_max": 5}
+    one, other = (fit_tr(x, 2, **options) for x in (tensor, tensor * factor))
+    assert all(bool(c.isfinite().all()) for c in other.factors)
+    assert other.error == pytest.approx(one.error, rel=1e-9)
+    norms = [float(c.norm()) for c in other.factors]
+    assert max(norms) <= min(norms) * (1 + 1e-12)
+    options |= {"sizes": ((6, 4), (5, 6)), "gram": gram}
+    one, other = (fit_tr(x, 2, **options) for x in (weight, weight * factor))
+    assert other.error == pytest.approx(one.error, rel=1e-9)
+    assert output_error(weight, other.factors.map(lambda c: c / factor**0.25), gram) == (
+        pytest.approx(one.error, rel=1e-9)
+    )
+    scaled = fit_tr(weight, 2, **(options | {"gram": gram * factor}))
+    assert scaled.error == pytest.approx(one.error, rel=1e-9)
+
+
 def test_seeds_repeat_and_the_global_generator_stays() -> None:
     tensor = seeded(6, 5, 7)
     state = torch.get_rng_state()
@@ -331,6 +350,8 @@ def test_refusals() -> None:
         ({"sizes": ((6,), (5,), (2, 3))}, ShapeError, r"multiply to \(6, 5, 6\)"),
         ({"sizes": ((6,), (5,))}, ShapeError, "multiply"),
         ({"sizes": ((6,), (5,), (2, 2.0))}, ShapeError, "ints"),
+        ({"sizes": 5}, ArgumentError, "sizes=5 must be a sequence, such as"),
+        ({"sizes": (6, 5, 4)}, ArgumentError, r"sizes\[0\]=6 must be a sequence, such as"),
         ({"random_state": "x"}, ArgumentError, "random_state"),
     ]
     for options, error, text in cases:

@@ -220,6 +220,16 @@ def test_scale_does_not_matter(factor: float, dtype: torch.dtype) -> None:
         assert other.error == pytest.approx(one.error, rel=1e-4)
 
 
+@pytest.mark.parametrize("factor", [1e160, 1e305, 1e-200, 1e-300])
+def test_the_range_of_float64(factor: float) -> None:
+    tensor = seeded(6, 5, 4)
+    cases: list[dict[str, Any]] = [{"rank": 2}, {"error": 0.2}, {"rank": "auto"}]
+    for options in cases:
+        one, other = fit_tt(tensor, **options), fit_tt(tensor * factor, **options)
+        assert other.factors.rank == one.factors.rank
+        assert other.error == pytest.approx(one.error, rel=1e-9)
+
+
 def test_large_values_fit_in_half_precision() -> None:
     tensor = (planted((64, 32, 64), (3, 3), 0.01) * 8000).clamp(-60000, 60000).half()
     fit = fit_tt(tensor, 3)
@@ -305,6 +315,10 @@ def test_refusals() -> None:
     for modes in orders:
         with pytest.raises(ArgumentError, match="modes="):
             tt(tensor, 2, modes=modes)
+    mode: Any = 1
+    for options in ({}, {"batch_dims": 1}):
+        with pytest.raises(ArgumentError, match="modes=1 must be a sequence, such as"):
+            tt(tensor, 2, modes=mode, **options)
     with pytest.raises(ShapeError, match="2 modes"):
         tt(seeded(6), 2)
     with pytest.raises(ShapeError, match="no element"):

@@ -182,6 +182,9 @@ def test_arguments_that_are_refused() -> None:
         bad: Any = shape
         with pytest.raises(ShapeError, match="shape="):
             tt_cross(total, bad, 2)
+    size: Any = 5
+    with pytest.raises(ArgumentError, match="shape=5 must be a sequence, such as"):
+        tt_cross(total, size, 2)
     with pytest.raises(ArgumentError, match="neither"):
         tt_cross(total, (5, 5))
     with pytest.raises(RankError, match="use at most 5"):

@@ -91,6 +91,18 @@ def test_conjugate_gradients_solve_a_singular_system_they_can_solve() -> None:
     torch.testing.assert_close(matrix @ x, matrix @ normal(6, seed=3))
 
 
+@pytest.mark.parametrize("factor", [1e160, 1e200, 1e305, 1e-200, 1e-300])
+def test_the_range_of_float64(factor: float) -> None:
+    # Steps that end before they settle would show the rounding of another factor.
+    factor = 2.0 ** round(math.log2(factor))
+    kernel, gram = normal(6, 4, 2, 2), moments(16, 16)
+    one = fit_tt(kernel, 2, modes=ORDER, gram=gram)
+    other = fit_tt(kernel * factor, 2, modes=ORDER, gram=gram)
+    assert other.errors == pytest.approx(one.errors, rel=1e-9)
+    near = other.factors.map(lambda c: c / factor**0.25)
+    assert output_error(kernel, near.to_dense(), gram) == pytest.approx(one.error, rel=1e-9)
+
+
 def test_wrong_arguments_are_named() -> None:
     kernel = normal(8, 6, 3, 3)
     with pytest.raises(ShapeError, match="gram"):

@@ -202,6 +202,24 @@ def test_an_exact_train_stays_exact_in_the_metric() -> None:
     assert found.factors.rank == (1, 3, 1)
 
 
+@pytest.mark.parametrize("factor", [1e160, 1e200, 1e305, 1e-200, 1e-300])
+def test_the_range_of_float64(factor: float) -> None:
+    weight, gram = seeded(24, 30), moments(30)
+    one, other = fit_tt_matrix(weight, 1), fit_tt_matrix(weight * factor, 1)
+    assert other.error == pytest.approx(one.error, rel=1e-9)
+    cases: list[dict[str, Any]] = [{"rank": 2}, {"error": 0.3}]
+    for options in cases:
+        one = fit_tt_matrix(weight, gram=gram, **options)
+        other = fit_tt_matrix(weight * factor, gram=gram, **options)
+        assert other.errors == pytest.approx(one.errors, rel=1e-9)
+        size = factor ** (1 / len(other.factors.cores))
+        assert output_error(weight, other.factors.map(lambda c, s=size: c / s), gram) == (
+            pytest.approx(one.error, rel=1e-9)
+        )
+        scaled = fit_tt_matrix(weight, gram=gram * factor, **options)
+        assert scaled.error == pytest.approx(one.error, rel=1e-9)
+
+
 def test_error_in_the_outputs_is_kept_with_the_smallest_rank() -> None:
     weight, gram = seeded(24, 35), moments(35)
     for error in (0.4, 0.1):
@@ -236,6 +254,9 @@ def test_refusals() -> None:
         tt_matrix(weight, 2, row_sizes=(4, 5))
     with pytest.raises(ShapeError, match="differ in length"):
         tt_matrix(weight, 2, row_sizes=(4, 6), column_sizes=(2, 3, 5))
+    number: Any = 8
+    with pytest.raises(ArgumentError, match="row_sizes=8 must be a sequence, such as"):
+        tt_matrix(weight, 2, row_sizes=number)
     with pytest.raises(RankError, match="boundary"):
         tt_matrix(weight, (2, 3, 1))
     with pytest.raises(RankError, match="use at most 24"):
