@@ -49,3 +49,71 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(
         lambda *t: cp_conv2d(*t, stride=(2, 1), padding=(1, 1), activation="silu"), leaves
     )
+
+
+# ---- the op --------------------------------------------------------------------------------------
+
+OP = torch.ops.tensorlrf.cp_conv2d
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("options", GEOMETRY)
+def test_the_op_and_its_gradients(options: dict, activation: str | None) -> None:
+    pairs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), **options}
+    given = [t.requires_grad_() for t in (image(2, 4, 6, 5), *tensors(2))]
+    y = OP(*given, *pairs.values(), activation)
+    expected = cp_conv2d(*given, **pairs, activation=activation)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+    def run(*leaves: Tensor) -> Tensor:
+        return OP(*leaves, *pairs.values(), activation)
+
+    assert torch.autograd.gradcheck(run, given)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("only", range(7))
+def test_only_the_gradients_that_are_needed(only: int, activation: str | None) -> None:
+    for others in (False, True):
+        given = [image(2, 4, 6, 5), *tensors(2)]
+        for k, t in enumerate(given):
+            t.requires_grad_((k == only) != others)
+        OP(*given, (1, 1), (1, 1), (1, 1), activation).square().sum().backward()
+        found = [t.grad for t in given]
+        for t in given:
+            t.grad = None
+        y = cp_conv2d(*given, padding=(1, 1), activation=activation)
+        y.square().sum().backward()
+        for got, t in zip(found, given, strict=True):
+            torch.testing.assert_close(got, t.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_the_op_is_one_of_the_dispatchers() -> None:
+    given = [t.requires_grad_() for t in (image(2, 4, 6, 5), *tensors(2))]
+    torch.library.opcheck(OP, (*given, (1, 1), (1, 1), (1, 1), "gelu"))
+    compiled = torch.compile(
+        lambda *t: OP(*t, (2, 1), (1, 0), (1, 1), "relu"), fullgraph=True, backend="aot_eager"
+    )
+    y = compiled(*given)
+    y.sum().backward()
+    torch.testing.assert_close(y, OP(*given, (2, 1), (1, 0), (1, 1), "relu"))
+    y = OP(*given, (1, 1), (1, 1), (1, 1), None)
+    (g,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        g.sum().backward()
+
+
+def test_what_does_not_fit_is_named() -> None:
+    x, (out, inp, kh, kw, weights, bias) = image(2, 4, 6, 5), tensors()
+    plain = ((1, 1), (0, 0), (1, 1), None)
+    for given, message in (
+        ((x, out, inp[:3], kh, kw, weights, bias, *plain), "in_factor has shape.*with c = 4"),
+        ((x, out, inp, kh[:, :2], kw, weights, bias, *plain), "kh_factor has shape.*with r = 3"),
+        ((x[0], out, inp, kh, kw, weights, bias, *plain), r"x has shape \(4, 6, 5\); it must be"),
+        ((x, out, inp, kh, kw, weights.float(), bias, *plain), "weights has dtype"),
+        ((x, out, inp, kh, kw, weights, bias, (1, 0), *plain[1:]), r"stride=\(1, 0\) must be two"),
+        ((x[:, :, :2], out, inp, kh, kw, weights, bias, *plain), "smaller than the kernel of 3 x"),
+        ((x, out, inp, kh, kw, weights, bias, *plain[:3], "tanh"), "activation='tanh' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OP(*given)

@@ -1,8 +1,8 @@
 """y = activation(conv2d(x, K) + bias) for a kernel K of R rank-one terms, and what its gradients
 need.
 
-x (B, C, H, W), in_factor (C, R), kh (KH, R), kw (KW, R), weights (R,), out_factor (N, R), bias (N,),
-y (B, N, P, Q) and u (B, R, P, Q) in channels_last.
+x (B, C, H, W), in_factor (C, R), kh (KH, R), kw (KW, R), weights (R,), out_factor (N, R),
+bias (N,); y (B, N, P, Q) and u (B, R, P, Q) in channels_last.
 """
 
 import triton
@@ -19,29 +19,31 @@ def forward(
     in_row, in_col, kh_row, kh_col, kw_row, kw_col, out_row, out_col,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     KH: tl.constexpr, KW: tl.constexpr,
-    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, EXPAND: tl.constexpr, KEEP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
+    EXPAND: tl.constexpr,
 ):  # fmt: skip
     """A program has BH rows of the output and BW columns of the input, and BR of the ranks. It sums
     s = kh * (x in_factor) over the vertical taps, for which x is loaded anew; then u = weights * kw
-    * s over the horizontal ones, which are on chip already; and expands u to all N channels.
+    * s over the horizontal ones, which are on chip already.
 
-    DOWN, ACROSS  tiles of an image; ACROSS tiles of BW columns overlap by what the taps reach over
-    EXPAND  y is made, from the whole rank (R <= BR); KEEP: u is stored, in the dtype that it has
+    DOWN, ACROSS  tiles of an image; those side by side overlap by what the taps reach over
+    EXPAND        1: u is the whole rank (R <= BR), and expanded to y; 0: u itself is stored
     """
-    tile = tl.program_id(0)
+    # Programs of one tile run side by side, so that x comes from the cache for all but one.
+    blocks = tl.cdiv(R, BR)
+    tile = tl.program_id(0) // blocks
     image = tile // (DOWN * ACROSS)
     first = (tile // ACROSS) % DOWN * BH  # row of the output
     reach = (KW - 1) * dilation_w
-    columns_out = (BW - 1 - reach) // stride_w + 1  # that a tile has
+    columns_out = (BW - 1 - reach) // stride_w + 1  # of a tile
     begin = tile % ACROSS * columns_out  # column of the output
 
     places = tl.arange(0, BH * BW)
     p = first + places // BW
     across = places % BW
     column = begin * stride_w - pad_w + across  # of the input
-    ranks = tl.program_id(1) * BR + tl.arange(0, BR)
+    ranks = tl.program_id(0) % blocks * BR + tl.arange(0, BR)
     rank_in = ranks < R
     there = (p < P) & (column >= 0) & (column < W)
     origin = image.to(tl.int64) * x_image + column.to(tl.int64) * x_column
@@ -79,12 +81,12 @@ def forward(
     q = begin + across
     mine = (p < P) & (across < columns_out) & (q < Q)
     rows = (image * P + p) * Q + q
-    if KEEP:
+    if EXPAND == 0:
         tl.store(
             addresses(u, rows, R, ranks, 1), gathered.to(u.dtype.element_ty),
             mask=mine[:, None] & rank_in[None, :],
         )  # fmt: skip
-    if EXPAND:
+    else:
         M = (image + 1) * P * Q  # no row of this tile is beyond
         expand(
             gathered, out_factor, bias, y, rows, mine, 0, N, M, N, R, out_row, out_col,
@@ -110,8 +112,9 @@ def taps_backward(
     A program has a chunk of CHUNK places of x and BR of the ranks. Every place of x meets a place
     of the output at a tap at most once, so each product is made in one chunk alone.
     """
-    chunk = tl.program_id(0)
-    ranks = tl.program_id(1) * BR + tl.arange(0, BR)
+    blocks = tl.cdiv(R, BR)
+    chunk = tl.program_id(0) // blocks
+    ranks = tl.program_id(0) % blocks * BR + tl.arange(0, BR)
     rank_in = ranks < R
     taps = tl.arange(0, TAPS)
     total = tl.zeros((TAPS, BR), dtype=tl.float32)
