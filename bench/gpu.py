@@ -98,7 +98,7 @@ def _measured(name: str, make: Callable[[], Case]) -> list[Row]:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             rows = []
     for warning in said:
-        if "lowrank" in str(warning.message):
+        if any(word in str(warning.message) for word in ("lowrank", "conv2d")):
             print(f"{name}: {warning.message}", flush=True)
     if kernel_cases.DEVICE.type == "cuda":
         torch.cuda.empty_cache()

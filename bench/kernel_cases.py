@@ -15,15 +15,13 @@ from torch.nn import functional as F
 from bench.clock import Times, Variant, clock, error
 from bench.report import Row
 from bench.shapes import (
+    KERNEL_CONVS,
     KERNEL_LAYERS,
     KERNEL_ROWS,
     RESNET50,
     SHARES,
-    Conv,
     held_out,
     kernel_ranks,
-    rank_at,
-    sample,
 )
 from tensorlrf import ops
 from tensorlrf.ops.explain import sample as empty_sample
@@ -117,11 +115,11 @@ def draw(*sizes: tuple[int, ...], grad: bool = False) -> Callable[[], list[Tenso
     return operands
 
 
-def _profile() -> ops.DeviceProfile:
+def profiled() -> ops.DeviceProfile:
     return ops.profile_of(DEVICE)
 
 
-def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
     """The function by torch.compile, for one shape."""
     made: list[Any] = []
 
@@ -144,14 +142,14 @@ def linear_case(network: str, out: int, inp: int, M: int) -> Case:
     operands = draw((M, inp), (out, inp))
     ways = {
         "dense": Way(F.linear, operands, dense_bytes),
-        "compiled dense": Way(_compiled(F.linear), operands, dense_bytes),
+        "compiled dense": Way(compiled(F.linear), operands, dense_bytes),
     }
     info: dict[str, dict[str, Any]] = {name: {"M": M, "layer": f"{out}x{inp}"} for name in ways}
     exact = {}
     kernels = []
     for rank in kernel_ranks(out, inp):
         factors = empty_sample("lowrank", (out, inp), rank, DTYPE)
-        profile = _profile()
+        profile = profiled()
         floor = ops.floor_cost(factors, M)
         costs = {p: ops.path_cost(factors, p, M, rebuild=False) for p in PATHS}
         predicted = {p: profile.seconds(cost, DTYPE) for p, cost in costs.items()}
@@ -212,13 +210,13 @@ def mlp_case(M: int, rank: int, hidden: int = 14336, size: int = 4096) -> Case:
     operands = draw(*sizes)
     ways = {
         "chain": Way(chain, operands, moved),
-        "compiled chain": Way(_compiled(chain), operands, moved),
+        "compiled chain": Way(compiled(chain), operands, moved),
         "fused": Way(fused, operands, moved),
         "fused, down by the chain": Way(half, operands, moved),
         "dense": Way(dense, draw(*dense_sizes), dense_moved),
-        "compiled dense": Way(_compiled(dense), draw(*dense_sizes), dense_moved),
+        "compiled dense": Way(compiled(dense), draw(*dense_sizes), dense_moved),
     }
-    profile = _profile()
+    profile = profiled()
     # x, both factors of three layers, h written and read, y.
     floor_bytes = moved + DTYPE.itemsize * M * (2 * hidden + size)
     flops = 2 * M * rank * (3 * size + 3 * hidden)
@@ -272,7 +270,7 @@ def training_case(M: int, rank: int, size: int = 4096, activation: str | None = 
     factored, dense = draw(*sizes, grad=True), draw((M, size), (size, size), (M, size), grad=True)
     ways = {
         "chain": Way(step(reference.lowrank_linear), factored, moved),
-        "compiled chain": Way(step(_compiled(reference.lowrank_linear)), factored, moved),
+        "compiled chain": Way(step(compiled(reference.lowrank_linear)), factored, moved),
         "fused": Way(step(lowrank_linear), factored, moved),
         "dense": Way(dense_step, dense, moved),
     }
@@ -306,7 +304,7 @@ def swiglu_training_case(M: int, rank: int, hidden: int = 14336, size: int = 409
     operands = draw(*sizes, grad=True)
     ways = {
         "chain": Way(step(swiglu_reference.lowrank_swiglu), operands, moved),
-        "compiled chain": Way(step(_compiled(swiglu_reference.lowrank_swiglu)), operands, moved),
+        "compiled chain": Way(step(compiled(swiglu_reference.lowrank_swiglu)), operands, moved),
         "fused": Way(step(lowrank_swiglu), operands, moved),
     }
     info: dict[str, dict[str, Any]] = {
@@ -334,61 +332,18 @@ def _peak(way: Way) -> float:
     return float(torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-# ---- a convolution ------------------------------------------------------------------------------
-
-
-def conv_case(case: Conv, format: str, share: float) -> Case:
-    """A ResNet convolution on its paths, channels_last; no kernel of ours serves one yet."""
-    rank = rank_at(format, case.shape, share)
-    factors = sample(format, case.shape, rank, DEVICE, DTYPE)
-    strides = (case.stride, case.stride)
-    last = {"memory_format": torch.channels_last}
-
-    def operands() -> list[Tensor]:
-        x = torch.randn(case.batch, case.inp, case.side, case.side, device=DEVICE, dtype=DTYPE)
-        return [x.contiguous(**last)]
-
-    def run(path: str) -> Callable[[Tensor], Tensor]:
-        return lambda x: ops.run_conv2d(path, factors, x, None, strides, case.padding, (1, 1))
-
-    def dense() -> list[Tensor]:
-        weight = torch.randn(case.shape, device=DEVICE, dtype=DTYPE)
-        return [*operands(), weight.contiguous(**last)]
-
-    profile = _profile()
-    costs = {
-        path: ops.path_cost(factors, path, case.rows, stride=strides, rebuild=False)
-        for path in ops.paths_of(factors)
-    }
-    predicted = {path: profile.seconds(cost, DTYPE) for path, cost in costs.items()}
-    chosen = min(predicted, key=predicted.__getitem__)
-    floor = 1e6 * profile.floor(ops.floor_cost(factors, case.rows, stride=strides), DTYPE)
-    ways = {
-        "dense": Way(
-            lambda x, w: F.conv2d(x, w, None, strides, case.padding), dense, costs["dense"].bytes
-        )
-    }
-    ways |= {p: Way(run(p), operands, costs[p].bytes) for p in costs if p != "dense"}
-    info = {
-        path: {
-            "M": case.rows,
-            "rank": rank,
-            "layer": str(case),
-            "path": path,
-            "predicted_us": 1e6 * predicted[path],
-            "chosen": chosen,
-            **({"floor_us": floor} if path != "dense" else {}),
-        }
-        for path in ways
-    }
-    return Case(f"{case}, {format} {share}", ways, {}, info)
-
-
 # ---- all of them --------------------------------------------------------------------------------
 
 
 def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     """Names, and what makes the case: what the goals are about first, then the rest."""
+    from bench.conv_cases import (  # it builds on this module
+        conv_case,
+        conv_training_case,
+        fused_conv_case,
+        fused_conv_ranks,
+    )
+
     cases: list[tuple[str, Callable[[], Case]]] = []
 
     def add(name: str, make: Callable[..., Case], *args: Any) -> None:
@@ -400,6 +355,11 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
                 add(f"linear {network} {out}x{inp} M={M}", linear_case, network, out, inp, M)
 
     add_linears(KERNEL_LAYERS[:1])
+    for case in KERNEL_CONVS[:3]:
+        rank = 128 if case.inp == 256 else 64
+        for format in ("cp", "lowrank", "tucker"):
+            add(f"fused conv {case} {format} r={rank}", fused_conv_case, case, format, rank)
+    add("CP training", conv_training_case, KERNEL_CONVS[0], 64)
     add("mlp M=8192", mlp_case, 8192, 128)
     add("training M=8192", training_case, 8192, 64)
     add("training M=8192 gelu", training_case, 8192, 64, 4096, "gelu")
@@ -409,6 +369,10 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     add_linears(KERNEL_LAYERS[1:])
     add("mlp M=8192 r=64", mlp_case, 8192, 64)
     add("training M=8192 r=128", training_case, 8192, 128)
+    for case in KERNEL_CONVS:
+        for rank in fused_conv_ranks(case):
+            for format in ("cp", "lowrank", "tucker"):
+                add(f"fused conv {case} {format} r={rank}", fused_conv_case, case, format, rank)
     for case in RESNET50:
         for format in ("lowrank", "cp", "tucker"):
             if case.batch == 8 and case.inp > 3:

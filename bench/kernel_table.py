@@ -41,6 +41,10 @@ def _mlp(row: Row) -> bool:
     return row["variant"] == "fused" and "MLP" in row["case"]
 
 
+def _conv(row: Row, op: str) -> bool:
+    return row["info"].get("path") == "fused" and row["info"].get("op") == op
+
+
 KERNELS = (
     Kernel(
         "lowrank_linear: decode",
@@ -71,6 +75,21 @@ KERNELS = (
         "lowrank_swiglu: backward",
         "rank <= 64: a training step; one pass over dh",
         lambda row: row["variant"] == "fused" and row["case"].startswith("SwiGLU training step"),
+    ),
+    Kernel(
+        "tucker_conv2d: forward",
+        "rank <= 256: kh x kw convolution and the 1 x 1 behind it (Tucker, low rank)",
+        lambda row: _conv(row, "tucker_conv2d"),
+    ),
+    Kernel(
+        "cp_conv2d: forward",
+        "1 x 1, vertical and horizontal taps, and up to rank 128 the last 1 x 1",
+        lambda row: _conv(row, "cp_conv2d"),
+    ),
+    Kernel(
+        "cp_conv2d: taps_backward",
+        "the gradients of the taps, all sums in a fixed order",
+        lambda row: row["variant"] == "fused" and row["case"].startswith("CP training step"),
     ),
 )
 

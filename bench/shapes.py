@@ -111,6 +111,26 @@ def held_out(out: int, inp: int, rank: int) -> bool:
     return (layer + KERNEL_RANKS.index(rank)) % 3 == 2
 
 
+# What the fused convolutions are timed on: the 3 x 3 layers of ResNet-50 with stride one, of VGG-16
+# (Simonyan & Zisserman 2015) from 64 channels on, and of CRAFT (Baek et al. 2019) at 512 x 512.
+_STAGES = (("resnet50", 64, 64, 56), ("resnet50", 128, 128, 28), ("resnet50", 256, 256, 14))
+KERNEL_CONVS = tuple(
+    Conv(network, out, inp, (3, 3), side, batch=batch)
+    for batch in (32, 8, 1)
+    for network, out, inp, side in (
+        *_STAGES,
+        ("resnet50", 512, 512, 7),
+        ("vgg16", 64, 64, 224),
+        ("vgg16", 128, 128, 112),
+        ("vgg16", 256, 256, 56),
+        ("vgg16", 512, 512, 28),
+        ("craft", 128, 128, 256),
+        ("craft", 128, 256, 64),
+    )
+)
+CONV_RANK_SHARES = (0.125, 0.25, 0.5, 1.0)  # of the channels
+
+
 # A check on the cost model's profile, which was set on the layers above: VGG-16, ResNet-34 at 320
 # pixels, an asymmetric kernel of Inception-v3, CRAFT, GPT-2 medium. Not a blind one: the regret on
 # these layers, at other ranks, was seen in the same sweep.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench.shapes import KERNEL_LAYERS, KERNEL_ROWS, held_out, kernel_ranks
+from bench.shapes import KERNEL_CONVS, KERNEL_LAYERS, KERNEL_ROWS, held_out, kernel_ranks
 from tensorlrf_kernels._chip import chip_of
 from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels._tables import bucket, dtype_key, write_table
@@ -42,6 +42,12 @@ def problems() -> Iterator[tuple[str, str, Problem]]:
             seen.add(key)
             yield op, direction, problem
 
+    for conv, rank in zip(KERNEL_CONVS[:3], (64, 64, 128), strict=True):
+        size = (conv.rows, conv.out)
+        yield from new("cp_conv2d", "forward", *size, conv.inp, rank)
+        yield from new("tucker_conv2d", "forward", *size, 9 * conv.inp, rank)
+        yield from new("tucker_conv2d", "forward", *size, 9 * rank, rank)
+        yield from new("cp_conv2d", "backward", conv.rows, rank, rank, rank)
     for rank in (64, 128):
         yield from new("lowrank_swiglu", "forward", 8192, 14336, 4096, rank)
         yield from new("lowrank_linear", "backward", 8192, 4096, 4096, rank)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels._launch import Call, Problem
 
 MOST_TAPS = 7  # along each axis
 MOST_STEP = 4  # of stride and dilation
@@ -93,3 +94,31 @@ def in_channels_last(x: Tensor) -> Tensor:
 
 
 _LAST = torch.channels_last
+
+
+# ---- operands of no account, for compiling and timing --------------------------------------------
+
+
+def trial_tensor(problem: Problem, size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Random on a GPU, else never written."""
+    made = torch.empty(size, dtype=problem.dtype, device=device)
+    return made.normal_() if device.type == "cuda" else made
+
+
+def trial_image(problem: Problem, channels: int, device: torch.device) -> tuple[Tensor, Pair]:
+    """One image in channels_last with as many places as the problem has rows, about, and its rows
+    and columns."""
+    columns = min(problem.rows, 56)
+    size = (-(-problem.rows // columns), columns)
+    return trial_tensor(problem, (1, *size, channels), device).permute(0, 3, 1, 2), size
+
+
+def as_asked(calls: list[Call], problem: Problem) -> list[Call]:
+    """The problem says in what float32 is multiplied, whatever the switch of this process."""
+    precision = {"PRECISION": "tf32" if problem.tf32 else "ieee"}
+    return [
+        replace(call, constants={**call.constants, **precision})
+        if "PRECISION" in call.constants
+        else call
+        for call in calls
+    ]

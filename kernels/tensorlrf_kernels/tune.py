@@ -30,7 +30,7 @@ from tensorlrf_kernels._chip import KNOWN, Chip, chip_of, known_chip, tf32_allow
 from tensorlrf_kernels._launch import LaunchConfig, Problem, launch
 from tensorlrf_kernels._tables import bucket, dtype_key, remember, tuned, write_table
 
-OPS = ("lowrank_linear", "lowrank_swiglu")
+OPS = ("lowrank_linear", "lowrank_swiglu", "tucker_conv2d", "cp_conv2d")
 DIRECTIONS = ("forward", "backward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SECONDS = 20.0  # of a search inside a user's call

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, kernel_cases, shapes
+from bench import conv_cases, gpu, kernel_cases, shapes
 from bench.clock import Times, Variant
 from bench.kernel_cases import Case
 from bench.kernel_summary import regret, summary
@@ -23,6 +23,7 @@ from tensorlrf.ops._profile import H200
 
 CONSTANTS = {"rate_half": 8e14, "bandwidth": 4e12, "launch": 2e-6}
 TINY = (("tiny", 96, 96),)
+TINY_CONV = Conv("t", 16, 24, (3, 3), 6)
 
 
 def host_clock(variants: Mapping[str, Variant], *, seconds: float) -> dict[str, Times]:
@@ -40,9 +41,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (kernel_cases, shapes):
         monkeypatch.setattr(module, "KERNEL_LAYERS", TINY)
     monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(kernel_cases, "_profile", lambda: H200)
+    monkeypatch.setattr(kernel_cases, "profiled", lambda: H200)
     monkeypatch.setattr(kernel_cases, "_peak", lambda way: 1.0)
-    monkeypatch.setattr(kernel_cases, "_compiled", lambda run: run)
+    monkeypatch.setattr(kernel_cases, "compiled", lambda run: run)
     monkeypatch.setattr(kernel_cases, "clock", host_clock)
     monkeypatch.setattr(gpu, "measure", lambda: CONSTANTS)
     monkeypatch.setattr(gpu, "machine", lambda device: {"device": "Tiny GPU", "commit": "abc"})
@@ -53,7 +54,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mlp", partial(kernel_cases.mlp_case, 4, 16, 48, 32)),
         ("training", partial(kernel_cases.training_case, 6, 16, 32, "gelu")),
         ("swiglu", partial(kernel_cases.swiglu_training_case, 6, 16, 48, 32)),
-        ("conv", partial(kernel_cases.conv_case, Conv("t", 16, 16, (3, 3), 6, batch=2), "cp", 0.5)),
+        ("conv", partial(conv_cases.conv_case, Conv("t", 16, 16, (3, 3), 6, batch=2), "cp", 0.5)),
+        *(
+            (f"fused {format}", partial(conv_cases.fused_conv_case, TINY_CONV, format, 16))
+            for format in ("cp", "lowrank", "tucker")
+        ),
+        ("CP training", partial(conv_cases.conv_training_case, TINY_CONV, 16)),
     ]
     monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
 
@@ -70,10 +76,13 @@ def test_the_run_writes_rows_table_and_plot(
     rows = [Row(**row) for row in result["rows"]]
     variants = {row.case: [r.variant for r in rows if r.case == row.case] for row in rows}
     assert variants["tiny 96x96, M=8"] == ["dense", "compiled dense", "chain r=32", "fused r=32"]
-    assert len(variants) == 5
+    assert len(variants) == 9
+    assert variants["t 24-16 3x3 at 6, batch 1, cp r=16"] == [
+        "dense", "chain", "fused", "fold", "compiled dense"
+    ]  # fmt: skip
     for row in rows:
         error = row.info.get("error")
-        assert error is None or error < 2e-2  # bfloat16, the MLP's four products in a row
+        assert error is None or error < 2e-2  # bfloat16, four products in a row
     assert any(row.info.get("error") for row in rows)
     assert (folder / "kernels.png").stat().st_size > 1000
     assert "| tiny 96x96, M=8 | fused r=32 |" in (folder / "kernels.md").read_text()
@@ -86,8 +95,11 @@ def test_the_run_writes_rows_table_and_plot(
 def test_what_the_time_does_not_reach_is_listed(tmp_path: Path) -> None:
     assert gpu.main(["--results", str(tmp_path), "--seconds", "0"]) == 0
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
-    assert result["machine"]["not_reached"] == ["linear", "mlp", "training", "swiglu", "conv"]
-    assert "Not reached in the time: 5 cases" in result["note"]
+    assert result["machine"]["not_reached"] == [
+        *("linear", "mlp", "training", "swiglu", "conv"),
+        *("fused cp", "fused lowrank", "fused tucker", "CP training"),
+    ]
+    assert "Not reached in the time: 9 cases" in result["note"]
 
 
 @pytest.mark.usefixtures("small")
@@ -106,7 +118,7 @@ def test_a_case_that_fails_leaves_the_others(
     assert "linear: RuntimeError: no such kernel" in capsys.readouterr().out
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["failed"] == ["linear"]
-    assert len({row["case"] for row in result["rows"]}) == 4
+    assert len({row["case"] for row in result["rows"]}) == 8
 
 
 def test_a_third_is_left_out_of_tuning_at_every_rank() -> None:

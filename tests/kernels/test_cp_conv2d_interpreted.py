@@ -101,7 +101,7 @@ def test_forward(  # type: ignore[no-untyped-def]
         assert_within(made, exact(taps, None), forward_bound(taps, None), "u")
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(want_t=st.booleans(), want_parts=st.booleans(), chunk=st.sampled_from([64, 128]), **CASES)
 @example(
     batch=2,

@@ -11,12 +11,15 @@ from torch import Tensor
 from tensorlrf_kernels._conv import (
     Geometry,
     Pair,
+    as_asked,
     empty_image,
     image_strides,
     in_channels_last,
-    problem,
+    trial_image,
+    trial_tensor,
 )
-from tensorlrf_kernels._launch import Call, LaunchConfig, execute
+from tensorlrf_kernels._conv import problem as problem_of
+from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.cp_conv2d.launch import columns_of, tile
 from tensorlrf_kernels.lowrank_linear.fused import precision
@@ -43,7 +46,7 @@ def forward(
     if not geometry.served((kh.shape[0], kw.shape[0])):
         return None
     tf32 = precision(x.dtype) == "tf32"
-    asked = problem(x, size, out.shape[0], inp.shape[0], inp.shape[1], tf32=tf32)
+    asked = problem_of(x, size, out.shape[0], inp.shape[0], inp.shape[1], tf32=tf32)
     config = launch_for(OP, "forward", asked, x.device)
     if config is None:
         return None
@@ -132,7 +135,7 @@ def taps_backward(
     _, _, kh, kw, _ = factors
     if not geometry.served((kh.shape[0], kw.shape[0])):
         return None
-    asked = problem(t, (t.shape[2], t.shape[3]), t.shape[1], t.shape[1], t.shape[1], tf32=False)
+    asked = problem_of(t, (t.shape[2], t.shape[3]), t.shape[1], t.shape[1], t.shape[1], tf32=False)
     config = launch_for(OP, "backward", asked, t.device)
     if config is None:
         return None
@@ -203,3 +206,21 @@ def _steps(**matrices: Tensor) -> dict[str, int]:
         for name, matrix in matrices.items()
         for axis, step in zip(("row", "col"), matrix.stride(), strict=True)
     }
+
+
+def trial(
+    direction: str, config: LaunchConfig, problem: Problem, device: torch.device
+) -> list[Call]:
+    """The launch for a problem on operands of no account, to be compiled or timed: 3 x 3 taps,
+    images of 56 columns."""
+    inner = problem.inp if direction == "forward" else problem.rank
+    x, size = trial_image(problem, inner, device)
+    sizes = ((problem.out, problem.rank), (inner, problem.rank), *((3, problem.rank),) * 2)
+    out, inp, kh, kw = (trial_tensor(problem, one, device) for one in sizes)
+    factors = (out, inp, kh, kw, trial_tensor(problem, (problem.rank,), device))
+    geometry = Geometry(padding=(1, 1))
+    if direction == "forward":
+        calls, _ = forward_calls(config, x, factors, None, geometry, size)
+    else:
+        calls, _ = backward_calls(config, x, x, factors, geometry)
+    return as_asked(calls, problem)

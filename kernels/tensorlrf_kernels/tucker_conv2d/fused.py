@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tensorlrf_kernels._conv import (
     Geometry,
     Pair,
+    as_asked,
     empty_image,
     image_strides,
     in_channels_last,
-    problem,
+    trial_image,
+    trial_tensor,
 )
-from tensorlrf_kernels._launch import Call, LaunchConfig, execute
+from tensorlrf_kernels._conv import problem as problem_of
+from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.lowrank_linear.fused import precision
 from tensorlrf_kernels.lowrank_linear.launch import pad
@@ -37,7 +41,9 @@ def forward(
     if not geometry.served((core.shape[2], core.shape[3])):
         return None
     tf32 = precision(x.dtype) == "tf32"
-    asked = problem(x, size, out_factor.shape[0], core[0].numel(), out_factor.shape[1], tf32=tf32)
+    asked = problem_of(
+        x, size, out_factor.shape[0], core[0].numel(), out_factor.shape[1], tf32=tf32
+    )
     config = launch_for(OP, "forward", asked, x.device)
     if config is None:
         return None
@@ -96,3 +102,19 @@ def forward_calls(
     }
     tiles = -(-B * size[0] * size[1] // config.blocks["BM"])
     return [Call(OP, config, tiles * config.blocks["SPLIT"], args, constants)], y
+
+
+def trial(
+    direction: str, config: LaunchConfig, problem: Problem, device: torch.device
+) -> list[Call]:
+    """The launch for a problem on operands of no account, to be compiled or timed: 3 x 3 taps where
+    the problem's inner size allows, images of 56 columns."""
+    if direction != "forward":
+        return []
+    k = 3 if problem.inp % 9 == 0 else 1
+    x, size = trial_image(problem, problem.inp // k**2, device)
+    core = trial_tensor(problem, (problem.rank, x.shape[1], k, k), device)
+    out = trial_tensor(problem, (problem.out, problem.rank), device)
+    geometry = Geometry(padding=(k // 2, k // 2))
+    calls, _ = forward_calls(config, x, in_channels_last(core), out, None, geometry, size)
+    return as_asked(calls, problem)
