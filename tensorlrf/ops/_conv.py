@@ -28,6 +28,7 @@ from tensorlrf.ops._geometry import (
     per_axis,
     resolve_padding,
 )
+from tensorlrf_kernels._launch import HAS_TRITON
 
 _KERNEL = {
     1: "(out_channels, in_channels, k)",
@@ -47,8 +48,8 @@ def train_order(order: int) -> tuple[int, ...]:
 
 
 def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
-    """The paths by which a convolution can run on these factors; in `n_axes` axes, or in as many
-    as the shape has.
+    """The paths by which a convolution can run on these factors, where they are; in `n_axes` axes,
+    or in as many as the shape has. "fused" needs an NVIDIA GPU and Triton.
 
     Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
     for a kernel (out_channels, in_channels, k), (.., kh, kw) or (.., kd, kh, kw).
@@ -73,9 +74,19 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
             f"factors is a train of the modes {one.modes}; a convolution runs on one of the modes "
             f"{train_order(axes + 2)}: decompose with modes={train_order(axes + 2)}"
         )
+    fused = ("fused",) if fuses(factors) and factors.device.type == "cuda" and HAS_TRITON else ()
     if isinstance(factors, CPFactors) and axes == 2:
-        return ("dense", "chain", "fold", "fold_depthwise")
-    return ("dense", "chain")
+        return ("dense", "chain", "fold", "fold_depthwise", *fused)
+    return ("dense", "chain", *fused)
+
+
+def fuses(factors: Factors) -> bool:
+    """Whether there is a kernel for a convolution on these factors, which has two axes: of CP, of
+    low rank, and of Tucker with a factor behind the core. It runs on an NVIDIA GPU."""
+    if len(factors.shape) != 4:
+        return False
+    tucker = isinstance(factors, TuckerFactors) and 0 in factors.modes
+    return tucker or isinstance(factors, (LowRank, CPFactors))
 
 
 def conv2d_paths(factors: Factors) -> tuple[str, ...]:

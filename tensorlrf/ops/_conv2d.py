@@ -12,8 +12,10 @@ from tensorlrf.ops._convnd import run_convnd
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._geometry import Pair, resolve_padding
 from tensorlrf_kernels._pointwise import is_channels_last, pointwise
-from tensorlrf_kernels.cp_conv2d.reference import cp_conv2d
-from tensorlrf_kernels.tucker_conv2d.reference import tucker_conv2d
+from tensorlrf_kernels.cp_conv2d import cp_conv2d
+from tensorlrf_kernels.cp_conv2d import reference as cp_chain
+from tensorlrf_kernels.tucker_conv2d import reference as tucker_chain
+from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
 
 
 def run_conv2d(
@@ -48,17 +50,19 @@ def run_conv2d(
         if path == "fold_depthwise":
             return _fold_depthwise(factors, x, bias, stride, padding, dilation)
         O, I, kh, kw = factors.factors
-        return cp_conv2d(x, O, I, kh, kw, factors.weights, bias, stride, padding, dilation)
+        cp = cp_conv2d if path == "fused" else cp_chain.cp_conv2d
+        return cp(x, O, I, kh, kw, factors.weights, bias, stride, padding, dilation)
+    tucker = tucker_conv2d if path == "fused" else tucker_chain.tucker_conv2d
     if isinstance(factors, LowRank):
         core = factors.right.reshape(factors.rank, *factors.shape[1:])  # (r, I, kh, kw)
-        return tucker_conv2d(x, core, factors.left, None, bias, stride, padding, dilation)
+        return tucker(x, core, factors.left, None, bias, stride, padding, dilation)
     assert isinstance(factors, TuckerFactors)
     core = factors.core
     given = dict(zip(factors.modes, factors.factors, strict=True))
     for k in (2, 3):
         if k in given:
             core = mode_product(core, given[k], k)
-    return tucker_conv2d(x, core, given.get(0), given.get(1), bias, stride, padding, dilation)
+    return tucker(x, core, given.get(0), given.get(1), bias, stride, padding, dilation)
 
 
 def _fold(

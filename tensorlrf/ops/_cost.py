@@ -16,7 +16,7 @@ from tensorlrf.factors import (
 )
 from tensorlrf.factors._tt import product_order
 from tensorlrf.ops._check import check_path
-from tensorlrf.ops._conv import conv_paths
+from tensorlrf.ops._conv import conv_paths, fuses
 from tensorlrf.ops._convnd import kron_b_first
 from tensorlrf.ops._counter import Cost, Counter, Step
 from tensorlrf.ops._geometry import (
@@ -30,8 +30,11 @@ from tensorlrf.ops._geometry import (
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels._chip import H200
+from tensorlrf_kernels._conv import MOST_TAPS
 from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.cp_conv2d.launch import forward as cp_conv2d_launch
 from tensorlrf_kernels.lowrank_linear.launch import forward as lowrank_linear_launch
+from tensorlrf_kernels.tucker_conv2d.launch import forward as tucker_conv2d_launch
 
 __all__ = ["Cost", "Positions", "Step", "conv2d_cost", "conv_cost", "linear_cost", "rebuild_cost"]
 
@@ -152,9 +155,11 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
     """Cost of `ops.conv1d`, `conv2d` or `conv3d` by `path` at `positions`, of one axis fewer than
     these have entries; meta tensors serve as factors.
 
-    `rebuild=False` leaves out what "dense" spends on rebuilding the kernel.
+    `rebuild=False` leaves out what "dense" spends on rebuilding the kernel. "fused" is counted as
+    on a GPU, wherever the factors are; what no kernel serves is the chain there.
     """
-    check_path(path, conv_paths(factors, len(positions) - 1))
+    paths = conv_paths(factors, len(positions) - 1)
+    check_path(path, tuple(dict.fromkeys((*paths, *(("fused",) if fuses(factors) else ())))))
     counter = Counter(factors.dtype.itemsize)
     groups, one = 1, factors
     if isinstance(factors, Grouped):
@@ -165,6 +170,8 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
         if rebuild:
             rebuild_cost(counter, factors)
         counter.conv(positions.input, positions.output, I, O, taps, groups)
+    elif path == "fused" and _fused_conv_cost(counter, one, positions):
+        pass
     elif isinstance(one, CPFactors):
         _cp_conv_cost(counter, one, path, positions, groups)
     elif isinstance(one, KroneckerSum):
@@ -198,6 +205,37 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
 
 
 conv2d_cost = conv_cost
+
+
+def _fused_conv_cost(counter: Counter, one: Factors, positions: Positions) -> bool:
+    """Counts what the kernel does; False, and nothing, where it does not serve."""
+    O, I, kh, kw = one.shape
+    read, written = positions.input, positions.output
+    if max(kh, kw) > MOST_TAPS:
+        return False
+    if isinstance(one, CPFactors):
+        r = one.rank
+        config = cp_conv2d_launch(Problem(written, O, I, r, one.dtype), H200)
+        if config is None:
+            return False
+        # The first product is made anew for every vertical tap.
+        if config.blocks["EXPAND"]:
+            counter.fused_conv(read, written, I, r, O, kh * I + kw)
+        else:
+            counter.fused_conv(read, written, I, r, 0, kh * I + kw)
+            counter.matmul(written, r, O)
+        return True
+    if isinstance(one, LowRank):
+        r, inner = one.rank, I
+    else:
+        assert isinstance(one, TuckerFactors)
+        r, inner = one.core.shape[:2]
+    if tucker_conv2d_launch(Problem(written, O, inner * kh * kw, r, one.dtype), H200) is None:
+        return False
+    if inner != I or (isinstance(one, TuckerFactors) and 1 in one.modes):
+        counter.pointwise(read, I, inner, 1)
+    counter.fused_conv(read, written, inner, r, O, inner * kh * kw)
+    return True
 
 
 def _kron_conv_cost(counter: Counter, one: KroneckerSum, positions: Positions) -> None:

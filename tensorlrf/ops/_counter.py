@@ -87,6 +87,14 @@ class Counter:
         step = Step(kind, flops, elements * self.itemsize, 1.0 if few else padding, programs)
         self.steps.append(step)
 
+    def fused_conv(self, read: int, written: int, n: int, rank: int, m: int, each: int) -> None:
+        """n channels at `read` positions to `rank`, with `each` multiply-adds a rank and `written`
+        position, and on to m channels, in one kernel; with m = 0 the ranks are what is written."""
+        flops = 2 * written * rank * (each + m)
+        elements = read * n + rank * (each + m) + written * (m or rank)
+        padding, programs = pad(rank) / rank, -(-written // ROWS_OF_A_PROGRAM)
+        self.steps.append(Step("fused", flops, elements * self.itemsize, padding, programs))
+
     def conv(self, read: int, written: int, n: int, m: int, taps: int, groups: int = 1) -> None:
         """n channels of each group at `read` positions to m channels at `written` positions."""
         if taps == 1 and read == written and groups == 1:

@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tensorlrf.nn import FactoredConv2d
+from tensorlrf.ops import PathTable
 from tensorlrf_kernels import _launch
 from tensorlrf_kernels._conv import Geometry
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference
 from tensorlrf_kernels.tucker_conv2d import reference as tucker_reference
 from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
+from tests.gpu.test_on_device import conv_factors
 from tests.kernels import conv_operands, cp_conv_operands
 from tests.kernels.operands import assert_within, roundoff
 
@@ -133,3 +136,20 @@ def test_autocast_and_empty_batches(op: str) -> None:
         assert run(op, o, None).dtype == torch.bfloat16
     o.x = o.x[:0]
     assert run(op, o, None).shape == (0, 64, 56, 56)
+
+
+@pytest.mark.parametrize("format", ["svd", "cp", "tucker"])
+def test_layers_on_a_gpu_have_the_path(format: str) -> None:
+    conv = torch.nn.Conv2d(40, 48, (3, 5), stride=(1, 2), padding=1)
+    layer = FactoredConv2d.from_factors(conv_factors()[format].to(torch.float32), like=conv)
+    assert "fused" not in layer.paths
+    layer = layer.cuda()
+    layer.path_table = PathTable.single("fused")
+    x = torch.randn(2, 40, 30, 31, device="cuda")
+    wide = torch.nn.functional.conv2d(
+        x.double(), layer.weight.double(), layer.bias.double(), (1, 2), 1
+    )
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y = layer(x.contiguous(memory_format=layout))
+        assert y.is_contiguous(memory_format=layout)
+        assert float((y.double() - wide).norm() / wide.norm()) < 1e-5
