@@ -88,14 +88,10 @@ def fused_conv_case(case: Conv, format: str, rank: int) -> Case:
     inner = case.inp * 9 if format == "lowrank" else inner
 
     def image() -> Tensor:
-        x = torch.randn(
-            case.batch, case.inp, case.side, case.side, device=kernel_cases.DEVICE, dtype=DTYPE
-        )
-        return x.contiguous(memory_format=torch.channels_last)
+        return images(case, case.inp)
 
     def dense() -> list[Tensor]:
-        weight = torch.randn(case.shape, device=kernel_cases.DEVICE, dtype=DTYPE)
-        return [image(), weight.contiguous(memory_format=torch.channels_last)]
+        return [image(), kernel(case)]
 
     def conv(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, *geometry)
@@ -129,10 +125,15 @@ def fused_conv_case(case: Conv, format: str, rank: int) -> Case:
         return F.conv2d(x.double(), weight, None, *geometry)
 
     exact = dict.fromkeys(factored if case.batch == 1 else (), convolved)
+    paths = ("dense", "chain", "fused", *(("fold",) if format == "cp" else ()))
+    costs = {p: ops.path_cost(factors, p, case.rows, stride=(1, 1), rebuild=False) for p in paths}
+    predicted = {p: profile.seconds(cost, DTYPE) for p, cost in costs.items()}
+    chosen = min(predicted, key=predicted.__getitem__)
     common = {"M": case.rows, "layer": str(case), "rank": rank, "format": format}
     info: dict[str, dict[str, Any]] = {name: {**common, "path": name} for name in ways}
     for name in factored:
-        info[name] |= {"flops": floor.flops, "bytes": floor.bytes}
+        info[name] |= {"flops": floor.flops, "bytes": floor.bytes, "chosen": chosen}
+        info[name]["predicted_us"] = 1e6 * predicted[name]
         info[name]["floor_us"] = 1e6 * profile.floor(floor, DTYPE)
     problem = Problem(case.rows, case.out, inner, rank, DTYPE)
     info["fused"] |= {"op": op, "launch": str(choose(op, "forward", problem, kernel_cases.DEVICE))}

@@ -61,7 +61,8 @@ class Case:
     exact     the value in float64 of what a way returns, from its operands; None: not compared
     info      what each way's row says beside its times
     kernels   problems whose launches are compiled ahead: (op, direction, problem)
-    trains    whether gradients are part of it; then the memory that a call takes is noted
+    trains    whether gradients are part of it
+    peaks     whether the memory that a call takes is noted, as it is where it trains
     """
 
     name: str
@@ -70,6 +71,7 @@ class Case:
     info: dict[str, dict[str, Any]] = field(default_factory=dict)
     kernels: tuple[tuple[str, str, Problem], ...] = ()
     trains: bool = False
+    peaks: bool = False
 
     def launches(self) -> Iterator[Launch]:
         """How its kernels will be launched."""
@@ -94,7 +96,7 @@ class Case:
 
     def _row(self, name: str, times: dict[str, Times], errors: dict[str, float]) -> Row:
         own = times[name]
-        if self.trains:
+        if self.trains or self.peaks:
             self.info[name]["peak_MiB"] = _peak(self.ways[name])
         info = {"eager_us": 1e6 * own.eager, "error": errors.get(name), **self.info.get(name, {})}
         if info.get("floor_us"):
@@ -343,6 +345,7 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
         fused_conv_case,
         fused_conv_ranks,
     )
+    from bench.network_cases import NETWORKS, network_case
 
     cases: list[tuple[str, Callable[[], Case]]] = []
 
@@ -360,6 +363,10 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
         for format in ("cp", "lowrank", "tucker"):
             add(f"fused conv {case} {format} r={rank}", fused_conv_case, case, format, rank)
     add("CP training", conv_training_case, KERNEL_CONVS[0], 64)
+    for name, build, size in NETWORKS:
+        for format in ("lowrank", "cp"):
+            shape = "x".join(map(str, size))
+            add(f"network {name} {shape} {format}", network_case, name, build, size, format)
     add("mlp M=8192", mlp_case, 8192, 128)
     add("training M=8192", training_case, 8192, 64)
     add("training M=8192 gelu", training_case, 8192, 64, 4096, "gelu")

@@ -26,8 +26,10 @@ def summary(rows: Sequence[Row]) -> list[str]:
         and row.info.get("M") == 8192
         and row.info["rank"] <= 128
         and "launch" in row.info
+        and "op" not in row.info
     }
     lines.append(_line("  time over the floor", over, "<= 1.35", least=False))
+    lines += _convolutions(rows)
     for word, goal in (("MLP, M=8192, r=128", ">= 1.5x"), ("training step", ">= 1.2x")):
         for case in dict.fromkeys(row.case for row in rows if word in row.case):
             own = {row.variant: row for row in rows if row.case == case}
@@ -58,6 +60,22 @@ def summary(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _convolutions(rows: Sequence[Row]) -> list[str]:
+    """Each fused convolution of 32 images over the chain, and over the best of dense and fold."""
+    time = {(row.case, row.variant): row.median_s for row in rows}
+    lines = []
+    for row in rows:
+        if "op" not in row.info or row.variant != "fused" or "batch 32" not in row.case:
+            continue
+        others = [time[row.case, way] for way in ("dense", "fold") if (row.case, way) in time]
+        chain = time.get((row.case, "chain"), math.nan)
+        lines.append(
+            f"{row.info['op']}, {row.case}: {chain / row.median_s:.2f}x the chain, "
+            f"{min(others, default=math.nan) / row.median_s:.2f}x the best of dense and fold"
+        )
+    return lines
+
+
 def regret(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
     """Case and rank -> time of the path that the cost model chose over that of the fastest."""
     found: dict[str, float] = {}
@@ -83,7 +101,10 @@ def _ratios(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict
         f"{row.case} r={row.info['rank']}": time[row.case, f"chain r={row.info['rank']}"]
         / row.median_s
         for row in rows
-        if row.info.get("path") == "fused" and "launch" in row.info and keep(row.info)
+        if row.info.get("path") == "fused"
+        and "launch" in row.info
+        and "op" not in row.info
+        and keep(row.info)
     }
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from bench import conv_cases, gpu, kernel_cases, shapes
+from bench import conv_cases, gpu, kernel_cases, network_cases, shapes
 from bench.clock import Times, Variant
 from bench.kernel_cases import Case
 from bench.kernel_summary import regret, summary
@@ -23,7 +24,11 @@ from tensorlrf.ops._profile import H200
 
 CONSTANTS = {"rate_half": 8e14, "bandwidth": 4e12, "launch": 2e-6}
 TINY = (("tiny", 96, 96),)
-TINY_CONV = Conv("t", 16, 24, (3, 3), 6)
+TINY_CONV = Conv("t", 16, 24, (3, 3), 6, batch=32)
+
+
+def tiny_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1))
 
 
 def host_clock(variants: Mapping[str, Variant], *, seconds: float) -> dict[str, Times]:
@@ -60,6 +65,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             for format in ("cp", "lowrank", "tucker")
         ),
         ("CP training", partial(conv_cases.conv_training_case, TINY_CONV, 16)),
+        ("net", partial(network_cases.network_case, "tiny net", tiny_net, (1, 3, 8, 8), "cp")),
     ]
     monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
 
@@ -76,8 +82,11 @@ def test_the_run_writes_rows_table_and_plot(
     rows = [Row(**row) for row in result["rows"]]
     variants = {row.case: [r.variant for r in rows if r.case == row.case] for row in rows}
     assert variants["tiny 96x96, M=8"] == ["dense", "compiled dense", "chain r=32", "fused r=32"]
-    assert len(variants) == 9
-    assert variants["t 24-16 3x3 at 6, batch 1, cp r=16"] == [
+    assert len(variants) == 10
+    assert variants["tiny net 1x3x8x8, cp at 0.25"][2:] == [
+        "chain", "compressed", "compressed, tuned"
+    ]  # fmt: skip
+    assert variants["t 24-16 3x3 at 6, batch 32, cp r=16"] == [
         "dense", "chain", "fused", "fold", "compiled dense"
     ]  # fmt: skip
     for row in rows:
@@ -89,6 +98,7 @@ def test_the_run_writes_rows_table_and_plot(
     printed = capsys.readouterr().out
     assert "lowrank_linear, M <= 128" in printed
     assert "training step" in printed
+    assert "cp_conv2d, t 24-16 3x3 at 6, batch 32, cp r=16" in printed
 
 
 @pytest.mark.usefixtures("small")
@@ -97,9 +107,9 @@ def test_what_the_time_does_not_reach_is_listed(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["not_reached"] == [
         *("linear", "mlp", "training", "swiglu", "conv"),
-        *("fused cp", "fused lowrank", "fused tucker", "CP training"),
+        *("fused cp", "fused lowrank", "fused tucker", "CP training", "net"),
     ]
-    assert "Not reached in the time: 9 cases" in result["note"]
+    assert "Not reached in the time: 10 cases" in result["note"]
 
 
 @pytest.mark.usefixtures("small")
@@ -118,7 +128,7 @@ def test_a_case_that_fails_leaves_the_others(
     assert "linear: RuntimeError: no such kernel" in capsys.readouterr().out
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["failed"] == ["linear"]
-    assert len({row["case"] for row in result["rows"]}) == 8
+    assert len({row["case"] for row in result["rows"]}) == 9
 
 
 def test_a_third_is_left_out_of_tuning_at_every_rank() -> None:
@@ -143,3 +153,20 @@ def test_regret_is_the_chosen_path_over_the_fastest() -> None:
     assert regret(rows, lambda info: bool(info["held_out"])) == {"a r=32": 1.5}
     text = "\n".join(summary(rows))
     assert "mean 37.5%, worst 50.0% at a r=32" in text
+
+
+def test_networks_have_the_shapes_of_their_papers() -> None:
+    with torch.device("meta"):
+        net = network_cases.ResNet50().eval()
+        assert net(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+    # He et al. 2016: 25.6 M with batch norms, whose 53,120 numbers are folded into 26,560 biases.
+    parameters = sum(p.numel() for p in net.parameters())
+    assert parameters == 25_557_032 - 53_120 + 26_560
+
+
+def test_only_kxk_convolutions_are_factored() -> None:
+    small = network_cases.factored(network_cases.Bottleneck(16, 16, 1), "lowrank", "chain")
+    kinds = {name: type(module).__name__ for name, module in small.named_children()}
+    assert kinds["conv"] == "FactoredConv2d"
+    assert kinds["reduce"] == kinds["expand"] == "Conv2d"
+    assert small.conv.path_table.paths == ("chain",)
