@@ -61,7 +61,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("swiglu", partial(kernel_cases.swiglu_training_case, 6, 16, 48, 32)),
         ("conv", partial(conv_cases.conv_case, Conv("t", 16, 16, (3, 3), 6, batch=2), "cp", 0.5)),
         *(
-            (f"fused {format}", partial(conv_cases.fused_conv_case, TINY_CONV, format, 16))
+            (f"fused {format}", partial(conv_cases.fused_conv_case, TINY_CONV, format, 8))
             for format in ("cp", "lowrank", "tucker")
         ),
         ("CP training", partial(conv_cases.conv_training_case, TINY_CONV, 16)),
@@ -86,7 +86,7 @@ def test_the_run_writes_rows_table_and_plot(
     assert variants["tiny net 1x3x8x8, cp at 0.25"][2:] == [
         "chain", "compressed", "compressed, tuned"
     ]  # fmt: skip
-    assert variants["t 24-16 3x3 at 6, batch 32, cp r=16"] == [
+    assert variants["t 24-16 3x3 at 6, batch 32, cp r=8"] == [
         "dense", "chain", "fused", "fold", "compiled dense"
     ]  # fmt: skip
     for row in rows:
@@ -98,7 +98,7 @@ def test_the_run_writes_rows_table_and_plot(
     printed = capsys.readouterr().out
     assert "lowrank_linear, M <= 128" in printed
     assert "training step" in printed
-    assert "cp_conv2d, t 24-16 3x3 at 6, batch 32, cp r=16" in printed
+    assert "cp_conv2d, t 24-16 3x3 at 6, batch 32, cp r=8" in printed
 
 
 @pytest.mark.usefixtures("small")

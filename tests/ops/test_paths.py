@@ -103,7 +103,7 @@ def test_the_table_by_cost_can_be_kept_to_some_paths() -> None:
     factors = sample("cp", (64, 64, 3, 3), 16)
     assert ops.PathTable.from_cost(factors, paths=("fold",)) == ops.PathTable.single("fold")
     with pytest.raises(ArgumentError, match="unknown"):
-        ops.PathTable.from_cost(factors, paths=("fused",))
+        ops.PathTable.from_cost(factors, paths=("folded",))
 
 
 def test_a_high_rank_runs_dense_and_a_low_rank_in_factors() -> None:
