@@ -77,10 +77,10 @@ def _minilm() -> Subject:
         skip=minilm.SKIP,
         judge=judge,
         note="all-MiniLM-L6-v2, the 36 linears of its encoder. Calibrated on the 300 documents of "
-        "lee_background.cor (the first 96 tokens of each, 28,644 in all, batches of 32, or of 16 in "
-        "rows that are neither original nor named by a format), tested on the 50 of lee.cor: mean cosine to the dense embedding, and Pearson correlation of cosine "
-        "similarities with human judgement; intervals by bootstrap over documents. Latency of "
-        "16 x 128 tokens.",
+        "lee_background.cor (the first 96 tokens of each, 28,644 in all, batches of 32, or of 16 "
+        "in rows that are neither original nor named by a format), tested on the 50 of lee.cor: "
+        "mean cosine to the dense embedding, and Pearson correlation of cosine similarities with "
+        "human judgement; intervals by bootstrap over documents. Latency of 16 x 128 tokens.",
         rows=(
             *((variant, keep) for keep in (0.8, 0.6, 0.4) for variant in variants),
             *((format, 0.4) for format in ("kron", "tt", "blr", "hierarchical", "monarch")),
