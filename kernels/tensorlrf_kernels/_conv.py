@@ -28,6 +28,7 @@ class Geometry(NamedTuple):
     def of(cls, *pairs: Sequence[int]) -> Geometry:
         """Stride, padding and dilation as an op gets them."""
         stride, padding, dilation = (tuple(pair) for pair in pairs)
+        # Whether each is a pair is for check_geometry to say.
         return cls(stride, padding, dilation)  # type: ignore[arg-type]
 
     def output(self, size: Pair, kernel: Pair) -> Pair:

@@ -53,6 +53,7 @@ def leaves_as_it_was(small: nn.Module, x: Tensor) -> None:
     wide = copy.deepcopy(small).double()
     y = wide(x.double())
     for left in (tensorlrf.densify(wide), tensorlrf.export(wide)):
+        # Two layers, each summed in another order: far below the 1e-7 of float32.
         torch.testing.assert_close(left(x.double()), y, rtol=1e-11, atol=1e-11)
 
 
@@ -119,7 +120,7 @@ def test_convolutions_end_to_end(method: Method, aware: bool, tmp_path: Path) ->
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.word)
 def test_a_plan_survives_its_json(method: Method) -> None:
     plan = tensorlrf.plan(network(), keep_params=0.5, method=method, skip=[])
-    ranks = [row.method.rank for row in plan.factored]  # type: ignore[union-attr]
+    ranks = [row.method.rank for row in plan.factored if row.method is not None]
     assert [row.method for row in plan.factored] == [replace(method, rank=rank) for rank in ranks]
     assert tensorlrf.Plan.from_json(plan.to_json()) == plan
     assert method.word in str(plan)
