@@ -1,5 +1,5 @@
-"""tucker_conv2d beside the dense convolution and its chain: forward, and a training step, on the 3 x 3
-layers of ResNet-50 in channels_last.
+"""tucker_conv2d beside the dense convolution and its chain: forward, and a training step, on the
+3 x 3 layers of ResNet-50 in channels_last.
 
 On a GPU the op is the fused kernel, and the whole comparison there is `make gpu-bench`; on a CPU it
 runs the chain, so that the two rows say what calling it costs.
