@@ -62,9 +62,11 @@ gpu-check:
 	@$(PYTHON) bench/need_gpu.py
 	$(PYTHON) $(GPU_PYTEST) -m gpu tests/gpu
 
+# ONLY="batch 1" times the cases with these words in their name, ONTO=.../kernels.json keeps the rest.
 gpu-bench:
 	@$(PYTHON) bench/need_gpu.py
-	$(PYTHON) -m bench.gpu --results $(if $(OUT),$(OUT),bench/results)
+	$(PYTHON) -m bench.gpu --results $(if $(OUT),$(OUT),bench/results) \
+		$(if $(ONLY),--only "$(ONLY)") $(if $(ONTO),--onto $(ONTO))
 
 # Launch tables from measurement, on the layers of gpu-bench but for the third that it holds out.
 gpu-tune:

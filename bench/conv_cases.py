@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,14 +13,16 @@ from torch.nn import functional as F
 
 from bench import kernel_cases
 from bench.kernel_cases import DTYPE, Case, Way
-from bench.shapes import CONV_RANK_SHARES, Conv, rank_at, sample
+from bench.shapes import FLAGSHIPS, Conv, conv_held_out, conv_ranks, sample
 from tensorlrf import ops
-from tensorlrf.factors import CPFactors, TuckerFactors
+from tensorlrf.factors import CPFactors, Factors
+from tensorlrf.ops._fused import fused_problem
 from tensorlrf_kernels._launch import Problem
-from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels._tables import bucket, choose
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference
-from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # stride, padding, dilation
 
 
 def images(case: Conv, channels: int) -> Tensor:
@@ -35,110 +38,110 @@ def kernel(case: Conv) -> Tensor:
     return made.contiguous(memory_format=torch.channels_last)
 
 
-def conv_case(case: Conv, format: str, share: float) -> Case:
-    """A ResNet convolution on the paths that the library has, channels_last."""
-    rank = rank_at(format, case.shape, share)
-    factors = sample(format, case.shape, rank, kernel_cases.DEVICE, DTYPE)
-    strides = (case.stride, case.stride)
+def conv_case(case: Conv) -> Case:
+    """A convolution, channels_last: dense and compiled dense once, and at every rank the paths of
+    each format, our kernel among them."""
+    geometry = ((case.stride, case.stride), case.padding, (1, 1))
+    moved = DTYPE.itemsize * (case.batch * case.inp * case.side**2 + case.rows * case.out)
 
-    def operands() -> list[Tensor]:
+    def image() -> list[Tensor]:
         return [images(case, case.inp)]
 
-    def run(path: str) -> Callable[[Tensor], Tensor]:
-        return lambda x: ops.run_conv2d(path, factors, x, None, strides, case.padding, (1, 1))
-
     def dense() -> list[Tensor]:
-        return [*operands(), kernel(case)]
-
-    profile = kernel_cases.profiled()
-    costs = {
-        path: ops.path_cost(factors, path, case.rows, stride=strides, rebuild=False)
-        for path in ops.paths_of(factors)
-    }
-    predicted = {path: profile.seconds(cost, DTYPE) for path, cost in costs.items()}
-    chosen = min(predicted, key=predicted.__getitem__)
-    floor = 1e6 * profile.floor(ops.floor_cost(factors, case.rows, stride=strides), DTYPE)
-    ways = {
-        "dense": Way(
-            lambda x, w: F.conv2d(x, w, None, strides, case.padding), dense, costs["dense"].bytes
-        )
-    }
-    ways |= {p: Way(run(p), operands, costs[p].bytes) for p in costs if p != "dense"}
-    info = {
-        path: {
-            "M": case.rows,
-            "rank": rank,
-            "layer": str(case),
-            "path": path,
-            "predicted_us": 1e6 * predicted[path],
-            "chosen": chosen,
-            **({"floor_us": floor} if path != "dense" else {}),
-        }
-        for path in ways
-    }
-    return Case(f"{case}, {format} {share}", ways, {}, info)
-
-
-def fused_conv_case(case: Conv, format: str, rank: int) -> Case:
-    """A convolution of stride one, channels_last: dense, the chain and our kernel, and beside CP
-    the fold, and dense as torch.compile has it, which takes long to make."""
-    factors = sample(format, case.shape, rank, kernel_cases.DEVICE, DTYPE)
-    geometry = ((1, 1), case.padding, (1, 1))
-    op, inner = ("cp_conv2d", case.inp) if format == "cp" else ("tucker_conv2d", rank * 9)
-    inner = case.inp * 9 if format == "lowrank" else inner
-
-    def image() -> Tensor:
-        return images(case, case.inp)
-
-    def dense() -> list[Tensor]:
-        return [image(), kernel(case)]
+        return [*image(), kernel(case)]
 
     def conv(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, *geometry)
 
-    def fused(x: Tensor) -> Tensor:
-        if isinstance(factors, CPFactors):
-            return cp_conv2d(x, *factors.factors, factors.weights, None, *geometry)
-        if isinstance(factors, TuckerFactors):
-            return tucker_conv2d(x, factors.core, *factors.factors, None, *geometry)
-        core = factors.right.view(rank, *case.shape[1:])  # type: ignore[attr-defined]
-        return tucker_conv2d(x, core, factors.left, None, None, *geometry)  # type: ignore[attr-defined]
-
-    def by(path: str) -> Callable[[Tensor], Tensor]:
-        return lambda x: ops.run_conv2d(path, factors, x, None, *geometry)
-
-    profile = kernel_cases.profiled()
-    floor = ops.floor_cost(factors, case.rows)
-    dense_bytes = DTYPE.itemsize * (math.prod(case.shape) + case.rows * (case.inp + case.out))
+    dense_bytes = moved + DTYPE.itemsize * math.prod(case.shape)
     ways = {
         "dense": Way(conv, dense, dense_bytes),
-        "chain": Way(by("chain"), lambda: [image()], floor.bytes),
-        "fused": Way(fused, lambda: [image()], floor.bytes),
+        "compiled dense": Way(kernel_cases.compiled(conv), dense, dense_bytes),
     }
-    if format == "cp":
-        ways["fold"] = Way(by("fold"), lambda: [image()], floor.bytes)
-        ways["compiled dense"] = Way(kernel_cases.compiled(conv), dense, dense_bytes)
-    weight = factors.to_dense().double()
-    factored = [name for name in ways if "dense" not in name]
+    info: dict[str, dict[str, Any]] = {n: {"M": case.rows, "layer": str(case)} for n in ways}
+    exact: dict[str, Callable[..., Tensor]] = {}
+    kernels = []
+    for format, rank in conv_formats(case):
+        factors = sample(format, case.shape, rank, kernel_cases.DEVICE, DTYPE)
+        found = _factored(case, format, factors)
+        op, problem, held_out = conv_problem(case, format, rank)
+        kernels.append((op, "forward", problem))
+        launch = choose(op, "forward", problem, kernel_cases.DEVICE)
+        for path, words in found.items():
+            words["held_out"] = held_out
+            if path == "fused":
+                if launch is None:
+                    continue  # the chain would run
+                words |= {"op": op, "launch": str(launch)}
+            name = f"{path} {format} r={rank}"
+            ways[name] = Way(_by(path, factors, geometry), image, moved)
+            info[name] = words
+            if case.batch == 1:
+                exact[name] = _exact(factors, geometry)
+    return Case(str(case), ways, exact, info, tuple(kernels))
 
-    def convolved(x: Tensor) -> Tensor:
-        return F.conv2d(x.double(), weight, None, *geometry)
 
-    exact = dict.fromkeys(factored if case.batch == 1 else (), convolved)
-    paths = ("dense", "chain", "fused", *(("fold",) if format == "cp" else ()))
-    costs = {p: ops.path_cost(factors, p, case.rows, stride=(1, 1), rebuild=False) for p in paths}
+def conv_formats(case: Conv) -> list[tuple[str, int]]:
+    """(format, rank) to time; a Tucker core of all the channels is the dense kernel."""
+    ranks = conv_ranks(case)
+    whole = min(case.out, case.inp)
+    found = [(format, rank) for rank in ranks for format in ("cp", "lowrank")]
+    return found + [("tucker", rank) for rank in ranks if rank < whole]
+
+
+def conv_problem(case: Conv, format: str, rank: int) -> tuple[str, Problem, bool]:
+    """The op, what its kernel computes, and whether tuning must not see that: as it may whatever
+    shares a bucket with what the goals are about."""
+    op, problem = _problem(case, format, rank)
+    return op, problem, conv_held_out(case, rank) and (op, bucket(problem)) not in _goals()
+
+
+def _problem(case: Conv, format: str, rank: int) -> tuple[str, Problem]:
+    found = fused_problem(sample(format, case.shape, rank, "meta", DTYPE), case.rows)
+    assert found is not None  # every kernel in the list has few enough taps
+    return found
+
+
+@cache
+def _goals() -> frozenset[tuple[str, str]]:
+    found = (
+        _problem(conv, format, rank)
+        for conv, ranks in FLAGSHIPS
+        for rank in ranks
+        for format, other in conv_formats(conv)
+        if other == rank
+    )
+    return frozenset((op, bucket(problem)) for op, problem in found)
+
+
+def _factored(case: Conv, format: str, factors: Factors) -> dict[str, dict[str, Any]]:
+    """What the row of each path but "dense" says beside its times."""
+    profile, strides = kernel_cases.profiled(), (case.stride, case.stride)
+    paths = tuple(dict.fromkeys((*ops.paths_of(factors), "fused")))
+    costs = {p: ops.path_cost(factors, p, case.rows, stride=strides, rebuild=False) for p in paths}
     predicted = {p: profile.seconds(cost, DTYPE) for p, cost in costs.items()}
-    chosen = min(predicted, key=predicted.__getitem__)
-    common = {"M": case.rows, "layer": str(case), "rank": rank, "format": format}
-    info: dict[str, dict[str, Any]] = {name: {**common, "path": name} for name in ways}
-    for name in factored:
-        info[name] |= {"flops": floor.flops, "bytes": floor.bytes, "chosen": chosen}
-        info[name]["predicted_us"] = 1e6 * predicted[name]
-        info[name]["floor_us"] = 1e6 * profile.floor(floor, DTYPE)
-    problem = Problem(case.rows, case.out, inner, rank, DTYPE)
-    info["fused"] |= {"op": op, "launch": str(choose(op, "forward", problem, kernel_cases.DEVICE))}
-    kernels = ((op, "forward", problem),)
-    return Case(f"{case}, {format} r={rank}", ways, exact, info, kernels)
+    floor = ops.floor_cost(factors, case.rows, stride=strides)
+    rank = max(factors.rank) if isinstance(factors.rank, tuple) else factors.rank
+    common = {
+        "M": case.rows,
+        "layer": str(case),
+        "rank": rank,
+        "format": format,
+        "flops": floor.flops,
+        "bytes": floor.bytes,
+        "floor_us": 1e6 * profile.floor(floor, DTYPE),
+        "chosen": min(predicted, key=predicted.__getitem__),
+    }
+    others = [path for path in paths if path != "dense"]
+    return {p: {**common, "path": p, "predicted_us": 1e6 * predicted[p]} for p in others}
+
+
+def _by(path: str, factors: Factors, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+    return lambda x: ops.run_conv2d(path, factors, x, None, *geometry)
+
+
+def _exact(factors: Factors, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.conv2d(x.double(), factors.to_dense().double(), None, *geometry)
 
 
 def conv_training_case(case: Conv, rank: int) -> Case:
@@ -188,8 +191,3 @@ def conv_training_case(case: Conv, rank: int) -> Case:
     places = Problem(case.batch * case.side**2, rank, rank, rank, DTYPE)
     kernels = (("cp_conv2d", "forward", problem), ("cp_conv2d", "backward", places))
     return Case(f"CP training step {case}, r={rank}", ways, {}, info, kernels, trains=True)
-
-
-def fused_conv_ranks(case: Conv) -> list[int]:
-    """The ranks to time: shares of the channels, 16 at least."""
-    return [max(16, round(share * min(case.out, case.inp))) for share in CONV_RANK_SHARES]

@@ -1,10 +1,12 @@
 """Every kernel on a GPU in one run, beside dense, compiled dense, the chain and the floor.
 
     python -m bench.gpu --results bench/results
+    python -m bench.gpu --only "batch 1" --onto bench/results/nvidia-h200/kernels.json
 
 writes kernels.json, kernels.md and kernels.png into a folder named by the GPU. The four constants
 of the cost model come first, then the cases by how much hangs on them; what the time did not
-reach is listed. Times are of CUDA graphs, on operands that the L2 cache does not hold; the eager
+reach is listed, and can be had by further runs, which keep the cases of the file that they are put
+onto. Times are of CUDA graphs, on operands that the L2 cache does not hold; the eager
 ones stand beside them.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the whole run")
     parser.add_argument("--only", default="", help="cases with this word in their name")
+    parser.add_argument("--onto", type=Path, help="kernels.json whose other cases are kept")
     given = parser.parse_args(arguments)
     end = time.monotonic() + given.seconds
     about = machine("cuda")
@@ -61,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows += found
         if not found:
             failed.append(name)
+    if given.onto is not None:
+        rows, about = _onto(given.onto, rows, about)
     target = given.results / about["device"].lower().replace(" ", "-")
     about |= {"constants": constants, "not_reached": missed, "failed": failed}
     write_results(target, STEM, rows, about, note=_note(missed))
@@ -70,11 +76,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _onto(path: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """The rows with those of other cases from a former run of the same GPU, which is named by its
+    commit."""
+    former = json.loads(path.read_text())
+    machine = former["machine"]
+    if machine["device"] != about["device"]:
+        raise SystemExit(f"--onto {path} is of {machine['device']}, this is {about['device']}")
+    measured = {row.case for row in rows}
+    kept = [Row(**row) for row in former["rows"] if row["case"] not in measured]
+    earlier = [*machine.get("earlier", []), machine.get("commit")]
+    return [*kept, *rows], about | {"earlier": earlier}
+
+
 def _compile_ahead(cases: list[Case]) -> None:
     """Fill Triton's cache side by side: compiling is most of the work of a first run."""
     chip = chip_of(kernel_cases.DEVICE)
+    # A launch is compiled once for all sizes that are multiples of 16, or are not, alike.
     work = {
-        (op, direction, str(config), problem): (op, direction, config, problem, chip)
+        (op, direction, str(config), tuple(n % 16 == 0 for n in problem[:4]), problem[4:]): (
+            *(op, direction, config, problem, chip),
+        )
         for case in cases
         for op, direction, config, problem in case.launches()
     }
@@ -82,9 +104,9 @@ def _compile_ahead(cases: list[Case]) -> None:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         columns = zip(*work.values(), strict=True)
         found = list(pool.map(verdict, *columns, chunksize=4)) if work else []
-    spilling = [key for key, words in zip(work, found, strict=True) if words]
+    spilling = [each for each, words in zip(work.values(), found, strict=True) if words]
     print(f"{len(work)} launches compiled in {time.monotonic() - start:.0f} s", flush=True)
-    for op, direction, config, problem in spilling:
+    for op, direction, config, problem, _ in spilling:
         print(f"does not fit: {op} {direction} {config} {problem}", flush=True)
 
 

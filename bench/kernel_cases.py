@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from bench.clock import Times, Variant, clock, error
 from bench.report import Row
 from bench.shapes import (
+    FLAGSHIPS,
     KERNEL_CONVS,
     KERNEL_LAYERS,
     KERNEL_ROWS,
-    RESNET50,
-    SHARES,
     held_out,
     kernel_ranks,
 )
@@ -339,12 +338,7 @@ def _peak(way: Way) -> float:
 
 def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     """Names, and what makes the case: what the goals are about first, then the rest."""
-    from bench.conv_cases import (  # it builds on this module
-        conv_case,
-        conv_training_case,
-        fused_conv_case,
-        fused_conv_ranks,
-    )
+    from bench.conv_cases import conv_case, conv_training_case  # it builds on this module
     from bench.network_cases import NETWORKS, network_case
 
     cases: list[tuple[str, Callable[[], Case]]] = []
@@ -358,10 +352,8 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
                 add(f"linear {network} {out}x{inp} M={M}", linear_case, network, out, inp, M)
 
     add_linears(KERNEL_LAYERS[:1])
-    for case in KERNEL_CONVS[:3]:
-        rank = 128 if case.inp == 256 else 64
-        for format in ("cp", "lowrank", "tucker"):
-            add(f"fused conv {case} {format} r={rank}", fused_conv_case, case, format, rank)
+    for case in KERNEL_CONVS[: len(FLAGSHIPS)]:
+        add(f"conv {case}", conv_case, case)
     add("CP training", conv_training_case, KERNEL_CONVS[0], 64)
     for name, build, size in NETWORKS:
         for format in ("lowrank", "cp"):
@@ -376,14 +368,6 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     add_linears(KERNEL_LAYERS[1:])
     add("mlp M=8192 r=64", mlp_case, 8192, 64)
     add("training M=8192 r=128", training_case, 8192, 128)
-    for case in KERNEL_CONVS:
-        for rank in fused_conv_ranks(case):
-            for format in ("cp", "lowrank", "tucker"):
-                if format == "tucker" and rank >= min(case.out, case.inp):
-                    continue  # such a core is the dense kernel
-                add(f"fused conv {case} {format} r={rank}", fused_conv_case, case, format, rank)
-    for case in RESNET50:
-        for format in ("lowrank", "cp", "tucker"):
-            if case.batch == 8 and case.inp > 3:
-                add(f"conv {case} {format}", conv_case, case, format, SHARES[0])
+    for case in KERNEL_CONVS[len(FLAGSHIPS) :]:
+        add(f"conv {case}", conv_case, case)
     return cases

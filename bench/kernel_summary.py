@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.report import Row, geometric_mean
+from bench.shapes import FLAGSHIPS
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -61,36 +62,53 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def _convolutions(rows: Sequence[Row]) -> list[str]:
-    """Each fused convolution of 32 images over the chain, and over the best of dense and fold."""
+    """The fused convolutions over the chain, and over the best of dense and fold: those that the
+    goals are about one by one, and all of a format together."""
     time = {(row.case, row.variant): row.median_s for row in rows}
+    goals = {(str(conv), rank) for conv, ranks in FLAGSHIPS for rank in ranks}
     lines = []
+    over: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
-        if "op" not in row.info or row.variant != "fused" or "batch 32" not in row.case:
+        if "op" not in row.info:
             continue
-        others = [time[row.case, way] for way in ("dense", "fold") if (row.case, way) in time]
-        chain = time.get((row.case, "chain"), math.nan)
-        lines.append(
-            f"{row.info['op']}, {row.case}: {chain / row.median_s:.2f}x the chain, "
-            f"{min(others, default=math.nan) / row.median_s:.2f}x the best of dense and fold"
-        )
+        what = row.variant.removeprefix("fused ")
+        others = [
+            time[row.case, way] for way in ("dense", f"fold {what}") if (row.case, way) in time
+        ]
+        chain = time.get((row.case, f"chain {what}"), math.nan) / row.median_s
+        best = min(others, default=math.nan) / row.median_s
+        for against, ratio in (("the chain", chain), ("the best of dense and fold", best)):
+            of_format = over.setdefault(row.info["format"], {}).setdefault(against, {})
+            of_format[f"{row.case} {what}"] = ratio
+        if (row.case, row.info["rank"]) in goals:
+            lines.append(
+                f"{row.info['op']}, {row.case}, {what}: {chain:.2f}x the chain, "
+                f"{best:.2f}x the best of dense and fold"
+            )
+    for format, ratios in over.items():
+        for against, each in ratios.items():
+            lines.append(_line(f"fused {format} convolutions, {against}", each, "choice by table"))
     return lines
 
 
 def regret(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
-    """Case and rank -> time of the path that the cost model chose over that of the fastest."""
+    """Case, format, rank -> time of the path that the cost model chose over that of the fastest."""
     found: dict[str, float] = {}
     for case in dict.fromkeys(row.case for row in rows):
         own = [row for row in rows if row.case == case and "chosen" in row.info]
         dense = [row for row in rows if row.case == case and row.variant == "dense"]
-        for rank in dict.fromkeys(row.info["rank"] for row in own if row.variant != "dense"):
-            of_rank = [row for row in own if row.info["rank"] == rank and row.variant != "dense"]
+        factored = [row for row in own if row.variant != "dense"]
+        for rank in dict.fromkeys((row.info.get("format"), row.info["rank"]) for row in factored):
+            of_rank = [r for r in factored if (r.info.get("format"), r.info["rank"]) == rank]
             times = {row.info["path"]: row.median_s for row in of_rank}
             if dense:
                 times["dense"] = dense[0].median_s
             # Where no kernel serves, "fused" is the chain.
             times.setdefault("fused", times.get("chain", math.inf))
             if keep(of_rank[0].info) and of_rank[0].info["chosen"] in times:
-                found[f"{case} r={rank}"] = times[of_rank[0].info["chosen"]] / min(times.values())
+                found[" ".join((case, *filter(None, rank[:1]), f"r={rank[1]}"))] = times[
+                    of_rank[0].info["chosen"]
+                ] / min(times.values())
     return found
 
 

@@ -6,7 +6,7 @@ The break-even rank is the one at which the factors hold as many numbers as the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -111,24 +111,55 @@ def held_out(out: int, inp: int, rank: int) -> bool:
     return (layer + KERNEL_RANKS.index(rank)) % 3 == 2
 
 
-# What the fused convolutions are timed on: the 3 x 3 layers of ResNet-50 with stride one, of VGG-16
-# (Simonyan & Zisserman 2015) from 64 channels on, and of CRAFT (Baek et al. 2019) at 512 x 512.
-_STAGES = (("resnet50", 64, 64, 56), ("resnet50", 128, 128, 28), ("resnet50", 256, 256, 14))
-KERNEL_CONVS = tuple(
-    Conv(network, out, inp, (3, 3), side, batch=batch)
-    for batch in (32, 8, 1)
-    for network, out, inp, side in (
-        *_STAGES,
-        ("resnet50", 512, 512, 7),
-        ("vgg16", 64, 64, 224),
-        ("vgg16", 128, 128, 112),
-        ("vgg16", 256, 256, 56),
-        ("vgg16", 512, 512, 28),
-        ("craft", 128, 128, 256),
-        ("craft", 128, 256, 64),
-    )
+# What the fused convolutions are timed on: those of ResNet-50 above, every distinct one of VGG-16
+# (Simonyan & Zisserman 2015) at 224 pixels, and of the decoder of CRAFT (Baek et al. 2019), whose
+# trunk is VGG-16, at 512. The one with dilation 6 has no kernel: it is part of the whole network.
+_VGG16 = (
+    *((64, 3, 224), (64, 64, 224), (128, 64, 112), (128, 128, 112), (256, 128, 56)),
+    *((256, 256, 56), (512, 256, 28), (512, 512, 28), (512, 512, 14)),
+)
+_CRAFT = (
+    (256, 512, 32),
+    (128, 256, 64),
+    (64, 128, 128),
+    (32, 64, 256),
+    (32, 32, 256),
+    (16, 32, 256),
+)
+CONV_LAYERS = (
+    *(replace(conv, batch=1) for conv in RESNET50[: len(RESNET50) // 2]),
+    *(Conv("vgg16", out, inp, (3, 3), side) for out, inp, side in _VGG16),
+    *(Conv("craft", out, inp, (3, 3), side) for out, inp, side in _CRAFT),
+)
+# The goals are about three of them, each at the ranks beside it.
+FLAGSHIPS = tuple(
+    (Conv("resnet50", n, n, (3, 3), side, batch=32), ranks)
+    for n, side, ranks in ((64, 56, (64,)), (128, 28, (64,)), (256, 14, (64, 128)))
+)
+KERNEL_CONVS = (
+    *(conv for conv, _ in FLAGSHIPS),
+    *(
+        conv
+        for batch in (32, 8, 1)
+        for layer in CONV_LAYERS
+        if (conv := replace(layer, batch=batch)) not in [c for c, _ in FLAGSHIPS]
+    ),
 )
 CONV_RANK_SHARES = (0.125, 0.25, 0.5, 1.0)  # of the channels
+LEAST_CONV_RANK = 16
+
+
+def conv_ranks(conv: Conv) -> tuple[int, ...]:
+    """The ranks to time, by shares of the channels; those of an image do not limit them."""
+    channels = conv.out if conv.inp < LEAST_CONV_RANK else min(conv.out, conv.inp)
+    ranks = (max(LEAST_CONV_RANK, round(share * channels)) for share in CONV_RANK_SHARES)
+    return tuple(dict.fromkeys(ranks))
+
+
+def conv_held_out(conv: Conv, rank: int) -> bool:
+    """Whether tuning must not see this convolution at this rank: a third, whatever the batch."""
+    layer = CONV_LAYERS.index(replace(conv, batch=1))
+    return (layer + conv_ranks(conv).index(rank)) % 3 == 2
 
 
 # A check on the cost model's profile, which was set on the layers above: VGG-16, ResNet-34 at 320

@@ -10,14 +10,24 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from bench.shapes import KERNEL_CONVS, KERNEL_LAYERS, KERNEL_ROWS, held_out, kernel_ranks
+from bench.conv_cases import conv_formats, conv_problem
+from bench.kernel_cases import DTYPE
+from bench.shapes import (
+    FLAGSHIPS,
+    KERNEL_CONVS,
+    KERNEL_LAYERS,
+    KERNEL_ROWS,
+    Conv,
+    held_out,
+    kernel_ranks,
+)
 from tensorlrf_kernels._chip import chip_of
 from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels._tables import bucket, dtype_key, write_table
@@ -27,36 +37,53 @@ from tensorlrf_kernels.tune import tune
 def problems() -> Iterator[tuple[str, str, Problem]]:
     """(op, direction, problem), what the goals are about first, one of a bucket; none in a bucket
     that a layer held out falls into."""
-    seen = {
-        ("lowrank_linear", "forward", bucket(Problem(rows, out, inp, rank, torch.bfloat16)))
-        for rows in KERNEL_ROWS
-        for _, out, inp in KERNEL_LAYERS
-        for rank in kernel_ranks(out, inp)
-        if held_out(out, inp, rank)
-    }
+    seen = {_key(*each) for each, out in (*_linears(), *_convolutions()) if out}
 
-    def new(op: str, direction: str, *sizes: int) -> Iterator[tuple[str, str, Problem]]:
-        problem = Problem(*sizes, torch.bfloat16)
-        key = (op, direction, bucket(problem))
-        if key not in seen:
-            seen.add(key)
-            yield op, direction, problem
+    def new(*each: tuple[str, str, Problem]) -> Iterator[tuple[str, str, Problem]]:
+        for one in each:
+            if _key(*one) not in seen:
+                seen.add(_key(*one))
+                yield one
 
-    for conv, rank in zip(KERNEL_CONVS[:3], (64, 64, 128), strict=True):
-        size = (conv.rows, conv.out)
-        yield from new("cp_conv2d", "forward", *size, conv.inp, rank)
-        yield from new("tucker_conv2d", "forward", *size, 9 * conv.inp, rank)
-        yield from new("tucker_conv2d", "forward", *size, 9 * rank, rank)
-        yield from new("cp_conv2d", "backward", conv.rows, rank, rank, rank)
+    def problem(*sizes: int) -> Problem:
+        return Problem(*sizes, DTYPE)
+
+    goals = [conv for conv, _ in FLAGSHIPS]
+    yield from new(*(each for each, _ in _convolutions(goals)))
+    for conv, ranks in FLAGSHIPS:
+        for rank in ranks:
+            yield from new(("cp_conv2d", "backward", problem(conv.rows, rank, rank, rank)))
     for rank in (64, 128):
-        yield from new("lowrank_swiglu", "forward", 8192, 14336, 4096, rank)
-        yield from new("lowrank_linear", "backward", 8192, 4096, 4096, rank)
+        yield from new(
+            ("lowrank_swiglu", "forward", problem(8192, 14336, 4096, rank)),
+            ("lowrank_linear", "backward", problem(8192, 4096, 4096, rank)),
+        )
+    yield from new(*(each for each, _ in _linears()))
+    for rows in (1, 16, 128):
+        yield from new(("lowrank_swiglu", "forward", problem(rows, 14336, 4096, 128)))
+    yield from new(*(each for each, _ in _convolutions()))
+
+
+Known = tuple[tuple[str, str, Problem], bool]  # what is to be launched, and whether it is held out
+
+
+def _linears() -> Iterator[Known]:
     for rows in reversed(KERNEL_ROWS):
         for _, out, inp in KERNEL_LAYERS:
             for rank in kernel_ranks(out, inp):
-                yield from new("lowrank_linear", "forward", rows, out, inp, rank)
-    for rows in (1, 16, 128):
-        yield from new("lowrank_swiglu", "forward", rows, 14336, 4096, 128)
+                problem = Problem(rows, out, inp, rank, DTYPE)
+                yield ("lowrank_linear", "forward", problem), held_out(out, inp, rank)
+
+
+def _convolutions(of: Sequence[Conv] = KERNEL_CONVS) -> Iterator[Known]:
+    for conv in of:
+        for format, rank in conv_formats(conv):
+            op, problem, out = conv_problem(conv, format, rank)
+            yield (op, "forward", problem), out
+
+
+def _key(op: str, direction: str, problem: Problem) -> tuple[str, str, str]:
+    return op, direction, bucket(problem)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import conv_paths, fuses
 from tensorlrf.ops._convnd import kron_b_first
 from tensorlrf.ops._counter import Cost, Counter, Step
+from tensorlrf.ops._fused import fused_launch, linear_rank
 from tensorlrf.ops._geometry import (
     Axes,
     IntOrAxes,
@@ -30,11 +31,6 @@ from tensorlrf.ops._geometry import (
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._conv import MOST_TAPS
-from tensorlrf_kernels._launch import Problem
-from tensorlrf_kernels.cp_conv2d.launch import forward as cp_conv2d_launch
-from tensorlrf_kernels.lowrank_linear.launch import forward as lowrank_linear_launch
-from tensorlrf_kernels.tucker_conv2d.launch import forward as tucker_conv2d_launch
 
 __all__ = ["Cost", "Positions", "Step", "conv2d_cost", "conv_cost", "linear_cost", "rebuild_cost"]
 
@@ -108,13 +104,13 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
     check_path(path, LINEAR_PATHS if form is None else paths)
     counter = Counter(factors.dtype.itemsize)
     m, n = factors.shape
-    if path == "fused" and _runs_fused(factors, rows):
+    if path == "fused" and fused_launch(factors, rows, H200) is not None:
         if isinstance(factors, CPFactors):
-            counter.merge(n * _fused_rank(factors))
+            counter.merge(n * linear_rank(factors))
         elif isinstance(factors, TuckerFactors) and len(factors.modes) == 2:
             r_out, r_in = factors.core.shape
             counter.matmul(r_in, r_out, m if r_in <= r_out else n)
-        counter.fused(rows, n, _fused_rank(factors), m)
+        counter.fused(rows, n, linear_rank(factors), m)
     elif path == "dense":
         if rebuild:
             rebuild_cost(counter, factors)
@@ -136,19 +132,6 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
         counter.matmul(rows, n, rank)
         counter.matmul(rows, rank, m)
     return counter.cost()
-
-
-def _fused_rank(factors: Factors) -> int:
-    """The rank between the two matrices that the kernel multiplies by."""
-    rank = factors.rank
-    return rank if isinstance(rank, int) else min(rank, default=0)
-
-
-def _runs_fused(factors: Factors, rows: int) -> bool:
-    """Whether the path "fused" runs the kernel; where it does not, it is the chain."""
-    m, n = factors.shape
-    problem = Problem(rows, m, n, _fused_rank(factors), factors.dtype)
-    return lowrank_linear_launch(problem, H200) is not None
 
 
 def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: bool = True) -> Cost:
@@ -209,20 +192,18 @@ conv2d_cost = conv_cost
 
 def _fused_conv_cost(counter: Counter, one: Factors, positions: Positions) -> bool:
     """Counts what the kernel does; False, and nothing, where it does not serve."""
-    O, I, kh, kw = one.shape
     read, written = positions.input, positions.output
-    if max(kh, kw) > MOST_TAPS:
+    config = fused_launch(one, written, H200)
+    if config is None:
         return False
+    O, I, kh, kw = one.shape
     if isinstance(one, CPFactors):
-        r = one.rank
-        config = cp_conv2d_launch(Problem(written, O, I, r, one.dtype), H200)
-        if config is None:
-            return False
         # The first product is made anew for every vertical tap.
+        r, taps = one.rank, kh * I + kw
         if config.blocks["EXPAND"]:
-            counter.fused_conv(read, written, I, r, O, kh * I + kw)
+            counter.fused_conv(read, written, I, r, O, taps)
         else:
-            counter.fused_conv(read, written, I, r, 0, kh * I + kw)
+            counter.fused_conv(read, written, I, r, 0, taps)
             counter.matmul(written, r, O)
         return True
     if isinstance(one, LowRank):
@@ -230,10 +211,8 @@ def _fused_conv_cost(counter: Counter, one: Factors, positions: Positions) -> bo
     else:
         assert isinstance(one, TuckerFactors)
         r, inner = one.core.shape[:2]
-    if tucker_conv2d_launch(Problem(written, O, inner * kh * kw, r, one.dtype), H200) is None:
-        return False
-    if inner != I or (isinstance(one, TuckerFactors) and 1 in one.modes):
-        counter.pointwise(read, I, inner, 1)
+        if 1 in one.modes:
+            counter.pointwise(read, I, inner, 1)
     counter.fused_conv(read, written, inner, r, O, inner * kh * kw)
     return True
 

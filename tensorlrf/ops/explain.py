@@ -20,13 +20,12 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._conv import conv_paths
+from tensorlrf.ops._conv import conv_paths, fuses
+from tensorlrf.ops._fused import fused_launch
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops._paths import floor_cost, path_cost
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
 from tensorlrf_kernels._chip import KNOWN, Chip, chip_of, known_chip, tf32_allowed
-from tensorlrf_kernels._launch import Problem
-from tensorlrf_kernels.lowrank_linear import launch
 
 FORMATS = ("lowrank", "cp", "tucker")
 DTYPES = {
@@ -93,7 +92,8 @@ def explain(
         linear_paths(factors)
         paths = LINEAR_PATHS if chip is not None else LINEAR_PATHS[:2]
     else:
-        paths = conv_paths(factors)
+        own = ("fused",) if chip is not None and fuses(factors) else ()
+        paths = tuple(dict.fromkeys((*conv_paths(factors), *own)))
     seconds, chosen, floor, launches = {}, {}, {}, {}
     for M in rows:
         costs = {path: path_cost(factors, path, M, rebuild=rebuild) for path in paths}
@@ -101,7 +101,8 @@ def explain(
         chosen[M] = min(paths, key=seconds[M].__getitem__)
         floor[M] = profile.floor(floor_cost(factors, M), factors.dtype)
         if chip is not None and "fused" in paths:
-            config = launch.forward(_problem(factors, M), chip)
+            tf32 = factors.dtype is torch.float32 and tf32_allowed()
+            config = fused_launch(factors, M, chip, tf32=tf32)
             launches[M] = "no kernel, the chain" if config is None else str(config)
     return Explanation(repr(factors), profile.name, factors.dtype, seconds, chosen, floor, launches)
 
@@ -185,13 +186,6 @@ def _device(device: str | torch.device) -> tuple[DeviceProfile, Chip | None]:
     except ValueError:
         raise unknown("device", name, ("cpu", "cuda", *KNOWN)) from None
     return chip_profile(chip, tf32=tf32_allowed()), chip
-
-
-def _problem(factors: Factors, rows: int) -> Problem:
-    rank = factors.rank if isinstance(factors.rank, int) else min(factors.rank)
-    m, n = factors.shape
-    tf32 = factors.dtype is torch.float32 and tf32_allowed()
-    return Problem(rows, m, n, rank, factors.dtype, tf32)
 
 
 if __name__ == "__main__":
