@@ -76,6 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _alike(part: Any) -> Any:
+    """A part of a problem as far as the compiler sees it."""
+    return part % 16 == 0 if type(part) is int else part
+
+
 def _onto(path: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
     """The rows with those of other cases from a former run of the same GPU, which is named by its
     commit."""
@@ -94,7 +99,7 @@ def _compile_ahead(cases: list[Case]) -> None:
     chip = chip_of(kernel_cases.DEVICE)
     # A launch is compiled once for all sizes that are multiples of 16, or are not, alike.
     work = {
-        (op, direction, str(config), tuple(n % 16 == 0 for n in problem[:4]), problem[4:]): (
+        (op, direction, str(config), *(_alike(part) for part in problem)): (
             *(op, direction, config, problem, chip),
         )
         for case in cases

@@ -16,7 +16,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.nn._dense_cache import DenseCache
 from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._linear import check_linear_path
+from tensorlrf.ops._fused import check_layer_path
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Number of dimensions -> the memory format that torch has for it."""
@@ -140,8 +140,8 @@ class FactoredLayer(nn.Module, ABC):
                 "PathTable.single('chain')"
             )
         for path in table.paths:
-            if path == "fused" and path not in self.paths and len(self.factors.shape) == 2:
-                check_linear_path(path, self.factors)  # says what the kernel lacks here
+            if path == "fused":
+                check_layer_path(path, self.paths, self.factors)  # says what the kernel lacks here
             if path not in self.paths:
                 raise unknown("path_table: path", path, self.paths)
         self._path_table = table

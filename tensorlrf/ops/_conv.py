@@ -17,9 +17,10 @@ from tensorlrf.factors import (
     TTFactors,
     TuckerFactors,
 )
-from tensorlrf.ops._check import check_bias, check_input, check_path
+from tensorlrf.ops._check import check_bias, check_input
 from tensorlrf.ops._conv2d import run_conv2d
 from tensorlrf.ops._convnd import run_convnd
+from tensorlrf.ops._fused import check_layer_path, fused_here
 from tensorlrf.ops._geometry import (
     Axes,
     IntOrAxes,
@@ -28,7 +29,6 @@ from tensorlrf.ops._geometry import (
     per_axis,
     resolve_padding,
 )
-from tensorlrf_kernels._launch import HAS_TRITON
 
 _KERNEL = {
     1: "(out_channels, in_channels, k)",
@@ -74,19 +74,10 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
             f"factors is a train of the modes {one.modes}; a convolution runs on one of the modes "
             f"{train_order(axes + 2)}: decompose with modes={train_order(axes + 2)}"
         )
-    fused = ("fused",) if fuses(factors) and factors.device.type == "cuda" and HAS_TRITON else ()
+    fused = fused_here(factors)
     if isinstance(factors, CPFactors) and axes == 2:
         return ("dense", "chain", "fold", "fold_depthwise", *fused)
     return ("dense", "chain", *fused)
-
-
-def fuses(factors: Factors) -> bool:
-    """Whether there is a kernel for a convolution on these factors, which has two axes: of CP, of
-    low rank, and of Tucker with a factor behind the core. It runs on an NVIDIA GPU."""
-    if len(factors.shape) != 4:
-        return False
-    tucker = isinstance(factors, TuckerFactors) and 0 in factors.modes
-    return tucker or isinstance(factors, (LowRank, CPFactors))
 
 
 def conv2d_paths(factors: Factors) -> tuple[str, ...]:
@@ -235,7 +226,7 @@ def _conv(
 
         path = best_path(factors, bucket(rows), stride=strides, profile=nominal_profile(x.device))
     else:
-        check_path(path, paths)
+        check_layer_path(path, paths, factors)
     if zeros.ahead:
         x = F.pad(x, zeros.ahead)
     return run_conv(path, factors, x, bias, strides, zeros.shared, dilations)

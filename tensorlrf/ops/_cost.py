@@ -16,10 +16,10 @@ from tensorlrf.factors import (
 )
 from tensorlrf.factors._tt import product_order
 from tensorlrf.ops._check import check_path
-from tensorlrf.ops._conv import conv_paths, fuses
+from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._convnd import kron_b_first
 from tensorlrf.ops._counter import Cost, Counter, Step
-from tensorlrf.ops._fused import fused_launch, linear_rank
+from tensorlrf.ops._fused import fused_launch, fuses, linear_rank
 from tensorlrf.ops._geometry import (
     Axes,
     IntOrAxes,

@@ -1,13 +1,45 @@
-"""Which kernel runs the path "fused" of a layer, and how it would be launched."""
+"""The path "fused": which formats have a kernel, and how it would be launched."""
 
 from __future__ import annotations
 
 import importlib
 
+from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
+from tensorlrf.ops._check import check_path
 from tensorlrf_kernels._chip import Chip
 from tensorlrf_kernels._conv import MOST_TAPS
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels._launch import HAS_TRITON, LaunchConfig, Problem
+
+
+def fuses(factors: Factors) -> bool:
+    """Whether there is a kernel for the layer that has these factors: of a linear one on two
+    matrices; of a convolution in two axes on CP, low rank, and Tucker with a factor behind the
+    core."""
+    order = len(factors.shape)
+    if isinstance(factors, TuckerFactors):
+        return bool(factors.modes) if order == 2 else order == 4 and 0 in factors.modes
+    return order in (2, 4) and isinstance(factors, (LowRank, CPFactors))
+
+
+def fused_here(factors: Factors) -> tuple[str, ...]:
+    """The path, where there is a kernel, and an NVIDIA GPU and Triton to run it."""
+    return ("fused",) if fuses(factors) and not _lacking(factors) else ()
+
+
+def check_layer_path(path: str, paths: tuple[str, ...], factors: Factors) -> None:
+    """The path is one of `paths`; of a kernel that cannot run here the error says why."""
+    if path == "fused" and path not in paths and fuses(factors):
+        raise UnsupportedError(
+            f"path='fused' is a GPU kernel, and {_lacking(factors)}, or choose 'chain'"
+        )
+    check_path(path, paths)
+
+
+def _lacking(factors: Factors) -> str:
+    if factors.device.type != "cuda":
+        return f"the factors are on {factors.device}; move them to an NVIDIA GPU with .to('cuda')"
+    return "" if HAS_TRITON else "Triton cannot be imported; install the triton of this torch"
 
 
 def fused_problem(factors: Factors, rows: int, *, tf32: bool = False) -> tuple[str, Problem] | None:

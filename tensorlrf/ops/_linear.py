@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._check import check_bias, check_input, check_path
+from tensorlrf.ops._check import check_bias, check_input
 from tensorlrf.ops._dense import dense_weight
+from tensorlrf.ops._fused import check_layer_path, fused_here
 from tensorlrf.ops.structured import form_of
-from tensorlrf_kernels._launch import HAS_TRITON
 from tensorlrf_kernels.lowrank_linear import lowrank_linear
 from tensorlrf_kernels.lowrank_linear import reference as chain
 
@@ -37,22 +37,7 @@ def linear_paths(factors: Factors) -> tuple[str, ...]:
         )
     if form is not None:
         return ("dense", *form.paths(factors))
-    has_two = not (isinstance(factors, TuckerFactors) and not factors.modes)
-    fuses = has_two and factors.device.type == "cuda" and HAS_TRITON
-    return LINEAR_PATHS if fuses else LINEAR_PATHS[:2]
-
-
-def check_linear_path(path: str, factors: Factors) -> None:
-    """The path is one that these factors have where they are; else the error says why not."""
-    paths = linear_paths(factors)
-    if path == "fused" and path not in paths and form_of(factors) is None:
-        lacking = (
-            f"the factors are on {factors.device}; move them to an NVIDIA GPU with .to('cuda')"
-            if factors.device.type != "cuda"
-            else "Triton cannot be imported; install the triton of this torch"
-        )
-        raise UnsupportedError(f"path='fused' is a GPU kernel, and {lacking}, or choose 'chain'")
-    check_path(path, paths)
+    return (*LINEAR_PATHS[:2], *fused_here(factors))
 
 
 def _as_two_matrices(factors: Factors) -> tuple[Tensor, Tensor]:
@@ -115,7 +100,7 @@ def linear(
     Returns (..., m). Differentiable in x, bias and every tensor of the factors.
     Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
     """
-    linear_paths(factors)
+    paths = linear_paths(factors)
     m, n = factors.shape
     check_input(x, factors)
     if x.ndim == 0 or x.shape[-1] != n:
@@ -130,5 +115,5 @@ def linear(
         rows, profile = bucket(x.shape[:-1].numel()), nominal_profile(x.device)
         path = best_path(factors, rows, profile=profile)
     else:
-        check_linear_path(path, factors)
+        check_layer_path(path, paths, factors)
     return run_linear(path, factors, x, bias)

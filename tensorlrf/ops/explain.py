@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._conv import conv_paths, fuses
-from tensorlrf.ops._fused import fused_launch
+from tensorlrf.ops._conv import conv_paths
+from tensorlrf.ops._fused import fused_launch, fuses
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops._paths import floor_cost, path_cost
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tensorlrf import ops
-from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._conv import fuses
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.ops._cost import Positions, conv_cost
+from tensorlrf.ops._fused import fuses
 from tests.ops.samples import normal
 
 
@@ -38,7 +38,7 @@ def test_off_the_gpu_it_is_the_chain_and_no_path_of_its_own(format: str) -> None
     geometry = ((2, 1), (1, 1), (1, 1))
     chain = ops.run_conv2d("chain", factors, x, None, *geometry)
     torch.testing.assert_close(ops.run_conv2d("fused", factors, x, None, *geometry), chain)
-    with pytest.raises(ArgumentError, match="path='fused' is unknown; choose one of dense, chain"):
+    with pytest.raises(UnsupportedError, match=r"on cpu; move them to an NVIDIA GPU.*'chain'"):
         ops.conv2d(x, factors, path="fused")
 
 
@@ -77,3 +77,4 @@ def test_formats_without_a_kernel() -> None:
     half = TuckerFactors(core, (normal(48, 8, seed=1).float(),), (1,))
     assert not fuses(half)
     assert not fuses(LowRank(normal(4, 2, seed=0), normal(2, 9, seed=1), (4, 3, 3)))
+    assert not fuses(Grouped.stack([of("cp", 8), of("cp", 8)]))
