@@ -27,6 +27,10 @@ LEAST_GAP, MOST_GAP = 0.02, 0.05
 """Paths closer than the first are the same, paths further apart than the second are not; between
 the two it depends on how much the samples scatter."""
 
+HOPELESS = 3.0
+"""A path that takes so many times as long as the fastest is not measured closer: some formats have
+paths whose five samples would take minutes over a model."""
+
 
 def time_layer(layer: FactoredLayer, x: Tensor, seconds: float) -> Timings:
     """Times all paths of the layer, and torch's own layer, on the input x, in turn, without grad.
@@ -42,7 +46,7 @@ def time_layer(layer: FactoredLayer, x: Tensor, seconds: float) -> Timings:
     for path in layer.paths:
         calls[path] = _call(layer._on_path(path), x)
     with torch.no_grad():
-        return time_calls(calls, seconds=seconds, device=x.device)
+        return time_calls(calls, seconds=seconds, device=x.device, hopeless=HOPELESS)
 
 
 def torch_layer(layer: FactoredLayer, *, channels_last: bool) -> nn.Module | None:
@@ -94,7 +98,7 @@ def faster(
     calls: dict[str, Callable[[], object]] = {TORCH: lambda: layer.forward(x)}
     calls |= {path: _call(factored._on_path(path), x) for path in paths}
     with torch.no_grad():
-        timings = time_calls(calls, seconds=seconds, device=x.device)
+        timings = time_calls(calls, seconds=seconds, device=x.device, hopeless=HOPELESS)
     return timings.median(TORCH), min(map(timings.median, paths))
 
 

@@ -70,12 +70,14 @@ def time_calls(
     *,
     seconds: float = 0.5,
     device: torch.device | str = "cpu",
+    hopeless: float = math.inf,
 ) -> Timings:
     """Times calls against each other, for about `seconds` in all.
 
     Rounds run forwards and backwards in turn (A B, B A, A B, ...), so that a drift of the
     machine meets all calls alike. On CUDA the clock is that of the device (events), and the host
-    waits for each sample. Raises ArgumentError where there is nothing to time.
+    waits for each sample. A call that takes more than `hopeless` times the fastest, in its first
+    two samples, is not sampled again. Raises ArgumentError where there is nothing to time.
     """
     if not calls:
         raise ArgumentError("calls={} is empty; give one call at least")
@@ -83,13 +85,22 @@ def time_calls(
         raise ArgumentError(f"seconds={seconds!r} must be above zero")
     sample = _sample_cuda if torch.device(device).type == "cuda" else _sample_host
     end = time.perf_counter() + seconds
-    repeats = {}
+    first, repeats = {}, {}
     for name, call in calls.items():
         call()  # compiles, allocates, and fills the caches of the libraries
-        repeats[name] = max(1, min(20, math.ceil(SAMPLE_SECONDS / max(sample(call, 1), 1e-9))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+        first[name] = sample(call, 1)
+        repeats[name] = max(1, min(20, math.ceil(SAMPLE_SECONDS / max(first[name], 1e-9))))
+    limit = hopeless * min(first.values())
+    # One sample may have been disturbed, two of them hardly are.
+    samples = {
+        name: [min(first[name], sample(calls[name], repeats[name]))] if first[name] > limit else []
+        for name in calls
+    }
+    alive = [name for name, values in samples.items() if not values or values[0] <= limit]
+    for name in alive:
+        samples[name].clear()
     for k in range(MOST_ROUNDS):
-        for name in list(calls)[:: 1 if k % 2 == 0 else -1]:
+        for name in alive[:: 1 if k % 2 == 0 else -1]:
             samples[name].append(sample(calls[name], repeats[name]))
         if k + 1 >= LEAST_ROUNDS and time.perf_counter() > end:
             break

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.ops import _timing
 from tests.ops.samples import normal, sample
 
 
@@ -18,6 +21,30 @@ def test_calls_alternate_forwards_and_backwards() -> None:
     assert order[:4] == list("aabb")
     assert order[4:] == [name for name in "abbaab" for _ in range(20)]
     assert all(len(samples) == 3 for samples in timings.samples.values())
+
+
+def by_own_clock(monkeypatch: pytest.MonkeyPatch, **times: list[float]) -> ops.Timings:
+    """Of calls that say how long they took, by name, the last time again and again."""
+
+    def say(values: list[float]) -> Callable[[], float]:
+        return lambda: values.pop(0) if len(values) > 1 else values[0]
+
+    monkeypatch.setattr(_timing, "_sample_host", lambda call, repeats: call())
+    calls = {name: say([0.0, *values]) for name, values in times.items()}  # the first warms up
+    return ops.time_calls(calls, seconds=1e-9, hopeless=3.0)
+
+
+def test_a_hopeless_call_is_not_sampled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    timings = by_own_clock(monkeypatch, slow=[7.0, 5.0, 0.1], quick=[1.0])
+    assert timings.samples == {"slow": (5.0,), "quick": (1.0, 1.0, 1.0)}
+    assert timings.best == "quick"
+
+
+def test_a_call_that_was_slow_but_once_is_sampled_as_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timings = by_own_clock(monkeypatch, late=[7.0, 2.0, 0.5], even=[1.0])
+    assert timings.samples == {"late": (0.5, 0.5, 0.5), "even": (1.0, 1.0, 1.0)}
 
 
 def test_best_is_the_smallest_median_and_the_table_says_so() -> None:
