@@ -279,6 +279,7 @@ def training_case(M: int, rank: int, size: int = 4096, activation: str | None = 
         name: {
             "M": M,
             "rank": rank,
+            "format": "lowrank",
             "layer": f"training {size}x{size} {activation or ''}".strip(),
         }
         for name in ways
@@ -338,8 +339,12 @@ def _peak(way: Way) -> float:
 
 def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     """Names, and what makes the case: what the goals are about first, then the rest."""
-    from bench.conv_cases import conv_case, conv_training_case  # it builds on this module
+    # They build on this module.
+    from bench.conv_cases import conv_case, conv_training_case
+    from bench.lowrank_embedding_cases import embedding_cases
+    from bench.mttkrp_cases import CASES, mttkrp_case
     from bench.network_cases import NETWORKS, network_case
+    from bench.structured_cases import N_GOALS, structured_cases, training_cases
 
     cases: list[tuple[str, Callable[[], Case]]] = []
 
@@ -354,7 +359,13 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     add_linears(KERNEL_LAYERS[:1])
     for case in KERNEL_CONVS[: len(FLAGSHIPS)]:
         add(f"conv {case}", conv_case, case)
+    structured, trained = list(structured_cases()), list(training_cases())
+    cases += structured[:N_GOALS]
     add("CP training", conv_training_case, KERNEL_CONVS[0], 64)
+    embeddings = list(embedding_cases())
+    cases += embeddings[:2]
+    for sizes, columns, left in CASES[:4]:
+        add(f"mttkrp {sizes} {left}", mttkrp_case, sizes, columns, left)
     for name, build, size in NETWORKS:
         for format in ("lowrank", "cp"):
             shape = "x".join(map(str, size))
@@ -368,6 +379,9 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     add_linears(KERNEL_LAYERS[1:])
     add("mlp M=8192 r=64", mlp_case, 8192, 64)
     add("training M=8192 r=128", training_case, 8192, 128)
+    cases += [*trained, *structured[N_GOALS:], *embeddings[2:]]
+    for sizes, columns, left in CASES[4:]:
+        add(f"mttkrp {sizes} {left}", mttkrp_case, sizes, columns, left)
     for case in KERNEL_CONVS[len(FLAGSHIPS) :]:
         add(f"conv {case}", conv_case, case)
     return cases

@@ -69,7 +69,7 @@ def _convolutions(rows: Sequence[Row]) -> list[str]:
     lines = []
     over: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
-        if "op" not in row.info:
+        if not row.info.get("op", "").endswith("conv2d") or row.info.get("path") != "fused":
             continue
         what = row.variant.removeprefix("fused ")
         others = [
@@ -101,7 +101,8 @@ def regret(rows: Sequence[Row], keep: Callable[[dict[str, Any]], bool]) -> dict[
         for rank in dict.fromkeys((row.info.get("format"), row.info["rank"]) for row in factored):
             of_rank = [r for r in factored if (r.info.get("format"), r.info["rank"]) == rank]
             times = {row.info["path"]: row.median_s for row in of_rank}
-            if dense:
+            # A table that is kept for lookups takes the memory that the factors were to save.
+            if dense and "embedding" not in case:
                 times["dense"] = dense[0].median_s
             # Where no kernel serves, "fused" is the chain.
             times.setdefault("fused", times.get("chain", math.inf))

@@ -26,23 +26,31 @@ Row = dict[str, Any]
 
 
 class Kernel(NamedTuple):
-    """A kernel, what it does in words, and which rows of a result file it is behind."""
+    """A kernel, what it does in words, which rows of a result file it is behind, and what the
+    library does in its place: of several forms the fastest counts."""
 
     name: str
     words: str
     timed: Callable[[Row], bool]
+    library: tuple[str, ...] = ("chain",)
 
 
 def _layer(row: Row) -> bool:
-    return row["info"].get("path") == "fused" and bool(row["info"].get("launch"))
+    own = row["info"].get("op", "lowrank_linear") == "lowrank_linear"
+    return own and row["info"].get("path") == "fused" and bool(row["info"].get("launch"))
 
 
 def _mlp(row: Row) -> bool:
     return row["variant"] == "fused" and "MLP" in row["case"]
 
 
-def _conv(row: Row, op: str) -> bool:
-    return row["info"].get("path") == "fused" and row["info"].get("op") == op
+def _op(row: Row, op: str) -> bool:
+    return row["variant"].startswith("fused") and row["info"].get("op") == op
+
+
+def _trained(row: Row, format: str) -> bool:
+    is_step = row["variant"] == "fused" and row["case"].startswith("training step")
+    return is_step and row["info"].get("format") == format
 
 
 KERNELS = (
@@ -59,7 +67,7 @@ KERNELS = (
     Kernel(
         "lowrank_linear: backward",
         "rank <= 128: a training step; one pass over dY",
-        lambda row: row["variant"] == "fused" and row["case"].startswith("training step"),
+        lambda row: _trained(row, "lowrank"),
     ),
     Kernel(
         "lowrank_swiglu: decode",
@@ -79,17 +87,61 @@ KERNELS = (
     Kernel(
         "tucker_conv2d: forward",
         "rank <= 256: kh x kw convolution and the 1 x 1 behind it (Tucker, low rank)",
-        lambda row: _conv(row, "tucker_conv2d"),
+        lambda row: _op(row, "tucker_conv2d"),
     ),
     Kernel(
         "cp_conv2d: forward",
         "1 x 1, vertical and horizontal taps, and up to rank 128 the last 1 x 1",
-        lambda row: _conv(row, "cp_conv2d"),
+        lambda row: _op(row, "cp_conv2d"),
     ),
     Kernel(
         "cp_conv2d: taps_backward",
         "the gradients of the taps, all sums in a fixed order",
         lambda row: row["variant"] == "fused" and row["case"].startswith("CP training step"),
+    ),
+    Kernel(
+        "kron_linear: forward",
+        "factors of 16 to 128, 16 terms at most: both products of every term, nothing between them "
+        "stored; tensor trains that are cut in the middle",
+        lambda row: _op(row, "kron_linear"),
+    ),
+    Kernel(
+        "kron_linear: backward",
+        "a training step; all sums in a fixed order",
+        lambda row: _trained(row, "kron"),
+    ),
+    Kernel(
+        "blr_linear: forward",
+        "blocks of unequal rank, trees of them, Monarch and BLAST: two grouped launches, the first "
+        "stores where the second reads",
+        lambda row: _op(row, "blr_linear"),
+        ("chain", "fold"),  # two batched products and a permutation
+    ),
+    Kernel(
+        "blr_linear: backward",
+        "a training step; the transposed matrix by the same kernels, panels grouped",
+        lambda row: _trained(row, "blr"),
+    ),
+    Kernel(
+        "lowrank_embedding: forward",
+        "rows of a low-rank table: gather and expand",
+        lambda row: _op(row, "lowrank_embedding"),
+    ),
+    Kernel(
+        "lowrank_embedding: segments",
+        "a training step; equal indices added up in a fixed order",
+        lambda row: row["variant"] == "fused" and row["case"].startswith("embedding training step"),
+    ),
+    Kernel(
+        "tt_embedding: forward",
+        "rows of a tensor train, R <= 64: two small matrices gathered and multiplied",
+        lambda row: _op(row, "tt_embedding"),
+    ),
+    Kernel(
+        "mttkrp: forward",
+        "orders 3 to 5, float32 and float64: the Khatri-Rao product is never in memory",
+        lambda row: _op(row, "mttkrp"),
+        ("chain", "two steps", "einsum"),
     ),
 )
 
@@ -115,7 +167,10 @@ def _entry(kernel: Kernel, result: dict[str, Any]) -> str | None:
     if not rows:
         return None
     seconds = {(row["case"], row["variant"]): row["median_s"] for row in result["rows"]}
-    chain = [_ratio(seconds, row, row["variant"].replace("fused", "chain")) for row in rows]
+    chain = [
+        _ratio(seconds, row, *(row["variant"].replace("fused", way) for way in kernel.library))
+        for row in rows
+    ]
     dense = [_ratio(seconds, row, "dense") for row in rows]
     floor = [row["info"].get("over_floor") for row in rows]
     cells = [_cell(chain, "x"), _cell(dense, "x"), _cell(floor, "", least=False)]
@@ -123,9 +178,9 @@ def _entry(kernel: Kernel, result: dict[str, Any]) -> str | None:
     return f"| `{kernel.name}` | {kernel.words} | {device} | " + " | ".join(cells) + " |"
 
 
-def _ratio(seconds: dict[tuple[str, str], float], row: Row, base: str) -> float | None:
-    other = seconds.get((row["case"], base))
-    return None if other is None else other / row["median_s"]
+def _ratio(seconds: dict[tuple[str, str], float], row: Row, *bases: str) -> float | None:
+    others = [seconds[row["case"], base] for base in bases if (row["case"], base) in seconds]
+    return min(others) / row["median_s"] if others else None
 
 
 def _cell(values: Iterable[float | None], unit: str, *, least: bool = True) -> str:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from bench import lowrank_embedding_cases as tables
 from bench.conv_cases import conv_formats, conv_problem
 from bench.kernel_cases import DTYPE
+from bench.mttkrp_cases import CASES, mttkrp_problem
 from bench.shapes import (
     FLAGSHIPS,
     KERNEL_CONVS,
@@ -28,51 +30,47 @@ from bench.shapes import (
     held_out,
     kernel_ranks,
 )
+from bench.structured_cases import FLAGSHIP, N_GOALS, all_layers
+from tensorlrf.ops._fused import fused_problem
 from tensorlrf_kernels._chip import chip_of
-from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels._launch import Asked, Problem
 from tensorlrf_kernels._tables import bucket, dtype_key, write_table
+from tensorlrf_kernels.kron_linear.launch import KronProblem
 from tensorlrf_kernels.tune import tune
 
+Known = tuple[tuple[str, str, Asked], bool]  # what is to be launched, and whether it is held out
 
-def problems() -> Iterator[tuple[str, str, Problem]]:
+
+def problems() -> Iterator[tuple[str, str, Asked]]:
     """(op, direction, problem), what the goals are about first, one of a bucket; none in a bucket
     that a layer held out falls into."""
-    seen = {_key(*each) for each, out in (*_linears(), *_convolutions()) if out}
+    known = (*_linears(), *_convolutions(), *_structured())
+    seen = {_key(*each) for each, out in known if out}
 
-    def new(*each: tuple[str, str, Problem]) -> Iterator[tuple[str, str, Problem]]:
+    def new(each: Iterable[tuple[str, str, Asked]]) -> Iterator[tuple[str, str, Asked]]:
         for one in each:
             if _key(*one) not in seen:
                 seen.add(_key(*one))
                 yield one
 
-    def problem(*sizes: int) -> Problem:
-        return Problem(*sizes, DTYPE)
-
-    goals = [conv for conv, _ in FLAGSHIPS]
-    yield from new(*(each for each, _ in _convolutions(goals)))
-    for conv, ranks in FLAGSHIPS:
-        for rank in ranks:
-            yield from new(("cp_conv2d", "backward", problem(conv.rows, rank, rank, rank)))
-    for rank in (64, 128):
-        yield from new(
-            ("lowrank_swiglu", "forward", problem(8192, 14336, 4096, rank)),
-            ("lowrank_linear", "backward", problem(8192, 4096, 4096, rank)),
-        )
-    yield from new(*(each for each, _ in _linears()))
-    for rows in (1, 16, 128):
-        yield from new(("lowrank_swiglu", "forward", problem(rows, 14336, 4096, 128)))
-    yield from new(*(each for each, _ in _convolutions()))
-
-
-Known = tuple[tuple[str, str, Problem], bool]  # what is to be launched, and whether it is held out
+    structured = [each for each, _ in _structured()]
+    yield from new(each for each, _ in _convolutions([conv for conv, _ in FLAGSHIPS]))
+    yield from new(structured[:N_GOALS])
+    yield from new(_rows())
+    yield from new(_gradients())
+    yield from new(each for each, _ in _linears())
+    yield from new(structured[N_GOALS:])
+    yield from new(each for each, _ in _convolutions())
 
 
 def _linears() -> Iterator[Known]:
     for rows in reversed(KERNEL_ROWS):
         for _, out, inp in KERNEL_LAYERS:
             for rank in kernel_ranks(out, inp):
-                problem = Problem(rows, out, inp, rank, DTYPE)
-                yield ("lowrank_linear", "forward", problem), held_out(out, inp, rank)
+                yield (
+                    ("lowrank_linear", "forward", _problem(rows, out, inp, rank)),
+                    held_out(out, inp, rank),
+                )
 
 
 def _convolutions(of: Sequence[Conv] = KERNEL_CONVS) -> Iterator[Known]:
@@ -82,7 +80,53 @@ def _convolutions(of: Sequence[Conv] = KERNEL_CONVS) -> Iterator[Known]:
             yield (op, "forward", problem), out
 
 
-def _key(op: str, direction: str, problem: Problem) -> tuple[str, str, str]:
+def _structured() -> Iterator[Known]:
+    for _, make, M, out in all_layers():
+        found = fused_problem(make("meta"), M)
+        if found is not None:
+            op, problem = found
+            yield (op, "forward", problem), out
+
+
+def _rows() -> Iterator[tuple[str, str, Asked]]:
+    """Of tables and MLPs."""
+    for M in reversed(tables.COUNTS):
+        for rank in tables.RANKS:
+            yield "lowrank_embedding", "forward", _problem(M, tables.COLUMNS, tables.ROWS, rank)
+    for rank in tables.CUT_RANKS:
+        yield (
+            "tt_embedding",
+            "forward",
+            _problem(tables.COUNTS[-1], tables.COLUMNS, tables.ROWS, rank),
+        )
+    for rank in (64, 128):
+        yield "lowrank_swiglu", "forward", _problem(8192, 14336, 4096, rank)
+    for M in (1, 16, 128):
+        yield "lowrank_swiglu", "forward", _problem(M, 14336, 4096, 128)
+    for sizes, columns, left in CASES:
+        yield "mttkrp", "forward", mttkrp_problem(sizes, columns, left)
+
+
+def _gradients() -> Iterator[tuple[str, str, Asked]]:
+    for conv, ranks in FLAGSHIPS:
+        for rank in ranks:
+            yield "cp_conv2d", "backward", _problem(conv.rows, rank, rank, rank)
+    for rank in (64, 128):
+        yield "lowrank_linear", "backward", _problem(8192, 4096, 4096, rank)
+    yield "kron_linear", "backward", KronProblem(8192, *FLAGSHIP, 2, DTYPE)
+    yield "blr_linear", "backward", _problem(8192, 4096, 4096, 256)
+    yield (
+        "lowrank_embedding",
+        "backward",
+        _problem(tables.COUNTS[-1], tables.RANKS[-1], tables.ROWS, tables.RANKS[-1]),
+    )
+
+
+def _problem(rows: int, out: int, inp: int, rank: int) -> Problem:
+    return Problem(rows, out, inp, rank, DTYPE)
+
+
+def _key(op: str, direction: str, problem: Asked) -> tuple[str, str, str]:
     return op, direction, bucket(problem)
 
 

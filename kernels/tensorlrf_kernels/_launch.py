@@ -8,13 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from tensorlrf_kernels._chip import LEAST_CAPABILITY, Chip, chip_of
 
 HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
+
+
+class Asked(Protocol):
+    """What a launch is chosen for, as far as tables and tuning look into it."""
+
+    def __hash__(self) -> int:
+        """Of its value."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the operands."""
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 products may be made in it."""
+
+    @property
+    def bucket(self) -> str:
+        """Problems of one bucket share a launch."""
 
 
 class Problem(NamedTuple):
@@ -31,6 +50,17 @@ class Problem(NamedTuple):
     def empty(self) -> bool:
         """Whether a size is zero."""
         return not (self.rows and self.out and self.inp and self.rank)
+
+    @property
+    def bucket(self) -> str:
+        """Every size rounded up to a power of two."""
+        sizes = (power_above(size) for size in self[:3])
+        return "x".join(map(str, (*sizes, max(16, power_above(self.rank)))))
+
+
+def power_above(size: int) -> int:
+    """The least power of two that is no less than `size`; 1 for zero."""
+    return 1 << max(0, size - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -128,6 +158,8 @@ class Call:
 
 def launch(calls: Sequence[Call]) -> None:
     """Launch one after the other, on the device of the first call's tensors."""
+    if not calls:
+        return
     device = next(t.device for t in calls[0].args.values() if isinstance(t, torch.Tensor))
     if device.type != "cuda":  # Triton's interpreter
         for call in calls:

@@ -84,6 +84,8 @@ def _autocast_rule(name: str, device: str) -> Callable[..., Any]:
 
 def _cast(value: Any, device: str, dtype: torch.dtype) -> Any:
     # As torch's rule for matrix products: float64 is left alone.
+    if isinstance(value, (list, tuple)):
+        return [_cast(each, device, dtype) for each in value]
     if (
         isinstance(value, Tensor)
         and value.is_floating_point()

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from tensorlrf_kernels._chip import Chip, chip_of
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels._launch import Asked, LaunchConfig
 
 SHIPPED = Path(__file__).parent / "tables"
 VARIABLE = "TENSORLRF_TABLES"  # a folder that is looked into first
 
 
 def launch_for(
-    op: str, direction: str, problem: Problem, device: torch.device
+    op: str, direction: str, problem: Asked, device: torch.device
 ) -> LaunchConfig | None:
     """As `choose`, after tuning where the caller asked for it."""
     if _asked:
@@ -34,7 +34,7 @@ def launch_for(
 
 
 @lru_cache(maxsize=4096)
-def choose(op: str, direction: str, problem: Problem, device: torch.device) -> LaunchConfig | None:
+def choose(op: str, direction: str, problem: Asked, device: torch.device) -> LaunchConfig | None:
     """The launch for a problem: tuned where a table has one for this device and Triton, else by
     the op's heuristic; None where no kernel of the op serves."""
     chip = chip_of(device)
@@ -45,25 +45,23 @@ def choose(op: str, direction: str, problem: Problem, device: torch.device) -> L
     return tuned(chip, op, direction, problem) or config
 
 
-def tuned(chip: Chip, op: str, direction: str, problem: Problem) -> LaunchConfig | None:
+def tuned(chip: Chip, op: str, direction: str, problem: Asked) -> LaunchConfig | None:
     """What the tables of this chip have for the problem's bucket."""
     return _entries(chip.name).get((op, direction, dtype_key(problem), bucket(problem)))
 
 
-def remember(chip: Chip, op: str, direction: str, problem: Problem, config: LaunchConfig) -> None:
+def remember(chip: Chip, op: str, direction: str, problem: Asked, config: LaunchConfig) -> None:
     """Use `config` for the problem's bucket from now on, in this process."""
     _entries(chip.name)[op, direction, dtype_key(problem), bucket(problem)] = config
     choose.cache_clear()
 
 
-def bucket(problem: Problem) -> str:
-    """Problems of one bucket share a launch: every size is rounded up to a power of two."""
-    sizes = (1 << max(0, size - 1).bit_length() for size in problem[:3])
-    rank = max(16, 1 << max(0, problem.rank - 1).bit_length())
-    return "x".join(map(str, (*sizes, rank)))
+def bucket(problem: Asked) -> str:
+    """Problems of one bucket share a launch."""
+    return problem.bucket
 
 
-def dtype_key(problem: Problem) -> str:
+def dtype_key(problem: Asked) -> str:
     """The dtype by name, "tf32" for float32 in TF32."""
     if problem.dtype is torch.float32 and problem.tf32:
         return "tf32"

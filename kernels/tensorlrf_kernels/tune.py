@@ -3,10 +3,10 @@
     python -m tensorlrf_kernels.tune 8192x4096x4096x64 16x4096x4096x64 --output tables
     python -m tensorlrf_kernels.tune 8192x4096x4096x64 --chip A100
 
-The second needs no such GPU, and compiles alone. A problem is ROWSxOUTxINxRANK. From the
-heuristic's launch the search goes to the fastest of its neighbours, and on from there, until none
-is faster. Whatever spills registers or asks for more shared memory than the chip has is compiled,
-but never launched.
+The second needs no such GPU, and compiles alone. A problem is ROWSxOUTxINxRANK, for `kron_linear`
+ROWSxM1xN1xM2xN2xTERMS. From the heuristic's launch the search goes to the fastest of its
+neighbours, and on from there, until none is faster. Whatever spills registers or asks for more
+shared memory than the chip has is compiled, but never launched.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ import torch
 
 from tensorlrf_kernels._aot import Compiled, compile_call
 from tensorlrf_kernels._chip import KNOWN, Chip, chip_of, known_chip, tf32_allowed
-from tensorlrf_kernels._launch import LaunchConfig, Problem, launch
+from tensorlrf_kernels._launch import Asked, LaunchConfig, Problem, launch
 from tensorlrf_kernels._tables import bucket, dtype_key, remember, tuned, write_table
+from tensorlrf_kernels.kron_linear.launch import KronProblem
 
-OPS = ("lowrank_linear", "lowrank_swiglu", "tucker_conv2d", "cp_conv2d")
+OPS = (
+    *("lowrank_linear", "lowrank_swiglu", "tucker_conv2d", "cp_conv2d", "kron_linear"),
+    *("blr_linear", "lowrank_embedding", "tt_embedding", "mttkrp"),
+)
+_SIZES = "ROWSxOUTxINxRANK, as 8192x4096x4096x64"
 DIRECTIONS = ("forward", "backward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SECONDS = 20.0  # of a search inside a user's call
@@ -59,7 +64,7 @@ class Tuned:
 def search(
     op: str,
     direction: str,
-    problem: Problem,
+    problem: Asked,
     chip: Chip,
     measure: Callable[[LaunchConfig], float],
     *,
@@ -97,7 +102,7 @@ def search(
     return Tuned(times, refused, best)
 
 
-def verdict(op: str, direction: str, config: LaunchConfig, problem: Problem, chip: Chip) -> str:
+def verdict(op: str, direction: str, config: LaunchConfig, problem: Asked, chip: Chip) -> str:
     """Why the launch should not be made on the chip, by its compiled code; empty if it may."""
     fused = importlib.import_module(f"tensorlrf_kernels.{op}.fused")
     try:
@@ -112,7 +117,7 @@ def verdict(op: str, direction: str, config: LaunchConfig, problem: Problem, chi
 
 
 def time_launch(
-    op: str, direction: str, config: LaunchConfig, problem: Problem, device: torch.device
+    op: str, direction: str, config: LaunchConfig, problem: Asked, device: torch.device
 ) -> float:
     """Median seconds of the launches on the device, its cache flushed before each."""
     from triton.testing import do_bench
@@ -127,7 +132,7 @@ def time_launch(
 def tune(
     op: str,
     direction: str,
-    problem: Problem,
+    problem: Asked,
     device: torch.device,
     *,
     seconds: float = float("inf"),
@@ -145,7 +150,7 @@ def tune(
     return found
 
 
-def tune_once(op: str, direction: str, problem: Problem, device: torch.device) -> None:
+def tune_once(op: str, direction: str, problem: Asked, device: torch.device) -> None:
     """Tune unless the tables have the problem's bucket, or a CUDA graph is being captured."""
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return
@@ -157,7 +162,7 @@ def _compiled(
     op: str,
     direction: str,
     configs: Sequence[LaunchConfig],
-    problem: Problem,
+    problem: Asked,
     chip: Chip,
     pool: Executor | None,
 ) -> Iterable[str]:
@@ -175,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tensorlrf_kernels.tune", description="Find the fastest launches."
     )
-    parser.add_argument("problems", nargs="+", help="ROWSxOUTxINxRANK")
+    parser.add_argument("problems", nargs="+", help=_SIZES)
     parser.add_argument("--op", choices=OPS, default=OPS[0])
     parser.add_argument("--direction", choices=DIRECTIONS, default="forward")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
@@ -189,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dtype = DTYPES[given.dtype]
         tf32 = dtype is torch.float32 and tf32_allowed()
-        problems = [_problem(text, dtype, tf32) for text in given.problems]
+        problems = [_problem(text, given.op, dtype, tf32) for text in given.problems]
         if given.chip is None and not torch.cuda.is_available():
             raise ValueError("no CUDA GPU is visible, so nothing can be timed; name a --chip")
         chip = known_chip(given.chip) if given.chip else chip_of(torch.device("cuda"))
@@ -214,19 +219,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _problem(text: str, dtype: torch.dtype, tf32: bool) -> Problem:
+def _problem(text: str, op: str, dtype: torch.dtype, tf32: bool) -> Asked:
+    kron = op == "kron_linear"
+    words = "ROWSxM1xN1xM2xN2xTERMS, as 8192x64x64x64x64x2" if kron else _SIZES
     try:
-        rows, out, inp, rank = (int(size) for size in text.lower().split("x"))
+        sizes = [int(size) for size in text.lower().split("x")]
     except ValueError:
-        raise ValueError(
-            f"problem={text!r} is not ROWSxOUTxINxRANK, as 8192x4096x4096x64"
-        ) from None
-    if min(rows, out, inp, rank) < 1:
+        sizes = []
+    if len(sizes) != (6 if kron else 4):
+        raise ValueError(f"problem={text!r} is not {words}")
+    if min(sizes) < 1:
         raise ValueError(f"problem={text!r}: every size must be 1 at least")
-    return Problem(rows, out, inp, rank, dtype, tf32)
+    kind: Callable[..., Asked] = KronProblem if kron else Problem
+    return kind(*sizes, dtype, tf32)
 
 
-def _survey(op: str, direction: str, problem: Problem, chip: Chip, pool: Executor) -> str:
+def _survey(op: str, direction: str, problem: Asked, chip: Chip, pool: Executor) -> str:
     """The heuristic's launch and its neighbours, each with what its code says."""
     launches = importlib.import_module(f"tensorlrf_kernels.{op}.launch")
     first = getattr(launches, direction)(problem, chip)

@@ -79,6 +79,10 @@ def tune(
                model; what is slow takes longer, as everything runs five times
     progress   a bar on stderr, if that is a terminal
 
+    An embedding is factored for the memory that its table takes, and against a lookup in the table
+    no product wins. So it is not tried on the path "dense", and keeps its factors unless the
+    objective is "latency".
+
     A layer that no example reaches stays as it is and is reported so. An error, or Ctrl-C, leaves
     the model as it was. Compile a model after it was tuned.
 
@@ -316,16 +320,18 @@ def _time(layer: FactoredLayer, x: Tensor, one: _Seen, seconds: float, name: str
             f"{type(error).__name__}: {error}. Give a smaller example, or leave the model untuned"
         ) from error
     held = resident_bytes(layer)
-    chosen = pick(timings, {path: held[path] for path in layer.paths})
+    chosen = pick(timings, {path: held[path] for path in layer.timed_paths})
     fastest = pick(timings, {way: held[way] for way in timings.samples})
-    seconds_of = {path: timings.median(path) for path in layer.paths}
+    seconds_of = {path: timings.median(path) for path in layer.timed_paths}
+    # Of parametrised factors torch has no layer; an embedding has no time on the path "dense".
+    dense = next((way for way in (TORCH, "dense") if way in timings.samples), chosen)
     return BucketTiming(
         bucket=bucket(one.rows),
         rows=one.rows,
         input=tuple(x.shape),
         calls=one.calls,
         seconds=seconds_of,
-        dense_seconds=timings.median(TORCH) if TORCH in timings.samples else seconds_of["dense"],
+        dense_seconds=timings.median(dense),
         chosen=chosen,
         dense_wins=fastest in (TORCH, "dense"),
     )

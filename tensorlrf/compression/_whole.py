@@ -40,7 +40,10 @@ def choices_of(timed: Timed) -> dict[str, dict[FactoredLayer, list[BucketTiming]
 
 
 def demoted(one: BucketTiming, margin: float) -> BucketTiming:
-    """With the path "dense", unless the chosen one is faster than dense by more than `margin`."""
+    """With the path "dense", where it was tried, unless the chosen one is faster than dense by more
+    than `margin`."""
+    if "dense" not in one.seconds:
+        return one
     gain = min(one.dense_seconds, one.seconds["dense"]) / one.chosen_seconds - 1
     if margin == 0 or one.chosen == "dense" or gain > margin:
         return one

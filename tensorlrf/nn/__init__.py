@@ -1,7 +1,9 @@
 """Layers that own factors as parameters and stand in for those of torch: linear ones, also the
-transposed one of transformers, and convolutions in one, two and three axes, with groups."""
+transposed one of transformers, convolutions in one, two and three axes, with groups, and
+embeddings."""
 
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
+from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._factorize import factored_type, factorize
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
@@ -12,6 +14,7 @@ __all__ = [
     "FactoredConv1d",
     "FactoredConv2d",
     "FactoredConv3d",
+    "FactoredEmbedding",
     "FactoredHFConv1D",
     "FactoredLayer",
     "FactoredLinear",

@@ -7,11 +7,13 @@ from typing import Any, overload
 from torch import nn
 
 from tensorlrf.decomposition._rank import Rank
+from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
+from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._groups import decompose_groups
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn._like import check_layer, plain_layer
+from tensorlrf.nn._like import check_embedding, check_layer, is_embedding, plain_layer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._methods import check_options, find_method
 from tensorlrf.nn._plain import HF_CONV1D, base_of, is_hf_conv1d
@@ -25,12 +27,17 @@ _FACTORED: dict[str, type[FactoredLayer]] = {
 }
 """What a layer computes, as `Plain.kind` -> the layer on factors."""
 
+EMBEDDING_METHODS = ("svd", "cp", "tucker", "tt")
+"""Those whose factors rows can be looked up in."""
+
 
 def factored_type(module: nn.Module) -> type[FactoredLayer] | None:
     """The factored layer that can stand in for exactly this module, None where none can.
 
     `module` may be on the meta device; its rank and size are not looked at.
     """
+    if is_embedding(module):
+        return FactoredEmbedding
     plain = plain_layer(module)
     return None if plain is None else _FACTORED[plain.kind]
 
@@ -85,6 +92,18 @@ def factorize(
 
 @overload
 def factorize(
+    layer: nn.Embedding,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredEmbedding: ...
+
+
+@overload
+def factorize(
     layer: nn.Module,
     method: str,
     /,
@@ -107,9 +126,10 @@ def factorize(
     """A layer that runs on factors of the weight of `layer`, which stays as it is.
 
     layer    exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
-             subclass that is known to compute the same
+             subclass that is known to compute the same; or exactly a torch.nn.Embedding
     method   "svd", "cp", "tucker", "kron", "tt", and for linear layers "tr", "blr", "hierarchical",
-             "hodlr", "monarch", "blast"; the tensor is the weight, (out, in) or (out, in, *kernel)
+             "hodlr", "monarch", "blast"; for an embedding "svd", "cp", "tucker", "tt". The tensor
+             is the weight, (out, in), (out, in, *kernel) or (num_embeddings, embedding_dim)
     rank     as the decomposition takes it; or instead
     error    the relative error asked for
     options  of the decomposition: gram=, random_state=, n_iter_max= and so on, its own method=
@@ -120,10 +140,13 @@ def factorize(
     of a group, a share one of its parameters; for `error=` all get the largest rank that any of
     them needs; gram= has one matrix a group, (groups, n, n).
 
-    Everything else (stride, padding, bias, dtype, ...) is as in `layer`.
+    Everything else (stride, padding, bias, padding_idx, dtype, ...) is as in `layer`. Another layer
+    that was tied to its weight keeps that weight.
     Raises UnsupportedError for other layers and for depthwise convolutions, ArgumentError for an
     unknown method or option (the valid ones are listed), and what the decomposition raises.
     """
+    if isinstance(layer, nn.Embedding):
+        return _factorize_embedding(layer, method, rank, error, options)
     name = HF_CONV1D if is_hf_conv1d(layer) else base_of(layer) or "Linear"
     kind = _FACTORED[name]
     plain = check_layer(layer, name if name == HF_CONV1D else kind.kind, "layer")
@@ -138,3 +161,26 @@ def factorize(
     else:
         factors = decompose_groups(decompose, weight, plain.groups, rank, error=error, **options)
     return kind.from_factors(factors, layer)
+
+
+def _factorize_embedding(
+    layer: nn.Embedding,
+    method: str,
+    rank: Rank | None,
+    error: float | None,
+    options: dict[str, Any],
+) -> FactoredEmbedding:
+    check_embedding(layer, "layer")
+    decompose = find_method(method)
+    if method not in EMBEDDING_METHODS:
+        raise UnsupportedError(
+            f"method={method!r} gives factors in which no rows are looked up; for an embedding "
+            f"choose one of {', '.join(EMBEDDING_METHODS)}"
+        )
+    check_options(method, options)
+    weight, padding = layer.weight.detach(), layer.padding_idx
+    factors = decompose(weight, rank, error=error, **options)
+    layer_of_factors = FactoredEmbedding.from_factors(factors, layer)
+    if padding is not None and not weight[padding].any():
+        layer_of_factors.clear_padding()
+    return layer_of_factors

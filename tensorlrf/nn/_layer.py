@@ -70,6 +70,14 @@ class FactoredLayer(nn.Module, ABC):
     def _default_path_table(self) -> PathTable:
         """The path table by the cost model of the device."""
 
+    def _find_paths(self, factors: Factors) -> tuple[str, ...]:
+        """The paths that the layer can take on these factors, where they are."""
+        return paths_of(factors)
+
+    def _check_fused(self) -> None:
+        """Where the layer has no path "fused", the error says what the kernel lacks."""
+        check_layer_path("fused", self.paths, self.factors)
+
     # ---- the weight -------------------------------------------------------------------------
 
     @property
@@ -123,6 +131,11 @@ class FactoredLayer(nn.Module, ABC):
         return self._paths
 
     @property
+    def timed_paths(self) -> tuple[str, ...]:
+        """Those that a measurement chooses from."""
+        return self.paths
+
+    @property
     def path_table(self) -> PathTable:
         """Rows M -> path. Made by the cost model, and remade when the layer changes its kind of
         device; can be set. Not part of the state dict.
@@ -141,7 +154,7 @@ class FactoredLayer(nn.Module, ABC):
             )
         for path in table.paths:
             if path == "fused":
-                check_layer_path(path, self.paths, self.factors)  # says what the kernel lacks here
+                self._check_fused()
             if path not in self.paths:
                 raise unknown("path_table: path", path, self.paths)
         self._path_table = table
@@ -219,7 +232,7 @@ class FactoredLayer(nn.Module, ABC):
         self._home = home
         if factors.device.type != self._device_type:
             self._device_type = factors.device.type
-            self._paths = paths_of(factors)
+            self._paths = self._find_paths(factors)
             self.path_table = self._known_path_table()
         elif self.measured:
             self.path_table = self._known_path_table()
@@ -229,9 +242,12 @@ class FactoredLayer(nn.Module, ABC):
         dense = math.prod(factors.shape)
         share = factors.n_params / dense if dense else 1.0
         return (
-            f"{self._options_repr()}, bias={self.bias is not None}, format={self._format_repr()}, "
+            f"{self._options_repr()}{self._bias_repr()}, format={self._format_repr()}, "
             f"rank={factors.rank}, share={share:.1%}, path={self._path_table}"
         )
+
+    def _bias_repr(self) -> str:
+        return f", bias={self.bias is not None}"
 
     def _format_repr(self) -> str:
         of = self._meta.get("of")  # what the groups of a Grouped are

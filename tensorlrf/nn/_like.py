@@ -75,6 +75,61 @@ def check_layer(layer: Any, kind: type[nn.Module] | str, argument: str) -> Plain
     return plain
 
 
+def check_embedding(layer: Any, argument: str) -> None:
+    """`layer` is exactly a torch.nn.Embedding, on which nothing hangs, and no option of it is one
+    that factors do not have. It may be on the meta device.
+
+    Raises ArgumentError where it is no module and UnsupportedError, with the remedy, where no
+    factored embedding can replace it.
+    """
+    wanted = "torch.nn.Embedding"
+    if not isinstance(layer, nn.Module):
+        raise ArgumentError(f"{argument} is a {type(layer).__name__}; pass a {wanted}")
+    obstacle = next(_embedding_obstacles(layer), None)
+    if obstacle is not None:
+        raise UnsupportedError(f"{argument} is a {_type_name(layer)}; {''.join(obstacle)}")
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Exactly a torch.nn.Embedding that a factored one can stand in for; it may be on meta."""
+    return next(_embedding_obstacles(module), None) is None
+
+
+def _embedding_obstacles(module: nn.Module) -> Iterator[Obstacle]:
+    if isinstance(module, FactoredLayer):
+        yield Obstacle("runs on factors already", "; decompose its .weight and give a dense layer")
+        return
+    if parametrize.is_parametrized(module):
+        yield Obstacle(
+            "parametrised; remove_parametrizations first", " (torch.nn.utils.parametrize)"
+        )
+        return
+    if type(module) is not nn.Embedding:
+        yield Obstacle("only exactly a torch.nn.Embedding is replaced")
+        return
+    yield from _own(module, ("weight",))
+    yield from _weight(module._parameters.get("weight"))
+    yield from _more(module)
+    if module.max_norm is not None:
+        yield Obstacle(
+            f"max_norm={module.max_norm} rescales single rows of the weight in every call, and "
+            "rows that share a factor cannot be rescaled alone",
+            "; set layer.max_norm = None if the rows have their norms already",
+        )
+    if module.scale_grad_by_freq:
+        yield Obstacle(
+            "scale_grad_by_freq divides the gradient of every row by how often it was looked up, "
+            "and the gradient of a factor that all rows share belongs to none of them",
+            "; set layer.scale_grad_by_freq = False",
+        )
+    if module.sparse:
+        yield Obstacle(
+            "sparse gradients name the rows that were looked up, and every lookup changes the "
+            "factor that all rows share",
+            "; set layer.sparse = False",
+        )
+
+
 def hooks_of(module: nn.Module) -> list[str]:
     """The kinds of hooks that are registered on it."""
     return [name[1:] for name in _HOOKS if getattr(module, name, None)]
@@ -130,10 +185,10 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
         yield Obstacle(differs)
 
 
-def _own(module: nn.Module) -> Iterator[Obstacle]:
+def _own(module: nn.Module, names: tuple[str, ...] = ("weight", "bias")) -> Iterator[Obstacle]:
     """What hangs on the module and a new layer would not have."""
     hooks = hooks_of(module)
-    for name in ("weight", "bias"):
+    for name in names:
         if name not in module._parameters:
             by_hook = "is computed by a hook (weight_norm, spectral_norm or prune); remove it first"
             what = by_hook if hooks else "is no parameter of its own"

@@ -18,15 +18,18 @@ from tensorlrf.factors import (
     KroneckerSum,
     LowRank,
     TTFactors,
+    TTMatrix,
     TuckerFactors,
 )
 from tensorlrf.factors._tucker import mode_product
+from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import CHANNELS_LAST, FactoredLayer, is_channels_last
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._plain import HF_CONV1D, Plain, in_turn, torch_layer
-from tensorlrf.ops import run_linear
+from tensorlrf.ops import run_embedding, run_linear
 from tensorlrf.ops._convnd import Geometry, kron_convolution
+from tensorlrf.ops._embedding import table_matrices
 from tensorlrf.ops.structured import form_of
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
@@ -48,19 +51,22 @@ class _Stage:
 def to_dense_layer(layer: FactoredLayer) -> nn.Module:
     """The torch layer that `layer` stands for, with the dense weight; `layer` stays as it is.
 
-    A Linear, Conv1d, Conv2d or Conv3d with all its options, dtype, device, memory format,
-    requires_grad and training flag, or the Conv1D of transformers. Where the padding differs from
-    side to side, an nn.Sequential of ZeroPad and convolution.
+    A Linear, Conv1d, Conv2d, Conv3d or Embedding with all its options, dtype, device, memory
+    format, requires_grad and training flag, or the Conv1D of transformers. Where the padding
+    differs from side to side, an nn.Sequential of ZeroPad and convolution.
     """
+    if isinstance(layer, FactoredEmbedding):
+        return _dense_embedding(layer)
     return _dense(layer, plain_of_factored(layer))
 
 
 def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
     """torch layers that compute what `layer` computes on `path`; `layer` stays as it is.
 
-    path  "chain", one Linear or convolution a factor, the bias on the last; "fold" and
-          "fold_depthwise" where the layer has them; "fused", which becomes the chain; "dense", one
-          layer, for a Conv1D of transformers a Linear
+    path  "chain", one Linear or convolution a factor, the bias on the last, of an embedding an
+          Embedding and then Linear layers; "fold" and "fold_depthwise" where the layer has them;
+          "fused", which becomes the chain; "dense", one layer, for a Conv1D of transformers a
+          Linear
 
     More than one layer come as an nn.Sequential, after a padding layer where zeros differ from side
     to side or are none. A structured format is no chain of library layers: its path comes as a
@@ -71,6 +77,8 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
     """
     if path not in (*layer.paths, "fused"):
         raise unknown("path", path, layer.paths)
+    if isinstance(layer, FactoredEmbedding):
+        return _dense_embedding(layer) if path == "dense" else _embedding_chain(layer)
     if path == "dense":
         plain = plain_of_factored(layer)
         return _dense(layer, Plain("Linear") if plain.kind == HF_CONV1D else plain)
@@ -128,6 +136,34 @@ def _own_bias(bias: Tensor | None) -> nn.Parameter | None:
     if bias is None:
         return None
     return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+
+# ---- embeddings ---------------------------------------------------------------------------------
+
+
+def _dense_embedding(layer: FactoredEmbedding) -> nn.Module:
+    with torch.no_grad():
+        weight = layer.weight
+    return _torch_embedding(weight, layer).train(layer.training)
+
+
+def _torch_embedding(weight: Tensor, layer: FactoredEmbedding) -> nn.Embedding:
+    with torch.device("meta"):  # nothing is initialised
+        dense = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=layer.padding_idx)
+    dense.weight = _own(weight, layer)
+    return dense
+
+
+def _embedding_chain(layer: FactoredEmbedding) -> nn.Module:
+    with torch.no_grad():
+        factors = layer.factors.detach()
+        if isinstance(factors, TTMatrix):
+            run = partial(run_embedding, "chain", factors)
+            return _traced(run, layer).train(layer.training)
+        rows, *others = table_matrices(factors)
+        layers: list[nn.Module] = [_torch_embedding(rows, layer)]
+        layers += [torch_layer(Plain("Linear"), _own(matrix.T, layer), None) for matrix in others]
+    return in_turn(layers).train(layer.training)
 
 
 # ---- structured formats -------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Layers that run on factors: linear, conv1d, conv2d, conv3d, the paths they can take, and what
-those cost."""
+"""Layers that run on factors: linear, conv1d, conv2d, conv3d, embedding, the paths they can take,
+and what those cost."""
 
 from tensorlrf.ops._contract import contract, inner
 from tensorlrf.ops._conv import (
@@ -12,8 +12,22 @@ from tensorlrf.ops._conv import (
     train_order,
 )
 from tensorlrf.ops._conv2d import run_conv2d
-from tensorlrf.ops._cost import Cost, Positions, Step, conv2d_cost, conv_cost, linear_cost
+from tensorlrf.ops._cost import (
+    Cost,
+    Positions,
+    Step,
+    conv2d_cost,
+    conv_cost,
+    embedding_cost,
+    linear_cost,
+)
 from tensorlrf.ops._dense import dense_weight
+from tensorlrf.ops._embedding import (
+    best_embedding_path,
+    embedding,
+    embedding_paths,
+    run_embedding,
+)
 from tensorlrf.ops._linear import linear, linear_paths, run_linear
 from tensorlrf.ops._paths import PathTable, best_path, floor_cost, path_cost, paths_of
 from tensorlrf.ops._profile import DeviceProfile, device_key, profile_of
@@ -26,6 +40,7 @@ __all__ = [
     "Positions",
     "Step",
     "Timings",
+    "best_embedding_path",
     "best_path",
     "contract",
     "conv1d",
@@ -37,6 +52,9 @@ __all__ = [
     "conv_paths",
     "dense_weight",
     "device_key",
+    "embedding",
+    "embedding_cost",
+    "embedding_paths",
     "floor_cost",
     "inner",
     "linear",
@@ -47,6 +65,7 @@ __all__ = [
     "profile_of",
     "run_conv",
     "run_conv2d",
+    "run_embedding",
     "run_linear",
     "time_calls",
     "time_paths",

@@ -12,6 +12,7 @@ from tensorlrf.factors import (
     KroneckerSum,
     LowRank,
     TTFactors,
+    TTMatrix,
     TuckerFactors,
 )
 from tensorlrf.factors._tt import product_order
@@ -19,6 +20,15 @@ from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._convnd import kron_b_first
 from tensorlrf.ops._counter import Cost, Counter, Step
+from tensorlrf.ops._embedding import (
+    EMBEDDING_PATHS,
+    best_cut,
+    embedding_paths,
+    fuses_embedding,
+    half_sizes,
+    merges,
+    table_matrices,
+)
 from tensorlrf.ops._fused import fused_launch, fuses, linear_rank
 from tensorlrf.ops._geometry import (
     Axes,
@@ -31,8 +41,20 @@ from tensorlrf.ops._geometry import (
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels._chip import H200
+from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.lowrank_embedding.launch import forward as lookup_launch
+from tensorlrf_kernels.tt_embedding.launch import forward as train_lookup_launch
 
-__all__ = ["Cost", "Positions", "Step", "conv2d_cost", "conv_cost", "linear_cost", "rebuild_cost"]
+__all__ = [
+    "Cost",
+    "Positions",
+    "Step",
+    "conv2d_cost",
+    "conv_cost",
+    "embedding_cost",
+    "linear_cost",
+    "rebuild_cost",
+]
 
 
 class Positions(tuple[int, ...]):
@@ -101,10 +123,11 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
     keeps it. "fused" is counted as on a GPU, wherever the factors are.
     """
     form, paths = form_of(factors), linear_paths(factors)  # refuses what is no linear layer
-    check_path(path, LINEAR_PATHS if form is None else paths)
+    own = LINEAR_PATHS if form is None else paths
+    check_path(path, (*own, "fused") if fuses(factors) else own)
     counter = Counter(factors.dtype.itemsize)
     m, n = factors.shape
-    if path == "fused" and fused_launch(factors, rows, H200) is not None:
+    if form is None and path == "fused" and fused_launch(factors, rows, H200) is not None:
         if isinstance(factors, CPFactors):
             counter.merge(n * linear_rank(factors))
         elif isinstance(factors, TuckerFactors) and len(factors.modes) == 2:
@@ -273,3 +296,70 @@ def rebuild_cost(counter: Counter, factors: Factors) -> None:
         for k, f in zip(reversed(factors.modes), reversed(factors.factors), strict=True):
             size[k] = int(f.shape[0])
             counter.matmul(math.prod(size[:k] + size[k + 1 :]), int(f.shape[1]), size[k])
+
+
+def embedding_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True) -> Cost:
+    """Cost of `ops.embedding` by `path` on `rows` indices; meta tensors serve as factors. A gather
+    is bytes and no FLOPs.
+
+    `rebuild=False` leaves out what "dense" spends on rebuilding the table. "fused" is counted as on
+    a GPU, wherever the factors are; what no kernel serves is the chain there.
+    """
+    embedding_paths(factors)  # refuses what is no table
+    check_path(path, EMBEDDING_PATHS if fuses_embedding(factors) else EMBEDDING_PATHS[:2])
+    counter = Counter(factors.dtype.itemsize)
+    if path == "dense":
+        if rebuild:
+            rebuild_cost(counter, factors)
+        counter.gather(rows, factors.shape[1])
+    elif isinstance(factors, TTMatrix):
+        _train_embedding_cost(counter, factors, rows, fused=path == "fused")
+    else:
+        _matrix_embedding_cost(counter, factors, rows, fused=path == "fused")
+    return counter.cost()
+
+
+def _matrix_embedding_cost(counter: Counter, factors: Factors, rows: int, *, fused: bool) -> None:
+    first, *others = (m.shape for m in table_matrices(factors))
+    n, d = factors.shape
+    if isinstance(factors, CPFactors):
+        counter.merge(d * factors.rank)
+    rank = first[1]
+    if fused and lookup_launch(Problem(rows, d, n, rank, factors.dtype), H200) is not None:
+        for matrix in others[1:]:
+            counter.matmul(rank, *matrix)
+        counter.fused_gather(rows, rows * rank, rank * d, 2 * rows * rank * d, d)
+        return
+    counter.gather(rows, rank)
+    for matrix in others:
+        counter.matmul(rows, *matrix)
+
+
+def _train_embedding_cost(counter: Counter, factors: TTMatrix, rows: int, *, fused: bool) -> None:
+    n, d = factors.shape
+    cut = best_cut(factors)
+    sizes = [tuple(core.shape) for core in factors.cores]
+    if fused and cut is not None and merges(factors, cut, rows):
+        rank = factors.rank[cut]
+        problem = Problem(rows, d, n, rank, factors.dtype)
+        if train_lookup_launch(problem, H200) is not None:
+            for half in (sizes[:cut], sizes[cut:]):
+                r, m, k, _ = half[0]
+                for inner, more_m, more_k, after in half[1:]:
+                    counter.matmul(r * m * k, inner, more_m * more_k * after)
+                    m, k = m * more_m, k * more_k
+            # Slices of the halves are read from memory once, and then from a cache.
+            wide = [math.prod(factors.column_sizes[:cut]), math.prod(factors.column_sizes[cut:])]
+            whole = half_sizes(factors, cut)
+            gathered = sum(min(rows * k * rank, size) for k, size in zip(wide, whole, strict=True))
+            counter.fused_gather(rows, gathered, 0, 2 * rows * rank * wide[0] * wide[1], d)
+            return
+    # The digits of the indices: a remainder and a quotient for each but the first, and the check.
+    for _ in range(2 * (len(sizes) - 1) + 4):
+        counter.merge(rows)
+    done = 1
+    for k, (r, _, width, after) in enumerate(sizes):
+        counter.gather(rows, r * width * after)
+        if k:
+            counter.products(rows, done, r, width * after)
+        done *= width

@@ -18,6 +18,7 @@ class Step(NamedTuple):
 
     kind      "matmul", "conv" (kernel of more than one element), "depthwise", "merge" (an
               elementwise product of factors; its multiplications are not counted as FLOPs),
+              "gather" (rows of a matrix by their index),
               "fused" (products chained on chip), or "fused_few" (the same for few rows, with a
               grid barrier between the products)
     flops     2 x multiply-adds
@@ -79,6 +80,13 @@ class Counter:
         """`batch` products of (rows, n) and (n, m) in one call."""
         self._add("matmul", batch * rows * n * m, batch * (rows * n + n * m + rows * m))
 
+    def kernel(
+        self, multiply_adds: int, elements: int, padding: float = 1.0, programs: int = 0
+    ) -> None:
+        """One launch of ours: what it multiplies, and the numbers that it reads and writes."""
+        size = elements * self.itemsize
+        self.steps.append(Step("fused", 2 * multiply_adds, size, padding, programs))
+
     def fused(self, rows: int, n: int, rank: int, m: int) -> None:
         """(rows, n) times (n, rank) times (rank, m) in one kernel."""
         flops, elements = 2 * rows * rank * (n + m), rows * n + rank * (n + m) + rows * m
@@ -90,10 +98,9 @@ class Counter:
     def fused_conv(self, read: int, written: int, n: int, rank: int, m: int, each: int) -> None:
         """n channels at `read` positions to `rank`, with `each` multiply-adds a rank and `written`
         position, and on to m channels, in one kernel; with m = 0 the ranks are what is written."""
-        flops = 2 * written * rank * (each + m)
         elements = read * n + rank * (each + m) + written * (m or rank)
-        padding, programs = pad(rank) / rank, -(-written // ROWS_OF_A_PROGRAM)
-        self.steps.append(Step("fused", flops, elements * self.itemsize, padding, programs))
+        programs = -(-written // ROWS_OF_A_PROGRAM)
+        self.kernel(written * rank * (each + m), elements, pad(rank) / rank, programs)
 
     def conv(self, read: int, written: int, n: int, m: int, taps: int, groups: int = 1) -> None:
         """n channels of each group at `read` positions to m channels at `written` positions."""
@@ -120,3 +127,13 @@ class Counter:
     def merge(self, elements: int) -> None:
         """An elementwise product of factors of `elements` elements."""
         self._add("merge", 0, 2 * elements)
+
+    def gather(self, rows: int, width: int) -> None:
+        """`rows` rows of `width` elements, by an index of 8 bytes each."""
+        self.steps.append(Step("gather", 0, rows * (8 + 2 * width * self.itemsize)))
+
+    def fused_gather(self, rows: int, gathered: int, weights: int, flops: int, m: int) -> None:
+        """`gathered` elements found by `rows` indices, multiplied into (rows, m) in one kernel that
+        reads `weights` more."""
+        elements = gathered + weights + rows * m
+        self.steps.append(Step("fused", flops, rows * 8 + elements * self.itemsize))

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import importlib
 
+import torch
+
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._check import check_path
+from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels._chip import Chip
 from tensorlrf_kernels._conv import MOST_TAPS
-from tensorlrf_kernels._launch import HAS_TRITON, LaunchConfig, Problem
+from tensorlrf_kernels._launch import HAS_TRITON, Asked, LaunchConfig, Problem
 
 
 def fuses(factors: Factors) -> bool:
     """Whether there is a kernel for the layer that has these factors: of a linear one on two
-    matrices; of a convolution in two axes on CP, low rank, and Tucker with a factor behind the
-    core."""
-    order = len(factors.shape)
+    matrices, or on a structured format of sizes that its kernel takes; of a convolution in two axes
+    on CP, low rank, and Tucker with a factor behind the core."""
+    order, form = len(factors.shape), form_of(factors)
+    if order == 2 and form is not None:
+        # A layer keeps its paths when its dtype changes, so any will do.
+        found = form.problem and form.problem(factors, 1, torch.bfloat16, False)
+        return found is not None
     if isinstance(factors, TuckerFactors):
         return bool(factors.modes) if order == 2 else order == 4 and 0 in factors.modes
     return order in (2, 4) and isinstance(factors, (LowRank, CPFactors))
@@ -42,10 +49,13 @@ def _lacking(factors: Factors) -> str:
     return "" if HAS_TRITON else "Triton cannot be imported; install the triton of this torch"
 
 
-def fused_problem(factors: Factors, rows: int, *, tf32: bool = False) -> tuple[str, Problem] | None:
+def fused_problem(factors: Factors, rows: int, *, tf32: bool = False) -> tuple[str, Asked] | None:
     """The op, and what it is to compute, for a layer on `factors` with M output rows; None where
     no kernel is meant for these. Of Tucker convolutions, what is behind the first 1 x 1."""
     shape, dtype = factors.shape, factors.dtype
+    form = form_of(factors)
+    if len(shape) == 2 and form is not None:
+        return None if form.problem is None else form.problem(factors, rows, dtype, tf32)
     if len(shape) == 2:
         out, inp = shape
         return "lowrank_linear", Problem(rows, out, inp, linear_rank(factors), dtype, tf32)

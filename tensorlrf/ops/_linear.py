@@ -36,7 +36,7 @@ def linear_paths(factors: Factors) -> tuple[str, ...]:
             "(out_features, in_features)"
         )
     if form is not None:
-        return ("dense", *form.paths(factors))
+        return ("dense", *form.paths(factors), *fused_here(factors))
     return (*LINEAR_PATHS[:2], *fused_here(factors))
 
 
@@ -67,6 +67,8 @@ def run_linear(path: str, factors: Factors, x: Tensor, bias: Tensor | None = Non
     if path == "dense":
         return F.linear(x, dense_weight(factors), bias)
     form = form_of(factors)
+    if form is not None and path == "fused" and form.fused is not None:
+        return form.fused(factors, x, bias)
     if form is not None:
         y: Tensor = form.run(path, factors, x)
         return y if bias is None else y + bias.to(y.dtype)  # autocast has lowered y

@@ -82,7 +82,7 @@ CPU = DeviceProfile(
     name="two CPU cores with AVX-512",
     bandwidth=20e9,
     rate={"matmul": 190e9, "conv": 210e9, "depthwise": 24e9},
-    launch={"matmul": 5e-6, "conv": 10e-6, "depthwise": 28e-6, "merge": 5e-6},
+    launch={"matmul": 5e-6, "conv": 10e-6, "depthwise": 28e-6, "merge": 5e-6, "gather": 5e-6},
     speedup={torch.float64: 0.5},
     overlaps=False,
 )
@@ -100,7 +100,7 @@ def chip_profile(chip: Chip, *, tf32: bool = False) -> DeviceProfile:
     if tf32:
         speedup[torch.float32] = chip.tf32_rate / single
     speedup[torch.float64] = chip.matmul_rate(torch.float64) / single
-    library = ("matmul", "conv", "depthwise", "merge")
+    library = ("matmul", "conv", "depthwise", "merge", "gather")
     return DeviceProfile(
         name=chip.name,
         bandwidth=chip.bandwidth,

@@ -13,7 +13,6 @@ from tensorlrf.errors import FileFormatError, UnsupportedError, unknown
 from tensorlrf.factors import FORMATS, Factors
 from tensorlrf.nn import FactoredLayer, factored_type
 from tensorlrf.nn._like import why_not
-from tensorlrf.ops import paths_of
 
 
 def blank_factors(entry: LayerEntry, path: str, dtype: torch.dtype = torch.float32) -> Factors:
@@ -105,7 +104,7 @@ def _like_factored(factors: Factors, bias: bool, like: nn.Module) -> FactoredLay
     grads = {name: like.get_parameter(a).requires_grad for name, a in like._names.items()}
     new_bias = _bias(factors, like, any(grads.values())) if bias else None
     layer: FactoredLayer = object.__new__(type(like))
-    FactoredLayer.__init__(layer, factors, new_bias, paths_of(factors))
+    FactoredLayer.__init__(layer, factors, new_bias, like._find_paths(factors))
     for key, value in vars(like).items():
         vars(layer).setdefault(key, value)
     for name, attribute in layer._names.items():

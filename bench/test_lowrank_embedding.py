@@ -1,0 +1,98 @@
+"""lowrank_embedding beside a lookup in the dense table and its chain: forward, and a training step.
+
+On a GPU the op is the fused kernel, and the whole comparison there is `make gpu-bench`; on a CPU it
+runs the chain, so that the two rows say what calling it costs. No path on factors is faster than
+the lookup in a table that is kept: what they win is its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf_kernels.lowrank_embedding import lowrank_embedding, reference
+from tensorlrf_kernels.tt_embedding import reference as train
+from tensorlrf_kernels.tt_embedding import tt_embedding
+
+ROWS, COLUMNS, RANK = 30522, 768, 96  # of BERT-base (Devlin et al. 2019), an eighth of the width
+CUT = (128, 256, 32, 24)  # n1, n2 and d1, d2 of a train of two cores
+COUNTS = (1, 64, 1024)
+WAYS = ("dense", "chain", "op", "train chain", "train op")
+ROUNDS = 10
+
+
+def operands(device: torch.device, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    """The table, both factors, and both cores."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return (torch.randn(size, generator=g) / math.sqrt(size[-1])).to(device, dtype)
+
+    n1, n2, d1, d2 = CUT
+    return {
+        "dense": [normal(ROWS, COLUMNS)],
+        "factors": [normal(ROWS, RANK), normal(RANK, COLUMNS)],
+        "cores": [normal(n1, d1, 16), normal(16, n2, d2)],
+    }
+
+
+def ways(given: dict[str, list[Tensor]]) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
+    """Name -> the lookup, and the tensors that it is made from."""
+    shape = (ROWS, COLUMNS)
+    return {
+        "dense": (F.embedding, given["dense"]),
+        "chain": (reference.lowrank_embedding, given["factors"]),
+        "op": (lowrank_embedding, given["factors"]),
+        "train chain": (
+            lambda i, a, b: train.tt_embedding(i, (a[None], b[..., None]), shape),
+            given["cores"],
+        ),
+        "train op": (lambda i, a, b: tt_embedding(i, a, b, shape), given["cores"]),
+    }
+
+
+def bench(benchmark: Any, case: str, way: str, run: Callable[[], Any]) -> None:
+    benchmark.group = case
+    benchmark.extra_info.update(case=case, path=way)
+
+    def timed() -> None:
+        run()
+        if "cuda" in case:
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(timed, rounds=ROUNDS, iterations=1, warmup_rounds=2)
+
+
+def drawn(count: int, device: torch.device) -> Tensor:
+    return torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(1)).to(device)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_forward(
+    benchmark: Any, count: int, way: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    run, tensors = ways(operands(device, dtype))[way]
+    indices = drawn(count, device)
+    with torch.inference_mode():
+        bench(benchmark, f"{count} rows, {device.type}", way, lambda: run(indices, *tensors))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_step(benchmark: Any, way: str, device: torch.device, dtype: torch.dtype) -> None:
+    run, tensors = ways(operands(device, dtype))[way]
+    leaves = [t.requires_grad_() for t in tensors]
+    indices = drawn(COUNTS[-1], device)
+    dy = torch.ones_like(run(indices, *leaves))
+    bench(
+        benchmark,
+        f"training step, {COUNTS[-1]} rows, {device.type}",
+        way,
+        lambda: torch.autograd.grad(run(indices, *leaves), leaves, dy),
+    )

@@ -1,0 +1,44 @@
+"""How a TT-matrix is run: where it is cut, and whether the halves suit the Kronecker kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from tensorlrf_kernels.kron_linear.launch import KronProblem
+
+Size = tuple[int, int, int, int]
+"""(r, m, n, r') of a core (r, m, n, r')."""
+
+
+def kron_problem(
+    sizes: Sequence[Size], cut: int, rows: int, dtype: torch.dtype, tf32: bool = False
+) -> KronProblem:
+    """The Kronecker sum that a train is when it is cut before core `cut`: as many terms as the rank
+    there, with the merged cores of each half as factors."""
+    (m1, n1), (m2, n2) = half(sizes[:cut]), half(sizes[cut:])
+    return KronProblem(rows, m1, n1, m2, n2, sizes[cut][0], dtype, tf32)
+
+
+def served_cut(
+    sizes: Sequence[Size], rows: int, dtype: torch.dtype, tf32: bool = False
+) -> int | None:
+    """The cut whose halves the Kronecker kernel serves with the fewest multiply-adds; None where
+    it serves none."""
+    problems = [kron_problem(sizes, cut, rows, dtype, tf32) for cut in range(1, len(sizes))]
+    works = [kron_work(problem) if problem.served else math.inf for problem in problems]
+    least = min([*works, math.inf])
+    return None if least == math.inf else 1 + works.index(least)
+
+
+def kron_work(problem: KronProblem) -> int:
+    """Multiply-adds of a row, in the cheaper of the two orders."""
+    _, m1, n1, m2, n2, terms, *_ = problem
+    return int(terms * min(n1 * m2 * (n2 + m1), m1 * n2 * (n1 + m2)))
+
+
+def half(sizes: Sequence[Size]) -> tuple[int, int]:
+    """Rows and columns of the product of these cores."""
+    return math.prod([m for _, m, _, _ in sizes]), math.prod([n for _, _, n, _ in sizes])

@@ -1,0 +1,106 @@
+"""The embedding on factors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import Factors, TuckerFactors
+from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
+from tensorlrf.nn._like import check_embedding
+from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths, run_embedding
+from tensorlrf.ops._embedding import check_embedding_path, check_padding
+from tensorlrf.ops._paths import BUCKETS
+
+
+class FactoredEmbedding(FactoredLayer):
+    """Rows of a table W (num_embeddings, embedding_dim) held as factors.
+
+    factors      of shape (num_embeddings, embedding_dim), of any format that `ops.embedding` has
+    padding_idx  as torch.nn.Embedding: what is looked up at this row has no gradient. A row of
+                 zeros stays one where its own factor is zero; else it moves with the others, which
+                 share its factors
+
+    The factors are copied. Rows of the path table are numbers of indices. Its cost model rebuilds
+    the table in every call of the path "dense": a table that is kept is fastest always, and takes
+    the memory for which it was factored.
+
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit.
+    """
+
+    kind = nn.Embedding
+
+    def __init__(self, factors: Factors, padding_idx: int | None = None) -> None:
+        super().__init__(factors, None, embedding_paths(factors))
+        self.num_embeddings, self.embedding_dim = factors.shape
+        self.padding_idx = check_padding(padding_idx, self.num_embeddings)
+        self.path_table = self._default_path_table()
+
+    @classmethod
+    def from_factors(cls, factors: Factors, like: nn.Embedding) -> Self:
+        """A layer that runs on `factors` in place of `like`.
+
+        padding_idx, dtype, device, training flag and requires_grad are those of `like`, which stays
+        as it is. Raises ShapeError where the factors do not stand for a tensor of the weight's
+        shape, UnsupportedError where `like` is not a plain torch.nn.Embedding, or has max_norm,
+        scale_grad_by_freq or sparse gradients.
+        """
+        check_embedding(like, "like")
+        factors, _ = like_layer(factors, SimpleNamespace(weight=like.weight, bias=None))
+        layer = cls(factors, like.padding_idx)
+        take_over(layer, like)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(...) of int32 or int64 to (..., embedding_dim)."""
+        if input.dtype not in (torch.int64, torch.int32):
+            raise ArgumentError(
+                f"input has dtype {input.dtype}; indices are torch.int64 or torch.int32"
+            )
+        path = self._path(input)
+        if path == "dense":
+            return F.embedding(input, self._rebuilt(input), self.padding_idx)
+        return run_embedding(path, self.factors, input, self.padding_idx)
+
+    def clear_padding(self) -> None:
+        """Make the padding row zeros, by its row of the factor that holds the rows; it stays so in
+        training. A train has none, and its padding row is as exact as the others."""
+        rows = {"lowrank": "left", "cp": "factors_0", "tucker": "factors_0"}.get(
+            self._format.format
+        )
+        if self._format is TuckerFactors and 0 not in self._meta["modes"]:
+            rows = "core"
+        if rows is not None and self.padding_idx is not None:
+            with torch.no_grad():
+                self.get_parameter(rows)[self.padding_idx] = 0.0
+
+    @property
+    def timed_paths(self) -> tuple[str, ...]:
+        """All but "dense": a table that is kept needs no product and always wins, and takes the
+        memory that factoring has won."""
+        return tuple(path for path in self.paths if path != "dense")
+
+    def _rows(self, x: Tensor) -> int:
+        return x.numel()
+
+    def _find_paths(self, factors: Factors) -> tuple[str, ...]:
+        return embedding_paths(factors)
+
+    def _check_fused(self) -> None:
+        check_embedding_path("fused", self.factors)
+
+    def _default_path_table(self) -> PathTable:
+        factors = self.factors
+        return PathTable.from_choices({n: best_embedding_path(factors, n) for n in BUCKETS})
+
+    def _bias_repr(self) -> str:
+        return ""
+
+    def _options_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"

@@ -1,0 +1,220 @@
+"""Looking up rows of a table that is held as factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
+from tensorlrf.ops._check import check_path
+from tensorlrf.ops._dense import dense_weight
+from tensorlrf.ops._fused import _lacking as lacking
+from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
+from tensorlrf_kernels.lowrank_embedding.reference import without_gradient
+from tensorlrf_kernels.tt_embedding import reference as train
+from tensorlrf_kernels.tt_embedding import tt_embedding
+from tensorlrf_kernels.tt_embedding.launch import MOST_RANK
+from tensorlrf_kernels.tt_linear.reference import merged
+
+if TYPE_CHECKING:
+    from tensorlrf.ops._profile import DeviceProfile
+
+EMBEDDING_PATHS = ("dense", "chain", "fused")
+
+
+def embedding_paths(factors: Factors) -> tuple[str, ...]:
+    """The paths by which rows can be looked up in a table of these factors, where they are:
+    "fused" needs an NVIDIA GPU and Triton.
+
+    Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
+    for a table (num_embeddings, embedding_dim).
+    """
+    if not isinstance(factors, (LowRank, CPFactors, TuckerFactors, TTMatrix)):
+        raise UnsupportedError(
+            f"factors is a {type(factors).__name__}, in which no rows are looked up; use LowRank, "
+            "CPFactors, TuckerFactors or TTMatrix, or factors.to_dense() with "
+            "torch.nn.functional.embedding"
+        )
+    if len(factors.shape) != 2:
+        raise ShapeError(
+            f"factors stand for a tensor of shape {factors.shape}; the table of an embedding is "
+            "(num_embeddings, embedding_dim)"
+        )
+    fuses = fuses_embedding(factors) and not lacking(factors)
+    return EMBEDDING_PATHS if fuses else EMBEDDING_PATHS[:2]
+
+
+def fuses_embedding(factors: Factors) -> bool:
+    """Whether a kernel looks up rows in such factors, on a GPU."""
+    if isinstance(factors, TTMatrix):
+        return best_cut(factors) is not None
+    return len(table_matrices(factors)) > 1
+
+
+def check_embedding_path(path: str, factors: Factors) -> None:
+    """The path is one that these factors have where they are; else the error says why not."""
+    paths = embedding_paths(factors)
+    if path == "fused" and path not in paths and fuses_embedding(factors):
+        raise UnsupportedError(
+            f"path='fused' is a GPU kernel, and {lacking(factors)}, or choose 'chain'"
+        )
+    check_path(path, paths)
+
+
+def table_matrices(factors: Factors) -> list[Tensor]:
+    """The matrices whose product is the table (n, d), the first one with its n rows."""
+    if isinstance(factors, LowRank):
+        return [factors.left, factors.right]
+    if isinstance(factors, CPFactors):
+        rows, columns = factors.factors
+        return [rows, (columns * factors.weights).T]
+    assert isinstance(factors, TuckerFactors)
+    given = dict(zip(factors.modes, factors.factors, strict=True))
+    matrices = [given[0]] if 0 in given else []
+    matrices += [factors.core]
+    return [*matrices, given[1].T] if 1 in given else matrices
+
+
+def best_cut(factors: TTMatrix) -> int | None:
+    """Before which core the train is cut in two: where its rank is least, so that a row costs
+    least; of equal ranks where the halves hold the fewest numbers. None where every rank is above
+    MOST_RANK, and for a single core."""
+    best, least = None, (MOST_RANK + 1, 0)
+    for k in range(1, len(factors.cores)):  # torch.compile traces no min(key=...)
+        size = (factors.rank[k], sum(half_sizes(factors, k)))
+        if size[0] <= MOST_RANK and size < least:
+            best, least = k, size
+    return best
+
+
+def half_sizes(factors: TTMatrix, cut: int) -> tuple[int, int]:
+    """Numbers in the cores before the cut, merged into one, and in those behind it."""
+    halves = [1, 1]
+    for k, (n, d) in enumerate(zip(factors.row_sizes, factors.column_sizes, strict=True)):
+        halves[k >= cut] *= n * d
+    return halves[0] * factors.rank[cut], halves[1] * factors.rank[cut]
+
+
+def merges(factors: TTMatrix, cut: int, rows: int) -> bool:
+    """Whether the halves are merged to look up so many rows: those of two cores are there as they
+    stand, others must hold fewer numbers than what is looked up."""
+    return len(factors.cores) == 2 or sum(half_sizes(factors, cut)) < rows * factors.shape[1]
+
+
+def run_embedding(
+    path: str, factors: Factors, indices: Tensor, padding_idx: int | None = None
+) -> Tensor:
+    """`embedding` by a given path, without checks: for layers that made theirs when they were
+    built. padding_idx is None or counted from the start.
+
+    indices (...); returns (..., d).
+    """
+    if path == "dense":
+        return F.embedding(indices, dense_weight(factors), padding_idx)
+    if isinstance(factors, TTMatrix):
+        cut = best_cut(factors)
+        n, d = factors.shape
+        if path == "fused" and cut is not None and merges(factors, cut, indices.numel()):
+            first, second = (
+                merged(factors.cores[:cut])[0],
+                merged(factors.cores[cut:])[..., 0],
+            )
+            return tt_embedding(indices, first, second, (n, d), padding_idx)
+        return train.tt_embedding(indices, factors.cores, (n, d), padding_idx)
+    rows, *others = table_matrices(factors)
+    if path == "fused":
+        return lowrank_embedding(indices, rows, reduce(torch.matmul, others), padding_idx)
+    y = F.embedding(indices, rows)
+    for matrix in others:
+        y = y @ matrix
+    return without_gradient(y, indices, padding_idx)
+
+
+def embedding(
+    indices: Tensor,
+    factors: Factors,
+    *,
+    padding_idx: int | None = None,
+    path: str | None = None,
+) -> Tensor:
+    """The rows `indices` of the table W (n, d) that `factors` stand for.
+
+    indices      (...) of int32 or int64, each from 0 up to n
+    factors      of shape (n, d): LowRank, CPFactors, TuckerFactors or TTMatrix
+    padding_idx  what is looked up at this row has no gradient, as in torch.nn.functional.embedding;
+                 below zero it counts from the end. The row itself may change, since it shares all
+                 factors but one with the others
+    path         "dense" (rebuild W), "chain" (gather from the factor of the rows, then one product
+                 a factor; of a train the slices of every core), on an NVIDIA GPU "fused" (both in
+                 one kernel; a train is cut in two); by default the one that the cost model expects
+                 to be fastest for this number of indices
+
+    Returns (..., d). Differentiable in every tensor of the factors. An index out of range is an
+    IndexError on a CPU; on a GPU it stops the device, as with torch.nn.functional.embedding.
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+    embedding_paths(factors)
+    n, _ = factors.shape
+    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
+        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise ArgumentError(f"indices is {got}; it must be a tensor of int32 or int64")
+    if indices.device != factors.device:
+        raise ArgumentError(
+            f"indices is on {indices.device}, the factors on {factors.device}; move one of them "
+            "with .to()"
+        )
+    padding_idx = check_padding(padding_idx, n)
+    if path is None:
+        from tensorlrf.ops._paths import bucket
+        from tensorlrf.ops._profile import nominal_profile
+
+        rows, profile = bucket(indices.numel()), nominal_profile(indices.device)
+        path = best_embedding_path(factors, rows, profile=profile)
+    else:
+        check_embedding_path(path, factors)
+    return run_embedding(path, factors, indices, padding_idx)
+
+
+def check_padding(padding_idx: int | None, rows: int) -> int | None:
+    """`padding_idx` counted from the start. Raises ArgumentError where it is no row."""
+    if padding_idx is None:
+        return None
+    whole = isinstance(padding_idx, int) and not isinstance(padding_idx, bool)
+    if not whole or not -rows <= padding_idx < rows:
+        raise ArgumentError(
+            f"padding_idx={padding_idx!r} must be None or a row of the table, from {-rows} to "
+            f"{rows - 1}"
+        )
+    return padding_idx % rows
+
+
+def best_embedding_path(
+    factors: Factors,
+    rows: int,
+    *,
+    paths: Sequence[str] | None = None,
+    rebuild: bool = True,
+    profile: DeviceProfile | None = None,
+) -> str:
+    """The path that the cost model predicts to be fastest for `rows` indices; ties go to the first.
+
+    A table that is kept needs no product, so with `rebuild=False` the path "dense" is always
+    fastest, and the memory that factoring has won is lost.
+    """
+    from tensorlrf.ops._cost import embedding_cost
+    from tensorlrf.ops._profile import profile_of
+
+    profile = profile_of(factors.device) if profile is None else profile
+    best, least = "", float("inf")
+    for path in paths or embedding_paths(factors):
+        cost = embedding_cost(factors, path, rows, rebuild=rebuild)
+        seconds = profile.seconds(cost, factors.dtype)
+        if seconds < least:
+            best, least = path, seconds
+    return best

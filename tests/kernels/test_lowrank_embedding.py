@@ -1,0 +1,220 @@
+"""lowrank_embedding and tt_embedding against their definitions, as ops of torch's dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
+from tensorlrf_kernels.lowrank_embedding import reference as rows
+from tensorlrf_kernels.tt_embedding import reference as train
+from tensorlrf_kernels.tt_embedding import tt_embedding
+from tests.kernels.embedding_operands import (
+    Lookup,
+    draw_indices,
+    matrices,
+    normal,
+    trains,
+)
+from tests.kernels.operands import assert_within, roundoff
+
+F64 = torch.float64
+SHAPE = (23, 11)  # of a train of 4 x 6 rows and 3 x 4 columns: both are padded
+
+
+def lookup(
+    kind: str, indices: Tensor, dtype: torch.dtype = F64, padding: int | None = None
+) -> Lookup:
+    if kind == "tt":
+        return trains((4, 6, 3, 4), 5, indices, dtype, SHAPE, padding)
+    return matrices(*SHAPE, 5, indices, dtype, padding)
+
+
+def run(o: Lookup, one: Tensor | None = None, other: Tensor | None = None) -> Tensor:
+    one, other = (o.one, o.other) if one is None or other is None else (one, other)
+    if one.ndim == 3:
+        return tt_embedding(o.indices, one, other, o.shape, o.padding_idx)
+    return lowrank_embedding(o.indices, one, other, o.padding_idx)
+
+
+def chain(o: Lookup, one: Tensor, other: Tensor) -> Tensor:
+    if one.ndim == 3:
+        cores = (one[None], other[..., None])
+        return train.tt_embedding(o.indices, cores, o.shape, o.padding_idx)
+    return rows.lowrank_embedding(o.indices, one, other, o.padding_idx)
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "tt"])
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3), (0,)])
+@pytest.mark.parametrize("index", [torch.int64, torch.int32])
+def test_rows_of_the_table(kind: str, lead: tuple[int, ...], index: torch.dtype) -> None:
+    indices = draw_indices(torch.Size(lead).numel(), 23).view(lead).to(index)
+    o = lookup(kind, indices)
+    y = run(o)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, o.table()[indices.long()], rtol=1e-12, atol=1e-12)
+
+
+def test_any_number_of_cores() -> None:
+    cores = [normal(1, 3, 2, 2), normal(2, 4, 3, 3, seed=1), normal(3, 2, 2, 1, seed=2)]
+    dense = torch.einsum("aibB,Bjcd,dklm->ijkbcl", cores[0], cores[1], cores[2])
+    indices = draw_indices(9, 23).view(3, 3)
+    got = train.tt_embedding(indices, cores, SHAPE)
+    torch.testing.assert_close(got, dense.reshape(24, 12)[:23, :11][indices])
+
+
+@pytest.mark.parametrize("way", [run, chain])
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("kind", ["lowrank", "tt"])
+def test_gradients_are_those_through_the_dense_table(
+    kind: str, padding: int | None, way: Callable[..., Tensor]
+) -> None:
+    indices = draw_indices(40, 23, spread=5).view(5, 8)
+    indices[1, :3] = 2
+    o = lookup(kind, indices, padding=padding)
+    leaves = [t.clone().requires_grad_() for t in (o.one, o.other)]
+    dy = normal(5, 8, 11, seed=3)
+    got = torch.autograd.grad(way(o, *leaves), leaves, dy)
+    for g, want in zip(got, o.gradients(dy), strict=True):
+        torch.testing.assert_close(g, want, rtol=1e-12, atol=1e-12)
+    for k in (0, 1):  # one alone
+        (g,) = torch.autograd.grad(way(o, *leaves), leaves[k], dy)
+        torch.testing.assert_close(g, got[k], rtol=0, atol=0)
+    if padding is not None and kind == "lowrank":
+        assert not got[0][2].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_equal_indices_are_added_up_in_float32(dtype: torch.dtype) -> None:
+    values, indices = normal(3000, 4).to(dtype), draw_indices(3000, 23, spread=2)
+    got = rows.segment_sums(values, indices, 23, None, dtype)
+    wide = rows.segment_sums(values.double(), indices, 23, None, F64)
+    size = rows.segment_sums(values.double().abs(), indices, 23, None, F64)
+    # A sum of 3000 terms in float32, rounded once; in half precision it would be off by a tenth.
+    bound = 3000 * roundoff(torch.float32) * size + roundoff(dtype) * wide.abs() + 1e-30
+    assert_within(got, wide, bound, "sums")
+
+
+def test_float32_rows_beside_a_factor_of_half_precision() -> None:
+    o = matrices(23, 11, 5, draw_indices(30, 23), torch.float32)
+    o.other = o.other.bfloat16()
+    leaves = [t.requires_grad_() for t in (o.one, o.other)]
+    y = run(o, *leaves)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert [t.grad.dtype for t in leaves if t.grad is not None] == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "tt"])
+def test_an_index_out_of_range_is_an_index_error(kind: str) -> None:
+    o = lookup(kind, draw_indices(4, 23))
+    for beyond in (-1, 23, 24, 10**6):
+        o.indices = torch.tensor([3, beyond])
+        for way in (run, chain):
+            with pytest.raises(IndexError):
+                way(o, o.one, o.other)
+
+
+def test_sizes_of_zero() -> None:
+    indices = torch.tensor([0, 2])
+    assert not lowrank_embedding(indices, torch.ones(3, 0), torch.ones(0, 4)).any()
+    assert lowrank_embedding(indices, torch.ones(3, 2), torch.ones(2, 0)).shape == (2, 0)
+    left = torch.ones(3, 2, requires_grad=True)
+    y = lowrank_embedding(indices[:0], left, torch.ones(2, 4))
+    y.sum().backward()
+    assert y.shape == (0, 4)
+    assert left.grad is not None
+    assert not left.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "tt"])
+def test_the_op_is_one_of_the_dispatchers(kind: str) -> None:
+    o = lookup(kind, draw_indices(6, 23).view(2, 3))
+    leaves = [t.requires_grad_() for t in (o.one, o.other)]
+    detached = [t.detach() for t in leaves]
+    dy, op = normal(2, 3, 11), torch.ops.tensorlrf
+    if kind == "tt":
+        torch.library.opcheck(op.tt_embedding, (o.indices, *leaves, *SHAPE, 2))
+        for needed in ([True, True], [False, True]):
+            args = (dy, o.indices, *detached, SHAPE[0], -1, needed)
+            torch.library.opcheck(op.tt_embedding_backward, args)
+    else:
+        torch.library.opcheck(op.lowrank_embedding, (o.indices, *leaves, 2))
+        for needed in ([True, True], [True, False]):
+            args = (dy, o.indices, *detached, -1, needed)
+            torch.library.opcheck(op.lowrank_embedding_backward, args)
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "tt"])
+def test_compiles_in_one_graph_with_gradients(kind: str) -> None:
+    o = lookup(kind, draw_indices(6, 23), padding=4)
+    leaves = [t.requires_grad_() for t in (o.one, o.other)]
+
+    def step(indices: Tensor, *factors: Tensor) -> Tensor:
+        return run(Lookup(indices, *factors, SHAPE, 4)).square()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for lead in ((5,), (9,), (2, 3)):
+        indices = draw_indices(torch.Size(lead).numel(), 23).view(lead)
+        torch.testing.assert_close(compiled(indices, *leaves), step(indices, *leaves))
+        got = torch.autograd.grad(compiled(indices, *leaves).sum(), leaves)
+        want = torch.autograd.grad(step(indices, *leaves).sum(), leaves)
+        torch.testing.assert_close(got, want)
+
+
+def test_autocast_rounds_the_rows_and_not_the_table() -> None:
+    o = matrices(23, 11, 5, draw_indices(30, 23), torch.float32)
+    left, right = (t.requires_grad_() for t in (o.one, o.other))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run(o, left, right)
+    assert y.dtype == torch.bfloat16
+    expected = F.embedding(o.indices, left).bfloat16() @ right.bfloat16()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    y.float().sum().backward()
+    assert left.grad is not None
+    assert left.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(matrices(23, 11, 5, o.indices, F64)).dtype == F64
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "tt"])
+def test_double_backward_is_refused_with_the_remedy(kind: str) -> None:
+    o = lookup(kind, draw_indices(6, 23))
+    leaves = [t.requires_grad_() for t in (o.one, o.other)]
+    (g,) = torch.autograd.grad(run(o, *leaves).square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"second derivative.*path='chain'"):
+        g.sum().backward()
+    (g,) = torch.autograd.grad(chain(o, *leaves).square().sum(), leaves[0], create_graph=True)
+    g.sum().backward()
+
+
+I, LEFT, RIGHT = torch.tensor([1, 2]), torch.ones(3, 2), torch.ones(2, 4)
+A, B = torch.ones(3, 2, 5), torch.ones(5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "words"),
+    [
+        (lowrank_embedding, (I, LEFT, RIGHT[:1]), r"right has shape \(1, 4\).*with r = 2 as left"),
+        (lowrank_embedding, (I, LEFT[0], RIGHT), r"left has shape \(2,\); it must be \(n, r\)"),
+        (lowrank_embedding, (I.float(), LEFT, RIGHT), "indices has dtype torch.float32.*int32 or"),
+        (lowrank_embedding, (I, LEFT.half(), RIGHT), "right has dtype torch.float32, left"),
+        (lowrank_embedding, (I, LEFT, RIGHT[:1].half()), r"right is \(1, 4\).*r = 2"),
+        (lowrank_embedding, (I.to("meta"), LEFT, RIGHT), "indices is on meta, left on cpu"),
+        (
+            lowrank_embedding,
+            (I, LEFT, RIGHT, 3),
+            "padding_idx=3 is no row of a table of 3.*-3 to 2",
+        ),
+        (tt_embedding, (I, A, B[:4]), r"second has shape \(4, 4, 3\).*with r = 5 as first"),
+        (tt_embedding, (I, A, B, (13, 6)), r"shape=\(13, 6\).*n <= 12 and d <= 6"),
+        (tt_embedding, (I, A, B, (11, 6), 11), "padding_idx=11 is no row of a table of 11"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[..., Tensor], args: tuple, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(*args)

@@ -1,0 +1,178 @@
+"""`tt_linear`: core by core on a CPU, and which trains the Kronecker kernel takes on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.factors import TTMatrix
+from tensorlrf_kernels._activation import ACTIVATIONS
+from tensorlrf_kernels.kron_linear import reference as kron_reference
+from tensorlrf_kernels.tt_linear import reference, tt_linear
+from tensorlrf_kernels.tt_linear.launch import Size, kron_problem, served_cut
+
+OP = torch.ops.tensorlrf.tt_linear
+Train = list[Size]
+
+
+def train(rows: Sequence[int], columns: Sequence[int], ranks: Sequence[int]) -> Train:
+    ends = [1, *ranks, 1]
+    return list(zip(ends, rows, columns, ends[1:], strict=False))
+
+
+@st.composite
+def trains(draw: st.DrawFn) -> Train:
+    order = draw(st.integers(1, 4))
+    sizes = st.lists(st.integers(1, 5), min_size=order, max_size=order)
+    ranks = st.lists(st.integers(1, 4), min_size=order - 1, max_size=order - 1)
+    return train(draw(sizes), draw(sizes), draw(ranks))
+
+
+def cores_of(sizes: Train) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(len(sizes))
+    return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+
+
+def inputs(sizes: Train, *lead: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, bias and residual."""
+    generator = torch.Generator().manual_seed(1)
+    m, n = math.prod([s[1] for s in sizes]), math.prod([s[2] for s in sizes])
+    made = ((*lead, n), (m,), (*lead, m))
+    x, bias, residual = (torch.randn(s, generator=generator, dtype=torch.float64) for s in made)
+    return x, bias, residual
+
+
+def dense(cores: Sequence[Tensor]) -> Tensor:
+    return TTMatrix(tuple(cores)).to_dense()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=trains(), lead=st.lists(st.integers(0, 3), max_size=2))
+def test_it_is_the_dense_layer(sizes: Train, lead: list[int]) -> None:
+    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, *lead)
+    expected = F.gelu(F.linear(x, dense(cores), bias) + residual)
+    y = tt_linear(x, cores, bias, residual, "gelu")
+    assert y.is_contiguous()
+    # The entries are sums of up to 5^4 products of up to four cores, in float64.
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    for cut in range(1, len(cores)):
+        a, b = reference.halves(cores, cut)
+        whole = torch.einsum("sij,skl->ikjl", a, b).reshape(dense(cores).shape)
+        torch.testing.assert_close(whole, dense(cores), rtol=1e-10, atol=1e-10)
+        by_halves = kron_reference.kron_linear(x, a, b, bias, residual, "gelu")
+        torch.testing.assert_close(by_halves, expected, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=trains(), activation=st.sampled_from([None, *ACTIVATIONS]))
+def test_gradients_are_those_of_the_dense_layer(sizes: Train, activation: str | None) -> None:
+    cores, given = cores_of(sizes), inputs(sizes, 3)
+    leaves = [t.requires_grad_() for t in (*given, *cores)]
+    x, bias, residual = given
+    dy = torch.randn(residual.shape, dtype=torch.float64)
+    found = torch.autograd.grad(tt_linear(x, cores, bias, residual, activation), leaves, dy)
+    z = F.linear(x, dense(cores), bias) + residual
+    expected = torch.autograd.grad(reference.activate(z, activation), leaves, dy)
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)  # as the values, one more
+
+
+def test_what_is_not_asked_for_is_not_made() -> None:
+    sizes = train((2, 3, 2), (3, 2, 2), (2, 3))
+    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 4)
+    cores[1].requires_grad_()
+    tt_linear(x, cores, bias, residual, "silu").square().sum().backward()
+    assert cores[1].grad is not None
+    assert cores[0].grad is cores[2].grad is x.grad is bias.grad is None
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(tt_linear(x, [c.detach() for c in cores]).sum(), x)
+    torch.testing.assert_close(dx, dense(cores).detach().sum(0).expand_as(x))
+
+
+def test_backward_keeps_the_input_and_nothing_else() -> None:
+    """The states between the products are up to the rank times larger than the layer's output."""
+    sizes = train((4, 4, 4), (4, 4, 4), (12, 12))
+    cores, (x, *_) = cores_of(sizes), inputs(sizes, 50)
+    leaves = [t.requires_grad_() for t in (x, *cores)]
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        tt_linear(x, cores)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in leaves}
+
+
+def test_the_op_is_one_of_the_dispatchers() -> None:
+    sizes = train((2, 3), (3, 2), (2,))
+    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 2, 4)
+    given = [t.requires_grad_() for t in (x, *cores, bias, residual)]
+    torch.library.opcheck(OP, (x, cores, bias, residual, "gelu"))
+
+    def run(*t: Tensor) -> Any:
+        return tt_linear(t[0], t[1:3], t[3], t[4], "relu")
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    y = compiled(*given)
+    torch.testing.assert_close(y, run(*given))
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), given), torch.autograd.grad(run(*given).sum(), given)
+    )
+    (g,) = torch.autograd.grad(run(*given).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        g.sum().backward()
+
+
+def test_it_follows_autocast() -> None:
+    sizes = train((2, 3), (3, 2), (2,))
+    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 4)
+    given = [t.float() for t in (x, *cores, bias, residual)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = tt_linear(given[0], given[1:3], *given[3:])
+    assert y.dtype is torch.bfloat16
+    exact = tt_linear(x, cores, bias, residual).float()
+    # Each of five roundings, of operands and of the state between, is half a unit in the last place
+    # of bfloat16, 2^-9, and the sums here have up to twelve terms.
+    torch.testing.assert_close(y.float(), exact, rtol=12 * 5 * 2**-9, atol=12 * 5 * 2**-9)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    sizes = train((2, 3), (3, 2), (2,))
+    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 4)
+    for wrong, message in (
+        ((x, []), r"cores=\[\] is empty"),
+        ((x, [cores[0]]), r"cores\[0\] has shape \(1, 2, 3, 2\); its last dimension must be 1"),
+        ((x, [cores[0], cores[1][:1]]), r"cores\[1\] has shape.*must be \(2, m, n, r'\)"),
+        ((x, [cores[0], cores[1].float()]), r"cores\[1\] has dtype torch.float32, x torch.float64"),
+        ((x[:, :4], cores), "x has shape.*its last dimension must be 6, the product of the cores'"),
+        ((x, cores, bias[:3]), "bias has shape.*must be 6"),
+        ((x, cores, bias, residual[:2]), "residual has shape.*leading dimensions of x"),
+        ((x, cores, None, None, "tanh"), "activation='tanh' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tt_linear(*wrong)  # type: ignore[arg-type]  # of several types
+
+
+def test_trains_of_low_rank_are_cut_where_the_kernel_multiplies_least() -> None:
+    even = train((8,) * 4, (8,) * 4, (8, 8, 8))
+    assert served_cut(even, 8192, torch.bfloat16) == 2  # 64 x 64 on both sides
+    assert kron_problem(even, 2, 8192, torch.bfloat16)[:6] == (8192, 64, 64, 64, 64, 8)
+    # Cut before the second core the first half has too few rows for the kernel.
+    uneven = train((4, 32, 32), (4, 32, 32), (4, 4))
+    assert served_cut(uneven, 8192, torch.bfloat16) == 2
+    assert served_cut(train((8,) * 4, (8,) * 4, (8, 17, 8)), 64, torch.bfloat16) is None
+    assert served_cut(even, 8192, torch.float64) is None
+    assert served_cut(even[:1], 8192, torch.bfloat16) is None
+    # Of two cuts that are served the one with the smaller rank multiplies less.
+    two = train((16, 4, 16), (16, 4, 16), (16, 2))
+    assert served_cut(two, 8192, torch.bfloat16) == 2

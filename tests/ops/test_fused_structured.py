@@ -1,0 +1,92 @@
+"""The path "fused" of structured linear layers, as far as it can be told without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tensorlrf import ops
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.factors import Factors, KroneckerSum, TRFactors, TTMatrix
+from tensorlrf.ops._cost import linear_cost
+from tensorlrf.ops._fused import fused_problem, fuses
+from tests.ops.samples import normal
+
+
+def kron(terms: int = 2, sizes: tuple[int, ...] = (16, 24, 32, 16)) -> KroneckerSum:
+    m1, n1, m2, n2 = sizes
+    return KroneckerSum(normal(terms, m1, n1, seed=1), normal(terms, m2, n2, seed=2))
+
+
+def train(rank: int = 4, shape: tuple[int, ...] = ()) -> TTMatrix:
+    ends = (1, 3, rank, 3, 1)
+    cores = [normal(ends[k], 4, 5, ends[k + 1], seed=k) for k in range(4)]
+    return TTMatrix(tuple(cores), shape)
+
+
+FACTORS: dict[str, Callable[[], Factors]] = {
+    "kron": kron,
+    "tt": train,
+    "padded tt": lambda: train(shape=(250, 601)),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_it_is_the_dense_layer_where_there_is_no_gpu(name: str) -> None:
+    factors = FACTORS[name]()
+    assert fuses(factors)
+    assert "fused" not in ops.linear_paths(factors)
+    m, n = factors.shape
+    x, bias = normal(3, n, seed=7), normal(m, seed=8)
+    dense = torch.nn.functional.linear(x, factors.to_dense(), bias)
+    # Of float64 sums of at most 625 x 16 terms near one.
+    torch.testing.assert_close(
+        ops.run_linear("fused", factors, x, bias), dense, rtol=1e-9, atol=1e-9
+    )
+    with pytest.raises(UnsupportedError, match=r"path='fused' is a GPU kernel.*on cpu"):
+        ops.linear(x, factors, bias, path="fused")
+
+
+@pytest.mark.parametrize("rows", [1, 2048])
+@pytest.mark.parametrize("name", FACTORS)
+def test_it_moves_less_than_the_chain_and_multiplies_as_a_kronecker_sum(
+    name: str, rows: int
+) -> None:
+    factors = FACTORS[name]().to(torch.bfloat16)
+    fused, chain = (linear_cost(factors, path, rows) for path in ("fused", "chain"))
+    kernel = fused.steps[-1]
+    assert kernel.kind == "fused"
+    assert kernel.padding >= 1.0
+    found = fused_problem(factors, rows)
+    assert found is not None
+    op, problem = found
+    assert op == "kron_linear"
+    assert problem.dtype is torch.bfloat16
+    if name == "kron":
+        assert fused.launches == 1 < chain.launches
+        assert fused.bytes < chain.bytes
+        assert fused.flops == chain.flops  # both take the cheaper order
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        kron(17),
+        kron(2, (8, 24, 32, 16)),
+        kron(2, (16, 24, 32, 136)),
+        train(17),
+        TRFactors((normal(2, 6, 3), normal(3, 8, 2))),
+    ],
+    ids=["17 terms", "a factor of 8 rows", "136 columns", "rank 17", "a ring"],
+)
+def test_what_no_kernel_serves_is_the_chain(factors: Factors) -> None:
+    assert not fuses(factors)
+    assert fused_problem(factors, 64) is None
+
+
+def test_in_float64_the_kernels_cost_is_the_chains() -> None:
+    for factors in (kron(), train()):
+        fused, chain = (linear_cost(factors, path, 64) for path in ("fused", "chain"))
+        assert fused == chain
