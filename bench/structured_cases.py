@@ -26,7 +26,7 @@ from tensorlrf.factors import (
 )
 from tensorlrf.factors._blocks import by_rows
 from tensorlrf.ops._fused import fused_problem
-from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels._tables import bucket, choose
 
 Make = Callable[[torch.device | str], Factors]
 """Factors of a layer on a device, random and scaled so that products stay near one."""
@@ -330,9 +330,20 @@ def quarters(out: int, inp: int) -> dict[str, Make]:
 
 def all_layers() -> list[tuple[str, Make, int, bool]]:
     """Name, factors, rows M, and whether tuning must not see it: a third of those that no goal is
-    about."""
+    about, and that share no launch with one."""
     goals = [(*each, False) for each in _goals()]
-    return goals + [(*each, k % 3 == 2) for k, each in enumerate(_others())]
+    tuned = {_launch(make, M) for _, make, M, _ in goals}
+    others = list(_others())
+    return goals + [
+        (name, make, M, k % 3 == 2 and _launch(make, M) not in tuned)
+        for k, (name, make, M) in enumerate(others)
+    ]
+
+
+def _launch(make: Make, M: int) -> tuple[str, str] | None:
+    """Op and bucket."""
+    found = fused_problem(make("meta"), M)
+    return None if found is None else (found[0], bucket(found[1]))
 
 
 N_GOALS = len(tuple(_goals()))

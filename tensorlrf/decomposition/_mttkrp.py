@@ -4,7 +4,8 @@ The modes are cut once into an inner and an outer group. The tensor is contracte
 Khatri-Rao product of the outer factors, which serves every inner mode, and with that of the inner
 factors, which serves every outer mode: a sweep over all modes costs two full contractions (Phan,
 Tichavsky, Cichocki 2013, "Fast alternating LS algorithms for high order CANDECOMP/PARAFAC"). Both
-are plain matrix products on views of the tensor; nothing is unfolded by copying.
+are plain matrix products on views of the tensor; nothing is unfolded by copying. On a GPU a kernel
+makes them, the Khatri-Rao products in its registers, wherever it should be the faster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.factors._cp import khatri_rao
+from tensorlrf_kernels.mttkrp import contract_modes, kernel_wins
 
 # A group in the middle of the modes needs one matrix product for every index in front of it.
 _MAX_SLICES = 64
@@ -94,6 +96,8 @@ class CutTensor:
 
     def contract_outer(self, factors: Sequence[Tensor]) -> Tensor:
         """Contract the outer modes with their factors: (M, c) from factors[k] (n_k, c)."""
+        if by_kernel(self.blocks, factors, self.cut, self.cut.outer):
+            return self._contract(factors, self.cut.outer)
         slices = self.blocks.shape[0]
         outer = khatri_rao(tuple(factors[k] for k in self.cut.outer))
         outer = outer.view(slices, self.blocks.shape[2], -1)  # (P, Q, c)
@@ -104,10 +108,28 @@ class CutTensor:
 
     def contract_inner(self, factors: Sequence[Tensor]) -> Tensor:
         """Contract the inner modes with their factors: (P Q, c) from factors[k] (n_k, c)."""
+        if by_kernel(self.blocks, factors, self.cut, self.cut.inner):
+            return self._contract(factors, self.cut.inner)
         inner = khatri_rao(tuple(factors[k] for k in self.cut.inner))  # (M, c)
         if self.blocks.shape[0] == 1:
             return self.blocks[0].T @ inner
         return torch.cat([block.T @ inner for block in self.blocks])
+
+    def _contract(self, factors: Sequence[Tensor], modes: tuple[int, ...]) -> Tensor:
+        return contract_modes(self.blocks.view(self.shape), [factors[k] for k in modes], modes)
+
+
+def by_kernel(
+    blocks: Tensor, factors: Sequence[Tensor], cut: ModeCut, modes: tuple[int, ...]
+) -> bool:
+    """Whether a contraction of `modes` is left to the kernel: on a GPU, by the model of its time
+    and the library's; not where it is differentiated, since the kernel's op is only so once."""
+    if not blocks.is_cuda or (
+        torch.is_grad_enabled()
+        and (blocks.requires_grad or any(factors[k].requires_grad for k in modes))
+    ):
+        return False
+    return kernel_wins(blocks.view(cut.shape), modes, factors[modes[0]].shape[1])
 
 
 def split(sizes: Sequence[int]) -> int:

@@ -183,7 +183,7 @@ class Tiling(tuple[Block, ...]):
         check_tiling(self, shape)
         self._tiled = shape
         # All that is cached is found here: torch.compile cannot trace what caches it.
-        _ = self.strips, self.totals
+        _ = self.strips, self.totals, self.words
 
     @cached_property
     def strips(self) -> tuple[tuple[Block, ...], ...] | None:
@@ -200,6 +200,16 @@ class Tiling(tuple[Block, ...]):
             if any(b.row + b.rows > below for b in strip):
                 return None
         return tuple(tuple(strip) for strip in strips.values())
+
+    @cached_property
+    def words(self) -> str:
+        """As one line: row,column,rows,columns,rank of every block, the rank -1 if it is dense."""
+        return ";".join(
+            ",".join(
+                str(-1 if n is None else n) for n in (b.row, b.column, b.rows, b.columns, b.rank)
+            )
+            for b in self
+        )
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, ...]]:

@@ -81,11 +81,18 @@ class Counter:
         self._add("matmul", batch * rows * n * m, batch * (rows * n + n * m + rows * m))
 
     def kernel(
-        self, multiply_adds: int, elements: int, padding: float = 1.0, programs: int = 0
+        self,
+        multiply_adds: int,
+        elements: int,
+        padding: float = 1.0,
+        programs: int = 0,
+        *,
+        few: bool = False,
     ) -> None:
-        """One launch of ours: what it multiplies, and the numbers that it reads and writes."""
-        size = elements * self.itemsize
-        self.steps.append(Step("fused", 2 * multiply_adds, size, padding, programs))
+        """One launch of ours: what it multiplies, and the numbers that it reads and writes. With
+        `few` rows its products wait for each other."""
+        kind, size = "fused_few" if few else "fused", elements * self.itemsize
+        self.steps.append(Step(kind, 2 * multiply_adds, size, padding, programs))
 
     def fused(self, rows: int, n: int, rank: int, m: int) -> None:
         """(rows, n) times (n, rank) times (rank, m) in one kernel."""

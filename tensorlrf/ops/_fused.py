@@ -22,8 +22,9 @@ def fuses(factors: Factors) -> bool:
     order, form = len(factors.shape), form_of(factors)
     if order == 2 and form is not None:
         # A layer keeps its paths when its dtype changes, so any will do.
-        found = form.problem and form.problem(factors, 1, torch.bfloat16, False)
-        return found is not None
+        return form.problem is not None and any(
+            form.problem(factors, rows, torch.bfloat16, False) is not None for rows in (1, 8192)
+        )
     if isinstance(factors, TuckerFactors):
         return bool(factors.modes) if order == 2 else order == 4 and 0 in factors.modes
     return order in (2, 4) and isinstance(factors, (LowRank, CPFactors))

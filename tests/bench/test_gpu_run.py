@@ -14,7 +14,18 @@ import pytest
 import torch
 from torch import nn
 
-from bench import conv_cases, gpu, kernel_cases, kernel_summary, network_cases, shapes, tune
+from bench import (
+    conv_cases,
+    gpu,
+    kernel_cases,
+    kernel_summary,
+    mttkrp_cases,
+    network_cases,
+    shapes,
+    structured_cases,
+    tune,
+)
+from bench import lowrank_embedding_cases as tables
 from bench.clock import Times, Variant
 from bench.kernel_cases import Case
 from bench.kernel_summary import regret, summary
@@ -25,6 +36,10 @@ from tensorlrf.ops._profile import H200
 CONSTANTS = {"rate_half": 8e14, "bandwidth": 4e12, "launch": 2e-6}
 TINY = (("tiny", 96, 96),)
 TINY_CONV = Conv("t", 64, 64, (3, 3), 5)
+
+
+KRON = structured_cases.kron(2, 16, 16, 24, 16)
+BLOCKS = structured_cases.even(128, 256, 2, 16)
 
 
 def tiny_net() -> nn.Module:
@@ -49,6 +64,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module, name, [(TINY_CONV, (16,))] if name == "FLAGSHIPS" else [TINY_CONV]
         )
+    sizes = {"ROWS": 40, "COLUMNS": 32, "CUT": (8, 5, 4, 8)}
+    for name, size in sizes.items():
+        monkeypatch.setattr(tables, name, size)
     monkeypatch.setattr(kernel_summary, "FLAGSHIPS", [(TINY_CONV, (16,))])
     monkeypatch.setattr(shapes, "CONV_RANK_SHARES", (0.25,))
     monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
@@ -67,6 +85,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("swiglu", partial(kernel_cases.swiglu_training_case, 6, 16, 48, 32)),
         ("conv", partial(conv_cases.conv_case, TINY_CONV)),
         ("CP training", partial(conv_cases.conv_training_case, TINY_CONV, 16)),
+        ("kron", partial(structured_cases.structured_case, "kron", KRON, 6)),
+        ("blocks", partial(structured_cases.structured_case, "blocks", BLOCKS, 6)),
+        ("kron training", partial(structured_cases.structured_training_case, "kron", KRON, 6)),
+        ("rows", partial(tables.rows_case, 5, 16)),
+        ("train", partial(tables.train_rows_case, 5, 4)),
+        ("rows training", partial(tables.embedding_training_case, 5, 16)),
+        ("mttkrp", partial(mttkrp_cases.mttkrp_case, (9, 8, 7), 5, (0,))),
+        ("half a sweep", partial(mttkrp_cases.mttkrp_case, (9, 8, 7, 3), 5, (1, 2))),
         ("net", partial(network_cases.network_case, "tiny net", tiny_net, (1, 3, 8, 8), "cp")),
     ]
     monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
@@ -84,7 +110,10 @@ def test_the_run_writes_rows_table_and_plot(
     rows = [Row(**row) for row in result["rows"]]
     variants = {row.case: [r.variant for r in rows if r.case == row.case] for row in rows}
     assert variants["tiny 96x96, M=8"] == ["dense", "compiled dense", "chain r=32", "fused r=32"]
-    assert len(variants) == 7
+    assert len(variants) == 15
+    assert variants["kron"] == ["dense", "compiled dense", "chain", "fused"]
+    assert variants["blocks"] == ["dense", "compiled dense", "chain", "fold", "fused"]
+    assert variants["mttkrp 9x8x7 r=5, mode 0"] == ["chain", "two steps", "einsum", "fused"]
     assert variants["tiny net 1x3x8x8, cp at 0.25"][2:] == [
         "chain", "compressed", "compressed, tuned"
     ]  # fmt: skip
@@ -112,9 +141,10 @@ def test_what_the_time_does_not_reach_is_listed(tmp_path: Path) -> None:
     assert gpu.main(["--results", str(tmp_path), "--seconds", "0"]) == 0
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["not_reached"] == [
-        *("linear", "mlp", "training", "swiglu", "conv", "CP training", "net"),
+        *("linear", "mlp", "training", "swiglu", "conv", "CP training", "kron", "blocks"),
+        *("kron training", "rows", "train", "rows training", "mttkrp", "half a sweep", "net"),
     ]
-    assert "Not reached in the time: 7 cases" in result["note"]
+    assert "Not reached in the time: 15 cases" in result["note"]
 
 
 @pytest.mark.usefixtures("small")
@@ -133,7 +163,7 @@ def test_a_case_that_fails_leaves_the_others(
     assert "linear: RuntimeError: no such kernel" in capsys.readouterr().out
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["failed"] == ["linear"]
-    assert len({row["case"] for row in result["rows"]}) == 6
+    assert len({row["case"] for row in result["rows"]}) == 14
 
 
 def test_a_third_is_left_out_of_tuning_at_every_rank() -> None:
@@ -155,6 +185,17 @@ def test_convolutions_held_out_of_tuning_are_a_third_and_none_that_a_goal_is_abo
                 op, problem, out = conv_cases.conv_problem(conv, format, rank)
                 assert not out
                 assert tune._key(op, "forward", problem) in tuned
+
+
+def test_structured_layers_held_out_of_tuning_are_none_that_a_goal_is_about() -> None:
+    each = structured_cases.all_layers()
+    assert 0.2 < sum(out for *_, out in each) / len(each) < 0.42
+    held = {tune._key(*one) for one, out in tune._structured() if out}
+    tuned = {tune._key(*one) for one in tune.problems()}
+    assert not held & tuned
+    goals = [one for one, _ in list(tune._structured())[: structured_cases.N_GOALS]]
+    assert {tune._key(*one) for one in goals} <= tuned
+    assert {op for op, *_ in goals} == {"kron_linear", "blr_linear"}
 
 
 def test_the_convolutions_are_those_of_the_networks() -> None:

@@ -15,7 +15,11 @@ from torch.nn import functional as F
 from tensorlrf.factors import Block, BlockLowRank
 from tensorlrf.factors._blocks import Tiling
 from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
+from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.blr_linear import blr_linear
+from tensorlrf_kernels.blr_linear.forms import Form, tiling_of
 
 PADDED = 16
 
@@ -158,10 +162,35 @@ def _padded(parts: list[list[Block]]) -> int:
     return -(-most // PADDED) * PADDED
 
 
+# ---- the kernel ---------------------------------------------------------------------------------
+
+
+def _form(factors: BlockLowRank) -> Form:
+    return tiling_of(words_of(factors)).form
+
+
+def words_of(factors: BlockLowRank) -> str:
+    m, n = factors.shape
+    return f"{m} {n} {factors.tiling.words}"
+
+
+def _fused(factors: BlockLowRank, x: Tensor, bias: Tensor | None) -> Tensor:
+    tensors, text = (factors.left, factors.right, factors.dense), words_of(factors)
+    return blr_linear(x, *tensors, text, factors.shape, bias)
+
+
+def _problem(
+    factors: BlockLowRank, rows: int, dtype: torch.dtype, tf32: bool
+) -> tuple[str, Problem] | None:
+    return block_problem(_form(factors), rows, dtype, tf32)
+
+
 # ---- costs --------------------------------------------------------------------------------------
 
 
 def _cost(counter: Counter, path: str, factors: BlockLowRank, rows: int) -> None:
+    if path == "fused" and block_cost(counter, _form(factors), rows, factors.dtype):
+        return
     tiling = factors.tiling
     columns, strips = _columns(tiling), _rows(tiling)
     if path == "fold":
@@ -193,4 +222,4 @@ def _rebuild(counter: Counter, factors: BlockLowRank) -> None:
         counter.matmul(b.rows, b.rank or 0, b.columns)
 
 
-FORM = LinearForm[BlockLowRank](_paths, _run, _cost, _rebuild)
+FORM = LinearForm[BlockLowRank](_paths, _run, _cost, _rebuild, _fused, _problem)

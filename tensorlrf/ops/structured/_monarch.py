@@ -8,7 +8,11 @@ from torch.nn import functional as F
 
 from tensorlrf.factors import MonarchFactors
 from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
+from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.blr_linear import monarch_linear
+from tensorlrf_kernels.blr_linear.forms import Form, monarch_form
 
 
 def _run(path: str, factors: MonarchFactors, x: Tensor) -> Tensor:
@@ -24,7 +28,24 @@ def _run(path: str, factors: MonarchFactors, x: Tensor) -> Tensor:
     return y if rows == m else y[..., :m]
 
 
+def _form(factors: MonarchFactors) -> Form:
+    m, n = factors.shape
+    return monarch_form(tuple(factors.left.shape), tuple(factors.right.shape), (m, n))
+
+
+def _fused(factors: MonarchFactors, x: Tensor, bias: Tensor | None) -> Tensor:
+    return monarch_linear(x, factors.left, factors.right, factors.shape, bias)
+
+
+def _problem(
+    factors: MonarchFactors, rows: int, dtype: torch.dtype, tf32: bool
+) -> tuple[str, Problem] | None:
+    return block_problem(_form(factors), rows, dtype, tf32)
+
+
 def _cost(counter: Counter, path: str, factors: MonarchFactors, rows: int) -> None:
+    if path == "fused" and block_cost(counter, _form(factors), rows, factors.dtype):
+        return
     Q, S, K, r = factors.left.shape
     counter.products(K, rows, factors.right.shape[3], Q * r)
     counter.merge(rows * K * Q * r)
@@ -37,4 +58,4 @@ def _rebuild(counter: Counter, factors: MonarchFactors) -> None:
     counter.products(Q * K, S, r, factors.right.shape[3])
 
 
-FORM = LinearForm[MonarchFactors](lambda _: ("chain",), _run, _cost, _rebuild)
+FORM = LinearForm[MonarchFactors](lambda _: ("chain",), _run, _cost, _rebuild, _fused, _problem)

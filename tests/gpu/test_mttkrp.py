@@ -1,0 +1,265 @@
+"""mttkrp's kernel on a GPU: against float64, in graphs, and behind cp.
+
+Needs torch, Triton and pytest alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition import _mttkrp
+from tensorlrf.decomposition._cp import fit_cp
+from tensorlrf.factors import CPFactors
+from tensorlrf_kernels import _launch
+from tensorlrf_kernels.mttkrp import contract_modes, fused, kernel_wins, reference
+from tests.gpu.sanitizer import assert_sane, needs_sanitizer
+from tests.kernels.mttkrp_operands import Contraction, bound, draw, exact, norm_bound, others
+from tests.kernels.operands import LAYOUTS, assert_within, roundoff
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = (torch.float32, torch.float64)
+SHAPES = (  # sizes, columns
+    ((100, 120, 140), 64),
+    ((37, 129, 53), 100),
+    ((256, 128, 3, 3), 128),
+    ((40, 40, 40, 40), 32),
+    ((14, 13, 12, 11, 10), 33),
+    ((2000, 3), 200),
+    ((1, 1, 1), 1),
+)
+
+
+@pytest.fixture(autouse=True)
+def ieee_float32() -> Iterator[None]:
+    """tf32 off, and nothing remembered of launches that failed."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    yield
+    matmul.fp32_precision = before
+    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
+
+
+def made(o: Contraction) -> Tensor:
+    """By the op, in memory that was last full of NaN."""
+    size = (64, exact_rows(o), o.factors[0].shape[1])
+    poison = torch.full(size, math.nan, device="cuda", dtype=o.tensor.dtype)
+    del poison
+    return contract_modes(o.tensor, o.factors, o.modes)
+
+
+def exact_rows(o: Contraction) -> int:
+    return math.prod(n for k, n in enumerate(o.tensor.shape) if k not in o.modes)
+
+
+def check(o: Contraction, what: str = "") -> None:
+    y = made(o)
+    right = exact(o)
+    assert_within(y, right, bound(o), what)
+    if right.numel() >= 1000:  # in the norm, where there are many
+        off = float((y.double().cpu() - right).norm() / right.norm())
+        assert off < norm_bound(o), what
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("sizes", "columns"), SHAPES, ids=str)
+def test_every_mode_agrees_with_float64(
+    sizes: tuple[int, ...], columns: int, dtype: torch.dtype
+) -> None:
+    for mode in range(len(sizes)):
+        check(draw(sizes, others(len(sizes), mode), columns, dtype, device="cuda"), f"mode {mode}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "modes"),
+    [((70, 300, 9), (1,)), ((15, 16, 17, 18), (1, 2)), ((15, 16, 17, 18), (3, 0))],
+    ids=str,
+)
+def test_several_modes_are_left(
+    sizes: tuple[int, ...], modes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    check(draw(sizes, modes, 40, dtype, device="cuda"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gap", [1, 2])
+def test_any_strides(layout: str, gap: int) -> None:
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        for mode in range(3):
+            o = draw(
+                (40, 50, 60), others(3, mode), 24, order=order, gap=gap, layout=layout,
+                device="cuda",
+            )  # fmt: skip
+            check(o, f"mode {mode} in memory order {order}")
+
+
+def test_tf32_by_torchs_switch() -> None:
+    o = draw((100, 120, 140), (1, 2), 64, device="cuda")
+    right = exact(o)
+    single = (made(o).double().cpu() - right).norm() / right.norm()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    tf32 = (made(o).double().cpu() - right).norm() / right.norm()
+    assert single < norm_bound(o)
+    assert 1e-5 < tf32 < 1e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_less_accurate_than_the_library(dtype: torch.dtype) -> None:
+    """1.5 times the error of the library product in full precision, at the most."""
+    o = draw((200, 200, 200), (1, 2), 64, dtype, device="cuda")
+    right = exact(o)
+
+    def off(y: Tensor) -> float:
+        return float((y.double().cpu() - right).norm() / right.norm())
+
+    library = off(reference.contract_modes(o.tensor, o.factors, o.modes))
+    assert off(made(o)) < max(1.5 * library, 12 * roundoff(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_agree_with_float64(dtype: torch.dtype) -> None:
+    o = draw((60, 50, 40), (0, 2), 24, dtype, device="cuda")
+    given = [t.requires_grad_() for t in (o.tensor, *o.factors)]
+    y = contract_modes(o.tensor, o.factors, o.modes)
+    dy = torch.randn_like(y)
+    found = torch.autograd.grad(y, given, dy)
+    wide = [t.detach().double().requires_grad_() for t in given]
+    z = reference.contract_modes(wide[0], wide[1:], o.modes)
+    expected = torch.autograd.grad(z, wide, dy.double())
+    for got, right in zip(found, expected, strict=True):
+        # Sums of at most 3000 terms of random sign, and what is lost of a product.
+        off = float((got.double() - right).norm() / right.norm())
+        assert off < (math.sqrt(3000) + 12) * 2 * roundoff(dtype)
+
+
+def test_results_repeat_to_the_bit_in_graphs_and_compiled() -> None:
+    o = draw((100, 120, 140), (1, 2), 64, device="cuda")
+    first = made(o)
+    torch.testing.assert_close(made(o), first, rtol=0, atol=0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = contract_modes(o.tensor, o.factors, o.modes)
+    captured.fill_(math.nan)
+    graph.replay()
+    torch.testing.assert_close(captured, first, rtol=0, atol=0)
+    fresh = draw((100, 120, 140), (1, 2), 64, device="cuda", seed=1)
+    o.tensor.copy_(fresh.tensor)
+    graph.replay()
+    torch.testing.assert_close(captured, made(o), rtol=0, atol=0)
+    compiled = torch.compile(lambda t, *f: contract_modes(t, f, o.modes), fullgraph=True)
+    torch.testing.assert_close(compiled(o.tensor, *o.factors), made(o), rtol=0, atol=0)
+
+
+def test_autocast_and_zero_sizes() -> None:
+    o = draw((30, 40, 50), (1, 2), 8, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        torch.testing.assert_close(made(o), made(o), rtol=0, atol=0)
+        assert made(o).dtype == torch.float32
+    for sizes in ((0, 4, 5), (3, 0, 5)):
+        y = made(draw(sizes, (1, 2), 8, device="cuda"))
+        assert y.shape == (sizes[0], 8)
+        assert not y.any()
+
+
+@pytest.mark.parametrize("far", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_offsets_beyond_31_bits(mode: int, far: int) -> None:
+    """Entries that lie more than 2^31 elements apart in one mode."""
+    o = draw((3, 4, 5), others(3, mode), 6, device="cuda")
+    step = 2**30 + 60
+    strides = [step if k == far else stride for k, stride in enumerate(o.tensor.stride())]
+    memory = torch.empty(4 * step + 60, device="cuda")
+    view = memory.as_strided((3, 4, 5), strides)
+    view.copy_(o.tensor)
+    check(replace(o, tensor=view))
+
+
+def test_the_khatri_rao_product_is_not_in_memory() -> None:
+    o = draw((200, 200, 200), (1, 2), 64, device="cuda")
+    y = contract_modes(o.tensor, o.factors, o.modes)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    contract_modes(o.tensor, o.factors, o.modes)
+    torch.cuda.synchronize()
+    beyond = torch.cuda.max_memory_allocated() - before - y.nbytes
+    # Its parts of the sum are; the product itself would take 10 MB.
+    assert beyond < 200 * 200 * 64 * 4 // 2
+
+
+def test_it_does_not_synchronise() -> None:
+    o = draw((30, 40, 50), (1, 2), 8, device="cuda")
+    made(o)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        contract_modes(o.tensor, o.factors, o.modes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- behind cp ----------------------------------------------------------------------------------
+
+
+def planted(shape: tuple[int, ...], rank: int) -> Tensor:
+    g = torch.Generator(device="cuda").manual_seed(0)
+    factors = tuple(torch.randn(n, rank, generator=g, device="cuda") for n in shape)
+    model = CPFactors(torch.ones(rank, device="cuda"), factors).to_dense()
+    white = torch.randn(shape, generator=g, device="cuda")
+    return model.add_(white, alpha=0.5 * float(model.norm() / white.norm()))
+
+
+@pytest.mark.parametrize("shape", [(150, 160, 170), (6, 400, 6), (96, 64, 3, 3)], ids=str)
+def test_cp_by_the_kernel_ends_where_it_does_by_the_library(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    tensor = planted(shape, 8)
+    options: dict[str, Any] = {"n_iter_max": 30, "tol": 0.0, "random_state": 0}
+    runs = {}
+    for way in (False, True):
+        monkeypatch.setattr(_mttkrp, "by_kernel", lambda *_, way=way: way)
+        runs[way] = fit_cp(tensor, 8, **options)
+    # A thousand roundings are room for what a sweep passes on to the next.
+    assert abs(runs[True].error - runs[False].error) < 1000 * torch.finfo(torch.float32).eps
+    again = fit_cp(tensor, 8, **options)
+    for a, b in zip(again.factors.factors, runs[True].factors.factors, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_cp_takes_the_kernel_for_a_large_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = torch.empty(400, 400, 400, device="cuda")
+    assert kernel_wins(large, (1, 2), 64)
+    assert not kernel_wins(large[:20, :20, :20], (1, 2), 64)
+    seen: list[tuple[int, ...]] = []
+    plain = fused.forward
+
+    def watched(tensor: Tensor, factors: Any, modes: Any) -> Tensor | None:
+        seen.append(tuple(modes))
+        return plain(tensor, factors, modes)
+
+    monkeypatch.setattr(fused, "forward", watched)
+    fit_cp(planted((20, 20, 20), 4), 4, n_iter_max=2)
+    assert not seen
+    fit_cp(planted((400, 400, 400), 4), 64, n_iter_max=2)
+    assert seen
+
+
+@needs_sanitizer
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_under_the_sanitizer(tool: str) -> None:
+    code = (
+        "import torch; from tensorlrf_kernels.mttkrp import mttkrp\n"
+        "for sizes in ((20, 30, 70), (33, 17, 3, 3)):\n"
+        "    t = torch.randn(sizes, device='cuda')\n"
+        "    f = [torch.randn(n, 20, device='cuda') for n in sizes]\n"
+        "    for mode in range(len(sizes)): mttkrp(t, f, mode)\n"
+        "torch.cuda.synchronize()\n"
+    )
+    assert_sane(code, tool)

@@ -1,0 +1,128 @@
+"""The kernels of blr_linear compiled for chips that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from tensorlrf_kernels._aot import compile_call
+from tensorlrf_kernels._chip import KNOWN, Chip
+from tensorlrf_kernels._launch import Call, Problem
+from tensorlrf_kernels.blr_linear import fused
+from tensorlrf_kernels.blr_linear.launch import backward, forward
+from tensorlrf_kernels.lowrank_linear.launch import DTYPES
+from tests.kernels.blr_operands import (
+    BlockOperands,
+    draw_blast,
+    draw_monarch,
+    draw_tiling,
+    grid,
+)
+from tests.kernels.compiled import TENSOR_CORES
+
+pytestmark = pytest.mark.aot
+
+SIDE = (1024, 1024)
+FORMS: dict[str, Callable[[int], BlockOperands]] = {
+    "even": lambda M: draw_tiling(M, grid([256] * 4, [256] * 4, lambda i, j: 64), SIDE),
+    "ragged": lambda M: draw_tiling(
+        M, grid([256] * 4, [256] * 4, lambda i, j: None if i == j else 17 + 3 * i + j), SIDE
+    ),
+    "odd": lambda M: draw_tiling(M, grid([33, 70], [41, 50], lambda i, j: 9 + i), (103, 91)),
+    "monarch": lambda M: draw_monarch(M, (64, 64), 1, SIDE),
+    "monarch of rank 8": lambda M: draw_monarch(M, (32, 32), 8, SIDE),
+    "blast": lambda M: draw_blast(M, (4, 4), 128, SIDE),
+}
+
+
+@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
+def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
+    yield request.param
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def calls_of(
+    o: BlockOperands,
+    direction: str,
+    rows: int,
+    chip: Chip,
+    *,
+    tf32: bool = False,
+    full: bool = True,
+) -> list[Call]:
+    """The launches that `rows` rows of a large layer get, on a few; with bias and activation, and
+    all gradients, or with none of them."""
+    choose = forward if direction == "forward" else backward
+    config = choose(Problem(rows, 4096, 4096, 256, o.x.dtype, tf32), chip)
+    assert config is not None
+    bias, activation = (o.bias, "gelu") if full else (None, None)
+    if direction == "forward":
+        return fused.forward_calls(config, o.form, o.x, o.panels, bias, activation)[0]
+    dy = o.x.new_empty(len(o.x), o.form.shape[0])
+    needed = [True, True, True, o.third is not None, full]
+    given = (config, o.form, dy, o.x, o.panels, bias, activation, needed)
+    return fused.backward_calls(*given)[0]
+
+
+def assert_compiles(calls: list[Call], chip: Chip) -> None:
+    """Without spills, within the chip's shared memory, with half precision on tensor cores: those
+    of the generation for tiles of 64 rows or more, which no other instruction feeds as fast."""
+    seen = set()
+    for call in calls:
+        key = (str(call.config), str(call.constants))
+        if key in seen:
+            continue
+        seen.add(key)
+        code = compile_call(call, chip)
+        what = f"{call.config} {call.constants} on {chip.name}: {code}"
+        assert not code.problems(chip), f"{'; '.join(code.problems(chip))}: {what}"
+        given = next(t for t in call.args.values() if isinstance(t, torch.Tensor))
+        if given.dtype.itemsize == 2 and call.config.kernel != "mix":
+            tall = call.config.blocks["BM"] >= 64
+            wanted = TENSOR_CORES[chip.capability] if tall else "HMMA"
+            assert code.tensor_ops.get(wanted), f"no {wanted}: {what}"
+
+
+@pytest.mark.parametrize("rows", [16, 8192])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chip", KNOWN)
+def test_fits_the_chip(chip: str, dtype: torch.dtype, rows: int) -> None:
+    o = FORMS["even"](min(rows, 256)).map(lambda t: t.to(dtype))
+    assert_compiles(calls_of(o, "forward", rows, KNOWN[chip], full=False), KNOWN[chip])
+
+
+def test_gradients_of_panels_fit_the_chip() -> None:
+    chip = KNOWN["NVIDIA H200"]
+    o = FORMS["even"](256).map(torch.Tensor.bfloat16)
+    calls = calls_of(o, "backward", 8192, chip, full=False)
+    assert_compiles([call for call in calls if call.config.kernel == "panels"], chip)
+
+
+def test_odd_sizes_compile() -> None:
+    """Nothing is a multiple of anything there."""
+    chip = KNOWN["NVIDIA H200"]
+    o = FORMS["odd"](150).map(torch.Tensor.half)
+    for call in calls_of(o, "forward", 150, chip):
+        assert compile_call(call, chip).shared_memory <= chip.shared_memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("rows", [128, 8192])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chip", KNOWN)
+def test_every_heuristic_launch_fits(
+    chip: str, dtype: torch.dtype, form: str, rows: int, direction: str, tf32: bool
+) -> None:
+    if tf32 and dtype is not torch.float32:
+        return  # the same launch as without
+    if direction == "backward" and rows < 512:
+        return  # the same launch as for 512 rows
+    o = FORMS[form](min(rows, 512)).map(lambda t: t.to(dtype))
+    calls = calls_of(o, direction, rows, KNOWN[chip], tf32=tf32)
+    assert_compiles(calls, KNOWN[chip])
