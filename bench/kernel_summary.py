@@ -30,7 +30,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         and "op" not in row.info
     }
     lines.append(_line("  time over the floor", over, "<= 1.35", least=False))
-    lines += _convolutions(rows)
+    lines += [*_convolutions(rows), *_others(rows)]
     for word, goal in (("MLP, M=8192, r=128", ">= 1.5x"), ("training step", ">= 1.2x")):
         for case in dict.fromkeys(row.case for row in rows if word in row.case):
             own = {row.variant: row for row in rows if row.case == case}
@@ -88,6 +88,45 @@ def _convolutions(rows: Sequence[Row]) -> list[str]:
     for format, ratios in over.items():
         for against, each in ratios.items():
             lines.append(_line(f"fused {format} convolutions, {against}", each, "choice by table"))
+    return lines
+
+
+# Beginning of a case's name -> the goal: over the fastest library form, over dense, and the time
+# over the floor.
+GOALS = {
+    "kron 64x64 (x) 64x64 s=1, M=8192": ">= 2.5x, >= 5x, <= 1.5",
+    "kron 64x64 (x) 64x64 s=1, M=2048": ">= 2.5x, >= 5x, <= 1.5",
+    "kron 64x64 (x) 64x64 s=2, M=8192": ">= 2.5x, >= 5x, <= 1.5",
+    "kron 64x64 (x) 64x64 s=2, M=2048": ">= 2.5x, >= 5x, <= 1.5",
+    "kron 64x64 (x) 64x64 s=4, M=8192": ">= 2.5x, >= 4x, <= 2",
+    "kron 64x64 (x) 64x64 s=4, M=2048": ">= 2.5x, >= 4x, <= 2",
+    "tt 8^4 R=8, M=8192": ">= 3x the chain of cores, >= 2x",
+    "tt 8^4 R=16, M=8192": ">= 3x the chain of cores, >= 1x",
+    "blr b=256 r=16, M=8192": ">= 1.3x",
+    "blr b=512 r=32, M=8192": ">= 1.15x",
+    "blr b=256 r=16, M=16": ">= 1.5x",
+    "blr b=512 r=32, M=16": ">= 1.5x",
+    "embedding 131072x4096, M=8192, r=256": ">= 1.1x",
+    "mttkrp 400x400x400 r=64": ">= 2x Khatri-Rao and GEMM, >= 1x",
+    "mttkrp 512x512x3x3 r=128": ">= 2x Khatri-Rao and GEMM, >= 1x",
+}
+LIBRARY = ("chain", "fold", "two steps", "einsum")
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    """The kernels of structured layers, tables and MTTKRP that a goal is about, one by one."""
+    time = {(row.case, row.variant): row.median_s for row in rows}
+    lines = []
+    for row in rows:
+        goal = next((goal for case, goal in GOALS.items() if row.case.startswith(case)), None)
+        if goal is None or row.variant != "fused":
+            continue
+        ways = [way for way in (*LIBRARY, "dense") if (row.case, way) in time]
+        ratios = [f"{time[row.case, way] / row.median_s:.2f}x {way}" for way in ways]
+        words = [*ratios, f"{row.info.get('over_floor', math.nan):.2f} over the floor"]
+        if "peak_MiB" in row.info:
+            words.append(f"{row.info['peak_MiB']:.0f} MiB")
+        lines.append(f"{row.case}: {', '.join(words)} ({goal})")
     return lines
 
 

@@ -203,13 +203,11 @@ class Tiling(tuple[Block, ...]):
 
     @cached_property
     def words(self) -> str:
-        """As one line: row,column,rows,columns,rank of every block, the rank -1 if it is dense."""
-        return ";".join(
-            ",".join(
-                str(-1 if n is None else n) for n in (b.row, b.column, b.rows, b.columns, b.rank)
-            )
-            for b in self
-        )
+        """As one line, of blocks that were checked: the sizes of the matrix, then of every block
+        row,column,rows,columns,rank, the rank -1 where it is dense."""
+        size = " ".join(map(str, self._tiled or ()))
+        each = [[-1 if n is None else n for n in b] for b in self]
+        return f"{size} {';'.join(','.join(map(str, b)) for b in each)}"
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, ...]]:

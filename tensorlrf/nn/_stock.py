@@ -77,6 +77,7 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
     """
     if path not in (*layer.paths, "fused"):
         raise unknown("path", path, layer.paths)
+    path = "chain" if path == "fused" else path
     if isinstance(layer, FactoredEmbedding):
         return _dense_embedding(layer) if path == "dense" else _embedding_chain(layer)
     if path == "dense":
@@ -92,7 +93,7 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
         if isinstance(layer, FactoredLinear):
             stages = _linear_stages(factors)
         else:
-            stages = _conv_stages(factors, layer, "chain" if path == "fused" else path)
+            stages = _conv_stages(factors, layer, path)
             layers += _padding(layer)
     for stage in stages:
         bias = layer.bias if stage is stages[-1] else None

@@ -257,6 +257,29 @@ def test_regret_is_the_chosen_path_over_the_fastest() -> None:
     assert "mean 37.5%, worst 50.0% at a r=32" in text
 
 
+def test_what_a_goal_is_about_is_told_with_every_library_form() -> None:
+    case = "blr b=256 r=16, M=16"
+    rows = [
+        row(case, "dense", 8.0, M=16),
+        row(case, "chain", 6.0, path="chain", rank=16, format="blr"),
+        row(case, "fold", 3.0, path="fold", rank=16, format="blr"),
+        row(case, "fused", 2.0, path="fused", rank=16, format="blr", over_floor=1.25),
+    ]
+    (line,) = [line for line in summary(rows) if line.startswith(case)]
+    assert "3.00x chain, 1.50x fold, 4.00x dense, 1.25 over the floor (>= 1.5x)" in line
+
+
+def test_every_goal_has_its_case() -> None:
+    names = [name for name, _ in structured_cases.structured_cases()]
+    for goal in kernel_summary.GOALS:
+        op = goal.split()[0]
+        if op in ("kron", "tt", "blr"):
+            assert goal in names
+    sizes = {"x".join(map(str, size)) for size, *_ in mttkrp_cases.CASES}
+    assert {"400x400x400", "512x512x3x3"} <= sizes
+    assert (tables.ROWS, tables.COLUMNS) == (131072, 4096)
+
+
 def test_networks_have_the_shapes_of_their_papers() -> None:
     with torch.device("meta"):
         net = network_cases.ResNet50().eval()

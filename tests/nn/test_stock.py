@@ -214,11 +214,14 @@ def test_a_chain_answers_for_dtype_and_device() -> None:
         assert set(stock.state_dict()) == {"0.weight", "1.weight"}
 
 
-def test_fused_becomes_the_chain() -> None:
-    layer = FactoredLinear(random_factors("lowrank", (7, 5)))
+@pytest.mark.parametrize("format", [*FORMATS, *MATRIX_FORMATS])
+def test_fused_becomes_the_chain(format: str) -> None:
+    layer = FactoredLinear(random_factors(format, (70, 65)))
     fused, chain = to_stock_layer(layer, "fused"), to_stock_layer(layer, "chain")
     assert fused.state_dict().keys() == chain.state_dict().keys()
-    x = torch.randn(3, 5, dtype=torch.float64)
+    for m in fused.modules():
+        assert not isinstance(m, fx.GraphModule) or "tensorlrf" not in m.code
+    x = torch.randn(3, 65, dtype=torch.float64)
     assert torch.equal(fused(x), chain(x))
 
 

@@ -80,6 +80,20 @@ def test_it_is_the_dense_layer_where_there_is_no_gpu(name: str) -> None:
         ops.linear(x, factors, bias, path="fused")
 
 
+@pytest.mark.parametrize("name", FACTORS)
+def test_it_compiles_whole(name: str) -> None:
+    factors = FACTORS[name]()
+    x = normal(3, factors.shape[1], seed=7).requires_grad_()
+
+    def run(x: Tensor) -> Tensor:
+        return ops.run_linear("fused", factors, x)
+
+    y = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, run(x), rtol=1e-12, atol=1e-12)  # the same products
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx[0], factors.to_dense().sum(0), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("rows", [1, 2048])
 @pytest.mark.parametrize("name", FACTORS)
 def test_it_moves_less_than_the_chain_in_fewer_launches(name: str, rows: int) -> None:

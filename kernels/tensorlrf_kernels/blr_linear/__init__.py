@@ -86,7 +86,7 @@ def monarch_linear(
 
     Row s Q + q, column k P + p. The rest is as `blr_linear` has it.
     """
-    m, n = shape
+    m, n = map(int, shape)  # a text of symbols cannot be traced
     return _call(x, left, right, None, bias, f"monarch {m} {n}", activation)
 
 
@@ -111,7 +111,7 @@ def blast_linear(
     The intermediate is rounded to the dtype twice, before the scales and behind them. The rest is
     as `blr_linear` has it.
     """
-    m, n = shape
+    m, n = map(int, shape)
     return _call(x, left, right, scales, bias, f"blast {m} {n}", activation)
 
 

@@ -166,17 +166,12 @@ def _padded(parts: list[list[Block]]) -> int:
 
 
 def _form(factors: BlockLowRank) -> Form:
-    return tiling_of(words_of(factors)).form
-
-
-def words_of(factors: BlockLowRank) -> str:
-    m, n = factors.shape
-    return f"{m} {n} {factors.tiling.words}"
+    return tiling_of(factors.tiling.words).form
 
 
 def _fused(factors: BlockLowRank, x: Tensor, bias: Tensor | None) -> Tensor:
-    tensors, text = (factors.left, factors.right, factors.dense), words_of(factors)
-    return blr_linear(x, *tensors, text, factors.shape, bias)
+    tensors = factors.left, factors.right, factors.dense
+    return blr_linear(x, *tensors, factors.tiling.words, factors.shape, bias)
 
 
 def _problem(
