@@ -9,15 +9,27 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples test test-slow lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune clean
+.PHONY: demo examples test test-layers test-whole test-compiled test-slow lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
 
-# Two processes: Triton reads TRITON_INTERPRET when it is imported, and compiles nothing under it.
+# Three processes of one thread, two at a time. Triton reads TRITON_INTERPRET when it is imported, and
+# compiles nothing under it.
+WHOLE := tests/compression tests/cli tests/examples tests/bench tests/kernels
+ALONE := OMP_NUM_THREADS=1 $(RUN) -m pytest -q
+
 test: $(READY)
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "not gpu and not aot and not slow" tests
-	$(RUN) -m pytest -q -m "aot and not slow" tests/kernels
+	$(MAKE) --no-print-directory -j2 -Oline test-layers test-whole test-compiled
+
+test-layers: $(READY)
+	TRITON_INTERPRET=1 $(ALONE) -m "not gpu and not aot and not slow" tests $(WHOLE:%=--ignore=%)
+
+test-whole: $(READY)
+	TRITON_INTERPRET=1 $(ALONE) -m "not gpu and not aot and not slow" $(WHOLE)
+
+test-compiled: $(READY)
+	$(ALONE) -m "aot and not slow" tests/kernels
 
 test-slow: $(VENV)/.examples
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
@@ -55,12 +67,9 @@ bench-models: $(VENV)/.examples
 bench-formats: $(VENV)/.examples
 	$(RUN) bench/formats.py --results bench/results/cpu
 
-# The Python of a GPU machine has plugins that are none of ours, so their warnings stay warnings.
-GPU_PYTEST := -m pytest -q -p no:cacheprovider -o filterwarnings=default
-
 gpu-check:
 	@$(PYTHON) bench/need_gpu.py
-	$(PYTHON) $(GPU_PYTEST) -m gpu tests/gpu
+	$(PYTHON) -m bench.gpu_check $(if $(OUT),--logs $(OUT)/gpu-check)
 
 # ONLY="batch 1" times the cases with these words in their name, ONTO=.../kernels.json keeps the rest.
 gpu-bench:

@@ -25,7 +25,7 @@ from tensorlrf.factors import (
     TTMatrix,
 )
 from tensorlrf.factors._blocks import by_rows
-from tensorlrf.ops._fused import fused_problem
+from tensorlrf.ops._fused import fused_problem, fuses
 from tensorlrf_kernels._tables import bucket, choose
 
 Make = Callable[[torch.device | str], Factors]
@@ -37,7 +37,8 @@ def structured_case(name: str, make: Make, M: int, *, held_out: bool = False) ->
     factors = make(kernel_cases.DEVICE)
     out, inp = factors.shape
     profile = kernel_cases.profiled()
-    paths = tuple(dict.fromkeys((*ops.paths_of(factors), "fused")))
+    own = ("fused",) if fuses(factors) else ()
+    paths = tuple(dict.fromkeys((*ops.paths_of(factors), *own)))
     costs = {p: ops.path_cost(factors, p, M, rebuild=False) for p in paths}
     predicted = {p: profile.seconds(cost, DTYPE) for p, cost in costs.items()}
     floor = ops.floor_cost(factors, M)

@@ -41,7 +41,7 @@ def ieee_float32() -> Iterator[None]:
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=28, deadline=None, derandomize=True)
 @given(
     channels=st.tuples(st.integers(1, 40), st.integers(1, 70)),
     bias=st.booleans(),
@@ -101,7 +101,7 @@ def test_forward(  # type: ignore[no-untyped-def]
         assert_within(made, exact(taps, None), forward_bound(taps, None), "u")
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(want_t=st.booleans(), want_parts=st.booleans(), chunk=st.sampled_from([64, 128]), **CASES)
 @example(
     batch=2,
