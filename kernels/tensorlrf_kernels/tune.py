@@ -92,7 +92,13 @@ def search(
             if words and times:
                 refused[str(config)] = words
                 continue
-            times[str(config)] = measure(config)
+            try:
+                times[str(config)] = measure(config)
+            except RuntimeError as error:  # as of a cooperative grid that the chip cannot hold
+                if not times:
+                    raise
+                refused[str(config)] = (str(error).splitlines() or [type(error).__name__])[0]
+                continue
             if times[str(config)] < times[str(best)]:
                 best = config
             if time.monotonic() > end:

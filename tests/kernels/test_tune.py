@@ -69,6 +69,25 @@ def test_what_does_not_fit_is_never_timed() -> None:
 
 
 @pytest.mark.usefixtures("never_compiles")
+def test_a_launch_that_the_device_refuses_is_left_out() -> None:
+    def measure(config: LaunchConfig) -> float:
+        if config.num_warps == 2:
+            raise RuntimeError("too many blocks in cooperative launch\nmore")
+        return float(config.num_warps)
+
+    found = tune.search("lowrank_linear", "forward", PROBLEM._replace(rows=16), H200, measure)
+    assert found is not None
+    assert found.best.num_warps == 4
+    assert "too many blocks in cooperative launch" in found.refused.values()
+
+    def never(_: LaunchConfig) -> float:
+        raise RuntimeError("no device")
+
+    with pytest.raises(RuntimeError, match="no device"):
+        tune.search("lowrank_linear", "forward", PROBLEM, H200, never)
+
+
+@pytest.mark.usefixtures("never_compiles")
 def test_the_search_ends_in_time_and_keeps_the_heuristic() -> None:
     found = tune.search("lowrank_linear", "forward", PROBLEM, H200, lambda _: 1.0, seconds=0)
     assert found is None or len(found.times) <= 1
