@@ -20,7 +20,7 @@ WHOLE := tests/compression tests/cli tests/examples tests/bench tests/kernels
 ALONE := OMP_NUM_THREADS=1 $(RUN) -m pytest -q
 
 test: $(READY)
-	$(MAKE) --no-print-directory -j2 -Oline test-layers test-whole test-compiled
+	$(MAKE) --no-print-directory -j2 test-layers test-whole test-compiled
 
 test-layers: $(READY)
 	TRITON_INTERPRET=1 $(ALONE) -m "not gpu and not aot and not slow" tests $(WHOLE:%=--ignore=%)

@@ -17,43 +17,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding, reference
-from tensorlrf_kernels.tt_embedding import reference as train
-from tensorlrf_kernels.tt_embedding import tt_embedding
 
 ROWS, COLUMNS, RANK = 30522, 768, 96  # of BERT-base (Devlin et al. 2019), an eighth of the width
-CUT = (128, 256, 32, 24)  # n1, n2 and d1, d2 of a train of two cores
 COUNTS = (1, 64, 1024)
-WAYS = ("dense", "chain", "op", "train chain", "train op")
+WAYS = ("dense", "chain", "op")
 ROUNDS = 10
 
 
 def operands(device: torch.device, dtype: torch.dtype) -> dict[str, list[Tensor]]:
-    """The table, both factors, and both cores."""
+    """The table, and both factors."""
     g = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
         return (torch.randn(size, generator=g) / math.sqrt(size[-1])).to(device, dtype)
 
-    n1, n2, d1, d2 = CUT
     return {
         "dense": [normal(ROWS, COLUMNS)],
         "factors": [normal(ROWS, RANK), normal(RANK, COLUMNS)],
-        "cores": [normal(n1, d1, 16), normal(16, n2, d2)],
     }
 
 
 def ways(given: dict[str, list[Tensor]]) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
     """Name -> the lookup, and the tensors that it is made from."""
-    shape = (ROWS, COLUMNS)
     return {
         "dense": (F.embedding, given["dense"]),
         "chain": (reference.lowrank_embedding, given["factors"]),
         "op": (lowrank_embedding, given["factors"]),
-        "train chain": (
-            lambda i, a, b: train.tt_embedding(i, (a[None], b[..., None]), shape),
-            given["cores"],
-        ),
-        "train op": (lambda i, a, b: tt_embedding(i, a, b, shape), given["cores"]),
     }
 
 

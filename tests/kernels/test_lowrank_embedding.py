@@ -59,14 +59,6 @@ def test_rows_of_the_table(kind: str, lead: tuple[int, ...], index: torch.dtype)
     torch.testing.assert_close(y, o.table()[indices.long()], rtol=1e-12, atol=1e-12)
 
 
-def test_any_number_of_cores() -> None:
-    cores = [normal(1, 3, 2, 2), normal(2, 4, 3, 3, seed=1), normal(3, 2, 2, 1, seed=2)]
-    dense = torch.einsum("aibB,Bjcd,dklm->ijkbcl", cores[0], cores[1], cores[2])
-    indices = draw_indices(9, 23).view(3, 3)
-    got = train.tt_embedding(indices, cores, SHAPE)
-    torch.testing.assert_close(got, dense.reshape(24, 12)[:23, :11][indices])
-
-
 @pytest.mark.parametrize("way", [run, chain])
 @pytest.mark.parametrize("padding", [None, 2])
 @pytest.mark.parametrize("kind", ["lowrank", "tt"])
