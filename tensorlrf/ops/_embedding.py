@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
-from tensorlrf.ops._check import check_path
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._fused import _lacking as lacking
+from tensorlrf.ops._fused import check_layer_path, fused_here
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
 from tensorlrf_kernels.lowrank_embedding.reference import without_gradient
 from tensorlrf_kernels.tt_embedding import reference as train
@@ -46,8 +45,7 @@ def embedding_paths(factors: Factors) -> tuple[str, ...]:
             f"factors stand for a tensor of shape {factors.shape}; the table of an embedding is "
             "(num_embeddings, embedding_dim)"
         )
-    fuses = fuses_embedding(factors) and not lacking(factors)
-    return EMBEDDING_PATHS if fuses else EMBEDDING_PATHS[:2]
+    return (*EMBEDDING_PATHS[:2], *fused_here(factors, fuses_embedding))
 
 
 def fuses_embedding(factors: Factors) -> bool:
@@ -59,12 +57,7 @@ def fuses_embedding(factors: Factors) -> bool:
 
 def check_embedding_path(path: str, factors: Factors) -> None:
     """The path is one that these factors have where they are; else the error says why not."""
-    paths = embedding_paths(factors)
-    if path == "fused" and path not in paths and fuses_embedding(factors):
-        raise UnsupportedError(
-            f"path='fused' is a GPU kernel, and {lacking(factors)}, or choose 'chain'"
-        )
-    check_path(path, paths)
+    check_layer_path(path, embedding_paths(factors), factors, fuses_embedding)
 
 
 def table_matrices(factors: Factors) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import torch
 
@@ -30,14 +31,20 @@ def fuses(factors: Factors) -> bool:
     return order in (2, 4) and isinstance(factors, (LowRank, CPFactors))
 
 
-def fused_here(factors: Factors) -> tuple[str, ...]:
-    """The path, where there is a kernel, and an NVIDIA GPU and Triton to run it."""
-    return ("fused",) if fuses(factors) and not _lacking(factors) else ()
+def fused_here(factors: Factors, has: Callable[[Factors], bool] = fuses) -> tuple[str, ...]:
+    """The path, where the layer `has` a kernel, and an NVIDIA GPU and Triton to run it."""
+    return ("fused",) if has(factors) and not _lacking(factors) else ()
 
 
-def check_layer_path(path: str, paths: tuple[str, ...], factors: Factors) -> None:
-    """The path is one of `paths`; of a kernel that cannot run here the error says why."""
-    if path == "fused" and path not in paths and fuses(factors):
+def check_layer_path(
+    path: str,
+    paths: tuple[str, ...],
+    factors: Factors,
+    has: Callable[[Factors], bool] = fuses,
+) -> None:
+    """The path is one of `paths`; of a kernel that the layer `has`, and that cannot run here, the
+    error says why."""
+    if path == "fused" and path not in paths and has(factors):
         raise UnsupportedError(
             f"path='fused' is a GPU kernel, and {_lacking(factors)}, or choose 'chain'"
         )

@@ -157,12 +157,18 @@ def _panels(strips: Sequence[Strip], inner: Pieces, x: Tensor, like: Tensor) -> 
 
 def monarch(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """x W^T (..., m), and the intermediate (..., Q, K r)."""
-    (Q, _, K, r), P = left.shape, right.shape[3]
-    x = F.pad(x, (0, K * P - x.shape[-1]))
+    (Q, S, K, r), P = left.shape, right.shape[3]
+    x = _widened(x, shape[1], K * P)
     t = torch.einsum("...kp,kcp->...kc", torch.unflatten(x, -1, (K, P)), right.flatten(1, 2))
     t = torch.unflatten(t, -1, (Q, r)).transpose(-3, -2).flatten(-2)  # (..., Q, K r)
     y = torch.einsum("...qc,qsc->...sq", t, left.flatten(2)).flatten(-2)
-    return y[..., : shape[0]], t
+    return y if shape[0] == S * Q else y[..., : shape[0]], t
+
+
+def _widened(x: Tensor, columns: int, padded: int) -> Tensor:
+    """x (..., columns) with zeros up to `padded` columns, by which it is cut into equal parts."""
+    # By sizes of the weight, so that it can be traced; a padding of nothing would be a copy.
+    return x if columns == padded else F.pad(x, (0, padded - columns))
 
 
 def monarch_backward(
@@ -198,12 +204,12 @@ def blast(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x W^T (..., m), and the intermediates before the scales, (..., q, r), and behind them,
     (..., p, r)."""
-    q, _, nb = right.shape
-    x = F.pad(x, (0, q * nb - x.shape[-1]))
+    (p, mb, _), (q, _, nb) = left.shape, right.shape
+    x = _widened(x, shape[1], q * nb)
     t = torch.einsum("...qn,qrn->...qr", torch.unflatten(x, -1, (q, nb)), right)
     u = torch.einsum("...qr,pqr->...pr", t, scales)
     y = torch.einsum("...pr,pmr->...pm", u, left).flatten(-2)
-    return y[..., : shape[0]], t, u
+    return y if shape[0] == p * mb else y[..., : shape[0]], t, u
 
 
 def blast_backward(

@@ -39,13 +39,19 @@ def product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x W^T, in two products with all the terms side by side in each, the cheaper order."""
     (s, m1, n1), (_, m2, n2) = a.shape, b.shape
     x = torch.unflatten(x, -1, (n1, n2))
-    if s * n1 * m2 * (n2 + m1) <= s * m1 * n2 * (n1 + m2):
+    if b_first((m1, n1), (m2, n2)):
         t = F.linear(x, b.flatten(0, 1))  # (..., n1, s m2)
         t = torch.unflatten(t, -1, (s, m2)).flatten(-3, -2)  # (..., n1 s, m2)
         return torch.matmul(a.permute(1, 2, 0).flatten(1), t).flatten(-2)
     t = torch.matmul(a.transpose(0, 1).flatten(0, 1), x)  # (..., m1 s, n2)
     t = torch.unflatten(t, -2, (m1, s)).flatten(-2)  # (..., m1, s n2)
     return F.linear(t, b.transpose(0, 1).flatten(1)).flatten(-2)
+
+
+def b_first(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Which of the two orders multiplies less, for factors (m1, n1) and (m2, n2)."""
+    (m1, n1), (m2, n2) = a, b
+    return n1 * m2 * (n2 + m1) <= m1 * n2 * (n1 + m2)
 
 
 def kron_linear_backward(

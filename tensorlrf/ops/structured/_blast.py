@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tensorlrf.factors import BlastFactors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
 from tensorlrf_kernels._launch import Problem
-from tensorlrf_kernels.blr_linear import blast_linear
+from tensorlrf_kernels.blr_linear import blast_linear, reference
 from tensorlrf_kernels.blr_linear.forms import Form, blast_form
 
 
 def _run(path: str, factors: BlastFactors, x: Tensor) -> Tensor:
-    q, _, nb = factors.right.shape
-    (m, n), (rows, columns) = factors.shape, factors.padded
-    if columns != n:
-        x = F.pad(x, (0, columns - n))
-    t = torch.einsum("...qn,qrn->...qr", torch.unflatten(x, -1, (q, nb)), factors.right)
-    t = torch.einsum("...qr,pqr->...pr", t, factors.scales)
-    y = torch.einsum("...pr,pmr->...pm", t, factors.left).flatten(-2)
-    return y if rows == m else y[..., :m]
+    tensors = factors.left, factors.right, factors.scales
+    return reference.blast_linear(x, *tensors, factors.shape)
 
 
 def _form(factors: BlastFactors) -> Form:

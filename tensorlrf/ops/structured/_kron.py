@@ -7,48 +7,27 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
 from tensorlrf_kernels._chip import H200
 from tensorlrf_kernels._launch import power_above
-from tensorlrf_kernels.kron_linear import kron_linear
+from tensorlrf_kernels.kron_linear import kron_linear, reference
 from tensorlrf_kernels.kron_linear.launch import KronProblem, forward
-
-
-def kron_product(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """a (s, m1, n1), b (s, m2, n2), x (..., n1 n2); returns (..., m1 m2)."""
-    s, m1, n1 = a.shape
-    _, m2, n2 = b.shape
-    x = torch.unflatten(x, -1, (n1, n2))
-    if b_first(s, (m1, n1), (m2, n2)):
-        t = F.linear(x, b.flatten(0, 1))  # (..., n1, s m2)
-        t = torch.unflatten(t, -1, (s, m2)).flatten(-3, -2)  # (..., n1 s, m2)
-        return torch.matmul(a.permute(1, 2, 0).flatten(1), t).flatten(-2)
-    t = torch.matmul(a.transpose(0, 1).flatten(0, 1), x)  # (..., m1 s, n2)
-    t = torch.unflatten(t, -2, (m1, s)).flatten(-2)  # (..., m1, s n2)
-    return F.linear(t, b.transpose(0, 1).flatten(1)).flatten(-2)
 
 
 def kron_cost(
     counter: Counter, s: int, one: tuple[int, int], other: tuple[int, int], rows: int
 ) -> None:
-    """Of `kron_product`."""
+    """Of the two library products."""
     (m1, n1), (m2, n2) = one, other
-    if b_first(s, one, other):
+    if reference.b_first(one, other):
         counter.matmul(rows * n1, n2, s * m2)
         counter.products(rows, m1, n1 * s, m2)
     else:
         counter.products(rows, m1 * s, n1, n2)
         counter.matmul(rows * m1, s * n2, m2)
-
-
-def b_first(s: int, one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Which of the two orders multiplies less."""
-    (m1, n1), (m2, n2) = one, other
-    return s * n1 * m2 * (n2 + m1) <= s * m1 * n2 * (n1 + m2)
 
 
 def kron_kernel_cost(counter: Counter, problem: KronProblem) -> None:
@@ -77,7 +56,7 @@ def _problem(
 
 
 def _run(path: str, factors: KroneckerSum, x: Tensor) -> Tensor:
-    return kron_product(factors.a, factors.b, x)
+    return reference.product(x, factors.a, factors.b)
 
 
 def _cost(counter: Counter, path: str, factors: KroneckerSum, rows: int) -> None:

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tensorlrf.factors import MonarchFactors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
 from tensorlrf_kernels._launch import Problem
-from tensorlrf_kernels.blr_linear import monarch_linear
+from tensorlrf_kernels.blr_linear import monarch_linear, reference
 from tensorlrf_kernels.blr_linear.forms import Form, monarch_form
 
 
 def _run(path: str, factors: MonarchFactors, x: Tensor) -> Tensor:
-    Q, _, K, r = factors.left.shape
-    P = factors.right.shape[3]
-    (m, n), (rows, columns) = factors.shape, factors.padded
-    if columns != n:
-        x = F.pad(x, (0, columns - n))
-    right = factors.right.flatten(1, 2)  # (K, Q r, P)
-    t = torch.einsum("...kp,kcp->...kc", torch.unflatten(x, -1, (K, P)), right)
-    t = torch.unflatten(t, -1, (Q, r)).transpose(-3, -2).flatten(-2)  # (..., Q, K r)
-    y = torch.einsum("...qc,qsc->...sq", t, factors.left.flatten(2)).flatten(-2)
-    return y if rows == m else y[..., :m]
+    return reference.monarch_linear(x, factors.left, factors.right, factors.shape)
 
 
 def _form(factors: MonarchFactors) -> Form:

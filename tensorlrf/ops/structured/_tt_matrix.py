@@ -14,8 +14,9 @@ from tensorlrf.factors import TTMatrix
 from tensorlrf.factors._tt import product_order
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
-from tensorlrf.ops.structured._kron import kron_cost, kron_kernel_cost, kron_product
+from tensorlrf.ops.structured._kron import kron_cost, kron_kernel_cost
 from tensorlrf_kernels.kron_linear.launch import KronProblem
+from tensorlrf_kernels.kron_linear.reference import product
 from tensorlrf_kernels.tt_linear import reference, tt_linear
 from tensorlrf_kernels.tt_linear.launch import Size, half, kron_problem, kron_work, served_cut
 
@@ -31,7 +32,7 @@ def _run(path: str, factors: TTMatrix, x: Tensor) -> Tensor:
     if columns != n:
         x = F.pad(x, (0, columns - n))
     if path == "fold":
-        y = kron_product(*reference.halves(cores, _cut(reference.sizes_of(cores))), x)
+        y = product(x, *reference.halves(cores, _cut(reference.sizes_of(cores))))
     else:
         y = reference.tt_linear(x, cores)
     return y if rows == m else y[..., :m]
