@@ -89,7 +89,9 @@ def _ordered(problem: KronProblem, swap: int, chip: Chip) -> tuple[float, Launch
     BM1, BM2 = _tile(problem, chip)
     width = problem.dtype.itemsize
     factors = problem.terms * (BM1 * n1 + BM2 * n2) * width
-    hold = problem.terms <= MOST_HELD and 3 * factors <= chip.shared_memory
+    # Without wgmma held factors take registers, which float16 needs for its powers of two.
+    few = problem.dtype is torch.float16 and chip.capability < (9, 0)
+    hold = problem.terms <= (2 if few else MOST_HELD) and 3 * factors <= chip.shared_memory
     hold = hold and (problem.half or (problem.tf32 and max(n1, n2) <= 64))
     warps = _warps(problem, BM1, max(BM2, n2))
     if BM1 < 64:
@@ -154,7 +156,11 @@ def _warps(problem: KronProblem, rows: int, columns: int) -> int:
     # Warps side by side would exchange what is between the products; those of wgmma come in fours.
     if rows >= 64:
         return min(8, rows // 16)
-    return min(8, max(rows // 16, rows * columns // (512 if problem.half else 256)))
+    size = rows * columns
+    if problem.half:
+        return min(8, max(rows // 16, size // 512))
+    # In TF32 the smallest tiles spill with fewer warps, larger ones beside held factors with more.
+    return min(8, max(rows // 16, size // 256, min(4, size // 128)))
 
 
 def _slow(problem: KronProblem, rows: int, chip: Chip) -> float:
