@@ -153,6 +153,8 @@ def _rank(factors: Factors) -> int:
 
 def normal(device: torch.device | str, *size: int, terms: int) -> Tensor:
     """Random numbers for a factor of which each output is a sum of so many products."""
+    if device == "meta":
+        return torch.empty(size, device=device, dtype=DTYPE)
     return torch.randn(size, device=device, dtype=DTYPE) / math.sqrt(terms)
 
 

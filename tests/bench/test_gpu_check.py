@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,34 @@ pytestmark = pytest.mark.gpu
 def test_number(k):
     assert k != {wrong}, "the reason is " + "long " * 400 + "and here"
 """
+
+
+BARE = """
+import sys
+import pytest
+
+for name in ("tensorly", "typer", "transformers", "matplotlib"):
+    sys.modules[name] = None
+
+class Bare:
+    def pytest_configure(self):  # its plugin is gone through before that
+        sys.modules["hypothesis"] = None
+
+import bench.gpu, bench.tune
+given = ["-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]
+sys.exit(pytest.main([*given, "--collect-only"], plugins=[Bare()]))
+"""
+
+
+def test_a_gpu_machine_needs_torch_triton_numpy_and_pytest_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE],
+        cwd=gpu_check.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_every_test_is_in_one_part() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,13 +14,6 @@ from tensorlrf_kernels._conv import Geometry
 from tests.kernels.operands import STEEPEST, roundoff
 
 LAST = torch.channels_last
-geometries = st.builds(
-    Geometry,
-    st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    st.tuples(st.integers(1, 4), st.integers(1, 4)),
-)
-kernels = st.tuples(st.integers(1, 4), st.integers(1, 4)) | st.sampled_from([(7, 7), (1, 7)])
 
 
 def normal(*size: int, seed: int) -> Tensor:

@@ -16,7 +16,8 @@ from tensorlrf_kernels._conv import Geometry, problem
 from tensorlrf_kernels._launch import launch
 from tensorlrf_kernels.cp_conv2d import fused, reference
 from tensorlrf_kernels.cp_conv2d.launch import backward, columns_of, forward, tile
-from tests.kernels.conv_operands import LAYOUTS, geometries, kernels, normal
+from tests.kernels.conv_operands import LAYOUTS, normal
+from tests.kernels.conv_strategies import geometries, kernels
 from tests.kernels.cp_conv_operands import draw_cp, exact, forward_bound
 from tests.kernels.interpreted import CHIP, DTYPES, run
 from tests.kernels.operands import assert_within, roundoff

@@ -14,14 +14,8 @@ from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels._conv import Geometry, problem
 from tensorlrf_kernels.tucker_conv2d import fused
 from tensorlrf_kernels.tucker_conv2d.launch import forward
-from tests.kernels.conv_operands import (
-    LAYOUTS,
-    draw_conv,
-    exact,
-    forward_bound,
-    geometries,
-    kernels,
-)
+from tests.kernels.conv_operands import LAYOUTS, draw_conv, exact, forward_bound
+from tests.kernels.conv_strategies import geometries, kernels
 from tests.kernels.interpreted import CHIP, DTYPES, run
 from tests.kernels.operands import assert_within
 
