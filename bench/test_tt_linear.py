@@ -2,7 +2,7 @@
 and a training step with the memory that it keeps, on a 4096 x 4096 layer of four cores.
 
 On a GPU the op is the Kronecker kernel, and the whole comparison there is `make gpu-bench`; on a
-CPU it runs one product a core, and keeps less for the gradient.
+CPU it takes the way that multiplies less, and keeps less for the gradient.
 """
 
 from __future__ import annotations

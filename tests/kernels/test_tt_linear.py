@@ -17,7 +17,14 @@ from tensorlrf.factors import TTMatrix
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.kron_linear import reference as kron_reference
 from tensorlrf_kernels.tt_linear import reference, tt_linear
-from tensorlrf_kernels.tt_linear.launch import Size, kron_problem, served_cut
+from tensorlrf_kernels.tt_linear.launch import (
+    Size,
+    cheaper_cut,
+    kron_problem,
+    kron_work,
+    merge_work,
+    served_cut,
+)
 
 OP = torch.ops.tensorlrf.tt_linear
 Train = list[Size]
@@ -97,10 +104,16 @@ def test_what_is_not_asked_for_is_not_made() -> None:
     torch.testing.assert_close(dx, dense(cores).detach().sum(0).expand_as(x))
 
 
-def test_backward_keeps_the_input_and_nothing_else() -> None:
+BY_CORES = train((2, 2, 8), (8, 2, 2), (2, 2))  # the other one is cheaper cut in the middle
+CUT = train((4, 4, 4, 4), (4, 4, 4, 4), (8, 2, 8))
+
+
+@pytest.mark.parametrize("sizes", [BY_CORES, CUT], ids=["by cores", "cut"])
+def test_backward_keeps_the_input_and_nothing_of_its_size(sizes: Train) -> None:
     """The states between the products are up to the rank times larger than the layer's output."""
-    sizes = train((4, 4, 4), (4, 4, 4), (12, 12))
     cores, (x, *_) = cores_of(sizes), inputs(sizes, 50)
+    cut = cheaper_cut(sizes, 50, reference.work(sizes))
+    assert (cut is None) == (sizes is BY_CORES)
     leaves = [t.requires_grad_() for t in (x, *cores)]
     kept: list[Tensor] = []
 
@@ -110,7 +123,11 @@ def test_backward_keeps_the_input_and_nothing_else() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         tt_linear(x, cores)
-    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in leaves}
+    own = {t.data_ptr() for t in leaves}
+    others = [t for t in kept if t.data_ptr() not in own]
+    assert x.data_ptr() in {t.data_ptr() for t in kept}
+    # Merged halves have 16 x 16 numbers a term, and the halves of the halves.
+    assert sum(t.numel() for t in others) <= (0 if sizes is BY_CORES else 6 * 2 * 8 * 16**2)
 
 
 def test_the_op_is_one_of_the_dispatchers() -> None:
@@ -161,6 +178,18 @@ def test_what_does_not_fit_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tt_linear(*wrong)  # type: ignore[arg-type]  # of several types
+
+
+def test_the_cheaper_cut_multiplies_less_than_the_cores_do() -> None:
+    for sizes in (BY_CORES, CUT):
+        chain = 50 * reference.work(sizes)
+        works = [
+            50 * kron_work(kron_problem(sizes, cut, 1, torch.float32)) + merge_work(sizes, cut)
+            for cut in range(1, len(sizes))
+        ]
+        cut = cheaper_cut(sizes, 50, reference.work(sizes))
+        assert cut == (1 + works.index(min(works)) if min(works) < chain else None)
+        assert (cut is None) == (sizes is BY_CORES)
 
 
 def test_trains_of_low_rank_are_cut_where_the_kernel_multiplies_least() -> None:

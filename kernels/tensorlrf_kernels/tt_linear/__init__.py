@@ -14,7 +14,7 @@ from tensorlrf_kernels._launch import HAS_TRITON
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.kron_linear import kron_linear
 from tensorlrf_kernels.tt_linear import reference
-from tensorlrf_kernels.tt_linear.launch import served_cut
+from tensorlrf_kernels.tt_linear.launch import cheaper_cut, served_cut
 
 __all__ = ["tt_linear"]
 
@@ -37,18 +37,21 @@ def tt_linear(
 
     Returns (..., m), contiguous. Between two cores a TT-matrix is a Kronecker sum of as many terms
     as the rank there. Where that is 16 at most, and both halves have from 16 to 128 rows and
-    columns, the cores of each are merged and `kron_linear` runs; elsewhere one library product a
-    core, what is between them rounded to the dtype. Differentiable once, in all tensors; for the
-    gradient x is kept and nothing else, as for a dense layer.
+    columns, the cores of each are merged and the kernel of `kron_linear` runs; elsewhere library
+    products, its own or one a core, whichever multiply less, what is between them rounded to the
+    dtype. Differentiable once, in all tensors; for the gradient x and the merged cores are kept and
+    nothing else, as for a dense layer.
 
     Raises ValueError where shapes, dtypes, devices or the activation do not fit together.
     """
     cores = list(cores)
     _check(x, cores, bias, residual, activation)
+    rows, sizes = x.shape[:-1].numel(), reference.sizes_of(cores)
     cut = None
     if x.device.type == "cuda" and HAS_TRITON:
-        rows = x.shape[:-1].numel()
-        cut = served_cut(reference.sizes_of(cores), rows, _run_dtype(x))
+        cut = served_cut(sizes, rows, _run_dtype(x))
+    if cut is None:
+        cut = cheaper_cut(sizes, rows, reference.work(sizes))
     if cut is not None:
         return kron_linear(x, *reference.halves(cores, cut), bias, residual, activation)
     given = (x, *cores, bias, residual)

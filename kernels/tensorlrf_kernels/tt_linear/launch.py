@@ -28,9 +28,32 @@ def served_cut(
     """The cut whose halves the Kronecker kernel serves with the fewest multiply-adds; None where
     it serves none."""
     problems = [kron_problem(sizes, cut, rows, dtype, tf32) for cut in range(1, len(sizes))]
-    works = [kron_work(problem) if problem.served else math.inf for problem in problems]
+    works: list[float] = [kron_work(p) if p.served else math.inf for p in problems]
     least = min([*works, math.inf])
     return None if least == math.inf else 1 + works.index(least)
+
+
+def cheaper_cut(sizes: Sequence[Size], rows: int, chain: int) -> int | None:
+    """The cut by which the halves, merged and multiplied as library products, take the fewest
+    multiply-adds; None where one product a core, which takes `chain` a row, takes fewer yet."""
+    # One row in any dtype: what is compared is the same for all.
+    cuts = range(1, len(sizes))
+    works = [rows * kron_work(kron_problem(sizes, cut, 1, torch.float32)) for cut in cuts]
+    works = [work + merge_work(sizes, cut) for cut, work in zip(cuts, works, strict=True)]
+    if not works or min(works) >= rows * chain:
+        return None
+    return 1 + works.index(min(works))
+
+
+def merge_work(sizes: Sequence[Size], cut: int) -> int:
+    """Multiply-adds of merging the cores of each half."""
+    work = 0
+    for cores in (sizes[:cut], sizes[cut:]):
+        r, m, n, _ = cores[0]
+        for inner, more_m, more_n, after in cores[1:]:
+            work += r * m * n * inner * more_m * more_n * after
+            m, n = m * more_m, n * more_n
+    return work
 
 
 def kron_work(problem: KronProblem) -> int:

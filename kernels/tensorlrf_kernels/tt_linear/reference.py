@@ -135,8 +135,16 @@ def sizes_of(cores: Sequence[Tensor]) -> list[Size]:
 def steps(sizes: Sequence[Size]) -> list[Step]:
     """The products, beginning with the first core or with the last, whichever multiplies less."""
     first, last = _from_first(sizes), _from_last(sizes)
-    works = [sum([step.multiply_adds for step in way]) for way in (first, last)]
-    return first if works[0] <= works[1] else last
+    return first if _work(first) <= _work(last) else last
+
+
+def work(sizes: Sequence[Size]) -> int:
+    """Multiply-adds of all products for one row of x."""
+    return _work(steps(sizes))
+
+
+def _work(chain: Sequence[Step]) -> int:
+    return sum([step.multiply_adds for step in chain])
 
 
 def products(cores: Sequence[Tensor]) -> Iterator[tuple[Step, Tensor]]:

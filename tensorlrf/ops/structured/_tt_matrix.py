@@ -18,7 +18,14 @@ from tensorlrf.ops.structured._kron import kron_cost, kron_kernel_cost
 from tensorlrf_kernels.kron_linear.launch import KronProblem
 from tensorlrf_kernels.kron_linear.reference import product
 from tensorlrf_kernels.tt_linear import reference, tt_linear
-from tensorlrf_kernels.tt_linear.launch import Size, half, kron_problem, kron_work, served_cut
+from tensorlrf_kernels.tt_linear.launch import (
+    Size,
+    cheaper_cut,
+    half,
+    kron_problem,
+    kron_work,
+    served_cut,
+)
 
 
 def _paths(factors: TTMatrix) -> tuple[str, ...]:
@@ -70,14 +77,15 @@ def _cut(sizes: Sequence[Size]) -> int:
 
 def _cost(counter: Counter, path: str, factors: TTMatrix, rows: int) -> None:
     sizes = reference.sizes_of(factors.cores)
+    served = served_cut(sizes, rows, factors.dtype) if path == "fused" else None
+    if served is not None:
+        _merge_cost(counter, sizes, served)
+        kron_kernel_cost(counter, kron_problem(sizes, served, rows, factors.dtype))
+        return
+    cut = _cut(sizes) if path == "fold" else None
     if path == "fused":
-        cut = served_cut(sizes, rows, factors.dtype)
-        if cut is not None:
-            _merge_cost(counter, sizes, cut)
-            kron_kernel_cost(counter, kron_problem(sizes, cut, rows, factors.dtype))
-            return
-    if path == "fold":
-        cut = _cut(sizes)
+        cut = cheaper_cut(sizes, rows, reference.work(sizes))
+    if cut is not None:
         _merge_cost(counter, sizes, cut)
         kron_cost(counter, sizes[cut][0], half(sizes[:cut]), half(sizes[cut:]), rows)
         return
