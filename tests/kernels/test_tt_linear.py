@@ -18,6 +18,7 @@ from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.kron_linear import reference as kron_reference
 from tensorlrf_kernels.tt_linear import reference, tt_linear
 from tensorlrf_kernels.tt_linear.launch import (
+    THIN,
     Size,
     cheaper_cut,
     kron_problem,
@@ -104,7 +105,7 @@ def test_what_is_not_asked_for_is_not_made() -> None:
     torch.testing.assert_close(dx, dense(cores).detach().sum(0).expand_as(x))
 
 
-BY_CORES = train((2, 2, 8), (8, 2, 2), (2, 2))  # the other one is cheaper cut in the middle
+BY_CORES = train((2,) * 10, (2,) * 10, (1,) * 9)  # the other one is cheaper cut in the middle
 CUT = train((4, 4, 4, 4), (4, 4, 4, 4), (8, 2, 8))
 
 
@@ -182,7 +183,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_the_cheaper_cut_multiplies_less_than_the_cores_do() -> None:
     for sizes in (BY_CORES, CUT):
-        chain = 50 * reference.work(sizes)
+        chain = THIN * 50 * reference.work(sizes)
         works = [
             50 * kron_work(kron_problem(sizes, cut, 1, torch.float32)) + merge_work(sizes, cut)
             for cut in range(1, len(sizes))

@@ -9,6 +9,9 @@ import torch
 
 from tensorlrf_kernels.kron_linear.launch import KronProblem
 
+# How many times as long a multiply-add takes in products of single cores, which are too thin for
+# the libraries: 1.6 times fewer took over twice as long on a CPU (bench/results/cpu/tt_linear.md).
+THIN = 2
 Size = tuple[int, int, int, int]
 """(r, m, n, r') of a core (r, m, n, r')."""
 
@@ -35,12 +38,12 @@ def served_cut(
 
 def cheaper_cut(sizes: Sequence[Size], rows: int, chain: int) -> int | None:
     """The cut by which the halves, merged and multiplied as library products, take the fewest
-    multiply-adds; None where one product a core, which takes `chain` a row, takes fewer yet."""
+    multiply-adds; None where one product a core, which takes `chain` a row, takes far fewer."""
     # One row in any dtype: what is compared is the same for all.
     cuts = range(1, len(sizes))
     works = [rows * kron_work(kron_problem(sizes, cut, 1, torch.float32)) for cut in cuts]
     works = [work + merge_work(sizes, cut) for cut, work in zip(cuts, works, strict=True)]
-    if not works or min(works) >= rows * chain:
+    if not works or min(works) >= THIN * rows * chain:
         return None
     return 1 + works.index(min(works))
 
