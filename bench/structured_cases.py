@@ -307,9 +307,11 @@ def _others() -> Iterator[tuple[str, Make, int]]:
                 name = f"llama3-8b {m1 * m2}x{n1 * n2} kron s={s}"
                 yield name, kron(s, *sizes), M
                 if s == 16:
-                    # The same number of parameters in two matrices, and the same train in four.
+                    # About as many parameters in two matrices, and in four cores.
                     r = 16 * (m1 * n1 + m2 * n2) // (m1 * m2 + n1 * n2)
                     yield f"{name}'s parameters, r={r}", lowrank(m1 * m2, n1 * n2, r), M
+                    rows, columns = (8, m1 // 8, m2 // 8, 8), (8, n1 // 8, n2 // 8, 8)
+                    yield f"{name}'s parameters, tt", train(rows, columns, (64, 16, 64)), M
         for out, inp in LLAMA:
             for name, make in quarters(out, inp).items():
                 yield f"llama3-8b {out}x{inp} {name} at 1/4", make, M
