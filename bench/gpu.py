@@ -17,7 +17,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,16 +27,18 @@ import torch
 
 from bench import kernel_cases
 from bench.constants import measure
-from bench.kernel_cases import Case
+from bench.kernel_cases import Case, Launch
 from bench.kernel_summary import summary
 from bench.report import Row, machine, write_results
 from bench.roofline import plot_measured
 from tensorlrf_kernels._chip import chip_of
-from tensorlrf_kernels.tune import verdict
+from tensorlrf_kernels.tune import OPS, verdict
 
 SECONDS = 500.0  # of the whole run
 CASE_SECONDS = 0.08  # of each clock of a case
+SAVED_EACH = 20  # cases: a run that is cut off has not been for nothing
 STEM = "kernels"
+Cases = Sequence[tuple[str, Callable[[], Case]]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,27 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
     about = machine("cuda")
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     cases = [pair for pair in kernel_cases.all_cases() if given.only in pair[0]]
-    _compile_ahead([make() for _, make in cases])
-    constants = measure()
+    _compile_ahead(cases)
+    about["constants"] = constants = measure()
     print("\n".join(f"{name} {value:.4g}" for name, value in constants.items()), flush=True)
+    target = given.results / about["device"].lower().replace(" ", "-")
     rows: list[Row] = []
-    missed: list[str] = []
     failed: list[str] = []
+
+    def save(missed: list[str]) -> list[Row]:
+        whole, words = rows, about | {"not_reached": missed, "failed": failed}
+        if given.onto is not None:
+            whole, words = _onto(given.onto, rows, words)
+        write_results(target, STEM, whole, words, note=_note(missed))
+        return whole
+
+    names = [name for name, _ in cases]
+    reached = 0
     for name, make in cases:
         if time.monotonic() > end:
-            missed.append(name)
-            continue
+            break
         found = _measured(name, make)
         rows += found
         if not found:
             failed.append(name)
-    if given.onto is not None:
-        rows, about = _onto(given.onto, rows, about)
-    target = given.results / about["device"].lower().replace(" ", "-")
-    about |= {"constants": constants, "not_reached": missed, "failed": failed}
-    write_results(target, STEM, rows, about, note=_note(missed))
-    text = "\n".join(summary(rows))
-    print(text)
+        reached += 1
+        if reached % SAVED_EACH == 0:
+            save(names[reached:])
+    print("\n".join(summary(save(names[reached:]))))
     _plot(target)
     return 0
 
@@ -94,7 +102,16 @@ def _onto(path: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row]
     return [*kept, *rows], about | {"earlier": earlier}
 
 
-def _compile_ahead(cases: list[Case]) -> None:
+def _launches(cases: Cases) -> Iterator[Launch]:
+    """How the kernels of all cases will be launched; a case at a time, for the memory."""
+    for name, make in cases:
+        try:
+            yield from make().launches()
+        except Exception as error:  # it will fail again when it is measured, and alone
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+
+
+def _compile_ahead(cases: Cases) -> None:
     """Fill Triton's cache side by side: compiling is most of the work of a first run."""
     chip = chip_of(kernel_cases.DEVICE)
     # A launch is compiled once for all sizes that are multiples of 16, or are not, alike.
@@ -102,8 +119,7 @@ def _compile_ahead(cases: list[Case]) -> None:
         (op, direction, str(config), *(_alike(part) for part in problem)): (
             *(op, direction, config, problem, chip),
         )
-        for case in cases
-        for op, direction, config, problem in case.launches()
+        for op, direction, config, problem in _launches(cases)
     }
     start = time.monotonic()
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
@@ -121,11 +137,11 @@ def _measured(name: str, make: Callable[[], Case]) -> list[Row]:
         warnings.simplefilter("always")
         try:
             rows = make().measure(CASE_SECONDS)
-        except RuntimeError as error:
+        except Exception as error:  # whatever it is, the other cases need the GPU's time
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             rows = []
     for warning in said:
-        if any(word in str(warning.message) for word in ("lowrank", "conv2d")):
+        if any(op in str(warning.message) for op in OPS):
             print(f"{name}: {warning.message}", flush=True)
     if kernel_cases.DEVICE.type == "cuda":
         torch.cuda.empty_cache()

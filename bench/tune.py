@@ -147,7 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
             left = min(given.each, end - time.monotonic())
             if left <= 0:
                 break
-            found = tune(op, direction, problem, device, seconds=left, pool=pool)
+            try:
+                found = tune(op, direction, problem, device, seconds=left, pool=pool)
+            except Exception as error:  # whatever it is, the other problems need the GPU's time
+                print(f"{op}.{direction} {bucket(problem)}: {type(error).__name__}: {error}")
+                continue
             if found is None:
                 continue
             print(f"{op}.{direction} {bucket(problem)}: {found}", flush=True)

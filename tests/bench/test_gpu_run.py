@@ -148,6 +148,41 @@ def test_what_the_time_does_not_reach_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_run_that_is_cut_off_has_saved_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off() -> Case:
+        raise KeyboardInterrupt
+
+    cases = kernel_cases.all_cases()
+    cases[2] = (cases[2][0], cut_off)
+    monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
+    monkeypatch.setattr(gpu, "SAVED_EACH", 2)
+    monkeypatch.setattr(gpu, "_compile_ahead", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--results", str(tmp_path)])
+    result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
+    assert len({row["case"] for row in result["rows"]}) == 2
+    assert result["machine"]["not_reached"] == [name for name, _ in cases[2:]]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_case_that_cannot_be_made_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> Case:
+        raise ValueError("no such layer")
+
+    cases = kernel_cases.all_cases()[:2]
+    monkeypatch.setattr(kernel_cases, "all_cases", lambda: [("broken", broken), *cases])
+    assert gpu.main(["--results", str(tmp_path)]) == 0
+    assert "broken: ValueError: no such layer" in capsys.readouterr().out
+    result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
+    assert result["machine"]["failed"] == ["broken"]
+    assert len({row["case"] for row in result["rows"]}) == 2
+
+
+@pytest.mark.usefixtures("small")
 def test_a_case_that_fails_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
