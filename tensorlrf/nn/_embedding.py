@@ -26,9 +26,9 @@ class FactoredEmbedding(FactoredLayer):
                  zeros stays one where its own factor is zero; else it moves with the others, which
                  share its factors
 
-    The factors are copied. Rows of the path table are numbers of indices. Its cost model rebuilds
-    the table in every call of the path "dense": a table that is kept is fastest always, and takes
-    the memory for which it was factored.
+    The factors are copied. Rows of the path table are numbers of indices. The path "dense" is there
+    to be asked for, and is chosen by neither the cost model nor `tune`: it keeps the whole table,
+    which is fastest always, and takes the memory for which it was factored.
 
     Raises ShapeError, ArgumentError or UnsupportedError where these do not fit.
     """
@@ -95,8 +95,10 @@ class FactoredEmbedding(FactoredLayer):
         check_embedding_path("fused", self.factors)
 
     def _default_path_table(self) -> PathTable:
-        factors = self.factors
-        return PathTable.from_choices({n: best_embedding_path(factors, n) for n in BUCKETS})
+        factors, paths = self.factors, self.timed_paths
+        return PathTable.from_choices(
+            {n: best_embedding_path(factors, n, paths=paths) for n in BUCKETS}
+        )
 
     def _bias_repr(self) -> str:
         return ""

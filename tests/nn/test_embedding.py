@@ -12,7 +12,7 @@ from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import FactoredEmbedding, factored_type, factorize
 from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
-from tensorlrf.ops import PathTable
+from tensorlrf.ops import PathTable, best_embedding_path
 
 METHODS = ("svd", "cp", "tucker", "tt")
 
@@ -188,3 +188,13 @@ def test_what_is_no_plain_embedding_is_refused() -> None:
         FactoredEmbedding.from_factors(LowRank(torch.ones(50, 2), torch.ones(2, 23)), dense())
     with pytest.raises(ArgumentError, match="padding_idx=50"):
         FactoredEmbedding(TTMatrix((torch.ones(1, 50, 24, 1),)), padding_idx=50)
+
+
+def test_a_table_is_kept_only_when_asked_for() -> None:
+    layer = factorize(nn.Embedding(1000, 64), "svd", 16)
+    assert "dense" in layer.paths
+    # Though for many rows rebuilding this small one would be the least work.
+    assert best_embedding_path(layer.factors, 2**20) == "dense"
+    assert "dense" not in layer.path_table.paths
+    layer.path_table = PathTable.single("dense")
+    torch.testing.assert_close(layer(torch.arange(5)), layer.weight[:5])
