@@ -218,7 +218,8 @@ def decode_call(
         "RUN": into.run,
         "PRECISION": precision(x.dtype),
     }
-    blocks.pop("MIB")
+    for other in ("BW", "MIB"):
+        blocks.pop(other)
     one = replace(config, blocks=blocks)
     return Call(OP, one, config.programs, args, constants)
 
@@ -256,7 +257,7 @@ def weave_call(
     }
     half = left.dtype.itemsize == 2
     # Beside each other in registers: WOVEN tiles of BM x BS.
-    BM, BE = min(config.blocks["BM"], 64 if half else 32), min(128 if half else 32, pad(R))
+    BM, BE = min(config.blocks["BM"], 64 if half else 32), min(config.blocks["BW"], pad(R))
     blocks = {
         "BM": BM,
         "BS": 16,
@@ -266,7 +267,11 @@ def weave_call(
     }
     # Strips are loaded side by side: a pipeline for each would only take long to compile.
     one = replace(
-        _of(config, "weave", blocks), num_warps=8 if BM == 64 else 4, num_stages=1, registers=255
+        _of(config, "weave", blocks),
+        num_warps=8 if BM == 64 else 4,
+        num_stages=1,
+        # Products without tensor cores are unrolled into as many registers as they are given.
+        registers=255 if half else 0,
     )
     grid = -(-len(y) // BM) * -(-S // blocks["BS"]) * -(-Q // blocks["WOVEN"])
     return Call(OP, one, grid, args, constants)

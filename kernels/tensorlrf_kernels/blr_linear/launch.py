@@ -89,7 +89,7 @@ def _few_rows(problem: Problem, chip: Chip) -> LaunchConfig:
         BK, BN, BE, warps = step, 16, step, 8
     elif BM >= 64:
         BK, BE, warps = 64, 64, 8 if BM == 128 else 4
-    blocks = {"BM": BM, "BR": BR, "BK": BK, "BN": BN, "BE": BE, "MIB": _share(chip)}
+    blocks = {"BM": BM, "BR": BR, "BK": BK, "BN": BN, "BE": BE, **_others(problem, chip)}
     # All must fit the chip at once: of four warps two on a multiprocessor do for certain.
     programs = chip.multiprocessors * (2 if warps == 4 else 1)
     # Products without tensor cores are unrolled into as many registers as they are given.
@@ -111,12 +111,16 @@ def _rows(problem: Problem, chip: Chip) -> LaunchConfig:
         if problem.dtype is torch.float16:
             BE = 32  # t is in float32 until it has been narrowed
             warps = 8
-    blocks = {"BM": BM, "BR": BR, "BK": BK, "BN": BN, "BE": BE, "MIB": _share(chip)}
+    blocks = {"BM": BM, "BR": BR, "BK": BK, "BN": BN, "BE": BE, **_others(problem, chip)}
     # The others fit two programs a multiprocessor, if the assembler may see to it.
     registers = 255 if problem.dtype is torch.float16 else 0
     return LaunchConfig("grouped", blocks, warps, 3, registers=registers)
 
 
-def _share(chip: Chip) -> int:
-    """MiB that the intermediate of a chunk of rows may take, to be read from the L2 cache."""
-    return max(1, chip.l2 * 4 // 15 // 2**20)
+def _others(problem: Problem, chip: Chip) -> dict[str, int]:
+    """BW ranks of one product where strips are woven, and the MiB that the intermediate of a chunk
+    of rows may take, to be read from the L2 cache."""
+    half = problem.dtype is not torch.float32
+    # Before wgmma the operands of all strips are in registers at once.
+    BW = 32 if not half or chip.capability < (9, 0) else 128
+    return {"BW": BW, "MIB": max(1, chip.l2 * 4 // 15 // 2**20)}
