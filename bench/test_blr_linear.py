@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.timed import timed
 from tensorlrf_kernels.blr_linear import (
     blast_linear,
     blr_linear,
@@ -25,7 +26,7 @@ from tensorlrf_kernels.blr_linear import (
 )
 from tensorlrf_kernels.blr_linear.forms import tiling_of
 
-N, ROWS, ROUNDS = 1024, 128, 10
+N, ROWS = 1024, 128
 SHAPE = (N, N)
 WAYS = ("dense", "chain", "op")
 EVEN = words(((128 * i, 128 * j, 128, 128, 16) for i in range(8) for j in range(8)), SHAPE)
@@ -75,18 +76,6 @@ def ways(form: str, given: list[Tensor], weight: Tensor) -> dict[str, Callable[[
     }
 
 
-def bench(benchmark: Any, case: str, way: str, run: Callable[[], Any]) -> None:
-    benchmark.group = case
-    benchmark.extra_info.update(case=case, path=way)
-
-    def timed() -> None:
-        run()
-        if "cuda" in case:
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(timed, rounds=ROUNDS, iterations=1, warmup_rounds=2)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", FORMS)
 def test_forward(
@@ -94,7 +83,7 @@ def test_forward(
 ) -> None:
     run = ways(form, *operands(form, device, dtype))[way]
     with torch.inference_mode():
-        bench(benchmark, f"{form}, {device.type}", way, run)
+        timed(benchmark, f"{form}, {device.type}", way, run)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -108,4 +97,4 @@ def test_training_step(
     forward = ways(form, given, weight)[way]
     dy = torch.ones_like(forward())
     case = f"training step, {form}, {device.type}"
-    bench(benchmark, case, way, lambda: torch.autograd.grad(forward(), sources, dy))
+    timed(benchmark, case, way, lambda: torch.autograd.grad(forward(), sources, dy))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.timed import timed
 from tensorlrf_kernels._activation import activate
 from tensorlrf_kernels.kron_linear import kron_linear, reference
 
@@ -47,18 +48,6 @@ def ways(given: list[Tensor], activation: str | None) -> dict[str, Callable[[], 
     }
 
 
-def bench(benchmark: Any, case: str, way: str, run: Callable[[], Any]) -> None:
-    benchmark.group = case
-    benchmark.extra_info.update(case=case, path=way)
-
-    def timed() -> None:
-        run()
-        if "cuda" in case:
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(timed, rounds=20, iterations=1, warmup_rounds=2)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("rows", ROWS)
@@ -74,7 +63,9 @@ def test_forward(
 ) -> None:
     run = ways(operands(s, rows, device, dtype), EPILOGUES[epilogue])[way]
     with torch.inference_mode():
-        bench(benchmark, f"1024x1024 s={s}, M={rows}, {epilogue}, {device.type}", way, run)
+        timed(
+            benchmark, f"1024x1024 s={s}, M={rows}, {epilogue}, {device.type}", way, run, rounds=20
+        )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -89,4 +80,4 @@ def test_training_step(
     forward = ways(given, "gelu")[way]
     dy = torch.ones_like(forward())
     case = f"training step, 1024x1024 s={s}, M={rows}, {device.type}"
-    bench(benchmark, case, way, lambda: torch.autograd.grad(forward(), sources, dy))
+    timed(benchmark, case, way, lambda: torch.autograd.grad(forward(), sources, dy), rounds=20)

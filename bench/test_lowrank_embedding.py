@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.timed import timed
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding, reference
 
 ROWS, COLUMNS, RANK = 30522, 768, 96  # of BERT-base (Devlin et al. 2019), an eighth of the width
 COUNTS = (1, 64, 1024)
 WAYS = ("dense", "chain", "op")
-ROUNDS = 10
 
 
 def operands(device: torch.device, dtype: torch.dtype) -> dict[str, list[Tensor]]:
@@ -46,18 +46,6 @@ def ways(given: dict[str, list[Tensor]]) -> dict[str, tuple[Callable[..., Tensor
     }
 
 
-def bench(benchmark: Any, case: str, way: str, run: Callable[[], Any]) -> None:
-    benchmark.group = case
-    benchmark.extra_info.update(case=case, path=way)
-
-    def timed() -> None:
-        run()
-        if "cuda" in case:
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(timed, rounds=ROUNDS, iterations=1, warmup_rounds=2)
-
-
 def drawn(count: int, device: torch.device) -> Tensor:
     return torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(1)).to(device)
 
@@ -70,7 +58,7 @@ def test_forward(
     run, tensors = ways(operands(device, dtype))[way]
     indices = drawn(count, device)
     with torch.inference_mode():
-        bench(benchmark, f"{count} rows, {device.type}", way, lambda: run(indices, *tensors))
+        timed(benchmark, f"{count} rows, {device.type}", way, lambda: run(indices, *tensors))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -79,7 +67,7 @@ def test_training_step(benchmark: Any, way: str, device: torch.device, dtype: to
     leaves = [t.requires_grad_() for t in tensors]
     indices = drawn(COUNTS[-1], device)
     dy = torch.ones_like(run(indices, *leaves))
-    bench(
+    timed(
         benchmark,
         f"training step, {COUNTS[-1]} rows, {device.type}",
         way,

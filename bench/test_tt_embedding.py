@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.test_lowrank_embedding import COLUMNS, COUNTS, ROWS, bench, drawn
+from bench.test_lowrank_embedding import COLUMNS, COUNTS, ROWS, drawn
+from bench.timed import timed
 from tensorlrf_kernels.tt_embedding import reference, tt_embedding
 
 CUT, RANK = (128, 256, 32, 24), 16  # n1, n2 and d1, d2 of a train of two cores
@@ -49,7 +50,7 @@ def test_forward(
     run, tensors = ways(device, dtype)[way]
     indices = drawn(count, device)
     with torch.inference_mode():
-        bench(benchmark, f"{count} rows, {device.type}", way, lambda: run(indices, *tensors))
+        timed(benchmark, f"{count} rows, {device.type}", way, lambda: run(indices, *tensors))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -59,4 +60,4 @@ def test_training_step(benchmark: Any, way: str, device: torch.device, dtype: to
     indices = drawn(COUNTS[-1], device)
     dy = torch.ones_like(run(indices, *leaves))
     case = f"training step, {COUNTS[-1]} rows, {device.type}"
-    bench(benchmark, case, way, lambda: torch.autograd.grad(run(indices, *leaves), leaves, dy))
+    timed(benchmark, case, way, lambda: torch.autograd.grad(run(indices, *leaves), leaves, dy))

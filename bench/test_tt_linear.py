@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.timed import timed
 from tensorlrf_kernels.kron_linear import reference as kron_reference
 from tensorlrf_kernels.tt_linear import reference, tt_linear
 
@@ -23,7 +24,6 @@ SIDE = 8  # of a core
 RANKS = (4, 8)
 ROWS = 64
 WAYS = ("dense", "chain", "fold", "op")
-ROUNDS = 10
 
 
 def operands(rank: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
@@ -56,18 +56,6 @@ def sources(way: str, rank: int, device: torch.device, dtype: torch.dtype) -> li
     return [x, torch.randn(x.shape[1], x.shape[1], device=device, dtype=dtype) / 64]
 
 
-def bench(benchmark: Any, case: str, way: str, call: Callable[[], Any], **info: float) -> None:
-    benchmark.group = case
-    benchmark.extra_info.update(case=case, path=way, **info)
-
-    def timed() -> None:
-        call()
-        if "cuda" in case:
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(timed, rounds=ROUNDS, iterations=1, warmup_rounds=2)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("rank", RANKS)
 def test_forward(
@@ -75,7 +63,7 @@ def test_forward(
 ) -> None:
     x, *given = sources(way, rank, device, dtype)
     with torch.inference_mode():
-        bench(benchmark, f"rank {rank}, {device.type}", way, lambda: run(way, x, given))
+        timed(benchmark, f"rank {rank}, {device.type}", way, lambda: run(way, x, given))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -92,7 +80,7 @@ def test_training_step(
         torch.autograd.grad(run(way, x, given), leaves, dy)
 
     case = f"training step, rank {rank}, {device.type}"
-    bench(benchmark, case, way, step, kept_MiB=round(kept / 2**20, 2))
+    timed(benchmark, case, way, step, kept_MiB=round(kept / 2**20, 2))
 
 
 def bytes_kept(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> int:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.timed import timed
 from tensorlrf_kernels.tucker_conv2d import reference, tucker_conv2d
 
 LAYERS = {"64 at 56": (64, 56), "128 at 28": (128, 28), "256 at 14": (256, 14)}
 WAYS = ("dense", "chain", "op")
-ROUNDS = 10
 
 
 def operands(layer: str, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -49,18 +49,6 @@ def ways(given: list[Tensor], weight: Tensor) -> dict[str, Callable[[], Tensor]]
     }
 
 
-def bench(benchmark: Any, case: str, way: str, run: Callable[[], Any]) -> None:
-    benchmark.group = case
-    benchmark.extra_info.update(case=case, path=way)
-
-    def timed() -> None:
-        run()
-        if "cuda" in case:
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(timed, rounds=ROUNDS, iterations=1, warmup_rounds=2)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forward(
@@ -68,7 +56,7 @@ def test_forward(
 ) -> None:
     run = ways(*operands(layer, device, dtype))[way]
     with torch.inference_mode():
-        bench(benchmark, f"{layer}, {device.type}", way, run)
+        timed(benchmark, f"{layer}, {device.type}", way, run)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -82,4 +70,4 @@ def test_training_step(
     forward = ways(leaves, weight)[way]
     dy = torch.ones_like(forward())
     case = f"training step, {layer}, {device.type}"
-    bench(benchmark, case, way, lambda: torch.autograd.grad(forward(), sources, dy))
+    timed(benchmark, case, way, lambda: torch.autograd.grad(forward(), sources, dy))

@@ -1,13 +1,29 @@
-"""A part of the tests for each of several processes: most of a test's time goes into compiling."""
+"""What the GPU tests share: float32 as it is, and a part of the tests for each of several
+processes, since most of a test's time goes into compiling."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from zlib import crc32
 
 import pytest
+import torch
+
+from tensorlrf_kernels import _launch
 
 VARIABLE = "TENSORLRF_SHARD"  # "3/12" is the fourth of twelve parts
+
+
+@pytest.fixture
+def ieee_float32() -> Iterator[None]:
+    """tf32 off, and nothing remembered of launches that failed."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    yield
+    matmul.fp32_precision = before
+    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
+    assert not _launch._uncooperative, "cooperative launches were refused"
 
 
 def belongs(name: str, shard: str) -> bool:

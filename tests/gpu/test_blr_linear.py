@@ -6,7 +6,7 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -34,7 +34,7 @@ from tests.kernels.blr_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIXED = [(0, 0, 120, 240, 57), (0, 240, 130, 60, None), (120, 0, 250, 120, 0),
@@ -53,17 +53,6 @@ FORMS: dict[str, Callable[[int], BlockOperands]] = {
     "monarch of rank 8": lambda M: draw_monarch(M, (16, 12), 8, (301, 250)),
     "blast": lambda M: draw_blast(M, (4, 5), 70, (301, 250)),
 }
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
-    assert not _launch._uncooperative, "cooperative launches were refused"
 
 
 def on_gpu(o: BlockOperands, dtype: torch.dtype) -> BlockOperands:

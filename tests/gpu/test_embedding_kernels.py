@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from tensorlrf.nn import FactoredEmbedding, factorize
 from tensorlrf.ops import PathTable
-from tensorlrf_kernels import _launch
 from tensorlrf_kernels.lowrank_embedding import fused, lowrank_embedding
 from tensorlrf_kernels.tt_embedding import tt_embedding
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
@@ -33,7 +31,7 @@ from tests.kernels.embedding_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -53,16 +51,6 @@ TRAINS = (  # M, (n1, n2, d1, d2), R, rows and columns of padding
     (300, (7, 9, 33, 20), 5, 4),
     (4096, (70, 71, 100, 30), 32, 7),
 )
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
 
 
 def run(o: Lookup) -> Tensor:

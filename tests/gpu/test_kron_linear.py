@@ -6,13 +6,11 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tensorlrf_kernels import _launch
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.kron_linear import kron_linear, reference
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
@@ -27,7 +25,7 @@ from tests.kernels.kron_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, (m1, n1), (m2, n2), s
@@ -45,16 +43,6 @@ SHAPES = (  # M, (m1, n1), (m2, n2), s
     (333, (80, 48), (24, 112), 7),
 )
 FLAGSHIP = ((64, 64), (64, 64))
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
 
 
 def check_forward(o: KronOperands, activation: str | None) -> None:

@@ -6,7 +6,6 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -32,7 +31,7 @@ from tests.kernels.operands import (
     gradients,
 )
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, N, K, R
@@ -47,17 +46,6 @@ SHAPES = (  # M, N, K, R
     (1000, 257, 129, 100),
     (2048, 1024, 4096, 128),
 )
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
-    assert not _launch._uncooperative, "cooperative launches were refused"
 
 
 def check_forward(o: Operands, activation: str | None) -> None:

@@ -6,13 +6,11 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels import _launch
 from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu, reference
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.operands import LAYOUTS, assert_within
@@ -26,7 +24,7 @@ from tests.kernels.swiglu_operands import (
     gradients,
 )
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, N, K, G, U
@@ -37,17 +35,6 @@ SHAPES = (  # M, N, K, G, U
     (129, 65, 70, 17, 5),
     (2048, 1024, 4096, 128, 64),
 )
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
-    assert not _launch._uncooperative, "cooperative launches were refused"
 
 
 def call(o: GatedOperands) -> Tensor:

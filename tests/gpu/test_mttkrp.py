@@ -6,7 +6,6 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +16,12 @@ from torch import Tensor
 from tensorlrf.decomposition import _mttkrp
 from tensorlrf.decomposition._cp import fit_cp
 from tensorlrf.factors import CPFactors
-from tensorlrf_kernels import _launch
 from tensorlrf_kernels.mttkrp import contract_modes, fused, kernel_wins, reference
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.mttkrp_operands import Contraction, bound, draw, exact, norm_bound, others
 from tests.kernels.operands import LAYOUTS, assert_within, roundoff
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 DTYPES = (torch.float32, torch.float64)
 SHAPES = (  # sizes, columns
@@ -35,16 +33,6 @@ SHAPES = (  # sizes, columns
     ((2000, 3), 200),
     ((1, 1, 1), 1),
 )
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
 
 
 def made(o: Contraction) -> Tensor:

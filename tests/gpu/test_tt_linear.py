@@ -6,7 +6,6 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +16,11 @@ from torch.nn import functional as F
 from tensorlrf.factors import TTMatrix
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable
-from tensorlrf_kernels import _launch
 from tensorlrf_kernels.tt_linear import reference, tt_linear
 from tensorlrf_kernels.tt_linear.launch import served_cut
 from tests.kernels.operands import roundoff
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRAINS = {  # rows, columns and ranks of the cores: the first three by the kernel
@@ -32,17 +30,6 @@ TRAINS = {  # rows, columns and ranks of the cores: the first three by the kerne
     "rank 24": ((8,) * 4, (8,) * 4, (8, 24, 8)),
     "one core": ((40,), (24,), ()),
 }
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    yield
-    matmul.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
 
 
 def drawn(name: str, dtype: torch.dtype, *lead: int) -> tuple[Tensor, list[Tensor], Tensor]:
