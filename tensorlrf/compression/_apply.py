@@ -109,8 +109,8 @@ def apply(
                   it lowers their error
     batch_norm    re-estimate the statistics of batch normalisations where calibration has held-out
                   batches, and keep them only where the error of the model's outputs on these falls
-    holdout       share of the batches that is not fitted to, but serves to judge (rounded down:
-                  ten batches are needed for one at .1)
+    holdout       share of the batches that is not fitted to, but serves to judge: rounded down, and
+                  one at the least of two or more. 0 holds none out
     rerun         False: each batch's forward pass is held where it is while a layer is factored, so
                   that calibration costs two passes for the first batch and one for each other, and
                   the activations of all batches are alive at once. True: one batch's activations

@@ -78,8 +78,9 @@ def test_the_bias_is_the_exact_correction(method: Method, target: str) -> None:
     """b + (W - A) E[x], with E[x] the mean patch of the inputs that the layer gets."""
     model = net(bias=True)
     small, report = compress(
-        model, method={"0": method, "*": None}, calibration=data(), affine=True, target=target
-    )
+        model, method={"0": method, "*": None}, calibration=data(), affine=True, target=target,
+        holdout=0,
+    )  # fmt: skip
     conv, new = model[0], small[0]
     moments = moments_of(Site.of(conv))
     for x in data():

@@ -106,7 +106,7 @@ def test_dropped_where_it_hurts() -> None:
 
 
 def test_not_tried_without_held_out_batches_or_norms() -> None:
-    _, report = compress(net(), keep_params=0.5, calibration=data(2))
+    _, report = compress(net(), keep_params=0.5, calibration=data(2), holdout=0)
     assert report.batch_norms is None
     lone = nn.Sequential(nn.Conv2d(12, 12, 3), nn.BatchNorm2d(12, track_running_stats=False)).eval()
     _, report = compress(lone, keep_params=0.5, calibration=data(2), holdout=0.5)

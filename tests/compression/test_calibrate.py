@@ -71,7 +71,7 @@ def test_moments_are_those_of_the_compressed_prefix(rerun: bool) -> None:
     model = mlp(24, 24, 24)
     batches = [seeded(60, 24, seed=k) * torch.linspace(0.1, 2, 24) for k in range(3)]
     small, report = compress(
-        model, keep_params=0.6, calibration=batches, rerun=rerun, target="prefix"
+        model, keep_params=0.6, calibration=batches, rerun=rerun, target="prefix", holdout=0
     )
     # The second layer's error, recomputed from what the first factored layer delivers.
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_suspending_and_running_again_agree() -> None:
 @pytest.mark.parametrize("rerun", [False, True])
 def test_batches_that_take_another_course_count_too(rerun: bool) -> None:
     # `rare` is called by the second batch alone, between the two calls of `twice`.
-    _, report = compress(branches(), keep_params=0.6, calibration=BATCHES, rerun=rerun)
+    _, report = compress(branches(), keep_params=0.6, calibration=BATCHES, rerun=rerun, holdout=0)
     assert report.layer("rare").samples == 120
     assert report.layer("twice").samples == 2 * (80 + 120 + 90)
     assert report.layer("last").samples == 80 + 120 + 90
@@ -196,8 +196,8 @@ def test_batches_of_every_kind_and_the_generator_of_torch_untouched(kind: str) -
     state = torch.get_rng_state()
     _, report = compress(model, keep_params=0.5, calibration=calibration)
     assert torch.equal(torch.get_rng_state(), state)
-    assert report.batches == 4
-    assert report.layers[0].samples == 128
+    assert (report.batches, report.held_out) == (3, 1)
+    assert report.layers[0].samples == 96
     reference, _ = compress(model, keep_params=0.5, calibration=[seeded(128, 16)])
     assert reference is not model
 

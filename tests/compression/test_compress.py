@@ -107,7 +107,7 @@ def test_the_given_model_is_as_it_was(method: str, calibrated: bool) -> None:
     }
     flags = modes_and_hooks(model)
     rng = torch.get_rng_state()
-    data = [images(40, seed=k) for k in range(2)] if calibrated else None
+    data = [images(40, seed=k) for k in range(3)] if calibrated else None
     small, _ = compress(model, keep_params=0.5, method=method, calibration=data)
     for name, t in model.state_dict().items():
         assert torch.equal(t, state[name])

@@ -183,7 +183,7 @@ def test_it_lowers_the_error_of_a_deep_network() -> None:
 
 @pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
 def test_both_ways_of_calibrating_agree(method: str) -> None:
-    model, batches = deep(0)[:5], scenes(0, 2)
+    model, batches = deep(0)[:5], scenes(0, 3)
     results = [
         compress(
             model,
@@ -205,7 +205,7 @@ def test_both_ways_of_calibrating_agree(method: str) -> None:
 def test_the_given_model_is_not_changed() -> None:
     model = deep(0)[:4]
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    compress(model, keep_params=0.5, calibration=scenes(0, 2), target="original")
+    compress(model, keep_params=0.5, calibration=scenes(0, 3), target="original")
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert not any(m._forward_pre_hooks for m in model.modules())
 

@@ -18,7 +18,7 @@ SIGNS = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
 
 def report(*, calibrated: bool = True) -> Report:
     model = set_weights(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)))
-    data = [seeded(20, 8, 9, 9, seed=k) for k in range(2)] if calibrated else None
+    data = [seeded(20, 8, 9, 9, seed=k) for k in range(3)] if calibrated else None
     return compress(model, keep_params=0.5, calibration=data)[1]
 
 

@@ -25,7 +25,9 @@ def small_report(method: str = "svd") -> tuple[nn.Module, nn.Module, Report]:
         nn.Flatten(),
         nn.Linear(24, 24),
     )
-    data = [torch.randn(50, 3, 12, 12, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+    data = [
+        torch.randn(50, 3, 12, 12, generator=torch.Generator().manual_seed(k)) for k in (0, 1, 2)
+    ]
     small, report = compress(model, keep_params=0.5, method=method, calibration=data)
     return model, small, report
 

@@ -118,9 +118,10 @@ class Calibration:
 
     @classmethod
     def of(cls, batches: list[Batch], holdout: float) -> Calibration:
-        """Hold out floor(holdout * n) of n batches, evenly spaced."""
+        """Hold out floor(holdout * n) of n batches, evenly spaced: one at the least, where there
+        is another to fit to."""
         n = len(batches)
-        count = min(int(holdout * n + 1e-9), n - 1)
+        count = min(max(int(holdout * n + 1e-9), int(holdout > 0)), n - 1)
         return cls(batches, frozenset(round((k + 1) * n / count) - 1 for k in range(count)))
 
     @property
