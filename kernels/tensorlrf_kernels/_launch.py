@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ import torch
 from tensorlrf_kernels._chip import LEAST_CAPABILITY, Chip, chip_of
 
 HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
+# In a debug run, how often a program asks whether the others have come to a barrier; then a device
+# assertion names the barrier, where the launch would hang. 0: for ever.
+POLLS = int(os.environ.get("TENSORLRF_POLLS") or 0)
 
 
 class Asked(Protocol):
@@ -104,6 +108,10 @@ class LaunchConfig:
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{values!r} is not a launch configuration") from None
 
+    def __hash__(self) -> int:
+        sizes = tuple(sorted(self.blocks.items()))
+        return hash((self.kernel, sizes, self.num_warps, self.num_stages, self.programs))
+
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
         counts = {"programs": self.programs, "registers": self.registers}
@@ -149,6 +157,8 @@ class Call:
             options["maxnreg"] = self.config.registers
         if self.config.cooperative:
             options["launch_cooperative_grid"] = True
+        if POLLS:  # device assertions are compiled in debug mode alone, and only ours are wanted
+            options |= {"debug": True, "sanitize_overflow": False}
         return options
 
     def launch(self) -> None:
@@ -170,6 +180,15 @@ def launch(calls: Sequence[Call]) -> None:
             call.launch()
 
 
+class Launched(NamedTuple):
+    """What is remembered of a launch that failed: others of the op, and other ops, go on."""
+
+    op: str
+    chip: str
+    dtype: torch.dtype
+    config: LaunchConfig
+
+
 def execute(
     config: LaunchConfig,
     build: Callable[[LaunchConfig], tuple[Sequence[Call], Any]],
@@ -178,26 +197,33 @@ def execute(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Any | None:
-    """Launch the calls that `build` makes and return what they fill; None where a kernel does not
-    compile on this chip, with one warning an op, chip and dtype."""
+    """Launch the calls that `build` makes and return what they fill; None where these kernels do
+    not compile on this chip, with one warning.
+
+    A cooperative launch that the device refuses is made as launches apart. Both are remembered for
+    the configuration, and for nothing else.
+    """
     chip = chip_of(device)
-    if not supports(chip) or (op, chip.name, dtype) in _failed:
+    if not supports(chip):
         return None
-    if chip.name in _uncooperative:
-        config = replace(config, cooperative=False)
+    launched = Launched(op, chip.name, dtype, config)
+    if config.cooperative and launched in _apart:
+        launched = launched._replace(config=replace(config, cooperative=False))
+    if launched in _failed:
+        return None
     try:
-        calls, result = build(config)
+        calls, result = build(launched.config)
         launch(calls)
     except Exception as error:
-        if config.cooperative and "cooperative" in str(error):
-            _uncooperative.add(chip.name)
+        if launched.config.cooperative and "cooperative" in str(error):
+            _apart.add(launched)
             return execute(config, build, op=op, device=device, dtype=dtype)
         if not _did_not_compile(error):
             raise
-        _failed.add((op, chip.name, dtype))
+        _failed.add(launched)
         reason = (str(error).strip().splitlines() or [""])[-1]
         say_once(
-            f"{op}: the kernel for {dtype} does not compile on {chip.name} "
+            f"{op}: the kernel for {dtype} does not compile on {chip.name} as {launched.config} "
             f"({type(error).__name__}: {reason}); library products run in its place"
         )
         return None
@@ -233,6 +259,6 @@ def _did_not_compile(error: Exception) -> bool:
     return ("[CUDA]" not in text and "CUDA error" not in text) or "kernel image" in text
 
 
-_failed: set[tuple[str, str, torch.dtype]] = set()  # op, chip, dtype
-_uncooperative: set[str] = set()  # chips that refuse cooperative launches
+_failed: set[Launched] = set()  # did not compile
+_apart: set[Launched] = set()  # cooperative launches that the device refused
 _said: set[str] = set()

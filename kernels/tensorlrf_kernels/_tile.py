@@ -66,20 +66,29 @@ def slope(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def within(t, inside):
+    """t in the columns `inside`, zero in those that only fill the tile up: there an infinite row
+    has left NaN (inf times zero), which a product over the columns would carry into every sum."""
+    return tl.where(inside[None, :], t, 0.0)
+
+
+@triton.jit
 def narrow(t, DTYPE: tl.constexpr, AXIS: tl.constexpr):
     """t as DTYPE for a product, and by what its lines along AXIS were divided.
 
     A float16 intermediate overflows where the product of the two factors would not, so each line
     is divided by the power of two below its largest entry: exact, and undone in the accumulator.
-    The other dtypes have float32's exponents and need nothing.
+    The other dtypes have float32's exponents and need nothing. An infinite entry stays infinite.
     """
     largest = tl.max(tl.abs(t), axis=AXIS, keep_dims=True)
     if tl.float16 == DTYPE:
         # The exponent bits alone are 2^floor(log2 largest); 254 - e is the exponent of its inverse.
-        # Lines below 2^-100 are as good as zero; infinite ones become NaN.
-        bits = tl.maximum(largest.to(tl.int32, bitcast=True) & 0x7F800000, 27 << 23)
+        # Lines below 2^-100 are as good as zero. Beyond 2^126 the inverse would be none, and inf
+        # times zero NaN; what is left of 2^128 there is within range.
+        bits = largest.to(tl.int32, bitcast=True) & 0x7F800000
+        bits = tl.minimum(tl.maximum(bits, 27 << 23), 253 << 23)
         power = bits.to(tl.float32, bitcast=True)
-        inverse = tl.maximum((254 << 23) - bits, 0).to(tl.float32, bitcast=True)
+        inverse = ((254 << 23) - bits).to(tl.float32, bitcast=True)
         t = t * inverse
     else:
         power = tl.full(largest.shape, 1.0, tl.float32)
@@ -94,8 +103,8 @@ def expand(
 ):  # fmt: skip
     """y = activation(shrunk left^T + bias) for rows of (M, N) and columns from `first` to `last`:
     shrunk (rows, BR) is an operand in registers, left (N, R) passes by."""
-    operand, power = narrow(shrunk, DTYPE, 1)
     ranks = tl.arange(0, BR)
+    operand, power = narrow(within(shrunk, ranks < R), DTYPE, 1)
     for n in range(first, last, BN):
         columns = n + tl.arange(0, BN)
         c = tl.load(

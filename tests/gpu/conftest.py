@@ -4,7 +4,7 @@ processes, since most of a test's time goes into compiling."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from zlib import crc32
 
 import pytest
@@ -23,7 +23,21 @@ def ieee_float32() -> Iterator[None]:
     yield
     matmul.fp32_precision = before
     assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
-    assert not _launch._uncooperative, "cooperative launches were refused"
+    assert not _launch._apart, f"cooperative launches that were refused: {_launch._apart}"
+
+
+class Every(set[_launch.Launched]):
+    """As if each cooperative launch had been refused."""
+
+    def __contains__(self, launched: object) -> bool:
+        return True
+
+
+@pytest.fixture
+def refuse_cooperation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Called, has every op make its launches apart until the test ends."""
+    with monkeypatch.context() as until:
+        yield lambda: until.setattr(_launch, "_apart", Every())
 
 
 def belongs(name: str, shard: str) -> bool:

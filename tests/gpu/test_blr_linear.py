@@ -198,12 +198,11 @@ def test_offsets_beyond_31_bits() -> None:
     assert_within(y[-1:], exact(last, None), forward_bound(last, None), "y")
 
 
-def test_two_launches_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_launches_give_what_one_gives(refuse_cooperation: Callable[[], None]) -> None:
     o = on_gpu(FORMS["wide"](16), torch.bfloat16)
     one = o.run()
-    monkeypatch.setattr(_launch, "_uncooperative", {torch.cuda.get_device_name()})
+    refuse_cooperation()
     two = o.run()
-    monkeypatch.undo()
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 

@@ -6,6 +6,7 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from tensorlrf import ops
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredLinear
-from tensorlrf_kernels import _counters, _launch
+from tensorlrf_kernels import _counters
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.lowrank_linear import fused, lowrank_linear, reference
 from tensorlrf_kernels.lowrank_linear.launch import forward
@@ -161,13 +162,11 @@ def test_offsets_beyond_31_bits(M: int) -> None:
     assert bool(y[-1, -1] != 0)
 
 
-def test_two_launches_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_launches_give_what_one_gives(refuse_cooperation: Callable[[], None]) -> None:
     o = draw(16, 500, 700, 64, torch.bfloat16, device="cuda")
     one = lowrank_linear(*o.each())
-    name = torch.cuda.get_device_name()
-    monkeypatch.setattr(_launch, "_uncooperative", {name})
+    refuse_cooperation()
     two = lowrank_linear(*o.each())
-    monkeypatch.undo()
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +28,7 @@ CONFIG = LaunchConfig("prefill", {"BM": 64, "BN": 128}, 8, 2)
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No memory of what was tuned, said or refused before."""
-    for name in ("_failed", "_uncooperative", "_said"):
+    for name in ("_failed", "_apart", "_said"):
         monkeypatch.setattr(_launch, name, set())
     _tables.choose.cache_clear()
     _tables._entries.cache_clear()
@@ -190,6 +194,65 @@ def test_counters_are_zero() -> None:
     assert not found.any()
 
 
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Counters as a GPU would have them, in this machine's memory; `capturing` says whether a
+    graph is being captured."""
+    state = SimpleNamespace(capturing=False, pools=[])
+    zeros = torch.zeros
+
+    def pool(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        made = zeros(*size, dtype=dtype)
+        if len(size) == 2:
+            state.pools.append(weakref.ref(made))
+        return made
+
+    def stream(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(cuda_stream=threading.get_ident())
+
+    for name in ("_pools", "_used", "_of_stream"):
+        monkeypatch.setattr(_counters, name, {})
+    monkeypatch.setattr(torch, "zeros", pool)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(_counters, "SLOTS", 64)
+    return state
+
+
+def test_no_pool_is_freed_under_a_captured_launch(on_cuda: SimpleNamespace) -> None:
+    device, addresses = torch.device("cuda:0"), []
+    for _ in range(20):  # graphs, each after its warm-up
+        on_cuda.capturing = False
+        _counters.counters(device)
+        on_cuda.capturing = True
+        # Of a captured launch only the address is kept.
+        addresses += [_counters.counters(device).data_ptr() for _ in range(30)]
+    assert len(set(addresses)) == len(addresses)
+    assert len(on_cuda.pools) > 5
+    assert all(pool() is not None for pool in on_cuda.pools)
+
+
+def test_threads_never_take_the_same_slot(on_cuda: SimpleNamespace) -> None:
+    device = torch.device("cuda:0")
+    _counters.counters(device)
+    started = threading.Barrier(8)
+
+    def take(_: int) -> list[int]:
+        started.wait()
+        return [_counters.counters(device).data_ptr() for _ in range(4)]
+
+    on_cuda.capturing = True
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            taken = [slot for slots in pool.map(take, range(8)) for slot in slots]
+    finally:
+        sys.setswitchinterval(before)
+    assert len(set(taken)) == len(taken)
+
+
 # ---- failures -----------------------------------------------------------------------------------
 
 
@@ -216,6 +279,23 @@ def test_a_kernel_that_does_not_compile_is_named_once() -> None:
     assert execute(error) == (None, [])  # neither tried nor said again
 
 
+def test_a_launch_that_does_not_compile_disables_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "launch", lambda calls: None)
+    with pytest.warns(RuntimeWarning, match="BM=64"):
+        execute(RuntimeError("PassManager::run failed"))
+    taller = replace(CONFIG, blocks={**CONFIG.blocks, "BM": 128})
+    for config in (taller, replace(CONFIG, num_warps=4)):
+        made = _launch.execute(
+            config,
+            lambda config: ([], config),
+            op="lowrank_linear",
+            device=torch.device("cpu"),
+            dtype=BF16,
+        )
+        assert made == config
+    assert execute(RuntimeError("unreachable")) == (None, [])
+
+
 def test_errors_of_ours_and_of_the_device_are_raised() -> None:
     for error in (
         TypeError("an argument is missing"),
@@ -234,6 +314,15 @@ def test_a_chip_without_cooperative_launches_gets_two(monkeypatch: pytest.Monkey
     assert result == "two launches"
     assert [c.cooperative for c in tried] == [True, False]
     assert [c.cooperative for c in execute(error, config)[1]] == [False]
+    # Another launch of the op, or of another op, is tried on its own.
+    fewer = replace(config, programs=7)
+    assert [c.cooperative for c in execute(error, fewer)[1]] == [True, False]
+
+
+def test_launches_are_equal_and_hashed_by_value() -> None:
+    same = replace(CONFIG, blocks={"BN": 128, "BM": 64})
+    assert same == CONFIG
+    assert len({CONFIG, same, replace(CONFIG, num_warps=4)}) == 2
 
 
 def test_without_triton_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tensorlrf_kernels._grid import bring, leave, wait
-from tensorlrf_kernels._tile import activate, add_terms, addresses, narrow, slope
+from tensorlrf_kernels._tile import activate, add_terms, addresses, narrow, slope, within
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def prefill(
                 mask=row_in[:, None] & rank_in[None, :],
             )  # fmt: skip
 
-    operand, power = narrow(shrunk, x.dtype.element_ty, 1)
+    operand, power = narrow(within(shrunk, rank_in), x.dtype.element_ty, 1)
     width = tl.cdiv(tl.cdiv(N, BN), SPLIT) * BN
     for n in range(part * width, tl.minimum((part + 1) * width, N), BN):
         columns = n + tl.arange(0, BN)
@@ -201,7 +201,7 @@ def _rows_backward(
         total = tl.dot(g, c, total, input_precision=PRECISION)  # (BM, BR)
     tl.store(addresses(dt, rows, R, ranks, 1), total.to(dt.dtype.element_ty), mask=kept)
     if WANT_X:
-        operand, power = narrow(total, dy.dtype.element_ty, 1)
+        operand, power = narrow(within(total, rank_in), dy.dtype.element_ty, 1)
         for k in range(0, K, BK):
             inner = k + tl.arange(0, BK)
             inner_in = inner < K

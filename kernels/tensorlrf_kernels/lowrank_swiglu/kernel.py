@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from tensorlrf_kernels._grid import bring, leave, wait
-from tensorlrf_kernels._tile import activate, addresses, narrow
+from tensorlrf_kernels._tile import activate, addresses, narrow, within
 
 
 @triton.jit
@@ -74,8 +74,8 @@ def prefill(
             kept = up_shrunk.to(t.dtype.element_ty)
             tl.store(place + G, kept, mask=row_in[:, None] & up_in[None, :])
 
-    gate_operand, gate_power = narrow(gate_shrunk, x.dtype.element_ty, 1)
-    up_operand, up_power = narrow(up_shrunk, x.dtype.element_ty, 1)
+    gate_operand, gate_power = narrow(within(gate_shrunk, gate_in), x.dtype.element_ty, 1)
+    up_operand, up_power = narrow(within(up_shrunk, up_in), x.dtype.element_ty, 1)
     width = tl.cdiv(tl.cdiv(N, BN), SPLIT) * BN
     for n in range(part * width, tl.minimum((part + 1) * width, N), BN):
         columns = n + tl.arange(0, BN)
@@ -288,8 +288,8 @@ def _rows_backward(
     tl.store(place, gate_total.to(dt.dtype.element_ty), mask=gate_kept)
     tl.store(place + G, up_total.to(dt.dtype.element_ty), mask=up_kept)
     if WANT_X:
-        gate_operand, gate_power = narrow(gate_total, dh.dtype.element_ty, 1)
-        up_operand, up_power = narrow(up_total, dh.dtype.element_ty, 1)
+        gate_operand, gate_power = narrow(within(gate_total, gate_in), dh.dtype.element_ty, 1)
+        up_operand, up_power = narrow(within(up_total, up_in), dh.dtype.element_ty, 1)
         for k in range(0, K, BK):
             inner = k + tl.arange(0, BK)
             inner_in = inner < K
