@@ -141,7 +141,9 @@ def measure(
         ops.path_cost(aware, path, rows, stride=stride, rebuild=False).flops
         for path in ("chain", "dense")
     )
-    timings = ops.time_paths(aware, layer.x, layer.bias, **layer.options, seconds=seconds)
+    timings = ops.time_paths(
+        aware, layer.x, layer.bias, **layer.options, rebuild=False, seconds=seconds
+    )
     path = min((p for p in timings.samples if p != "dense"), key=timings.median)
     return FormatRow(
         model=model,

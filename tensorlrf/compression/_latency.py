@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tensorlrf.compression.calibration._batches import call
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn._layer import CHANNELS_LAST, is_channels_last
+from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._stock import to_dense_layer
 from tensorlrf.ops import Timings, time_calls
 
@@ -32,9 +32,9 @@ HOPELESS = 3.0
 paths whose five samples would take minutes over a model."""
 
 
-def time_layer(layer: FactoredLayer, x: Tensor, seconds: float) -> Timings:
+def time_layer(layer: FactoredLayer, x: Tensor, seconds: float, *, freeze: bool) -> Timings:
     """Times the paths that the layer lets itself be timed on, and torch's own layer, on the input
-    x, in turn, without grad.
+    x, in turn, without grad. The path "dense" keeps its weight with `freeze`, else rebuilds it.
 
     Each is a call of forward on a twin of the layer, so that its host time counts, and the layer is
     not touched. Everything is timed hot: the weights of one layer may be in cache that would not be
@@ -45,7 +45,10 @@ def time_layer(layer: FactoredLayer, x: Tensor, seconds: float) -> Timings:
     if dense is not None:
         calls[TORCH] = lambda: dense.forward(x)
     for path in layer.timed_paths:
-        calls[path] = _call(layer._on_path(path), x)
+        twin = layer._on_path(path)
+        if path == "dense" and freeze:
+            twin.freeze(memory_format=layout_of(layer, comes_channels_last(layer, x)))
+        calls[path] = _call(twin, x)
     with torch.no_grad():
         return time_calls(calls, seconds=seconds, device=x.device, hopeless=HOPELESS)
 
@@ -57,9 +60,13 @@ def torch_layer(layer: FactoredLayer, *, channels_last: bool) -> nn.Module | Non
         return None
     dense = to_dense_layer(layer)
     if channels_last:
-        layout = CHANNELS_LAST[len(layer.factors.shape)]
-        dense.to(memory_format=layout)  # type: ignore[call-overload]
+        dense.to(memory_format=layout_of(layer, channels_last))  # type: ignore[call-overload]
     return dense
+
+
+def layout_of(layer: FactoredLayer, channels_last: bool) -> torch.memory_format:
+    """That of a dense weight for inputs which lie so."""
+    return CHANNELS_LAST[len(layer.factors.shape)] if channels_last else torch.contiguous_format
 
 
 def comes_channels_last(layer: FactoredLayer, x: Tensor) -> bool:
@@ -75,14 +82,15 @@ def pick(timings: Timings, held: Mapping[str, int]) -> str:
     return min(tied, key=lambda name: (held[name], timings.median(name)))
 
 
-def resident_bytes(layer: FactoredLayer) -> dict[str, int]:
+def resident_bytes(layer: FactoredLayer, *, freeze: bool) -> dict[str, int]:
     """Bytes that each way of running the layer keeps in memory: the factors, for the path "dense"
-    the rebuilt weight as well, for torch's own layer that weight alone."""
+    of a layer that is to be frozen its weight as well, for torch's own layer that weight alone."""
     factors = layer.factors
     dense = factors.dtype.itemsize
     for n in factors.shape:
         dense *= n
-    held = {path: factors.n_bytes + (dense if path == "dense" else 0) for path in layer.paths}
+    more = dense if freeze else 0
+    held = {path: factors.n_bytes + more * (path == "dense") for path in layer.paths}
     return {**held, TORCH: dense}
 
 
@@ -142,8 +150,6 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
-            if flag and isinstance(module, FactoredLayer):
-                module._dense.clear()  # as its train() does
 
 
 @contextlib.contextmanager

@@ -292,14 +292,14 @@ def _execution(
             rows = math.prod(shape[:-1])
             path = new.path_table.lookup(rows)
             dense = linear_cost(factors, "dense", rows, rebuild=False)
-            cost = linear_cost(factors, path, rows, rebuild=False)
+            cost = linear_cost(factors, path, rows)
         else:
             axes = len(new.kernel_size)
             size = (shape[0] if len(shape) == axes + 2 else 1, *shape[-axes:])
             positions = Positions.of(size, new.kernel_size, new.stride, new.padding, new.dilation)
             path = new.path_table.lookup(positions.output)
             dense = conv_cost(factors, "dense", positions, rebuild=False)
-            cost = conv_cost(factors, path, positions, rebuild=False)
+            cost = conv_cost(factors, path, positions)
         before, after = before + dense.flops, after + cost.flops
         paths[path] = None
     return (before, after), ", ".join(paths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from tensorlrf.compression._latency import (
     evaluating,
     fresh,
     generators_kept,
+    layout_of,
     pick,
     resident_bytes,
     time_layer,
@@ -26,8 +27,8 @@ from tensorlrf.compression._latency import (
 )
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
-from tensorlrf.compression._whole import bytes_held, choices_of, time_whole
+from tensorlrf.compression._tuning import ALL_DENSE, BucketTiming, LayerTuning, Tuning, WholeTiming
+from tensorlrf.compression._whole import bytes_held, choices_of, chosen_for, time_whole
 from tensorlrf.compression.calibration._batches import call
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredLayer
@@ -46,10 +47,16 @@ def tune(
     example: Any,
     *,
     objective: str = "size",
+    freeze: bool = True,
     seconds: float | None = None,
     progress: bool = True,
 ) -> Tuning:
     """Measures the paths of every factored layer on this device, and keeps the fastest. In place.
+
+    A step for inference: a layer whose best path is "dense" is frozen, so that it keeps its dense
+    weight instead of rebuilding it in each call. **While frozen it does not see writes through
+    `.data` or numpy** (`nn.FactoredLayer.freeze`); `model.train()`, `load_state_dict` or a `.to()`
+    that changes something thaw it. Give `freeze=False` to a model whose weights go on changing.
 
     The model runs on the examples in eval mode without grad: once to see which numbers of rows M
     each layer gets, once to measure the layers, and then, whole, to try their choices.
@@ -63,11 +70,11 @@ def tune(
     A layer alone finds its weights and its input in cache. So its choice holds only where it proves
     itself in the model: passes with every layer on its fastest path, with dense for all that gain
     less than 10% or 30% alone, and with dense everywhere run in turn (five of each at least; the
-    rebuilt weights of all layers are held meanwhile), and the fastest of these is kept.
+    dense weights of all layers are held meanwhile), and the fastest of these is kept.
 
     The choices become `layer.path_table`, and `layer.measured[layer.device_key]`, which is saved
-    with the model. Rows that were not measured go by the cost model, unless the measured buckets
-    next to them on both sides agree.
+    with the model: loaded on such a device, it runs and is frozen as it was. Rows that were not
+    measured go by the cost model, unless the measured buckets next to them on both sides agree.
 
     example    a batch as the model takes it: a tensor, a tuple (positional arguments) or a dict
                (keyword arguments); or a list of batches, for other numbers of rows
@@ -75,6 +82,8 @@ def tune(
                faster. "latency": a layer that is fastest dense in all its buckets is replaced by
                torch's own dense layer, in all its places. Its parameters are new ones, so an
                optimizer must be made after that.
+    freeze     whether layers are frozen; else the path "dense" is timed, and runs, with the weight
+               rebuilt in each call
     seconds    of measuring for each layer and bucket, 0.2 by default, ten times that for the whole
                model; what is slow takes longer, as everything runs five times
     progress   a bar on stderr, if that is a terminal
@@ -89,20 +98,21 @@ def tune(
     Raises ArgumentError for a model without factored layers, a compiled one, one on the meta
     device, an example that the model cannot take or that has no rows, and wrong options.
     """
-    _check(model, objective, seconds)
+    _check(model, objective, freeze, seconds)
     examples = list_examples(example)
     places = _factored(model)
+    freezable = {layer for layer in places if freeze and layer._can_freeze()}
     with torch.inference_mode(False):  # parameters made in it could not be trained
         with evaluating(model):
             seen = _record(model, list(places), examples)
             if not seen and all(_is_empty(one) for one in examples):
                 raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
-            alone = _measure(model, places, seen, examples, seconds or SECONDS, progress)
+            alone = _measure(model, places, freezable, seen, examples, seconds or SECONDS, progress)
             measured, whole = _together(
-                model, alone, examples, objective, seconds or SECONDS, progress
+                model, freezable, seen, alone, examples, objective, seconds or SECONDS, progress
             )
         rows = [
-            _row(model, layer, names, objective, measured.get(layer, []))
+            _row(model, layer, names, objective, measured.get(layer, []), layer in freezable)
             for layer, names in places.items()
         ]
         reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
@@ -126,9 +136,9 @@ def list_examples(example: Any) -> list[Any]:
     return batches
 
 
-def table_of(layer: FactoredLayer, chosen: Mapping[int, str]) -> PathTable:
+def table_of(layer: FactoredLayer, chosen: Mapping[int, str], frozen: bool) -> PathTable:
     """The path table of a layer with measured choices, bucket -> path."""
-    by_cost = layer._default_path_table()
+    by_cost = layer._default_path_table(frozen)
     choices = {}
     for rows in BUCKETS:
         below = max((b for b in chosen if b <= rows), default=None)
@@ -141,10 +151,14 @@ def table_of(layer: FactoredLayer, chosen: Mapping[int, str]) -> PathTable:
 
 
 def _tables(
-    timed: Mapping[FactoredLayer, Sequence[BucketTiming]],
+    timed: Mapping[FactoredLayer, Sequence[BucketTiming]], freezable: Container[FactoredLayer]
 ) -> dict[FactoredLayer, PathTable]:
     return {
-        layer: table_of(layer, {one.bucket: one.chosen for one in rows})
+        layer: table_of(
+            layer,
+            {one.bucket: one.chosen for one in rows},
+            layer in freezable and any(one.chosen == "dense" for one in rows),
+        )
         for layer, rows in timed.items()
     }
 
@@ -152,11 +166,13 @@ def _tables(
 # ---- what comes in ------------------------------------------------------------------------------
 
 
-def _check(model: Any, objective: str, seconds: Any) -> None:
+def _check(model: Any, objective: str, freeze: Any, seconds: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
+    if not isinstance(freeze, bool):
+        raise ArgumentError(f"freeze={freeze!r} must be True or False")
     number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (number and 0 < seconds < math.inf):
         raise ArgumentError(f"seconds={seconds!r} must be None or a time above zero, such as 0.2")
@@ -233,6 +249,7 @@ def _record(
 def _measure(
     model: nn.Module,
     places: dict[FactoredLayer, list[str]],
+    freezable: Container[FactoredLayer],
     seen: dict[FactoredLayer, dict[int, _Seen]],
     examples: list[Any],
     seconds: float,
@@ -246,7 +263,7 @@ def _measure(
         def called(layer: FactoredLayer, x: Tensor, example: int, nth: int) -> None:
             one = wanted.get((layer, example, nth))
             if one is not None:
-                timing = _time(layer, x, one, seconds, places[layer][0])
+                timing = _time(layer, x, one, seconds, layer in freezable, places[layer][0])
                 timed.setdefault(layer, []).append(timing)
                 advance(places[layer][0])
 
@@ -259,6 +276,8 @@ def _measure(
 
 def _together(
     model: nn.Module,
+    freezable: set[FactoredLayer],
+    seen: dict[FactoredLayer, dict[int, _Seen]],
     alone: dict[FactoredLayer, list[BucketTiming]],
     examples: list[Any],
     objective: str,
@@ -269,11 +288,23 @@ def _together(
     choices = choices_of(alone)
     if len(choices) == 1:
         return alone, None
-    tables = {name: _tables(choice) for name, choice in choices.items()}
-    held = {name: bytes_held(choice, objective) for name, choice in choices.items()}
+    tables = {name: _tables(choice, freezable) for name, choice in choices.items()}
+    held = {name: bytes_held(choice, objective, freezable) for name, choice in choices.items()}
+    frozen = {
+        layer: _layout(layer, seen)
+        for layer, rows in choices[ALL_DENSE].items()
+        if layer in freezable and any(one.chosen == "dense" for one in rows)
+    }
     with progress_bar("tune the whole model", None, progress) as advance:
-        whole = time_whole(model, examples, tables, held, WHOLE * seconds, advance)
+        whole = time_whole(model, examples, tables, held, frozen, WHOLE * seconds, advance)
     return choices[whole.chosen], whole
+
+
+def _layout(
+    layer: FactoredLayer, seen: Mapping[FactoredLayer, Mapping[int, _Seen]]
+) -> torch.memory_format:
+    """Of a dense weight for the inputs that the layer has seen."""
+    return layout_of(layer, any(one.channels_last for one in seen[layer].values()))
 
 
 Called = Callable[[FactoredLayer, Tensor, int, int], None]
@@ -308,9 +339,11 @@ def _hooked(layers: list[FactoredLayer], hook: Callable[..., None]) -> Iterator[
         yield
 
 
-def _time(layer: FactoredLayer, x: Tensor, one: _Seen, seconds: float, name: str) -> BucketTiming:
+def _time(
+    layer: FactoredLayer, x: Tensor, one: _Seen, seconds: float, freeze: bool, name: str
+) -> BucketTiming:
     try:
-        timings = time_layer(layer, x, seconds)
+        timings = time_layer(layer, x, seconds, freeze=freeze)
     except TensorlrfError as error:
         error.add_note(f"while timing {name}")
         raise
@@ -319,7 +352,7 @@ def _time(layer: FactoredLayer, x: Tensor, one: _Seen, seconds: float, name: str
             f"model: a path of {name} cannot be timed on its input {tuple(x.shape)}: "
             f"{type(error).__name__}: {error}. Give a smaller example, or leave the model untuned"
         ) from error
-    held = resident_bytes(layer)
+    held = resident_bytes(layer, freeze=freeze)
     chosen = pick(timings, {path: held[path] for path in layer.timed_paths})
     fastest = pick(timings, {way: held[way] for way in timings.samples})
     seconds_of = {path: timings.median(path) for path in layer.timed_paths}
@@ -346,26 +379,29 @@ def _row(
     names: list[str],
     objective: str,
     timings: list[BucketTiming],
+    freezable: bool,
 ) -> LayerTuning:
     factors = layer.factors
+    frozen = freezable and any(one.chosen == "dense" for one in timings)
     row = LayerTuning(
         name=names[0],
         places=tuple(names),
         kind=layer.stands_for,
         format=factors.format,
         rank=factors.rank,
-        device_key=layer.device_key,
+        device_key=layer._key(frozen),
         timings=tuple(timings),
         replaced=False,
+        frozen=frozen,
         note="",
         factor_bytes=factors.n_bytes,
-        dense_bytes=resident_bytes(layer)[TORCH],
+        dense_bytes=resident_bytes(layer, freeze=frozen)[TORCH],
     )
     if objective == "size" or not row.dense_wins:
         return row
     reason = _why_not_dense(model, layer, names)
     note = f"is fastest dense, but {reason}; it keeps its factors" if reason else ""
-    return replace(row, replaced=not reason, note=note)
+    return replace(row, replaced=not reason, frozen=frozen and bool(reason), note=note)
 
 
 def _why_not_dense(model: nn.Module, layer: FactoredLayer, names: list[str]) -> str:
@@ -399,9 +435,15 @@ def _commit(
             dense[layer] = torch_layer(layer, channels_last=last)
     with ExitStack() as undo:
         for layer, row in rows.items():
-            undo.callback(layer.__dict__.update, _path_table=layer.path_table)
-            undo.callback(layer.__dict__.update, measured=dict(layer.measured))
-            layer.set_measured(layer.device_key, _tables({layer: row.timings})[layer])
+            undo.callback(vars(layer).update, chosen_for(layer), measured=dict(layer.measured))
+            if row.frozen:
+                layer.freeze(memory_format=_layout(layer, seen))
+            else:
+                layer.thaw()
+            # What was measured of the layer in its other state is no longer its choice.
+            layer.measured.pop(layer._key(not row.frozen), None)
+            chosen = {one.bucket: one.chosen for one in row.timings}
+            layer.set_measured(layer.device_key, table_of(layer, chosen, row.frozen))
             for place in row.places if row.replaced else ():
                 parent, _, child = place.rpartition(".")
                 holder = model.get_submodule(parent)

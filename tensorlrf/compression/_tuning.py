@@ -61,9 +61,10 @@ class LayerTuning:
     device_key    what the times depend on
     timings       one for each bucket of rows, ascending; none where no example reached the layer
     replaced      whether torch's dense layer has taken its place
+    frozen        whether it keeps its dense weight from now on
     note          why not, where that was asked for and dense was fastest; else empty
     factor_bytes  of the factors
-    dense_bytes   of the rebuilt weight, which a layer with "dense" among its paths keeps as well
+    dense_bytes   of the dense weight, which a frozen layer keeps as well
     """
 
     name: str
@@ -74,6 +75,7 @@ class LayerTuning:
     device_key: str
     timings: tuple[BucketTiming, ...]
     replaced: bool
+    frozen: bool
     note: str
     factor_bytes: int
     dense_bytes: int
@@ -93,6 +95,13 @@ class LayerTuning:
         """Whether it keeps its factors and yet takes the path "dense" in every bucket."""
         chosen = {one.chosen for one in self.timings}
         return not self.replaced and chosen == {"dense"}
+
+    @property
+    def resident_bytes(self) -> int:
+        """That the weight takes in memory, as the layer is now."""
+        if self.replaced:
+            return self.dense_bytes
+        return self.factor_bytes + self.dense_bytes * self.frozen
 
     @property
     def dense_seconds(self) -> float:
@@ -170,6 +179,16 @@ class Tuning:
         return _ratio(self.dense_seconds, self.chosen_seconds)
 
     @property
+    def resident_bytes(self) -> int:
+        """That the weights of the factored layers take in memory, as they are now."""
+        return sum(layer.resident_bytes for layer in self.layers)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Layers that keep their dense weight, and do not see writes through `.data`."""
+        return tuple(layer.name for layer in self.layers if layer.frozen)
+
+    @property
     def not_reached(self) -> tuple[str, ...]:
         """Layers that no example came through; they keep the path table that they had."""
         return tuple(layer.name for layer in self.layers if not layer.reached)
@@ -193,6 +212,7 @@ class Tuning:
             **asdict(self),
             "dense_seconds": self.dense_seconds,
             "chosen_seconds": self.chosen_seconds,
+            "resident_bytes": self.resident_bytes,
             "not_reached": self.not_reached,
         }
         return json.dumps(values, allow_nan=False)
@@ -239,13 +259,22 @@ class Tuning:
                 f"whole model: {times}; kept: {self.whole.chosen} ({self.whole.ratio:.2f}x all "
                 "dense)"
             )
-        kept = [layer for layer in self.layers if layer.runs_dense]
-        if kept:
-            more = sum(layer.dense_bytes for layer in kept)
+        dense = sum(layer.dense_bytes for layer in self.layers)
+        lines.append(
+            f"weights of the factored layers in memory: {self.resident_bytes:,} bytes, all dense "
+            f"{dense:,}"
+        )
+        if self.frozen:
             lines.append(
-                f"run dense: {_some(layer.name for layer in kept)}; their factors win no time "
-                f"here. Files keep the factors; in memory the rebuilt weights take {more:,} bytes "
-                "more"
+                f"frozen on their dense weights: {_some(self.frozen)}; their factors win no time "
+                "there. Files keep the factors alone. Writes through .data are not seen until "
+                "train() or thaw()"
+            )
+        rebuilt = [layer.name for layer in self.layers if layer.runs_dense and not layer.frozen]
+        if rebuilt:
+            lines.append(
+                f"run dense, rebuilding their weights in each call: {_some(rebuilt)}; their "
+                "factors win no time here"
             )
         if self.replaced:
             lines.append(f"torch's dense layers again: {_some(self.replaced)}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from tensorlrf.compression._latency import (
@@ -55,21 +56,21 @@ def time_whole(
     examples: Sequence[Any],
     choices: Mapping[str, Mapping[FactoredLayer, PathTable]],
     held: Mapping[str, int],
+    frozen: Mapping[FactoredLayer, torch.memory_format],
     seconds: float,
     advance: Callable[[str], None],
 ) -> WholeTiming:
     """Passes over all examples under each choice, in turn; the fastest is chosen and, among those
     that are as fast within the noise, the one that holds the fewest bytes.
 
-    The layers keep their tables. While this runs they may all hold a rebuilt weight. `advance` is
-    told the name of the choice after each pass.
+    The layers keep their tables. While this runs those in `frozen` hold a dense weight of the given
+    layout. `advance` is told the name of the choice after each pass.
     """
 
     def run(name: str) -> Callable[[], None]:
         def passes() -> None:
-            # Not by the property, which would drop the rebuilt weights in each round.
             for layer, table in choices[name].items():
-                layer._path_table = table
+                layer.path_table = table
             with generators_kept(model):  # so that all passes take the same course
                 for k, batch in enumerate(examples):
                     call(model, fresh(batch), k, "example")
@@ -79,18 +80,20 @@ def time_whole(
 
     first = next(iter(choices.values()))
     device = next(layer.factors.device for layer in first)
-    with _tables_kept(choices), evaluating(model):
+    with _layers_kept(first), evaluating(model):
+        for layer, layout in frozen.items():
+            layer.freeze(memory_format=layout)
         timings = time_calls({name: run(name) for name in choices}, seconds=seconds, device=device)
     return WholeTiming(
         seconds={name: timings.median(name) for name in choices}, chosen=pick(timings, held)
     )
 
 
-def bytes_held(choice: Timed, objective: str) -> int:
+def bytes_held(choice: Timed, objective: str, freezable: Container[FactoredLayer]) -> int:
     """Bytes that the weights of the layers take in memory under a choice."""
     total = 0
     for layer, rows in choice.items():
-        held = resident_bytes(layer)
+        held = resident_bytes(layer, freeze=layer in freezable)
         if objective == "latency" and all(one.dense_wins for one in rows):
             total += held[TORCH]
         else:
@@ -98,12 +101,18 @@ def bytes_held(choice: Timed, objective: str) -> int:
     return total
 
 
+def chosen_for(layer: FactoredLayer) -> dict[str, Any]:
+    """What a choice changes in a layer, as it is now."""
+    own = vars(layer)
+    return {name: own[name] for name in ("_path_table", "_own_table", "_frozen")}
+
+
 @contextmanager
-def _tables_kept(choices: Mapping[str, Mapping[FactoredLayer, PathTable]]) -> Iterator[None]:
-    """The layers have their tables, and no rebuilt weights of others, when this is over."""
-    layers = {layer: layer._path_table for tables in choices.values() for layer in tables}
+def _layers_kept(layers: Iterable[FactoredLayer]) -> Iterator[None]:
+    """Whatever is chosen for the layers within, they are afterwards as they were."""
+    before = {layer: chosen_for(layer) for layer in layers}
     try:
         yield
     finally:
-        for layer, table in layers.items():
-            layer.path_table = table
+        for layer, values in before.items():
+            vars(layer).update(values)

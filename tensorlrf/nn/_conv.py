@@ -9,13 +9,8 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Factors, Grouped, KroneckerSum, LowRank, TuckerFactors
-from tensorlrf.nn._layer import (
-    CHANNELS_LAST,
-    FactoredLayer,
-    is_channels_last,
-    like_layer,
-    take_over,
-)
+from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
+from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn._like import check_layer
 from tensorlrf.ops import PathTable, conv_paths, run_conv
 from tensorlrf.ops._convnd import CONVOLUTION
@@ -64,7 +59,7 @@ class FactoredConvNd(FactoredLayer):
         self._pad_ahead = tuple(flat(zeros.sides)) if ahead else None
         self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
         self._conv_padding = (0,) * self.n_axes if ahead else zeros.each_side
-        self.path_table = self._default_path_table()
+        self._choose()
 
     @staticmethod
     def _padding_attribute(
@@ -110,7 +105,7 @@ class FactoredConvNd(FactoredLayer):
         bias, stride, padding = self._tensor("bias"), self.stride, self._conv_padding
         if path == "dense":
             conv = CONVOLUTION[self.n_axes]
-            return conv(x, self._rebuilt(x), bias, stride, padding, self.dilation, self.groups)
+            return conv(x, self._dense_weight(), bias, stride, padding, self.dilation, self.groups)
         return run_conv(path, self._running(), x, bias, stride, padding, self.dilation)
 
     # A kernel among the tensors is kept as it is when it runs: the right factor of a LowRank as
@@ -174,8 +169,8 @@ class FactoredConvNd(FactoredLayer):
             rows *= n
         return rows
 
-    def _default_path_table(self) -> PathTable:
-        return PathTable.from_cost(self.factors, stride=self.stride)
+    def _default_path_table(self, frozen: bool = False) -> PathTable:
+        return PathTable.from_cost(self.factors, stride=self.stride, rebuild=not frozen)
 
     def _options_repr(self) -> str:
         parts = [

@@ -27,8 +27,8 @@ class FactoredEmbedding(FactoredLayer):
                  share its factors
 
     The factors are copied. Rows of the path table are numbers of indices. The path "dense" is there
-    to be asked for, and is chosen by neither the cost model nor `tune`: it keeps the whole table,
-    which is fastest always, and takes the memory for which it was factored.
+    to be asked for, and is chosen by neither the cost model nor `tune`: it makes the whole table,
+    which takes the memory for which it was factored. Once frozen, by hand, the layer runs on it.
 
     Raises ShapeError, ArgumentError or UnsupportedError where these do not fit.
     """
@@ -39,7 +39,7 @@ class FactoredEmbedding(FactoredLayer):
         super().__init__(factors, None, embedding_paths(factors))
         self.num_embeddings, self.embedding_dim = factors.shape
         self.padding_idx = check_padding(padding_idx, self.num_embeddings)
-        self.path_table = self._default_path_table()
+        self._choose()
 
     @classmethod
     def from_factors(cls, factors: Factors, like: nn.Embedding) -> Self:
@@ -64,7 +64,7 @@ class FactoredEmbedding(FactoredLayer):
             )
         path = self._path(input)
         if path == "dense":
-            return F.embedding(input, self._rebuilt(input), self.padding_idx)
+            return F.embedding(input, self._dense_weight(), self.padding_idx)
         return run_embedding(path, self.factors, input, self.padding_idx)
 
     def clear_padding(self) -> None:
@@ -81,8 +81,8 @@ class FactoredEmbedding(FactoredLayer):
 
     @property
     def timed_paths(self) -> tuple[str, ...]:
-        """All but "dense": a table that is kept needs no product and always wins, and takes the
-        memory that factoring has won."""
+        """All but "dense": a table that is kept needs no product and always wins, and one that is
+        rebuilt takes as much memory for a call; factoring has won that memory."""
         return tuple(path for path in self.paths if path != "dense")
 
     def _rows(self, x: Tensor) -> int:
@@ -94,7 +94,9 @@ class FactoredEmbedding(FactoredLayer):
     def _check_fused(self) -> None:
         check_embedding_path("fused", self.factors)
 
-    def _default_path_table(self) -> PathTable:
+    def _default_path_table(self, frozen: bool = False) -> PathTable:
+        if frozen:
+            return PathTable.single("dense")
         factors, paths = self.factors, self.timed_paths
         return PathTable.from_choices(
             {n: best_embedding_path(factors, n, paths=paths) for n in BUCKETS}

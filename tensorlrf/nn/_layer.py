@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,16 +12,12 @@ from torch import Tensor, nn
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._dense_cache import DenseCache
+from tensorlrf.nn._freezable import CHANNELS_LAST, Freezable, is_channels_last
 from tensorlrf.ops import PathTable, device_key, paths_of
-from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._fused import check_layer_path
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Number of dimensions -> the memory format that torch has for it."""
 
-
-class FactoredLayer(nn.Module, ABC):
+class FactoredLayer(Freezable, ABC):
     """A layer whose weight is a factors object: one Parameter for each of its tensors.
 
     The parameters are named as the format names its tensors, "left" or "core", with a dot as an
@@ -43,14 +38,12 @@ class FactoredLayer(nn.Module, ABC):
         self._paths = paths
         self._format = type(factors)
         self._meta = factors._context()
-        self._order = len(factors.shape)
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
         for name, tensor in self._stored(factors).items():
             self.register_parameter(self._names[name], _own(tensor))
         self.register_parameter("bias", None if bias is None else _own(bias))
         self._device_type = factors.device.type
         self._home = (factors.device, factors.dtype)
-        self._dense = DenseCache()
         self.stands_for = self.kind.__name__
         self.recipe: dict[str, Any] = {}
         self.measured: dict[str, PathTable] = {}
@@ -67,8 +60,8 @@ class FactoredLayer(nn.Module, ABC):
         """Rows M of the output for the input x."""
 
     @abstractmethod
-    def _default_path_table(self) -> PathTable:
-        """The path table by the cost model of the device."""
+    def _default_path_table(self, frozen: bool = False) -> PathTable:
+        """The path table by the cost model of the device, for the layer frozen or not."""
 
     def _find_paths(self, factors: Factors) -> tuple[str, ...]:
         """The paths that the layer can take on these factors, where they are."""
@@ -105,23 +98,8 @@ class FactoredLayer(nn.Module, ABC):
         own = self._parameters
         return own[attribute] if attribute in own else getattr(self, attribute)
 
-    def _rebuilt(self, x: Tensor) -> Tensor:
-        """The weight for the dense path: kept in eager eval without grad, else made anew."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return dense_weight(self.factors)
-        sources = [self._tensor(attribute) for attribute in self._names.values()]
-        # Autocast decides in which dtype the factors are multiplied, x which layout a conv likes.
-        device = self._device_type
-        autocasts = _has_autocast(device) and torch.is_autocast_enabled(device)
-        cast_to = torch.get_autocast_dtype(device) if autocasts else None
-        channels_last = x.ndim == self._order and is_channels_last(x)
-        weight = self._dense.lookup(sources, (cast_to, channels_last))
-        if weight is not None:
-            return weight
-        layout = CHANNELS_LAST[x.ndim] if channels_last else torch.contiguous_format
-        weight = dense_weight(self.factors).contiguous(memory_format=layout)
-        self._dense.keep(weight, sources, (cast_to, channels_last))
-        return weight
+    def _sources(self) -> list[Tensor]:
+        return [self._tensor(attribute) for attribute in self._names.values()]
 
     # ---- the path ---------------------------------------------------------------------------
 
@@ -158,13 +136,18 @@ class FactoredLayer(nn.Module, ABC):
             if path not in self.paths:
                 raise unknown("path_table: path", path, self.paths)
         self._path_table = table
-        self._dense.clear()
+        self._own_table = False
 
     @property
     def device_key(self) -> str:
-        """What a time measured on this layer depends on: its device and software, and its dtype."""
+        """What a time measured on this layer depends on: its device and software, its dtype, and
+        whether it is frozen."""
+        return self._key(self.is_frozen)
+
+    def _key(self, frozen: bool) -> str:
         factors = self.factors
-        return f"{device_key(factors.device)}, {str(factors.dtype).removeprefix('torch.')}"
+        key = f"{device_key(factors.device)}, {str(factors.dtype).removeprefix('torch.')}"
+        return f"{key}, frozen" if frozen else key
 
     def set_measured(self, key: str, table: PathTable) -> None:
         """Keep what was measured under `key`, and run by it where that is the layer's own key.
@@ -179,20 +162,35 @@ class FactoredLayer(nn.Module, ABC):
             )
         if key == self.device_key:
             self.path_table = table
+            self._own_table = True
         self.measured[key] = table
+
+    def _freeze_as_measured(self) -> None:
+        """Where it is the frozen layer that was measured on this device."""
+        if self._key(frozen=True) in self.measured and self._can_freeze():
+            self.freeze()
 
     def _known_path_table(self) -> PathTable:
         """The table that was measured on this device, else the cost model's."""
         table = self.measured.get(self.device_key) if self.measured else None
         known = table is not None and set(table.paths) <= set(self.paths)
-        return table if table is not None and known else self._default_path_table()
+        return table if table is not None and known else self._default_path_table(self.is_frozen)
+
+    def _choose(self) -> None:
+        """The table that the layer would choose itself."""
+        self._path_table = self._known_path_table()
+        self._own_table = True
+
+    def _rechoose(self) -> None:
+        if self._own_table:
+            self._choose()
 
     def _on_path(self, path: str) -> Self:
-        """A twin in eval mode on the same parameters that takes `path` for any input, with a dense
-        weight of its own; the layer itself is left alone."""
+        """A twin in eval mode on the same parameters that takes `path` for any input; the layer
+        itself is left alone, and the twin can be frozen alone."""
         twin: Self = object.__new__(type(self))  # copy.copy refuses parametrized modules
         vars(twin).update(vars(self))
-        twin._dense = DenseCache()
+        twin._frozen = None
         twin.training = False
         twin.path_table = PathTable.single(path)
         return twin
@@ -208,19 +206,13 @@ class FactoredLayer(nn.Module, ABC):
 
     # ---- as a module ------------------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> Self:
-        self._dense.clear()
-        return super().train(mode)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every .to(), .cuda(), .half(), .to_empty() comes through here.
-        self._dense.clear()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._follow_device()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._dense.clear()
         super()._load_from_state_dict(*args, **kwargs)
         self._follow_device()  # assign=True may bring tensors of another device
 
@@ -233,9 +225,9 @@ class FactoredLayer(nn.Module, ABC):
         if factors.device.type != self._device_type:
             self._device_type = factors.device.type
             self._paths = self._find_paths(factors)
-            self.path_table = self._known_path_table()
+            self._choose()
         elif self.measured:
-            self.path_table = self._known_path_table()
+            self._choose()
 
     def extra_repr(self) -> str:
         factors = self.factors
@@ -244,6 +236,7 @@ class FactoredLayer(nn.Module, ABC):
         return (
             f"{self._options_repr()}{self._bias_repr()}, format={self._format_repr()}, "
             f"rank={factors.rank}, share={share:.1%}, path={self._path_table}"
+            f"{', frozen' * self.is_frozen}"
         )
 
     def _bias_repr(self) -> str:
@@ -311,19 +304,6 @@ def take_over(layer: FactoredLayer, like: Any) -> None:
 
 def _own(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().clone())
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Channels last and nothing else: with one channel or one pixel a tensor is both."""
-    layout = CHANNELS_LAST.get(x.ndim)
-    if layout is None:
-        return False
-    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
-
-
-@cache
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
 
 
 def _frozen_path(table: PathTable, rows: int) -> str:

@@ -27,7 +27,7 @@ class FactoredLinear(FactoredLayer):
     def __init__(self, factors: Factors, bias: Tensor | None = None) -> None:
         super().__init__(factors, bias, linear_paths(factors))
         self.out_features, self.in_features = factors.shape
-        self.path_table = self._default_path_table()
+        self._choose()
 
     @classmethod
     def from_factors(cls, factors: Factors, like: nn.Linear) -> Self:
@@ -47,14 +47,14 @@ class FactoredLinear(FactoredLayer):
         x = input
         path = self._path(x)
         if path == "dense":
-            return F.linear(x, self._rebuilt(x), self._tensor("bias"))
+            return F.linear(x, self._dense_weight(), self._tensor("bias"))
         return run_linear(path, self.factors, x, self._tensor("bias"))
 
     def _rows(self, x: Tensor) -> int:
         return x.numel() // max(1, self.in_features)
 
-    def _default_path_table(self) -> PathTable:
-        return PathTable.from_cost(self.factors)
+    def _default_path_table(self, frozen: bool = False) -> PathTable:
+        return PathTable.from_cost(self.factors, rebuild=not frozen)
 
     def _options_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -23,8 +23,9 @@ from tensorlrf.factors import (
 )
 from tensorlrf.factors._tucker import mode_product
 from tensorlrf.nn._embedding import FactoredEmbedding
+from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
-from tensorlrf.nn._layer import CHANNELS_LAST, FactoredLayer, is_channels_last
+from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._plain import HF_CONV1D, Plain, in_turn, torch_layer
 from tensorlrf.ops import run_embedding, run_linear

@@ -119,8 +119,8 @@ class Positions(tuple[int, ...]):
 def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True) -> Cost:
     """Cost of `ops.linear` by `path` on `rows` rows; meta tensors serve as factors.
 
-    `rebuild=False` leaves out what "dense" spends on rebuilding the weight, as in a layer that
-    keeps it. "fused" is counted as on a GPU, wherever the factors are.
+    `rebuild=False` leaves out what "dense" spends on rebuilding the weight, as in a frozen
+    layer. "fused" is counted as on a GPU, wherever the factors are.
     """
     form, paths = form_of(factors), linear_paths(factors)  # refuses what is no linear layer
     own = LINEAR_PATHS if form is None else paths

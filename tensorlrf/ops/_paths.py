@@ -80,13 +80,13 @@ class PathTable:
         *,
         stride: Axes | None = None,
         paths: tuple[str, ...] | None = None,
-        rebuild: bool = False,
+        rebuild: bool = True,
         profile: DeviceProfile | None = None,
     ) -> PathTable:
         """By the cost model: of `paths` (by default all that the format has), the one that
         `profile` (by default that of the factors' device) predicts to be fastest in each bucket.
 
-        `rebuild=False` stands for a layer that keeps its rebuilt dense weight.
+        `rebuild=False` stands for a frozen layer, which keeps its dense weight.
         """
         choices = {
             rows: best_path(

@@ -116,15 +116,15 @@ def time_paths(
     padding: PaddingArgument = 0,
     dilation: IntOrAxes = 1,
     paths: Sequence[str] | None = None,
-    rebuild: bool = False,
+    rebuild: bool = True,
     seconds: float = 0.5,
 ) -> Timings:
     """Times the paths of a layer on the input `x`, without gradients.
 
     Factors of order 2 are timed as `ops.linear`, of order 3, 4 and 5 as `ops.conv1d`, `conv2d` and
     `conv3d`, whose arguments these are. `paths` are all that the format has by default, "dense"
-    first. `rebuild=False` times "dense" as a layer that keeps its rebuilt weight, in the memory
-    format of x; `rebuild=True` rebuilds it in each call. Takes about `seconds` in all.
+    first. "dense" rebuilds the weight in each call; `rebuild=False` times it as a frozen layer,
+    which keeps its weight, in the memory format of x. Takes about `seconds` in all.
     Raises what the ops do.
     """
     paths = paths_of(factors) if paths is None else tuple(paths)

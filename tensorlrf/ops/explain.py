@@ -76,13 +76,14 @@ def explain(
     rows: Sequence[int] = ROWS,
     *,
     device: str | torch.device | None = None,
-    rebuild: bool = False,
+    rebuild: bool = True,
 ) -> Explanation:
     """The cost model's view of a layer on `factors`; meta tensors serve.
 
     rows     numbers of rows M (a convolution's are batch x output positions, at stride 1)
     device   "cpu", "cuda", or a GPU by name ("H200"); by default that of the factors
-    rebuild  whether the dense path rebuilds the weight in each call
+    rebuild  whether the dense path rebuilds the weight in each call, as in a layer that is not
+             frozen
 
     Raises ArgumentError for a device that is not known.
     """
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--device", help=f"cpu, cuda, {', '.join(KNOWN)}; by default the GPU if there is one"
     )
     parser.add_argument(
-        "--rebuild", action="store_true", help="the dense path rebuilds the weight in each call"
+        "--frozen", action="store_true", help="the layer is frozen: it keeps its dense weight"
     )
     given = parser.parse_args(arguments)
     try:
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ArgumentError(f"rows={min(given.rows)} must be 1 at least")
         factors = sample(given.format, shape, given.rank, DTYPES[given.dtype])
         device = given.device or ("cuda" if torch.cuda.is_available() else "H200")
-        print(explain(factors, given.rows, device=device, rebuild=given.rebuild))
+        print(explain(factors, given.rows, device=device, rebuild=not given.frozen))
     except TensorlrfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-import torch
 from torch import nn
 
 from tensorlrf.compression._latency import evaluating, faster, measure_model, pick
 from tensorlrf.errors import ArgumentError
-from tensorlrf.ops import PathTable, Timings
+from tensorlrf.ops import Timings
 from tests.compression.tuned import Start, linear, seeded, set_clock
 
 
@@ -68,13 +67,3 @@ def test_flags_return_after_an_error() -> None:
         fail()
     assert seen == [False, False, False]
     assert [m.training for m in model.modules()] == [True, True, False]
-
-
-def test_what_evaluation_kept_is_let_go_for_training() -> None:
-    training, evaluated = linear(), linear().eval()
-    for layer in (training, evaluated):
-        layer.path_table = PathTable.single("dense")
-        with evaluating(layer), torch.no_grad():
-            layer(seeded(4, 16))
-            assert len(layer._dense) == 1
-    assert (len(training._dense), len(evaluated._dense)) == (0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import UserDict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import tensorlrf
 from tensorlrf.compression._tune import table_of, tune
+from tensorlrf.nn import _freezable
 from tensorlrf.ops._paths import BUCKETS
 from tests.compression.tuned import (
     ALIKE,
@@ -57,7 +60,9 @@ def test_the_fastest_path_is_kept(clock: Start) -> None:
     # The second layer's path "dense" is faster here than torch's layer, as the clock has it.
     assert tuning.ratio == pytest.approx((2 + 2) / (1 + 1))
     assert tuning.layer("2").runs_dense
-    assert "run dense: 2" in str(tuning)
+    assert tuning.frozen == ("2",)
+    assert "frozen on their dense weights: 2" in str(tuning)
+    assert (first.is_frozen, second.is_frozen) == (False, True)
 
 
 def test_every_path_is_run_as_the_layer_runs_it(clock: Start) -> None:
@@ -80,7 +85,7 @@ def test_a_tie_goes_to_fewer_bytes(clock: Start) -> None:
     clock(ALIKE)
     tune(nn.Sequential(layer), seeded(5, 16))
     assert layer.path_table.lookup(5) == "chain"
-    assert len(layer._dense) == 0
+    assert not layer.is_frozen
 
 
 def test_buckets_are_measured_once_on_the_most_rows(clock: Start) -> None:
@@ -101,11 +106,14 @@ def test_buckets_are_measured_once_on_the_most_rows(clock: Start) -> None:
 @given(
     chosen=st.dictionaries(
         st.sampled_from(BUCKETS), st.sampled_from(["dense", "chain"]), min_size=1
-    )
+    ),
+    frozen=st.booleans(),
 )
-def test_unmeasured_buckets_go_by_agreeing_neighbours_or_by_cost(chosen: dict[int, str]) -> None:
+def test_unmeasured_buckets_go_by_agreeing_neighbours_or_by_cost(
+    chosen: dict[int, str], frozen: bool
+) -> None:
     layer = linear(64, 64, 16)
-    table, by_cost = table_of(layer, chosen), layer._default_path_table()
+    table, by_cost = table_of(layer, chosen, frozen), layer._default_path_table(frozen)
     for rows in BUCKETS:
         below = [b for b in chosen if b < rows]
         above = [b for b in chosen if b > rows]
@@ -172,6 +180,73 @@ def test_a_layer_alone_is_a_model(clock: Start) -> None:
     clock(CHAIN)
     assert tune(layer, seeded(4, 16)).layers[0].name == "(model)"
     assert layer.path_table.lookup(4) == "chain"
+
+
+# ---- frozen --------------------------------------------------------------------------------------
+
+
+def test_the_dense_path_is_timed_as_it_will_run(
+    clock: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    rebuild = _freezable.dense_weight
+    monkeypatch.setattr(
+        _freezable, "dense_weight", lambda factors: (made.append(1), rebuild(factors))[1]
+    )
+    layer, x = conv().eval(), seeded(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    clock(DENSE)
+    tuning = tune(nn.Sequential(layer), x)
+    assert layer.is_frozen
+    assert layer._frozen.weight.is_contiguous(memory_format=torch.channels_last)
+    assert tuning.resident_bytes == layer.factors.n_bytes + 4 * 8 * 8 * 9
+    assert json.loads(tuning.to_json())["resident_bytes"] == tuning.resident_bytes
+    assert f"in memory: {tuning.resident_bytes:,} bytes, all dense 2,304" in str(tuning)
+    del made[:]
+    with torch.no_grad():
+        layer(x)
+    assert made == []
+    tuning = tune(nn.Sequential(layer), x, freeze=False)
+    assert not layer.is_frozen
+    assert tuning.frozen == ()
+    assert tuning.resident_bytes == layer.factors.n_bytes
+    assert "run dense, rebuilding their weights in each call: 0" in str(tuning)
+    del made[:]
+    with torch.no_grad():
+        layer(x)
+    assert made == [1]
+
+
+def test_the_last_tuning_decides_what_is_loaded(clock: Start, tmp_path: Path) -> None:
+    model, x = nn.Sequential(linear(), linear()), seeded(5, 16)
+    clock(DENSE, CHAIN)
+    for freeze in (True, False):
+        tune(model, x, freeze=freeze)
+        tensorlrf.save(model, tmp_path / str(freeze))
+        blank = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        again = tensorlrf.load(tmp_path / str(freeze), blank)
+        for one, other in zip(factored(model), factored(again), strict=True):
+            assert one.is_frozen is other.is_frozen is (freeze and one is model[0])
+            assert one.measured == other.measured == {one.device_key: one.path_table}
+            assert one.path_table == other.path_table
+        clock(DENSE, CHAIN)
+
+
+def test_a_tuned_model_trains_and_is_thawed_by_it(clock: Start) -> None:
+    model, x = nn.Sequential(linear()), seeded(5, 16)
+    clock(DENSE)
+    tune(model, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        want = x @ model[0].factors.to_dense().T + model[0].bias
+        torch.testing.assert_close(model(x), want)
+    assert not model[0].is_frozen
+    tune(model, x)
+    assert model.eval()[0].is_frozen
+    assert not model.train()[0].is_frozen
 
 
 class Restless(nn.Module):

@@ -75,7 +75,7 @@ class State:
         self.values = (
             [(name, id(m)) for name, m in model.named_modules(remove_duplicate=False)],
             [m.training for m in model.modules()],
-            [layer.path_table for layer in factored(model)],
+            [(layer.path_table, layer._own_table, layer._frozen) for layer in factored(model)],
             [dict(layer.measured) for layer in factored(model)],
             [list(m._forward_hooks) for m in model.modules()],
             [(id(p), p._version, p.requires_grad) for p in model.parameters()],

@@ -81,7 +81,6 @@ def test_inductor_compiles_every_path_into_one_graph(format: str) -> None:
     model = EveryPath(format).eval()
     inputs = model.example()
     with torch.no_grad():
-        model(*inputs)  # fills the caches of the dense paths, which the graph must not use
         compiled = torch.compile(model, fullgraph=True)
         model.check(compiled(*inputs), inputs)
         model.double_outputs()
@@ -181,3 +180,51 @@ def test_export_freezes_one_path(strict: bool, batch: Dim | None, products: int)
     linears = [node for node in program.graph.nodes if "linear" in str(node.target)]
     assert len(linears) == products
     torch.testing.assert_close(program.module()(x), layer(x))
+
+
+# As above.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_frozen_layer_is_compiled_with_its_weight_until_it_is_thawed() -> None:
+    layer = FactoredLinear(random_factors("lowrank", (6, 4))).eval()
+    layer.path_table = PathTable.single("dense")
+    layer.freeze()
+    x = torch.ones(3, 4, dtype=torch.float64)
+    products = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        products.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        before = layer(x)
+        torch.testing.assert_close(compiled(x), before)
+        assert products == [1]
+        layer.left.data.mul_(2)
+        torch.testing.assert_close(compiled(x), before)
+        layer.thaw()
+        torch.testing.assert_close(compiled(x), 2 * before)
+        assert len(products) == 2
+        assert products[1] > 1
+        layer.freeze()
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), 2 * before)
+    # With grad the graph is another one, and goes through the factors.
+    compiled(x).sum().backward()
+    assert layer.left.grad is not None
+    assert layer.is_frozen
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_frozen_layer_is_exported_with_its_weight(kind: str, strict: bool) -> None:
+    f, like = of_kind("lowrank", kind)
+    layer = factored(f, like, "dense").eval().freeze()
+    x = input_of(kind)
+    with torch.no_grad():
+        program = export(layer, (x,), strict=strict)
+        torch.testing.assert_close(program.module()(x), layer(x))
+    assert sum("matmul" in str(node.target) for node in program.graph.nodes) == 0
+    program = export(layer, (x,), strict=strict)  # with grad: through the factors
+    y = program.module()(x)
+    torch.testing.assert_close(y, layer(x))
+    assert sum("matmul" in str(node.target) for node in program.graph.nodes) == 1

@@ -216,17 +216,18 @@ def test_costs_of_a_grouped_convolution_by_hand() -> None:
 @pytest.mark.parametrize("profile", [CPU, H200], ids=["cpu", "h200"])
 @pytest.mark.parametrize(("axes", "groups"), CASES)
 @pytest.mark.parametrize("format", ["lowrank", "cp", "tucker2"])
+@pytest.mark.parametrize("rebuild", [False, True])
 def test_the_table_by_cost_takes_the_least_predicted_time(
-    profile: ops.DeviceProfile, format: str, axes: int, groups: int
+    profile: ops.DeviceProfile, format: str, axes: int, groups: int, rebuild: bool
 ) -> None:
     shape = (64, 64, *(3,) * axes)
     factors = kernel_factors(format, groups, shape, 16, torch.float32).to("meta")
     stride = (2, 1, 1)[:axes]
-    table = ops.PathTable.from_cost(factors, stride=stride, profile=profile)
+    table = ops.PathTable.from_cost(factors, stride=stride, profile=profile, rebuild=rebuild)
     for rows in (1, 4096, 2**20):
         times = {
             path: profile.seconds(
-                ops.path_cost(factors, path, rows, stride=stride, rebuild=False), torch.float32
+                ops.path_cost(factors, path, rows, stride=stride, rebuild=rebuild), torch.float32
             )
             for path in ops.paths_of(factors)
         }

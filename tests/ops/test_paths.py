@@ -84,15 +84,16 @@ def test_what_is_no_table_is_refused() -> None:
 
 @pytest.mark.parametrize("profile", [CPU, H200], ids=["cpu", "h200"])
 @pytest.mark.parametrize("format", ["lowrank", "cp", "tucker2"])
+@pytest.mark.parametrize("rebuild", [False, True])
 def test_the_table_by_cost_takes_the_least_predicted_time(
-    profile: ops.DeviceProfile, format: str
+    profile: ops.DeviceProfile, format: str, rebuild: bool
 ) -> None:
     factors = sample(format, (64, 64, 3, 3), 16, torch.float32).to("meta")
-    table = ops.PathTable.from_cost(factors, stride=(2, 1), profile=profile)
+    table = ops.PathTable.from_cost(factors, stride=(2, 1), rebuild=rebuild, profile=profile)
     for rows in (1, 64, 4096, 2**20):
         times = {
             path: profile.seconds(
-                ops.path_cost(factors, path, rows, stride=(2, 1), rebuild=False), torch.float32
+                ops.path_cost(factors, path, rows, stride=(2, 1), rebuild=rebuild), torch.float32
             )
             for path in ops.paths_of(factors)
         }
@@ -108,8 +109,17 @@ def test_the_table_by_cost_can_be_kept_to_some_paths() -> None:
 
 def test_a_high_rank_runs_dense_and_a_low_rank_in_factors() -> None:
     low, high = (sample("lowrank", (512, 512), r, torch.float32) for r in (16, 500))
-    assert ops.PathTable.from_cost(low).lookup(1024) == "chain"
-    assert ops.PathTable.from_cost(high).lookup(1024) == "dense"
+    assert ops.PathTable.from_cost(low, rebuild=False).lookup(1024) == "chain"
+    assert ops.PathTable.from_cost(high, rebuild=False).lookup(1024) == "dense"
+
+
+def test_a_weight_that_is_rebuilt_in_each_call_is_counted_by_default() -> None:
+    factors = sample("lowrank", (512, 512), 300, torch.float32)
+    rebuilt, kept = (ops.linear_cost(factors, "dense", 64, rebuild=r).flops for r in (True, False))
+    assert rebuilt - kept == 2 * 512 * 300 * 512
+    assert ops.path_cost(factors, "dense", 64).flops == rebuilt
+    assert ops.PathTable.from_cost(factors).lookup(64) == "chain"
+    assert ops.PathTable.from_cost(factors, rebuild=False).lookup(64) == "dense"
 
 
 def test_fewer_launches_win_where_launches_are_all() -> None:

@@ -113,7 +113,7 @@ def _like_factored(factors: Factors, bias: bool, like: nn.Module) -> FactoredLay
     if layer.bias is not None and new_bias is not None:
         layer.bias.requires_grad_(new_bias.requires_grad)
     layer.stands_for = like.stands_for
-    layer.path_table = layer._default_path_table()
+    layer._choose()
     return layer.train(like.training)
 
 

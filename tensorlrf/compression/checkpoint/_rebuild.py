@@ -327,6 +327,8 @@ class _Rebuild:
             except (AttributeError, RuntimeError) as error:
                 raise self._wrong(name, f"has extra state that does not fit: {error}") from None
         for module in model.modules():
+            if isinstance(module, FactoredLayer):
+                module._freeze_as_measured()
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
 
