@@ -35,6 +35,10 @@ class FileError(TensorlrfError, OSError):
     """A path that cannot be read or written: it exists, is missing, or the system refuses it."""
 
 
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
 class MissingExtraError(TensorlrfError, ImportError):
     """A package that only an extra of tensorlrf brings; the message says how to install it."""
 

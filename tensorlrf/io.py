@@ -1,48 +1,57 @@
 """Factors to files and back: safetensors, with what the tensors do not say as JSON in the header.
 
-A file holds one factors object or a named collection of them. It is written to a temporary name
-in the same folder and then renamed, so that no reader ever sees half of one. Nothing is pickled.
+A file holds one factors object or a named collection of them, with a checksum of each tensor and
+of the header. No reader ever sees half of one, and nothing is pickled.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tensorlrf._files._given import PathLike, as_device, as_path
+from tensorlrf._files._safetensors import SafeFile, check_storable, opened, plain
+from tensorlrf._files._sealed import Stored, checked, made_by, seal, unseal, write_sealed
+from tensorlrf._files._strict import At
 from tensorlrf.errors import ArgumentError, FileFormatError, unknown
 from tensorlrf.factors import FORMATS, Factors
 
-FORMAT_VERSION = 1
-_HEADER_KEY = "tensorlrf"
+FORMAT_VERSION = 2
+"""The first had no checksums."""
+
+KEY = "tensorlrf"
 
 
-def save_factors(factors: Factors, path: str | os.PathLike[str]) -> None:
+def save_factors(factors: Factors, path: PathLike, *, overwrite: bool = False) -> None:
     """Write one factors object to `path`; read it back with `load_factors`.
 
-    Raises ArgumentError where `factors` is not a factors object.
+    overwrite  whether a file that is there may be replaced
+
+    Written beside its place and renamed, so that no half of a file is ever seen. Raises FileError
+    where `path` exists or cannot be written, ArgumentError where `factors` is not a factors object,
+    and UnsupportedError where it has no values to write, as on the meta device.
     """
     if not isinstance(factors, Factors):
         raise ArgumentError(
             f"factors is a {type(factors).__name__}; pass a factors object, or a mapping of them "
             "to save_factors_dict"
         )
-    _write({"": factors}, path)
+    _write({"": factors}, path, overwrite)
 
 
-def load_factors(path: str | os.PathLike[str], device: str = "cpu") -> Factors:
+def load_factors(path: PathLike, device: torch.device | str = "cpu") -> Factors:
     """The factors object that `save_factors` wrote to `path`.
 
-    Raises FileNotFoundError, and FileFormatError for a file that is damaged, foreign, from a later
-    version, or holds a named collection.
+    It is a copy: what becomes of the file later does not touch it. Raises MissingFileError, and
+    FileFormatError for a file that is damaged, foreign, from a later version, or holds a named
+    collection.
     """
-    found = _read(path, device)
+    found = read(path, device).factors
     if list(found) != [""]:
         raise FileFormatError(
             f"path={os.fspath(path)!r} holds {len(found)} named factors; use load_factors_dict"
@@ -50,11 +59,13 @@ def load_factors(path: str | os.PathLike[str], device: str = "cpu") -> Factors:
     return found[""]
 
 
-def save_factors_dict(factors: Mapping[str, Factors], path: str | os.PathLike[str]) -> None:
+def save_factors_dict(
+    factors: Mapping[str, Factors], path: PathLike, *, overwrite: bool = False
+) -> None:
     """Write named factors objects, such as those of a model's layers, to one file.
 
     Raises ArgumentError where the mapping is empty, a name is empty or not a string, or a value is
-    not a factors object.
+    not a factors object; else as `save_factors`.
     """
     if not isinstance(factors, Mapping) or not factors:
         raise ArgumentError(f"factors={factors!r} must be a mapping from names to factors objects")
@@ -65,16 +76,16 @@ def save_factors_dict(factors: Mapping[str, Factors], path: str | os.PathLike[st
             raise ArgumentError(
                 f"factors[{name!r}] is a {type(value).__name__}; pass a factors object"
             )
-    _write(factors, path)
+    _write(factors, path, overwrite)
 
 
-def load_factors_dict(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Factors]:
+def load_factors_dict(path: PathLike, device: torch.device | str = "cpu") -> dict[str, Factors]:
     """The named factors that `save_factors_dict` wrote, in the order they were given.
 
-    Raises FileNotFoundError, and FileFormatError for a file that is damaged, foreign, from a later
+    Raises MissingFileError, and FileFormatError for a file that is damaged, foreign, from a later
     version, or holds a single factors object.
     """
-    found = _read(path, device)
+    found = read(path, device).factors
     if "" in found:
         raise FileFormatError(
             f"path={os.fspath(path)!r} holds one factors object without a name; use load_factors"
@@ -82,89 +93,95 @@ def load_factors_dict(path: str | os.PathLike[str], device: str = "cpu") -> dict
     return found
 
 
-def _write(factors: Mapping[str, Factors], path: str | os.PathLike[str]) -> None:
+def _write(factors: Mapping[str, Factors], path: PathLike, overwrite: bool) -> None:
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
     for name, value in factors.items():
         keys = {}
         for part, tensor in value.tensors().items():
+            check_storable(f"factors[{name!r}].{part}" if name else part, tensor)
             # Positions, not names, key the tensors: a layer's name may hold any character.
             keys[part] = f"{len(entries)}.{part}"
-            tensors[keys[part]] = tensor.detach().contiguous().clone()
+            tensors[keys[part]] = plain(tensor)
         entries.append(
             {"name": name, "format": value.format, "meta": value.meta(), "tensors": keys}
         )
-    from safetensors.torch import save_file
+    header = {
+        "version": FORMAT_VERSION,
+        "tensorlrf": made_by(),
+        "tensors": {key: Stored.of(tensor).to_json() for key, tensor in tensors.items()},
+        "entries": entries,
+    }
+    write_sealed(path, KEY, seal(header), tensors, overwrite=overwrite)
 
-    header = {"version": FORMAT_VERSION, "entries": entries}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER_KEY: json.dumps(header)})
+
+# ---- reading -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`, to write to; moved to `path` at the end, all or nothing.
+@dataclass(frozen=True)
+class FactorsFile:
+    """All of a file.
 
-    Raises FileNotFoundError where the folder of `path` does not exist.
+    factors  name -> factors; one without a name has the name ""
+    sealed   whether checksums were there and right; files of the first version have none
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path={os.fspath(path)!r}: the folder {target.parent} is missing")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    factors: dict[str, Factors]
+    sealed: bool
 
 
-def _read(path: str | os.PathLike[str], device: str) -> dict[str, Factors]:
-    from safetensors import SafetensorError, safe_open
+def read(path: PathLike, device: torch.device | str = "cpu") -> FactorsFile:
+    """What a file of factors holds; all of it is read and checked.
 
-    name = os.fspath(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path={name!r} is not a file")
-    try:
-        with safe_open(name, framework="pt", device=device) as file:
-            header = _header(name, file.metadata())
-            return {e["name"]: _entry(name, e, file) for e in header["entries"]}
-    except SafetensorError as error:
+    Raises as `load_factors` and `load_factors_dict` do.
+    """
+    target = as_device(device)
+    with opened(as_path(path)) as file:
+        root, tensor = _header(file)
+        found: dict[str, Factors] = {}
+        used: set[str] = set()
+        for entry in root["entries"].entries():
+            name, factors, keys = _entry(entry, file, tensor)
+            if name in found or used & keys:
+                entry.wrong("one of a name and with tensors of its own")
+            used |= keys
+            found[name] = factors.to(device=target)
+        if used != set(file.tensors) or not found:
+            root["entries"].wrong("about all tensors of the file")
+        return FactorsFile(found, "checksum" in root.mapping())
+
+
+def _header(file: SafeFile) -> tuple[At, Callable[[str], Tensor]]:
+    """(the header, from the name of a tensor to its checked values)."""
+    if KEY not in file.metadata:
         raise FileFormatError(
-            f"path={name!r} is damaged or not a safetensors file ({error}); write it again"
+            f"path={file.path!r} is a safetensors file without factors of tensorlrf; files to load "
+            "are written by tensorlrf.io.save_factors or save_factors_dict"
+        )
+    root = At.of_text(file.metadata[KEY], file.path)
+    if root["version"].whole(1) == 1:
+        root.keys_are(["version", "entries"])
+        return root, file.tensor
+    root = unseal(file, KEY, FORMAT_VERSION)
+    root.keys_are(["checksum", "version", "tensorlrf", "tensors", "entries"])
+    return root, checked(file, root["tensors"].each(Stored.read))
+
+
+def _entry(
+    at: At, file: SafeFile, tensor: Callable[[str], Tensor]
+) -> tuple[str, Factors, set[str]]:
+    """(name, factors, the names of their tensors in the file)."""
+    at.keys_are(["name", "format", "meta", "tensors"])
+    name, kind, keys = at["name"].text(), at["format"].text(), at["tensors"].each(At.text)
+    if kind not in FORMATS:
+        raise FileFormatError(f"path={file.path!r}: {unknown('format', kind, sorted(FORMATS))}")
+    for key in keys.values():
+        if key not in file.tensors:
+            at["tensors"].wrong(f"names of tensors in the file, which has no {key!r}")
+    parts = {part: tensor(key) for part, key in keys.items()}
+    try:
+        return name, FORMATS[kind].from_tensors(parts, at["meta"].mapping()), set(keys.values())
+    except Exception as error:  # whatever a format trips over here is what the file says of it
+        raise FileFormatError(
+            f"path={file.path!r} holds factors that do not fit: {error or type(error).__name__}"
         ) from error
-    except (KeyError, TypeError) as error:
-        raise FileFormatError(
-            f"path={name!r} has a damaged header: {error!r}; write it again"
-        ) from error
-
-
-def _header(name: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    text = (metadata or {}).get(_HEADER_KEY)
-    if text is None:
-        raise FileFormatError(
-            f"path={name!r} is a safetensors file without factors of tensorlrf; files to load are "
-            "written by tensorlrf.io.save_factors or save_factors_dict"
-        )
-    try:
-        header = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FileFormatError(f"path={name!r} has a damaged header: {error}") from error
-    version = header.get("version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise FileFormatError(
-            f"path={name!r} has format version {version!r}; this tensorlrf reads up to "
-            f"{FORMAT_VERSION}, a newer one will read it"
-        )
-    return dict(header)
-
-
-def _entry(name: str, entry: Mapping[str, Any], file: Any) -> Factors:
-    if entry["format"] not in FORMATS:
-        raise FileFormatError(
-            f"path={name!r}: {unknown('format', entry['format'], sorted(FORMATS))}"
-        )
-    parts = {part: file.get_tensor(key) for part, key in entry["tensors"].items()}
-    try:
-        return FORMATS[entry["format"]].from_tensors(parts, entry["meta"])
-    except ArgumentError as error:
-        raise FileFormatError(f"path={name!r} holds factors that do not fit: {error}") from error

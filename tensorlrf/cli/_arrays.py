@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf._files._safetensors import opened
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -48,21 +49,14 @@ def _npy(path: Path, name: str | None) -> Tensor:
 
 
 def _safetensors(path: Path, name: str | None) -> Tensor:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = sorted(file.keys())
-            if name is None and len(names) == 1:
-                name = names[0]
-            if name not in names:
-                told = "holds several tensors" if name is None else f"has no tensor {name!r}"
-                raise ArgumentError(f"{path} {told}; give --name with one of {some(names)}")
-            tensor: Tensor = file.get_tensor(name)
-    except SafetensorError as error:
-        raise FileFormatError(
-            f"{path} is damaged or not a safetensors file ({error}); get it anew"
-        ) from error
+    with opened(path) as file:
+        names = sorted(file.tensors)
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            told = "holds several tensors" if name is None else f"has no tensor {name!r}"
+            raise ArgumentError(f"{path} {told}; give --name with one of {some(names)}")
+        tensor = file.tensor(name)
     if tensor.dtype not in FLOATS:
         raise _wrong_dtype(path, str(tensor.dtype).removeprefix("torch."))
     return tensor

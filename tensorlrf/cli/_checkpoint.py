@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf._files._safetensors import opened
 from tensorlrf.compression import Plan, write_checkpoint
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.errors import FileError, FileFormatError
@@ -80,8 +81,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise FileError(f"{path} is not there; give a .safetensors file or a folder")
     if path.suffix != ".safetensors":
@@ -89,15 +88,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} is no .safetensors file; others may hold code and are not opened: write one "
             "with safetensors.torch.save_file(model.state_dict(), ...)"
         )
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            if KEY in (file.metadata() or {}):
-                raise FileFormatError(f"{path} is compressed already; give the dense checkpoint")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FileFormatError(
-            f"{path} is damaged or not a safetensors file ({error}); get it anew"
-        ) from error
+    with opened(path) as file:
+        if KEY in file.metadata:
+            raise FileFormatError(f"{path} is compressed already; give the dense checkpoint")
+        tensors = {name: file.tensor(name) for name in file.tensors}
     if not tensors:
         raise FileFormatError(f"{path} holds no tensors")
     return tensors

@@ -16,7 +16,6 @@ from tensorlrf.cli._arrays import read_tensor
 from tensorlrf.cli._options import Debug, Force, Json, Seed, Target
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file
-from tensorlrf.compression.checkpoint._file import cannot_write
 from tensorlrf.decomposition import Fit
 from tensorlrf.decomposition._rank import Rank
 from tensorlrf.errors import ArgumentError, RankError, unknown
@@ -77,7 +76,7 @@ def decompose(
         start = time.perf_counter()
         fit = _fit(given, method, _rank(rank), error, _modes(modes), seed)
         seconds = time.perf_counter() - start
-        _save(fit, target)
+        io.save_factors(fit.factors, target, overwrite=force)
         show(_Summary.of(fit, given, target, seconds), as_json)
 
 
@@ -141,15 +140,6 @@ def _fit(
         options["modes"] = modes
     fit: Fit[Any] = getattr(decomposition, f"fit_{method}")(tensor, rank, error=error, **options)
     return fit
-
-
-def _save(fit: Fit[Any], target: Path) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        io.save_factors(fit.factors, target)
-    except (SafetensorError, OSError) as error:
-        raise cannot_write(target, error) from error
 
 
 def _rank(text: str | None) -> Rank | None:

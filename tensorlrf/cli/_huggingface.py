@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorlrf._files._replace import cannot_write
 from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.cli._targets import new_folder
 from tensorlrf.compression import save
-from tensorlrf.compression.checkpoint._file import cannot_write
 from tensorlrf.compression.checkpoint._folder import CONFIG, GENERATION, TENSORS
 from tensorlrf.errors import (
     ArgumentError,

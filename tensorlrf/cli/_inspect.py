@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from tensorlrf import io
+from tensorlrf._files._safetensors import opened
 from tensorlrf.cli._options import Debug, Json
 from tensorlrf.cli._outcome import Printable, guard, show
 from tensorlrf.compression import inspect as inspect_model
-from tensorlrf.errors import FileFormatError
+from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.factors import Factors
 
 
@@ -38,10 +39,11 @@ def inspect(
 
 @dataclass(frozen=True)
 class _FactorsFile:
-    """A file of factors without a model."""
+    """A file of factors without a model. All of it has been read and checked."""
 
     path: Path
     factors: dict[str, Factors]
+    sealed: bool
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -56,32 +58,24 @@ class _FactorsFile:
             }
             for name, f in self.factors.items()
         ]
-        return json.dumps({"path": str(self.path), "factors": rows})
+        return json.dumps({"path": str(self.path), "verified": self.sealed, "factors": rows})
 
     def __str__(self) -> str:
         lines = [f"{name}: {f!r}" if name else repr(f) for name, f in self.factors.items()]
-        return "\n".join([f"{self.path}, factors", *lines])
+        told = (
+            "checksums of the header and of all tensors are right"
+            if self.sealed
+            else "written before files of factors had checksums: whether a number is another "
+            "cannot be told; save them again"
+        )
+        return "\n".join([f"{self.path}, factors", *lines, told])
 
 
 def _report(path: Path, verify: bool) -> Printable:
-    try:
-        return inspect_model(path, verify=verify)
-    except FileFormatError:
-        factors = _factors(path)
-        if factors is None:
-            raise
-        return _FactorsFile(path, factors)
-
-
-def _factors(path: Path) -> dict[str, Factors] | None:
-    """The factors of a file that holds nothing else; None where it is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return {"": io.load_factors(path)}
-    except FileFormatError:
-        pass
-    try:
-        return io.load_factors_dict(path)
-    except FileFormatError:
-        return None
+    if path.is_file():
+        with opened(path) as file:
+            holds_factors = io.KEY in file.metadata and KEY not in file.metadata
+        if holds_factors:
+            found = io.read(path)
+            return _FactorsFile(path, found.factors, found.sealed)
+    return inspect_model(path, verify=verify)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensorlrf.errors import ArgumentError, FileError, UnsupportedError
-from tensorlrf.io import replacing
+from tensorlrf._files._replace import replacing
+from tensorlrf.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from tensorlrf.compression._report import Report
@@ -55,11 +55,7 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
     right.grid(axis="x", alpha=0.3)
     right.legend()
     try:
-        with replacing(path) as temporary:
+        with replacing(path, overwrite=True) as temporary:
             figure.savefig(temporary, format=suffix, dpi=130)
     except ValueError as error:
         raise ArgumentError(f"path={os.fspath(path)!r}: {error}") from None
-    except FileNotFoundError as error:
-        raise FileError(str(error)) from None
-    except OSError as error:
-        raise FileError(f"path={os.fspath(path)!r} cannot be written: {error}") from error

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensorlrf.errors import ArgumentError, FileError, UnsupportedError
-from tensorlrf.io import replacing
+from tensorlrf._files._replace import replacing
+from tensorlrf.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from tensorlrf.decomposition._scree import Scree
@@ -45,11 +45,7 @@ def plot_scree(scree: Scree, path: str | os.PathLike[str]) -> None:
     right.set_xlim(0, max(1.0, min(min(s.params) for s in scree.spectra) / scree.n_params))
     right.grid(alpha=0.3)
     try:
-        with replacing(path) as temporary:
+        with replacing(path, overwrite=True) as temporary:
             figure.savefig(temporary, format=suffix, dpi=130)
     except ValueError as error:
         raise ArgumentError(f"path={os.fspath(path)!r}: {error}") from None
-    except FileNotFoundError as error:
-        raise FileError(str(error)) from None
-    except OSError as error:
-        raise FileError(f"path={os.fspath(path)!r} cannot be written: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tensorlrf import io
+from tensorlrf import decomposition, io
 from tensorlrf.cli._arrays import read_tensor
+from tensorlrf.errors import FileFormatError
 from tests.cli.calls import Program, listing
+from tests.test_io import save_first_version
 
 
 def exact(rank: int, *shape: int) -> np.ndarray:
@@ -46,8 +49,9 @@ def test_factors_of_an_exact_tensor(
     assert told["error"] < 1e-6
     assert told["params_after"] == factors.n_params
     assert factors.rank == ranks
-    seen = json.loads(program("inspect", target, "--json").out)
+    seen = json.loads(program("inspect", target, "--verify", "--json").out)
     assert seen["factors"][0]["format"] == factors.format
+    assert seen["verified"]
     assert repr(factors) in program("inspect", target).out
 
 
@@ -193,6 +197,37 @@ def test_values_and_targets_that_cannot_be(tmp_path: Path, program: Program) -> 
     assert target.read_bytes() == b"mine"
     assert program(*given, target, "--force").code == 0
     assert io.load_factors(target).rank == 1
+
+
+def test_inspect_refuses_what_load_refuses(tmp_path: Path, program: Program) -> None:
+    target = tmp_path / "f.safetensors"
+    f = decomposition.svd(torch.randn(6, 5), rank=2)
+    io.save_factors(f, target)
+    assert "checksums of the header and of all tensors are right" in program("inspect", target).out
+    whole = bytearray(target.read_bytes())
+    for at in (60, len(whole) - 20):
+        target.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(FileFormatError):
+            io.load_factors(target)
+        assert "damaged" in program("inspect", target, "--verify").error
+    save_first_version({"": f}, target)
+    assert "before files of factors had checksums" in program("inspect", target, "--verify").out
+    assert not json.loads(program("inspect", target, "--verify", "--json").out)["verified"]
+
+
+def test_nothing_is_replaced_without_force(tmp_path: Path, program: Program) -> None:
+    np.save(tmp_path / "t.npy", np.eye(4))
+    target = tmp_path / "f.safetensors"
+    given = ("decompose", tmp_path / "t.npy", "--rank", 1, "-o", target)
+    assert program(*given).code == 0
+    before = target.read_bytes()
+    assert "--force" in program(*given).error
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for force in ((), ("--force",)):
+        error = program(*given[:-1], tmp_path / "pipe.safetensors", *force).error
+        assert "a pipe" in error or "--force" in error
+    assert target.read_bytes() == before
+    assert program(*given, "--force").code == 0
 
 
 def test_inspect_of_foreign_files(tmp_path: Path, program: Program) -> None:

@@ -157,7 +157,7 @@ def test_a_full_disk(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "write", full)
     target = tmp_path / "small.safetensors"
     assert "No space left" in program("compress", source, "-o", target, *HALF).error
     np.save(tmp_path / "k.npy", np.ones((4, 4)))
@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_nothing(
     done = program("compress", source, *target, *HALF)
     assert done == (130, "", "interrupted; nothing was written\n")
     monkeypatch.undo()
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     assert program("compress", source, *target, *HALF).code == 130
     assert listing(tmp_path) == {"net.safetensors"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tensorlrf._files._sealed import canonical, checksum_of
 from tensorlrf.compression.checkpoint._file import load, save
-from tensorlrf.compression.checkpoint._header import KEY, canonical, checksum_of
+from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.errors import FileFormatError
 from tests.compression.saved import Net, compressed, net, same
@@ -65,6 +67,34 @@ def test_a_thousand_damaged_files(file: Path, architecture: Net, tmp_path: Path)
     assert equal < 50  # a byte that is drawn to be what it was; few
 
 
+def test_a_flipped_bit_is_refused_wherever_it_is(
+    file: Path, architecture: Net, tmp_path: Path
+) -> None:
+    whole = file.read_bytes()
+    head = 8 + struct.unpack("<Q", whole[:8])[0]
+    at = [*range(64), *range(64, head, 23), *range(head, len(whole), 97)]
+    path = tmp_path / "flipped"
+    path.write_bytes(whole)
+    with open(path, "r+b", buffering=0) as flipped:
+        for k, here in enumerate(at):
+            os.pwrite(flipped.fileno(), bytes([whole[here] ^ 1 << k % 8]), here)
+            for read in (lambda: load(path, architecture), lambda: inspect(path, verify=True)):
+                with pytest.raises(FileFormatError):
+                    read()
+            os.pwrite(flipped.fileno(), whole[here : here + 1], here)
+    assert same(load(path, architecture), load(file, architecture))
+
+
+def test_a_loaded_model_is_a_copy(file: Path, architecture: Net, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(file.read_bytes())
+    loaded = load(path, architecture)
+    with open(path, "r+b") as rewritten:
+        rewritten.write(b"\xff" * path.stat().st_size)
+    os.truncate(path, 1)
+    assert same(loaded, load(file, architecture))
+
+
 @pytest.mark.parametrize("where", ["length", "padding"])
 def test_a_header_of_absurd_length(
     file: Path, architecture: Net, where: str, tmp_path: Path
@@ -94,7 +124,8 @@ def split(whole: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
 
 
 def joined(outer: dict[str, Any], text: str, body: bytes) -> bytes:
-    head = json.dumps({**outer, "__metadata__": {KEY: text}}).encode()
+    # In the one spelling that writers have: another is refused as a flipped bit is.
+    head = json.dumps({**outer, "__metadata__": {KEY: text}}, separators=(",", ":")).encode()
     return struct.pack("<Q", len(head)) + head + body
 
 

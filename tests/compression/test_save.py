@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tensorlrf._files._safetensors import DTYPES
 from tensorlrf.compression.checkpoint._architecture import describe, fingerprint
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.compression.checkpoint._places import places
-from tensorlrf.compression.checkpoint._store import DTYPES
 from tensorlrf.decomposition import svd
 from tensorlrf.nn import FactoredLayer, factorize
 from tensorlrf.ops import PathTable

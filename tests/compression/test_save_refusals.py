@@ -89,10 +89,15 @@ def test_a_refusal_of_the_system_is_one_clear_error(
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(FileError, match=os.strerror(code)):
-        save(compressed(), tmp_path / "m")
-    assert list(tmp_path.iterdir()) == []
+    save(compressed(), tmp_path / "old")
+    before = (tmp_path / "old").read_bytes()
+    for call in ("write", "fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            with pytest.raises(FileError, match=os.strerror(code)):
+                save(compressed(), tmp_path / "old", overwrite=True)
+    assert os.listdir(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_bytes() == before
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

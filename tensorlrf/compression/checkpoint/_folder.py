@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorlrf._files._given import PathLike
+from tensorlrf._files._replace import cannot_write, check_target, replacing
+from tensorlrf._files._sealed import write_sealed
 from tensorlrf.compression.checkpoint import _file
+from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
-from tensorlrf.io import replacing
 
 TENSORS, CONFIG, GENERATION = "tensorlrf.safetensors", "config.json", "generation_config.json"
 
 
-def is_for(model: nn.Module, path: _file.PathLike) -> bool:
+def is_for(model: nn.Module, path: PathLike) -> bool:
     """Whether the model is one of transformers and the path a folder, or to become one."""
     if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
         return False
@@ -34,20 +37,20 @@ def save(model: Any, path: Path, *, overwrite: bool) -> None:
         texts[GENERATION] = generation.to_json_string()
     if path.exists() and not path.is_dir():
         raise FileError(f"path={os.fspath(path)!r} is a file; give the name of a folder")
-    for name in (TENSORS, *texts):
-        _file.check_target(path / name, overwrite)
+    for name in (TENSORS, *texts) if path.exists() else ():
+        check_target(path / name, overwrite)
     tensors, header = pack(model)
     made = not path.exists()
     written: list[Path] = []
     try:
         path.mkdir(exist_ok=True)
         fresh = not (path / TENSORS).exists()
-        _file.write(tensors, header, path / TENSORS)
+        write_sealed(path / TENSORS, KEY, header.to_text(), tensors, overwrite=overwrite)
         if fresh:
             written.append(path / TENSORS)
         for name, text in texts.items():
             fresh = not (path / name).exists()
-            with replacing(path / name) as temporary:
+            with replacing(path / name, overwrite=overwrite) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             if fresh:
                 written.append(path / name)
@@ -58,7 +61,7 @@ def save(model: Any, path: Path, *, overwrite: bool) -> None:
             path.rmdir()
         if isinstance(error, FileError):
             raise
-        raise _file.cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:

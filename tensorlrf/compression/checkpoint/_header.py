@@ -5,16 +5,16 @@ Whatever is read is checked for its type, piece by piece, before anything is mad
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tensorlrf._files._safetensors import SafeFile
+from tensorlrf._files._sealed import Stored, canonical, checksum_of, seal, unseal
+from tensorlrf._files._strict import At
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint._places import ROLES
-from tensorlrf.compression.checkpoint._strict import At
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.ops import PathTable
 
@@ -37,22 +37,6 @@ class View:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of the file.
-
-    dtype     as safetensors calls it
-    order     its dimensions from the outermost to the innermost in memory; None is row by row.
-              The file has it row by row in any case.
-    checksum  BLAKE2b of its bytes in the file, 16 bytes in hex
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    checksum: str
-    order: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Slot:
     """One tensor object of the model, and all its places.
 
@@ -64,6 +48,11 @@ class Slot:
     tensor: str
     at: Mapping[str, str | None]
     view: View | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        view = {} if self.view is None else {"view": vars(self.view)}
+        return {"tensor": self.tensor, "at": self.at, **view}
 
 
 @dataclass(frozen=True)
@@ -109,62 +98,33 @@ class Header:
 
     def to_text(self) -> str:
         """JSON, with the format version and the checksums of the plan and of the whole."""
-        values: dict[str, Any] = {
-            "version": FORMAT_VERSION,
-            "tensorlrf": self.made_by,
-            "fingerprint": None if self.architecture is None else digest(self.architecture),
-            "architecture": None if self.architecture is None else dict(self.architecture),
-            "tensors": {name: _dropped(vars(t), "order") for name, t in self.tensors.items()},
-            "slots": [
-                _dropped({**vars(s), "view": s.view and vars(s.view)}, "view") for s in self.slots
-            ],
-            "layers": [
-                {**vars(e), "measured": {k: t.to_json() for k, t in e.measured.items()}}
-                for e in self.layers
-            ],
-            "plan": dict(self.plan),
-            "plan_checksum": checksum_of(canonical(dict(self.plan))),
-            "extra_state": dict(self.extra_state),
-        }
-        return json.dumps({"checksum": checksum_of(canonical(values)), **values}, allow_nan=False)
-
-
-def checksum_of(data: Any) -> str:
-    """BLAKE2b of bytes or a buffer, 16 bytes in hex."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def canonical(values: Any) -> bytes:
-    """JSON values as bytes in one way only."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def parse(text: str, path: str) -> Header:
-    """Inverse of `Header.to_text`. Raises FileFormatError that says what of it is wrong."""
-    try:
-        return _parse(At.of_text(text, path))
-    except RecursionError:
-        raise FileFormatError(f"path={path!r} has a damaged header: it is nested deeply") from None
-
-
-def _parse(root: At) -> Header:
-    values, path = root.mapping(), root.path
-    version = root["version"].whole(1)
-    if version > FORMAT_VERSION:
-        raise FileFormatError(
-            f"path={path!r} has format version {version}; this tensorlrf reads up to "
-            f"{FORMAT_VERSION}, a newer one will read it"
+        return seal(
+            {
+                "version": FORMAT_VERSION,
+                "tensorlrf": self.made_by,
+                "fingerprint": None if self.architecture is None else digest(self.architecture),
+                "architecture": None if self.architecture is None else dict(self.architecture),
+                "tensors": {name: stored.to_json() for name, stored in self.tensors.items()},
+                "slots": [slot.to_json() for slot in self.slots],
+                "layers": [
+                    {**vars(e), "measured": {k: t.to_json() for k, t in e.measured.items()}}
+                    for e in self.layers
+                ],
+                "plan": dict(self.plan),
+                "plan_checksum": checksum_of(canonical(dict(self.plan))),
+                "extra_state": dict(self.extra_state),
+            }
         )
-    claimed = root["checksum"].text()
-    if claimed != checksum_of(canonical({k: v for k, v in values.items() if k != "checksum"})):
-        raise FileFormatError(
-            f"path={path!r} has a damaged header: its checksum does not fit; get the file anew"
-        )
+
+
+def parse(file: SafeFile) -> Header:
+    """The header of a model file. Raises FileFormatError that says what of it is wrong."""
+    root = unseal(file, KEY, FORMAT_VERSION)
     root.keys_are(_KEYS)
     plan = root["plan"].mapping()
     if root["plan_checksum"].text() != checksum_of(canonical(plan)):
-        raise FileFormatError(f"path={path!r}: the checksum of the plan does not fit")
-    tensors = root["tensors"].each(_stored)
+        raise FileFormatError(f"path={file.path!r}: the checksum of the plan does not fit")
+    tensors = root["tensors"].each(Stored.read)
     header = Header(
         made_by=root["tensorlrf"].text(),
         architecture=root["architecture"].maybe(lambda at: at.each(At.text)),
@@ -179,15 +139,6 @@ def _parse(root: At) -> Header:
         root["fingerprint"].wrong("the hash of the architecture")
     _check_names(header, root)
     return header
-
-
-def _stored(at: At) -> Stored:
-    at.keys_are(["dtype", "shape", "checksum"], ["order"])
-    shape = at["shape"].wholes()
-    order = at["order"].wholes() if "order" in at.mapping() else None
-    if order is not None and sorted(order) != list(range(len(shape))):
-        at["order"].wrong(f"a permutation of {len(shape)} dimensions")
-    return Stored(at["dtype"].text(), shape, at["checksum"].text(), order)
 
 
 def _slot(at: At, tensors: Mapping[str, Stored]) -> Slot:
@@ -261,7 +212,3 @@ def _unique(names: Iterable[str], at: At) -> None:
         if name in seen:
             at.wrong(f"twice about {name!r}; each name stands once")
         seen.add(name)
-
-
-def _dropped(values: Mapping[str, Any], optional: str) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if k != optional or v is not None}

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tensorlrf._files._given import PathLike
+from tensorlrf._files._sealed import Stored
 from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._architecture import digest
-from tensorlrf.compression.checkpoint._file import PathLike, reading
-from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry, Stored
+from tensorlrf.compression.checkpoint._file import reading
+from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint._places import LASTING
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tensorlrf._files._safetensors import TORCH_DTYPES
+from tensorlrf._files._sealed import Stored
 from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
-from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot, Stored
+from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
 from tensorlrf.compression.checkpoint._places import (
     ATTRIBUTE,
@@ -27,14 +29,11 @@ from tensorlrf.compression.checkpoint._places import (
     joined,
     places,
 )
-from tensorlrf.compression.checkpoint._store import DTYPES
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 
 Read = Callable[[str], Tensor]
 """From the name of a tensor in the file to its values, on the CPU and row by row; checked."""
-
-_TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def unpack(
@@ -72,6 +71,8 @@ class _Rebuild:
         for slot in self.header.slots:
             self._fill(slot, targets)
         self._keep_own(targets)
+        for name in self.header.tensors.keys() - self.loaded.keys():
+            self.read(name)  # not needed here; a file that is damaged is one all the same
         model = self._copy()
         self._check_result(model)
         self._settle(model)
@@ -113,7 +114,7 @@ class _Rebuild:
         }
         self._check_parts(entry, named)
         first = joined(entry.places[0], next(iter(entry.parts)).replace(".", "_"))
-        dtype = _TORCH[self.header.tensors[self.slots[first].tensor].dtype]
+        dtype = TORCH_DTYPES[self.header.tensors[self.slots[first].tensor].dtype]
         factors = blank_factors(entry, self.path, dtype)
         layer = blank_layer(entry, factors, named["bias"] is not None, like, self.path)
         layer.recipe = copy.deepcopy(self.header.plan.get(entry.places[0], {}))
@@ -138,7 +139,7 @@ class _Rebuild:
             if key == "bias" and entry.bias is False:
                 raise self._wrong(name, "is of a layer without a bias")
             stored = self.header.tensors[slot.tensor].dtype
-            if slot.at[name] not in (PARAMETER, None) or not _TORCH[stored].is_floating_point:
+            if slot.at[name] not in (PARAMETER, None) or not TORCH_DTYPES[stored].is_floating_point:
                 raise self._wrong(name, f"is a {slot.at[name]} of dtype {stored}, of factors")
         if not entry.parts:
             raise self._wrong(place, "is a layer without factors")
@@ -206,7 +207,7 @@ class _Rebuild:
             raise self._wrong(name, f"and {next(iter(before.at))!r} differ, tied in the model")
         stored = self.header.tensors[slot.tensor]
         shape = stored.shape if slot.view is None else slot.view.shape
-        dtype = _TORCH[stored.dtype]
+        dtype = TORCH_DTYPES[stored.dtype]
         same_kind = dtype == old.dtype or (dtype.is_floating_point and old.is_floating_point())
         if shape != tuple(old.shape) or not same_kind:
             raise self._wrong(
@@ -232,7 +233,9 @@ class _Rebuild:
                     "model on a device instead of on meta",
                 )
             slot = self.slots.get(place.name)
-            dtype = old.dtype if slot is None else _TORCH[self.header.tensors[slot.tensor].dtype]
+            dtype = (
+                old.dtype if slot is None else TORCH_DTYPES[self.header.tensors[slot.tensor].dtype]
+            )
             floats = old.is_floating_point() and dtype.is_floating_point
             own = old.detach().to(self.device or old.device, dtype if floats else old.dtype)
             self.memo[id(old)] = own.clone().requires_grad_(old.is_leaf and old.requires_grad)

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from tensorlrf._files._safetensors import check_storable, plain
+from tensorlrf._files._sealed import Stored, canonical, made_by, storable_key
 from tensorlrf.compression.checkpoint._architecture import describe
-from tensorlrf.compression.checkpoint._header import (
-    Header,
-    LayerEntry,
-    Slot,
-    Stored,
-    View,
-    canonical,
-    checksum_of,
-)
+from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot, View
 from tensorlrf.compression.checkpoint._places import LASTING, Place, joined, own_tensors, places
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""torch's dtype -> the name that safetensors has for it."""
 
 
 def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
@@ -61,7 +32,7 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
     tensors, stored, slots = _gather(found)
     layers = _layers(model)
     header = Header(
-        made_by=_version(),
+        made_by=made_by(),
         architecture=describe(model),
         tensors=stored,
         slots=tuple(slots),
@@ -86,7 +57,7 @@ def pack_checkpoint(
     slots, layers = [], []
     for name, tensor in tensors.items():
         written[name] = tensor
-        slots.append(Slot(_key(name), {name: None}))
+        slots.append(Slot(storable_key(name), {name: None}))
     for weight, f in factors.items():
         place = weight.removesuffix("weight").removesuffix(".")
         if joined(place, "weight") != weight or weight in tensors:
@@ -99,37 +70,16 @@ def pack_checkpoint(
             if name in written:
                 raise ArgumentError(f"tensors has {name!r}, which the factors of {weight!r} need")
             written[name] = tensor
-            slots.append(Slot(_key(name), {name: None}))
+            slots.append(Slot(storable_key(name), {name: None}))
         layers.append(_entry((place,), f, None, None, None))
     stored = {}
     for name, tensor in written.items():
         check_storable(name, tensor)
-        written[name] = _plain(tensor)
-        stored[_key(name)] = _stored(written[name], None)
+        written[name] = plain(tensor)
+        stored[storable_key(name)] = Stored.of(written[name])
     plan = {name: _json(f"plan of {name!r}", recipe) for name, recipe in plan.items()}
-    header = Header(_version(), None, stored, tuple(slots), tuple(layers), plan, {})
-    return {_key(name): tensor for name, tensor in written.items()}, header
-
-
-def check_storable(name: str, tensor: Tensor) -> None:
-    """Raise UnsupportedError where a file cannot hold the tensor."""
-    if is_lazy(tensor):
-        raise UnsupportedError(
-            f"{name} is lazy and has no values yet: run the model once on an input, then save it"
-        )
-    if tensor.is_meta:
-        raise UnsupportedError(f"{name} is on the meta device and has no values to save")
-    plain = tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
-    if not plain or tensor.dtype not in DTYPES:
-        raise UnsupportedError(
-            f"{name} is a {type(tensor).__name__} of dtype {tensor.dtype} and layout "
-            f"{tensor.layout}; files hold plain tensors of {', '.join(DTYPES.values())}"
-        )
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, not copied."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    header = Header(made_by(), None, stored, tuple(slots), tuple(layers), plan, {})
+    return {storable_key(name): tensor for name, tensor in written.items()}, header
 
 
 # ---- tensors, each once ------------------------------------------------------------------------
@@ -147,11 +97,11 @@ def _gather(
     slots: list[Slot] = []
     for group in _overlapping([held[0].tensor for held in objects.values()]):
         members = [objects[id(tensor)] for tensor in group]
-        key = _key(members[0][0].name)
+        key = storable_key(members[0][0].name)
         base, views = _base(group, [held[0].name for held in members])
         order = _order(base) if views is None else None
-        tensors[key] = _plain(base)
-        stored[key] = _stored(tensors[key], order)
+        tensors[key] = plain(base)
+        stored[key] = Stored.of(tensors[key], order)
         for k, held in enumerate(members):
             at = {place.name: place.role for place in held}
             slots.append(Slot(key, at, None if views is None else views[k]))
@@ -212,20 +162,6 @@ def _order(t: Tensor) -> tuple[int, ...] | None:
         return None
     order = tuple(sorted(range(t.ndim), key=lambda k: (-t.stride()[k], k)))
     return order if t.permute(order).is_contiguous() else None
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-
-
-def _stored(tensor: Tensor, order: tuple[int, ...] | None) -> Stored:
-    dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
-    return Stored(dtype, shape, checksum_of(bytes_of(tensor)), order)
-
-
-def _key(name: str) -> str:
-    # The one name that safetensors keeps for itself.
-    return "__metadata__." if name == "__metadata__" else name
 
 
 # ---- factored layers, and what else a model knows ----------------------------------------------
@@ -315,9 +251,3 @@ def _listed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _listed(one) for key, one in value.items()}
     return value
-
-
-def _version() -> str:
-    # Of the package itself, which stands above this floor; it is whole before anything is saved.
-    version: str = sys.modules[__name__.partition(".")[0]].__version__
-    return version

@@ -30,6 +30,10 @@ class At:
             )
         except ValueError as error:
             raise FileFormatError(f"path={path!r} has a damaged header: {error}") from None
+        except RecursionError:
+            raise FileFormatError(
+                f"path={path!r} has a damaged header: it is nested deeply"
+            ) from None
         return cls(value, "", path)
 
     def wrong(self, wanted: str) -> NoReturn:
