@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from tensorlrf.decomposition._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition._blast_start import of_low_rank, starts
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._gram_metric import GramMetric
 from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
@@ -56,8 +58,9 @@ def blast(
     blocks        (p, q), or an int for both; by default 4, less for fewer than 16 rows or columns
     gram          (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
                   the outputs, and the sweeps go on in their metric from the plain solution, or
-                  from the SVD in that metric, whichever is better after some of them. Never worse
-                  in the outputs than without
+                  from the SVD in that metric, whichever is better after some of them. What the
+                  inputs do not span follows the plain fit (`Fit.shrinkage`), than which the result
+                  is never worse in that metric
     n_iter_max    most sweeps, 100 by default; with `gram` as many again
     tol           stops when a sweep lowers the error by no more than this share of it, 1e-4 by
                   default
@@ -170,14 +173,33 @@ class _Solver:
         # The cast rounds three factors where the scales are not one, and may leave what the
         # sweeps began with better than where they ended.
         ends = [at.balanced(), of_low_rank(self.plain, *self.svd.split(r))]
-        if self.metric is not None and self.whitened is not None:
+        judge, reason = self.weight.judge, self._reason(r, errors, settled)
+        usual = self._best(ends)
+        if judge is None:
+            return Fit(usual, (*errors, self.weight.rel_error(usual)), settled, reason)
+
+        def fit() -> Fit[BlastFactors]:
+            assert self.metric is not None
+            assert self.whitened is not None
             other = of_low_rank(self.plain, *self.whitened.split(r))
             served, errors, settled = self._from_best(self.metric, (at, other))
-            ends += [served.balanced(), other]
-        factors, loss = min((self._pack(end) for end in ends), key=lambda packed: packed[1])
-        sweeps = len(errors) - 1
-        reason = "a sweep gained little more" if settled else f"{sweeps} sweeps"
-        return Fit(factors, (*errors, loss), settled, f"rank {r}, {reason}")
+            best = self._best([served.balanced(), other])
+            return Fit(best, tuple(errors), settled, self._reason(r, errors, settled))
+
+        return fit_or_plain(judge, lambda: usual, fit)
+
+    def _best(self, ends: Sequence[Bases]) -> BlastFactors:
+        """The best of these as factors."""
+        judge, packed = self.weight.judge, [self._pack(end) for end in ends]
+        if judge is None:
+            return min(packed, key=self.weight.rel_error)
+        return min(packed, key=lambda factors: judge.of(factors).loss)
+
+    @staticmethod
+    def _reason(r: int, errors: Sequence[float], settled: bool) -> str:
+        return f"rank {r}, " + (
+            "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
+        )
 
     def within(self, error: float) -> Fit[BlastFactors]:
         """A rank whose true error, after the cast, is at most `error`, and half of which, or one
@@ -189,7 +211,7 @@ class _Solver:
             best = self.solve(above)
         if best.error > error:
             reason = warn_out_of_reach(error, best.error, self.weight)
-            return Fit(best.factors, best.errors, False, reason)
+            return replace(best, converged=False, reason=reason)
         while above - below > 1:
             middle = (above + below) // 2
             tried = self.solve(middle)
@@ -216,13 +238,12 @@ class _Solver:
         at, more, settled = descend(problem, at, self.n_iter_max - sweeps, self.tol)
         return at, errors + more[1:], settled
 
-    def _pack(self, at: Bases) -> tuple[BlastFactors, float]:
-        """Factors in the dtype of the weight, and their true relative error."""
+    def _pack(self, at: Bases) -> BlastFactors:
+        """Factors in the dtype of the weight."""
         root, dtype = self.weight.root, self.weight.dtype
-        factors = BlastFactors(
+        return BlastFactors(
             (at.left * root).to(dtype),
             (at.right * root).to(dtype),
             at.scales.to(dtype),
             self.weight.shape,
         )
-        return factors, self.weight.rel_error(factors)

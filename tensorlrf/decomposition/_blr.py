@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 from tensorlrf.decomposition._batched import check_batch_dims
@@ -96,7 +97,7 @@ def blr(
                   the outputs; from the plain solution on, each block in turn becomes the best of
                   its rank for what the others leave of the outputs, and ranks are shared out by
                   the energies of the outputs where that is better. Never worse in the outputs
-                  than without. No inverse of more than the directions seen: G may be singular
+                  than without. What the inputs do not span follows the plain fit (`Fit.shrinkage`)
     n_iter_max    with `gram`, most sweeps over the blocks, 20 by default
     tol           with `gram`, stops when a sweep lowers the squared error by no more than this
                   share of it, 1e-3 by default
@@ -206,7 +207,8 @@ def fit_blr(
         tried = fitted(size, min(TRIAL, sweeps))
         if error is None:
             # Blocks too large for one rank within the budget exceed it, and are none the better.
-            return (max(0, tried.factors.n_params - params), tried.error), tried
+            over = max(0, tried.factors.n_params - params)
+            return (over, weight.loss(tried)), tried
         return (math.inf if tried.error > error else tried.factors.n_params,), tried
 
     if asked.block is not None:
@@ -217,7 +219,7 @@ def fit_blr(
         if weight.gram is not None and sweeps > TRIAL:
             fit = fitted(size, sweeps)
     if error is not None and fit.error > error:
-        return Fit(fit.factors, fit.errors, False, warn_out_of_reach(error, fit.error, weight))
+        return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
     return fit
 
 

@@ -14,6 +14,7 @@ from tensorlrf.decomposition._blr_matrix import Weight
 from tensorlrf.decomposition._blr_spectra import Energies, Place
 from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors
 
@@ -52,8 +53,8 @@ class Tiling:
         """The blocks, each the nearest of its rank."""
         return [self.cut(i, rank) for i, rank in enumerate(ranks)]
 
-    def pack(self, contents: Sequence[Content]) -> tuple[BlockLowRank, float]:
-        """Factors in the dtype of the weight, and their true relative error."""
+    def packed(self, contents: Sequence[Content]) -> BlockLowRank:
+        """Factors in the dtype of the weight."""
         root, dtype = self.weight.root, self.weight.dtype
         blocks: list[tuple[int, int, Content]] = []
         for place, content in zip(self.places, contents, strict=True):
@@ -63,8 +64,7 @@ class Tiling:
             else:
                 content = (content * self.weight.scale).to(dtype)
             blocks.append((place.row, place.column, content))
-        factors = BlockLowRank.pack(blocks, self.weight.shape)
-        return factors, self.weight.rel_error(factors)
+        return BlockLowRank.pack(blocks, self.weight.shape)
 
     def with_energies(self, energies: Sequence[Energies]) -> Tiling:
         """The same blocks, shared out by other energies."""
@@ -79,8 +79,8 @@ class Tiling:
 
 def plain(tiling: Tiling, ranks: Ranks, reason: str) -> Fit[BlockLowRank]:
     """The nearest blocks of these ranks."""
-    factors, loss = tiling.pack(tiling.contents(ranks))
-    return Fit(factors, (loss,), True, reason)
+    factors = tiling.packed(tiling.contents(ranks))
+    return Fit(factors, (tiling.weight.rel_error(factors),), True, reason)
 
 
 def within_error(tiling: Tiling, error: float) -> Fit[BlockLowRank]:
@@ -135,12 +135,12 @@ class InMetric:
         if not run.settled and left:
             run = self.outputs.descend(run.contents, run.ranks, left, self.tol)
             errors = errors + run.errors[1:]
-        factors, loss = self.tiling.pack([even(content) for content in run.contents])
-        usual, usual_loss = self.tiling.pack(self.tiling.contents(usual_ranks))
-        if loss > usual_loss:
-            factors, loss = usual, usual_loss
         reason = "a sweep gained little more" if run.settled else f"{len(errors) - 1} sweeps"
-        return Fit(factors, (*errors, loss), run.settled, reason)
+        tiling, judge = self.tiling, self.tiling.weight.judge
+        assert judge is not None
+        served = tiling.packed([even(content) for content in run.contents])
+        fit = Fit(served, tuple(errors), run.settled, reason)
+        return fit_or_plain(judge, lambda: tiling.packed(tiling.contents(usual_ranks)), lambda: fit)
 
     def within_error(self, error: float) -> Fit[BlockLowRank]:
         """Few parameters with an output error of at most `error`: a search along the steps of the

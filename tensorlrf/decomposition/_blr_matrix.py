@@ -11,8 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge
 from tensorlrf.decomposition._gram import scale_of
-from tensorlrf.decomposition._input import as_tensor, check_gram, working_dtype
+from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._spectrum import ratio
 from tensorlrf.errors import ShapeError, TensorlrfWarning, UnsupportedError
 from tensorlrf.factors import Factors
@@ -22,14 +25,19 @@ from tensorlrf.factors import Factors
 class Weight:
     """A matrix W (m, n) to be approximated, in the working dtype and divided by `scale`.
 
-    Judges approximations by their relative Frobenius error or, where `gram` (n, n) is given, by
-    the relative error of the outputs.
+    Judges approximations by their relative Frobenius error or, where moments of the inputs are
+    given, by the relative error of the outputs.
     """
 
     matrix: Tensor
     scale: float
     dtype: torch.dtype
-    gram: Tensor | None
+    judge: Judge[Any] | None
+
+    @property
+    def gram(self) -> Tensor | None:
+        """The moments (n, n) in which fits are made."""
+        return None if self.judge is None else self.judge.metric.gram
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,22 +55,21 @@ class Weight:
 
     def rel_error(self, factors: Factors) -> float:
         """True relative error of `factors` as they are returned, in float64."""
+        if self.judge is not None:
+            return self.judge.of(factors).error
         dense = factors.detach().to(self.matrix.dtype).to_dense() / self.scale
-        return self.rel_residual(self.matrix.to(torch.float64) - dense.to(torch.float64))
-
-    def rel_residual(self, residual: Tensor) -> float:
-        """Relative error that a residual W - A (m, n), of the scaled W, amounts to."""
-        seen = residual if self.gram is None else residual @ self.gram
-        squared = float((seen * residual).sum())
+        squared = float((self.matrix.to(torch.float64) - dense.to(torch.float64)).square().sum())
         # Factors that overflow in the dtype of the weight are infinitely far off.
         return ratio(squared, self.energy) if math.isfinite(squared) else math.inf
 
+    def loss(self, fit: Fit[Any]) -> float:
+        """By what fits of one budget are compared: the error, or the loss of the outputs."""
+        return fit.error if self.judge is None else self.judge.of(fit.factors).loss
+
     @cached_property
     def energy(self) -> float:
-        """tr(W W^T), or tr(W G W^T), of the scaled W."""
-        wide = self.matrix.to(torch.float64)
-        seen = wide if self.gram is None else wide @ self.gram
-        return float((seen * wide).sum())
+        """tr(W W^T) of the scaled W."""
+        return float(self.matrix.to(torch.float64).square().sum())
 
 
 def as_weight(tensor: Any, gram: Any, who: str) -> Weight:
@@ -77,12 +84,14 @@ def as_weight(tensor: Any, gram: Any, who: str) -> Weight:
             f"{who} takes a matrix (out, in), got a tensor of shape {tuple(checked.shape)}; use "
             "svd, kron or tucker for a conv kernel, or reshape it to (out, in * kh * kw)"
         )
-    moments = None if gram is None else check_gram(gram, int(checked.shape[1]), checked)
+    judge: Judge[Any] | None = None
+    if gram is not None:
+        judge = Judge(checked, input_metric(gram, None, int(checked.shape[1]), checked))
     work = checked.detach().to(working_dtype(checked.dtype))
     scale = scale_of(work)
     # A copy in rows, so that equal values give equal factors however they lie in memory.
     matrix = (work if scale == 1.0 else work / scale).contiguous()
-    return Weight(matrix, scale, checked.dtype, moments)
+    return Weight(matrix, scale, checked.dtype, judge)
 
 
 def check_pair(

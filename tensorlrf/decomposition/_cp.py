@@ -112,7 +112,8 @@ def fit_cp(
                   or of the inputs of a linear weight (O, I), n = I. The factors then serve the
                   outputs: `errors` are relative errors of the outputs, which no sweep raises, from
                   that of the plain CP (or of a start whitened along the input channels, if that
-                  leads further). G may be singular. Needs rank=
+                  leads further). What the inputs do not span follows the plain CP
+                  (`Fit.shrinkage`). Needs rank=
     mean          (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
                   about their mean, and `decomposition.bias_correction` makes good the rest
     callback      called as callback(factors, error) at each checkpoint, with the best start so

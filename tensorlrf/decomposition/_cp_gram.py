@@ -61,9 +61,7 @@ class CPMetric:
     def __init__(self, kernel: Tensor, gram: Tensor) -> None:
         self.sizes = tuple(int(n) for n in kernel.shape[1:])
         self.matrix = kernel.to(torch.float64).reshape(kernel.shape[0], -1)  # (O, n)
-        # Errors are ratios: the scale of G is of no consequence, and kept out of the squares.
-        largest = float(gram.diagonal().max())
-        self.gram = gram / largest if largest > 0 else gram
+        self.gram = gram
         self.moments = self.matrix @ self.gram  # W G
         self._preconditioners: dict[int, Tensor] = {}
 

@@ -19,7 +19,8 @@ from tensorlrf.decomposition._cp_options import Options
 from tensorlrf.decomposition._cp_problem import Problem, pose, spread_weights
 from tensorlrf.decomposition._cp_solve import solve
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import input_metric
+from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import CPFactors
 
@@ -52,45 +53,52 @@ def fit_cp_in_metric(
     rng: torch.Generator,
 ) -> Fit[CPFactors]:
     """CP that serves the outputs; never worse in them than plain CP. `limits`: sweeps and tol."""
-    gram = input_metric(*data, tensor[0].numel(), tensor)
+    moments = input_metric(*data, tensor[0].numel(), tensor)
     kernel = tensor.detach().to(torch.float64) / problem.scale
-    metric = CPMetric(kernel, gram)
+    metric = CPMetric(kernel, moments.gram)
     plain = solve(problem, rank, options, rng)
     kept = options.kept(problem)
     precise = replace(problem, scale=1.0, dtype=problem.data.blocks.dtype)
     start = _terms(precise.factors(plain.state, kept))
-    starts = [start]
-    if tensor.ndim == 2 and not options.fixed:
-        starts = [metric.best_matrix(rank)]
-    elif 1 not in options.fixed and isinstance(options.init, str):
-        root = metric.channel_root()
-        if bool(root.any()):
-            whitened = pose(_along_channels(kernel, root).to(problem.data.blocks.dtype))
-            found = solve(whitened, rank, options, rng)
-            precise = replace(whitened, dtype=torch.float64)
-            starts.append(unwhitened(_terms(precise.factors(found.state)), root))
     sweeps, tol = limits
-    best = best_descent(metric, starts, sweeps, tol, options.fixed)
-    settled = best.settled or (tensor.ndim == 2 and not options.fixed)
 
-    def cast(terms: Terms) -> tuple[CPFactors, float]:
+    def starts() -> list[Terms]:
+        if tensor.ndim == 2 and not options.fixed:
+            return [metric.best_matrix(rank)]
+        if 1 in options.fixed or not isinstance(options.init, str):
+            return [start]
+        root = metric.channel_root()
+        whitened = pose(_along_channels(kernel, root).to(problem.data.blocks.dtype))
+        found = solve(whitened, rank, options, rng)
+        inner = replace(whitened, dtype=torch.float64).factors(found.state)
+        return [start, unwhitened(_terms(inner), root)]
+
+    def cast(terms: Terms) -> CPFactors:
         ordered = terms if kept else sorted_terms(terms)
         by_mode = {problem.order[i]: f for i, f in kept.items()}
         factors, weights = spread_weights(
             list(ordered.factors), ordered.weights * problem.scale, tensor.dtype, by_mode
         )
-        whole = CPFactors(weights.to(tensor.dtype), tuple(f.to(tensor.dtype) for f in factors))
-        return whole, metric.rel_error(_terms(whole, problem.scale))
+        return CPFactors(weights.to(tensor.dtype), tuple(f.to(tensor.dtype) for f in factors))
 
-    results = [cast(best.terms), cast(start)]
-    factors, error = min(results, key=lambda result: result[1])
-    reason = "a sweep gained nothing more" if settled else f"{sweeps} sweeps were made"
-    return Fit(factors, (*best.errors, error), settled, reason)
+    def fit() -> Fit[CPFactors]:
+        best = best_descent(metric, starts(), sweeps, tol, options.fixed)
+        settled = best.settled or (tensor.ndim == 2 and not options.fixed)
+        reason = "a sweep gained nothing more" if settled else f"{sweeps} sweeps were made"
+        return Fit(cast(best.terms), best.errors, settled, reason)
+
+    return fit_or_plain(Judge(tensor, moments, _sides), lambda: cast(start), fit)
 
 
-def _terms(factors: CPFactors, scale: float = 1.0) -> Terms:
+def _terms(factors: CPFactors) -> Terms:
     wide = tuple(f.detach().to(torch.float64) for f in factors.factors)
-    return Terms(factors.weights.detach().to(torch.float64) / scale, wide)
+    return Terms(factors.weights.detach().to(torch.float64), wide)
+
+
+def _sides(factors: CPFactors) -> Sides:
+    """The outputs with their weights, (O, r), and the rank-one filters, (r, n)."""
+    terms = _terms(factors)
+    return terms.factors[0] * terms.weights, terms.filters.T
 
 
 def _along_channels(kernel: Tensor, root: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def hierarchical(
                   or a function (row, rows, column, columns) -> bool
     gram          (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
                   the outputs, and each block of the tree (that of the weight itself) becomes the
-                  best for what the others leave of the outputs. Never worse in the outputs
+                  best for what the others leave of the outputs. What the inputs do not span
+                  follows the plain fit (`Fit.shrinkage`), never worse in that metric
     n_iter_max    with `gram`, most sweeps over the blocks, 20 by default
     tol           with `gram`, stops when a sweep lowers the squared error by no more than this
                   share of it, 1e-3 by default
@@ -201,10 +203,12 @@ def fit_hierarchical(
             served = metric.within_params(params) if metric else plain(tiling, ranks, reason)
             tried.append(served)
     if error is None:
-        return min(tried, key=lambda fit: (max(0, fit.factors.n_params - params), fit.error))
+        over = [max(0, fit.factors.n_params - params) for fit in tried]
+        best = min(range(len(tried)), key=lambda i: (over[i], weight.loss(tried[i])))
+        return tried[best]
     fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
     if fit.error > error:
-        return Fit(fit.factors, fit.errors, False, warn_out_of_reach(error, fit.error, weight))
+        return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
     return fit
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, generator, input_metric
+from tensorlrf.decomposition._input import as_tensor, generator
 from tensorlrf.decomposition._kron_problem import (
     BatchedProblem,
     KroneckerProblem,
@@ -18,6 +18,7 @@ from tensorlrf.decomposition._kron_problem import (
 )
 from tensorlrf.decomposition._kron_shapes import Pair, check_shapes, shortlist
 from tensorlrf.decomposition._kron_solve import Sketch
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._svd import METHODS
@@ -99,7 +100,8 @@ def kron(
     gram        (n prod k, n prod k) second moments X X^T / N of the inputs of the layer (for a
                 conv as `torch.nn.functional.unfold` orders them). Then alternating least squares
                 from the plain solution lowers the error of the outputs, which is also what `error`
-                asks for; it is never above that of the plain solution. G may be singular
+                asks for; what the inputs do not span follows the plain solution
+                (`Fit.shrinkage`), than which the result is never worse in that metric
     mean        (n prod k,) the mean of the same inputs, with `gram`: the outputs about their mean
     n_iter_max  most sweeps with `gram`
     tol         with `gram` they stop when one lowers the error by no more than this share of it
@@ -211,7 +213,8 @@ def fit_kron(
     if shapes is not None:
         pairs = [check_shapes(shapes, *stack.shape[1:3])]
     else:
-        pairs = shortlist(looked_at(stack, second), rank, error or 0.0, draws)
+        moments = None if second is None else second.gram
+        pairs = shortlist(looked_at(stack, moments), rank, error or 0.0, draws)
 
     if batch_dims:
         many = BatchedProblem(stack, batch, method)
@@ -230,5 +233,5 @@ def fit_kron(
         return best_of(solve, pairs, error, tensor.dtype)
     short = one.shorter()
     return best_of(
-        lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, finish=solve
+        lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, one.loss, solve
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,9 +52,7 @@ class KroneckerMetric:
         self.pair = pair
         self.taps = weight.shape[2]
         self.weight = weight.to(torch.float64).reshape(weight.shape[0], -1)  # (m, n taps)
-        # A common factor of G changes no result and keeps the sums from overflow.
-        largest = float(gram.diagonal().max())
-        self.gram = gram / largest if largest > 0 else gram
+        self.gram = gram
         moments = self.weight @ self.gram
         self.norm = float((moments * self.weight).sum())
         trace = float(self.gram.diagonal().sum())
@@ -219,7 +218,7 @@ def fewest(
                 stacklevel=5,
             )
         reason = f"rounding to {dtype} alone leaves more than error={error}"
-        return Fit(best.factors, best.errors, False, reason)
+        return replace(best, converged=False, reason=reason)
     while s - below > 1:
         middle = (below + s) // 2
         tried = solve(middle)
@@ -228,4 +227,4 @@ def fewest(
         else:
             below = middle
     reason = f"{s} terms are the fewest within {within}, {best.reason}"
-    return Fit(best.factors, best.errors, best.error <= error, reason)
+    return replace(best, converged=best.error <= error, reason=reason)

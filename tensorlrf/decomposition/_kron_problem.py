@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from tensorlrf.decomposition._batched import as_batch, fit_matrices, per_place, scales_of
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition._kron_gram import KroneckerMetric as Metric
-from tensorlrf.decomposition._kron_gram import fewest, fit_in_metric
+from tensorlrf.decomposition._kron_gram import KroneckerMetric, fewest, fit_in_metric
 from tensorlrf.decomposition._kron_shapes import Pair, rearranged, terms
 from tensorlrf.decomposition._kron_solve import LARGE, Sketch, as_terms
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank
 from tensorlrf.errors import TensorlrfWarning
 from tensorlrf.factors import Factors, KroneckerSum
@@ -36,15 +38,24 @@ class KroneckerProblem:
 
     tensor: Tensor
     sketch: Sketch
-    gram: Tensor | None
+    moments: Metric | None
     n_iter_max: int
     tol: float
 
     def solve(self, pair: Pair, rank: Rank | None, error: float | None) -> Fit[KroneckerSum]:
         s = terms(rank, pair, math.prod(self.tensor.shape[2:]))
-        if self.gram is None:
+        if self.judge is None:
             return self.plain(pair, s, error)
-        return self.in_metric(self.gram, pair, s, error or 0.0)
+        return self.in_metric(self.judge, pair, s, error or 0.0)
+
+    @cached_property
+    def judge(self) -> Judge[KroneckerSum] | None:
+        """Of the outputs, where their inputs are known."""
+        return None if self.moments is None else Judge(self.tensor, self.moments)
+
+    def loss(self, fit: Fit[KroneckerSum]) -> float:
+        """By what pairs are compared: the error, or the loss of the outputs."""
+        return fit.error if self.judge is None else self.judge.of(fit.factors).loss
 
     def shorter(self) -> KroneckerProblem:
         """The same with the first sweeps only."""
@@ -56,12 +67,14 @@ class KroneckerProblem:
         factors = as_terms(fit.factors.left, fit.factors.right, pair, self._kernel())
         return Fit(factors, fit.errors, fit.converged, fit.reason)
 
-    def in_metric(self, gram: Tensor, pair: Pair, s: int | None, error: float) -> Fit[KroneckerSum]:
+    def in_metric(
+        self, judge: Judge[KroneckerSum], pair: Pair, s: int | None, error: float
+    ) -> Fit[KroneckerSum]:
         """The same, improved for the outputs."""
         work = self.tensor.to(working_dtype(self.tensor.dtype))
         scale = scale_of(work)
         m, n = work.shape[:2]
-        metric = Metric((work / scale).reshape(m, n, -1), gram, pair)
+        metric = KroneckerMetric((work / scale).reshape(m, n, -1), judge.metric.gram, pair)
         limit = min(metric.target.shape)
         whole = None
         if s is None and limit <= LARGE:
@@ -73,28 +86,28 @@ class KroneckerProblem:
                 return self.plain(pair, s, None).factors
             return KroneckerSum(whole.a[:s].clone(), whole.b[:s].clone())
 
-        solve = self._improver(metric, pair, math.sqrt(scale), plain_of)
+        def solve(s: int) -> Fit[KroneckerSum]:
+            usual = plain_of(s)
+            improved = self._improver(metric, pair, math.sqrt(scale), usual)
+            return fit_or_plain(judge, lambda: usual, improved)
+
         return solve(s) if s is not None else fewest(solve, limit, error, self.tensor.dtype)
 
     def _improver(
-        self, metric: Metric, pair: Pair, root: float, plain_of: Callable[[int], KroneckerSum]
-    ) -> Callable[[int], Fit[KroneckerSum]]:
+        self, metric: KroneckerMetric, pair: Pair, root: float, plain: KroneckerSum
+    ) -> Callable[[], Fit[KroneckerSum]]:
         kernel = self._kernel()
+        s = plain.rank
 
-        def solve(s: int) -> Fit[KroneckerSum]:
-            plain = plain_of(s)
+        def improved() -> Fit[KroneckerSum]:
             start = plain.a.double() / root, plain.b.double().reshape(s, pair[1][0], -1) / root
             a, b, errors, settled = fit_in_metric(metric, *start, self.n_iter_max, self.tol)
             sides = [(side * root).to(self.tensor.dtype) for side in (a, b)]
-            reached = metric.rel_error(*(side.double() / root for side in sides))
             reason = f"{s} terms, {len(errors) - 1} sweeps in the metric of gram"
-            # Rounding to the dtype may cost more than the sweeps have gained.
-            if not reached < errors[0]:
-                return Fit(plain, (*errors, errors[0]), settled, reason + " gained nothing")
             factors = KroneckerSum(sides[0], sides[1].reshape(s, *pair[1], *kernel))
-            return Fit(factors, (*errors, reached), settled, reason)
+            return Fit(factors, tuple(errors), settled, reason)
 
-        return solve
+        return improved
 
     def _kernel(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape[2:])
@@ -130,9 +143,10 @@ def best_of(
     pairs: Sequence[Pair],
     error: float | None,
     dtype: torch.dtype,
+    loss: Callable[[Fit[F]], float] = lambda fit: fit.error,
     finish: Callable[[Pair], Fit[F]] | None = None,
 ) -> Fit[F]:
-    """The pair with the least error, or with `error` the one within it with fewest parameters.
+    """The pair with the least `loss`, or with `error` the one within it with fewest parameters.
 
     What `solve` finds for that pair, or `finish`, which may take longer.
     """
@@ -141,7 +155,7 @@ def best_of(
         warnings.simplefilter("ignore", TensorlrfWarning)
         fits = [(solve(pair), pair) for pair in pairs]
     if error is None:
-        best, pair = min(fits, key=lambda tried: tried[0].error)
+        best, pair = min(fits, key=lambda tried: loss(tried[0]))
     else:
         best, pair = min(
             fits, key=lambda tried: (not tried[0].converged, tried[0].factors.n_params)
@@ -158,7 +172,7 @@ def best_of(
             stacklevel=4,
         )
     chosen = f"shapes {pair[0]} and {pair[1]}, the best of {len(fits)} tried"
-    return Fit(best.factors, best.errors, best.converged, f"{best.reason}, {chosen}")
+    return replace(best, reason=f"{best.reason}, {chosen}")
 
 
 def looked_at(stack: Tensor, gram: Tensor | None) -> Tensor:

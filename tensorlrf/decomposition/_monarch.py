@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from tensorlrf.decomposition._blr_fit import check_block_rank
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
 from tensorlrf.decomposition._blr_spectra import StackedSVD
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._monarch_gram import Panels, descend
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition._tucker import check_iteration
@@ -42,7 +44,8 @@ def monarch(
                 rounded roots where there are none
     gram        (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
                 the outputs, and from the plain solution on each block becomes the best for what
-                the others leave of the outputs. Never worse in the outputs than without
+                the others leave of the outputs. What the inputs do not span follows the plain
+                fit (`Fit.shrinkage`), than which the result is never worse in that metric
     n_iter_max  with `gram`, most sweeps over the blocks, 20 by default
     tol         with `gram`, stops when a sweep lowers the squared error by no more than this
                 share of it, 1e-3 by default
@@ -131,17 +134,18 @@ class _Problem:
     def cut(self, r: int) -> Fit[MonarchFactors]:
         """Blocks of rank r."""
         start = self._plain(r)
-        factors, loss = self._pack(start)
-        if self.weight.gram is None:
-            return Fit(factors, (loss,), True, f"blocks of rank {r}")
-        panels, errors, settled = descend(
-            self.blocks, start, self.weight.gram, self.n_iter_max, self.tol
-        )
-        served, error = self._pack(panels)
-        if error < loss:
-            factors, loss = served, error
-        reason = "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
-        return Fit(factors, (*errors, loss), settled, reason)
+        usual, judge = self._pack(start), self.weight.judge
+        if judge is None:
+            return Fit(usual, (self.weight.rel_error(usual),), True, f"blocks of rank {r}")
+
+        def fit() -> Fit[MonarchFactors]:
+            panels, errors, settled = descend(
+                self.blocks, start, judge.metric.gram, self.n_iter_max, self.tol
+            )
+            reason = "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
+            return Fit(self._pack(panels), tuple(errors), settled, reason)
+
+        return fit_or_plain(judge, lambda: usual, fit)
 
     def within(self, error: float) -> Fit[MonarchFactors]:
         """The smallest rank whose true error, after the cast, is at most `error`."""
@@ -149,7 +153,7 @@ class _Problem:
         best = self.cut(above)
         if best.error > error:
             reason = warn_out_of_reach(error, best.error, self.weight)
-            return Fit(best.factors, best.errors, False, reason)
+            return replace(best, converged=False, reason=reason)
         while above - below > 1:
             middle = (above + below) // 2
             tried = self.cut(middle)
@@ -166,10 +170,9 @@ class _Problem:
         Q, K = self.Q, self.K
         return left.reshape(Q, K, self.S, r), right.reshape(Q, K, r, self.P)
 
-    def _pack(self, panels: Panels) -> tuple[MonarchFactors, float]:
+    def _pack(self, panels: Panels) -> MonarchFactors:
         left, right = (self._cast(side.transpose(0, 1)) for side in panels)
-        factors = MonarchFactors(left.permute(1, 2, 0, 3).contiguous(), right, self.weight.shape)
-        return factors, self.weight.rel_error(factors)
+        return MonarchFactors(left.permute(1, 2, 0, 3).contiguous(), right, self.weight.shape)
 
     def _cast(self, side: Tensor) -> Tensor:
         return (side * self.weight.root).to(self.weight.dtype).contiguous()

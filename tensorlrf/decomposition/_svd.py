@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd, fit_svd_batched
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._gram_metric import GramMetric
-from tensorlrf.decomposition._input import as_tensor, generator, input_metric, working_dtype
+from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch, range_of
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
@@ -91,7 +94,8 @@ def svd(
                 W (for a conv, of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the
                 top eigenvectors of W G W^T minimises the mean of |(W - W_r) x|^2, `error` is the
                 relative error of the outputs, and the split keeps the r inner values no larger
-                than the outputs are (root mean square). No inverse is taken: G may be singular.
+                than the outputs are (root mean square). What the inputs do not span follows the
+                plain fit (`Fit.shrinkage`).
     n_power_iter, n_oversample, random_state   of the randomised method
     differentiable   keep the autograd graph (singular values must differ); else detached
     batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
@@ -194,8 +198,11 @@ def fit_svd(
     scale = scale_of(work)
     matrix = (work if scale == 1.0 else work / scale).reshape(m, n)
     spectrum: Spectrum
+    judge: Judge[LowRank] | None = None
     if gram is not None:
-        spectrum = GramMetric(matrix, input_metric(gram, mean, n, tensor))
+        metric = input_metric(gram, mean, n, tensor)
+        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right))
+        spectrum = GramMetric(matrix, metric.gram)
     elif method == "randomized":
         spectrum = SketchedSVD(matrix, range_of(matrix, r or 1, n_power_iter, n_oversample, draws))
     elif method == "eigh":
@@ -205,16 +212,31 @@ def fit_svd(
 
     root = math.sqrt(scale)
 
-    def cut(r: int) -> tuple[LowRank, float]:
+    def cast(spectrum: Spectrum, r: int) -> LowRank:
         left, right = ((side * root).to(tensor.dtype) for side in spectrum.split(r))
-        loss = spectrum.rel_error(left.to(matrix.dtype) / root, right.to(matrix.dtype) / root)
-        return LowRank(left, right, tuple(tensor.shape)), loss
+        return LowRank(left, right, tuple(tensor.shape))
+
+    def cut(r: int) -> tuple[LowRank, float]:
+        factors = cast(spectrum, r)
+        if judge is not None:
+            # The optimum in closed form: only rounding could leave it behind the plain factors.
+            fit = fit_or_plain(
+                judge,
+                lambda: cast(ShortSideEigh(matrix), r),
+                lambda: Fit(factors, (), True, ""),
+                float(spectrum.energies[r:].sum()),
+            )
+            return fit.factors, fit.error
+        left, right = (side.to(matrix.dtype) / root for side in (factors.left, factors.right))
+        return factors, spectrum.rel_error(left, right)
 
     how = "outputs, from gram" if gram is not None else f"method {method!r}"
     if r is not None:
         factors, loss = cut(r)
-        return Fit(factors, (loss,), True, f"rank {r} {asked}, {how}")
-    return smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
+        fit = Fit(factors, (loss,), True, f"rank {r} {asked}, {how}")
+    else:
+        fit = smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
+    return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
 
 
 def _resolve(

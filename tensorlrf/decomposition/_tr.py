@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
-from tensorlrf.decomposition._input import as_tensor, check_sequence, generator, input_metric
+from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tr_als import RingProblem, balanced
 from tensorlrf.decomposition._tr_gram import RingMetric
@@ -61,7 +64,7 @@ def tr(
     gram        for a matrix (m, n): second moments (n, n) X X^T / N of the inputs of the layer.
                 The sweeps then go on from the ring fitted without, to lower the error of the
                 outputs, in which `error` counts too; cores of the columns take conjugate
-                gradients, no inverse of G is taken, it may be singular
+                gradients. What the inputs do not span follows the plain ring (`Fit.shrinkage`)
     mean        (n,) mean input, about which the second moments are taken
     random_state   of init="random", and of what fills bonds that the SVDs leave open
 
@@ -121,11 +124,9 @@ def fit_tr(
     scale = scale_of(tensor.to(torch.float64))
     work = (tensor.to(torch.float64) / scale).reshape(flat)
     problem = RingProblem(work)
-    metric = None
+    judge: Judge[TRFactors] | None = None
     if gram is not None:
-        moments = input_metric(gram, mean, shape[1], tensor)
-        moments = moments / scale_of(moments)
-        metric = RingMetric(work.reshape(shape), moments, len(split[0]))
+        judge = Judge(tensor, input_metric(gram, mean, shape[1], tensor))
 
     def cast(cores: Sequence[Tensor]) -> TRFactors:
         each = scale ** (1 / len(cores))  # to one core alone it could be too large
@@ -138,23 +139,27 @@ def fit_tr(
         else:
             start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
         cores, errors, settled = iterate(problem, start, n_iter_max, tol)
-        factors = cast(cores)
-        if metric is None:
-            last = true_error(factors, tensor)
-        else:
-            plain, before = factors, metric.true_error(factors, scale)
-            cores, errors, settled = iterate(metric, cores, n_iter_max, tol)
-            factors = cast(cores)
-            last = metric.true_error(factors, scale)
-            if last > before:
-                factors, last = plain, before
-        how = "a sweep gained nothing more" if settled else f"{len(errors) - 1} sweeps"
-        where = "" if metric is None else ", outputs, from gram"
-        return Fit(factors, (*errors, last), settled, f"rank {factors.rank}, {how}{where}")
+        plain = cast(cores)
+        if judge is None:
+            reason = _reason(plain, len(errors) - 1, settled)
+            return Fit(plain, (*errors, true_error(plain, tensor)), settled, reason)
+        metric = RingMetric(work.reshape(shape), judge.metric.gram, len(split[0]))
+
+        def served() -> Fit[TRFactors]:
+            ring, errors, settled = iterate(metric, cores, n_iter_max, tol)
+            reason = f"{_reason(plain, len(errors) - 1, settled)}, outputs, from gram"
+            return Fit(cast(ring), tuple(errors), settled, reason)
+
+        return fit_or_plain(judge, lambda: plain, served)
 
     if rank is not None:
         return fit(ring_ranks(rank, flat, tensor.numel()))
     return _smallest(fit, flat, tensor.numel(), error or 0.0)
+
+
+def _reason(factors: TRFactors, sweeps: int, settled: bool) -> str:
+    how = "a sweep gained nothing more" if settled else f"{sweeps} sweeps"
+    return f"rank {factors.rank}, {how}"
 
 
 def _smallest(
@@ -175,7 +180,7 @@ def _smallest(
     found = at(above)
     if found.error > error:
         reason = f"uniform rank {above}, the largest within {dense:,} parameters, leaves more"
-        return Fit(found.factors, found.errors, False, f"{reason} than {error}")
+        return replace(found, converged=False, reason=f"{reason} than {error}")
     while above - below > 1:
         middle = (above + below) // 2
         if at(middle).error <= error:
@@ -184,7 +189,7 @@ def _smallest(
             below = middle
     found = at(above)
     reason = f"uniform rank {above} is the smallest tried within {error}; {found.reason}"
-    return Fit(found.factors, found.errors, True, reason)
+    return replace(found, converged=True, reason=reason)
 
 
 def _split(

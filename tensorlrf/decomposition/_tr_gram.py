@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._spectrum import ratio
@@ -24,7 +23,6 @@ from tensorlrf.decomposition._tr_gradients import (
     seen_through,
     too_wide,
 )
-from tensorlrf.factors import TRFactors
 from tensorlrf.factors._tt import chain_product
 
 
@@ -41,13 +39,7 @@ class RingMetric:
         first = chain_product(cores[: self.half])  # (z, m, y)
         second = chain_product(cores[self.half :])  # (y, n, z)
         model = first.transpose(0, 1).flatten(1) @ second.permute(2, 0, 1).flatten(0, 1)
-        return self._loss(self.matrix - model)
-
-    def true_error(self, factors: TRFactors, scale: float) -> float:
-        """The same of factors of the matrix times `scale`, as they are."""
-        return self._loss(self.matrix - factors.to(torch.float64).to_dense() / scale)
-
-    def _loss(self, difference: Tensor) -> float:
+        difference = self.matrix - model
         return ratio(float((difference @ self.gram * difference).sum()), self.norm)
 
     def sweep(self, cores: Sequence[Tensor], ridge: float) -> tuple[list[Tensor], float]:

@@ -12,7 +12,8 @@ from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tt import check_batched_metric, fit_tt_batched
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, check_sequence, input_metric
+from tensorlrf.decomposition._input import as_tensor, check_sequence
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tt_gram import smallest_in_metric
 from tensorlrf.decomposition._tt_kernel_gram import fit_kernel_in_metric
@@ -80,8 +81,9 @@ def tt(
     gram     (n, n) second moments X X^T / N of the inputs of a layer whose weight is `tensor`
              (n_0, n): of a convolution, of its unfolded inputs. Then sweeps of least squares by
              conjugate gradients, from the TT-SVD on, lower the error of the outputs, which never
-             rises; G may be singular. `error` is the relative error of the outputs then, and the
-             smallest uniform rank that keeps it is searched for
+             rises; what the inputs do not span follows the plain train (`Fit.shrinkage`). `error`
+             is the relative error of the outputs then, and the smallest uniform rank that keeps it
+             is searched for
     mean     (n,) mean input; the second moments are then taken about it
     n_iter_max, tol   with `gram`: most sweeps, 5 by default, and the share of the error that a
              sweep must gain for another one, 1e-3 by default

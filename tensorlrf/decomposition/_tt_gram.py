@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._spectrum import ratio
 from tensorlrf.decomposition._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition._tt_proximal import proximal_step
@@ -35,14 +38,14 @@ ROUNDING = 1e-12
 
 
 class OutputMetric:
-    """A weight as a matrix W (m, n), and the moments G (n, n) of its inputs, in float64; both are
-    divided by powers of two that bring them near one, W by `scale`."""
+    """A weight as a matrix W (m, n), divided by a power of two that brings it near one, and the
+    moments G (n, n) of its inputs, in float64."""
 
     def __init__(self, weight: Tensor, gram: Tensor) -> None:
         wide = weight.to(torch.float64)
         self.scale = scale_of(wide)
         self.matrix = _over(wide, self.scale).reshape(weight.shape[0], -1)
-        self.gram = _over(gram, scale_of(gram))
+        self.gram = gram
         self.moments = self.matrix @ self.gram  # W G, (m, n)
         self.norm = float((self.moments * self.matrix).sum())
 
@@ -69,13 +72,21 @@ class OutputMetric:
 
 
 def fit_in_metric(
-    tensor: Tensor, plain: TTMatrix, gram: Tensor, n_iter_max: int, tol: float
+    tensor: Tensor, plain: TTMatrix, moments: Metric, n_iter_max: int, tol: float
 ) -> Fit[TTMatrix]:
-    """Sweeps from `plain` on; never worse in the outputs than `plain`."""
-    metric = OutputMetric(tensor, gram)
+    """Sweeps from `plain` on; never worse than `plain`."""
+
+    def fit() -> Fit[TTMatrix]:
+        return _swept(OutputMetric(tensor, moments.gram), tensor, plain, n_iter_max, tol)
+
+    return fit_or_plain(Judge(tensor, moments), lambda: plain, fit)
+
+
+def _swept(
+    metric: OutputMetric, tensor: Tensor, plain: TTMatrix, n_iter_max: int, tol: float
+) -> Fit[TTMatrix]:
     best = TTMatrix(tuple(metric.scaled(plain)), plain.dense_shape)
-    start = metric.true_error(plain)
-    errors = [start]
+    errors = [metric.true_error(plain)]
     reason = f"{n_iter_max} sweeps"
     converged = False
     for _ in range(n_iter_max):
@@ -90,12 +101,8 @@ def fit_in_metric(
     # The last core of a sweep carries the norm.
     cores = metric.shared(best.cores, len(best.cores) - 1)
     factors = TTMatrix(tuple(cores), plain.dense_shape).to(tensor.dtype)
-    final = metric.true_error(factors)
-    if final > start or len(errors) == 1:
-        factors, final = plain, start
-        reason += ", none better than TT-SVD"
     reason = f"rank {factors.rank}, {reason}, outputs, from gram"
-    return Fit(factors, (*errors, final), converged, reason)
+    return Fit(factors, tuple(errors), converged, reason)
 
 
 def _sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
@@ -126,7 +133,7 @@ def smallest_in_metric(
         below, above = above, min(most, 2 * above)
         found = at(above)
     if found.error > error:
-        return Fit(found.factors, found.errors, False, f"full rank leaves more than {error}")
+        return replace(found, converged=False, reason=f"full rank leaves more than {error}")
     while above - below > 1:
         middle = (above + below) // 2
         tried = at(middle)
@@ -135,7 +142,7 @@ def smallest_in_metric(
         else:
             below = middle
     reason = f"uniform rank {above} is the smallest tried within {error}; {found.reason}"
-    return Fit(found.factors, found.errors, True, reason)
+    return replace(found, converged=True, reason=reason)
 
 
 def als_sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:

@@ -6,18 +6,29 @@ from __future__ import annotations
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition._tt_gram import ROUNDING, OutputMetric
 from tensorlrf.factors import TTFactors
 
 
 def fit_kernel_in_metric(
-    tensor: Tensor, plain: TTFactors, gram: Tensor, n_iter_max: int, tol: float
+    tensor: Tensor, plain: TTFactors, moments: Metric, n_iter_max: int, tol: float
 ) -> Fit[TTFactors]:
-    """Sweeps from `plain` on; never worse in the outputs than `plain`."""
-    metric = OutputMetric(tensor, gram)
-    errors = [metric.true_error(plain)]
+    """Sweeps from `plain` on; never worse than `plain`."""
+
+    def fit() -> Fit[TTFactors]:
+        return _swept(OutputMetric(tensor, moments.gram), tensor, plain, n_iter_max, tol)
+
+    return fit_or_plain(Judge(tensor, moments), lambda: plain, fit)
+
+
+def _swept(
+    metric: OutputMetric, tensor: Tensor, plain: TTFactors, n_iter_max: int, tol: float
+) -> Fit[TTFactors]:
     modes = plain.modes
+    errors = [metric.true_error(plain)]
     cores = metric.scaled(plain)
 
     def dense(parts: list[Tensor]) -> Tensor:
@@ -35,9 +46,5 @@ def fit_kernel_in_metric(
             reason, converged = "a sweep gained nothing more", True
             break
     factors = TTFactors(tuple(metric.shared(best, 0)), modes).to(tensor.dtype)
-    final = metric.true_error(factors)
-    if final > errors[0]:
-        factors, final = plain, errors[0]
-        reason += ", none better than TT-SVD"
     reason = f"rank {factors.rank}, {reason}, outputs, from gram"
-    return Fit(factors, (*errors, final), converged, reason)
+    return Fit(factors, tuple(errors), converged, reason)

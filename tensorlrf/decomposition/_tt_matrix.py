@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, input_metric
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tt import ranks_of
@@ -52,10 +53,11 @@ def tt_matrix(
     order       how many cores, by default such that m_k and n_k are near 12, two at least
     gram        (n, n) second moments X X^T / N of the inputs of the layer. Then sweeps of
                 alternating least squares, from the TT-SVD on, lower the error of the outputs,
-                which never rises; no inverse of G is taken, it may be singular. `error` is the
-                relative error of the outputs then, and the smallest uniform rank that keeps it
-                is searched for, with a fit for each rank that is tried. The system of core k has
-                r_k n_k r_{k+1} unknowns; large ones are solved by conjugate gradients
+                which never rises; what the inputs do not span follows the TT-SVD
+                (`Fit.shrinkage`). `error` is the relative error of the outputs then, and the
+                smallest uniform rank that keeps it is searched for, with a fit for each rank that
+                is tried. The system of core k has r_k n_k r_{k+1} unknowns; large ones are solved
+                by conjugate gradients
     mean        (n,) mean input; the second moments are then taken about it, for a layer whose
                 bias is corrected
     n_iter_max  most sweeps with `gram`, 10 by default

@@ -12,8 +12,10 @@ from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tucker import check_batched_tucker, fit_tucker_batched
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
-from tensorlrf.decomposition._input import as_tensor, generator, input_metric, working_dtype
+from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition._tucker2_gram import InputMetric, fit_in_metric
@@ -107,7 +109,8 @@ def tucker(
                 or of the inputs of a linear weight (O, I), n = I; `modes` must be (0, 1). The
                 factors then serve the outputs: errors are relative errors of the outputs, and
                 columns of the factors are scaled so that inner values are no larger (root mean
-                square) than inputs and outputs are. Needs rank=, and method="hooi"
+                square) than inputs and outputs are. What the inputs do not span follows the plain
+                fit (`Fit.shrinkage`). Needs rank=, and method="hooi"
     mean        (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
                 about their mean, and `decomposition.bias_correction` makes good the rest
     callback    called as callback(factors, relative error) after each sweep of hooi (not with
@@ -304,22 +307,36 @@ def _fit_in_metric(
     work = tensor.detach().to(working_dtype(tensor.dtype))
     scale = scale_of(work)
     kernel = (work / scale).reshape(shape[0], shape[1], -1)
-    metric = InputMetric(kernel, input_metric(*data, kernel[0].numel(), tensor))
-    plain = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors.factors[1]
-    best, errors, settled = fit_in_metric(
-        metric,
-        [metric.recipe_inputs(ranks[1]), plain.to(torch.float64)],
-        ranks[0],
-        3 if n_iter_max is None else n_iter_max,
-        2e-3 if tol is None else tol,
-    )
-    outputs, core, inputs = (t.to(tensor.dtype) for t in metric.inner_values(best, scale))
-    factors = TuckerFactors(
-        core.reshape(ranks[0], ranks[1], *shape[2:]).contiguous(), (outputs, inputs), (0, 1)
-    )
-    errors.append(metric.rel_error(outputs, core.to(torch.float64) / scale, inputs))
-    reason = "a round gained nothing more" if settled else f"{len(errors) - 2} rounds"
-    return Fit(factors, tuple(errors), settled, reason)
+    moments = input_metric(*data, kernel[0].numel(), tensor)
+    usual = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors
+
+    def whole(core: Tensor, outputs: Tensor, inputs: Tensor) -> TuckerFactors:
+        core = core.to(tensor.dtype).reshape(ranks[0], ranks[1], *shape[2:]).contiguous()
+        return TuckerFactors(core, (outputs.to(tensor.dtype), inputs.to(tensor.dtype)), (0, 1))
+
+    def fit() -> Fit[TuckerFactors]:
+        metric = InputMetric(kernel, moments.gram)
+        best, errors, settled = fit_in_metric(
+            metric,
+            [metric.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
+            ranks[0],
+            3 if n_iter_max is None else n_iter_max,
+            2e-3 if tol is None else tol,
+        )
+        outputs, core, inputs = metric.inner_values(best, scale)
+        reason = "a round gained nothing more" if settled else f"{len(errors) - 1} rounds"
+        return Fit(whole(core, outputs, inputs), tuple(errors), settled, reason)
+
+    judge = Judge(tensor, moments, _sides)
+    return fit_or_plain(judge, lambda: whole(usual.core * scale, *usual.factors), fit)
+
+
+def _sides(factors: TuckerFactors) -> Sides:
+    """The output factor, and the core with its input side multiplied out, (r_out, I prod k)."""
+    outputs, inputs = (factor.detach().to(torch.float64) for factor in factors.factors)
+    core = factors.core.detach().to(torch.float64)
+    core = core.reshape(*core.shape[:2], -1)  # (r_out, r_in, taps)
+    return outputs, torch.einsum("ort,ir->oit", core, inputs).flatten(1)
 
 
 def check_iteration(n_iter_max: int | None, tol: float | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tensorlrf.decomposition._input import as_tensor, check_gram, generator, working_dtype
+from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
 from tensorlrf.errors import ArgumentError, ShapeError
 
 
@@ -49,30 +49,6 @@ def test_half_precision_is_raised(dtype: torch.dtype) -> None:
     assert working_dtype(dtype) == torch.float32
     assert as_tensor(torch.ones(2, 2, dtype=dtype)).dtype == dtype
     assert working_dtype(torch.float64) == torch.float64
-
-
-def test_gram_is_made_exactly_symmetric() -> None:
-    inputs = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
-    gram = inputs @ inputs.T / 20
-    gram[0, 1] *= 1 + 1e-6
-    checked = check_gram(gram, 5, gram)
-    assert checked.dtype == torch.float64
-    assert torch.equal(checked, checked.T)
-
-
-@pytest.mark.parametrize(
-    ("gram", "message"),
-    [
-        (torch.eye(4), r"gram has shape \(4, 4\); the weight as a matrix has 5 columns"),
-        (torch.triu(torch.ones(5, 5)), "gram is not symmetric.*pass X @ X.T / N"),
-        (-torch.eye(5), "negative entry on its diagonal"),
-        (torch.full((5, 5), float("nan")), "gram contains NaN"),
-        (torch.eye(5).long(), "gram has dtype torch.int64"),
-    ],
-)
-def test_grams_that_cannot_be_second_moments(gram: torch.Tensor, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        check_gram(gram, 5, torch.ones(3, 5))
 
 
 def test_generator_seeds_repeat_and_leave_the_global_one_alone() -> None:

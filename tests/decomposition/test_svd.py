@@ -251,7 +251,9 @@ def test_gram_of_few_samples_has_low_rank() -> None:
     for r in (3, 8, 12):
         fit = fit_svd(weight, r, gram=inputs @ inputs.T / 3)
         assert torch.isfinite(fit.factors.to_dense()).all()
-        assert fit.error <= 8 * EPS32 * math.sqrt(12)
+        # What the samples do not span has a small say in where U lies.
+        assert fit.shrinkage is not None
+        assert fit.error <= fit.shrinkage + 8 * EPS32 * math.sqrt(12)
     silent = fit_svd(weight, 2, gram=torch.zeros(12, 12))
     assert silent.error == 0.0
     assert torch.isfinite(silent.factors.to_dense()).all()

@@ -307,7 +307,7 @@ def test_error_counts_in_the_outputs() -> None:
     assert output_error(weight, fit.factors, gram) <= 0.3
     nothing = fit_tr(weight, 2, gram=torch.zeros(30, 30), n_iter_max=3)
     assert nothing.error == 0.0
-    mean = 0.1 * gram.diagonal().sqrt()
+    mean = 0.1 * gram @ gram.diagonal().rsqrt() / 30**0.5  # of inputs with these moments
     one = fit_tr(weight, 2, gram=gram, mean=mean, random_state=0)
     other = fit_tr(weight, 2, gram=gram - torch.outer(mean, mean), random_state=0)
     assert one.error == pytest.approx(other.error, rel=1e-6)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tensorlrf.compression.calibration._correction import Lag, lag_moments
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
-from tensorlrf.decomposition._input import about_mean
+from tensorlrf.decomposition._metric import about_mean
 
 
 @dataclass(frozen=True)

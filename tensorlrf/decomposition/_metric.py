@@ -1,0 +1,159 @@
+"""The metric in which a weight is judged by its outputs, from the moments that a caller gives.
+
+With X the inputs as columns and G = X X^T / N, the mean of |D x|^2 over the inputs is tr(D G D^T).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._shrinkage import (
+    ROUNDING,
+    is_definite,
+    least_amount,
+    mean_eigenvalue,
+    shrunk,
+)
+from tensorlrf.errors import ArgumentError, ShapeError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Second moments (n, n), in float64 and times a power of four that brings them near one.
+
+    given      as they were given: in them errors are told
+    gram       shrunk, so that every direction counts: in them fits are made, and chosen
+    shrinkage  by how much, from 0 to 1
+    """
+
+    given: Tensor
+    gram: Tensor
+    shrinkage: float
+
+    @property
+    def ridge(self) -> float:
+        """What the plain norm counts in `gram`."""
+        return self.shrinkage * mean_eigenvalue(self.given)
+
+
+def input_metric(gram: Any, mean: Any, n: int, like: Tensor) -> Metric:
+    """`gram`, checked, about `mean` (n,) where that is given, and shrunk by the least amount.
+
+    Raises ShapeError where it is not (n, n), ArgumentError where it is not finite, on another
+    device than `like`, not symmetric or not positive semidefinite; likewise for a mean of another
+    length or device, or one that the moments contradict: G - mean mean^T has no eigenvalue below
+    zero.
+    """
+    matrix, root = check_gram(gram, n, like)
+    if mean is not None:
+        matrix = _about(mean, gram, matrix, root)
+    amount = least_amount(matrix)
+    return Metric(matrix, shrunk(matrix, amount), amount)
+
+
+def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:
+    """`gram` as a checked symmetric (n, n) float64 matrix on the device of `like`, divided by the
+    square of a power of two that brings it near one; and that power."""
+    given = as_tensor(gram, "gram")
+    if tuple(given.shape) != (n, n):
+        raise ShapeError(
+            f"gram has shape {tuple(given.shape)}; the weight as a matrix has {n} columns, so the "
+            f"second moments X X^T / N of its inputs are ({n}, {n})"
+        )
+    if given.device != like.device:
+        raise ArgumentError(
+            f"gram is on {given.device} but the weight is on {like.device}; move it with .to()"
+        )
+    matrix = given.detach().to(torch.float64)
+    largest = float(matrix.abs().max())
+    if largest == 0.0:
+        return matrix, 1.0
+    # Squares of the largest float64 numbers have room then, and the smallest do not vanish.
+    root = 2.0 ** (math.frexp(largest)[1] // 2)
+    matrix = matrix / root / root
+    # Two products with a vector of signs, which no pattern of G is likely to be orthogonal to,
+    # tell symmetry from its absence; G - G^T itself would read a large matrix across its rows.
+    signs = torch.ones(n, dtype=torch.float64, device=matrix.device)
+    signs[torch.arange(n, device=matrix.device) * 7919 % 104729 % 3 == 0] = -1.0
+    forward, backward = matrix @ signs, matrix.T @ signs
+    scale = float(matrix.abs().max())
+    skew = float((forward - backward).abs().max())
+    if skew > 1e-3 * scale * n**0.5:
+        raise ArgumentError(
+            f"gram is not symmetric (its rows and columns differ by {skew:.3g} in a product, with "
+            f"{scale:.3g} its largest entry, both over {root:.3g}^2); pass X @ X.T / N"
+        )
+    if skew > 1e-13 * scale * n**0.5:
+        matrix = (matrix + matrix.T) / 2
+    slack = _slack(matrix, given.dtype)
+    if float(matrix.diagonal().min()) < -slack:
+        raise ArgumentError(
+            "gram has a negative entry on its diagonal; second moments X X^T / N cannot have one"
+        )
+    if (least := _negative(matrix, slack)) is not None:
+        raise ArgumentError(
+            f"gram is indefinite: its most negative eigenvalue is {least * root * root:.3g}, and "
+            f"second moments X X^T / N have none below zero (their rounding may leave "
+            f"{-slack * root * root:.3g}); pass the moments of inputs, or clip it: values, vectors "
+            "= torch.linalg.eigh(gram); gram = (vectors * values.clamp(min=0)) @ vectors.T"
+        )
+    return matrix, root
+
+
+def _slack(matrix: Tensor, dtype: torch.dtype) -> float:
+    """How far below zero rounding may leave an eigenvalue: an entry is off by eps sqrt(G_ii G_jj),
+    a matrix of these by eps tr(G), and long sums by a few times that."""
+    eps = max(float(torch.finfo(dtype).eps), ROUNDING)
+    return 8 * eps * float(matrix.diagonal().clamp(min=0).sum())
+
+
+def _negative(matrix: Tensor, slack: float) -> float | None:
+    """The least eigenvalue where it is below -slack; else None, mostly without knowing it."""
+    if is_definite(matrix, slack):
+        return None
+    least = float(torch.linalg.eigvalsh(matrix)[0])
+    return least if least < -slack else None
+
+
+def _about(mean: Any, gram: Any, matrix: Tensor, root: float) -> Tensor:
+    """The checked moments about their mean."""
+    n = len(matrix)
+    mu = as_tensor(mean, "mean", min_order=1)
+    if tuple(mu.shape) != (n,):
+        raise ShapeError(f"mean has shape {tuple(mu.shape)}; the mean input is ({n},)")
+    if mu.device != matrix.device:
+        raise ArgumentError(
+            f"mean is on {mu.device} but the weight is on {matrix.device}; move it with .to()"
+        )
+    mu = mu.detach().to(torch.float64) / root
+    variances = matrix.diagonal() - mu.square()
+    if float(variances.min()) < -1e-6 * float(matrix.diagonal().abs().max()):
+        raise ArgumentError(
+            "mean contradicts gram: a variance G_ii - mean_i^2 is negative; give both over the "
+            "same inputs"
+        )
+    dtypes = [as_tensor(given, min_order=1).dtype for given in (gram, mean)]
+    centred = about_mean(matrix, mu, max(float(torch.finfo(dtype).eps) for dtype in dtypes))
+    slack = max(_slack(matrix, dtype) for dtype in dtypes)
+    if (least := _negative(centred, slack)) is not None:
+        raise ArgumentError(
+            f"mean contradicts gram: G - mean mean^T has the eigenvalue {least * root * root:.3g}, "
+            "and a covariance has none below zero; give both over the same inputs"
+        )
+    return centred
+
+
+def about_mean(gram: Tensor, mean: Tensor, eps: float) -> Tensor:
+    """G - mean mean^T, (n, n), where inputs that do not vary have no variance: what is left of it
+    when values of relative rounding `eps` cancel has either sign."""
+    centred = gram - torch.outer(mean, mean)
+    constant = centred.diagonal() <= 16 * eps * gram.diagonal()
+    centred[constant] = 0.0
+    centred[:, constant] = 0.0
+    return centred

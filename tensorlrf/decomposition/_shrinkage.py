@@ -1,0 +1,69 @@
+"""How far second moments are drawn towards their mean eigenvalue.
+
+G = X X^T / N over few samples, or over inputs that lie in few directions, says nothing of the other
+directions: a fit in that metric may do anything there, and its factors may grow without bound. With
+
+    G' = (1 - a) G + a m I,    m = tr(G) / n,
+
+those directions count as much as a m in the norm of the weight itself, so that they follow the
+plain fit (Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance
+matrices").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDING = float(torch.finfo(torch.float32).eps)
+"""Relative rounding of second moments: they are sums of products of float32 inputs at best,
+whatever dtype they are kept in."""
+
+LEAST = ROUNDING**0.5
+"""Share of a typical variance that a direction without inputs is given. What the inputs do span
+loses that much by it, and in the other directions the rounding of G amounts to ROUNDING over that
+share: at the root of ROUNDING both harms are equal."""
+
+
+def mean_eigenvalue(gram: Tensor) -> float:
+    """tr(G) / n; one where there are no inputs, since the plain norm has that."""
+    mean = float(gram.diagonal().mean())
+    return mean if mean > 0 else 1.0
+
+
+def shrunk(gram: Tensor, amount: float) -> Tensor:
+    """(1 - amount) G + amount m I, (n, n); G itself where the amount is zero."""
+    if amount == 0.0:
+        return gram
+    drawn = gram * (1 - amount)
+    drawn.diagonal().add_(amount * mean_eigenvalue(gram))
+    return drawn
+
+
+def least_amount(gram: Tensor) -> float:
+    """The amount for moments of unknown samples: none where every direction holds `LEAST` of a
+    typical variance, else so much that it does; all of it where there are no inputs.
+
+    `gram` (n, n), float64, positive semidefinite up to rounding.
+    """
+    variances = gram.diagonal()
+    mean = float(variances.mean())
+    if not mean > 0:
+        return 1.0
+    # One input that is far larger than all others would make the mean a poor measure of these.
+    live = variances[variances > ROUNDING * variances.max()]
+    typical = min(mean, float(live.median()))
+    amount = max(LEAST * typical / mean, 4 * len(gram) ** 0.5 * ROUNDING)
+    if is_definite(gram, -amount * mean):
+        return 0.0
+    # What is left where large moments cancel may be further from positive than rounding is.
+    while amount < 1 and not is_definite(shrunk(gram, amount), -amount * mean / 2):
+        amount *= 4
+    return float(min(amount, 1.0))
+
+
+def is_definite(gram: Tensor, shift: float) -> bool:
+    """Whether G + shift I is positive definite, (n, n): whether it has a Cholesky factor."""
+    shifted = gram.clone()
+    shifted.diagonal().add_(shift)
+    return not bool(torch.linalg.cholesky_ex(shifted)[1])

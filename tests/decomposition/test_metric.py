@@ -1,0 +1,239 @@
+"""Second moments: what is refused, how far they are shrunk, and that no fit explodes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition import (
+    fit_blast,
+    fit_blr,
+    fit_cp,
+    fit_hierarchical,
+    fit_kron,
+    fit_monarch,
+    fit_svd,
+    fit_tr,
+    fit_tt,
+    fit_tt_matrix,
+    fit_tucker,
+)
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._metric import Metric, check_gram, input_metric
+from tensorlrf.decomposition._shrinkage import LEAST, least_amount, shrunk
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import LowRank
+
+N = 24
+
+FITS: dict[str, Callable[..., Fit[Any]]] = {
+    "svd": lambda w, **k: fit_svd(w, 0.5, **k),
+    "cp": lambda w, **k: fit_cp(w, 8, random_state=0, **k),
+    "cp of a kernel": lambda w, **k: fit_cp(w.reshape(N, 6, 2, 2), 5, random_state=0, **k),
+    "tucker": lambda w, **k: fit_tucker(w, 8, modes=(0, 1), **k),
+    "tucker of a kernel": lambda w, **k: fit_tucker(w.reshape(N, 6, 4), 4, modes=(0, 1), **k),
+    "tt": lambda w, **k: fit_tt(w.reshape(N, 6, 2, 2), 0.5, **k),
+    "tt_matrix": lambda w, **k: fit_tt_matrix(w, 0.5, **k),
+    "tr": lambda w, **k: fit_tr(w, 0.5, sizes=((4, 6), (6, 4)), random_state=0, **k),
+    "kron": lambda w, **k: fit_kron(w, 0.5, random_state=0, **k),
+    "blr": lambda w, **k: fit_blr(w, 0.5, **k),
+    "hierarchical": lambda w, **k: fit_hierarchical(w, 0.5, leaf=6, admissible="all", **k),
+    "hodlr": lambda w, **k: fit_hierarchical(w, 0.6, leaf=6, admissible="weak", **k),
+    "monarch": lambda w, **k: fit_monarch(w, 0.5, **k),
+    "blast": lambda w, **k: fit_blast(w, 0.5, n_iter_max=20, random_state=0, **k),
+}
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def live(n: int) -> Tensor:
+    return (torch.arange(N) < n).float()
+
+
+INPUTS: dict[str, Callable[[int], Tensor]] = {
+    "constant": lambda seed: torch.relu(seeded(N, seed=seed)).expand(200, N),
+    "six samples": lambda seed: seeded(6, N, seed=seed),
+    "mostly dead": lambda seed: torch.relu(seeded(200, N, seed=seed) - 2.5) * live(16),
+    "few directions": lambda seed: seeded(200, 5, seed=seed) @ seeded(5, N, seed=seed + 1),
+    "one live column": lambda seed: seeded(200, N, seed=seed) * live(1),
+    "three live columns": lambda seed: seeded(200, N, seed=seed) * live(3),
+    "one loud column": lambda seed: seeded(200, N, seed=seed) * (1 + 1e4 * live(1)),
+    "huge": lambda seed: 1e15 * seeded(6, N, seed=seed),
+    "tiny": lambda seed: 1e-15 * seeded(6, N, seed=seed),
+}
+
+
+def error(weight: Tensor, dense: Tensor, inputs: Tensor) -> float:
+    wide, x = weight.double(), inputs.double().T
+    x = x / x.abs().max()
+    return float(((wide - dense.double().reshape(N, N)) @ x).norm() / (wide @ x).norm())
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("name", FITS)
+def test_what_inputs_do_not_span_follows_the_plain_fit(name: str, inputs: str) -> None:
+    """Moments of float32 products, whose rounding is all that the other directions hold."""
+    weight, x = seeded(N, N, seed=7), INPUTS[inputs](1)
+    gram = (x.T @ x / len(x)).double()
+    plain, fit = FITS[name](weight), FITS[name](weight, gram=gram)
+    dense, usual = (one.factors.to_dense().reshape(N, N) for one in (fit, plain))
+    assert torch.isfinite(dense).all()
+    assert float(dense.norm()) <= 2.5 * float(weight.norm())
+    # What is told is what there is, which such moments know to the root of their rounding.
+    assert fit.error == pytest.approx(error(weight, dense, x), rel=1e-3, abs=LEAST)
+    assert fit.error <= error(weight, usual, x) + LEAST
+    assert fit.shrinkage is not None
+    assert 0 <= fit.shrinkage <= 1
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_no_format_takes_an_indefinite_gram(name: str) -> None:
+    gram = 2 * torch.ones(N, N) - torch.eye(N)
+    with pytest.raises(ArgumentError, match="indefinite: its most negative eigenvalue is -1, "):
+        FITS[name](seeded(N, N), gram=gram)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_the_scale_of_a_gram_is_of_no_consequence(name: str) -> None:
+    weight = seeded(N, N)
+    usual = FITS[name](weight, gram=torch.eye(N))
+    for size in (1e308, 1e-310):
+        fit = FITS[name](weight, gram=size * torch.eye(N, dtype=torch.float64))
+        assert fit.error == pytest.approx(usual.error, rel=1e-6)
+        assert torch.isfinite(fit.factors.to_dense()).all()
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_inputs_of_zeros_ask_for_nothing(name: str) -> None:
+    """Then the plain factors are as good as any, and no output is off."""
+    weight = seeded(N, N)
+    plain, fit = FITS[name](weight), FITS[name](weight, gram=torch.zeros(N, N))
+    assert fit.error == 0.0
+    assert fit.shrinkage == 1.0
+    dense, usual = (one.factors.to_dense().reshape(N, N) for one in (fit, plain))
+    assert float((weight - dense).norm()) <= float((weight - usual).norm()) * (1 + 1e-6)
+
+
+def test_a_fit_that_linear_algebra_gives_up_on_is_the_plain_one() -> None:
+    weight, x = seeded(N, N), seeded(100, N, seed=3)
+    judge: Judge[LowRank] = Judge(weight, input_metric(x.T @ x / 100, None, N, weight))
+    plain = fit_svd(weight, 4).factors
+
+    def fails() -> Fit[LowRank]:
+        raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
+
+    fit = fit_or_plain(judge, lambda: plain, fails)
+    assert fit.factors is plain
+    assert not fit.converged
+    assert "did not converge" in fit.reason
+    assert fit.error == pytest.approx(error(weight, plain.to_dense(), x), rel=1e-5)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 40),
+    samples=st.integers(1, 60),
+    spread=st.floats(0, 6),
+    loud=st.floats(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_every_direction_counts_and_none_more_than_it_must(
+    n: int, samples: int, spread: float, loud: float, seed: int
+) -> None:
+    x = seeded(samples, n, seed=seed) * torch.logspace(0, -spread, n)
+    x[:, 0] *= 10**loud
+    gram = (x.T @ x / samples).double()
+    amount = least_amount(gram)
+    assert 0 <= amount <= 1
+    mean = float(gram.diagonal().mean())
+    values = torch.linalg.eigvalsh(gram)
+    least = float(torch.linalg.eigvalsh(shrunk(gram, amount))[0])
+    if amount == 0:
+        assert least > 0
+    else:
+        # So little was there that it had to be drawn, and it is not drawn further than that.
+        assert float(values[0]) < amount * mean * (1 + 1e-9)
+        assert least >= amount * mean / 2
+        assert amount <= max(LEAST, 4 * n**0.5 * 1.2e-7) * (1 + 1e-9)
+    assert torch.equal(shrunk(gram, 0.0), gram)
+    torch.testing.assert_close(shrunk(gram, amount).trace(), gram.trace())
+
+
+def test_moments_that_span_every_direction_are_taken_as_they_are() -> None:
+    x = seeded(500, N)
+    metric = input_metric(x.T @ x / 500, None, N, x)
+    assert isinstance(metric, Metric)
+    assert metric.shrinkage == 0.0
+    assert metric.gram is metric.given
+
+
+def test_gram_is_made_exactly_symmetric() -> None:
+    inputs = seeded(5, 20)
+    gram = inputs @ inputs.T / 20
+    gram[0, 1] *= 1 + 1e-6
+    checked, _ = check_gram(gram, 5, gram)
+    assert checked.dtype == torch.float64
+    assert torch.equal(checked, checked.T)
+
+
+@pytest.mark.parametrize(
+    ("gram", "message"),
+    [
+        (torch.eye(4), r"gram has shape \(4, 4\); the weight as a matrix has 5 columns"),
+        (torch.triu(torch.ones(5, 5)), "gram is not symmetric.*pass X @ X.T / N"),
+        (-torch.eye(5), "negative entry on its diagonal"),
+        (1 - torch.eye(5), "indefinite: its most negative eigenvalue is -1,"),
+        (torch.full((5, 5), float("nan")), "gram contains NaN"),
+        (torch.eye(5).long(), "gram has dtype torch.int64"),
+    ],
+)
+def test_grams_that_cannot_be_second_moments(gram: Tensor, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        check_gram(gram, 5, torch.ones(3, 5))
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 60),
+    samples=st.integers(1, 3000),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    exponent=st.integers(-3, 3),
+    seed=st.integers(0, 99),
+)
+def test_moments_in_any_dtype_are_never_refused(
+    n: int, samples: int, dtype: torch.dtype, exponent: int, seed: int
+) -> None:
+    """However few the samples: what rounding leaves below zero is not taken for indefinite."""
+    x = (seeded(samples, n, seed=seed) * 4.0**exponent).to(dtype)
+    gram = (x.float().T @ x.float() / samples).to(dtype)
+    if torch.isfinite(gram).all() and bool(gram.any()):
+        checked, root = check_gram(gram, n, gram)
+        size = float(gram.abs().max())
+        torch.testing.assert_close(checked * root * root, gram.double(), rtol=0, atol=1e-6 * size)
+
+
+def test_a_mean_that_the_moments_contradict_is_refused() -> None:
+    gram = torch.eye(2) + 0.9 * (1 - torch.eye(2))  # both inputs nearly the same
+    with pytest.raises(ArgumentError, match="mean contradicts gram: G - mean mean"):
+        input_metric(gram, torch.tensor([0.9, -0.9]), 2, gram)
+    with pytest.raises(ArgumentError, match="a variance"):
+        input_metric(gram, torch.tensor([1.1, 1.1]), 2, gram)
+
+
+@pytest.mark.parametrize("sides", [(64, 1), (128, 3)])
+def test_few_live_columns_of_a_larger_weight(sides: tuple[int, int]) -> None:
+    n, alive = sides
+    weight, x = seeded(n, n, seed=1) / 8, seeded(1000, n)
+    x[:, alive:] = 0
+    fit = fit_kron(weight, 0.5, gram=(x.T @ x / 1000).double(), random_state=0)
+    assert float(fit.factors.to_dense().norm()) <= 1.1 * float(weight.norm())
+    assert fit.error <= LEAST
