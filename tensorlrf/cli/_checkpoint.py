@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tensorlrf._files._safetensors import opened
 from tensorlrf.compression import Plan, write_checkpoint
+from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.nn import FactoredLayer
@@ -69,7 +70,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         groups.setdefault(layer, {})[own] = tensor
     names = sorted(groups, key=_natural)
     reasons = {name: _why_not(name, groups) for name in names}
-    with torch.random.fork_rng(devices=[]):
+    with OwnDraws():
         root: nn.Module = Tensors()
         for name in names:
             if name == "":

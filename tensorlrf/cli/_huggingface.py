@@ -18,6 +18,7 @@ from tensorlrf._files._replace import cannot_write
 from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.cli._targets import new_folder
 from tensorlrf.compression import save
+from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint._folder import CONFIG, GENERATION, TENSORS
 from tensorlrf.errors import (
     ArgumentError,
@@ -54,7 +55,7 @@ def read_model(folder: Path, dtype: str) -> nn.Module:
             f"{transformers.__version__}; compress it in Python, with tensorlrf.compress(model, "
             "...), or its .safetensors file by weights alone"
         )
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), OwnDraws():
         try:
             model, found = cls.from_pretrained(
                 os.fspath(folder),

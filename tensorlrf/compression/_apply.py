@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,9 +21,8 @@ from tensorlrf.compression._survey import ROOT, check_values, survey
 from tensorlrf.compression.calibration._batches import list_batches
 from tensorlrf.compression.calibration._batchnorm import (
     norms_of,
-    reestimate,
-    restore,
-    statistics_of,
+    reestimated,
+    set_statistics,
 )
 from tensorlrf.compression.calibration._calibrate import (
     Calibration,
@@ -34,15 +31,15 @@ from tensorlrf.compression.calibration._calibrate import (
     at_once,
     calibrated,
     record,
-    replica,
 )
-from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.decomposition._input import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.nn import factored_type
+from tensorlrf.nn._copies import copy_of, replica
 
 TARGETS = ("original", "prefix", "independent")
 
@@ -129,11 +126,8 @@ def apply(
     """
     fitting = Fitting(target, affine, batch_norm, holdout, rerun, random_state, progress)
     fitting.check()
-    with contextlib.ExitStack() as stack:
-        # Parameters made in inference mode could not be trained, and drawing from a DataLoader or
-        # running the model may advance torch's generators.
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.random.fork_rng(_cuda_devices(model)))
+    # Parameters made in inference mode could not be trained.
+    with torch.inference_mode(False), without_autocast():
         check_plan(model, plan)
         small = copy_of(model)
         data = None
@@ -145,7 +139,7 @@ def apply(
         norms = work.norms(model, small)
         error = work.error
         if error is None and data is not None and data.held_out:
-            error = model_error(replica(model).eval(), replica(small).eval(), data.held_out)
+            error = model_error(model, small, data.held_out)
         latency = None if example is None else _latency(model, small, example)
     return small, Report(
         keep_params=plan.keep_params,
@@ -212,17 +206,6 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
             "plan: the architecture of the model is not the one that the plan was made for, though "
             "its layers have the same names; make a new plan with tensorlrf.plan(model, ...)"
         )
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy. Raises ArgumentError where torch cannot make one."""
-    try:
-        return copy.deepcopy(model, computed_tensors(model))
-    except Exception as error:
-        raise ArgumentError(
-            f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "
-            "cannot take, such as tensors with a graph kept as attributes"
-        ) from error
 
 
 def chosen_rank(method: Method) -> bool:
@@ -294,8 +277,7 @@ class _Work:
         assert self.data is not None
         if self.fitting.affine:
             self._lend_biases()
-        # Modes are set on a replica: the flags of the copy are to be those of the model.
-        working = replica(self.model).eval()
+        working = self.model
         target = self.fitting.target
         self.trace = record(working, self.names, self.data.batches[0])
         for name, reader in self.trace.readers.items():
@@ -305,7 +287,7 @@ class _Work:
         if target == "independent":
             passes = at_once(working, names, self.trace, self.data)
         else:
-            original = replica(self.given).eval() if target == "original" else None
+            original = self.given if target == "original" else None
             passes = calibrated(
                 working, names, self.trace, self.data, rerun=self.fitting.rerun, original=original
             )
@@ -362,21 +344,19 @@ class _Work:
         data, norms = self.data, norms_of(small)
         if not self.fitting.batch_norm or not norms or data is None or not data.held_out:
             return None
-        given, working = replica(model).eval(), replica(small).eval()
-        before = model_error(given, working, data.held_out)
+        before = model_error(model, small, data.held_out)
         if before is None:
             return None
-        state = statistics_of(norms)
         try:
-            # The replica has its own modes, but the very statistics of the model.
-            reestimate(working, norms_of(working), data.fitted)
+            found = reestimated(small, data.fitted)
         except ArgumentError:  # a batch of one sample has no variance
-            restore(state)
             return None
-        after = model_error(given, working.eval(), data.held_out)
+        tried = replica(small)
+        set_statistics(norms_of(tried), found)
+        after = model_error(model, tried, data.held_out)
         kept = after is not None and after < before
-        if not kept:
-            restore(state)
+        if kept:
+            set_statistics(norms, found)
         self.error = after if kept else before
         return BatchNorms(len(norms), kept, before, after if after is not None else float("nan"))
 
@@ -423,11 +403,6 @@ def _latency(model: nn.Module, small: nn.Module, example: Any) -> Latency:
 
     dense, compressed = measure_model(model, small, [example])
     return Latency(dense, compressed)
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    homes = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    return sorted(homes, key=lambda device: device.index or 0)
 
 
 def _say(message: str) -> None:

@@ -13,7 +13,7 @@ from tensorlrf.compression._methods import Given
 from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import Report
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression.calibration._batchnorm import norms_of, restore, statistics_of
+from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 
@@ -125,8 +125,7 @@ def compress_(
             new = small if row.name == ROOT else small.get_submodule(row.name)
             put(model, row.places, new)
     if report.batch_norms is not None and report.batch_norms.kept:
-        state = statistics_of(norms_of(small))
-        restore([(m, *rest) for m, (_, *rest) in zip(norms_of(model), state, strict=True)])
+        set_statistics(norms_of(model), statistics_of(norms_of(small)))
     return report
 
 

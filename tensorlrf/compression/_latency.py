@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils import _pytree as pytree
 
 from tensorlrf.compression.calibration._batches import call
+from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._copies import replica
 from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._stock import to_dense_layer
 from tensorlrf.ops import Timings, time_calls
@@ -116,55 +116,34 @@ def measure_model(
 ) -> tuple[float, float]:
     """(seconds, seconds) of a pass over all batches through the one model and through the other.
 
-    The passes run in turn, in eval mode without grad, for about `seconds` in all; medians. Flags,
+    The passes run in turn, in eval mode without grad, for about `seconds` in all; medians. Models,
     batches and torch's generators stay as they are. Raises ArgumentError, with the model's own
     error in it, where a model cannot take a batch.
     """
-    own = [fresh(batch) for batch in batches]
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-
-    def run(model: nn.Module) -> Callable[[], None]:
-        def passes() -> None:
-            for k, batch in enumerate(own):
-                call(model, batch, k, "example")
-
-        return passes
-
-    with evaluating(dense, small), generators_kept(dense, small):
-        calls = {"dense": run(dense), "small": run(small)}
-        timings = time_calls(calls, seconds=seconds, device=device)
+    models = {"dense": replica(dense), "small": replica(small)}
+    calls = {name: timed_passes(model, batches) for name, model in models.items()}
+    timings = time_calls(calls, seconds=seconds, device=device)
     return timings.median("dense"), timings.median("small")
 
 
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """All modules in eval mode, and back in the mode that each had.
+def timed_passes(model: nn.Module, batches: Sequence[Any]) -> Callable[[], None]:
+    """Passes of a model, which is a replica, over all batches, to be timed. What it draws is the
+    same in all of them, so that they take the same course.
 
-    Only the flags are set: a train() of the user's own may do more than that.
+    Raises ArgumentError, with the model's own error in it, where the model cannot take a batch.
     """
-    flags = {module: module.training for model in models for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    drawn = [OwnDraws(k) for k in range(len(batches))]
+    for k, batch in enumerate(batches):
+        call(model, batch, k, "example", drawn[k])
+    # Drawing of our own takes time in every op, so it is left out where nothing is drawn.
+    steady = not any(one.drew for one in drawn)
 
+    def passes() -> None:
+        for k, batch in enumerate(batches):
+            call(model, batch, k, "example", contextlib.nullcontext() if steady else None)
 
-@contextlib.contextmanager
-def generators_kept(*models: nn.Module) -> Iterator[None]:
-    """Whatever draws from torch's generators within, they are afterwards as they were."""
-    homes = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
-    devices = sorted(homes, key=lambda device: device.index or 0)
-    with torch.random.fork_rng(devices):
-        yield
-
-
-def fresh(batch: Any) -> Any:
-    """A copy, so that a model that works in place, or fills a cache, leaves the given one alone."""
-    memo = {id(t): t.detach().clone() for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)}
-    return copy.deepcopy(batch, memo)
+    return passes
 
 
 def _call(twin: FactoredLayer, x: Tensor) -> Callable[[], object]:

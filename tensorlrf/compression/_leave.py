@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._copies import copy_of
 from tensorlrf.nn._like import hooks_of
 from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
 
@@ -69,12 +68,5 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
                 "not have; remove them first"
             )
         copies[id(module)] = new(module)
-    try:
-        # To deepcopy these layers are copied already, wherever it meets them.
-        twin: nn.Module = copy.deepcopy(model, {**computed_tensors(model), **copies})
-    except Exception as error:
-        raise ArgumentError(
-            f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "
-            "cannot take, such as tensors with a graph kept as attributes"
-        ) from error
-    return twin
+    # To deepcopy these layers are copied already, wherever it meets them.
+    return copy_of(model, copies)

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tensorlrf.compression._latency import (
     TORCH,
     comes_channels_last,
-    evaluating,
-    fresh,
-    generators_kept,
     layout_of,
     pick,
     resident_bytes,
@@ -32,6 +30,7 @@ from tensorlrf.compression._whole import bytes_held, choices_of, chosen_for, tim
 from tensorlrf.compression.calibration._batches import call
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._copies import replica
 from tensorlrf.ops import PathTable
 from tensorlrf.ops._paths import BUCKETS, bucket
 
@@ -58,8 +57,8 @@ def tune(
     `.data` or numpy** (`nn.FactoredLayer.freeze`); `model.train()`, `load_state_dict` or a `.to()`
     that changes something thaw it. Give `freeze=False` to a model whose weights go on changing.
 
-    The model runs on the examples in eval mode without grad: once to see which numbers of rows M
-    each layer gets, once to measure the layers, and then, whole, to try their choices.
+    A replica of the model runs on the examples in eval mode without grad: once to see which numbers
+    of rows M each layer gets, once to measure the layers, and then, whole, to try their choices.
 
     A layer is measured once in every bucket of M (a power of two) that an example takes it to, on
     the input with the most rows, while that input is there: no activation is kept for it, and it
@@ -101,22 +100,24 @@ def tune(
     _check(model, objective, freeze, seconds)
     examples = list_examples(example)
     places = _factored(model)
-    freezable = {layer for layer in places if freeze and layer._can_freeze()}
     with torch.inference_mode(False):  # parameters made in it could not be trained
-        with evaluating(model):
-            seen = _record(model, list(places), examples)
-            if not seen and all(_is_empty(one) for one in examples):
-                raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
-            alone = _measure(model, places, freezable, seen, examples, seconds or SECONDS, progress)
-            measured, whole = _together(
-                model, freezable, seen, alone, examples, objective, seconds or SECONDS, progress
-            )
+        own = replica(model)  # what runs, so that the model itself does not change meanwhile
+        twins = _factored(own)
+        freezable = {layer for layer in twins if freeze and layer._can_freeze()}
+        seen = _record(own, list(twins), examples)
+        if not seen and all(_is_empty(one) for one in examples):
+            raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
+        alone = _measure(own, twins, freezable, seen, examples, seconds or SECONDS, progress)
+        measured, whole = _together(
+            own, freezable, seen, alone, examples, objective, seconds or SECONDS, progress
+        )
         rows = [
-            _row(model, layer, names, objective, measured.get(layer, []), layer in freezable)
-            for layer, names in places.items()
+            _row(model, layer, places[layer], objective, measured.get(twin, []), twin in freezable)
+            for layer, twin in zip(places, twins, strict=True)
         ]
         reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
-        _commit(model, seen, reached)
+        came = {layer: seen.get(twin, {}) for layer, twin in zip(places, twins, strict=True)}
+        _commit(model, came, reached)
     return Tuning(objective, len(examples), tuple(rows), whole)
 
 
@@ -315,7 +316,7 @@ def _pass(
 ) -> None:
     """One pass that tells `called` the layer, its input, the example and the number of the call.
 
-    Each pass starts from the same state of the generators, so that all take the same course.
+    Each draws the same random numbers, so that all take the same course.
     """
     counts: Counter[FactoredLayer] = Counter()
 
@@ -324,10 +325,11 @@ def _pass(
         x = args[0] if args else next(iter(kwargs.values()))
         nth = counts[layer]
         counts[layer] += 1
-        called(layer, x, example, nth)
+        with _disable_current_modes():  # that of the draws would take part in what is timed
+            called(layer, x, example, nth)
 
-    with _hooked(layers, hook), generators_kept(model):
-        call(model, fresh(batch), example, "example")
+    with _hooked(layers, hook):
+        call(model, batch, example, "example")
 
 
 @contextmanager

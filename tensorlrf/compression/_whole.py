@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +12,11 @@ from torch import nn
 
 from tensorlrf.compression._latency import (
     TORCH,
-    evaluating,
-    fresh,
-    generators_kept,
     pick,
     resident_bytes,
+    timed_passes,
 )
 from tensorlrf.compression._tuning import ALL_DENSE, FASTEST, BucketTiming, WholeTiming
-from tensorlrf.compression.calibration._batches import call
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable, time_calls
 
@@ -63,27 +59,26 @@ def time_whole(
     """Passes over all examples under each choice, in turn; the fastest is chosen and, among those
     that are as fast within the noise, the one that holds the fewest bytes.
 
-    The layers keep their tables. While this runs those in `frozen` hold a dense weight of the given
-    layout. `advance` is told the name of the choice after each pass.
+    `model` is a replica, and `choices` are for its layers: they are left with one or another table,
+    and those in `frozen` with a dense weight of the given layout. `advance` is told the name of the
+    choice after each pass.
     """
+    passes = timed_passes(model, examples)
 
     def run(name: str) -> Callable[[], None]:
-        def passes() -> None:
+        def chosen() -> None:
             for layer, table in choices[name].items():
                 layer.path_table = table
-            with generators_kept(model):  # so that all passes take the same course
-                for k, batch in enumerate(examples):
-                    call(model, fresh(batch), k, "example")
+            passes()
             advance(name)
 
-        return passes
+        return chosen
 
     first = next(iter(choices.values()))
     device = next(layer.factors.device for layer in first)
-    with _layers_kept(first), evaluating(model):
-        for layer, layout in frozen.items():
-            layer.freeze(memory_format=layout)
-        timings = time_calls({name: run(name) for name in choices}, seconds=seconds, device=device)
+    for layer, layout in frozen.items():
+        layer.freeze(memory_format=layout)
+    timings = time_calls({name: run(name) for name in choices}, seconds=seconds, device=device)
     return WholeTiming(
         seconds={name: timings.median(name) for name in choices}, chosen=pick(timings, held)
     )
@@ -105,14 +100,3 @@ def chosen_for(layer: FactoredLayer) -> dict[str, Any]:
     """What a choice changes in a layer, as it is now."""
     own = vars(layer)
     return {name: own[name] for name in ("_path_table", "_own_table", "_frozen")}
-
-
-@contextmanager
-def _layers_kept(layers: Iterable[FactoredLayer]) -> Iterator[None]:
-    """Whatever is chosen for the layers within, they are afterwards as they were."""
-    before = {layer: chosen_for(layer) for layer in layers}
-    try:
-        yield
-    finally:
-        for layer, values in before.items():
-            vars(layer).update(values)

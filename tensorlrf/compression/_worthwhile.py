@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._latency import faster, generators_kept
+from tensorlrf.compression._latency import faster
 from tensorlrf.compression._methods import CP, Method, Tucker
 from tensorlrf.compression._structured import Structured
 from tensorlrf.compression.calibration._batches import call
-from tensorlrf.compression.calibration._calibrate import replica
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.nn import factored_type
+from tensorlrf.nn._copies import replica
 
 NOISE = 0.05
 """A gain below this is none."""
@@ -37,7 +37,7 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
                 f"objective='latency' times layers at their rank, but that of {name} is decided by "
                 "the fit; give keep_params= with one method, or ranks"
             )
-    working = replica(model).eval()
+    working = replica(model)
     inputs: dict[str, Tensor] = {}
     handles = []
     for name in methods:
@@ -53,8 +53,7 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
 
         handles.append(site.module.register_forward_pre_hook(note, with_kwargs=True))
     try:
-        with generators_kept(working):
-            call(working, example, argument="example")
+        call(working, example, argument="example")
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,6 @@ before `mismatch` has run both.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import math
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.nn._copies import replica
 
 Pads = tuple[int, ...] | tuple[tuple[int, int], ...]
 
@@ -317,7 +317,7 @@ def mismatch(layer: Any, plain: Plain) -> str:
     x = x.to(weight.device, weight.dtype)
     device = weight.device.type
     try:
-        twin = copy.deepcopy(layer, {id(p): p for p in layer.parameters()}).eval()
+        twin = replica(layer)
         with torch.no_grad(), torch.autocast(device, enabled=False):
             want = torch_layer(plain, weight, bias).eval()(x)
             got = twin(x)

@@ -203,14 +203,26 @@ def test_batches_of_every_kind_and_the_generator_of_torch_untouched(kind: str) -
 
 
 @pytest.mark.parametrize("rerun", [False, True])
-def test_autocast_and_no_stale_casts(rerun: bool) -> None:
-    model, data = mlp(16, 16, 16), [seeded(100, 16, seed=k) for k in range(2)]
-    with torch.autocast("cpu", torch.bfloat16):
-        _, report = compress(model, keep_params=0.5, calibration=data, rerun=rerun)
-    _, exact = compress(model, keep_params=0.5, calibration=data)
-    for row in report.layers:
+@pytest.mark.parametrize("target", ["original", "prefix", "independent"])
+def test_an_autocast_of_the_models_own_keeps_no_stale_casts(rerun: bool, target: str) -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp(16, 16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.body(x)
+
+    model, data = Casts(), [seeded(100, 16, seed=k) for k in range(3)]
+    options: dict[str, Any] = {"keep_params": 0.5, "calibration": data, "target": target}
+    small, report = compress(model, rerun=rerun, **options)
+    _, exact = compress(model.body, **options)
+    for row in exact.layers:
         # The second layer's inputs are rounded to bfloat16, no more than that.
-        assert row.output_error == pytest.approx(exact.layer(row.name).output_error, rel=0.05)
+        error = report.layer(f"body.{row.name}").output_error
+        assert error == pytest.approx(row.output_error, rel=0.05)
+    assert report.model_error == pytest.approx(relative(small, model, data[-1]), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from torch import nn
 
-from tensorlrf.compression._latency import evaluating, faster, measure_model, pick
+from tensorlrf.compression._latency import faster, measure_model, pick
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops import Timings
 from tests.compression.tuned import Start, linear, seeded, set_clock
@@ -52,18 +52,3 @@ def test_models_are_timed_in_turn_and_stay_as_they_are(clock: Start) -> None:
     with pytest.raises(ArgumentError, match="example: the model cannot take batch 0"):
         measure_model(dense, small, [seeded(4, 9)])
     assert dense.training
-
-
-def test_flags_return_after_an_error() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).eval())
-    seen = []
-
-    def fail() -> None:
-        with evaluating(model):
-            seen.extend(m.training for m in model.modules())
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert seen == [False, False, False]
-    assert [m.training for m in model.modules()] == [True, True, False]

@@ -64,12 +64,10 @@ def test_settings_of_the_calling_thread_hold_within() -> None:
     found: list[object] = []
 
     def run(_: Suspendable) -> None:
-        found.append(torch.is_autocast_enabled("cpu"))
-        found.append(torch.get_autocast_dtype("cpu"))
         found.append(torch.empty(1).device.type)
 
-    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+    with torch.device("meta"):
         one = Suspendable(run)
         one.advance()
     one.close()
-    assert found == [True, torch.bfloat16, "meta"]
+    assert found == ["meta"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 MASK = "attention_mask"
@@ -69,7 +73,8 @@ REMEDY = (
 
 
 def list_batches(calibration: Any, model: nn.Module) -> list[Batch]:
-    """All batches of an iterable or DataLoader, drawn once; or the calls that a function makes.
+    """All batches of an iterable or DataLoader, drawn once; or the calls that a function makes of
+    `model`, a replica in eval mode.
 
     Raises ArgumentError where there is none, and for anything else.
     """
@@ -81,7 +86,8 @@ def list_batches(calibration: Any, model: nn.Module) -> list[Batch]:
     ):
         hint = "; for one batch write calibration=[batch]"
         raise ArgumentError(f"calibration is a {type(calibration).__name__}; {REMEDY}{hint}")
-    values = list(calibration)
+    with OwnDraws():  # a DataLoader draws an order, and its data may be drawn as well
+        values = list(calibration)
     if not values:
         raise ArgumentError(f"calibration yields nothing (was an iterator used up?); {REMEDY}")
     for k, value in enumerate(values):
@@ -109,13 +115,13 @@ def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Ba
     names = _names_of(model)
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(Batch(args, dict(kwargs), len(found), names))
+        # What comes in may be written to, by the function or by the model: a cache grows.
+        args, kwargs = fresh((args, dict(kwargs)))
+        found.append(Batch(args, kwargs, len(found), names))
 
-    modes = [(module, module.training) for module in model.modules()]
     handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
     try:
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), OwnDraws():
             function(model)
     except TensorlrfError:
         raise
@@ -126,8 +132,6 @@ def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Ba
         ) from error
     finally:
         handle.remove()
-        for module, mode in modes:
-            module.training = mode
     if not found:
         raise ArgumentError(
             "calibration: the function returned without a call of model(...); calls of its parts "
@@ -136,17 +140,55 @@ def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Ba
     return found
 
 
-def call(model: nn.Module, batch: Any, index: int = 0, argument: str = "calibration") -> Any:
+def fresh(value: Any) -> Any:
+    """A copy of arguments in lists, tuples and dicts, so that a model that works in place, or fills
+    a cache, leaves the given ones alone. What cannot be copied, such as a lock, stays itself."""
+    memo: dict[int, Any] = {}
+
+    def copied(leaf: Any) -> Any:
+        try:
+            with _Clones():
+                return copy.deepcopy(leaf, memo)
+        except Exception:
+            return leaf
+
+    # Whatever else is registered as a pytree may be more than its leaves.
+    plain = (dict, list, tuple)
+    return pytree.tree_map(copied, value, is_leaf=lambda v: type(v) not in plain)
+
+
+class _Clones(TorchFunctionMode):
+    """Deepcopy makes clones of tensors: its own would take their whole storage, of which a batch
+    may be a small part, and refuses those with a graph."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), tensor.detach().clone())
+
+
+def call(
+    model: nn.Module,
+    batch: Any,
+    index: int = 0,
+    argument: str = "calibration",
+    draws: AbstractContextManager[Any] | None = None,
+) -> Any:
     """One forward pass without grad on a `Batch`, or on what `Batch.of` takes; returns what the
-    model returns.
+    model returns. The model gets a copy of the arguments, and what it draws is drawn in `draws`:
+    by default from generators seeded by the index of the batch.
 
     Raises ArgumentError, with the layer and the model's own error in it, where the model cannot
     take the batch; `argument` is what the user knows it by.
     """
     batch = Batch.of(batch, index)
+    args, kwargs = fresh((batch.args, dict(batch.kwargs)))
     try:
-        with torch.no_grad():
-            return model(*batch.args, **batch.kwargs)
+        with torch.no_grad(), OwnDraws(batch.index) if draws is None else draws:
+            return model(*args, **kwargs)
     except TensorlrfError:
         raise
     except Exception as error:

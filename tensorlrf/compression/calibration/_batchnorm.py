@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.nn._copies import replica
 
-State = list[tuple[Any, Tensor, Tensor, Tensor | None]]
+Statistics = tuple[Tensor, Tensor]
 
 
 def norms_of(model: nn.Module) -> list[Any]:
@@ -27,49 +28,43 @@ def norms_of(model: nn.Module) -> list[Any]:
     ]
 
 
-def statistics_of(norms: Sequence[Any]) -> State:
-    """Copies of their running statistics, for `restore`."""
-    return [
-        (
-            m,
-            m.running_mean.clone(),
-            m.running_var.clone(),
-            None if m.num_batches_tracked is None else m.num_batches_tracked.clone(),
-        )
-        for m in norms
-    ]
+def statistics_of(norms: Sequence[Any]) -> list[Statistics]:
+    """Copies of their running means and variances."""
+    return [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
 
 
-def restore(state: State) -> None:
-    """Put the statistics back."""
+def set_statistics(norms: Sequence[Any], statistics: Sequence[Statistics]) -> None:
+    """Write running means and variances into them."""
     with torch.no_grad():
-        for m, mean, var, count in state:
+        for m, (mean, variance) in zip(norms, statistics, strict=True):
             m.running_mean.copy_(mean)
-            m.running_var.copy_(var)
-            if count is not None:
-                m.num_batches_tracked.copy_(count)
+            m.running_var.copy_(variance)
 
 
-def reestimate(model: nn.Module, norms: Sequence[Any], batches: Sequence[Batch]) -> None:
-    """New running statistics: the mean over the batches of each batch's mean and variance.
+def reestimated(model: nn.Module, batches: Sequence[Batch]) -> list[Statistics]:
+    """New statistics of `norms_of(model)`: the mean over all their calls, batch by batch, of the
+    mean and variance of each. Those of a norm that no batch reaches are the old ones.
 
-    The rest of the model stays in the mode that it is in. How many batches a norm has seen in
-    training is left as it was, and so are the statistics of those that no batch reaches.
+    The model itself is not run; the rest of its replicas is in eval mode.
     """
-    before = statistics_of(norms)
-    momenta = [m.momentum for m in norms]
-    counts = [m.num_batches_tracked for m in norms]
-    try:
+    before = norms_of(model)
+    sums = [[torch.zeros_like(t) for t in one] for one in statistics_of(before)]
+    calls = [0 for _ in before]
+    for batch in batches:
+        own = replica(model)
+        norms = norms_of(own)
         for m in norms:
-            m.momentum = None  # the cumulative average
+            m.momentum = None  # the average over the calls of the pass
             m.num_batches_tracked = torch.zeros((), dtype=torch.long, device=m.running_mean.device)
             m.reset_running_stats()
             m.training = True
-        for batch in batches:
-            call(model, batch)
-    finally:
-        restore([kept for m, kept in zip(norms, before, strict=True) if not m.num_batches_tracked])
-        for m, momentum, count in zip(norms, momenta, counts, strict=True):
-            m.training = False
-            m.momentum = momentum
-            m.num_batches_tracked = count
+        call(own, batch)
+        for k, m in enumerate(norms):
+            n = int(m.num_batches_tracked)
+            calls[k] += n
+            sums[k][0] += n * m.running_mean
+            sums[k][1] += n * m.running_var
+    return [
+        (mean / n, variance / n) if n else old
+        for (mean, variance), n, old in zip(sums, calls, statistics_of(before), strict=True)
+    ]

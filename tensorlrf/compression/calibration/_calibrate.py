@@ -2,7 +2,7 @@
 
 The model at hand is a working copy. `calibrated` yields one layer after another with the moments
 of its inputs; whoever takes them writes the compressed weight into the copy before asking for the
-next one.
+next one. Each pass runs through a replica: a model may keep what it has computed on itself.
 
 Two ways give the same moments. *Suspended*: every batch's forward pass stops at the layer and goes
 on from there, so that the whole calibration is one pass a batch, and the activations of all batches
@@ -18,7 +18,6 @@ Padding is no input: rows that an attention mask leaves out are left out of the 
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -31,12 +30,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tensorlrf.compression.calibration._batches import Batch, call
-from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.compression.calibration._reads import watch_readers
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
-from tensorlrf.compression.calibration._suspend import Suspendable, thread_settings, trim
+from tensorlrf.compression.calibration._suspend import Suspendable, trim
 from tensorlrf.errors import ArgumentError
+from tensorlrf.nn._copies import replica
 
 Arrived = Callable[[str, Tensor], None]
 
@@ -66,13 +65,10 @@ def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
         # Taken out and put back in, so that the order is that of the last calls.
         inputs[name] = [*inputs.pop(name, []), tuple(x.shape)]
 
-    layers = {name: site_at(model, name).module for name in names}
-    with (
-        watch_readers(model, layers) as readers,
-        _Watch(model, names, arrived),
-        thread_settings()(),
-    ):
-        call(model, batch)
+    own = replica(model)
+    layers = {name: site_at(own, name).module for name in names}
+    with watch_readers(own, layers) as readers, _Watch(own, names, arrived):
+        call(own, batch)
     found = readers()
     calls = {name: len(shapes) for name, shapes in inputs.items() if name not in found}
     return Trace(calls, inputs, found)
@@ -244,15 +240,13 @@ def _run_up_to(
         if next(calls) == n_calls:
             raise _Captured
 
-    try:
-        with (
-            _ahead(original, [name], batch) as ahead,
-            _Watch(model, [name], arrived),
-            thread_settings()(),
-        ):
-            call(model, batch)
-    except _Captured:
-        pass
+    own = replica(model)
+    with (
+        contextlib.suppress(_Captured),
+        _ahead(original, [name], batch) as ahead,
+        _Watch(own, [name], arrived),
+    ):
+        call(own, batch)
 
 
 def at_once(
@@ -266,8 +260,9 @@ def at_once(
         seen: dict[str, Seen] = {}
         for batch in calibration.batches:
             arrived = _Arrivals(add, seen, model, batch, part[-1], trace.calls.get(part[-1]))
-            with contextlib.suppress(_Captured), _Watch(model, part, arrived), thread_settings()():
-                call(model, batch)
+            own = replica(model)
+            with contextlib.suppress(_Captured), _Watch(own, part, arrived):
+                call(own, batch)
         yield from ((name, seen[name]) for name in part if name in seen)
 
 
@@ -415,16 +410,6 @@ def _check_device(name: str, site: Site, x: Tensor) -> None:
             f"calibration: the input of {name} is on {x.device} but its weight is on "
             f"{site.device}; move the batches to the device of the model"
         )
-
-
-def replica(model: nn.Module) -> nn.Module:
-    """The same module tree on the same parameters and buffers.
-
-    Interleaved passes need one each: a model may keep what it has computed on itself.
-    """
-    shared = itertools.chain(model.parameters(), model.buffers())
-    memo: dict[int, Any] = {**computed_tensors(model), **{id(t): t for t in shared}}
-    return copy.deepcopy(model, memo)
 
 
 def check_statistics(name: str, statistics: tuple[Statistics, ...]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.nn._copies import replica
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -32,12 +33,13 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
 
 def model_error(model: nn.Module, small: nn.Module, batches: Sequence[Batch]) -> float | None:
     """Relative error of all outputs together, root mean square over the batches, of `small` against
-    `model`; both in eval mode. Rows of padding do not count. None where nothing can be compared.
+    `model`, each batch through replicas of them. Rows of padding do not count. None where nothing
+    can be compared.
     """
     lost = whole = 0.0
     for batch in batches:
-        wanted = list(tensors_of(call(model, batch)))
-        got = list(tensors_of(call(small, batch)))
+        wanted = list(tensors_of(call(replica(model), batch)))
+        got = list(tensors_of(call(replica(small), batch)))
         if len(wanted) != len(got) or [t.shape for t in wanted] != [t.shape for t in got]:
             return None
         for w, g in zip(wanted, got, strict=True):

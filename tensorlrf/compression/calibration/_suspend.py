@@ -24,8 +24,8 @@ class _Closed(BaseException):
 class Suspendable:
     """Runs `function(self)`, which may call `self.suspend(value)`.
 
-    torch settings that belong to a thread (autocast, default device, CUDA stream) and context
-    variables are those of the thread that makes the object; grad mode is not carried over.
+    torch settings that belong to a thread (default device, CUDA stream) and context variables are
+    those of the thread that makes the object; grad mode and autocast are not carried over.
     """
 
     def __init__(self, function: Callable[[Suspendable], None]) -> None:
@@ -35,7 +35,7 @@ class Suspendable:
         self._value: str | None = None
         self._error: BaseException | None = None
         self._closed = False
-        context, settings = contextvars.copy_context(), thread_settings()
+        context, settings = contextvars.copy_context(), _thread_settings()
         self._thread = threading.Thread(
             target=lambda: context.run(self._main, settings), daemon=True
         )
@@ -123,24 +123,18 @@ def _releases() -> tuple[Callable[[], object], ...]:
     return tuple(found)
 
 
-def thread_settings() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """A context with the calling thread's autocast, default device and CUDA stream, in any thread.
+def _thread_settings() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context with the calling thread's default device and CUDA stream, in any thread.
 
-    Autocast keeps no casts of weights in it: weights change between the calls.
+    An autocast of the model's own keeps no casts of weights in it: they change between the calls.
     """
-    autocasts = [
-        (kind, torch.get_autocast_dtype(kind))
-        for kind in ("cpu", "cuda")
-        if torch.is_autocast_enabled(kind)
-    ]
     device = torch.get_default_device()
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def settings() -> Iterator[None]:
+        torch.set_autocast_cache_enabled(False)  # of this thread, which ends with the call
         with contextlib.ExitStack() as stack:
-            for kind, dtype in autocasts:
-                stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
             if device.type != "cpu":
                 stack.enter_context(device)
             if stream is not None:

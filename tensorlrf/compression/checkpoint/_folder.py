@@ -13,6 +13,7 @@ from torch import nn
 from tensorlrf._files._given import PathLike
 from tensorlrf._files._replace import cannot_write, check_target, replacing
 from tensorlrf._files._sealed import write_sealed
+from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint import _file
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._rebuild import unpack
@@ -109,7 +110,7 @@ def _blank(path: Path) -> nn.Module:
             "build it yourself and pass it as model="
         )
     # What is drawn for weights on meta is not to move the generator of the caller.
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with OwnDraws(), torch.device("meta"):
         model: nn.Module = cls(config)
     return model
 

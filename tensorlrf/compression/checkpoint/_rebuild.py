@@ -17,7 +17,6 @@ from torch.nn.parameter import is_lazy
 
 from tensorlrf._files._safetensors import TORCH_DTYPES
 from tensorlrf._files._sealed import Stored
-from tensorlrf.compression.calibration._copies import computed_tensors
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
 from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
@@ -31,6 +30,7 @@ from tensorlrf.compression.checkpoint._places import (
 )
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn._copies import copy_of
 
 Read = Callable[[str], Tensor]
 """From the name of a tensor in the file to its values, on the CPU and row by row; checked."""
@@ -298,13 +298,7 @@ class _Rebuild:
         if id(self.model) in self.memo:
             whole: nn.Module = self.memo[id(self.model)]
             return whole
-        try:
-            return copy.deepcopy(self.model, {**computed_tensors(self.model), **self.memo})
-        except Exception as error:
-            raise ArgumentError(
-                f"model cannot be copied ({type(error).__name__}: {error}); remove what deepcopy "
-                "cannot take, such as tensors with a graph kept as attributes"
-            ) from error
+        return copy_of(self.model, self.memo)
 
     def _check_result(self, model: nn.Module) -> None:
         """Every tensor of the file is where it belongs, and nothing is without values."""
