@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.report import Row, machine, write_results
+from bench.report import Row, machine, slug, write_results
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +44,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     target = Path(folder)
     if session.config.getoption("--device") == "cuda":
-        target = target / torch.cuda.get_device_name().lower().replace(" ", "-")
+        target = target / slug(torch.cuda.get_device_name())
     suites: dict[str, list[Row]] = {}
     for b in benchmarks.benchmarks:
         if b.has_error or not b.stats.rounds:

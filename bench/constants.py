@@ -20,16 +20,20 @@ LAUNCHES = 200
 
 def measure(dtype: torch.dtype = torch.bfloat16) -> dict[str, float]:
     """Seconds and shares by the names of `Chip`'s fields, and what they were made of."""
-    found = {
-        "bandwidth": _bandwidth(),
-        "rate_half": _rate(dtype),
-        "rate_float32": _rate(torch.float32),
-        "tf32_rate": _tf32_rate(),
-        "launch": _launch(),
-        "launch_eager": _launch_eager(),
-        "barrier": _barrier(),
+    found = {name: run() for name, run in {**ceilings(dtype), "barrier": barrier}.items()}
+    return found | shares(dtype, found)
+
+
+def ceilings(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], float]]:
+    """What measures each constant that takes no kernel of ours."""
+    return {
+        "bandwidth": _bandwidth,
+        "rate_half": lambda: rate(dtype),
+        "rate_float32": lambda: rate(torch.float32),
+        "tf32_rate": _tf32_rate,
+        "launch": _launch,
+        "launch_eager": _launch_eager,
     }
-    return found | _shares(dtype, found)
 
 
 def _seconds(run: Callable[[], object], times: int = 1) -> float:
@@ -42,7 +46,8 @@ def _bandwidth() -> float:
     return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
 
 
-def _rate(dtype: torch.dtype, size: int = 8192) -> float:
+def rate(dtype: torch.dtype, size: int = 8192) -> float:
+    """FLOP/s of a library product."""
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     return 2 * size**3 / _seconds(lambda: a @ b)
 
@@ -52,7 +57,7 @@ def _tf32_rate() -> float:
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"
     try:
-        return _rate(torch.float32)
+        return rate(torch.float32)
     finally:
         matmul.fp32_precision = before
 
@@ -78,7 +83,7 @@ def _launch_eager() -> float:
     return _seconds(many, LAUNCHES)
 
 
-def _barrier() -> float:
+def barrier() -> float:
     """Of one grid barrier, from the difference between many in a launch and one."""
     from bench.barrier import barriers
 
@@ -97,7 +102,7 @@ def _barrier() -> float:
     return (timings.median("101") - timings.median("1")) / 100
 
 
-def _shares(dtype: torch.dtype, found: dict[str, float]) -> dict[str, float]:
+def shares(dtype: torch.dtype, found: dict[str, float]) -> dict[str, float]:
     """What two chained products in one kernel reach of the matmul rate, where arithmetic is the
     limit (rank 128, many rows); and what library products reach of their roofline."""
     M, n, rank = 16384, 4096, 128

@@ -29,7 +29,7 @@ from bench import kernel_cases
 from bench.constants import measure
 from bench.kernel_cases import Case, Launch
 from bench.kernel_summary import summary
-from bench.report import Row, machine, write_results
+from bench.report import Row, machine, onto, slug, write_results
 from bench.roofline import plot_measured
 from tensorlrf_kernels._chip import chip_of
 from tensorlrf_kernels.tune import OPS, verdict
@@ -52,18 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
     end = time.monotonic() + given.seconds
     about = machine("cuda")
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    if given.onto is not None:
+        try:
+            onto(given.onto, [], about)
+        except ValueError as error:
+            raise SystemExit(f"--onto: {error}") from None
     cases = [pair for pair in kernel_cases.all_cases() if given.only in pair[0]]
     _compile_ahead(cases)
     about["constants"] = constants = measure()
     print("\n".join(f"{name} {value:.4g}" for name, value in constants.items()), flush=True)
-    target = given.results / about["device"].lower().replace(" ", "-")
+    target = given.results / slug(about["device"])
     rows: list[Row] = []
     failed: list[str] = []
 
     def save(missed: list[str]) -> list[Row]:
         whole, words = rows, about | {"not_reached": missed, "failed": failed}
         if given.onto is not None:
-            whole, words = _onto(given.onto, rows, words)
+            whole, words = onto(given.onto, rows, words)
         write_results(target, STEM, whole, words, note=_note(missed))
         return whole
 
@@ -87,19 +92,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _alike(part: Any) -> Any:
     """A part of a problem as far as the compiler sees it."""
     return part % 16 == 0 if type(part) is int else part
-
-
-def _onto(path: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-    """The rows with those of other cases from a former run of the same GPU, which is named by its
-    commit."""
-    former = json.loads(path.read_text())
-    machine = former["machine"]
-    if machine["device"] != about["device"]:
-        raise SystemExit(f"--onto {path} is of {machine['device']}, this is {about['device']}")
-    measured = {row.case for row in rows}
-    kept = [Row(**row) for row in former["rows"] if row["case"] not in measured]
-    earlier = [*machine.get("earlier", []), machine.get("commit")]
-    return [*kept, *rows], about | {"earlier": earlier}
 
 
 def _launches(cases: Cases) -> Iterator[Launch]:

@@ -31,7 +31,7 @@ from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu
 from tensorlrf_kernels.lowrank_swiglu import reference as swiglu_reference
 
 DTYPE = torch.bfloat16
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda", 0)
 PATHS = ("dense", "chain", "fused")
 Launch = tuple[str, str, LaunchConfig, Problem]
 

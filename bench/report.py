@@ -66,6 +66,24 @@ def write_results(
     _replace(folder / f"{stem}.md", table(stem, rows, about, note))
 
 
+def slug(device: str) -> str:
+    """The folder's name for a device."""
+    return device.lower().replace(" ", "-")
+
+
+def onto(path: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """The rows with those of other cases from a former run of the same GPU, which is named by its
+    commit. Raises ValueError for another GPU."""
+    former = json.loads(path.read_text())
+    before = former["machine"]
+    if before["device"] != about["device"]:
+        raise ValueError(f"{path} is of {before['device']}, this is {about['device']}")
+    measured = {row.case for row in rows}
+    kept = [Row(**row) for row in former["rows"] if row["case"] not in measured]
+    earlier = [*before.get("earlier", []), before.get("commit")]
+    return [*kept, *rows], about | {"earlier": earlier}
+
+
 def table(stem: str, rows: Sequence[Row], about: dict[str, Any], note: str = "") -> str:
     """Rows of a case beneath each other, with the speed relative to the case's base."""
     columns = list(dict.fromkeys(key for row in rows for key in row.info))

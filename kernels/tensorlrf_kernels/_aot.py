@@ -47,6 +47,14 @@ def compile_call(call: Call, chip: Chip) -> Compiled:
     The tensors of the call may be anywhere, and are not read. Raises what the compiler does.
     """
     import triton
+
+    source, target, options = source_of(call, chip)
+    compiled = triton.compile(source, target=target, options=options.__dict__)
+    return read_code(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def source_of(call: Call, chip: Chip) -> tuple[Any, Any, Any]:
+    """What the compiler is given for a launch: source, target and options."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
@@ -60,9 +68,7 @@ def compile_call(call: Call, chip: Chip) -> Compiled:
     options, signature, constants, attributes = function._pack_args(
         backend, given, bound, specialization, options
     )
-    source = ASTSource(function, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options.__dict__)
-    return read_code(compiled.asm["cubin"], compiled.metadata.shared)
+    return ASTSource(function, signature, constants, attributes), target, options
 
 
 def read_code(cubin: bytes, dynamic: int) -> Compiled:

@@ -16,6 +16,9 @@ NAMESPACE = "tensorlrf"
 # torch leaves this class without types.
 library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 _devices = {"cpu": ("CPU", "AutocastCPU"), "cuda": ("CUDA", "AutocastCUDA")}
+# What was registered, by the op's name: for those who ask what an op would launch.
+on_gpu: dict[str, Callable[..., Any]] = {}
+gradients: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # backward, its context
 
 
 def define(
@@ -34,6 +37,7 @@ def define(
     library.define(schema)
     library.impl(name, cpu, "CPU")
     library.impl(name, cuda, "CUDA")
+    on_gpu[name] = cuda
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     if autocast:
         for device in _devices:
@@ -44,6 +48,7 @@ def differentiate(
     name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]
 ) -> None:
     """Register the gradient of an op."""
+    gradients[name] = (backward, setup_context)
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library
     )

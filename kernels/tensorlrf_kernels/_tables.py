@@ -75,17 +75,25 @@ def table_name(device: str, triton: str) -> str:
 
 
 def write_table(
-    folder: Path, chip: Chip, entries: dict[tuple[str, str, str, str], LaunchConfig]
+    folder: Path,
+    chip: Chip,
+    entries: dict[tuple[str, str, str, str], LaunchConfig],
+    *,
+    triton: str | None = None,
 ) -> Path:
-    """Add entries to the table of a chip in `folder`, in one step; returns the file."""
-    path = folder / table_name(chip.name, triton_version())
+    """Add entries to the table of a chip in `folder`, in one step; returns the file.
+
+    triton  the version that they were tuned with, this one by default
+    """
+    triton = triton or triton_version()
+    path = folder / table_name(chip.name, triton)
     old = _read(path) if path.exists() else {}
     nested: dict[str, Any] = {}
     for key, config in sorted({**old, **entries}.items()):
         op, direction, dtype, problem = key
         of_op = nested.setdefault(f"{op}.{direction}", {})
         of_op.setdefault(dtype, {})[problem] = config.to_json()
-    content = {"device": chip.name, "triton": triton_version(), "launches": nested}
+    content = {"device": chip.name, "triton": triton, "launches": nested}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
