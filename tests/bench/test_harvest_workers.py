@@ -1,0 +1,280 @@
+"""What the workers of a harvest do, as far as a CPU allows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import kernel_cases
+from bench.harvest import check, launches, plan, tune
+from bench.harvest import compile as compiling
+from bench.harvest import time as timing
+from bench.harvest.__main__ import ROOT, ending
+from bench.harvest.check import CHECKS, Check
+from bench.kernel_cases import Case, Way
+from bench.report import Row
+from tensorlrf.ops._profile import H200 as PROFILE
+from tensorlrf_kernels._chip import H200
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+
+
+# ---- the plan is what the workers know ----------------------------------------------------------
+
+
+def test_every_check_has_its_operands() -> None:
+    (phase,) = plan.chosen("check", plan.phases(16))
+    assert {task.case for task in phase.tasks} == {" ".join(name) for name in CHECKS}
+
+
+def test_every_timing_is_a_case_of_the_benchmark_and_has_the_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = timing.cases()
+    assert [timed.case for timed in plan.TIMINGS if timed.case not in known] == []
+    assert 25 <= len(plan.TIMINGS) <= 35
+    monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(kernel_cases, "profiled", lambda: PROFILE)
+    case = timing.case_of("linear llama3-8b 4096x4096 M=16")
+    assert list(case.ways) == [
+        "dense",
+        *(f"{p} r={r}" for r in (64, 256) for p in ("chain", "fused")),
+    ]
+    assert all(case.info[name]["floor_us"] for name in case.ways if name != "dense")
+    assert set(case.exact) == set(case.ways) - {"dense"}
+
+
+def test_everything_to_tune_is_tuned_by_the_long_run_too() -> None:
+    ops = Counter(tune.problem_of(one)[0] for one in plan.TUNINGS)
+    assert ops == Counter(one.op for one in plan.TUNINGS)
+    with pytest.raises(LookupError, match="no problem of"):
+        tune.problem_of(plan.Tuning("kron_linear", "1x2"))
+
+
+# ---- checks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["kron_linear", "blr_linear", "tt_linear", "mttkrp", "tt_embedding"])
+def test_an_op_that_is_its_own_reference_passes(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
+    one = check.check_of(f"{op} ragged")
+    assert check.forward(one)["ok"]
+    found = check.backward(one)
+    # On a CPU sums in float16 are rounded more often, and gradients of few entries suffer first.
+    assert float(str(found["error"])) < 2e-2
+    assert check.repeated(one, 2)["ok"]
+
+
+@pytest.mark.parametrize("how", ["off", "nan", "unwritten"])
+def test_what_is_wrong_is_seen(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
+    right = check.check_of("kron_linear ragged")
+
+    def wrong(*operands: torch.Tensor) -> torch.Tensor:
+        y = right.reference(*operands)
+        if how == "off":
+            return y * 1.01
+        return y.index_fill(0, torch.tensor([3]), float("nan") if how == "nan" else 0.0)
+
+    found = check.forward(Check(right.operands, wrong, right.reference))
+    assert not found["ok"]
+    json.dumps(found)
+    assert not check.backward(Check(right.operands, wrong, right.reference))["ok"]
+    told: list[dict[str, Any]] = []
+    monkeypatch.setitem(
+        CHECKS, ("kron_linear", "ragged"), lambda: Check(right.operands, wrong, right.reference)
+    )
+    with pytest.raises(AssertionError, match="forward"):
+        check.handle("kron_linear ragged", 9.0, (), told.append)
+    assert [line["row"]["property"] for line in told] == [
+        "forward", "backward", "repeated", "two streams", "graph"
+    ]  # fmt: skip
+
+
+def test_a_result_that_changes_from_call_to_call_is_seen() -> None:
+    one = Check(lambda: [torch.ones(3)], lambda x: x * torch.rand(()), lambda x: x)
+    assert check.repeated(one, 5) == {"ok": False, "times": 5, "different": 5}
+
+
+# ---- launches -----------------------------------------------------------------------------------
+
+LISTED = {
+    "kron_linear ragged": {"forward", "backward"},
+    "lowrank_linear decode": {"decode", "backward"},
+    "blr_linear flagship": {"shrink", "expand", "panels"},
+    "cp_conv2d ragged": {"forward", "taps_backward"},
+    "tucker_conv2d ragged": {"forward"},
+    "mttkrp ragged": {"contract"},
+    "lowrank_embedding ragged": {"forward", "segments"},
+    "CP training": {"forward", "taps_backward"},
+    "training SwiGLU M=8192": {"prefill", "backward"},
+    "conv resnet50 64-64 3x3 at 56, batch 32": {"forward"},
+}
+
+
+def test_the_launches_of_the_work_are_found_without_a_gpu() -> None:
+    needed = dict(compiling.needed(H200))
+    for name, kernels in LISTED.items():
+        calls = needed[name]()
+        assert kernels <= {call.config.kernel for call in calls}, name
+        for call in calls:
+            assert not any(isinstance(value, torch.Tensor) for value in call.args.values())
+
+
+def test_convolutions_are_listed_with_the_images_that_they_have() -> None:
+    calls = dict(compiling.needed(H200))["conv resnet50 256-256 3x3 at 14, batch 32"]()
+    assert {(call.args["H"], call.args["W"]) for call in calls} == {(14, 14)}
+    assert {call.op for call in calls} == {"cp_conv2d", "tucker_conv2d"}
+
+
+def test_addresses_that_are_no_multiples_of_sixteen_are_known() -> None:
+    whole = launches._pointers({"x": torch.empty(64, dtype=torch.float16)})["x"]
+    part = launches._pointers({"x": torch.empty(64, dtype=torch.float16)[3:]})["x"]
+    assert (whole.data_ptr() % 16, part.data_ptr() % 16) == (0, 6)
+
+
+def test_nothing_pretends_any_more_afterwards() -> None:
+    with pytest.raises(ZeroDivisionError):
+        launches.recorded(lambda: 1 / 0, H200)
+    x = torch.ones(2)
+    assert x.device.type == "cpu"
+    assert type(x) is torch.Tensor
+    assert torch.cuda.is_available() or not hasattr(torch.cuda.current_device, "mock")
+
+
+def test_what_there_was_no_time_for_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = launches.recorded(lambda: check.check_of("mttkrp ragged").run(
+        *check.check_of("mttkrp ragged").operands()), H200)[0]  # fmt: skip
+    monkeypatch.setattr(
+        compiling, "listed", lambda *_: iter([("a case", call, "one"), ("a case", call, "two")])
+    )
+    told: list[dict[str, Any]] = []
+    compiling.run(H200, told.append, end=0.0)
+    assert [line["row"].get("outcome") for line in told] == ["skipped", None]
+    assert told[0]["row"]["launch"].startswith("a case: mttkrp contract")
+    assert told[0]["row"]["reason"] == "no time"
+    compiling.run(H200, told.append, end=float("inf"), most=-1)
+    assert told[-2]["row"]["reason"] == "beyond the most"
+
+
+# ---- a worker's process -------------------------------------------------------------------------
+
+SERVED = """
+import sys, types
+def handle(case, seconds, skip, tell):
+    print("chatter")
+    if case == "broken":
+        raise ValueError("no such kernel\\nand more")
+    tell({"row": {"case": case, "seconds": seconds, "skip": skip}})
+sys.modules["bench.harvest.fake"] = types.SimpleNamespace(handle=handle)
+from bench.harvest.serve import main
+sys.exit(main(["fake"]))
+"""
+
+
+def test_a_worker_tells_rows_and_reasons_and_nothing_else() -> None:
+    asked = [{"case": case, "seconds": 2.0, "skip": ["a"]} for case in ("one", "broken", "two")]
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED],
+        input="".join(json.dumps(each) + "\n" for each in asked),
+        capture_output=True, text=True, check=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"row": {"case": "one", "seconds": 2.0, "skip": ["a"]}}, {"done": "one"},
+        {"failed": "ValueError: no such kernel"}, {"done": "broken"},
+        {"row": {"case": "two", "seconds": 2.0, "skip": ["a"]}}, {"done": "two"},
+    ]  # fmt: skip
+    assert done.stderr.count("chatter") == 3
+    assert "Traceback" in done.stderr
+
+
+SUITE = """
+import pytest
+pytestmark = pytest.mark.gpu
+def test_well(): pass
+def test_ill(): assert False, "the reason"
+def test_left(): assert False, "was begun before"
+def test_compiled_whole(): assert False, "takes minutes"
+def test_sticky(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_behind(): pass
+"""
+TESTED = """
+import json, sys
+from bench.harvest.test import LEFT_OUT, run
+skip = [name for name in sys.argv[2:]]
+run([sys.argv[1], "-k", LEFT_OUT, "-c", "/dev/null"], skip,
+    lambda line: print(json.dumps(line), flush=True, file=sys.stderr))
+"""
+
+
+def test_each_test_is_told_and_one_that_breaks_the_gpu_ends_the_process(tmp_path: Path) -> None:
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(SUITE)
+
+    def tested(*skip: str) -> tuple[int, dict[str, str], list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", TESTED, str(suite), *skip],
+            capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=tmp_path,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+        found = [line["row"] for line in lines if "row" in line]
+        return (
+            done.returncode,
+            {row["test"].partition("::")[2]: row["outcome"] for row in found},
+            [line["begin"] for line in lines if "begin" in line],
+        )
+
+    code, outcomes, begun = tested("test_suite.py::test_left")
+    assert code == 3
+    assert outcomes == {"test_well": "passed", "test_ill": "failed", "test_sticky": "failed"}
+    code, outcomes, _ = tested("test_suite.py::test_left", *begun)
+    assert (code, outcomes) == (0, {"test_behind": "passed"})
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.harvest", "--out", str(out)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no CUDA GPU is visible" in done.stderr
+    assert not out.exists()
+
+
+def test_the_driver_itself_imports_no_torch() -> None:
+    code = "import sys, bench.harvest.__main__; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_the_end_of_what_is_printed_fits_what_is_kept_of_it() -> None:
+    one = {"phase": "test", "case": "x" * 200, "outcome": "crashed", "reason": "y" * 300}
+    lines = ending({"rows": 9, "seconds": 520.0, "stopped": "", "phases": {"test": {"crashed": 99}},
+                    "not_done": [one] * 99})  # fmt: skip
+    assert len("\n".join(lines)) < 12000
+    assert lines[-1] == "and 39 more, in summary.json"
+
+
+def test_a_case_in_one_line() -> None:
+    rows = [
+        Row("a case", "dense", 8e-6, 8e-6, 0),
+        Row("a case", "fused", 2e-6, 2e-6, 0, {"floor_us": 1.5}),
+    ]
+    assert timing.in_words(rows) == "a case: dense 8.0, fused 2.0 us (floor 1.5)"
+    case = Case("a case", {n: Way(len, list, 1) for n in ("compiled dense", "chain", "fused r=64")})
+    assert list(timing.narrowed(case, (32,)).ways) == ["chain"]
