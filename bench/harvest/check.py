@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench import kernel_cases
 from bench.clock import error, graphed
+from bench.harvest import served
 from bench.harvest.serve import Tell
 from bench.structured_cases import even, ragged
 from tensorlrf.factors import BlockLowRank
@@ -63,12 +64,14 @@ def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
     """A row for each property. Raises AssertionError, at the end, where one does not hold."""
     check, shape = check_of(case), case.rpartition(" ")[2]
     repeats = REPEATS.get(shape, 20)
+    served.forget()
     properties: dict[str, Callable[[], dict[str, object]]] = {
         "forward": lambda: forward(check),
         "backward": lambda: backward(check),
         "repeated": lambda: repeated(check, repeats),
         "two streams": lambda: two_streams(check, repeats),
         "graph": lambda: replayed(check, repeats),
+        "by our kernels": by_kernels,
     }
     wrong = []
     for name, holds in properties.items():
@@ -90,6 +93,12 @@ def check_of(case: str) -> Check:
 
 
 # ---- properties ---------------------------------------------------------------------------------
+
+
+def by_kernels() -> dict[str, object]:
+    """Until now no library product ran in a kernel's place, nor two launches in that of one."""
+    fallbacks, apart = served.fallbacks(), served.apart()
+    return {"ok": not fallbacks, "library": fallbacks, "apart": apart}
 
 
 def forward(check: Check) -> dict[str, object]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import cache
 
 from bench import kernel_cases
+from bench.harvest import served
 from bench.harvest.plan import TIMINGS
 from bench.harvest.serve import Tell
 from bench.kernel_cases import Case
@@ -17,11 +18,21 @@ SECONDS = 0.08  # of each clock of a way
 
 
 def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
-    """A row for each way: dense, chain, fold and fused, with the floor beside them."""
+    """A row for each way: dense, chain, fold and fused, with the floor beside them.
+
+    Raises RuntimeError, and tells no fused row, where a kernel did not compile.
+    """
+    served.forget()
     rows = case_of(case).measure(SECONDS)
+    fallbacks, apart = served.fallbacks(), served.apart()
+    if fallbacks:  # a whole step may hold one of several kernels
+        rows = [row for row in rows if not row.variant.startswith("fused")]
     for row in rows:
         tell({"row": {"kind": "time", "time": asdict(row)}})
-    tell({"row": {"kind": "said", "say": in_words(rows)}})
+    more = f"; refused as cooperative: {', '.join(apart)}" if apart else ""
+    tell({"row": {"kind": "said", "apart": apart, "say": in_words(rows) + more}})
+    if fallbacks:
+        raise RuntimeError(f"library products ran in the place of {', '.join(fallbacks)}")
 
 
 def case_of(name: str) -> Case:

@@ -22,7 +22,9 @@ from bench.harvest.check import CHECKS, Check
 from bench.kernel_cases import Case, Way
 from bench.report import Row
 from tensorlrf.ops._profile import H200 as PROFILE
+from tensorlrf_kernels import _launch
 from tensorlrf_kernels._chip import H200
+from tensorlrf_kernels._launch import LaunchConfig, Launched
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
@@ -95,13 +97,41 @@ def test_what_is_wrong_is_seen(how: str, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(AssertionError, match="forward"):
         check.handle("kron_linear ragged", 9.0, (), told.append)
     assert [line["row"]["property"] for line in told] == [
-        "forward", "backward", "repeated", "two streams", "graph"
+        "forward", "backward", "repeated", "two streams", "graph", "by our kernels"
     ]  # fmt: skip
 
 
 def test_a_result_that_changes_from_call_to_call_is_seen() -> None:
     one = Check(lambda: [torch.ones(3)], lambda x: x * torch.rand(()), lambda x: x)
     assert check.repeated(one, 5) == {"ok": False, "times": 5, "different": 5}
+
+
+def failing(config: LaunchConfig) -> Launched:
+    return Launched("kron_linear", "NVIDIA H200", torch.float16, config)
+
+
+def test_a_library_product_in_the_place_of_a_kernel_is_no_measurement_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = LaunchConfig("forward", {"BM": 16})
+    rows = [Row("a case", name, 1e-6, 1e-6, 0) for name in ("dense", "chain", "fused r=64")]
+
+    class Fallen(Case):
+        def measure(self, seconds: float) -> list[Row]:
+            _launch._failed.add(failing(config))
+            return rows
+
+    monkeypatch.setattr(timing, "case_of", lambda _: Fallen("a case", {}))
+    monkeypatch.setattr(_launch, "_failed", set())
+    monkeypatch.setattr(_launch, "_apart", {failing(config)})
+    told: list[dict[str, Any]] = []
+    with pytest.raises(RuntimeError, match="in the place of kron_linear forward BM=16"):
+        timing.handle("a case", 9.0, (), told.append)
+    kept = [line["row"]["time"]["variant"] for line in told if "time" in line["row"]]
+    assert kept == ["dense", "chain"]
+    assert check.by_kernels()["ok"] is False
+    timing.served.forget()
+    assert check.by_kernels() == {"ok": True, "library": [], "apart": []}
 
 
 # ---- launches -----------------------------------------------------------------------------------
@@ -122,6 +152,8 @@ LISTED = {
 
 def test_the_launches_of_the_work_are_found_without_a_gpu() -> None:
     needed = dict(compiling.needed(H200))
+    for op, shape in CHECKS:  # none compares the library with itself
+        assert needed[f"{op} {shape}"]()
     for name, kernels in LISTED.items():
         calls = needed[name]()
         assert kernels <= {call.config.kernel for call in calls}, name
