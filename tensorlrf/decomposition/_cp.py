@@ -94,8 +94,9 @@ def fit_cp(
     n_iter_max    sweeps over all modes, in total for each start, 100 by default; with `gram`,
                   sweeps in its metric, 50 by default
     init          "random", "svd" (leading singular vectors of the unfoldings; random columns where
-                  the rank exceeds n_k), or the start itself as CPFactors or (weights, factors).
-                  A matrix starts at its truncated SVD, which is optimal.
+                  the rank exceeds n_k), or the start itself as CPFactors or (weights, factors),
+                  whose scale is of no consequence: it is fitted first. A matrix starts at its
+                  truncated SVD, which is optimal.
     tol           stop when the true relative error falls by less than this share of itself a
                   sweep, 1e-8 by default; judged every ten sweeps. 0 makes all sweeps, and looks at
                   the error only at the end unless there is a callback. With `gram`, 1e-4 by default
@@ -186,7 +187,7 @@ def _finish(
 
 
 def _warn_if_degenerate(state: CPState) -> None:
-    everything = hadamard(state.grams, 0) * state.grams[0]  # (1, r, r), unit diagonal
+    everything = hadamard(state.grams)  # (1, r, r), unit diagonal
     smallest = float(torch.linalg.eigvalsh(everything)[0, 0])
     rank = state.weights.shape[1]
     eps = torch.finfo(state.factors[0].dtype).eps

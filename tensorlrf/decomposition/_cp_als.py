@@ -77,12 +77,20 @@ def make_state(factors: list[Tensor], weights: Tensor) -> CPState:
     weights = weights.to(torch.float64)
     unit = []
     for u in factors:
-        length = torch.linalg.vector_norm(u, dim=0, dtype=torch.float64)  # (s, r)
+        length = column_lengths(u)  # (s, r)
         weights = weights * length
         unit.append((u / length.clamp_min(torch.finfo(u.dtype).tiny)).to(u.dtype))
     return CPState(
         tuple(unit), weights, tuple(gram(u) for u in unit), torch.zeros_like(weights[:, 0])
     )
+
+
+def column_lengths(factor: Tensor) -> Tensor:
+    """Norms over the first mode in float64, also where squares would overflow or vanish."""
+    largest = factor.detach().abs().amax(0)
+    unit = torch.where(largest > 0, largest, 1)
+    lengths: Tensor = torch.linalg.vector_norm(factor / unit, dim=0, dtype=torch.float64)
+    return lengths * unit
 
 
 def gram(factor: Tensor) -> Tensor:
@@ -91,8 +99,8 @@ def gram(factor: Tensor) -> Tensor:
     return u.transpose(1, 2) @ u
 
 
-def hadamard(grams: tuple[Tensor, ...], skip: int) -> Tensor:
-    """Hadamard product of all Grams but one: (s, r, r)."""
+def hadamard(grams: tuple[Tensor, ...], skip: int | None = None) -> Tensor:
+    """Hadamard product of all Grams, or of all but one: (s, r, r)."""
     first, *others = [g for k, g in enumerate(grams) if k != skip]
     for g in others:
         first = first * g

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -90,23 +91,25 @@ def check_given(given: Any, shape: tuple[int, ...], rank: int) -> CPFactors:
     weights = as_tensor(weights, "init: weights", min_order=1)
     if tuple(weights.shape) != (rank,):
         raise ShapeError(f"init: weights have shape {tuple(weights.shape)}; they must be ({rank},)")
-    return CPFactors(
-        weights.detach().to(checked[0]), tuple(f.detach().to(checked[0]) for f in checked)
-    )
+    parts = [weights.detach(), *(f.detach() for f in checked)]
+    wide = reduce(torch.promote_types, (part.dtype for part in parts))
+    weights, *factors = (part.to(checked[0].device, wide) for part in parts)
+    return CPFactors(weights, tuple(factors))
 
 
 def given_start(
     given: CPFactors, tensor: Tensor, fixed: frozenset[int], rng: torch.Generator
 ) -> CPState:
-    """Iterates that begin at `given`.
+    """Iterates that begin at `given`, its scale set aside: the largest entry of each factor, and of
+    the weights, is near one.
 
     A column of zeros has no direction, and alternating updates would never leave it: where its
     mode is free it becomes a random direction, of weight zero.
     """
-    weights = given.weights.to(tensor.device, torch.float64)
+    weights = _near_one(given.weights.to(tensor.device, torch.float64))
     columns = []
     for k, f in enumerate(given.factors):
-        u = f.to(tensor.device, tensor.dtype)
+        u = _near_one(f.to(tensor.device)).to(tensor.dtype)
         if k not in fixed:
             empty = (u == 0).all(0)
             other = torch.randn(u.shape, generator=rng, device=u.device, dtype=u.dtype)
@@ -114,6 +117,14 @@ def given_start(
             weights = torch.where(empty, 0.0, weights)
         columns.append(u[:, None, :])
     return make_state(columns, weights[None, :])
+
+
+def _near_one(values: Tensor) -> Tensor:
+    """Divided by a power of two near the largest, which rounds nothing but what is far smaller."""
+    exponent = torch.frexp(values.abs().max().to(torch.float64))[1]
+    # In two steps: the power of two itself may be out of range.
+    half = exponent // 2
+    return torch.ldexp(torch.ldexp(values, -half), half - exponent)
 
 
 def _leading_directions(tensor: Tensor, mode: int, rank: int, rng: torch.Generator) -> Tensor:

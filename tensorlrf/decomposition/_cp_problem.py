@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, make_state
+from tensorlrf.decomposition._cp_als import CPState, column_lengths, make_state
 from tensorlrf.decomposition._cp_init import given_start, matrix_start, random_start, svd_start
-from tensorlrf.decomposition._cp_residual import square_norm, square_residuals
+from tensorlrf.decomposition._cp_residual import best_scale, square_norm, square_residuals
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._mttkrp import CutTensor
 from tensorlrf.factors import CPFactors
@@ -61,7 +61,7 @@ class Problem:
         if isinstance(init, CPFactors):
             permuted = CPFactors(init.weights, tuple(init.factors[k] for k in self.order))
             state = given_start(permuted, tensor, fixed, rng)
-            return CPState(state.factors, state.weights / self.scale, state.grams, state.progress)
+            return replace(state, weights=state.weights * best_scale(self.data, state)[:, None])
         if tensor.ndim == 2:
             return matrix_start(tensor, rank)
         make = svd_start if init == "svd" else random_start
@@ -82,7 +82,7 @@ class Problem:
         factors = [u[:, 0] for u in state.factors]
         if kept:
             for k, given in kept.items():
-                length = torch.linalg.vector_norm(given, dim=0, dtype=torch.float64)
+                length = column_lengths(given)
                 weights = torch.where(length > 0, weights / length, 0.0)
                 factors[k] = given
         else:

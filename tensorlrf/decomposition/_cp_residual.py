@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState
+from tensorlrf.decomposition._cp_als import CPState, hadamard
 from tensorlrf.decomposition._mttkrp import CutTensor
 from tensorlrf.factors._cp import khatri_rao
 
@@ -27,6 +27,17 @@ def square_residuals(tensor: CutTensor, state: CPState) -> Tensor:
     The difference itself is summed, not a difference of squared norms, which cancels.
     """
     return torch.stack([_one(tensor, state.start(i)) for i in range(state.starts)])
+
+
+def best_scale(tensor: CutTensor, state: CPState) -> Tensor:
+    """The number for each start, (s,) float64, by which its model is nearest to X; 1 for a model
+    of zero."""
+    inner = khatri_rao(tuple(state.columns[k] for k in tensor.cut.inner))
+    along = (tensor.contract_outer(state.columns) * inner).sum(0, dtype=torch.float64)
+    products = (along.view(state.weights.shape) * state.weights).sum(1)  # <X, X_hat>
+    square = state.weights[:, None] @ hadamard(state.grams) @ state.weights[:, :, None]
+    model = square.flatten()  # ||X_hat||^2
+    return torch.where(model > 0, products / torch.where(model > 0, model, 1.0), 1.0)
 
 
 def _one(tensor: CutTensor, state: CPState) -> Tensor:
