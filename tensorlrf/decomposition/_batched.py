@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._derivatives import moving_sides
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import descending_eigh, thin_svd
 from tensorlrf.decomposition._input import working_dtype
@@ -85,16 +86,17 @@ class Matrices:
         work = stack.to(working_dtype(stack.dtype))
         self.scales = scales_of(work)  # (b,)
         plain = bool((self.scales == 1).all())
-        self.matrices = work if plain else work / per_place(self.scales, work)
+        self.moving = work if plain else work / per_place(self.scales, work)
+        self.matrices = self.moving.detach()
         self.method = method
         self.wide = work.shape[1] <= work.shape[2]
         self.norms = squares(self.matrices)
         if method == "exact":
             self.left, self.values, self.right = batched_svd(self.matrices)
-            self.energies = self.values.detach().to(torch.float64) ** 2
+            self.energies = self.values.to(torch.float64) ** 2
         else:
             energies, self.vectors = short_spectra(self.matrices, keep, work.dtype, grams)
-            self.energies = energies.detach().to(torch.float64)
+            self.energies = energies.to(torch.float64)
 
     def split(self, r: int) -> tuple[Tensor, Tensor]:
         """The best left (b, m, r) and right (b, r, n) of the matrices divided by their scales."""
@@ -110,14 +112,16 @@ class Matrices:
             left = self.matrices @ right.mT
             values = torch.linalg.vector_norm(left, dim=1)
             left = left / torch.where(values > 0, values, 1)[:, None]
-        # The root of zero has no derivative, and there is nothing to pass on.
-        roots = torch.where(values > 0, values, 1).sqrt() * (values > 0)
+        roots = values.sqrt()
         return left * roots[:, None], roots[:, :, None] * right
 
     def cut(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """left, right in the dtype and scale of the input, and the relative errors (b,)."""
         root = self.scales.sqrt().to(self.matrices.dtype)[:, None, None]
-        left, right = ((side * root).to(self.dtype) for side in self.split(r))
+        sides = self.split(r)
+        if self.moving.requires_grad:
+            sides = moving_sides(self.moving, *sides, torch.finfo(self.dtype).eps)
+        left, right = ((side * root).to(self.dtype) for side in sides)
         wide = [(side.detach().to(root.dtype) / root) for side in (left, right)]
         return left, right, self.rel_errors(*wide)
 
@@ -130,8 +134,7 @@ class Matrices:
             blocks = zip(*(torch.split(part, at_once) for part in parts), strict=True)
             return (torch.cat([squares(w - u @ v) for w, u, v in blocks]),)
 
-        matrices = self.matrices.detach()
-        (lost,) = over_places(squared, (matrices, left, right), left.numel() * n)
+        (lost,) = over_places(squared, (self.matrices, left, right), left.numel() * n)
         return torch.where(self.norms > 0, lost / self.norms.clamp(min=1e-300), lost).sqrt()
 
     def near_best(self, r: int, errors: Tensor) -> bool:
@@ -206,10 +209,10 @@ def fit_matrices(
 
 
 def resolved(stack: Tensor, method: str) -> str:
-    """What "auto" stands for: "exact" for float64 and where a graph is kept, "eigh" else."""
+    """What "auto" stands for: "exact" for float64, "eigh" else."""
     if method != "auto":
         return method
-    return "exact" if stack.dtype == torch.float64 or stack.requires_grad else "eigh"
+    return "exact" if stack.dtype == torch.float64 else "eigh"
 
 
 def fit_svd_batched(

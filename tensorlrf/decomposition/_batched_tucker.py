@@ -19,6 +19,7 @@ from tensorlrf.decomposition._batched import (
     short_spectra,
     squares,
 )
+from tensorlrf.decomposition._derivatives import kept_in_order, moving_span
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._hooi import mode_order
 from tensorlrf.decomposition._input import working_dtype
@@ -73,10 +74,13 @@ def fit_tucker_batched(
             whole = torch.eye(shape[k]).to(work)
             basis[k] = whole.expand(len(work), -1, -1)
     # The HOSVD of the core, which is small, puts slices in order of energy: a rank can be cut.
-    turns = {k: left_vectors(core, k, ranks[k]) for k in sorted(basis)}
+    turns = {k: left_vectors(core.detach(), k, ranks[k]) for k in sorted(basis)}
     for k, turn in turns.items():
         core = mode_products(core, turn.mT, k)
         basis[k] = basis[k] @ turn
+    if core.requires_grad:
+        grams = {k: rows @ rows.mT for k in basis for rows in [unfolded(core, k)]}
+        core, basis = kept_in_order(core, basis, grams, torch.finfo(stack.dtype).eps, 1)
     modes = tuple(sorted(basis))
     shifts = shares(core, scales, len(modes), stack.dtype)
     factors = [(basis[k] * per_place(shifts, basis[k])).to(stack.dtype) for k in modes]
@@ -94,27 +98,31 @@ def fit_tucker_batched(
 def left_vectors(stack: Tensor, mode: int, r: int) -> Tensor:
     """The first r left singular vectors (b, n_mode, r) of the mode-`mode` unfoldings.
 
-    From Grams summed in float64, except for float64 input and where a graph is kept. They are
-    completed where r exceeds the number of columns.
+    From Grams summed in float64, except for float64 input. They are completed where r exceeds the
+    number of columns, and in the graph where `stack` is.
     """
-    unfolded = stack.movedim(mode + 1, 1).flatten(2)
-    n, rest = unfolded.shape[1:]
-    if stack.requires_grad:
-        vectors = batched_svd(unfolded)[0]
-    elif stack.dtype == torch.float64 or n > rest:
+    whole = unfolded(stack, mode)
+    rows = whole.detach()
+    n, rest = rows.shape[1:]
+    if stack.dtype == torch.float64 or n > rest:
         if n < rest:
             # The left vectors of X are those of the small R^T, X^T = Q R.
-            unfolded = torch.linalg.qr(unfolded.mT, mode="r")[1].mT
-        vectors = batched_svd(unfolded.to(torch.float64))[0]
+            rows = torch.linalg.qr(rows.mT, mode="r")[1].mT
+        vectors = batched_svd(rows.to(torch.float64))[0]
     else:
-        vectors = short_spectra(unfolded, r, stack.dtype)[1]
+        vectors = short_spectra(rows, r, stack.dtype)[1]
     vectors = vectors[..., :r].to(stack.dtype)
     if vectors.shape[2] < r:
         # Householder's Q is orthogonal whatever it factors, so zeros become a complement.
         k = vectors.shape[2]
         padded = torch.cat([vectors, vectors.new_zeros(len(stack), n, r - k)], dim=2)
         vectors = torch.cat([vectors, torch.linalg.qr(padded)[0][..., k:]], dim=2)
-    return vectors
+    return moving_span(whole, vectors)
+
+
+def unfolded(stack: Tensor, mode: int) -> Tensor:
+    """The mode-`mode` unfoldings (b, n_mode, product of the others)."""
+    return stack.movedim(mode + 1, 1).flatten(2)
 
 
 def mode_products(stack: Tensor, matrices: Tensor, mode: int) -> Tensor:

@@ -26,12 +26,13 @@ def left_vectors(
     """Left singular vectors of the mode-`mode` unfolding, and its energies.
 
     Returns (n_mode, k) with orthonormal columns in the dtype of `tensor`, k = n_mode or the number
-    of columns of the unfolding if that is less, and the k energies, descending, in float64. Part of
-    the autograd graph if `tensor` is. `dtype` is that of the Gram, where there is one.
+    of columns of the unfolding if that is less, and the k energies, descending, in float64. Neither
+    has a graph. `dtype` is that of the Gram, where there is one.
     """
+    tensor = tensor.detach()
     n = tensor.shape[mode]
     rest = tensor.numel() // n
-    if tensor.requires_grad or tensor.dtype == torch.float64:
+    if tensor.dtype == torch.float64:
         vectors, energies = _by_svd(unfold(tensor, mode))
     elif n <= rest:
         energies, vectors = descending_eigh(mode_gram(tensor, mode, dtype=dtype))
@@ -166,11 +167,11 @@ def scale_of(tensor: Tensor) -> float:
 
 def _by_svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
     m, n = matrix.shape
-    if m < n and not matrix.requires_grad:
+    if m < n:
         # X = (Q R)^T with X^T = Q R: the left vectors of X are those of the small R^T.
         matrix = torch.linalg.qr(matrix.T, mode="r")[1].T
     vectors, values, _ = thin_svd(matrix)
-    return vectors, values.detach().to(torch.float64) ** 2
+    return vectors, values.to(torch.float64) ** 2
 
 
 def _by_short_gram(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,7 @@ class GramMetric:
             energies, self.basis = descending_eigh(self.moments @ wide.T)
         else:
             # The nonzero part of W G W^T = (W L)(W L)^T has at most n directions.
-            values, vectors = descending_eigh(gram)
-            outputs = wide @ (vectors * values.sqrt())  # (m, n)
+            outputs = wide @ square_root(gram)  # (m, n)
             energies, right = descending_eigh(outputs.T @ outputs)
             self.basis, _ = torch.linalg.qr(outputs @ right)
         self.energies = energies.detach()
@@ -79,3 +78,9 @@ def growth(energies: Tensor, usual: Tensor) -> Tensor:
     if usual <= 0:
         return torch.ones_like(energies)
     return (energies / usual).clamp(min=1).sqrt()
+
+
+def square_root(gram: Tensor) -> Tensor:
+    """S (n, n) with G = S S^T."""
+    values, vectors = descending_eigh(gram)
+    return vectors * values.sqrt()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._derivatives import kept_in_order, moving_span
 from tensorlrf.decomposition._gram import (
     Choose,
     complete,
@@ -19,6 +20,7 @@ from tensorlrf.decomposition._gram import (
     leading_vectors,
     left_vectors,
     mode_gram,
+    unfold,
 )
 from tensorlrf.factors._tucker import mode_product
 
@@ -48,7 +50,7 @@ def hosvd(tensor: Tensor, choices: Mapping[int, Choose]) -> tuple[Tensor, Basis]
     """
     basis: Basis = {}
     for k, choose in choices.items():
-        factor = leading_vectors(tensor, k, choose)
+        factor = moving(tensor, k, leading_vectors(tensor, k, choose))
         if factor.shape[1] < tensor.shape[k]:
             basis[k] = factor
     return contract(tensor, basis, list(basis)), basis
@@ -72,11 +74,11 @@ def st_hosvd(
         vectors, energies = left_vectors(tensor, k, dtype=dtype)
         n, r = tensor.shape[k], choose(energies)
         if r < n:
-            factor = complete(vectors[:, :r], r)
-            tensor = mode_product(tensor, factor.T, k)
-            basis[k] = (
-                torch.cat([factor, vectors[:, r : wider * r]], dim=1) if wider > 1 else factor
-            )
+            more = complete(vectors[:, :r], r)
+            if wider > 1:
+                more = torch.cat([more, vectors[:, r : wider * r]], dim=1)
+            basis[k] = moving_flag(tensor, k, more, r)
+            tensor = mode_product(tensor, basis[k][:, :r].T, k)
     return tensor, basis
 
 
@@ -95,6 +97,7 @@ def randomized_st_hosvd(
     """
     basis: Basis = {}
     for k in order:
+        whole, tensor = tensor, tensor.detach()
         n, r = tensor.shape[k], ranks[k]
         rest = tensor.numel() // n
         s = min(n, r + n_oversample)
@@ -107,8 +110,11 @@ def randomized_st_hosvd(
             q, _ = torch.linalg.qr(mode_cross(tensor, mode_product(tensor, q.T, k), k))
         tensor = mode_product(tensor, q.T, k)
         rotation = descending_eigh(mode_gram(tensor, k))[1][:, :r].to(tensor.dtype)
-        basis[k] = q @ rotation
-        tensor = mode_product(tensor, rotation.T, k)
+        basis[k] = moving(whole, k, q @ rotation)
+        if whole.requires_grad:
+            tensor = mode_product(whole, basis[k].T, k)
+        else:
+            tensor = mode_product(tensor, rotation.T, k)
     return tensor, basis
 
 
@@ -138,15 +144,31 @@ def best_factor(tensor: Tensor, mode: int, r: int, *, fine: bool) -> Tensor:
     back by a step of subspace iteration, the orthonormal columns of X_(k) X_(k)^T U: it works on
     the unfolding itself and loses no more than eps times the largest.
     """
-    if tensor.dtype == torch.float64 or tensor.requires_grad:
-        return leading_vectors(tensor, mode, keep(r))
+    if tensor.dtype == torch.float64:
+        return moving(tensor, mode, leading_vectors(tensor, mode, keep(r)))
     vectors, _ = left_vectors(tensor, mode, dtype=tensor.dtype)
     factor = complete(vectors[:, :r], r)
-    if not fine:
+    if fine:
+        known = tensor.detach()
+        projected = mode_product(known, factor.T, mode)
+        factor = torch.linalg.qr(mode_cross(known, projected, mode))[0]
+    return moving(tensor, mode, factor)
+
+
+def moving(tensor: Tensor, mode: int, factor: Tensor) -> Tensor:
+    """Leading left singular vectors of the unfolding, in the graph where the tensor is."""
+    return moving_span(unfold(tensor, mode), factor) if tensor.requires_grad else factor
+
+
+def moving_flag(tensor: Tensor, mode: int, factor: Tensor, r: int) -> Tensor:
+    """The same of (n_mode, w) columns of which the first r are the leading ones."""
+    if not tensor.requires_grad:
         return factor
-    projected = mode_product(tensor, factor.T, mode)
-    stepped: Tensor = torch.linalg.qr(mode_cross(tensor, projected, mode))[0]
-    return stepped
+    span = moving(tensor, mode, factor)
+    first = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    first, others = first[:, :r], first[:, r:]
+    first = moving_span(span.T @ unfold(tensor, mode), first)
+    return span @ torch.cat([first, others - first @ (first.T @ others)], dim=1)
 
 
 def contract(tensor: Tensor, basis: Basis, modes: Sequence[int]) -> Tensor:
@@ -168,14 +190,19 @@ def mode_cross(tensor: Tensor, other: Tensor, mode: int) -> Tensor:
     return torch.einsum("bna,bsa->ns", x, y)
 
 
-def order_by_energy(core: Tensor, basis: Basis) -> tuple[Tensor, Basis]:
+def order_by_energy(core: Tensor, basis: Basis, eps: float) -> tuple[Tensor, Basis]:
     """The same tensor with core slices mutually orthogonal and ordered by energy along each mode.
 
-    Then a smaller rank may be sliced off (the HOSVD of the core, which is small).
+    Then a smaller rank may be sliced off (the HOSVD of the core, which is small). `eps` is the
+    rounding of the result.
     """
     turned: Basis = {}
     turns: Basis = {}
     for k, factor in basis.items():
         turns[k] = leading_vectors(core, k, keep(factor.shape[1]))
         turned[k] = factor @ turns[k]
-    return contract(core, turns, list(turns)), turned
+    core = contract(core, turns, list(turns))
+    if not core.requires_grad:
+        return core, turned
+    grams = {k: rows @ rows.T for k, rows in ((k, unfold(core, k)) for k in turned)}
+    return kept_in_order(core, turned, grams, eps, 0)

@@ -31,7 +31,7 @@ class FullSVD:
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
         self.left, self.values, self.right = thin_svd(matrix)
-        self.energies = self.values.detach().to(torch.float64) ** 2
+        self.energies = self.values.to(torch.float64) ** 2
 
     def split(self, r: int) -> tuple[Tensor, Tensor]:
         return balanced(self.left[:, :r], self.values[:r], self.right[:r])
@@ -57,7 +57,6 @@ class ShortSideEigh:
         m, n = matrix.shape
         self.wide = m <= n
         self.energies, vectors = descending_eigh(mode_gram(matrix, 0 if self.wide else 1))
-        self.energies = self.energies.detach()
         self.vectors = vectors.to(matrix.dtype)  # of the short side
 
     def split(self, r: int) -> tuple[Tensor, Tensor]:
@@ -76,14 +75,13 @@ class ShortSideEigh:
 
 def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Half of each singular value, as a root, to either side."""
-    # The root of zero has no derivative, and there is nothing to pass on.
-    roots = torch.where(values > 0, values, 1).sqrt() * (values > 0)
+    roots = values.sqrt()
     return left * roots, roots[:, None] * right
 
 
 def frobenius_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
     """||W - left right|| / ||W||, summed in float64, some rows at a time; absolute if W is 0."""
-    matrix, left, right = matrix.detach(), left.detach(), right.detach()
+    left, right = left.detach(), right.detach()
     rows = max(1, (1 << 20) // matrix.shape[1])
     residual = norm = torch.zeros((), dtype=torch.float64, device=matrix.device)
     for w, u in zip(torch.split(matrix, rows), torch.split(left, rows), strict=True):

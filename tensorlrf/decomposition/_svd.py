@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd, fit_svd_batched
+from tensorlrf.decomposition._derivatives import moving_sides
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
-from tensorlrf.decomposition._gram_metric import GramMetric
+from tensorlrf.decomposition._gram_metric import GramMetric, square_root
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch, range_of
@@ -97,7 +98,10 @@ def svd(
                 than the outputs are (root mean square). What the inputs do not span follows the
                 plain fit (`Fit.shrinkage`).
     n_power_iter, n_oversample, random_state   of the randomised method
-    differentiable   keep the autograd graph (singular values must differ); else detached
+    differentiable   keep the autograd graph, for first derivatives; else detached. left @ right has
+                one wherever the last singular value kept and the first left out differ (by a sketch
+                it is that of the exact truncation), the sides by themselves where those kept
+                differ too; what has none adds nothing
     batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
                 once, with one rank for all (for `error` the smallest that serves each of them).
                 The result is a Batch of LowRank; by "exact" or "eigh", and without `gram`. "auto"
@@ -189,20 +193,23 @@ def fit_svd(
     if isinstance(rank, str) and rank == "auto":
         rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
-    method = _resolve(method, r, (m, n), tensor, gram is not None, differentiable)
+    method = _resolve(method, r, (m, n), tensor, gram is not None)
     draws = generator(random_state, tensor.device)
     if gram is None and mean is not None:
         raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
     work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
     scale = scale_of(work)
-    matrix = (work if scale == 1.0 else work / scale).reshape(m, n)
+    moving = (work if scale == 1.0 else work / scale).reshape(m, n)
+    matrix = moving.detach()
     spectrum: Spectrum
     judge: Judge[LowRank] | None = None
+    half: Tensor | None = None
     if gram is not None:
         metric = input_metric(gram, mean, n, tensor)
         judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right))
         spectrum = GramMetric(matrix, metric.gram)
+        half = square_root(metric.gram) if moving.requires_grad else None
     elif method == "randomized":
         spectrum = SketchedSVD(matrix, range_of(matrix, r or 1, n_power_iter, n_oversample, draws))
     elif method == "eigh":
@@ -212,12 +219,15 @@ def fit_svd(
 
     root = math.sqrt(scale)
 
-    def cast(spectrum: Spectrum, r: int) -> LowRank:
-        left, right = ((side * root).to(tensor.dtype) for side in spectrum.split(r))
+    def cast(spectrum: Spectrum, r: int, half: Tensor | None = None) -> LowRank:
+        sides = spectrum.split(r)
+        if moving.requires_grad:
+            sides = moving_sides(moving, *sides, torch.finfo(tensor.dtype).eps, half)
+        left, right = ((side * root).to(tensor.dtype) for side in sides)
         return LowRank(left, right, tuple(tensor.shape))
 
     def cut(r: int) -> tuple[LowRank, float]:
-        factors = cast(spectrum, r)
+        factors = cast(spectrum, r, half)
         if judge is not None:
             # The optimum in closed form: only rounding could leave it behind the plain factors.
             fit = fit_or_plain(
@@ -240,7 +250,7 @@ def fit_svd(
 
 
 def _resolve(
-    method: str, r: int | None, sides: tuple[int, int], tensor: Tensor, metric: bool, graph: bool
+    method: str, r: int | None, sides: tuple[int, int], tensor: Tensor, metric: bool
 ) -> str:
     """The method that "auto" stands for, or the given one, if it can serve."""
     if method not in METHODS:
@@ -257,7 +267,7 @@ def _resolve(
         )
     if method != "auto":
         return method
-    if graph or tensor.dtype == torch.float64:
+    if tensor.dtype == torch.float64:
         return "exact"
     # Per multiply-add of the float64 Gram and its eigenvectors a sketch in float32 does 2 q + 2
     # products with r + p columns; below this size neither takes long.

@@ -182,7 +182,7 @@ class TuckerProblem:
         self, core: Tensor, basis: Basis, errors: list[float], converged: bool, reason: str
     ) -> Fit[TuckerFactors]:
         """Put the core in order, cast, and measure."""
-        core, basis = order_by_energy(core, self._whole(basis))
+        core, basis = order_by_energy(core, self._whole(basis), torch.finfo(self.dtype).eps)
         factors = self._cast(core, basis, self.dtype)
         return Fit(factors, (*errors, self._true_error(factors)), converged, reason)
 

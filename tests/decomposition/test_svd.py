@@ -113,7 +113,7 @@ def test_randomized_is_within_a_thousandth(
 
 def test_auto_sketches_only_where_it_gains() -> None:
     def chosen(sides: tuple[int, int], r: int) -> str:
-        return _resolve("auto", r, sides, torch.empty(0), False, False)
+        return _resolve("auto", r, sides, torch.empty(0), False)
 
     assert chosen((2000, 2000), 8) == "eigh"
     assert chosen((LARGE + 1, LARGE + 1), 8) == "randomized"
