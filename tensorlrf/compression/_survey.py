@@ -67,7 +67,7 @@ def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
         if next(m.parameters(recurse=False), None) is not None or _is_quantised(m)
     }
     tied = _tied(owners)
-    read = dict(_read_by_parents(places))
+    read = dict(_read_by_parents(places)) | dict(_in_adapters(places))
     held = _held_elsewhere(places)
     found = []
     for module, names in owners.items():
@@ -111,6 +111,24 @@ def _read_by_parents(places: dict[nn.Module, list[str]]) -> Iterator[tuple[nn.Mo
             reason = "its weight is read by the fast path of TransformerEncoderLayer"
             yield parent.linear1, reason
             yield parent.linear2, reason
+
+
+_LORA = {"lora_a", "lora_b", "lora_down", "lora_up", "lora_embedding_a", "lora_embedding_b"}
+
+
+def _in_adapters(places: dict[nn.Module, list[str]]) -> Iterator[tuple[nn.Module, str]]:
+    """Layers that an adapter wraps, whose weights it adds itself to when it is merged, and those
+    that it is made of. Told by what it holds, as peft, torchtune and litgpt name it."""
+    for adapter, names in places.items():
+        # Every tuner layer of peft lists them.
+        own = {*_LORA, *map(str.lower, getattr(type(adapter), "adapter_layer_names", ()))}
+        held = (*adapter._parameters, *adapter._modules, *adapter._buffers)
+        if own.isdisjoint(map(str.lower, held)):
+            continue
+        for name, child in adapter.named_children():
+            what = "is part of an adapter" if name.lower() in own else "lies under an adapter"
+            for module in child.modules():
+                yield module, f"{what} ({names[0]}); merge it first (merge_and_unload of peft)"
 
 
 def _held_elsewhere(places: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:

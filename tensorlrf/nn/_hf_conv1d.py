@@ -39,10 +39,11 @@ class FactoredHFConv1D(FactoredLinear):
         """Input features."""
         return self.in_features
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight (nx, nf), computed anew; differentiable in the parameters."""
-        return self.factors.to_dense().T
+    def _made_weight(self) -> Tensor:
+        return super()._made_weight().T
+
+    def _blank_weight(self) -> Tensor:
+        return super()._blank_weight().T
 
     @classmethod
     def from_factors(cls, factors: Factors, like: Any) -> Self:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.nn._freezable import CHANNELS_LAST, Freezable, is_channels_last
+from tensorlrf.nn._weight import DenseWeight, refused_write
 from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops._fused import check_layer_path
 
@@ -85,8 +86,30 @@ class FactoredLayer(Freezable, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, computed anew; differentiable in the parameters."""
-        return self.factors.to_dense()
+        """The dense weight, to be read: its sizes, dtype and device cost nothing, its numbers are
+        made of the factors in every function that takes them. Differentiable in the parameters.
+
+        A write to it, or to `weight.data`, would be lost and raises UnsupportedError.
+        """
+        if torch.compiler.is_compiling():  # a graph drops what it makes for its dtype alone
+            return self._made_weight()
+        sources = self._sources()
+        blank = self._blank_weight()
+        requires_grad = any(p.requires_grad for p in sources)
+        return DenseWeight(self._made_weight, blank, sources[0].device, requires_grad)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise refused_write("assignment")
+        super().__setattr__(name, value)
+
+    def _made_weight(self) -> Tensor:
+        return self.factors.to_dense().contiguous()
+
+    def _blank_weight(self) -> Tensor:
+        """In the sizes and strides of the dense weight, on meta."""
+        factors = self.factors
+        return torch.empty(factors.shape, dtype=factors.dtype, device="meta")
 
     def _stored(self, factors: Factors) -> dict[str, Tensor]:
         """The tensors of the factors in the shapes that the layer keeps them in."""

@@ -46,7 +46,7 @@ def test_it_computes_what_the_layer_does(format: str) -> None:
     layer = FactoredHFConv1D.from_factors(f, like)
     assert (layer.nf, layer.nx, layer.stands_for) == (7, 5, "Conv1D")
     assert layer.weight.shape == like.weight.shape
-    torch.testing.assert_close(layer.weight, like.weight)
+    torch.testing.assert_close(layer.weight.clone(), like.weight)
     assert layer.factors.shape == (7, 5)
     x = torch.randn(2, 3, 5, dtype=torch.float64)
     for path in layer.paths:
@@ -95,7 +95,7 @@ def test_factors_are_those_of_the_transpose() -> None:
     with pytest.raises(ArgumentError, match="factors is a Parameter; pass a factors object"):
         FactoredHFConv1D.from_factors(like.weight, like)  # type: ignore[arg-type]
     layer = FactoredHFConv1D.from_factors(tensorlrf.svd(like.weight.T, 5), like)
-    torch.testing.assert_close(layer.weight, like.weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layer.weight.clone(), like.weight, rtol=0, atol=1e-6)
 
 
 def test_transformers_has_it_where_it_is_looked_for() -> None:
