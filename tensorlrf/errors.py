@@ -6,6 +6,11 @@ can still catch it. Every message names the argument, the value it had, and what
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import warnings
+
 
 class TensorlrfError(Exception):
     """Root of everything that tensorlrf raises on purpose."""
@@ -53,6 +58,18 @@ class DegenerateWarning(TensorlrfWarning):
 
 class CalibrationWarning(TensorlrfWarning):
     """Calibration is too thin, or does not reach a layer."""
+
+
+_WITHIN = (os.path.dirname(__file__) + os.sep, contextlib.__file__)
+"""Files of this package, and of the contexts that decorate its functions."""
+
+
+def warn(message: str, category: type[TensorlrfWarning]) -> None:
+    """Warn of the first line outside of this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_WITHIN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def unknown(argument: str, value: object, valid: list[str] | tuple[str, ...]) -> ArgumentError:

@@ -47,6 +47,14 @@ class FactorLaws:
         single = f.to(torch.float32)
         assert single.rel_error(f.to_dense()) < 64 * torch.finfo(torch.float32).eps
 
+    def test_autocast_has_no_say(self) -> None:
+        """Not in the whole, and not in an error."""
+        f = self.sample(dtype=torch.float32)
+        whole, error = f.to_dense(), f.rel_error(f.to_dense() + 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(f.to_dense(), whole)
+            assert f.rel_error(whole + 1) == error
+
     def test_relative_error_is_the_frobenius_ratio(self) -> None:
         f = self.sample()
         other = f.to_dense() + 0.1 * self.sample(1).to_dense()

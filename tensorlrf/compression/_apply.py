@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -36,7 +34,7 @@ from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.decomposition._input import generator
-from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown
+from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown, warn
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.nn import factored_type
 from tensorlrf.nn._copies import copy_of, replica
@@ -364,9 +362,10 @@ class _Work:
         """One warning for all layers of a kind, not one a layer."""
         missed = [name for name in names if name not in self.done and self.rows[name].method]
         if missed:
-            _say(
+            warn(
                 f"calibration does not reach {_some(missed)}: the plain method is used there; "
-                "give batches that take the model through these layers, or skip= them"
+                "give batches that take the model through these layers, or skip= them",
+                CalibrationWarning,
             )
         thin = []
         for name, done in self.done.items():
@@ -374,10 +373,11 @@ class _Work:
             if (done.samples or 0) < SAMPLES_PER_COLUMN * n:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
         if thin:
-            _say(
+            warn(
                 f"calibration is thin for {_some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
                 "samples (rows, or patches of a conv) the factors fit the samples more than the "
-                "data; give more batches"
+                "data; give more batches",
+                CalibrationWarning,
             )
 
 
@@ -405,17 +405,6 @@ def _latency(model: nn.Module, small: nn.Module, example: Any) -> Latency:
     return Latency(dense, compressed)
 
 
-def _say(message: str) -> None:
-    """Warn of the first line outside of this package that led here."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, CalibrationWarning, stacklevel=level)
-
-
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-_HERE = __file__.rpartition("compression")[0]

@@ -21,6 +21,7 @@ from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, mat
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import BlastFactors
+from tensorlrf.factors._autocast import without_autocast
 
 SWEEPS = 100
 TOL = 1e-4
@@ -82,6 +83,7 @@ def blast(
     ).factors
 
 
+@without_autocast()
 def fit_blast(
     tensor: Any,
     rank: Rank | None = None,

@@ -30,6 +30,7 @@ from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
 
 SWEEPS = 20
@@ -150,6 +151,7 @@ def fit_blr(
     tol: float | None = None,
     batch_dims: int,
 ) -> Fit[BlockLowRank] | Fit[Batch]: ...
+@without_autocast()
 def fit_blr(
     tensor: Any,
     rank: Rank | None = None,

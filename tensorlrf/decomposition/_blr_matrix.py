@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._spectrum import ratio
-from tensorlrf.errors import ShapeError, TensorlrfWarning, UnsupportedError
+from tensorlrf.errors import ShapeError, TensorlrfWarning, UnsupportedError, warn
 from tensorlrf.factors import Factors
 
 
@@ -126,10 +125,9 @@ class Rounded(Protocol):
 def warn_out_of_reach(error: float, reached: float, weight: Rounded) -> str:
     """Warn that `error` cannot be kept, and return the reason."""
     if error >= weight.floor:
-        warnings.warn(
+        warn(
             f"error={error} is out of reach: rounding the factors to {weight.dtype} leaves "
             f"{reached:.3g} at full rank; ask for more, or pass the weight in float32",
             TensorlrfWarning,
-            stacklevel=4,
         )
     return f"rounding to {weight.dtype} alone leaves more than error={error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,8 +19,9 @@ from tensorlrf.decomposition._cp_solve import search_rank, solve
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, generator
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
-from tensorlrf.errors import DegenerateWarning
+from tensorlrf.errors import DegenerateWarning, warn
 from tensorlrf.factors import CPFactors
+from tensorlrf.factors._autocast import without_autocast
 
 SWEEPS, TOL = 100, 1e-8
 METRIC_SWEEPS, METRIC_TOL = 50, 1e-4
@@ -65,6 +65,7 @@ def cp(
     ).factors
 
 
+@without_autocast()
 def fit_cp(
     tensor: Any,
     rank: Rank | None = None,
@@ -195,9 +196,8 @@ def _warn_if_degenerate(state: CPState) -> None:
     idle = int((energy <= eps * energy.max()).sum())
     # Eigenvalues of a matrix with unit diagonal are known to a few times its rounding.
     if idle or smallest <= 10 * rank * eps:
-        warnings.warn(
+        warn(
             f"rank={rank} is more than the tensor has use for: its components are linearly "
             f"dependent ({idle} of them nearly vanish); a smaller rank would give the same error",
             DegenerateWarning,
-            stacklevel=4,
         )

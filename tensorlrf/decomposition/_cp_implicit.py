@@ -21,6 +21,7 @@ from tensorlrf.decomposition._cp_als import RIDGE_FLOOR, CPState, als_sweep, gra
 from tensorlrf.decomposition._cp_problem import Problem
 from tensorlrf.decomposition._derivatives import with_values
 from tensorlrf.decomposition._mttkrp import CutTensor
+from tensorlrf.factors._autocast import without_autocast
 
 _SPACE = 60  # vectors of a Krylov space
 _RESTARTS = 20
@@ -62,6 +63,7 @@ def implicit_state(
     def sweep(data: CutTensor, flat: Tensor) -> Tensor:
         return flatten(als_sweep(data, unflatten(flat), RIDGE_FLOOR[dtype], fixed))
 
+    @without_autocast()
     def solved(gradient: Tensor) -> Tensor:
         with torch.enable_grad():
             start = point.clone().requires_grad_()

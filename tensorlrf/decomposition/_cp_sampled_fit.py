@@ -32,6 +32,7 @@ from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
+from tensorlrf.factors._autocast import without_autocast
 
 WIDTH = 0.02
 """What the interval of a close fit may be wide by default, in units of the fit."""
@@ -68,6 +69,7 @@ class SampledFit:
         )
 
 
+@without_autocast()
 def sampled_fit(
     tensor: Any,
     factors: CPFactors,

@@ -25,6 +25,7 @@ from torch import Tensor
 from tensorlrf.decomposition._gram import descending_eigh, mode_gram, scale_of, thin_svd, unfold
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._autocast import without_autocast
 
 ACCURACY = 16
 """Singular values are known to this times eps sqrt(M) of the largest, with eps that of the numbers
@@ -66,6 +67,7 @@ def evbmf_rank(matrix: Any, *, shape: tuple[int, int] | None = None) -> int:
     return evbmf(matrix, shape=shape).rank
 
 
+@without_autocast()
 def evbmf(matrix: Any, *, shape: tuple[int, int] | None = None) -> EVBMF:
     """How many singular values of a matrix are not noise, without a parameter.
 

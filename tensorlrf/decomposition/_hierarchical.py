@@ -22,6 +22,7 @@ from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import BlockLowRank
+from tensorlrf.factors._autocast import without_autocast
 
 Rule = str | Callable[[int, int, int, int], bool]
 
@@ -110,6 +111,7 @@ def hodlr(
     ).factors
 
 
+@without_autocast()
 def fit_hodlr(
     tensor: Any,
     rank: Rank | None = None,
@@ -135,6 +137,7 @@ def fit_hodlr(
     )
 
 
+@without_autocast()
 def fit_hierarchical(
     tensor: Any,
     rank: Rank | None = None,

@@ -25,6 +25,7 @@ from tensorlrf.decomposition._svd import METHODS
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import KroneckerSum
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
 
 
@@ -168,6 +169,7 @@ def fit_kron(
     random_state: int | torch.Generator | None = None,
     batch_dims: int,
 ) -> Fit[KroneckerSum] | Fit[Batch]: ...
+@without_autocast()
 def fit_kron(
     tensor: Any,
     rank: Rank | None = None,

@@ -10,7 +10,6 @@ every row i2 of the b's, with (a_s^T a_t)[j1, j1'] in the place of that.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from tensorlrf.decomposition._kron_gradients import image_cost, improved_by_grad
 from tensorlrf.decomposition._kron_shapes import Pair, rearranged
 from tensorlrf.decomposition._spectrum import ratio
 from tensorlrf.decomposition._tucker2_gram import cholesky
-from tensorlrf.errors import TensorlrfWarning
+from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import KroneckerSum
 
 UNKNOWNS = 2048
@@ -211,11 +210,10 @@ def fewest(
         best = solve(s)
     if best.error > within:
         if error >= floor:
-            warnings.warn(
+            warn(
                 f"error={error} is out of reach: rounding the terms to {dtype} leaves "
                 f"{best.error:.3g} at all {limit}; ask for more, or pass the weight in float32",
                 TensorlrfWarning,
-                stacklevel=5,
             )
         reason = f"rounding to {dtype} alone leaves more than error={error}"
         return replace(best, converged=False, reason=reason)

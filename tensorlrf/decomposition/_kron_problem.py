@@ -22,7 +22,7 @@ from tensorlrf.decomposition._kron_shapes import Pair, rearranged, terms
 from tensorlrf.decomposition._kron_solve import LARGE, Sketch, as_terms
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.errors import TensorlrfWarning
+from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import Factors, KroneckerSum
 from tensorlrf.factors._batch import Batch
 
@@ -165,11 +165,10 @@ def best_of(
     elif (
         error is not None and error >= torch.finfo(working_dtype(dtype)).eps and not best.converged
     ):
-        warnings.warn(
+        warn(
             f"error={error} is out of reach with every pair of shapes: rounding to {dtype} "
             f"leaves {best.error:.3g}; ask for more, or pass the weight in float32",
             TensorlrfWarning,
-            stacklevel=4,
         )
     chosen = f"shapes {pair[0]} and {pair[1]}, the best of {len(fits)} tried"
     return replace(best, reason=f"{best.reason}, {chosen}")

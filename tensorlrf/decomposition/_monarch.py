@@ -19,6 +19,7 @@ from tensorlrf.decomposition._monarch_gram import Panels, descend
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import MonarchFactors
+from tensorlrf.factors._autocast import without_autocast
 
 
 def monarch(
@@ -65,6 +66,7 @@ def monarch(
     ).factors
 
 
+@without_autocast()
 def fit_monarch(
     tensor: Any,
     rank: Rank | None = None,

@@ -20,6 +20,7 @@ from tensorlrf.decomposition._kron_shapes import check_shapes, rearranged
 from tensorlrf.decomposition._scree_plot import plot_scree
 from tensorlrf.decomposition._tucker import check_modes
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.factors._autocast import without_autocast
 
 METHODS = ("svd", "tucker", "tt", "kron", "blr")
 
@@ -92,6 +93,7 @@ class Scree:
         return "\n".join(lines)
 
 
+@without_autocast()
 def scree(
     tensor: Any,
     method: str = "svd",

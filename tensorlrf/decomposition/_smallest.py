@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import keep_within
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.errors import TensorlrfWarning
+from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import Factors
 
 F = TypeVar("F", bound=Factors)
@@ -40,11 +39,10 @@ def smallest_rank(
     if best[1] > error:
         reason = f"rounding to {dtype} alone leaves more than error={error}, {how}"
         if error >= floor:
-            warnings.warn(
+            warn(
                 f"error={error} is out of reach: rounding the factors to {dtype} leaves "
                 f"{best[1]:.3g} at full rank; ask for more, or pass the weight in float32",
                 TensorlrfWarning,
-                stacklevel=3,
             )
         return Fit(factors, (loss,), False, reason)
     below = first

@@ -24,6 +24,7 @@ from tensorlrf.decomposition._smallest import smallest_rank
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import LowRank
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
 
 METHODS = ("auto", "exact", "eigh", "randomized")
@@ -157,6 +158,7 @@ def fit_svd(
     differentiable: bool = False,
     batch_dims: int,
 ) -> Fit[LowRank] | Fit[Batch]: ...
+@without_autocast()
 def fit_svd(
     tensor: Any,
     rank: Rank | None = None,

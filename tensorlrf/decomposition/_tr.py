@@ -25,6 +25,7 @@ from tensorlrf.decomposition._tt_sweep import true_error
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import TRFactors
+from tensorlrf.factors._autocast import without_autocast
 
 INITS = ("svd", "random")
 
@@ -86,6 +87,7 @@ def tr(
     ).factors
 
 
+@without_autocast()
 def fit_tr(
     tensor: Any,
     rank: Rank | None = None,

@@ -22,6 +22,7 @@ from tensorlrf.decomposition._tt_sweep import fit_train
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
 
 
@@ -128,6 +129,7 @@ def fit_tt(
     tol: float | None = None,
     batch_dims: int,
 ) -> Fit[TTFactors] | Fit[Batch]: ...
+@without_autocast()
 def fit_tt(
     tensor: Any,
     rank: Rank | None = None,

@@ -12,10 +12,12 @@ from torch import Tensor
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors._autocast import without_autocast
 
 Train = TypeVar("Train", TTFactors, TTMatrix)
 
 
+@without_autocast()
 def tt_add(first: Train, second: Train) -> Train:
     """The sum of two trains, whose ranks add up (Oseledets 2011, section 4.1).
 
@@ -41,6 +43,7 @@ def tt_add(first: Train, second: Train) -> Train:
     return rebuilt(first, cores)
 
 
+@without_autocast()
 def tt_inner(first: Train, second: Train) -> Tensor:
     """The inner product of what two trains stand for, a 0-d tensor (Oseledets 2011, algorithm 4).
 

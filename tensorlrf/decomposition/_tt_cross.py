@@ -18,6 +18,7 @@ from tensorlrf.decomposition._tt_sweep import share_norm
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors
+from tensorlrf.factors._autocast import without_autocast
 
 Function = Callable[[Tensor], Tensor]
 
@@ -73,6 +74,7 @@ def tt_cross(
     ).factors
 
 
+@without_autocast()
 def fit_tt_cross(
     function: Function,
     shape: Sequence[int],

@@ -20,6 +20,7 @@ from tensorlrf.decomposition._tt_sweep import fit_train
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTMatrix
+from tensorlrf.factors._autocast import without_autocast
 
 
 def tt_matrix(
@@ -82,6 +83,7 @@ def tt_matrix(
     ).factors
 
 
+@without_autocast()
 def fit_tt_matrix(
     tensor: Any,
     rank: Rank | None = None,

@@ -16,6 +16,7 @@ from tensorlrf.decomposition._tt_ranks import train_ranks
 from tensorlrf.decomposition._tt_sweep import Budget, share_norm
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors._autocast import without_autocast
 
 
 def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = None) -> Train:
@@ -36,6 +37,7 @@ def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = 
     return fit_tt_round(factors, rank, error=error).factors
 
 
+@without_autocast()
 def fit_tt_round(
     factors: Train, rank: Rank | None = None, *, error: float | None = None
 ) -> Fit[Train]:

@@ -22,6 +22,7 @@ from tensorlrf.decomposition._tucker2_gram import InputMetric, fit_in_metric
 from tensorlrf.decomposition._tucker_solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import TuckerFactors
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
 
 METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
@@ -185,6 +186,7 @@ def fit_tucker(
     differentiable: bool = False,
     batch_dims: int,
 ) -> Fit[TuckerFactors] | Fit[Batch]: ...
+@without_autocast()
 def fit_tucker(
     tensor: Any,
     rank: Rank | None = None,

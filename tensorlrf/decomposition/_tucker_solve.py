@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from tensorlrf.decomposition._hooi import (
     st_hosvd,
 )
 from tensorlrf.decomposition._spectrum import ratio
-from tensorlrf.errors import TensorlrfWarning
+from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors._tucker import mode_product
 
@@ -106,11 +105,10 @@ class TuckerProblem:
             target = 0.95 * math.sqrt(error**2 - rounding)
         reason = f"rounding to {self.dtype} keeps error={error} out of reach"
         if error >= floor:
-            warnings.warn(
+            warn(
                 f"error={error} is out of reach: the factors in {self.dtype} leave "
                 f"{fit.error:.3g}; ask for more, or pass the tensor in float32",
                 TensorlrfWarning,
-                stacklevel=4,
             )
         return Fit(fit.factors, fit.errors, False, reason)
 

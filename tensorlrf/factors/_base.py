@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._autocast import autocast_is_on, without_autocast
 
 FORMATS: dict[str, type[Factors]] = {}
 
@@ -85,10 +86,17 @@ class Factors(ABC):
         """Raise an ArgumentError or ShapeError where the tensors do not make up the format."""
 
     @abstractmethod
-    def to_dense(self) -> Tensor:
-        """The whole tensor, of shape `shape`."""
+    def _dense(self) -> Tensor:
+        """The whole tensor, of shape `shape`; under autocast as torch's products are."""
 
     # ---- what all formats have --------------------------------------------------------------
+
+    def to_dense(self) -> Tensor:
+        """The whole tensor, of shape `shape`, in the dtype of the factors, under autocast too."""
+        if torch.compiler.is_compiling() or not autocast_is_on():
+            return self._dense()
+        with without_autocast():
+            return self._dense()
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
@@ -176,6 +184,7 @@ _SMALLEST = 2.0**-960
 """A norm of which residuals at the rounding still have all their digits."""
 
 
+@without_autocast()
 def relative_residual(tensor: Tensor, approximation: Tensor) -> tuple[float, float]:
     """(||tensor - approximation||, ||tensor||) in float64, a block of leading rows at a time.
 

@@ -160,6 +160,6 @@ class Batch(Factors):
                 )
         self._first().check()
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         places = product(*map(range, self.batch_shape))
-        return torch.stack([self[place].to_dense() for place in places]).reshape(self.shape)
+        return torch.stack([self[place]._dense() for place in places]).reshape(self.shape)

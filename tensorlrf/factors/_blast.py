@@ -92,7 +92,7 @@ class BlastFactors(Factors):
                 f"({left[0]}, {right[0]}, {left[2]})"
             )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         # By columns of blocks: scaled for all of them at once, left would be q times as large.
         columns = [
             (self.left * self.scales[:, j, None]) @ self.right[j]  # (p, mb, nb)

@@ -155,7 +155,7 @@ class BlockLowRank(Factors):
                     f"BlockLowRank: {name} is {tuple(tensor.shape)}; the blocks need ({size},)"
                 )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         # By strips of rows, if the blocks make up a grid: no writing in place, so that gradients
         # and torch.func need no copies.
         tiles = {

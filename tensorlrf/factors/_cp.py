@@ -69,7 +69,7 @@ class CPFactors(Factors):
                     f"{self.rank}), one column for each of the {self.rank} weights"
                 )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         # Two halves of balanced size, so that neither Khatri-Rao product outgrows the result.
         cut = _balanced_cut(self.shape)
         left = khatri_rao(self.factors[:cut]) * self.weights  # (prod of first sizes, r)

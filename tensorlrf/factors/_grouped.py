@@ -116,5 +116,5 @@ class Grouped(Factors):
                 )
         self.group(0).check()
 
-    def to_dense(self) -> Tensor:
-        return torch.cat([self.group(k).to_dense() for k in range(self.groups)])
+    def _dense(self) -> Tensor:
+        return torch.cat([self.group(k)._dense() for k in range(self.groups)])

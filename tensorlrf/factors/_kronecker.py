@@ -80,7 +80,7 @@ class KroneckerSum(Factors):
                 "each term is one of both"
             )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         s, m1, n1 = self.a.shape
         _, m2, n2, *kernel = self.b.shape
         whole = self.a.reshape(s, -1).T @ self.b.reshape(s, -1)  # (m1 n1, m2 n2 *kernel)

@@ -77,5 +77,5 @@ class LowRank(Factors):
                 f"must be {m} and the others must multiply to {n}"
             )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return (self.left @ self.right).reshape(self.shape)

@@ -89,7 +89,7 @@ class MonarchFactors(Factors):
                 f"({left[2]}, {left[0]}, {left[3]}, P), got {right}"
             )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         blocks = self.left.transpose(1, 2) @ self.right.transpose(0, 1)  # (Q, K, S, P)
         whole = blocks.permute(2, 0, 1, 3).reshape(self.padded)
         return whole if self.padded == self.shape else whole[: self.shape[0], : self.shape[1]]

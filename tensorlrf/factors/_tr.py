@@ -85,7 +85,7 @@ class TRFactors(Train, Factors):
             counts[-1] += 1
         return None if sizes else tuple(counts)
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         half = max(1, len(self.cores) // 2)
         if half == len(self.cores):
             (core,) = self.cores

@@ -74,7 +74,7 @@ class TTFactors(Train, Factors):
         check_train("TTFactors", self.cores, 3)
         check_modes("TTFactors", self.modes, len(self.cores))
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         train = chain_product(self.cores)
         order = [self.modes.index(k) for k in range(len(self.cores))]
         return train.reshape([c.shape[1] for c in self.cores]).permute(order)
@@ -142,7 +142,7 @@ class TTMatrix(Train, Factors):
                 f"n <= {whole[1]}, the products of the cores' sizes"
             )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         d = len(self.cores)
         train = chain_product([c.flatten(1, 2) for c in self.cores])
         sizes = [n for c in self.cores for n in c.shape[1:3]]

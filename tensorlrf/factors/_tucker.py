@@ -87,7 +87,7 @@ class TuckerFactors(Factors):
                     f"{tuple(self.core.shape)}"
                 )
 
-    def to_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         dense = self.core
         # Last modes first: in a layer's weight the leading modes are the ones that grow most.
         for k, f in zip(reversed(self.modes), reversed(self.factors), strict=True):

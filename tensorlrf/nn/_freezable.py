@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.ops._dense import dense_weight
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -117,7 +116,7 @@ class Freezable(nn.Module, ABC):
         if not self._can_freeze():
             return None
         sources = self._sources()
-        with torch.inference_mode(False), torch.no_grad(), _autocast_off(sources[0].device.type):
+        with torch.inference_mode(False), torch.no_grad(), without_autocast():
             weight = dense_weight(self.factors).contiguous(memory_format=memory_format)
         return _Frozen.of(weight, sources) if type(weight) is Tensor else None
 
@@ -199,17 +198,3 @@ def is_channels_last(x: Tensor) -> bool:
     if layout is None:
         return False
     return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
-
-
-@contextmanager
-def _autocast_off(device_type: str) -> Iterator[None]:
-    if _has_autocast(device_type):
-        with torch.autocast(device_type, enabled=False):
-            yield
-    else:
-        yield
-
-
-@cache
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)

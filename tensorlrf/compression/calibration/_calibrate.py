@@ -35,6 +35,7 @@ from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
 from tensorlrf.errors import ArgumentError
+from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.nn._copies import replica
 
 Arrived = Callable[[str, Tensor], None]
@@ -399,7 +400,8 @@ class _Watch:
             # What the layer cannot take is left to the layer, which says so better.
             if isinstance(x, Tensor) and site.fits(x):
                 _check_device(name, site, x)
-                self._arrived(name, x)
+                with without_autocast():  # the model may have one of its own
+                    self._arrived(name, x)
 
         return hook
 

@@ -1,0 +1,142 @@
+"""Under autocast, which is for layers that run, a decomposition is what it is without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tensorlrf
+from tensorlrf import compress
+from tensorlrf import decomposition as d
+from tensorlrf.errors import DegenerateWarning
+from tensorlrf.factors import Factors
+from tensorlrf.nn import factorize
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+W, T = seeded(24, 24), seeded(12, 10, 8)
+X = seeded(500, 24, seed=1) * torch.linspace(0.1, 2, 24)
+GRAM, MEAN = X.T @ X / 500, X.mean(0)
+CONV = seeded(8, 6, 3, 3)
+TRAIN, KRUSKAL = d.tt(T, 4), d.cp(T, 3, n_iter_max=3, random_state=0)
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "svd": lambda: d.fit_svd(W, 6),
+    "svd exact": lambda: d.fit_svd(W, error=0.3, method="exact"),
+    "svd randomized": lambda: d.fit_svd(W, 6, method="randomized", random_state=0),
+    "svd gram": lambda: d.fit_svd(W, 6, gram=GRAM, mean=MEAN),
+    "svd batch": lambda: d.fit_svd(seeded(3, 24, 24), 6, batch_dims=1),
+    "cp": lambda: d.fit_cp(T, 4, n_iter_max=5, random_state=0),
+    "cprand": lambda: d.fit_cp(T, 4, n_iter_max=5, solver="cprand", random_state=0),
+    "leverage": lambda: d.fit_cp(T, 4, n_iter_max=5, solver="leverage", random_state=0),
+    "cp gram": lambda: d.fit_cp(W, 4, gram=GRAM, n_iter_max=3, random_state=0),
+    "tucker": lambda: d.fit_tucker(T, (4, 4, 4)),
+    "tucker gram": lambda: d.fit_tucker(CONV, (4, 4), modes=(0, 1), gram=torch.eye(54) + 0.1),
+    "tt": lambda: d.fit_tt(T, 4),
+    "tt_matrix": lambda: d.fit_tt_matrix(W, 0.4),
+    "tt_matrix gram": lambda: d.fit_tt_matrix(W, 0.4, gram=GRAM),
+    "tr": lambda: d.fit_tr(T, 2, random_state=0),
+    "kron": lambda: d.fit_kron(W, 2),
+    "kron gram": lambda: d.fit_kron(W, 2, gram=GRAM),
+    "blr": lambda: d.fit_blr(W, 0.5, block=8),
+    "blr gram": lambda: d.fit_blr(W, 0.5, block=8, gram=GRAM),
+    "hierarchical": lambda: d.fit_hierarchical(W, error=0.3, leaf=8),
+    "hodlr": lambda: d.fit_hodlr(W, error=0.3, leaf=8),
+    "monarch": lambda: d.fit_monarch(W, 0.5),
+    "blast": lambda: d.fit_blast(W, 0.5, random_state=0),
+    "tt_cross": lambda: d.fit_tt_cross(
+        lambda i: 1.0 / (1 + i.sum(1)), (6, 6, 6), 3, random_state=0
+    ),
+    "tt_round": lambda: d.fit_tt_round(TRAIN, 2),
+    "tt_add": lambda: d.tt_add(TRAIN, TRAIN),
+    "tt_inner": lambda: d.tt_inner(TRAIN, TRAIN),
+    "bias_correction": lambda: d.bias_correction(W, d.svd(W, 6), MEAN),
+    "sampled_fit": lambda: d.sampled_fit(T, KRUSKAL, random_state=0),
+    "evbmf": lambda: d.evbmf(W),
+    "scree": lambda: d.scree(W, "svd"),
+}  # fmt: skip
+
+
+def values(result: Any) -> Any:
+    """Tensors and numbers of a result, to be compared bit for bit."""
+    if isinstance(result, d.Fit):
+        return values(result.factors), result.errors
+    if isinstance(result, Factors):
+        return {name: t.tolist() for name, t in result.tensors().items()}, str(result.dtype)
+    return result.tolist() if isinstance(result, Tensor) else repr(result)
+
+
+def test_every_public_decomposition_is_here() -> None:
+    covered = {name.split()[0] for name in CALLS} | {"cp"}
+    public = {n.removeprefix("fit_") for n in d.__all__ if n.islower() or n.startswith("fit_")}
+    assert public - covered == {
+        "evbmf_rank",
+        "mode_sizes",
+    }  # the one by evbmf, no floats in the other
+
+
+@pytest.mark.filterwarnings(f"ignore::{DegenerateWarning.__module__}.{DegenerateWarning.__name__}")
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_has_no_say(name: str) -> None:
+    plain = CALLS[name]()
+    with torch.autocast("cpu", torch.bfloat16):
+        under = CALLS[name]()
+        assert torch.is_autocast_enabled("cpu")
+        assert (seeded(4, 4) @ seeded(4, 4)).dtype == torch.bfloat16
+    assert values(under) == values(plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nor_where_a_graph_is_kept(dtype: torch.dtype) -> None:
+    """Nor in the forward of a layer of one's own, with an autocast of its own."""
+
+    class Loss(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype):
+                factors = d.cp(weight, 2, differentiable=True, random_state=0)
+            return factors.factors[0].square().sum() + factors.weights.sum()
+
+    weight = seeded(6, 5, 4).requires_grad_()
+    factors = d.cp(weight, 2, differentiable=True, random_state=0)
+    loss = factors.factors[0].square().sum() + factors.weights.sum()
+    (wanted,) = torch.autograd.grad(loss, weight)
+    (got,) = torch.autograd.grad(Loss()(weight), weight)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("method", ["svd", "cp", "tucker", "auto", "kron", "tt", "monarch"])
+def test_compress_has_none(method: str) -> None:
+    """Neither in calibration and held-out errors nor in the factors; what is exported is exact."""
+    model = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+    with torch.no_grad():
+        model[0].weight.copy_(W / 5)
+        model[2].weight.copy_(W.T / 5)
+    batches = [seeded(100, 24, seed=k) for k in range(3)]
+    options: dict[str, Any] = {"keep_params": 0.6, "calibration": batches, "affine": True}
+    plain, report = compress(model, method=method, **options)
+    stock = tensorlrf.export(plain).state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        small, told = compress(model, method=method, **options)
+        exported = tensorlrf.export(small).state_dict()
+        dense = tensorlrf.densify(small).state_dict()
+        assert torch.equal(small[0].factors.to_dense(), dense["0.weight"])
+    assert told == report
+    for a, b in zip(small.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(exported[name], stock[name]) for name in stock)
+
+
+@pytest.mark.parametrize("path", ["dense", "chain"])
+def test_a_layer_runs_under_autocast_as_torchs_do(path: str) -> None:
+    layer = factorize(nn.Linear(24, 24), "svd", 6)
+    layer.path_table = tensorlrf.ops.PathTable.single(path)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(X).dtype == torch.bfloat16
+        assert layer.weight.dtype == torch.float32
