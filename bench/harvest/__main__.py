@@ -28,6 +28,7 @@ from bench.harvest.process import Worker
 
 SINCE = time.monotonic()
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0  # s for the driver of the GPU to answer at all
 MOST_TOLD = 60  # lines of what was not done
 
 
@@ -59,17 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def has_gpu() -> bool:
     """Whether there is one; says so."""
-    return (
-        subprocess.run([sys.executable, ROOT / "bench" / "need_gpu.py"], check=False).returncode
-        == 0
-    )
+    asked = [sys.executable, str(ROOT / "bench" / "need_gpu.py")]
+    try:
+        return subprocess.run(asked, check=False, timeout=PATIENCE).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"the GPU did not answer within {PATIENCE:.0f} s", file=sys.stderr)
+        return False
 
 
 def start(phase: str, op: str) -> Worker:
     """The worker of a phase; all share one cache of compiled kernels."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": cache(), "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels"),
-                                                  os.environ.get("PYTHONPATH", "")))}  # fmt: skip
+    paths = (str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", ""))
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": cache(),
+        "TRITON_INTERPRET": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     return Worker([sys.executable, "-m", "bench.harvest.serve", phase], environment, str(ROOT))
 
 

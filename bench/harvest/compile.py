@@ -14,10 +14,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
+from importlib.util import find_spec
 from unittest import mock
 
 import torch
@@ -28,7 +28,7 @@ from bench.harvest.launches import compiled, recorded, seen
 from bench.harvest.serve import Tell
 from bench.kernel_cases import DEVICE
 from tensorlrf_kernels._chip import Chip, chip_of, known_chip
-from tensorlrf_kernels._launch import Call
+from tensorlrf_kernels._launch import Call, kernels_of
 
 KEPT = 3.0  # s of the phase, for the list of what was skipped
 FAILED = "does not compile"
@@ -40,10 +40,17 @@ def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
     run(chip_of(DEVICE), tell, time.monotonic() + seconds - KEPT)
 
 
+def prepare() -> None:
+    """The lists of cases and of problems, and what compiles."""
+    timing.cases()
+    tune.prepare()
+    for op in plan.OPS:
+        if find_spec(f"tensorlrf_kernels.{op}.kernel"):
+            kernels_of(op)
+
+
 def run(chip: Chip, tell: Tell, end: float, most: int = plan.MOST_COMPILED) -> None:
     """Compile until `end`, as of time.monotonic(), the first launches first."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["bench.harvest.launches", "triton.compiler"])
     counts: Counter[str] = Counter()
     waiting: dict[Future[tuple[float, str]], str] = {}
 
@@ -62,7 +69,8 @@ def run(chip: Chip, tell: Tell, end: float, most: int = plan.MOST_COMPILED) -> N
             how = FAILED if reason else "compiled"
             outcome(name, how, seconds=round(spent, 2), **({"reason": reason} if reason else {}))
 
-    with ProcessPoolExecutor(mp_context=context) as pool:
+    pool = tune.compilers()
+    try:
         for name, call, _ in listed(chip, tell, counts):
             if time.monotonic() > end:
                 outcome(_words(name, call), "skipped", reason="no time")
@@ -78,10 +86,12 @@ def run(chip: Chip, tell: Tell, end: float, most: int = plan.MOST_COMPILED) -> N
             outcome(name, "skipped", reason="no time")
         said = ", ".join(f"{n} {what}" for what, n in counts.items())
         tell({"row": {"kind": "launches", **counts, "say": f"launches: {said}"}})
-        compilers = list((pool._processes or {}).values())
+    finally:
+        tune.compilers.cache_clear()
+        processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for compiler in compilers if waiting else ():
-            compiler.kill()
+        for process in processes if waiting else ():
+            process.kill()
 
 
 def _words(name: str, call: Call) -> str:

@@ -25,9 +25,10 @@ from typing import Any
 
 from bench.harvest.journal import Journal
 from bench.harvest.plan import Phase, Task
-from bench.harvest.process import STUCK, Worker
+from bench.harvest.process import PATIENCE, STUCK, Worker
 
 RESERVE = 6.0  # s at the end, to kill what runs and to write the summary
+LEAST = 0.25  # s that a killed process is waited for, however late it is
 SPARE = 3  # processes that are started ahead of their first case: an import takes seconds
 Start = Callable[[str, str], Worker]
 """Phase and op to a worker."""
@@ -76,7 +77,8 @@ class Driver:
             )
             for phase in phases
         ]
-        self._last = self._since + seconds - scale * RESERVE
+        self._end_of_all = self._since + seconds
+        self._last = self._end_of_all - scale * RESERVE
         self._stopped = ""
         self._workers: dict[Place, Worker] = {}
         self._fresh: set[Place] = set()  # those that were asked nothing yet
@@ -102,6 +104,8 @@ class Driver:
             self._stopped = f"{type(reason).__name__} {reason}".strip()
             raise
         finally:
+            for worker in self._workers.values():
+                worker.strike()
             for place in list(self._running):
                 self._end(place, "cut off", self._stopped)
             for place in list(self._workers):
@@ -152,10 +156,14 @@ class Driver:
             self.prepare()
             limits = [end, *(running.limit for running in self._running.values())]
             self._listen(max(0.0, min(limits) - time.monotonic()))
+        own = [place for place in self._workers if place[0] == phase.name]
+        for place in own:
+            self._workers[place].strike()  # all of them, before the first is waited for
         for place in list(self._running):
             self._end(place, "cut off", self._stopped or "the phase's time was over")
-        for place in [p for p in self._workers if p[0] == phase.name]:
-            self._drop(place)
+        for place in own:
+            if place in self._workers:
+                self._drop(place)
         self._not_reached(phase.name)
         self._journal.summary(self.summary(running=True))
 
@@ -218,7 +226,7 @@ class Driver:
     def _drop(self, place: Place) -> str:
         """End a worker, after the last line that it wrote; returns how it ended."""
         worker = self._workers[place]
-        how = worker.kill()
+        how = worker.kill(max(LEAST, min(PATIENCE, self._end_of_all - time.monotonic())))
         for line in worker.lines()[0]:
             self._line(place, line)
         self._journal.log(worker.said()[0])

@@ -2,7 +2,7 @@
 
 Plain data, without torch: the driver starts at once, and what a case is, its worker knows. A
 further phase is one more entry of `phases`, and a module of its name in this folder with a function
-`handle(case, seconds, skip, tell)`.
+`handle(case, seconds, skip, tell)`, and perhaps one `prepare()`.
 """
 
 from __future__ import annotations
@@ -132,9 +132,10 @@ def phases(cores: int) -> tuple[Phase, ...]:
             "environment",
             15.0,
             (
-                *(Task("machine", name, 12.0) for name in ("machine", "ceilings", "shares")),
+                *(Task("machine", name, 12.0) for name in ("machine", "ceilings")),
                 # What waits for itself may wait for ever.
                 Task("barrier", "barrier", 6.0),
+                Task("machine", "shares", 12.0),
             ),
         ),
         Phase("compile", 55.0, (Task("compile", "launches", 55.0),)),

@@ -51,16 +51,19 @@ class Worker:
         """What has come on the other stream, and whether more may."""
         return _read(self.err)
 
-    def kill(self) -> str:
-        """End it and what it started; returns how it ended, in words."""
-        code = self._process.poll()
+    def strike(self) -> None:
+        """Have it end, and what it started, without waiting for that."""
+        self._process.poll()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def kill(self, patience: float = PATIENCE) -> str:
+        """End it and what it started; returns how it ended, in words."""
+        self.strike()
         try:
-            ended = self._process.wait(PATIENCE)
+            return _words(self._process.wait(patience))
         except subprocess.TimeoutExpired:
             return STUCK
-        return _words(ended if code is None else code)
 
     def close(self) -> None:
         """Close the pipes, from which all has been read."""

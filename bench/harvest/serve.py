@@ -2,7 +2,8 @@
 
     python -m bench.harvest.serve PHASE
 
-Lines come on the standard input, {"case": ..., "seconds": ..., "skip": [...]}, and go to the
+What a phase has in a function `prepare` is done before the first case is asked for. Lines come on
+the standard input, {"case": ..., "seconds": ..., "skip": [...]}, and go to the
 standard output: {"row": {...}} for every result, {"begin": ...} before a part, {"failed": ...}
 with the reason, and {"done": ...} at the end of a case. Whatever else is printed goes to the error
 stream. After an error that the GPU does not recover from the process ends itself.
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(line: dict[str, Any]) -> None:
         os.write(told, (json.dumps(line) + "\n").encode())
 
-    handle: Handle = importlib.import_module(f"bench.harvest.{phase}").handle
+    module = importlib.import_module(f"bench.harvest.{phase}")
+    handle: Handle = module.handle
+    try:
+        getattr(module, "prepare", _nothing)()
+    except Exception:  # what it was to prepare is done when it is needed, or fails there
+        traceback.print_exc()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -47,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return BROKEN
         tell({"done": request["case"]})
     return 0
+
+
+def _nothing() -> None:
+    """What most phases have to prepare."""
 
 
 def _sound() -> bool:

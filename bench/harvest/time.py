@@ -35,6 +35,11 @@ def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
         raise RuntimeError(f"library products ran in the place of {', '.join(fallbacks)}")
 
 
+def prepare() -> None:
+    """The list of cases."""
+    cases()
+
+
 def case_of(name: str) -> Case:
     """The case with the ways that are asked for; raises KeyError for a name that is none."""
     (timing,) = (timing for timing in TIMINGS if timing.case == name)

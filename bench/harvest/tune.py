@@ -17,7 +17,7 @@ from tensorlrf_kernels._launch import Asked, LaunchConfig
 from tensorlrf_kernels._tables import bucket, dtype_key
 from tensorlrf_kernels.tune import search, time_launch
 
-KEPT = 3.0  # s of a case's time that no launch may be begun in
+KEPT = 6.0  # s of a case's time that no launch may be begun in
 
 
 def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
@@ -37,7 +37,7 @@ def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
         return spent
 
     left = end - KEPT - time.monotonic()
-    found = search(op, "forward", problem, chip, measure, seconds=left, pool=_pool())
+    found = search(op, "forward", problem, chip, measure, seconds=left, pool=compilers())
     if found is None:
         raise LookupError(f"no kernel serves {case}")
     row = {
@@ -52,17 +52,28 @@ def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
     tell({"row": {**row, "say": f"{case}: {found}"}})
 
 
+def prepare() -> None:
+    """Compilers, and the list of problems."""
+    compilers().submit(int)
+    _problems()
+
+
 def problem_of(tuning: Tuning) -> tuple[str, Asked]:
     """Op and problem; raises LookupError where `bench.tune` has none of that bucket to tune."""
-    for op, direction, problem in problems():
+    for op, direction, problem in _problems():
         if (op, direction, bucket(problem)) == (tuning.op, "forward", tuning.bucket):
             return op, problem
     raise LookupError(f"no problem of {tuning}")
 
 
 @cache
-def _pool() -> ProcessPoolExecutor:
-    """Compilers, which have imported what they need before the first launch is asked for."""
+def _problems() -> list[tuple[str, str, Asked]]:
+    return list(problems())
+
+
+@cache
+def compilers() -> ProcessPoolExecutor:
+    """Processes that have imported what a compilation needs before the first is asked for."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["tensorlrf_kernels.tune", "triton.compiler"])
+    context.set_forkserver_preload(["bench.harvest.launches", "tensorlrf_kernels.tune"])
     return ProcessPoolExecutor(mp_context=context)

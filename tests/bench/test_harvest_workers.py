@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,17 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from bench import kernel_cases
-from bench.harvest import check, launches, plan, tune
-from bench.harvest import compile as compiling
+import tensorlrf_kernels.tune as searching
+from bench import constants, kernel_cases, shapes
+from bench.clock import Times
+from bench.harvest import check, environment, plan, tune
 from bench.harvest import time as timing
-from bench.harvest.__main__ import ROOT, ending
+from bench.harvest.__main__ import ROOT, ending, start
 from bench.harvest.check import CHECKS, Check
+from bench.harvest.driver import Driver
+from bench.harvest.journal import Journal, rows
+from bench.harvest.plan import Phase, Task
 from bench.kernel_cases import Case, Way
 from bench.report import Row
 from tensorlrf.ops._profile import H200 as PROFILE
 from tensorlrf_kernels import _launch
-from tensorlrf_kernels._chip import H200
 from tensorlrf_kernels._launch import LaunchConfig, Launched
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
@@ -134,67 +138,60 @@ def test_a_library_product_in_the_place_of_a_kernel_is_no_measurement_of_it(
     assert check.by_kernels() == {"ok": True, "library": [], "apart": []}
 
 
-# ---- launches -----------------------------------------------------------------------------------
-
-LISTED = {
-    "kron_linear ragged": {"forward", "backward"},
-    "lowrank_linear decode": {"decode", "backward"},
-    "blr_linear flagship": {"shrink", "expand", "panels"},
-    "cp_conv2d ragged": {"forward", "taps_backward"},
-    "tucker_conv2d ragged": {"forward"},
-    "mttkrp ragged": {"contract"},
-    "lowrank_embedding ragged": {"forward", "segments"},
-    "CP training": {"forward", "taps_backward"},
-    "training SwiGLU M=8192": {"prefill", "backward"},
-    "conv resnet50 64-64 3x3 at 56, batch 32": {"forward"},
-}
+# ---- the other phases, with numbers in the place of a GPU's ------------------------------------
 
 
-def test_the_launches_of_the_work_are_found_without_a_gpu() -> None:
-    needed = dict(compiling.needed(H200))
-    for op, shape in CHECKS:  # none compares the library with itself
-        assert needed[f"{op} {shape}"]()
-    for name, kernels in LISTED.items():
-        calls = needed[name]()
-        assert kernels <= {call.config.kernel for call in calls}, name
-        for call in calls:
-            assert not any(isinstance(value, torch.Tensor) for value in call.args.values())
-
-
-def test_convolutions_are_listed_with_the_images_that_they_have() -> None:
-    calls = dict(compiling.needed(H200))["conv resnet50 256-256 3x3 at 14, batch 32"]()
-    assert {(call.args["H"], call.args["W"]) for call in calls} == {(14, 14)}
-    assert {call.op for call in calls} == {"cp_conv2d", "tucker_conv2d"}
-
-
-def test_addresses_that_are_no_multiples_of_sixteen_are_known() -> None:
-    whole = launches._pointers({"x": torch.empty(64, dtype=torch.float16)})["x"]
-    part = launches._pointers({"x": torch.empty(64, dtype=torch.float16)[3:]})["x"]
-    assert (whole.data_ptr() % 16, part.data_ptr() % 16) == (0, 6)
-
-
-def test_nothing_pretends_any_more_afterwards() -> None:
-    with pytest.raises(ZeroDivisionError):
-        launches.recorded(lambda: 1 / 0, H200)
-    x = torch.ones(2)
-    assert x.device.type == "cpu"
-    assert type(x) is torch.Tensor
-    assert torch.cuda.is_available() or not hasattr(torch.cuda.current_device, "mock")
-
-
-def test_what_there_was_no_time_for_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = launches.recorded(lambda: check.check_of("mttkrp ragged").run(
-        *check.check_of("mttkrp ragged").operands()), H200)[0]  # fmt: skip
-    monkeypatch.setattr(
-        compiling, "listed", lambda *_: iter([("a case", call, "one"), ("a case", call, "two")])
-    )
+def rows_of(handle: Any, case: str) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
-    compiling.run(H200, told.append, end=0.0)
-    assert [line["row"].get("outcome") for line in told] == ["skipped", None]
-    assert told[0]["row"]["launch"].startswith("a case: mttkrp contract")
-    assert told[0]["row"]["reason"] == "no time"
-    compiling.run(H200, told.append, end=float("inf"), most=-1)
-    assert told[-2]["row"]["reason"] == "beyond the most"
+    handle(case, 9.0, (), told.append)
+    return [json.loads(json.dumps(line))["row"] for line in told]
+
+
+def test_times_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(kernel_cases, "profiled", lambda: PROFILE)
+    monkeypatch.setattr(
+        kernel_cases, "clock", lambda ways, seconds: dict.fromkeys(ways, Times(2e-6, 1e-6, 1e-6))
+    )
+    monkeypatch.setattr(shapes, "KERNEL_LAYERS", (("tiny", 96, 96),))
+    case = kernel_cases.linear_case("tiny", 96, 96, 8)
+    monkeypatch.setattr(timing, "case_of", lambda _: timing.narrowed(case, (32,)))
+    *timed, said = rows_of(timing.handle, "tiny")
+    assert [row["time"]["variant"] for row in timed] == ["dense", "chain r=32", "fused r=32"]
+    assert all(row["time"]["median_s"] == 1e-6 for row in timed)
+    assert timed[2]["time"]["info"]["error"] < 2e-2
+    assert said["say"].startswith("tiny 96x96, M=8: dense 1.0, chain r=32 1.0, fused r=32 1.0 us (")
+
+
+def test_the_fastest_launch_becomes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(tune, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(tune, "compilers", lambda: None)
+    monkeypatch.setattr(searching, "verdict", lambda *_: "")
+    monkeypatch.setattr(
+        tune, "time_launch", lambda op, direction, config, *_: 1e-6 * config.num_stages
+    )
+    *timed, best = rows_of(tune.handle, "kron_linear 8192x64x64x64x64x2")
+    assert best["kind"] == "tuned"
+    assert best["best_s"] == min(row["seconds"] for row in timed)
+    assert best["heuristic_s"] == timed[0]["seconds"]
+    assert best["timed"] == len(timed) > 3
+    assert LaunchConfig.from_json(best["launch"]).num_stages == 1
+    assert (best["bucket"], best["dtype"]) == ("8192x64x64x64x64x2", "bfloat16")
+
+
+def test_constants_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ceilings", lambda: {"bandwidth": lambda: 4.2e12})
+    monkeypatch.setattr(constants, "rate", lambda dtype: 7e14)
+    monkeypatch.setattr(constants, "shares", lambda dtype, found: {"library": found["bandwidth"]})
+    monkeypatch.setattr(constants, "barrier", lambda: 1e-6)
+    monkeypatch.setattr(environment, "machine", lambda _: {"device": "Tiny GPU"})
+    monkeypatch.setattr(environment, "driver", dict)
+    assert rows_of(environment.handle, "machine")[0]["machine"] == {"device": "Tiny GPU"}
+    found = [*rows_of(environment.handle, "ceilings"), *rows_of(environment.handle, "shares")]
+    values = {row["name"]: row["value"] for row in found if row["kind"] == "constant"}
+    assert values == {"bandwidth": 4.2e12, "rate_float16": 7e14, "library": 4.2e12}
+    assert rows_of(environment.handle, "barrier")[0]["value"] == 1e-6
 
 
 # ---- a worker's process -------------------------------------------------------------------------
@@ -271,6 +268,32 @@ def test_each_test_is_told_and_one_that_breaks_the_gpu_ends_the_process(tmp_path
     assert (code, outcomes) == (0, {"test_behind": "passed"})
 
 
+@pytest.mark.slow
+def test_the_real_workers_run_under_the_driver(tmp_path: Path) -> None:
+    """Where there is no GPU every case fails, with its reason, and the launches are compiled."""
+    journal = Journal(tmp_path)
+    phases = (
+        Phase("environment", 40.0, (Task("machine", "machine", 40.0),)),
+        Phase("check", 40.0, (Task("mttkrp", "mttkrp ragged", 40.0),)),
+        Phase("time", 40.0, (Task("kron", plan.TIMINGS[0].case, 40.0),)),
+        Phase("tune", 40.0, (Task("tune", str(plan.TUNINGS[0]), 40.0),)),
+        Phase("test", 60.0, (Task("0", "0/2", 40.0, again=1),)),
+    )
+    driver = Driver(phases, start, journal, seconds=220.0, say=print)
+    driver.run()
+    journal.close()
+    outcomes = {one["phase"]: one["outcome"] for one in driver.outcomes}
+    gpu = torch.cuda.is_available()
+    assert outcomes == dict.fromkeys(outcomes, "done" if gpu else "failed") | {"test": "done"}
+    found = list(rows(tmp_path))
+    assert {row["property"] for row in found if row["kind"] == "check"} >= {"forward", "graph"}
+    tests = [row for row in found if row["kind"] == "test"]
+    assert len(tests) > 20
+    if not gpu:
+        reasons = [one["reason"] for one in driver.outcomes if one["outcome"] == "failed"]
+        assert all(re.search("CUDA|cuda|GPU", reason) for reason in reasons), reasons
+
+
 # ---- the command --------------------------------------------------------------------------------
 
 
@@ -303,10 +326,10 @@ def test_the_end_of_what_is_printed_fits_what_is_kept_of_it() -> None:
 
 
 def test_a_case_in_one_line() -> None:
-    rows = [
+    timed = [
         Row("a case", "dense", 8e-6, 8e-6, 0),
         Row("a case", "fused", 2e-6, 2e-6, 0, {"floor_us": 1.5}),
     ]
-    assert timing.in_words(rows) == "a case: dense 8.0, fused 2.0 us (floor 1.5)"
+    assert timing.in_words(timed) == "a case: dense 8.0, fused 2.0 us (floor 1.5)"
     case = Case("a case", {n: Way(len, list, 1) for n in ("compiled dense", "chain", "fused r=64")})
     assert list(timing.narrowed(case, (32,)).ways) == ["chain"]
