@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 def is_channels_last(x: Tensor) -> bool:
     """Channels last and nothing else: with one channel or one pixel a tensor is both."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    # Not by is_contiguous(memory_format=...), which torch.vmap does not know.
+    return x.ndim == 4 and not x.is_contiguous() and x.permute(0, 2, 3, 1).is_contiguous()
 
 
 def pointwise(

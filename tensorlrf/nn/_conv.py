@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, unknown
@@ -98,6 +98,8 @@ class FactoredConvNd(FactoredLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, *size) to (B, out_channels, *size'), or both without B."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input)
         x = input
         path = self._path(x)
         if self._pad_ahead is not None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
@@ -58,6 +58,8 @@ class FactoredEmbedding(FactoredLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """(...) of int32 or int64 to (..., embedding_dim)."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input)
         if input.dtype not in (torch.int64, torch.int32):
             raise ArgumentError(
                 f"input has dtype {input.dtype}; indices are torch.int64 or torch.int32"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.nn._freezable import CHANNELS_LAST, Freezable, is_channels_last
 from tensorlrf.nn._weight import DenseWeight, refused_write
@@ -228,6 +228,17 @@ class FactoredLayer(Freezable, ABC):
         return self._path_table.lookup(self._rows(x))
 
     # ---- as a module ------------------------------------------------------------------------
+
+    def _traced(self, x: fx.Proxy) -> Any:
+        """What torch.fx records: one call of this layer, as of torch's own layers. A path is
+        chosen by shapes, which a symbolic input does not have."""
+        tracer: Any = x.tracer
+        if tracer.root is self:
+            raise UnsupportedError(
+                f"a {type(self).__name__} is one call in a graph of torch.fx, so it cannot be the "
+                "whole of it; trace a module that holds it, such as nn.Sequential(layer)"
+            )
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every .to(), .cuda(), .half(), .to_empty() comes through here.

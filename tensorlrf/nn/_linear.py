@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.factors import Factors
@@ -44,6 +44,8 @@ class FactoredLinear(FactoredLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input)
         x = input
         path = self._path(x)
         if path == "dense":

@@ -235,4 +235,4 @@ def _lying_as(y: Tensor, x: Tensor) -> Tensor:
 
 def is_channels_last(x: Tensor) -> bool:
     """Channels last and nothing else, for any number of axes."""
-    return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
