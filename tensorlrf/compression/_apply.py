@@ -16,6 +16,7 @@ from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
 from tensorlrf.compression._survey import ROOT, check_values, survey
+from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._batches import list_batches
 from tensorlrf.compression.calibration._batchnorm import (
     norms_of,
@@ -124,6 +125,7 @@ def apply(
     """
     fitting = Fitting(target, affine, batch_norm, holdout, rerun, random_state, progress)
     fitting.check()
+    model = uncompiled(model)
     # Parameters made in inference mode could not be trained.
     with torch.inference_mode(False), without_autocast():
         check_plan(model, plan)
@@ -189,6 +191,11 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                 f"{', '.join(found.places)} in the model"
             )
         if layer.method is not None:
+            if site.weight.is_meta:
+                raise ArgumentError(
+                    f"model: the weight of {layer.name} is on the meta device and has no values; a "
+                    "plan can be made there, but give apply the model with its weights"
+                )
             check_values(layer.name, site.weight)
     listed = {layer.name for layer in plan.layers}
     for name in there:

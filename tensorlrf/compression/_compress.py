@@ -13,6 +13,7 @@ from tensorlrf.compression._methods import Given
 from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import Report
 from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
@@ -98,6 +99,12 @@ def compress_(
     An error or Ctrl-C before that leaves the model as it was. Raises ArgumentError also where the
     model is itself the one layer to be replaced.
     """
+    given, model = model, uncompiled(model)
+    if model is not given and model is not getattr(given, "_orig_mod", None):
+        raise ArgumentError(
+            "model holds modules that torch.compile wrapped, which would go on with their old "
+            "layers; compile them after compress_, or use compress"
+        )
     small, report = compress(
         model,
         keep_params=keep_params,

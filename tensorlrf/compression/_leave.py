@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._copies import copy_of
@@ -57,6 +58,7 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
     """A deep copy in which `new(layer)` stands wherever a factored layer was."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    model = uncompiled(model)
     copies: dict[int, Any] = {}
     for name, module in model.named_modules():
         if not isinstance(module, FactoredLayer):

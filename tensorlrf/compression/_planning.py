@@ -14,6 +14,7 @@ from tensorlrf.compression._methods import Given, Method, as_method
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._ranks import Ladder, allocate
 from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
+from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.errors import ArgumentError, TensorlrfError
@@ -64,6 +65,7 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    model = uncompiled(model)
     _check_budget("keep_params", keep_params)
     _check_budget("error", error)
     if objective not in OBJECTIVES:
@@ -84,7 +86,9 @@ def plan(
         drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]
     for draft in drafts:
         if draft.method is not None:
-            check_values(draft.found.name, Site.of(draft.found.module).weight)
+            weight = Site.of(draft.found.module).weight
+            if not weight.is_meta:
+                check_values(draft.found.name, weight)
     return Plan(
         fingerprint(model),
         None if keep_params is None else float(keep_params),

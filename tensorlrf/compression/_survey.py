@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tensorlrf.compression._heads import REASON as HEAD
 from tensorlrf.compression._heads import heads_of
@@ -72,7 +73,7 @@ def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
     found = []
     for module, names in owners.items():
         glob = next((g for g in skip for n in names if _covers(g, n)), None)
-        reason = why_not(module)
+        reason = why_not(module, values=False)
         if not reason and module in tied:
             reason = f"shares its storage with {', '.join(tied[module])}"
         if not reason and module in read:
@@ -163,10 +164,12 @@ def _tied(owners: dict[nn.Module, list[str]]) -> dict[nn.Module, list[str]]:
     spans: dict[object, list[tuple[int, int, nn.Module, str]]] = {}
     for module, names in owners.items():
         for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if is_lazy(parameter) or parameter.is_meta or parameter.numel() == 0:
+            if is_lazy(parameter):
                 continue
-            key = (parameter.device, parameter.untyped_storage().data_ptr())
-            spans.setdefault(key, []).append((*_span(parameter), module, f"{names[0]}.{own}"))
+            for part in _plain_parts(parameter):
+                if not part.is_meta and part.numel():
+                    key = (part.device, part.untyped_storage().data_ptr())
+                    spans.setdefault(key, []).append((*_span(part), module, f"{names[0]}.{own}"))
     tied: dict[nn.Module, list[str]] = {}
     for group in spans.values():
         for k, (start, end, module, _) in enumerate(group):
@@ -176,6 +179,15 @@ def _tied(owners: dict[nn.Module, list[str]]) -> dict[nn.Module, list[str]]:
                     if name not in names:
                         names.append(name)
     return tied
+
+
+def _plain_parts(t: Tensor) -> Iterator[Tensor]:
+    """The tensors with storage that `t` is made of: of a subclass that wraps others, these."""
+    if not is_traceable_wrapper_subclass(t):
+        yield t
+        return
+    for name in t.__tensor_flatten__()[0]:
+        yield from _plain_parts(getattr(t, name))
 
 
 def _span(t: Tensor) -> tuple[int, int]:

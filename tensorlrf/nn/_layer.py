@@ -19,7 +19,9 @@ from tensorlrf.ops._fused import check_layer_path
 
 
 class FactoredLayer(Freezable, ABC):
-    """A layer whose weight is a factors object: one Parameter for each of its tensors.
+    """A layer whose weight is a factors object: one Parameter for each of its tensors. Those
+    without elements are buffers: data-parallel training waits for a gradient of every parameter,
+    and they never get one.
 
     The parameters are named as the format names its tensors, "left" or "core", with a dot as an
     underscore, "factors_0". They are copies: training the layer leaves the factors it was made of
@@ -41,7 +43,10 @@ class FactoredLayer(Freezable, ABC):
         self._meta = factors._context()
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
         for name, tensor in self._stored(factors).items():
-            self.register_parameter(self._names[name], _own(tensor))
+            if tensor.numel():
+                self.register_parameter(self._names[name], _own(tensor))
+            else:
+                self.register_buffer(self._names[name], tensor.detach().clone())
         self.register_parameter("bias", None if bias is None else _own(bias))
         self._device_type = factors.device.type
         self._home = (factors.device, factors.dtype)
@@ -331,7 +336,8 @@ def take_over(layer: FactoredLayer, like: Any) -> None:
     layer.stands_for = type(like).__name__
     layer.train(like.training)
     for attribute in layer._names.values():
-        layer.get_parameter(attribute).requires_grad_(like.weight.requires_grad)
+        if attribute in layer._parameters:
+            layer.get_parameter(attribute).requires_grad_(like.weight.requires_grad)
     if layer.bias is not None:
         layer.bias.requires_grad_(like.bias.requires_grad)
 

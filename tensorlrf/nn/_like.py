@@ -34,12 +34,13 @@ class Obstacle(NamedTuple):
     remedy: str = "; leave it dense"
 
 
-def why_not(module: nn.Module) -> str:
+def why_not(module: nn.Module, *, values: bool = True) -> str:
     """Why no factored layer can stand in for `module`, looking at nothing but the module itself.
 
-    Empty where one can. Rank, savings and what other modules do with it are not looked at.
+    Empty where one can. Rank, savings and what other modules do with it are not looked at. Without
+    `values` a weight on the meta device will do.
     """
-    return next((one.why for one in _obstacles(module)), "")
+    return next((one.why for one in _obstacles(module, values=values)), "")
 
 
 def plain_layer(module: nn.Module) -> Plain | None:
@@ -131,8 +132,22 @@ def _embedding_obstacles(module: nn.Module) -> Iterator[Obstacle]:
 
 
 def hooks_of(module: nn.Module) -> list[str]:
-    """The kinds of hooks that are registered on it."""
-    return [name[1:] for name in _HOOKS if getattr(module, name, None)]
+    """The kinds of hooks that are registered on it, but for those that do nothing there."""
+    return [
+        name[1:]
+        for name in _HOOKS
+        if any(not _is_leftover(module, name, h) for h in getattr(module, name, {}).values())
+    ]
+
+
+def _is_leftover(module: nn.Module, kind: str, hook: Any) -> bool:
+    """Whether it is one that weight_norm or spectral_norm of torch.nn.utils leaves behind when they
+    are removed: it only reads state dicts of the time before."""
+    if kind != "_load_state_dict_pre_hooks" or "weight" not in module._parameters:
+        return False
+    inner = getattr(hook, "hook", hook)  # torch wraps those that want the module
+    home = getattr(inner, "__module__", "")
+    return home.startswith("torch.nn.utils.") and not parametrize.is_parametrized(module)
 
 
 def _type_name(module: nn.Module) -> str:
@@ -164,6 +179,7 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
     yield from _own(module)
     weight = module._parameters.get("weight")
     yield from _weight(weight)
+    yield from _subclass("bias", module._parameters.get("bias"))
     if isinstance(plain, str):
         foreign = plain.startswith("subclass")
         remedy = (
@@ -216,16 +232,22 @@ def _more(module: nn.Module) -> Iterator[Obstacle]:
         )
 
 
+def _subclass(name: str, tensor: Tensor | None) -> Iterator[Obstacle]:
+    if type(tensor) not in (nn.Parameter, Tensor, type(None)):
+        yield Obstacle(
+            f"its {name} is a {type(tensor).__name__}, no ordinary tensor",
+            "; compress the model before it is sharded, quantised or wrapped",
+        )
+
+
 def _weight(weight: Tensor | None) -> Iterator[Obstacle]:
     """What factors can be made of: floating point, dense, an ordinary tensor."""
     if weight is None:
         yield Obstacle("has no weight")
         return
-    if type(weight) not in (nn.Parameter, Tensor):
-        yield Obstacle(
-            f"its weight is a {type(weight).__name__}, no ordinary tensor",
-            "; compress the model before it is sharded, quantised or wrapped",
-        )
+    wrapped = list(_subclass("weight", weight))
+    if wrapped:
+        yield from wrapped
         return
     dtype = str(weight.dtype).removeprefix("torch.")
     if weight.layout != torch.strided:

@@ -293,3 +293,13 @@ def test_a_plan_is_a_value() -> None:
     assert auto.rank is None
     assert auto.params_after is not None
     assert auto.params_after <= 0.55 * auto.params
+
+
+def test_a_plan_needs_no_values() -> None:
+    empty = net().to("meta")
+    made = plan(empty, keep_params=0.5)
+    assert made == plan(net(), keep_params=0.5)
+    small, _ = apply(net(), made, progress=False)
+    assert type(small.get_submodule("hidden")).__name__ == "FactoredLinear"
+    with pytest.raises(ArgumentError, match="is on the meta device and has no values"):
+        apply(empty, made)

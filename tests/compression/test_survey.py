@@ -13,10 +13,19 @@ from tensorlrf.compression import compress
 from tensorlrf.compression._survey import survey
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
+from tests.compression.wrapped import Wrapped
 
 
 class MyLinear(nn.Linear):
     """A subclass that may do anything."""
+
+
+def wrapped(name: str) -> nn.Module:
+    """A layer with a parameter of a class that wraps other tensors, and has no storage itself."""
+    layer = nn.Linear(32, 32)
+    inner = getattr(layer, name).detach()
+    layer.register_parameter(name, nn.Parameter(Wrapped(inner), requires_grad=False))
+    return layer
 
 
 def hooked(layer: nn.Module) -> nn.Module:
@@ -39,7 +48,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "patched": (lambda: patched(nn.Linear(32, 32)), "forward"),
     "lazy": (lambda: nn.LazyLinear(32), "lazy"),
     "lazy conv": (lambda: nn.LazyConv2d(32, 3), "lazy"),
-    "meta": (lambda: nn.Linear(32, 32, device="meta"), "meta"),
+    "tensor subclass": (lambda: wrapped("weight"), "its weight is a Wrapped, no ordinary tensor"),
+    "subclass bias": (lambda: wrapped("bias"), "its bias is a Wrapped, no ordinary tensor"),
     "complex": (lambda: nn.Linear(32, 32, dtype=torch.complex64), "complex64"),
     "one row": (lambda: nn.Linear(32, 1), "no factored form is smaller"),
     "norm": (lambda: nn.BatchNorm2d(32), "neither"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from tensorlrf.errors import UnsupportedError
-from tensorlrf.nn import FactoredConv2d, FactoredLinear
+from tensorlrf.nn import FactoredConv2d, FactoredLinear, factorize
 from tensorlrf.nn._like import check_layer, plain_layer, why_not
 from tests.nn.samples import random_factors
 
@@ -161,3 +162,34 @@ def test_the_kind_that_is_wanted_is_named() -> None:
         check_layer(nn.Linear(4, 5), nn.Conv2d, "layer")
     with pytest.raises(UnsupportedError, match=r"^like is a Conv1d; pass a torch\.nn\.Conv2d$"):
         FactoredConv2d.from_factors(random_factors("cp", (6, 4, 3, 3)), nn.Conv1d(4, 6, 3))
+
+
+def weight_norm_then(*, parametrised: bool) -> nn.Module:
+    layer = nn.Linear(4, 5)
+    if parametrised:
+        return parametrize.remove_parametrizations(parametrizations.weight_norm(layer), "weight")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.remove_weight_norm(nn.utils.weight_norm(layer))
+
+
+def spectral_norm_then(*, parametrised: bool) -> nn.Module:
+    layer = nn.Linear(4, 5)
+    if parametrised:
+        return parametrize.remove_parametrizations(parametrizations.spectral_norm(layer), "weight")
+    normed = nn.utils.spectral_norm(layer)
+    normed(torch.ones(1, 4))
+    return nn.utils.remove_spectral_norm(normed)
+
+
+@pytest.mark.parametrize("make", [weight_norm_then, spectral_norm_then])
+@pytest.mark.parametrize("parametrised", [True, False])
+def test_a_norm_that_was_removed_is_no_obstacle(
+    make: Callable[..., nn.Module], parametrised: bool
+) -> None:
+    layer = make(parametrised=parametrised)
+    assert why_not(layer) == ""
+    assert isinstance(factorize(layer, "svd", 1), FactoredLinear)
+    # A hook of the user's own beside what torch left behind counts.
+    layer.register_load_state_dict_pre_hook(lambda *_: None)
+    assert "load_state_dict_pre_hooks" in why_not(layer)

@@ -64,8 +64,9 @@ def _dense_shape(layer: FactoredLayer) -> tuple[int, ...]:
     """The shape of `layer.weight`, which is not computed."""
     probe: FactoredLayer = object.__new__(type(layer))
     vars(probe).update(vars(layer))
-    parameters = {k: None if p is None else p.to("meta") for k, p in layer._parameters.items()}
-    vars(probe)["_parameters"] = parameters
+    for of in ("_parameters", "_buffers"):
+        on_meta = {k: None if t is None else t.to("meta") for k, t in vars(layer)[of].items()}
+        vars(probe)[of] = on_meta
     return tuple(probe.weight.shape)
 
 

@@ -16,6 +16,7 @@ from tensorlrf._files._given import PathLike, as_device, as_path
 from tensorlrf._files._replace import check_target
 from tensorlrf._files._safetensors import opened
 from tensorlrf._files._sealed import checked, write_sealed
+from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.checkpoint._header import KEY, Header, parse
 from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack, pack_checkpoint
@@ -43,6 +44,7 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     from tensorlrf.compression.checkpoint import _folder
 
+    model = uncompiled(model)
     if _folder.is_for(model, path):
         _folder.save(model, as_path(path), overwrite=overwrite)
         return
@@ -74,6 +76,7 @@ def load(
     """
     if model is not None and not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    model = None if model is None else uncompiled(model)
     target = None if device is None else as_device(device)
     if os.path.isdir(as_path(path)):
         from tensorlrf.compression.checkpoint import _folder

@@ -101,15 +101,20 @@ def _like_factored(factors: Factors, bias: bool, like: nn.Module) -> FactoredLay
     old = tuple(like.factors.shape)
     if old != factors.shape or getattr(factors, "groups", 1) != getattr(like, "groups", 1):
         raise FileFormatError(f"factors of {factors.shape} cannot replace those of {old}")
-    grads = {name: like.get_parameter(a).requires_grad for name, a in like._names.items()}
+    grads = {
+        name: like.get_parameter(attribute).requires_grad
+        for name, attribute in like._names.items()
+        if attribute in like._parameters
+    }
     new_bias = _bias(factors, like, any(grads.values())) if bias else None
     layer: FactoredLayer = object.__new__(type(like))
     FactoredLayer.__init__(layer, factors, new_bias, like._find_paths(factors))
     for key, value in vars(like).items():
         vars(layer).setdefault(key, value)
     for name, attribute in layer._names.items():
-        wanted = grads.get(name, any(grads.values()))
-        layer.get_parameter(attribute).requires_grad_(wanted)
+        if attribute in layer._parameters:
+            wanted = grads.get(name, any(grads.values()))
+            layer.get_parameter(attribute).requires_grad_(wanted)
     if layer.bias is not None and new_bias is not None:
         layer.bias.requires_grad_(new_bias.requires_grad)
     layer.stands_for = like.stands_for

@@ -22,6 +22,7 @@ from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
 from tensorlrf.compression.checkpoint._places import (
     ATTRIBUTE,
+    BUFFER,
     LASTING,
     PARAMETER,
     Place,
@@ -138,9 +139,13 @@ class _Rebuild:
                 continue
             if key == "bias" and entry.bias is False:
                 raise self._wrong(name, "is of a layer without a bias")
-            stored = self.header.tensors[slot.tensor].dtype
-            if slot.at[name] not in (PARAMETER, None) or not TORCH_DTYPES[stored].is_floating_point:
-                raise self._wrong(name, f"is a {slot.at[name]} of dtype {stored}, of factors")
+            stored = self.header.tensors[slot.tensor]
+            # A tensor without elements is a buffer; versions up to 0.1 had it as a parameter.
+            fits = slot.at[name] in (PARAMETER, None) or (
+                slot.at[name] == BUFFER and 0 in stored.shape
+            )
+            if not fits or not TORCH_DTYPES[stored.dtype].is_floating_point:
+                raise self._wrong(name, f"is a {slot.at[name]} of dtype {stored.dtype}, of factors")
         if not entry.parts:
             raise self._wrong(place, "is a layer without factors")
 
@@ -152,7 +157,7 @@ class _Rebuild:
         attributes = {**layer._names, "bias": "bias"}
         values = {k: self._tensor(slot, device) for k, slot in named.items() if slot is not None}
         for key, value in values.items():
-            wanted = layer.get_parameter(attributes[key])
+            wanted = layer._tensor(attributes[key])
             name = joined(place, attributes[key])
             if self.header.architecture is None and value.numel() == wanted.numel():
                 # A checkpoint holds the factors themselves; layers keep some in another shape.
@@ -163,6 +168,9 @@ class _Rebuild:
                 )
             slot = named[key]
             assert slot is not None
+            if attributes[key] in layer._buffers:
+                layer._buffers[attributes[key]] = value
+                continue
             parameter = self._as_parameter(slot, value, wanted.requires_grad)
             layer._parameters[attributes[key]] = parameter
         layer._follow_device()
@@ -284,7 +292,7 @@ class _Rebuild:
     def _check_used(self, name: str) -> None:
         prefix, _, key = name.rpartition(".")
         layer = self.layers.get(prefix)
-        if layer is None or layer._parameters.get(key) is None:
+        if layer is None or {**layer._parameters, **layer._buffers}.get(key) is None:
             raise self._wrong(name, "is no tensor of the factored layer there")
 
     def _device_of(self, old: Tensor | None) -> torch.device:
