@@ -57,7 +57,7 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
         if isinstance(error, FileError):
             raise
         raise cannot_write(target, error, part) from error
-    sync_folder(target.parent, target)
+    sync_written(target)
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -98,12 +98,18 @@ def new_part(folder: Path, name: str, *, as_folder: bool = False) -> tuple[Path,
     """(a new file or folder for what will be `name`, an open file of it that is locked)."""
     while True:
         part = folder / f"{_stem(name)}{secrets.token_hex(4)}.part"
+        # One who sweeps may see it before it is locked, and take it away.
         if as_folder:
             os.mkdir(part)
-            lock = os.open(part, os.O_RDONLY)
+            try:
+                lock = os.open(part, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                os.rmdir(part)
+                raise
         else:
             lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        # One who sweeps may have seen it before it was locked.
         if _locks.take(lock) is not False and _locks.is_at(lock, part):
             return part, lock
         os.close(lock)
@@ -199,20 +205,28 @@ def _keep_mode(target: Path, lock: int) -> None:
             os.fchmod(lock, stat.S_IMODE(old.st_mode) & 0o777)
 
 
-def sync_folder(folder: Path, target: Path) -> None:
-    """Have the names in a folder on the disk, where the system does that. Raises FileError."""
+def sync_written(target: Path) -> None:
+    """Have the name of what was written on the disk. Raises FileError that says it is there."""
+    try:
+        sync_names(target.parent)
+    except OSError as error:
+        raise FileError(
+            f"path={os.fspath(target)!r} is written, but whether it would outlive a loss of power "
+            f"is not known: {error}"
+        ) from error
+
+
+def sync_names(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system does that."""
     try:
         file = os.open(folder, os.O_RDONLY)
-    except OSError:  # a folder that may be written to and not be read, or Windows
+    except OSError:  # a folder that may be written to and not be read
         return
     try:
         os.fsync(file)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS):
-            raise FileError(
-                f"path={os.fspath(target)!r} is written, but whether it would outlive a loss of "
-                f"power is not known: {error}"
-            ) from error
+            raise
     finally:
         os.close(file)
 

@@ -11,7 +11,7 @@ import typer
 from tensorlrf.cli._compress import compress
 from tensorlrf.cli._decompose import decompose
 from tensorlrf.cli._inspect import inspect
-from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, refuse
+from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, ending_cleanly, refuse
 
 app = typer.Typer(
     name="tensorlrf",
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     given = None if arguments is None else list(arguments)
     try:
-        code = command.main(args=given, prog_name="tensorlrf", standalone_mode=False)
+        with ending_cleanly():
+            code = command.main(args=given, prog_name="tensorlrf", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:

@@ -122,7 +122,7 @@ def compress(
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
-    with guard(debug):
+    with guard(debug, target):
         options = _Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
             max_batches, dtype, seed,
@@ -244,7 +244,7 @@ def _folder_job(options: _Options) -> _Job:
 
     def write(small: nn.Module) -> None:
         assert options.target is not None
-        write_model(small, options.source, options.target)
+        write_model(small, options.source, options.target, options.force)
 
     return _Job(model, batches, lambda plan: plan, write)
 

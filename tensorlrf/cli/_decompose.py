@@ -70,7 +70,7 @@ def decompose(
       tensorlrf decompose net.safetensors --name conv1.weight --method tucker --modes 0,1 \\
                 --error .05 -o factors.safetensors
     """
-    with guard(debug):
+    with guard(debug, target):
         check_file(target, tensor, force)
         given = read_tensor(tensor, name)
         start = time.perf_counter()

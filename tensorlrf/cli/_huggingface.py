@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf._files._replace import cannot_write
+from tensorlrf._files._folder import filling
 from tensorlrf.cli._outcome import one_line, warn
-from tensorlrf.cli._targets import new_folder
-from tensorlrf.compression import save
 from tensorlrf.compression.calibration._draws import OwnDraws
-from tensorlrf.compression.checkpoint._folder import CONFIG, GENERATION, TENSORS
+from tensorlrf.compression.checkpoint._folder import CONFIG, FILES, TENSORS, write_files
 from tensorlrf.errors import (
     ArgumentError,
-    FileError,
     FileFormatError,
     MissingExtraError,
     UnsupportedError,
@@ -104,24 +101,19 @@ def read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def write_model(model: nn.Module, source: Path, target: Path) -> None:
+def write_model(model: nn.Module, source: Path, target: Path, overwrite: bool) -> None:
     """A folder for `tensorlrf.load`, with all small files of the source, all or nothing.
 
-    Raises FileError where the system refuses.
+    What was in it goes. Raises FileError where the system refuses.
     """
     others = list(_others(source))
-    try:
-        with new_folder(target) as fresh:
-            save(model, fresh)
-            for file in others:
-                copy = fresh / file.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                if not copy.exists():
-                    shutil.copyfile(file, copy)
-    except OSError as error:
-        # By the name that the user knows, not that of the temporary folder.
-        cause = error.__cause__ if isinstance(error, FileError) else None
-        raise cannot_write(target, cause if isinstance(cause, Exception) else error) from error
+    with filling(target, overwrite=overwrite) as fresh:
+        write_files(model, fresh)
+        for file in others:
+            copy = fresh / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.exists():
+                shutil.copyfile(file, copy)
 
 
 def _others(source: Path) -> Iterator[Path]:
@@ -130,7 +122,7 @@ def _others(source: Path) -> Iterator[Path]:
     for file in sorted(source.rglob("*")):
         inside = file.relative_to(source)
         hidden = any(part.startswith(".") for part in inside.parts)
-        if not file.is_file() or hidden or str(inside) in (CONFIG, GENERATION, TENSORS):
+        if not file.is_file() or hidden or str(inside) in FILES:
             continue
         if not file.name.endswith(WEIGHTS) or any(p in parts for p in inside.parents):
             yield file

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import typer
 
+from tensorlrf._files._folder import put_right
+from tensorlrf.compression.checkpoint._folder import TENSORS
 from tensorlrf.errors import TensorlrfError, TensorlrfWarning
 
 REFUSED = 2
@@ -56,20 +62,55 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+class Ended(KeyboardInterrupt):
+    """The system asks the program to end, by a signal other than that of Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
 @contextmanager
-def guard(debug: bool) -> Iterator[None]:
+def ending_cleanly() -> Iterator[None]:
+    """What ends the program, a terminal that closes too, is raised: so it cleans up."""
+
+    def end(number: int, _: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # once is enough
+        raise Ended(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # Who ignores one, as nohup does, or has a handler, is to be left with it.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def guard(debug: bool, target: Path | None = None) -> Iterator[None]:
     """Turn what a command raises into a line and an exit code; with `debug` the traceback too.
 
-    Warnings of tensorlrf become a line each; those of others are shown as Python does.
+    Warnings of tensorlrf become a line each; those of others are shown as Python does. `target` is
+    what the command writes.
     """
+    before = _seen(target)
     try:
         with _our_warnings():
             yield
     except (typer.Exit, BrokenPipeError):
         raise
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        written = target is not None and _seen(target) != before
+        what = f"{target} is written" if written else "nothing was written"
+        typer.echo(f"interrupted; {what}", err=True)
+        raise typer.Exit(stop.code if isinstance(stop, Ended) else INTERRUPTED) from None
     except (TensorlrfError, OSError) as error:
         _trace(debug)
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
@@ -82,6 +123,21 @@ def guard(debug: bool) -> Iterator[None]:
         where = "" if debug else "; --debug shows where"
         refuse(f"{type(error).__name__}: {error} (this should not happen{where})")
         raise typer.Exit(UNEXPECTED) from None
+
+
+def _seen(target: Path | None) -> object:
+    """What tells one writing of a file, or of the model in a folder, from the next."""
+    if target is None:
+        return None
+    with suppress(OSError):  # told by the command itself
+        put_right(target)
+    for path in (target / TENSORS, target):
+        try:
+            found = os.lstat(path)
+        except OSError:
+            continue
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _trace(debug: bool) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from tensorlrf._files._folder import present, put_right
 from tensorlrf.compression.checkpoint._folder import TENSORS
 from tensorlrf.errors import FileError
 
@@ -38,7 +35,8 @@ def check_folder(target: Path, source: Path, force: bool) -> None:
     if new == old or old in new.parents or new in old.parents:
         raise FileError(f"-o {target} and the source {source} lie in each other; give another name")
     _check_parent(new)
-    if not target.is_dir() or not any(target.iterdir()):
+    put_right(target)
+    if not present(target):
         return
     if not (target / TENSORS).is_file():
         raise FileError(
@@ -47,32 +45,6 @@ def check_folder(target: Path, source: Path, force: bool) -> None:
         )
     if not force:
         raise FileError(f"-o {target} exists; give another name, or --force to replace it")
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, to fill; it becomes `target` at the end, all or nothing.
-
-    What was there before goes only when the new one is complete.
-    """
-    target = target.resolve()
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    old = fresh.with_suffix(".old")
-    try:
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            os.rename(target, old)
-        try:
-            os.rename(fresh, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_parent(target: Path) -> None:

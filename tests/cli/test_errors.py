@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 import tensorlrf
 from tensorlrf import decomposition
-from tensorlrf.cli import _compress
+from tensorlrf.cli import _compress, _inspect
 from tensorlrf.errors import TensorlrfWarning
 from tests.cli.calls import Program, cnn, listing, save_state
 
@@ -180,6 +181,60 @@ def test_ctrl_c_leaves_nothing(
     monkeypatch.setattr(os, "fsync", interrupted)
     assert program("compress", source, *target, *HALF).code == 130
     assert listing(tmp_path) == {"net.safetensors"}
+
+
+@pytest.mark.parametrize("word", ["SIGTERM", "SIGHUP"])
+def test_what_ends_the_program_cleans_up(
+    word: str, source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = signal.Signals[word]
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+    def end(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # asked twice, it still cleans up
+
+    given = ("compress", source, "-o", tmp_path / "small.safetensors", *HALF)
+    for module, call in ((_compress, "apply"), (os, "fsync")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, call, end)
+            assert program(*given) == (128 + number, "", "interrupted; nothing was written\n")
+        assert listing(tmp_path) == {"net.safetensors"}
+        assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_so(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _inspect._report
+
+    def asked(*given: Any) -> object:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return real(*given)
+
+    monkeypatch.setattr(_inspect, "_report", asked)
+    np.save(tmp_path / "k.npy", np.eye(4))
+    target = tmp_path / "f.safetensors"
+    program("decompose", tmp_path / "k.npy", "--rank", 1, "-o", target)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert program("inspect", target).code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interruption_after_the_writing_says_so(
+    source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_compress, "show", interrupted)
+    target = tmp_path / "small.safetensors"
+    given = ("compress", source, "-o", target, *HALF)
+    for more in ((), ("--force",)):
+        assert program(*given, *more) == (130, "", f"interrupted; {target} is written\n")
+        tensorlrf.load(target, cnn())
 
 
 def test_a_traceback_only_with_debug(tmp_path: Path, program: Program) -> None:

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import tensorlrf
-from tensorlrf.cli._huggingface import read_model, read_tokenizer
+from tensorlrf._files._replace import new_part
+from tensorlrf.cli._huggingface import read_model, read_tokenizer, write_model
 from tensorlrf.cli._texts import batches_of, read_texts
 from tensorlrf.nn import FactoredLayer
 from tests.cli.calls import Program, listing
 from tests.cli.folders import bert_folder, gpt2_folder, llama_folder, text_file
 from tests.compression.saved import equal, same
+from tests.files.kills import killed
 
 HALF = ("--keep-params", 0.5)
 SMALL = ("--tokens", 32, "--batch-size", 4)
@@ -186,6 +188,55 @@ def test_a_rename_that_fails_leaves_the_old_folder(
     assert "Input/output error" in program(*given, "--force").error
     assert listing(tmp_path) == files
     tensorlrf.load(target)
+
+
+def test_a_kill_never_loses_the_old_folder(
+    made: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    target = tmp_path / "small"
+    given = ("compress", made / "bert", "-o", target)
+    assert program(*given, *HALF).code == 0
+    old = tensorlrf.load(target)
+    shutil.copytree(target, tmp_path / "old")
+    names = listing(target)
+    assert program(*given, "--keep-params", 0.3, "--force").code == 0
+    new = tensorlrf.load(target)
+
+    def prepare() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", target)
+        (target / "more").mkdir()
+
+    seen = []
+    for _ in killed(prepare, lambda: write_model(new, made / "bert", target, True), every=11):
+        again = tensorlrf.load(target)
+        seen.append(same(again, new))
+        assert seen[-1] or same(again, old)
+        assert {name for name in listing(target) if ".tensorlrf." not in name} in (
+            names, {*names, "more"},
+        )  # fmt: skip
+    assert set(seen) == {True, False}
+    assert program(*given, "--keep-params", 0.3, "--force").code == 0
+    assert listing(target) == names
+    assert listing(tmp_path) == {
+        f"{folder}/{name}" for folder in ("small", "old") for name in names
+    } | {"small", "old"}
+
+
+def test_a_kill_in_an_empty_folder_is_not_in_the_way(
+    made: Path, tmp_path: Path, program: Program
+) -> None:
+    target = tmp_path / "small"
+    target.mkdir()
+    given = ("compress", made / "bert", "-o", target, *HALF)
+    _, lock = new_part(target, "tensorlrf", as_folder=True)
+    os.close(lock)
+    _, lock = new_part(tmp_path, "small", as_folder=True)
+    os.close(lock)
+    assert program(*given).code == 0
+    assert listing(tmp_path) == {"small", *(f"small/{name}" for name in listing(target))}
+    assert not [name for name in listing(target) if name.startswith(".")]
 
 
 def test_folders_that_are_not_ours_are_never_replaced(

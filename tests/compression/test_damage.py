@@ -72,7 +72,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(
 ) -> None:
     whole = file.read_bytes()
     head = 8 + struct.unpack("<Q", whole[:8])[0]
-    at = [*range(64), *range(64, head, 23), *range(head, len(whole), 97)]
+    at = [*range(16), *range(16, head, 97), *range(head, len(whole), 197)]
     path = tmp_path / "flipped"
     path.write_bytes(whole)
     with open(path, "r+b", buffering=0) as flipped:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,18 @@ import pytest
 import torch
 from torch import nn
 
+from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._file import load, save
+from tensorlrf.compression.checkpoint._folder import FILES
 from tensorlrf.compression.checkpoint._inspect import inspect
+from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredHFConv1D, FactoredLinear
 from tests.compression.saved import equal, same
+from tests.files.kills import content, killed, quick_disk, refused
+
+__all__ = ["quick_disk"]
 
 transformers: Any = importlib.import_module("transformers")
 
@@ -126,6 +134,71 @@ def test_other_files_of_a_folder_stay(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertModel"]
 
 
+def test_a_generation_config_goes_with_its_model(tmp_path: Path) -> None:
+    save(factored(llama()), tmp_path / "new")
+    assert (tmp_path / "new" / "generation_config.json").exists()
+    save(factored(bert()), tmp_path / "new", overwrite=True)
+    assert set(os.listdir(tmp_path / "new")) == {"config.json", "tensorlrf.safetensors"}
+    assert same(load(tmp_path / "new"), load(tmp_path / "new"))
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_a_kill_leaves_the_old_model_or_the_new(tmp_path: Path) -> None:
+    one, two = factored(bert()), factored(llama())
+    save(one, tmp_path / "one")
+    (tmp_path / "one" / "tokenizer.json").write_text("{}")
+    folder = tmp_path / "models" / "m"
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "one", folder)
+
+    seen = []
+    for _ in killed(prepare, lambda: save(two, folder, overwrite=True), every=5):
+        again = load(folder)
+        seen.append(same(again, two))
+        assert seen[-1] or same(again, one)
+        assert inspect(folder, verify=True).layers
+        save(two, folder, overwrite=True)
+        assert set(os.listdir(folder)) == {*FILES, "tokenizer.json"}
+    assert set(seen) == {True, False}
+    assert os.listdir(folder.parent) == ["m"]
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_a_full_disk_leaves_the_old_model_and_says_so(tmp_path: Path) -> None:
+    one, two = factored(bert()), factored(llama())
+    folder = tmp_path / "m"
+    save(one, folder)
+    before = content(folder)
+
+    def prepare() -> None:
+        if content(folder) != before:
+            save(one, folder, overwrite=True)
+
+    for error in refused(prepare, lambda: save(two, folder, overwrite=True), errno.ENOSPC, False):
+        assert isinstance(error, FileError)
+        assert "is as it was" in str(error) or "is written, but" in str(error)
+        assert content(folder) == before or same(load(folder), two)
+    assert same(load(folder), two)
+
+
+def test_two_who_save_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = factored(bert()), factored(llama())
+
+    def slow(model: nn.Module) -> Any:
+        packed = pack(model)
+        if model is one:
+            save(two, tmp_path / "m")  # while the other is at it
+        return packed
+
+    monkeypatch.setattr(_folder, "pack", slow)
+    with pytest.raises(FileError, match="exists"):
+        save(one, tmp_path / "m")
+    assert same(load(tmp_path / "m"), two)
+    assert set(os.listdir(tmp_path / "m")) == set(FILES)
+
+
 def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = factored(bert())
 
@@ -135,7 +208,7 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(FileError, match="No space left"):
         save(model, tmp_path / "new")
-    with pytest.raises(FileError, match="cannot be written"):
+    with pytest.raises(FileError, match="missing"):
         save(model, tmp_path / "nowhere" / "new")
     assert list(tmp_path.iterdir()) == []
 

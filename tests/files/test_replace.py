@@ -132,7 +132,7 @@ def test_the_mode_of_what_is_replaced_stays(old: int, tmp_path: Path) -> None:
 
 def race(path: Path, writers: int) -> list[str]:
     """Texts of those who were told that they wrote."""
-    start, told = threading.Barrier(writers), list[str]()
+    start, told = threading.Barrier(writers, timeout=20), list[str]()
 
     def run(k: int) -> None:
         try:

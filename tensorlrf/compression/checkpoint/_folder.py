@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorlrf._files._folder import filling, put_right
 from tensorlrf._files._given import PathLike
-from tensorlrf._files._replace import cannot_write, check_target, replacing
-from tensorlrf._files._sealed import write_sealed
+from tensorlrf._files._safetensors import write
 from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint import _file
 from tensorlrf.compression.checkpoint._header import KEY
@@ -21,6 +21,7 @@ from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 
 TENSORS, CONFIG, GENERATION = "tensorlrf.safetensors", "config.json", "generation_config.json"
+FILES = (TENSORS, CONFIG, GENERATION)
 
 
 def is_for(model: nn.Module, path: PathLike) -> bool:
@@ -31,43 +32,25 @@ def is_for(model: nn.Module, path: PathLike) -> bool:
 
 
 def save(model: Any, path: Path, *, overwrite: bool) -> None:
-    """Write the tensors and the configuration into a folder, which is made where it is missing."""
-    texts = {CONFIG: _config(model)}
+    """Put the tensors and the configuration into a folder, which is made where it is missing."""
+    with filling(path, names=FILES, overwrite=overwrite) as folder:
+        write_files(model, folder)
+
+
+def write_files(model: Any, folder: Path) -> None:
+    """Write the tensors and the configuration, to a folder that nobody sees yet."""
+    tensors, header = pack(model)
+    write(folder / TENSORS, tensors, {KEY: header.to_text()})
+    (folder / CONFIG).write_text(_config(model), encoding="utf-8")
     generation = getattr(model, "generation_config", None)
     if generation is not None:
-        texts[GENERATION] = generation.to_json_string()
-    if path.exists() and not path.is_dir():
-        raise FileError(f"path={os.fspath(path)!r} is a file; give the name of a folder")
-    for name in (TENSORS, *texts) if path.exists() else ():
-        check_target(path / name, overwrite)
-    tensors, header = pack(model)
-    made = not path.exists()
-    written: list[Path] = []
-    try:
-        path.mkdir(exist_ok=True)
-        fresh = not (path / TENSORS).exists()
-        write_sealed(path / TENSORS, KEY, header.to_text(), tensors, overwrite=overwrite)
-        if fresh:
-            written.append(path / TENSORS)
-        for name, text in texts.items():
-            fresh = not (path / name).exists()
-            with replacing(path / name, overwrite=overwrite) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            if fresh:
-                written.append(path / name)
-    except OSError as error:
-        for one in written:
-            one.unlink(missing_ok=True)
-        if made and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        if isinstance(error, FileError):
-            raise
-        raise cannot_write(path, error) from error
+        (folder / GENERATION).write_text(generation.to_json_string(), encoding="utf-8")
 
 
 def load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
     """The model of a folder, in eval mode with its generation config."""
     name = os.fspath(path)
+    put_right(path)
     if not (path / TENSORS).is_file():
         raise FileError(
             f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorlrf._files._given import PathLike
+from tensorlrf._files._folder import put_right
+from tensorlrf._files._given import PathLike, as_path
 from tensorlrf._files._sealed import Stored
 from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._architecture import digest
@@ -130,9 +131,11 @@ def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
     Raises FileError where there is nothing to read, FileFormatError where the file is damaged,
     from a later version, or none of ours.
     """
-    target = Path(path)
-    if target.is_dir() and (target / _folder.TENSORS).exists():
-        target = target / _folder.TENSORS
+    target = as_path(path)
+    if target.is_dir():
+        put_right(target)
+        if (target / _folder.TENSORS).exists():
+            target = target / _folder.TENSORS
     with reading(target) as file:
         for name in file.header.tensors if verify else ():
             file.tensor(name)

@@ -1,0 +1,113 @@
+"""What becomes of files when the process is killed, or the system refuses, at every single call."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import itertools
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+CALLS: list[tuple[Any, str]] = [
+    *((os, name) for name in ("open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "chmod")),
+    *((os, name) for name in ("fchmod", "rename", "replace", "link", "unlink", "rmdir")),
+    *((builtins, "open"), (io, "open")),
+]
+
+
+def killed(prepare: Callable[[], None], act: Callable[[], None], every: int = 1) -> Iterator[int]:
+    """For each n: `act` in a process that is killed before its call n, after `prepare` here.
+
+    Ends when `act` came to its end.
+    """
+    for n in itertools.count(step=every):
+        prepare()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads; the child has one
+            child = os.fork()
+        if child == 0:
+            _until_killed(act, n)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL), n
+        if status == 0:
+            return
+        yield n
+
+
+def _until_killed(act: Callable[[], None], n: int) -> NoReturn:
+    count = itertools.count()
+
+    def die() -> None:
+        if next(count) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        for module, name in CALLS:
+            setattr(module, name, _with(die, getattr(module, name)))
+        act()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def refused(
+    prepare: Callable[[], None], act: Callable[[], None], code: int, for_good: bool
+) -> Iterator[OSError]:
+    """For each n: what `act` raised where call n, and for good all that follow, fail with `code`.
+
+    Ends when `act` came to its end without meeting the failure.
+    """
+    for n in itertools.count():
+        prepare()
+        count = itertools.count()
+        met = False
+
+        def fail(count: Iterator[int] = count, n: int = n) -> None:
+            nonlocal met
+            k = next(count)
+            if k == n or (for_good and k > n):
+                met = True
+                raise OSError(code, os.strerror(code))
+
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name in CALLS:
+                patch.setattr(module, name, _with(fail, getattr(module, name)))
+            try:
+                act()
+                caught = None
+            except OSError as error:
+                caught = error
+        if caught is not None:
+            yield caught
+        elif not met:
+            return
+
+
+REFUSALS = [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EACCES, True), (errno.EIO, False)]
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk: a kill of the process loses nothing that the system was given."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files in it, hidden ones too."""
+    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _with(first: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*given: Any, **named: Any) -> Any:
+        first()
+        return call(*given, **named)
+
+    return both
