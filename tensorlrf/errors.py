@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 
 class TensorlrfError(Exception):
@@ -60,16 +64,46 @@ class CalibrationWarning(TensorlrfWarning):
     """Calibration is too thin, or does not reach a layer."""
 
 
-_WITHIN = (os.path.dirname(__file__) + os.sep, contextlib.__file__)
-"""Files of this package, and of the contexts that decorate its functions."""
+_WITHIN = (os.path.dirname(__file__) + os.sep, contextlib.__file__, threading.__file__)
+"""Files of this package, of the contexts that decorate its functions, and of its threads."""
+
+Line = tuple[str, int, dict[Any, Any]]
+"""A file, a number in it, and what its module has been warned of."""
+
+
+class _Thread(threading.local):
+    line: Line | None = None
+
+
+_here = _Thread()
 
 
 def warn(message: str, category: type[TensorlrfWarning]) -> None:
-    """Warn of the first line outside of this package that led here."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_WITHIN):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    """Warn of the first line outside of this package that led here, in whichever thread."""
+    filename, line, warned = users_line()
+    warnings.warn_explicit(message, category, filename, line, registry=warned)
+
+
+def users_line() -> Line:
+    """The first line outside of this package among the callers; in a thread of ours, the line that
+    it works for."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_WITHIN):
+        frame = frame.f_back
+    if frame is None:
+        return _here.line or (__file__, 1, {})
+    warned = frame.f_globals.setdefault("__warningregistry__", {})
+    return frame.f_code.co_filename, frame.f_lineno, warned
+
+
+@contextlib.contextmanager
+def on_behalf_of(line: Line) -> Iterator[None]:
+    """Tell a thread of ours which of the user's lines it works for."""
+    _here.line = line
+    try:
+        yield
+    finally:
+        _here.line = None
 
 
 def unknown(argument: str, value: object, valid: list[str] | tuple[str, ...]) -> ArgumentError:

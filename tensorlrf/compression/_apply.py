@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,13 +33,18 @@ from tensorlrf.compression.calibration._calibrate import (
     record,
 )
 from tensorlrf.compression.calibration._outputs import model_error
-from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._side_by_side import side_by_side
+from tensorlrf.decomposition._threads import problem
 from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown, warn
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.nn import factored_type
 from tensorlrf.nn._copies import copy_of, replica
+
+ROOM = 1 << 30
+"""Bytes that layers may take which are factored side by side, of one layer at the least."""
 
 TARGETS = ("original", "prefix", "independent")
 
@@ -238,6 +244,7 @@ class _Work:
         self.done: dict[str, Factored] = {}
         self.error: float | None = None
         self.lent: set[str] = set()
+        self.advance: Callable[[str], None] = lambda name: None
         self.options = Options(fitting.affine, fitting.random_state)
 
     @property
@@ -252,33 +259,49 @@ class _Work:
         factors stand for, so that later layers see what the earlier ones will deliver.
         """
         with progress_bar("compress", len(self.names), self.fitting.progress) as advance:
-
-            def take(name: str, seen: Seen | None) -> None:
-                row = self.rows[name]
-                site = site_at(self.model, name)
-                assert row.method is not None
-                try:
-                    done = factor(name, site, row.method, seen, self.options)
-                except TensorlrfError as error:
-                    error.add_note(f"while factoring {name}")
-                    raise
-                advance(name)
-                if done.factors.n_params >= site.weight.numel() and not chosen_rank(row.method):
-                    within = row.method.error
-                    of = f"within error={within:g}" if within is not None else "of its share"
-                    self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")
-                    return
-                self.done[name] = done
-                if seen is not None and self.fitting.target != "independent":
-                    self._deliver(name, done)
-
+            self.advance = advance
             if self.data is not None:
-                self._calibrate(take)
-            for name in self.names:
-                if name not in self.done:
-                    take(name, None)
+                self._calibrate()
+            self._take([(name, None) for name in self.names if name not in self.done])
 
-    def _calibrate(self, take: Any) -> None:
+    def _take(self, layers: Sequence[tuple[str, Seen | None]]) -> None:
+        """Factor layers of which none waits for another, side by side where memory allows."""
+        sites = [site_at(self.model, name) for name, _ in layers]
+        # A generator that is handed from one layer to the next sets their order.
+        alone = isinstance(self.options.random_state, torch.Generator) or any(
+            site.device.type != "cpu" for site in sites
+        )
+        calls = [partial(self._factored, name, seen) for name, seen in layers]
+        sizes = [_bytes_to_factor(site) for site in sites]
+        with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
+            for (name, seen), done in zip(layers, results, strict=True):
+                self._settle(name, seen, done)
+
+    def _factored(self, name: str, seen: Seen | None) -> Factored:
+        method = self.rows[name].method
+        assert method is not None
+        site = site_at(self.model, name)
+        try:
+            with problem(max(site.weight.numel(), 0 if seen is None else site.columns**2)):
+                return factor(name, site, method, seen, self.options)
+        except TensorlrfError as error:
+            error.add_note(f"while factoring {name}")
+            raise
+
+    def _settle(self, name: str, seen: Seen | None, done: Factored) -> None:
+        row, site = self.rows[name], site_at(self.model, name)
+        assert row.method is not None
+        self.advance(name)
+        if done.factors.n_params >= site.weight.numel() and not chosen_rank(row.method):
+            within = row.method.error
+            of = f"within error={within:g}" if within is not None else "of its share"
+            self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")
+            return
+        self.done[name] = done
+        if seen is not None and self.fitting.target != "independent":
+            self._deliver(name, done)
+
+    def _calibrate(self) -> None:
         assert self.data is not None
         if self.fitting.affine:
             self._lend_biases()
@@ -296,9 +319,9 @@ class _Work:
             passes = calibrated(
                 working, names, self.trace, self.data, rerun=self.fitting.rerun, original=original
             )
-        with closing(passes) as layers:
-            for name, seen in layers:
-                take(name, seen)
+        with closing(passes) as parts:
+            for layers in parts:
+                self._take(layers)
         self._warn(names)
 
     def _lend_biases(self) -> None:
@@ -386,6 +409,11 @@ class _Work:
                 "data; give more batches",
                 CalibrationWarning,
             )
+
+
+def _bytes_to_factor(site: Site) -> int:
+    """Some copies of the weight and of the second moments in float64, more or less."""
+    return 8 * (6 * site.weight.numel() + 4 * site.groups * site.columns**2)
 
 
 def put(model: nn.Module, places: Sequence[str], new: nn.Module) -> nn.Module:

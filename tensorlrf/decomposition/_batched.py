@@ -14,8 +14,8 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import descending_eigh, thin_svd
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._rank import Rank, matrix_rank
+from tensorlrf.decomposition._side_by_side import over_places
 from tensorlrf.decomposition._smallest import smallest_rank
-from tensorlrf.decomposition._threads import over_places
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import Factors, LowRank
 from tensorlrf.factors._batch import Batch

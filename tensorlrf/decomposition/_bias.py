@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
 from tensorlrf.factors._autocast import without_autocast
 
 
 @without_autocast()
+@threaded
 def bias_correction(tensor: Any, factors: Factors, mean: Any) -> Tensor:
     """(W - W_hat) E[x], to be added to the bias of a layer whose weight becomes W_hat.
 

@@ -19,6 +19,7 @@ from tensorlrf.decomposition._gram_metric import GramMetric
 from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, Spectrum
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import BlastFactors
 from tensorlrf.factors._autocast import without_autocast
@@ -84,6 +85,7 @@ def blast(
 
 
 @without_autocast()
+@threaded
 def fit_blast(
     tensor: Any,
     rank: Rank | None = None,

@@ -27,6 +27,7 @@ from tensorlrf.decomposition._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank
@@ -152,6 +153,7 @@ def fit_blr(
     batch_dims: int,
 ) -> Fit[BlockLowRank] | Fit[Batch]: ...
 @without_autocast()
+@threaded
 def fit_blr(
     tensor: Any,
     rank: Rank | None = None,

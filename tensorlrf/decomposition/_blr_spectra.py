@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._batched import short_grams
 from tensorlrf.decomposition._gram import descending_eigh, thin_svd
+from tensorlrf.decomposition._side_by_side import over_places
 from tensorlrf.decomposition._spectrum import balanced
 
 Energies = npt.NDArray[np.float64]
@@ -116,20 +117,27 @@ class BlockSpectra:
 
 
 def _svd(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    try:
-        left, values, right = torch.linalg.svd(stack, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        each = [thin_svd(matrix) for matrix in stack]
-        left, values, right = (torch.stack(parts) for parts in zip(*each, strict=True))
+    def some_svds(some: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return tuple(torch.linalg.svd(some, full_matrices=False))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            each = [thin_svd(matrix) for matrix in some]
+            return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+
+    left, values, right = over_places(some_svds, (stack,), 6 * stack.numel() * min(stack.shape[1:]))
     return left, values, right
 
 
 def stacked_eigh(stack: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, descending and not below zero, and eigenvectors of a stack."""
-    try:
-        values, vectors = torch.linalg.eigh(stack)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        each = [descending_eigh(matrix) for matrix in stack]
-        values, vectors = (torch.stack(parts) for parts in zip(*each, strict=True))
-        return values, vectors
-    return values.flip(-1).clamp(min=0), vectors.flip(-1)
+
+    def some_pairs(some: Tensor) -> tuple[Tensor, ...]:
+        try:
+            values, vectors = torch.linalg.eigh(some)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            each = [descending_eigh(matrix) for matrix in some]
+            return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return values.flip(-1).clamp(min=0), vectors.flip(-1)
+
+    values, vectors = over_places(some_pairs, (stack,), 4 * stack.numel() * stack.shape[-1])
+    return values, vectors

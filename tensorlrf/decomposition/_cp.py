@@ -19,6 +19,7 @@ from tensorlrf.decomposition._cp_solve import search_rank, solve
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, generator
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import DegenerateWarning, warn
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors._autocast import without_autocast
@@ -66,6 +67,7 @@ def cp(
 
 
 @without_autocast()
+@threaded
 def fit_cp(
     tensor: Any,
     rank: Rank | None = None,

@@ -30,6 +30,7 @@ from tensorlrf.decomposition._cp_entries import (
 )
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors._autocast import without_autocast
@@ -70,6 +71,7 @@ class SampledFit:
 
 
 @without_autocast()
+@threaded
 def sampled_fit(
     tensor: Any,
     factors: CPFactors,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._gram import descending_eigh, mode_gram, scale_of, thin_svd, unfold
 from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._autocast import without_autocast
 
@@ -68,6 +69,7 @@ def evbmf_rank(matrix: Any, *, shape: tuple[int, int] | None = None) -> int:
 
 
 @without_autocast()
+@threaded
 def evbmf(matrix: Any, *, shape: tuple[int, int] | None = None) -> EVBMF:
     """How many singular values of a matrix are not noise, without a parameter.
 

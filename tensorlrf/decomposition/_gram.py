@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._threads import cores_for, spectrum_work
+
 Choose = Callable[[Tensor], int]
 """From energies (squared singular values, descending, float64) to how many to keep."""
 
@@ -64,14 +66,20 @@ def mode_gram(tensor: Tensor, mode: int, *, dtype: torch.dtype = torch.float64) 
     n = tensor.shape[mode]
     before = math.prod(tensor.shape[:mode])
     after = math.prod(tensor.shape[mode + 1 :])
-    gram = torch.zeros(n, n, dtype=dtype, device=tensor.device)
+    with cores_for("product", n * tensor.numel()):
+        return _blocked_gram(tensor.reshape(before, n, after), dtype)
+
+
+def _blocked_gram(stack: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the first mode of X X^T for the slices X (n, after) of a stack."""
+    before, n, after = stack.shape
+    gram = torch.zeros(n, n, dtype=dtype, device=stack.device)
     if before == 1:
-        matrix = tensor.reshape(n, after)
+        matrix = stack[0]
         for columns in torch.split(matrix, max(1, _BLOCK // n), dim=1):
             block = columns.to(dtype)  # (n, some)
             gram.addmm_(block, block.T)
         return gram
-    stack = tensor.reshape(before, n, after)
     for slab in torch.split(stack, max(1, _BLOCK // (n * after))):
         if after == 1:
             block = slab[:, :, 0].to(dtype).T  # (n, some)
@@ -88,11 +96,12 @@ def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     LAPACK may give up on a matrix with many equal eigenvalues; the SVD of a positive semidefinite
     matrix is the same decomposition by another algorithm.
     """
-    try:
-        values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        vectors, values, _ = torch.linalg.svd(matrix)
-        return values, vectors
+    with cores_for("spectrum", spectrum_work(*matrix.shape)):
+        try:
+            values, vectors = torch.linalg.eigh(matrix)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            vectors, values, _ = torch.linalg.svd(matrix)
+            return values, vectors
     return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
@@ -103,7 +112,8 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of the short side come from its Gram and those of the long side from a QR factorisation.
     """
     try:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        with cores_for("spectrum", spectrum_work(*matrix.shape)):
+            left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if matrix.shape[0] < matrix.shape[1]:
             right, values, left = _svd_by_qr(matrix.T)
@@ -169,7 +179,8 @@ def _by_svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
     m, n = matrix.shape
     if m < n:
         # X = (Q R)^T with X^T = Q R: the left vectors of X are those of the small R^T.
-        matrix = torch.linalg.qr(matrix.T, mode="r")[1].T
+        with cores_for("spectrum", spectrum_work(m, n)):
+            matrix = torch.linalg.qr(matrix.T, mode="r")[1].T
     vectors, values, _ = thin_svd(matrix)
     return vectors, values.to(torch.float64) ** 2
 
@@ -178,5 +189,6 @@ def _by_short_gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """For a tall (m, n): eigenvectors of the (n, n) Gram, carried over by the matrix."""
     energies, right = descending_eigh(mode_gram(matrix, 1))
     # Columns of X V are orthogonal in exact arithmetic; QR makes them so where they are tiny.
-    left, _ = torch.linalg.qr(matrix.to(torch.float64) @ right)
+    with cores_for("spectrum", spectrum_work(*matrix.shape)):
+        left, _ = torch.linalg.qr(matrix.to(torch.float64) @ right)
     return left, energies

@@ -19,6 +19,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._hierarchical_tree import Admissible, Forest, Node
 from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import BlockLowRank
@@ -112,6 +113,7 @@ def hodlr(
 
 
 @without_autocast()
+@threaded
 def fit_hodlr(
     tensor: Any,
     rank: Rank | None = None,
@@ -138,6 +140,7 @@ def fit_hodlr(
 
 
 @without_autocast()
+@threaded
 def fit_hierarchical(
     tensor: Any,
     rank: Rank | None = None,

@@ -22,6 +22,7 @@ from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._svd import METHODS
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import KroneckerSum
@@ -170,6 +171,7 @@ def fit_kron(
     batch_dims: int,
 ) -> Fit[KroneckerSum] | Fit[Batch]: ...
 @without_autocast()
+@threaded
 def fit_kron(
     tensor: Any,
     rank: Rank | None = None,

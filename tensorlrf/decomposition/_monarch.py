@@ -17,6 +17,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._monarch_gram import Panels, descend
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import MonarchFactors
 from tensorlrf.factors._autocast import without_autocast
@@ -67,6 +68,7 @@ def monarch(
 
 
 @without_autocast()
+@threaded
 def fit_monarch(
     tensor: Any,
     rank: Rank | None = None,

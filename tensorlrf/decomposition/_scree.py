@@ -18,6 +18,7 @@ from tensorlrf.decomposition._evbmf import singular_values
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._kron_shapes import check_shapes, rearranged
 from tensorlrf.decomposition._scree_plot import plot_scree
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_modes
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors._autocast import without_autocast
@@ -94,6 +95,7 @@ class Scree:
 
 
 @without_autocast()
+@threaded
 def scree(
     tensor: Any,
     method: str = "svd",

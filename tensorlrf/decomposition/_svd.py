@@ -22,6 +22,7 @@ from tensorlrf.decomposition._rangefinder import check_sketch, range_of
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import LowRank
 from tensorlrf.factors._autocast import without_autocast
@@ -159,6 +160,7 @@ def fit_svd(
     batch_dims: int,
 ) -> Fit[LowRank] | Fit[Batch]: ...
 @without_autocast()
+@threaded
 def fit_svd(
     tensor: Any,
     rank: Rank | None = None,

@@ -1,68 +1,158 @@
-"""The places of a batch shared out among threads."""
+"""How many threads a problem takes: one for its small steps, the free cores for its large ones.
+
+Every decomposition is entered through `threaded`. torch's number of threads is then one, in this
+thread of the program alone, and as it was afterwards; `cores_for` gives a large step what the user
+gave torch, less what others keep busy.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import math
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
 
-WORTHWHILE = 2e8
-"""Multiply-adds below which threads cost more than they give, some milliseconds of work."""
+from tensorlrf.decomposition._cores import Cores, look
 
-PIECE = 1 << 20
-"""Elements that a thread takes at once, unless one place has more: they stay in its cache."""
+F = TypeVar("F", bound=Callable[..., Any])
+
+Kind = Literal["sweep", "product", "spectrum"]
+
+CROSSOVER: dict[Kind, float] = {"sweep": 1 << 21, "product": 3e8, "spectrum": 5e7}
+"""Work from which on more threads than one are worth their keep, some ten milliseconds of it on one
+core: entries of a tensor that is swept over, multiply-adds of a product, and for an m x n
+eigendecomposition, SVD or QR m n min(m, n)."""
 
 
-def over_places(
-    function: Callable[..., tuple[Tensor, ...]], stacks: tuple[Tensor, ...], work: float
-) -> tuple[Tensor, ...]:
-    """`function(*stacks)`, computed for some of the places (b, ...) at a time, in threads of one
-    core.
+def threads_for(kind: Kind, work: float, most: int, cores: Cores) -> int:
+    """Threads for a step: one below the crossover; above it `most`, torch's own number, as far as
+    there are free cores."""
+    if work < CROSSOVER[kind]:
+        return 1
+    return max(1, min(most, cores.free))
 
-    For LAPACK, which takes one matrix after the other and has little to share out within one of a
-    few hundred columns, cores are better spent on different matrices. `function` gives tensors
-    (b, ...), each place by itself; `work` is about its multiply-adds. As it is, in one go, where
-    that is little, where a graph is kept, and on other devices than the CPU.
+
+def threaded(function: F) -> F:
+    """A decomposition: of a tensor or in a metric of many entries on the free cores, else on one.
+    Within another one, on what that has at the time."""
+
+    @functools.wraps(function)
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        with problem(_entries((*args, *kwargs.values()))):
+            return function(*args, **kwargs)
+
+    return cast(F, entered)
+
+
+@contextlib.contextmanager
+def problem(entries: int = 0) -> Iterator[None]:
+    """While entered this thread works on one problem of so many entries."""
+    if _here.most is not None:
+        yield
+        return
+    _here.most = most = torch.get_num_threads()
+    try:
+        with _at_most("sweep", entries, most):
+            yield
+    finally:
+        _here.most = None
+
+
+@contextlib.contextmanager
+def cores_for(kind: Kind, work: float) -> Iterator[None]:
+    """Within a problem, the threads for one step; as it is outside of one."""
+    most = _here.most
+    if most is None or work < CROSSOVER[kind]:
+        yield
+        return
+    with _at_most(kind, work, most):
+        yield
+
+
+@contextlib.contextmanager
+def limited(count: int) -> Iterator[None]:
+    """This thread of the program has so many of torch's, whatever it does: no step takes more."""
+    most = _here.most
+    _here.most = count
+    try:
+        with _number(count):
+            yield
+    finally:
+        _here.most = most
+
+
+def most_threads() -> int:
+    """What the problem at hand may take, or outside of one torch's own number."""
+    return torch.get_num_threads() if _here.most is None else _here.most
+
+
+def spectrum_work(m: int, n: int) -> float:
+    """Of an m x n eigendecomposition, SVD or QR."""
+    return float(m) * n * min(m, n)
+
+
+def _at_most(kind: Kind, work: float, most: int) -> contextlib.AbstractContextManager[None]:
+    if most == 1:
+        return _number(1)
+    cores = look() if work >= CROSSOVER[kind] else Cores(1, 1)
+    return _number(threads_for(kind, work, most, cores))
+
+
+@contextlib.contextmanager
+def _number(count: int) -> Iterator[None]:
+    """torch's number of threads, in this thread of the program."""
+    before = torch.get_num_threads()  # and torch's default for a new thread is set by now
+    if count == before:
+        yield
+        return
+    set_openmp, set_mkl = _setters()
+    mkl = 0
+    try:
+        set_openmp(count)
+        mkl = set_mkl(count)
+        yield
+    finally:
+        set_openmp(before)
+        set_mkl(mkl)
+
+
+@functools.cache
+def _setters() -> tuple[Callable[[int], Any], Callable[[int], int]]:
+    """What sets the number for OpenMP and for MKL, which gives back the one before.
+
+    `torch.set_num_threads` calls both, but also notes the number for threads that begin later and
+    belong to others. It serves where a build of torch has no OpenMP or hides it.
     """
-    count, cores = len(stacks[0]), torch.get_num_threads()
-    graph = torch.is_grad_enabled() and any(stack.requires_grad for stack in stacks)
-    if min(count, cores) < 2 or work < WORTHWHILE or graph or stacks[0].device.type != "cpu":
-        return function(*stacks)
-    step = max(1, min(count // (4 * cores), PIECE // stacks[0][0].numel()))
-    pieces = list(zip(*(torch.split(stack, step) for stack in stacks), strict=True))
-    with _Single(min(cores, len(pieces)), cores) as pool:
-        found = list(pool.map(lambda piece: function(*piece), pieces))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+    try:
+        (path,) = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.[sd][oy]*")
+        library = ctypes.PyDLL(str(path))  # which keeps the interpreter's lock
+        openmp = library.omp_set_num_threads
+    except (OSError, AttributeError, ValueError):
+        return torch.set_num_threads, lambda count: 0
+    openmp.argtypes, openmp.restype = [ctypes.c_int], None
+    try:
+        mkl = library.MKL_Set_Num_Threads_Local
+    except AttributeError:
+        return openmp, lambda count: 0
+    mkl.argtypes, mkl.restype = [ctypes.c_int], ctypes.c_int
+    return openmp, mkl
 
 
-class _Single(ThreadPoolExecutor):
-    """Threads of one core each.
+class _Thread(threading.local):
+    """most   threads that a step of the problem at hand may take; None outside of one."""
 
-    torch's number of cores belongs to the thread that sets it, but threads that others begin later
-    take over the last one set: so all of these begin at once, and it is set back before they work.
-    """
-
-    def __init__(self, workers: int, cores: int) -> None:
-        begun = threading.Barrier(workers + 1)
-
-        def begin() -> None:
-            torch.get_num_threads()  # takes over the last one set, which must not come later
-            torch.set_num_threads(1)
-            begun.wait()
-
-        super().__init__(workers)
-        with _beginning:
-            try:
-                # Each waits for the others, so each has a thread of its own.
-                waiting = [self.submit(begin) for _ in range(workers)]
-                begun.wait()
-            finally:
-                torch.set_num_threads(cores)
-        for one in waiting:
-            one.result()
+    most: int | None = None
 
 
-_beginning = threading.Lock()
+_here = _Thread()
+
+
+def _entries(values: tuple[Any, ...]) -> int:
+    """Of the largest of the arrays, a metric included."""
+    return max((math.prod(v.shape) for v in values if hasattr(v, "__array__")), default=0)

@@ -16,6 +16,7 @@ from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tr_als import RingProblem, balanced
 from tensorlrf.decomposition._tr_gram import RingMetric
 from tensorlrf.decomposition._tr_iterate import iterate
@@ -88,6 +89,7 @@ def tr(
 
 
 @without_autocast()
+@threaded
 def fit_tr(
     tensor: Any,
     rank: Rank | None = None,

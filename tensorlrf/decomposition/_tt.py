@@ -15,6 +15,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tt_gram import smallest_in_metric
 from tensorlrf.decomposition._tt_kernel_gram import fit_kernel_in_metric
 from tensorlrf.decomposition._tt_ranks import train_ranks
@@ -151,6 +152,7 @@ def fit_tt(
     return _solve(tensor, rank, error, modes, options, batch_dims, measure=True)
 
 
+@threaded
 def _solve(
     tensor: Any,
     rank: Rank | None,

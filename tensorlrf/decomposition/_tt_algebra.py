@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors._autocast import without_autocast
@@ -18,6 +19,7 @@ Train = TypeVar("Train", TTFactors, TTMatrix)
 
 
 @without_autocast()
+@threaded
 def tt_add(first: Train, second: Train) -> Train:
     """The sum of two trains, whose ranks add up (Oseledets 2011, section 4.1).
 
@@ -44,6 +46,7 @@ def tt_add(first: Train, second: Train) -> Train:
 
 
 @without_autocast()
+@threaded
 def tt_inner(first: Train, second: Train) -> Tensor:
     """The inner product of what two trains stand for, a 0-d tensor (Oseledets 2011, algorithm 4).
 

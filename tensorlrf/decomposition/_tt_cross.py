@@ -12,6 +12,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import thin_svd
 from tensorlrf.decomposition._input import check_sequence, generator
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tt_maxvol import maxvol
 from tensorlrf.decomposition._tt_ranks import rank_limits, train_ranks
 from tensorlrf.decomposition._tt_sweep import share_norm
@@ -75,6 +76,7 @@ def tt_cross(
 
 
 @without_autocast()
+@threaded
 def fit_tt_cross(
     function: Function,
     shape: Sequence[int],

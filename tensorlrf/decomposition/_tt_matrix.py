@@ -14,6 +14,7 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tt import ranks_of
 from tensorlrf.decomposition._tt_gram import fit_in_metric, smallest_in_metric
 from tensorlrf.decomposition._tt_sweep import fit_train
@@ -84,6 +85,7 @@ def tt_matrix(
 
 
 @without_autocast()
+@threaded
 def fit_tt_matrix(
     tensor: Any,
     rank: Rank | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import thin_svd
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tt_algebra import Train, inner_cores, rebuilt, tt_add
 from tensorlrf.decomposition._tt_ranks import train_ranks
 from tensorlrf.decomposition._tt_sweep import Budget, share_norm
@@ -38,6 +39,7 @@ def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = 
 
 
 @without_autocast()
+@threaded
 def fit_tt_round(
     factors: Train, rank: Rank | None = None, *, error: float | None = None
 ) -> Fit[Train]:

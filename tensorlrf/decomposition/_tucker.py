@@ -18,6 +18,7 @@ from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
+from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker2_gram import InputMetric, fit_in_metric
 from tensorlrf.decomposition._tucker_solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
@@ -187,6 +188,7 @@ def fit_tucker(
     batch_dims: int,
 ) -> Fit[TuckerFactors] | Fit[Batch]: ...
 @without_autocast()
+@threaded
 def fit_tucker(
     tensor: Any,
     rank: Rank | None = None,

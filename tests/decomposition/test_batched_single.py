@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition import _batched, _threads, fit_svd
+from tensorlrf.decomposition import _batched, _side_by_side, fit_svd
 from tensorlrf.decomposition._batched import GRAM_ERROR, NEAR, Matrices, short_spectra
-from tensorlrf.decomposition._threads import over_places
+from tensorlrf.decomposition._side_by_side import over_places
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -125,8 +125,8 @@ def test_a_worse_cut_is_not_near_the_best() -> None:
 
 @pytest.fixture
 def threaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "WORTHWHILE", 0.0)
-    monkeypatch.setattr(_threads, "PIECE", 2000)
+    monkeypatch.setattr(_side_by_side, "WORTHWHILE", 0.0)
+    monkeypatch.setattr(_side_by_side, "PIECE", 2000)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])

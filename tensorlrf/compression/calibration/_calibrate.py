@@ -40,6 +40,9 @@ from tensorlrf.nn._copies import replica
 
 Arrived = Callable[[str, Tensor], None]
 
+Layers = list[tuple[str, "Seen"]]
+"""Layers by name, none of which waits for another, with what was seen of their inputs."""
+
 AT_ONCE_BYTES = 1 << 29
 """Moments of all layers at once that are alive together (512 MB), of one layer at the least."""
 
@@ -140,8 +143,8 @@ def calibrated(
     *,
     rerun: bool,
     original: nn.Module | None = None,
-) -> Generator[tuple[str, Seen], None, None]:
-    """(name, what was seen of its inputs over all batches), in order of execution.
+) -> Generator[Layers, None, None]:
+    """Layers with what was seen of their inputs over all batches, in order of execution.
 
     Layers that no batch reaches are not yielded. A layer that is called several times in a pass
     is yielded at its last call, with the inputs of all calls. With `original`, the given model runs
@@ -156,7 +159,7 @@ def _suspended(
     trace: Trace,
     calibration: Calibration,
     original: nn.Module | None,
-) -> Generator[tuple[str, Seen], None, None]:
+) -> Generator[Layers, None, None]:
     # A layer that the first batch did not call comes first: the others wait on the common course.
     others = [name for name in names if name not in trace.calls]
     position = {name: k for k, name in enumerate([*others, *trace.calls])}
@@ -193,13 +196,13 @@ def _suspended(
         while reached := {name for name in waiting if name is not None}:
             name = min(reached, key=position.__getitem__)
             trim(now=True)  # a fit has much to allocate
-            yield name, seen.pop(name)
+            yield [(name, seen.pop(name))]
             done.add(name)
             for k, one in enumerate(passes):
                 if waiting[k] == name:
                     waiting[k] = one.advance()
         # Called less often than in the first pass, so never at its last call.
-        yield from seen.items()
+        yield list(seen.items())
     finally:
         for one in passes:
             one.close()
@@ -211,7 +214,7 @@ def _rerun(
     trace: Trace,
     calibration: Calibration,
     original: nn.Module | None,
-) -> Generator[tuple[str, Seen], None, None]:
+) -> Generator[Layers, None, None]:
     add = _Adder(calibration, original is not None)
     for name in [*trace.calls, *(n for n in names if n not in trace.calls)]:
         seen: dict[str, Seen] = {}
@@ -219,7 +222,7 @@ def _rerun(
             take = partial(add, seen, name, model, batch)
             _run_up_to(model, name, trace.calls.get(name), take, batch, original)
         if name in seen:
-            yield name, seen[name]
+            yield [(name, seen[name])]
 
 
 class _Captured(BaseException):
@@ -252,7 +255,7 @@ def _run_up_to(
 
 def at_once(
     model: nn.Module, names: list[str], trace: Trace, calibration: Calibration
-) -> Generator[tuple[str, Seen], None, None]:
+) -> Generator[Layers, None, None]:
     """As `calibrated`, but on the inputs that the model as it is delivers: one pass a batch for as
     many layers as have their moments within `AT_ONCE_BYTES`."""
     add = _Adder(calibration, False)
@@ -264,7 +267,7 @@ def at_once(
             own = replica(model)
             with contextlib.suppress(_Captured), _Watch(own, part, arrived):
                 call(own, batch)
-        yield from ((name, seen[name]) for name in part if name in seen)
+        yield [(name, seen[name]) for name in part if name in seen]
 
 
 def _parts(model: nn.Module, names: list[str], copies: int) -> Iterator[list[str]]:
