@@ -21,7 +21,7 @@ from tensorlrf_kernels._conv import (
 from tensorlrf_kernels._conv import problem as problem_of
 from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
-from tensorlrf_kernels.cp_conv2d.launch import columns_of, tile
+from tensorlrf_kernels.cp_conv2d.launch import REGISTERS, columns_of, tile
 from tensorlrf_kernels.lowrank_linear.fused import precision
 from tensorlrf_kernels.lowrank_linear.launch import pad
 
@@ -66,7 +66,7 @@ def forward(
 def up_to_taps(config: LaunchConfig) -> LaunchConfig:
     """The same launch without its last product."""
     blocks = {**config.blocks, "EXPAND": 0, "BR": min(config.blocks["BR"], 64)}
-    return replace(config, blocks=blocks)
+    return replace(config, blocks=blocks, registers=config.registers or REGISTERS)
 
 
 def forward_calls(

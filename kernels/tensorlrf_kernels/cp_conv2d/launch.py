@@ -13,6 +13,7 @@ from tensorlrf_kernels._launch import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES, pad
 
 MOST_RANK = 128  # that is held on chip three times over: a tap's, the rows', and the columns' sum
+REGISTERS = 96  # of a thread whose products are unrolled and end with the taps: two programs fit
 
 
 def forward(problem: Problem, chip: Chip) -> LaunchConfig | None:
@@ -31,12 +32,14 @@ def forward(problem: Problem, chip: Chip) -> LaunchConfig | None:
     whole = problem.rank <= MOST_RANK and many
     BM = 64 if half else 32
     BR = pad(problem.rank) if whole else min(pad(problem.rank), 64)
-    # Products without tensor cores are unrolled, into as many registers as they are given.
+    # Products without tensor cores are unrolled, into as many registers as they are given; left to
+    # itself the assembler spills a few of those that end with the taps.
     unrolled = not half and not problem.tf32
     BK, BN = (64, 64) if half else (32, 16 if unrolled else 32)
     warps = 4 if half and BR <= 64 else 8
     blocks = {"BM": BM, "BN": BN, "BK": BK, "BR": BR, "EXPAND": int(whole)}
-    return LaunchConfig("forward", blocks, warps, 3, registers=0 if unrolled else 255)
+    registers = 255 if not unrolled else 0 if whole else REGISTERS
+    return LaunchConfig("forward", blocks, warps, 3, registers=registers)
 
 
 def backward(problem: Problem, chip: Chip) -> LaunchConfig | None:
