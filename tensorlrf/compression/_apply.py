@@ -98,7 +98,9 @@ def apply(
                   runs in eval mode without grad. "svd" and "tucker" then minimise the error of
                   each layer's *outputs*; "cp" has no such form, its output errors are measured all
                   the same. Rows that an `attention_mask` among the arguments leaves out are
-                  padding, and not fitted to
+                  padding, and not fitted to. Their second moments are drawn towards the plain
+                  metric as far as the number of samples warrants (Ledoit & Wolf 2004); where part
+                  of the batches is held out and casts doubt on the fit, the amount is chosen there
     target        what the outputs of a layer are fitted to. "original": W x0, on the inputs x0 of
                   the given model, from the inputs x that the compressed layers before it deliver;
                   what earlier layers lost is then made good where x still tells of it (Zhang et

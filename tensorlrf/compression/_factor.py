@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
 SAMPLES_PER_COLUMN = 4
 """With fewer samples than this times n, the moments fit the samples more than the data."""
 
+OVERFITTED = 1.1
+"""A held-out error above this many times the one of the fit casts doubt on it."""
+
 ASVD_ALPHA = 0.5
 
 
@@ -36,26 +40,25 @@ class Factored:
     fit_error      relative error of the outputs on the inputs that they were fitted to, against the
                    target; None where there were none
     held_error     the same on inputs held out
+    judged         by what candidates are compared: the error on inputs held out; where there are
+                   none, the one of the outputs in the moments as shrunk as these samples warrant,
+                   or of the weight where there are no inputs
     samples        columns that the fit is made of
     data_aware     whether these took part in it
+    shrinkage      how far their moments were drawn towards their mean eigenvalue, 0 to 1
     shift          (O,) to be added to the bias; None where the bias stays
     """
 
     factors: Factors
     method: Method
     weight_error: float
+    judged: float
     fit_error: float | None = None
     held_error: float | None = None
     samples: int | None = None
     data_aware: bool = False
+    shrinkage: float | None = None
     shift: Tensor | None = None
-
-    @property
-    def judged(self) -> float:
-        """The error by which candidates are compared."""
-        if self.held_error is not None:
-            return self.held_error
-        return self.weight_error if self.fit_error is None else self.fit_error
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Options:
 def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Options) -> Factored:
     """Factors of the layer's weight by a method with a rank, a share or an error.
 
-    Where calibration is thin and part of it is held out, the plain fit is tried too, and an affine
-    one is kept only where it lowers the held-out error. `seen` is of no use afterwards.
+    Where part of the calibration is held out and the fit is in doubt (few samples, or a higher
+    error there), more shrinkage and the plain fit are tried too, and an affine one is kept only
+    where it lowers the held-out error. `seen` is of no use afterwards.
     Raises ArgumentError, naming the layer, where its inputs had NaN or Inf.
     """
     fit = held = None
@@ -146,25 +150,43 @@ class _Job:
 
     def best(self, method: Method) -> Factored:
         """The fit to the data, or a plainer one where that is better on inputs held out."""
-        aware = self.stats is not None and takes_metric(method)
-        tried = [self.fitted(method, aware=aware, affine=self.options.affine)]
+        aware, affine = self.stats is not None and takes_metric(method), self.options.affine
+        tried = [self.fitted(method, aware=aware, affine=affine)]
         if self.held is not None:
-            if self.options.affine:
+            if affine:
                 tried.append(self.fitted(method, aware=aware, affine=False))
-            if aware and (self.count or 0) < SAMPLES_PER_COLUMN * self.site.columns:
+            if aware and self._in_doubt(tried[0]):
+                tried.append(self.fitted(method, aware=True, affine=affine, further=True))
                 tried.append(self.fitted(method, aware=False, affine=False))
         return min(tried, key=lambda f: f.judged)
 
-    def fitted(self, method: Method, *, aware: bool, affine: bool) -> Factored:
+    @cached_property
+    def stats_as_warranted(self) -> list[Statistics] | None:
+        """Those of the fit, as shrunk as so many samples warrant."""
+        return None if self.stats is None else [s.shrunk(s.warranted) for s in self.stats]
+
+    def _in_doubt(self, fit: Factored) -> bool:
+        """Whether the samples may be too few: by their number, or by what the fit to them does on
+        others."""
+        thin = (self.count or 0) < SAMPLES_PER_COLUMN * self.site.columns
+        return thin or fit.judged > OVERFITTED * (fit.fit_error or 0.0)
+
+    def fitted(
+        self, method: Method, *, aware: bool, affine: bool, further: bool = False
+    ) -> Factored:
+        """By a method; with `further`, in moments half way between the shrinkage that the number of
+        samples warrants and that which leaves nothing of them, in its logarithm."""
         affine = affine and self.stats is not None
-        parts = []
+        parts, amounts = [], []
         for k, weight in enumerate(self.weights):
-            statistics = None if self.stats is None else self.stats[k]
-            if statistics is not None and affine:
-                statistics = statistics.centred()
             # Inputs of a group that are all zero say nothing about its weight.
-            known = aware and self.stats is not None and self.stats[k].known
-            parts.append(_Part(weight, statistics if known else None))
+            if not aware or self.stats is None or not self.stats[k].known:
+                parts.append(_Part(weight, None))
+                continue
+            statistics = self.stats[k].centred() if affine else self.stats[k]
+            amount = statistics.warranted
+            amounts.append(amount**0.5 if further else amount)
+            parts.append(_Part(weight, statistics.shrunk(amounts[-1])))
         factors, method = self._decompose(method, parts)
         dense = [f.to_dense().to(w.dtype) for f, w in zip(factors, self.weights, strict=True)]
         shifts: list[Tensor | None] = [None] * len(parts)
@@ -178,14 +200,18 @@ class _Job:
                 return None
             return output_error(self.weights, dense, statistics, shifts)
 
+        weight_error = whole.rel_error(self.site.weight)
+        judged = error(self.stats_as_warranted if self.held is None else self.held)
         return Factored(
             whole,
             method,
-            whole.rel_error(self.site.weight),
+            weight_error,
+            weight_error if judged is None else judged,
             error(self.stats),
             error(self.held),
             self.count,
             data_aware=aware,
+            shrinkage=max(amounts, default=None),
             shift=torch.cat([s for s in shifts if s is not None]) if affine else None,
         )
 

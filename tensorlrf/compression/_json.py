@@ -14,18 +14,20 @@ def read_dataclass(kind: type[T], values: Any, where: str) -> T:
     """A `kind` from what `json.loads` made of `dataclasses.asdict` of one.
 
     Knows int, float, str, bool, None, unions of them, tuples of one type, and dataclasses.
+    A field with the metadata "later" and a default may be missing: texts are older than it is.
     `where` names the place in messages. Raises ValueError for what has other entries or types.
     """
     assert is_dataclass(kind)
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {_short(values)}, not a mapping")
     known = [field.name for field in fields(kind)]
-    if set(values) != set(known):
+    later = {field.name for field in fields(kind) if field.metadata.get("later")}
+    if not set(known) - later <= set(values) <= set(known):
         raise ValueError(
             f"{where} has the entries {', '.join(sorted(values))}; they must be {', '.join(known)}"
         )
     hints = get_type_hints(kind)
-    return kind(**{k: _read(hints[k], values[k], f"{k} of {where}") for k in known})
+    return kind(**{k: _read(hints[k], values[k], f"{k} of {where}") for k in known if k in values})
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -167,7 +167,8 @@ def _cells(row: LayerReport) -> list[str]:
 def _format(row: LayerReport) -> str:
     parts = [str(row.format)]
     if row.data_aware:
-        parts.append("data-aware")
+        drawn = f" ({row.shrinkage:.2g} shrunk)" if (row.shrinkage or 0.0) >= 0.005 else ""
+        parts.append("data-aware" + drawn)
     if row.bias:
         parts.append(f"bias {row.bias}")
     return ", ".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class LayerReport:
     held_out       whether it is on inputs held out
     samples        input rows (for a conv: patches) that the fit is made of
     data_aware     whether the factors were fitted to the inputs
+    shrinkage      then, how far the second moments of these were drawn towards their mean
+                   eigenvalue, 0 to 1; the less the more samples there are
     bias           "corrected" or "added" where the affine form gave it something; else empty
     path           how it is executed, at the rows of the first calibration batch where known
     """
@@ -72,6 +74,7 @@ class LayerReport:
     data_aware: bool = False
     bias: str = ""
     path: str | None = None
+    shrinkage: float | None = field(default=None, metadata={"later": True})
 
     @property
     def factored(self) -> bool:
@@ -271,6 +274,7 @@ def row(
         data_aware=done.data_aware,
         bias="" if done.shift is None else "added" if lent else "corrected",
         path=path,
+        shrinkage=done.shrinkage,
     )
 
 

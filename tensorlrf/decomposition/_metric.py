@@ -76,7 +76,8 @@ def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:
         return matrix, 1.0
     # Squares of the largest float64 numbers have room then, and the smallest do not vanish.
     root = 2.0 ** (math.frexp(largest)[1] // 2)
-    matrix = matrix / root / root
+    matrix = matrix / root
+    matrix /= root
     # Two products with a vector of signs, which no pattern of G is likely to be orthogonal to,
     # tell symmetry from its absence; G - G^T itself would read a large matrix across its rows.
     signs = torch.ones(n, dtype=torch.float64, device=matrix.device)

@@ -40,6 +40,25 @@ def shrunk(gram: Tensor, amount: float) -> Tensor:
     return drawn
 
 
+def ledoit_wolf(gram: Tensor, fourth: float, samples: int) -> float:
+    """The amount that leaves the least mean square error of G' as an estimate of what more samples
+    would come to (Ledoit & Wolf 2004, equations 14 and theorem 3.1; with N - 1 in place of N, for
+    the samples vary about their own mean).
+
+    gram     (n, n) over `samples` inputs x
+    fourth   mean of |x|^4
+    """
+    whole = float(gram.square().sum())
+    scatter = whole - float(gram.diagonal().sum()) ** 2 / len(gram)  # |G - m I|^2
+    if samples < 2:
+        return 1.0
+    # The mean of |x x^T - G|^2, over N - 1: the variance of G.
+    variance = max(0.0, fourth - whole) / (samples - 1)
+    if variance <= whole * ROUNDING:
+        return 0.0
+    return min(1.0, variance / scatter) if scatter > 0 else 1.0
+
+
 def least_amount(gram: Tensor) -> float:
     """The amount for moments of unknown samples: none where every direction holds `LEAST` of a
     typical variance, else so much that it does; all of it where there are no inputs.
@@ -54,7 +73,7 @@ def least_amount(gram: Tensor) -> float:
     live = variances[variances > ROUNDING * variances.max()]
     typical = min(mean, float(live.median()))
     amount = max(LEAST * typical / mean, 4 * len(gram) ** 0.5 * ROUNDING)
-    if is_definite(gram, -amount * mean):
+    if is_definite(gram, -amount * mean / 2):
         return 0.0
     # What is left where large moments cancel may be further from positive than rounding is.
     while amount < 1 and not is_definite(shrunk(gram, amount), -amount * mean / 2):

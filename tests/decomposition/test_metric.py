@@ -27,7 +27,7 @@ from tensorlrf.decomposition import (
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._metric import Metric, check_gram, input_metric
-from tensorlrf.decomposition._shrinkage import LEAST, least_amount, shrunk
+from tensorlrf.decomposition._shrinkage import LEAST, least_amount, ledoit_wolf, shrunk
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import LowRank
 
@@ -237,3 +237,42 @@ def test_few_live_columns_of_a_larger_weight(sides: tuple[int, int]) -> None:
     fit = fit_kron(weight, 0.5, gram=(x.T @ x / 1000).double(), random_state=0)
     assert float(fit.factors.to_dense().norm()) <= 1.1 * float(weight.norm())
     assert fit.error <= LEAST
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(n=st.integers(1, 12), samples=st.integers(2, 40), seed=st.integers(0, 99))
+def test_ledoit_wolf_is_the_variance_of_the_moments_over_their_scatter(
+    n: int, samples: int, seed: int
+) -> None:
+    x = seeded(samples, n, seed=seed).double() * torch.logspace(0, -1, n, dtype=torch.float64)
+    gram, fourth = x.T @ x / samples, float(x.square().sum(1).square().mean())
+    single = x[:, :, None] * x[:, None, :] - gram  # x x^T - G
+    variance = float(single.square().sum()) / samples / (samples - 1)
+    scatter = float((gram - gram.trace() / n * torch.eye(n).double()).square().sum())
+    expected = min(1.0, variance / scatter) if scatter > 1e-12 else 1.0
+    assert ledoit_wolf(gram, fourth, samples) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ledoit_wolf_at_its_ends() -> None:
+    one = seeded(1, 5).double()
+    assert ledoit_wolf(one.T @ one, float(one.square().sum() ** 2), 1) == 1.0
+    # A thousand equal inputs leave no doubt about their moments.
+    assert ledoit_wolf(one.T @ one, float(one.square().sum() ** 2), 1000) == 0.0
+    assert ledoit_wolf(torch.zeros(5, 5).double(), 0.0, 1000) == 0.0
+
+
+def test_shrunk_moments_are_nearer_to_those_of_more_samples() -> None:
+    """Over many draws, at a few samples and at many; the more there are, the less is drawn."""
+    roots = torch.linspace(0.2, 2, N, dtype=torch.float64)
+    last = 1.0
+    for samples in (8, 48, 400):
+        raw, drawn, amounts = 0.0, 0.0, []
+        for seed in range(30):
+            x = seeded(samples, N, seed=seed).double() * roots
+            gram, fourth = x.T @ x / samples, float(x.square().sum(1).square().mean())
+            amounts.append(ledoit_wolf(gram, fourth, samples))
+            raw += float((gram - torch.diag(roots**2)).square().sum())
+            drawn += float((shrunk(gram, amounts[-1]) - torch.diag(roots**2)).square().sum())
+        assert drawn < raw
+        assert sum(amounts) / 30 < last
+        last = sum(amounts) / 30

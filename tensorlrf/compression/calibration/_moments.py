@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tensorlrf.compression.calibration._lengths import Lengths
 from tensorlrf.compression.calibration._shifts import ShiftedCorrelations
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._taps import Taps
@@ -42,10 +43,14 @@ FEW_CHANNELS = 8
 class Moments(ABC):
     """G = X X^T / N and the mean of one layer's inputs, or of one group of them, batch by batch.
 
-    count   N so far
+    count    N so far
+    lengths  sums over |x|^2 so far, from which it is known how far G is off
     """
 
     count: int = 0
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.lengths = Lengths(n, device)
 
     @abstractmethod
     def add(self, x: Tensor) -> None:
@@ -64,12 +69,14 @@ class LinearMoments(Moments):
     """Over all leading dimensions of the input (..., n)."""
 
     def __init__(self, n: int, device: torch.device) -> None:
+        super().__init__(n, device)
         self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
         self._sum = torch.zeros(n, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor) -> None:
         rows = raised(x.detach()).reshape(-1, x.shape[-1])  # (N, n)
         add_squares(self._products, rows)
+        self.lengths.add(rows)
         self._sum += rows.sum(0, dtype=torch.float64)
         self.count += rows.shape[0]
 
@@ -85,6 +92,7 @@ class PatchMoments(Moments):
     rows at a time. The input is that of one group."""
 
     def __init__(self, taps: Taps, device: torch.device) -> None:
+        super().__init__(taps.patch, device)
         self._taps = taps
         n = taps.patch
         self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
@@ -103,6 +111,7 @@ class PatchMoments(Moments):
                     block = image[top : top + step].reshape(-1, taps.patch)  # (N, n)
                     add_squares(self._products, block)
             self._sum += taps.sums(padded)
+            self.lengths.add_patches(padded, taps)
             self.count += padded.shape[0] * height * width
 
     def gram(self) -> Tensor:
@@ -120,6 +129,7 @@ class ShiftMoments(Moments):
     """
 
     def __init__(self, taps: Taps, device: torch.device) -> None:
+        super().__init__(taps.patch, device)
         self._taps = taps
         flat = taps.axes == 1  # a conv in one axis is one of height 1
         kernel = (1, *taps.kernel) if flat else taps.kernel
@@ -136,6 +146,7 @@ class ShiftMoments(Moments):
         for images in _in_parts(x.detach(), taps.axes):
             padded = taps.padded(raised(images))
             self._sum += taps.sums(padded)
+            self.lengths.add_patches(padded, taps)
             grid = padded[:, :, None] if taps.axes == 1 else padded
             self.count += self._parts.add(grid, zeros)
 

@@ -13,30 +13,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._correction import Lag, lag_moments
+from tensorlrf.compression.calibration._lengths import fourth_about_mean
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.decomposition._metric import about_mean
+from tensorlrf.decomposition._shrinkage import least_amount, ledoit_wolf, shrunk
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Moments of the inputs of one group over `count` columns.
 
-    gram   (n, n), float64
-    mean   (n,), float64
-    lag    of the outputs behind those of the given model; None where that is not the target
+    gram    (n, n), float64
+    mean    (n,), float64
+    lag     of the outputs behind those of the given model; None where that is not the target
+    cubes   E|x|^2 x, (n,), float64
+    fourth  E|x|^4
     """
 
     gram: Tensor
     mean: Tensor
     count: int
-    lag: Lag | None = None
+    lag: Lag | None
+    cubes: Tensor
+    fourth: float
 
     @property
     def known(self) -> bool:
@@ -53,7 +59,24 @@ class Statistics:
                 max(0.0, lag.lost - float(lag.mean.square().sum())),
             )
         centred = about_mean(self.gram, mu, torch.finfo(torch.float32).eps)
-        return Statistics(centred, torch.zeros_like(mu), self.count, lag)
+        fourth = fourth_about_mean(self.fourth, self.cubes, self.gram, mu)
+        zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
+        return Statistics(centred, zeros, self.count, lag, zeros, fourth)
+
+    @property
+    def warranted(self) -> float:
+        """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
+        less than it takes for what they do not span to follow the plain fit."""
+        return max(ledoit_wolf(self.gram, self.fourth, self.count), least_amount(self.gram))
+
+    def shrunk(self, amount: float) -> Statistics:
+        """The same, drawn so far; what earlier layers lose is then that much less known from x."""
+        if amount == 0.0:
+            return self
+        lag = self.lag
+        if lag is not None:
+            lag = Lag((1 - amount) * lag.cross, lag.mean, lag.lost)
+        return replace(self, gram=shrunk(self.gram, amount), lag=lag)
 
     def shift(self, weight: Tensor, approximation: Tensor) -> Tensor:
         """The best b for an approximation: (O,), float64."""
@@ -126,7 +149,14 @@ class Stream:
         if self._lags is not None:
             lags = [lag.lag() for lag in self._lags]
         return tuple(
-            Statistics(m.gram(), m.mean(), m.count, lag)
+            Statistics(
+                m.gram(),
+                m.mean(),
+                m.count,
+                lag,
+                m.lengths.cubes / max(1, m.count),
+                float(m.lengths.fourth) / max(1, m.count),
+            )
             for m, lag in zip(self._moments, lags, strict=True)
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,16 +100,20 @@ class Taps:
 
     def sums(self, padded: Tensor) -> Tensor:
         """The sum of all patches, (n,) in float64, for the padded input of one group."""
+        sums = [
+            seen.sum((0, *range(2, seen.ndim)), dtype=torch.float64)
+            for seen in self.windows(padded)
+        ]
+        return torch.stack(sums, dim=1).flatten()
+
+    def windows(self, padded: Tensor) -> Iterator[Tensor]:
+        """What each tap sees of a padded input, views (batch, channels, *positions)."""
         positions = self.positions(padded)
-        total = padded.new_empty(self.channels, *self.kernel, dtype=torch.float64)
         for at in itertools.product(*map(range, self.kernel)):
             window: list[Any] = [slice(None), slice(None)]
             for t, d, p, step in zip(at, self.dilation, positions, self.stride, strict=True):
                 window.append(slice(t * d, t * d + (p - 1) * step + 1, step))
-            seen = padded[tuple(window)]
-            cell: list[Any] = [slice(None), *at]
-            total[tuple(cell)] = seen.sum((0, *range(2, seen.ndim)), dtype=torch.float64)
-        return total.flatten()
+            yield padded[tuple(window)]
 
     def apply(self, padded: Tensor, weight: Tensor) -> Tensor:
         """The convolution itself, without bias."""

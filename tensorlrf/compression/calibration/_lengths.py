@@ -1,0 +1,61 @@
+"""How long the inputs of a layer are, which tells how far their second moments are off.
+
+The variance of G = X X^T / N over samples of the same inputs is (E|x|^4 - |G|^2) / N in all; about
+a mean mu, of which E|x - mu|^4 is a combination of the moments here and there, likewise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tensorlrf.compression.calibration._taps import Taps
+
+
+class Lengths:
+    """Sums of |x|^2 x (n,) and |x|^4 over inputs or patches x, in float64."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.cubes = torch.zeros(n, dtype=torch.float64, device=device)
+        self.fourth = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Take inputs (N, n)."""
+        if rows.shape[0]:
+            squares = rows.square().sum(1, dtype=torch.float64)  # (N,)
+            largest = self._take(squares)
+            self.cubes += largest * ((squares / largest).to(rows.dtype) @ rows).to(torch.float64)
+
+    def add_patches(self, padded: Tensor, taps: Taps) -> None:
+        """Take the patches of padded inputs (batch, I, *size) of one group: |x|^2 of a patch is the
+        sum of |pixel|^2 under the taps."""
+        if not padded.shape[0]:
+            return
+        pixels = padded.square().sum(1, keepdim=True).to(torch.float64)
+        squares = sum(taps.windows(pixels))
+        assert isinstance(squares, Tensor)  # (batch, 1, *positions)
+        largest = self._take(squares)
+        shares = (squares / largest).to(padded.dtype)
+        # Sums over the places of a batch in the dtype of the inputs, as the products of G are.
+        cubes = [(x * shares).sum((0, *range(2, x.ndim))) for x in taps.windows(padded)]
+        self.cubes += largest * torch.stack(cubes, dim=1).flatten().to(torch.float64)
+
+    def _take(self, squares: Tensor) -> Tensor:
+        """Their largest, or one, by which they may be divided: |x|^2 x soon leaves float32."""
+        self.fourth += squares.square().sum()
+        largest = squares.max()
+        return torch.where(largest > 0, largest, 1.0)
+
+
+def fourth_about_mean(fourth: float, cubes: Tensor, gram: Tensor, mean: Tensor) -> float:
+    """E|x - mu|^4 from E|x|^4, E|x|^2 x (n,), G (n, n) and mu (n,).
+
+    |x - mu|^2 = |x|^2 - 2 x.mu + |mu|^2, squared and multiplied out.
+    """
+    square = float(mean.square().sum())
+    spread = 4 * float(mean @ gram @ mean) - 3 * square**2
+    spread += 2 * square * float(gram.diagonal().sum()) - 4 * float(mean @ cubes)
+    value = fourth + spread
+    return max(0.0, value) if math.isfinite(value) else math.inf
