@@ -17,6 +17,8 @@ def check_file(target: Path, source: Path, force: bool) -> None:
     if target.suffix != ".safetensors":
         raise FileError(f"-o {target}: files are written as .safetensors; give such a name")
     _check_parent(target)
+    if target.exists() and not target.is_file():
+        raise FileError(f"-o {target} is no file, and no file replaces it; give another name")
     if os.path.lexists(target):
         if source.exists() and target.exists() and os.path.samefile(source, target):
             raise FileError(f"-o {target} is the source itself; give another name")

@@ -225,7 +225,7 @@ def test_nothing_is_replaced_without_force(tmp_path: Path, program: Program) -> 
     os.mkfifo(tmp_path / "pipe.safetensors")
     for force in ((), ("--force",)):
         error = program(*given[:-1], tmp_path / "pipe.safetensors", *force).error
-        assert "a pipe" in error or "--force" in error
+        assert "is no file" in error
     assert target.read_bytes() == before
     assert program(*given, "--force").code == 0
 

@@ -236,6 +236,18 @@ def test_a_header_that_lies(name: str, file: Path, architecture: Net, tmp_path: 
         load(attacked(file, change, tmp_path / "m"), architecture)
 
 
+OF_THE_MODEL = {
+    *("unknown place", "other rank", "extra state of nothing", "extra state of a relu"),
+}
+"""Lies that only the model can tell."""
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - OF_THE_MODEL))
+def test_inspect_refuses_a_header_that_lies(name: str, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError):
+        inspect(attacked(file, ATTACKS[name][0], tmp_path / "m"), verify=True)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -213,6 +213,27 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_inspect_refuses_what_load_refuses(tmp_path: Path) -> None:
+    save(factored(bert()), tmp_path / "new")
+    assert inspect(tmp_path / "new", verify=True).verified
+    config = tmp_path / "new" / "config.json"
+    values = json.loads(config.read_text())
+    for text in ("", "[]", "{}", json.dumps({**values, "hidden_size": 32})):
+        config.write_text(text)
+        inspect(tmp_path / "new")
+        for read in (load, lambda path: inspect(path, verify=True)):
+            with pytest.raises(FileFormatError):
+                read(tmp_path / "new")
+    # An architecture of one's own is given to load, and is nothing that is wrong with the folder.
+    config.write_text(json.dumps({**values, "architectures": ["MyModel"]}))
+    assert inspect(tmp_path / "new", verify=True).verified
+    tensors = tmp_path / "new" / "tensorlrf.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(FileFormatError, match="checksum"):
+        inspect(tmp_path / "new", verify=True)
+
+
 def test_without_transformers_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,12 +45,13 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
     from tensorlrf.compression.checkpoint import _folder
 
     model = uncompiled(model)
-    if _folder.is_for(model, path):
-        _folder.save(model, as_path(path), overwrite=overwrite)
+    target = as_path(path)
+    if _folder.is_for(model, target):
+        _folder.save(model, target, overwrite=overwrite)
         return
-    check_target(as_path(path), overwrite)
+    check_target(target, overwrite)
     tensors, header = pack(model)
-    write_sealed(path, KEY, header.to_text(), tensors, overwrite=overwrite)
+    write_sealed(target, KEY, header.to_text(), tensors, overwrite=overwrite)
 
 
 def load(

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from tensorlrf._files._folder import filling, put_right
-from tensorlrf._files._given import PathLike
 from tensorlrf._files._safetensors import write
 from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint import _file
@@ -24,11 +23,11 @@ TENSORS, CONFIG, GENERATION = "tensorlrf.safetensors", "config.json", "generatio
 FILES = (TENSORS, CONFIG, GENERATION)
 
 
-def is_for(model: nn.Module, path: PathLike) -> bool:
+def is_for(model: nn.Module, path: Path) -> bool:
     """Whether the model is one of transformers and the path a folder, or to become one."""
     if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
         return False
-    return hasattr(model, "config") and (Path(path).is_dir() or not Path(path).suffix)
+    return hasattr(model, "config") and (path.is_dir() or not path.suffix)
 
 
 def save(model: Any, path: Path, *, overwrite: bool) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tensorlrf._files._safetensors import SafeFile
+import torch
+
+from tensorlrf._files._safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf._files._sealed import Stored, canonical, checksum_of, seal, unseal
 from tensorlrf._files._strict import At
 from tensorlrf.compression.checkpoint._architecture import digest
-from tensorlrf.compression.checkpoint._places import ROLES
+from tensorlrf.compression.checkpoint._places import PARAMETER, ROLES, joined
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.ops import PathTable
 
@@ -138,6 +140,7 @@ def parse(file: SafeFile) -> Header:
     if fingerprint != (None if header.architecture is None else digest(header.architecture)):
         root["fingerprint"].wrong("the hash of the architecture")
     _check_names(header, root)
+    _check_parts(header, root)
     return header
 
 
@@ -204,6 +207,27 @@ def _check_names(header: Header, root: At) -> None:
     unused = set(header.tensors) - {slot.tensor for slot in header.slots}
     if unused:
         root["slots"].wrong(f"without a place for {min(unused)!r}; each tensor has one")
+
+
+def _check_parts(header: Header, root: At) -> None:
+    """All tensors of a layer are there, as parameters, in floating point."""
+    slots = {name: slot for slot in header.slots for name in slot.at}
+    for entry, at in zip(header.layers, root["layers"].entries(), strict=True):
+        place = entry.places[0]
+        if not entry.parts:
+            at["parts"].wrong(f"the factors of {place!r}")
+        for key in (*entry.parts, "bias"):
+            name = joined(place, key.replace(".", "_"))
+            slot = slots.get(name)
+            if slot is None:
+                if key != "bias" or entry.bias:
+                    at.wrong(f"a layer with the tensor {name!r}, which is missing")
+                continue
+            if key == "bias" and entry.bias is False:
+                at.wrong(f"a layer with the tensor {name!r}, which is there")
+            dtype = TORCH_DTYPES.get(header.tensors[slot.tensor].dtype, torch.bool)
+            if slot.at[name] not in (PARAMETER, None) or not dtype.is_floating_point:
+                at.wrong(f"a layer with the tensor {name!r}, a {slot.at[name]} of dtype {dtype}")
 
 
 def _unique(names: Iterable[str], at: At) -> None:

@@ -20,6 +20,7 @@ from tensorlrf.compression.checkpoint._file import reading
 from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint._places import LASTING
+from tensorlrf.errors import MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -126,20 +127,32 @@ def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
     """What a file that `save` wrote holds, without its model.
 
     path    the file, or the folder of a model of transformers
-    verify  whether to read the whole file and check the tensors too; else only the header is read
+    verify  whether to read the whole file and check the tensors too, and of a folder all else that
+            `load` checks; else only the header is read
 
     Raises FileError where there is nothing to read, FileFormatError where the file is damaged,
     from a later version, or none of ours.
     """
-    target = as_path(path)
-    if target.is_dir():
-        put_right(target)
-        if (target / _folder.TENSORS).exists():
-            target = target / _folder.TENSORS
+    given = target = as_path(path)
+    if given.is_dir():
+        put_right(given)
+        if (given / _folder.TENSORS).exists():
+            target = given / _folder.TENSORS
     with reading(target) as file:
-        for name in file.header.tensors if verify else ():
-            file.tensor(name)
+        if verify and not (target != given and _loads(given)):
+            for name in file.header.tensors:
+                file.tensor(name)
         return _report(file.header, target, verify)
+
+
+def _loads(folder: Path) -> bool:
+    """Load the model of a folder, so that whatever is wrong is raised. False where its architecture
+    is not at hand, and `load` wants it as an argument."""
+    try:
+        _folder.load(folder, None, None)
+    except (MissingExtraError, UnsupportedError):
+        return False
+    return True
 
 
 def _report(header: Header, path: Path, verified: bool) -> FileReport:

@@ -22,7 +22,6 @@ from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
 from tensorlrf.compression.checkpoint._places import (
     ATTRIBUTE,
-    BUFFER,
     LASTING,
     PARAMETER,
     Place,
@@ -113,7 +112,6 @@ class _Rebuild:
             key: self.slots.get(joined(entry.places[0], key.replace(".", "_")))
             for key in (*entry.parts, "bias")
         }
-        self._check_parts(entry, named)
         first = joined(entry.places[0], next(iter(entry.parts)).replace(".", "_"))
         dtype = TORCH_DTYPES[self.header.tensors[self.slots[first].tensor].dtype]
         factors = blank_factors(entry, self.path, dtype)
@@ -127,27 +125,6 @@ class _Rebuild:
             if self.memo.setdefault(id(self._module(place)), layer) is not layer:
                 raise self._wrong(place, "is a layer of its own, but is shared in the model")
             self.layers[place] = layer
-
-    def _check_parts(self, entry: LayerEntry, named: Mapping[str, Slot | None]) -> None:
-        """All tensors of the layer are there, as parameters, in floating point."""
-        place = entry.places[0]
-        for key, slot in named.items():
-            name = joined(place, key.replace(".", "_"))
-            if slot is None:
-                if key != "bias" or entry.bias:
-                    raise self._wrong(name, "is missing")
-                continue
-            if key == "bias" and entry.bias is False:
-                raise self._wrong(name, "is of a layer without a bias")
-            stored = self.header.tensors[slot.tensor]
-            # A tensor without elements is a buffer; versions up to 0.1 had it as a parameter.
-            fits = slot.at[name] in (PARAMETER, None) or (
-                slot.at[name] == BUFFER and 0 in stored.shape
-            )
-            if not fits or not TORCH_DTYPES[stored.dtype].is_floating_point:
-                raise self._wrong(name, f"is a {slot.at[name]} of dtype {stored.dtype}, of factors")
-        if not entry.parts:
-            raise self._wrong(place, "is a layer without factors")
 
     def _values(
         self, layer: FactoredLayer, like: nn.Module, place: str, named: Mapping[str, Slot | None]
