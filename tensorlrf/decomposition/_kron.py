@@ -21,7 +21,7 @@ from tensorlrf.decomposition._kron_solve import Sketch
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
-from tensorlrf.decomposition._svd import METHODS
+from tensorlrf.decomposition._svd import METHODS, SEED
 from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, unknown
@@ -97,8 +97,8 @@ def kron(
                 the cheapest terms among them. Not tried are pairs that are a plain low-rank matrix
                 or a multiple of the weight (see `svd`), and terms of over four times (where `rank`
                 is a number of terms: 1.25 times) the parameters of the cheapest pair
-    method      of the SVD, as for `svd`: "exact", "eigh", "randomized"; "auto" sketches where the
-                rearrangement has over 1024 rows and columns and the terms are few enough to gain
+    method      of the SVD of the rearrangement, as for `svd`; "auto" looks for an `error` at few
+                terms first where that has over 1024 rows and columns
     gram        (n prod k, n prod k) second moments X X^T / N of the inputs of the layer (for a
                 conv as `torch.nn.functional.unfold` orders them). Then alternating least squares
                 from the plain solution lowers the error of the outputs, which is also what `error`
@@ -108,7 +108,8 @@ def kron(
     n_iter_max  most sweeps with `gram`
     tol         with `gram` they stop when one lowers the error by no more than this share of it
     n_power_iter, n_oversample   of the randomised method
-    random_state   of the randomised method and of the estimates for `shapes`
+    random_state   of the methods with random vectors and of the estimates for `shapes`; "auto"
+                repeats where none is given
     batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
                 once, with one pair of shapes and one number of terms for all (for `error` the
                 fewest that serve each of them). The result is a Batch of KroneckerSum; by "exact"
@@ -119,21 +120,8 @@ def kron(
     are given, for sides without divisors, ArgumentError for what cannot be decomposed. Warns
     (TensorlrfWarning) where rounding to the dtype of `tensor` keeps `error` out of reach.
     """
-    return fit_kron(
-        tensor,
-        rank,
-        error=error,
-        shapes=shapes,
-        method=method,
-        gram=gram,
-        mean=mean,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        n_power_iter=n_power_iter,
-        n_oversample=n_oversample,
-        random_state=random_state,
-        batch_dims=batch_dims,
-    ).factors
+    options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
+    return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=False).factors
 
 
 @overload
@@ -170,8 +158,6 @@ def fit_kron(
     random_state: int | torch.Generator | None = None,
     batch_dims: int,
 ) -> Fit[KroneckerSum] | Fit[Batch]: ...
-@without_autocast()
-@threaded
 def fit_kron(
     tensor: Any,
     rank: Rank | None = None,
@@ -194,15 +180,39 @@ def fit_kron(
     Arguments and errors as for `kron`. With `batch_dims` the error is that of the whole batch, and
     `reason` tells the largest.
     """
+    options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
+    return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=True)
+
+
+@without_autocast()
+@threaded
+def _fit(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    shapes: Any,
+    method: str,
+    gram: Any,
+    mean: Any,
+    n_iter_max: int,
+    tol: float,
+    n_power_iter: int,
+    n_oversample: int,
+    random_state: int | torch.Generator | None,
+    batch_dims: int,
+    *,
+    measure: bool,
+) -> Fit[KroneckerSum] | Fit[Batch]:
+    """Without `measure` the error is computed only where something is decided by it, else NaN."""
     tensor = as_tensor(tensor).detach()
     check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_iteration(n_iter_max, tol)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    if method == "randomized" and rank is None:
+    if method in ("krylov", "randomized") and rank is None:
         raise ArgumentError(
-            "method='randomized' needs rank=, a sketch does not see the energy that it leaves "
+            f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
             "out; for error= use method='auto'"
         )
     if gram is None and mean is not None:
@@ -212,6 +222,8 @@ def fit_kron(
         check_batched_svd(rank, method, gram, mean)
     batch = tuple(tensor.shape[:batch_dims])
     stack = tensor.reshape(math.prod(batch), *tensor.shape[batch_dims:])  # (b, m, n, *k)
+    if random_state is None and method == "auto":
+        random_state = SEED
     draws = generator(random_state, tensor.device)
     second = None if gram is None else input_metric(gram, mean, tensor[0].numel(), tensor)
     if shapes is not None:
@@ -225,7 +237,8 @@ def fit_kron(
         if shapes is not None:
             return many.solve(pairs[0], rank, error)
         return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
-    sketch = Sketch(method, n_power_iter, n_oversample, draws)
+    decides = measure or shapes is None or second is not None
+    sketch = Sketch(method, n_power_iter, n_oversample, draws, decides)
     one = KroneckerProblem(tensor, sketch, second, n_iter_max, tol)
 
     def solve(pair: Pair) -> Fit[KroneckerSum]:

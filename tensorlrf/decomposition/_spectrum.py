@@ -80,14 +80,19 @@ def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tenso
 
 
 def frobenius_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
-    """||W - left right|| / ||W||, summed in float64, some rows at a time; absolute if W is 0."""
+    """||W - left right|| / ||W||, the residual itself, some rows at a time; absolute if W is 0."""
     left, right = left.detach(), right.detach()
-    rows = max(1, (1 << 20) // matrix.shape[1])
-    residual = norm = torch.zeros((), dtype=torch.float64, device=matrix.device)
+    rows = max(1, (1 << 18) // matrix.shape[1])
+    residual = 0.0
     for w, u in zip(torch.split(matrix, rows), torch.split(left, rows), strict=True):
-        residual = residual + (w - u @ right).to(torch.float64).square().sum()
-        norm = norm + w.to(torch.float64).square().sum()
-    return ratio(residual, norm)
+        residual += squared_norm(torch.addmm(w, u, right, alpha=-1))
+    return ratio(residual, squared_norm(matrix))
+
+
+def squared_norm(matrix: Tensor) -> float:
+    """Sum of squares: within rows as the matrix is, over rows in float64."""
+    rows: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=1)
+    return float(rows.to(torch.float64).square().sum())
 
 
 def ratio(residual: Tensor | float, norm: Tensor | float) -> float:

@@ -17,10 +17,12 @@ from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._gram_metric import GramMetric, square_root
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._krylov import krylov_svd
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch, range_of
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
+from tensorlrf.decomposition._solver import Choice, choose, exact_method
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
 from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
@@ -28,10 +30,10 @@ from tensorlrf.factors import LowRank
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
 
-METHODS = ("auto", "exact", "eigh", "randomized")
+METHODS = ("auto", "exact", "eigh", "krylov", "randomized")
 
-LARGE = 4096
-"""Below this many rows or columns a matrix is decomposed without a sketch."""
+SEED = 0
+"""Of the random vectors of "auto", so that it repeats where no `random_state` is given."""
 
 
 @overload
@@ -90,16 +92,22 @@ def svd(
                 metric, and one at least; or instead
     error       the smallest rank whose relative error is at most this
     method      "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64;
-                "randomized": a sketch with power iterations (Halko, Martinsson & Tropp 2011), for
-                ranks far below a large matrix's sides; "auto": exact for float64, eigh below, and
-                randomized where both sides are above 4096 and the rank is small enough to gain
+                "krylov": a block Krylov space (Musco & Musco 2015), with as many products as it
+                takes until the residual is estimated to exceed the least possible one by no more
+                than a thousandth of it, or else the exact way;
+                "randomized": a sketch with a given number of power iterations (Halko, Martinsson &
+                Tropp 2011);
+                "auto": for a rank the one of krylov and exact that should take less time, by a
+                measured cost model, exact where a graph is kept and for `error`. Exact means eigh
+                below float64
     gram        (n, n) second moments X X^T / N of the inputs of the layer, columns in the order of
                 W (for a conv, of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the
                 top eigenvectors of W G W^T minimises the mean of |(W - W_r) x|^2, `error` is the
                 relative error of the outputs, and the split keeps the r inner values no larger
                 than the outputs are (root mean square). What the inputs do not span follows the
                 plain fit (`Fit.shrinkage`).
-    n_power_iter, n_oversample, random_state   of the randomised method
+    n_power_iter, n_oversample   of the randomised method
+    random_state   of the methods with random vectors; "auto" repeats where none is given
     differentiable   keep the autograd graph, for first derivatives; else detached. left @ right has
                 one wherever the last singular value kept and the first left out differ (by a sketch
                 it is that of the exact truncation), the sides by themselves where those kept
@@ -114,19 +122,8 @@ def svd(
     what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the dtype of `tensor`
     keeps `error` out of reach at every rank.
     """
-    return fit_svd(
-        tensor,
-        rank,
-        error=error,
-        method=method,
-        gram=gram,
-        mean=mean,
-        n_power_iter=n_power_iter,
-        n_oversample=n_oversample,
-        random_state=random_state,
-        differentiable=differentiable,
-        batch_dims=batch_dims,
-    ).factors
+    options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
+    return _fit(tensor, rank, error, method, gram, mean, *options, measure=False).factors
 
 
 @overload
@@ -159,8 +156,6 @@ def fit_svd(
     differentiable: bool = False,
     batch_dims: int,
 ) -> Fit[LowRank] | Fit[Batch]: ...
-@without_autocast()
-@threaded
 def fit_svd(
     tensor: Any,
     rank: Rank | None = None,
@@ -180,29 +175,51 @@ def fit_svd(
     Arguments and errors as for `svd`. `converged` is False only where `error` was not reached.
     With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
     """
+    options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
+    return _fit(tensor, rank, error, method, gram, mean, *options, measure=True)
+
+
+@without_autocast()
+@threaded
+def _fit(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    method: str,
+    gram: Any,
+    mean: Any,
+    n_power_iter: int,
+    n_oversample: int,
+    random_state: int | torch.Generator | None,
+    differentiable: bool,
+    batch_dims: int,
+    *,
+    measure: bool,
+) -> Fit[LowRank] | Fit[Batch]:
+    """Without `measure` the error of a given rank is not computed (NaN): a look at the matrix."""
     tensor = as_tensor(tensor)
     check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_batch_dims(batch_dims, tensor.ndim)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if random_state is None and method == "auto":
+        random_state = SEED
+    draws = generator(random_state, tensor.device)
+    work = tensor if differentiable else tensor.detach()
     if batch_dims:
-        if method in METHODS:
-            check_batched_svd(rank, method, gram, mean)
-        else:
-            raise unknown("method", method, METHODS)
-        generator(random_state, tensor.device)
-        work = tensor if differentiable else tensor.detach()
+        check_batched_svd(rank, method, gram, mean)
         return fit_svd_batched(work, rank, error, method, batch_dims)
     m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
     asked = "as asked"
     if isinstance(rank, str) and rank == "auto":
         rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
-    method = _resolve(method, r, (m, n), tensor, gram is not None)
-    draws = generator(random_state, tensor.device)
+    _check_method(method, r, gram is not None)
     if gram is None and mean is not None:
         raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
-    work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
+    work = work.to(working_dtype(tensor.dtype))
     scale = scale_of(work)
     moving = (work if scale == 1.0 else work / scale).reshape(m, n)
     matrix = moving.detach()
@@ -210,16 +227,15 @@ def fit_svd(
     judge: Judge[LowRank] | None = None
     half: Tensor | None = None
     if gram is not None:
-        metric = input_metric(gram, mean, n, tensor)
+        metric, how = input_metric(gram, mean, n, tensor), "outputs, from gram"
         judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right))
         spectrum = GramMetric(matrix, metric.gram)
         half = square_root(metric.gram) if moving.requires_grad else None
     elif method == "randomized":
-        spectrum = SketchedSVD(matrix, range_of(matrix, r or 1, n_power_iter, n_oversample, draws))
-    elif method == "eigh":
-        spectrum = ShortSideEigh(matrix)
+        basis = range_of(matrix, r or 1, n_power_iter, n_oversample, draws)
+        spectrum, how = SketchedSVD(matrix, basis), "method 'randomized'"
     else:
-        spectrum = FullSVD(matrix)
+        spectrum, how = _taken_apart(matrix, r, method, draws, moving.requires_grad)
 
     root = math.sqrt(scale)
 
@@ -241,10 +257,11 @@ def fit_svd(
                 float(spectrum.energies[r:].sum()),
             )
             return fit.factors, fit.error
+        if not measure and rank is not None:
+            return factors, math.nan
         left, right = (side.to(matrix.dtype) / root for side in (factors.left, factors.right))
         return factors, spectrum.rel_error(left, right)
 
-    how = "outputs, from gram" if gram is not None else f"method {method!r}"
     if r is not None:
         factors, loss = cut(r)
         fit = Fit(factors, (loss,), True, f"rank {r} {asked}, {how}")
@@ -253,28 +270,41 @@ def fit_svd(
     return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
 
 
-def _resolve(
-    method: str, r: int | None, sides: tuple[int, int], tensor: Tensor, metric: bool
-) -> str:
-    """The method that "auto" stands for, or the given one, if it can serve."""
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+def _taken_apart(
+    matrix: Tensor, r: int | None, method: str, draws: torch.Generator, graph: bool
+) -> tuple[Spectrum, str]:
+    """By the method that "auto" stands for or the given one, and how it went.
+
+    What a `graph` is kept of are singular vectors, not nearly the best vectors that there are.
+    """
+    exact = exact_method(matrix.dtype)
+    tried = ""
+    if method in ("auto", "krylov"):
+        choice = Choice(exact)
+        if r is not None and not graph:
+            shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+            choice = choose(
+                shape, r, matrix.dtype, torch.get_num_threads(), forced=method == "krylov"
+            )
+        if r is not None and choice.method == "krylov":
+            found = krylov_svd(matrix, r, choice, draws)
+            if found is not None:
+                return found, f"method 'krylov', {found.products} products"
+            tried = ", since a Krylov space took too many products"
+        method = exact
+    spectrum = FullSVD(matrix) if method == "exact" else ShortSideEigh(matrix)
+    return spectrum, f"method {method!r}{tried}"
+
+
+def _check_method(method: str, r: int | None, metric: bool) -> None:
+    """Whether the method can serve."""
     if metric and method not in ("auto", "eigh"):
         raise UnsupportedError(
             f"method={method!r} does not take gram=, which is solved by eigenvectors of W G W^T; "
             "leave method='auto'"
         )
-    if method == "randomized" and r is None:
+    if method in ("krylov", "randomized") and r is None:
         raise ArgumentError(
-            "method='randomized' needs rank=, a sketch does not see the energy that it leaves "
+            f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
             "out; for error= use method='auto'"
         )
-    if method != "auto":
-        return method
-    if tensor.dtype == torch.float64:
-        return "exact"
-    # Per multiply-add of the float64 Gram and its eigenvectors a sketch in float32 does 2 q + 2
-    # products with r + p columns; below this size neither takes long.
-    if r is not None and min(sides) > LARGE and 18 * (r + 10) < min(sides):
-        return "randomized"
-    return "eigh"

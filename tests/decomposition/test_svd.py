@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition._svd import LARGE, _resolve, fit_svd, svd
+from tensorlrf.decomposition._svd import fit_svd, svd
 from tensorlrf.errors import (
     ArgumentError,
     RankError,
@@ -111,15 +111,6 @@ def test_randomized_is_within_a_thousandth(
         assert error <= 1.001 * discarded(matrix, 8)
 
 
-def test_auto_sketches_only_where_it_gains() -> None:
-    def chosen(sides: tuple[int, int], r: int) -> str:
-        return _resolve("auto", r, sides, torch.empty(0), False)
-
-    assert chosen((2000, 2000), 8) == "eigh"
-    assert chosen((LARGE + 1, LARGE + 1), 8) == "randomized"
-    assert chosen((LARGE + 1, LARGE + 1), 2000) == "eigh"
-
-
 def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
     weight = seeded(40, 30)
     before = torch.get_rng_state()
@@ -142,7 +133,7 @@ def test_input_is_left_alone_and_numpy_is_taken() -> None:
     assert svd(np.asfortranarray(weight.numpy()), 3).shape == (9, 4, 3)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "randomized"])
+@pytest.mark.parametrize("method", [*METHODS, "krylov", "randomized"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_degenerate_weights_give_finite_factors(method: str, dtype: torch.dtype) -> None:
     for weight in (torch.zeros(6, 5), torch.ones(6, 5), torch.ones(1, 5), torch.ones(4, 1)):
@@ -153,7 +144,7 @@ def test_degenerate_weights_give_finite_factors(method: str, dtype: torch.dtype)
     assert torch.isfinite(svd(torch.ones(6, 5).to(dtype), 5, method=method).to_dense()).all()
 
 
-@pytest.mark.parametrize("method", [*METHODS, "randomized"])
+@pytest.mark.parametrize("method", [*METHODS, "krylov", "randomized"])
 @pytest.mark.parametrize("exponent", [-42, -30, -20, 20, 30, 37])
 def test_scale_does_not_matter(method: str, exponent: int) -> None:
     weight = seeded(20, 15)
@@ -330,8 +321,9 @@ def test_refusals_name_argument_value_and_remedy() -> None:
         svd(weight, 2, error=0.1)
     with pytest.raises(ArgumentError, match="method='qr' is unknown; choose one of auto, exact"):
         svd(weight, 2, method="qr")
-    with pytest.raises(ArgumentError, match="method='randomized' needs rank="):
-        svd(weight, error=0.1, method="randomized")
+    for method in ("krylov", "randomized"):
+        with pytest.raises(ArgumentError, match=f"method='{method}' needs rank="):
+            svd(weight, error=0.1, method=method)
     with pytest.raises(ArgumentError, match="n_power_iter=-1"):
         svd(weight, 2, n_power_iter=-1)
     with pytest.raises(ArgumentError, match=r"n_oversample=2\.5"):
