@@ -94,7 +94,8 @@ class FactoredLayer(Freezable, ABC):
         """The dense weight, to be read: its sizes, dtype and device cost nothing, its numbers are
         made of the factors in every function that takes them. Differentiable in the parameters.
 
-        A write to it, or to `weight.data`, would be lost and raises UnsupportedError.
+        A write to it, or to `weight.data`, would be lost and raises UnsupportedError. Inside what
+        torch.compile or torch.export trace it is an ordinary tensor, and no write is refused.
         """
         if torch.compiler.is_compiling():  # a graph drops what it makes for its dtype alone
             return self._made_weight()

@@ -493,6 +493,23 @@ def test_parents_compile_into_one_graph(kind: type[Looks], fresh_compiler: None)
         torch.testing.assert_close(one, other)
 
 
+class Breaks(Looks):
+    """A parent whose graph ends while it holds the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.wo.weight
+        torch._dynamo.graph_break()
+        return F.linear(x.float(), weight)
+
+
+# Importing Inductor, torch itself uses what it deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_weight_crosses_the_break_of_a_graph(fresh_compiler: None) -> None:
+    model, x = Breaks(), input_of("linear")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model)(x), model(x))
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", [Looks, Computes])
 def test_parents_are_exported(kind: type[Looks], strict: bool) -> None:
