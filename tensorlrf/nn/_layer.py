@@ -128,7 +128,8 @@ class FactoredLayer(Freezable, ABC):
         return own[attribute] if attribute in own else getattr(self, attribute)
 
     def _sources(self) -> list[Tensor]:
-        return [self._tensor(attribute) for attribute in self._names.values()]
+        empty = self._buffers
+        return [self._tensor(name) for name in self._names.values() if name not in empty]
 
     # ---- the path ---------------------------------------------------------------------------
 

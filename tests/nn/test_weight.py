@@ -187,7 +187,7 @@ def test_functions_of_torch_take_it(use: str) -> None:
 @pytest.mark.parametrize(("format", "kind"), EVERY)
 def test_gradients_flow_to_the_factors(format: str, kind: str) -> None:
     layer = layer_of(format, kind)
-    parameters = [layer.get_parameter(name) for name in layer._names.values()]
+    parameters = layer._sources()
     dense = layer.factors.to_dense()
     dense = dense.T if kind == "Conv1D" else dense
     weights = torch.arange(dense.numel(), dtype=dense.dtype).reshape(dense.shape)
