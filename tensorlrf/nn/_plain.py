@@ -285,18 +285,18 @@ def torch_layer(plain: Plain, weight: nn.Parameter, bias: nn.Parameter | None) -
     return in_turn([zeros(tuple(sides)), layer])
 
 
-def in_turn(layers: list[nn.Module]) -> nn.Module:
-    """The layers one after the other; one alone is itself.
+def in_turn(layers: list[nn.Module], *, whole: bool = False) -> nn.Module:
+    """The layers one after the other; one alone is itself, unless the `whole` is to hold it.
 
     The nn.Sequential has an empty `weight` that is in no state dict: models ask a layer for
     `.weight.dtype` or `.weight.device` (CLIP and T5 of transformers do), and it follows .to().
     """
-    if len(layers) == 1:
+    if len(layers) == 1 and not whole:
         return layers[0]
-    whole = nn.Sequential(*layers)
+    made = nn.Sequential(*layers)
     last = next(layers[-1].parameters())
-    whole.register_buffer("weight", last.detach().new_empty(0), persistent=False)
-    return whole
+    made.register_buffer("weight", last.detach().new_empty(0), persistent=False)
+    return made
 
 
 def _pair(pads: Any) -> tuple[int, int]:

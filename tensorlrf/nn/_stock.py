@@ -54,11 +54,12 @@ def to_dense_layer(layer: FactoredLayer) -> nn.Module:
 
     A Linear, Conv1d, Conv2d, Conv3d or Embedding with all its options, dtype, device, memory
     format, requires_grad and training flag, or the Conv1D of transformers. Where the padding
-    differs from side to side, an nn.Sequential of ZeroPad and convolution.
+    differs from side to side, an nn.Sequential of ZeroPad and convolution, which has the sizes and
+    options of the layer as attributes too.
     """
     if isinstance(layer, FactoredEmbedding):
         return _dense_embedding(layer)
-    return _dense(layer, plain_of_factored(layer))
+    return _told(_dense(layer, plain_of_factored(layer)), layer)
 
 
 def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
@@ -73,11 +74,36 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
     to side or are none. A structured format is no chain of library layers: its path comes as a
     torch.fx.GraphModule, whose code is calls of torch alone (a convolution by a Kronecker sum then
     takes batches only). The parameters are copies, with the dtype, device and requires_grad of the
-    layer. Raises ArgumentError where the layer has no such path, UnsupportedError for a format that
-    no torch layers compute.
+    layer. Sizes and options that the dense layer has as attributes, and `bias`, are there as well:
+    models read them of their layers. Raises ArgumentError where the layer has no such path,
+    UnsupportedError for a format that no torch layers compute.
     """
     if path not in (*layer.paths, "fused"):
         raise unknown("path", path, layer.paths)
+    return _told(_stock(layer, path), layer)
+
+
+_OPTIONS = (
+    *("in_features", "out_features", "nx", "nf"),
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+    *("groups", "padding_mode", "num_embeddings", "embedding_dim", "padding_idx"),
+)
+
+
+def _told(stock: nn.Module, layer: FactoredLayer) -> nn.Module:
+    """With what parents read of a layer, such as `conv.stride`, where it is made of several."""
+    if not isinstance(stock, nn.Sequential):
+        return stock
+    for name in _OPTIONS:
+        if hasattr(layer, name):
+            setattr(stock, name, getattr(layer, name))
+    if not isinstance(layer, FactoredEmbedding):
+        # The parameter of the last layer by one name more, but once in the state dict.
+        vars(stock)["bias"] = None if layer.bias is None else stock[-1].bias
+    return stock
+
+
+def _stock(layer: FactoredLayer, path: str) -> nn.Module:
     path = "chain" if path == "fused" else path
     if isinstance(layer, FactoredEmbedding):
         return _dense_embedding(layer) if path == "dense" else _embedding_chain(layer)
@@ -90,7 +116,7 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
         run = _structured_run(layer, factors.detach(), path)
         if run is not None:
             layers = [] if isinstance(layer, FactoredLinear) else _padding(layer)
-            return in_turn([*layers, _traced(run, layer)]).train(layer.training)
+            return in_turn([*layers, _traced(run, layer)], whole=True).train(layer.training)
         if isinstance(layer, FactoredLinear):
             stages = _linear_stages(factors)
         else:
@@ -161,7 +187,7 @@ def _embedding_chain(layer: FactoredEmbedding) -> nn.Module:
         factors = layer.factors.detach()
         if isinstance(factors, TTMatrix):
             run = partial(run_embedding, "chain", factors)
-            return _traced(run, layer).train(layer.training)
+            return in_turn([_traced(run, layer)], whole=True).train(layer.training)
         rows, *others = table_matrices(factors)
         layers: list[nn.Module] = [_torch_embedding(rows, layer)]
         layers += [torch_layer(Plain("Linear"), _own(matrix.T, layer), None) for matrix in others]
@@ -200,22 +226,28 @@ def _kron(factors: Factors, x: Tensor, options: Geometry) -> Tensor:
 
 
 class _Traceable(nn.Module):
-    def __init__(self, run: Callable[[Tensor], Tensor], bias: Tensor | None) -> None:
+    """run(x) + bias; the bias (O,) has `axes` dimensions behind its channels."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], bias: Tensor | None, axes: int = 0) -> None:
         super().__init__()
-        self.run, self.own_bias = run, bias
+        self.run, self.axes = run, axes
+        # A parameter is recorded with what is made of it, where a plain tensor would be a constant.
+        self.own_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
         y = self.run(input)
-        return y if self.own_bias is None else y + self.own_bias
+        if self.own_bias is None:
+            return y
+        return y + (self.own_bias.reshape(-1, *(1,) * self.axes) if self.axes else self.own_bias)
 
 
 def _traced(run: Callable[[Tensor], Tensor], layer: FactoredLayer) -> fx.GraphModule:
     """The calls of `run` with x as a graph. What it makes of the factors alone is made now: these
     tensors are the parameters."""
     bias = layer.bias
-    if bias is not None and not isinstance(layer, FactoredLinear):
-        bias = bias.detach().reshape(-1, *(1,) * len(layer.factors.shape[2:]))  # type: ignore[assignment]
-    traced = fx.symbolic_trace(_Traceable(run, None if bias is None else bias.detach()))
+    axes = 0 if isinstance(layer, FactoredLinear) else len(layer.factors.shape) - 2
+    own_bias = None if bias is None else bias.detach()
+    traced = fx.symbolic_trace(_Traceable(run, own_bias, axes))
     named: dict[str, str] = {}
     trained = any(layer._tensor(name).requires_grad for name in layer._names.values())
     for node in traced.graph.nodes:
@@ -231,9 +263,6 @@ def _traced(run: Callable[[Tensor], Tensor], layer: FactoredLayer) -> fx.GraphMo
             traced.register_parameter(named[node.target], copied)
         node.target = named[node.target]
     traced.recompile()
-    # Models ask a layer for its weight's dtype and device; see `in_turn`.
-    some = next(traced.parameters()).detach()
-    traced.register_buffer("weight", some.new_empty(0), persistent=False)
     return traced
 
 

@@ -51,6 +51,34 @@ def agree(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
+READ = {
+    FactoredLinear: ("in_features", "out_features"),
+    FactoredHFConv1D: ("nx", "nf"),
+    **dict.fromkeys(
+        CONVS.values(),
+        (
+            *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+            *("groups", "padding_mode"),
+        ),
+    ),
+}
+"""What models read of their layers."""
+
+
+def check_attributes(stock: nn.Module, layer: FactoredLayer) -> None:
+    whole: Any = stock
+    if isinstance(stock, nn.Sequential):  # one alone has those of its own class
+        for name in READ[type(layer)]:
+            assert getattr(whole, name) == getattr(layer, name), name
+    if layer.bias is None:
+        assert whole.bias is None
+        return
+    # By one name more, but the one parameter of the last layer, wherever it is moved.
+    assert any(whole.bias is p for p in stock.parameters())
+    assert whole.bias.dtype == whole.weight.dtype
+    torch.testing.assert_close(whole.bias.double(), layer.bias.double(), rtol=1e-3, atol=1e-3)
+
+
 def check(layer: FactoredLayer, x: Tensor) -> None:
     """Every path of the layer, and its dense layer, against the layer itself."""
     before = {name: p.clone() for name, p in layer.named_parameters()}
@@ -65,6 +93,8 @@ def check(layer: FactoredLayer, x: Tensor) -> None:
             else:
                 assert type(m) in (*STOCK, *PADS)
         agree(stock(x), want)
+        check_attributes(stock, layer)
+        check_attributes(copy.deepcopy(stock).half(), layer)
         layers = [m for m in stock.modules() if next(m.parameters(recurse=False), None) is not None]
         assert [m.bias is not None for m in layers[:-1]] == [False] * (len(layers) - 1)
         own = {id(p) for p in layer.parameters()}
