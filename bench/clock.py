@@ -7,7 +7,8 @@ the L2 cache from serving them: in a network the weights of a layer come from me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,17 @@ def clock(
         )
         for name, each in calls.items()
     }
+
+
+@contextmanager
+def tuned_libraries() -> Iterator[None]:
+    """Inside, cuDNN takes the fastest of its convolutions in place of a guess, as it does for all
+    who ask for it: a library that was not tuned is no peer."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def graphed(run: Call) -> torch.cuda.CUDAGraph:

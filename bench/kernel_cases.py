@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.clock import Times, Variant, clock, error
+from bench.clock import Times, Variant, clock, error, tuned_libraries
 from bench.report import Row
 from bench.shapes import (
     FLAGSHIPS,
@@ -81,7 +81,7 @@ class Case:
 
     def measure(self, seconds: float) -> list[Row]:
         """Times every way, `seconds` each on each clock."""
-        with torch.inference_mode(not self.trains):
+        with torch.inference_mode(not self.trains), tuned_libraries():
             errors = {name: self._error(name) for name in self.exact}
             times = clock(
                 {name: way.variant() for name, way in self.ways.items()},

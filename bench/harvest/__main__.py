@@ -11,6 +11,7 @@ makes result files of them. Exit code 0 if all was done, 1 if not, 2 without a G
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -44,10 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not has_gpu():
+    about = machine()
+    if about is None:
         return 2
     seconds = min(plan.SECONDS, given.seconds or sum(phase.seconds for phase in phases))
     journal = Journal(given.out)
+    say(", ".join(f"{key} {value}" for key, value in about.items()))
+    journal.row({"phase": "", "op": "", "case": "", "kind": "machine", "machine": about})
     driver = Driver(phases, start, journal, seconds=seconds, since=SINCE, say=say)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, _: driver.stop(signal.Signals(number).name))
@@ -58,27 +62,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(one["outcome"] != "done" for one in driver.outcomes))
 
 
-def has_gpu() -> bool:
-    """Whether there is one; says so."""
-    asked = [sys.executable, str(ROOT / "bench" / "need_gpu.py")]
+def machine() -> dict[str, Any] | None:
+    """Device, versions and commit; None, with the reason on the screen, without a GPU. It comes
+    before all phases: without it no row can be told of a device."""
+    asked = [sys.executable, "-m", "bench.harvest.machine"]
     try:
-        return subprocess.run(asked, check=False, timeout=PATIENCE).returncode == 0
+        done = subprocess.run(
+            asked, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, timeout=PATIENCE
+        )
     except subprocess.TimeoutExpired:
         print(f"the GPU did not answer within {PATIENCE:.0f} s", file=sys.stderr)
-        return False
+        return None
+    if done.returncode:
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def start(phase: str, op: str) -> Worker:
-    """The worker of a phase; all share one cache of compiled kernels."""
+    """The worker of a phase."""
+    command = [sys.executable, "-m", "bench.harvest.serve", phase]
+    return Worker(command, environment(), str(ROOT))
+
+
+def environment() -> dict[str, str]:
+    """Of the workers: one cache of compiled kernels, and one thread each."""
     paths = (str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", ""))
-    environment = {
+    return {
         **os.environ,
         "TRITON_CACHE_DIR": cache(),
         "TRITON_INTERPRET": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    return Worker([sys.executable, "-m", "bench.harvest.serve", phase], environment, str(ROOT))
 
 
 def cache() -> str:

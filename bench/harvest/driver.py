@@ -28,6 +28,7 @@ from bench.harvest.plan import Phase, Task
 from bench.harvest.process import PATIENCE, STUCK, Worker
 
 RESERVE = 6.0  # s at the end, to kill what runs and to write the summary
+STARTING = 60.0  # s for a process to import what it needs, which is not the case's time
 LEAST = 0.25  # s that a killed process is waited for, however late it is
 SPARE = 3  # processes that are started ahead of their first case: an import takes seconds
 Start = Callable[[str, str], Worker]
@@ -82,7 +83,8 @@ class Driver:
         self._stopped = ""
         self._workers: dict[Place, Worker] = {}
         self._fresh: set[Place] = set()  # those that were asked nothing yet
-        self._broken: set[Place] = set()  # those that ended before they were asked
+        self._unready: dict[Place, float] = {}  # those that import yet, and until when they may
+        self._broken: dict[Place, str] = {}  # how those ended that were not asked
         self._running: dict[Place, _Running] = {}
         self._selector = selectors.DefaultSelector()
         heard, self._wake = os.pipe()
@@ -119,14 +121,6 @@ class Driver:
         self._stopped = reason
         os.write(self._wake, b".")
 
-    def prepare(self) -> None:
-        """Start the processes of the next cases, which import what they need meanwhile."""
-        for name, task, _ in self._waiting:
-            if len(self._fresh) >= SPARE:
-                return
-            if (name, task.op) not in self._broken:
-                self._worker((name, task.op))
-
     def summary(self, *, running: bool = False) -> dict[str, Any]:
         """Outcomes by phase, and what was not done with its reason."""
         of_phase: dict[str, dict[str, int]] = {phase.name: {} for phase in self._phases}
@@ -146,15 +140,17 @@ class Driver:
 
     def _phase(self, phase: Phase, end: float) -> None:
         self._say(f"{self._now()} {phase.name}: {end - time.monotonic():.0f} s at most")
-        while any(name == phase.name for name, *_ in self._waiting) or self._running:
-            now = time.monotonic()
-            if now >= end or self._stopped:
-                break
+        while (now := time.monotonic()) < end and not self._stopped:
             for place in [p for p, r in self._running.items() if now >= r.limit]:
                 self._end(place, "timed out", "")
+            for place in [p for p, until in self._unready.items() if now >= until]:
+                self._broken[place] = f"{self._drop(place)}; it was not ready in time"
+            self._crash_broken(phase)
             self._hand_out(phase, end)
-            self.prepare()
-            limits = [end, *(running.limit for running in self._running.values())]
+            self._prepare(phase)
+            if not self._running and all(name != phase.name for name, *_ in self._waiting):
+                break
+            limits = [end, *self._unready.values(), *(r.limit for r in self._running.values())]
             self._listen(max(0.0, min(limits) - time.monotonic()))
         own = [place for place in self._workers if place[0] == phase.name]
         for place in own:
@@ -176,20 +172,42 @@ class Driver:
             self._outcome(name, task.op, task.case, "not reached", reason, 0.0)
 
     def _hand_out(self, phase: Phase, end: float) -> None:
+        """Ask the processes that are ready and idle, for the first of what waits."""
         for each in list(self._waiting):
             name, task, skip = each
             place = (name, task.op)
             if len(self._running) >= phase.side_by_side or name != phase.name:
                 return
-            if place in self._running:
+            if place in self._running or place in self._unready or place not in self._workers:
                 continue
             self._waiting.remove(each)
-            worker, now = self._worker(place), time.monotonic()
             self._fresh.discard(place)
+            worker, now = self._workers[place], time.monotonic()
             limit = min(end, now + task.seconds)
             self._running[place] = _Running(task, worker, now, limit, skip)
             left = (end if task.again else limit) - now
             worker.ask({"case": task.case, "seconds": left, "skip": skip})
+
+    def _crash_broken(self, phase: Phase) -> None:
+        """A case whose process ended before it was asked; the next of its op has a new one."""
+        for each in list(self._waiting):
+            name, task, _ = each
+            if name == phase.name and (name, task.op) in self._broken:
+                self._waiting.remove(each)
+                reason = self._broken.pop((name, task.op))
+                self._outcome(name, task.op, task.case, "crashed", reason, 0.0)
+
+    def _prepare(self, phase: Phase) -> None:
+        """Start the processes of the next cases, which import what they need meanwhile."""
+        places = dict.fromkeys((name, task.op) for name, task, _ in self._waiting)
+        idle = [p for p in places if p not in self._running and p not in self._broken]
+        own = [place for place in idle if place[0] == phase.name]
+        for place in own[: phase.side_by_side - len(self._running) + SPARE]:
+            self._worker(place)
+        for place in idle:
+            if len(self._fresh) >= SPARE:
+                return
+            self._worker(place)
 
     # ---- workers --------------------------------------------------------------------------------
 
@@ -197,6 +215,7 @@ class Driver:
         if place not in self._workers:
             worker = self._workers[place] = self._start(*place)
             self._fresh.add(place)
+            self._unready[place] = time.monotonic() + STARTING
             for pipe in (worker.out, worker.err):
                 self._selector.register(pipe, selectors.EVENT_READ, (place, worker))
         return self._workers[place]
@@ -220,8 +239,9 @@ class Driver:
             if not more and place in self._running:
                 self._end(place, "crashed", "")
             elif not more:
-                self._broken |= {place} & self._fresh
-                self._drop(place)
+                fresh, how = place in self._fresh, self._drop(place)
+                if fresh:
+                    self._broken[place] = how
 
     def _drop(self, place: Place) -> str:
         """End a worker, after the last line that it wrote; returns how it ended."""
@@ -236,6 +256,7 @@ class Driver:
         worker.close()
         del self._workers[place]
         self._fresh.discard(place)
+        self._unready.pop(place, None)
         if worker.rest:
             how += f"; its last line was cut off: {worker.rest[:80].decode(errors='replace')!r}"
         return how
@@ -263,7 +284,9 @@ class Driver:
         except ValueError:
             told = None
         running = self._running.get(place)
-        if not isinstance(told, dict) or running is None:
+        if isinstance(told, dict) and "ready" in told:
+            self._unready.pop(place, None)
+        elif not isinstance(told, dict) or running is None:
             self._journal.log(line + b"\n")
         elif "row" in told:
             self._row(place, running.name, told["row"])

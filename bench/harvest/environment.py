@@ -1,4 +1,4 @@
-"""First phase: which machine this is, and what it can do."""
+"""First phase: what this machine can do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from bench import constants
 from bench.harvest.serve import Tell
-from bench.report import machine
 
 QUERY = (
     *("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit"),
@@ -23,11 +22,8 @@ _found: dict[str, float] = {}  # in this process
 def handle(case: str, seconds: float, skip: Sequence[str], tell: Tell) -> None:
     """The constants of `bench.constants`, a row each, and what the driver says."""
     constants.SECONDS = SECONDS
-    if case == "machine":
-        about = machine("cuda")
-        tell({"row": {"kind": "machine", "machine": about, "say": about["device"]}})
+    if case == "ceilings":
         tell({"row": {"kind": "driver", **driver()}})
-    elif case == "ceilings":
         for name, measure in constants.ceilings().items():
             _constant(name, measure(), tell)
         _constant("rate_float16", constants.rate(torch.float16), tell)

@@ -94,7 +94,10 @@ def compiled(call: Call, chip: Chip) -> tuple[float, str]:
 
 
 class _Fake(FakeTensorMode):
-    """Without the values of constants, which would be computed with, on the GPU."""
+    """Without the values of constants, which would be computed with, and without the GPU that may
+    be there: what is found must not depend on it."""
+
+    avoid_device_init = True  # type: ignore[assignment]
 
     def may_turn_const(self, t: Tensor) -> bool:
         return False

@@ -89,8 +89,7 @@ def machine(told: Told) -> dict[str, Any]:
     found = [row["machine"] for row in told if row["kind"] == "machine"]
     if not found:
         raise ValueError(
-            "no row says on which machine this was measured; take the phase 'environment' along: "
-            "PHASES=environment,..."
+            "no row says on which machine this was measured: nothing can be told of a device"
         )
     about: dict[str, Any] = dict(found[-1])
     constants = {row["name"]: row["value"] for row in told if row["kind"] == "constant"}

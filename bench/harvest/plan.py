@@ -21,7 +21,8 @@ class Task:
 
     op       the process that it runs in; cases of one op share it, until it breaks
     case     its name
-    seconds  after which it is killed; of a case with parts, after which a part is
+    seconds  after which it is killed, since its process was ready; of a case with parts, after
+             which a part is
     again    how often a case with parts is taken up behind the part that broke it
     """
 
@@ -132,10 +133,10 @@ def phases(cores: int) -> tuple[Phase, ...]:
             "environment",
             15.0,
             (
-                *(Task("machine", name, 12.0) for name in ("machine", "ceilings")),
+                Task("ceilings", "ceilings", 12.0),
                 # What waits for itself may wait for ever.
                 Task("barrier", "barrier", 6.0),
-                Task("machine", "shares", 12.0),
+                Task("ceilings", "shares", 12.0),
             ),
         ),
         Phase("compile", 55.0, (Task("compile", "launches", 55.0),)),

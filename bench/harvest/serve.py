@@ -3,10 +3,10 @@
     python -m bench.harvest.serve PHASE
 
 What a phase has in a function `prepare` is done before the first case is asked for. Lines come on
-the standard input, {"case": ..., "seconds": ..., "skip": [...]}, and go to the
-standard output: {"row": {...}} for every result, {"begin": ...} before a part, {"failed": ...}
-with the reason, and {"done": ...} at the end of a case. Whatever else is printed goes to the error
-stream. After an error that the GPU does not recover from the process ends itself.
+the standard input, {"case": ..., "seconds": ..., "skip": [...]}, and go to the standard output:
+{"ready": ...} when all is imported, {"row": {...}} for every result, {"begin": ...} before a part,
+{"failed": ...} with the reason, and {"done": ...} at the end of a case. Whatever else is printed
+goes to the error stream. After an error that the GPU does not recover from the process ends itself.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         getattr(module, "prepare", _nothing)()
     except Exception:  # what it was to prepare is done when it is needed, or fails there
         traceback.print_exc()
+    tell({"ready": phase})
     for line in sys.stdin:
         request = json.loads(line)
         try:

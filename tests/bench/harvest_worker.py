@@ -52,6 +52,11 @@ def do(case: str, skip: list[str]) -> None:
 
 if "dies at once" in sys.argv:
     sys.exit(1)
+if "never ready" in sys.argv:
+    time.sleep(3600)
+if "slow" in sys.argv:
+    time.sleep(1.0)
+tell(ready=True)
 for line in sys.stdin:
     request = json.loads(line)
     do(request["case"], request["skip"])

@@ -119,9 +119,30 @@ def test_cases_of_an_op_share_a_process_until_it_breaks(tmp_path: Path) -> None:
     assert started == ["one", "one"]
 
 
+def test_imports_are_no_part_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driving, "STARTING", 1.6)
+    cases = (*tasks("row 1", seconds=0.5, op="slow"), *tasks("row 2", "row 3", op="never ready"))
+    driver, _, _ = harvested(tmp_path, (Phase("only", 3.0, (*cases, *tasks("row 4"))),), 3.0)
+    assert outcomes(driver) == {
+        "row 1": "done", "row 2": "crashed", "row 3": "not reached", "row 4": "done"
+    }  # fmt: skip
+    assert "it was not ready in time" in {o["case"]: o["reason"] for o in driver.outcomes}["row 2"]
+
+
+def test_an_op_whose_process_broke_gets_another_though_later_phases_are_prepared(
+    tmp_path: Path,
+) -> None:
+    later = Phase("later", 3.0, tuple(Task(f"{k}", f"row {k}", 3.0) for k in range(9)))
+    driver, _, _ = harvested(
+        tmp_path, (Phase("only", 3.0, tasks("row", "exit", "row again", op="one")), later), 6.0
+    )
+    assert set(outcomes(driver).values()) == {"done", "crashed"}
+    assert outcomes(driver)["row again"] == "done"
+
+
 def test_a_signal_ends_the_run_and_leaves_it_readable(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    phases = [Phase("only", 30.0, tasks("row 1", "hang", "row 2", seconds=30.0))]
+    phases = [Phase("only", 30.0, tasks("row 1", "hang", "row 2", seconds=30.0, op="one"))]
     driver = Driver(phases, start, journal, seconds=30.0, say=lambda _: None)
     before = signal.signal(signal.SIGUSR1, lambda *_: driver.stop("SIGUSR1"))
     timer = threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGUSR1))

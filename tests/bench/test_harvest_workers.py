@@ -163,6 +163,19 @@ def test_times_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said["say"].startswith("tiny 96x96, M=8: dense 1.0, chain r=32 1.0, fused r=32 1.0 us (")
 
 
+def test_libraries_are_tuned_while_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def clock(ways: dict[str, Any], seconds: float) -> dict[str, Times]:
+        seen.append(torch.backends.cudnn.benchmark)
+        return dict.fromkeys(ways, Times(2e-6, 1e-6, 1e-6))
+
+    monkeypatch.setattr(kernel_cases, "clock", clock)
+    before = torch.backends.cudnn.benchmark
+    Case("a case", {"dense": Way(len, list, 1)}, info={"dense": {}}).measure(0.1)
+    assert (seen, torch.backends.cudnn.benchmark) == ([True], before)
+
+
 def test_the_fastest_launch_becomes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_cases, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(tune, "DEVICE", torch.device("cpu"))
@@ -185,9 +198,7 @@ def test_constants_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "rate", lambda dtype: 7e14)
     monkeypatch.setattr(constants, "shares", lambda dtype, found: {"library": found["bandwidth"]})
     monkeypatch.setattr(constants, "barrier", lambda: 1e-6)
-    monkeypatch.setattr(environment, "machine", lambda _: {"device": "Tiny GPU"})
     monkeypatch.setattr(environment, "driver", dict)
-    assert rows_of(environment.handle, "machine")[0]["machine"] == {"device": "Tiny GPU"}
     found = [*rows_of(environment.handle, "ceilings"), *rows_of(environment.handle, "shares")]
     values = {row["name"]: row["value"] for row in found if row["kind"] == "constant"}
     assert values == {"bandwidth": 4.2e12, "rate_float16": 7e14, "library": 4.2e12}
@@ -217,6 +228,7 @@ def test_a_worker_tells_rows_and_reasons_and_nothing_else() -> None:
         capture_output=True, text=True, check=True, env=ENVIRONMENT,
     )  # fmt: skip
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"ready": "fake"},
         {"row": {"case": "one", "seconds": 2.0, "skip": ["a"]}}, {"done": "one"},
         {"failed": "ValueError: no such kernel"}, {"done": "broken"},
         {"row": {"case": "two", "seconds": 2.0, "skip": ["a"]}}, {"done": "two"},
@@ -273,7 +285,7 @@ def test_the_real_workers_run_under_the_driver(tmp_path: Path) -> None:
     """Where there is no GPU every case fails, with its reason, and the launches are compiled."""
     journal = Journal(tmp_path)
     phases = (
-        Phase("environment", 40.0, (Task("machine", "machine", 40.0),)),
+        Phase("environment", 40.0, (Task("ceilings", "ceilings", 40.0),)),
         Phase("check", 40.0, (Task("mttkrp", "mttkrp ragged", 40.0),)),
         Phase("time", 40.0, (Task("kron", plan.TIMINGS[0].case, 40.0),)),
         Phase("tune", 40.0, (Task("tune", str(plan.TUNINGS[0]), 40.0),)),
