@@ -267,8 +267,8 @@ def _rename(source: Path, target: Path) -> None:
 def _keep_mode(old: Path, new: Path) -> None:
     with suppress(OSError):
         mode = os.lstat(old).st_mode
-        if stat.S_ISREG(mode):
-            os.chmod(new, stat.S_IMODE(mode) & 0o777, follow_symlinks=False)
+        if stat.S_ISREG(mode) and stat.S_ISREG(os.lstat(new).st_mode):
+            os.chmod(new, stat.S_IMODE(mode) & 0o777)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -199,6 +199,24 @@ def test_two_who_save_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(os.listdir(tmp_path / "m")) == set(FILES)
 
 
+def test_what_is_replaced_while_it_is_loaded_is_loaded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = factored(bert()), factored(llama())
+    save(one, tmp_path / "m")
+    real, calls = _folder._blank, []
+
+    def late(path: Path) -> nn.Module:
+        calls.append(path)
+        if len(calls) == 1:
+            save(two, path, overwrite=True)
+        return real(path)
+
+    monkeypatch.setattr(_folder, "_blank", late)
+    assert same(load(tmp_path / "m"), two)
+    assert len(calls) == 2
+
+
 def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = factored(bert())
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tensorlrf._files import _locks
 from tensorlrf._files._folder import READY, filling, put_right
 from tensorlrf._files._replace import new_part, replacing
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfError
-from tests.files.kills import REFUSALS, content, killed, quick_disk, refused
+from tests.files.kills import REFUSALS, content, killed, quick_disk, refused, told_of
 
 __all__ = ["quick_disk"]
 
@@ -313,6 +314,20 @@ def test_of_all_who_fill_a_folder_at_once_one_does(
         assert content(target) == dict.fromkeys(NAMES, winner)
         assert not [name for name in os.listdir(target) if name.startswith(".")]
     assert len(os.listdir(tmp_path)) == 25
+
+
+@pytest.mark.usefixtures("quick_disk")
+@pytest.mark.parametrize("there", [True, False])
+def test_of_all_processes_that_fill_a_folder_at_once_one_does(there: bool, tmp_path: Path) -> None:
+    for k in range(10):
+        target = tmp_path / str(k)
+        if there:
+            target.mkdir()
+        files = [dict.fromkeys(NAMES, b"%d" % n) for n in range(3)]
+        told = told_of([partial(put, target, one) for one in files])
+        assert [content(target) == one for one in files] == told
+        assert told.count(True) == 1
+    assert len(os.listdir(tmp_path)) == 10
 
 
 def test_who_overwrite_at_once_leave_what_one_of_them_wrote(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import pytest
 from tensorlrf._files import _locks, _replace
 from tensorlrf._files._replace import new_part, replacing
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning
+from tests.files.kills import quick_disk, told_of
+
+__all__ = ["quick_disk"]
 
 
 def put(path: Path, text: str, overwrite: bool = False) -> None:
@@ -165,6 +169,16 @@ def test_of_all_who_write_at_once_one_does(
         (winner,) = race(path, 3)
         assert path.read_text() == winner
     assert len(os.listdir(tmp_path)) == 40
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_of_all_processes_that_write_at_once_one_does(tmp_path: Path) -> None:
+    for k in range(15):
+        path = tmp_path / str(k)
+        texts = ["0", "1", "2"]
+        told = told_of([partial(put, path, text) for text in texts])
+        assert [path.read_text() == text for text in texts] == told
+    assert len(os.listdir(tmp_path)) == 15
 
 
 def test_a_file_that_comes_meanwhile_is_not_replaced(tmp_path: Path) -> None:

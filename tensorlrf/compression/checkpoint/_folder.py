@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf._files._folder import filling, put_right
+from tensorlrf._files._folder import READY, filling, put_right
 from tensorlrf._files._safetensors import write
 from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint import _file
@@ -48,8 +48,28 @@ def write_files(model: Any, folder: Path) -> None:
 
 def load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
     """The model of a folder, in eval mode with its generation config."""
+    while True:
+        put_right(path)
+        before = _identity(path / TENSORS)
+        try:
+            return _load(path, model, device)
+        except (FileError, FileFormatError):
+            # Unless another was put there meanwhile, of which this may have seen a part.
+            if _identity(path / TENSORS) == before and not os.path.lexists(path / READY):
+                raise
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from one that replaces it."""
+    try:
+        found = os.lstat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
     name = os.fspath(path)
-    put_right(path)
     if not (path / TENSORS).is_file():
         raise FileError(
             f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"
