@@ -132,11 +132,15 @@ class WholeTiming:
              path that was fastest by itself; "gain > 10%": so, but dense where that was faster by
              no more than this; "all dense": the path "dense" everywhere. Choices that come out the
              same are measured once
-    chosen   the fastest; of those that are as fast within the noise, the smallest in memory
+    chosen   the fastest; of those that are as fast within the noise, the smallest in memory. All
+             dense where the pairs did not confirm it
+    pairs    time of the fastest over that of all dense, median over pairs of passes that were run
+             after it had been found; None where it is all dense
     """
 
     seconds: Mapping[str, float]
     chosen: str
+    pairs: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -255,9 +259,11 @@ class Tuning:
             )
         if self.whole:
             times = ", ".join(f"{t * 1e3:.4g} ms {name}" for name, t in self.whole.seconds.items())
+            pairs = self.whole.pairs
+            told = "" if pairs is None else f", the fastest {1 / pairs:.2f}x all dense in pairs"
             lines.append(
                 f"whole model: {times}; kept: {self.whole.chosen} ({self.whole.ratio:.2f}x all "
-                "dense)"
+                f"dense{told})"
             )
         dense = sum(layer.dense_bytes for layer in self.layers)
         lines.append(

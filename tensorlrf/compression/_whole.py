@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from tensorlrf.ops import PathTable, time_calls
 
 MARGINS = {FASTEST: 0.0, ALL_DENSE: math.inf, "gain > 10%": 0.1, "gain > 30%": 0.3}
 """Name of a choice -> how much faster than dense a layer must be alone to run on its factors."""
+
+CONFIRMED = 1.02
+"""Most that the time of a pass may be over that of one all dense, by the median of the pairs."""
 
 Timed = Mapping[FactoredLayer, Sequence[BucketTiming]]
 
@@ -57,7 +61,8 @@ def time_whole(
     advance: Callable[[str], None],
 ) -> WholeTiming:
     """Passes over all examples under each choice, in turn; the fastest is chosen and, among those
-    that are as fast within the noise, the one that holds the fewest bytes.
+    that are as fast within the noise, the one that holds the fewest bytes. It is confirmed by pairs
+    of passes more, with it and all dense; where it is slower there, all dense is kept.
 
     `model` is a replica, and `choices` are for its layers: they are left with one or another table,
     and those in `frozen` with a dense weight of the given layout. `advance` is told the name of the
@@ -79,9 +84,14 @@ def time_whole(
     for layer, layout in frozen.items():
         layer.freeze(memory_format=layout)
     timings = time_calls({name: run(name) for name in choices}, seconds=seconds, device=device)
-    return WholeTiming(
-        seconds={name: timings.median(name) for name in choices}, chosen=pick(timings, held)
-    )
+    chosen, pairs = pick(timings, held), None
+    if chosen != ALL_DENSE:
+        # What was picked out of several for its times looks faster than it is.
+        both = {name: run(name) for name in (chosen, ALL_DENSE)}
+        again = time_calls(both, seconds=seconds / 2, device=device).samples
+        pairs = median(a / b for a, b in zip(again[chosen], again[ALL_DENSE], strict=True))
+        chosen = chosen if pairs <= CONFIRMED else ALL_DENSE
+    return WholeTiming({name: timings.median(name) for name in choices}, chosen, pairs)
 
 
 def bytes_held(choice: Timed, objective: str, freezable: Container[FactoredLayer]) -> int:

@@ -62,7 +62,7 @@ def test_the_fastest_choice_in_the_whole_model_is_kept(
     # Of the margins, 10% changes nothing here and is not measured.
     assert set(tuning.whole.seconds) == {"fastest alone", "gain > 30%", "all dense"}
     assert tuning.whole.ratio == (4.0 if fastest != "all dense" else 0.5) / 0.5
-    assert clock.seconds == [2.5]
+    assert clock.seconds == ([2.5] if fastest == "all dense" else [2.5, 1.25])
     assert f"kept: {fastest}" in str(tuning)
     assert json.loads(tuning.to_json())["whole"]["chosen"] == fastest
 
@@ -77,10 +77,14 @@ def test_every_choice_runs_on_its_own_paths(monkeypatch: pytest.MonkeyPatch) -> 
     before = model(x)
     tune(model, x)
     assert list(clock.outputs[0]) == ["fastest alone", "all dense", "gain > 30%"]
-    assert taken[-3:] == [
+    assert list(clock.outputs[1]) == ["fastest alone", "all dense"]
+    assert taken[-5:] == [
         ["chain", "chain", "dense"],
         ["dense", "dense", "dense"],
         ["chain", "dense", "dense"],
+        # The fastest of them once more, in pairs.
+        ["chain", "chain", "dense"],
+        ["dense", "dense", "dense"],
     ]
     torch.testing.assert_close(model(x), before)
     # Of the dense weights none is left where the factors run.
@@ -98,6 +102,21 @@ def test_a_tie_goes_to_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = tune(model, seeded(4, 16))
     assert tuning.whole is not None
     assert tuning.whole.chosen == "all dense"
+
+
+def test_what_pairs_do_not_confirm_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = three()
+    set_clock(monkeypatch, CHAIN)
+    lucky = {"fastest alone": 0.9, "all dense": 1.0}
+    for ratio, kept in ((0.8, "fastest alone"), (1.015, "fastest alone"), (1.05, "all dense")):
+        set_whole_clock(monkeypatch, lucky, {"fastest alone": ratio, "all dense": 1.0})
+        tuning = tune(model, seeded(4, 16))
+        assert tuning.whole is not None
+        assert tuning.whole.chosen == kept
+        assert tuning.whole.pairs == ratio
+        assert paths(model) == ["chain" if kept == "fastest alone" else "dense"] * 3
+        assert f"{1 / ratio:.2f}x all dense in pairs" in str(tuning)
+        assert json.loads(tuning.to_json())["whole"]["pairs"] == ratio
 
 
 def test_latency_replaces_what_loses_in_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +170,7 @@ def test_all_passes_take_the_same_course(monkeypatch: pytest.MonkeyPatch) -> Non
     COURSES.clear()
     set_clock(monkeypatch, CHAIN)
     tune(Counting(), (seeded(4, 16), []))
-    assert len(COURSES) == 5
+    assert len(COURSES) == 7
     assert len(set(COURSES)) == 1
 
 

@@ -100,9 +100,9 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, float] | Base
 
 
 def set_whole_clock(
-    monkeypatch: pytest.MonkeyPatch, answer: dict[str, float] | BaseException
+    monkeypatch: pytest.MonkeyPatch, *answers: dict[str, float] | BaseException
 ) -> Clock:
-    """Times of whole models are these."""
-    one = Clock(answer)
+    """Times of whole models are these, one after the other: of all choices, then of the pairs."""
+    one = Clock(*answers)
     monkeypatch.setattr(_whole, "time_calls", one)
     return one
