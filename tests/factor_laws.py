@@ -11,6 +11,7 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -65,6 +66,36 @@ class FactorLaws:
         f = self.sample()
         zero = torch.zeros(f.shape, dtype=f.dtype)
         assert math.isclose(f.rel_error(zero), float(f.to_dense().norm()), rel_tol=1e-10)
+
+    def test_relative_error_of_an_array(self) -> None:
+        f = self.sample()
+        other = f.to_dense() + 0.1
+        expected = f.rel_error(other)
+        assert f.rel_error(other.numpy()) == expected
+        assert f.rel_error(np.ma.masked_array(other.numpy())) == expected
+        assert f.rel_error(other.numpy()[::-1][::-1]) == expected
+        with pytest.raises(ArgumentError, match="masked entries"):
+            f.rel_error(np.ma.masked_greater(other.numpy(), float(other.min())))
+
+    def test_relative_error_needs_values(self) -> None:
+        f = self.sample()
+        dense = f.to_dense()
+        for value, told in (
+            (dense.to("meta"), "meta device"),
+            (dense.to_sparse(), r"pass \.to_dense\(\)"),
+            (dense.tolist(), "is a list"),
+            (dense.numpy().astype(object), "dtype object"),
+        ):
+            with pytest.raises(ArgumentError, match=f"tensor .*{told}"):
+                f.rel_error(value)
+        with pytest.raises(ArgumentError, match="meta device"):
+            f.to("meta").rel_error(dense)
+
+    def test_refuses_sparse_tensors(self) -> None:
+        f = self.sample()
+        for name, tensor in f.tensors().items():
+            with pytest.raises(ArgumentError, match=r"pass \.to_dense\(\)"):
+                type(f).from_tensors({**f.tensors(), name: tensor.to_sparse()}, f.meta())
 
     def test_relative_error_refuses_another_shape(self) -> None:
         f = self.sample()

@@ -31,7 +31,7 @@ def as_path(path: PathLike, argument: str = "path") -> Path:
 def as_device(device: torch.device | str) -> torch.device:
     """The device with its number. Raises ArgumentError where this machine has none such."""
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, dtype=torch.uint8, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         first = str(error).partition("\n")[0]
         raise ArgumentError(f"device={device!r} is not to be had here: {first}") from None

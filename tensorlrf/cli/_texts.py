@@ -93,11 +93,11 @@ def _windows(
 def _padded(windows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
     """(batch, longest) each; the mask is 0 on padding, which is on the right."""
     shape = len(windows), max(len(window["input_ids"]) for window in windows)
-    batch = {key: torch.zeros(shape, dtype=torch.long) for key in (*windows[0], MASK)}
+    batch = {key: torch.zeros(shape, dtype=torch.long, device="cpu") for key in (*windows[0], MASK)}
     batch["input_ids"].fill_(pad)
     for k, window in enumerate(windows):
         for key, ids in window.items():
-            batch[key][k, : len(ids)] = torch.tensor(ids)
+            batch[key][k, : len(ids)] = torch.tensor(ids, device="cpu")
         batch[MASK][k, : len(window["input_ids"])] = 1
     return batch
 

@@ -64,7 +64,8 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
         site = site_at(working, name)
         seen = inputs[name]
         x = torch.empty_strided(seen.shape, seen.stride(), dtype=seen.dtype, device=site.device)
-        x.copy_(torch.rand(seen.shape, generator=torch.Generator().manual_seed(0)))
+        draws = torch.Generator("cpu").manual_seed(0)
+        x.copy_(torch.rand(seen.shape, generator=draws, dtype=torch.float32, device="cpu"))
         kind = factored_type(site.module)
         assert kind is not None
         dense, best = faster(
@@ -85,10 +86,12 @@ def _any_factors(site: Site, method: Method) -> Factors:
         return method.decompose(site.weight.detach(), None, 0)
     O, *rest = site.shape[0] // site.groups, *site.shape[1:]
     rank: Any = method.rank
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator("cpu").manual_seed(0)
 
     def values(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=draws).to(site.device, site.weight.dtype)
+        return torch.rand(shape, generator=draws, dtype=torch.float32, device="cpu").to(
+            site.device, site.weight.dtype
+        )
 
     def one() -> Factors:
         if isinstance(method, CP):

@@ -20,6 +20,7 @@ from tensorlrf.decomposition._batched import (
     squares,
 )
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import identity
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import swept
@@ -96,7 +97,7 @@ class Trains:
             n = int(matrix.shape[1 + side])
             if r == n:
                 # Nothing is left out, so any basis of this side will do.
-                return torch.eye(n).to(matrix).expand(len(matrix), n, n), matrix
+                return identity(n, matrix).expand(len(matrix), n, n), matrix
             vectors, energies = side_vectors(matrix, side)
             if r is None:
                 assert budgets is not None

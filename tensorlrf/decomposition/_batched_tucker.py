@@ -21,6 +21,7 @@ from tensorlrf.decomposition._batched import (
 )
 from tensorlrf.decomposition._derivatives import kept_in_order, moving_span
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._gram import identity
 from tensorlrf.decomposition._hooi import mode_order
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.errors import UnsupportedError
@@ -71,7 +72,7 @@ def fit_tucker_batched(
         core = mode_products(core, basis[k].mT, k)
     for k in ranks:
         if k not in basis:
-            whole = torch.eye(shape[k]).to(work)
+            whole = identity(shape[k], work)
             basis[k] = whole.expand(len(work), -1, -1)
     # The HOSVD of the core, which is small, puts slices in order of energy: a rank can be cut.
     turns = {k: left_vectors(core.detach(), k, ranks[k]) for k in sorted(basis)}

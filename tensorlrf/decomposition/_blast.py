@@ -104,7 +104,7 @@ def fit_blast(
     `error` was not reached.
     """
     weight = as_weight(tensor, gram, "blast")
-    check_rank_or_error(rank, error, weight.dtype)
+    rank, error = check_rank_or_error(rank, error, weight.dtype)
     check_iteration(n_iter_max, tol)
     m, n = weight.shape
     if blocks is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._blr_spectra import stacked_eigh
-from tensorlrf.decomposition._gram import thin_svd
+from tensorlrf.decomposition._gram import identity, thin_svd
 from tensorlrf.decomposition._spectrum import ratio
 
 RIDGE = 1e-12
@@ -188,7 +188,7 @@ def _solve(normal: Tensor, gradient: Tensor) -> Tensor:
     largest = normal.diagonal(dim1=-2, dim2=-1).amax(-1)
     ridge = torch.where(largest > 0, largest, 1.0) * RIDGE
     while True:
-        shifted = normal + ridge[..., None, None] * torch.eye(normal.shape[-1]).to(normal)
+        shifted = normal + ridge[..., None, None] * identity(normal.shape[-1], normal)
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if not failed.any():
             solved: Tensor = torch.cholesky_solve(gradient, factor)

@@ -174,7 +174,7 @@ def fit_blr(
     largest.
     """
     tensor = as_tensor(tensor)
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
     if not isinstance(dense_blocks, bool):
         raise ArgumentError(f"dense_blocks={dense_blocks!r} must be True or False")

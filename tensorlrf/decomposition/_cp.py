@@ -140,7 +140,7 @@ def fit_cp(
     "Practical leverage-based sampling for low-rank tensor decomposition".
     """
     checked = as_tensor(tensor)
-    check_rank_or_error(rank, error, checked.dtype)
+    rank, error = check_rank_or_error(rank, error, checked.dtype)
     r = None if rank is None else cp_rank(rank, checked.shape)
     data = None if gram is None and mean is None else (gram, mean)
     if data is not None:

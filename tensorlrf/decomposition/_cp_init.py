@@ -27,7 +27,7 @@ def random_start(tensor: Tensor, rank: int, starts: int, rng: torch.Generator) -
         torch.randn(n, starts, rank, generator=rng, device=tensor.device, dtype=tensor.dtype)
         for n in tensor.shape
     ]
-    return make_state(factors, torch.zeros(starts, rank, device=tensor.device))
+    return make_state(factors, torch.zeros(starts, rank, dtype=torch.float64, device=tensor.device))
 
 
 def svd_start(tensor: Tensor, rank: int, starts: int, rng: torch.Generator) -> CPState:

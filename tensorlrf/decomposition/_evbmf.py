@@ -36,6 +36,7 @@ STORED = 1.0
 """Noise of a tensor by the rounding to its dtype: eps of an entry, three times what it is on the
 average, as it goes with the size of the entry and is not of one variance."""
 
+_HOST: Any = {"dtype": torch.float64, "device": "cpu"}
 _GRID = 256  # noise variances tried on a logarithmic scale, beside those where a value crosses
 _GOLDEN_STEPS = 60
 _INVERSE_GOLDEN = (math.sqrt(5) - 1) / 2
@@ -203,14 +204,14 @@ def _noise_variance(values: Tensor, long: int, alpha: float, rounding: float) ->
     tail = float(squares[most:].sum()) / (long * (short - most))
     lower = min(max(float(crossings[most]), tail, rounding), upper)
     inside = crossings[(crossings > lower) & (crossings < upper)]
-    spaced = torch.logspace(math.log10(lower), math.log10(upper), _GRID, dtype=torch.float64)
-    ends = torch.tensor([lower, upper], dtype=torch.float64)
+    spaced = torch.logspace(math.log10(lower), math.log10(upper), _GRID, **_HOST)
+    ends = torch.tensor([lower, upper], **_HOST)
     tried = torch.cat([ends, spaced.clamp(lower, upper), inside.cpu()]).sort().values
     energies = _free_energies(tried, squares, long, alpha)
     best = int(energies.argmin())
     low, high = float(tried[max(0, best - 1)]), float(tried[min(len(tried) - 1, best + 1)])
     found = _golden(low, high, squares, long, alpha)
-    candidates = torch.tensor([float(tried[best]), found], dtype=torch.float64)
+    candidates = torch.tensor([float(tried[best]), found], **_HOST)
     return float(candidates[int(_free_energies(candidates, squares, long, alpha).argmin())])
 
 
@@ -239,7 +240,7 @@ def _golden(low: float, high: float, squares: Tensor, long: int, alpha: float) -
     a, b = math.log(low), math.log(high)
     for _ in range(_GOLDEN_STEPS):
         step = _INVERSE_GOLDEN * (b - a)
-        pair = torch.tensor([b - step, a + step], dtype=torch.float64)
+        pair = torch.tensor([b - step, a + step], **_HOST)
         left, right = _free_energies(pair.exp(), squares, long, alpha).tolist()
         if left <= right:
             b = float(pair[1])

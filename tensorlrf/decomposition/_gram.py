@@ -135,6 +135,11 @@ def _svd_by_qr(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def identity(n: int, like: Tensor) -> Tensor:
+    """(n, n) in the dtype and on the device of `like`, whatever torch's defaults are."""
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
 def complete(vectors: Tensor, r: int) -> Tensor:
     """`vectors` (n, k) with orthonormal columns, completed to (n, r) where k < r."""
     n, k = vectors.shape

@@ -160,7 +160,7 @@ def fit_hierarchical(
     or where sweeps ran out.
     """
     weight = as_weight(tensor, gram, "hierarchical")
-    check_rank_or_error(rank, error, weight.dtype)
+    rank, error = check_rank_or_error(rank, error, weight.dtype)
     check_iteration(n_iter_max, tol)
     if isinstance(leaf, bool) or not isinstance(leaf, int) or leaf < 1:
         raise ArgumentError(f"leaf={leaf!r} must be a whole number of rows and columns, 1 or more")

@@ -16,6 +16,7 @@ from tensorlrf.decomposition._gram import (
     Choose,
     complete,
     descending_eigh,
+    identity,
     keep,
     leading_vectors,
     left_vectors,
@@ -165,7 +166,7 @@ def moving_flag(tensor: Tensor, mode: int, factor: Tensor, r: int) -> Tensor:
     if not tensor.requires_grad:
         return factor
     span = moving(tensor, mode, factor)
-    first = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    first = identity(factor.shape[1], factor)
     first, others = first[:, :r], first[:, r:]
     first = moving_span(span.T @ unfold(tensor, mode), first)
     return span @ torch.cat([first, others - first @ (first.T @ others)], dim=1)

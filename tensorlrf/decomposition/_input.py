@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._array import as_dense
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -18,44 +19,54 @@ def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor
     """`value` (a torch tensor or a numpy array) as a checked floating-point tensor.
 
     Numpy arrays are shared, not copied, unless torch cannot have their memory. Raises ArgumentError
-    for other types, integer, boolean and complex dtypes, NaN, Inf and empty tensors, and ShapeError
-    below `min_order` modes.
+    for other types, what is not dense or has no values, integer, boolean and complex dtypes, NaN,
+    Inf and empty tensors, and ShapeError below `min_order` modes.
     """
-    if isinstance(value, np.ndarray):
-        shared = (
-            value.flags.writeable and value.dtype.isnative and min(value.strides, default=1) >= 0
-        )
-        value = torch.from_numpy(
-            value if shared else np.array(value, dtype=value.dtype.newbyteorder("="))
-        )
-    if not isinstance(value, Tensor):
+    tensor = as_dense(value, name)
+    if not tensor.is_floating_point():
+        remedy = "take its real and imaginary parts apart" if tensor.is_complex() else "cast it"
         raise ArgumentError(
-            f"{name} is a {type(value).__name__}; pass a torch.Tensor or a numpy array"
+            f"{name} has dtype {tensor.dtype}; a decomposition needs floating point, {remedy} first"
         )
-    if not value.is_floating_point():
-        remedy = "take its real and imaginary parts apart" if value.is_complex() else "cast it"
+    if tensor.dtype not in FLOATS:
         raise ArgumentError(
-            f"{name} has dtype {value.dtype}; a decomposition needs floating point, {remedy} first"
-        )
-    if value.dtype not in FLOATS:
-        raise ArgumentError(
-            f"{name} has dtype {value.dtype}, which torch does not compute with; cast it to "
+            f"{name} has dtype {tensor.dtype}, which torch does not compute with; cast it to "
             "float16 or wider first"
         )
-    if value.ndim < min_order:
+    if tensor.ndim < min_order:
         raise ShapeError(
-            f"{name} has shape {tuple(value.shape)}; at least {min_order} modes are needed"
+            f"{name} has shape {tuple(tensor.shape)}; at least {min_order} modes are needed"
         )
-    if value.numel() == 0:
-        raise ShapeError(f"{name} has shape {tuple(value.shape)}, which holds no element")
+    if tensor.numel() == 0:
+        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}, which holds no element")
     # max|x| is NaN or Inf exactly when some element is, and needs no mask of the tensor's size.
-    low, high = value.detach().aminmax()
+    low, high = tensor.detach().aminmax()
     if not (torch.isfinite(low) & torch.isfinite(high)):
         kind = "NaN" if torch.isnan(low) | torch.isnan(high) else "Inf"
         raise ArgumentError(
             f"{name} contains {kind}; clean it first (torch.nan_to_num) or find where it came from"
         )
-    return value
+    _check_room(tensor, max(abs(float(low)), abs(float(high))), name)
+    return tensor
+
+
+def _check_room(tensor: Tensor, largest: float, name: str) -> None:
+    """Raise ArgumentError where entries or their norm are at the end of what the dtype holds.
+
+    Entries of an approximation may be larger than any of the tensor, though not than its norm; and
+    a norm in float64 has nothing wider to be computed in. float16 is exempt: its factors share out
+    what one of them could not hold, and a weight of its largest numbers is no accident of scale.
+    """
+    end = torch.finfo(tensor.dtype).max
+    room = 0.5 if tensor.dtype == torch.float64 else 4.0
+    if tensor.dtype == torch.float16 or largest * max(4, math.sqrt(tensor.numel()) / room) <= end:
+        return
+    share = float(torch.linalg.vector_norm(tensor.detach() / largest, dtype=torch.float64))
+    if max(4, share / room) * (largest / end) > 1:
+        raise ArgumentError(
+            f"{name} has entries up to {largest:.3g} and a norm {share:.3g} times that, too near "
+            f"{end:.3g}, the largest number of {tensor.dtype}; divide it by a power of two first"
+        )
 
 
 def check_sequence(value: Any, name: str, such_as: str) -> None:

@@ -205,7 +205,7 @@ def _fit(
 ) -> Fit[KroneckerSum] | Fit[Batch]:
     """Without `measure` the error is computed only where something is decided by it, else NaN."""
     tensor = as_tensor(tensor).detach()
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_iteration(n_iter_max, tol)
     if method not in METHODS:

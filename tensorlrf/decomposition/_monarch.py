@@ -86,7 +86,7 @@ def fit_monarch(
     where sweeps ran out.
     """
     weight = as_weight(tensor, gram, "monarch")
-    check_rank_or_error(rank, error, weight.dtype)
+    rank, error = check_rank_or_error(rank, error, weight.dtype)
     check_iteration(n_iter_max, tol)
     m, n = weight.shape
     if blocks is None:

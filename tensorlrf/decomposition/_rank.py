@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.errors import ArgumentError, RankError
+from tensorlrf.factors._array import as_dense
 
 Rank = int | float | Literal["same", "auto"] | Sequence[int]
 
 
 def check_rank_or_error(
     rank: Rank | None, error: float | None, dtype: torch.dtype | None = None
-) -> None:
-    """Exactly one of `rank` and `error` is given, and `error` lies in [0, 1).
+) -> tuple[Rank | None, float | None]:
+    """`rank` and `error` as plain numbers: exactly one is given, and `error` lies in [0, 1).
 
     Nor is it below the rounding of the dtype in which a tensor of `dtype` is decomposed: there all
     of the tensor would be kept, its rounding errors too. 0 says that this is what is meant.
@@ -31,14 +34,15 @@ def check_rank_or_error(
     if (rank is None) == (error is None):
         given = "neither" if rank is None else f"rank={rank!r} and error={error!r}"
         raise ArgumentError(f"give rank or error, one of the two; got {given}")
+    rank, error = plain(rank, "rank"), plain(error, "error")
     if error is None:
-        return
+        return rank, None
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < 1:
         raise ArgumentError(
             f"error={error!r} must be a relative error in [0, 1), such as 0.05 for five per cent"
         )
     if dtype is None or error == 0:
-        return
+        return None, error
     work = working_dtype(dtype)
     rounding = torch.finfo(work).eps
     if error < rounding:
@@ -47,6 +51,25 @@ def check_rank_or_error(
             f"error={error!r} is below {rounding:.2g}, the rounding of {str(work)[6:]}; ask for "
             f"{rounding:.2g} or more{wider}, or for error=0 to keep all that rounding leaves"
         )
+    return None, error
+
+
+def plain(value: Any, name: str) -> Any:
+    """A tensor or an array of one number or a few as Python has them; all else as it is.
+
+    Raises ArgumentError for more than one axis, or where there is no value.
+    """
+    if not isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value
+    if isinstance(value, Tensor):
+        value = as_dense(value, name)
+    if value.ndim > 1:
+        raise ArgumentError(
+            f"{name} is a {type(value).__name__} of shape {tuple(value.shape)}; pass a number, or "
+            "a tuple where the format has several"
+        )
+    found = value.tolist()
+    return tuple(found) if isinstance(found, list) else found
 
 
 def matrix_rank(rank: Rank, m: int, n: int) -> int:
@@ -154,6 +177,7 @@ def _share(rank: Rank) -> float | None:
 
 
 def _one_int(rank: object) -> int:
+    rank = plain(rank, "rank")
     index = getattr(rank, "__index__", None)
     if index is None or isinstance(rank, bool):
         raise RankError(f"rank={rank!r} must be one int here")

@@ -186,7 +186,10 @@ def _of_blocks(matrix: Tensor, block: Any) -> ScreeSpectrum:
     found = [singular_values(part) for part in parts]
     values, order = torch.cat(found).sort(descending=True, stable=True)
     each = torch.cat(
-        [torch.full((len(v),), sum(p.shape)) for v, p in zip(found, parts, strict=True)]
+        [
+            torch.full((len(v),), sum(p.shape), device="cpu")
+            for v, p in zip(found, parts, strict=True)
+        ]
     )
     costs = each[order.cpu()].cumsum(0).tolist()
     name = f"{len(parts)} blocks {size[0]}x{size[1]}"

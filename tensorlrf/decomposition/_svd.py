@@ -198,7 +198,7 @@ def _fit(
 ) -> Fit[LowRank] | Fit[Batch]:
     """Without `measure` the error of a given rank is not computed (NaN): a look at the matrix."""
     tensor = as_tensor(tensor)
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_batch_dims(batch_dims, tensor.ndim)
     if method not in METHODS:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 
 from tensorlrf.decomposition._cores import Cores, look
@@ -155,4 +155,5 @@ _here = _Thread()
 
 def _entries(values: tuple[Any, ...]) -> int:
     """Of the largest of the arrays, a metric included."""
-    return max((math.prod(v.shape) for v in values if hasattr(v, "__array__")), default=0)
+    tensors = (v.numel() for v in values if isinstance(v, torch.Tensor))
+    return max((*tensors, *(v.size for v in values if isinstance(v, np.ndarray))), default=0)

@@ -110,7 +110,7 @@ def fit_tr(
     not reached.
     """
     tensor = as_tensor(tensor).detach()
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
     if init not in INITS:
         raise unknown("init", init, INITS)

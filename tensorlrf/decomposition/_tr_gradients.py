@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._gram import identity
 from tensorlrf.decomposition._tucker2_gram import cholesky
 from tensorlrf.factors._tt import chain_product
 
@@ -83,8 +84,8 @@ def gradient_steps(
     """
     r, m, s = cores[k].shape
     y, z = cores[0].shape[0], cores[-1].shape[2]
-    before = chain_product([torch.eye(y).to(cores[k])[:, None], *cores[:k]])  # (y, J, r)
-    after = chain_product([*cores[k + 1 :], torch.eye(z).to(cores[k])[:, None]])  # (s, L, z)
+    before = chain_product([identity(y, cores[k])[:, None], *cores[:k]])  # (y, J, r)
+    after = chain_product([*cores[k + 1 :], identity(z, cores[k])[:, None]])  # (s, L, z)
     left = before.reshape(-1, r)  # (y J, r)
     right = after.reshape(s, -1)  # (s, L z)
 

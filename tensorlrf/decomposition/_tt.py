@@ -163,7 +163,7 @@ def _solve(
     measure: bool,
 ) -> Fit[TTFactors] | Fit[Batch]:
     tensor = as_tensor(tensor).detach()
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     gram, mean, n_iter_max, tol = options
     check_iteration(n_iter_max, tol)
     check_batch_dims(batch_dims, tensor.ndim)

@@ -92,7 +92,7 @@ def fit_tt_cross(
     Arguments and errors as for `tt_cross`. With `error=`, `converged` is False where the estimate
     did not come within it. `reason` says how many values of the function were taken.
     """
-    check_rank_or_error(rank, error)
+    rank, error = check_rank_or_error(rank, error)
     check_iteration(n_iter_max, None)
     sizes = _checked_shape(shape)
     if n_iter_max == 0 or isinstance(n_samples, bool) or not isinstance(n_samples, int):
@@ -158,7 +158,7 @@ class Values:
             )
         self.function = function
         self.count = 0
-        self.like = torch.zeros(0)
+        self.like = torch.zeros(0, dtype=torch.float64, device="cpu")
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Float64 values (M,) at `indices` (M, N)."""
@@ -223,12 +223,12 @@ class Cross:
         """New rows from the first bond to the last, or new columns from the last to the first,
         and the train that interpolates in them."""
         d = len(self.sizes)
-        cores = [torch.zeros(0)] * d
+        cores = [self.values.like] * d
         bonds = range(d - 1) if forward else range(d - 2, -1, -1)
         for k in bonds:
             # (rows n_k, n_{k+1} columns)
-            above = _times(self.rows[k], torch.arange(self.sizes[k])[:, None])
-            beside = _times(torch.arange(self.sizes[k + 1])[:, None], self.columns[k + 2])
+            above = _times(self.rows[k], _range(self.sizes[k]))
+            beside = _times(_range(self.sizes[k + 1]), self.columns[k + 2])
             block = self.values(_times(above, beside)).reshape(len(above), len(beside))
             left, singular, right = thin_svd(block)
             r = self._rank(k, singular, aim)
@@ -256,10 +256,15 @@ class Cross:
 
 def entries(factors: TTFactors, indices: Tensor) -> Tensor:
     """Entries (M,) of a train at `indices` (M, N), in float64 on the CPU."""
-    state = torch.ones(indices.shape[0], 1, 1, dtype=torch.float64)
+    state = torch.ones(indices.shape[0], 1, 1, dtype=torch.float64, device="cpu")
     for core, index in zip(factors.cores, indices.T, strict=True):
         state = state @ core.to("cpu", torch.float64)[:, index].transpose(0, 1)  # (M, 1, r)
     return state[:, 0, 0]
+
+
+def _range(n: int) -> Tensor:
+    """0 to n - 1 as rows (n, 1)."""
+    return torch.arange(n, device="cpu")[:, None]
 
 
 def _times(first: Tensor, second: Tensor) -> Tensor:
@@ -274,7 +279,8 @@ def _with(indices: Tensor, index: Tensor) -> Tensor:
 
 
 def _drawn(sizes: Sequence[int], m: int, draws: torch.Generator) -> Tensor:
-    return torch.stack([torch.randint(n, (m,), generator=draws) for n in sizes], dim=1)
+    drawn = [torch.randint(n, (m,), generator=draws, device=draws.device) for n in sizes]
+    return torch.stack(drawn, dim=1)
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

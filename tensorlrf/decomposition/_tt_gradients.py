@@ -54,7 +54,8 @@ def _solve(
 
     def normal(core: Tensor) -> Tensor:
         (pulled,) = pull(matrix(core) @ gram)
-        return torch.as_tensor(pulled)
+        assert isinstance(pulled, Tensor)
+        return pulled
 
     (right,) = pull(moments - whole @ gram)
     cores[k] = cores[k] + conjugate_gradients(normal, right, STEPS)

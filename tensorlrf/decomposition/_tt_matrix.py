@@ -105,7 +105,7 @@ def fit_tt_matrix(
     Arguments and errors as for `tt_matrix`.
     """
     tensor = as_tensor(tensor).detach()
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
     if tensor.ndim != 2:
         raise ShapeError(

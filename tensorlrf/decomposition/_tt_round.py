@@ -49,7 +49,7 @@ def fit_tt_round(
             f"factors is a {type(factors).__name__}; pass TTFactors or a TTMatrix, or use tt() "
             "for a tensor"
         )
-    check_rank_or_error(rank, error, factors.dtype)
+    rank, error = check_rank_or_error(rank, error, factors.dtype)
     factors = factors.detach()
     for name, core in factors.tensors().items():
         if not bool(core.isfinite().all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -213,7 +214,7 @@ def fit_tucker(
     the core where they are well above the rounding of that, and from the residual below.
     """
     tensor = as_tensor(tensor)
-    check_rank_or_error(rank, error, tensor.dtype)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -318,8 +319,12 @@ def _fit_in_metric(
     usual = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors
 
     def whole(core: Tensor, outputs: Tensor, inputs: Tensor) -> TuckerFactors:
-        core = core.to(tensor.dtype).reshape(ranks[0], ranks[1], *shape[2:]).contiguous()
-        return TuckerFactors(core, (outputs.to(tensor.dtype), inputs.to(tensor.dtype)), (0, 1))
+        excess = 2 * float(core.abs().max()) / torch.finfo(tensor.dtype).max
+        # What the core cannot hold the factors take over.
+        share = 2.0 ** math.ceil(math.log2(excess) / 2) if excess > 1 else 1.0
+        core = (core / share**2).to(tensor.dtype).reshape(ranks[0], ranks[1], *shape[2:])
+        sides = ((side * share).to(tensor.dtype) for side in (outputs, inputs))
+        return TuckerFactors(core.contiguous(), tuple(sides), (0, 1))
 
     def fit() -> Fit[TuckerFactors]:
         metric = InputMetric(kernel, moments.gram)

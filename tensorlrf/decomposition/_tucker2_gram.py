@@ -128,7 +128,7 @@ class InputMetric:
         inputs, core = at.inputs @ turn, at.core @ turn
         passed = ((self.channels @ inputs) * inputs).sum(0)
         input_share = growth(passed, self.channels.diagonal().mean())
-        output_share = growth(at.energies, torch.tensor(self.norm / self.n_out).to(passed))
+        output_share = growth(at.energies, passed.new_tensor(self.norm / self.n_out))
         core = core * input_share / output_share[:, None, None]
         return at.outputs * output_share, scale * core.transpose(1, 2), inputs / input_share
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._gram import keep, keep_within
+from tensorlrf.decomposition._gram import identity, keep, keep_within
 from tensorlrf.decomposition._hooi import (
     Basis,
     contract,
@@ -166,7 +166,7 @@ class TuckerProblem:
             return
         small = contract(self.tensor, wide, order)
         norm = squared_norm(small)
-        inner = {k: torch.eye(wide[k].shape[1], basis[k].shape[1]).to(small) for k in order}
+        inner = {k: identity(wide[k].shape[1], small)[:, : basis[k].shape[1]] for k in order}
         captured = 0.0
         for _ in range(self.n_iter_max):
             energy = squared_norm(hooi_sweep(small, order, inner, fine=False))
@@ -194,7 +194,7 @@ class TuckerProblem:
     def _whole(self, basis: Basis) -> Basis:
         """`basis` with an identity for each mode that keeps its size."""
         sizes = self.tensor.shape
-        whole = {k: torch.eye(sizes[k]).to(self.tensor) for k in self.modes if k not in basis}
+        whole = {k: identity(sizes[k], self.tensor) for k in self.modes if k not in basis}
         return {**basis, **whole}
 
     def _cast(self, core: Tensor, basis: Basis, dtype: torch.dtype) -> TuckerFactors:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._array import as_dense, why_not_dense
 from tensorlrf.factors._autocast import autocast_is_on, without_autocast
 
 FORMATS: dict[str, type[Factors]] = {}
@@ -153,13 +154,21 @@ class Factors(ABC):
         """Cut from the autograd graph."""
         return self.map(Tensor.detach)
 
-    def rel_error(self, tensor: Tensor) -> float:
-        """Relative Frobenius error ||tensor - to_dense()|| / ||tensor||.
+    def rel_error(self, tensor: Any) -> float:
+        """Relative Frobenius error ||tensor - to_dense()|| / ||tensor||, of a torch tensor or a
+        numpy array.
 
         The residual itself is summed, in float64 and in blocks of leading rows: a difference of
         squared norms would cancel below 1e-4 in float32. Against an all-zero tensor the absolute
         error is returned. `tensor` has shape `shape`.
+
+        Raises ShapeError for another shape, ArgumentError for what is not dense or has no values.
         """
+        tensor = as_dense(tensor, "tensor")
+        if self.device.type == "meta":
+            raise ArgumentError(
+                f"{type(self).__name__} is on the meta device and has no values; load them first"
+            )
         if tuple(tensor.shape) != self.shape:
             raise ShapeError(
                 f"tensor has shape {tuple(tensor.shape)}, the factors stand for {self.shape}"
@@ -232,6 +241,8 @@ def check_together(tensors: Mapping[str, Tensor], owner: str) -> None:
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             raise ArgumentError(f"{owner}: {name} is a {type(t).__name__}; pass a torch.Tensor")
+        if (unfit := why_not_dense(t)) is not None:
+            raise ArgumentError(f"{owner}: {name} {unfit}")
         if not t.is_floating_point():
             raise ArgumentError(
                 f"{owner}: {name} has dtype {t.dtype}; factors are floating point, cast it first"

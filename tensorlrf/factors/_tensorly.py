@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
+from tensorlrf.factors._array import as_dense
 from tensorlrf.factors._base import Factors
 from tensorlrf.factors._cp import CPFactors
 from tensorlrf.factors._tr import TRFactors
@@ -34,16 +35,16 @@ def from_tensorly(
     kind = type(decomposition).__name__
     if kind == "CPTensor":
         weights, matrices = decomposition
-        factors = tuple(_as_torch(f) for f in matrices)
+        factors = tuple(_dense(f) for f in matrices)
         if weights is None:
             ones = factors[0].new_ones(factors[0].shape[1])
             return CPFactors(ones, factors)
-        return CPFactors(_as_torch(weights).to(factors[0].dtype), factors)
+        return CPFactors(_dense(weights).to(factors[0].dtype), factors)
     if kind == "TuckerTensor":
         core, matrices = decomposition
-        return TuckerFactors(_as_torch(core), tuple(_as_torch(f) for f in matrices))
+        return TuckerFactors(_dense(core), tuple(_dense(f) for f in matrices))
     if kind in _TRAINS:
-        return _TRAINS[kind](tuple(_as_torch(core) for core in decomposition))
+        return _TRAINS[kind](tuple(_dense(core) for core in decomposition))
     raise ArgumentError(
         f"decomposition is a {kind}; from_tensorly takes a tensorly CPTensor, TuckerTensor, "
         f"{', '.join(_TRAINS)}"
@@ -102,5 +103,5 @@ def _train(factors: TTFactors | TTMatrix | TRFactors) -> Any:
     return TRTensor(cores)
 
 
-def _as_torch(array: Any) -> Tensor:
-    return array if isinstance(array, Tensor) else torch.as_tensor(array)
+def _dense(array: Any) -> Tensor:
+    return as_dense(array, "decomposition")

@@ -313,7 +313,8 @@ def mismatch(layer: Any, plain: Plain) -> str:
     if weight.is_meta or type(layer) in BASES.values() or is_hf_conv1d(layer):
         return ""
     draws = torch.Generator().manual_seed(0)
-    x = torch.randn(_probe_shape(layer, plain), generator=draws, device="cpu")
+    shape = _probe_shape(layer, plain)
+    x = torch.randn(shape, generator=draws, dtype=torch.float32, device="cpu")
     x = x.to(weight.device, weight.dtype)
     device = weight.device.type
     try:

@@ -74,7 +74,7 @@ def tt_linear_backward(
     if activation is not None:
         terms = None if residual is None else residual.reshape(dz.shape)
         dz = activate_backward(dz, epilogue(states.pop(), bias, terms, None), activation)
-    found: list[Tensor] = [torch.empty(0)] * len(cores)
+    found = [core.new_empty(0) for core in cores]
     dt = dz
     for step, weight in reversed(chain):
         t = states.pop()

@@ -1,0 +1,66 @@
+"""What a user hands in as a tensor, as a dense tensor or as an error that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError
+
+
+def as_dense(value: Any, name: str) -> Tensor:
+    """`value` (a torch tensor or a numpy array) as a dense tensor; arrays are shared, not copied,
+    unless torch cannot have their memory.
+
+    Raises ArgumentError for other types, for masked entries, and for tensors that are sparse,
+    nested, quantized or on the meta device.
+    """
+    if isinstance(value, np.ndarray):
+        value = _of_array(value, name)
+    if not isinstance(value, Tensor):
+        raise ArgumentError(
+            f"{name} is a {type(value).__name__}; pass a torch.Tensor or a numpy array"
+        )
+    if (unfit := why_not_dense(value)) is not None:
+        raise ArgumentError(f"{name} {unfit}")
+    if value.is_meta:
+        raise ArgumentError(
+            f"{name} is on the meta device, where tensors have no values; load them first, as with "
+            "to_empty(device='cpu') and load_state_dict"
+        )
+    return value
+
+
+def why_not_dense(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being dense, and the remedy."""
+    if tensor.is_nested:
+        return "is a nested tensor, of several shapes; pass one tensor"
+    if tensor.layout != torch.strided:
+        return f"has the layout {tensor.layout}; pass .to_dense()"
+    if tensor.is_quantized:
+        return f"is quantized ({tensor.dtype}); pass .dequantize()"
+    return None
+
+
+def _of_array(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise ArgumentError(
+                f"{name} has {int(np.ma.getmaskarray(array).sum())} masked entries, which no "
+                "decomposition leaves out; fill them first, as with .filled(0)"
+            )
+        array = np.asarray(np.ma.getdata(array))
+    if array.dtype.kind not in "biufc" or array.dtype.itemsize > 8 * (
+        1 + (array.dtype.kind == "c")
+    ):
+        raise ArgumentError(
+            f"{name} is an array of dtype {array.dtype}, which torch does not have; cast it first, "
+            "as with .astype('float64')"
+        )
+    shared = array.flags.writeable and array.dtype.isnative and min(array.strides, default=1) >= 0
+    if not shared:
+        array = np.array(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(array)

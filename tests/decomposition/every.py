@@ -1,0 +1,67 @@
+"""Every way to decompose a matrix (16, 12), as a call of the weight and a rank that suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf import decomposition as d
+from tensorlrf.factors import Factors
+
+SHARE, COUNT = 0.6, 3
+
+
+def matrix(dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    draws = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(16, 12, generator=draws, dtype=torch.float64, device="cpu")
+    return values.to(dtype)
+
+
+def moments() -> Tensor:
+    inputs = torch.randn(
+        12, 60, generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float64, device="cpu"
+    )
+    return inputs @ inputs.T / 60
+
+
+PLAIN: dict[str, Callable[..., Any]] = {
+    "svd": d.svd,
+    "svd sketched": partial(d.svd, method="randomized", random_state=0),
+    "cp": partial(d.cp, n_iter_max=5, random_state=0),
+    "cp from svd": partial(d.cp, n_iter_max=5, init="svd"),
+    "cprand": partial(d.cp, n_iter_max=5, solver="cprand", random_state=0),
+    "leverage": partial(d.cp, n_iter_max=5, solver="leverage", random_state=0),
+    "tucker": d.tucker,
+    "hosvd": partial(d.tucker, method="hosvd"),
+    "tucker sketched": partial(d.tucker, method="randomized", random_state=0),
+    "tt": d.tt,
+    "tt_matrix": d.tt_matrix,
+    "tr": partial(d.tr, random_state=0),
+    "kron": d.kron,
+    "blr": d.blr,
+    "hierarchical": partial(d.hierarchical, leaf=4, random_state=0),
+    "hodlr": partial(d.hodlr, leaf=4, random_state=0),
+    "monarch": d.monarch,
+    "blast": partial(d.blast, random_state=0),
+}
+IN_METRIC = {
+    f"{name} in a metric": (lambda w, rank, f=PLAIN[name]: f(w, rank, gram=moments()))
+    for name in ("svd", "cp", "tucker", "tt", "tt_matrix", "tr", "kron", "blr", "monarch", "blast")
+}
+EVERY = {**PLAIN, **IN_METRIC}
+
+BY_SHARE = ("blr", "hierarchical", "hodlr", "monarch", "blast")
+"""Those whose rank is a share of the parameters here."""
+
+
+def rank_of(name: str) -> Any:
+    return SHARE if name.startswith(BY_SHARE) else COUNT
+
+
+def decomposed(name: str, weight: Any) -> Factors:
+    found: Factors = EVERY[name](weight, rank_of(name))
+    return found
