@@ -63,6 +63,8 @@ class DenseWeight(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
+        if name == "device":
+            return args[0]._home
         if name in _LOOKS or (name == "to" and not isinstance(args[0], cls)):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
