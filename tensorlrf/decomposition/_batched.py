@@ -138,14 +138,9 @@ class Matrices:
         return torch.where(self.norms > 0, lost / self.norms.clamp(min=1e-300), lost).sqrt()
 
     def near_best(self, r: int, errors: Tensor) -> bool:
-        """Whether the errors (b,) of a cut are proven to be the least possible up to `NEAR` each.
-
-        With G + D for the Gram G, the r largest eigenvalues change by sqrt(r) |D| together at the
-        most (Hoffman & Wielandt 1953), and what they leave of the norm is the least possible loss.
-        """
-        eps = torch.finfo(torch.float32).eps
-        doubt = GRAM_ERROR * eps * math.sqrt(r) * torch.linalg.vector_norm(self.energies, dim=1)
-        least = self.norms - self.energies[:, :r].sum(1) - doubt
+        """Whether the errors (b,) of a cut are proven to be the least possible up to `NEAR` each:
+        what the r largest eigenvalues leave of the norm is the least possible loss."""
+        least = self.norms - self.energies[:, :r].sum(1) - gram_doubt(self.energies, r)
         return bool((errors**2 * self.norms * (1 - NEAR) ** 2 <= least).all())
 
     def worst_energies(self) -> Tensor:
@@ -153,6 +148,14 @@ class Matrices:
         tails = self.energies.flip(1).cumsum(1).flip(1)
         worst = (tails / tails[:, :1].clamp(min=1e-300)).amax(0)
         return -torch.diff(worst, append=worst.new_zeros(1))
+
+
+def gram_doubt(energies: Tensor, r: int) -> Tensor:
+    """By how much the r largest eigenvalues of Grams in float32, of which there are all (b, k), may
+    be wrong together: sqrt(r) |D| for an error D of the Gram (Hoffman & Wielandt 1953)."""
+    eps = torch.finfo(torch.float32).eps
+    together: Tensor = torch.linalg.vector_norm(energies, dim=1)
+    return GRAM_ERROR * eps * math.sqrt(r) * together
 
 
 def fit_matrices(

@@ -79,7 +79,8 @@ def blr(
     """A grid of blocks, each of a rank of its own or dense (Amestoy et al. 2015).
 
     A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not
-    divide it; each becomes the nearest matrix of its rank.
+    divide it; each becomes the nearest matrix of its rank. (In float32 and below, with an int as
+    rank: to a thousandth of the error of the whole.)
 
     rank          an int for all blocks (less where a block is smaller); a share of the parameters
                   in (0, 1] (an upper bound, down to one rank of the cheapest block) or "same":
@@ -113,17 +114,8 @@ def blr(
     that does not fit, UnsupportedError for more than two modes, ArgumentError for what cannot be
     decomposed. Warns (TensorlrfWarning) where rounding keeps `error` out of reach.
     """
-    return fit_blr(
-        tensor,
-        rank,
-        error=error,
-        block=block,
-        dense_blocks=dense_blocks,
-        gram=gram,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        batch_dims=batch_dims,
-    ).factors
+    options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
+    return _fit(tensor, rank, error, block, *options, measure=False).factors
 
 
 @overload
@@ -152,8 +144,6 @@ def fit_blr(
     tol: float | None = None,
     batch_dims: int,
 ) -> Fit[BlockLowRank] | Fit[Batch]: ...
-@without_autocast()
-@threaded
 def fit_blr(
     tensor: Any,
     rank: Rank | None = None,
@@ -173,6 +163,26 @@ def fit_blr(
     sweeps ran out. With `batch_dims` the error is that of the whole batch, and `reason` tells the
     largest.
     """
+    options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
+    return _fit(tensor, rank, error, block, *options, measure=True)
+
+
+@without_autocast()
+@threaded
+def _fit(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    block: int | tuple[int, int] | None,
+    dense_blocks: bool,
+    gram: Any,
+    n_iter_max: int | None,
+    tol: float | None,
+    batch_dims: int,
+    *,
+    measure: bool,
+) -> Fit[BlockLowRank] | Fit[Batch]:
+    """Without `measure` the error is computed only where something is decided by it, else NaN."""
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
@@ -189,7 +199,9 @@ def fit_blr(
     params = math.floor((asked.share or 0.0) * weight.matrix.numel())
 
     def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
-        tiling = on_grid(weight, size, dense_blocks)
+        # The energies of all directions serve to share ranks out, or to estimate them.
+        keep = asked.rank if weight.gram is None and error is None else None
+        tiling = on_grid(weight, size, dense_blocks, keep)
         metric = None
         if weight.gram is not None:
             outputs = Outputs(weight.matrix, weight.gram, tiling.places)
@@ -205,7 +217,7 @@ def fit_blr(
             ranks, how = estimated(tiling.pieces, weight.dtype), "ranks as estimated by evbmf"
         else:
             ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
-        return metric.solve(ranks) if metric else plain(tiling, ranks, how)
+        return metric.solve(ranks) if metric else plain(tiling, ranks, how, measure)
 
     def attempt(size: tuple[int, int]) -> tuple[tuple[float, ...], Fit[BlockLowRank]]:
         tried = fitted(size, min(TRIAL, sweeps))
@@ -227,9 +239,11 @@ def fit_blr(
     return fit
 
 
-def on_grid(weight: Weight, block: tuple[int, int], dense_blocks: bool = True) -> Tiling:
-    """The blocks of a grid, taken apart."""
-    spectra = BlockSpectra(weight.matrix, grid(weight.shape, block))
+def on_grid(
+    weight: Weight, block: tuple[int, int], dense_blocks: bool = True, keep: int | None = None
+) -> Tiling:
+    """The blocks of a grid, taken apart, as far as `keep` directions of each."""
+    spectra = BlockSpectra(weight.matrix, grid(weight.shape, block), keep)
     pieces = [
         Piece(place.rows, place.columns, energies, dense=dense_blocks)
         for place, energies in zip(spectra.places, spectra.energies, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -77,10 +78,11 @@ class Tiling:
         return self.ladder.within_params(params, rounding)
 
 
-def plain(tiling: Tiling, ranks: Ranks, reason: str) -> Fit[BlockLowRank]:
+def plain(tiling: Tiling, ranks: Ranks, reason: str, measure: bool = True) -> Fit[BlockLowRank]:
     """The nearest blocks of these ranks."""
     factors = tiling.packed(tiling.contents(ranks))
-    return Fit(factors, (tiling.weight.rel_error(factors),), True, reason)
+    error = tiling.weight.rel_error(factors) if measure else math.nan
+    return Fit(factors, (error,), True, reason)
 
 
 def within_error(tiling: Tiling, error: float) -> Fit[BlockLowRank]:

@@ -15,7 +15,7 @@ from tensorlrf.decomposition._fit_or_plain import Judge
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._spectrum import ratio
+from tensorlrf.decomposition._spectrum import ratio, squared_norm
 from tensorlrf.errors import ShapeError, TensorlrfWarning, UnsupportedError, warn
 from tensorlrf.factors import Factors
 
@@ -57,7 +57,7 @@ class Weight:
         if self.judge is not None:
             return self.judge.of(factors).error
         dense = factors.detach().to(self.matrix.dtype).to_dense() / self.scale
-        squared = float((self.matrix.to(torch.float64) - dense.to(torch.float64)).square().sum())
+        squared = squared_norm(self.matrix - dense)
         # Factors that overflow in the dtype of the weight are infinitely far off.
         return ratio(squared, self.energy) if math.isfinite(squared) else math.inf
 
@@ -68,7 +68,7 @@ class Weight:
     @cached_property
     def energy(self) -> float:
         """tr(W W^T) of the scaled W."""
-        return float(self.matrix.to(torch.float64).square().sum())
+        return squared_norm(self.matrix)
 
 
 def as_weight(tensor: Any, gram: Any, who: str) -> Weight:
