@@ -138,6 +138,8 @@ def apply(
     with torch.inference_mode(False), without_autocast():
         check_plan(model, plan)
         small = copy_of(model)
+        for row in plan.factored:
+            site_at(small, row.name).make_ordinary()
         data = None
         if calibration is not None:
             data = Calibration.of(list_batches(calibration, replica(model)), holdout)
@@ -332,9 +334,9 @@ class _Work:
             module = site_at(self.model, name).module
             if module.bias is None:
                 self.lent.add(name)
-                weight = module.weight
-                zeros = weight.new_zeros(site_at(self.model, name).shape[0])
-                module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+                site, own = site_at(self.model, name), module.weight
+                zeros = torch.zeros(site.shape[0], dtype=own.dtype, device=own.device)
+                module.bias = nn.Parameter(zeros, requires_grad=own.requires_grad)
 
     def _deliver(self, name: str, done: Factored) -> None:
         """Let the layers behind see what this one will deliver."""

@@ -9,6 +9,7 @@ from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._plain import Plain, register_plain
+from tensorlrf.nn._tensors import register_tensor
 
 __all__ = [
     "FactoredConv1d",
@@ -22,4 +23,5 @@ __all__ = [
     "factored_type",
     "factorize",
     "register_plain",
+    "register_tensor",
 ]

@@ -17,6 +17,7 @@ from tensorlrf.nn._like import check_embedding, check_layer, is_embedding, plain
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn._methods import check_options, find_method
 from tensorlrf.nn._plain import HF_CONV1D, base_of, is_hf_conv1d
+from tensorlrf.nn._tensors import values_of
 
 _FACTORED: dict[str, type[FactoredLayer]] = {
     "Linear": FactoredLinear,
@@ -154,8 +155,8 @@ def factorize(
     check_options(method, options)
     if method == "tucker" and plain.axes:
         options = {"modes": (0, 1), **options}
-    weight: Any = layer.weight
-    weight = weight.detach().T if name == HF_CONV1D else weight.detach()
+    own: Any = layer.weight
+    weight = values_of(own).T if name == HF_CONV1D else values_of(own)
     if plain.groups == 1:
         factors = decompose(weight, rank, error=error, **options)
     else:
@@ -178,7 +179,7 @@ def _factorize_embedding(
             f"choose one of {', '.join(EMBEDDING_METHODS)}"
         )
     check_options(method, options)
-    weight, padding = layer.weight.detach(), layer.padding_idx
+    weight, padding = values_of(layer.weight), layer.padding_idx
     factors = decompose(weight, rank, error=error, **options)
     layer_of_factors = FactoredEmbedding.from_factors(factors, layer)
     if padding is not None and not weight[padding].any():

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._plain import Plain, base_of, is_hf_conv1d, mismatch, plain_of
+from tensorlrf.nn._tensors import is_known
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -179,7 +180,9 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
     yield from _own(module)
     weight = module._parameters.get("weight")
     yield from _weight(weight)
-    yield from _subclass("bias", module._parameters.get("bias"))
+    bias = module._parameters.get("bias")
+    if bias is not None and type(bias) not in (nn.Parameter, Tensor):
+        yield Obstacle(f"its bias is a {type(bias).__name__}, no ordinary tensor")
     if isinstance(plain, str):
         foreign = plain.startswith("subclass")
         remedy = (
@@ -232,11 +235,12 @@ def _more(module: nn.Module) -> Iterator[Obstacle]:
         )
 
 
-def _subclass(name: str, tensor: Tensor | None) -> Iterator[Obstacle]:
-    if type(tensor) not in (nn.Parameter, Tensor, type(None)):
+def _subclass(tensor: Tensor) -> Iterator[Obstacle]:
+    if not is_known(tensor):
         yield Obstacle(
-            f"its {name} is a {type(tensor).__name__}, no ordinary tensor",
-            "; compress the model before it is sharded, quantised or wrapped",
+            f"its weight is a {type(tensor).__name__}, no ordinary tensor",
+            "; compress the model before it is sharded, quantised or wrapped, or tell by "
+            "tensorlrf.nn.register_tensor how its values are read",
         )
 
 
@@ -245,7 +249,7 @@ def _weight(weight: Tensor | None) -> Iterator[Obstacle]:
     if weight is None:
         yield Obstacle("has no weight")
         return
-    wrapped = list(_subclass("weight", weight))
+    wrapped = list(_subclass(weight))
     if wrapped:
         yield from wrapped
         return

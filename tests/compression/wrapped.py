@@ -27,9 +27,9 @@ class Wrapped(Tensor):
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["inner"], None
 
-    @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> Wrapped:
-        return Wrapped(inner["inner"])
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, Tensor], *_: Any) -> Wrapped:
+        return cls(inner["inner"])
 
     @classmethod
     def __torch_dispatch__(
@@ -41,5 +41,5 @@ class Wrapped(Tensor):
     ) -> Any:
         if function not in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
             raise NotImplementedError(f"{function} of a Wrapped")
-        made = Wrapped(function(args[0].inner))
+        made = type(args[0])(function(args[0].inner))
         return return_and_correct_aliasing(function, args, kwargs or {}, made)

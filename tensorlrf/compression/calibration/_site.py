@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn._plain import HF_CONV1D, Plain, plain_of
+from tensorlrf.nn._tensors import values_of
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,15 @@ class Site:
 
     @property
     def weight(self) -> Tensor:
-        """(O, I / groups, *kernel), or (out, in); detached."""
-        weight: Tensor = self.module.weight.detach()
+        """(O, I / groups, *kernel), or (out, in); detached, and an ordinary tensor."""
+        weight = values_of(self.module.weight)
         return weight.T if self.plain.kind == HF_CONV1D else weight
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of `weight`."""
-        return tuple(self.weight.shape)
+        """Of `weight`, which is not read."""
+        shape = tuple(self.module.weight.shape)
+        return shape[::-1] if self.plain.kind == HF_CONV1D else shape
 
     @property
     def groups(self) -> int:
@@ -48,21 +51,28 @@ class Site:
 
     @property
     def device(self) -> torch.device:
-        return self.weight.device
+        device: torch.device = self.module.weight.device
+        return device
 
     @property
     def columns(self) -> int:
         """Columns n of one group's weight as a matrix."""
-        return self.weight[0].numel()
+        return math.prod(self.shape[1:])
 
     def group_weights(self) -> tuple[Tensor, ...]:
         """The weight of each group: (O / groups, I / groups, *kernel)."""
         return tuple(self.weight.chunk(self.groups))
 
     def write(self, weight: Tensor) -> None:
-        """Put other values into the layer's own weight."""
+        """Put other values into the layer's own weight, which is an ordinary tensor."""
         with torch.no_grad():
             self.weight.copy_(weight)
+
+    def make_ordinary(self) -> None:
+        """Have the layer hold the values of its weight in an ordinary tensor."""
+        own = self.module.weight
+        if type(own) not in (Tensor, nn.Parameter):
+            self.module.weight = nn.Parameter(values_of(own).clone(), own.requires_grad)
 
     def fits(self, x: Tensor) -> bool:
         """Whether x has the shape of an input; what does not is left to the layer to refuse."""
