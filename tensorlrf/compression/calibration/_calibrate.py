@@ -5,10 +5,11 @@ of its inputs; whoever takes them writes the compressed weight into the copy bef
 next one. Each pass runs through a replica: a model may keep what it has computed on itself.
 
 Two ways give the same moments. *Suspended*: every batch's forward pass stops at the layer and goes
-on from there, so that the whole calibration is one pass a batch, and the activations of all batches
-are alive at once. *Rerun*: for each layer all batches run anew up to it, one at a time; one batch's
-activations are alive, and L layers cost about L / 2 passes. They differ only behind a layer that is
-called several times in a pass: a suspended pass has made its earlier calls with the dense weight.
+on from there, several side by side with a core each, so that the whole calibration is one pass a
+batch, and the activations of all batches are alive at once. *Rerun*: for each layer all batches run
+anew up to it, one at a time; one batch's activations are alive, and L layers cost about L / 2
+passes. They differ only behind a layer that is called several times in a pass: a suspended pass has
+made its earlier calls with the dense weight.
 
 A third way looks at all layers at once, on the inputs that the given model delivers: `at_once`.
 
@@ -30,10 +31,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.compression.calibration._moments import bytes_of
 from tensorlrf.compression.calibration._reads import watch_readers
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
+from tensorlrf.decomposition._cores import look
+from tensorlrf.decomposition._threads import limited, most_threads
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.nn._copies import replica
@@ -90,6 +94,12 @@ class Seen:
         """Take the input of one call; x0 is what the given model gets there."""
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
+
+    def merge(self, other: Seen) -> None:
+        """Take what another one has seen of the layer."""
+        for stream, more in ((self._fit, other._fit), (self._held, other._held)):
+            if stream is not None and more is not None and more.count:
+                stream.merge(more)
 
     def fit(self) -> tuple[Statistics, ...]:
         """Of the inputs to fit to, one for each group."""
@@ -166,8 +176,13 @@ def _suspended(
     seen: dict[str, Seen] = {}
     done: set[str] = set()
     add = _Adder(calibration, original is not None)
+    workers = _workers(model, names, len(calibration.batches))
+    share = max(1, min(most_threads(), look().free) // workers)
+    # Each pass adds up for itself, and the sums are added in the order of the batches: the result
+    # is the same whichever pass is the first.
+    own_seen: list[dict[str, Seen]] = [{} if workers > 1 else seen for _ in calibration.batches]
 
-    def forward(batch: Batch) -> Callable[[Suspendable], None]:
+    def forward(k: int, batch: Batch) -> Callable[[Suspendable], None]:
         def run(this: Suspendable) -> None:
             calls: Counter[str] = Counter()
 
@@ -175,7 +190,7 @@ def _suspended(
                 x0 = None if ahead is None else ahead.input_of(name)
                 if name in done:
                     return
-                add(seen, name, own, batch, x, x0)
+                add(own_seen[k], name, own, batch, x, x0)
                 del x0
                 if ahead is not None:
                     ahead.go_on()
@@ -184,28 +199,57 @@ def _suspended(
                     this.suspend(name)
 
             own = replica(model)
-            with _ahead(original, names, batch) as ahead, _Watch(own, names, arrived):
+            with (
+                limited(share),
+                _ahead(original, names, batch, share) as ahead,
+                _Watch(own, names, arrived),
+            ):
                 call(own, batch)
 
         return run
 
     passes: list[Suspendable] = []
+    waiting: dict[int, str | None] = {}
+
+    def advance(which: list[int]) -> None:
+        """These passes to their next layers, as many at once as there are workers."""
+        for j in range(len(which) + workers):
+            if j >= workers:
+                k = which[j - workers]
+                waiting[k] = passes[k].back()
+                for name, part in own_seen[k].items() if workers > 1 else ():
+                    if name in seen:
+                        seen[name].merge(part)
+                    else:
+                        seen[name] = part
+                if workers > 1:
+                    own_seen[k].clear()
+            if j < len(which):
+                passes[which[j]].go_on()
+
     try:
-        passes.extend(Suspendable(forward(batch)) for batch in calibration.batches)
-        waiting = [one.advance() for one in passes]
-        while reached := {name for name in waiting if name is not None}:
+        passes.extend(Suspendable(forward(k, batch)) for k, batch in enumerate(calibration.batches))
+        advance(list(range(len(passes))))
+        while reached := {name for name in waiting.values() if name is not None}:
             name = min(reached, key=position.__getitem__)
             trim(now=True)  # a fit has much to allocate
             yield [(name, seen.pop(name))]
             done.add(name)
-            for k, one in enumerate(passes):
-                if waiting[k] == name:
-                    waiting[k] = one.advance()
+            advance([k for k, at in waiting.items() if at == name])
         # Called less often than in the first pass, so never at its last call.
         yield list(seen.items())
     finally:
         for one in passes:
             one.close()
+
+
+def _workers(model: nn.Module, names: list[str], batches: int) -> int:
+    """How many passes run side by side: one a core, with sums of their own within bounds."""
+    sites = [site_at(model, name) for name in names]
+    if any(site.device.type != "cpu" for site in sites):
+        return 1
+    room = AT_ONCE_BYTES // max(1, max(map(bytes_of, sites), default=1))
+    return max(1, min(batches, most_threads(), look().own, room))
 
 
 def _rerun(
@@ -247,7 +291,7 @@ def _run_up_to(
     own = replica(model)
     with (
         contextlib.suppress(_Captured),
-        _ahead(original, [name], batch) as ahead,
+        _ahead(original, [name], batch, most_threads()) as ahead,
         _Watch(own, [name], arrived),
     ):
         call(own, batch)
@@ -333,7 +377,7 @@ class _Adder:
 class _Ahead:
     """A pass of the given model that stops at each of the named layers and shows its input."""
 
-    def __init__(self, original: nn.Module, names: list[str], batch: Batch) -> None:
+    def __init__(self, original: nn.Module, names: list[str], batch: Batch, share: int) -> None:
         self._input: Tensor | None = None
         self._went_on = False
         self._reached: str | None = None
@@ -344,7 +388,7 @@ class _Ahead:
                 this.suspend(name)
 
             own = replica(original)
-            with _Watch(own, names, arrived):
+            with limited(share), _Watch(own, names, arrived):
                 call(own, batch)
 
         self._pass = Suspendable(run)
@@ -372,11 +416,13 @@ class _Ahead:
 
 
 @contextlib.contextmanager
-def _ahead(original: nn.Module | None, names: list[str], batch: Batch) -> Iterator[_Ahead | None]:
+def _ahead(
+    original: nn.Module | None, names: list[str], batch: Batch, share: int
+) -> Iterator[_Ahead | None]:
     if original is None:
         yield None
         return
-    with contextlib.closing(_Ahead(original, names, batch)) as ahead:
+    with contextlib.closing(_Ahead(original, names, batch, share)) as ahead:
         yield ahead
 
 

@@ -12,7 +12,7 @@ With few samples the inverse fits noise; a ridge draws W* towards W.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class LagMoments(Protocol):
     def add(self, x: Tensor, x0: Tensor) -> None:
         """Take the inputs of one call: x of the compressed prefix, x0 of the given model."""
 
+    def merge(self, other: Self) -> None:
+        """Take what another one of the same layer has seen."""
+
     def lag(self) -> Lag:
         """The moments so far."""
 
@@ -81,6 +84,13 @@ class InputLags:
         add_squares(self._squares, d)
         self._sum += d.sum(0, dtype=torch.float64)
         self.count += x.shape[0]
+
+    def merge(self, other: Self) -> None:
+        """Take what another one of the same layer has seen."""
+        self._cross += other._cross
+        self._squares += other._squares
+        self._sum += other._sum
+        self.count += other.count
 
     def lag(self) -> Lag:
         """The moments so far."""
@@ -120,6 +130,13 @@ class OutputLags:
         self._cross += cross
         self._sum += summed
         self._lost += torch.linalg.vector_norm(e, dtype=torch.float64) ** 2
+
+    def merge(self, other: Self) -> None:
+        """Take what another one of the same layer has seen."""
+        self._cross += other._cross
+        self._sum += other._sum
+        self._lost += other._lost
+        self.count += other.count
 
     def lag(self) -> Lag:
         """The moments so far."""

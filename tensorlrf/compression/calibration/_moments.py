@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -57,6 +58,10 @@ class Moments(ABC):
         """Take the input of one call of the layer; it is neither changed nor kept."""
 
     @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Take what another one of the same layer has seen."""
+
+    @abstractmethod
     def gram(self) -> Tensor:
         """G so far: (n, n), symmetric, float64."""
 
@@ -79,6 +84,11 @@ class LinearMoments(Moments):
         self.lengths.add(rows)
         self._sum += rows.sum(0, dtype=torch.float64)
         self.count += rows.shape[0]
+
+    def merge(self, other: Self) -> None:
+        self._products += other._products
+        self._sum += other._sum
+        self.count += other.count
 
     def gram(self) -> Tensor:
         return mirrored(self._products).div_(max(1, self.count))
@@ -113,6 +123,11 @@ class PatchMoments(Moments):
             self._sum += taps.sums(padded)
             self.lengths.add_patches(padded, taps)
             self.count += padded.shape[0] * height * width
+
+    def merge(self, other: Self) -> None:
+        self._products += other._products
+        self._sum += other._sum
+        self.count += other.count
 
     def gram(self) -> Tensor:
         return mirrored(self._products).div_(max(1, self.count))
@@ -150,6 +165,11 @@ class ShiftMoments(Moments):
             grid = padded[:, :, None] if taps.axes == 1 else padded
             self.count += self._parts.add(grid, zeros)
 
+    def merge(self, other: Self) -> None:
+        self._parts.merge(other._parts)
+        self._sum += other._sum
+        self.count += other.count
+
     def gram(self) -> Tensor:
         return self._parts.total().div_(max(1, self.count))
 
@@ -164,9 +184,19 @@ def moments_of(site: Site) -> Moments:
         n = site.columns
         return LinearMoments(n, site.device) if taps is None else _Pointwise(n, site.device, taps)
     taps = taps.one_group()
-    if taps.axes < 3 and set(taps.stride) == {1} and taps.channels > FEW_CHANNELS:
-        return ShiftMoments(taps, site.device)
-    return PatchMoments(taps, site.device)
+    return (ShiftMoments if _shifts(taps) else PatchMoments)(taps, site.device)
+
+
+def bytes_of(site: Site) -> int:
+    """What the accumulators of all groups of a layer hold, more or less."""
+    products = site.columns**2
+    if site.taps is not None and _shifts(site.taps.one_group()):
+        products = 2 * products // math.prod(site.taps.kernel)
+    return 8 * site.groups * products
+
+
+def _shifts(taps: Taps) -> bool:
+    return taps.axes < 3 and set(taps.stride) == {1} and taps.channels > FEW_CHANNELS
 
 
 class _Pointwise(LinearMoments):

@@ -86,6 +86,11 @@ class ShiftedCorrelations:
                     self._accumulate((da, db, 2, a, b), here[:, r][:, :, c], there[:, r][:, :, c])
         return int(padded.shape[0]) * out_height * out_width
 
+    def merge(self, other: ShiftedCorrelations) -> None:
+        """Take what another one has summed."""
+        for key, part in other._sums.items():
+            self._sums[key] = self._sums[key] + part if key in self._sums else part
+
     def total(self) -> Tensor:
         """sum of the patches' x x^T so far, in the order (I, kh, kw): (n, n)."""
         kh, kw = self._kernel

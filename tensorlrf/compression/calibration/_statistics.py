@@ -143,6 +143,14 @@ class Stream:
             for lag, part, part0 in zip(self._lags, parts, self._split(x0), strict=True):
                 lag.add(part, part0)
 
+    def merge(self, other: Stream) -> None:
+        """Take what another one of the same layer has seen."""
+        for moments, more in zip(self._moments, other._moments, strict=True):
+            moments.merge(more)
+        if self._lags is not None and other._lags is not None:
+            for lag, behind in zip(self._lags, other._lags, strict=True):
+                lag.merge(behind)
+
     def statistics(self) -> tuple[Statistics, ...]:
         """One for each group."""
         lags: list[Lag | None] = [None] * len(self._moments)

@@ -1,6 +1,7 @@
 """A call that can stop in the middle and be resumed: a coroutine for code that is not one.
 
-The call has a thread of its own, but caller and call take turns: only one of them runs at a time.
+The call has a thread of its own. With `advance` caller and call take turns, and only one of them
+runs at a time; with `go_on` and `back` several calls may run side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -46,7 +47,15 @@ class Suspendable:
 
         Raises what the call raises.
         """
+        self.go_on()
+        return self.back()
+
+    def go_on(self) -> None:
+        """Run on to the next `suspend`, while the caller does something else."""
         self._go.release()
+
+    def back(self) -> str | None:
+        """Wait for what `advance` gives, after `go_on`."""
         self._back.acquire()
         trim()
         if self._error is not None:
@@ -88,7 +97,7 @@ class _Trimmer:
     """Gives freed memory back to the system. glibc's malloc has an arena for each thread, which
     keeps for it what was freed there, and MKL keeps workspaces for each: the many threads of
     suspended calls would together hold several times what they use. Unless it must be now, it takes
-    no more than about a fifth of the time."""
+    no more than about a fifth of the time, and leaves MKL alone, which others may be in."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -97,8 +106,10 @@ class _Trimmer:
         start = time.perf_counter()
         if start < self._next and not now:
             return
-        for release in _releases():
-            release()
+        of_mkl, of_malloc = _releases()
+        if now:
+            of_mkl()
+        of_malloc()
         end = time.perf_counter()
         self._next = end + 5 * (end - start)
 
@@ -107,20 +118,25 @@ trim = _Trimmer()
 
 
 @cache
-def _releases() -> tuple[Callable[[], object], ...]:
-    """What there is of them: on other systems, and without MKL, none."""
-    found: list[Callable[[], object]] = []
+def _releases() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Of MKL's workspaces and of malloc's; on systems without them there is nothing to do."""
+
+    def nothing() -> None:
+        pass
+
+    of_mkl: Callable[[], object] = nothing
+    of_malloc: Callable[[], object] = nothing
     try:  # what mkl_free_buffers() calls; torch exports no other name of it
         library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-        found.append(ctypes.CDLL(str(library)).mkl_serv_free_buffers)
+        of_mkl = ctypes.CDLL(str(library)).mkl_serv_free_buffers
     except (OSError, AttributeError, TypeError):
         pass
     try:
         malloc_trim = ctypes.CDLL(None).malloc_trim
-        found.append(lambda: malloc_trim(0))
+        of_malloc = partial(malloc_trim, 0)
     except (OSError, AttributeError, TypeError):
         pass
-    return tuple(found)
+    return of_mkl, of_malloc
 
 
 def _thread_settings() -> Callable[[], contextlib.AbstractContextManager[None]]:
