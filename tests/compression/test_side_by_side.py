@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.compression import _apply
+from tensorlrf.compression.calibration import _calibrate
+from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.decomposition import _side_by_side
 from tensorlrf.decomposition._cores import Cores
 from tensorlrf.errors import ArgumentError
@@ -111,3 +115,110 @@ def test_no_more_at_once_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(_apply, "factor", alone)
     tensorlrf.compress(model(), keep_params=0.5)
+
+
+class Meets(nn.Module):
+    """Notes how many passes are in it at once, and on how many threads each. The first wait there
+    until as many have come as are to come together."""
+
+    running, most, wanted, threads = 0, 0, 1, frozenset[int]()
+    changed = threading.Condition()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind = type(self)
+        with kind.changed:
+            kind.running += 1
+            kind.most = max(kind.most, kind.running)
+            if threading.current_thread() is not threading.main_thread():
+                kind.threads |= {torch.get_num_threads()}
+                kind.changed.notify_all()
+                kind.changed.wait_for(lambda: kind.most >= kind.wanted, 30)
+            kind.running -= 1
+        return x
+
+
+def linears() -> tuple[nn.Module, list[torch.Tensor]]:
+    draws = torch.Generator().manual_seed(2)
+    return model(), [torch.randn(60 + k, 24, generator=draws) for k in range(6)]
+
+
+def convolutions() -> tuple[nn.Module, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    draws = torch.Generator().manual_seed(2)
+    layers = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2),
+        nn.Conv2d(16, 16, 1),
+    ]
+    return nn.Sequential(*layers), [torch.randn(3, 3, 20, 20, generator=draws) for _ in range(6)]
+
+
+@pytest.mark.parametrize("target", ["original", "prefix"])
+@pytest.mark.parametrize("made", [linears, convolutions])
+def test_passes_side_by_side_see_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    made: Callable[[], tuple[nn.Module, list[torch.Tensor]]],
+    target: str,
+) -> None:
+    torch.set_num_threads(4)
+    given, batches = made()
+    found = []
+    for count in (1, 4):
+        Meets.most, Meets.wanted, Meets.threads = 0, count, frozenset()
+        for patched in (_calibrate, _side_by_side):
+            monkeypatch.setattr(patched, "look", lambda count=count: Cores(count, count))
+        small, report = tensorlrf.compress(
+            nn.Sequential(Meets(), *given), keep_params=0.5, target=target, calibration=batches
+        )
+        assert Meets.most == count
+        assert Meets.threads == {1}
+        found.append((small.state_dict(), report))
+    for name, tensor in found[0][0].items():
+        assert torch.equal(found[1][0][name], tensor), name
+    assert found[0][1].layers == found[1][1].layers
+
+
+def test_an_error_in_a_pass_leaves_no_other_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(4)
+    monkeypatch.setattr(_calibrate, "look", lambda: Cores(4, 4))
+    Meets.wanted = 1
+    given, batches = linears()
+    batches[3][5, 5] = torch.nan
+    with pytest.raises(ArgumentError, match="inputs of 1 contain NaN or Inf"):
+        tensorlrf.compress(nn.Sequential(Meets(), *given), keep_params=0.5, calibration=batches)
+
+
+@pytest.mark.parametrize("kind", ["linear", "shifts", "patches", "groups"])
+@pytest.mark.parametrize("lags", [False, True])
+def test_merged_streams_are_one(kind: str, lags: bool) -> None:
+    torch.manual_seed(0)
+    layer, shape = {
+        "linear": (nn.Linear(12, 20), (30, 12)),
+        "shifts": (nn.Conv2d(9, 6, 3, padding=1), (2, 9, 8, 7)),
+        "patches": (nn.Conv2d(9, 6, 3, stride=2), (2, 9, 8, 7)),
+        "groups": (nn.Conv2d(6, 6, 3, groups=2), (2, 6, 8, 7)),
+    }[kind]
+    site = Site.of(layer)
+    whole, *parts = (Stream(site, lags=lags) for _ in range(4))
+    for part in parts:
+        x = torch.randn(*shape)
+        x0 = x + 0.1 * torch.randn(*shape)
+        whole.add(x, x0)
+        part.add(x, x0)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    for one, other in zip(whole.statistics(), parts[0].statistics(), strict=True):
+        for one_part, other_part in zip(numbers(one), numbers(other), strict=True):
+            torch.testing.assert_close(one_part, other_part, rtol=1e-12, atol=1e-12)
+        assert (one.lag is None) == (not lags)
+
+
+def numbers(value: Any) -> list[torch.Tensor]:
+    """All there is in a value of fields, those of its fields included."""
+    if dataclasses.is_dataclass(value):
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return [number for part in fields for number in numbers(part)]
+    return [] if value is None else [torch.as_tensor(value, dtype=torch.float64)]

@@ -42,6 +42,11 @@ class Lengths:
         cubes = [(x * shares).sum((0, *range(2, x.ndim))) for x in taps.windows(padded)]
         self.cubes += largest * torch.stack(cubes, dim=1).flatten().to(torch.float64)
 
+    def merge(self, other: Lengths) -> None:
+        """Take what another one of the same layer has seen."""
+        self.cubes += other.cubes
+        self.fourth += other.fourth
+
     def _take(self, squares: Tensor) -> Tensor:
         """Their largest, or one, by which they may be divided: |x|^2 x soon leaves float32."""
         self.fourth += squares.square().sum()

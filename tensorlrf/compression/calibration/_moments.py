@@ -57,9 +57,10 @@ class Moments(ABC):
     def add(self, x: Tensor) -> None:
         """Take the input of one call of the layer; it is neither changed nor kept."""
 
-    @abstractmethod
     def merge(self, other: Self) -> None:
         """Take what another one of the same layer has seen."""
+        self.lengths.merge(other.lengths)
+        self.count += other.count
 
     @abstractmethod
     def gram(self) -> Tensor:
@@ -86,9 +87,9 @@ class LinearMoments(Moments):
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> None:
+        super().merge(other)
         self._products += other._products
         self._sum += other._sum
-        self.count += other.count
 
     def gram(self) -> Tensor:
         return mirrored(self._products).div_(max(1, self.count))
@@ -125,9 +126,9 @@ class PatchMoments(Moments):
             self.count += padded.shape[0] * height * width
 
     def merge(self, other: Self) -> None:
+        super().merge(other)
         self._products += other._products
         self._sum += other._sum
-        self.count += other.count
 
     def gram(self) -> Tensor:
         return mirrored(self._products).div_(max(1, self.count))
@@ -166,9 +167,9 @@ class ShiftMoments(Moments):
             self.count += self._parts.add(grid, zeros)
 
     def merge(self, other: Self) -> None:
+        super().merge(other)
         self._parts.merge(other._parts)
         self._sum += other._sum
-        self.count += other.count
 
     def gram(self) -> Tensor:
         return self._parts.total().div_(max(1, self.count))
