@@ -19,6 +19,7 @@ from tensorlrf.decomposition._tt_sweep import share_norm
 from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors
+from tensorlrf.factors._array import as_dense
 from tensorlrf.factors._autocast import without_autocast
 
 Function = Callable[[Tensor], Tensor]
@@ -175,6 +176,7 @@ class Values:
                 f"function returned {kind} at {m} indices, the first {at}; it must return a "
                 "floating-point tensor"
             )
+        as_dense(values, f"what function returned at {m} indices")
         if tuple(values.shape) != (m,):
             raise ShapeError(
                 f"function returned shape {tuple(values.shape)} at {m} indices, the first {at}; "

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import Factors
+from tensorlrf.factors._array import why_not_dense
+
+
+def check_tensor(value: Any, name: str) -> None:
+    """value is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentError(f"{name} is a {type(value).__name__}; pass a torch.Tensor")
+    if (unfit := why_not_dense(value)) is not None:
+        raise ArgumentError(f"{name} {unfit}")
 
 
 def check_input(x: Tensor, factors: Factors) -> None:
-    """x is of the dtype and on the device of the factors."""
+    """x is a dense tensor of the dtype and on the device of the factors."""
+    check_tensor(x, "x")
     if x.dtype != factors.dtype:
         raise ArgumentError(
             f"x has dtype {x.dtype}, the factors {factors.dtype}; cast one of them with .to()"
@@ -24,6 +36,7 @@ def check_bias(bias: Tensor | None, size: int, factors: Factors) -> None:
     """bias is None or (size,), of the dtype and on the device of the factors."""
     if bias is None:
         return
+    check_tensor(bias, "bias")
     if tuple(bias.shape) != (size,):
         raise ShapeError(f"bias has shape {tuple(bias.shape)}; it must be ({size},), one an output")
     if bias.dtype != factors.dtype or bias.device != factors.device:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
+from tensorlrf.ops._check import check_tensor
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._fused import check_layer_path, fused_here
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
@@ -157,6 +158,7 @@ def embedding(
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise ArgumentError(f"indices is {got}; it must be a tensor of int32 or int64")
+    check_tensor(indices, "indices")
     if indices.device != factors.device:
         raise ArgumentError(
             f"indices is on {indices.device}, the factors on {factors.device}; move one of them "
