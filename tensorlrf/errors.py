@@ -64,6 +64,10 @@ class CalibrationWarning(TensorlrfWarning):
     """Calibration is too thin, or does not reach a layer."""
 
 
+class BudgetWarning(TensorlrfWarning):
+    """A model keeps far more of itself than was asked for."""
+
+
 _WITHIN = (os.path.dirname(__file__) + os.sep, contextlib.__file__, threading.__file__)
 """Files of this package, of the contexts that decorate its functions, and of its threads."""
 

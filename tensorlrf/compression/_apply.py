@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._budget import shortfall
+from tensorlrf.compression._check_plan import check_plan
 from tensorlrf.compression._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression._fitting import Fitting
 from tensorlrf.compression._methods import Method
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
-from tensorlrf.compression._survey import ROOT, check_values, survey
+from tensorlrf.compression._survey import ROOT, survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._batches import list_batches
 from tensorlrf.compression.calibration._batchnorm import (
@@ -32,46 +35,24 @@ from tensorlrf.compression.calibration._calibrate import (
     calibrated,
     record,
 )
+from tensorlrf.compression.calibration._memory import readable, too_large
 from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.calibration._site import Site, site_at
-from tensorlrf.compression.checkpoint._architecture import describe, digest
-from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._side_by_side import side_by_side
 from tensorlrf.decomposition._threads import problem
-from tensorlrf.errors import ArgumentError, CalibrationWarning, TensorlrfError, unknown, warn
+from tensorlrf.errors import (
+    ArgumentError,
+    BudgetWarning,
+    CalibrationWarning,
+    TensorlrfError,
+    warn,
+)
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.nn import factored_type
 from tensorlrf.nn._copies import copy_of, replica
 
 ROOM = 1 << 30
 """Bytes that layers may take which are factored side by side, of one layer at the least."""
-
-TARGETS = ("original", "prefix", "independent")
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """The arguments of `apply` beside the model, the plan and the calibration inputs."""
-
-    target: str
-    affine: bool
-    batch_norm: bool
-    holdout: float
-    rerun: bool
-    random_state: int | torch.Generator | None
-    progress: bool
-
-    def check(self) -> None:
-        """Raise ArgumentError for a value that cannot be."""
-        if self.target not in TARGETS:
-            raise unknown("target", self.target, TARGETS)
-        number = isinstance(self.holdout, (int, float)) and not isinstance(self.holdout, bool)
-        if not number or not 0 <= self.holdout < 1:
-            raise ArgumentError(
-                f"holdout={self.holdout!r} must be a share of the batches in [0, 1), such as 0.1"
-            )
-        if not isinstance(self.random_state, torch.Generator):
-            generator(self.random_state, torch.device("cpu"))
 
 
 def apply(
@@ -84,6 +65,7 @@ def apply(
     batch_norm: bool = True,
     holdout: float = 0.1,
     rerun: bool = False,
+    moment_bytes: int | None = None,
     example: Any = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
@@ -119,6 +101,10 @@ def apply(
                   that calibration costs two passes for the first batch and one for each other, and
                   the activations of all batches are alive at once. True: one batch's activations
                   at a time, for about L / 2 passes a batch with L layers
+    moment_bytes  most bytes that the second moments of one layer's inputs may take, by default half
+                  of the memory that is free: some 24 n^2, or 48 n^2 with batches held out, for n
+                  input columns (a convolution has as many as a patch has numbers). A layer that
+                  would take more gets the plain method
     example       a batch to time the given and the compressed model on, for the report
     random_state  seed or torch.Generator of the methods that draw; torch's own stays as it was
     progress      a bar on stderr, where that is a terminal
@@ -128,10 +114,13 @@ def apply(
     Raises ArgumentError or RankError for a plan of another model, or one edited into something
     that cannot be; NaN or Inf in a weight or in the inputs of a layer; batches that the model
     cannot take (the layer and the model's own error are named). Warns (CalibrationWarning) of
-    layers with fewer than 4 n samples, and of layers that calibration does not reach and that get
-    the plain method.
+    layers with fewer than 4 n samples, and of layers that calibration does not reach, or whose
+    moments are too large, and that get the plain method; and (BudgetWarning) of a model that keeps
+    far more than `keep_params` since most of it is not eligible.
     """
-    fitting = Fitting(target, affine, batch_norm, holdout, rerun, random_state, progress)
+    fitting = Fitting(
+        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
+    )
     fitting.check()
     model = uncompiled(model)
     # Parameters made in inference mode could not be trained.
@@ -151,7 +140,7 @@ def apply(
         if error is None and data is not None and data.held_out:
             error = model_error(model, small, data.held_out)
         latency = None if example is None else _latency(model, small, example)
-    return small, Report(
+    report = Report(
         keep_params=plan.keep_params,
         error=plan.error,
         target=target if data is not None else None,
@@ -164,63 +153,9 @@ def apply(
         batch_norms=norms,
         latency=latency,
     )
-
-
-def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raise ArgumentError where the plan is not for this model, or cannot be carried out on it."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    if not isinstance(plan, Plan):
-        raise ArgumentError(
-            f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
-            "Plan.from_json(text)"
-        )
-    there = {one.name: one for one in survey(model, [])}
-    for layer in plan.layers:
-        if layer.name not in there:
-            raise ArgumentError(
-                f"plan: the model has no layer {layer.name!r}; it is a plan for another model, or "
-                "one of its names was changed"
-            )
-        if not layer.shape:
-            continue
-        found = there[layer.name]
-        if found.reason:
-            if layer.method is None and not layer.eligible:
-                continue
-            raise ArgumentError(f"plan: {layer.name} cannot be factored: {found.reason}")
-        site = site_at(model, layer.name)
-        if site.shape != layer.shape or site.groups != layer.groups:
-            raise ArgumentError(
-                f"plan: {layer.name} has a weight {layer.shape} in {layer.groups} groups there, "
-                f"but {site.shape} in {site.groups} in the model; it is a plan for another model"
-            )
-        if set(layer.places) != set(found.places):
-            raise ArgumentError(
-                f"plan: {layer.name} is at {', '.join(layer.places)} there, but at "
-                f"{', '.join(found.places)} in the model"
-            )
-        if layer.method is not None:
-            if site.weight.is_meta:
-                raise ArgumentError(
-                    f"model: the weight of {layer.name} is on the meta device and has no values; a "
-                    "plan can be made there, but give apply the model with its weights"
-                )
-            check_values(layer.name, site.weight)
-    listed = {layer.name for layer in plan.layers}
-    for name in there:
-        if name not in listed:
-            raise ArgumentError(
-                f"plan: {name} of the model is not in it; it is a plan for another model, or one "
-                "of its layers was taken out: to leave a layer as it is, set its method to null"
-            )
-    if not plan.factored:
-        raise ArgumentError("plan: no layer gets factors; edit it, or make one with a budget")
-    if digest(describe(model)) != plan.architecture:
-        raise ArgumentError(
-            "plan: the architecture of the model is not the one that the plan was made for, though "
-            "its layers have the same names; make a new plan with tensorlrf.plan(model, ...)"
-        )
+    if missed := shortfall(report):
+        warn(missed, BudgetWarning)
+    return small, report
 
 
 def chosen_rank(method: Method) -> bool:
@@ -302,7 +237,7 @@ class _Work:
             self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")
             return
         self.done[name] = done
-        if seen is not None and self.fitting.target != "independent":
+        if self.data is not None and self.fitting.target != "independent":
             self._deliver(name, done)
 
     def _calibrate(self) -> None:
@@ -315,7 +250,8 @@ class _Work:
         for name, reader in self.trace.readers.items():
             reason = f"its weight is read by {reader}, which does not call it"
             self.rows[name] = replace(self.rows[name], method=None, eligible=False, reason=reason)
-        names = self.names
+        self._take_plain()
+        names = [name for name in self.names if name not in self.done]
         if target == "independent":
             passes = at_once(working, names, self.trace, self.data)
         else:
@@ -327,6 +263,28 @@ class _Work:
             for layers in parts:
                 self._take(layers)
         self._warn(names)
+
+    def _take_plain(self) -> None:
+        """Layers whose moments there is no memory for come first, so that those behind them see
+        what they deliver."""
+        assert self.data is not None
+        most = self.fitting.moment_bytes
+        large = too_large(
+            [(name, site_at(self.model, name)) for name in self.names],
+            most,
+            lags=self.fitting.target == "original",
+            holds_out=bool(self.data.held),
+        )
+        if large:
+            self._take([(name, None) for name in large])
+            sizes = [f"{name} ({readable(size)})" for name, size in large.items()]
+            allowed = "half of the free memory" if most is None else readable(most)
+            warn(
+                f"calibration: the second moments of {_some(sizes)} would take more than "
+                f"{allowed}: the plain method is used there; give more by moment_bytes=, or skip= "
+                "them",
+                CalibrationWarning,
+            )
 
     def _lend_biases(self) -> None:
         """Zeros for layers without a bias, so that every pass under way sees what they become."""
@@ -404,7 +362,7 @@ class _Work:
         thin = []
         for name, done in self.done.items():
             n = site_at(self.model, name).columns
-            if (done.samples or 0) < SAMPLES_PER_COLUMN * n:
+            if done.samples is not None and done.samples < SAMPLES_PER_COLUMN * n:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
         if thin:
             warn(

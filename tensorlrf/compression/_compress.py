@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import Fitting, apply, put
+from tensorlrf.compression._apply import apply, put
+from tensorlrf.compression._fitting import Fitting
 from tensorlrf.compression._methods import Given
 from tensorlrf.compression._planning import plan
 from tensorlrf.compression._report import Report
@@ -32,6 +33,7 @@ def compress(
     batch_norm: bool = True,
     holdout: float = 0.1,
     rerun: bool = False,
+    moment_bytes: int | None = None,
     objective: str = "size",
     example: Any = None,
     random_state: int | torch.Generator | None = 0,
@@ -44,14 +46,17 @@ def compress(
     keep_params, error, method, skip, objective   what is to become of which layer: `plan`. Give one
                   budget, keep_params (share of the weights to keep) or error, or a rank to every
                   method
-    calibration, target, affine, batch_norm, holdout, rerun   how it is fitted: `apply`
+    calibration, target, affine, batch_norm, holdout, rerun, moment_bytes   how it is fitted:
+                  `apply`
     example       a batch to time layers on (objective="latency") and both models, for the report
     random_state, progress   as in `apply`
 
     Returns the compressed copy, its training flags as in `model`, and a `Report`. Raises what
     `plan` and `apply` raise.
     """
-    _checked(target, affine, batch_norm, holdout, rerun, random_state, progress)
+    Fitting(
+        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
+    ).check()  # a wrong word is told before the model is looked at
     made = plan(
         model,
         keep_params=keep_params,
@@ -70,6 +75,7 @@ def compress(
         batch_norm=batch_norm,
         holdout=holdout,
         rerun=rerun,
+        moment_bytes=moment_bytes,
         example=example,
         random_state=random_state,
         progress=progress,
@@ -89,6 +95,7 @@ def compress_(
     batch_norm: bool = True,
     holdout: float = 0.1,
     rerun: bool = False,
+    moment_bytes: int | None = None,
     objective: str = "size",
     example: Any = None,
     random_state: int | torch.Generator | None = 0,
@@ -117,6 +124,7 @@ def compress_(
         batch_norm=batch_norm,
         holdout=holdout,
         rerun=rerun,
+        moment_bytes=moment_bytes,
         objective=objective,
         example=example,
         random_state=random_state,
@@ -134,9 +142,3 @@ def compress_(
     if report.batch_norms is not None and report.batch_norms.kept:
         set_statistics(norms_of(model), statistics_of(norms_of(small)))
     return report
-
-
-def _checked(*fitting: Any) -> None:
-    """A wrong word is told before the model is looked at."""
-    target, affine, batch_norm, holdout, rerun, random_state, progress = fitting
-    Fitting(target, affine, batch_norm, holdout, rerun, random_state, progress).check()

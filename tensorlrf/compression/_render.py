@@ -93,12 +93,14 @@ def _budget(keep_params: float | None, error: float | None) -> str:
 
 
 def _title(report: Report) -> str:
+    """The budget, what the whole model keeps, and what the fit is made of."""
     data = "no calibration"
     if report.batches:
         held = f" and {report.held_out} held out" if report.held_out else ""
         affine = ", affine" if report.affine else ""
         data = f"{report.batches} calibration batches{held}, target {report.target}{affine}"
-    return f"{_budget(report.keep_params, report.error)}, {data}"
+    kept = f"the whole model keeps {report.model.share:.1%}"
+    return f"{_budget(report.keep_params, report.error)} ({kept}), {data}"
 
 
 def _plan_title(plan: Plan) -> str:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from tensorlrf.compression import compress
 from tensorlrf.compression._survey import survey
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, BudgetWarning
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
 from tests.compression.wrapped import Wrapped
 
@@ -98,7 +98,8 @@ def test_every_owner_of_parameters_is_listed_once() -> None:
 
 def test_transformer_layer_keeps_what_its_fast_path_reads() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 2, 64))
-    _, report = compress(model, keep_params=0.5)
+    with pytest.warns(BudgetWarning, match=r"1.self_attn \(MultiheadAttention"):
+        _, report = compress(model, keep_params=0.5)
     for name in ("1.linear1", "1.linear2"):
         assert "fast path" in report.layer(name).reason
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.compression.calibration._memory import named_where_memory_ends
 from tensorlrf.compression.calibration._moments import bytes_of
 from tensorlrf.compression.calibration._reads import watch_readers
 from tensorlrf.compression.calibration._site import Site, site_at
@@ -260,7 +261,7 @@ def _rerun(
     original: nn.Module | None,
 ) -> Generator[Layers, None, None]:
     add = _Adder(calibration, original is not None)
-    for name in [*trace.calls, *(n for n in names if n not in trace.calls)]:
+    for name in _in_order(names, trace):
         seen: dict[str, Seen] = {}
         for batch in calibration.batches:
             take = partial(add, seen, name, model, batch)
@@ -297,13 +298,19 @@ def _run_up_to(
         call(own, batch)
 
 
+def _in_order(names: list[str], trace: Trace) -> list[str]:
+    """Those that the first batch called as it did, then the others."""
+    called = [name for name in trace.calls if name in names]
+    return [*called, *(name for name in names if name not in trace.calls)]
+
+
 def at_once(
     model: nn.Module, names: list[str], trace: Trace, calibration: Calibration
 ) -> Generator[Layers, None, None]:
     """As `calibrated`, but on the inputs that the model as it is delivers: one pass a batch for as
     many layers as have their moments within `AT_ONCE_BYTES`."""
     add = _Adder(calibration, False)
-    order = [*trace.calls, *(n for n in names if n not in trace.calls)]
+    order = _in_order(names, trace)
     for part in _parts(model, order, 2 if calibration.held else 1):
         seen: dict[str, Seen] = {}
         for batch in calibration.batches:
@@ -367,11 +374,12 @@ class _Adder:
         x0: Tensor | None = None,
     ) -> None:
         site = site_at(model, name)
-        if name not in seen:
-            seen[name] = Seen(site, lags=self.lags, holds_out=bool(self.calibration.held))
-        if site.taps is None:
-            x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
-        seen[name].add(x, x0, batch.index in self.calibration.held)
+        with named_where_memory_ends(name, site):
+            if name not in seen:
+                seen[name] = Seen(site, lags=self.lags, holds_out=bool(self.calibration.held))
+            if site.taps is None:
+                x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
+            seen[name].add(x, x0, batch.index in self.calibration.held)
 
 
 class _Ahead:

@@ -11,6 +11,8 @@ With few samples the inverse fits noise; a ridge draws W* towards W.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -61,6 +63,14 @@ def lag_moments(weight: Tensor, taps: Taps | None) -> LagMoments:
     if taps is None and weight.shape[1] <= weight.shape[0]:
         return InputLags(weight)
     return OutputLags(weight, taps)
+
+
+def lag_bytes(shape: Sequence[int], taps: Taps | None) -> int:
+    """What `lag_moments` of a weight of this shape takes at the most, its moments included."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    if taps is None and columns <= rows:
+        return 8 * (4 * columns**2 + 2 * rows * columns)
+    return 8 * 3 * rows * columns
 
 
 class InputLags:

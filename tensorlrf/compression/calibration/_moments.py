@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._lengths import Lengths
-from tensorlrf.compression.calibration._shifts import ShiftedCorrelations
+from tensorlrf.compression.calibration._shifts import ShiftedCorrelations, sums_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._taps import Taps
 
@@ -181,7 +181,7 @@ class ShiftMoments(Moments):
 def moments_of(site: Site) -> Moments:
     """An empty accumulator for the inputs of one group of a layer, the cheapest that serves it."""
     taps = site.taps
-    if taps is None or (all(k == 1 for k in taps.kernel) and _reads_all(taps)):
+    if taps is None or _is_pointwise(taps):
         n = site.columns
         return LinearMoments(n, site.device) if taps is None else _Pointwise(n, site.device, taps)
     taps = taps.one_group()
@@ -194,6 +194,19 @@ def bytes_of(site: Site) -> int:
     if site.taps is not None and _shifts(site.taps.one_group()):
         products = 2 * products // math.prod(site.taps.kernel)
     return 8 * site.groups * products
+
+
+def moment_bytes(site: Site) -> int:
+    """What `moments_of(site)` takes at the most: the sums, and the matrix that is made of them."""
+    matrix, taps = 8 * site.columns**2, site.taps
+    if taps is None or _is_pointwise(taps) or not _shifts(taps):
+        return 3 * matrix  # `mirrored` has two triangles
+    kernel = (1, *taps.kernel) if taps.axes == 1 else taps.kernel
+    return 8 * taps.channels**2 * sums_of(*kernel) + 2 * matrix
+
+
+def _is_pointwise(taps: Taps) -> bool:
+    return all(k == 1 for k in taps.kernel) and _reads_all(taps)
 
 
 def _shifts(taps: Taps) -> bool:

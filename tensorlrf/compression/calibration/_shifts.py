@@ -136,6 +136,12 @@ def differences(kh: int, kw: int) -> Iterator[tuple[int, int]]:
             yield da, db
 
 
+def sums_of(kh: int, kw: int) -> int:
+    """How many sums `ShiftedCorrelations` keeps at the most: for each difference of taps one of the
+    whole grid, and one for each window's rows, columns and corners outside."""
+    return sum((1 + kh - da) * (1 + kw - abs(db)) for da, db in differences(kh, kw))
+
+
 def outside(start: int, length: int, size: int, data: range) -> list[int]:
     """Of `size` indices, those that hold data and lie outside start .. start + length."""
     return [i for i in data if 0 <= i < size and not start <= i < start + length]

@@ -1,0 +1,68 @@
+"""Whether a plan can be carried out on a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tensorlrf.compression._plan import Plan
+from tensorlrf.compression._survey import check_values, survey
+from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.checkpoint._architecture import describe, digest
+from tensorlrf.errors import ArgumentError
+
+
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Raise ArgumentError where the plan is not for this model, or cannot be carried out on it."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    if not isinstance(plan, Plan):
+        raise ArgumentError(
+            f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
+            "Plan.from_json(text)"
+        )
+    there = {one.name: one for one in survey(model, [])}
+    for layer in plan.layers:
+        if layer.name not in there:
+            raise ArgumentError(
+                f"plan: the model has no layer {layer.name!r}; it is a plan for another model, or "
+                "one of its names was changed"
+            )
+        if not layer.shape:
+            continue
+        found = there[layer.name]
+        if found.reason:
+            if layer.method is None and not layer.eligible:
+                continue
+            raise ArgumentError(f"plan: {layer.name} cannot be factored: {found.reason}")
+        site = site_at(model, layer.name)
+        if site.shape != layer.shape or site.groups != layer.groups:
+            raise ArgumentError(
+                f"plan: {layer.name} has a weight {layer.shape} in {layer.groups} groups there, "
+                f"but {site.shape} in {site.groups} in the model; it is a plan for another model"
+            )
+        if set(layer.places) != set(found.places):
+            raise ArgumentError(
+                f"plan: {layer.name} is at {', '.join(layer.places)} there, but at "
+                f"{', '.join(found.places)} in the model"
+            )
+        if layer.method is not None:
+            if site.weight.is_meta:
+                raise ArgumentError(
+                    f"model: the weight of {layer.name} is on the meta device and has no values; a "
+                    "plan can be made there, but give apply the model with its weights"
+                )
+            check_values(layer.name, site.weight)
+    listed = {layer.name for layer in plan.layers}
+    for name in there:
+        if name not in listed:
+            raise ArgumentError(
+                f"plan: {name} of the model is not in it; it is a plan for another model, or one "
+                "of its layers was taken out: to leave a layer as it is, set its method to null"
+            )
+    if not plan.factored:
+        raise ArgumentError("plan: no layer gets factors; edit it, or make one with a budget")
+    if digest(describe(model)) != plan.architecture:
+        raise ArgumentError(
+            "plan: the architecture of the model is not the one that the plan was made for, though "
+            "its layers have the same names; make a new plan with tensorlrf.plan(model, ...)"
+        )

@@ -1,0 +1,44 @@
+"""How a plan is fitted to data, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tensorlrf.decomposition._input import generator
+from tensorlrf.errors import ArgumentError, unknown
+
+TARGETS = ("original", "prefix", "independent")
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The arguments of `apply` beside the model, the plan and the calibration inputs."""
+
+    target: str
+    affine: bool
+    batch_norm: bool
+    holdout: float
+    rerun: bool
+    moment_bytes: int | None
+    random_state: int | torch.Generator | None
+    progress: bool
+
+    def check(self) -> None:
+        """Raise ArgumentError for a value that cannot be."""
+        if self.target not in TARGETS:
+            raise unknown("target", self.target, TARGETS)
+        number = isinstance(self.holdout, (int, float)) and not isinstance(self.holdout, bool)
+        if not number or not 0 <= self.holdout < 1:
+            raise ArgumentError(
+                f"holdout={self.holdout!r} must be a share of the batches in [0, 1), such as 0.1"
+            )
+        most = self.moment_bytes
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+            raise ArgumentError(
+                f"moment_bytes={most!r} must be None, for half of the memory that is free, or a "
+                "number of bytes such as 8 * 2**30"
+            )
+        if not isinstance(self.random_state, torch.Generator):
+            generator(self.random_state, torch.device("cpu"))
