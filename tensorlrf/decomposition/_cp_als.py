@@ -95,8 +95,8 @@ def column_lengths(factor: Tensor) -> Tensor:
 
 def gram(factor: Tensor) -> Tensor:
     """U^T U in float64: (s, r, r) from (n, s, r)."""
-    u = factor.to(torch.float64).transpose(0, 1)  # (s, n, r)
-    return u.transpose(1, 2) @ u
+    u = factor.to(torch.float64)
+    return torch.bmm(u.permute(1, 2, 0), u.transpose(0, 1))
 
 
 def hadamard(grams: tuple[Tensor, ...], skip: int | None = None) -> Tensor:
@@ -115,42 +115,47 @@ def ridge_at(sweep: int, dtype: torch.dtype) -> float:
 def proximal_solve(system: Tensor, rhs: Tensor, old: Tensor, ridge: float) -> Tensor:
     """argmin over B of the least-squares loss + ridge ||B - old||^2, for each start.
 
-    system (s, r, r) symmetric, rhs and old (n, s, r), all float64. The step, not the solution,
-    is what is solved for, so the ridge moves the path and not the point where it ends.
-    The ridge keeps the factorisation from failing: `system` is a Gram with diagonal at most one,
-    and its rounding errors, about r 1e-16, are far below RIDGE_FLOOR.
+    system (s, r, r) symmetric, float64; rhs and old (n, s, r), and the result, of one dtype. The
+    step, not the solution, is what is solved for, so the ridge moves the path and not the point
+    where it ends, and rounding of the dtype of `rhs` costs no more than it has cost `rhs`.
+    The ridge keeps the inverse from failing: `system` is a Gram with diagonal at most one, and its
+    rounding errors, about r 1e-16, are far below RIDGE_FLOOR.
     """
-    old_rows, rhs_rows = old.transpose(0, 1), rhs.transpose(0, 1)  # (s, n, r)
-    identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
-    lower, _ = torch.linalg.cholesky_ex(torch.add(system, identity, alpha=ridge))
     # The inverse of a small matrix, once, is cheaper than triangular solves with n right sides,
     # and what it loses is lost from a step, which the next sweep takes again.
+    identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
+    inverse, _ = torch.linalg.inv_ex(torch.add(system, identity, alpha=ridge))
+    system, inverse = system.to(rhs.dtype), inverse.to(rhs.dtype)
+    if system.shape[0] == 1:  # one start is the rule, and calls are what a small problem costs
+        residual = torch.addmm(rhs[:, 0], old[:, 0], system[0], alpha=-1)
+        return torch.addmm(old[:, 0], residual, inverse[0])[:, None]
+    old_rows, rhs_rows = old.transpose(0, 1), rhs.transpose(0, 1)  # (s, n, r)
     residual = torch.baddbmm(rhs_rows, old_rows, system, alpha=-1)
-    return torch.baddbmm(old_rows, residual, torch.cholesky_inverse(lower)).transpose(0, 1)
+    return torch.baddbmm(old_rows, residual, inverse).transpose(0, 1)
 
 
 def normalise(solution: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit columns (n, s, r) in the dtype of `old`, and their former lengths (s, r).
+    """Unit columns (n, s, r) in the dtype of `old`, and their former lengths (s, r), float64.
 
     A column that vanished keeps its old direction, with weight zero: it can come back.
     """
     length = torch.linalg.vector_norm(solution, dim=0)  # (s, r)
-    tiny = torch.finfo(torch.float64).tiny
+    tiny = torch.finfo(solution.dtype).tiny
     unit = (solution / length.clamp_min(tiny)).to(old.dtype)
-    return torch.where(length > tiny, unit, old), length
+    return torch.where(length > tiny, unit, old), length.to(torch.float64)
 
 
 def update_mode(state: CPState, mode: int, mttkrp: Tensor, ridge: float, measure: bool) -> CPState:
     """The least-squares factor of one mode, all others held; `mttkrp` is (n_mode, s r)."""
     old = state.factors[mode]
     system = hadamard(state.grams, mode)
-    rhs = mttkrp.view(old.shape).to(torch.float64)
-    solution = proximal_solve(system, rhs, old * state.weights, ridge)  # (n, s, r)
-    factor, weights = normalise(solution, old)
+    rhs = mttkrp.view(old.shape)
+    before = old * state.weights.to(old.dtype)
+    factor, weights = normalise(proximal_solve(system, rhs, before, ridge), old)  # (n, s, r)
     own = gram(factor)
     progress = state.progress
     if measure:
-        inner = (rhs * (factor * weights)).sum((0, 2))  # <X, X_hat>
+        inner = (rhs.to(torch.float64) * (factor * weights)).sum((0, 2))  # <X, X_hat>
         model = (weights[:, None] @ (system * own) @ weights[:, :, None]).flatten()  # ||X_hat||^2
         progress = model - 2 * inner
     return CPState(
@@ -177,7 +182,7 @@ def als_sweep(
         """Update `modes` in order, from the tensor already contracted over all others."""
         if len(modes) == 1:
             return update_mode(state, modes[0], partial, ridge, measure and modes[0] == last)
-        at = split([cut.shape[k] for k in modes])
+        at = split(tuple(cut.shape[k] for k in modes))
         left, right = modes[:at], modes[at:]
         if not fixed.issuperset(left):
             other = khatri_rao(tuple(state.factors[k].flatten(1) for k in right))

@@ -62,7 +62,7 @@ def sketch_tensor(tensor: Tensor, grid: Sequence[int], rng: torch.Generator) -> 
             (mode,) = modes
             unfoldings[mode] = partial.movedim(mode, -1).reshape(-1, partial.shape[mode])
             return
-        at = split([partial.shape[k] for k in modes])
+        at = split(tuple(int(partial.shape[k]) for k in modes))
         left, right = modes[:at], modes[at:]
         for keep, drop in ((left, right), (right, left)):
             mixed = partial

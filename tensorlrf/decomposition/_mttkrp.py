@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -37,15 +38,15 @@ class ModeCut:
     start: int
     stop: int
 
-    @property
+    @cached_property
     def inner(self) -> tuple[int, ...]:
         return tuple(range(self.start, self.stop))
 
-    @property
+    @cached_property
     def outer(self) -> tuple[int, ...]:
         return tuple(k for k in range(len(self.shape)) if not self.start <= k < self.stop)
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[int, int, int]:
         """(P, M, Q)."""
         before, within = self.shape[: self.start], self.shape[self.start : self.stop]
@@ -132,7 +133,8 @@ def by_kernel(
     return kernel_wins(blocks.view(cut.shape), modes, factors[modes[0]].shape[1])
 
 
-def split(sizes: Sequence[int]) -> int:
+@lru_cache
+def split(sizes: tuple[int, ...]) -> int:
     """Where to cut a group of modes in two so that the two products of sizes sum to least."""
     return min(range(1, len(sizes)), key=lambda c: math.prod(sizes[:c]) + math.prod(sizes[c:]))
 
