@@ -70,10 +70,12 @@ def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
     tied = _tied(owners)
     read = dict(_read_by_parents(places)) | dict(_in_adapters(places))
     held = _held_elsewhere(places)
+    # Of a model without any values a plan can be made all the same.
+    on_meta = all(p.is_meta for p in model.parameters())
     found = []
     for module, names in owners.items():
         glob = next((g for g in skip for n in names if _covers(g, n)), None)
-        reason = why_not(module, values=False)
+        reason = why_not(module, values=not on_meta)
         if not reason and module in tied:
             reason = f"shares its storage with {', '.join(tied[module])}"
         if not reason and module in read:
