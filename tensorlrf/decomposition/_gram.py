@@ -170,7 +170,8 @@ def scale_of(tensor: Tensor) -> float:
 
     Dividing by it is exact and keeps squares away from overflow and underflow; its root is exact.
     """
-    largest = float(tensor.detach().abs().max())
+    low, high = tensor.detach().aminmax()  # without a copy of the tensor
+    largest = max(-float(low), float(high))
     if largest == 0.0:
         return 1.0
     exponent = math.frexp(largest)[1]
