@@ -60,6 +60,10 @@ class DegenerateWarning(TensorlrfWarning):
     """The tensor has fewer independent directions than were asked for."""
 
 
+class ConvergenceWarning(TensorlrfWarning):
+    """An iteration has ended before it had come near its end."""
+
+
 class CalibrationWarning(TensorlrfWarning):
     """Calibration is too thin, or does not reach a layer."""
 

@@ -94,8 +94,8 @@ class Kron(Structured):
 
     shapes: tuple[tuple[int, int], tuple[int, int]] | None = None
     method: str = "auto"
-    n_iter_max: int = 20
-    tol: float = 1e-3
+    n_iter_max: int | None = None
+    tol: float | None = None
     n_power_iter: int = 8
     n_oversample: int = 10
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._blr_spectra import stacked_eigh
+from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._gram import identity, thin_svd
 from tensorlrf.decomposition._spectrum import ratio
 
@@ -43,6 +44,11 @@ class Bases:
             for j, right in enumerate(self.right)
         )
         return torch.cat(list(columns), dim=2)
+
+    def beyond(self, last: Bases, reach: float) -> Bases:
+        """As far ahead of here as `last` is behind, times `reach`."""
+        pairs = ((self.left, last.left), (self.right, last.right), (self.scales, last.scales))
+        return Bases(*(new + reach * (new - old) for new, old in pairs))
 
     def balanced(self) -> Bases:
         """The same matrix; left and right share the norm of each term equally, scales are one at
@@ -163,22 +169,31 @@ class SharedBases:
 
 
 def descend(
-    problem: SharedBases, start: Bases, n_iter_max: int, tol: float
+    problem: SharedBases, start: Bases, n_iter_max: int, tol: float | None
 ) -> tuple[Bases, list[float], bool]:
-    """Sweeps from `start`, each kept only if it lowers the error.
+    """Sweeps from `start`, or from ahead of where the last one ended, each kept only if it lowers
+    the error.
 
     Returns the bases, the relative errors at the start and after each sweep, and whether the last
-    sweep lowered the error by no more than a share `tol` of it.
+    sweep lowered the error by no more than a share `tol` of it (None: whether more would gain
+    little).
     """
-    at, errors = start, [problem.rel_error(start)]
+    last = at = start
+    errors, step = [problem.rel_error(start)], StepAhead()
     for _ in range(n_iter_max):
-        tried = problem.sweep(at).balanced()
+        ahead = step.reach
+        tried = problem.sweep(at.beyond(last, ahead) if ahead else at).balanced()
         error = problem.rel_error(tried)
         if not error < errors[-1]:
-            return at, errors, True
-        at = tried
+            if not ahead:
+                return at, errors, True
+            step.dropped()
+            last = at
+            continue
+        last, at = at, tried
         errors.append(error)
-        if errors[-2] - error <= tol * error:
+        step.kept()
+        if settled(errors, tol):
             return at, errors, True
     return at, errors, False
 

@@ -105,7 +105,7 @@ class InMetric:
     tiling: Tiling
     outputs: Outputs
     n_iter_max: int
-    tol: float
+    tol: float | None
 
     def solve(self, ranks: Ranks) -> Fit[BlockLowRank]:
         """Blocks of these ranks, in the outputs never worse than the plain ones."""

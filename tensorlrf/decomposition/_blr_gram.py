@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._blr_budget import Ranks
 from tensorlrf.decomposition._blr_spectra import Energies, Place, stacked_eigh
+from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._gram import descending_eigh
 from tensorlrf.decomposition._spectrum import ratio
 
@@ -105,29 +106,39 @@ class Outputs:
         start: Sequence[Content],
         ranks: Ranks,
         n_iter_max: int,
-        tol: float,
+        tol: float | None,
         enough: float = 0.0,
     ) -> Descent:
         """Blocks of the given ranks with a lower output error than those of `start`.
 
-        A block is replaced only where that lowers the error. Stops when a sweep lowers the squared
-        error by no more than a share `tol` of it, or where the error is at most `enough`.
+        Stops when a sweep lowers the squared error by no more than a share `tol` of it (None: when
+        sweeps would gain little more), or where the error is at most `enough`. A sweep may begin
+        ahead of where the last one ended: its residual is then that of no blocks of these ranks,
+        but each block is only made for what the others leave, and all are made anew.
         """
         contents: list[Content] = [_wide(content) for content in start]
-        residual = self.residual(contents)
+        last = residual = self.residual(contents)
         errors = [self.rel_error(residual)]
+        step = StepAhead()
         for _ in range(n_iter_max):
             if errors[-1] <= enough:
                 return Descent(ranks, contents, errors, True)
-            before = list(contents)
+            ahead = step.reach > 0
+            tried, made = residual + step.reach * (residual - last), list(contents)
             for stack in self.stacks:
-                self._improve(stack, contents, ranks, residual)
-            error = self.rel_error(residual)
-            # Where all but rounding is gained, rounding may raise it.
+                self._improve(stack, made, ranks, tried, anew=ahead)
+            error = self.rel_error(tried)
             if error > errors[-1]:
-                return Descent(ranks, before, errors, True)
+                if not ahead:  # where all but rounding is gained, rounding may raise it
+                    return Descent(ranks, contents, errors, True)
+                step.dropped()
+                last = residual
+                continue
+            last, residual, contents = residual, tried, made
             errors.append(error)
-            if errors[-2] ** 2 - errors[-1] ** 2 <= tol * errors[-1] ** 2:
+            step.kept()
+            squared = None if tol is None else tol / 2
+            if settled(errors, squared):
                 return Descent(ranks, contents, errors, True)
         return Descent(ranks, contents, errors, False)
 
@@ -140,9 +151,16 @@ class Outputs:
         return self.matrix[stack.rows, stack.columns] + others @ stack.inverse, pull
 
     def _improve(
-        self, stack: Stack, contents: list[Content], ranks: Ranks, residual: Tensor
+        self,
+        stack: Stack,
+        contents: list[Content],
+        ranks: Ranks,
+        residual: Tensor,
+        *,
+        anew: bool = False,
     ) -> None:
-        """The best blocks of one stack for what the others leave; changes its arguments."""
+        """The best blocks of one stack for what the others leave, where that lowers the error or
+        all are to be made `anew`; changes its arguments."""
         target, pull = self._target(stack, residual)
         own = [ranks[i] for i in stack.members]
         most = max((r for r in own if r is not None), default=0)
@@ -156,7 +174,7 @@ class Outputs:
         # What the step adds to tr(D G D^T), multiplied out: T leaves out directions of no variance.
         step = made - before
         added = step @ self.gram[stack.columns, stack.columns] - 2 * pull
-        better = (step * added).sum((1, 2)) < 0
+        better = ((step * added).sum((1, 2)) < 0) | anew
         kept = torch.where(better[:, None, None], made, before)
         residual[stack.rows, stack.columns] = self.matrix[stack.rows, stack.columns] - kept
         for b, i in enumerate(stack.members):

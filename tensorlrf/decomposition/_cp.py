@@ -16,16 +16,17 @@ from tensorlrf.decomposition._cp_metric import check_metric, fit_cp_in_metric
 from tensorlrf.decomposition._cp_options import Callback, Options, check_options
 from tensorlrf.decomposition._cp_problem import Problem, pose
 from tensorlrf.decomposition._cp_solve import search_rank, solve
+from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, generator
+from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.errors import DegenerateWarning, warn
+from tensorlrf.errors import DegenerateWarning, TensorlrfWarning, warn
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors._autocast import without_autocast
 
 SWEEPS, TOL = 100, 1e-8
-METRIC_SWEEPS, METRIC_TOL = 50, 1e-4
+METRIC_SWEEPS = 100
 
 
 def cp(
@@ -95,15 +96,15 @@ def fit_cp(
                   doubles the rank, then bisects; each trial goes on from the last one. The rank
                   found meets the error; CP has no procedure that proves it the smallest.
     n_iter_max    sweeps over all modes, in total for each start, 100 by default; with `gram`,
-                  sweeps in its metric, 50 by default
+                  sweeps in its metric, 100 by default
     init          "random", "svd" (leading singular vectors of the unfoldings; random columns where
                   the rank exceeds n_k), or the start itself as CPFactors or (weights, factors),
                   whose scale is of no consequence: it is fitted first. A matrix starts at its
                   truncated SVD, which is optimal.
     tol           stop when the true relative error falls by less than this share of itself a
                   sweep, 1e-8 by default; judged every ten sweeps. 0 makes all sweeps, and looks at
-                  the error only at the end unless there is a callback. With `gram`, 1e-4 by default
-                  and judged after every sweep
+                  the error only at the end unless there is a callback. With `gram` judged after
+                  every sweep, by default when more would gain little
     solver        "als": alternating least squares with a dimension tree and an annealed proximal
                   ridge. "cprand": randomised least squares on a mixed sketch, "leverage": on
                   fibres drawn by the leverage of the model so far; then at most ten exact sweeps
@@ -133,7 +134,9 @@ def fit_cp(
     Raises ArgumentError, ShapeError or RankError for a tensor with NaN, Inf or another dtype than
     floating point, a bad rank, an unknown solver or init, a start that does not fit, modes out of
     range or all of them fixed; UnsupportedError for what does not go with gram. Warns
-    DegenerateWarning where the components are linearly dependent.
+    DegenerateWarning where the components are linearly dependent, TensorlrfWarning where `error` is
+    not met at any rank, ConvergenceWarning where with `gram` the default number of sweeps leaves
+    over 2% to be gained.
 
     Sources: Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree);
     Battaglino, Ballard & Kolda 2018 (randomised least squares with mixing); Larsen & Kolda 2022,
@@ -160,17 +163,24 @@ def fit_cp(
     rng = generator(random_state, checked.device)
     problem = pose(checked)
     if data is not None and r is not None:
-        limits = (
-            METRIC_SWEEPS if n_iter_max is None else n_iter_max,
-            METRIC_TOL if tol is None else tol,
-        )
+        limits = METRIC_SWEEPS if n_iter_max is None else n_iter_max, tol
         plain = replace(options, sweeps=SWEEPS, tol=TOL)
-        return fit_cp_in_metric(checked, problem, r, plain, data, limits, rng)
+        fit = fit_cp_in_metric(checked, problem, r, plain, data, limits, rng)
+        return finished(fit, n_iter_max)
     if r is not None:
         outcome = solve(problem, r, options, rng)
     elif error is not None:
         outcome = search_rank(problem, error, options, rng)
-    return _finish(checked, problem, outcome, options, differentiable)
+    fit = _finish(checked, problem, outcome, options, differentiable)
+    if error is not None and fit.error > error >= torch.finfo(working_dtype(checked.dtype)).eps:
+        warn(
+            f"error={error} is out of reach: rank {fit.factors.rank} leaves {fit.error:.3g} in "
+            f"{checked.dtype}; ask for more, make more sweeps (n_iter_max=), or pass the weight in "
+            "float32",
+            TensorlrfWarning,
+        )
+        return replace(fit, converged=False)
+    return fit
 
 
 def _finish(

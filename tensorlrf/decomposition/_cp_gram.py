@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._gram_metric import GramMetric, output_error
 from tensorlrf.decomposition._tucker2_gram import RIDGE, cholesky, conjugate_gradients
 from tensorlrf.factors._cp import khatri_rao
@@ -42,6 +43,12 @@ class Terms:
     def filters(self) -> Tensor:
         """The rank-one filters as columns, (n, r)."""
         return khatri_rao(self.factors[1:])
+
+    def beyond(self, last: Terms, reach: float) -> Terms:
+        """As far ahead of here as `last` is behind, times `reach`."""
+        pairs = zip(self.factors, last.factors, strict=True)
+        weights = self.weights + reach * (self.weights - last.weights)
+        return Terms(weights, tuple(new + reach * (new - old) for new, old in pairs))
 
     def with_mode(self, mode: int, solution: Tensor) -> Terms:
         """`solution` (n_mode, r), weights and all, in the place of a factor.
@@ -185,27 +192,34 @@ class Descent:
 
 
 def descend(
-    metric: CPMetric, begun: Descent, sweeps: int, tol: float, fixed: frozenset[int]
+    metric: CPMetric, begun: Descent, sweeps: int, tol: float | None, fixed: frozenset[int]
 ) -> Descent:
-    """Sweeps until one gains no more than `tol` of the error; one that raises it is undone."""
+    """Sweeps, or sweeps from ahead, until one gains no more than `tol` of the error (None: until
+    more would gain little); one that raises it is undone."""
     if begun.settled:
         return begun
-    terms, errors = begun.terms, list(begun.errors)
+    last = terms = begun.terms
+    errors, step = list(begun.errors), StepAhead()
     for _ in range(sweeps):
-        tried = metric.sweep(terms, fixed)
+        ahead = step.reach
+        tried = metric.sweep(terms.beyond(last, ahead) if ahead else terms, fixed)
         error = metric.rel_error(tried)
         if not error <= errors[-1] * (1 + ROUNDING):
-            return Descent(terms, tuple(errors), True)
-        gain = errors[-1] - error
-        terms = tried
+            if not ahead:
+                return Descent(terms, tuple(errors), True)
+            step.dropped()
+            last = terms
+            continue
+        last, terms = terms, tried
         errors.append(min(error, errors[-1]))
-        if gain <= tol * error:
+        step.kept()
+        if settled(errors, tol):
             return Descent(terms, tuple(errors), True)
     return Descent(terms, tuple(errors), False)
 
 
 def best_descent(
-    metric: CPMetric, starts: Sequence[Terms], sweeps: int, tol: float, fixed: frozenset[int]
+    metric: CPMetric, starts: Sequence[Terms], sweeps: int, tol: float | None, fixed: frozenset[int]
 ) -> Descent:
     """A few sweeps of every start, then more of the one with the smallest error."""
     begun = [Descent(start, (metric.rel_error(start),), False) for start in starts]

@@ -49,7 +49,7 @@ def fit_cp_in_metric(
     rank: int,
     options: Options,
     data: tuple[Any, Any],
-    limits: tuple[int, float],
+    limits: tuple[int, float | None],
     rng: torch.Generator,
 ) -> Fit[CPFactors]:
     """CP that serves the outputs; never worse in them than plain CP. `limits`: sweeps and tol."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._blr import SWEEPS, TOL
+from tensorlrf.decomposition._blr import SWEEPS
 from tensorlrf.decomposition._blr_fit import InMetric, Tiling, plain, uniform, within_error
 from tensorlrf.decomposition._blr_gram import Content, Outputs
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, warn_out_of_reach
 from tensorlrf.decomposition._blr_spectra import Place
+from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._hierarchical_tree import Admissible, Forest, Node
 from tensorlrf.decomposition._input import generator
@@ -63,9 +64,10 @@ def hierarchical(
                   the outputs, and each block of the tree (that of the weight itself) becomes the
                   best for what the others leave of the outputs. What the inputs do not span
                   follows the plain fit (`Fit.shrinkage`), never worse in that metric
-    n_iter_max    with `gram`, most sweeps over the blocks, 20 by default
+    n_iter_max    with `gram`, most sweeps over the blocks, 200 by default; warns
+                  (ConvergenceWarning) where these leave over 2% to be gained
     tol           with `gram`, stops when a sweep lowers the squared error by no more than this
-                  share of it, 1e-3 by default
+                  share of it; by default when more sweeps would gain little
     random_state  of the sketches of blocks with sides of 512 and more
 
     Raises RankError for a rank below one, or a share that the dense blocks alone exceed,
@@ -179,11 +181,13 @@ def fit_hierarchical(
     # An int asks for the largest admissible blocks, none of which need be cut.
     final = admissible == "weak" or count is not None
     forest = Forest(weight.matrix, leaf, rule, final, 0.05 * asked**2, most, draws)
-    sweeps = (SWEEPS if n_iter_max is None else n_iter_max, TOL if tol is None else tol)
+    sweeps = (SWEEPS if n_iter_max is None else n_iter_max, tol)
     if count is not None:
         tiling, metric = _tiling(weight, forest.topmost(), *sweeps)
         ranks = uniform(tiling.pieces, count)
-        return metric.solve(ranks) if metric else plain(tiling, ranks, f"rank {count} as asked")
+        if metric is None:
+            return plain(tiling, ranks, f"rank {count} as asked")
+        return finished(metric.solve(ranks), n_iter_max)
 
     if error is None:
         if forest.least_params > params:
@@ -211,7 +215,7 @@ def fit_hierarchical(
     if error is None:
         over = [max(0, fit.factors.n_params - params) for fit in tried]
         best = min(range(len(tried)), key=lambda i: (over[i], weight.loss(tried[i])))
-        return tried[best]
+        return tried[best] if weight.gram is None else finished(tried[best], n_iter_max)
     fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
     if fit.error > error:
         return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
@@ -241,7 +245,7 @@ def _leaves(node: Node) -> Iterator[Node]:
 
 
 def _tiling(
-    weight: Weight, nodes: tuple[Node, ...], n_iter_max: int, tol: float
+    weight: Weight, nodes: tuple[Node, ...], n_iter_max: int, tol: float | None
 ) -> tuple[Tiling, InMetric | None]:
     """The blocks of a pruned tree, and their descent in the metric of the inputs, if any."""
 

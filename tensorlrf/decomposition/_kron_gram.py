@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._kron_gradients import image_cost, improved_by_gradients, marginals
@@ -155,32 +156,41 @@ def products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def fit_in_metric(
-    metric: KroneckerMetric, a: Tensor, b: Tensor, n_iter_max: int, tol: float
+    metric: KroneckerMetric, a: Tensor, b: Tensor, n_iter_max: int, tol: float | None
 ) -> tuple[Tensor, Tensor, list[float], bool]:
     """Sweeps from the terms a (s, m1, n1) and b (s, m2, c), kept while the error falls.
 
     Returns the terms in float64, balanced and by energy, the errors before and after each sweep,
-    and whether a sweep lowered the error by no more than `tol` of it.
+    and whether a sweep lowered the error by no more than `tol` of it (None: whether more would gain
+    little).
     """
     a, b = a.to(torch.float64), b.to(torch.float64)
     errors = [metric.rel_error(a, b)]
-    settled = False
+    ended = False
+    last, step = (a, b), StepAhead()
     for _ in range(n_iter_max):
-        if errors[-1] ** 2 <= EXACT:
-            settled = True
+        ended = errors[-1] ** 2 <= EXACT
+        if ended:
             break
-        tried = metric.sweep(a, b)
+        ahead = step.reach
+        start = (new + ahead * (new - old) for new, old in zip((a, b), last, strict=True))
+        tried = metric.sweep(*start)
         error = metric.rel_error(*tried)
         if error > errors[-1]:
-            settled = True
-            break
-        a, b = tried
+            ended = ahead == 0
+            if ended:
+                break
+            step.dropped()
+            last = (a, b)
+            continue
+        last, (a, b) = (a, b), tried
         errors.append(error)
-        if errors[-2] - error <= tol * error:
-            settled = True
+        step.kept()
+        ended = settled(errors, tol)
+        if ended:
             break
     a, b = balanced_terms(a, b)
-    return a, b, errors, settled
+    return a, b, errors, ended
 
 
 def balanced_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class KroneckerProblem:
     sketch: Sketch
     moments: Metric | None
     n_iter_max: int
-    tol: float
+    tol: float | None
 
     def solve(self, pair: Pair, rank: Rank | None, error: float | None) -> Fit[KroneckerSum]:
         s = terms(rank, pair, math.prod(self.tensor.shape[2:]))

@@ -17,7 +17,7 @@ Panels = tuple[Tensor, Tensor]
 
 
 def descend(
-    blocks: Tensor, start: Panels, gram: Tensor, n_iter_max: int, tol: float
+    blocks: Tensor, start: Panels, gram: Tensor, n_iter_max: int, tol: float | None
 ) -> tuple[Panels, list[float], bool]:
     """Panels with a lower output error than `start`.
 

@@ -24,7 +24,7 @@ from tensorlrf.decomposition._tr_start import ring_random, ring_ranks, ring_svd
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import true_error
 from tensorlrf.decomposition._tucker import check_iteration
-from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning, unknown, warn
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._autocast import without_autocast
 
@@ -72,7 +72,7 @@ def tr(
 
     Raises RankError for ranks below one, above what a train needs (a tuple) or with unequal ends,
     ShapeError for sizes that do not multiply to the modes, ArgumentError for input that cannot be
-    decomposed.
+    decomposed. Warns (TensorlrfWarning) where no ring of the size of `tensor` is within `error`.
     """
     return fit_tr(
         tensor,
@@ -184,6 +184,11 @@ def _smallest(
     found = at(above)
     if found.error > error:
         reason = f"uniform rank {above}, the largest within {dense:,} parameters, leaves more"
+        warn(
+            f"error={error} is out of reach: {reason} ({found.error:.3g}); ask for more, or take "
+            "svd, whose error falls to that of rounding",
+            TensorlrfWarning,
+        )
         return replace(found, converged=False, reason=f"{reason} than {error}")
     while above - below > 1:
         middle = (above + below) // 2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tt import check_batched_metric, fit_tt_batched
+from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
@@ -25,6 +26,9 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
+
+SWEEPS = 50
+"""In the metric of the inputs, at most."""
 
 
 @overload
@@ -87,8 +91,9 @@ def tt(
              is the relative error of the outputs then, and the smallest uniform rank that keeps it
              is searched for
     mean     (n,) mean input; the second moments are then taken about it
-    n_iter_max, tol   with `gram`: most sweeps, 5 by default, and the share of the error that a
-             sweep must gain for another one, 1e-3 by default
+    n_iter_max, tol   with `gram`: most sweeps, 50 by default, and the share of the error that a
+             sweep must gain for another one; by default they end when more would gain little. Warns
+             (ConvergenceWarning) where the default number leaves over 2% to be gained
     batch_dims   this many leading dimensions of `tensor` count equal tensors that are decomposed at
              once, with the same ranks for all; `modes` are those of one of them. For `error` every
              step takes the smallest rank with which each of them stays within its part. The result
@@ -183,13 +188,14 @@ def _solve(
                 raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor, measure)
     metric = input_metric(gram, mean, tensor.numel() // tensor.shape[0], tensor)
-    sweeps, least = 5 if n_iter_max is None else n_iter_max, 1e-3 if tol is None else tol
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
 
     def fit(ranks: Sequence[int]) -> Fit[TTFactors]:
         plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
-        return fit_kernel_in_metric(tensor, plain, metric, sweeps, least)
+        return fit_kernel_in_metric(tensor, plain, metric, sweeps, tol)
 
-    return fit(ranks) if ranks is not None else smallest_in_metric(fit, whole.shape, error or 0.0)
+    found = fit(ranks) if ranks is not None else smallest_in_metric(fit, whole.shape, error or 0.0)
+    return finished(found, n_iter_max)
 
 
 def _solve_batched(

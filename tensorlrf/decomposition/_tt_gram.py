@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import settled
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
@@ -72,7 +73,7 @@ class OutputMetric:
 
 
 def fit_in_metric(
-    tensor: Tensor, plain: TTMatrix, moments: Metric, n_iter_max: int, tol: float
+    tensor: Tensor, plain: TTMatrix, moments: Metric, n_iter_max: int, tol: float | None
 ) -> Fit[TTMatrix]:
     """Sweeps from `plain` on; never worse than `plain`."""
 
@@ -83,7 +84,7 @@ def fit_in_metric(
 
 
 def _swept(
-    metric: OutputMetric, tensor: Tensor, plain: TTMatrix, n_iter_max: int, tol: float
+    metric: OutputMetric, tensor: Tensor, plain: TTMatrix, n_iter_max: int, tol: float | None
 ) -> Fit[TTMatrix]:
     best = TTMatrix(tuple(metric.scaled(plain)), plain.dense_shape)
     errors = [metric.true_error(plain)]
@@ -92,10 +93,11 @@ def _swept(
     for _ in range(n_iter_max):
         tried = _sweep(metric, best)
         error = metric.rel_error(tried)
-        if error <= errors[-1] * (1 + ROUNDING):
+        falls = error <= errors[-1] * (1 + ROUNDING)
+        if falls:
             best = tried
             errors.append(error)
-        if error >= errors[-2 if best is tried else -1] * (1 - tol):
+        if not falls or settled(errors, tol):
             reason, converged = "a sweep gained nothing more", True
             break
     # The last core of a sweep carries the norm.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import settled
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._metric import Metric
@@ -14,7 +15,7 @@ from tensorlrf.factors import TTFactors
 
 
 def fit_kernel_in_metric(
-    tensor: Tensor, plain: TTFactors, moments: Metric, n_iter_max: int, tol: float
+    tensor: Tensor, plain: TTFactors, moments: Metric, n_iter_max: int, tol: float | None
 ) -> Fit[TTFactors]:
     """Sweeps from `plain` on; never worse than `plain`."""
 
@@ -25,7 +26,7 @@ def fit_kernel_in_metric(
 
 
 def _swept(
-    metric: OutputMetric, tensor: Tensor, plain: TTFactors, n_iter_max: int, tol: float
+    metric: OutputMetric, tensor: Tensor, plain: TTFactors, n_iter_max: int, tol: float | None
 ) -> Fit[TTFactors]:
     modes = plain.modes
     errors = [metric.true_error(plain)]
@@ -40,9 +41,8 @@ def _swept(
         error = metric.rel_error(TTFactors(tuple(cores), modes))
         if error <= errors[-1] * (1 + ROUNDING):
             best = list(cores)
-        gained = error < errors[-1] * (1 - tol)
         errors.append(min(error, errors[-1]))
-        if not gained:
+        if settled(errors, tol):
             reason, converged = "a sweep gained nothing more", True
             break
     factors = TTFactors(tuple(metric.shared(best, 0)), modes).to(tensor.dtype)

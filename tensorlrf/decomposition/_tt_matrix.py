@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._metric import input_metric
@@ -22,6 +23,9 @@ from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTMatrix
 from tensorlrf.factors._autocast import without_autocast
+
+SWEEPS = 100
+"""In the metric of the inputs, at most."""
 
 
 def tt_matrix(
@@ -62,9 +66,10 @@ def tt_matrix(
                 by conjugate gradients
     mean        (n,) mean input; the second moments are then taken about it, for a layer whose
                 bias is corrected
-    n_iter_max  most sweeps with `gram`, 10 by default
-    tol         with `gram`, stop when a sweep lowers the error by no more than this share of it,
-                1e-3 by default
+    n_iter_max  most sweeps with `gram`, 100 by default; warns (ConvergenceWarning) where these
+                leave over 2% to be gained
+    tol         with `gram`, stop when a sweep lowers the error by no more than this share of it; by
+                default when more sweeps would gain little
 
     Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
     ShapeError for what is no matrix and for sizes that do not hold it, ArgumentError for other
@@ -129,14 +134,14 @@ def fit_tt_matrix(
         return fit_train(whole, ranks, error, build, tensor)
 
     metric = input_metric(gram, mean, n, tensor)
-    sweeps = 10 if n_iter_max is None else n_iter_max
-    least = 1e-3 if tol is None else tol
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
 
     def fit(ranks: Sequence[int]) -> Fit[TTMatrix]:
         plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
-        return fit_in_metric(tensor, plain, metric, sweeps, least)
+        return fit_in_metric(tensor, plain, metric, sweeps, tol)
 
-    return fit(ranks) if ranks is not None else smallest_in_metric(fit, sizes, error or 0.0)
+    found = fit(ranks) if ranks is not None else smallest_in_metric(fit, sizes, error or 0.0)
+    return finished(found, n_iter_max)
 
 
 def tensorised(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

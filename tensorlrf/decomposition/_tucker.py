@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tucker import check_batched_tucker, fit_tucker_batched
+from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
@@ -26,6 +27,9 @@ from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
+
+ROUNDS = 50
+"""In the metric of the inputs, at most."""
 
 METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
 
@@ -104,9 +108,9 @@ def tucker(
                 "hooi": from there, sweeps of higher-order orthogonal iteration, which never raise
                 the error (De Lathauwer et al. 2000b);
                 "randomized": st_hosvd with sketched ranges (Minster et al. 2020)
-    n_iter_max  most sweeps of hooi, 50 by default; with `gram`, most rounds, 3 by default
+    n_iter_max  most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default
     tol         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by
-                default; with `gram` likewise for a round, 2e-3 by default
+                default; with `gram` likewise for a round, by default when more would gain little
     gram        (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
                 (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
                 or of the inputs of a linear weight (O, I), n = I; `modes` must be (0, 1). The
@@ -332,15 +336,16 @@ def _fit_in_metric(
             metric,
             [metric.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
             ranks[0],
-            3 if n_iter_max is None else n_iter_max,
-            2e-3 if tol is None else tol,
+            ROUNDS if n_iter_max is None else n_iter_max,
+            tol,
         )
         outputs, core, inputs = metric.inner_values(best, scale)
         reason = "a round gained nothing more" if settled else f"{len(errors) - 1} rounds"
         return Fit(whole(core, outputs, inputs), tuple(errors), settled, reason)
 
     judge = Judge(tensor, moments, _sides)
-    return fit_or_plain(judge, lambda: whole(usual.core * scale, *usual.factors), fit)
+    found = fit_or_plain(judge, lambda: whole(usual.core * scale, *usual.factors), fit)
+    return finished(found, n_iter_max)
 
 
 def _sides(factors: TuckerFactors) -> Sides:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import settled
 from tensorlrf.decomposition._gram import complete, descending_eigh
 from tensorlrf.decomposition._gram_metric import growth, output_error
 from tensorlrf.decomposition._spectrum import ratio
@@ -138,7 +139,7 @@ def fit_in_metric(
     starts: Iterable[Tensor],
     r_out: int,
     rounds: int,
-    tol: float,
+    tol: float | None,
 ) -> tuple[Regression, list[float], bool]:
     """The best of the regressions from `starts` (I, r_in), improved by rounds of least squares.
 
@@ -154,7 +155,7 @@ def fit_in_metric(
             return best, errors, True
         best = tried
         errors.append(error)
-        if errors[-2] - error <= tol * error:
+        if settled(errors, tol):
             return best, errors, True
     return best, errors, False
 

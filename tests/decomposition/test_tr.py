@@ -24,7 +24,7 @@ from tensorlrf.decomposition._tr_als import (
 from tensorlrf.decomposition._tr_gram import RingMetric
 from tensorlrf.decomposition._tr_start import ring_ranks, ring_svd
 from tensorlrf.decomposition._tt import fit_tt
-from tensorlrf.errors import ArgumentError, RankError, ShapeError
+from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._tt import chain_product
 
@@ -199,7 +199,8 @@ def test_error_is_kept_by_the_smallest_uniform_rank_tried() -> None:
         assert fit.factors.rank == (r,) * 5
         if r > 1:
             assert fit_tr(tensor, r - 1, random_state=0).error > error
-    out = fit_tr(seeded(6, 5, 4), error=1e-3, random_state=0)
+    with pytest.warns(TensorlrfWarning, match="error=0.001 is out of reach"):
+        out = fit_tr(seeded(6, 5, 4), error=1e-3, random_state=0)
     assert not out.converged
     assert out.factors.n_params <= 120
     assert "within 120 parameters" in out.reason
