@@ -79,10 +79,11 @@ class StepAhead:
 def finished(fit: F, n_iter_max: int | None) -> F:
     """`fit`; warns where the default number of sweeps (`n_iter_max` None) leaves much to gain."""
     course = fit.errors[:-1]
-    # A fit of few sweeps has not converged for another reason, such as an error that was asked for;
-    # and moments do not know errors below `LEAST`.
-    long, left = len(course) > 2 * SPAN and fit.error > LEAST, remaining(course)
-    if n_iter_max is None and long and not fit.converged and left > UNFINISHED:
+    # A fit of few sweeps has not converged for another reason, such as an error that was asked for.
+    long, left = len(course) > 2 * SPAN, remaining(course)
+    # Errors below that are of what the inputs do not span, by the share that it was given.
+    told = fit.error > max(LEAST, (fit.shrinkage or 0.0) ** 0.5)
+    if n_iter_max is None and long and told and not fit.converged and left > UNFINISHED:
         much = f"about {left:.0%} of the error" if left < 1 else "much"
         warn(
             f"sweeps in the metric of gram= have {much} still to gain after {len(fit.errors) - 2}; "

@@ -106,10 +106,15 @@ def test_no_format_takes_an_indefinite_gram(name: str) -> None:
 def test_the_scale_of_a_gram_is_of_no_consequence(name: str) -> None:
     weight = seeded(N, N)
     usual = FITS[name](weight, gram=torch.eye(N))
-    for size in (1e308, 1e-310):
+    for size in (1e300, 1e-310):
         fit = FITS[name](weight, gram=size * torch.eye(N, dtype=torch.float64))
         assert fit.error == pytest.approx(usual.error, rel=1e-6)
         assert torch.isfinite(fit.factors.to_dense()).all()
+
+
+def test_moments_beyond_what_float64_sums_up_are_refused_by_name() -> None:
+    with pytest.raises(ArgumentError, match="gram has entries up to 1e"):
+        fit_svd(seeded(N, N), 4, gram=1e308 * torch.eye(N, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", FITS)
