@@ -2,12 +2,14 @@
 
 Whatever is wrong with a *value* is also a `ValueError`, so that code which does not know us
 can still catch it. Every message names the argument, the value it had, and what would be right.
+Values may come from files of strangers: whatever is said of them is safe to print, and short.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import sys
 import threading
 import warnings
@@ -15,9 +17,47 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+LONGEST_MESSAGE = 2000
+"""Characters."""
+
+
+def printable(text: str) -> str:
+    """The text with an escape, such as \\x1b, for each character that a terminal would act upon or
+    not show: control characters, line breaks, marks of the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(value: object) -> str:
+    """A value that was read from JSON, as a few words of a message: long and deep ones in part."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
+_SHORT.maxlevel = 3
+
+
+def _message(text: str) -> str:
+    """The text to print, without its middle where it is long."""
+    for _ in range(2):  # escapes may make it long again
+        over = len(text) - LONGEST_MESSAGE
+        if over > 0:
+            end = LONGEST_MESSAGE // 2
+            text = f"{text[: end - 5]} ... {text[-end:]}"
+        text = printable(text)
+    return text
+
 
 class TensorlrfError(Exception):
-    """Root of everything that tensorlrf raises on purpose."""
+    """Root of everything that tensorlrf raises on purpose.
+
+    Its message is one line of at most 2,000 characters, all of them printable.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_message(str(message)))
 
 
 class ArgumentError(TensorlrfError, ValueError):
@@ -89,7 +129,7 @@ _here = _Thread()
 def warn(message: str, category: type[TensorlrfWarning]) -> None:
     """Warn of the first line outside of this package that led here, in whichever thread."""
     filename, line, warned = users_line()
-    warnings.warn_explicit(message, category, filename, line, registry=warned)
+    warnings.warn_explicit(_message(message), category, filename, line, registry=warned)
 
 
 def users_line() -> Line:

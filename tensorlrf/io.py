@@ -18,7 +18,7 @@ from tensorlrf._files._given import PathLike, as_device, as_path
 from tensorlrf._files._safetensors import SafeFile, check_storable, opened, plain
 from tensorlrf._files._sealed import Stored, checked, made_by, seal, unseal, write_sealed
 from tensorlrf._files._strict import At
-from tensorlrf.errors import ArgumentError, FileFormatError, unknown
+from tensorlrf.errors import ArgumentError, FileFormatError, shown, unknown
 from tensorlrf.factors import FORMATS, Factors
 
 FORMAT_VERSION = 2
@@ -173,15 +173,32 @@ def _entry(
     """(name, factors, the names of their tensors in the file)."""
     at.keys_are(["name", "format", "meta", "tensors"])
     name, kind, keys = at["name"].text(), at["format"].text(), at["tensors"].each(At.text)
-    if kind not in FORMATS:
-        raise FileFormatError(f"path={file.path!r}: {unknown('format', kind, sorted(FORMATS))}")
     for key in keys.values():
         if key not in file.tensors:
             at["tensors"].wrong(f"names of tensors in the file, which has no {key!r}")
     parts = {part: tensor(key) for part, key in keys.items()}
+    factors = assembled(kind, parts, at["meta"].mapping(), f"path={file.path!r}")
+    return name, factors, set(keys.values())
+
+
+def assembled(
+    kind: str, parts: Mapping[str, Tensor], meta: Mapping[str, Any], where: str
+) -> Factors:
+    """Factors of which a file says the format and `meta`. Raises FileFormatError, with `where` in
+    front, if there are none such."""
+    if kind not in FORMATS:
+        raise FileFormatError(f"{where}: {unknown('format', kind, sorted(FORMATS))}")
     try:
-        return name, FORMATS[kind].from_tensors(parts, at["meta"].mapping()), set(keys.values())
+        factors = FORMATS[kind].from_tensors(parts, meta)
+        whole = all(type(n) is int for n in factors.shape)  # 3.0 equals 3 in all that is checked
+        fits = whole and factors.tensors().keys() == parts.keys() and bool(repr(factors))
     except Exception as error:  # whatever a format trips over here is what the file says of it
         raise FileFormatError(
-            f"path={file.path!r} holds factors that do not fit: {error or type(error).__name__}"
+            f"{where} holds factors that do not fit: {error or type(error).__name__}"
         ) from error
+    if not fits:
+        raise FileFormatError(
+            f"{where} holds {sorted(parts)} and {shown(meta)} for factors of the format {kind!r}, "
+            "which has other parts or sizes that are no whole numbers; get the file anew"
+        )
+    return factors

@@ -20,11 +20,14 @@ def as_path(path: PathLike, argument: str = "path") -> Path:
         text = None
     if not isinstance(text, str):
         raise ArgumentError(f"{argument}={path!r} is no path; give a str or a pathlib.Path")
-    if not text or "\0" in text:
-        raise ArgumentError(
-            f"{argument}={text!r} {'has a NUL in it' if text else 'is empty'}; give the name of a "
-            "file or folder"
-        )
+    why = "" if text else "is empty"
+    try:
+        if b"\0" in os.fsencode(text):
+            why = "has a NUL in it"
+    except UnicodeEncodeError:
+        why = "is no Unicode text"
+    if why:
+        raise ArgumentError(f"{argument}={text!r} {why}; give the name of a file or folder")
     return Path(text)
 
 

@@ -102,7 +102,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-    text = _spelled(head)
+    try:
+        text = _spelled(head)
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"the name {error.object[error.start - 9 : error.end + 9]!r} is no Unicode text, which "
+            "the names of tensors in a file are; give it another"
+        ) from None
     text += b" " * (-len(text) % 8)
     if len(text) > LONGEST_HEADER:
         raise UnsupportedError(
@@ -126,13 +132,7 @@ def _write_all(file: int, data: memoryview) -> None:
 
 def _spelled(head: Mapping[str, Any]) -> bytes:
     """The header as bytes in the one way that writers have."""
-    try:
-        return json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"the name {error.object[error.start - 9 : error.end + 9]!r} is no Unicode text, which "
-            "the names of tensors in a file are; give it another"
-        ) from None
+    return json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -172,10 +172,13 @@ class SafeFile:
         if not text.startswith("{"):
             raise self.damaged("its header is no JSON")
         head = At.of_text(text, path)
-        self.verbatim = _spelled(head.mapping()) == raw.rstrip(b" ")
         self.metadata = head[METADATA].each(At.text) if METADATA in head.mapping() else {}
         self._begin = 8 + length
         self.tensors = {name: _held(head[name]) for name in head.mapping() if name != METADATA}
+        try:
+            self.verbatim = _spelled(head.mapping()) == raw.rstrip(b" ")
+        except UnicodeEncodeError as error:
+            raise self.damaged(f"a name in it is no Unicode text: {error}") from None
         end = 0
         for name, held in sorted(self.tensors.items(), key=lambda item: item[1].begin):
             if held.begin != end:

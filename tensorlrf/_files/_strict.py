@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
-from tensorlrf.errors import FileFormatError
+from tensorlrf.errors import FileFormatError, shown
 
 T = TypeVar("T")
 
@@ -38,11 +38,9 @@ class At:
 
     def wrong(self, wanted: str) -> NoReturn:
         """Raise FileFormatError: the value is not what is wanted."""
-        shown = repr(self._value)
-        shown = shown if len(shown) <= 60 else shown[:60] + "..."
         raise FileFormatError(
-            f"path={self.path!r} has a damaged header: {self._where or 'it'} is {shown}, not "
-            f"{wanted}; get the file anew"
+            f"path={self.path!r} has a damaged header: {self._where or 'it'} is "
+            f"{shown(self._value)}, not {wanted}; get the file anew"
         )
 
     def __getitem__(self, key: str | int) -> At:

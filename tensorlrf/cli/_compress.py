@@ -18,7 +18,7 @@ from tensorlrf.cli._targets import check_file, check_folder
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import plan as make_plan
-from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
+from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError, printable
 
 
 def compress(
@@ -107,7 +107,9 @@ def compress(
     """A model to a smaller one that runs on factors, and a report.
 
     A folder (config.json, weights, tokenizer) is a model of transformers; TARGET becomes a folder
-    that tensorlrf.load(TARGET) gives back in one call. Needs the extra hf.
+    that tensorlrf.load(TARGET) gives back in one call. Needs the extra hf. Weights are safetensors;
+    no code in the folder is run, and no link out of it is followed, but for those from the snapshot
+    of a Hugging Face cache into its blobs. Files that are not known are not copied, and named.
 
     A .safetensors file is compressed by its weights alone: tensors called NAME.weight with two
     dimensions, (out, in), are taken for linear layers, unless their name is that of an embedding,
@@ -153,7 +155,7 @@ def compress(
         job.write(small)
         show(report, as_json)
         if not as_json:
-            typer.echo(f"written to {target}")
+            typer.echo(f"written to {printable(str(target))}")
 
 
 @dataclass(frozen=True)

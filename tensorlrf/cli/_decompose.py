@@ -18,7 +18,7 @@ from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file
 from tensorlrf.decomposition import Fit
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.errors import ArgumentError, RankError, unknown
+from tensorlrf.errors import ArgumentError, RankError, printable, unknown
 
 METHODS = (
     *("svd", "tucker", "cp", "tt", "tr", "kron"),
@@ -118,7 +118,7 @@ class _Summary:
             "relative error": f"{self.error:.4g}",
             "stopped": self.reason,
             "seconds": f"{self.seconds:.3g}",
-            "file": self.path,
+            "file": printable(self.path),
         }
         return "\n".join(f"{key:<16}{value}" for key, value in rows.items())
 

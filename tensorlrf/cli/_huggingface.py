@@ -6,8 +6,9 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,44 @@ import torch
 from torch import nn
 
 from tensorlrf._files._folder import filling
+from tensorlrf._files._safetensors import opened
+from tensorlrf.cli._arrays import some
 from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.compression.calibration._draws import OwnDraws
-from tensorlrf.compression.checkpoint._folder import CONFIG, FILES, TENSORS, write_files
-from tensorlrf.errors import (
-    ArgumentError,
-    FileFormatError,
-    MissingExtraError,
-    UnsupportedError,
+from tensorlrf.compression.checkpoint._folder import FILES, TENSORS, write_files
+from tensorlrf.compression.checkpoint._source import (
+    CONFIG,
+    SAFE,
+    blank,
+    check_inside,
+    class_of,
+    config_of,
+    weights_of,
 )
+from tensorlrf.errors import ArgumentError, FileFormatError, UnsupportedError
+
+KEPT = (
+    *("README*", "LICENSE*", "NOTICE*", "USE_POLICY*", "*.md"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "*.tiktoken", "tokenizer.model"),
+    *("spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+)
+"""Files of a folder that go along: what tokenizers and processors read, and what people do."""
+
+KEPT_IN_PARTS = ("config.json", "model.safetensors", *KEPT)
+"""The same in the folders of the other modules of a sentence encoder, whose weights are small."""
 
 WEIGHTS = (
-    *(".safetensors", ".bin", ".h5", ".onnx", ".gguf", ".msgpack", ".pt", ".pth", ".ckpt", ".ot"),
-    *(".tflite", ".onnx_data", ".index.json"),
+    *("*.safetensors", "*.bin", "*.h5", "*.onnx", "*.gguf", "*.msgpack", "*.pt", "*.pth", "*.ckpt"),
+    *("*.ot", "*.tflite", "*.onnx_data", "*.index.json"),
 )
-"""How the names of files with dense weights end: those do not go along."""
+"""Names of dense weights, which the factors replace."""
+
+MOST_IN_BYTE = 4
+"""Numbers that a byte of weights stands for, at most: quantised ones have two bits at least."""
 
 DTYPES = ("float32", "keep")
 
@@ -42,21 +66,16 @@ def read_model(folder: Path, dtype: str) -> nn.Module:
     """
     if dtype not in DTYPES:
         raise ArgumentError(f"--dtype {dtype} is unknown; choose one of {', '.join(DTYPES)}")
-    architecture = _architecture(folder)
-    transformers = _transformers(folder)
-    cls: Any = getattr(transformers, architecture, None)
-    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    if not known:
-        raise UnsupportedError(
-            f"{folder}: the architecture {architecture!r} is none of transformers "
-            f"{transformers.__version__}; compress it in Python, with tensorlrf.compress(model, "
-            "...), or its .safetensors file by weights alone"
-        )
+    check_inside(folder)
+    cls = _class(folder)
+    architecture = cls.__name__
     with _quiet(), OwnDraws():
+        _check_size(folder)
         try:
             model, found = cls.from_pretrained(
                 os.fspath(folder),
-                local_files_only=True,
+                **SAFE,
+                use_safetensors=True,
                 output_loading_info=True,
                 dtype=torch.float32 if dtype == "float32" else "auto",
             )
@@ -80,12 +99,11 @@ def read_model(folder: Path, dtype: str) -> nn.Module:
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of the folder. Raises FileFormatError where it has none."""
-    transformers = _transformers(folder)
+    import transformers
+
     with _quiet():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                os.fspath(folder), local_files_only=True
-            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(folder), **SAFE)
         except Exception as error:
             raise FileFormatError(
                 f"{folder}: --text needs the tokenizer of the folder, which transformers cannot "
@@ -102,81 +120,90 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def write_model(model: nn.Module, source: Path, target: Path, overwrite: bool) -> None:
-    """A folder for `tensorlrf.load`, with all small files of the source, all or nothing.
+    """A folder for `tensorlrf.load`, with the known small files of the source, all or nothing.
 
     What was in it goes. Raises FileError where the system refuses.
     """
-    others = list(_others(source))
+    check_inside(source)
+    kept, left = _others(source)
+    if left:
+        warn(f"unknown files of {source} are not copied: {some(list(map(str, left)), 5)}")
     with filling(target, overwrite=overwrite) as fresh:
         write_files(model, fresh)
-        for file in others:
-            copy = fresh / file.relative_to(source)
+        for inside in kept:
+            copy = fresh / inside
             copy.parent.mkdir(parents=True, exist_ok=True)
             if not copy.exists():
-                shutil.copyfile(file, copy)
+                shutil.copyfile(source / inside, copy)
 
 
-def _others(source: Path) -> Iterator[Path]:
-    """The files that go along: no weights of the model, nothing hidden."""
+def _others(source: Path) -> tuple[list[Path], list[Path]]:
+    """The files that go along, and those that nothing is known of; neither weights nor hidden."""
     parts = _sentence_parts(source)
+    kept, left = [], []
     for file in sorted(source.rglob("*")):
         inside = file.relative_to(source)
         hidden = any(part.startswith(".") for part in inside.parts)
         if not file.is_file() or hidden or str(inside) in FILES:
             continue
-        if not file.name.endswith(WEIGHTS) or any(p in parts for p in inside.parents):
-            yield file
+        of_part = inside.parts[0] in parts
+        name = inside.relative_to(inside.parts[0]) if of_part else inside
+        if _matches(name.as_posix(), KEPT_IN_PARTS if of_part else KEPT):
+            kept.append(inside)
+        elif of_part or not _matches(file.name, WEIGHTS):
+            left.append(inside)
+    return kept, left
 
 
-def _sentence_parts(source: Path) -> set[Path]:
-    """Subfolders of the other modules of a sentence encoder, whose weights are small."""
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _sentence_parts(source: Path) -> set[str]:
+    """Subfolders of the other modules of a sentence encoder."""
     try:
         entries = json.loads((source / "modules.json").read_text(encoding="utf-8"))
-        return {Path(entry["path"]) for entry in entries if entry["path"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {entry["path"] for entry in entries if isinstance(entry["path"], str)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileFormatError(
-            f"{folder} is no model folder of transformers: it has no {CONFIG}"
-        ) from None
-    except ValueError as error:
-        raise FileFormatError(f"{folder}: {CONFIG} is no JSON: {error}") from None
-    return values if isinstance(values, dict) else {}
-
-
-def _architecture(folder: Path) -> str:
-    names = _config(folder).get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise FileFormatError(
-            f"{folder}: {CONFIG} names no class under architectures; put the one it was saved from "
-            'there, such as ["BertModel"]'
-        )
-    weights = [f for f in folder.iterdir() if f.name.endswith(WEIGHTS) and f.name != TENSORS]
-    if (folder / TENSORS).is_file() and not weights:
+def _class(folder: Path) -> Any:
+    """The class of the model. Raises where it is compressed already or an adapter, too."""
+    config = config_of(folder)
+    if (folder / TENSORS).is_file() and not any(
+        file.name != TENSORS and _matches(file.name, WEIGHTS) for file in folder.iterdir()
+    ):
         raise FileFormatError(f"{folder} is compressed already; give the dense model")
-    return names[0]
+    if (folder / "adapter_config.json").exists():
+        raise UnsupportedError(
+            f"{folder} holds an adapter, which names its model elsewhere; merge the two, and save "
+            "what comes out"
+        )
+    return class_of(folder, config)
+
+
+def _check_size(folder: Path) -> None:
+    """Raise FileFormatError where config.json makes another model than the weights are for, which
+    would be filled with random numbers, however many."""
+    tensors = size = 0
+    for path in weights_of(folder):
+        with opened(path) as file:
+            tensors += len(file.tensors)
+            size += path.stat().st_size
+    model = blank(folder, tensors)
+    numbers = sum(p.numel() for p in model.parameters())
+    if numbers > MOST_IN_BYTE * size:
+        raise FileFormatError(
+            f"{folder}: {CONFIG} makes a model of {numbers:,} numbers, and its weights are "
+            f"{size:,} bytes; get the folder anew"
+        )
 
 
 def _stored_dtype(folder: Path) -> str | None:
-    values = _config(folder)
+    values = config_of(folder)
     dtype = values.get("dtype", values.get("torch_dtype"))
     return dtype.removeprefix("torch.") if isinstance(dtype, str) else None
-
-
-def _transformers(folder: Path) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError(
-            f"{folder} is a folder, and models of transformers need that package: "
-            "pip install 'tensorlrf[hf]'"
-        ) from None
-    return transformers
 
 
 @contextmanager

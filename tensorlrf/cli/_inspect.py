@@ -15,6 +15,7 @@ from tensorlrf.cli._options import Debug, Json
 from tensorlrf.cli._outcome import Printable, guard, show
 from tensorlrf.compression import inspect as inspect_model
 from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.errors import printable
 from tensorlrf.factors import Factors
 
 
@@ -61,14 +62,16 @@ class _FactorsFile:
         return json.dumps({"path": str(self.path), "verified": self.sealed, "factors": rows})
 
     def __str__(self) -> str:
-        lines = [f"{name}: {f!r}" if name else repr(f) for name, f in self.factors.items()]
+        lines = [
+            f"{printable(name)}: {f!r}" if name else repr(f) for name, f in self.factors.items()
+        ]
         told = (
             "checksums of the header and of all tensors are right"
             if self.sealed
             else "written before files of factors had checksums: whether a number is another "
             "cannot be told; save them again"
         )
-        return "\n".join([f"{self.path}, factors", *lines, told])
+        return "\n".join([f"{printable(str(self.path))}, factors", *lines, told])
 
 
 def _report(path: Path, verify: bool) -> Printable:

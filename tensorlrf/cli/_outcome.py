@@ -17,7 +17,7 @@ import typer
 
 from tensorlrf._files._folder import put_right
 from tensorlrf.compression.checkpoint._folder import TENSORS
-from tensorlrf.errors import TensorlrfError, TensorlrfWarning
+from tensorlrf.errors import TensorlrfError, TensorlrfWarning, printable
 
 REFUSED = 2
 UNEXPECTED = 1
@@ -58,8 +58,8 @@ def warn(message: str) -> None:
 
 
 def one_line(text: object) -> str:
-    """The text without line breaks."""
-    return " ".join(str(text).split())
+    """The text without line breaks, safe for a terminal."""
+    return printable(" ".join(str(text).split()))
 
 
 class Ended(KeyboardInterrupt):
@@ -100,6 +100,9 @@ def guard(debug: bool, target: Path | None = None) -> Iterator[None]:
     Warnings of tensorlrf become a line each; those of others are shown as Python does. `target` is
     what the command writes.
     """
+    if target is not None:
+        with suppress(OSError):  # told by the command itself
+            put_right(target)
     before = _seen(target)
     try:
         with _our_warnings():
@@ -107,9 +110,7 @@ def guard(debug: bool, target: Path | None = None) -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt as stop:
-        written = target is not None and _seen(target) != before
-        what = f"{target} is written" if written else "nothing was written"
-        typer.echo(f"interrupted; {what}", err=True)
+        typer.echo(f"interrupted; {_written(target, before)}", err=True)
         raise typer.Exit(stop.code if isinstance(stop, Ended) else INTERRUPTED) from None
     except (TensorlrfError, OSError) as error:
         _trace(debug)
@@ -125,12 +126,23 @@ def guard(debug: bool, target: Path | None = None) -> Iterator[None]:
         raise typer.Exit(UNEXPECTED) from None
 
 
+def _written(target: Path | None, before: object) -> str:
+    """What an interruption left of what a command writes, which was `before`."""
+    if target is None:
+        return "nothing was written"
+    try:
+        put_right(target)
+    except OSError as error:
+        return one_line(error)
+    if _seen(target) == before:
+        return "nothing was written"
+    return f"{printable(str(target))} is written"
+
+
 def _seen(target: Path | None) -> object:
     """What tells one writing of a file, or of the model in a folder, from the next."""
     if target is None:
         return None
-    with suppress(OSError):  # told by the command itself
-        put_right(target)
     for path in (target / TENSORS, target):
         try:
             found = os.lstat(path)

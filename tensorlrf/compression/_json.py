@@ -5,7 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tensorlrf.errors import shown
 
 T = TypeVar("T")
 
@@ -19,15 +22,20 @@ def read_dataclass(kind: type[T], values: Any, where: str) -> T:
     """
     assert is_dataclass(kind)
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {_short(values)}, not a mapping")
+        raise ValueError(f"{where} is {shown(values)}, not a mapping")
     known = [field.name for field in fields(kind)]
     later = {field.name for field in fields(kind) if field.metadata.get("later")}
     if not set(known) - later <= set(values) <= set(known):
         raise ValueError(
             f"{where} has the entries {', '.join(sorted(values))}; they must be {', '.join(known)}"
         )
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{k: _read(hints[k], values[k], f"{k} of {where}") for k in known if k in values})
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -39,16 +47,17 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             except ValueError as error:
                 wrong.append(str(error))
         inner = [text for text in wrong if not text.startswith(f"{where} is ")]
-        raise ValueError(inner[0] if inner else f"{where} is {_short(value)}, not {_words(hint)}")
+        raise ValueError(inner[0] if inner else f"{where} is {shown(value)}, not {_words(hint)}")
     if get_origin(hint) is tuple and isinstance(value, list):
         of = get_args(hint)[0]
         return tuple(_read(of, v, f"entry {k} of {where}") for k, v in enumerate(value))
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return read_dataclass(hint, value, where)
     # A whole float may have been written without its point; True is not meant by 1.
-    if type(value) is hint or (hint is float and type(value) is int):
+    large = type(value) is int and abs(value) >= 1 << 63
+    if not large and (type(value) is hint or (hint is float and type(value) is int)):
         return value
-    raise ValueError(f"{where} is {_short(value)}, not {_words(hint)}")
+    raise ValueError(f"{where} is {shown(value)}, not {_words(hint)}")
 
 
 def _words(hint: Any) -> str:
@@ -59,8 +68,3 @@ def _words(hint: Any) -> str:
     if hint is types.NoneType:
         return "null"
     return "mapping" if is_dataclass(hint) else str(hint.__name__)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."

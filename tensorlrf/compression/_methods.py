@@ -21,7 +21,10 @@ from tensorlrf.decomposition._rank import Rank
 from tensorlrf.decomposition._svd import METHODS as SVD_METHODS
 from tensorlrf.decomposition._tucker import METHODS as TUCKER_METHODS
 from tensorlrf.decomposition._tucker import check_iteration
-from tensorlrf.errors import ArgumentError, RankError, unknown
+from tensorlrf.errors import ArgumentError, RankError, shown, unknown
+
+MOST_ENTRIES = 64
+"""Of a list in the JSON of a method; a tensor has no more dimensions."""
 
 METRICS = ("full", "diagonal", "identity")
 
@@ -301,8 +304,23 @@ def method_from_dict(values: Any) -> Method:
             raise ArgumentError(
                 f"{option}= is no option of method {name!r}; its options are {', '.join(valid)}"
             )
+    for option, value in options.items():
+        _check_bounded(option, value)
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return kind(**given)
+
+
+def _check_bounded(option: str, value: Any) -> None:
+    """Raise ArgumentError for numbers and lists so long that to reckon with them takes for ever."""
+    entries = value.values() if isinstance(value, Mapping) else value
+    entries = list(entries) if isinstance(value, Mapping | list) else []
+    if len(entries) > MOST_ENTRIES or (isinstance(value, int) and abs(value) >= 1 << 63):
+        raise ArgumentError(
+            f"{option}={shown(value)} must have at most {MOST_ENTRIES} entries, and numbers below "
+            "2^63"
+        )
+    for entry in entries:
+        _check_bounded(option, entry)
 
 
 def scaled(ladder: Ladder, groups: int) -> Ladder:

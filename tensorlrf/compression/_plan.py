@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._methods import (
+    MOST_ENTRIES,
     Method,
     MethodLike,
     as_method,
@@ -18,12 +20,15 @@ from tensorlrf.compression._methods import (
 )
 from tensorlrf.compression._ranks import LayerRank
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError
+from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, shown
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 FORMAT_VERSION = 1
+
+LONGEST_SIDE = (1 << 31) - 1
+"""Rows and columns that LAPACK counts to."""
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,9 @@ class Plan:
             rows = values.pop("layers")
             _check_types(values, _PLAN, "it")
             _check_budgets(values)
-            names = [row["name"] for row in rows]
-            twice = next((name for name in names if names.count(name) > 1), None)
-            if twice is not None:
-                raise FileFormatError(f"text is no plan: layer {twice!r} stands twice")
+            twice = [name for name, n in Counter(row["name"] for row in rows).items() if n > 1]
+            if twice:
+                raise FileFormatError(f"text is no plan: layer {twice[0]!r} stands twice")
             return cls(**values, layers=tuple(_layer(row) for row in rows))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, TensorlrfError):
@@ -268,13 +272,8 @@ def _check_types(values: Any, types: Mapping[str, tuple[type, ...]], where: str)
             words = " or ".join("null" if k is NoneType else k.__name__ for k in kinds)
             of = "" if inner is None else f" of {inner.__name__}"
             raise FileFormatError(
-                f"text is no plan: {entry} of {where} is {_short(value)}, not {words}{of}"
+                f"text is no plan: {entry} of {where} is {shown(value)}, not {words}{of}"
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def _check_budgets(values: Mapping[str, Any]) -> None:
@@ -287,6 +286,11 @@ def _check_budgets(values: Mapping[str, Any]) -> None:
 def _checked(row: LayerPlan) -> LayerPlan:
     """The row, if it hangs together and its rank is one that the layer can have."""
     O, *rest = row.shape or (1, 1)
+    if max(row.shape, default=1) > LONGEST_SIDE or len(row.shape) > MOST_ENTRIES:
+        raise ArgumentError(
+            f"shape {shown(row.shape)} has more than {MOST_ENTRIES} sides, or one above "
+            f"{LONGEST_SIDE:,}, and so no decomposition"
+        )
     if not rest or min(row.shape, default=1) < 1 or row.groups < 1 or O % row.groups:
         raise ArgumentError(
             f"shape {row.shape} in {row.groups} groups is none of a weight, (out, in, ...)"

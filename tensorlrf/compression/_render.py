@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._report import LayerReport, Report, Totals
+from tensorlrf.errors import printable
 
 Header = tuple[tuple[str, str], ...]
 
@@ -38,6 +39,9 @@ PLAN_HEADER: Header = (
 )
 WIDTH = 200
 
+MOST_ROWS = 2000
+"""Of a table; to lay one out takes about a millisecond a row."""
+
 
 def rich_view(report: Report) -> Group:
     """The table of factored layers, the totals, and what stays."""
@@ -50,12 +54,13 @@ def rich_plan(plan: Plan) -> Group:
 
 
 def _view(title: str, header: Header, rows: Sequence[Sequence[str]], lines: list[str]) -> Group:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(printable(title)), title_justify="left")
     for name, side in header:
         table.add_column(name, justify="left" if side == "left" else "right", no_wrap=True)
-    for cells in rows:
-        table.add_row(*(Text(cell) for cell in cells))
-    return Group(table, *(Text(line) for line in lines))
+    for cells in rows[:MOST_ROWS]:
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    more = [f"and {len(rows) - MOST_ROWS:,} more; the JSON has all"] if rows[MOST_ROWS:] else []
+    return Group(table, *(Text(printable(line)) for line in [*more, *lines]))
 
 
 def plain(value: Any) -> str:
@@ -81,8 +86,10 @@ def _markdown(
 ) -> str:
     rules = ["---" if side == "left" else "---:" for _, side in header]
     lines = [[name for name, _ in header], rules, *rows]
-    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
-    blocks = [[f"**{title}**"], table, *([f"- {line}" for line in one] for one in lists)]
+    cells = ([printable(cell).replace("|", "\\|") for cell in row] for row in lines)
+    table = ["| " + " | ".join(row) + " |" for row in cells]
+    told = ([f"- {printable(line)}" for line in one] for one in lists)
+    blocks = [[f"**{printable(title)}**"], table, *told]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 

@@ -15,7 +15,7 @@ from tensorlrf.decomposition._blast import default_blocks
 from tensorlrf.decomposition._blr_spectra import Place
 from tensorlrf.decomposition._hierarchical import _rule as rule_of
 from tensorlrf.decomposition._hierarchical_tree import least_params
-from tensorlrf.decomposition._kron_shapes import proper_pairs, sides
+from tensorlrf.decomposition._kron_shapes import has_proper_pairs, proper_pairs, sides
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._monarch import near_root
 from tensorlrf.decomposition._rangefinder import check_sketch
@@ -119,7 +119,7 @@ class Kron(Structured):
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         m, n = shape[:2]
-        if self.shapes is None and not proper_pairs(m, n):
+        if self.shapes is None and not has_proper_pairs(m, n):
             return f"{m} x {n} channels have no divisors to share out to two factors"
         if self.shapes is not None:
             (m1, n1), (m2, n2) = self.shapes

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from tensorlrf.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -246,8 +248,8 @@ class Tuning:
         table.add_column("dense / chosen", justify="right", no_wrap=True)
         for layer in self.layers:
             for cells in _rows(layer, paths):
-                table.add_row(*(Text(cell) for cell in cells))
-        return Group(table, *(Text(line) for line in self._lines()))
+                table.add_row(*(Text(printable(cell)) for cell in cells))
+        return Group(table, *(Text(printable(line)) for line in self._lines()))
 
     def _lines(self) -> list[str]:
         """What the table does not say, a line each."""

@@ -51,6 +51,12 @@ def proper_pairs(m: int, n: int) -> list[Pair]:
     return full or [pair for pair in pairs if not _trivial(pair)]
 
 
+def has_proper_pairs(m: int, n: int) -> bool:
+    """Whether there are `proper_pairs`, at any size and without listing them: a side that is
+    neither prime nor one can be shared out."""
+    return is_composite(m) or is_composite(n)
+
+
 def check_shapes(shapes: Any, m: int, n: int) -> Pair:
     """`shapes` as a pair of ints. Raises ShapeError where it is none of an (m, n) weight's."""
     try:
@@ -182,6 +188,25 @@ def divisors(n: int) -> list[int]:
     """The divisors of n, ascending."""
     low = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return low + [n // d for d in reversed(low) if d * d != n]
+
+
+def is_composite(n: int) -> bool:
+    """Whether n has divisors beside one and itself.
+
+    By strong probable primes to the first 13 prime bases, of which none below 3.3e24 is composite
+    (Sorenson & Webster 2017).
+    """
+    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+    if n < 4 or n in bases:
+        return False
+    if any(n % p == 0 for p in bases):
+        return True
+    halvings = (n - 1 & 1 - n).bit_length() - 1
+    odd = n - 1 >> halvings
+    return not all(
+        pow(p, odd, n) == 1 or n - 1 in (pow(p, odd << k, n) for k in range(halvings))
+        for p in bases
+    )
 
 
 def _drawn(n: int, most: int, generator: torch.Generator) -> Tensor:

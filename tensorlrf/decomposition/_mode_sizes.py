@@ -12,6 +12,9 @@ from tensorlrf.errors import ArgumentError, ShapeError
 PART = 12
 """What the parts are near, on a logarithmic scale, where the order is not given."""
 
+MOST_MODES = 64
+"""Of a tensor of torch."""
+
 
 def mode_sizes(n: int, order: int) -> tuple[int, ...]:
     """`order` sizes, descending, whose product is n or a little more.
@@ -59,6 +62,11 @@ def matrix_sizes(
             f"order={order} differ in length; for order {parts[0]} such as "
             f"row_sizes={mode_sizes(m, max(2, parts[0]))}, "
             f"column_sizes={mode_sizes(n, max(2, parts[0]))}"
+        )
+    if parts and parts[0] > MOST_MODES:
+        raise ArgumentError(
+            f"order={parts[0]} is above {MOST_MODES}, the modes that a tensor has at most; give "
+            "fewer digits"
         )
     if parts and parts[0] < 2:
         raise ArgumentError(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensorlrf.compression.checkpoint import _folder
+from tensorlrf.compression.checkpoint import _folder, _source
 from tensorlrf.compression.checkpoint._file import load, save
 from tensorlrf.compression.checkpoint._folder import FILES
 from tensorlrf.compression.checkpoint._inspect import inspect
@@ -204,15 +204,15 @@ def test_what_is_replaced_while_it_is_loaded_is_loaded_anew(
 ) -> None:
     one, two = factored(bert()), factored(llama())
     save(one, tmp_path / "m")
-    real, calls = _folder._blank, []
+    real, calls = _source.blank, []
 
-    def late(path: Path) -> nn.Module:
+    def late(path: Path, tensors: int) -> nn.Module:
         calls.append(path)
         if len(calls) == 1:
             save(two, path, overwrite=True)
-        return real(path)
+        return real(path, tensors)
 
-    monkeypatch.setattr(_folder, "_blank", late)
+    monkeypatch.setattr(_source, "blank", late)
     assert same(load(tmp_path / "m"), two)
     assert len(calls) == 2
 
@@ -264,7 +264,7 @@ def test_without_transformers_the_extra_is_named(
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtraError, match=r"pip install tensorlrf\[hf\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'tensorlrf\[hf\]'"):
         load(tmp_path / "new")
 
 

@@ -62,7 +62,9 @@ def load(
 ) -> nn.Module:
     """The model that `save` wrote.
 
-    path    the file, or a folder with a model of transformers (needs the extra `hf`)
+    path    the file, or a folder with a model of transformers (needs the extra `hf`), of which no
+            code is run and no link that leads out is followed, but for those from the snapshot of a
+            Hugging Face cache into its blobs
     model   the architecture: the dense model, with any weights or on the meta device
             (`with torch.device("meta"): Net()`), or the compressed model itself. It stays as it is.
             None for a folder only

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from torch import nn
 
 from tensorlrf._files._folder import READY, filling, put_right
 from tensorlrf._files._safetensors import write
-from tensorlrf.compression.calibration._draws import OwnDraws
-from tensorlrf.compression.checkpoint import _file
+from tensorlrf.compression.checkpoint import _file, _source
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._rebuild import unpack
+from tensorlrf.compression.checkpoint._source import CONFIG, GENERATION
 from tensorlrf.compression.checkpoint._store import pack
-from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
+from tensorlrf.errors import FileError, FileFormatError
 
-TENSORS, CONFIG, GENERATION = "tensorlrf.safetensors", "config.json", "generation_config.json"
+TENSORS = "tensorlrf.safetensors"
 FILES = (TENSORS, CONFIG, GENERATION)
 
 
@@ -27,7 +26,7 @@ def is_for(model: nn.Module, path: Path) -> bool:
     """Whether the model is one of transformers and the path a folder, or to become one."""
     if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
         return False
-    return hasattr(model, "config") and (path.is_dir() or not path.suffix)
+    return hasattr(model, "config") and (os.path.isdir(path) or not path.suffix)
 
 
 def save(model: Any, path: Path, *, overwrite: bool) -> None:
@@ -70,6 +69,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
     name = os.fspath(path)
+    _source.check_inside(path, FILES)
     if not (path / TENSORS).is_file():
         raise FileError(
             f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"
@@ -77,44 +77,23 @@ def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> n
     with _file.reading(path / TENSORS) as file:
         if model is not None:
             return unpack(file.header, file.tensor, model, device, os.fspath(path / TENSORS))
-        blank = _blank(path)
+        try:
+            blank = _source.blank(path, len(file.header.tensors))
+        except FileFormatError as error:
+            raise FileFormatError(f"{error}; or pass the architecture as model=") from error
         loaded: Any = unpack(file.header, file.tensor, blank, device, os.fspath(path / TENSORS))
     if (path / GENERATION).is_file():
         from transformers import GenerationConfig
 
-        loaded.generation_config = GenerationConfig.from_pretrained(name)
+        try:
+            loaded.generation_config = GenerationConfig.from_pretrained(name, **_source.SAFE)
+        except Exception as error:  # of many kinds, for whatever is wrong with it
+            raise FileFormatError(
+                f"path={name!r}: transformers cannot read {GENERATION}: "
+                f"{error or type(error).__name__}"
+            ) from error
     whole: nn.Module = loaded.eval()
     return whole
-
-
-def _blank(path: Path) -> nn.Module:
-    """The architecture of config.json, on the meta device."""
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError(
-            f"path={os.fspath(path)!r} is a folder, and models of transformers need that package: "
-            "pip install tensorlrf[hf], or pass the architecture as model="
-        ) from None
-    try:
-        text = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        config = transformers.AutoConfig.from_pretrained(os.fspath(path))
-        (architecture,) = text["architectures"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(
-            f"path={os.fspath(path)!r}: {CONFIG} names no architecture ({error}); pass the "
-            "architecture as model="
-        ) from error
-    cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
-        raise UnsupportedError(
-            f"path={os.fspath(path)!r}: the architecture {architecture!r} is none of transformers; "
-            "build it yourself and pass it as model="
-        )
-    # What is drawn for weights on meta is not to move the generator of the caller.
-    with OwnDraws(), torch.device("meta"):
-        model: nn.Module = cls(config)
-    return model
 
 
 def _config(model: Any) -> str:

@@ -23,6 +23,9 @@ from tensorlrf.ops import PathTable
 FORMAT_VERSION = 1
 KEY = "tensorlrf.model"
 
+LONGEST_NAME = 4096
+"""Characters of the name of a tensor, which is taken apart at its dots."""
+
 _KEYS = (
     *("checksum", "version", "tensorlrf", "fingerprint", "architecture", "tensors", "slots"),
     *("layers", "plan", "plan_checksum", "extra_state"),
@@ -201,7 +204,11 @@ def _table(at: At) -> PathTable:
 
 
 def _check_names(header: Header, root: At) -> None:
-    """No name twice, and no tensor without a place."""
+    """No name twice or longer than it may be, and no tensor without a place."""
+    for slot in header.slots:
+        for name in slot.at:
+            if len(name) > LONGEST_NAME:
+                root["slots"].wrong(f"with names of at most {LONGEST_NAME:,} characters")
     _unique((name for slot in header.slots for name in slot.at), root["slots"])
     _unique((place for entry in header.layers for place in entry.places), root["layers"])
     unused = set(header.tensors) - {slot.tensor for slot in header.slots}

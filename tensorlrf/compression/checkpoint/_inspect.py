@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from tensorlrf._files._folder import put_right
 from tensorlrf._files._given import PathLike, as_path
-from tensorlrf._files._sealed import Stored
 from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint._file import reading
 from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint._places import LASTING
-from tensorlrf.errors import MissingExtraError, UnsupportedError
+from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 WIDTH = 160
+
+MOST_ROWS = 2000
+"""Of a table; to lay one out takes about a millisecond a row."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,18 @@ class FileReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(f"{self.path}, {self.size:,} bytes"), title_justify="left")
+        table = Table(
+            title=Text(printable(f"{self.path}, {self.size:,} bytes")), title_justify="left"
+        )
         for name in ("layer", "kind", "format"):
             table.add_column(name, overflow="fold")
         for name in ("rank", "shape", "dtype", "parameters", "kept"):
             table.add_column(name, justify="right", no_wrap=True)
-        for row in self.layers:
-            table.add_row(*(Text(cell) for cell in _cells(row)))
+        for row in self.layers[:MOST_ROWS]:
+            table.add_row(*(Text(printable(cell)) for cell in _cells(row)))
+        rest = len(self.layers) - MOST_ROWS
         lines = [
+            *([f"and {rest:,} more; the JSON has all"] if rest > 0 else []),
             f"format version {self.version}, written by tensorlrf {self.made_by}, "
             + (f"architecture {self.fingerprint[:12]}" if self.fingerprint else "a checkpoint"),
             f"{self.tensors:,} tensors; numbers: {self.params_before:,} dense, "
@@ -120,7 +126,7 @@ class FileReport:
             if self.verified
             else "checksum of the header is right; verify=True checks the tensors",
         ]
-        return Group(table, *(Text(line) for line in lines))
+        return Group(table, *(Text(printable(line)) for line in lines))
 
 
 def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
@@ -134,7 +140,7 @@ def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
     from a later version, or none of ours.
     """
     given = target = as_path(path)
-    if given.is_dir():
+    if os.path.isdir(given):
         put_right(given)
         if (given / _folder.TENSORS).exists():
             target = given / _folder.TENSORS
@@ -156,7 +162,12 @@ def _loads(folder: Path) -> bool:
 
 
 def _report(header: Header, path: Path, verified: bool) -> FileReport:
-    layers = tuple(_layer(entry, header, os.fspath(path)) for entry in header.layers)
+    dtypes: dict[str, set[str]] = {}  # name of a module -> of its own tensors
+    for slot in header.slots:
+        for name in slot.at:
+            held = dtypes.setdefault(name.rpartition(".")[0], set())
+            held.add(header.tensors[slot.tensor].dtype)
+    layers = tuple(_layer(entry, dtypes, os.fspath(path)) for entry in header.layers)
     lasting = {
         slot.tensor
         for slot in header.slots
@@ -178,7 +189,7 @@ def _report(header: Header, path: Path, verified: bool) -> FileReport:
     )
 
 
-def _layer(entry: LayerEntry, header: Header, path: str) -> FileLayer:
+def _layer(entry: LayerEntry, dtypes: Mapping[str, set[str]], path: str) -> FileLayer:
     factors = blank_factors(entry, path)
     return FileLayer(
         name=entry.places[0],
@@ -187,21 +198,11 @@ def _layer(entry: LayerEntry, header: Header, path: str) -> FileLayer:
         format=entry.format,
         rank=factors.rank,
         shape=entry.shape,
-        dtype=_dtype(entry, header),
+        dtype="/".join(sorted(dtypes.get(entry.places[0], ()))) or "?",
         params_before=math.prod(entry.shape),
         params_after=numbers_in(entry),
         measured=tuple(entry.measured),
     )
-
-
-def _dtype(entry: LayerEntry, header: Header) -> str:
-    stored: set[Stored] = {
-        header.tensors[slot.tensor]
-        for slot in header.slots
-        for name in slot.at
-        if name.rpartition(".")[0] == entry.places[0]
-    }
-    return "/".join(sorted({one.dtype for one in stored})) or "?"
 
 
 def _cells(row: FileLayer) -> list[str]:

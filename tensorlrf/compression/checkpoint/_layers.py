@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorlrf import io
 from tensorlrf.compression.checkpoint._header import LayerEntry
-from tensorlrf.errors import FileFormatError, UnsupportedError, unknown
-from tensorlrf.factors import FORMATS, Factors
+from tensorlrf.errors import FileFormatError, UnsupportedError, shown
+from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredLayer, factored_type
 from tensorlrf.nn._like import why_not
 
@@ -18,23 +19,17 @@ from tensorlrf.nn._like import why_not
 def blank_factors(entry: LayerEntry, path: str, dtype: torch.dtype = torch.float32) -> Factors:
     """The factors of an entry on the meta device. Raises FileFormatError where it has none."""
     where = f"path={path!r}: the layer {entry.places[0]!r}"
-    if entry.format not in FORMATS:
-        raise FileFormatError(f"{where}: {unknown('format', entry.format, sorted(FORMATS))}")
     try:
         parts = {
             name: torch.empty(shape, dtype=dtype, device="meta")
             for name, shape in entry.parts.items()
         }
-        factors = FORMATS[entry.format].from_tensors(parts, entry.meta)
-        shape, again = factors.shape, factors.tensors()
-    except Exception as error:  # whatever a format trips over here is what the file says of it
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # too large for torch
+        raise FileFormatError(f"{where} has parts {shown(entry.parts)}: {error}") from None
+    factors = io.assembled(entry.format, parts, entry.meta, where)
+    if factors.shape != entry.shape:
         raise FileFormatError(
-            f"{where} is no {entry.format}: {type(error).__name__}: {error}"
-        ) from None
-    if shape != entry.shape or set(again) != set(entry.parts):
-        raise FileFormatError(
-            f"{where} claims the shape {entry.shape} with the parts {sorted(entry.parts)}; its "
-            f"factors have {shape} and {sorted(again)}"
+            f"{where} claims the shape {entry.shape}; its factors have {factors.shape}"
         )
     return factors
 

@@ -53,13 +53,17 @@ class _Rebuild:
         self.header, self.read, self.model = header, read, model
         self.device, self.path = device, path
         self.slots = {name: slot for slot in header.slots for name in slot.at}
-        self.users: dict[str, list[Slot]] = {}  # tensor of the file -> what lies in it
-        for slot in header.slots:
-            self.users.setdefault(slot.tensor, []).append(slot)
+        # Tensors of the file in whose memory a parameter or a persistent buffer is.
+        self.lasting = {
+            slot.tensor
+            for slot in header.slots
+            if any(role in LASTING for role in slot.at.values())
+        }
         self.memo: dict[int, Any] = {}  # id of an old tensor or layer -> what takes its place
         self.filled: dict[int, Slot] = {}  # id of an old tensor -> the slot that fills it
         self.layers: dict[str, FactoredLayer] = {}  # every place of a factored layer
         self.loaded: dict[str, Tensor] = {}  # tensors of the file on their device
+        self.used: set[str] = set()  # those of which a slot has been made
         self.made: dict[int, Tensor] = {}  # id of a slot -> its tensor
 
     def result(self) -> nn.Module:
@@ -162,7 +166,7 @@ class _Rebuild:
 
     def _fill(self, slot: Slot, targets: Mapping[str, Place]) -> None:
         """Put the tensor of a slot into all its places."""
-        lasting = self._is_lasting(slot)
+        lasting = slot.tensor in self.lasting
         for name, role in slot.at.items():
             if self._inside(name):
                 self._check_used(name)
@@ -239,9 +243,10 @@ class _Rebuild:
         value = self.loaded[key]
         if slot.view is not None:
             value = torch.as_strided(value, slot.view.shape, slot.view.stride, slot.view.offset)
-        elif any(id(one) in self.made for one in self.users[key]):
+        elif key in self.used:
             value = value.view_as(value)  # two objects on one memory stay two
         self.made[id(slot)] = value
+        self.used.add(key)
         return value
 
     def _as_parameter(self, slot: Slot, value: Tensor, requires_grad: bool) -> nn.Parameter:
@@ -250,10 +255,6 @@ class _Rebuild:
             known = nn.Parameter(value, requires_grad=requires_grad)
             self.made[id(slot)] = known
         return known
-
-    def _is_lasting(self, slot: Slot) -> bool:
-        """Whether a parameter or persistent buffer is in the memory of the slot."""
-        return any(role in LASTING for one in self.users[slot.tensor] for role in one.at.values())
 
     def _is_empty(self, place: Place) -> bool:
         """No values, or ones that were computed from other tensors of the model given."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tensorlrf._files._safetensors import check_storable, plain
 from tensorlrf._files._sealed import Stored, canonical, made_by, storable_key
 from tensorlrf.compression.checkpoint._architecture import describe
-from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot, View
+from tensorlrf.compression.checkpoint._header import LONGEST_NAME, Header, LayerEntry, Slot, View
 from tensorlrf.compression.checkpoint._places import LASTING, Place, joined, own_tensors, places
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
@@ -27,7 +27,7 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
     """
     found = list(places(model))
     for place in found:
-        check_storable(place.name, place.tensor)
+        _check_place(place.name, place.tensor)
     _check_state(model)
     tensors, stored, slots = _gather(found)
     layers = _layers(model)
@@ -74,12 +74,21 @@ def pack_checkpoint(
         layers.append(_entry((place,), f, None, None, None))
     stored = {}
     for name, tensor in written.items():
-        check_storable(name, tensor)
+        _check_place(name, tensor)
         written[name] = plain(tensor)
         stored[storable_key(name)] = Stored.of(written[name])
     plan = {name: _json(f"plan of {name!r}", recipe) for name, recipe in plan.items()}
     header = Header(made_by(), None, stored, tuple(slots), tuple(layers), plan, {})
     return {storable_key(name): tensor for name, tensor in written.items()}, header
+
+
+def _check_place(name: str, tensor: Tensor) -> None:
+    if len(name) > LONGEST_NAME:
+        raise UnsupportedError(
+            f"the name {name!r} has {len(name):,} characters; files hold names of at most "
+            f"{LONGEST_NAME:,}"
+        )
+    check_storable(name, tensor)
 
 
 # ---- tensors, each once ------------------------------------------------------------------------
