@@ -181,6 +181,7 @@ def test_it_lowers_the_error_of_a_deep_network() -> None:
     assert max(ratios) < 0.95, ratios
 
 
+@pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp, either way
 @pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
 def test_both_ways_of_calibrating_agree(method: str) -> None:
     model, batches = deep(0)[:5], scenes(0, 3)

@@ -75,7 +75,7 @@ def test_ranks_that_cannot_be_are_refused_by_the_plan() -> None:
 
 
 @pytest.mark.parametrize("options", [{"tol": None}, {"n_iter_max": None}])
-@pytest.mark.parametrize("config", [TR, Kron])
+@pytest.mark.parametrize("config", [TR])
 def test_none_is_refused_where_it_stands_for_nothing(config: Any, options: Any) -> None:
     with pytest.raises(ArgumentError, match=f"{next(iter(options))}=None"):
         config(**options)
