@@ -94,6 +94,7 @@ def modes_and_hooks(model: nn.Module) -> list[Any]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_the_given_model_is_as_it_was(method: str, calibrated: bool) -> None:
@@ -156,6 +157,7 @@ def test_the_compressed_model_trains_and_loads(method: str) -> None:
     assert torch.equal(copied(x), small(x))
 
 
+@pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seed_repeats(method: str) -> None:
     model, data = cnn(), [images(64)]
