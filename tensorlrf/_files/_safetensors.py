@@ -2,7 +2,9 @@
 
 A file is eight bytes that hold a length, JSON of that length, and the bytes of the tensors one
 after another. Nothing is mapped into memory: what is read is a copy, so that a file which is cut
-or written over later changes no tensor that came from it, and ends no process.
+or written over later changes no tensor that came from it, and ends no process. The library
+safetensors is what the tests compare with, and not used here: it maps what it opens, and tells
+neither where a tensor lies, to read it, nor what else a header says, such as a name twice.
 """
 
 from __future__ import annotations

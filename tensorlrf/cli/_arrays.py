@@ -37,7 +37,9 @@ def _npy(path: Path, name: str | None) -> Tensor:
         raise ArgumentError(f"--name {name}: a .npy holds one array without a name; leave it out")
     try:
         array: Any = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: numpy takes the header for a line of Python
         raise FileFormatError(
             f"{path} is damaged, or no .npy of numbers ({error}); write it with numpy.save"
         ) from error

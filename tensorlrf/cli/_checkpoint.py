@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tensorlrf._files._safetensors import opened
 from tensorlrf.compression import Plan, write_checkpoint
 from tensorlrf.compression.calibration._draws import OwnDraws
-from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME
+from tensorlrf.compression.checkpoint._places import holders_of
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.nn import FactoredLayer
 
@@ -28,6 +29,9 @@ EMBEDDINGS = (
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TAKEN = frozenset(dir(nn.Module()))
 """Names that every module has a meaning for."""
+
+DEEPEST = 64
+"""Modules in one another."""
 
 CONVS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -69,7 +73,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         layer, _, own = name.rpartition(".")
         groups.setdefault(layer, {})[own] = tensor
     names = sorted(groups, key=_natural)
-    reasons = {name: _why_not(name, groups) for name in names}
+    holders = frozenset(above for name in names for above in holders_of(name))
+    reasons = {name: _why_not(name, groups, holders) for name in names}
     with OwnDraws():
         root: nn.Module = Tensors()
         for name in names:
@@ -92,14 +97,27 @@ def _read(path: Path) -> dict[str, Tensor]:
     with opened(path) as file:
         if KEY in file.metadata:
             raise FileFormatError(f"{path} is compressed already; give the dense checkpoint")
+        for name in file.tensors:
+            _check_name(path, name)
         tensors = {name: file.tensor(name) for name in file.tensors}
     if not tensors:
         raise FileFormatError(f"{path} holds no tensors")
     return tensors
 
 
-def _why_not(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Why the tensors of that name are taken for no Linear or convolution; empty if they are."""
+def _check_name(path: Path, name: str) -> None:
+    if len(name) > LONGEST_NAME or name.count(".") > DEEPEST:
+        raise FileFormatError(
+            f"{path} has a tensor {name!r}; names of more than {LONGEST_NAME:,} characters, or "
+            f"with more than {DEEPEST} dots, make no modules: rename it"
+        )
+
+
+def _why_not(name: str, groups: Mapping[str, Mapping[str, Tensor]], holders: frozenset[str]) -> str:
+    """Why the tensors of that name are taken for no Linear or convolution; empty if they are.
+
+    `holders` are the names of modules that hold others.
+    """
     own = groups[name]
     weight, bias = own.get("weight"), own.get("bias")
     if weight is None or not 2 <= weight.ndim <= 5:
@@ -113,8 +131,7 @@ def _why_not(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> str:
         return f"it holds more than weight and bias ({', '.join(more)})"
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in FLOATS):
         return f"its bias {tuple(bias.shape)} is not that of a weight {tuple(weight.shape)}"
-    below = f"{name}." if name else ""
-    if any(other != name and other.startswith(below) for other in groups):
+    if name in holders:
         return "it holds other modules"
     reader = _reader(name, groups)
     if reader:

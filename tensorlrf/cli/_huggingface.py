@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -69,7 +69,7 @@ def read_model(folder: Path, dtype: str) -> nn.Module:
     check_inside(folder)
     cls = _class(folder)
     architecture = cls.__name__
-    with _quiet(), OwnDraws():
+    with quiet(), OwnDraws():
         _check_size(folder)
         try:
             model, found = cls.from_pretrained(
@@ -101,7 +101,7 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of the folder. Raises FileFormatError where it has none."""
     import transformers
 
-    with _quiet():
+    with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(folder), **SAFE)
         except Exception as error:
@@ -207,8 +207,12 @@ def _stored_dtype(folder: Path) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its bars and its advice, which are not for users of this program."""
+def quiet() -> Iterator[None]:
+    """transformers without its bars and its advice, which are not for users of this program and
+    would print what files say as it is. Nothing where there is no transformers."""
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
     logging: Any = importlib.import_module("transformers.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from tensorlrf import io
 from tensorlrf._files._safetensors import opened
+from tensorlrf.cli._huggingface import quiet
 from tensorlrf.cli._options import Debug, Json
 from tensorlrf.cli._outcome import Printable, guard, show
 from tensorlrf.compression import inspect as inspect_model
@@ -81,4 +83,5 @@ def _report(path: Path, verify: bool) -> Printable:
         if holds_factors:
             found = io.read(path)
             return _FactorsFile(path, found.factors, found.sealed)
-    return inspect_model(path, verify=verify)
+    with quiet() if verify and path.is_dir() else nullcontext():
+        return inspect_model(path, verify=verify)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 
 import tensorlrf
+from tensorlrf._files import _folder
 from tensorlrf.errors import FileError, FileFormatError, TensorlrfError
 from tests.cli.calls import Program, listing
 from tests.cli.folders import bert_folder, text_file
+from tests.files.mutants import changed
 
 HALF = ("--keep-params", 0.5)
 
@@ -280,3 +284,61 @@ def test_what_is_no_configuration(text: str, bert: Path) -> None:
             with pytest.raises(FileFormatError, match=name):
                 tensorlrf.load(small)
         (small / "generation_config.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_changed_configurations(seed: int, bert: Path) -> None:
+    small, draw, refused = compressed(bert), random.Random(seed), 0
+    config = small / "config.json"
+    values = json.loads(config.read_text())
+    for _ in range(25):
+        config.write_text(json.dumps(changed(values, draw)))
+        try:
+            tensorlrf.load(small)
+        except TensorlrfError:  # and nothing else
+            refused += 1
+    assert refused > 5
+
+
+def test_what_a_configuration_says_is_not_printed_raw(bert: Path, program: Program) -> None:
+    small, told = compressed(bert), []
+    edit(small / "config.json", model_type="\x1b[31m")
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    logger, handler = logging.getLogger("transformers"), Kept()
+    logger.addHandler(handler)
+    try:
+        done = program("inspect", small, "--verify")
+        assert (done.code, told) == (0, [])
+        tensorlrf.load(small)  # says more, in the user's own log
+        assert "\x1b" in "".join(told)
+    finally:
+        logger.removeHandler(handler)
+    assert "\x1b" not in done.out + done.err
+
+
+# ---- what an interruption leaves ---------------------------------------------------------------
+
+
+def test_what_cannot_be_put_right_is_not_called_nothing(
+    bert: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "small"
+    given = ("compress", bert, "-o", target, *HALF, "--force")
+    assert program(*given).code == 0
+    calls: list[object] = []
+
+    def stopped(*arguments: Any) -> None:
+        calls.append(arguments)
+        raise KeyboardInterrupt if len(calls) == 1 else PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_folder, "_move", stopped)
+        done = program(*given)
+    assert done.code == 130
+    assert "nothing was written" not in done.err
+    assert "that were being put into it" in done.err
+    assert program("inspect", target).code == 0

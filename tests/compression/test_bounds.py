@@ -24,6 +24,9 @@ from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.decomposition import _kron_shapes, _mode_sizes, svd
 from tensorlrf.decomposition._kron_shapes import has_proper_pairs, is_composite, proper_pairs
 from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
+from tensorlrf.factors import LowRank
+from tensorlrf.nn import FactoredLinear
+from tensorlrf.ops import PathTable
 from tests.compression.saved import blank, compressed, same
 from tests.files.mutants import file_of, parts_of, resealed
 
@@ -180,6 +183,18 @@ def test_many_layers_on_few_tensors(tmp_path: Path) -> None:
         model[k] = compressed().head
     save(model, tmp_path / "m")
     assert {row.dtype for row in inspect(tmp_path / "m").layers} == {"F32"}
+
+
+def test_a_file_does_not_ask_for_far_more_memory_than_it_takes(tmp_path: Path) -> None:
+    """A layer that was measured frozen is frozen by load, if its dense weight is in proportion."""
+    like = nn.utils.skip_init(nn.Linear, 4096, 4096, bias=False)
+    for rank, frozen in ((1, False), (2, False), (3, True)):
+        factors = LowRank(torch.ones(4096, rank), torch.ones(rank, 4096))
+        layer = FactoredLinear.from_factors(factors, like).eval()
+        layer.measured = {layer._key(frozen=True): PathTable(((None, "dense"),))}
+        save(nn.Sequential(layer), tmp_path / f"{rank}")
+        again: Any = load(tmp_path / f"{rank}", nn.Sequential(like).eval())
+        assert again[0].is_frozen == frozen
 
 
 def test_names_so_long_that_to_take_them_apart_takes_for_ever(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tensorlrf import io
+from tensorlrf.cli._inspect import _report
 from tensorlrf.compression.checkpoint._file import load, save
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._inspect import inspect
@@ -62,3 +66,29 @@ def test_changed_files_of_models(seed: int, tmp_path: Path) -> None:
         except TensorlrfError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_inspect_verify_refuses_what_load_refuses(seed: int, tmp_path: Path) -> None:
+    """A damaged file of either kind; of one that is whole but says something else, load says more,
+    for it knows the model."""
+    draw = random.Random(seed)
+    save(compressed(), tmp_path / "model")
+    io.save_factors_dict(factors(), tmp_path / "factors")
+    kinds: dict[str, Callable[[Path], Any]] = {
+        "model": lambda path: load(path, blank()),
+        "factors": io.read,
+    }
+    for name, read in kinds.items():
+        data = (tmp_path / name).read_bytes()
+        for _ in range(12):
+            at = draw.randrange(len(data))
+            bit = data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+            for mutant in (bit, data[:at], data[:at] + data[at + 1 :], data + data[:1]):
+                (tmp_path / name).write_bytes(mutant)
+                with pytest.raises(TensorlrfError):
+                    _report(tmp_path / name, verify=True)
+                with pytest.raises(TensorlrfError):
+                    read(tmp_path / name)
+        (tmp_path / name).write_bytes(data)
+        str(_report(tmp_path / name, verify=True))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tensorlrf.compression.checkpoint._places import holders_of
 from tensorlrf.nn import FactoredLayer
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
@@ -45,19 +46,12 @@ def describe(model: nn.Module) -> dict[str, str]:
     layers: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         # What a layer is made of, such as the padding of a subclass, goes when it is factored.
-        if name and any(above in layers for above in _above(name)):
+        if name and any(above in layers for above in holders_of(name)):
             continue
         lines[name] = _line(name, module)
         if isinstance(module, _LAYERS):
             layers.add(name)
     return lines
-
-
-def _above(name: str) -> Iterator[str]:
-    """The names of the modules that hold the one of that name."""
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def _dense_shape(layer: FactoredLayer) -> tuple[int, ...]:

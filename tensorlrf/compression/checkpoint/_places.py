@@ -50,3 +50,10 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 def joined(prefix: str, key: str) -> str:
     """The qualified name of what `key` names in the module `prefix`; "" is the model itself."""
     return f"{prefix}.{key}" if prefix else key
+
+
+def holders_of(name: str) -> Iterator[str]:
+    """The names of the modules that hold the one of that name."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name

@@ -8,6 +8,7 @@ given is only read.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,10 @@ from tensorlrf.compression.checkpoint._places import (
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._copies import copy_of
+
+MOST_FROZEN = 1000
+"""Numbers of a frozen layer's dense weight, for each of its factors: far more than where dense is
+the faster path."""
 
 Read = Callable[[str], Tensor]
 """From the name of a tensor in the file to its values, on the CPU and row by row; checked."""
@@ -310,7 +315,7 @@ class _Rebuild:
             except (AttributeError, RuntimeError) as error:
                 raise self._wrong(name, f"has extra state that does not fit: {error}") from None
         for module in model.modules():
-            if isinstance(module, FactoredLayer):
+            if isinstance(module, FactoredLayer) and _may_freeze(module):
                 module._freeze_as_measured()
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
@@ -320,6 +325,11 @@ class _Rebuild:
 
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules")
+
+
+def _may_freeze(layer: FactoredLayer) -> bool:
+    """Whether its dense weight takes memory in some proportion to the file, which asks for it."""
+    return math.prod(layer.factors.shape) <= MOST_FROZEN * layer.factors.n_params
 
 
 def _shown(t: Tensor) -> str:
