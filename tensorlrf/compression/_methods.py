@@ -26,6 +26,12 @@ from tensorlrf.errors import ArgumentError, RankError, shown, unknown
 MOST_ENTRIES = 64
 """Of a list in the JSON of a method; a tensor has no more dimensions."""
 
+MOST_STEPS = {
+    **dict.fromkeys(("n_iter_max", "n_power_iter", "n_restarts"), 100_000),
+    **dict.fromkeys(("n_samples", "n_oversample"), 1 << 30),
+}
+"""Of what costs time or memory for each."""
+
 METRICS = ("full", "diagonal", "identity")
 
 
@@ -312,15 +318,21 @@ def method_from_dict(values: Any) -> Method:
 
 def _check_bounded(option: str, value: Any) -> None:
     """Raise ArgumentError for numbers and lists so long that to reckon with them takes for ever."""
-    entries = value.values() if isinstance(value, Mapping) else value
-    entries = list(entries) if isinstance(value, Mapping | list) else []
+    entries: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        entries = list(value.items())
+    elif isinstance(value, list):
+        entries = [(option, one) for one in value]
     if len(entries) > MOST_ENTRIES or (isinstance(value, int) and abs(value) >= 1 << 63):
         raise ArgumentError(
             f"{option}={shown(value)} must have at most {MOST_ENTRIES} entries, and numbers below "
             "2^63"
         )
-    for entry in entries:
-        _check_bounded(option, entry)
+    most = MOST_STEPS.get(option)
+    if most is not None and isinstance(value, int) and value > most:
+        raise ArgumentError(f"{option}={value} is more than a plan may ask for; use at most {most}")
+    for key, entry in entries:
+        _check_bounded(key, entry)
 
 
 def scaled(ladder: Ladder, groups: int) -> Ladder:

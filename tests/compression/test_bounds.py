@@ -100,6 +100,22 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "svd", "rank": 4, "n_power_iter": 10**9},
+        {"name": "tucker", "rank": 4, "n_iter_max": 10**9, "tol": 0.0},
+        {"name": "cp", "rank": 4, "n_restarts": 10**9},
+        {"name": "cp", "rank": 4, "solver": "leverage", "n_samples": 1 << 40},
+        {"name": "kron", "rank": 4, "n_iter_max": 10**18},
+        {"name": "auto", "rank": 0.5, "candidates": [{"name": "cp", "n_iter_max": 10**9}]},
+    ],
+)
+def test_steps_without_an_end(options: dict[str, Any]) -> None:
+    with pytest.raises(TensorlrfError, match="more than a plan may ask for"):
+        Plan.from_json(text_with(method=options))
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 @pytest.mark.parametrize("shape", [[48, 64], [(1 << 31) - 1, (1 << 31) - 1]])
 def test_methods_that_ask_for_much(method: dict[str, Any], shape: list[int]) -> None:
