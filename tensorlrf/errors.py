@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
@@ -124,12 +125,31 @@ class _Thread(threading.local):
 
 
 _here = _Thread()
+_gathered: ContextVar[tuple[type[TensorlrfWarning], list[str]] | None] = ContextVar(
+    "gathered", default=None
+)
 
 
 def warn(message: str, category: type[TensorlrfWarning]) -> None:
-    """Warn of the first line outside of this package that led here, in whichever thread."""
+    """Warn of the first line outside of this package that led here, in whichever thread; not where
+    somebody gathers such warnings, to tell them together."""
+    gathered = _gathered.get()
+    if gathered is not None and issubclass(category, gathered[0]):
+        gathered[1].append(message)
+        return
     filename, line, warned = users_line()
     warnings.warn_explicit(_message(message), category, filename, line, registry=warned)
+
+
+@contextlib.contextmanager
+def gathering(category: type[TensorlrfWarning]) -> Iterator[list[str]]:
+    """Warnings of that kind from within go to the list, and are not given."""
+    said: list[str] = []
+    token = _gathered.set((category, said))
+    try:
+        yield said
+    finally:
+        _gathered.reset(token)
 
 
 def users_line() -> Line:

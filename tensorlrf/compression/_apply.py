@@ -44,6 +44,7 @@ from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,
     CalibrationWarning,
+    ConvergenceWarning,
     TensorlrfError,
     warn,
 )
@@ -370,6 +371,13 @@ class _Work:
                 "samples (rows, or patches of a conv) the factors fit the samples more than the "
                 "data; give more batches",
                 CalibrationWarning,
+            )
+        early = [name for name, done in self.done.items() if not done.finished]
+        if early:
+            warn(
+                f"the sweeps of {_some(early)} have over 2% of the error still to gain; give more "
+                "with n_iter_max= of the method, such as CP(n_iter_max=300)",
+                ConvergenceWarning,
             )
 
 

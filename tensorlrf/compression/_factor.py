@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Statistics, output_error
 from tensorlrf.decomposition import cp, fit_svd, svd, tucker
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
 from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
 
 SAMPLES_PER_COLUMN = 4
@@ -47,6 +47,7 @@ class Factored:
     data_aware     whether these took part in it
     shrinkage      how far their moments were drawn towards their mean eigenvalue, 0 to 1
     shift          (O,) to be added to the bias; None where the bias stays
+    finished       whether its sweeps came near their end
     """
 
     factors: Factors
@@ -59,6 +60,7 @@ class Factored:
     data_aware: bool = False
     shrinkage: float | None = None
     shift: Tensor | None = None
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,8 @@ class _Job:
             amount = statistics.warranted
             amounts.append(amount**0.5 if further else amount)
             parts.append(_Part(weight, statistics.shrunk(amounts[-1])))
-        factors, method = self._decompose(method, parts)
+        with gathering(ConvergenceWarning) as unfinished:
+            factors, method = self._decompose(method, parts)
         dense = [f.to_dense().to(w.dtype) for f, w in zip(factors, self.weights, strict=True)]
         shifts: list[Tensor | None] = [None] * len(parts)
         if affine and self.stats is not None:
@@ -213,6 +216,7 @@ class _Job:
             data_aware=aware,
             shrinkage=max(amounts, default=None),
             shift=torch.cat([s for s in shifts if s is not None]) if affine else None,
+            finished=not unfinished,
         )
 
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:

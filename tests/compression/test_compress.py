@@ -18,7 +18,8 @@ from tensorlrf.compression._factor import Options, factor
 from tensorlrf.compression.calibration._calibrate import Seen
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import output_error
-from tensorlrf.errors import ArgumentError, DegenerateWarning
+from tensorlrf.decomposition import _descent
+from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
 
@@ -329,3 +330,15 @@ def test_progress_is_on_stderr_of_a_terminal_only(
     assert "compress" in err
     compress(model, keep_params=0.5, progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_layers_whose_sweeps_end_early_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_descent, "remaining", lambda course: 0.5)
+    monkeypatch.setattr(_descent, "SPAN", 0)
+    data = [images(64, seed=k) for k in range(3)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        compress(cnn(), keep_params=0.5, method="cp", calibration=data, progress=False)
+    early = [str(one.message) for one in said if one.category is ConvergenceWarning]
+    assert len(early) == 1
+    assert "3, 6 have over 2% of the error still to gain" in early[0]

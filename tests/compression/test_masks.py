@@ -55,8 +55,13 @@ def test_padding_does_not_matter(target: str) -> None:
         if row.factored:
             other = told.layer(row.name)
             assert row.samples == other.samples == sum(LENGTHS)
+            # Fourth moments about a mean that is far larger than what is about it cancel, so that
+            # the amount of shrinkage is known less well than G; the fit moves by less than that.
+            assert row.shrinkage == pytest.approx(other.shrinkage, rel=1e-2)
+            moved = abs(row.shrinkage / other.shrinkage - 1) if other.shrinkage else 0.0
             # Sums of float32 products in another order, some layers deep.
-            assert row.output_error == pytest.approx(other.output_error, rel=2e-3)
+            rel = 2e-3 + moved
+            assert row.output_error == pytest.approx(other.output_error, rel=rel)
     probe = padded(12)[0]
     with torch.no_grad():
         a = one(**probe).last_hidden_state[probe["attention_mask"] != 0]
