@@ -50,8 +50,13 @@ class TestEveryLayer:
         bias = named.pop("bias")
         assert isinstance(bias, nn.Parameter)
         tensors = layer.factors.tensors()
-        assert list(named) == [name.replace(".", "_") for name in tensors]
-        for p, t in zip(named.values(), tensors.values(), strict=True):
+        full = [name.replace(".", "_") for name, t in tensors.items() if t.numel()]
+        assert list(named) == full
+        # Without elements, as the dense blocks of a matrix that has none, it is a buffer.
+        assert {**named, **dict(layer.named_buffers())}.keys() == {
+            name.replace(".", "_") for name in tensors
+        }
+        for p, t in zip(named.values(), (t for t in tensors.values() if t.numel()), strict=True):
             # A kernel among the factors is kept as the kernel that runs; all else is itself.
             assert p is t or torch.equal(p.reshape(t.shape), t)
 
@@ -74,7 +79,8 @@ class TestEveryLayer:
         other(x)
         layer.path_table = PathTable.single("dense")
         state = layer.state_dict()
-        assert set(state) == {name for name, _ in layer.named_parameters()}
+        named = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        assert set(state) == set(named)
         assert other.load_state_dict(state, strict=True).missing_keys == []
         other.path_table = layer.path_table
         assert torch.equal(other(x), layer(x))

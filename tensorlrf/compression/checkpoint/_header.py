@@ -16,7 +16,7 @@ from tensorlrf._files._safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf._files._sealed import Stored, canonical, checksum_of, seal, unseal
 from tensorlrf._files._strict import At
 from tensorlrf.compression.checkpoint._architecture import digest
-from tensorlrf.compression.checkpoint._places import PARAMETER, ROLES, joined
+from tensorlrf.compression.checkpoint._places import BUFFER, PARAMETER, ROLES, joined
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.ops import PathTable
 
@@ -217,7 +217,7 @@ def _check_names(header: Header, root: At) -> None:
 
 
 def _check_parts(header: Header, root: At) -> None:
-    """All tensors of a layer are there, as parameters, in floating point."""
+    """All tensors of a layer are there, in floating point, as parameters."""
     slots = {name: slot for slot in header.slots for name in slot.at}
     for entry, at in zip(header.layers, root["layers"].entries(), strict=True):
         place = entry.places[0]
@@ -232,8 +232,13 @@ def _check_parts(header: Header, root: At) -> None:
                 continue
             if key == "bias" and entry.bias is False:
                 at.wrong(f"a layer with the tensor {name!r}, which is there")
-            dtype = TORCH_DTYPES.get(header.tensors[slot.tensor].dtype, torch.bool)
-            if slot.at[name] not in (PARAMETER, None) or not dtype.is_floating_point:
+            stored = header.tensors[slot.tensor]
+            dtype = TORCH_DTYPES.get(stored.dtype, torch.bool)
+            # Without elements it is a buffer; versions before had a parameter.
+            fits = slot.at[name] in (PARAMETER, None) or (
+                slot.at[name] == BUFFER and 0 in stored.shape
+            )
+            if not fits or not dtype.is_floating_point:
                 at.wrong(f"a layer with the tensor {name!r}, a {slot.at[name]} of dtype {dtype}")
 
 
