@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorlrf.compression import SVD, Tucker, compress
+from tensorlrf.compression import SVD, Tucker, _factor, compress
 from tensorlrf.compression._factor import Options, factor
 from tensorlrf.compression.calibration._calibrate import Seen
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import output_error
-from tensorlrf.decomposition import _descent
-from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning
+from tensorlrf.decomposition import cp
+from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
 
@@ -311,7 +311,8 @@ def test_all_weights_zero_and_rank_one_weights_are_finite() -> None:
         model[3].weight.fill_(1.0)
     for method in METHODS:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateWarning)  # of CP, which says so
+            for of_cp in (DegenerateWarning, ConvergenceWarning):
+                warnings.simplefilter("ignore", of_cp)
             small, _ = compress(model, keep_params=0.5, method=method, calibration=[images(64)])
         assert all(torch.isfinite(p).all() for p in small.parameters())
 
@@ -334,13 +335,15 @@ def test_progress_is_on_stderr_of_a_terminal_only(
 
 
 def test_layers_whose_sweeps_end_early_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_descent, "remaining", lambda course: 0.5)
-    monkeypatch.setattr(_descent, "SPAN", 0)
-    torch.manual_seed(0)
+    def early(*args: Any, **options: Any) -> Factors:
+        warn("much still to gain", ConvergenceWarning)
+        return cp(*args, **options)
+
+    monkeypatch.setattr(_factor, "cp", early)
     data = [images(64, seed=k) for k in range(3)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         compress(cnn(), keep_params=0.5, method="cp", calibration=data, progress=False)
-    early = [str(one.message) for one in said if one.category is ConvergenceWarning]
-    assert len(early) == 1
-    assert "3, 6 have over 2% of the error still to gain" in early[0]
+    told = [str(one.message) for one in said if one.category is ConvergenceWarning]
+    assert len(told) == 1
+    assert "the sweeps of 0, 3, 6 have over 2% of the error still to gain" in told[0]
