@@ -166,10 +166,10 @@ def test_passes_side_by_side_see_the_same(
     torch.set_num_threads(4)
     given, batches = made()
     found = []
-    for count in (1, 4):
+    for cores, count in ((1, 1), (8, 4)):  # one pass for two cores
         Meets.most, Meets.wanted, Meets.threads = 0, count, frozenset()
         for patched in (_calibrate, _side_by_side):
-            monkeypatch.setattr(patched, "look", lambda count=count: Cores(count, count))
+            monkeypatch.setattr(patched, "look", lambda cores=cores: Cores(cores, cores))
         small, report = tensorlrf.compress(
             nn.Sequential(Meets(), *given), keep_params=0.5, target=target, calibration=batches
         )
@@ -183,7 +183,7 @@ def test_passes_side_by_side_see_the_same(
 
 def test_an_error_in_a_pass_leaves_no_other_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(4)
-    monkeypatch.setattr(_calibrate, "look", lambda: Cores(4, 4))
+    monkeypatch.setattr(_calibrate, "look", lambda: Cores(8, 8))
     Meets.wanted = 1
     given, batches = linears()
     batches[3][5, 5] = torch.nan

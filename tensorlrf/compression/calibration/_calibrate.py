@@ -245,12 +245,13 @@ def _suspended(
 
 
 def _workers(model: nn.Module, names: list[str], batches: int) -> int:
-    """How many passes run side by side: one a core, with sums of their own within bounds."""
+    """How many passes run side by side, with sums of their own within bounds: one for two cores. On
+    two, one pass after the other takes no longer (MiniLM: 40 s either way), and 300 MB less."""
     sites = [site_at(model, name) for name in names]
     if any(site.device.type != "cpu" for site in sites):
         return 1
     room = AT_ONCE_BYTES // max(1, max(map(bytes_of, sites), default=1))
-    return max(1, min(batches, most_threads(), look().own, room))
+    return max(1, min(batches, most_threads(), look().own // 2, room))
 
 
 def _rerun(
