@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from bench import kernel_cases
+from bench import kernel_cases, served
 from bench.constants import measure
 from bench.kernel_cases import Case, Launch
 from bench.kernel_summary import summary
@@ -127,11 +127,15 @@ def _measured(name: str, make: Callable[[], Case]) -> list[Row]:
     """The rows of a case; none where it fails, and the reason on the screen."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        served.forget()
         try:
             rows = make().measure(CASE_SECONDS)
         except Exception as error:  # whatever it is, the other cases need the GPU's time
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             rows = []
+    if served.fallbacks():  # the library ran in a kernel's place
+        print(f"{name}: not told as fused: {', '.join(served.fallbacks())}", flush=True)
+        rows = [row for row in rows if not row.variant.startswith("fused")]
     for warning in said:
         if any(op in str(warning.message) for op in OPS):
             print(f"{name}: {warning.message}", flush=True)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench import kernel_cases
+from bench import kernel_cases, served
 from bench.clock import error, graphed
-from bench.harvest import served
 from bench.harvest.serve import Tell
 from bench.structured_cases import even, ragged
 from tensorlrf.factors import BlockLowRank

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 
-from bench import kernel_cases
-from bench.harvest import served
+from bench import kernel_cases, served
 from bench.harvest.plan import TIMINGS
 from bench.harvest.serve import Tell
 from bench.kernel_cases import Case

@@ -32,6 +32,8 @@ from bench.kernel_summary import regret, summary
 from bench.report import Row
 from bench.shapes import CONV_LAYERS, KERNEL_LAYERS, KERNEL_RANKS, Conv, held_out, kernel_ranks
 from tensorlrf.ops._profile import H200
+from tensorlrf_kernels import _launch
+from tensorlrf_kernels._launch import LaunchConfig
 
 CONSTANTS = {"rate_half": 8e14, "bandwidth": 4e12, "launch": 2e-6}
 TINY = (("tiny", 96, 96),)
@@ -199,6 +201,29 @@ def test_a_case_that_fails_leaves_the_others(
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
     assert result["machine"]["failed"] == ["linear"]
     assert len({row["case"] for row in result["rows"]}) == 14
+
+
+@pytest.mark.usefixtures("small")
+def test_what_the_library_did_in_a_kernels_place_is_not_told_as_fused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = Case.measure
+    config = LaunchConfig("prefill", {"BM": 64})
+    monkeypatch.setattr(_launch, "_failed", set())
+
+    def falling_back(self: Case, seconds: float) -> list[Row]:
+        if self.name == "tiny 96x96, M=8":
+            _launch._failed.add(_launch.Launched("lowrank_linear", "tiny", torch.float16, config))
+        return measure(self, seconds)
+
+    monkeypatch.setattr(Case, "measure", falling_back)
+    assert gpu.main(["--results", str(tmp_path)]) == 0
+    assert "not told as fused: lowrank_linear prefill BM=64" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())["rows"]
+    fused = {row["case"] for row in rows if row["variant"].startswith("fused")}
+    assert "tiny 96x96, M=8" not in fused
+    assert "tiny 96x96, M=8" in {row["case"] for row in rows}
+    assert fused
 
 
 def test_a_third_is_left_out_of_tuning_at_every_rank() -> None:
