@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -34,7 +35,7 @@ from tensorlrf.decomposition._rank import (
     tucker_params,
     tucker_ranks,
 )
-from tensorlrf.errors import ArgumentError, RankError
+from tensorlrf.errors import ArgumentError, RankError, TensorlrfWarning
 
 shares = st.floats(0.01, 1.0)
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
@@ -177,7 +178,10 @@ def test_an_error_below_rounding_is_refused(decompose: Callable[..., object]) ->
         decompose(weight.double(), error=1e-17)
     with pytest.raises(ArgumentError, match=r"error=1e-08 is below 1.2e-07, .* float32"):
         decompose(weight.bfloat16(), error=1e-8)
-    decompose(weight.double(), error=1e-8)  # above it
+    with warnings.catch_warnings():
+        # A ring of uniform rank within the parameters of the matrix may not reach it, and says so.
+        warnings.filterwarnings("ignore", "error=1e-08 is out of reach", TensorlrfWarning)
+        decompose(weight.double(), error=1e-8)  # above it
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
