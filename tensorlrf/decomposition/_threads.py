@@ -24,10 +24,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 Kind = Literal["sweep", "product", "spectrum"]
 
-CROSSOVER: dict[Kind, float] = {"sweep": 1 << 21, "product": 3e8, "spectrum": 5e7}
-"""Work from which on more threads than one are worth their keep, some ten milliseconds of it on one
-core: entries of a tensor that is swept over, multiply-adds of a product, and for an m x n
-eigendecomposition, SVD or QR m n min(m, n)."""
+CROSSOVER: dict[Kind, float] = {"sweep": 1 << 18, "product": 3e8, "spectrum": 5e7}
+"""Work from which on more threads than one are worth their keep on free cores: entries of a tensor
+that is swept over (with 2^18, kron of 512 x 512, and an svd of 1024 x 1024 by products, two threads
+took .75 of one's time), multiply-adds of a product, and for an m x n eigendecomposition, SVD or QR
+m n min(m, n), the latter two some ten milliseconds of one core."""
 
 
 def threads_for(kind: Kind, work: float, most: int, cores: Cores) -> int:
