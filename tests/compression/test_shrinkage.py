@@ -177,6 +177,7 @@ def test_lengths_are_those_of_the_patches(
         rows = one.patches(one.padded(part.double())).reshape(-1, one.patch)
         squares = rows.square().sum(1)
         assert found.fourth == pytest.approx(float(squares.square().mean()), rel=1e-5)
+        # Sums in float32 over the places of a batch, whose terms have either sign.
         torch.testing.assert_close(
             found.cubes, (squares[:, None] * rows).mean(0), rtol=1e-4, atol=1e-4
         )

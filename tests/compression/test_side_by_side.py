@@ -212,6 +212,7 @@ def test_merged_streams_are_one(kind: str, lags: bool) -> None:
         parts[0].merge(part)
     for one, other in zip(whole.statistics(), parts[0].statistics(), strict=True):
         for one_part, other_part in zip(numbers(one), numbers(other), strict=True):
+            # Sums of few float64 terms in another order.
             torch.testing.assert_close(one_part, other_part, rtol=1e-12, atol=1e-12)
         assert (one.lag is None) == (not lags)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor
 from tensorlrf import decomposition
 from tensorlrf.errors import ArgumentError, TensorlrfError
 from tests.decomposition.every import EVERY, PLAIN, decomposed, matrix, rank_of
+from tests.torch_defaults import defaults
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch: sparse CSR and nested tensors are in beta
@@ -123,20 +122,6 @@ def test_an_error_is_a_number_whatever_holds_it(name: str) -> None:
             assert torch.equal(tensor, expected[key])
     with pytest.raises(ArgumentError, match="error="):
         by_error(matrix(), error=torch.tensor(True))
-
-
-@contextmanager
-def defaults(kind: str) -> Iterator[None]:
-    """torch's default device or dtype as a user may have set it."""
-    if kind == "meta":
-        torch.set_default_device("meta")
-    else:
-        torch.set_default_dtype(getattr(torch, kind))
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["meta", "float64", "float16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -58,10 +59,10 @@ def test_its_scale_changes_nothing(
 ) -> None:
     """Powers of two, so that not even rounding differs."""
     tensor, start = problem(seed)
-    options = {"n_iter_max": sweeps, "tol": 0, "solver": solver, "random_state": 0}
-    plain = fit_cp(tensor.to(dtype), RANK, init=start, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"n_iter_max": sweeps, "tol": 0, "solver": solver, "random_state": 0}
+    plain = fit_cp(tensor.to(dtype), RANK, init=start, **options)
     given_other = scaled(start, at, math.ldexp(1.0, power))
-    other = fit_cp(tensor.to(dtype), RANK, init=given_other, **options)  # type: ignore[arg-type]
+    other = fit_cp(tensor.to(dtype), RANK, init=given_other, **options)
     assert plain.errors == other.errors
     for one, two in zip(
         plain.factors.tensors().values(), other.factors.tensors().values(), strict=True
@@ -81,7 +82,6 @@ def test_the_first_sweep_begins_at_the_best_scale(seed: int, at: int, by: float)
 @pytest.mark.parametrize("seed", range(5))
 def test_weights_of_one_lead_where_tensorly_gets(seed: int) -> None:
     import tensorly
-    from tensorly.cp_tensor import cp_norm  # noqa: F401
     from tensorly.decomposition import parafac
 
     tensor, (_, factors) = problem(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,21 +11,9 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf import io
 from tensorlrf.nn import factorize
+from tests.torch_defaults import defaults
 
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def defaults(kind: str) -> Iterator[None]:
-    if kind == "meta":
-        torch.set_default_device("meta")
-    else:
-        torch.set_default_dtype(getattr(torch, kind))
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-        torch.set_default_dtype(torch.float32)
 
 
 def sample(kind: str) -> tuple[nn.Module, Tensor, tuple[str, ...]]:

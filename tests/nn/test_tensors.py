@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,9 +61,9 @@ def test_with_it_they_are_what_they_stand_for(target: str, affine: bool) -> None
     wrapped, plain = model()
     x = torch.randn(300, 32)
     data = [x[k : k + 100] for k in (0, 100, 200)]
-    options = {"keep_params": 0.5, "skip": [], "target": target, "affine": affine}
-    small, report = tensorlrf.compress(wrapped, calibration=data, **options)  # type: ignore[arg-type]
-    want, _ = tensorlrf.compress(plain, calibration=data, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"keep_params": 0.5, "skip": [], "target": target, "affine": affine}
+    small, report = tensorlrf.compress(wrapped, calibration=data, **options)
+    want, _ = tensorlrf.compress(plain, calibration=data, **options)
     assert [row.factored for row in report.layers] == [True, True]
     torch.testing.assert_close(small(x), want(x))
     assert not any(isinstance(p, Wrapped) for p in small.parameters())
