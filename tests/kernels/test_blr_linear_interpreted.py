@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +34,7 @@ from tests.kernels.blr_operands import (
 from tests.kernels.interpreted import CHIP, DTYPES, alone, apart
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 RANKS = st.lists(st.one_of(st.none(), st.integers(0, 18)), min_size=9, max_size=9)
@@ -71,14 +71,6 @@ def operands(draw: st.DrawFn, rows: st.SearchStrategy[int]) -> BlockOperands:
     dtype = draw(st.sampled_from(DTYPES))
     made = made.map(lambda t: t.to(dtype))
     return replace(made, x=layout(made.x))
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def plan(o: BlockOperands, direction: str = "forward", **blocks: int) -> LaunchConfig:

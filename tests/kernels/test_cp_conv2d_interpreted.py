@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,7 @@ from tests.kernels.cp_conv_operands import draw_cp, exact, forward_bound
 from tests.kernels.interpreted import CHIP, DTYPES, run
 from tests.kernels.operands import assert_within, roundoff
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 CASES = {
     "batch": st.integers(1, 3),
@@ -32,14 +31,6 @@ CASES = {
     "geometry": geometries,
     "dtype": st.sampled_from(DTYPES),
 }
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 @settings(max_examples=28, deadline=None, derandomize=True)

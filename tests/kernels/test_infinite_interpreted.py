@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -33,17 +33,9 @@ from tests.kernels.conv_operands import draw_conv
 from tests.kernels.cp_conv_operands import draw_cp
 from tests.kernels.interpreted import CHIP, DTYPES
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 Made = tuple[list[Call], Tensor, Tensor]  # launches, what they fill, what the reference gives
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def struck(x: Tensor, at: float) -> Tensor:

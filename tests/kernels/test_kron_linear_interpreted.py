@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -34,7 +33,7 @@ from tests.kernels.kron_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 SIZES = st.sampled_from([16, 17, 24, 33])
 CASES = {
@@ -49,14 +48,6 @@ CASES = {
     "swap": st.sampled_from([0, 1]),
     "tile": st.sampled_from([16, 32]),
 }
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def plan(o: KronOperands, swap: int, tile: int, hold: int) -> LaunchConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -26,15 +25,7 @@ from tests.kernels.embedding_operands import (
 from tests.kernels.interpreted import CHIP, DTYPES, run
 from tests.kernels.operands import LAYOUTS, assert_within, roundoff
 
-pytestmark = pytest.mark.interpreter
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

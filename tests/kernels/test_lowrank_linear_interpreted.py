@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -28,7 +28,7 @@ from tests.kernels.operands import (
     gradients,
 )
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 SIZES = st.integers(1, 80)
 CASES = {
@@ -40,14 +40,6 @@ CASES = {
     "activation": st.sampled_from([None, *ACTIVATIONS]),
     "layout": st.sampled_from(sorted(LAYOUTS)),
 }
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def plan(o: Operands, choose: Callable[[Problem, object], LaunchConfig | None]) -> LaunchConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -30,7 +30,7 @@ from tests.kernels.swiglu_operands import (
     kept_bound,
 )
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 SIZES = st.integers(1, 80)
 CASES = {
@@ -45,14 +45,6 @@ CASES = {
 }
 HALF = {"dtype": torch.float16, "gate_bias": True, "up_bias": False, "layout": "columns"}
 FULL = {"dtype": torch.float32, "gate_bias": False, "up_bias": True, "layout": "gaps"}
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def plan(

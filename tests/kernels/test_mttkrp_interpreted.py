@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,15 +22,7 @@ from tests.kernels.interpreted import CHIP, run
 from tests.kernels.mttkrp_operands import Contraction, bound, draw, exact, norm_bound, others
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = pytest.mark.interpreter
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
 
 def made(o: Contraction, **blocks: int) -> Tensor:
