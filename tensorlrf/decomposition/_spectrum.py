@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._gram import descending_eigh, mode_gram, thin_svd
+from tensorlrf.decomposition._gram import mode_gram, thin_svd
+from tensorlrf.decomposition._leading import leading_eigh
 
 
 class Spectrum(Protocol):
@@ -50,13 +51,18 @@ class SketchedSVD(FullSVD):
 
 
 class ShortSideEigh:
-    """Eigenvectors of the Gram of the short side, summed in float64."""
+    """Eigenvectors of the Gram of the short side, summed in float64.
 
-    def __init__(self, matrix: Tensor) -> None:
+    With `most` it is to be cut at that rank at most: no more vectors are sought than these, where
+    that is shorter.
+    """
+
+    def __init__(self, matrix: Tensor, most: int | None = None) -> None:
         self.matrix = matrix
         m, n = matrix.shape
         self.wide = m <= n
-        self.energies, vectors = descending_eigh(mode_gram(matrix, 0 if self.wide else 1))
+        gram = mode_gram(matrix, 0 if self.wide else 1)
+        self.energies, vectors = leading_eigh(gram, most or len(gram))
         self.vectors = vectors.to(matrix.dtype)  # of the short side
 
     def split(self, r: int) -> tuple[Tensor, Tensor]:

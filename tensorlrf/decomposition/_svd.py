@@ -292,7 +292,7 @@ def _taken_apart(
                 return found, f"method 'krylov', {found.products} products"
             tried = ", since a Krylov space took too many products"
         method = exact
-    spectrum = FullSVD(matrix) if method == "exact" else ShortSideEigh(matrix)
+    spectrum = FullSVD(matrix) if method == "exact" else ShortSideEigh(matrix, None if graph else r)
     return spectrum, f"method {method!r}{tried}"
 
 
