@@ -8,34 +8,42 @@ time is the size of W.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from tensorlrf.factors._tt import chain_product
 
 STEPS = 8
 """Of conjugate gradients for a core, in each half sweep."""
 
 
 def swept_by_gradients(
-    gram: Tensor, moments: Tensor, cores: list[Tensor], dense: Callable[[list[Tensor]], Tensor]
+    gram: Tensor,
+    moments: Tensor,
+    cores: list[Tensor],
+    dense: Callable[[list[Tensor]], Tensor],
+    spread: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
     """Every core once on the way to the last, and once on the way back.
 
-    gram G (n, n) and moments W G (m, n), float64; dense: cores to the matrix A (m, n)
+    gram G (n, n) and moments W G (m, n), float64; dense: cores to the matrix A (m, n);
+    spread: a matrix (m, n) to the tensor of the cores' modes in their order, the adjoint of how
+    `dense` gathers them
     """
     cores = list(cores)
     last = len(cores) - 1
     for k in range(last, 0, -1):
         _orthonormal_from_right(cores, k)
     for k in range(last):
-        _solve(gram, moments, cores, dense, k)
+        _solve(gram, moments, cores, dense, spread, k)
         _orthonormal_from_left(cores, k)
     for k in range(last, 0, -1):
-        _solve(gram, moments, cores, dense, k)
+        _solve(gram, moments, cores, dense, spread, k)
         _orthonormal_from_right(cores, k)
-    _solve(gram, moments, cores, dense, 0)
+    _solve(gram, moments, cores, dense, spread, 0)
     return cores
 
 
@@ -44,21 +52,31 @@ def _solve(
     moments: Tensor,
     cores: list[Tensor],
     dense: Callable[[list[Tensor]], Tensor],
+    spread: Callable[[Tensor], Tensor],
     k: int,
 ) -> None:
-    def matrix(core: Tensor) -> Tensor:
-        return dense([*cores[:k], core, *cores[k + 1 :]])
-
-    linearised: Any = torch.func.vjp(matrix, cores[k])
-    whole, pull = linearised
-
     def normal(core: Tensor) -> Tensor:
-        (pulled,) = pull(matrix(core) @ gram)
-        assert isinstance(pulled, Tensor)
-        return pulled
+        return pull(spread(dense([*cores[:k], core, *cores[k + 1 :]]) @ gram))
 
-    (right,) = pull(moments - whole @ gram)
+    pull = adjoint(cores, k)
+    right = pull(spread(moments - dense(cores) @ gram))
     cores[k] = cores[k] + conjugate_gradients(normal, right, STEPS)
+
+
+def adjoint(cores: Sequence[Tensor], k: int) -> Callable[[Tensor], Tensor]:
+    """Of core k to the tensor of the train, all other cores held."""
+    flat = [core.flatten(1, -2) for core in cores]
+    one = flat[k].new_ones(1, 1, 1)
+    before = chain_product([one, *flat[:k]])[0]  # (P, r)
+    after = chain_product([*flat[k + 1 :], one])[..., 0]  # (r', Q)
+    shape = cores[k].shape
+    rows = math.prod(shape[:-1])
+
+    def pull(image: Tensor) -> Tensor:
+        left = before.T @ image.reshape(before.shape[0], -1)
+        return (left.reshape(rows, -1) @ after.T).reshape(shape)
+
+    return pull
 
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> Tensor:

@@ -115,7 +115,14 @@ def _sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
     def dense(cores: list[Tensor]) -> Tensor:
         return TTMatrix(tuple(cores), train.dense_shape).to_dense()
 
-    cores = swept_by_gradients(metric.gram, metric.moments, list(train.cores), dense)
+    def spread(matrix: Tensor) -> Tensor:
+        rows, columns = train.row_sizes, train.column_sizes
+        (m, n), d = matrix.shape, len(rows)
+        padding = (0, math.prod(columns) - n, 0, math.prod(rows) - m)
+        digits = torch.nn.functional.pad(matrix, padding).reshape(*rows, *columns)
+        return digits.permute([place for k in range(d) for place in (k, d + k)])
+
+    cores = swept_by_gradients(metric.gram, metric.moments, list(train.cores), dense, spread)
     return TTMatrix(tuple(cores), train.dense_shape)
 
 

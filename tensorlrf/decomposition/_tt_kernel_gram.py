@@ -35,9 +35,12 @@ def _swept(
     def dense(parts: list[Tensor]) -> Tensor:
         return TTFactors(tuple(parts), modes).to_dense().flatten(1)
 
+    def spread(matrix: Tensor) -> Tensor:
+        return matrix.reshape(plain.shape).permute(modes)
+
     best, converged, reason = list(cores), False, f"{n_iter_max} sweeps"
     for _ in range(n_iter_max):
-        cores = swept_by_gradients(metric.gram, metric.moments, cores, dense)
+        cores = swept_by_gradients(metric.gram, metric.moments, cores, dense, spread)
         error = metric.rel_error(TTFactors(tuple(cores), modes))
         if error <= errors[-1] * (1 + ROUNDING):
             best = list(cores)
