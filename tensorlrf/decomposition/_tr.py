@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
@@ -30,6 +31,9 @@ from tensorlrf.factors._autocast import without_autocast
 
 INITS = ("svd", "random")
 
+SWEEPS, TOL = 100, 1e-5
+"""By default."""
+
 
 def tr(
     tensor: Any,
@@ -38,8 +42,8 @@ def tr(
     error: float | None = None,
     sizes: Sequence[Sequence[int]] | None = None,
     init: str = "svd",
-    n_iter_max: int = 100,
-    tol: float = 1e-5,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
     random_state: int | torch.Generator | None = None,
@@ -61,8 +65,10 @@ def tr(
                 four. By default a mode is one core
     init        "svd": successive truncated SVDs (Zhao et al. 2016, algorithm 1); "random":
                 Gaussian cores
-    n_iter_max  most sweeps
-    tol         stop when a sweep lowers the error by no more than this share of it
+    n_iter_max  most sweeps, 100 by default; with `gram` a ConvergenceWarning says so where that
+                leaves much to gain
+    tol         stop when a sweep lowers the error by no more than this share of it; by default
+                1e-5, and with `gram` where more sweeps would gain little
     gram        for a matrix (m, n): second moments (n, n) X X^T / N of the inputs of the layer.
                 The sweeps then go on from the ring fitted without, to lower the error of the
                 outputs, in which `error` counts too; cores of the columns take conjugate
@@ -97,8 +103,8 @@ def fit_tr(
     error: float | None = None,
     sizes: Sequence[Sequence[int]] | None = None,
     init: str = "svd",
-    n_iter_max: int = 100,
-    tol: float = 1e-5,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
     random_state: int | torch.Generator | None = None,
@@ -111,7 +117,9 @@ def fit_tr(
     """
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
-    check_iteration(n_iter_max, tol)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+    least = TOL if tol is None else tol
+    check_iteration(sweeps, least)
     if init not in INITS:
         raise unknown("init", init, INITS)
     shape = tuple(tensor.shape)
@@ -142,7 +150,7 @@ def fit_tr(
             start = ring_svd(work, ranks, draws)
         else:
             start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
-        cores, errors, settled = iterate(problem, start, n_iter_max, tol)
+        cores, errors, settled = iterate(problem, start, sweeps, least)
         plain = cast(cores)
         if judge is None:
             reason = _reason(plain, len(errors) - 1, settled)
@@ -150,15 +158,17 @@ def fit_tr(
         metric = RingMetric(work.reshape(shape), judge.metric.gram, len(split[0]))
 
         def served() -> Fit[TRFactors]:
-            ring, errors, settled = iterate(metric, cores, n_iter_max, tol)
+            ring, errors, settled = iterate(metric, cores, sweeps, tol)
             reason = f"{_reason(plain, len(errors) - 1, settled)}, outputs, from gram"
             return Fit(cast(ring), tuple(errors), settled, reason)
 
         return fit_or_plain(judge, lambda: plain, served)
 
     if rank is not None:
-        return fit(ring_ranks(rank, flat, tensor.numel()))
-    return _smallest(fit, flat, tensor.numel(), error or 0.0)
+        found = fit(ring_ranks(rank, flat, tensor.numel()))
+    else:
+        found = _smallest(fit, flat, tensor.numel(), error or 0.0)
+    return found if judge is None else finished(found, n_iter_max)
 
 
 def _reason(factors: TRFactors, sweeps: int, settled: bool) -> str:

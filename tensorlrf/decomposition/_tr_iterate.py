@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import settled
 from tensorlrf.decomposition._tr_als import balanced, ridge_at
 
 ROUNDING = 1e-12
@@ -30,10 +31,10 @@ class Swept(Protocol):
 
 
 def iterate(
-    problem: Swept, cores: Sequence[Tensor], n_iter_max: int, tol: float
+    problem: Swept, cores: Sequence[Tensor], n_iter_max: int, tol: float | None
 ) -> tuple[list[Tensor], list[float], bool]:
-    """Sweeps until one gains less than `tol`; the ring, the errors on the way, which never rise,
-    and whether it came to that.
+    """Sweeps until one gains less than `tol`, for None until more would gain little; the ring, the
+    errors on the way, which never rise, and whether it came to that.
 
     Alternating least squares goes slowly along curved valleys in nearly one direction, so a sweep
     begins ahead of where the last one ended (as the enhanced line search of Rajih, Comon &
@@ -51,9 +52,9 @@ def iterate(
                 return best, errors, True
             reach, last, most = 0.0, best, max(1.0, most / 4)
             continue
-        small = errors[-1] - error <= tol * error
         last, best = best, tried
         errors.append(error)
+        small = settled(errors, tol)
         if small and reach == 0.0 and sweep >= PLAIN:
             return best, errors, True
         reach = 0.0 if small or sweep < PLAIN - 1 else min(most, max(REACH, GROWTH * reach))

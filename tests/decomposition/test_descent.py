@@ -21,6 +21,7 @@ from tensorlrf.decomposition import (
     fit_hierarchical,
     fit_kron,
     fit_monarch,
+    fit_tr,
     fit_tt,
     fit_tt_matrix,
     fit_tucker,
@@ -36,6 +37,7 @@ N = 24
 FITS: dict[str, Callable[..., Fit[Any]]] = {
     "tt_matrix": lambda w, **k: fit_tt_matrix(w, 0.4, order=3, **k),
     "tt": lambda w, **k: fit_tt(w.reshape(N, 6, 2, 2), 0.4, **k),
+    "tr": lambda w, **k: fit_tr(w, 0.4, sizes=((4, 6), (6, 4)), random_state=0, **k),
     "kron": lambda w, **k: fit_kron(w, 0.4, shapes=((4, 6), (6, 4)), random_state=0, **k),
     "blr": lambda w, **k: fit_blr(w, 3, block=6, **k),
     "hierarchical": lambda w, **k: fit_hierarchical(w, 3, leaf=6, **k),
