@@ -7,6 +7,8 @@ Nothing here reads a value back from the device.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,10 @@ from tensorlrf.factors._cp import khatri_rao
 RIDGE_START = 1e-2
 RIDGE_DECAY = 0.3
 RIDGE_FLOOR = {torch.float32: 5e-7, torch.float64: 1e-12}
+
+# Added to the diagonal of a system of columns near unit length: far below what counts, with an
+# inverse within the dtype.
+_LEAST = {torch.float32: 1e-30, torch.float64: 1e-200}
 
 
 @dataclass(frozen=True)
@@ -145,22 +151,9 @@ def normalise(solution: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(length > tiny, unit, old), length.to(torch.float64)
 
 
-def update_mode(state: CPState, mode: int, mttkrp: Tensor, ridge: float, measure: bool) -> CPState:
-    """The least-squares factor of one mode, all others held; `mttkrp` is (n_mode, s r)."""
-    old = state.factors[mode]
-    system = hadamard(state.grams, mode)
-    rhs = mttkrp.view(old.shape)
-    before = old * state.weights.to(old.dtype)
-    factor, weights = normalise(proximal_solve(system, rhs, before, ridge), old)  # (n, s, r)
-    own = gram(factor)
-    progress = state.progress
-    if measure:
-        inner = (rhs.to(torch.float64) * (factor * weights)).sum((0, 2))  # <X, X_hat>
-        model = (weights[:, None] @ (system * own) @ weights[:, :, None]).flatten()  # ||X_hat||^2
-        progress = model - 2 * inner
-    return CPState(
-        _put(state.factors, mode, factor), weights, _put(state.grams, mode, own), progress
-    )
+def unit_of(norm: float) -> float:
+    """A power of two near a norm; one for that of a zero tensor."""
+    return math.ldexp(1.0, math.frexp(norm)[1]) if norm > 0 else 1.0
 
 
 def als_sweep(
@@ -169,35 +162,121 @@ def als_sweep(
     ridge: float,
     fixed: frozenset[int] = frozenset(),
     *,
+    unit: float = 1.0,
     measure: bool = False,
 ) -> CPState:
-    """One pass over all modes that are not fixed: two full contractions.
+    """One pass over all modes that are not fixed; see `als_sweeps`."""
+    return als_sweeps(tensor, state, (ridge,), fixed, unit=unit, measure=measure)
 
-    `measure` brings `progress` up to date, at the cost of a few small products.
+
+def als_sweeps(
+    tensor: CutTensor,
+    state: CPState,
+    ridges: Sequence[float],
+    fixed: frozenset[int] = frozenset(),
+    *,
+    unit: float = 1.0,
+    measure: bool = False,
+) -> CPState:
+    """A pass over all modes that are not fixed, two full contractions, for each of the ridges.
+
+    Meanwhile the first free mode has the weights in its columns, as multiples of `unit`, a power
+    of two near ||X||, so that squares of them stay within float32; columns are brought to unit
+    length at the end. `measure` brings `progress` up to date, by a few small products.
     """
-    cut = tensor.cut
-    last = [k for k in (*cut.inner, *cut.outer) if k not in fixed][-1]
+    free = [k for k in (*tensor.cut.inner, *tensor.cut.outer) if k not in fixed]
+    sweep = _Sweep(tensor, state, free, unit)
+    for ridge in ridges:
+        sweep.over_modes(ridge)
+    columns = [u.view(old.shape) for u, old in zip(sweep.columns, state.factors, strict=True)]
+    factors, grams = list(state.factors), list(state.grams)
+    weights = torch.full_like(state.weights, unit)
+    for k in free:
+        factors[k], length = normalise(columns[k], state.factors[k])
+        grams[k] = gram(factors[k])
+        weights = weights * length
+    progress = sweep.progress() * unit**2 if measure else state.progress
+    return CPState(tuple(factors), weights, tuple(grams), progress)
 
-    def descend(state: CPState, partial: Tensor, modes: tuple[int, ...]) -> CPState:
+
+class _Sweep:
+    """Columns (n_k, s r) in which the model is unit times the sum of their outer products, and
+    their Grams in float64, (s, r, r), of one start (r, r).
+
+    The step of a mode is that of unit columns: with D the lengths that the columns of the others
+    multiply up to, the ridge is on (B - B_old) D, and D^2 is the diagonal of the system (the
+    scaling of Marquardt 1963). So nothing is normalised between modes.
+    """
+
+    def __init__(self, tensor: CutTensor, state: CPState, free: list[int], unit: float) -> None:
+        self.tensor, self.free, self.starts, self.unit = tensor, free, state.starts, unit
+        self.columns, first = state.columns, free[0]
+        weights = (state.weights / unit).to(self.columns[first].dtype).flatten()
+        self.columns[first] = self.columns[first] * weights
+        self.grams = [g[0] if self.starts == 1 else g for g in state.grams]
+        self.grams[first] = self._gram(self.columns[first])
+        self.identity = torch.eye(
+            state.weights.shape[1], dtype=torch.float64, device=state.weights.device
+        )
+        # A column of zeros has a system of zeros, and stays as it is.
+        self.floor = self.identity * _LEAST[self.columns[0].dtype]
+        self.measured = self.floor, self.columns[0]
+
+    def over_modes(self, ridge: float) -> None:
+        ridged = self.identity * ridge + 1.0
+        cut = self.tensor.cut
+        if self._any_free(cut.inner):
+            self._descend(self.tensor.contract_outer(self.columns), cut.inner, ridged)
+        if self._any_free(cut.outer):
+            self._descend(self.tensor.contract_inner(self.columns), cut.outer, ridged)
+
+    def progress(self) -> Tensor:
+        """||X_hat||^2 - 2 <X, X_hat> of each start, (s,), in squares of the unit."""
+        system, rhs = self.measured
+        last = self.free[-1]
+        model = (system * self.grams[last]).view(self.starts, -1).sum(1)
+        products = rhs.to(torch.float64) * self.columns[last]
+        inner = products.view(len(rhs), self.starts, -1).sum((0, 2))
+        return model - 2 * inner / self.unit
+
+    def _any_free(self, modes: tuple[int, ...]) -> bool:
+        return any(k in self.free for k in modes)
+
+    def _descend(self, partial: Tensor, modes: tuple[int, ...], ridged: Tensor) -> None:
         """Update `modes` in order, from the tensor already contracted over all others."""
         if len(modes) == 1:
-            return update_mode(state, modes[0], partial, ridge, measure and modes[0] == last)
-        at = split(tuple(cut.shape[k] for k in modes))
+            return self._update(modes[0], partial, ridged)
+        at = split(tuple(self.tensor.cut.shape[k] for k in modes))
         left, right = modes[:at], modes[at:]
-        if not fixed.issuperset(left):
-            other = khatri_rao(tuple(state.factors[k].flatten(1) for k in right))
-            state = descend(state, contract_right(partial, other), left)
-        if not fixed.issuperset(right):
-            other = khatri_rao(tuple(state.factors[k].flatten(1) for k in left))
-            state = descend(state, contract_left(partial, other), right)
-        return state
+        if self._any_free(left):
+            other = khatri_rao(tuple(self.columns[k] for k in right))
+            self._descend(contract_right(partial, other), left, ridged)
+        if self._any_free(right):
+            other = khatri_rao(tuple(self.columns[k] for k in left))
+            self._descend(contract_left(partial, other), right, ridged)
+        return None
 
-    if not fixed.issuperset(cut.inner):
-        state = descend(state, tensor.contract_outer(state.columns), cut.inner)  # (M, s r)
-    if not fixed.issuperset(cut.outer):
-        state = descend(state, tensor.contract_inner(state.columns), cut.outer)  # (P Q, s r)
-    return state
+    def _update(self, mode: int, rhs: Tensor, ridged: Tensor) -> None:
+        """The least-squares factor of one mode, all others held; `rhs` (n_mode, s r) is of X."""
+        old = self.columns[mode]
+        system = hadamard(tuple(self.grams), mode)
+        damped = torch.addcmul(self.floor, system, ridged)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(damped)[0]).to(old.dtype)
+        near = system.to(old.dtype)
+        scale = 1 / self.unit
+        if self.starts == 1:
+            residual = torch.addmm(rhs, old, near, beta=scale, alpha=-1)
+            new = torch.addmm(old, residual, inverse)
+        else:
+            rows = old.view(len(old), self.starts, -1).transpose(0, 1)  # (s, n, r)
+            wanted = rhs.view(len(old), self.starts, -1).transpose(0, 1)
+            step = torch.baddbmm(wanted, rows, near, beta=scale, alpha=-1)
+            new = torch.baddbmm(rows, step, inverse).transpose(0, 1).flatten(1)
+        self.columns[mode], self.grams[mode] = new, self._gram(new)
+        self.measured = system, rhs
 
-
-def _put(values: tuple[Tensor, ...], index: int, value: Tensor) -> tuple[Tensor, ...]:
-    return (*values[:index], value, *values[index + 1 :])
+    def _gram(self, columns: Tensor) -> Tensor:
+        if self.starts > 1:
+            return gram(columns.view(len(columns), self.starts, -1))
+        wide = columns.to(torch.float64)
+        return wide.mT @ wide

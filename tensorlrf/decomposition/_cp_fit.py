@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, als_sweep, ridge_at
+from tensorlrf.decomposition._cp_als import CPState, als_sweeps, ridge_at, unit_of
 from tensorlrf.decomposition._cp_residual import square_residuals
 from tensorlrf.decomposition._mttkrp import CutTensor
 
@@ -47,6 +47,7 @@ def run_als(
     norm is ||X||; a zero tensor has absolute errors.
     """
     scale = norm if norm > 0 else 1.0
+    unit = unit_of(norm)
     dtype = tensor.blocks.dtype
     noise = 4 * torch.finfo(dtype).eps
     history: list[list[float]] = []
@@ -60,8 +61,11 @@ def run_als(
         block = min(every, stopping.sweeps - done)
         # A sweep is many small operations, which cost less where autograd has nothing to note.
         with torch.inference_mode():
-            for sweep in range(done, done + block):
-                state = als_sweep(tensor, state, ridge_at(sweep, dtype), fixed)
+            # Lengths may drift from one for some sweeps, not for as many as one likes.
+            for first in range(done, done + block, CHECKPOINT_EVERY):
+                past = min(first + CHECKPOINT_EVERY, done + block)
+                ridges = [ridge_at(sweep, dtype) for sweep in range(first, past)]
+                state = als_sweeps(tensor, state, ridges, fixed, unit=unit)
         state = state.copied()
         done += block
         errors = relative(square_residuals(tensor, state), scale)

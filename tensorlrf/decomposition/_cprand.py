@@ -24,6 +24,7 @@ from tensorlrf.decomposition._cp_als import (
     als_sweep,
     make_state,
     ridge_at,
+    unit_of,
 )
 from tensorlrf.decomposition._cp_fit import (
     CHECKPOINT_EVERY,
@@ -272,13 +273,16 @@ def _exact_phase(
 ) -> Outcome:
     """At most ten exact sweeps, ended as soon as one lowers the error too little."""
     dtype = problem.data.blocks.dtype
+    unit = unit_of(problem.norm)
     state = make_state(list(state.factors), state.weights)
     reason = f"{MAX_EXACT_SWEEPS} exact sweeps were made"
     converged = False
     errors = list(trace)
     for _ in range(0, 0 if stopped else MAX_EXACT_SWEEPS, _LOOK_EVERY):
         for _ in range(_LOOK_EVERY):
-            state = als_sweep(problem.data, state, RIDGE_FLOOR[dtype], fixed, measure=True)
+            state = als_sweep(
+                problem.data, state, RIDGE_FLOOR[dtype], fixed, unit=unit, measure=True
+            )
         before = errors[-1] if len(errors) > len(trace) else math.inf
         errors.append(_progress(problem, state))
         if stopping.watch is not None and stopping.watch(state, errors[-1]):
