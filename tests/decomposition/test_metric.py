@@ -78,6 +78,8 @@ def error(weight: Tensor, dense: Tensor, inputs: Tensor) -> float:
     return float(((wide - dense.double().reshape(N, N)) @ x).norm() / (wide @ x).norm())
 
 
+# A ring has more to gain in few directions than its default sweeps reach, and says so.
+@pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("name", FITS)
 def test_what_inputs_do_not_span_follows_the_plain_fit(name: str, inputs: str) -> None:
