@@ -66,7 +66,7 @@ class CPState:
 
     def start(self, index: int) -> CPState:
         """One of the starts, alone."""
-        return self.pick([index])
+        return self if self.starts == 1 else self.pick([index])
 
     def pick(self, indices: list[int]) -> CPState:
         """Some of the starts."""

@@ -40,13 +40,13 @@ def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor
     if tensor.numel() == 0:
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}, which holds no element")
     # max|x| is NaN or Inf exactly when some element is, and needs no mask of the tensor's size.
-    low, high = tensor.detach().aminmax()
-    if not (torch.isfinite(low) & torch.isfinite(high)):
-        kind = "NaN" if torch.isnan(low) | torch.isnan(high) else "Inf"
+    low, high = map(float, tensor.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        kind = "NaN" if math.isnan(low) or math.isnan(high) else "Inf"
         raise ArgumentError(
             f"{name} contains {kind}; clean it first (torch.nan_to_num) or find where it came from"
         )
-    _check_room(tensor, max(abs(float(low)), abs(float(high))), name)
+    _check_room(tensor, max(abs(low), abs(high)), name)
     return tensor
 
 

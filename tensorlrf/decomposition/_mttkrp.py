@@ -148,7 +148,7 @@ def contract_right(partial: Tensor, right: Tensor) -> Tensor:
 def contract_left(partial: Tensor, left: Tensor) -> Tensor:
     """(a b, c) with (a, c) over a -> (b, c), column by column."""
     a, c = left.shape
-    return (partial.view(a, -1, c) * left[:, None, :]).sum(0)
+    return (partial.view(a, -1, c) * left.unsqueeze(1)).sum(0)
 
 
 def mode_gram(tensor: Tensor, mode: int) -> Tensor:

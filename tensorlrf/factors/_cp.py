@@ -83,7 +83,7 @@ def khatri_rao(factors: tuple[Tensor, ...]) -> Tensor:
     """Columnwise Kronecker product, first factor slowest: (prod n_k, r)."""
     product = factors[0]
     for f in factors[1:]:
-        product = (product[:, None, :] * f[None, :, :]).reshape(-1, f.shape[1])
+        product = (product.unsqueeze(1) * f).reshape(-1, f.shape[1])
     return product
 
 
