@@ -16,8 +16,9 @@ from tensorlrf.compression._structured import Structured
 from tensorlrf.compression.calibration._calibrate import Seen, check_statistics
 from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._site import Site
-from tensorlrf.compression.calibration._statistics import Statistics, output_error
+from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.decomposition import cp, fit_svd, svd, tucker
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
 from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
 
@@ -163,9 +164,19 @@ class _Job:
         return min(tried, key=lambda f: f.judged)
 
     @cached_property
-    def stats_as_warranted(self) -> list[Statistics] | None:
-        """Those of the fit, as shrunk as so many samples warrant."""
-        return None if self.stats is None else [s.shrunk(s.warranted) for s in self.stats]
+    def judging(self) -> OutputError | None:
+        """By what candidates are compared: inputs held out, or those of the fit, as shrunk as so
+        many samples warrant; None where there are none."""
+        if self.held is not None:
+            return OutputError(self.weights, self.held)
+        if self.stats is None:
+            return None
+        return OutputError(self.weights, [s.shrunk(s.warranted) for s in self.stats])
+
+    @cached_property
+    def fitting(self) -> OutputError | None:
+        """On the inputs that factors are fitted to."""
+        return None if self.stats is None else OutputError(self.weights, self.stats)
 
     def _in_doubt(self, fit: Factored) -> bool:
         """Whether the samples may be too few: by their number, or by what the fit to them does on
@@ -191,27 +202,21 @@ class _Job:
             parts.append(_Part(weight, statistics.shrunk(amounts[-1])))
         with gathering(ConvergenceWarning) as unfinished:
             factors, method = self._decompose(method, parts)
-        dense = [f.to_dense().to(w.dtype) for f, w in zip(factors, self.weights, strict=True)]
         shifts: list[Tensor | None] = [None] * len(parts)
         if affine and self.stats is not None:
-            groups = zip(self.stats, self.weights, dense, strict=True)
-            shifts = [s.shift(w, a) for s, w, a in groups]
+            groups = zip(self.stats, self.weights, factors, strict=True)
+            shifts = [s.shift(w, f.to_dense().to(w.dtype)) for s, w, f in groups]
         whole = factors[0] if len(factors) == 1 else Grouped.stack(factors)
 
-        def error(statistics: Sequence[Statistics] | None) -> float | None:
-            if statistics is None:
-                return None
-            return output_error(self.weights, dense, statistics, shifts)
-
         weight_error = whole.rel_error(self.site.weight)
-        judged = error(self.stats_as_warranted if self.held is None else self.held)
+        judged = None if self.judging is None else self.judging.of(factors, shifts)
         return Factored(
             whole,
             method,
             weight_error,
             weight_error if judged is None else judged,
-            error(self.stats),
-            error(self.held),
+            None if self.fitting is None else self.fitting.of(factors, shifts),
+            None if self.held is None else judged,
             self.count,
             data_aware=aware,
             shrinkage=max(amounts, default=None),
@@ -248,14 +253,18 @@ class _Part:
         if statistics is not None and statistics.lag is not None:
             self.wanted = corrected(weight, statistics.gram, statistics.lag)
 
+    @cached_property
+    def metric(self) -> Metric | None:
+        """Of the inputs. They are known to be sums of squares, which nobody has to look into."""
+        return None if self.gram is None else Metric.known(self.gram)
+
     def rank_for(self, method: Method, state: Any) -> Any:
         """The least rank within the method's error."""
         error = method.error
         if isinstance(method, SVD):
-            fit = fit_svd(
-                self.wanted, error=error, gram=self._metric(method), random_state=state,
-                **(method.options() if self._metric(method) is None else {}),
-            )  # fmt: skip
+            metric = self._metric(method)
+            options = method.options() if metric is None else {}
+            fit = fit_svd(self.wanted, error=error, gram=metric, random_state=state, **options)
             return fit.factors.rank
         if isinstance(method, Tucker):
             if self.gram is None:
@@ -304,28 +313,30 @@ class _Part:
         options = method.options()
         rank: Any = method.rank
         if isinstance(method, SVD):
-            matrix: LowRank = svd(
-                self.wanted, rank, gram=self._metric(method), random_state=state,
-                **(options if self._metric(method) is None else {}),
-            )  # fmt: skip
+            metric = self._metric(method)
+            options = options if metric is None else {}
+            matrix: LowRank = svd(self.wanted, rank, gram=metric, random_state=state, **options)
             return matrix
         if isinstance(method, Tucker):
             if self.gram is not None:
                 options = {k: options[k] for k in ("n_iter_max", "tol")}
             found: TuckerFactors = tucker(
-                self.wanted, rank, modes=(0, 1), gram=self.gram, random_state=state, **options
+                self.wanted, rank, modes=(0, 1), gram=self.metric, random_state=state, **options
             )
             return found
         if isinstance(method, Structured):
-            return method.decompose(self.wanted, self.gram, state)
+            return method.decompose(self.wanted, self.metric, state)
         assert isinstance(method, CP)
         if self.gram is not None:
             options = {k: options[k] for k in ("n_iter_max", "tol", "init", "n_restarts")}
-        return cp(self.wanted, rank, gram=self.gram, random_state=state, **options)
+        return cp(self.wanted, rank, gram=self.metric, random_state=state, **options)
 
-    def _metric(self, method: SVD) -> Tensor | None:
-        if self.gram is None or method.metric == "full":
-            return self.gram
+    def _metric(self, method: SVD) -> Metric | Tensor | None:
+        if self.gram is None:
+            return None
+        if method.metric == "full":
+            assert self.metric is not None
+            return self.metric.with_outputs(self.wanted)
         # (E x_i^2)^alpha: columns scaled by the root of it, rms^alpha.
         return torch.diag(self.gram.diagonal().clamp(min=0) ** ASVD_ALPHA)
 

@@ -16,6 +16,7 @@ from tensorlrf.decomposition._blr_spectra import Place
 from tensorlrf.decomposition._hierarchical import _rule as rule_of
 from tensorlrf.decomposition._hierarchical_tree import least_params
 from tensorlrf.decomposition._kron_shapes import has_proper_pairs, proper_pairs, sides
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._monarch import near_root
 from tensorlrf.decomposition._rangefinder import check_sketch
@@ -77,7 +78,7 @@ class Structured(Method):
         whole, least = matrix_ladder(shape[0], math.prod(shape[1:])), self.least_params(shape)
         return Ladder(whole.dense, tuple(rung for rung in whole.rungs if rung.params >= least))
 
-    def decompose(self, weight: Tensor, gram: Tensor | None, random_state: State) -> Factors:
+    def decompose(self, weight: Tensor, gram: Metric | None, random_state: State) -> Factors:
         """Factors of a weight, in the metric of its inputs where they are known."""
         options = {**self.options(), "gram": gram}
         if self.draws:

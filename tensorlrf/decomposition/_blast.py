@@ -18,6 +18,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._gram_metric import GramMetric
 from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition._threads import threaded
@@ -172,7 +173,7 @@ class _Solver:
     def whitened(self) -> Spectrum | None:
         """The same in the metric of the inputs, if there is one."""
         gram = self.weight.gram
-        return None if gram is None else GramMetric(self.weight.matrix, gram)
+        return None if gram is None else GramMetric(self.weight.matrix, Metric(gram, 0.0))
 
     def solve(self, r: int) -> Fit[BlastFactors]:
         """Bases of rank r."""

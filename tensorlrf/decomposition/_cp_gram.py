@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._gram_metric import GramMetric, output_error
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._tucker2_gram import RIDGE, cholesky, conjugate_gradients
 from tensorlrf.factors._cp import khatri_rao
 
@@ -87,7 +88,7 @@ class CPMetric:
     def best_matrix(self, rank: int) -> Terms:
         """The optimum for a matrix (O, I), in closed form (see `GramMetric`)."""
         most = min(self.matrix.shape)
-        left, right = GramMetric(self.matrix, self.gram).split(min(rank, most))
+        left, right = GramMetric(self.matrix, Metric(self.gram, 0.0)).split(min(rank, most))
         more = rank - left.shape[1]
         zeros = self.matrix.new_zeros(self.matrix.shape[0], more)
         other = self.matrix.new_ones(self.matrix.shape[1], more)

@@ -58,7 +58,7 @@ class Judge(Generic[F]):
     @cached_property
     def moments(self) -> Tensor:
         """W G, (m, n)."""
-        return self.matrix @ self.metric.given
+        return self.metric.times_given(self.matrix, self.scale)
 
     @cached_property
     def energy(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._gram import complete, descending_eigh
+from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._spectrum import ratio
 
 
@@ -17,20 +18,22 @@ class GramMetric:
 
     U are the eigenvectors of the second moments of the outputs, W G W^T, and `energies` its
     eigenvalues. The error is what is left out of them: it equals that of the truncated SVD of
-    W S with G = S S^T (Wang et al., "SVD-LLM", 2024, section 3.2), without S or its inverse.
+    W S with G = S S^T (Wang et al., "SVD-LLM", 2024, section 3.2), without S or its inverse. Where
+    m <= n nothing of side n is taken apart, and with W G known nothing is multiplied by G either.
+
+    `matrix` is W / scale.
     """
 
-    def __init__(self, matrix: Tensor, gram: Tensor) -> None:
+    def __init__(self, matrix: Tensor, metric: Metric, scale: float = 1.0) -> None:
         self.matrix = matrix
-        self.gram = gram
+        self.metric = metric
         m, n = matrix.shape
         wide = matrix.to(torch.float64)
-        self.moments = wide @ gram  # W G, (m, n)
         if m <= n:
-            energies, self.basis = descending_eigh(self.moments @ wide.T)
+            energies, self.basis = descending_eigh(metric.times(matrix, scale) @ wide.T)
         else:
-            # The nonzero part of W G W^T = (W L)(W L)^T has at most n directions.
-            outputs = wide @ square_root(gram)  # (m, n)
+            # The nonzero part of W G W^T = (W S)(W S)^T has at most n directions.
+            outputs = wide @ square_root(metric.gram)  # (m, n)
             energies, right = descending_eigh(outputs.T @ outputs)
             self.basis, _ = torch.linalg.qr(outputs @ right)
         self.energies = energies.detach()
@@ -49,7 +52,8 @@ class GramMetric:
 
     def rel_error(self, left: Tensor, right: Tensor) -> float:
         """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - left right."""
-        return output_error(self.matrix, self.moments, self.gram, left, right)
+        gram, wide = self.metric.gram, self.matrix.to(torch.float64)
+        return output_error(wide, wide @ gram, gram, left, right)
 
 
 def output_error(

@@ -6,7 +6,8 @@ With X the inputs as columns and G = X X^T / N, the mean of |D x|^2 over the inp
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,50 +17,99 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._shrinkage import (
     ROUNDING,
     is_definite,
+    is_spanned,
     least_amount,
     mean_eigenvalue,
     shrunk,
+    spanning_amount,
 )
 from tensorlrf.errors import ArgumentError, ShapeError
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Second moments (n, n), in float64 and times a power of four that brings them near one.
+    """Second moments (n, n), checked, in float64 and times a power of four that brings them near
+    one.
 
     given      as they were given: in them errors are told
-    gram       shrunk, so that every direction counts: in them fits are made, and chosen
-    shrinkage  by how much, from 0 to 1
+    shrinkage  by how much they are shrunk, from 0 to 1
+    outputs    W G for the weight W (m, n) that is to be fitted, `given` as G and both in float64,
+               where whoever knows the moments knows that as well
     """
 
     given: Tensor
-    gram: Tensor
     shrinkage: float
+    outputs: Tensor | None = None
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Shrunk, so that every direction counts: in it fits are made, and chosen."""
+        return shrunk(self.given, self.shrinkage)
 
     @property
     def ridge(self) -> float:
         """What the plain norm counts in `gram`."""
         return self.shrinkage * mean_eigenvalue(self.given)
 
+    def times_given(self, matrix: Tensor, scale: float) -> Tensor:
+        """W G / scale in float64 for `matrix` W / scale, in the moments as they were given."""
+        if self.outputs is None:
+            return matrix.to(torch.float64) @ self.given
+        return self.outputs / scale
+
+    def times(self, matrix: Tensor, scale: float) -> Tensor:
+        """The same in the shrunk moments, which are not made where the other product is known."""
+        wide = matrix.to(torch.float64)
+        if self.outputs is None:
+            return wide @ self.gram
+        return (self.outputs * ((1 - self.shrinkage) / scale)).add_(wide, alpha=self.ridge)
+
+    @classmethod
+    def known(cls, gram: Tensor) -> Metric:
+        """Of moments (n, n) in float64 that are sums of squares in which every direction counts,
+        and need no check. They are not changed."""
+        root = _root_of(_largest(gram))
+        return cls(gram if root == 1.0 else (gram / root).div_(root), 0.0)
+
+    def with_outputs(self, weight: Tensor) -> Metric:
+        """For fits to the weight (m, ...), W (m, n), of which several need W G."""
+        return replace(self, outputs=weight.detach().flatten(1).to(torch.float64) @ self.given)
+
 
 def input_metric(gram: Any, mean: Any, n: int, like: Tensor) -> Metric:
-    """`gram`, checked, about `mean` (n,) where that is given, and shrunk by the least amount.
+    """`gram`, checked, about `mean` (n,) where that is given, and shrunk by the least amount; a
+    `Metric` is one already.
 
     Raises ShapeError where it is not (n, n), ArgumentError where it is not finite, on another
     device than `like`, not symmetric or not positive semidefinite; likewise for a mean of another
     length or device, or one that the moments contradict: G - mean mean^T has no eigenvalue below
     zero.
     """
-    matrix, root = check_gram(gram, n, like)
+    if isinstance(gram, Metric):
+        return gram
+    matrix, root, slack = _symmetric(gram, n, like)
     if mean is not None:
+        _refuse_indefinite(matrix, root, slack)
         matrix = _about(mean, gram, matrix, root)
-    amount = least_amount(matrix)
-    return Metric(matrix, shrunk(matrix, amount), amount)
+    elif is_spanned(matrix):  # definite then, by the one factorisation that tells both
+        return Metric(matrix, 0.0)
+    else:
+        _refuse_indefinite(matrix, root, slack)
+        return Metric(matrix, spanning_amount(matrix))
+    return Metric(matrix, least_amount(matrix))
 
 
 def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:
     """`gram` as a checked symmetric (n, n) float64 matrix on the device of `like`, divided by the
     square of a power of two that brings it near one; and that power."""
+    matrix, root, slack = _symmetric(gram, n, like)
+    _refuse_indefinite(matrix, root, slack)
+    return matrix, root
+
+
+def _symmetric(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float, float]:
+    """The same before it is known to be positive semidefinite, and how far below zero rounding may
+    leave its eigenvalues."""
     given = as_tensor(gram, "gram")
     if tuple(given.shape) != (n, n):
         raise ShapeError(
@@ -71,19 +121,18 @@ def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:
             f"gram is on {given.device} but the weight is on {like.device}; move it with .to()"
         )
     matrix = given.detach().to(torch.float64)
-    largest = float(matrix.abs().max())
+    largest = _largest(matrix)
     if largest == 0.0:
-        return matrix, 1.0
-    # Squares of the largest float64 numbers have room then, and the smallest do not vanish.
-    root = 2.0 ** (math.frexp(largest)[1] // 2)
-    matrix = matrix / root
-    matrix /= root
+        return matrix, 1.0, 0.0
+    root = _root_of(largest)
+    if root != 1.0:
+        matrix = (matrix / root).div_(root)
     # Two products with a vector of signs, which no pattern of G is likely to be orthogonal to,
     # tell symmetry from its absence; G - G^T itself would read a large matrix across its rows.
     signs = torch.ones(n, dtype=torch.float64, device=matrix.device)
     signs[torch.arange(n, device=matrix.device) * 7919 % 104729 % 3 == 0] = -1.0
     forward, backward = matrix @ signs, matrix.T @ signs
-    scale = float(matrix.abs().max())
+    scale = largest / root / root
     skew = float((forward - backward).abs().max())
     if skew > 1e-3 * scale * n**0.5:
         raise ArgumentError(
@@ -97,6 +146,22 @@ def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:
         raise ArgumentError(
             "gram has a negative entry on its diagonal; second moments X X^T / N cannot have one"
         )
+    return matrix, root, slack
+
+
+def _largest(matrix: Tensor) -> float:
+    """The largest absolute value, without a copy of the matrix."""
+    low, high = matrix.aminmax()
+    return max(-float(low), float(high))
+
+
+def _root_of(largest: float) -> float:
+    """A power of two by whose square a matrix comes near one: squares of the largest float64
+    numbers have room then, and the smallest do not vanish."""
+    return float(2.0 ** (math.frexp(largest)[1] // 2)) if largest > 0 else 1.0
+
+
+def _refuse_indefinite(matrix: Tensor, root: float, slack: float) -> None:
     if (least := _negative(matrix, slack)) is not None:
         raise ArgumentError(
             f"gram is indefinite: its most negative eigenvalue is {least * root * root:.3g}, and "
@@ -104,7 +169,6 @@ def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:
             f"{-slack * root * root:.3g}); pass the moments of inputs, or clip it: values, vectors "
             "= torch.linalg.eigh(gram); gram = (vectors * values.clamp(min=0)) @ vectors.T"
         )
-    return matrix, root
 
 
 def _slack(matrix: Tensor, dtype: torch.dtype) -> float:

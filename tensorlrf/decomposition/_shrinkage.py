@@ -48,7 +48,7 @@ def ledoit_wolf(gram: Tensor, fourth: float, samples: int) -> float:
     gram     (n, n) over `samples` inputs x
     fourth   mean of |x|^4
     """
-    whole = float(gram.square().sum())
+    whole = float(torch.linalg.vector_norm(gram)) ** 2
     scatter = whole - float(gram.diagonal().sum()) ** 2 / len(gram)  # |G - m I|^2
     if samples < 2:
         return 1.0
@@ -65,6 +65,12 @@ def least_amount(gram: Tensor) -> float:
 
     `gram` (n, n), float64, positive semidefinite up to rounding.
     """
+    return 0.0 if is_spanned(gram) else spanning_amount(gram)
+
+
+def share_of_least(gram: Tensor) -> float:
+    """What each direction is to hold at the least, over the mean eigenvalue; more than rounding
+    takes from any direction of sums of squares."""
     variances = gram.diagonal()
     mean = float(variances.mean())
     if not mean > 0:
@@ -72,9 +78,18 @@ def least_amount(gram: Tensor) -> float:
     # One input that is far larger than all others would make the mean a poor measure of these.
     live = variances[variances > ROUNDING * variances.max()]
     typical = min(mean, float(live.median()))
-    amount = max(LEAST * typical / mean, 4 * len(gram) ** 0.5 * ROUNDING)
-    if is_definite(gram, -amount * mean / 2):
-        return 0.0
+    return float(max(LEAST * typical / mean, 4 * len(gram) ** 0.5 * ROUNDING))
+
+
+def is_spanned(gram: Tensor) -> bool:
+    """Whether every direction holds half of what it is to hold at the least."""
+    return is_definite(gram, -share_of_least(gram) * float(gram.diagonal().mean()) / 2)
+
+
+def spanning_amount(gram: Tensor, amount: float = 0.0) -> float:
+    """The least amount, no less than a given one, after which every direction holds as much."""
+    mean = float(gram.diagonal().mean())
+    amount = max(amount, share_of_least(gram))
     # What is left where large moments cancel may be further from positive than rounding is.
     while amount < 1 and not is_definite(shrunk(gram, amount), -amount * mean / 2):
         amount *= 4
@@ -83,6 +98,13 @@ def least_amount(gram: Tensor) -> float:
 
 def is_definite(gram: Tensor, shift: float) -> bool:
     """Whether G + shift I is positive definite, (n, n): whether it has a Cholesky factor."""
+    return cholesky(gram, shift)[1]
+
+
+def cholesky(gram: Tensor, shift: float) -> tuple[Tensor, bool]:
+    """(the Cholesky factor of G + shift I, whether there is one)"""
     shifted = gram.clone()
     shifted.diagonal().add_(shift)
-    return not bool(torch.linalg.cholesky_ex(shifted)[1])
+    info = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(shifted, out=(shifted, info))  # no more than one copy of G
+    return shifted, not bool(info)

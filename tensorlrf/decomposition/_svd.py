@@ -229,7 +229,7 @@ def _fit(
     if gram is not None:
         metric, how = input_metric(gram, mean, n, tensor), "outputs, from gram"
         judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right))
-        spectrum = GramMetric(matrix, metric.gram)
+        spectrum = GramMetric(matrix, metric, scale)
         half = square_root(metric.gram) if moving.requires_grad else None
     elif method == "randomized":
         basis = range_of(matrix, r or 1, n_power_iter, n_oversample, draws)

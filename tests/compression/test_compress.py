@@ -17,7 +17,7 @@ from tensorlrf.compression import SVD, Tucker, _factor, compress
 from tensorlrf.compression._factor import Options, factor
 from tensorlrf.compression.calibration._calibrate import Seen
 from tensorlrf.compression.calibration._site import Site
-from tensorlrf.compression.calibration._statistics import output_error
+from tensorlrf.compression.calibration._statistics import OutputError
 from tensorlrf.decomposition import cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors
@@ -188,7 +188,7 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
     plain = factor("conv", site, config, None, Options())
 
     def error(factors: Factors) -> float:
-        return output_error([site.weight], [factors.to_dense()], inputs)
+        return OutputError([site.weight], inputs).of([factors])
 
     # Rounding of the factors to float32, relative to the outputs.
     slack = 64 * torch.finfo(torch.float32).eps

@@ -19,7 +19,7 @@ from tensorlrf.compression.calibration._correction import (
 )
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
-from tensorlrf.compression.calibration._statistics import Stream, output_error
+from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.errors import ArgumentError
 
 
@@ -84,7 +84,7 @@ def test_moments_tell_the_error_of_any_weight(
             lost += float((y0 - outputs(layer, other, x)).square().sum())
             total += float(y0.square().sum())
     (statistics,) = stream.statistics()
-    measured = output_error([weight], [other], [statistics])
+    measured = OutputError([weight], [statistics]).of([other])
     assert measured == pytest.approx(math.sqrt(lost / total), rel=1e-10)
 
 

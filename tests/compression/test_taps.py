@@ -17,7 +17,7 @@ import tensorlrf
 from tensorlrf import compress
 from tensorlrf.compression.calibration import _moments
 from tensorlrf.compression.calibration._site import Site
-from tensorlrf.compression.calibration._statistics import Stream, output_error
+from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn import Plain, register_plain
 from tests.compression.networks import relative, seeded, set_weights
@@ -102,7 +102,7 @@ def test_moments_of_every_group_are_those_of_its_patches(
     lost = (wanted - outputs(conv, other, x)).square().sum()
     lost = lost + (first - outputs(conv, other, x[:1])).square().sum()
     whole = wanted.square().sum() + first.square().sum()
-    told = output_error(Site.of(conv).group_weights(), other.chunk(conv.groups), statistics)
+    told = OutputError(Site.of(conv).group_weights(), statistics).of(other.chunk(conv.groups))
     assert axes == Site.of(conv).taps.axes  # type: ignore[union-attr]
     assert told == pytest.approx(float((lost / whole).sqrt()), rel=1e-9)
 

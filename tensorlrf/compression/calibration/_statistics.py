@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.decomposition._metric import about_mean
 from tensorlrf.decomposition._shrinkage import least_amount, ledoit_wolf, shrunk
+from tensorlrf.factors import Factors, LowRank
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Statistics:
         zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
         return Statistics(centred, zeros, self.count, lag, zeros, fourth)
 
-    @property
+    @cached_property
     def warranted(self) -> float:
         """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
         less than it takes for what they do not span to follow the plain fit."""
@@ -80,45 +82,80 @@ class Statistics:
 
     def shift(self, weight: Tensor, approximation: Tensor) -> Tensor:
         """The best b for an approximation: (O,), float64."""
-        shift = _matrix(weight - approximation) @ self.mean
+        return self.best_shift(_matrix(weight - approximation))
+
+    def best_shift(self, difference: Tensor) -> Tensor:
+        """The same for W - A (O, n), float64."""
+        shift = difference @ self.mean
         return shift if self.lag is None else shift + self.lag.mean
 
-    def lost(self, weight: Tensor, approximation: Tensor, shift: Tensor | None = None) -> float:
-        """E||W x0 - A x - b||^2."""
-        value = self._energy(_matrix(weight - approximation))
-        if shift is not None:
-            best = self.shift(weight, approximation)
-            value += float((shift * (shift - 2 * best)).sum())
-        return max(0.0, value)
-
-    def whole(self, weight: Tensor) -> float:
-        """E||W x0||^2."""
-        return max(0.0, self._energy(_matrix(weight)))
-
-    def _energy(self, matrix: Tensor) -> float:
-        product = matrix @ self.gram
+    def energy(self, difference: Tensor, product: Tensor) -> float:
+        """E||W x0 - A x||^2 for D = W - A (O, n) and D G: of W itself E||W x0||^2."""
         if self.lag is None:
-            return float((product * matrix).sum())
-        return float(((product + 2 * self.lag.cross) * matrix).sum()) + self.lag.lost
+            return max(0.0, float((product * difference).sum()))
+        cross = float(((product + 2 * self.lag.cross) * difference).sum())
+        return max(0.0, cross + self.lag.lost)
 
 
 def _matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1).to(torch.float64)
 
 
-def output_error(
-    weights: Sequence[Tensor],
-    approximations: Sequence[Tensor],
-    statistics: Sequence[Statistics],
-    shifts: Sequence[Tensor | None] | None = None,
+class OutputError:
+    """Relative error of the outputs of all groups of a layer together, root mean square, without
+    bias: of one approximation after another, while what they are relative to is known."""
+
+    def __init__(self, weights: Sequence[Tensor], statistics: Sequence[Statistics]) -> None:
+        self.weights = weights
+        self.statistics = statistics
+
+    @cached_property
+    def products(self) -> list[Tensor]:
+        """W G of each group, (O, n)."""
+        groups = zip(self.weights, self.statistics, strict=True)
+        return [_matrix(w) @ s.gram for w, s in groups]
+
+    @cached_property
+    def whole(self) -> float:
+        """E||W x0||^2 over all groups."""
+        groups = zip(self.weights, self.products, self.statistics, strict=True)
+        return sum(s.energy(_matrix(w), product) for w, product, s in groups)
+
+    def of(
+        self,
+        approximations: Sequence[Factors | Tensor],
+        shifts: Sequence[Tensor | None] | None = None,
+    ) -> float:
+        """Of an approximation of each group's weight, with a shift of its bias or None."""
+        shifts = [None] * len(self.weights) if shifts is None else shifts
+        groups = zip(
+            self.weights, self.products, approximations, self.statistics, shifts, strict=True
+        )
+        lost = sum(_lost(w, product, f, s, b) for w, product, f, s, b in groups)
+        return math.sqrt(lost / self.whole) if self.whole > 0 else 0.0
+
+
+def _lost(
+    weight: Tensor,
+    product: Tensor,
+    approximation: Factors | Tensor,
+    known: Statistics,
+    shift: Tensor | None,
 ) -> float:
-    """Relative error of the outputs of all groups together, root mean square, without bias."""
-    shifts = [None] * len(weights) if shifts is None else shifts
-    lost = whole = 0.0
-    for w, a, s, b in zip(weights, approximations, statistics, shifts, strict=True):
-        lost += s.lost(w, a, b)
-        whole += s.whole(w)
-    return math.sqrt(lost / whole) if whole > 0 else 0.0
+    """E||W x0 - A x - b||^2 from W G: nothing of it is squared before it cancels."""
+    if isinstance(approximation, LowRank):  # r rows, no more, are multiplied by G
+        left, right = approximation.left.to(torch.float64), approximation.right.to(torch.float64)
+        dense, moved = left @ right, left @ (right @ known.gram)
+    else:
+        whole = approximation if isinstance(approximation, Tensor) else approximation.to_dense()
+        dense = _matrix(whole.to(weight.dtype))
+        moved = dense @ known.gram
+    difference = _matrix(weight) - dense
+    lost = known.energy(difference, product - moved)
+    if shift is None:
+        return lost
+    best = known.best_shift(difference)
+    return max(0.0, lost + float((shift * (shift - 2 * best)).sum()))
 
 
 class Stream:
