@@ -1,4 +1,4 @@
-# make demo | test | lint | bench            make their own environment in .venv, from nothing
+# make demo | test | lint | bench | docs     make their own environment in .venv, from nothing
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
 #                                            and whatever reads the models of the examples
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
@@ -11,7 +11,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples test test-layers test-whole test-compiled test-slow test-triton-3.6 lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest clean
+.PHONY: demo examples test test-layers test-whole test-compiled test-slow test-triton-3.6 lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -54,6 +54,10 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# The site, from pages and result files; asks no network.
+docs: $(VENV)/.docs
+	$(RUN) -m sphinx -q -W -n --keep-going -b html docs build/docs
 
 # Each suite in a process of its own, so that none inherits another's memory or threads.
 bench: $(READY)
@@ -111,5 +115,9 @@ $(VENV)/.examples: $(READY) requirements-examples.txt
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -r requirements-examples.txt
 	touch $(VENV)/.examples
 
+$(VENV)/.docs: $(READY)
+	$(RUN) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[docs]'
+	touch $(VENV)/.docs
+
 clean:
-	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/results build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
-"""The kernel table of the README, made from result files.
+"""The kernel table of docs/kernels.md, made from result files.
 
-    python -m bench.kernel_table        rewrites the part of README.md between the two marks
+    python -m bench.kernel_table        rewrites the part of docs/kernels.md between the two marks
 
 A kernel that no result file has a row of says so: it has been compiled for every chip and run in
 Triton's interpreter, and that is all.
@@ -19,6 +19,7 @@ from bench.report import geometric_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "kernels.md"
 BEGIN, END = "<!-- kernels: python -m bench.kernel_table -->", "<!-- kernels end -->"
 NOT_TIMED = "compiled and interpreted, not yet timed"
 
@@ -191,19 +192,19 @@ def _cell(values: Iterable[float | None], unit: str, *, least: bool = True) -> s
     return f"{geometric_mean(found):.2f}{unit} ({worst:.2f}{unit})"
 
 
-def written(readme: str, folder: Path = RESULTS) -> str:
-    """The README with its table made anew. Raises ValueError where the marks are missing."""
-    before, mark, rest = readme.partition(BEGIN)
+def written(page: str, folder: Path = RESULTS) -> str:
+    """The page with its table made anew. Raises ValueError where the marks are missing."""
+    before, mark, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (mark and end):
-        raise ValueError(f"README.md lacks the marks {BEGIN!r} and {END!r}")
+        raise ValueError(f"docs/kernels.md lacks the marks {BEGIN!r} and {END!r}")
     return f"{before}{BEGIN}\n{section(folder)}\n{END}{after}"
 
 
 def main() -> int:
     """The command; returns the exit code."""
-    path = ROOT / "README.md"
-    temporary = path.with_name(".README.md.part")
+    path = PAGE
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(written(path.read_text()))
     os.replace(temporary, path)
     return 0

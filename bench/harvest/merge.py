@@ -1,10 +1,10 @@
-"""What is committed of a harvest: result files, launch tables, and the rows of the README.
+"""What is committed of a harvest: result files, launch tables, and the rows of docs/kernels.md.
 
     python -m bench.harvest.merge DIR
 
 Nothing is written but what the rows say: a case that was not timed keeps what an earlier run of the
-same GPU found, a launch that was not tuned its heuristic, and a kernel without a row says in the
-README that it was not timed. The constants are printed, to be put into `_chip.py` by hand.
+same GPU found, a launch that was not tuned its heuristic, and a kernel without a row says on its
+page that it was not timed. The constants are printed, to be put into `_chip.py` by hand.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("harvest", type=Path, help="folder of a harvest")
     parser.add_argument("--results", type=Path, default=kernel_table.RESULTS)
     parser.add_argument("--tables", type=Path, default=SHIPPED)
-    parser.add_argument("--readme", type=Path, default=kernel_table.ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=kernel_table.PAGE)
     given = parser.parse_args(arguments)
     try:
         told = list(rows(given.harvest))
         for path in written(told, given.results, given.tables):
             print(path)
-        _readme(given.readme, given.results)
+        _page(given.page, given.results)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -151,7 +151,7 @@ def _number(value: Any) -> str:
     return f"{value:.2e}" if isinstance(value, float) else str(value or "")
 
 
-def _readme(path: Path, results: Path) -> None:
+def _page(path: Path, results: Path) -> None:
     _replace(path, kernel_table.written(path.read_text(), results))
 
 

@@ -1,4 +1,4 @@
-"""Result files, tables and README rows from the rows of a harvest that never was."""
+"""Result files, tables and rows of docs/kernels.md from the rows of a harvest that never was."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ ROWS = [
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[str]:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    given = {"results": "results", "tables": "tables", "readme": "README.md"}
+    page = tmp_path / "kernels.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    given = {"results": "results", "tables": "tables", "page": "kernels.md"}
     options = [word for k, v in given.items() for word in (f"--{k}", str(tmp_path / v))]
     return [str(tmp_path / "harvest"), *options]
 
@@ -75,9 +75,9 @@ def test_everything_that_was_measured_is_written(
     assert result["machine"]["constants"] == {"bandwidth": 4.2e12}
     assert result["machine"]["failed"] == ["kron"]
     assert result["machine"]["not_reached"] == ["blr"]
-    readme = (tmp_path / "README.md").read_text()
-    assert "| Tiny GPU | 1.50x (1.50x) | 4.00x (4.00x) | 1.50 (1.50) |" in readme
-    assert readme.count(NOT_TIMED) == len(KERNELS) - 1
+    page = (tmp_path / "kernels.md").read_text()
+    assert "| Tiny GPU | 1.50x (1.50x) | 4.00x (4.00x) | 1.50 (1.50) |" in page
+    assert page.count(NOT_TIMED) == len(KERNELS) - 1
     table = json.loads((tmp_path / "tables" / "tiny-gpu-triton-3.6.json").read_text())
     found = table["launches"]["lowrank_linear.forward"]["bfloat16"]["16x4096x4096x64"]
     assert LaunchConfig.from_json(found) == LAUNCH
@@ -113,9 +113,9 @@ def test_nothing_is_made_of_nothing(
     assert merge.main(folders) == 2
     assert "no row says on which machine" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
-    assert "old" in (tmp_path / "README.md").read_text()
+    assert "old" in (tmp_path / "kernels.md").read_text()
     harvest(tmp_path / "harvest", ROWS[:1])
     assert merge.main(folders) == 0
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "tables").exists()
-    assert (tmp_path / "README.md").read_text().count(NOT_TIMED) == len(KERNELS)
+    assert (tmp_path / "kernels.md").read_text().count(NOT_TIMED) == len(KERNELS)

@@ -1,4 +1,4 @@
-"""The example of the README: its data repeat, it learns, and the script runs to its end."""
+"""The example of docs/measured.md: its data repeat, it learns, and the script runs to its end."""
 
 from __future__ import annotations
 
