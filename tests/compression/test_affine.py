@@ -59,8 +59,9 @@ def test_never_above_the_linear_form_on_the_inputs_fitted_to(
     affine, linear = both(conv, method, x)
     assert affine.fit_error is not None
     assert linear.fit_error is not None
-    # Moments of float32 products; squared errors are differences of terms near one.
-    assert affine.fit_error**2 <= linear.fit_error**2 + 1e-4
+    if isinstance(method, SVD):  # an optimum; sweeps of CP end in one valley or another
+        # Moments of float32 products; squared errors are differences of terms near one.
+        assert affine.fit_error**2 <= linear.fit_error**2 + 1e-4
     # The bias it adds is (W - A) E[x], and with it the error is the true one.
     assert affine.shift is not None
     new, old = affine.factors.to_dense(), conv.weight.detach()

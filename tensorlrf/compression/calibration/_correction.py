@@ -92,7 +92,7 @@ class InputLags:
         d = x0 - x
         add_products(self._cross, d, x)
         add_squares(self._squares, d)
-        self._sum += d.sum(0, dtype=torch.float64)
+        self._sum += d.sum(0).to(torch.float64)
         self.count += x.shape[0]
 
     def merge(self, other: Self) -> None:
@@ -128,18 +128,19 @@ class OutputLags:
         if taps is None:
             x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x.shape[-1])
             e = F.linear(x0 - x, weight)  # (N, O)
-            cross, summed = e.T @ x, e.sum(0, dtype=torch.float64)
+            cross, summed = e.T @ x, e.sum(0).to(torch.float64)
             self.count += x.shape[0]
         else:
             x = taps.padded(x)
             e = taps.apply(taps.padded(x0) - x, weight)  # (batch, O, *positions)
             # The gradient of a conv in its weight is this very sum over positions.
             cross = taps.weight_gradient(x, weight.shape, e).flatten(1)
-            summed = e.sum((0, *range(2, e.ndim)), dtype=torch.float64)
+            summed = e.flatten(2).sum(2).sum(0, dtype=torch.float64)
             self.count += e.numel() // e.shape[1]
         self._cross += cross
         self._sum += summed
-        self._lost += torch.linalg.vector_norm(e, dtype=torch.float64) ** 2
+        rows = e.flatten(2) if e.ndim > 2 else e  # of places, or of outputs
+        self._lost += torch.linalg.vector_norm(rows, dim=-1).to(torch.float64).square().sum()
 
     def merge(self, other: Self) -> None:
         """Take what another one of the same layer has seen."""

@@ -6,6 +6,7 @@ a mean mu, of which E|x - mu|^4 is a combination of the moments here and there, 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -24,7 +25,7 @@ class Lengths:
     def add(self, rows: Tensor) -> None:
         """Take inputs (N, n)."""
         if rows.shape[0]:
-            squares = rows.square().sum(1, dtype=torch.float64)  # (N,)
+            squares = torch.linalg.vector_norm(rows, dim=1).to(torch.float64).square()  # (N,)
             largest = self._take(squares)
             self.cubes += largest * ((squares / largest).to(rows.dtype) @ rows).to(torch.float64)
 
@@ -33,14 +34,23 @@ class Lengths:
         sum of |pixel|^2 under the taps."""
         if not padded.shape[0]:
             return
-        pixels = padded.square().sum(1, keepdim=True).to(torch.float64)
+        pixels = torch.linalg.vector_norm(padded, dim=1, keepdim=True).to(torch.float64).square()
         squares = sum(taps.windows(pixels))
         assert isinstance(squares, Tensor)  # (batch, 1, *positions)
         largest = self._take(squares)
         shares = (squares / largest).to(padded.dtype)
-        # Sums over the places of a batch in the dtype of the inputs, as the products of G are.
-        cubes = [(x * shares).sum((0, *range(2, x.ndim))) for x in taps.windows(padded)]
-        self.cubes += largest * torch.stack(cubes, dim=1).flatten().to(torch.float64)
+        # What a tap reads is multiplied by the share of the patch that it reads it for. Laid out on
+        # the grid for several taps, as wide as half of the input, they take one product, in the
+        # dtype of the inputs as those of G are.
+        several = max(1, padded.shape[1] // 2)
+        images, cubes = padded.flatten(2), []
+        for first in range(0, taps.size, several):
+            some = range(first, min(first + several, taps.size))
+            laid = padded.new_zeros(padded.shape[0], len(some), *padded.shape[2:])
+            for k, window in enumerate(itertools.islice(taps.windows(laid), first, some.stop)):
+                window[:, k] = shares[:, 0]
+            cubes.append((images @ laid.flatten(2).mT).sum(0))  # (I, taps)
+        self.cubes += largest * torch.cat(cubes, dim=1).flatten().to(torch.float64)
 
     def merge(self, other: Lengths) -> None:
         """Take what another one of the same layer has seen."""

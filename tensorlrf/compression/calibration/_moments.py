@@ -7,7 +7,8 @@ Products are made in float32 (float64 for float64 inputs) over at most `COLUMNS`
 up in float64. By Cauchy-Schwarz an entry is then off by no more than COLUMNS * 6e-8 of
 sqrt(G_ii G_jj), in practice by sqrt(COLUMNS) of that unit or less since BLAS sums in blocks, and
 this does not grow with N. Directions that hold less than about 1e-6 of the energy are below it;
-an output error of 1e-3 is where they would begin to matter.
+an output error of 1e-3 is where they would begin to matter. Sums over an axis are in the dtype of
+the inputs too, which torch sums in cascades: for sums in float64 it copies all of them.
 
 Beside G, 8 n^2 bytes, and a product, 4 n^2, a conv needs at a time padded images of 16 MB, or one
 that is larger, once more in float64, and patches of 16 MB, or of one output row if that is more.
@@ -83,7 +84,7 @@ class LinearMoments(Moments):
         rows = raised(x.detach()).reshape(-1, x.shape[-1])  # (N, n)
         add_squares(self._products, rows)
         self.lengths.add(rows)
-        self._sum += rows.sum(0, dtype=torch.float64)
+        self._sum += rows.sum(0).to(torch.float64)
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> None:

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +60,11 @@ class Taps:
         """Numbers in one patch of one group: n."""
         return self.channels * math.prod(self.kernel)
 
+    @property
+    def size(self) -> int:
+        """Taps of the kernel."""
+        return math.prod(self.kernel)
+
     def one_group(self) -> Taps:
         """The same for each group's channels by themselves."""
         return replace(self, groups=1)
@@ -99,21 +103,30 @@ class Taps:
         )
 
     def sums(self, padded: Tensor) -> Tensor:
-        """The sum of all patches, (n,) in float64, for the padded input of one group."""
-        sums = [
-            seen.sum((0, *range(2, seen.ndim)), dtype=torch.float64)
-            for seen in self.windows(padded)
-        ]
-        return torch.stack(sums, dim=1).flatten()
+        """The sum of all patches, (n,) in float64, for the padded input of one group: along one
+        axis after the other, so that few taps read all of it."""
+        seen = padded
+        for axis, positions in reversed(list(enumerate(self.positions(padded)))):
+            windows = [self._window(seen, axis, t, positions) for t in range(self.kernel[axis])]
+            # The first in the dtype of the input, of which torch would make a copy in float64.
+            seen = torch.stack([w.sum(2 + axis) for w in windows], dim=2 + axis).to(torch.float64)
+        return seen.sum(0).flatten()  # (channels, *kernel)
 
     def windows(self, padded: Tensor) -> Iterator[Tensor]:
         """What each tap sees of a padded input, views (batch, channels, *positions)."""
         positions = self.positions(padded)
         for at in itertools.product(*map(range, self.kernel)):
-            window: list[Any] = [slice(None), slice(None)]
-            for t, d, p, step in zip(at, self.dilation, positions, self.stride, strict=True):
-                window.append(slice(t * d, t * d + (p - 1) * step + 1, step))
-            yield padded[tuple(window)]
+            seen = padded
+            for axis, t in enumerate(at):
+                seen = self._window(seen, axis, t, positions[axis])
+            yield seen
+
+    def _window(self, seen: Tensor, axis: int, t: int, positions: int) -> Tensor:
+        """What the taps with index t along an axis see of it, at so many positions, a view."""
+        first, step = t * self.dilation[axis], self.stride[axis]
+        window = [slice(None)] * seen.ndim
+        window[2 + axis] = slice(first, first + (positions - 1) * step + 1, step)
+        return seen[tuple(window)]
 
     def apply(self, padded: Tensor, weight: Tensor) -> Tensor:
         """The convolution itself, without bias."""
