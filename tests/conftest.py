@@ -1,4 +1,5 @@
-"""Skips what needs a GPU where there is none; the same code runs elsewhere on the CPU."""
+"""Skips what needs a GPU where there is none, and starts every test from one seed, whichever tests
+were run before; the same code runs elsewhere on the CPU."""
 
 from __future__ import annotations
 
@@ -27,3 +28,4 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 "TRITON_INTERPRET=1 in the environment; `make test` runs each kind in its process",
                 pytrace=False,
             )
+    torch.manual_seed(0)

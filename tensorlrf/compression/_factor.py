@@ -205,7 +205,7 @@ class _Job:
         shifts: list[Tensor | None] = [None] * len(parts)
         if affine and self.stats is not None:
             groups = zip(self.stats, self.weights, factors, strict=True)
-            shifts = [s.shift(w, f.to_dense().to(w.dtype)) for s, w, f in groups]
+            shifts = [s.shift(w - f.to_dense().to(w.dtype)) for s, w, f in groups]
         whole = factors[0] if len(factors) == 1 else Grouped.stack(factors)
 
         weight_error = whole.rel_error(self.site.weight)

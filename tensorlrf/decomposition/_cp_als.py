@@ -245,7 +245,8 @@ class _Sweep:
     def _descend(self, partial: Tensor, modes: tuple[int, ...], ridged: Tensor) -> None:
         """Update `modes` in order, from the tensor already contracted over all others."""
         if len(modes) == 1:
-            return self._update(modes[0], partial, ridged)
+            self._update(modes[0], partial, ridged)
+            return
         at = split(tuple(self.tensor.cut.shape[k] for k in modes))
         left, right = modes[:at], modes[at:]
         if self._any_free(left):
@@ -254,7 +255,6 @@ class _Sweep:
         if self._any_free(right):
             other = khatri_rao(tuple(self.columns[k] for k in left))
             self._descend(contract_left(partial, other), right, ridged)
-        return None
 
     def _update(self, mode: int, rhs: Tensor, ridged: Tensor) -> None:
         """The least-squares factor of one mode, all others held; `rhs` (n_mode, s r) is of X."""

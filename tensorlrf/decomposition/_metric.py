@@ -88,15 +88,13 @@ def input_metric(gram: Any, mean: Any, n: int, like: Tensor) -> Metric:
     if isinstance(gram, Metric):
         return gram
     matrix, root, slack = _symmetric(gram, n, like)
-    if mean is not None:
-        _refuse_indefinite(matrix, root, slack)
-        matrix = _about(mean, gram, matrix, root)
-    elif is_spanned(matrix):  # definite then, by the one factorisation that tells both
+    if mean is None and is_spanned(matrix):  # by the one factorisation it is definite, too
         return Metric(matrix, 0.0)
-    else:
-        _refuse_indefinite(matrix, root, slack)
+    _refuse_indefinite(matrix, root, slack)
+    if mean is None:
         return Metric(matrix, spanning_amount(matrix))
-    return Metric(matrix, least_amount(matrix))
+    centred = _about(mean, gram, matrix, root)
+    return Metric(centred, least_amount(centred))
 
 
 def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:

@@ -86,10 +86,10 @@ def is_spanned(gram: Tensor) -> bool:
     return is_definite(gram, -share_of_least(gram) * float(gram.diagonal().mean()) / 2)
 
 
-def spanning_amount(gram: Tensor, amount: float = 0.0) -> float:
-    """The least amount, no less than a given one, after which every direction holds as much."""
+def spanning_amount(gram: Tensor) -> float:
+    """The least amount after which every direction holds as much."""
     mean = float(gram.diagonal().mean())
-    amount = max(amount, share_of_least(gram))
+    amount = share_of_least(gram)
     # What is left where large moments cancel may be further from positive than rounding is.
     while amount < 1 and not is_definite(shrunk(gram, amount), -amount * mean / 2):
         amount *= 4
@@ -98,13 +98,8 @@ def spanning_amount(gram: Tensor, amount: float = 0.0) -> float:
 
 def is_definite(gram: Tensor, shift: float) -> bool:
     """Whether G + shift I is positive definite, (n, n): whether it has a Cholesky factor."""
-    return cholesky(gram, shift)[1]
-
-
-def cholesky(gram: Tensor, shift: float) -> tuple[Tensor, bool]:
-    """(the Cholesky factor of G + shift I, whether there is one)"""
     shifted = gram.clone()
     shifted.diagonal().add_(shift)
     info = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(shifted, out=(shifted, info))  # no more than one copy of G
-    return shifted, not bool(info)
+    return not bool(info)

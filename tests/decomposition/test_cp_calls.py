@@ -52,11 +52,14 @@ def test_sweeps_together_are_sweeps_one_by_one(shape: tuple[int, ...], starts: i
     tensor = torch.randn(shape, generator=rng, dtype=torch.float64)
     data, state = CutTensor.of(tensor), random_start(tensor, 3, starts, rng)
     ridges = [1e-2, 1e-3, 1e-4, 1e-5]
+    # The ridge bounds the condition of a system, by which columns of other lengths round otherwise.
+    rounding = 4 * torch.finfo(torch.float64).eps * sum(1 / ridge for ridge in ridges)
     together = als_sweeps(data, state, ridges, unit=8.0)
     for ridge in ridges:
         state = als_sweeps(data, state, [ridge], measure=True)
     measured = als_sweeps(data, together, [1e-5], unit=8.0, measure=True)
-    torch.testing.assert_close(together.weights, state.weights, rtol=1e-8, atol=1e-10)
+    largest = float(state.weights.max())
+    assert float((together.weights - state.weights).abs().max()) <= rounding * largest
     for ours, theirs in zip(together.factors, state.factors, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+        assert float((ours - theirs).abs().max()) <= rounding  # of columns of unit length
     assert bool((measured.progress <= state.progress + 1e-9).all())

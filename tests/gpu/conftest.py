@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from zlib import crc32
 
 import pytest
-import torch
 
 from tensorlrf_kernels import _launch
+from tests.float32 import as_it_is
 
 VARIABLE = "TENSORLRF_SHARD"  # "3/12" is the fourth of twelve parts
 
@@ -18,10 +18,8 @@ VARIABLE = "TENSORLRF_SHARD"  # "3/12" is the fourth of twelve parts
 @pytest.fixture
 def ieee_float32() -> Iterator[None]:
     """tf32 off, and nothing remembered of launches that failed."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
+    with as_it_is():
+        yield
     assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
     assert not _launch._apart, f"cooperative launches that were refused: {_launch._apart}"
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from tests.float32 import as_it_is
 
 
 @pytest.fixture
 def ieee_float32() -> Iterator[None]:
     """tf32 off."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-    yield
-    matmul.fp32_precision = before
+    with as_it_is():
+        yield

@@ -80,13 +80,9 @@ class Statistics:
             lag = Lag((1 - amount) * lag.cross, lag.mean, lag.lost)
         return replace(self, gram=shrunk(self.gram, amount), lag=lag)
 
-    def shift(self, weight: Tensor, approximation: Tensor) -> Tensor:
-        """The best b for an approximation: (O,), float64."""
-        return self.best_shift(_matrix(weight - approximation))
-
-    def best_shift(self, difference: Tensor) -> Tensor:
-        """The same for W - A (O, n), float64."""
-        shift = difference @ self.mean
+    def shift(self, difference: Tensor) -> Tensor:
+        """The best b for D = W - A, (O, n) or as the weight is: (O,), float64."""
+        shift = _matrix(difference) @ self.mean
         return shift if self.lag is None else shift + self.lag.mean
 
     def energy(self, difference: Tensor, product: Tensor) -> float:
@@ -154,7 +150,7 @@ def _lost(
     lost = known.energy(difference, product - moved)
     if shift is None:
         return lost
-    best = known.best_shift(difference)
+    best = known.shift(difference)
     return max(0.0, lost + float((shift * (shift - 2 * best)).sum()))
 
 

@@ -58,7 +58,7 @@ class Taps:
     @property
     def patch(self) -> int:
         """Numbers in one patch of one group: n."""
-        return self.channels * math.prod(self.kernel)
+        return self.channels * self.size
 
     @property
     def size(self) -> int:
