@@ -25,6 +25,7 @@ from tensorlrf._files._given import PathLike, as_path
 from tensorlrf._files._replace import (
     cannot_write,
     exists,
+    foreign,
     new_part,
     remove,
     sweep,
@@ -117,7 +118,7 @@ def check_folder(target: Path, names: Collection[str] | None, overwrite: bool) -
         )
     there = present(target, names)
     for name in there if names is not None else ():
-        if os.path.exists(target / name) and not os.path.isfile(target / name):
+        if foreign(target / name):
             raise FileError(f"path={str(target / name)!r} is no file, and no file replaces it")
     if there and not overwrite:
         raise exists(target if names is None else target / there[0])

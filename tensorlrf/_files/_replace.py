@@ -63,14 +63,33 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
 def check_target(target: Path, overwrite: bool) -> None:
     """Raise FileError where a file cannot become `target`, or may not replace what is there."""
     name = os.fspath(target)
-    if os.path.isdir(target):
+    kind = foreign(target)
+    if kind == "folder":
         raise FileError(f"path={name!r} is a folder; give the name of a file")
     if not os.path.isdir(target.parent):
         raise MissingFileError(f"path={name!r}: the folder {str(target.parent)!r} is missing")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise FileError(f"path={name!r} is a {_kind(target)}, which no file replaces")
+    if kind:
+        raise FileError(f"path={name!r} is a {kind}, which no file replaces")
     if not overwrite and os.path.lexists(target):
         raise exists(target)
+
+
+def foreign(path: Path) -> str:
+    """In a word, what is there and is no file; empty where it is one, and where nothing is.
+
+    By one look: before a second one, another may have put aside what the first one saw.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    kinds = {
+        stat.S_ISREG: "",
+        stat.S_ISDIR: "folder",
+        stat.S_ISFIFO: "pipe",
+        stat.S_ISSOCK: "socket",
+    }
+    return next((word for test, word in kinds.items() if test(mode)), "device")
 
 
 def exists(target: Path) -> FileError:
@@ -229,9 +248,3 @@ def sync_names(folder: Path) -> None:
             raise
     finally:
         os.close(file)
-
-
-def _kind(path: Path) -> str:
-    mode = os.stat(path).st_mode
-    kinds = {stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device"}
-    return next((word for test, word in kinds.items() if test(mode)), "device")

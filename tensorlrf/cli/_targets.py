@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tensorlrf._files._folder import present, put_right
+from tensorlrf._files._replace import foreign
 from tensorlrf.compression.checkpoint._folder import TENSORS
 from tensorlrf.errors import FileError
 
@@ -17,7 +18,7 @@ def check_file(target: Path, source: Path, force: bool) -> None:
     if target.suffix != ".safetensors":
         raise FileError(f"-o {target}: files are written as .safetensors; give such a name")
     _check_parent(target)
-    if target.exists() and not target.is_file():
+    if foreign(target):
         raise FileError(f"-o {target} is no file, and no file replaces it; give another name")
     if os.path.lexists(target):
         if source.exists() and target.exists() and os.path.samefile(source, target):

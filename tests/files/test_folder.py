@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tensorlrf._files import _locks
-from tensorlrf._files._folder import READY, filling, put_right
-from tensorlrf._files._replace import new_part, replacing
+from tensorlrf._files._folder import READY, check_folder, filling, put_right
+from tensorlrf._files._replace import check_target, new_part, replacing
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfError
 from tests.files.kills import REFUSALS, content, killed, quick_disk, refused, told_of
 
@@ -354,6 +354,29 @@ def test_who_overwrite_at_once_leave_what_one_of_them_wrote(tmp_path: Path) -> N
     found = content(target)
     assert len({found[name] for name in NAMES}) == 1
     assert set(os.listdir(target)) == {*NAMES, "mine"}
+
+
+@pytest.mark.parametrize("check", [check_folder, check_target])
+def test_what_is_put_aside_after_a_look_was_a_file(
+    check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    look, seen = os.stat, list[Path]()
+
+    def last(at: Any, *args: Any, **options: Any) -> os.stat_result:
+        found = look(at, *args, **options)
+        if at == path and not seen:
+            seen.append(path)
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(os, "stat", last)
+    if check is check_folder:
+        check_folder(tmp_path, NAMES, overwrite=True)
+    else:
+        check_target(path, overwrite=True)
+    assert seen == [path]
 
 
 # ---- what others put there ---------------------------------------------------------------------
