@@ -29,7 +29,7 @@ NEAR = 1e-4
 """How far above the least possible one an error may be for Grams in float32 to do."""
 
 GRAM_ERROR = 32
-"""Relative error of a Gram in float32 and its eigenvalues, in units of the rounding of float32 and
+"""Relative error of a Gram and its eigenvalues, in units of the rounding of its dtype and
 as far as sums of eigenvalues feel it: three times the largest of 12 kinds of matrices, up to
 1024 x 20000, of one sign, graded, and of low rank."""
 
@@ -150,10 +150,10 @@ class Matrices:
         return -torch.diff(worst, append=worst.new_zeros(1))
 
 
-def gram_doubt(energies: Tensor, r: int) -> Tensor:
-    """By how much the r largest eigenvalues of Grams in float32, of which there are all (b, k), may
+def gram_doubt(energies: Tensor, r: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """By how much the r largest eigenvalues of Grams in `dtype`, of which there are all (b, k), may
     be wrong together: sqrt(r) |D| for an error D of the Gram (Hoffman & Wielandt 1953)."""
-    eps = torch.finfo(torch.float32).eps
+    eps = torch.finfo(dtype).eps
     together: Tensor = torch.linalg.vector_norm(energies, dim=1)
     return GRAM_ERROR * eps * math.sqrt(r) * together
 

@@ -15,10 +15,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._blr_spectra import stacked_eigh
 from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._gram import identity, thin_svd
 from tensorlrf.decomposition._spectrum import ratio
+from tensorlrf.decomposition._stacked_svd import stacked_eigh
 
 RIDGE = 1e-12
 """Relative to the largest eigenvalue of a normal matrix; it slows a step and moves no minimum."""

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._blr_budget import Ranks
-from tensorlrf.decomposition._blr_spectra import Energies, Place, stacked_eigh
+from tensorlrf.decomposition._blr_spectra import Energies, Place
 from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._gram import descending_eigh
 from tensorlrf.decomposition._spectrum import ratio
+from tensorlrf.decomposition._stacked_svd import stacked_eigh
 
 CUTOFF = 1e-10
 """Directions of the inputs with less than this share of the largest variance are not corrected."""
