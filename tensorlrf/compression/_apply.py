@@ -103,7 +103,7 @@ def apply(
                   the activations of all batches are alive at once. True: one batch's activations
                   at a time, for about L / 2 passes a batch with L layers
     moment_bytes  most bytes that the second moments of one layer's inputs may take, by default half
-                  of the memory that is free: some 24 n^2, or 48 n^2 with batches held out, for n
+                  of the memory that is free: some 16 n^2, or 32 n^2 with batches held out, for n
                   input columns (a convolution has as many as a patch has numbers). A layer that
                   would take more gets the plain method
     example       a batch to time the given and the compressed model on, for the report

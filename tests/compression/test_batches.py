@@ -260,6 +260,8 @@ def test_rows_that_are_not_tokens_are_not_masked() -> None:
     by_token, flat = seeded(2, 3, 5), seeded(6, 5)
     assert torch.equal(batch.tokens_of(by_token), by_token[mask != 0])
     assert torch.equal(batch.tokens_of(flat), flat[mask.flatten() != 0])
+    whole = Batch((), {"attention_mask": torch.ones_like(mask)}, 0)
+    assert whole.tokens_of(by_token) is by_token
     for other in (seeded(2, 5), seeded(2, 4, 5), seeded(3, 2, 5), seeded(7, 5), seeded(5)):
         assert batch.tokens_of(other) is other
     # Additive masks and masks of pairs of tokens are no list of tokens.

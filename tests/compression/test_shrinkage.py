@@ -176,13 +176,13 @@ def test_lengths_are_those_of_the_patches(
         one = taps.one_group()
         rows = one.patches(one.padded(part.double())).reshape(-1, one.patch)
         squares = rows.square().sum(1)
-        assert found.fourth == pytest.approx(float(squares.square().mean()), rel=1e-5)
+        assert found.inputs.fourth == pytest.approx(float(squares.square().mean()), rel=1e-5)
         # Sums in float32 over the places of a batch, whose terms have either sign.
         torch.testing.assert_close(
-            found.cubes, (squares[:, None] * rows).mean(0), rtol=1e-4, atol=1e-4
+            found.inputs.cubes, (squares[:, None] * rows).mean(0), rtol=1e-4, atol=1e-4
         )
         about = (rows - rows.mean(0)).square().sum(1).square().mean()
-        assert found.centred().fourth == pytest.approx(float(about), rel=1e-3, abs=1e-5)
+        assert found.inputs.centred().fourth == pytest.approx(float(about), rel=1e-3, abs=1e-5)
 
 
 def test_lengths_of_huge_inputs_stay_finite() -> None:

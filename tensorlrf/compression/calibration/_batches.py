@@ -57,7 +57,7 @@ class Batch:
         """The rows of a linear layer's input (..., n) that stand for tokens: (N, n). An input that
         is not laid out by tokens stays as it is."""
         mask = self.mask
-        if mask is None or mask.device != x.device:
+        if mask is None or mask.device != x.device or mask.all():
             return x
         if x.shape[:-1] == mask.shape:
             return x[mask]

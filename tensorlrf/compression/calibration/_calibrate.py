@@ -13,12 +13,15 @@ made its earlier calls with the dense weight.
 
 A third way looks at all layers at once, on the inputs that the given model delivers: `at_once`.
 
+Layers that are fed the very same tensor share what is known of it (`_same`).
+
 Padding is no input: rows that an attention mask leaves out are left out of the moments.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -34,6 +37,7 @@ from tensorlrf.compression.calibration._batches import Batch, call
 from tensorlrf.compression.calibration._memory import named_where_memory_ends
 from tensorlrf.compression.calibration._moments import bytes_of
 from tensorlrf.compression.calibration._reads import watch_readers
+from tensorlrf.compression.calibration._same import Course, Fed, Mark, leaders
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
@@ -59,20 +63,29 @@ class Trace:
     calls    how often each layer was called, in the order of the last calls; none of `readers`
     inputs   the input shapes of those calls
     readers  layers whose weights somebody else computed with, and who did
+    after    layers that are called once, and on the very same tensor as the one before: that one
     """
 
     calls: dict[str, int]
     inputs: dict[str, list[tuple[int, ...]]]
     readers: dict[str, str]
+    after: dict[str, str]
 
 
 def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
     """Run the first batch and see in which order the layers are called, and on what."""
     inputs: dict[str, list[tuple[int, ...]]] = {}
+    after: dict[str, str] = {}
+    last: tuple[str, Mark | None] = ("", None)
 
     def arrived(name: str, x: Tensor) -> None:
+        nonlocal last
         # Taken out and put back in, so that the order is that of the last calls.
         inputs[name] = [*inputs.pop(name, []), tuple(x.shape)]
+        mark = Mark.of(x)
+        if mark is not None and mark == last[1]:
+            after[name] = last[0]
+        last = name, mark
 
     own = replica(model)
     layers = {name: site_at(own, name).module for name in names}
@@ -80,7 +93,8 @@ def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
         call(own, batch)
     found = readers()
     calls = {name: len(shapes) for name, shapes in inputs.items() if name not in found}
-    return Trace(calls, inputs, found)
+    after = {name: one for name, one in after.items() if calls.get(name) == calls.get(one) == 1}
+    return Trace(calls, inputs, found, after)
 
 
 class Seen:
@@ -95,6 +109,13 @@ class Seen:
         """Take the input of one call; x0 is what the given model gets there."""
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
+
+    def following(self, site: Site) -> Seen:
+        """Of another layer that has been fed the very same."""
+        twin = copy.copy(self)
+        twin._fit = self._fit.following(site)
+        twin._held = None if self._held is None else self._held.following(site)
+        return twin
 
     def merge(self, other: Seen) -> None:
         """Take what another one has seen of the layer."""
@@ -176,7 +197,10 @@ def _suspended(
     position = {name: k for k, name in enumerate([*others, *trace.calls])}
     seen: dict[str, Seen] = {}
     done: set[str] = set()
-    add = _Adder(calibration, original is not None)
+    lags = original is not None
+    add = _Adder(calibration, lags)
+    fed = Fed(leaders(model, names, trace.after, lags=lags))
+    leading: Seen | None = None
     workers = _workers(model, names, len(calibration.batches))
     share = max(1, min(most_threads(), look().free) // workers)
     # Each pass adds up for itself, and the sums are added in the order of the batches: the result
@@ -186,12 +210,14 @@ def _suspended(
     def forward(k: int, batch: Batch) -> Callable[[Suspendable], None]:
         def run(this: Suspendable) -> None:
             calls: Counter[str] = Counter()
+            course = fed.course()
 
             def arrived(name: str, x: Tensor) -> None:
                 x0 = None if ahead is None else ahead.input_of(name)
                 if name in done:
                     return
-                add(own_seen[k], name, own, batch, x, x0)
+                if not course.follows(name, x, x0):
+                    add(own_seen[k], name, own, batch, x, x0)
                 del x0
                 if ahead is not None:
                     ahead.go_on()
@@ -234,8 +260,19 @@ def _suspended(
         while reached := {name for name in waiting.values() if name is not None}:
             name = min(reached, key=position.__getitem__)
             trim(now=True)  # a fit has much to allocate
-            yield [(name, seen.pop(name))]
+            site = site_at(model, name)
+            if name not in fed.leaders:
+                mine = seen.pop(name)
+                leading = mine.following(site) if fed.leads(name) else None
+                yield [(name, mine)]
+                del mine
+            elif leading is not None and fed.holds(name):
+                yield [(name, leading.following(site))]
+            else:  # here and there it was fed something else
+                yield from _rerun(model, [name], trace, calibration, original)
             done.add(name)
+            if not fed.waiting(name, done):
+                leading = None
             advance([k for k, at in waiting.items() if at == name])
         # Called less often than in the first pass, so never at its last call.
         yield list(seen.items())
@@ -314,11 +351,18 @@ def at_once(
     order = _in_order(names, trace)
     for part in _parts(model, order, 2 if calibration.held else 1):
         seen: dict[str, Seen] = {}
+        fed = Fed(leaders(model, part, trace.after, lags=False))
         for batch in calibration.batches:
-            arrived = _Arrivals(add, seen, model, batch, part[-1], trace.calls.get(part[-1]))
+            last = part[-1]
+            arrived = _Arrivals(add, seen, fed.course(), model, batch, last, trace.calls.get(last))
             own = replica(model)
             with contextlib.suppress(_Captured), _Watch(own, part, arrived):
                 call(own, batch)
+        for name, first in fed.leaders.items():
+            if not fed.holds(name):
+                seen.update(itertools.chain(*_rerun(model, [name], trace, calibration, None)))
+            elif first in seen:
+                seen[name] = seen[first].following(site_at(model, name))
         yield [(name, seen[name]) for name in part if name in seen]
 
 
@@ -344,6 +388,7 @@ class _Arrivals:
 
     add: _Adder
     seen: dict[str, Seen]
+    course: Course
     model: nn.Module
     batch: Batch
     last: str
@@ -351,7 +396,8 @@ class _Arrivals:
     calls: int = 0
 
     def __call__(self, name: str, x: Tensor) -> None:
-        self.add(self.seen, name, self.model, self.batch, x)
+        if not self.course.follows(name, x):
+            self.add(self.seen, name, self.model, self.batch, x)
         if name == self.last:
             self.calls += 1
             if self.calls == self.n_calls:

@@ -11,6 +11,7 @@ With few samples the inverse fits noise; a ridge draws W* towards W.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from tensorlrf.compression.calibration._taps import Taps
 
 RIDGE = 0.01
 """Of the mean eigenvalue of G: directions with less energy keep their weights."""
+
+ROWS = 1 << 10
+"""Inputs of a linear layer whose differences are held at once."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def lag_bytes(shape: Sequence[int], taps: Taps | None) -> int:
     """What `lag_moments` of a weight of this shape takes at the most, its moments included."""
     rows, columns = shape[0], math.prod(shape[1:])
     if taps is None and columns <= rows:
-        return 8 * (4 * columns**2 + 2 * rows * columns)
+        return 8 * (2 * columns**2 + 4 * rows * columns)
     return 8 * 3 * rows * columns
 
 
@@ -108,6 +112,12 @@ class InputLags:
         lost = ((weight @ mirrored(self._squares)) * weight).sum() / n
         return Lag(weight @ self._cross / n, weight @ self._sum / n, max(0.0, float(lost)))
 
+    def of(self, weight: Tensor) -> Self:
+        """The same sums, to which nothing is added any more, for another weight."""
+        twin = copy.copy(self)
+        twin._weight = weight.detach().to(torch.float64, copy=True)
+        return twin
+
 
 class OutputLags:
     """Of any layer, from the outputs: 2 n O products a row or patch."""
@@ -127,7 +137,8 @@ class OutputLags:
         taps = self._taps
         if taps is None:
             x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x.shape[-1])
-            e = F.linear(x0 - x, weight)  # (N, O)
+            parts = range(0, max(1, x.shape[0]), ROWS)
+            e = torch.cat([F.linear(x0[k : k + ROWS] - x[k : k + ROWS], weight) for k in parts])
             cross, summed = e.T @ x, e.sum(0).to(torch.float64)
             self.count += x.shape[0]
         else:

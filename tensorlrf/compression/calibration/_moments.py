@@ -93,7 +93,7 @@ class LinearMoments(Moments):
         self._sum += other._sum
 
     def gram(self) -> Tensor:
-        return mirrored(self._products).div_(max(1, self.count))
+        return mirrored(self._products) / max(1, self.count)
 
     def mean(self) -> Tensor:
         return self._sum / max(1, self.count)
@@ -132,7 +132,7 @@ class PatchMoments(Moments):
         self._sum += other._sum
 
     def gram(self) -> Tensor:
-        return mirrored(self._products).div_(max(1, self.count))
+        return mirrored(self._products) / max(1, self.count)
 
     def mean(self) -> Tensor:
         return self._sum / max(1, self.count)
@@ -201,7 +201,7 @@ def moment_bytes(site: Site) -> int:
     """What `moments_of(site)` takes at the most: the sums, and the matrix that is made of them."""
     matrix, taps = 8 * site.columns**2, site.taps
     if taps is None or _is_pointwise(taps) or not _shifts(taps):
-        return 3 * matrix  # `mirrored` has two triangles
+        return 2 * matrix
     kernel = (1, *taps.kernel) if taps.axes == 1 else taps.kernel
     return 8 * taps.channels**2 * sums_of(*kernel) + 2 * matrix
 
@@ -262,6 +262,10 @@ def add_squares(total: Tensor, rows: Tensor) -> None:
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """The symmetric matrix of which `add_squares` has made one half; exactly symmetric."""
-    upper = total.triu()
-    return upper.add_(upper.triu(1).T)
+    """`total`, made exactly symmetric in place after one half of it, which `add_squares` makes."""
+    for top in range(0, len(total), SQUARE):
+        rows = total[top : top + SQUARE, top:]
+        corner, others = rows[:, : len(rows)], rows[:, len(rows) :]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        total[top + SQUARE :, top : top + SQUARE] = others.T
+    return total

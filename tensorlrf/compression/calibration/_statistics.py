@@ -11,6 +11,7 @@ the centred moments, G - mu mu^T and so on.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tensorlrf.compression.calibration._correction import Lag, lag_moments
+from tensorlrf.compression.calibration._correction import (
+    InputLags,
+    Lag,
+    LagMoments,
+    lag_moments,
+)
 from tensorlrf.compression.calibration._lengths import fourth_about_mean
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
@@ -29,12 +35,12 @@ from tensorlrf.factors import Factors, LowRank
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Moments of the inputs of one group over `count` columns.
+class Inputs:
+    """Moments of the inputs of one group over `count` columns: one value for all layers that are
+    fed the same.
 
     gram    (n, n), float64
     mean    (n,), float64
-    lag     of the outputs behind those of the given model; None where that is not the target
     cubes   E|x|^2 x, (n,), float64
     fourth  E|x|^4
     """
@@ -42,9 +48,61 @@ class Statistics:
     gram: Tensor
     mean: Tensor
     count: int
-    lag: Lag | None
     cubes: Tensor
     fourth: float
+
+    @classmethod
+    def of(cls, moments: Moments) -> Inputs:
+        """What has been added up so far."""
+        n = max(1, moments.count)
+        cubes, fourth = moments.lengths.cubes / n, float(moments.lengths.fourth) / n
+        return cls(moments.gram(), moments.mean(), moments.count, cubes, fourth)
+
+    def centred(self) -> Inputs:
+        """The same about the mean."""
+        mu = self.mean
+        centred = about_mean(self.gram, mu, torch.finfo(torch.float32).eps)
+        fourth = fourth_about_mean(self.fourth, self.cubes, self.gram, mu)
+        zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
+        return Inputs(centred, zeros, self.count, zeros, fourth)
+
+    @cached_property
+    def warranted(self) -> float:
+        """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
+        less than it takes for what they do not span to follow the plain fit."""
+        return max(ledoit_wolf(self.gram, self.fourth, self.count), least_amount(self.gram))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of one group of a layer.
+
+    inputs  their moments
+    lag     of the outputs behind those of the given model; None where that is not the target
+    """
+
+    inputs: Inputs
+    lag: Lag | None
+
+    @property
+    def gram(self) -> Tensor:
+        """G, (n, n), float64."""
+        return self.inputs.gram
+
+    @property
+    def mean(self) -> Tensor:
+        """(n,), float64."""
+        return self.inputs.mean
+
+    @property
+    def count(self) -> int:
+        """Columns that the moments are over."""
+        return self.inputs.count
+
+    @property
+    def warranted(self) -> float:
+        """How far the moments are to be drawn towards their mean eigenvalue, 0 to 1."""
+        return self.inputs.warranted
 
     @property
     def known(self) -> bool:
@@ -60,16 +118,7 @@ class Statistics:
                 torch.zeros_like(lag.mean),
                 max(0.0, lag.lost - float(lag.mean.square().sum())),
             )
-        centred = about_mean(self.gram, mu, torch.finfo(torch.float32).eps)
-        fourth = fourth_about_mean(self.fourth, self.cubes, self.gram, mu)
-        zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
-        return Statistics(centred, zeros, self.count, lag, zeros, fourth)
-
-    @cached_property
-    def warranted(self) -> float:
-        """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
-        less than it takes for what they do not span to follow the plain fit."""
-        return max(ledoit_wolf(self.gram, self.fourth, self.count), least_amount(self.gram))
+        return Statistics(self.inputs.centred(), lag)
 
     def shrunk(self, amount: float) -> Statistics:
         """The same, drawn so far; what earlier layers lose is then that much less known from x."""
@@ -78,7 +127,7 @@ class Statistics:
         lag = self.lag
         if lag is not None:
             lag = Lag((1 - amount) * lag.cross, lag.mean, lag.lost)
-        return replace(self, gram=shrunk(self.gram, amount), lag=lag)
+        return Statistics(replace(self.inputs, gram=shrunk(self.gram, amount)), lag)
 
     def shift(self, difference: Tensor) -> Tensor:
         """The best b for D = W - A, (O, n) or as the weight is: (O,), float64."""
@@ -160,12 +209,26 @@ class Stream:
     def __init__(self, site: Site, *, lags: bool) -> None:
         self._site = site
         self._moments: list[Moments] = [moments_of(site) for _ in range(site.groups)]
-        self._lags = [lag_moments(w, site.taps) for w in site.group_weights()] if lags else None
+        self._inputs: list[Inputs] = []
+        self._lags: list[LagMoments] | None = None
+        if lags:
+            self._lags = [lag_moments(w, site.taps) for w in site.group_weights()]
 
     @property
     def count(self) -> int:
         """Columns of each group so far."""
-        return self._moments[0].count
+        return (self._moments or self._inputs)[0].count
+
+    def following(self, site: Site) -> Stream:
+        """Of another layer that is fed the very same, with the same moments: nothing is added to
+        either any more."""
+        self._end()
+        twin = copy.copy(self)
+        twin._site = site
+        if self._lags is not None:
+            pairs = zip(self._lags, site.group_weights(), strict=True)
+            twin._lags = [lag.of(w) for lag, w in pairs if isinstance(lag, InputLags)]
+        return twin
 
     def add(self, x: Tensor, x0: Tensor | None = None) -> None:
         """Take the input of one call, and for lags the one that the given model gets there."""
@@ -185,21 +248,17 @@ class Stream:
                 lag.merge(behind)
 
     def statistics(self) -> tuple[Statistics, ...]:
-        """One for each group."""
-        lags: list[Lag | None] = [None] * len(self._moments)
+        """One for each group; nothing is added any more."""
+        self._end()
+        lags: list[Lag | None] = [None] * len(self._inputs)
         if self._lags is not None:
             lags = [lag.lag() for lag in self._lags]
-        return tuple(
-            Statistics(
-                m.gram(),
-                m.mean(),
-                m.count,
-                lag,
-                m.lengths.cubes / max(1, m.count),
-                float(m.lengths.fourth) / max(1, m.count),
-            )
-            for m, lag in zip(self._moments, lags, strict=True)
-        )
+        return tuple(Statistics(*pair) for pair in zip(self._inputs, lags, strict=True))
+
+    def _end(self) -> None:
+        """Make moments of the sums, which are given up, for they take as much memory."""
+        while self._moments:
+            self._inputs.append(Inputs.of(self._moments.pop(0)))
 
     def _split(self, x: Tensor) -> Sequence[Tensor]:
         taps = self._site.taps
