@@ -30,7 +30,7 @@ from tensorlrf.compression.calibration._lengths import fourth_about_mean
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.decomposition._metric import about_mean
-from tensorlrf.decomposition._shrinkage import least_amount, ledoit_wolf, shrunk
+from tensorlrf.decomposition._shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
 from tensorlrf.factors import Factors, LowRank
 
 
@@ -39,10 +39,12 @@ class Inputs:
     """Moments of the inputs of one group over `count` columns: one value for all layers that are
     fed the same.
 
-    gram    (n, n), float64
-    mean    (n,), float64
-    cubes   E|x|^2 x, (n,), float64
-    fourth  E|x|^4
+    gram       (n, n), float64
+    mean       (n,), float64
+    cubes      E|x|^2 x, (n,), float64
+    fourth     E|x|^4
+    cancelled  whether G is what is left of large moments, as about their mean: it may be further
+               from positive semidefinite than rounding leaves a sum of squares
     """
 
     gram: Tensor
@@ -50,6 +52,7 @@ class Inputs:
     count: int
     cubes: Tensor
     fourth: float
+    cancelled: bool = False
 
     @classmethod
     def of(cls, moments: Moments) -> Inputs:
@@ -64,13 +67,16 @@ class Inputs:
         centred = about_mean(self.gram, mu, torch.finfo(torch.float32).eps)
         fourth = fourth_about_mean(self.fourth, self.cubes, self.gram, mu)
         zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
-        return Inputs(centred, zeros, self.count, zeros, fourth)
+        return Inputs(centred, zeros, self.count, zeros, fourth, cancelled=True)
 
     @cached_property
     def warranted(self) -> float:
         """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
         less than it takes for what they do not span to follow the plain fit."""
-        return max(ledoit_wolf(self.gram, self.fourth, self.count), least_amount(self.gram))
+        amount = ledoit_wolf(self.gram, self.fourth, self.count)
+        if not self.cancelled and amount >= share_of_least(self.gram):
+            return amount  # each direction of a sum of squares holds as much then, as it must
+        return max(amount, least_amount(self.gram))
 
 
 @dataclass(frozen=True)
