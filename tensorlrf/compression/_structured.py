@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from tensorlrf.compression._methods import METHODS, Method
 from tensorlrf.compression._ranks import Ladder, LayerRank, matrix_ladder
 from tensorlrf.decomposition._blast import default_blocks
 from tensorlrf.decomposition._blr_spectra import Place
+from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._hierarchical import _rule as rule_of
 from tensorlrf.decomposition._hierarchical_tree import least_params
 from tensorlrf.decomposition._kron_shapes import has_proper_pairs, proper_pairs, sides
@@ -48,13 +49,7 @@ class Structured(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         own: Any = self
-        # None stands for a default of the decomposition, where it has one for layers with inputs.
-        defaults = {f.name: f.default for f in fields(self)}
-        _check_count("n_iter_max", own.n_iter_max, 1, none=defaults["n_iter_max"] is None)
-        tol = own.tol
-        number = isinstance(tol, (int, float)) and not isinstance(tol, bool)
-        if not (number and 0 <= tol < 1) and (tol is not None or defaults["tol"] is not None):
-            raise ArgumentError(f"tol={tol!r} must lie in [0, 1), such as 1e-3")
+        check_iteration(own.n_iter_max, own.tol)
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         if groups > 1:
@@ -197,8 +192,8 @@ class TR(Structured):
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     init: str = "svd"
-    n_iter_max: int = 30
-    tol: float = 1e-4
+    n_iter_max: int | None = None
+    tol: float | None = None
 
     word: ClassVar[str] = "tr"
     draws: ClassVar[bool] = True

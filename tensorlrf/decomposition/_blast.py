@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition._blast_start import of_low_rank, starts
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._gram_metric import GramMetric
@@ -22,7 +22,6 @@ from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import BlastFactors
 from tensorlrf.factors._autocast import without_autocast
 

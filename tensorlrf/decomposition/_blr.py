@@ -24,12 +24,11 @@ from tensorlrf.decomposition._blr_gram import Outputs
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, warn_out_of_reach
 from tensorlrf.decomposition._blr_search import best_of
 from tensorlrf.decomposition._blr_spectra import BlockSpectra, grid
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank
 from tensorlrf.factors._autocast import without_autocast

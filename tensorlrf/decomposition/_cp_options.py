@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tensorlrf.decomposition._cp_init import check_given
+from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import CPFactors
 
@@ -65,8 +66,8 @@ def check_options(
         raise unknown("solver", solver, SOLVERS)
     if isinstance(init, str) and init not in INITS:
         raise unknown("init", init, (*INITS, "CPFactors", "(weights, factors)"))
-    for name, value in (("n_iter_max", n_iter_max), ("n_restarts", n_restarts)):
-        _check_count(name, value)
+    check_iteration(n_iter_max, tol)
+    _check_count("n_restarts", n_restarts)
     if n_samples is not None:
         _check_count("n_samples", n_samples)
         if solver not in SAMPLING:
@@ -74,10 +75,6 @@ def check_options(
                 f"n_samples={n_samples} belongs to solver='cprand' or 'leverage'; "
                 f"solver={solver!r} takes no samples"
             )
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 <= tol < 1:
-        raise ArgumentError(
-            f"tol={tol!r} must lie in [0, 1): the share of itself by which the error may still fall"
-        )
     if callback is not None and not callable(callback):
         raise ArgumentError(f"callback={callback!r} must be callable as callback(factors, error)")
     fixed = _check_fixed(fixed_modes, len(shape))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._shrinkage import LEAST
-from tensorlrf.errors import ConvergenceWarning, warn
+from tensorlrf.errors import ArgumentError, ConvergenceWarning, warn
 
 SPAN = 4
 """Sweeps whose gains are put together: extrapolated ones are uneven."""
@@ -24,6 +24,23 @@ UNFINISHED = 0.02
 that is said."""
 
 F = TypeVar("F", bound=Fit[Any])
+
+
+def check_iteration(n_iter_max: int | None, tol: float | None) -> None:
+    """Those of the two that are given: a number of sweeps, one at least, and a share in [0, 1).
+
+    None stands for the default of a decomposition. Raises ArgumentError.
+    """
+    if n_iter_max is not None and (
+        isinstance(n_iter_max, bool) or not isinstance(n_iter_max, int) or n_iter_max < 1
+    ):
+        raise ArgumentError(f"n_iter_max={n_iter_max!r} must be an int of at least 1")
+    if tol is not None and (
+        isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 <= tol < 1
+    ):
+        raise ArgumentError(
+            f"tol={tol!r} must lie in [0, 1): the share of itself by which the error may still fall"
+        )
 
 
 def remaining(errors: Sequence[float]) -> float:

@@ -15,13 +15,12 @@ from tensorlrf.decomposition._blr_fit import InMetric, Tiling, plain, uniform, w
 from tensorlrf.decomposition._blr_gram import Content, Outputs
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, warn_out_of_reach
 from tensorlrf.decomposition._blr_spectra import Place
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._hierarchical_tree import Admissible, Forest, Node
 from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import BlockLowRank
 from tensorlrf.factors._autocast import without_autocast
@@ -128,17 +127,8 @@ def fit_hodlr(
     random_state: int | torch.Generator | None = None,
 ) -> Fit[BlockLowRank]:
     """`hodlr` with its relative errors, as `fit_hierarchical` gives them."""
-    return fit_hierarchical(
-        tensor,
-        rank,
-        error=error,
-        leaf=leaf,
-        admissible="weak",
-        gram=gram,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        random_state=random_state,
-    )
+    weight = as_weight(tensor, gram, "hodlr")
+    return _fit(weight, rank, error, leaf, "weak", n_iter_max, tol, random_state)
 
 
 @without_autocast()
@@ -162,6 +152,19 @@ def fit_hierarchical(
     or where sweeps ran out.
     """
     weight = as_weight(tensor, gram, "hierarchical")
+    return _fit(weight, rank, error, leaf, admissible, n_iter_max, tol, random_state)
+
+
+def _fit(
+    weight: Weight,
+    rank: Rank | None,
+    error: float | None,
+    leaf: int,
+    admissible: Rule,
+    n_iter_max: int | None,
+    tol: float | None,
+    random_state: int | torch.Generator | None,
+) -> Fit[BlockLowRank]:
     rank, error = check_rank_or_error(rank, error, weight.dtype)
     check_iteration(n_iter_max, tol)
     if isinstance(leaf, bool) or not isinstance(leaf, int) or leaf < 1:

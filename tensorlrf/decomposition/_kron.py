@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import torch
 
 from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, generator
 from tensorlrf.decomposition._kron_problem import (
@@ -24,7 +24,6 @@ from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._svd import METHODS, SEED
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.factors._autocast import without_autocast

@@ -12,14 +12,13 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._blr import SWEEPS
 from tensorlrf.decomposition._blr_fit import check_block_rank
 from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, warn_out_of_reach
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._monarch_gram import Panels, descend
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition._stacked_svd import StackedSVD
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.factors import MonarchFactors
 from tensorlrf.factors._autocast import without_autocast
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
@@ -24,7 +24,6 @@ from tensorlrf.decomposition._tr_iterate import iterate
 from tensorlrf.decomposition._tr_start import ring_random, ring_ranks, ring_svd
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import true_error
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning, unknown, warn
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._autocast import without_autocast
@@ -119,7 +118,7 @@ def fit_tr(
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
     least = TOL if tol is None else tol
-    check_iteration(sweeps, least)
+    check_iteration(n_iter_max, tol)
     if init not in INITS:
         raise unknown("init", init, INITS)
     shape = tuple(tensor.shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tt import check_batched_metric, fit_tt_batched
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
@@ -21,7 +21,6 @@ from tensorlrf.decomposition._tt_gram import smallest_in_metric
 from tensorlrf.decomposition._tt_kernel_gram import fit_kernel_in_metric
 from tensorlrf.decomposition._tt_ranks import train_ranks
 from tensorlrf.decomposition._tt_sweep import fit_train
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors
 from tensorlrf.factors._autocast import without_autocast
@@ -183,7 +182,9 @@ def _solve(
         return TTFactors(tuple(cores), order)
 
     if gram is None:
-        for name, value in (("mean", mean), ("n_iter_max", n_iter_max), ("tol", tol)):
+        if mean is not None:
+            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+        for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
             if value is not None:
                 raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor, measure)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._gram import thin_svd
 from tensorlrf.decomposition._input import check_sequence, generator
@@ -16,7 +17,6 @@ from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tt_maxvol import maxvol
 from tensorlrf.decomposition._tt_ranks import rank_limits, train_ranks
 from tensorlrf.decomposition._tt_sweep import share_norm
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors
 from tensorlrf.factors._array import as_dense
@@ -96,12 +96,8 @@ def fit_tt_cross(
     rank, error = check_rank_or_error(rank, error)
     check_iteration(n_iter_max, None)
     sizes = _checked_shape(shape)
-    if n_iter_max == 0 or isinstance(n_samples, bool) or not isinstance(n_samples, int):
-        raise ArgumentError(
-            f"n_iter_max={n_iter_max}, n_samples={n_samples!r} must be ints of at least 1"
-        )
-    if n_samples < 1:
-        raise ArgumentError(f"n_samples={n_samples} must be at least 1")
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
+        raise ArgumentError(f"n_samples={n_samples!r} must be an int of at least 1")
     most = rank_limits(sizes) if rank is None else train_ranks(rank, sizes, math.prod(sizes))
     draws = generator(random_state, torch.device("cpu"))
     values = Values(function)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._metric import input_metric
@@ -19,7 +19,6 @@ from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tt import ranks_of
 from tensorlrf.decomposition._tt_gram import fit_in_metric, smallest_in_metric
 from tensorlrf.decomposition._tt_sweep import fit_train
-from tensorlrf.decomposition._tucker import check_iteration
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTMatrix
 from tensorlrf.factors._autocast import without_autocast
@@ -128,7 +127,9 @@ def fit_tt_matrix(
         return TTMatrix(tuple(c.reshape(c.shape[0], a, b, -1) for c, a, b in pairs), (m, n))
 
     if gram is None:
-        for name, value in (("mean", mean), ("n_iter_max", n_iter_max), ("tol", tol)):
+        if mean is not None:
+            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+        for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
             if value is not None:
                 raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor)

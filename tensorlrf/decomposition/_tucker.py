@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._batched import check_batch_dims
 from tensorlrf.decomposition._batched_tucker import check_batched_tucker, fit_tucker_batched
-from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
@@ -354,17 +354,3 @@ def _sides(factors: TuckerFactors) -> Sides:
     core = factors.core.detach().to(torch.float64)
     core = core.reshape(*core.shape[:2], -1)  # (r_out, r_in, taps)
     return outputs, torch.einsum("ort,ir->oit", core, inputs).flatten(1)
-
-
-def check_iteration(n_iter_max: int | None, tol: float | None) -> None:
-    """A whole number of sweeps, and a tolerance that is not negative."""
-    if n_iter_max is not None and (
-        isinstance(n_iter_max, bool) or not isinstance(n_iter_max, int) or n_iter_max < 0
-    ):
-        raise ArgumentError(
-            f"n_iter_max={n_iter_max!r} must be a whole number of sweeps, 0 or more"
-        )
-    if tol is not None and (
-        isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol >= 0
-    ):
-        raise ArgumentError(f"tol={tol!r} must be 0 or more")

@@ -107,7 +107,7 @@ tuckers = st.builds(
         {},
         optional={
             "method": st.sampled_from(["hooi", "hosvd", "st_hosvd", "randomized"]),
-            "n_iter_max": st.none() | st.integers(0, 9),
+            "n_iter_max": st.none() | st.integers(1, 9),
             "tol": st.none() | st.floats(0, 1),
             "rank_shares": st.tuples(shares, shares),
         },

@@ -227,12 +227,11 @@ def test_inputs_that_are_all_dead_leave_the_plain_solution() -> None:
     assert kron(weight[:, :6], 2, gram=torch.zeros(6, 6)).shape == (15, 6)
 
 
-def test_no_sweeps_leave_the_plain_solution_and_tol_stops_them() -> None:
+def test_tol_stops_the_sweeps() -> None:
     weight, gram = seeded(15, 8, 3), moments(inputs_of(24, 60))
-    none = fit_kron(weight, 3, shapes=PAIR, gram=gram, n_iter_max=0)
-    plain = kron(weight, 3, shapes=PAIR)
-    torch.testing.assert_close(none.factors.to_dense(), plain.to_dense(), rtol=1e-12, atol=1e-12)
-    assert not none.converged
+    one = fit_kron(weight, 3, shapes=PAIR, gram=gram, n_iter_max=1)
+    assert len(one.errors) == 3
+    assert not one.converged
     few = fit_kron(weight, 3, shapes=PAIR, gram=gram, tol=0.05)
     many = fit_kron(weight, 3, shapes=PAIR, gram=gram, tol=1e-4, n_iter_max=500)
     assert few.converged

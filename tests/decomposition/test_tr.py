@@ -314,10 +314,10 @@ def test_error_counts_in_the_outputs() -> None:
     assert one.error == pytest.approx(other.error, rel=1e-6)
 
 
-def test_zero_and_no_sweeps() -> None:
+def test_zero_and_one_sweep() -> None:
     assert fit_tr(torch.zeros(3, 4, 5), 2).error == 0.0
-    fit = fit_tr(seeded(5, 6, 7), 2, n_iter_max=0)
-    assert len(fit.errors) == 2
+    fit = fit_tr(seeded(5, 6, 7), 2, n_iter_max=1)
+    assert len(fit.errors) == 3
     assert not fit.converged
     assert tr(seeded(6, 5, 4), 99, n_iter_max=1).rank == (6, 6, 6, 6)
     assert tr(seeded(6, 5, 4), (2, 3, 2), n_iter_max=1).rank == (2, 3, 2, 2)
