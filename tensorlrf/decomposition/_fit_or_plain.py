@@ -43,13 +43,18 @@ class Judge(Generic[F]):
     """True errors of factors of one weight (m, ...), seen as W (m, n), in a metric (n, n).
 
     sides   of factors that have them: with r below n the outputs take less that way
+    scale   over which W is taken
     """
 
     def __init__(
-        self, weight: Tensor, metric: Metric, sides: Callable[[F], Sides] | None = None
+        self,
+        weight: Tensor,
+        metric: Metric,
+        sides: Callable[[F], Sides] | None = None,
+        scale: float | None = None,
     ) -> None:
         wide = weight.detach().to(torch.float64)
-        self.scale = scale_of(wide)
+        self.scale = scale_of(wide) if scale is None else scale
         self.matrix = (wide / self.scale).reshape(weight.shape[0], -1)
         self.metric = metric
         self.sides = sides
@@ -61,8 +66,16 @@ class Judge(Generic[F]):
         return self.metric.times_given(self.matrix, self.scale)
 
     @cached_property
+    def square(self) -> Tensor:
+        """W^T W, (n, n)."""
+        return self.matrix.T @ self.matrix
+
+    @cached_property
     def energy(self) -> float:
         """tr(W G W^T)."""
+        m, n = self.matrix.shape
+        if m > n and self.metric.outputs is None:
+            return float((self.square * self.metric.given).sum())
         return float((self.moments * self.matrix).sum())
 
     @property
@@ -85,8 +98,9 @@ class Judge(Generic[F]):
     def _of_sides(self, left: Tensor, right: Tensor) -> Verdict:
         left = left.detach().to(torch.float64) / self.scale
         right = right.detach().to(torch.float64)
-        cross = (left.T @ self.moments * right).sum()
-        square = ((left.T @ left) @ (right @ self.metric.given) * right).sum()
+        seen = right @ self.metric.given  # (r, n)
+        cross = (left.T @ self.matrix * seen).sum()
+        square = ((left.T @ left) @ seen * right).sum()
         squared = float(self.energy - 2 * cross + square)
         if squared < CANCELLED * self.energy:
             return self._of_residual(self.matrix - left @ right)

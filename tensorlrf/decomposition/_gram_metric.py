@@ -18,26 +18,38 @@ class GramMetric:
 
     U are the eigenvectors of the second moments of the outputs, W G W^T, and `energies` its
     eigenvalues. The error is what is left out of them: it equals that of the truncated SVD of
-    W S with G = S S^T (Wang et al., "SVD-LLM", 2024, section 3.2), without S or its inverse. Where
-    m <= n nothing of side n is taken apart, and with W G known nothing is multiplied by G either.
+    W S with G = S S^T (Wang et al., "SVD-LLM", 2024, section 3.2). Where m <= n nothing of side n
+    is taken apart, W G W^T is; else (W S)^T W S = S^T W^T W S is, and U are r columns of W S.
 
-    `matrix` is W / scale.
+    matrix     W, over any scale
+    products   of it in float64, where these are known: for m <= n W G in the moments as they were
+               given, else W^T W
     """
 
-    def __init__(self, matrix: Tensor, metric: Metric, scale: float = 1.0) -> None:
+    def __init__(self, matrix: Tensor, metric: Metric, products: Tensor | None = None) -> None:
         self.matrix = matrix
         self.metric = metric
         m, n = matrix.shape
         wide = matrix.to(torch.float64)
+        self.turn: Tensor | None = None
         if m <= n:
-            energies, self.basis = descending_eigh(metric.times(matrix, scale) @ wide.T)
+            given = wide @ metric.given if products is None else products
+            energies, self.basis = descending_eigh(metric.drawn(given, matrix) @ wide.T)
         else:
-            # The nonzero part of W G W^T = (W S)(W S)^T has at most n directions.
-            outputs = wide @ square_root(metric.gram)  # (m, n)
-            energies, right = descending_eigh(outputs.T @ outputs)
-            self.basis, _ = torch.linalg.qr(outputs @ right)
+            root = square_root(metric.gram)
+            square = wide.T @ wide if products is None else products
+            energies, vectors = descending_eigh(root.T @ square @ root)
+            self.turn = root @ vectors
         self.energies = energies.detach()
         self.norm = self.energies.sum()
+
+    def leading(self, r: int) -> Tensor:
+        """The eigenvectors (m, r) of the r largest energies, in float64."""
+        if self.turn is None:
+            return complete(self.basis[:, :r], r)
+        # Householder's Q is orthogonal whatever it factors, where energies are rounding as well.
+        basis: Tensor = torch.linalg.qr(self.matrix.to(torch.float64) @ self.turn[:, :r])[0]
+        return basis
 
     def split(self, r: int) -> tuple[Tensor, Tensor]:
         """left (m, r) with orthogonal columns, right (r, n).
@@ -46,7 +58,7 @@ class GramMetric:
         an output. Where it is larger it moves to the left side, so that what the dense layer
         could hold in float16 the inner values can.
         """
-        basis = complete(self.basis[:, :r], r).to(self.matrix.dtype)
+        basis = self.leading(r).to(self.matrix.dtype)
         share = growth(self.energies[:r], self.norm / self.matrix.shape[0]).to(self.matrix.dtype)
         return basis * share, (basis.T @ self.matrix) / share[:, None]
 
@@ -85,6 +97,10 @@ def growth(energies: Tensor, usual: Tensor) -> Tensor:
 
 
 def square_root(gram: Tensor) -> Tensor:
-    """S (n, n) with G = S S^T."""
+    """S (n, n) with G = S S^T: a Cholesky factor, or where G is singular by its eigenvectors."""
+    root: Tensor
+    root, info = torch.linalg.cholesky_ex(gram)
+    if not bool(info):
+        return root
     values, vectors = descending_eigh(gram)
     return vectors * values.sqrt()

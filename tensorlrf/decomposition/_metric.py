@@ -57,12 +57,12 @@ class Metric:
             return matrix.to(torch.float64) @ self.given
         return self.outputs / scale
 
-    def times(self, matrix: Tensor, scale: float) -> Tensor:
-        """The same in the shrunk moments, which are not made where the other product is known."""
+    def drawn(self, moments: Tensor, matrix: Tensor) -> Tensor:
+        """The same in the shrunk moments, which need not be made: of W G, in float64, and W."""
+        if self.shrinkage == 0.0:
+            return moments
         wide = matrix.to(torch.float64)
-        if self.outputs is None:
-            return wide @ self.gram
-        return (self.outputs * ((1 - self.shrinkage) / scale)).add_(wide, alpha=self.ridge)
+        return (moments * (1 - self.shrinkage)).add_(wide, alpha=self.ridge)
 
     @classmethod
     def known(cls, gram: Tensor) -> Metric:

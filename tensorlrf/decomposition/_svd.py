@@ -228,8 +228,8 @@ def _fit(
     half: Tensor | None = None
     if gram is not None:
         metric, how = input_metric(gram, mean, n, tensor), "outputs, from gram"
-        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right))
-        spectrum = GramMetric(matrix, metric, scale)
+        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right), scale)
+        spectrum = GramMetric(matrix, metric, judge.moments if m <= n else judge.square)
         half = square_root(metric.gram) if moving.requires_grad else None
     elif method == "randomized":
         basis = range_of(matrix, r or 1, n_power_iter, n_oversample, draws)
