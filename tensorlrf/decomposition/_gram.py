@@ -165,13 +165,14 @@ def keep_within(budget: float) -> Choose:
     return choose
 
 
-def scale_of(tensor: Tensor) -> float:
-    """A power of four near max |tensor| where that is far from one, else one.
+def scale_of(tensor: Tensor, largest: float | None = None) -> float:
+    """A power of four near max |tensor|, `largest` if known, where that is far from one, else one.
 
     Dividing by it is exact and keeps squares away from overflow and underflow; its root is exact.
     """
-    low, high = tensor.detach().aminmax()  # without a copy of the tensor
-    largest = max(-float(low), float(high))
+    if largest is None:
+        low, high = tensor.detach().aminmax()  # without a copy of the tensor
+        largest = max(-float(low), float(high))
     if largest == 0.0:
         return 1.0
     exponent = math.frexp(largest)[1]

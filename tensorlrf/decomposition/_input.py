@@ -16,7 +16,14 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor:
-    """`value` (a torch tensor or a numpy array) as a checked floating-point tensor.
+    """`value` as a checked tensor: see `as_tensor_and_largest`."""
+    return as_tensor_and_largest(value, name, min_order=min_order)[0]
+
+
+def as_tensor_and_largest(
+    value: Any, name: str = "tensor", *, min_order: int = 2
+) -> tuple[Tensor, float]:
+    """`value` (a torch tensor or a numpy array) as a checked floating-point tensor, and max|x|.
 
     Numpy arrays are shared, not copied, unless torch cannot have their memory. Raises ArgumentError
     for other types, what is not dense or has no values, integer, boolean and complex dtypes, NaN,
@@ -46,8 +53,9 @@ def as_tensor(value: Any, name: str = "tensor", *, min_order: int = 2) -> Tensor
         raise ArgumentError(
             f"{name} contains {kind}; clean it first (torch.nan_to_num) or find where it came from"
         )
-    _check_room(tensor, max(abs(low), abs(high)), name)
-    return tensor
+    largest = max(abs(low), abs(high))
+    _check_room(tensor, largest, name)
+    return tensor, largest
 
 
 def _check_room(tensor: Tensor, largest: float, name: str) -> None:

@@ -1,9 +1,7 @@
 """A truncated singular value decomposition from a block Krylov space.
 
-Block Golub-Kahan bidiagonalisation (Golub, Luk & Overton 1981) from random vectors (Musco & Musco
-2015), with full reorthogonalisation. The first product is a randomised sketch, each further one
-half a power iteration that forgets none of those before it; how many there are is decided by an
-estimate of what is still to be gained.
+The first product is a randomised sketch, each further one half a power iteration that forgets none
+of those before it; how many there are is decided by an estimate of what is still to be gained.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._gram import descending_eigh, thin_svd
-from tensorlrf.decomposition._ritz import Values, still_to_gain
+from tensorlrf.decomposition._bidiagonal import Bidiagonal
+from tensorlrf.decomposition._ritz import Look, Values, still_to_gain
 from tensorlrf.decomposition._solver import Choice, reserve
 from tensorlrf.decomposition._spectrum import balanced, frobenius_error, squared_norm
 
@@ -27,6 +25,17 @@ NOISE = 8
 
 SURPRISE = 0.2
 """Share of what may be left ungained that fresh vectors may win."""
+
+STEEP = 8
+"""How many times the mean squared singular value that a sketch leaves the lower quartile of those
+within it is, where the spectrum is steep."""
+
+LARGE = 128
+"""Dimensions from which on Ritz values take about as long as a product, or longer."""
+
+DEVIATION = 10.0
+"""By what factor a mean of eight random vectors may understate the energy that a basis leaves: all
+but 7 of 10,000 do so by less, where it lies in one direction."""
 
 
 class KrylovSVD:
@@ -55,15 +64,30 @@ def krylov_svd(matrix: Tensor, r: int, choice: Choice, draws: torch.Generator) -
     None where the exact way is the shorter one: where more than `choice.products` products are to
     be expected still.
     """
-    space = Bidiagonal(matrix, choice.width, draws)
-    watch = Watch(r, squared_norm(matrix), torch.finfo(matrix.dtype).eps)
+    total = squared_norm(matrix)
+    space = Bidiagonal(matrix, choice.sketch, draws)
+    if choice.width < choice.sketch and not steep(space.ritz(), r, total, min(matrix.shape)):
+        space = space.narrowed(choice.width)
+    watch = Watch(r, total, torch.finfo(matrix.dtype).eps)
     while True:
-        doubt = watch.look(space.ritz())
-        if doubt <= 1 and (choice.width >= r or watch.surprised(space) <= 1):
-            return KrylovSVD(space, r)
+        # A space that nothing more comes of is all that there is for its block.
+        if space.exhausted or watch.done(space):
+            found = KrylovSVD(space, r)
+            if space.width >= r or watch.surprised(space, found) <= 1:
+                return found
         if space.full or watch.to_come() > choice.products:
             return None
         space.advance()
+
+
+def steep(values: Values, r: int, total: float, n: int) -> bool:
+    """Whether what a sketch of a matrix with n singular values holds stands out from what it leaves
+    of all energy. Then few products more will do, and many narrow ones, which find as much with
+    less work where the way is long, are no gain."""
+    if len(values) < r:
+        return True
+    left = (total - float(values.sum())) / (n - len(values))
+    return float(values[3 * r // 4]) >= STEEP * left
 
 
 class Watch:
@@ -76,44 +100,76 @@ class Watch:
     def __init__(self, r: int, total: float, eps: float) -> None:
         self.r, self.total, self.eps = r, total, eps
         self.held = r + reserve(r)
-        self.history: list[Values] = []
+        self.history: list[Look] = []
         self.doubts: list[float] = []
+        self.next = 0
 
-    def look(self, values: Values) -> float:
-        """The doubt after one more product, from all squared Ritz values."""
-        if len(values) < self.held:
-            return math.inf
-        self.history.append(values[: self.held])
+    def done(self, space: Bidiagonal) -> bool:
+        """Whether it is time for a look, and one says so."""
+        due = space.size >= self.r and space.products >= self.next
+        return due and self.look(space.ritz(), space.products, space.beyond) <= 1
+
+    def look(self, values: Values, products: int, beyond: float = math.inf) -> float:
+        """The doubt after so many products, from all squared Ritz values; `beyond`, see
+        `Bidiagonal`."""
+        self.history.append(Look(products, values[: self.held]))
         noise = self._noise(values)
         # No truncation gains more than all that the space does not hold (Fan 1949).
         unseen = max(self.total - float(values.sum()), 0.0) + float(noise.sum())
-        gain = min(still_to_gain(self.history, self.r, noise), unseen)
+        # Nor does it gain more than what random vectors say, but for their own rounding.
+        gain = min(unseen, self.sampled(beyond))
+        if len(values) >= self.held:
+            gain = min(still_to_gain(self.history, self.r, noise), gain)
         self.doubts.append(gain / self._allowed(values))
+        self.next = products + self._stride(len(values))
         return self.doubts[-1]
 
+    def sampled(self, beyond: float) -> float:
+        """How much energy there may be beyond the first basis, but for rounding."""
+        return DEVIATION * max(beyond - (NOISE * self.eps) ** 2 * self.total, 0.0)
+
     def to_come(self) -> float:
-        """Products that are to be expected still, at the rate of the last two; as many as there
-        were where these have won nothing."""
-        if len(self.doubts) < 4:
+        """Products that are to be expected still, at the rate of the last ones; as many as were
+        looked at where these have won nothing."""
+        if len(self.doubts) < 4 or self.doubts[-1] <= 1:
             return 0.0
-        rate = math.sqrt(self.doubts[-1] / self.doubts[-3])
+        (before, _), _, (now, _) = self.history[-3:]
+        rate = (self.doubts[-1] / self.doubts[-3]) ** (1 / (now - before))
         if rate >= 1:
-            return float(len(self.doubts))
+            return float(now - self.history[0].products + 1)
         return math.log(self.doubts[-1]) / -math.log(rate)
 
-    def surprised(self, space: Bidiagonal) -> float:
-        """The doubt that fresh random vectors raise.
+    def surprised(self, space: Bidiagonal, found: KrylovSVD) -> float:
+        """The doubt that fresh random vectors beside those found raise.
 
         Of a singular value that many directions share, a space holds no more than the block has
         vectors, and shows no sign of it. Where they raise some, all begins anew from there.
         """
-        space.draw()
-        space.advance()
-        values = space.ritz()
-        won = values[: self.r] - self.history[-1][: self.r] - self._noise(values)
-        doubt = float(np.maximum(won, 0).sum()) / (SURPRISE * self._allowed(values))
-        self.history, self.doubts = [values[: self.held]], []
+        image = space.draw() @ space.matrix
+        both = torch.cat([found.values[:, None] * found.right, image]).to(torch.float64)
+        gram = both @ both.T
+        before, after = (
+            torch.linalg.eigvalsh(part).cpu().numpy()[: -self.r - 1 : -1]
+            for part in (gram[: self.r, : self.r], gram)
+        )
+        won = after - before - self._noise(before)
+        doubt = float(np.maximum(won, 0).sum()) / (SURPRISE * self._allowed(before))
+        found.products = space.products
+        if doubt > 1:
+            space.advance()
+            values = space.ritz()[: self.held]
+            self.history, self.doubts = [Look(space.products, values)][: len(values) >= self.r], []
+            self.next = space.products + 1
         return doubt
+
+    def _stride(self, size: int) -> int:
+        """Products until the next look: in a row where that is cheap beside them and until three
+        have shown a rate; else by even numbers, since products with A and with its transpose win by
+        turns."""
+        to_come = self.to_come()
+        if size < LARGE or to_come == 0:
+            return 1
+        return 4 if to_come >= 6 else 2
 
     def _noise(self, values: Values) -> Values:
         # Of a singular value: that of the largest; of its square, twice itself times that.
@@ -126,121 +182,3 @@ class Watch:
         noise = float(self._noise(values).sum())
         left = known + max(self.total - float(values.sum()) - noise, 0.0)
         return 2 * EXCESS * left + (4 * self.eps) ** 2 * self.total or math.inf
-
-
-class Bidiagonal:
-    """U M V = the part of A (m, n) that a block Krylov space sees; rows of U (p, m) and V (q, n)
-    are orthonormal.
-
-    Blocks of vectors are rows: products with them run at up to ten times the speed that BLAS
-    libraries reach with a few columns.
-    """
-
-    def __init__(self, matrix: Tensor, width: int, draws: torch.Generator) -> None:
-        self.matrix, self.width, self.draws = matrix, width, draws
-        self.left = matrix.new_zeros(0, matrix.shape[0])
-        self.right = matrix.new_zeros(0, matrix.shape[1])
-        self.middle = matrix.new_zeros(0, 0)
-        self.met = 0, 0  # rows of U and of V that have met A
-        self.products = 0
-        self.draw()
-        self.advance()
-
-    @property
-    def full(self) -> bool:
-        """Whether fresh vectors and what comes of them might not fit."""
-        return max(self.middle.shape) + 3 * self.width > min(self.matrix.shape)
-
-    def draw(self) -> None:
-        """Random vectors, through A, join U."""
-        start = self._random(self.width, self.matrix.shape[1])
-        self.left, _ = self._extended(self.left, start @ self.matrix.T)
-        self.middle = _grown(self.middle, self.width, 0)
-        self.products += 1
-
-    def advance(self) -> None:
-        """The next product with A: from the left if there are vectors that have not met it, else
-        from the right."""
-        of_left, of_right = self.met
-        p, q = self.middle.shape
-        if of_left < p:
-            self.right, seen = self._extended(self.right, self.left[of_left:] @ self.matrix)
-            self.middle = torch.cat([_grown(self.middle[:of_left], 0, p - of_left), seen])
-            self.met = p, of_right
-        else:
-            self.left, seen = self._extended(self.left, self.right[of_right:] @ self.matrix.T)
-            self.middle = torch.cat([_grown(self.middle[:, :of_right], q - of_right, 0), seen.T], 1)
-            self.met = of_left, q
-        self.products += 1
-
-    def ritz(self) -> Values:
-        """Squared singular values of M, descending."""
-        wide = self.middle.to(torch.float64)
-        square = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-        values: Values = torch.linalg.eigvalsh(square).cpu().numpy()[::-1]
-        return np.maximum(values, 0)
-
-    def cut(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
-        """U_r (m, r), S (r,), V_r^T (r, n): the best of rank r within the space."""
-        if self.matrix.dtype == torch.float64:
-            left, values, right = thin_svd(self.middle)
-            return self.left.T @ left[:, :r], values[:r], right[:r] @ self.right
-        wide = self.middle.to(torch.float64)
-        turned = wide.shape[0] > wide.shape[1]
-        if turned:
-            wide = wide.T
-        short = descending_eigh(wide @ wide.T)[1][:, :r]
-        long = short.T @ wide  # S V^T, rows of length s_j
-        values = torch.linalg.vector_norm(long, dim=1)
-        long = long / torch.where(values > 0, values, 1)[:, None]
-        left, right = (long.T, short.T) if turned else (short, long)
-        dtype = self.matrix.dtype
-        return self.left.T @ left.to(dtype), values.to(dtype), right.to(dtype) @ self.right
-
-    def _extended(self, basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """`basis` (k, n) and the rows of `block` (b, n) made orthonormal to it and to each other,
-        (k + b, n); and the coordinates of `block` in that, (b, k + b)."""
-        along, rest = _parted(basis, block)
-        again, rest = _parted(basis, rest)
-        rows, across = _orthonormal(rest)
-        smallest = across.diagonal().abs().min()
-        largest = torch.linalg.vector_norm(block, dim=1).max()
-        if smallest >= REPEAT * largest:
-            return torch.cat([basis, rows]), torch.cat([along + again, across], 1)
-        # Rounding along the basis, small beside the block, is not small beside such a direction.
-        if smallest <= RANDOM * largest:
-            # What is nothing but rounding is better random.
-            _, sizes, turn = torch.linalg.svd(across)
-            noise = sizes <= torch.finfo(block.dtype).eps * largest
-            drawn = self._random(*rows.shape) / math.sqrt(rows.shape[1])
-            rows = torch.where(noise[:, None], drawn, turn @ rows)
-            rows, _ = _orthonormal(_parted(basis, rows)[1])
-        rows, _ = _orthonormal(_parted(basis, rows)[1])
-        basis = torch.cat([basis, rows])
-        return basis, block @ basis.T
-
-    def _random(self, rows: int, columns: int) -> Tensor:
-        dtype, device = self.matrix.dtype, self.matrix.device
-        return torch.randn(rows, columns, generator=self.draws, dtype=dtype, device=device)
-
-
-REPEAT, RANDOM = 0.1, 1e-4
-"""Shares of its block below which a direction is made orthogonal once more, and looked at whether
-it is one."""
-
-
-def _parted(basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """The coordinates of `block` along `basis`, and what is left."""
-    along = block @ basis.T
-    return along, torch.addmm(block, along, basis, alpha=-1)
-
-
-def _orthonormal(block: Tensor) -> tuple[Tensor, Tensor]:
-    """block (b, n) = L Q with L (b, b) lower triangular and rows of Q orthonormal."""
-    columns, upper = torch.linalg.qr(block.T)
-    return columns.T, upper.T
-
-
-def _grown(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """With so many rows and columns of zeros more."""
-    return torch.nn.functional.pad(matrix, (0, columns, 0, rows))

@@ -7,11 +7,22 @@ rises towards its optimum with every product.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
+
+
+class Look(NamedTuple):
+    """products   with the matrix so far
+    values     squared Ritz values that they give, descending
+    """
+
+    products: int
+    values: Values
+
 
 GROUPS = 4
 """Neighbours are observed together: each by itself wins by fits and starts."""
@@ -22,10 +33,10 @@ SLOWEST = 0.98, 0.9
 CAUTION = 2.0
 
 
-def still_to_gain(history: Sequence[Values], r: int, noise: Values | float = 0.0) -> float:
+def still_to_gain(history: Sequence[Look], r: int, noise: Values | float = 0.0) -> float:
     """An estimate, on the safe side, of the sum of sigma_i^2 - theta_i^2 over the first r.
 
-    history   squared Ritz values after each product, descending: so many, more than r, as the
+    history   after each product, later after every other one: so many values, more than r, as the
               space held when it was first looked at
     noise     the rounding of the first r, below which a difference says nothing
 
@@ -44,17 +55,31 @@ def still_to_gain(history: Sequence[Values], r: int, noise: Values | float = 0.0
     """
     if len(history) < 3:
         return float("inf")
-    now = history[-1]
+    products, now = history[-1]
     gamma = np.maximum(now[:r] / max(float(now[-1]), np.finfo(np.float64).tiny) - 1, 0)
     rate = np.minimum((np.sqrt(1 + gamma) + np.sqrt(gamma)) ** -2, SLOWEST[0])
-    theory = _carried_on(_gain(history[0], now, r), rate ** (len(history) - 2))
-    recent = history[-4:]
-    before = _grouped(_gain(recent[0], recent[-2], r, noise))
-    after = _grouped(_gain(recent[1], now, r, noise))
-    last = _grouped(_gain(recent[-2], now, r, noise))
+    since = products - history[0].products
+    theory = _carried_on(_gain(history[0].values, now, r), rate ** (since - 1))
+    stride = products - history[-2].products
+    if stride == 1:
+        # Two by two, shifted by one product.
+        earlier, middle = history[-4:][:2]
+        before = _gain(earlier.values, history[-2].values, r, noise)
+        after = _gain(middle.values, now, r, noise)
+    else:
+        earlier = next(
+            (look for look in history[-3::-1] if look.products <= products - 2 * stride),
+            history[0],
+        )
+        apart = history[-2].products - earlier.products
+        before = _gain(earlier.values, history[-2].values, r, noise) * (stride / apart)
+        after = _gain(history[-2].values, now, r, noise)
+    before, after = _grouped(before), _grouped(after)
+    last = _grouped(_gain(history[-2].values, now, r, noise))
     # Where nothing was won there is no rate.
-    rate = np.divide(after, before, out=np.full(len(last), SLOWEST[1]), where=before > after)
-    observed = CAUTION * _carried_on(last, np.minimum(rate, SLOWEST[1]))
+    slowest = SLOWEST[1] ** stride
+    rate = np.divide(after, before, out=np.full(len(last), slowest), where=before > after)
+    observed = CAUTION * _carried_on(last, np.minimum(rate, slowest))
     return max(theory, observed)
 
 

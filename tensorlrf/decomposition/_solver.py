@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+
+WIDTH = 24
+"""Vectors of a block with which a product runs at two thirds of the speed that many reach."""
 
 USUAL = 12
 """Products with a block as wide as the rank that a flat spectrum takes; others take half."""
@@ -29,12 +33,14 @@ class Choice:
 
     method    "exact", "eigh" or "krylov"
     width     of the blocks of the Krylov space
+    sketch    width of its first ones, by which it is seen whether wide ones are of use
     products  with the matrix that cost as much as the exact way
     """
 
     method: str
     width: int = 0
     products: int = 0
+    sketch: int = 0
 
     def __str__(self) -> str:
         if self.method != "krylov":
@@ -56,15 +62,22 @@ def choose(
     on the spectrum, and shows only on the way: it is chosen where as many as a flat one takes would
     cost no more than the exact way; `forced`, wherever the matrix has room for it.
     """
-    # Narrow blocks find as much with less work, and wide ones run faster.
-    width = -(-min(r + reserve(r), max(32, r // 2)) // 4) * 4
+    # Of a value that as many directions share as a block has vectors, it holds one badly.
+    sketch = width = _quads(r + 4)
+    if r > WIDTH:
+        # Narrow blocks find as much with less work, and what they miss is looked for afterwards.
+        sketch, width = _quads(r), max(WIDTH, _quads(r / 3))
     if r + reserve(r) + 4 * width > min(shape):
         return Choice(exact_method(dtype))
-    each = product_seconds(shape, width, dtype, threads)
+    each = product_seconds(shape, r, width, dtype, threads)
     products = int(exact_seconds(shape, dtype, threads) / each)
     if products * width < USUAL * r and not forced:
         return Choice(exact_method(dtype))
-    return Choice("krylov", width, products)
+    return Choice("krylov", width, products, sketch)
+
+
+def _quads(r: float) -> int:
+    return 4 * math.ceil(r / 4)
 
 
 def reserve(r: int) -> int:
@@ -82,12 +95,13 @@ def exact_seconds(shape: tuple[int, int], dtype: torch.dtype, threads: int = 1) 
 
 
 def product_seconds(
-    shape: tuple[int, int], width: int, dtype: torch.dtype, threads: int = 1
+    shape: tuple[int, int], r: int, width: int, dtype: torch.dtype, threads: int = 1
 ) -> float:
-    """Of a product with a block, and of making that orthogonal to three others and judging them."""
+    """Of a product with a block, and of making that orthogonal to what is held half way and judging
+    it."""
     m, n = shape
     rate = PEAK[dtype] * _speedup(threads) * width / (width + HALF)
-    side, held = (m + n) / 2, 3 * width
+    side, held = (m + n) / 2, USUAL * r // 4
     products = (2.0 * m * n + 8.0 * side * held) * width / rate
     return products + 4.0 * side * width**2 / QR + _of_side(EIGENVALUES, held, 1) + CALLS
 

@@ -16,7 +16,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._gram_metric import GramMetric, square_root
-from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._input import as_tensor_and_largest, generator, working_dtype
 from tensorlrf.decomposition._krylov import krylov_svd
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch, range_of
@@ -197,7 +197,7 @@ def _fit(
     measure: bool,
 ) -> Fit[LowRank] | Fit[Batch]:
     """Without `measure` the error of a given rank is not computed (NaN): a look at the matrix."""
-    tensor = as_tensor(tensor)
+    tensor, largest = as_tensor_and_largest(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_batch_dims(batch_dims, tensor.ndim)
@@ -220,7 +220,7 @@ def _fit(
         raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
     work = work.to(working_dtype(tensor.dtype))
-    scale = scale_of(work)
+    scale = scale_of(work, largest)
     moving = (work if scale == 1.0 else work / scale).reshape(m, n)
     matrix = moving.detach()
     spectrum: Spectrum
