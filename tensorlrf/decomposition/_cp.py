@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, hadamard
 from tensorlrf.decomposition._cp_fit import Outcome
 from tensorlrf.decomposition._cp_implicit import implicit_state
 from tensorlrf.decomposition._cp_metric import check_metric, fit_cp_in_metric
 from tensorlrf.decomposition._cp_options import Callback, Options, check_options
 from tensorlrf.decomposition._cp_problem import Problem, pose
 from tensorlrf.decomposition._cp_solve import search_rank, solve
+from tensorlrf.decomposition._cp_state import CPState
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
@@ -200,12 +203,13 @@ def _finish(
 
 
 def _warn_if_degenerate(state: CPState) -> None:
-    everything = hadamard(state.grams)  # (1, r, r), unit diagonal
+    everything = reduce(mul, state.grams)  # (1, r, r), unit diagonal
     smallest = float(torch.linalg.eigvalsh(everything)[0, 0])
     rank = state.weights.shape[1]
     eps = torch.finfo(state.factors[0].dtype).eps
-    energy = state.weights.square()
-    idle = int((energy <= eps * energy.max()).sum())
+    sizes = [abs(weight) for weight in state.weights[0].tolist()]
+    least = math.sqrt(eps) * max(sizes)
+    idle = sum(size <= least for size in sizes)
     # Eigenvalues of a matrix with unit diagonal are known to a few times its rounding.
     if idle or smallest <= 10 * rank * eps:
         warn(

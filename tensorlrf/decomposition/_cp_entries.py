@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState
+from tensorlrf.decomposition._cp_state import CPState
 
 _RUN = 64  # entries whose squares are summed before one of them is chosen
 _CHUNK = 1 << 20  # numbers made at once

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, als_sweeps, ridge_at, unit_of
-from tensorlrf.decomposition._cp_residual import square_residuals
+from tensorlrf.decomposition._cp_als import ridge_at, sweeps_of, unit_of
+from tensorlrf.decomposition._cp_state import CPState
 from tensorlrf.decomposition._mttkrp import CutTensor
 
 CHECKPOINT_EVERY = 10  # sweeps between true residuals, the only points where the host looks
@@ -40,38 +39,42 @@ class Stopping:
 
 
 def run_als(
-    tensor: CutTensor, norm: float, state: CPState, stopping: Stopping, fixed: frozenset[int]
+    tensor: CutTensor,
+    norm: float,
+    state: CPState,
+    stopping: Stopping,
+    fixed: frozenset[int],
+    *,
+    rescaled: bool = False,
 ) -> Outcome:
     """ALS of all starts of `state` together; the best one is returned.
 
-    norm is ||X||; a zero tensor has absolute errors.
+    norm is ||X||; a zero tensor has absolute errors. With `rescaled` each start first gets the
+    scale at which it is nearest to X.
     """
     scale = norm if norm > 0 else 1.0
-    unit = unit_of(norm)
     dtype = tensor.blocks.dtype
     noise = 4 * torch.finfo(dtype).eps
+    sweeps = sweeps_of(tensor, state, fixed, unit_of(norm))
+    if rescaled:
+        sweeps.rescale()
     history: list[list[float]] = []
     converged, reason = False, f"n_iter_max={stopping.sweeps} sweeps were made"
     done = 0
     # Where nothing is decided at a checkpoint, the only one is the end.
     every = CHECKPOINT_EVERY if stopping.tol > 0 or stopping.watch else max(1, stopping.sweeps)
     if stopping.sweeps == 0:
-        history.append(relative(square_residuals(tensor, state), scale))
+        history.append(relative(sweeps.square_residuals(), scale))
     while done < stopping.sweeps:
         block = min(every, stopping.sweeps - done)
         # A sweep is many small operations, which cost less where autograd has nothing to note.
         with torch.inference_mode():
-            # Lengths may drift from one for some sweeps, not for as many as one likes.
-            for first in range(done, done + block, CHECKPOINT_EVERY):
-                past = min(first + CHECKPOINT_EVERY, done + block)
-                ridges = [ridge_at(sweep, dtype) for sweep in range(first, past)]
-                state = als_sweeps(tensor, state, ridges, fixed, unit=unit)
-        state = state.copied()
+            sweeps.run([ridge_at(sweep, dtype) for sweep in range(done, done + block)])
         done += block
-        errors = relative(square_residuals(tensor, state), scale)
+        errors = relative(sweeps.square_residuals(), scale)
         history.append(errors)
         best = errors.index(min(errors))
-        if stopping.watch is not None and stopping.watch(state.start(best), errors[best]):
+        if stopping.watch is not None and stopping.watch(sweeps.state().start(best), errors[best]):
             reason = "the callback asked to stop"
             break
         if stopping.tol > 0 and max(errors) <= noise:
@@ -85,12 +88,12 @@ def run_als(
     final = history[-1]
     best = final.index(min(final))
     trace = tuple(errors[best] for errors in history)
-    return Outcome(state.start(best), trace, converged, reason)
+    return Outcome(sweeps.state().start(best), trace, converged, reason)
 
 
-def relative(squares: Tensor, scale: float) -> list[float]:
-    """Relative errors from squared residuals; the one place where the device is waited for."""
-    return [math.sqrt(value) / scale for value in squares.tolist()]
+def relative(squares: Sequence[float], scale: float) -> list[float]:
+    """Relative errors from squared residuals."""
+    return [math.sqrt(value) / scale for value in squares]
 
 
 def _settled(before: list[float], after: list[float], share: float, noise: float) -> bool:

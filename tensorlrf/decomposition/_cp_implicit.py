@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tensorlrf.decomposition._cp_als import RIDGE_FLOOR, CPState, als_sweep, gram
+from tensorlrf.decomposition._cp_als import RIDGE_FLOOR, als_sweep
 from tensorlrf.decomposition._cp_problem import Problem
+from tensorlrf.decomposition._cp_state import CPState
 from tensorlrf.decomposition._derivatives import with_values
 from tensorlrf.decomposition._mttkrp import CutTensor
 from tensorlrf.factors._autocast import without_autocast
@@ -54,11 +55,10 @@ def implicit_state(
     def unflatten(flat: Tensor) -> CPState:
         lengths = [*(state.factors[k].numel() for k in free), weights.numel()]
         *parts, last = torch.split(flat, lengths)
-        factors, grams = list(state.factors), list(state.grams)
+        factors = list(state.factors)
         for k, part in zip(free, parts, strict=True):
             factors[k] = part.view(factors[k].shape).to(dtype)
-            grams[k] = gram(factors[k])
-        return CPState(tuple(factors), last.view(weights.shape), tuple(grams), state.progress)
+        return CPState(tuple(factors), last.view(weights.shape))
 
     def sweep(data: CutTensor, flat: Tensor) -> Tensor:
         return flatten(als_sweep(data, unflatten(flat), RIDGE_FLOOR[dtype], fixed))
@@ -75,10 +75,10 @@ def implicit_state(
 
         return gmres(apply, gradient / sizes, _TOLERANCE[dtype]) * sizes
 
-    point = flatten(CPState(state.factors, weights, state.grams, state.progress)).detach()
+    point = flatten(CPState(state.factors, weights)).detach()
     image = _FixedPoint.apply(sweep(graph, point), solved)  # type: ignore[no-untyped-call]
     moved = unflatten(with_values(point, image))
-    return CPState(moved.factors, moved.weights * unit, moved.grams, state.progress)
+    return CPState(moved.factors, moved.weights * unit)
 
 
 class _FixedPoint(torch.autograd.Function):

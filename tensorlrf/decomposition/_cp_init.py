@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, make_state
+from tensorlrf.decomposition._cp_state import CPState, make_state, unit_columns
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._mttkrp import mode_gram
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
@@ -98,33 +99,46 @@ def check_given(given: Any, shape: tuple[int, ...], rank: int) -> CPFactors:
 
 
 def given_start(
-    given: CPFactors, tensor: Tensor, fixed: frozenset[int], rng: torch.Generator
+    weights: Tensor,
+    factors: Sequence[Tensor],
+    tensor: Tensor,
+    fixed: frozenset[int],
+    rng: torch.Generator,
 ) -> CPState:
-    """Iterates that begin at `given`, its scale set aside: the largest entry of each factor, and of
-    the weights, is near one.
+    """Iterates that begin at given ones, in memory order, their scale set aside: the longest column
+    of each factor, and the largest weight, count as one.
 
     A column of zeros has no direction, and alternating updates would never leave it: where its
     mode is free it becomes a random direction, of weight zero.
     """
-    weights = _near_one(given.weights.to(tensor.device, torch.float64))
-    columns = []
-    for k, f in enumerate(given.factors):
-        u = _near_one(f.to(tensor.device)).to(tensor.dtype)
-        if k not in fixed:
-            empty = (u == 0).all(0)
-            other = torch.randn(u.shape, generator=rng, device=u.device, dtype=u.dtype)
-            u = torch.where(empty, other / math.sqrt(u.shape[0]), u)
-            weights = torch.where(empty, 0.0, weights)
-        columns.append(u[:, None, :])
-    return make_state(columns, weights[None, :])
+    rows = [f.shape[0] for f in factors]
+    # On the host, all modes at once: a start is small, and calls are what it costs.
+    unit, length = _unit_columns(torch.cat([*factors]).to("cpu", torch.float64).numpy(), rows)
+    made = torch.from_numpy(unit).to(tensor.device, tensor.dtype)[:, None]
+    columns = [*torch.split(made, rows)]
+    if not length.all():
+        for k, u in enumerate(columns):
+            if k not in fixed:
+                other = torch.randn(u.shape, generator=rng, device=u.device, dtype=u.dtype)
+                empty = torch.from_numpy(length[k] == 0).to(u.device)
+                columns[k] = torch.where(empty, unit_columns(other)[0], u)
+    # In units of the largest: another scale, by a power of two, gives the same bits.
+    sizes = np.concatenate([weights.to("cpu", torch.float64).numpy()[None], length])
+    largest = np.abs(sizes).max(1, keepdims=True)
+    product = (sizes / np.where(largest > 0, largest, 1)).prod(0, keepdims=True)  # (1, r)
+    return CPState(tuple(columns), torch.from_numpy(product).to(tensor.device))
 
 
-def _near_one(values: Tensor) -> Tensor:
-    """Divided by a power of two near the largest, which rounds nothing but what is far smaller."""
-    exponent = torch.frexp(values.abs().max().to(torch.float64))[1]
-    # In two steps: the power of two itself may be out of range.
-    half = exponent // 2
-    return torch.ldexp(torch.ldexp(values, -half), half - exponent)
+def _unit_columns(
+    stacked: np.ndarray[Any, Any], rows: list[int]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Factors of so many rows each, one below the other, with columns of unit length, and their
+    lengths (N, r), also where squares would overflow or vanish; a column of zeros stays one."""
+    first = np.cumsum([0, *rows[:-1]])
+    largest = np.maximum.reduceat(np.abs(stacked), first)
+    unit = stacked / np.where(largest > 0, largest, 1).repeat(rows, axis=0)
+    length = np.sqrt(np.add.reduceat(np.square(unit), first))  # at least one, or zero
+    return unit / np.maximum(length, 1).repeat(rows, axis=0), length * largest
 
 
 def _leading_directions(tensor: Tensor, mode: int, rank: int, rng: torch.Generator) -> Tensor:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, normalise, proximal_solve
+from tensorlrf.decomposition._cp_als import proximal_solve
 from tensorlrf.decomposition._cp_entries import EntrySample, draw_index, mode_indices
 from tensorlrf.decomposition._cp_fit import relative
+from tensorlrf.decomposition._cp_state import CPState
+from tensorlrf.decomposition._cp_sweep import normalise
 
 HEAVY_ROWS = 512
 """At most this many rows are taken surely: the threshold is no lower than its inverse."""
@@ -64,7 +66,7 @@ class LeverageSampler:
 
     def errors(self, state: CPState) -> list[float]:
         """Estimated relative errors of all starts."""
-        return relative(self.judged.square_residuals(state), self.norm)
+        return relative(self.judged.square_residuals(state).tolist(), self.norm)
 
     def sweep(
         self,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, column_lengths, make_state
 from tensorlrf.decomposition._cp_init import given_start, matrix_start, random_start, svd_start
-from tensorlrf.decomposition._cp_residual import best_scale, square_norm, square_residuals
+from tensorlrf.decomposition._cp_residual import norm_of, square_residuals
+from tensorlrf.decomposition._cp_state import CPState, make_state, unit_columns
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._mttkrp import CutTensor
 from tensorlrf.factors import CPFactors
@@ -56,12 +56,11 @@ class Problem:
         fixed: frozenset[int],
         rng: torch.Generator,
     ) -> CPState:
-        """The first iterates; `fixed` counts in memory order."""
+        """The first iterates, given ones of any scale; `fixed` counts in memory order."""
         tensor = self.tensor
         if isinstance(init, CPFactors):
-            permuted = CPFactors(init.weights, tuple(init.factors[k] for k in self.order))
-            state = given_start(permuted, tensor, fixed, rng)
-            return replace(state, weights=state.weights * best_scale(self.data, state)[:, None])
+            factors = [init.factors[k] for k in self.order]
+            return given_start(init.weights, factors, tensor, fixed, rng)
         if tensor.ndim == 2:
             return matrix_start(tensor, rank)
         make = svd_start if init == "svd" else random_start
@@ -82,13 +81,13 @@ class Problem:
         factors = [u[:, 0] for u in state.factors]
         if kept:
             for k, given in kept.items():
-                length = column_lengths(given)
+                length = unit_columns(given)[1]
                 weights = torch.where(length > 0, weights / length, 0.0)
                 factors[k] = given
         else:
-            order = weights.detach().abs().argsort(descending=True, stable=True)
+            order = weights.abs().argsort(descending=True, stable=True)
             weights = weights[order]
-            factors = [u[:, order] for u in factors]
+            factors = [u.index_select(1, order) for u in factors]
         factors, weights = spread_weights(factors, weights, self.dtype, kept or {})
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         return CPFactors(weights.to(self.dtype), tuple(factors[i].to(self.dtype) for i in back))
@@ -103,7 +102,7 @@ def pose(tensor: Tensor) -> Problem:
     data = tensor.detach().to(working_dtype(tensor.dtype))
     order = tuple(sorted(range(data.ndim), key=lambda k: (-int(data.stride()[k]), k)))
     cut = CutTensor.of(data.permute(order).contiguous())
-    norm, scale = math.sqrt(float(square_norm(cut))), 1.0
+    norm, scale = norm_of(cut), 1.0
     safe = _SAFE_NORM[data.dtype]
     if not (norm == 0 or 1 / safe < norm < safe):
         scale = float(data.abs().max())
@@ -111,7 +110,7 @@ def pose(tensor: Tensor) -> Problem:
         scale = float(data.abs().max())
     if scale != 1.0:
         cut = CutTensor(cut.cut, cut.blocks / scale)
-        norm = math.sqrt(float(square_norm(cut)))
+        norm = norm_of(cut)
     return Problem(cut, order, norm, scale, tensor.dtype)
 
 
@@ -120,7 +119,7 @@ def spread_weights(
 ) -> tuple[list[Tensor], Tensor]:
     """Spread the weights over the free modes where they overflow the dtype (float16: 65504)."""
     limit = torch.finfo(dtype).max / 2
-    if float(weights.detach().abs().max()) <= limit:
+    if max(map(abs, weights.tolist())) <= limit:
         return factors, weights
     free = [k for k in range(len(factors)) if k not in kept]
     share = weights.abs() ** (1 / len(free))

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from tensorlrf.decomposition._cp_als import CPState, make_state
+from tensorlrf.decomposition._cp_als import sweeps_of
 from tensorlrf.decomposition._cp_fit import Outcome, Stopping, run_als
 from tensorlrf.decomposition._cp_options import SAMPLING, Options
 from tensorlrf.decomposition._cp_problem import Problem
+from tensorlrf.decomposition._cp_state import CPState, make_state
 from tensorlrf.decomposition._cprand import STARTS, run_cprand, run_leverage
+from tensorlrf.factors import CPFactors
 
 # Starts run side by side while their intermediates stay small: below this many entries, or below
 # this share of the tensor.
@@ -25,17 +27,20 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
     stopping = Stopping(options.sweeps, options.tol, _watch(problem, options))
     # A matrix has one start, its singular value decomposition.
     restarts = options.restarts if len(problem.order) > 2 else 1
+    given = isinstance(options.init, CPFactors)
     if options.solver in SAMPLING:
         run = run_cprand if options.solver == "cprand" else run_leverage
         starts = STARTS if isinstance(options.init, str) and len(problem.order) > 2 else 1
         state = problem.start(options.init, rank, max(starts, restarts), fixed, rng)
+        if given:
+            state = sweeps_of(problem.data, state).rescale().state()
         return run(problem, state, stopping, fixed, options.n_samples, rng)
     together = _together(problem, rank)
     outcomes = []
     for first in range(0, restarts, together):
         init = options.init if first == 0 else "random"
         state = problem.start(init, rank, min(together, restarts - first), fixed, rng)
-        outcomes.append(run_als(problem.data, problem.norm, state, stopping, fixed))
+        outcomes.append(run_als(problem.data, problem.norm, state, stopping, fixed, rescaled=given))
     return min(outcomes, key=lambda outcome: outcome.errors[-1])
 
 

@@ -13,34 +13,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import (
-    RIDGE_FLOOR,
-    CPState,
-    als_sweep,
-    make_state,
-    ridge_at,
-    unit_of,
-)
+from tensorlrf.decomposition._cp_als import RIDGE_FLOOR, ridge_at, sweeps_of, unit_of
 from tensorlrf.decomposition._cp_fit import (
     CHECKPOINT_EVERY,
     Outcome,
     Stopping,
+    relative,
     run_als,
 )
 from tensorlrf.decomposition._cp_leverage import LeverageSampler
 from tensorlrf.decomposition._cp_problem import Problem
-from tensorlrf.decomposition._cp_residual import square_norm
+from tensorlrf.decomposition._cp_residual import norm_of
 from tensorlrf.decomposition._cp_sketch import (
     Sketch,
     leading_directions,
     mode_product,
     sketch_tensor,
 )
+from tensorlrf.decomposition._cp_state import CPState, make_state
+from tensorlrf.decomposition._cp_sweep import Sweeps
 from tensorlrf.decomposition._cprand_mixed import Judge, MixedSampler
 from tensorlrf.decomposition._mttkrp import CutTensor
 
@@ -248,7 +244,7 @@ def _core_phase(
     sweeps = CORE_SWEEPS if bases else 0
     outcome = run_als(
         data,
-        math.sqrt(float(square_norm(data))),
+        norm_of(data),
         make_state(factors, state.weights),
         Stopping(sweeps, _CORE_TOL),
         fixed,
@@ -273,19 +269,16 @@ def _exact_phase(
 ) -> Outcome:
     """At most ten exact sweeps, ended as soon as one lowers the error too little."""
     dtype = problem.data.blocks.dtype
-    unit = unit_of(problem.norm)
     state = make_state(list(state.factors), state.weights)
+    sweeps = sweeps_of(problem.data, state, fixed, unit_of(problem.norm))
     reason = f"{MAX_EXACT_SWEEPS} exact sweeps were made"
     converged = False
     errors = list(trace)
     for _ in range(0, 0 if stopped else MAX_EXACT_SWEEPS, _LOOK_EVERY):
-        for _ in range(_LOOK_EVERY):
-            state = als_sweep(
-                problem.data, state, RIDGE_FLOOR[dtype], fixed, unit=unit, measure=True
-            )
+        sweeps.run([RIDGE_FLOOR[dtype]] * _LOOK_EVERY)
         before = errors[-1] if len(errors) > len(trace) else math.inf
-        errors.append(_progress(problem, state))
-        if stopping.watch is not None and stopping.watch(state, errors[-1]):
+        errors.append(_progress(problem, sweeps))
+        if stopping.watch is not None and stopping.watch(sweeps.state(), errors[-1]):
             stopped = True
             break
         settled = errors[-1] >= before * (1 - _LOOK_EVERY * _SETTLED)
@@ -295,10 +288,15 @@ def _exact_phase(
             break
     if stopped:
         reason = "the callback asked to stop"
-    return Outcome(state, (*errors, problem.error(state)), converged, reason)
+    error = _true_error(problem, sweeps)
+    return Outcome(sweeps.state(), (*errors, error), converged, reason)
 
 
-def _progress(problem: Problem, state: CPState) -> float:
+def _progress(problem: Problem, sweeps: Sweeps[Any]) -> float:
     """Relative error from norms the sweep left behind; the true one where those would cancel."""
-    share = 1 + float(state.progress[0]) / problem.norm**2 if problem.norm > 0 else 0.0
-    return math.sqrt(share) if share > _CANCELS_BELOW else problem.error(state)
+    share = 1 + sweeps.progress()[0] / problem.norm**2 if problem.norm > 0 else 0.0
+    return math.sqrt(share) if share > _CANCELS_BELOW else _true_error(problem, sweeps)
+
+
+def _true_error(problem: Problem, sweeps: Sweeps[Any]) -> float:
+    return relative(sweeps.square_residuals(), problem.norm or 1.0)[0]

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp_als import CPState, normalise, proximal_solve
+from tensorlrf.decomposition._cp_als import proximal_solve
 from tensorlrf.decomposition._cp_fit import relative
 from tensorlrf.decomposition._cp_sketch import Sketch
+from tensorlrf.decomposition._cp_state import CPState
+from tensorlrf.decomposition._cp_sweep import normalise
 
 
 def sampled_sweep(
@@ -83,7 +85,7 @@ class Judge:
             ).square()
             for i in range(state.starts)
         ]
-        return relative(torch.stack(squares), self.norm)
+        return relative(torch.stack(squares).tolist(), self.norm)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def as_tensor_and_largest(
     if tensor.numel() == 0:
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}, which holds no element")
     # max|x| is NaN or Inf exactly when some element is, and needs no mask of the tensor's size.
-    low, high = map(float, tensor.detach().aminmax())
+    values = tensor.detach() if tensor.requires_grad else tensor
+    low, high = map(float, values.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         kind = "NaN" if math.isnan(low) or math.isnan(high) else "Inf"
         raise ArgumentError(

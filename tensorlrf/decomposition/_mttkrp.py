@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from tensorlrf.factors._array import A
 from tensorlrf.factors._cp import khatri_rao
 from tensorlrf_kernels.mttkrp import contract_modes, kernel_wins
 
@@ -65,7 +66,11 @@ def cut_modes(shape: Sequence[int]) -> ModeCut:
     Cutting off leading modes keeps each contraction one matrix product. A group in the middle is
     taken only where it is several times smaller, as for 4 x 10^6 x 4.
     """
-    shape = tuple(shape)
+    return _cut_modes(tuple(shape))
+
+
+@lru_cache
+def _cut_modes(shape: tuple[int, ...]) -> ModeCut:
     leading = min(
         (ModeCut(shape, 0, stop) for stop in range(1, len(shape))), key=lambda cut: cut.width
     )
@@ -88,7 +93,7 @@ class CutTensor:
 
     @classmethod
     def of(cls, tensor: Tensor) -> CutTensor:
-        cut = cut_modes(tuple(tensor.shape))
+        cut = _cut_modes(tuple(tensor.shape))
         return cls(cut, tensor.reshape(cut.blocks))
 
     @property
@@ -139,16 +144,18 @@ def split(sizes: tuple[int, ...]) -> int:
     return min(range(1, len(sizes)), key=lambda c: math.prod(sizes[:c]) + math.prod(sizes[c:]))
 
 
-def contract_right(partial: Tensor, right: Tensor) -> Tensor:
+def contract_right(partial: A, right: A) -> A:
     """(a b, c) with (b, c) over b -> (a, c), column by column."""
     b, c = right.shape
-    return (partial.view(-1, b, c) * right).sum(1)
+    contracted: A = (partial.reshape(-1, b, c) * right).sum(1)
+    return contracted
 
 
-def contract_left(partial: Tensor, left: Tensor) -> Tensor:
+def contract_left(partial: A, left: A) -> A:
     """(a b, c) with (a, c) over a -> (b, c), column by column."""
     a, c = left.shape
-    return (partial.view(a, -1, c) * left.unsqueeze(1)).sum(0)
+    contracted: A = (partial.reshape(a, -1, c) * left[:, None]).sum(0)
+    return contracted
 
 
 def mode_gram(tensor: Tensor, mode: int) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
+
+A = TypeVar("A", Tensor, np.ndarray[Any, Any])
+"""Arrays of torch or of numpy, where they are worked on by what both have."""
 
 
 def as_dense(value: Any, name: str) -> Tensor:

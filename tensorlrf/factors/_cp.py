@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors._array import A
 from tensorlrf.factors._base import Factors, check_together
 
 
@@ -79,11 +80,11 @@ class CPFactors(Factors):
         return (left @ right.T).reshape(self.shape)
 
 
-def khatri_rao(factors: tuple[Tensor, ...]) -> Tensor:
+def khatri_rao(factors: tuple[A, ...]) -> A:
     """Columnwise Kronecker product, first factor slowest: (prod n_k, r)."""
     product = factors[0]
     for f in factors[1:]:
-        product = (product.unsqueeze(1) * f).reshape(-1, f.shape[1])
+        product = (product[:, None] * f).reshape(-1, f.shape[1])
     return product
 
 

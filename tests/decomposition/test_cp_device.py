@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tensorlrf.decomposition import _cp_als
 from tensorlrf.decomposition._cp_als import als_sweep
 from tensorlrf.decomposition._cp_init import random_start
 from tensorlrf.decomposition._cp_residual import square_residuals
@@ -48,7 +49,10 @@ def test_the_watch_sees_a_synchronisation() -> None:
     ("shape", "rank"),
     [((20, 21, 22), 4), ((32, 24, 3, 3), 8), ((5, 60, 4), 6), ((4, 4, 4, 4, 4), 3), ((9, 8), 3)],
 )
-def test_sweeps_do_not_wait_and_stay_small(shape: tuple[int, ...], rank: int) -> None:
+def test_sweeps_do_not_wait_and_stay_small(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], rank: int
+) -> None:
+    monkeypatch.setattr(_cp_als, "is_small", lambda *_: False)
     rng = torch.Generator().manual_seed(0)
     tensor = torch.randn(shape, generator=rng)
     data = CutTensor.of(tensor)

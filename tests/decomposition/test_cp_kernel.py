@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tensorlrf.decomposition import _mttkrp
+from tensorlrf.decomposition import _cp_als, _mttkrp
 from tensorlrf.decomposition._cp import cp, fit_cp
 from tensorlrf.decomposition._mttkrp import by_kernel, cut_modes
 from tensorlrf.factors import CPFactors
@@ -37,6 +37,7 @@ def forced(monkeypatch: pytest.MonkeyPatch, *, interpreted: bool) -> list[tuple[
         assert found is not None or not interpreted
         return plain(tensor, factors, modes) if found is None else found
 
+    monkeypatch.setattr(_cp_als, "is_small", lambda *_: False)
     monkeypatch.setattr(_mttkrp, "by_kernel", lambda *_: True)
     monkeypatch.setattr(_mttkrp, "contract_modes", contract)
     return seen

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._cp import fit_cp
-from tensorlrf.decomposition._cp_als import make_state
 from tensorlrf.decomposition._cp_entries import EntrySample, draw_by_square, draw_index
 from tensorlrf.decomposition._cp_leverage import (
     LeverageSampler,
@@ -25,6 +24,7 @@ from tensorlrf.decomposition._cp_leverage import (
     leverage_scores,
     merge_equal,
 )
+from tensorlrf.decomposition._cp_state import make_state
 from tensorlrf.errors import ArgumentError, DegenerateWarning
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors._cp import khatri_rao

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition import _cprand
 from tensorlrf.decomposition._cp import fit_cp
-from tensorlrf.decomposition._cp_als import gram, make_state
 from tensorlrf.decomposition._cp_sketch import sketch_tensor
+from tensorlrf.decomposition._cp_state import gram, make_state
+from tensorlrf.decomposition._cp_sweep import Sweeps
 from tensorlrf.decomposition._cprand_mixed import sampled_sweep
 from tensorlrf.factors import CPFactors
 
@@ -44,9 +47,16 @@ def test_final_error_is_that_of_converged_als(
 
 
 def test_at_most_ten_exact_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    sweep = _cprand.als_sweep
-    monkeypatch.setattr(_cprand, "als_sweep", lambda *a, **k: made.append(1) or sweep(*a, **k))
+    made: list[float] = []
+    begin = _cprand.sweeps_of
+
+    def counted(*args: Any) -> Sweeps[Any]:
+        sweeps = begin(*args)
+        run = sweeps.run
+        sweeps.run = lambda ridges: made.extend(ridges) or run(ridges)
+        return sweeps
+
+    monkeypatch.setattr(_cprand, "sweeps_of", counted)
     fit_cp(noisy((10, 11, 12), 9, 0.5), 9, solver="cprand", random_state=0)
     assert 1 <= len(made) <= 10
 
