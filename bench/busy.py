@@ -6,6 +6,8 @@
 Each case runs in turn on torch's default threads, one layer and one pass after the other, and as
 this version chooses ("ours"). "over quiet" is the median over that of the same variant on the quiet
 machine; a call that took longer than `PATIENCE` is not repeated. Nothing else may run meanwhile.
+"peak MB" is the most resident memory while a model is compressed, above that before, the compressed
+model included.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "examples")]
 
 import tensorlrf  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
+from bench.resident import Resident  # noqa: E402
 from tensorlrf.compression.calibration import _calibrate  # noqa: E402
 from tensorlrf.decomposition import _side_by_side, _threads  # noqa: E402
 from tensorlrf.decomposition._cores import Cores  # noqa: E402
@@ -113,20 +116,26 @@ def beside(programs: list[str]) -> Iterator[None]:
             one.wait()
 
 
-def timed(call: Callable[[], object], rounds: int) -> dict[str, list[float]]:
-    """Seconds by variant, in turn; one round goes ahead that does not count."""
+def timed(
+    call: Callable[[], object], rounds: int, *, memory: bool
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """Seconds by variant, in turn, and with `memory` the last peak of it in MB; one round goes
+    ahead that does not count."""
+    peaks: dict[str, float | None] = {}
     samples: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for k in range(rounds + 1):
         for name, variant in VARIANTS.items():
             if samples[name] and max(samples[name]) > PATIENCE and rounds > 1:
                 continue
             with variant():
+                resident = Resident() if memory else None
                 start = time.perf_counter()
                 call()
                 taken = time.perf_counter() - start
+                peaks[name] = None if resident is None else resident.peak_mb()
             if k or taken > PATIENCE:
                 samples[name].append(taken)
-    return samples
+    return samples, peaks
 
 
 def main() -> None:
@@ -144,12 +153,16 @@ def main() -> None:
     for neighbour, programs in NEIGHBOURS.items():
         with beside(programs):
             for name, call in calls.items():
-                if programs and name.startswith("compress"):
+                whole = name.startswith("compress")
+                if programs and whole:
                     continue
-                for variant, samples in timed(call, given.rounds).items():
+                times, peaks = timed(call, given.rounds, memory=whole)
+                for variant, samples in times.items():
                     median = statistics.median(samples)
                     before = quiet.setdefault((name, variant), median)
-                    info = {"over quiet": median / before}
+                    info: dict[str, float | None] = {"over quiet": median / before}
+                    if whole:
+                        info["peak MB"] = peaks[variant]
                     case = f"{name}, {neighbour}"
                     rows.append(Row(case, variant, median, min(samples), len(samples), info))
                     print(f"{case}, {variant}: {median:.4f} s, {median / before:.2f} of quiet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from common import VARIANTS, Batch, call, compress, parameters, tensor_of
 from torch import nn
 
 import tensorlrf
+from bench.resident import MB, Resident
 from bench.subjects import Subject, subject
 from tensorlrf.ops import Timings, time_calls
 
 SECONDS = 12.0  # of timing, dense and compressed in turn
-MB = 1e6
 
 
 def parse(spec: str) -> tuple[str, str, float]:
@@ -56,11 +55,11 @@ def measure(spec: str) -> dict[str, Any]:
         return {"samples": dict(samples), "info": info}
 
     batches = about.calibration()
-    before = _resident_reset()
+    resident = Resident()
     start = time.perf_counter()
     small, report = compress(dense, keep, variant, batches, about.skip, progress=False)
     took = time.perf_counter() - start
-    peak = _peak()
+    peak = resident.peak_mb()
 
     start = time.perf_counter()
     tensorlrf.tune(small, example, progress=False)
@@ -70,7 +69,7 @@ def measure(spec: str) -> dict[str, Any]:
         "kept": report.eligible.share,
         "parameters": parameters(small),
         "compress s": took,
-        "peak MB": None if before is None or peak is None else (peak - before) / MB,
+        "peak MB": peak,
         "tune s": tuned,
     }
     return {"samples": dict(samples), "info": info | _round_trip(name, small, example)}
@@ -112,26 +111,3 @@ def _timed(models: dict[str, nn.Module], example: Batch) -> Timings:
         return lambda: call(model, example)
 
     return time_calls({name: run(model) for name, model in models.items()}, seconds=SECONDS)
-
-
-def _resident_reset() -> int | None:
-    """Resident bytes now; the peak is counted anew from here. None where the system cannot tell."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory would hide what is needed
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _status("VmRSS")
-
-
-def _peak() -> int | None:
-    """Most resident bytes since `_resident_reset`."""
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
