@@ -95,7 +95,10 @@ def candidates(shape: Sequence[int], rank: Rank | None) -> list[Pair]:
         most = max(min(sides(pair, taps)) for pair in pairs)
         pairs = [pair for pair in pairs if terms(rank, pair, taps, strict=False) is not None]
         if not pairs:
-            raise RankError(f"rank={rank!r} is above {most}, the most terms that any pair has")
+            raise RankError(
+                f"rank={rank!r} is above {most}, the most terms that any pair has; "
+                f"use at most {most}"
+            )
     cheapest = sum(sides(pairs[0], taps))
     within = (LIKE if counted else LOPSIDED) * cheapest
     if isinstance(rank, float):

@@ -20,6 +20,15 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors._array import as_dense
 
+LARGEST = 2**63 - 1
+"""No tensor has a size above."""
+
+MOST_TERMS = 1 << 16
+"""Of a CP model, whose least-squares systems then take 32 GiB each."""
+
+FEW_TERMS = 64
+"""Of a CP model, which may be more than the tensor has entries."""
+
 Rank = int | float | Literal["same", "auto"] | Sequence[int]
 
 
@@ -35,6 +44,15 @@ def check_rank_or_error(
         given = "neither" if rank is None else f"rank={rank!r} and error={error!r}"
         raise ArgumentError(f"give rank or error, one of the two; got {given}")
     rank, error = plain(rank, "rank"), plain(error, "error")
+    for count in rank if isinstance(rank, (list, tuple)) else (rank,):
+        if isinstance(count, int) and abs(count) > LARGEST:
+            power = f"2^{abs(count).bit_length() - 1}"
+            size = f"{power} or more" if count > 0 else f"-{power} or less"
+            several = "" if count is rank else "a sequence with "
+            raise RankError(
+                f"rank={several}{size} is beyond 2^63, where sizes of tensors end; use a count "
+                "that fits the tensor"
+            )
     if error is None:
         return rank, None
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < 1:
@@ -89,12 +107,25 @@ def matrix_rank(rank: Rank, m: int, n: int) -> int:
 def cp_rank(rank: Rank, shape: Sequence[int]) -> int:
     """The number of rank-one terms; a share counts r (sum n_k + 1) against prod n_k.
 
-    A CP rank may exceed every dimension (Kruskal 1989), so there is no upper limit.
+    A CP rank may exceed every dimension (Kruskal 1989). What is refused is more terms than the
+    tensor has entries, but for a few, and more than there is room for.
     """
     share = _share(rank)
     if share is not None:
         return max(1, whole(share * math.prod(shape) / (sum(shape) + 1)))
-    return _one_int(rank)
+    r, entries = _one_int(rank), math.prod(shape)
+    exact = entries // max(shape)
+    if r > max(FEW_TERMS, entries):
+        raise RankError(
+            f"rank={r} is above {entries}, the entries of the tensor, each of which is a term of "
+            f"rank one; use at most {exact}, at which a model is exact"
+        )
+    if r > MOST_TERMS:
+        raise RankError(
+            f"rank={r} makes least-squares systems of {r} x {r}, {8 * r * r / 2**30:,.0f} GiB "
+            f"each; use at most {min(exact, MOST_TERMS)}"
+        )
+    return r
 
 
 def tucker_ranks(rank: Rank, shape: Sequence[int], modes: Sequence[int]) -> tuple[int, ...]:
@@ -104,7 +135,7 @@ def tucker_ranks(rank: Rank, shape: Sequence[int], modes: Sequence[int]) -> tupl
     if share is not None:
         return _tucker_share(share, shape, modes)
     if isinstance(rank, Sequence) and not isinstance(rank, str):
-        ranks = tuple(_one_int(r) for r in rank)
+        ranks = ints(rank)
         if len(ranks) != len(sizes):
             raise RankError(
                 f"rank={tuple(rank)} has {len(ranks)} entries for {len(sizes)} factored modes "
@@ -176,12 +207,17 @@ def _share(rank: Rank) -> float | None:
     return None
 
 
-def _one_int(rank: object) -> int:
+def ints(rank: Sequence[object]) -> tuple[int, ...]:
+    """Several ranks, each at least one."""
+    return tuple(_one_int(r, f"rank={tuple(rank)}: entry {k}, {r!r},") for k, r in enumerate(rank))
+
+
+def _one_int(rank: object, name: str = "") -> int:
     rank = plain(rank, "rank")
     index = getattr(rank, "__index__", None)
     if index is None or isinstance(rank, bool):
-        raise RankError(f"rank={rank!r} must be one int here")
+        raise RankError(f"{name or f'rank={rank!r}'} must be one int here")
     r = int(index())
     if r < 1:
-        raise RankError(f"rank={r} must be at least 1")
+        raise RankError(f"{name or f'rank={r}'} must be at least 1")
     return r

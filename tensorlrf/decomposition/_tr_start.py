@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._gram import thin_svd
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, whole
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, ints, whole
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import train_svd
 from tensorlrf.errors import RankError
@@ -34,7 +34,7 @@ def ring_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]:
         return (max(1, min(most, r)),) * len(sizes)
     if not isinstance(rank, Sequence) or isinstance(rank, str):
         return (min(most, _one_int(rank)),) * len(sizes)
-    ranks = tuple(_one_int(r) for r in rank)
+    ranks = ints(rank)
     if len(ranks) == len(sizes) + 1:
         if ranks[0] != ranks[-1]:
             raise RankError(

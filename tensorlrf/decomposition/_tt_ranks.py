@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 
-from tensorlrf.decomposition._rank import Rank, _one_int, _share
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, ints
 from tensorlrf.errors import RankError
 
 
@@ -37,7 +37,7 @@ def train_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]
         return _clipped(_uniform_share(share * dense, sizes, limits), limits)
     if not isinstance(rank, Sequence) or isinstance(rank, str):
         return _clipped(_one_int(rank), limits)
-    ranks = tuple(_one_int(r) for r in rank)
+    ranks = ints(rank)
     if len(ranks) == len(sizes) + 1:
         if ranks[0] != 1 or ranks[-1] != 1:
             raise RankError(

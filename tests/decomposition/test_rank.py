@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,13 +135,80 @@ def test_ranks_that_a_matrix_refuses(rank: object, message: str) -> None:
         ((2, 2), r"rank=\(2, 2\) has 2 entries for 3 factored modes \(0, 1, 2\)"),
         ((2, 2, 9), "asks for rank 9 along mode 2, which has size 6"),
         (7, "asks for rank 7 along mode 0, which has size 4"),
-        ((2, 0, 1), "rank=0 must be at least 1"),
-        ((2, 1.5, 1), "rank=1.5 must be one int"),
+        ((2, 0, 1), r"rank=\(2, 0, 1\): entry 1, 0, must be at least 1"),
+        ((2, 1.5, 1), r"rank=\(2, 1\.5, 1\): entry 1, 1\.5, must be one int"),
     ],
 )
 def test_ranks_that_tucker_refuses(rank: object, message: str) -> None:
     with pytest.raises(RankError, match=message):
         tucker_ranks(rank, (4, 5, 6), (0, 1, 2))  # type: ignore[arg-type]
+
+
+def rounded_at(weight: torch.Tensor, rank: Any) -> object:
+    return tt_round(tt(weight.reshape(4, 4, 4, 4), error=0.0), rank)
+
+
+def crossed_at(weight: torch.Tensor, rank: Any) -> object:
+    cube = weight.reshape(4, 4, 16)
+    return tt_cross(lambda i: cube[tuple(i.T)], cube.shape, rank, random_state=0)
+
+
+def several_at(weight: torch.Tensor, rank: Any) -> object:
+    return svd(weight.expand(2, 16, 16), rank, batch_dims=1)
+
+
+CLIPPED = (tt, tt_matrix, tr, hierarchical, hodlr, rounded_at, crossed_at)
+REFUSED = (svd, tucker, cp, kron, blr, monarch, blast, several_at)
+
+
+@pytest.mark.parametrize("decompose", [*CLIPPED, *REFUSED])
+@pytest.mark.parametrize("power", [63, 70, 1300, 17000])  # the last has too many digits to be shown
+def test_a_count_beyond_every_size_is_refused(decompose: Callable[..., object], power: int) -> None:
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    for rank, size in ((2**power, rf"2\^{power} or more"), (-(2**power), rf"-2\^{power} or less")):
+        for asked, shown in ((rank, size), ((2, rank), "a sequence with " + size)):
+            with pytest.raises(RankError, match=rf"rank={shown} is beyond 2\^63.*; use a count"):
+                decompose(weight, asked)
+
+
+@pytest.mark.parametrize("rank", [10**6, 2**40, 2**63 - 1])
+@pytest.mark.parametrize("decompose", CLIPPED)
+def test_a_count_beyond_the_tensor_is_clipped(decompose: Callable[..., Any], rank: int) -> None:
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    dense = decompose(weight, rank).to_dense().reshape(16, 16)
+    assert float((dense - weight).norm()) <= 1e-5 * float(weight.norm())
+
+
+@pytest.mark.parametrize("rank", [10**6, 2**40, 2**63 - 1])
+@pytest.mark.parametrize("decompose", REFUSED)
+def test_a_count_beyond_the_tensor_is_refused(decompose: Callable[..., Any], rank: int) -> None:
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"block": 8} if decompose is blr else {}
+    with pytest.raises(RankError, match=f"rank={rank} .*use at most"):
+        decompose(weight, rank, **options)
+
+
+@pytest.mark.parametrize("decompose", [tucker, tt, tr])
+@pytest.mark.parametrize(
+    ("entry", "words"), [(2.5, "must be one int"), (0, "must be at least 1"), ("2", "must be one")]
+)
+def test_one_of_several_ranks_is_named_with_the_others(
+    decompose: Callable[..., object], entry: Any, words: str
+) -> None:
+    rank = (2, 2, entry)[-2 if decompose is tt else -3 :]
+    named = re.escape(f"rank={rank!r}: entry {len(rank) - 1}, {entry!r}, {words}")
+    with pytest.raises(RankError, match=named):
+        decompose(torch.ones(4, 5, 6), rank)
+
+
+def test_terms_of_cp_that_no_tensor_has_use_for_are_refused() -> None:
+    cube = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RankError, match=r"rank=121 is above 120, the entries.*use at most 20"):
+        cp(cube, 121)
+    with pytest.raises(RankError, match=r"rank=1000000 makes .* 7,451 GiB each; use at most 65536"):
+        cp_rank(10**6, (1000, 1000, 1000))
+    assert cp_rank(120, (4, 5, 6)) == 120
+    assert cp_rank(64, (1, 1, 1)) == 64
 
 
 def test_exactly_one_of_rank_and_error() -> None:
