@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from tensorlrf.compression.calibration import _suspend
 from tensorlrf.compression.calibration._suspend import Suspendable
 
 
@@ -71,3 +72,38 @@ def test_settings_of_the_calling_thread_hold_within() -> None:
         one.advance()
     one.close()
     assert found == ["meta"]
+
+
+def test_memory_is_given_back_where_there_is_some_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    held = 100.0
+    monkeypatch.setattr(
+        _suspend,
+        "_releases",
+        lambda: (lambda: released.append("mkl"), lambda: released.append("malloc")),
+    )
+    monkeypatch.setattr(_suspend, "resident_bytes", lambda: held)
+    trim = _suspend._Trimmer()
+    trim(now=True)
+    assert released == ["mkl", "malloc"]
+    trim._next = 0.0  # whatever the machine has to do beside this
+    held *= 1 + _suspend.GROWTH / 2
+    trim()
+    assert released == ["mkl", "malloc"]
+    held *= 1 + _suspend.GROWTH
+    trim()
+    assert released == ["mkl", "malloc", "malloc"]
+    trim(now=True)
+    assert released == ["mkl", "malloc", "malloc", "mkl", "malloc"]
+
+
+def test_what_the_process_holds_is_known_here_and_infinite_where_nobody_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 1e6 < _suspend.resident_bytes() < 1e12
+
+    def missing(*_: object, **__: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr(_suspend.Path, "read_text", missing)
+    assert _suspend.resident_bytes() == float("inf")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,9 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+
+GROWTH = 1 / 32
+"""Of what the process has: less is not worth the search for what it can give back."""
 
 
 class _Closed(BaseException):
@@ -96,25 +101,37 @@ class Suspendable:
 class _Trimmer:
     """Gives freed memory back to the system. glibc's malloc has an arena for each thread, which
     keeps for it what was freed there, and MKL keeps workspaces for each: the many threads of
-    suspended calls would together hold several times what they use. Unless it must be now, it takes
-    no more than about a fifth of the time, and leaves MKL alone, which others may be in."""
+    suspended calls would together hold several times what they use. Unless it must be now, it
+    waits until the process has grown by `GROWTH`, takes no more than about a fifth of the time, and
+    leaves MKL alone, which others may be in."""
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._left = 0.0
 
     def __call__(self, *, now: bool = False) -> None:
         start = time.perf_counter()
-        if start < self._next and not now:
+        if not now and (start < self._next or resident_bytes() < (1 + GROWTH) * self._left):
             return
         of_mkl, of_malloc = _releases()
         if now:
             of_mkl()
         of_malloc()
+        self._left = resident_bytes()
         end = time.perf_counter()
         self._next = end + 5 * (end - start)
 
 
 trim = _Trimmer()
+
+
+def resident_bytes() -> float:
+    """Memory that the process has; infinite where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return float(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return math.inf
 
 
 @cache
