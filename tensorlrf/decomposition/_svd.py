@@ -108,10 +108,11 @@ def svd(
                 plain fit (`Fit.shrinkage`).
     n_power_iter, n_oversample   of the randomised method
     random_state   of the methods with random vectors; "auto" repeats where none is given
-    differentiable   keep the autograd graph, for first derivatives; else detached. left @ right has
-                one wherever the last singular value kept and the first left out differ (by a sketch
-                it is that of the exact truncation), the sides by themselves where those kept
-                differ too; what has none adds nothing
+    differentiable   keep the autograd graph, for first and second derivatives; else detached.
+                left @ right has them wherever the last singular value kept and the first left out
+                differ (by a sketch they are those of the exact truncation), the sides by themselves
+                where those kept differ too; what has none adds nothing. Third ones are refused, and
+                second ones where values that are kept are nearly equal (UnsupportedError)
     batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
                 once, with one rank for all (for `error` the smallest that serves each of them).
                 The result is a Batch of LowRank; by "exact" or "eigh", and without `gram`. "auto"

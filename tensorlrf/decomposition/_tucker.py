@@ -123,10 +123,11 @@ def tucker(
     callback    called as callback(factors, relative error) after each sweep of hooi (not with
                 `gram`); stops the iteration by returning True
     n_power_iter, n_oversample, random_state   of the randomised method
-    differentiable   keep the autograd graph, for first derivatives; else detached. The whole has
-                one wherever the last singular value kept and the first left out differ along each
-                mode (by a sketch it is that of st_hosvd), the factors by themselves where those
-                kept differ too; what has none adds nothing
+    differentiable   keep the autograd graph, for first and second derivatives; else detached. The
+                whole has them wherever the last singular value kept and the first left out differ
+                along each mode (by a sketch they are those of st_hosvd), the factors by themselves
+                where those kept differ too; what has none adds nothing. Third ones are refused, and
+                second ones where values that are kept are nearly equal (UnsupportedError)
     batch_dims  this many leading dimensions of `tensor` count equal tensors that are decomposed at
                 once, with the same ranks; `modes` count behind them. The result is a Batch of
                 TuckerFactors; needs rank=, and method="hosvd" or "st_hosvd"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition import cp, svd, tucker
-from tensorlrf.errors import DegenerateWarning
+from tensorlrf.errors import DegenerateWarning, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors
 
 SCALES = (1.0, 1e-20, 1e20, 1e-150, 1e150)
@@ -206,14 +206,83 @@ def test_in_lower_precision(kind: str, dtype: torch.dtype) -> None:
     assert (found - expected).norm() <= 16 * torch.finfo(dtype).eps * expected.norm()
 
 
-def test_second_derivatives_are_refused() -> None:
+WAYS: dict[str, dict[str, Any]] = {
+    "exact": {"method": "exact"},
+    "eigh": {"method": "eigh"},
+    "sketched": {"method": "randomized"},
+    "metric": {"gram": torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))},
+    "batched": {"batch_dims": 1},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_second_derivatives_of_a_matrix_and_of_its_sides(way: str) -> None:
+    x = matrix_of(SPECTRA["all differ"], 6, 6)[:, :5].requires_grad_()
+
+    def parts(w: Tensor) -> tuple[Tensor, ...]:
+        w = w[None] if way == "batched" else w
+        factors = svd(w, 3, random_state=0, differentiable=True, **WAYS[way])
+        return factors.to_dense(), *squares(factors)
+
+    assert torch.autograd.gradgradcheck(parts, (x,))
+
+
+@pytest.mark.parametrize("method", ["hosvd", "st_hosvd", "hooi", "randomized"])
+def test_second_derivatives_of_a_tucker_tensor_and_of_its_parts(method: str) -> None:
+    x = seeded(4, 3, 3).requires_grad_()
+    options: dict[str, Any] = {"method": method, "tol": 0, "n_iter_max": 2, "random_state": 0}
+
+    def parts(w: Tensor) -> tuple[Tensor, ...]:
+        factors = tucker(w, 2, differentiable=True, **options)
+        return factors.to_dense(), *squares(factors)
+
+    assert torch.autograd.gradgradcheck(parts, (x,))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("shape", [(9, 7), (7, 9)])
+def test_second_derivatives_of_what_they_stand_for(
+    shape: tuple[int, int], kind: str, scale: float
+) -> None:
+    """Of the whole, whatever the spectrum: beside differences of the first derivative."""
+    x, against = matrix_of(SPECTRA[kind], *shape) * scale, seeded(*shape, seed=3)
+    whole, way = partial(exact_svd, differentiable=True), seeded(*shape, seed=4)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad((whole(leaf) * against).sum(), leaf, create_graph=True)
+    torch.testing.assert_close(grad.detach(), gradient(whole, x, against), rtol=1e-6, atol=1e-6)
+    if kind == "nearly equal ones":
+        with pytest.raises(UnsupportedError, match="nearly equal and not equal"):
+            torch.autograd.grad((grad * way).sum(), leaf)
+        return
+    (second,) = torch.autograd.grad((grad * way).sum(), leaf)
+    step = 1e-6 * float(x.abs().max()) * way
+    numeric = (gradient(whole, x + step, against) - gradient(whole, x - step, against)) / 2
+    found = second * (1e-6 * float(x.abs().max()))
+    assert float((found - numeric).norm()) <= 1e-4 * float(numeric.norm())
+
+
+def test_third_derivatives_are_refused() -> None:
     x = seeded(5, 4, 3).requires_grad_()
-    for whole in (of_svd, of_tucker, of_cp):
+    for whole in (of_svd, of_tucker):
         (grad,) = torch.autograd.grad(
             whole(x, differentiable=True).square().sum(), x, create_graph=True
         )
-        with pytest.raises(RuntimeError, match="differentiate twice"):
-            grad.sum().backward()
+        for against in (torch.ones_like(grad), grad):
+            (second,) = torch.autograd.grad(
+                (grad * against).sum(), x, create_graph=True, retain_graph=True
+            )
+            with pytest.raises(UnsupportedError, match="third derivatives"):
+                torch.autograd.grad(second.sum(), x, retain_graph=True)
+
+
+def test_second_derivatives_of_cp_are_refused() -> None:
+    x = seeded(5, 4, 3).requires_grad_()
+    (grad,) = torch.autograd.grad(
+        of_cp(x, differentiable=True).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
 
 
 def planted_cp(shape: tuple[int, ...], rank: int) -> Tensor:
