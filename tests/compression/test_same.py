@@ -98,10 +98,12 @@ def test_sums_are_made_once(target: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("target", ["original", "prefix", "independent"])
-@pytest.mark.parametrize("kind", [Scaled, Written, Absent, Late])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("kind", [Attention, Scaled, Written, Absent, Late])
 def test_passes_that_take_another_course_are_seen(
-    kind: type[Attention], target: str, monkeypatch: pytest.MonkeyPatch
+    kind: type[Attention], workers: int, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_calibrate, "_workers", lambda *_: workers)
     small, report = compressed(kind(), target=target)
     monkeypatch.setattr(_calibrate, "leaders", lambda *args, **options: {})
     same(small, report, *compressed(kind(), target=target))
