@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def _unit_columns(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Factors of so many rows each, one below the other, with columns of unit length, and their
     lengths (N, r), also where squares would overflow or vanish; a column of zeros stays one."""
-    first = np.cumsum([0, *rows[:-1]])
+    first = [0, *accumulate(rows[:-1])]
     largest = np.maximum.reduceat(np.abs(stacked), first)
     unit = stacked / np.where(largest > 0, largest, 1).repeat(rows, axis=0)
     length = np.sqrt(np.add.reduceat(np.square(unit), first))  # at least one, or zero

@@ -100,8 +100,12 @@ def pose(tensor: Tensor) -> Problem:
     where its scale is extreme.
     """
     data = tensor.detach().to(working_dtype(tensor.dtype))
-    order = tuple(sorted(range(data.ndim), key=lambda k: (-int(data.stride()[k]), k)))
-    cut = CutTensor.of(data.permute(order).contiguous())
+    order = tuple(range(data.ndim))
+    if not data.is_contiguous():
+        strides = data.stride()
+        order = tuple(sorted(order, key=lambda k: (-strides[k], k)))
+        data = data.permute(order).contiguous()
+    cut = CutTensor.of(data)
     norm, scale = norm_of(cut), 1.0
     safe = _SAFE_NORM[data.dtype]
     if not (norm == 0 or 1 / safe < norm < safe):

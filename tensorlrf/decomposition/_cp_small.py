@@ -79,14 +79,23 @@ class NumpySweeps(Sweeps[Array]):
         products: Array = self.blocks.transpose(0, 2, 1) @ inner  # (P, Q, r)
         return products.reshape(-1, self.rank)
 
+    def _contract_right(self, partial: Array, right: Array) -> Array:
+        product: Array = np.einsum("abc,bc->ac", partial.reshape(-1, *right.shape), right)
+        return product
+
+    def _contract_left(self, partial: Array, left: Array) -> Array:
+        a, c = left.shape
+        product: Array = np.einsum("abc,ac->bc", partial.reshape(a, -1, c), left)
+        return product
+
     def _step(self, old: Array, rhs: Array, system: Array, ridged: Array) -> Array:
-        inverse = self._near(np.linalg.inv(system * ridged + self.least))
-        residual = rhs * (1 / self.unit) - old.dot(self._near(system))
+        inverse = np.linalg.inv(system * ridged + self.least).astype(self.dtype)
+        residual = rhs * (1 / self.unit) - old.dot(system.astype(self.dtype))
         step: Array = residual.dot(inverse)
         return old + step
 
     def _gram(self, columns: Array) -> Array:
-        wide = self._wide(columns)
+        wide = columns.astype(np.float64)
         product: Array = wide.T.dot(wide)
         return product
 

@@ -60,9 +60,9 @@ class Sweeps(ABC, Generic[A]):
         self.tensor, self.cut, self.unit, self.fixed = tensor, tensor.cut, unit, fixed
         self.starts, self.rank = state.weights.shape
         self.free = [k for k in (*self.cut.inner, *self.cut.outer) if k not in fixed]
-        self.columns = [self._array(u) for u in state.columns]
+        self.columns = [self._array(u).reshape(len(u), -1) for u in state.factors]
         self.grams = [self._gram(u) for u in self.columns]
-        self.weights = self._array((state.weights / unit).flatten())
+        self.weights = self._array(state.weights).reshape(-1) / unit
 
     def run(self, ridges: Sequence[float]) -> Self:
         """A sweep for each of the ridges."""
@@ -86,10 +86,10 @@ class Sweeps(ABC, Generic[A]):
 
     def state(self) -> CPState:
         """Where they have led to."""
-        weights = self._tensor(self.weights).view(self.starts, self.rank)
-        factors = [self._tensor(u).view(len(u), self.starts, -1) for u in self.columns]
-        grams = [self._tensor(g).view(self.starts, self.rank, -1) for g in self.grams]
-        return CPState(tuple(factors), weights * self.unit, tuple(grams))
+        weights = (self.weights * self.unit).reshape(self.starts, -1)
+        factors = [self._tensor(u.reshape(len(u), self.starts, -1)) for u in self.columns]
+        grams = [self._tensor(g.reshape(self.starts, self.rank, -1)) for g in self.grams]
+        return CPState(tuple(factors), self._tensor(weights), tuple(grams))
 
     def progress(self) -> list[float]:
         """||X_hat||^2 - 2 <X, X_hat> of each start, as the last sweep left it."""
@@ -120,6 +120,14 @@ class Sweeps(ABC, Generic[A]):
     @abstractmethod
     def _contract_inner(self) -> A:
         """X contracted with the columns of the inner modes, (P Q, s r)."""
+
+    @abstractmethod
+    def _contract_right(self, partial: A, right: A) -> A:
+        """(a b, c) with (b, c) over b -> (a, c), column by column."""
+
+    @abstractmethod
+    def _contract_left(self, partial: A, left: A) -> A:
+        """(a b, c) with (a, c) over a -> (b, c), column by column."""
 
     @abstractmethod
     def _step(self, old: A, rhs: A, system: A, ridged: A) -> A:
@@ -182,10 +190,10 @@ class Sweeps(ABC, Generic[A]):
         left, right = modes[:at], modes[at:]
         if self._any_free(left):
             other = khatri_rao(tuple([self.columns[k] for k in right]))
-            self._descend(contract_right(partial, other), left, ridged)
+            self._descend(self._contract_right(partial, other), left, ridged)
         if self._any_free(right):
             other = khatri_rao(tuple([self.columns[k] for k in left]))
-            self._descend(contract_left(partial, other), right, ridged)
+            self._descend(self._contract_left(partial, other), right, ridged)
 
     def _update(self, mode: int, rhs: A, ridged: A) -> None:
         """The least-squares factor of one mode, all others held; `rhs` (n_mode, s r) is of X."""
@@ -222,6 +230,12 @@ class TorchSweeps(Sweeps[Tensor]):
 
     def _contract_inner(self) -> Tensor:
         return self.tensor.contract_inner(self.columns)
+
+    def _contract_right(self, partial: Tensor, right: Tensor) -> Tensor:
+        return contract_right(partial, right)
+
+    def _contract_left(self, partial: Tensor, left: Tensor) -> Tensor:
+        return contract_left(partial, left)
 
     def _step(self, old: Tensor, rhs: Tensor, system: Tensor, ridged: Tensor) -> Tensor:
         damped = torch.addcmul(self.least, system, ridged)

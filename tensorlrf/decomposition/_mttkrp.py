@@ -18,7 +18,6 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from tensorlrf.factors._array import A
 from tensorlrf.factors._cp import khatri_rao
 from tensorlrf_kernels.mttkrp import contract_modes, kernel_wins
 
@@ -144,18 +143,16 @@ def split(sizes: tuple[int, ...]) -> int:
     return min(range(1, len(sizes)), key=lambda c: math.prod(sizes[:c]) + math.prod(sizes[c:]))
 
 
-def contract_right(partial: A, right: A) -> A:
+def contract_right(partial: Tensor, right: Tensor) -> Tensor:
     """(a b, c) with (b, c) over b -> (a, c), column by column."""
     b, c = right.shape
-    contracted: A = (partial.reshape(-1, b, c) * right).sum(1)
-    return contracted
+    return (partial.view(-1, b, c) * right).sum(1)
 
 
-def contract_left(partial: A, left: A) -> A:
+def contract_left(partial: Tensor, left: Tensor) -> Tensor:
     """(a b, c) with (a, c) over a -> (b, c), column by column."""
     a, c = left.shape
-    contracted: A = (partial.reshape(a, -1, c) * left[:, None]).sum(0)
-    return contracted
+    return (partial.view(a, -1, c) * left.unsqueeze(1)).sum(0)
 
 
 def mode_gram(tensor: Tensor, mode: int) -> Tensor:

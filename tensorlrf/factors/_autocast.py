@@ -22,6 +22,9 @@ def without_autocast() -> Iterator[None]:
 
     An autocast that is entered within keeps no casts of weights, which may change meanwhile.
     """
+    if not autocast_is_on():
+        yield
+        return
     with ExitStack() as stack:
         for kind in _KINDS:
             if torch.is_autocast_enabled(kind):
