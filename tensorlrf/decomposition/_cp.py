@@ -94,7 +94,8 @@ def fit_cp(
 
     tensor        (n_1, ..., n_N), N >= 2, torch or numpy, any float dtype; computed in float32 at
                   least, the result has its dtype and device
-    rank          an int (it may exceed every n_k), a float share of the parameters, or "same"
+    rank          an int (it may exceed every n_k, though above 64 not the entries of the tensor),
+                  a float share of the parameters, or "same"
     error         in place of rank: search for a small rank with at most this relative error. It
                   doubles the rank, then bisects; each trial goes on from the last one. The rank
                   found meets the error; CP has no procedure that proves it the smallest.

@@ -40,9 +40,6 @@ def check_rank_or_error(
     Nor is it below the rounding of the dtype in which a tensor of `dtype` is decomposed: there all
     of the tensor would be kept, its rounding errors too. 0 says that this is what is meant.
     """
-    if (rank is None) == (error is None):
-        given = "neither" if rank is None else f"rank={rank!r} and error={error!r}"
-        raise ArgumentError(f"give rank or error, one of the two; got {given}")
     rank, error = plain(rank, "rank"), plain(error, "error")
     for count in rank if isinstance(rank, (list, tuple)) else (rank,):
         if isinstance(count, int) and abs(count) > LARGEST:
@@ -53,6 +50,9 @@ def check_rank_or_error(
                 f"rank={several}{size} is beyond 2^63, where sizes of tensors end; use a count "
                 "that fits the tensor"
             )
+    if (rank is None) == (error is None):
+        given = "neither" if rank is None else f"rank={rank!r} and error={error!r}"
+        raise ArgumentError(f"give rank or error, one of the two; got {given}")
     if error is None:
         return rank, None
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < 1:

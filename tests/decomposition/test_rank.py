@@ -212,6 +212,8 @@ def test_terms_of_cp_that_no_tensor_has_use_for_are_refused() -> None:
 
 
 def test_exactly_one_of_rank_and_error() -> None:
+    with pytest.raises(RankError, match=r"rank=2\^17000 or more is beyond"):
+        check_rank_or_error(2**17000, 0.1)
     check_rank_or_error(3, None)
     check_rank_or_error(None, 0.0)
     with pytest.raises(ArgumentError, match="got neither"):
