@@ -53,9 +53,7 @@ def _truncated(stack: Tensor, r: int) -> Triples:
         return left.mT, values, right.mT
     if stack.shape[1] >= LARGE:
         return _joined([_one(matrix, r) for matrix in stack])
-    draws = torch.Generator().manual_seed(0)
-    some = torch.randperm(len(stack), generator=draws)[: min(FEW, max(1, len(stack) // SHARE))]
-    ways = Ways.tried(stack[some.to(stack.device)], r)
+    ways = Ways.of(stack, r)
     pieces = torch.split(stack, max(1, PIECE // stack[0].numel()))
     return _joined([ways.cut(piece, r) for piece in pieces])
 
@@ -70,6 +68,18 @@ class Ways:
 
     sketch: int
     grams: bool
+
+    @classmethod
+    def of(cls, stack: Tensor, r: int) -> Ways:
+        """By a trial, where there are enough matrices for one to cost little; else a sketch if it
+        is small, and Grams after it."""
+        count = len(stack) // SHARE
+        if not count:
+            small = _is_small(r, stack)
+            return cls(r if small else 0, small)
+        draws = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(stack), generator=draws)[: min(FEW, count)]
+        return cls.tried(stack[some.to(stack.device)], r)
 
     @classmethod
     def tried(cls, some: Tensor, r: int) -> Ways:
@@ -144,11 +154,10 @@ class Sketch(NamedTuple):
 
 def _sketched(stack: Tensor, r: int) -> tuple[Sketch, Cut] | None:
     """By the range of the products with a few more than r random vectors (Halko, Martinsson & Tropp
-    2011), after one power iteration where those do not do; None where it would be no smaller than
-    half of the matrices."""
-    width = r + max(8, r // 4)
-    if 2 * width > stack.shape[1]:
+    2011), after one power iteration where those do not do; None where it would not be small."""
+    if not _is_small(r, stack):
         return None
+    width = _width(r)
     draws = torch.Generator(stack.device).manual_seed(0)
     start = torch.randn(
         stack.shape[2], width, generator=draws, dtype=stack.dtype, device=stack.device
@@ -161,6 +170,16 @@ def _sketched(stack: Tensor, r: int) -> tuple[Sketch, Cut] | None:
         basis = torch.linalg.qr(stack @ rows)[0]
         coordinates, rest = _parted(stack, basis)
     return _within(basis, coordinates, rest, r, rounding)
+
+
+def _width(r: int) -> int:
+    """Of a sketch for r directions."""
+    return r + max(8, r // 4)
+
+
+def _is_small(r: int, stack: Tensor) -> bool:
+    """Whether a sketch takes less than the whole of each matrix (B, rows, columns)."""
+    return 5 * _width(r) <= 2 * int(stack.shape[1])
 
 
 def _parted(stack: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +92,29 @@ def test_hardly_a_block_is_taken_apart_by_lapack(
     monkeypatch.setattr(_blr_truncated, "batched_svd", counted)
     blr(weight_of(kind, 512, dtype), r, block=128)
     assert sum(taken) <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("r", [4, 60])
+def test_few_blocks_are_taken_apart_once(
+    kind: str, r: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No trial goes before: nothing of the side of a block is decomposed more often than there are
+    blocks."""
+    taken: list[int] = []
+
+    def counting(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def counted(stack: Tensor) -> Any:
+            if stack.shape[-1] == 128:
+                taken.append(len(stack))
+            return function(stack)
+
+        return counted
+
+    for name in ("batched_svd", "stacked_eigh"):
+        monkeypatch.setattr(_blr_truncated, name, counting(getattr(_blr_truncated, name)))
+    blr(weight_of(kind, 256), r, block=128)
+    assert sum(taken) <= 4
 
 
 @pytest.mark.parametrize("kind", ["low rank", "falling", "zero"])
