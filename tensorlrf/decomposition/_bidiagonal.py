@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._gram import descending_eigh, thin_svd
+from tensorlrf.decomposition._gram import descending_eigh, identity, thin_svd
 
 Values = npt.NDArray[np.float64]
 
@@ -263,7 +263,7 @@ def _orthonormal_again(block: Tensor) -> tuple[Tensor, Tensor]:
     if bool(failed):
         rows, lower = _orthonormal(block)
         return rows, lower
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
+    inverse = torch.linalg.solve_triangular(lower, identity(len(lower), lower), upper=False)
     return inverse @ block, lower
 
 

@@ -78,7 +78,7 @@ class Ways:
             small = _is_small(r, stack)
             return cls(r if small else 0, small)
         draws = torch.Generator().manual_seed(0)
-        some = torch.randperm(len(stack), generator=draws)[: min(FEW, count)]
+        some = torch.randperm(len(stack), generator=draws, device=draws.device)[: min(FEW, count)]
         return cls.tried(stack[some.to(stack.device)], r)
 
     @classmethod
