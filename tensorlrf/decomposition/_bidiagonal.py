@@ -34,6 +34,11 @@ NOISE, DEFLATE = 16, 8
 triangular factor, whose diagonal does not tell its singular values, how many times that."""
 
 
+JOINTLY = 1 << 21
+"""Work, n (k + b)^2, up to which one factorisation of basis and block takes less than the calls of
+several steps."""
+
+
 class Bidiagonal:
     """U M V = the part of A (m, n) that a block Krylov space sees; rows of U (p, m) and V (q, n)
     are orthonormal.
@@ -176,43 +181,50 @@ class Bidiagonal:
     def _extend(self, rows: _Rows, block: Tensor) -> Tensor:
         """What `block` (b, n) has beside the k `rows`, made orthonormal, c <= b of them, joins
         them. Returns its coordinates in all of them, (b, k + c)."""
-        basis, count, near = rows.held, rows.count, 2 * self.width
-        before = torch.linalg.vector_norm(block, dim=1)
-        self._largest = torch.maximum(self._largest, before.max())
+        norms = torch.linalg.vector_norm(block, dim=1)
+        self._largest = torch.maximum(self._largest, norms.max())
         noise = NOISE * torch.finfo(block.dtype).eps * self._largest
-        if near < count:
-            # In exact arithmetic all that it has in common with the basis lies in the last blocks.
-            close, rest = _parted(basis[-near:], block)
-            before = torch.linalg.vector_norm(rest, dim=1)
-            along, rest = _parted(basis, rest)
-            along[:, -near:] += close
-        else:
-            along, rest = _parted(basis, block)
-        after = torch.linalg.vector_norm(rest, dim=1)
-        again, some = torch.stack([(after < AGAIN * before).any(), after.max() > noise]).tolist()
-        if not some:
+        if block.shape[1] * (rows.count + len(block)) ** 2 <= JOINTLY:
+            return _extended_jointly(rows, block, noise)
+        along, rest, norms = self._beside(rows.held, block, norms)
+        if bool(torch.linalg.vector_norm(rest, dim=1).max() <= noise):
             return along
-        if again:
-            before = after
-            more, rest = _parted(basis, rest)
-            along += more
         fresh, across = _orthonormal(rest)
         least = across.diagonal().abs().min()
         repeat, deflate = torch.stack(
-            [least < REPEAT * before.max(), least <= DEFLATE * noise]
+            [least < REPEAT * norms.max(), least <= DEFLATE * noise]
         ).tolist()
         if deflate:
             turn = _row_space(across, noise)
             fresh, across = turn @ fresh, across @ turn.T
-        if repeat:
+        if repeat and rows.count:
             # Rounding along the basis, small beside the block, is not small beside such a
             # direction.
-            more, fresh = _parted(basis, fresh)
+            more, fresh = _parted(rows.held, fresh)
             along += across @ more
             fresh, turn = _orthonormal_again(fresh)
             across = across @ turn
         rows.append(fresh)
         return torch.cat([along, across], 1)
+
+    def _beside(self, basis: Tensor, block: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The coordinates of `block` along a basis, what is left, and the norms of its rows before
+        the last step of that."""
+        near = 2 * self.width
+        if near < len(basis):
+            # In exact arithmetic all that it has in common with the basis lies in the last blocks.
+            close, rest = _parted(basis[-near:], block)
+            norms = torch.linalg.vector_norm(rest, dim=1)
+            along, rest = _parted(basis, rest)
+            along[:, -near:] += close
+        else:
+            along, rest = _parted(basis, block)
+        left = torch.linalg.vector_norm(rest, dim=1)
+        if bool((left < AGAIN * norms).any()):
+            norms = left
+            more, rest = _parted(basis, rest)
+            along += more
+        return along, rest, norms
 
     def _random(self, rows: int, columns: int) -> Tensor:
         dtype, device = self.matrix.dtype, self.matrix.device
@@ -238,6 +250,19 @@ class _Rows:
             self._room = grown
         self._room[self.count : count] = rows
         self.count = count
+
+
+def _extended_jointly(rows: _Rows, block: Tensor, noise: Tensor) -> Tensor:
+    """As `Bidiagonal._extend`, by Householder's vectors of all, orthonormal whatever they are of:
+    what is rounding becomes any direction that is left."""
+    held = rows.count
+    everything, _ = _orthonormal(torch.cat([rows.held, block]))
+    across = block @ everything[held:].T
+    along = block @ rows.held.T
+    if bool(across.abs().max() <= noise):
+        return along
+    rows.append(everything[held:])
+    return torch.cat([along, across], 1)
 
 
 def _short_gram(matrix: Tensor) -> Tensor:

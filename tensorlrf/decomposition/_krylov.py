@@ -113,20 +113,18 @@ class Watch:
         """The doubt after so many products, from all squared Ritz values; `beyond`, see
         `Bidiagonal`."""
         self.history.append(Look(products, values[: self.held]))
-        noise = self._noise(values)
-        # No truncation gains more than all that the space does not hold (Fan 1949).
-        unseen = max(self.total - float(values.sum()), 0.0) + float(noise.sum())
-        # Nor does it gain more than what random vectors say, but for their own rounding.
-        gain = min(unseen, self.sampled(beyond))
+        # No truncation gains more than what random vectors say, but for their own rounding.
+        gain = DEVIATION * max(beyond - (NOISE * self.eps) ** 2 * self.total, 0.0)
         if len(values) >= self.held:
-            gain = min(still_to_gain(self.history, self.r, noise), gain)
+            noise = self._noise(values)
+            # Nor more than all that the space does not hold (Fan 1949).
+            unseen = max(self.total - float(values.sum()), 0.0) + float(noise.sum())
+            gain = min(gain, unseen, still_to_gain(self.history, self.r, noise))
+        elif gain:
+            return math.inf
         self.doubts.append(gain / self._allowed(values))
         self.next = products + self._stride(len(values))
         return self.doubts[-1]
-
-    def sampled(self, beyond: float) -> float:
-        """How much energy there may be beyond the first basis, but for rounding."""
-        return DEVIATION * max(beyond - (NOISE * self.eps) ** 2 * self.total, 0.0)
 
     def to_come(self) -> float:
         """Products that are to be expected still, at the rate of the last ones; as many as were
