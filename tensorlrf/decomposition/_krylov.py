@@ -147,7 +147,7 @@ class Watch:
         both = torch.cat([found.values[:, None] * found.right, image]).to(torch.float64)
         gram = both @ both.T
         before, after = (
-            torch.linalg.eigvalsh(part).cpu().numpy()[: -self.r - 1 : -1]
+            torch.linalg.eigvalsh(part).clamp(min=0).cpu().numpy()[: -self.r - 1 : -1]
             for part in (gram[: self.r, : self.r], gram)
         )
         won = after - before - self._noise(before)

@@ -100,6 +100,18 @@ def test_what_is_certified_is_within_a_thousandth(
     assert excess(matrix, found.left, found.values, found.right, values[r:]) <= 8 * math.sqrt(r)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rank_above_that_of_the_matrix_is_served(seed: int, dtype: torch.dtype) -> None:
+    """20 directions beside those that fresh vectors are looked at with: nothing but rounding."""
+    n, r = 400, 40
+    matrix = matrix_of(first(20, torch.arange(1, n + 1)).double(), n, seed, dtype)
+    choice = replace(choose((n, n), r, dtype, forced=True), products=PATIENT)
+    found = krylov_svd(matrix, r, choice, torch.Generator().manual_seed(seed))
+    assert found is not None
+    assert excess(matrix, found.left, found.values, found.right, torch.zeros(1)) <= 8 * r**0.5
+
+
 @pytest.mark.parametrize("over", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_equal_singular_values_are_all_found(over: float, dtype: torch.dtype) -> None:
