@@ -12,7 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tensorlrf", "kernels/tensorlrf_kernels")
 LIST = Path(__file__).with_name("mutants.json")
-RESULTS = Path(__file__).with_name("results.json")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

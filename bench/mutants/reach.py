@@ -1,6 +1,6 @@
 """Which tests run which lines: probes before the lines of all mutants, and one run of the tests.
 
-Also the plugin of that run, alone in a copy of the tree: `hit` is what the probes call.
+Also the plugin of that run, where it stands alone as `PROBE`: `hit` is what the probes call.
 """
 
 from __future__ import annotations
@@ -8,13 +8,10 @@ from __future__ import annotations
 import ast
 import json
 import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__)
 PROBE = "_reached"
 LONGEST = 30.0
 """Seconds that a test may take and still be run against mutants."""
@@ -63,18 +60,6 @@ def _innermost(tree: ast.AST, lineno: int) -> tuple[list[ast.stmt], int]:
                     found = block, k  # type: ignore[assignment]
     assert found is not None
     return found
-
-
-def run_tests(tree: Path, notes: Path, tests: list[str], interpret: bool = True) -> None:
-    """Run the tests of a tree with probes; what they reached is added to `notes`."""
-    (tree / f"{PROBE}.py").write_text(HERE.read_text())
-    paths = os.pathsep.join(map(str, (tree, tree / "kernels")))
-    environment = {**os.environ, "PYTHONPATH": paths, "REACHED": str(notes), "OMP_NUM_THREADS": "1"}
-    kinds = "not gpu and not aot and not slow" if interpret else "aot and not slow"
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", PROBE, "-m", kinds, *tests]
-    subprocess.run(command, cwd=tree, env=environment, check=False)
 
 
 def reached(notes: Path, n: int) -> tuple[list[list[str]], dict[str, float]]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
+from bench.mutants import reach
 from bench.mutants.mutant import PACKAGES, ROOT, Mutant
 
 COPIED = (
@@ -17,6 +24,22 @@ COPIED = (
 )
 START = 60.0
 """Seconds that a run may take beside its tests: imports, and a neighbour on the cores."""
+MEMORY = 6 * 2**30
+"""Bytes of data that a run may hold: a fault may ask for any number."""
+LAST = "tests/golden/"
+"""Texts of what the library does notice nearly all: they come after the tests that say why."""
+KINDS = "not gpu and not aot and not slow"
+NOT_FOUND = 4
+"""What pytest returns where a test is not there, or its file cannot be imported."""
+
+
+class Outcome(NamedTuple):
+    """What became of a mutant: "killed", "survived", "not reached" or "gone", of how many tests,
+    and what killed it: the first test that failed, or how the run ended."""
+
+    result: str
+    tests: int = 0
+    killer: str = ""
 
 
 def copy_tree(target: Path, root: Path = ROOT) -> Path:
@@ -33,16 +56,17 @@ def copy_tree(target: Path, root: Path = ROOT) -> Path:
 
 def nearest(tests: list[str], seconds: dict[str, float], mutant: Mutant, most: float) -> list[str]:
     """Those that take `most` seconds together: of the mutant's own folder first, then of others,
-    the files in turn and quick tests first; a single one at least."""
+    the files in turn and quick tests first, golden ones last; a single one at least."""
     turns: dict[str, int] = {}
 
-    def order(test: str) -> tuple[bool, int, float]:
+    def order(test: str) -> tuple[bool, bool, int, float]:
         file = test.partition("::")[0]
         turns[file] = turns.get(file, 0) + 1
         at_home = mutant.folder.split("/")[0] in file
-        return not at_home, turns[file], seconds[test]
+        return file.startswith(LAST), not at_home, turns[file], seconds[test]
 
-    chosen, spent = [], 0.0
+    chosen: list[str] = []
+    spent = 0.0
     for test in sorted(sorted(tests, key=seconds.__getitem__), key=order):
         if chosen and spent + seconds[test] > most:
             continue
@@ -51,34 +75,96 @@ def nearest(tests: list[str], seconds: dict[str, float], mutant: Mutant, most: f
     return chosen
 
 
-def outcome(mutant: Mutant, tests: list[str], seconds: float, tree: Path) -> str:
-    """ "killed", "survived", "not reached" or "gone", of a tree that is as it was afterwards."""
-    if mutant.find(tree) is None:
-        return "gone"
+def outcome(mutant: Mutant, tests: list[str], seconds: float, tree: Path) -> Outcome:
+    """Of a tree that is as it was afterwards."""
+    place = mutant.find(tree)
+    if place is None:
+        return Outcome("gone")
     if not tests:
-        return "not reached"
-    path, _ = mutant.find(tree) or (tree, 0)
-    text = path.read_text()
+        return Outcome("not reached")
+    text = place[0].read_text()
     mutant.apply(tree)
     try:
-        return _run(tests, 4 * seconds + START, tree)
+        killer = killer_among(tests, 4 * seconds + START, tree)
     finally:
-        path.write_text(text)
+        place[0].write_text(text)
+    return Outcome("survived" if killer is None else "killed", len(tests), killer or "")
 
 
-def _run(tests: list[str], limit: float, tree: Path) -> str:
-    environment = {
+def killer_among(tests: list[str], limit: float, tree: Path) -> str | None:
+    """The first of these tests that fails in that tree, or how the run ended otherwise; None where
+    all pass. A test that is not in its file (a fault changed the cases of a test) kills nothing;
+    raises LookupError where the file is not there: the tests have moved since they were mapped."""
+    code, said = _pytest(tests, limit, tree)
+    if code == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, flags=re.M)
+    if failed is not None:
+        return failed.group(1)
+    if code != NOT_FOUND:
+        return f"exit code {code}" if code else "timeout"
+    missing = re.findall(r"^ERROR: not found: (.+)$", said, flags=re.M)
+    found = [test for test in tests if str(tree / test) not in missing]
+    if not missing or len(found) == len(tests):
+        raise LookupError(said)
+    return killer_among(found, limit, tree) if found else None
+
+
+def _pytest(tests: list[str], limit: float, tree: Path) -> tuple[int | None, str]:
+    """The exit code, None where it took longer than `limit`, and what was said."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "-p", "no:cacheprovider"]
+        command += ["--hypothesis-seed=0", "--basetemp", f"{folder}/t", *tests]
+        said = Path(folder) / "said"  # no pipe: what a test has started may hold it open
+        with said.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=tree,
+                env=environment(tree, Path(folder)),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_bounded,
+            )
+            try:
+                code: int | None = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _end(process)
+        return code, said.read_text(errors="replace")
+
+
+def run_tests(tree: Path, notes: Path, tests: list[str]) -> None:
+    """Run the tests of a tree with probes; what they reached is added to `notes`."""
+    shutil.copy(reach.__file__, tree / f"{reach.PROBE}.py")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", reach.PROBE, "-m", KINDS]
+        command += ["--hypothesis-seed=0", *tests]
+        own = {**environment(tree, Path(folder)), "REACHED": str(notes)}
+        subprocess.run(command, cwd=tree, env=own, check=False)
+
+
+def environment(tree: Path, folder: Path) -> dict[str, str]:
+    """For tests of that tree, that leave what they leave in `folder`."""
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "kernels"))),
         "PYTHONDONTWRITEBYTECODE": "1",  # a file is changed twice within a second
         "OMP_NUM_THREADS": "1",
         "TRITON_INTERPRET": "1",
+        "TMPDIR": str(folder),
+        "HOME": str(folder),
+        "XDG_CACHE_HOME": str(folder),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, timeout=limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "killed"
-    return "survived" if done.returncode == 0 else "killed"
+
+
+def _bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """With whatever it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,31 @@
+"""What became of mutants: a line of JSON each, added as they come; a run can be continued."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from bench.mutants.run import Outcome
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+
+
+def add_result(path: Path, name: str, outcome: Outcome) -> None:
+    """At the end of the file."""
+    with path.open("a") as file:
+        file.write(json.dumps([name, *outcome]) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Outcome]:
+    """Name of a mutant -> what became of it, as it was said last; half a line at the end, of a run
+    that was ended, is left out."""
+    text = path.read_text()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return {name: Outcome(*rest) for name, *rest in map(json.loads, lines)}
+
+
+def counts(results: dict[str, Outcome]) -> str:
+    """How many of each kind."""
+    found = Counter(outcome.result for outcome in results.values())
+    return ", ".join(f"{n} {result}" for result, n in found.most_common())
