@@ -142,7 +142,7 @@ def run_tests(tree: Path, notes: Path, tests: list[str]) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", reach.PROBE, "-m", KINDS]
         command += ["--hypothesis-seed=0", *tests]
         own = {**environment(tree, Path(folder)), "REACHED": str(notes)}
-        subprocess.run(command, cwd=tree, env=own, check=False)
+        subprocess.run(command, cwd=tree, env=own, check=False, preexec_fn=_as_in_front)
 
 
 def environment(tree: Path, folder: Path) -> dict[str, str]:
@@ -159,7 +159,13 @@ def environment(tree: Path, folder: Path) -> dict[str, str]:
     }
 
 
+def _as_in_front() -> None:
+    """Ctrl-C works, which some tests send themselves, even where this runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _bounded() -> None:
+    _as_in_front()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
