@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from tensorlrf._files._safetensors import plain
 from tensorlrf.cli import main
+from tensorlrf.ops.explain import main as explain
 from tests.golden.samples import whole
 
 COMMANDS = ("compress", "inspect", "decompose")
@@ -63,14 +64,46 @@ RUN: tuple[str, ...] = (
     "compress net.safetensors -o small.safetensors --keep-params .5 --force --json",
     "inspect small.safetensors",
     "inspect small.safetensors --verify --json",
+    "compress net.safetensors --keep-params .5 --plan-only",
+    "compress net.safetensors --error .3 --method auto --skip conv --plan-only",
+    "compress net.safetensors --keep-params .5 --plan-only --json",
+    *(
+        f"compress net.safetensors -o {word}_net.safetensors --keep-params .9 --method {word}"
+        for word in ("tucker", "cp", "auto", "kron", "tt", "tr", "blr", "monarch", "blast")
+    ),
+    "decompose k.npy -o k_svd.safetensors --error .5",
+    "decompose k.npy -o k_tucker.safetensors --method tucker --rank 3 --modes 0,1",
+    "decompose k.npy -o k_cp.safetensors --method cp --rank 3",
+    "decompose k.npy -o k_tt.safetensors --method tt --rank 2",
+    "decompose k.npy -o k_kron.safetensors --method kron --rank 2",
+    "decompose k.npy -o k_tr.safetensors --method tr --rank 2",
+    "decompose k.npy -o k_blr.safetensors --method blr --rank .5",
+    "decompose net.safetensors -o conv.safetensors --name conv.weight --method tucker --rank 3",
+    "compress gpt2 -o small --keep-params .7",
+    "compress gpt2 -o small --keep-params .7 --text none.txt --force",
+    "inspect small",
+    "inspect small --verify --json",
 )
+EXPLAINED: tuple[str, ...] = (
+    "--help",
+    "64x64x3x3 --format cp --rank 32 --device A100 --dtype float16",
+    "768x512 --rank 64 --device H200 --rows 1 4096 --frozen",
+    "768 --rank 64",
+    "768x512 --rank 0",
+    "768x512 --rank 64 --format unknown",
+    "768x512 --rank 64 --dtype unknown",
+    "768x512 --rank 64 --device unknown",
+)
+"""Of `python -m tensorlrf.ops.explain`."""
 
 
 def command_line() -> Iterator[str]:
     """Each command line, its exit code and what it printed."""
     with tempfile.TemporaryDirectory() as folder, _in_folder(Path(folder)):
         np.save("t.npy", (whole(torch.empty(16, 12)) + 9 * torch.eye(16, 12)).numpy())
+        np.save("k.npy", whole(torch.empty(8, 6, 3, 3)).numpy())
         _save_net(Path("net.safetensors"))
+        _save_gpt2(Path("gpt2"))
         for arguments in ("--help", *(f"{command} --help" for command in COMMANDS)):
             yield from _told(arguments, folder)
         for arguments in (*REFUSED, *RUN):
@@ -81,14 +114,25 @@ def command_line() -> Iterator[str]:
             yield from _told(f"decompose t.npy -o {target} --method {method} --rank {rank}", folder)
             yield from _told(f"inspect {target}", folder)
             yield from _told(f"inspect {target} --json", folder)
+        for arguments in EXPLAINED:
+            yield from _told(arguments, folder, "python -m tensorlrf.ops.explain", explain)
 
 
-def _told(arguments: str, folder: str) -> Iterator[str]:
+def _told(
+    arguments: str,
+    folder: str,
+    program: str = "tensorlrf",
+    run: Callable[[list[str]], int] = main,
+) -> Iterator[str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(arguments.split())
-    yield f"$ tensorlrf {arguments}".rstrip()
-    text = out.getvalue() if "--help" in arguments else _without_numbers(out.getvalue(), arguments)
+        try:
+            code: Any = run(arguments.split(" ") if arguments else [])
+        except SystemExit as ended:  # argparse
+            code = ended.code
+    yield f"$ {program} {arguments}".rstrip()
+    exact = "--help" in arguments or run is explain
+    text = out.getvalue() if exact else _without_numbers(out.getvalue(), arguments)
     for line in (*text.splitlines(), *err.getvalue().splitlines()):
         yield f"    {line.replace(folder, 'FOLDER')}".rstrip()
     yield f"    exit {code}"
@@ -100,7 +144,7 @@ def _without_numbers(text: str, arguments: str) -> str:
         return json.dumps(_kinds(json.loads(text)), indent=1)
     text = re.sub(r"\b[0-9a-f]{12,}\b", "HASH", text)
     text = re.sub(r"\d[\d.,]*(e[-+]\d+)?", "#", text)
-    return re.sub(r" *│ *", " │ ", re.sub(r"[ ─━]{2,}", "  ", text))
+    return re.sub(r" *([│┃]) *", r" \1 ", re.sub(r"[ ─━]{2,}", "  ", text))
 
 
 def _kinds(value: Any) -> Any:
@@ -139,3 +183,18 @@ def _save_net(path: Path) -> None:
     for turn, (name, tensor) in enumerate(tensors.items()):
         tensors[name] = plain(whole(tensor, turn))
     save_file(tensors, path)
+
+
+def _save_gpt2(path: Path) -> None:
+    import transformers
+    from safetensors.torch import save_file
+
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 20}
+    config: Any = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(path)
+    tensors = transformers.GPT2LMHeadModel(config).state_dict()
+    del tensors["lm_head.weight"]  # tied
+    for turn, (name, tensor) in enumerate(tensors.items()):
+        tensors[name] = plain(whole(tensor, turn))
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})

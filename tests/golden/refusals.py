@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tensorlrf import decomposition, nn
 from tensorlrf.decomposition import Fit
+from tensorlrf.errors import TensorlrfError
 from tensorlrf.factors import Factors
 from tests.golden.samples import whole
 
@@ -144,11 +146,14 @@ def refusals(word: str) -> Iterator[str]:
 
 
 def told(function: Callable[..., Any], *given: Any, **named: Any) -> str:
-    """What comes of a call: the type of the value, or the error and its message."""
+    """What comes of a call: the type of the value, or the error and, where it is ours, what it
+    says: what torch and Python say is theirs to change."""
     try:
         value = function(*given, **named)
+    except TensorlrfError as error:
+        return f"{type(error).__name__}: {_ours(str(error))}"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return type(error).__name__
     if isinstance(value, Fit):
         value = value.factors
     return (
@@ -156,6 +161,11 @@ def told(function: Callable[..., Any], *given: Any, **named: Any) -> str:
         if isinstance(value, Factors)
         else type(value).__name__
     )
+
+
+def _ours(message: str) -> str:
+    """Without what an error of torch says inside it."""
+    return re.sub(r"(RuntimeError|Expected one of).*", r"\1 ...", message, flags=re.S)
 
 
 def _differences(short: Callable[..., Any], fit: Callable[..., Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Factors, layers and networks of small whole numbers: every sum is exact, in whatever order.
+"""Factors and layers of small whole numbers: every sum is exact, in whatever order.
 
 So a result here is the same to the bit on every machine, by every path, and for every BLAS.
 """
@@ -8,30 +8,48 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensorlrf import Plan, plan
-from tensorlrf.compression import Method
-from tensorlrf.compression._methods import METHODS
-from tensorlrf.factors import Factors
-from tensorlrf.nn import FactoredEmbedding, FactoredLayer
+from tensorlrf import decomposition
+from tensorlrf.factors import Batch, Factors, Grouped
+from tensorlrf.nn import FactoredLayer, factored_type
 from tests.nn.samples import (
     FORMATS,
     KINDS,
     MATRIX_FORMATS,
     dense_conv,
     dense_linear,
-    factored,
     random_factors,
     random_grouped,
 )
 
+ALL_FORMATS = (*FORMATS, *MATRIX_FORMATS)
 EMBEDDED = ("lowrank", "cp", "tucker", "tucker_partial", "tt")
 """Formats in which rows are looked up."""
-LARGE = {"linear large": ((768, 512), 64), "conv large": ((128, 64, 3, 3), 32)}
-"""A name -> the shape of a weight, and the rank: where kernels and folds may pay."""
+LARGE = {
+    "linear large": ((768, 512), 64, 1),
+    "conv large": ((128, 64, 3, 3), 32, 1),
+    "conv1d large": ((128, 64, 5), 32, 1),
+    "conv3d large": ((64, 32, 3, 3, 3), 16, 1),
+    "grouped large": ((64, 32, 3, 3), 16, 2),
+}
+"""A name -> the shape of a weight, the rank, and groups: where kernels and folds may pay."""
+SLIDING: dict[str, tuple[str, dict[str, Any]]] = {
+    "conv strided": (
+        "conv",
+        {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "bias": False},
+    ),
+    "conv reflected": ("conv", {"padding": 1, "padding_mode": "reflect"}),
+    "conv3d same": ("conv3d", {"padding": "same"}),  # of even sizes: more zeros on one side
+    "grouped strided": ("grouped", {"stride": 2}),
+}
+"""A name -> the kind of layer that has the same weight, and other options."""
+TRANSPOSED = "transposed"
+"""The Conv1D of transformers, whose weight is (in, out)."""
+EMBEDDING = "embedding"
 
 
 def whole(tensor: Tensor, turn: int = 0) -> Tensor:
@@ -57,10 +75,11 @@ def samples() -> Iterator[tuple[str, str, Factors]]:
 
 def large_samples() -> Iterator[tuple[str, str, Factors]]:
     """Likewise, of `LARGE`."""
-    for kind, (shape, rank) in LARGE.items():
+    for kind, (shape, rank, groups) in LARGE.items():
         for format in (*FORMATS, *(MATRIX_FORMATS if len(shape) == 2 else ())):
             few = 2 if format in ("kron", "tree", "blr") else rank
-            yield format, kind, random_factors(format, shape, few, dtype=torch.float32)
+            one = random_factors(format, shape, few, dtype=torch.float32)
+            yield format, kind, one if groups == 1 else Grouped.stack([one] * groups)
 
 
 def tables() -> Iterator[tuple[str, Factors]]:
@@ -70,97 +89,118 @@ def tables() -> Iterator[tuple[str, Factors]]:
 
 
 def layers() -> Iterator[tuple[str, str, FactoredLayer]]:
-    """(format, kind, the layer), embeddings among them."""
+    """(format, kind, the layer), of every format and every layer, with options and without."""
     for format, kind, factors in samples():
-        like = dense_linear(factors) if kind == "linear" else dense_conv(factors, padding=1)
-        if like.bias is not None:
-            like.bias.data = whole(like.bias)
-        yield format, kind, factored(factors, like)
+        yield format, kind, of_factors(kind, factors)
+        for other, (base, _) in SLIDING.items():
+            if base == kind:
+                yield format, other, of_factors(other, factors)
+        if kind == "linear":
+            yield format, TRANSPOSED, of_factors(TRANSPOSED, factors)
     for format, factors in tables():
-        table = nn.Embedding(*factors.shape)
-        yield format, "embedding", FactoredEmbedding.from_factors(factors, table)
+        yield format, EMBEDDING, of_factors(EMBEDDING, factors)
+
+
+def large_tables() -> Iterator[tuple[str, Factors]]:
+    """Likewise, of 4,096 rows of 256, whose numbers are never looked at."""
+    for format in EMBEDDED:
+        yield format, random_factors(format, (4096, 256), 32, dtype=torch.float32)
+
+
+def of_factors(kind: str, factors: Factors) -> FactoredLayer:
+    """The layer of that kind on those factors."""
+    like = dense_layer(kind, factors)
+    layer = factored_type(like)
+    assert layer is not None
+    return layer.from_factors(factors, like)
+
+
+def dense_layer(kind: str, factors: Factors) -> nn.Module:
+    """What the layer of that kind stands in for, in whole numbers."""
+    base, options = SLIDING.get(kind, (kind, {"padding": 1}))
+    if kind == EMBEDDING:
+        return nn.Embedding(*factors.shape, padding_idx=1)
+    if kind == TRANSPOSED:
+        from transformers.pytorch_utils import Conv1D
+
+        made = Conv1D(*factors.shape)
+    else:
+        made = dense_linear(factors) if base == "linear" else dense_conv(factors, **options)
+    for tensor in made.parameters():
+        tensor.data = whole(tensor)
+    return made
 
 
 def input_of(kind: str, layer: FactoredLayer) -> Tensor:
     """Two items of whole numbers, or indices."""
-    if kind == "embedding":
+    if kind == EMBEDDING:
         return torch.tensor([[0, 3, 11], [7, 7, 1]])
-    shape, groups = KINDS[kind]
+    base, _ = SLIDING.get(kind, ("linear" if kind == TRANSPOSED else kind, {}))
+    shape, groups = KINDS[base]
     size = (2, groups * shape[1], *(5,) * (len(shape) - 2))
     return whole(torch.empty(size, dtype=layer.factors.dtype))
 
 
-class Net(nn.Module):
-    """A layer of each kind that can be factored."""
+def factors_by_format() -> dict[str, dict[str, Factors]]:
+    """Format -> name -> factors: of all layers, of other dtypes, as decompositions make them, and
+    batches."""
+    found: dict[str, dict[str, Factors]] = {}
+    for format, kind, factors in samples():
+        found.setdefault(format, {})[kind] = factors
+        if kind == "linear":
+            for dtype in (torch.bfloat16, torch.float16, torch.float64):
+                name = str(dtype).removeprefix("torch.")
+                found[format][f"linear {name}"] = factors.to(dtype)
+    for format, factors in tables():
+        found[format]["embedding"] = factors
+    for format, name, made in _decomposed():
+        found[format][name] = in_whole_numbers(made)
+    found["batch"] = {name: in_whole_numbers(made) for name, made in _batches()}
+    return found
 
-    def __init__(self) -> None:
-        super().__init__()
-        from transformers.pytorch_utils import Conv1D
 
-        self.linear = nn.Linear(12, 16)
-        self.conv1d = nn.Conv1d(6, 8, 3, padding=1)
-        self.conv2d = nn.Conv2d(6, 8, 3, stride=2, bias=False)
-        self.conv3d = nn.Conv3d(4, 6, (2, 3, 3), padding=(0, 1, 1))
-        self.grouped = nn.Conv2d(8, 12, 3, groups=2, padding_mode="reflect", padding=1)
-        self.embedding = nn.Embedding(32, 12, padding_idx=0)
-        self.transposed = Conv1D(12, 16)
-        self.norm = nn.BatchNorm2d(8)
-        for turn, tensor in enumerate(self.parameters()):
-            tensor.data = whole(tensor, turn)
+def _decomposed() -> Iterator[tuple[str, str, Factors]]:
+    """(format, name, factors as a decomposition gives them), of shapes that the samples have not.
+    What they hold is not looked at but for its sizes."""
+    d, matrix = decomposition, whole(torch.empty(16, 12)) + 9 * torch.eye(16, 12)
+    tensor, odd = matrix.reshape(4, 4, 3, 4), matrix[:15, :11]
+    yield "lowrank", "svd", d.svd(odd, error=0.5)
+    yield "cp", "cp", d.cp(tensor, 3, n_iter_max=2, random_state=0)
+    yield "tucker", "tucker", d.tucker(tensor, (2, 3), modes=(1, 3))
+    yield "kron", "kron", d.kron(matrix, 2, shapes=((8, 2), (2, 6)))
+    yield "tt", "tt", d.tt(tensor, 2)
+    yield "tt", "tt_matrix", d.tt_matrix(odd, 2, order=3)
+    yield "tr", "tr", d.tr(matrix, 2, sizes=((4, 4), (3, 2, 2)), n_iter_max=2, random_state=0)
+    yield "blr", "blr", d.blr(odd, error=0.5, block=(4, 6))
+    yield "blr", "blr of low rank alone", d.blr(matrix, 0.6, block=4, dense_blocks=False)
+    yield "tree", "hierarchical", d.hierarchical(matrix, 0.7, leaf=2, admissible="strong")
+    yield "tree", "hodlr", d.hodlr(odd, 0.7, leaf=4)
+    yield "monarch", "monarch", d.monarch(odd, 1, blocks=(4, 3))
+    yield "blast", "blast", d.blast(odd, 2, blocks=(4, 3), n_iter_max=2, random_state=0)
 
 
-INPUTS = {
-    "linear": (3, 12),
-    "conv1d": (2, 6, 7),
-    "conv2d": (2, 6, 7, 7),
-    "conv3d": (2, 4, 3, 5, 5),
-    "grouped": (2, 8, 5, 5),
-    "transposed": (3, 16),
+def _batches() -> Iterator[tuple[str, Factors]]:
+    d, matrix = decomposition, whole(torch.empty(2, 16, 12)) + 9 * torch.eye(16, 12)
+    yield "svd", d.svd(matrix, 2, batch_dims=1)
+    yield "tucker", d.tucker(matrix.reshape(2, 4, 4, 12), 2, method="hosvd", batch_dims=1)
+    yield "tt", d.tt(matrix.reshape(2, 4, 4, 12), 2, batch_dims=1)
+    yield "kron", d.kron(matrix, 2, shapes=((4, 3), (4, 4)), batch_dims=1)
+    yield "blr", d.blr(matrix, 0.6, block=4, batch_dims=1)
+    for format, kind, factors in samples():
+        if kind == "linear":
+            yield f"{format} of two by two", Batch.stack([factors] * 4, (2, 2))
+
+
+LAYERS_OF: dict[str, tuple[str, ...]] = {
+    format: tuple(
+        kind
+        for kind in (*KINDS, *SLIDING, TRANSPOSED, EMBEDDING)
+        if (kind != EMBEDDING or format in EMBEDDED)
+        and (kind in ("linear", TRANSPOSED) or format in FORMATS)
+    )
+    for format in ALL_FORMATS
 }
-"""A layer of the net -> the size of an input; an embedding takes indices."""
-
-
-def net_input(name: str) -> Tensor:
-    """For that layer of the net, in float64."""
-    if name == "embedding":
-        return torch.tensor([[0, 3, 31], [7, 7, 1]])
-    return whole(torch.empty(INPUTS[name], dtype=torch.float64))
-
-
-OPTIONS: dict[str, dict[str, object]] = {
-    "svd": {"method": "randomized", "n_power_iter": 3, "n_oversample": 4, "metric": "diagonal"},
-    "tucker": {
-        "method": "hosvd", "n_iter_max": 7, "tol": 1e-3, "n_power_iter": 3, "n_oversample": 4,
-        "rank_shares": (0.5, 0.75),
-    },
-    "cp": {
-        "n_iter_max": 9, "init": "svd", "tol": 1e-3, "solver": "leverage", "n_samples": 40,
-        "n_restarts": 1,
-    },
-    "kron": {
-        "shapes": ((4, 3), (4, 4)), "method": "randomized", "n_iter_max": 5, "tol": 1e-3,
-        "n_power_iter": 3, "n_oversample": 4,
-    },
-    "tt": {"row_sizes": (4, 4), "column_sizes": (4, 3), "n_iter_max": 5, "tol": 1e-3},
-    "tr": {"sizes": ((4, 4), (4, 3)), "init": "random", "n_iter_max": 5, "tol": 1e-3},
-    "blr": {"block": (4, 6), "dense_blocks": False, "n_iter_max": 5, "tol": 1e-3},
-    "hierarchical": {"leaf": 4, "admissible": "strong", "n_iter_max": 5, "tol": 1e-3},
-    "monarch": {"blocks": (4, 4), "n_iter_max": 5, "tol": 1e-3},
-    "blast": {"blocks": (4, 3), "n_iter_max": 5, "tol": 1e-3},
-}  # fmt: skip
-"""A method -> its options at other values than the defaults, but for those that exclude others."""
-
-
-def methods() -> dict[str, Method]:
-    """Every method with every option, and the choice among some."""
-    made = {word: METHODS[word](**options) for word, options in OPTIONS.items()}
-    candidates = tuple(made[word] for word in ("svd", "cp", "monarch"))
-    return {**made, "auto": METHODS["auto"](candidates=candidates)}
-
-
-def plan_of(method: Method) -> Plan:
-    """For the net: four fifths of its weights."""
-    return plan(Net(), method=method, keep_params=0.8, skip=[])
+"""A format -> the kinds of layers that run on it."""
 
 
 def digest(tensor: Tensor) -> str:

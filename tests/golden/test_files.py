@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import tensorlrf
 from tensorlrf import Plan, io
 from tensorlrf.compression._methods import METHODS
 from tensorlrf.factors import FORMATS
-from tensorlrf.nn import FactoredLayer
-from tensorlrf.ops import PathTable
-from tests.golden.samples import Net, digest_of_numbers, methods, net_input, plan_of
-from tests.golden.write import FILES, told_factors, told_file, told_model, told_plan
+from tests.golden.difference import difference
+from tests.golden.models import methods, plain_plans, plan_of
+from tests.golden.samples import ALL_FORMATS, LAYERS_OF
+from tests.golden.write import FILES, told, told_file
+
+WRITTEN = sorted(p.with_name(p.name.replace(".told.txt", "")) for p in FILES.rglob("*.told.txt"))
+SUFFIXES = ("", ".safetensors", ".json")
 
 
-def files(kind: str, suffix: str) -> list[Path]:
-    return [p for p in sorted((FILES / kind).glob(f"*{suffix}")) if ".told" not in p.name]
+def written(name: str) -> Path:
+    """The file, or folder, of that name without its suffix."""
+    (path,) = [p for p in (FILES / f"{name}{s}" for s in SUFFIXES) if p.exists()]
+    return path
 
 
-def told(path: Path) -> Any:
-    return json.loads(told_file(path).read_text())
+@pytest.mark.parametrize("name", [str(p.relative_to(FILES)) for p in WRITTEN])
+def test_it_is_read_as_it_was(name: str) -> None:
+    path = written(name)
+    found = difference(told_file(path).read_text(), told(path))
+    if found:
+        pytest.fail(f"{path.relative_to(FILES)}\n{found}", pytrace=False)
 
 
-@pytest.mark.parametrize("path", files("factors", ".safetensors"), ids=lambda p: p.stem)
-def test_factors(path: Path) -> None:
-    found = io.load_factors_dict(path)
-    assert {name: told_factors(f) for name, f in found.items()} == told(path)
+@pytest.mark.parametrize("word", METHODS)
+def test_a_plan_is_what_would_be_planned_today(word: str) -> None:
+    old = Plan.from_json((FILES / f"plans/{word}.json").read_text())
+    assert old == plan_of(methods()[word])
 
 
-@pytest.mark.parametrize("path", files("models", ".safetensors"), ids=lambda p: p.stem)
-def test_models(path: Path) -> None:
-    with torch.device("meta"):
-        blank = Net()
-    model = tensorlrf.load(path, blank)
-    assert told_model(model) == told(path)
-    # Whole numbers: whatever the path, the sums are the same to the bit.
-    for name, layer in model.named_children():
-        for taken in layer.paths if isinstance(layer, FactoredLayer) else ():
-            layer.path_table = PathTable.single(taken)
-            assert digest_of_numbers(layer(net_input(name))) == told(path)["layers"][name][1], taken
-
-
-@pytest.mark.parametrize("path", files("plans", ".json"), ids=lambda p: p.stem)
-def test_plans(path: Path) -> None:
-    old = Plan.from_json(path.read_text())
-    assert told_plan(old) == told(path)
-    # It still is of the architecture that it was made for, and says what would be planned today.
-    assert old == plan_of(methods()[path.stem])
+def test_plans_without_options_are_what_would_be_planned_today() -> None:
+    for word, plan in plain_plans().items():
+        assert Plan.from_json((FILES / f"plans/{word}.json").read_text()) == plan, word
 
 
 def test_every_option_is_another_than_by_default() -> None:
@@ -63,8 +52,13 @@ def test_every_option_is_another_than_by_default() -> None:
 
 
 def test_there_is_one_of_every_kind() -> None:
-    formats = {row["format"] for p in files("factors", ".safetensors") for row in told(p).values()}
-    assert formats == set(FORMATS)
-    assert {p.stem for p in files("models", ".safetensors")} == set(METHODS)
-    assert {p.stem for p in files("plans", ".json")} == set(methods()) == set(METHODS)
-    assert sum(p.stat().st_size for p in FILES.rglob("*.*")) < 400_000
+    def stems(kind: str) -> set[str]:
+        return {p.stem for p in (FILES / kind).iterdir() if ".told" not in p.name}
+
+    held = [f for p in sorted((FILES / "factors").glob("*.safetensors"))
+            for f in io.read(p).factors.values()]  # fmt: skip
+    assert {f.format for f in held} == set(FORMATS)
+    assert stems("layers") == set(ALL_FORMATS) == set(LAYERS_OF)
+    assert stems("models") == set(METHODS)
+    assert stems("plans") == {*methods(), *plain_plans()} >= set(METHODS)
+    assert sum(p.stat().st_size for p in FILES.rglob("*.*")) < 750_000
