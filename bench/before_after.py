@@ -165,8 +165,7 @@ OF_MATRICES: dict[str, tuple[dict[str, Any], ...]] = {
                      {"rank": 0.9, "leaf": 8, "admissible": "strong"}),
     "hodlr": ({"rank": 0.6, "leaf": 8}, {"error": 0.3, "leaf": 8}),
     "monarch": ({"rank": 1}, {"rank": 0.5}, {"error": 0.4}, {"rank": 2, "blocks": 4}),
-    "blast": ({"rank": 4}, {"rank": 0.5},
-              {"error": 0.4, "blocks": 4, "n_iter_max": 20}),
+    "blast": ({"rank": 4}, {"error": 0.4, "blocks": 4, "n_iter_max": 20}),
 }  # fmt: skip
 """A word -> what is asked of every matrix."""
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -403,7 +402,10 @@ def _layers(tensorlrf: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     words = ("svd", "cp", "tucker", "kron", "tt", "tr", "blr", "hierarchical", "monarch", "blast")
     for kind, layer in made.items():
         for word in words:
-            options: dict[str, Any] = {"leaf": 8} if word in ("hierarchical", "hodlr") else {}
+            fit = getattr(tensorlrf.decomposition, f"fit_{word}")
+            options: dict[str, Any] = {"leaf": 8} if word == "hierarchical" else {}
+            if "random_state" in inspect.signature(fit).parameters:
+                options["random_state"] = 0
             try:
                 small = tensorlrf.nn.factorize(layer, word, 0.5, **options)
             except tensorlrf.errors.TensorlrfError as error:
