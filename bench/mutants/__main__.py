@@ -3,6 +3,7 @@
     python -m bench.mutants draw             120 faults of a seed, into mutants.json
     python -m bench.mutants reach            which tests run their lines: one run of all tests
     python -m bench.mutants run              each against these tests, into results.jsonl
+    python -m bench.mutants table            what became of them, by folder
     python -m bench.mutants compare OLD NEW  those that died in one file of results, not in another
 
 A mutant is told by its function and the text of its line, so it outlives files that move. "gone" is
@@ -23,7 +24,7 @@ from threading import Lock
 from bench.mutants.draw import draw
 from bench.mutants.mutant import LIST, ROOT, read_list, write_list
 from bench.mutants.reach import put_probes, reached
-from bench.mutants.results import RESULTS, add_result, counts, read_results
+from bench.mutants.results import RESULTS, add_result, counts, read_results, table
 from bench.mutants.run import Outcome, copy_tree, nearest, outcome, run_tests
 
 N, SEED = 120, 17
@@ -32,12 +33,13 @@ MAP = ROOT / "build/mutants/reached.jsonl"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("draw", "reach", "run", "compare"))
+    parser.add_argument("what", choices=("draw", "reach", "run", "table", "compare"))
     parser.add_argument("files", nargs="*", type=Path, help="of compare")
     parser.add_argument("--tests", nargs="*", default=["tests"], help="of reach")
     parser.add_argument("--seconds", type=float, default=30.0, help="of tests against one mutant")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, help="of run, which continues it")
+    parser.add_argument("--again", action="store_true", help="run what survived, too")
     given = parser.parse_args()
     if given.what == "draw":
         kept = [m for m in read_list() if m.find() is not None] if LIST.exists() else []
@@ -45,7 +47,9 @@ def main() -> int:
     elif given.what == "reach":
         reach(given.tests, given.processes)
     elif given.what == "run":
-        run(given.seconds, given.processes, given.results)
+        run(given.seconds, given.processes, given.results, given.again)
+    elif given.what == "table":
+        print(table(read_list(), read_results(given.results)))
     else:
         return compare(*given.files)
     return 0
@@ -70,8 +74,9 @@ def reach(tests: list[str], processes: int) -> None:
             list(pool.map(lambda part: run_tests(tree, MAP, part), filter(None, parts)))
 
 
-def run(most: float, processes: int, path: Path) -> None:
-    """Every mutant of which there is no result in that file yet."""
+def run(most: float, processes: int, path: Path, again: bool = False) -> None:
+    """Every mutant of which there is no result in that file yet, or `again` none but that it
+    survived: of more `most` seconds, say. What is written last counts."""
     mutants = read_list()
     tests, seconds = reached(MAP, len(mutants))
     known = read_results(path) if path.exists() else {}
@@ -93,7 +98,8 @@ def run(most: float, processes: int, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
         for k in range(processes):
             trees.put(copy_tree(Path(folder) / str(k)))
-        list(pool.map(one, [k for k, m in enumerate(mutants) if m.name not in known]))
+        done = {n for n, found in known.items() if not (again and found.result == "survived")}
+        list(pool.map(one, [k for k, m in enumerate(mutants) if m.name not in done]))
     print(counts(known))
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from bench.mutants.mutant import Mutant
 from bench.mutants.run import Outcome
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -29,3 +30,18 @@ def counts(results: dict[str, Outcome]) -> str:
     """How many of each kind."""
     found = Counter(outcome.result for outcome in results.values())
     return ", ".join(f"{n} {result}" for result, n in found.most_common())
+
+
+def table(mutants: list[Mutant], results: dict[str, Outcome]) -> str:
+    """Of each folder how many died, as Markdown, and those that did not."""
+    rows: dict[str, Counter[str]] = {}
+    for mutant in mutants:
+        found = results.get(mutant.name, Outcome("not run"))
+        rows.setdefault(mutant.folder, Counter())[found.result] += 1
+    kinds = sorted({kind for counts in rows.values() for kind in counts})
+    lines = [f"| folder | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
+    for folder, counts in rows.items():
+        lines.append(f"| {folder} | {' | '.join(str(counts[kind] or '') for kind in kinds)} |")
+    alive = [m for m in mutants if results.get(m.name, Outcome("not run")).result != "killed"]
+    lines += ["", *(f"- {results.get(m.name, Outcome('not run')).result}: {m.name}" for m in alive)]
+    return "\n".join(lines)

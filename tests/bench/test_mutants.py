@@ -14,7 +14,7 @@ from bench.mutants.draw import draw, mutants_of
 from bench.mutants.edits import edits_of
 from bench.mutants.mutant import Mutant, read_list, write_list
 from bench.mutants.reach import put_probes, reached
-from bench.mutants.results import add_result, counts, read_results
+from bench.mutants.results import add_result, counts, read_results, table
 from bench.mutants.run import Outcome, copy_tree, killer_among, nearest, outcome, run_tests
 
 SOURCE = '''\
@@ -221,3 +221,15 @@ def test_compare_names_what_died_before_and_lives(
         file.write(json.dumps(["a", "surv"])[:-2])  # a run that was ended in the middle of a line
     assert read_results(new)["a"].result == "killed"
     assert counts(read_results(new)) == "2 killed, 1 gone, 1 survived"
+
+
+def test_what_became_of_them_is_told_by_folder(tree: Path) -> None:
+    dead, alive = mutant(tree, "return a - b"), mutant(tree, "return m / n")
+    results = {dead.name: Outcome("killed", 1, "test"), alive.name: Outcome("survived", 2)}
+    told = table([dead, alive, mutant(tree, "return n - 1")], results).splitlines()
+    assert told[0] == "| folder | killed | not run | survived |"
+    assert told[2] == "| . | 1 | 1 | 1 |"
+    assert told[4:] == [
+        f"- survived: {alive.name}",
+        f"- not run: {mutant(tree, 'return n - 1').name}",
+    ]
