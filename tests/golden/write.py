@@ -8,6 +8,7 @@ by whoever commits them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +159,22 @@ def _told_odd(path: Path) -> dict[str, Any]:
         },
         "one layer": model.first is model.second,
         "said": model.said,
-        "inspected": str(tensorlrf.inspect(path, verify=True)).splitlines(),
+        "inspected": _inspected(path),
     }
+
+
+def _inspected(path: Path) -> dict[str, Any]:
+    """What is said of a file without its model, but for where it lies."""
+    values = asdict(tensorlrf.inspect(path, verify=True))
+    return {name: value for name, value in values.items() if name != "path"}
 
 
 def _told_checkpoint(path: Path) -> dict[str, Any]:
     """Of a file without its model what is loaded into one."""
     model = tensorlrf.load(path, checkpoint_model())
     layers = {n: m for n, m in model.named_modules() if isinstance(m, FactoredLayer)}
-    return {"state": _state(model), **{name: _of_layer(layer) for name, layer in layers.items()}}
+    told = {name: _of_layer(layer) for name, layer in layers.items()}
+    return {"state": _state(model), **told, "inspected": _inspected(path)}
 
 
 def checkpoint_model() -> nn.Module:
