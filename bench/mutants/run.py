@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +25,10 @@ COPIED = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md"),
 )
 START = 60.0
-"""Seconds that a run may take beside its tests: imports, and a neighbour on the cores."""
+"""Seconds that a run may compute beside its tests: for imports, mostly."""
+WAIT = 10.0
+"""Times these seconds pass before a run that does not compute is ended: it may have been paused, or
+have had no core for itself."""
 MEMORY = 6 * 2**30
 """Bytes of data that a run may hold: a fault may ask for any number."""
 LAST = "tests/golden/"
@@ -92,8 +97,8 @@ def outcome(mutant: Mutant, tests: list[str], seconds: float, tree: Path) -> Out
 
 
 def killer_among(tests: list[str], limit: float, tree: Path) -> str | None:
-    """The first of these tests that fails in that tree, or how the run ended otherwise; None where
-    all pass. A test that is not in its file (a fault changed the cases of a test) kills nothing;
+    """The first of these tests that fails in that tree, or how the run ended otherwise, after more
+    than `limit` seconds of computing, say; None where all pass. A test that is not in its file (a fault changed the cases of a test) kills nothing;
     raises LookupError where the file is not there: the tests have moved since they were mapped."""
     code, said = _pytest(tests, limit, tree)
     if code == 0:
@@ -111,7 +116,7 @@ def killer_among(tests: list[str], limit: float, tree: Path) -> str | None:
 
 
 def _pytest(tests: list[str], limit: float, tree: Path) -> tuple[int | None, str]:
-    """The exit code, None where it took longer than `limit`, and what was said."""
+    """The exit code, None where it took too long, and what was said."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "-p", "no:cacheprovider"]
         command += ["--hypothesis-seed=0", "--basetemp", f"{folder}/t", *tests]
@@ -124,10 +129,11 @@ def _pytest(tests: list[str], limit: float, tree: Path) -> tuple[int | None, str
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_bounded,
+                preexec_fn=partial(_bounded, math.ceil(limit)),
             )
             try:
-                code: int | None = process.wait(limit)
+                ended = process.wait(WAIT * limit)
+                code = None if ended == -signal.SIGXCPU else ended
             except subprocess.TimeoutExpired:
                 code = None
             finally:
@@ -164,9 +170,10 @@ def _as_in_front() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _bounded() -> None:
+def _bounded(seconds: int) -> None:
     _as_in_front()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

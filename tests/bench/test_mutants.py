@@ -165,12 +165,17 @@ def test_a_fault_is_killed_by_a_test_that_fails_and_taken_back(tree: Path) -> No
     assert path.read_text() == SOURCE
 
 
-def test_a_run_that_hangs_or_dies_is_told(tree: Path) -> None:
+def test_a_run_that_computes_waits_or_dies_is_told(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tree / "tests/test_ends.py").write_text(
-        "import os, time\ndef test_hangs(): time.sleep(60)\ndef test_dies(): os._exit(9)\n"
+        "import os, time\ndef test_waits(): time.sleep(600)\ndef test_dies(): os._exit(9)\n"
+        "def test_computes():\n    while True: pass\n"
     )
     assert killer_among(["tests/test_ends.py::test_dies"], 60, tree) == "exit code 9"
-    assert killer_among(["tests/test_ends.py::test_hangs"], 1, tree) == "timeout"
+    assert killer_among(["tests/test_ends.py::test_computes"], 1, tree) == "timeout"
+    monkeypatch.setattr("bench.mutants.run.WAIT", 0.02)
+    assert killer_among(["tests/test_ends.py::test_waits"], 60, tree) == "timeout"
 
 
 def test_a_test_that_is_not_there_kills_nothing(tree: Path) -> None:
