@@ -98,8 +98,11 @@ def outcome(mutant: Mutant, tests: list[str], seconds: float, tree: Path) -> Out
 
 def killer_among(tests: list[str], limit: float, tree: Path) -> str | None:
     """The first of these tests that fails in that tree, or how the run ended otherwise, after more
-    than `limit` seconds of computing, say; None where all pass. A test that is not in its file (a fault changed the cases of a test) kills nothing;
-    raises LookupError where the file is not there: the tests have moved since they were mapped."""
+    than `limit` seconds of computing, say; None where all pass.
+
+    A test that is not in its file (a fault changed the cases of a test) kills nothing. Raises
+    LookupError where the file is not there: the tests have moved since they were mapped.
+    """
     code, said = _pytest(tests, limit, tree)
     if code == 0:
         return None
