@@ -10,13 +10,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._gram import descending_eigh, identity, thin_svd
-
-Values = npt.NDArray[np.float64]
+from tensorlrf.decomposition._gram import descending_eigh, identity
+from tensorlrf.decomposition._small import (
+    Small,
+    beside,
+    eigenvalues,
+    leading,
+    on_host,
+    short_gram,
+    truncated,
+)
 
 SAMPLES = 8
 """Random vectors more than the first block has. Their images beside its own make it one that holds
@@ -32,7 +38,6 @@ made orthogonal to the basis again, and once more after the orthogonalisation of
 NOISE, DEFLATE = 16, 8
 """What is nothing but rounding, in roundings of the largest vector so far, and for a
 triangular factor, whose diagonal does not tell its singular values, how many times that."""
-
 
 JOINTLY = 1 << 21
 """Work, n (k + b)^2, up to which one factorisation of basis and block takes less than the calls of
@@ -62,8 +67,8 @@ class Bidiagonal:
         self.matrix, self.width, self.draws = matrix, width, draws
         self._left = _Rows(matrix, matrix.shape[0], width)
         self._right = _Rows(matrix, matrix.shape[1], width)
-        self._middle = matrix.new_zeros(0, 0, dtype=torch.float64)
-        self._largest = matrix.new_zeros(())
+        self._middle: Small = np.zeros((0, 0))
+        self._largest = 0.0
         self.met = 0, 0
         self.products = products + 1
         self.beyond = math.inf
@@ -72,24 +77,24 @@ class Bidiagonal:
             start = self._random(width + SAMPLES, matrix.shape[1])
         rows, across = _orthonormal(start @ matrix.T)
         if sketch:
-            rows = self._leading(rows, across.to(torch.float64))
+            rows = self._leading(rows, on_host(across))
         self._left.append(rows)
         self.advance()
 
-    def _leading(self, rows: Tensor, across: Tensor) -> Tensor:
+    def _leading(self, rows: Tensor, across: Small) -> Tensor:
         """The `width` leading directions of a Gaussian image, `across` times orthonormal `rows`;
         all of them where they leave next to nothing."""
+        gram = short_gram(across.T)
         # Each vector, less all that are before it, is independent of them.
-        beyond = float(across.diagonal()[-SAMPLES:].square().mean())
-        if beyond <= LITTLE * float(across.square().sum()) / len(across):
+        beyond = float(np.square(across.diagonal()[-SAMPLES:]).mean())
+        if beyond <= LITTLE * float(gram.trace()) / len(gram):
             self.beyond = beyond
             return rows
-        turn = descending_eigh(across.T @ across)[1][:, : self.width]
-        return turn.T.to(rows.dtype) @ rows
+        return beside(leading(gram, self.width), rows).T @ rows
 
     def narrowed(self, width: int) -> Bidiagonal:
         """A space of narrower blocks that goes on from random vectors within this one."""
-        within = self._random(width, len(self.left)) @ self.middle.to(self.matrix.dtype)
+        within = self._random(width, self._left.count) @ beside(self.middle, self.matrix)
         return Bidiagonal(self.matrix, width, self.draws, within @ self.right, self.products)
 
     @property
@@ -101,8 +106,8 @@ class Bidiagonal:
         return self._right.held
 
     @property
-    def middle(self) -> Tensor:
-        """M (p, q), in float64."""
+    def middle(self) -> Small:
+        """M (p, q)."""
         return self._middle[: self._left.count, : self._right.count]
 
     @property
@@ -143,52 +148,43 @@ class Bidiagonal:
             self.met = of_left, q
         self.products += 1
 
-    def ritz(self) -> Values:
+    def ritz(self) -> Small:
         """Squared singular values of M, descending."""
-        values: Values = torch.linalg.eigvalsh(_short_gram(self.middle)).cpu().numpy()[::-1]
-        return np.maximum(values, 0)
+        return eigenvalues(short_gram(self.middle))
 
     def cut(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """U_r (m, r), S (r,), V_r^T (r, n): the best of rank r within the space; zero beyond it."""
-        middle, dtype = self.middle, self.matrix.dtype
-        size = min(middle.shape)
+        size = min(self.middle.shape)
         if size < r:
             # Of a matrix of lower rank: the rest is nothing.
             left, values, right = self.cut(size)
             pad = torch.nn.functional.pad
             more = r - size
             return pad(left, (0, more)), pad(values, (0, more)), pad(right, (0, 0, 0, more))
-        if dtype == torch.float64:
-            left, values, right = thin_svd(middle)
-            return self.left.T @ left[:, :r], values[:r], right[:r] @ self.right
-        turned = middle.shape[0] > middle.shape[1]
-        short = descending_eigh(_short_gram(middle))[1][:, :r]
-        long = short.T @ (middle.T if turned else middle)  # S V^T, rows of length s_j
-        values = torch.linalg.vector_norm(long, dim=1)
-        long = long / torch.where(values > 0, values, 1)[:, None]
-        left, right = (long.T, short.T) if turned else (short, long)
-        return self.left.T @ left.to(dtype), values.to(dtype), right.to(dtype) @ self.right
+        # All that float32 can hold is in a Gram in float64.
+        parts = truncated(self.middle, r, roughly=self.matrix.dtype != torch.float64)
+        left, values, right = (beside(part, self.matrix) for part in parts)
+        return self.left.T @ left, values, right @ self.right
 
-    def _room(self) -> Tensor:
+    def _room(self) -> Small:
         """What M is kept in, with room for all rows that there are."""
         most, held = max(self._left.count, self._right.count), len(self._middle)
         if most > held:
-            grown = self._middle.new_zeros(2 * most, 2 * most)
+            grown = np.zeros((2 * most, 2 * most))
             grown[:held, :held] = self._middle
             self._middle = grown
         return self._middle
 
-    def _extend(self, rows: _Rows, block: Tensor) -> Tensor:
+    def _extend(self, rows: _Rows, block: Tensor) -> Small:
         """What `block` (b, n) has beside the k `rows`, made orthonormal, c <= b of them, joins
         them. Returns its coordinates in all of them, (b, k + c)."""
-        norms = torch.linalg.vector_norm(block, dim=1)
-        self._largest = torch.maximum(self._largest, norms.max())
-        noise = NOISE * torch.finfo(block.dtype).eps * self._largest
         if block.shape[1] * (rows.count + len(block)) ** 2 <= JOINTLY:
-            return _extended_jointly(rows, block, noise)
+            return self._extend_jointly(rows, block)
+        norms = torch.linalg.vector_norm(block, dim=1)
+        noise = self._noise(float(norms.max()))
         along, rest, norms = self._beside(rows.held, block, norms)
         if bool(torch.linalg.vector_norm(rest, dim=1).max() <= noise):
-            return along
+            return on_host(along)
         fresh, across = _orthonormal(rest)
         least = across.diagonal().abs().min()
         repeat, deflate = torch.stack(
@@ -205,7 +201,27 @@ class Bidiagonal:
             fresh, turn = _orthonormal_again(fresh)
             across = across @ turn
         rows.append(fresh)
-        return torch.cat([along, across], 1)
+        return on_host(torch.cat([along, across], 1))
+
+    def _extend_jointly(self, rows: _Rows, block: Tensor) -> Small:
+        """The same by Householder's vectors of all, orthonormal whatever they are of: what is
+        rounding becomes any direction that is left."""
+        held = rows.count
+        everything, lower = _orthonormal(torch.cat([rows.held, block]))
+        factor = on_host(lower)
+        # Of an orthonormal basis it makes the same, but for signs.
+        seen = factor[held:]
+        seen[:, :held] *= np.sign(factor.diagonal()[:held])
+        noise = self._noise(float(np.square(seen).sum(1).max()) ** 0.5)
+        if np.abs(seen[:, held:]).max() <= noise:
+            return seen[:, :held]
+        rows.append(everything[held:])
+        return seen
+
+    def _noise(self, norm: float) -> float:
+        """What is nothing but rounding once there has been a vector of this norm."""
+        self._largest = max(self._largest, norm)
+        return NOISE * float(torch.finfo(self.matrix.dtype).eps) * self._largest
 
     def _beside(self, basis: Tensor, block: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The coordinates of `block` along a basis, what is left, and the norms of its rows before
@@ -252,24 +268,6 @@ class _Rows:
         self.count = count
 
 
-def _extended_jointly(rows: _Rows, block: Tensor, noise: Tensor) -> Tensor:
-    """As `Bidiagonal._extend`, by Householder's vectors of all, orthonormal whatever they are of:
-    what is rounding becomes any direction that is left."""
-    held = rows.count
-    everything, _ = _orthonormal(torch.cat([rows.held, block]))
-    across = block @ everything[held:].T
-    along = block @ rows.held.T
-    if bool(across.abs().max() <= noise):
-        return along
-    rows.append(everything[held:])
-    return torch.cat([along, across], 1)
-
-
-def _short_gram(matrix: Tensor) -> Tensor:
-    wide = matrix.shape[0] <= matrix.shape[1]
-    return matrix @ matrix.T if wide else matrix.T @ matrix
-
-
 def _parted(basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """The coordinates of `block` along `basis`, and what is left."""
     along = block @ basis.T
@@ -292,7 +290,7 @@ def _orthonormal_again(block: Tensor) -> tuple[Tensor, Tensor]:
     return inverse @ block, lower
 
 
-def _row_space(matrix: Tensor, noise: Tensor) -> Tensor:
+def _row_space(matrix: Tensor, noise: float) -> Tensor:
     """Right singular vectors, as rows, whose singular values are above `noise`."""
     if matrix.dtype == torch.float64:
         _, sizes, rows = torch.linalg.svd(matrix)

@@ -221,7 +221,9 @@ def test_bases_are_orthonormal_and_hold_what_they_claim() -> None:
             eye = torch.eye(len(basis), dtype=torch.float64)
             assert torch.allclose(basis @ basis.T, eye, atol=1e-13)
         if space.met[0] == len(space.left):
-            assert torch.allclose(space.left.T @ space.middle @ space.right, _seen(space))
+            assert torch.allclose(
+                space.left.T @ torch.from_numpy(space.middle) @ space.right, _seen(space)
+            )
     assert space.products == 9
 
 
