@@ -4,6 +4,6 @@ One package an operation; each has a `reference` in plain torch, which states wh
 means and runs where no kernel does. Nothing here knows of factors objects.
 """
 
-from tensorlrf_kernels._tables import autotune
+from tensorlrf_kernels._autotune import autotune
 
 __all__ = ["autotune"]

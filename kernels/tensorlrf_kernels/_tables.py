@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,14 +23,29 @@ SHIPPED = Path(__file__).parent / "tables"
 VARIABLE = "TENSORLRF_TABLES"  # a folder that is looked into first
 
 
+Tuner = Callable[[str, str, Asked, torch.device], None]
+"""(op, direction, problem, device): leaves a launch in the tables, or nothing."""
+
+_tuner: Tuner | None = None
+
+
+@contextmanager
+def tuning_by(tuner: Tuner) -> Iterator[None]:
+    """Inside, `tuner` is called with every problem before its launch is chosen."""
+    global _tuner
+    before, _tuner = _tuner, tuner
+    try:
+        yield
+    finally:
+        _tuner = before
+
+
 def launch_for(
     op: str, direction: str, problem: Asked, device: torch.device
 ) -> LaunchConfig | None:
-    """As `choose`, after tuning where the caller asked for it."""
-    if _asked:
-        from tensorlrf_kernels.tune import tune_once
-
-        tune_once(op, direction, problem, device)
+    """As `choose`, after tuning where a tuner is installed."""
+    if _tuner is not None:
+        _tuner(op, direction, problem, device)
     return choose(op, direction, problem, device)
 
 
@@ -138,18 +153,3 @@ def _read(path: Path) -> dict[tuple[str, str, str, str], LaunchConfig]:
         }
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a table of launches ({error}); remove it") from None
-
-
-_asked = False
-
-
-@contextmanager
-def autotune() -> Iterator[None]:
-    """Inside, an op that meets a problem without a tuned launch times its candidates, which takes
-    seconds a bucket, and keeps the fastest for this process. Outside nothing is ever timed."""
-    global _asked
-    before, _asked = _asked, True
-    try:
-        yield
-    finally:
-        _asked = before
