@@ -2,34 +2,22 @@
 and what those cost."""
 
 from tensorlrf.ops._contract import contract, inner
-from tensorlrf.ops._conv import (
-    conv1d,
-    conv2d,
-    conv2d_paths,
-    conv3d,
-    conv_paths,
-    run_conv,
-    train_order,
-)
+from tensorlrf.ops._conv import conv2d_paths, conv_paths, run_conv, train_order
 from tensorlrf.ops._conv2d import run_conv2d
-from tensorlrf.ops._cost import (
-    Cost,
-    Positions,
-    Step,
-    conv2d_cost,
-    conv_cost,
-    embedding_cost,
-    linear_cost,
-)
+from tensorlrf.ops._cost import Positions, conv2d_cost, conv_cost, embedding_cost, linear_cost
+from tensorlrf.ops._counter import Cost, Step
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._embedding import (
+from tensorlrf.ops._embedding import embedding_paths, run_embedding
+from tensorlrf.ops._functional import conv1d, conv2d, conv3d, embedding, linear
+from tensorlrf.ops._linear import linear_paths, run_linear
+from tensorlrf.ops._paths import (
+    PathTable,
     best_embedding_path,
-    embedding,
-    embedding_paths,
-    run_embedding,
+    best_path,
+    floor_cost,
+    path_cost,
+    paths_of,
 )
-from tensorlrf.ops._linear import linear, linear_paths, run_linear
-from tensorlrf.ops._paths import PathTable, best_path, floor_cost, path_cost, paths_of
 from tensorlrf.ops._profile import DeviceProfile, device_key, profile_of
 from tensorlrf.ops._timing import Timings, time_calls, time_paths
 

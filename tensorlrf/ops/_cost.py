@@ -19,7 +19,7 @@ from tensorlrf.factors._tt import product_order
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._convnd import kron_b_first
-from tensorlrf.ops._counter import Cost, Counter, Step
+from tensorlrf.ops._counter import Cost, Counter
 from tensorlrf.ops._embedding import (
     EMBEDDING_PATHS,
     best_cut,
@@ -44,17 +44,6 @@ from tensorlrf_kernels._chip import H200
 from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.lowrank_embedding.launch import forward as lookup_launch
 from tensorlrf_kernels.tt_embedding.launch import forward as train_lookup_launch
-
-__all__ = [
-    "Cost",
-    "Positions",
-    "Step",
-    "conv2d_cost",
-    "conv_cost",
-    "embedding_cost",
-    "linear_cost",
-    "rebuild_cost",
-]
 
 
 class Positions(tuple[int, ...]):

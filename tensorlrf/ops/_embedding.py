@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +10,6 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
-from tensorlrf.ops._check import check_tensor
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._fused import check_layer_path, fused_here
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
@@ -21,9 +18,6 @@ from tensorlrf_kernels.tt_embedding import reference as train
 from tensorlrf_kernels.tt_embedding import tt_embedding
 from tensorlrf_kernels.tt_embedding.launch import MOST_RANK
 from tensorlrf_kernels.tt_linear.reference import merged
-
-if TYPE_CHECKING:
-    from tensorlrf.ops._profile import DeviceProfile
 
 EMBEDDING_PATHS = ("dense", "chain", "fused")
 
@@ -130,52 +124,6 @@ def run_embedding(
     return without_gradient(y, indices, padding_idx)
 
 
-def embedding(
-    indices: Tensor,
-    factors: Factors,
-    *,
-    padding_idx: int | None = None,
-    path: str | None = None,
-) -> Tensor:
-    """The rows `indices` of the table W (n, d) that `factors` stand for.
-
-    indices      (...) of int32 or int64, each from 0 up to n
-    factors      of shape (n, d): LowRank, CPFactors, TuckerFactors or TTMatrix
-    padding_idx  what is looked up at this row has no gradient, as in torch.nn.functional.embedding;
-                 below zero it counts from the end. The row itself may change, since it shares all
-                 factors but one with the others
-    path         "dense" (rebuild W), "chain" (gather from the factor of the rows, then one product
-                 a factor; of a train the slices of every core), on an NVIDIA GPU "fused" (both in
-                 one kernel; a train is cut in two); by default the one that the cost model expects
-                 to be fastest for this number of indices
-
-    Returns (..., d). Differentiable in every tensor of the factors. An index out of range is an
-    IndexError on a CPU; on a GPU it stops the device, as with torch.nn.functional.embedding.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
-    """
-    embedding_paths(factors)
-    n, _ = factors.shape
-    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
-        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise ArgumentError(f"indices is {got}; it must be a tensor of int32 or int64")
-    check_tensor(indices, "indices")
-    if indices.device != factors.device:
-        raise ArgumentError(
-            f"indices is on {indices.device}, the factors on {factors.device}; move one of them "
-            "with .to()"
-        )
-    padding_idx = check_padding(padding_idx, n)
-    if path is None:
-        from tensorlrf.ops._paths import bucket
-        from tensorlrf.ops._profile import nominal_profile
-
-        rows, profile = bucket(indices.numel()), nominal_profile(indices.device)
-        path = best_embedding_path(factors, rows, profile=profile)
-    else:
-        check_embedding_path(path, factors)
-    return run_embedding(path, factors, indices, padding_idx)
-
-
 def check_padding(padding_idx: int | None, rows: int) -> int | None:
     """`padding_idx` counted from the start. Raises ArgumentError where it is no row."""
     if padding_idx is None:
@@ -187,29 +135,3 @@ def check_padding(padding_idx: int | None, rows: int) -> int | None:
             f"{rows - 1}"
         )
     return padding_idx % rows
-
-
-def best_embedding_path(
-    factors: Factors,
-    rows: int,
-    *,
-    paths: Sequence[str] | None = None,
-    rebuild: bool = True,
-    profile: DeviceProfile | None = None,
-) -> str:
-    """The path that the cost model predicts to be fastest for `rows` indices; ties go to the first.
-
-    A table that is kept needs no product, so with `rebuild=False` the path "dense" is always
-    fastest, and the memory that factoring has won is lost.
-    """
-    from tensorlrf.ops._cost import embedding_cost
-    from tensorlrf.ops._profile import profile_of
-
-    profile = profile_of(factors.device) if profile is None else profile
-    best, least = "", float("inf")
-    for path in paths or embedding_paths(factors):
-        cost = embedding_cost(factors, path, rows, rebuild=rebuild)
-        seconds = profile.seconds(cost, factors.dtype)
-        if seconds < least:
-            best, least = path, seconds
-    return best

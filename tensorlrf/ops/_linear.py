@@ -7,9 +7,8 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._check import check_bias, check_input
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._fused import check_layer_path, fused_here
+from tensorlrf.ops._fused import fused_here
 from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels.lowrank_linear import lowrank_linear
 from tensorlrf_kernels.lowrank_linear import reference as chain
@@ -82,40 +81,3 @@ def run_linear(path: str, factors: Factors, x: Tensor, bias: Tensor | None = Non
     if 0 in given:
         return chain.lowrank_linear(x, factors.core, given[0], bias)
     return F.linear(x, factors.core, bias)
-
-
-def linear(
-    x: Tensor, factors: Factors, bias: Tensor | None = None, *, path: str | None = None
-) -> Tensor:
-    """x @ W^T + bias for the weight W (m, n) that `factors` stand for.
-
-    x        (..., n), any number of leading dimensions
-    factors  of shape (m, n): LowRank, CPFactors, TuckerFactors, KroneckerSum, TTMatrix, TRFactors,
-             BlockLowRank, MonarchFactors or BlastFactors
-    bias     (m,)
-    path     "dense" (rebuild W), "chain" (one product a factor); for a TTMatrix of more than two
-             cores "fold" (cut in the middle, a Kronecker sum), for TRFactors (each side merged into
-             a matrix), for even blocks (all ranks padded, two batched products); for a LowRank and
-             the like on an NVIDIA GPU "fused" (one kernel, the intermediate on chip); by default
-             the one that the cost model expects to be fastest for this number of rows
-
-    Returns (..., m). Differentiable in x, bias and every tensor of the factors.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
-    """
-    paths = linear_paths(factors)
-    m, n = factors.shape
-    check_input(x, factors)
-    if x.ndim == 0 or x.shape[-1] != n:
-        raise ShapeError(
-            f"x has shape {tuple(x.shape)}; its last dimension must be in_features = {n}"
-        )
-    check_bias(bias, m, factors)
-    if path is None:
-        from tensorlrf.ops._paths import best_path, bucket
-        from tensorlrf.ops._profile import nominal_profile
-
-        rows, profile = bucket(x.shape[:-1].numel()), nominal_profile(x.device)
-        path = best_path(factors, rows, profile=profile)
-    else:
-        check_layer_path(path, paths, factors)
-    return run_linear(path, factors, x, bias)

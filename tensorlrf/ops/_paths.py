@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.ops._conv import conv_paths
-from tensorlrf.ops._cost import Cost, Positions, Step, conv_cost, linear_cost
+from tensorlrf.ops._cost import Positions, conv_cost, embedding_cost, linear_cost
+from tensorlrf.ops._counter import Cost, Step
+from tensorlrf.ops._embedding import embedding_paths
 from tensorlrf.ops._geometry import Axes
 from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._profile import DeviceProfile, profile_of
@@ -183,6 +185,29 @@ def best_path(
     for path in paths or paths_of(factors):
         cost = path_cost(factors, path, rows, stride=stride, rebuild=rebuild)
         seconds = profile.seconds(cost, dtype)
+        if seconds < least:
+            best, least = path, seconds
+    return best
+
+
+def best_embedding_path(
+    factors: Factors,
+    rows: int,
+    *,
+    paths: Sequence[str] | None = None,
+    rebuild: bool = True,
+    profile: DeviceProfile | None = None,
+) -> str:
+    """The path that the cost model predicts to be fastest for `rows` indices; ties go to the first.
+
+    A table that is kept needs no product, so with `rebuild=False` the path "dense" is always
+    fastest, and the memory that factoring has won is lost.
+    """
+    profile = profile_of(factors.device) if profile is None else profile
+    best, least = "", float("inf")
+    for path in paths or embedding_paths(factors):
+        cost = embedding_cost(factors, path, rows, rebuild=rebuild)
+        seconds = profile.seconds(cost, factors.dtype)
         if seconds < least:
             best, least = path, seconds
     return best

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tensorlrf.ops._cost import Cost, Step
+from tensorlrf.ops._counter import Cost, Step
 from tensorlrf_kernels import _chip
 from tensorlrf_kernels._chip import Chip, chip_of, tf32_allowed
 

@@ -1,0 +1,240 @@
+"""The public functions: a layer on factors, checked, by the path asked for or the fastest known.
+
+They stand above what they choose by: each layer's own file says how a path runs, `_cost.py` what
+it costs, `_paths.py` which is fastest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors import Factors, Grouped
+from tensorlrf.ops._check import check_bias, check_input, check_tensor
+from tensorlrf.ops._conv import conv_paths, run_conv
+from tensorlrf.ops._embedding import (
+    check_embedding_path,
+    check_padding,
+    embedding_paths,
+    run_embedding,
+)
+from tensorlrf.ops._fused import check_layer_path
+from tensorlrf.ops._geometry import (
+    IntOrAxes,
+    PaddingArgument,
+    output_sizes,
+    per_axis,
+    resolve_padding,
+)
+from tensorlrf.ops._linear import linear_paths, run_linear
+from tensorlrf.ops._paths import best_embedding_path, best_path, bucket
+from tensorlrf.ops._profile import nominal_profile
+
+_SIZE = {1: "L", 2: "H, W", 3: "D, H, W"}
+
+
+def linear(
+    x: Tensor, factors: Factors, bias: Tensor | None = None, *, path: str | None = None
+) -> Tensor:
+    """x @ W^T + bias for the weight W (m, n) that `factors` stand for.
+
+    x        (..., n), any number of leading dimensions
+    factors  of shape (m, n): LowRank, CPFactors, TuckerFactors, KroneckerSum, TTMatrix, TRFactors,
+             BlockLowRank, MonarchFactors or BlastFactors
+    bias     (m,)
+    path     "dense" (rebuild W), "chain" (one product a factor); for a TTMatrix of more than two
+             cores "fold" (cut in the middle, a Kronecker sum), for TRFactors (each side merged into
+             a matrix), for even blocks (all ranks padded, two batched products); for a LowRank and
+             the like on an NVIDIA GPU "fused" (one kernel, the intermediate on chip); by default
+             the one that the cost model expects to be fastest for this number of rows
+
+    Returns (..., m). Differentiable in x, bias and every tensor of the factors.
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+    paths = linear_paths(factors)
+    m, n = factors.shape
+    check_input(x, factors)
+    if x.ndim == 0 or x.shape[-1] != n:
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}; its last dimension must be in_features = {n}"
+        )
+    check_bias(bias, m, factors)
+    if path is None:
+        rows, profile = bucket(x.shape[:-1].numel()), nominal_profile(x.device)
+        path = best_path(factors, rows, profile=profile)
+    else:
+        check_layer_path(path, paths, factors)
+    return run_linear(path, factors, x, bias)
+
+
+def conv1d(
+    x: Tensor,
+    factors: Factors,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: PaddingArgument = 0,
+    dilation: IntOrAxes = 1,
+    *,
+    path: str | None = None,
+) -> Tensor:
+    """conv1d(x, K) + bias for the kernel K (O, I, k) that `factors` stand for.
+
+    x         (B, g I, L) or (g I, L)
+    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes (0, 2, 1))
+              of shape (O, I, k), g = 1; or a Grouped of one of them, of shape (O, I, k) for g
+              groups
+    bias      (O,)
+    stride, padding, dilation  as torch.nn.functional.conv1d, "same" and "valid" included; padding
+              may be ((before, after),) too
+    path      "dense" (rebuild K) or "chain" (one convolution a factor); by default the one that
+              the cost model expects to be fastest for this input
+
+    Returns (B, O, L') or (O, L'). Differentiable in x, bias and every tensor of the factors.
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+    return _conv(1, x, factors, bias, stride, padding, dilation, path)
+
+
+def conv2d(
+    x: Tensor,
+    factors: Factors,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: PaddingArgument = 0,
+    dilation: IntOrAxes = 1,
+    *,
+    path: str | None = None,
+) -> Tensor:
+    """conv2d(x, K) + bias for the kernel K (O, I, kh, kw) that `factors` stand for.
+
+    x         (B, g I, H, W) or (g I, H, W); channels_last in, channels_last out
+    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes
+              (0, 3, 2, 1)) of shape (O, I, kh, kw), g = 1; or a Grouped of one of them, of shape
+              (O, I, kh, kw) for g groups
+    bias      (O,)
+    stride, padding, dilation  as torch.nn.functional.conv2d, "same" and "valid" included; padding
+              may be (before, after) of each axis too
+    path      "dense" (rebuild K), "chain" (one convolution a factor); CPFactors also have "fold"
+              (kh x 1, then 1 x kw) and "fold_depthwise" (1 x 1, depthwise kh x kw, 1 x 1); by
+              default the one that the cost model expects to be fastest for this input
+
+    Returns (B, O, H', W') or (O, H', W'). Differentiable in x, bias and every tensor of the
+    factors. Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+    return _conv(2, x, factors, bias, stride, padding, dilation, path)
+
+
+def conv3d(
+    x: Tensor,
+    factors: Factors,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: PaddingArgument = 0,
+    dilation: IntOrAxes = 1,
+    *,
+    path: str | None = None,
+) -> Tensor:
+    """conv3d(x, K) + bias for the kernel K (O, I, kd, kh, kw) that `factors` stand for.
+
+    x         (B, g I, D, H, W) or (g I, D, H, W); channels_last_3d in, channels_last_3d out
+    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes
+              (0, 4, 3, 2, 1)) of shape (O, I, kd, kh, kw), g = 1; or a Grouped of one of them, of
+              shape (O, I, kd, kh, kw) for g groups
+
+    The other arguments and errors as for `conv1d`. Returns (B, O, D', H', W') or (O, D', H', W').
+    """
+    return _conv(3, x, factors, bias, stride, padding, dilation, path)
+
+
+def _conv(
+    n_axes: int,
+    x: Tensor,
+    factors: Factors,
+    bias: Tensor | None,
+    stride: IntOrAxes,
+    padding: PaddingArgument,
+    dilation: IntOrAxes,
+    path: str | None,
+) -> Tensor:
+    """Checks, and the choice of a path."""
+    paths = conv_paths(factors, n_axes)
+    out_channels, in_channels, *rest = factors.shape
+    kernel = tuple(rest)
+    groups = factors.groups if isinstance(factors, Grouped) else 1
+    channels = groups * in_channels
+    strides = per_axis("stride", stride, 1, n_axes)
+    dilations = per_axis("dilation", dilation, 1, n_axes)
+    zeros = resolve_padding(padding, kernel, strides, dilations)
+    check_input(x, factors)
+    if x.ndim not in (n_axes + 1, n_axes + 2):
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}; it must be (B, {channels}, {_SIZE[n_axes]}) or "
+            f"({channels}, {_SIZE[n_axes]})"
+        )
+    if x.shape[-n_axes - 1] != channels:
+        of = f" ({groups} groups of {in_channels})" if groups > 1 else ""
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)} and so {x.shape[-n_axes - 1]} channels; the kernel "
+            f"takes {channels}{of} (the factors of a convolution with groups are a Grouped)"
+        )
+    check_bias(bias, out_channels, factors)
+    rows = x.shape[0] if x.ndim == n_axes + 2 else 1
+    for n in output_sizes(x.shape[-n_axes:], kernel, strides, zeros.total, dilations):
+        if n < 1:
+            raise ArgumentError(
+                f"x has shape {tuple(x.shape)}: with padding={padding!r} and "
+                f"dilation={dilations} it is smaller than the {' x '.join(map(str, kernel))} kernel"
+            )
+        rows *= n
+    if path is None:
+        path = best_path(factors, bucket(rows), stride=strides, profile=nominal_profile(x.device))
+    else:
+        check_layer_path(path, paths, factors)
+    if zeros.ahead:
+        x = F.pad(x, zeros.ahead)
+    return run_conv(path, factors, x, bias, strides, zeros.shared, dilations)
+
+
+def embedding(
+    indices: Tensor,
+    factors: Factors,
+    *,
+    padding_idx: int | None = None,
+    path: str | None = None,
+) -> Tensor:
+    """The rows `indices` of the table W (n, d) that `factors` stand for.
+
+    indices      (...) of int32 or int64, each from 0 up to n
+    factors      of shape (n, d): LowRank, CPFactors, TuckerFactors or TTMatrix
+    padding_idx  what is looked up at this row has no gradient, as in torch.nn.functional.embedding;
+                 below zero it counts from the end. The row itself may change, since it shares all
+                 factors but one with the others
+    path         "dense" (rebuild W), "chain" (gather from the factor of the rows, then one product
+                 a factor; of a train the slices of every core), on an NVIDIA GPU "fused" (both in
+                 one kernel; a train is cut in two); by default the one that the cost model expects
+                 to be fastest for this number of indices
+
+    Returns (..., d). Differentiable in every tensor of the factors. An index out of range is an
+    IndexError on a CPU; on a GPU it stops the device, as with torch.nn.functional.embedding.
+    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    """
+    embedding_paths(factors)
+    n, _ = factors.shape
+    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
+        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise ArgumentError(f"indices is {got}; it must be a tensor of int32 or int64")
+    check_tensor(indices, "indices")
+    if indices.device != factors.device:
+        raise ArgumentError(
+            f"indices is on {indices.device}, the factors on {factors.device}; move one of them "
+            "with .to()"
+        )
+    padding_idx = check_padding(padding_idx, n)
+    if path is None:
+        rows, profile = bucket(indices.numel()), nominal_profile(indices.device)
+        path = best_embedding_path(factors, rows, profile=profile)
+    else:
+        check_embedding_path(path, factors)
+    return run_embedding(path, factors, indices, padding_idx)
