@@ -1,0 +1,215 @@
+"""Where a decomposition is declared: once, beside its `fit_` function, for all who ask for it by
+name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.factors import Factors
+
+Kind = Literal["tensor", "linear", "conv", "embedding"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LAYERS: tuple[Kind, ...] = KINDS[1:]
+
+ENTRY_POINTS = "tensorlrf.methods"
+"""The group of entry points in which a package declares methods of its own, each under its name;
+what an entry point names is imported, and registers itself by `method`."""
+
+P = ParamSpec("P")
+G = TypeVar("G", bound=Factors)
+Fitting = TypeVar("Fitting", bound=Callable[..., Fit[Any]])
+Decomposition = Callable[..., Factors]
+"""From a weight, a rank or an error, and options by keyword, to factors."""
+D = TypeVar("D", bound=Decomposition)
+
+_LAST = sys.maxsize
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A decomposition as it was declared.
+
+    name     its word
+    fit      the function that reports: (tensor, rank, error=, **options) to a `Fit`
+    gives    the formats of its factors
+    on       what it serves -> the options that it is called with there, unless the user says
+             otherwise; "tensor" is a tensor of the user's own, the others are weights of layers
+    layer    how it is called for the weight of a layer, where that is not `function` itself
+    order    where it stands among the methods of tensors, and among those of layers
+    """
+
+    name: str
+    fit: Callable[..., Fit[Any]]
+    gives: tuple[type[Factors], ...]
+    on: Mapping[Kind, Mapping[str, Any]]
+    layer: Decomposition | None = None
+    order: tuple[int, int] = field(default=(_LAST, _LAST))
+
+    @property
+    def function(self) -> Decomposition:
+        """The factors alone: what stands beside `fit` under its name without "fit_"."""
+        beside = vars(sys.modules[self.fit.__module__]).get(_short_name(self.fit))
+        found: Decomposition = beside if callable(beside) else factors_of(self.fit)
+        return found
+
+    @property
+    def for_layers(self) -> Decomposition:
+        """What is called for the weight of a layer."""
+        return self.layer or self.function
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers: it takes random_state=."""
+        return self.takes("random_state")
+
+    @property
+    def with_modes(self) -> bool:
+        """Whether it takes modes=."""
+        return self.takes("modes")
+
+    def takes(self, option: str) -> bool:
+        """Whether `fit` has an option of that name."""
+        return option in inspect.signature(self.fit).parameters
+
+
+_METHODS: dict[str, Registered] = {}
+
+
+def method(
+    name: str,
+    *,
+    gives: type[Factors] | tuple[type[Factors], ...],
+    on: Collection[Kind] | Mapping[Kind, Mapping[str, Any]],
+    order: tuple[int, int] = (_LAST, _LAST),
+) -> Callable[[Fitting], Fitting]:
+    """Declare the function below as the decomposition called `name`; the function stays as it is.
+
+        @method("cur", gives=Skeleton, on={"tensor", "linear", "conv"})
+        def fit_cur(tensor, rank=None, *, error=None, random_state=None) -> Fit[Skeleton]: ...
+
+    Arguments as the fields of `Registered`. Those without an order come last, as they register.
+    Raises ArgumentError where the name is taken, for what is not called fit_..., and for a kind
+    that is none.
+    """
+    kinds = dict(on) if isinstance(on, Mapping) else {kind: {} for kind in on}
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown("on", kind, KINDS)
+    serves = {kind: MappingProxyType(dict(kinds[kind])) for kind in KINDS if kind in kinds}
+    formats = gives if isinstance(gives, tuple) else (gives,)
+
+    def declare(fit: Fitting) -> Fitting:
+        _short_name(fit)
+        if name in _METHODS:
+            raise ArgumentError(
+                f"name={name!r} is registered already, for {_METHODS[name].fit.__qualname__}; "
+                "choose another"
+            )
+        _METHODS[name] = Registered(name, fit, formats, MappingProxyType(serves), order=order)
+        return fit
+
+    return declare
+
+
+def for_layers(name: str) -> Callable[[D], D]:
+    """Declare that the weights of layers are given to the function below by the method `name`."""
+
+    def declare(decompose: D) -> D:
+        _METHODS[name] = replace(_METHODS[name], layer=decompose)
+        return decompose
+
+    return declare
+
+
+def names(*kinds: Kind) -> tuple[str, ...]:
+    """The words of the methods that serve any of these kinds, of all without one."""
+    of_layers = bool(kinds) and "tensor" not in kinds
+    served = [m for m in _METHODS.values() if not kinds or not m.on.keys().isdisjoint(kinds)]
+    return tuple(m.name for m in sorted(served, key=lambda m: m.order[of_layers]))
+
+
+def find(name: str, *kinds: Kind) -> Registered:
+    """The method that a user asks for by name, one of those that serve any of `kinds`.
+
+    A word that is not known is looked up among the entry points of installed packages, and what
+    stands there is imported. Words from files are looked up in `registered`.
+    Raises ArgumentError that lists the names, UnsupportedError where an entry point has a fault.
+    """
+    if name not in _METHODS:
+        _load(name)
+    found = _METHODS.get(name)
+    if found is None or (kinds and found.on.keys().isdisjoint(kinds)):
+        known = names(*kinds)
+        others = {e.name for e in entry_points(group=ENTRY_POINTS)} - _METHODS.keys()
+        raise unknown("method", name, (*known, *sorted(others)))
+    return found
+
+
+def registered(name: str) -> Registered:
+    """The method of that name among those that are there: nothing is imported for it. Raises
+    ArgumentError that lists the names."""
+    if name not in _METHODS:
+        raise unknown("method", name, names())
+    return _METHODS[name]
+
+
+def _load(name: str) -> None:
+    """Import what installed packages declare under that name."""
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        told = f"method {name!r} of the entry point {point.value!r}"
+        try:
+            point.load()
+        except Exception as error:
+            raise UnsupportedError(f"{told} cannot be loaded: {error}") from error
+        if name not in _METHODS:
+            raise UnsupportedError(
+                f"{told} is not there after its import; its module must declare it, "
+                f"@method({name!r}, ...)"
+            )
+
+
+def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
+    """The function that gives the factors alone: `blast = factors_of(fit_blast)`.
+
+    It has the signature and the docstring of `fit`, its module, and its name without "fit_", under
+    which it must stand in that module to be pickled. A type checker keeps of overloads the first
+    one alone: write these by hand.
+    """
+    name = _short_name(fit)
+
+    @functools.wraps(fit)
+    def short(*args: P.args, **kwargs: P.kwargs) -> G:
+        return fit(*args, **kwargs).factors
+
+    short.__name__ = short.__qualname__ = name
+    own = inspect.signature(fit)
+    gives = _of_a_fit(own.return_annotation)
+    short.__annotations__ = {**short.__annotations__, "return": gives}
+    vars(short)["__signature__"] = own.replace(return_annotation=gives)
+    return short
+
+
+def _short_name(fit: Callable[..., Any]) -> str:
+    name = fit.__name__
+    if not name.startswith("fit_") or fit.__qualname__ != name:
+        raise ArgumentError(
+            f"{fit.__qualname__} must be a function of a module whose name begins with fit_, such "
+            "as fit_cur: the one that gives the factors alone has the rest of it"
+        )
+    return name.removeprefix("fit_")
+
+
+def _of_a_fit(annotation: Any) -> Any:
+    """LowRank of Fit[LowRank], be it a type or still a string."""
+    if isinstance(annotation, str):
+        return annotation.removeprefix("Fit[").removesuffix("]")
+    return next(iter(get_args(annotation)), Factors)

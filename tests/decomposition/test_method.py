@@ -1,0 +1,157 @@
+"""Decompositions are declared once, and found by name."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tensorlrf.decomposition import _method, fit_svd
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._method import factors_of, find, for_layers, method, names, registered
+from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.factors import LowRank, TTMatrix
+
+PLUGIN = """
+from tensorlrf.decomposition import Fit, fit_svd
+from tensorlrf.decomposition._method import factors_of, method
+from tensorlrf.factors import LowRank
+
+@method("toy", gives=LowRank, on={"tensor", "linear"})
+def fit_toy(tensor, rank=None, *, error=None, random_state=None) -> Fit[LowRank]:
+    return fit_svd(tensor, rank, error=error)
+
+toy = factors_of(fit_toy)
+"""
+
+
+def fit_mine(
+    tensor: Any, rank: int, *, error: float | None = None, modes: tuple[int, ...] = ()
+) -> Fit[LowRank]:
+    """Of these tests."""
+    return fit_svd(tensor, rank, error=error)
+
+
+mine = factors_of(fit_mine)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test declares is gone after it."""
+    monkeypatch.setattr(_method, "_METHODS", dict(_method._METHODS))
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The module of an installed package that declares a method 'toy'."""
+    folder = tmp_path / "toys-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[tensorlrf.methods]\ntoy = a_toy_method\n")
+    module = tmp_path / "a_toy_method.py"
+    module.write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "a_toy_method", None)
+    del sys.modules["a_toy_method"]  # and again after the test
+    return module
+
+
+def test_a_declared_method_is_found_with_what_it_serves() -> None:
+    assert method("mine", gives=LowRank, on={"conv": {"modes": (0,)}, "tensor": {}})(
+        fit_mine
+    ) is fit_mine  # fmt: skip
+    for found in (find("mine"), find("mine", "conv"), registered("mine")):
+        assert found.fit is fit_mine
+        assert found.function is mine is found.for_layers
+        assert found.gives == (LowRank,)
+        assert list(found.on) == ["tensor", "conv"]
+        assert found.on["conv"] == {"modes": (0,)}
+        assert found.with_modes
+        assert not found.draws
+    assert names("conv")[-1] == names()[-1] == "mine"
+    assert "mine" not in names("linear")
+    with pytest.raises(ArgumentError, match="method='mine' is unknown"):
+        find("mine", "linear", "embedding")
+
+
+def test_a_layer_may_be_given_otherwise() -> None:
+    method("mine", gives=LowRank, on={"linear"})(fit_mine)
+
+    @for_layers("mine")
+    def of_a_layer(tensor: Any, rank: int, *, error: float | None = None) -> LowRank:
+        return mine(tensor, rank, error=error)
+
+    assert find("mine").for_layers is of_a_layer
+    assert find("mine").function is mine
+
+
+def test_order_is_declared_for_tensors_and_for_layers() -> None:
+    for word, order in (("second", (-2, -1)), ("first", (-3, -2)), ("third", (-1, -3))):
+        method(word, gives=LowRank, on={"tensor", "linear"}, order=order)(fit_mine)
+    assert names("tensor")[:3] == names()[:3] == ("first", "second", "third")
+    assert names("linear")[:3] == ("third", "first", "second")
+
+
+def test_refusals() -> None:
+    method("mine", gives=LowRank, on={"tensor"})(fit_mine)
+    with pytest.raises(ArgumentError, match="name='mine' is registered already, for fit_mine"):
+        method("mine", gives=TTMatrix, on={"tensor"})(fit_mine)
+    with pytest.raises(ArgumentError, match="on='matrix' is unknown; choose one of tensor, linear"):
+        method("other", gives=LowRank, on={"matrix"})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"mine must be a function .* begins with fit_"):
+        method("other", gives=LowRank, on={"tensor"})(mine)  # type: ignore[type-var]
+    assert "other" not in names()
+    for look_up in (find, registered):
+        with pytest.raises(ArgumentError, match=r"method='mnie' is unknown; choose one of .*mine"):
+            look_up("mnie")
+
+
+def test_the_short_function_is_the_long_one_but_for_what_it_gives() -> None:
+    tensor = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    factors, fit = mine(tensor, 2), fit_mine(tensor, 2)
+    assert isinstance(factors, LowRank)
+    assert torch.equal(factors.to_dense(), fit.factors.to_dense())
+    assert (mine.__name__, mine.__qualname__, mine.__module__) == ("mine", "mine", __name__)
+    assert mine.__doc__ == fit_mine.__doc__
+    assert inspect.signature(mine).parameters == inspect.signature(fit_mine).parameters
+    assert inspect.signature(mine).return_annotation == "LowRank"
+    assert typing.get_type_hints(mine)["return"] is LowRank
+    with pytest.raises(TypeError, match="modus"):
+        mine(tensor, 2, modus=(0,))  # type: ignore[call-arg]
+
+
+def test_the_short_function_is_pickled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    assert pickle.loads(pickle.dumps(mine)) is mine
+
+
+def test_a_package_declares_a_method_that_is_imported_when_asked_for(plugin: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"choose one of .*toy"):
+        find("tyo")
+    with pytest.raises(ArgumentError, match="method='toy' is unknown"):
+        registered("toy")
+    assert "toy" not in names()
+    assert plugin.stem not in sys.modules
+    found = find("toy", "linear")
+    assert plugin.stem in sys.modules
+    assert found is registered("toy")
+    assert found.draws
+    assert found.function(torch.ones(4, 3), 1).shape == (4, 3)
+    assert names()[-1] == "toy"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("import no_such_module", "no_such_module"), ("", "declare it, @method..toy.")],
+)
+def test_an_entry_point_with_a_fault_is_named(plugin: Path, source: str, words: str) -> None:
+    plugin.write_text(source)
+    with pytest.raises(UnsupportedError, match=f"method 'toy' .*'a_toy_method'.*{words}"):
+        find("toy")
+    assert "toy" not in names()
