@@ -19,7 +19,7 @@ from tensorlrf.decomposition._cp_options import check_options
 from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.decomposition._svd import METHODS as SVD_METHODS
+from tensorlrf.decomposition._truncation import METHODS as SVD_METHODS
 from tensorlrf.decomposition._tucker import METHODS as TUCKER_METHODS
 from tensorlrf.errors import ArgumentError, RankError, shown, unknown
 

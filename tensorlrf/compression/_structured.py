@@ -21,9 +21,9 @@ from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._monarch import near_root
 from tensorlrf.decomposition._rangefinder import check_sketch
-from tensorlrf.decomposition._svd import METHODS as SVD_METHODS
 from tensorlrf.decomposition._tr import INITS
 from tensorlrf.decomposition._tr_start import ring_ranks
+from tensorlrf.decomposition._truncation import METHODS as SVD_METHODS
 from tensorlrf.decomposition._tt_ranks import train_params, train_ranks
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import Factors

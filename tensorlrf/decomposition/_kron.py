@@ -10,7 +10,7 @@ import torch
 from tensorlrf.decomposition._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, generator
+from tensorlrf.decomposition._input import as_tensor_and_largest, generator
 from tensorlrf.decomposition._kron_problem import (
     BatchedProblem,
     KroneckerProblem,
@@ -18,12 +18,12 @@ from tensorlrf.decomposition._kron_problem import (
     looked_at,
 )
 from tensorlrf.decomposition._kron_shapes import Pair, check_shapes, shortlist
-from tensorlrf.decomposition._kron_solve import Sketch
+from tensorlrf.decomposition._kron_solve import Cutter
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
-from tensorlrf.decomposition._svd import METHODS, SEED
 from tensorlrf.decomposition._threads import threaded
+from tensorlrf.decomposition._truncation import METHODS, SEED, Way
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.factors._autocast import without_autocast
@@ -209,7 +209,8 @@ def _fit(
     measure: bool,
 ) -> Fit[KroneckerSum] | Fit[Batch]:
     """Without `measure` the error is computed only where something is decided by it, else NaN."""
-    tensor = as_tensor(tensor).detach()
+    tensor, largest = as_tensor_and_largest(tensor)
+    tensor = tensor.detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_iteration(n_iter_max, tol)
@@ -243,9 +244,9 @@ def _fit(
             return many.solve(pairs[0], rank, error)
         return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
     decides = measure or shapes is None or second is not None
-    sketch = Sketch(method, n_power_iter, n_oversample, draws, decides)
+    cutter = Cutter(Way(method, n_power_iter, n_oversample, draws), largest, decides)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
-    one = KroneckerProblem(tensor, sketch, second, sweeps, tol)
+    one = KroneckerProblem(tensor, cutter, second, sweeps, tol)
 
     def solve(pair: Pair) -> Fit[KroneckerSum]:
         fit = one.solve(pair, rank, error)

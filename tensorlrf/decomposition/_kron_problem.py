@@ -19,7 +19,7 @@ from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._kron_gram import KroneckerMetric, fewest, fit_in_metric
 from tensorlrf.decomposition._kron_shapes import Pair, rearranged, terms
-from tensorlrf.decomposition._kron_solve import LARGE, Sketch, as_terms
+from tensorlrf.decomposition._kron_solve import LARGE, Cutter, as_terms
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank
 from tensorlrf.errors import TensorlrfWarning, warn
@@ -37,7 +37,7 @@ class KroneckerProblem:
     """A weight, and how to decompose it for a pair of shapes."""
 
     tensor: Tensor
-    sketch: Sketch
+    cutter: Cutter
     moments: Metric | None
     n_iter_max: int
     tol: float | None
@@ -63,7 +63,7 @@ class KroneckerProblem:
 
     def plain(self, pair: Pair, s: int | None, error: float | None) -> Fit[KroneckerSum]:
         """The truncated SVD of the rearrangement, whose error is that of the terms."""
-        fit = self.sketch.fit(rearranged(self.tensor, pair), s, error)
+        fit = self.cutter.fit(rearranged(self.tensor, pair), s, error)
         factors = as_terms(fit.factors.left, fit.factors.right, pair, self._kernel())
         return Fit(factors, fit.errors, fit.converged, fit.reason)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._kron_shapes import Pair
 from tensorlrf.decomposition._solver import choose
 from tensorlrf.decomposition._spectrum import frobenius_error
-from tensorlrf.decomposition._svd import fit_svd, svd
+from tensorlrf.decomposition._svd import fit_svd
+from tensorlrf.decomposition._truncation import Scaled, Way
 from tensorlrf.factors import KroneckerSum, LowRank
 
 LARGE = 1024
@@ -26,21 +26,26 @@ FIRST = 8
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """How a matrix is decomposed, see `svd`; `measure` whether the error of given terms is asked
-    for (else it is NaN)."""
+class Cutter:
+    """How rearrangements of a weight are cut.
 
-    method: str
-    n_power_iter: int
-    n_oversample: int
-    generator: torch.Generator
+    largest   the largest entry, in size, of the weight
+    measure   whether the error of given terms is asked for (else it is NaN)
+    """
+
+    way: Way
+    largest: float
     measure: bool = True
 
     def fit(self, matrix: Tensor, s: int | None, error: float | None) -> Fit[LowRank]:
         """For s terms, or the fewest within `error`."""
-        if s is None and self.method == "auto" and min(matrix.shape) > LARGE:
-            return self._within(matrix, error or 0.0) or self._fit(matrix, None, error)
-        return self._fit(matrix, s, error)
+        if s is not None:
+            return self._of(matrix, s)
+        if self.way.method == "auto" and min(matrix.shape) > LARGE:
+            fit = self._within(matrix, error or 0.0)
+            if fit is not None:
+                return fit
+        return fit_svd(matrix, error=error, method=self.way.method, random_state=self.way.draws)
 
     def _within(self, matrix: Tensor, error: float) -> Fit[LowRank] | None:
         """The fewest terms within `error` that a cut finds; None where it takes too many."""
@@ -48,7 +53,7 @@ class Sketch:
         shape = (int(matrix.shape[0]), int(matrix.shape[1]))
         s = FIRST
         while choose(shape, s, wide, torch.get_num_threads()).method == "krylov":
-            fit = self._fit(matrix, s, None)
+            fit = self._of(matrix, s)
             if fit.error <= error:
                 return self._fewer(matrix, fit, error)
             s *= 2
@@ -70,19 +75,13 @@ class Sketch:
         reason = f"{s} terms are the fewest within {error} of {fit.factors.rank}, {fit.reason}"
         return Fit(factors, (reached,), True, reason)
 
-    def _fit(self, matrix: Tensor, s: int | None, error: float | None) -> Fit[LowRank]:
-        if not self.measure and s is not None:
-            factors = svd(matrix, s, method=self.method, **self._options)
-            return Fit(factors, (math.nan,), True, f"{s} terms")
-        return fit_svd(matrix, s, error=error, method=self.method, **self._options)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "n_power_iter": self.n_power_iter,
-            "n_oversample": self.n_oversample,
-            "random_state": self.generator,
-        }
+    def _of(self, matrix: Tensor, s: int) -> Fit[LowRank]:
+        """Of s terms. What `svd` would check of the matrix was seen of the weight."""
+        scaled = Scaled.of(matrix, self.largest)
+        spectrum, how = self.way.take_apart(scaled.work, s)
+        left, right = scaled.cast(*spectrum.split(s))
+        error = scaled.rel_error(spectrum, left, right) if self.measure else math.nan
+        return Fit(LowRank(left, right), (error,), True, f"rank {s} as asked, {how}")
 
 
 def as_terms(left: Tensor, right: Tensor, pair: Pair, kernel: tuple[int, ...]) -> KroneckerSum:

@@ -14,26 +14,19 @@ from tensorlrf.decomposition._derivatives import moving_sides
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
-from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._gram_metric import GramMetric, square_root
-from tensorlrf.decomposition._input import as_tensor_and_largest, generator, working_dtype
-from tensorlrf.decomposition._krylov import krylov_svd
+from tensorlrf.decomposition._input import as_tensor_and_largest, generator
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._rangefinder import check_sketch, range_of
+from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
-from tensorlrf.decomposition._solver import Choice, choose, exact_method
-from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
+from tensorlrf.decomposition._spectrum import ShortSideEigh, Spectrum
 from tensorlrf.decomposition._threads import threaded
+from tensorlrf.decomposition._truncation import METHODS, SEED, Scaled, Way
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import LowRank
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
-
-METHODS = ("auto", "exact", "eigh", "krylov", "randomized")
-
-SEED = 0
-"""Of the random vectors of "auto", so that it repeats where no `random_state` is given."""
 
 
 @overload
@@ -220,32 +213,26 @@ def _fit(
     if gram is None and mean is not None:
         raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
-    work = work.to(working_dtype(tensor.dtype))
-    scale = scale_of(work, largest)
-    moving = (work if scale == 1.0 else work / scale).reshape(m, n)
+    scaled = Scaled.of(work, largest)
+    moving = scaled.work.reshape(m, n)
     matrix = moving.detach()
     spectrum: Spectrum
     judge: Judge[LowRank] | None = None
     half: Tensor | None = None
     if gram is not None:
         metric, how = input_metric(gram, mean, n, tensor), "outputs, from gram"
-        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right), scale)
+        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right), scaled.root**2)
         spectrum = GramMetric(matrix, metric, judge.moments if m <= n else judge.square)
         half = square_root(metric.gram) if moving.requires_grad else None
-    elif method == "randomized":
-        basis = range_of(matrix, r or 1, n_power_iter, n_oversample, draws)
-        spectrum, how = SketchedSVD(matrix, basis), "method 'randomized'"
     else:
-        spectrum, how = _taken_apart(matrix, r, method, draws, moving.requires_grad)
-
-    root = math.sqrt(scale)
+        way = Way(method, n_power_iter, n_oversample, draws)
+        spectrum, how = way.take_apart(matrix, r, graph=moving.requires_grad)
 
     def cast(spectrum: Spectrum, r: int, half: Tensor | None = None) -> LowRank:
         sides = spectrum.split(r)
         if moving.requires_grad:
             sides = moving_sides(moving, *sides, torch.finfo(tensor.dtype).eps, half)
-        left, right = ((side * root).to(tensor.dtype) for side in sides)
-        return LowRank(left, right, tuple(tensor.shape))
+        return LowRank(*scaled.cast(*sides), tuple(tensor.shape))
 
     def cut(r: int) -> tuple[LowRank, float]:
         factors = cast(spectrum, r, half)
@@ -260,8 +247,7 @@ def _fit(
             return fit.factors, fit.error
         if not measure and rank is not None:
             return factors, math.nan
-        left, right = (side.to(matrix.dtype) / root for side in (factors.left, factors.right))
-        return factors, spectrum.rel_error(left, right)
+        return factors, scaled.rel_error(spectrum, factors.left, factors.right)
 
     if r is not None:
         factors, loss = cut(r)
@@ -269,32 +255,6 @@ def _fit(
     else:
         fit = smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
     return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
-
-
-def _taken_apart(
-    matrix: Tensor, r: int | None, method: str, draws: torch.Generator, graph: bool
-) -> tuple[Spectrum, str]:
-    """By the method that "auto" stands for or the given one, and how it went.
-
-    What a `graph` is kept of are singular vectors, not nearly the best vectors that there are.
-    """
-    exact = exact_method(matrix.dtype)
-    tried = ""
-    if method in ("auto", "krylov"):
-        choice = Choice(exact)
-        if r is not None and not graph:
-            shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-            choice = choose(
-                shape, r, matrix.dtype, torch.get_num_threads(), forced=method == "krylov"
-            )
-        if r is not None and choice.method == "krylov":
-            found = krylov_svd(matrix, r, choice, draws)
-            if found is not None:
-                return found, f"method 'krylov', {found.products} products"
-            tried = ", since a Krylov space took too many products"
-        method = exact
-    spectrum = FullSVD(matrix) if method == "exact" else ShortSideEigh(matrix, None if graph else r)
-    return spectrum, f"method {method!r}{tried}"
 
 
 def _check_method(method: str, r: int | None, metric: bool) -> None:
