@@ -18,6 +18,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._gram_metric import GramMetric
 from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.decomposition._spectrum import FullSVD, ShortSideEigh, Spectrum
@@ -86,6 +87,7 @@ def blast(
     ).factors
 
 
+@method("blast", gives=BlastFactors, on={"tensor", "linear"}, order=(12, 11))
 @without_autocast()
 @threaded
 def fit_blast(

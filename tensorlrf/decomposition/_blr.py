@@ -27,6 +27,7 @@ from tensorlrf.decomposition._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError
@@ -145,6 +146,7 @@ def fit_blr(
     tol: float | None = None,
     batch_dims: int,
 ) -> Fit[BlockLowRank] | Fit[Batch]: ...
+@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7))
 def fit_blr(
     tensor: Any,
     rank: Rank | None = None,

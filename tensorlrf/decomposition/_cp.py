@@ -22,6 +22,7 @@ from tensorlrf.decomposition._cp_state import CPState
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import DegenerateWarning, TensorlrfWarning, warn
@@ -70,6 +71,7 @@ def cp(
     ).factors
 
 
+@method("cp", gives=CPFactors, on={"tensor", "linear", "conv", "embedding"}, order=(3, 2))
 @without_autocast()
 @threaded
 def fit_cp(

@@ -19,6 +19,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._hierarchical_tree import Admissible, Forest, Node
 from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
 from tensorlrf.errors import ArgumentError, RankError, unknown
@@ -113,6 +114,7 @@ def hodlr(
     ).factors
 
 
+@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9))
 @without_autocast()
 @threaded
 def fit_hodlr(
@@ -131,6 +133,7 @@ def fit_hodlr(
     return _fit(weight, rank, error, leaf, "weak", n_iter_max, tol, random_state)
 
 
+@method("hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8))
 @without_autocast()
 @threaded
 def fit_hierarchical(

@@ -19,6 +19,7 @@ from tensorlrf.decomposition._kron_problem import (
 )
 from tensorlrf.decomposition._kron_shapes import Pair, check_shapes, shortlist
 from tensorlrf.decomposition._kron_solve import Cutter
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
@@ -163,6 +164,7 @@ def fit_kron(
     random_state: int | torch.Generator | None = None,
     batch_dims: int,
 ) -> Fit[KroneckerSum] | Fit[Batch]: ...
+@method("kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4))
 def fit_kron(
     tensor: Any,
     rank: Rank | None = None,

@@ -15,6 +15,7 @@ from tensorlrf.decomposition._blr_matrix import Weight, as_weight, check_pair, w
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._monarch_gram import Panels, descend
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition._stacked_svd import StackedSVD
@@ -68,6 +69,7 @@ def monarch(
     ).factors
 
 
+@method("monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10))
 @without_autocast()
 @threaded
 def fit_monarch(

@@ -16,6 +16,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram_metric import GramMetric, square_root
 from tensorlrf.decomposition._input import as_tensor_and_largest, generator
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
@@ -150,6 +151,7 @@ def fit_svd(
     differentiable: bool = False,
     batch_dims: int,
 ) -> Fit[LowRank] | Fit[Batch]: ...
+@method("svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, order=(1, 1))
 def fit_svd(
     tensor: Any,
     rank: Rank | None = None,

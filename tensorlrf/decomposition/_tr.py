@@ -15,6 +15,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
@@ -93,6 +94,7 @@ def tr(
     ).factors
 
 
+@method("tr", gives=TRFactors, on={"tensor", "linear"}, order=(5, 6))
 @without_autocast()
 @threaded
 def fit_tr(

@@ -14,6 +14,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
@@ -134,6 +135,7 @@ def fit_tt(
     tol: float | None = None,
     batch_dims: int,
 ) -> Fit[TTFactors] | Fit[Batch]: ...
+@method("tt", gives=TTFactors, on={"tensor", "linear", "conv", "embedding"}, order=(4, 5))
 @without_autocast()
 def fit_tt(
     tensor: Any,

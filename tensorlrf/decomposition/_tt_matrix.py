@@ -12,6 +12,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
@@ -88,6 +89,7 @@ def tt_matrix(
     ).factors
 
 
+@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12))
 @without_autocast()
 @threaded
 def fit_tt_matrix(

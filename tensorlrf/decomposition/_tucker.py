@@ -17,6 +17,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
@@ -193,6 +194,12 @@ def fit_tucker(
     differentiable: bool = False,
     batch_dims: int,
 ) -> Fit[TuckerFactors] | Fit[Batch]: ...
+@method(
+    "tucker",
+    gives=TuckerFactors,
+    on={"tensor": {}, "linear": {}, "conv": {"modes": (0, 1)}, "embedding": {}},
+    order=(2, 3),
+)
 @without_autocast()
 @threaded
 def fit_tucker(
