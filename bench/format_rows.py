@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bench.format_layers import Layer
 from tensorlrf import ops
+from tensorlrf.decomposition._method import registered
 from tensorlrf.factors import BlockLowRank, Factors, KroneckerSum
-from tensorlrf.nn._methods import find_method
 
 SECONDS = 0.6  # of timing, all paths in turn
 
@@ -185,5 +185,5 @@ def rows_of(layer: Layer) -> int:
 
 def _clocked(format: str, weight: Tensor, share: float, options: Mapping[str, Any]) -> Fitted:
     start = time.perf_counter()
-    factors = find_method(format)(weight, share, **options)
+    factors = registered(format).for_layers(weight, share, **options)
     return factors, time.perf_counter() - start

@@ -11,29 +11,22 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from tensorlrf import decomposition, io
+from tensorlrf import io
 from tensorlrf.cli._arrays import read_tensor
 from tensorlrf.cli._options import Debug, Force, Json, Seed, Target
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file
 from tensorlrf.decomposition import Fit
+from tensorlrf.decomposition._method import find, names, registered
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.errors import ArgumentError, RankError, printable, unknown
-
-METHODS = (
-    *("svd", "tucker", "cp", "tt", "tr", "kron"),
-    *("tt_matrix", "blr", "hierarchical", "hodlr", "monarch", "blast"),
-)
-"""The second line is of matrices."""
-_SEEDED = ("svd", "tucker", "cp", "tr", "kron", "hierarchical", "hodlr", "blast")
-_WITH_MODES = ("tucker", "tt")
+from tensorlrf.errors import ArgumentError, RankError, printable
 
 
 def decompose(
     tensor: Annotated[Path, typer.Argument(metavar="TENSOR", help="A .npy or a .safetensors.")],
     target: Target,
     method: Annotated[
-        str, typer.Option("--method", metavar="WORD", help=f"{', '.join(METHODS)}.")
+        str, typer.Option("--method", metavar="WORD", help=f"{', '.join(names('tensor'))}.")
     ] = "svd",
     rank: Annotated[
         str | None,
@@ -131,15 +124,14 @@ def _fit(
     modes: tuple[int, ...] | None,
     seed: int,
 ) -> Fit[Any]:
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if modes is not None and method not in _WITH_MODES:
-        raise ArgumentError(f"--modes is for --method tucker and tt; {method} has no such option")
-    options: dict[str, Any] = {"random_state": seed} if method in _SEEDED else {}
-    if method in _WITH_MODES:
+    found = find(method, "tensor")
+    if modes is not None and not found.with_modes:
+        those = " and ".join(name for name in names("tensor") if registered(name).with_modes)
+        raise ArgumentError(f"--modes is for --method {those}; {method} has no such option")
+    options: dict[str, Any] = {"random_state": seed} if found.draws else {}
+    if found.with_modes:
         options["modes"] = modes
-    fit: Fit[Any] = getattr(decomposition, f"fit_{method}")(tensor, rank, error=error, **options)
-    return fit
+    return found.fit(tensor, rank, error=error, **options)
 
 
 def _rank(text: str | None) -> Rank | None:

@@ -17,8 +17,9 @@ from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._hierarchical import _rule as rule_of
 from tensorlrf.decomposition._hierarchical_tree import least_params
 from tensorlrf.decomposition._kron_shapes import has_proper_pairs, proper_pairs, sides
+from tensorlrf.decomposition._method import registered
 from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition._mode_sizes import matrix_sizes
+from tensorlrf.decomposition._mode_sizes import matrix_sizes, row_digits
 from tensorlrf.decomposition._monarch import near_root
 from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._tr import INITS
@@ -27,7 +28,6 @@ from tensorlrf.decomposition._truncation import METHODS as SVD_METHODS
 from tensorlrf.decomposition._tt_ranks import train_params, train_ranks
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._methods import find_method, row_digits
 from tensorlrf.ops import train_order
 
 RULES = ("weak", "strong", "all")
@@ -41,10 +41,6 @@ class Structured(Method):
     gives a layer its share of them, and the fit finds sizes and ranks within it."""
 
     by_share: ClassVar[bool] = True
-    convolutions: ClassVar[bool] = False
-    """Whether the kernels of convolutions have the format, too."""
-    draws: ClassVar[bool] = False
-    """Whether the decomposition draws random numbers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +50,7 @@ class Structured(Method):
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         if groups > 1:
             return f"{self.word} serves no convolution with groups"
-        if len(shape) > 2 and not self.convolutions:
+        if len(shape) > 2 and "conv" not in registered(self.word).on:
             return f"{self.word} serves linear layers only"
         return ""
 
@@ -76,9 +72,10 @@ class Structured(Method):
     def decompose(self, weight: Tensor, gram: Metric | None, random_state: State) -> Factors:
         """Factors of a weight, in the metric of its inputs where they are known."""
         options = {**self.options(), "gram": gram}
-        if self.draws:
+        method = registered(self.word)
+        if method.draws:
             options["random_state"] = random_state
-        return find_method(self.word)(weight, self.rank, error=self.error, **options)
+        return method.for_layers(weight, self.rank, error=self.error, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +93,6 @@ class Kron(Structured):
     n_oversample: int = 10
 
     word: ClassVar[str] = "kron"
-    convolutions: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +139,6 @@ class TT(Structured):
     tol: float | None = None
 
     word: ClassVar[str] = "tt"
-    convolutions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,7 +190,6 @@ class TR(Structured):
     tol: float | None = None
 
     word: ClassVar[str] = "tr"
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,7 +256,6 @@ class Hierarchical(Structured):
     tol: float | None = None
 
     word: ClassVar[str] = "hierarchical"
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -309,7 +301,6 @@ class Blast(Structured):
     tol: float | None = None
 
     word: ClassVar[str] = "blast"
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -116,3 +116,9 @@ def _balanced(n: int, order: int, most: int) -> tuple[int, ...] | None:
             if rest is not None:
                 return (first, *rest)
     return None
+
+
+def row_digits(n: int) -> tuple[int, ...]:
+    """Two balanced factors, or n itself where only a padded number has them: rings have none."""
+    digits = mode_sizes(n, 2)
+    return digits if math.prod(digits) == n else (n,)

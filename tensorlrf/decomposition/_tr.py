@@ -15,8 +15,9 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import for_layers, method
 from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._mode_sizes import row_digits
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
 from tensorlrf.decomposition._tr_als import RingProblem, balanced
@@ -25,7 +26,14 @@ from tensorlrf.decomposition._tr_iterate import iterate
 from tensorlrf.decomposition._tr_start import ring_random, ring_ranks, ring_svd
 from tensorlrf.decomposition._tt_ranks import rank_limits
 from tensorlrf.decomposition._tt_sweep import true_error
-from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning, unknown, warn
+from tensorlrf.errors import (
+    ArgumentError,
+    ShapeError,
+    TensorlrfWarning,
+    UnsupportedError,
+    unknown,
+    warn,
+)
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._autocast import without_autocast
 
@@ -170,6 +178,41 @@ def fit_tr(
     else:
         found = _smallest(fit, flat, tensor.numel(), error or 0.0)
     return found if judge is None else finished(found, n_iter_max)
+
+
+@for_layers("tr")
+def tr_layer(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
+    init: str = "svd",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    random_state: Any = None,
+) -> TRFactors:
+    """`tr` of a linear weight, by default with two digits for the row and two for the column where
+    these have them. Raises UnsupportedError for the kernel of a convolution, which does not run on
+    a ring."""
+    if tensor.ndim != 2:
+        raise UnsupportedError(
+            "a convolution does not run on a ring; use method 'tt', a train, for it"
+        )
+    return tr(
+        tensor,
+        rank,
+        error=error,
+        sizes=sizes or [row_digits(n) for n in tensor.shape],
+        init=init,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        gram=gram,
+        mean=mean,
+        random_state=random_state,
+    )
 
 
 def _reason(factors: TRFactors, sweeps: int, settled: bool) -> str:

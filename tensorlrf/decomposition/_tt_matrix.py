@@ -12,17 +12,18 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import for_layers, method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._threads import threaded
-from tensorlrf.decomposition._tt import ranks_of
+from tensorlrf.decomposition._tt import ranks_of, tt
 from tensorlrf.decomposition._tt_gram import fit_in_metric, smallest_in_metric
 from tensorlrf.decomposition._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors import TTMatrix
+from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.ops import train_order
 
 SWEEPS = 100
 """In the metric of the inputs, at most."""
@@ -145,6 +146,46 @@ def fit_tt_matrix(
 
     found = fit(ranks) if ranks is not None else smallest_in_metric(fit, sizes, error or 0.0)
     return finished(found, n_iter_max)
+
+
+@for_layers("tt")
+def tt_layer(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    row_sizes: Sequence[int] | None = None,
+    column_sizes: Sequence[int] | None = None,
+    order: int | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> TTMatrix | TTFactors:
+    """`tt_matrix` of a linear weight; `tt` of the kernel of a convolution, in the order in which
+    its cores are convolutions. Raises ArgumentError for a kernel's row_sizes=, column_sizes= or
+    order=, and what these raise."""
+    sweeps: dict[str, Any] = {"gram": gram, "mean": mean}
+    if gram is not None:
+        sweeps |= {"n_iter_max": n_iter_max, "tol": tol}
+    if tensor.ndim == 2:
+        return tt_matrix(
+            tensor,
+            rank,
+            error=error,
+            row_sizes=row_sizes,
+            column_sizes=column_sizes,
+            order=order,
+            **sweeps,
+        )
+    digits = {"row_sizes": row_sizes, "column_sizes": column_sizes, "order": order}
+    for name, value in digits.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name}={value!r} is for linear layers; the train of a convolution has its modes"
+            )
+    train: TTFactors = tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
+    return train
 
 
 def tensorised(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

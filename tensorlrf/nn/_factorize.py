@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, overload
 
 from torch import nn
 
+from tensorlrf.decomposition._method import LAYERS, Decomposition, find, names
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.errors import UnsupportedError
+from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._groups import decompose_groups
@@ -15,7 +18,6 @@ from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import check_embedding, check_layer, is_embedding, plain_layer
 from tensorlrf.nn._linear import FactoredLinear
-from tensorlrf.nn._methods import check_options, find_method
 from tensorlrf.nn._plain import HF_CONV1D, base_of, is_hf_conv1d
 from tensorlrf.nn._tensors import values_of
 
@@ -28,8 +30,8 @@ _FACTORED: dict[str, type[FactoredLayer]] = {
 }
 """What a layer computes, as `Plain.kind` -> the layer on factors."""
 
-EMBEDDING_METHODS = ("svd", "cp", "tucker", "tt")
-"""Those whose factors rows can be looked up in."""
+# A layer takes these itself, or has no use for them: it keeps copies, cut from any graph.
+_NOT_OPTIONS = ("rank", "error", "differentiable", "batch_dims")
 
 
 def factored_type(module: nn.Module) -> type[FactoredLayer] | None:
@@ -151,10 +153,10 @@ def factorize(
     name = HF_CONV1D if is_hf_conv1d(layer) else base_of(layer) or "Linear"
     kind = _FACTORED[name]
     plain = check_layer(layer, name if name == HF_CONV1D else kind.kind, "layer")
-    decompose = find_method(method)
-    check_options(method, options)
-    if method == "tucker" and plain.axes:
-        options = {"modes": (0, 1), **options}
+    found = find(method, *LAYERS)
+    decompose = found.for_layers
+    _check_options(method, decompose, options)
+    options = {**found.on.get("conv" if plain.axes else "linear", {}), **options}
     own: Any = layer.weight
     weight = values_of(own).T if name == HF_CONV1D else values_of(own)
     if plain.groups == 1:
@@ -172,16 +174,29 @@ def _factorize_embedding(
     options: dict[str, Any],
 ) -> FactoredEmbedding:
     check_embedding(layer, "layer")
-    decompose = find_method(method)
-    if method not in EMBEDDING_METHODS:
+    found = find(method, *LAYERS)
+    if "embedding" not in found.on:
         raise UnsupportedError(
             f"method={method!r} gives factors in which no rows are looked up; for an embedding "
-            f"choose one of {', '.join(EMBEDDING_METHODS)}"
+            f"choose one of {', '.join(names('embedding'))}"
         )
-    check_options(method, options)
+    decompose = found.for_layers
+    _check_options(method, decompose, options)
+    options = {**found.on["embedding"], **options}
     weight, padding = values_of(layer.weight), layer.padding_idx
     factors = decompose(weight, rank, error=error, **options)
     layer_of_factors = FactoredEmbedding.from_factors(factors, layer)
     if padding is not None and not weight[padding].any():
         layer_of_factors.clear_padding()
     return layer_of_factors
+
+
+def _check_options(name: str, decompose: Decomposition, options: Mapping[str, Any]) -> None:
+    """Every option is one of the method's own. Raises ArgumentError that lists them."""
+    _, *parameters = inspect.signature(decompose).parameters
+    valid = [option for option in parameters if option not in _NOT_OPTIONS]
+    for option in options:
+        if option not in valid:
+            raise ArgumentError(
+                f"{option}= is no option of method {name!r}; its options are {', '.join(valid)}"
+            )

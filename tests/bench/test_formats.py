@@ -133,7 +133,7 @@ def test_a_row_of_every_format(layers: dict[str, Layer], name: str, format: str)
     assert row.kept <= 0.5
     # The fit goes down from the plain one in these moments; rounding to float32 is all it may lose.
     options = format_rows.options_of(format, row.shape)
-    plain = format_rows.find_method(format)(layers[name].weight, 0.5, **options)
+    plain = format_rows.registered(format).for_layers(layers[name].weight, 0.5, **options)
     bound = output_error(layers[name].weight, plain, layers[name].gram)
     assert row.calibrated <= bound * (1 + 1e-5)
     assert 0 < row.weight_error < 1

@@ -17,8 +17,8 @@ from tensorlrf import CP, SVD, Auto, Tucker, cp, svd, tucker
 from tensorlrf.compression import BLR, TR, TT, Blast, Hierarchical, Kron, Method, Monarch
 from tensorlrf.compression._methods import METHODS, METRICS, method_from_dict, params_at
 from tensorlrf.compression._structured import STRUCTURED
+from tensorlrf.decomposition._method import registered
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
-from tensorlrf.nn._methods import find_method
 
 # What apply brings itself, what makes no sense for many layers at once, and what Tucker-2 fixes.
 OURS = {
@@ -33,7 +33,7 @@ OURS = {
         (SVD, svd, {"metric"}),
         (Tucker, tucker, {"rank_shares"}),
         (CP, cp, set()),
-        *((kind, find_method(kind.word), set()) for kind in STRUCTURED),
+        *((kind, registered(kind.word).for_layers, set()) for kind in STRUCTURED),
     ],
 )
 def test_options_are_those_of_the_decomposition(

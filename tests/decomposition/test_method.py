@@ -11,12 +11,34 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from tensorlrf import decomposition
+from tensorlrf.compression._methods import method_from_dict
 from tensorlrf.decomposition import _method, fit_svd
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._method import factors_of, find, for_layers, method, names, registered
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.decomposition._method import (
+    LAYERS,
+    Kind,
+    factors_of,
+    find,
+    for_layers,
+    method,
+    names,
+    registered,
+)
+from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError
 from tensorlrf.factors import LowRank, TTMatrix
+from tensorlrf.nn import factorize
+from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
+
+OF_TRAINS = ("tt_cross", "tt_round")
+"""What decomposes a function, and a train."""
+WEIGHTS: dict[Kind, nn.Module] = {
+    "linear": nn.Linear(12, 16),
+    "conv": nn.Conv2d(8, 8, 3),
+    "embedding": nn.Embedding(16, 12),
+}
 
 PLUGIN = """
 from tensorlrf.decomposition import Fit, fit_svd
@@ -60,6 +82,44 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "a_toy_method", None)
     del sys.modules["a_toy_method"]  # and again after the test
     return module
+
+
+def test_every_decomposition_is_declared_and_no_other() -> None:
+    public = {
+        name.removeprefix("fit_") for name in decomposition.__all__ if name.startswith("fit_")
+    }
+    assert public == {*names(), *OF_TRAINS}
+    assert set(names()) == set(names("tensor"))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_declaration_is_true(name: str) -> None:
+    found = registered(name)
+    assert found.fit is getattr(decomposition, f"fit_{name}")
+    assert found.function is getattr(decomposition, name)
+    assert name in PLAIN, "a sample, on which all laws of decompositions are tried"
+    assert isinstance(decomposed(name, matrix()), found.gives)
+    options = inspect.signature(found.fit).parameters
+    assert found.draws == ("random_state" in options)
+    assert found.with_modes == ("modes" in options)
+    assert [p.default for p in options.values()] == [
+        p.default for p in inspect.signature(found.function).parameters.values()
+    ]
+    for extra in found.on.values():
+        assert set(extra) <= set(inspect.signature(found.for_layers).parameters)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("name", names(*LAYERS))
+def test_a_method_serves_the_layers_that_it_declares(name: str, kind: Kind) -> None:
+    sample = PLAIN[name]
+    options = {k: v for k, v in getattr(sample, "keywords", {}).items() if k != "init"}
+    layer = WEIGHTS[kind]
+    if kind in registered(name).on:
+        assert factorize(layer, name, rank_of(name), **options).factors.shape == layer.weight.shape
+    else:
+        with pytest.raises(TensorlrfError):
+            factorize(layer, name, rank_of(name), **options)
 
 
 def test_a_declared_method_is_found_with_what_it_serves() -> None:
@@ -137,7 +197,11 @@ def test_a_package_declares_a_method_that_is_imported_when_asked_for(plugin: Pat
     with pytest.raises(ArgumentError, match="method='toy' is unknown"):
         registered("toy")
     assert "toy" not in names()
+    with pytest.raises(ArgumentError, match="method='toy' is unknown"):
+        method_from_dict({"name": "toy"})  # as a plan has it
     assert plugin.stem not in sys.modules
+    layer = factorize(nn.Linear(3, 4), "toy", 1)
+    assert isinstance(layer.factors, LowRank)
     found = find("toy", "linear")
     assert plugin.stem in sys.modules
     assert found is registered("toy")

@@ -14,9 +14,9 @@ import tensorlrf
 from tensorlrf import Plan, plan
 from tensorlrf.compression import Method
 from tensorlrf.compression._methods import METHODS
+from tensorlrf.decomposition._method import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import factorize
-from tensorlrf.nn._factorize import EMBEDDING_METHODS
 from tensorlrf.ops import PathTable
 from tests.golden.samples import dense_layer, layers, samples, whole
 
@@ -135,7 +135,7 @@ def layers_of(format: str, dense: bool = False) -> nn.ModuleDict:
 def compressed(word: str) -> nn.Module:
     """The net by that method, on whole numbers."""
     model = Net()
-    if word in EMBEDDING_METHODS:
+    if word in names("embedding"):
         model.embedding = factorize(model.embedding, word, 3)  # type: ignore[assignment]
     method = OF_SMALL if word == "hierarchical" else word
     with warnings.catch_warnings():

@@ -12,7 +12,6 @@ from tensorlrf import decomposition
 from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.nn import FactoredConv2d, FactoredLinear, factorize
-from tensorlrf.nn._methods import method_names, register_method
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -172,12 +171,3 @@ def test_what_the_decomposition_refuses() -> None:
         linear.weight[0, 0] = torch.nan
     with pytest.raises(ArgumentError, match="NaN"):
         factorize(linear, "svd", 2)
-
-
-def test_a_method_has_one_name() -> None:
-    assert method_names()[:3] == ("svd", "cp", "tucker")
-    assert {"kron", "tt", "tr", "blr", "hierarchical", "hodlr", "monarch", "blast"} <= set(
-        method_names()
-    )
-    with pytest.raises(ArgumentError, match="name='svd' is registered already, for svd"):
-        register_method("svd", decomposition.cp)
