@@ -32,8 +32,8 @@ import tensorlrf  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.resident import Resident  # noqa: E402
 from tensorlrf.compression.calibration import _calibrate  # noqa: E402
-from tensorlrf.decomposition import _side_by_side, _threads  # noqa: E402
-from tensorlrf.decomposition._cores import Cores  # noqa: E402
+from tensorlrf.decomposition.linalg import _side_by_side, _threads  # noqa: E402
+from tensorlrf.decomposition.linalg._cores import Cores  # noqa: E402
 
 Calls = dict[str, Callable[[], object]]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp import fit_cp
+from tensorlrf.decomposition.cp._cp import fit_cp
 from tensorlrf.factors import CPFactors
 
 SWEEPS = 50
@@ -85,7 +85,7 @@ def test_fifty_sweeps(benchmark: Any, case: str, peer: str) -> None:
 @pytest.mark.parametrize("peer", ["ours", "tensorly"])
 def test_svd_start(benchmark: Any, peer: str) -> None:
     """The start alone at 200 x 200 x 200, rank 16, and the error after one sweep from it."""
-    from tensorlrf.decomposition._cp_init import svd_start
+    from tensorlrf.decomposition.cp._start import svd_start
 
     case = "svd start, 200x200x200 r16"
     shape, rank = CASES["200x200x200 r16"]

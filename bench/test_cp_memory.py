@@ -18,7 +18,7 @@ import pytest
 CHILD = """
 import json, sys, threading, time
 import torch
-from tensorlrf.decomposition._cp import fit_cp
+from tensorlrf.decomposition.cp._cp import fit_cp
 
 def anonymous():
     with open("/proc/self/smaps_rollup") as rollup:

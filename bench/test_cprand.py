@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._cp import fit_cp
+from tensorlrf.decomposition.cp._cp import fit_cp
 from tensorlrf.factors import CPFactors
 
 SEEDS = range(5)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._svd import svd
+from tensorlrf.decomposition.svd._svd import svd
 from tensorlrf.factors import LowRank
 
 CASES = {

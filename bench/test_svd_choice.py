@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.turns import Turns
 from tensorlrf.decomposition import kron
-from tensorlrf.decomposition._svd import svd
+from tensorlrf.decomposition.svd._svd import svd
 
 Triple = tuple[Tensor, Tensor, Tensor]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._tucker import tucker
+from tensorlrf.decomposition.tucker._tucker import tucker
 from tensorlrf.factors import TuckerFactors
 
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {

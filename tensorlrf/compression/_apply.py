@@ -38,8 +38,8 @@ from tensorlrf.compression.calibration._calibrate import (
 from tensorlrf.compression.calibration._memory import readable, too_large
 from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.calibration._site import Site, site_at
-from tensorlrf.decomposition._side_by_side import side_by_side
-from tensorlrf.decomposition._threads import problem
+from tensorlrf.decomposition.linalg._side_by_side import side_by_side
+from tensorlrf.decomposition.linalg._threads import problem
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,

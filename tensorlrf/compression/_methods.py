@@ -15,12 +15,12 @@ from tensorlrf.compression._ranks import (
     matrix_ladder,
     tucker_ladder,
 )
-from tensorlrf.decomposition._cp_options import check_options
 from tensorlrf.decomposition._descent import check_iteration
-from tensorlrf.decomposition._rangefinder import check_sketch
 from tensorlrf.decomposition._rank import Rank
-from tensorlrf.decomposition._truncation import METHODS as SVD_METHODS
-from tensorlrf.decomposition._tucker import METHODS as TUCKER_METHODS
+from tensorlrf.decomposition.cp._options import check_options
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch
+from tensorlrf.decomposition.linalg._truncation import METHODS as SVD_METHODS
+from tensorlrf.decomposition.tucker._tucker import METHODS as TUCKER_METHODS
 from tensorlrf.errors import ArgumentError, RankError, shown, unknown
 
 MOST_ENTRIES = 64

@@ -10,25 +10,30 @@ factors.
 """
 
 from tensorlrf.decomposition._bias import bias_correction
-from tensorlrf.decomposition._blast import blast, fit_blast
-from tensorlrf.decomposition._blr import blr, fit_blr
-from tensorlrf.decomposition._cp import cp, fit_cp
-from tensorlrf.decomposition._cp_sampled_fit import SampledFit, sampled_fit
-from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._hierarchical import fit_hierarchical, fit_hodlr, hierarchical, hodlr
-from tensorlrf.decomposition._kron import fit_kron, kron
 from tensorlrf.decomposition._mode_sizes import mode_sizes
-from tensorlrf.decomposition._monarch import fit_monarch, monarch
-from tensorlrf.decomposition._scree import Scree, ScreeSpectrum, scree
-from tensorlrf.decomposition._svd import fit_svd, svd
-from tensorlrf.decomposition._tr import fit_tr, tr
-from tensorlrf.decomposition._tt import fit_tt, tt
-from tensorlrf.decomposition._tt_algebra import tt_add, tt_inner
-from tensorlrf.decomposition._tt_cross import fit_tt_cross, tt_cross
-from tensorlrf.decomposition._tt_matrix import fit_tt_matrix, tt_matrix
-from tensorlrf.decomposition._tt_round import fit_tt_round, tt_round
-from tensorlrf.decomposition._tucker import fit_tucker, tucker
+from tensorlrf.decomposition.analysis._evbmf import EVBMF, evbmf, evbmf_rank
+from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
+from tensorlrf.decomposition.blocks._blast import blast, fit_blast
+from tensorlrf.decomposition.blocks._blr import blr, fit_blr
+from tensorlrf.decomposition.blocks._hierarchical import (
+    fit_hierarchical,
+    fit_hodlr,
+    hierarchical,
+    hodlr,
+)
+from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
+from tensorlrf.decomposition.cp._cp import cp, fit_cp
+from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.kron._kron import fit_kron, kron
+from tensorlrf.decomposition.svd._svd import fit_svd, svd
+from tensorlrf.decomposition.trains._tr import fit_tr, tr
+from tensorlrf.decomposition.trains._tt import fit_tt, tt
+from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
+from tensorlrf.decomposition.trains._tt_cross import fit_tt_cross, tt_cross
+from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tt_matrix
+from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
+from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 
 __all__ = [
     "EVBMF",

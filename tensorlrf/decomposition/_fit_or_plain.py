@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._gram import scale_of
 from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition._spectrum import ratio
+from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.factors import Factors
 
 F = TypeVar("F", bound=Factors)

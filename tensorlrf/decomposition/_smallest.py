@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._gram import keep_within
 from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition.linalg._gram import keep_within
 from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import Factors
 

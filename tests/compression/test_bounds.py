@@ -21,8 +21,9 @@ from tensorlrf.compression.checkpoint._file import load, save
 from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME, Header, Slot
 from tensorlrf.compression.checkpoint._inspect import MOST_ROWS, inspect
 from tensorlrf.compression.checkpoint._store import pack
-from tensorlrf.decomposition import _kron_shapes, _mode_sizes, svd
-from tensorlrf.decomposition._kron_shapes import has_proper_pairs, is_composite, proper_pairs
+from tensorlrf.decomposition import _mode_sizes, svd
+from tensorlrf.decomposition.kron import _shapes as _kron_shapes
+from tensorlrf.decomposition.kron._shapes import has_proper_pairs, is_composite, proper_pairs
 from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredLinear

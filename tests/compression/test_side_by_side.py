@@ -17,8 +17,8 @@ from tensorlrf.compression import _apply
 from tensorlrf.compression.calibration import _calibrate
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Stream
-from tensorlrf.decomposition import _side_by_side
-from tensorlrf.decomposition._cores import Cores
+from tensorlrf.decomposition.linalg import _side_by_side
+from tensorlrf.decomposition.linalg._cores import Cores
 from tensorlrf.errors import ArgumentError
 
 

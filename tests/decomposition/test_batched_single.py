@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition import _batched, _side_by_side, fit_svd
-from tensorlrf.decomposition._batched import GRAM_ERROR, NEAR, Matrices, short_spectra
-from tensorlrf.decomposition._side_by_side import over_places
+from tensorlrf.decomposition import fit_svd
+from tensorlrf.decomposition.linalg import _batched, _side_by_side
+from tensorlrf.decomposition.linalg._batched import GRAM_ERROR, NEAR, Matrices, short_spectra
+from tensorlrf.decomposition.linalg._side_by_side import over_places
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition import svd
-from tensorlrf.decomposition._gram_metric import GramMetric, square_root
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._shrinkage import LARGE, is_spanned, share_of_least
+from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
 from tensorlrf.errors import ArgumentError
 
 SIDE = LARGE + 40

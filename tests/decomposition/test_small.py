@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorlrf.decomposition import _small
-from tensorlrf.decomposition._small import (
+from tensorlrf.decomposition.linalg import _small
+from tensorlrf.decomposition.linalg._small import (
     Small,
     eigenvalues,
     leading,

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tensorlrf.decomposition._blast_als import Bases
+from tensorlrf.decomposition.blocks._blast_als import Bases
 from tensorlrf.factors import BlastFactors
 from tests.factors.test_tt import cores
 

@@ -1,0 +1,1 @@
+"""What a tensor would lose at each rank, before anything is fitted."""

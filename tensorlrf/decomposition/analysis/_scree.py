@@ -1,0 +1,213 @@
+"""Scree: the singular values behind a decomposition, and what each rank would cost and lose."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition.analysis._evbmf import singular_values
+from tensorlrf.decomposition.analysis._scree_plot import plot_scree
+from tensorlrf.decomposition.blocks._blr_matrix import check_pair
+from tensorlrf.decomposition.blocks._blr_spectra import grid
+from tensorlrf.decomposition.kron._shapes import check_shapes, rearranged
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.tucker._tucker import check_modes
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.factors._autocast import without_autocast
+
+METHODS = ("svd", "tucker", "tt", "kron", "blr")
+
+_PRINTED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+_OPTION_OF = {"modes": "tucker", "shapes": "kron", "block": "blr"}
+
+
+@dataclass(frozen=True)
+class ScreeSpectrum:
+    """One set of singular values. The lists have one entry for each rank from one on.
+
+    name    what was unfolded, in words
+    values  singular values, descending
+    energy  the share of the squared norm in the first r of them
+    errors  relative Frobenius error of keeping the first r here and all else elsewhere
+    params  parameters of the factors that this takes
+    """
+
+    name: str
+    values: tuple[float, ...]
+    energy: tuple[float, ...]
+    errors: tuple[float, ...]
+    params: tuple[int, ...]
+
+    def rank_within(self, error: float) -> int:
+        """The smallest rank whose error is at most `error`; all of them where none is."""
+        return next((r for r, e in enumerate(self.errors, 1) if e <= error), len(self.errors))
+
+
+@dataclass(frozen=True)
+class Scree:
+    """The spectra of a tensor for one method.
+
+    Prints itself as the ranks that some errors take; `to_json()`; `plot(path)`.
+    """
+
+    method: str
+    shape: tuple[int, ...]
+    spectra: tuple[ScreeSpectrum, ...]
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the tensor itself."""
+        return math.prod(self.shape)
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(asdict(self))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """A picture of the spectra, and of the errors against the parameters kept.
+
+        The suffix of `path` says of which kind (.png, .svg, .pdf). Needs matplotlib, which the
+        extra `plot` brings. Raises UnsupportedError where it is missing, ArgumentError for another
+        suffix, FileError where the file cannot be written.
+        """
+        plot_scree(self, path)
+
+    def __str__(self) -> str:
+        title = f"{self.method} of {'x'.join(map(str, self.shape))}, {self.n_params} parameters"
+        width = max(len(s.name) for s in self.spectra)
+        head = " " * width + "   of" + "".join(f"{f'error {e:g}':>18}" for e in _PRINTED)
+        lines = [title, head]
+        for s in self.spectra:
+            cells = []
+            for error in _PRINTED:
+                r = s.rank_within(error)
+                cells.append(f"{f'{r} ({s.params[r - 1] / self.n_params:.0%})':>18}")
+            lines.append(f"{s.name:<{width}}{len(s.values):>5}{''.join(cells)}")
+        return "\n".join(lines)
+
+
+@without_autocast()
+@threaded
+def scree(
+    tensor: Any,
+    method: str = "svd",
+    *,
+    modes: Sequence[int] | None = None,
+    shapes: Any = None,
+    block: int | tuple[int, int] | None = None,
+) -> Scree:
+    """The singular values that a decomposition truncates, before any rank is chosen.
+
+    tensor  of any float dtype, as the decomposition itself takes it; left as it is
+    method  "svd": of the matrix (n_0, product of the others); parameters r (m + n)
+            "tucker": of the unfolding of each of `modes` (all by default); parameters of the
+            partial Tucker format with a factor for this mode alone
+            "tt": of the unfoldings (n_0 ... n_k, the others); parameters r (m + n) of that matrix
+            "kron": of the rearranged matrix (Van Loan & Pitsianis 1993) for `shapes`,
+            ((m1, n1), (m2, n2)) of a weight (m, n, *kernel); r counts terms
+            "blr": of all blocks of size `block` (an int or a pair) of a matrix, pooled; r counts
+            the triplets kept in all blocks together
+    modes   for "tucker"; `shapes` for "kron" and `block` for "blr" must be given
+
+    The error of a Tucker format or a train with several ranks is at most the root of the sum of
+    the squared errors at these ranks (De Lathauwer et al. 2000; Oseledets 2011). CP has no such
+    spectrum.
+
+    Raises UnsupportedError for "cp" and for block="blr" of more than two modes, ArgumentError for
+    other methods and for options of another one, ShapeError for what does not fit.
+    """
+    checked = as_tensor(tensor).detach()
+    _check_options(method, {"modes": modes, "shapes": shapes, "block": block})
+    shape = tuple(int(n) for n in checked.shape)
+    if method == "svd":
+        spectra = [_of_matrix("matrix", checked.flatten(1))]
+    elif method == "tt":
+        heads = [math.prod(shape[:k]) for k in range(1, len(shape))]
+        spectra = [
+            _of_matrix(f"unfolding {k}", checked.reshape(head, -1)) for k, head in enumerate(heads)
+        ]
+    elif method == "tucker":
+        spectra = [_of_mode(checked, k) for k in check_modes(modes, len(shape))]
+    elif method == "kron":
+        pair = check_shapes(shapes, shape[0], shape[1])
+        (m1, n1), (m2, n2) = pair
+        name = f"{m1}x{n1} kron {m2}x{n2}"
+        spectra = [_of_matrix(name, rearranged(checked, pair))]
+    else:
+        spectra = [_of_blocks(checked, block)]
+    return Scree(method, shape, tuple(spectra))
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    if method == "cp":
+        raise UnsupportedError(
+            "method='cp' has no singular values: the terms of one rank are not among those of the "
+            "next; use method='tucker' for the ranks of the modes, or fit_cp at several ranks"
+        )
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    for name, value in options.items():
+        owner = _OPTION_OF[name]
+        if value is not None and owner != method:
+            raise ArgumentError(f"{name}={value!r} belongs to method={owner!r}, not {method!r}")
+        if value is None and owner == method and name != "modes":
+            example = "((m1, n1), (m2, n2))" if name == "shapes" else "64 or (64, 128)"
+            raise ArgumentError(f"method={method!r} needs {name}=, such as {example}")
+
+
+def _of_matrix(name: str, matrix: Tensor) -> ScreeSpectrum:
+    m, n = matrix.shape
+    return _spectrum(name, singular_values(matrix), lambda r: r * (m + n))
+
+
+def _of_mode(tensor: Tensor, mode: int) -> ScreeSpectrum:
+    n = int(tensor.shape[mode])
+    rest = tensor.numel() // n
+    return _spectrum(f"mode {mode}", singular_values(tensor, mode), lambda r: r * (rest + n))
+
+
+def _of_blocks(matrix: Tensor, block: Any) -> ScreeSpectrum:
+    if matrix.ndim != 2:
+        raise UnsupportedError(
+            f"method='blr' takes a matrix, got shape {tuple(matrix.shape)}; use 'svd', 'kron' or "
+            "'tucker' for a conv kernel"
+        )
+    shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+    size = check_pair(block, "block", 1, shape, "a block is no larger than the matrix")
+    parts = [place.of(matrix) for place in grid(shape, size)]
+    found = [singular_values(part) for part in parts]
+    values, order = torch.cat(found).sort(descending=True, stable=True)
+    each = torch.cat(
+        [
+            torch.full((len(v),), sum(p.shape), device="cpu")
+            for v, p in zip(found, parts, strict=True)
+        ]
+    )
+    costs = each[order.cpu()].cumsum(0).tolist()
+    name = f"{len(parts)} blocks {size[0]}x{size[1]}"
+    return _spectrum(name, values, lambda r: costs[r - 1])
+
+
+def _spectrum(name: str, values: Tensor, params: Callable[[int], int]) -> ScreeSpectrum:
+    largest = float(values[0])
+    squares = (values / largest).square() if largest > 0 else values
+    total = float(squares.sum())
+    # Summed from the small end: the difference from the total would lose the small errors.
+    left_out = squares.flip(0).cumsum(0).flip(0)[1:]
+    left_out = torch.cat([left_out, left_out.new_zeros(1)]) / (total if total > 0 else 1.0)
+    count = int(values.shape[0])
+    return ScreeSpectrum(
+        name,
+        tuple(values.tolist()),
+        tuple((1 - left_out).tolist()),
+        tuple(left_out.sqrt().tolist()),
+        tuple(params(r) for r in range(1, count + 1)),
+    )

@@ -1,0 +1,1 @@
+"""Block low-rank, hierarchical, Monarch and BLAST matrices."""

@@ -1,0 +1,269 @@
+"""Blocks that share their bases along rows and columns, coupled by diagonals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._metric import Metric
+from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
+from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
+from tensorlrf.decomposition.blocks._blast_start import of_low_rank, starts
+from tensorlrf.decomposition.blocks._blr_matrix import (
+    Weight,
+    as_weight,
+    check_pair,
+    warn_out_of_reach,
+)
+from tensorlrf.decomposition.linalg._gram_metric import GramMetric
+from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.factors import BlastFactors
+from tensorlrf.factors._autocast import without_autocast
+
+SWEEPS = 100
+TOL = 1e-4
+
+TRIAL = 10
+"""Sweeps after which starts are compared."""
+
+EXACT = 1e-11
+"""A relative error below which there is nothing to be gained by another start."""
+
+
+def blast(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> BlastFactors:
+    """Block (i, j) of a matrix as left[i] diag(scales[i, j]) right[j] (Lee et al. 2024, "BLAST").
+
+    A `tensor` (m, n) is padded with zeros to p x q equal blocks. Alternating least squares over
+    left, scales and right from several starts: the truncated SVD, than which the result is never
+    worse at the same rank; the singular bases of block rows and columns; and bases from
+    eigenvectors, which are exact where the matrix has such bases and the rank is at most the
+    sides of a block. No sweep raises the error.
+
+    rank          an int, at most min(m, n); a share of the parameters in (0, 1] (an upper bound,
+                  down to rank one) or "same"; or instead
+    error         a rank that keeps this relative error, found by doubling and bisection: the error
+                  of a fit need not fall with the rank, so that a smaller one may exist
+    blocks        (p, q), or an int for both; by default 4, less for fewer than 16 rows or columns
+    gram          (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
+                  the outputs, and the sweeps go on in their metric from the plain solution, or
+                  from the SVD in that metric, whichever is better after some of them. What the
+                  inputs do not span follows the plain fit (`Fit.shrinkage`), than which the result
+                  is never worse in that metric
+    n_iter_max    most sweeps, 100 by default; with `gram` as many again, by default 200
+    tol           stops when a sweep lowers the error by no more than this share of it, 1e-4 by
+                  default; with `gram` when more sweeps would gain little
+    random_state  of the starts
+
+    Raises RankError for a rank below one or above min(m, n), ShapeError for blocks that do not
+    fit, UnsupportedError for more than two modes, ArgumentError for what cannot be decomposed.
+    Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and (ConvergenceWarning)
+    where with `gram` the default number of sweeps leaves over 2% to be gained.
+    """
+    return fit_blast(
+        tensor,
+        rank,
+        error=error,
+        blocks=blocks,
+        gram=gram,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        random_state=random_state,
+    ).factors
+
+
+@method("blast", gives=BlastFactors, on={"tensor", "linear"}, order=(12, 11))
+@without_autocast()
+@threaded
+def fit_blast(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[BlastFactors]:
+    """`blast` with its relative errors: at the best start, after each sweep, and of the result;
+    with `gram` those in the metric of the inputs.
+
+    Arguments and errors as for `blast`. `converged` is False where sweeps ran out, or where
+    `error` was not reached.
+    """
+    weight = as_weight(tensor, gram, "blast")
+    rank, error = check_rank_or_error(rank, error, weight.dtype)
+    check_iteration(n_iter_max, tol)
+    m, n = weight.shape
+    if blocks is None:
+        p, q = default_blocks(m, n)
+    else:
+        what = "there are no more blocks (p, q) than rows and columns"
+        p, q = check_pair(blocks, "blocks", 1, (m, n), what)
+    draws = generator(random_state, weight.matrix.device)
+    solver = _Solver(
+        weight,
+        (p, q),
+        n_iter_max,
+        tol,
+        draws,
+    )
+    if rank is None:
+        fit = solver.within(error or 0.0)
+    elif (share := _share(rank)) is None:
+        fit = solver.solve(matrix_rank(rank, m, n))
+    else:
+        mb, nb = -(-m // p), -(-n // q)
+        r = whole(share * m * n / (p * mb + q * nb + p * q))
+        fit = solver.solve(max(1, min(m, n, r)))
+    return fit if weight.gram is None else finished(fit, n_iter_max)
+
+
+def default_blocks(m: int, n: int) -> tuple[int, int]:
+    """Blocks along the rows and columns of a matrix (m, n): four, or fewer where it is small."""
+    return max(1, min(4, m // 4)), max(1, min(4, n // 4))
+
+
+class _Solver:
+    """A weight cut into blocks, plain and in the metric of its inputs."""
+
+    def __init__(
+        self,
+        weight: Weight,
+        counts: tuple[int, int],
+        n_iter_max: int | None,
+        tol: float | None,
+        draws: torch.Generator,
+    ) -> None:
+        self.weight, self.draws = weight, draws
+        self.n_iter_max, self.tol = n_iter_max, tol
+        (m, n), (p, q) = weight.shape, counts
+        mb, nb = -(-m // p), -(-n // q)
+        wide = weight.matrix.to(torch.float64)
+        blocks = F.pad(wide, (0, q * nb - n, 0, p * mb - m)).view(p, mb, q * nb)
+        self.plain = SharedBases(blocks, q, None)
+        self.metric: SharedBases | None = None
+        if weight.gram is not None:
+            # Padded columns are inputs that are always zero.
+            padded = F.pad(weight.gram, (0, q * nb - n, 0, q * nb - n))
+            self.metric = SharedBases(blocks, q, padded)
+
+    @cached_property
+    def svd(self) -> Spectrum:
+        """The weight taken apart as `svd` does, to be cut at any rank."""
+        matrix = self.weight.matrix
+        return FullSVD(matrix) if matrix.dtype == torch.float64 else ShortSideEigh(matrix)
+
+    @cached_property
+    def whitened(self) -> Spectrum | None:
+        """The same in the metric of the inputs, if there is one."""
+        gram = self.weight.gram
+        return None if gram is None else GramMetric(self.weight.matrix, Metric(gram, 0.0))
+
+    def solve(self, r: int) -> Fit[BlastFactors]:
+        """Bases of rank r."""
+        begun = starts(self.plain, self.svd, r, self.draws)
+        at, errors, settled = self._from_best(self.plain, begun)
+        # The cast rounds three factors where the scales are not one, and may leave what the
+        # sweeps began with better than where they ended.
+        ends = [at.balanced(), of_low_rank(self.plain, *self.svd.split(r))]
+        judge, reason = self.weight.judge, self._reason(r, errors, settled)
+        usual = self._best(ends)
+        if judge is None:
+            return Fit(usual, (*errors, self.weight.rel_error(usual)), settled, reason)
+
+        def fit() -> Fit[BlastFactors]:
+            assert self.metric is not None
+            assert self.whitened is not None
+            other = of_low_rank(self.plain, *self.whitened.split(r))
+            served, errors, settled = self._from_best(self.metric, (at, other))
+            best = self._best([served.balanced(), other])
+            return Fit(best, tuple(errors), settled, self._reason(r, errors, settled))
+
+        return fit_or_plain(judge, lambda: usual, fit)
+
+    def _best(self, ends: Sequence[Bases]) -> BlastFactors:
+        """The best of these as factors."""
+        judge, packed = self.weight.judge, [self._pack(end) for end in ends]
+        if judge is None:
+            return min(packed, key=self.weight.rel_error)
+        return min(packed, key=lambda factors: judge.of(factors).loss)
+
+    @staticmethod
+    def _reason(r: int, errors: Sequence[float], settled: bool) -> str:
+        return f"rank {r}, " + (
+            "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
+        )
+
+    def within(self, error: float) -> Fit[BlastFactors]:
+        """A rank whose true error, after the cast, is at most `error`, and half of which, or one
+        less, was tried and is not enough."""
+        below, above, limit = 0, 1, min(self.weight.shape)
+        best = self.solve(above)
+        while best.error > error and above < limit:
+            below, above = above, min(2 * above, limit)
+            best = self.solve(above)
+        if best.error > error:
+            reason = warn_out_of_reach(error, best.error, self.weight)
+            return replace(best, converged=False, reason=reason)
+        while above - below > 1:
+            middle = (above + below) // 2
+            tried = self.solve(middle)
+            if tried.error <= error:
+                above, best = middle, tried
+            else:
+                below = middle
+        return best
+
+    def _from_best(
+        self, problem: SharedBases, begun: Iterable[Bases]
+    ) -> tuple[Bases, list[float], bool]:
+        """The start that is best after some sweeps, continued."""
+        most, tol = self.n_iter_max, self.tol
+        if problem.gram is None:
+            most, tol = SWEEPS if most is None else most, TOL if tol is None else tol
+        elif most is None:
+            most = 2 * SWEEPS
+        sweeps = min(TRIAL, most)
+        tried = []
+        for start in begun:
+            tried.append(descend(problem, start, sweeps, tol))
+            # Whatever is left of that is rounding.
+            if tried[-1][1][-1] <= EXACT:
+                break
+        at, errors, settled = min(tried, key=lambda run: run[1][-1])
+        if settled or sweeps == most:
+            return at, errors, settled
+        at, more, settled = descend(problem, at, most - sweeps, tol)
+        return at, errors + more[1:], settled
+
+    def _pack(self, at: Bases) -> BlastFactors:
+        """Factors in the dtype of the weight."""
+        root, dtype = self.weight.root, self.weight.dtype
+        return BlastFactors(
+            (at.left * root).to(dtype),
+            (at.right * root).to(dtype),
+            at.scales.to(dtype),
+            self.weight.shape,
+        )

@@ -1,0 +1,254 @@
+"""Block low-rank approximation of a weight on a grid of blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.blocks._blr_asked import Asked
+from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
+from tensorlrf.decomposition.blocks._blr_budget import Piece
+from tensorlrf.decomposition.blocks._blr_fit import (
+    TRIAL,
+    InMetric,
+    Tiling,
+    estimated,
+    plain,
+    uniform,
+    within_error,
+)
+from tensorlrf.decomposition.blocks._blr_gram import Outputs
+from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, warn_out_of_reach
+from tensorlrf.decomposition.blocks._blr_search import best_of
+from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
+from tensorlrf.decomposition.linalg._batched import check_batch_dims
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.trains._tt_batched import check_batched_metric
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import BlockLowRank
+from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors._batch import Batch
+
+SWEEPS = 200
+"""With `gram`, at most."""
+
+
+@overload
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> BlockLowRank: ...
+@overload
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> BlockLowRank | Batch: ...
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> BlockLowRank | Batch:
+    """A grid of blocks, each of a rank of its own or dense (Amestoy et al. 2015).
+
+    A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not
+    divide it; each becomes the nearest matrix of its rank. (In float32 and below, with an int as
+    rank: to a thousandth of the error of the whole.)
+
+    rank          an int for all blocks (less where a block is smaller); a share of the parameters
+                  in (0, 1] (an upper bound, down to one rank of the cheapest block) or "same":
+                  ranks are shared out by energy per parameter over all blocks together, which for
+                  equal blocks without dense ones is the best allocation there is, and else keeps
+                  the budget (what is left below some 16 roundings of the whole gets none);
+                  "auto": for every block the analytic estimate of `evbmf_rank`, from W whatever
+                  the metric: 0 for one that is noise alone, and never what would cost as much as
+                  its entries; or instead
+    error         relative error of the whole to stay within, with few parameters, shared out
+                  likewise
+    block         an int or (mb, nb). By default the best of p x p equal parts (p = 1, 2, 4, 8) and
+                  of squares of 32 to 256: for a share the one with the least error, for `error`
+                  the one with the fewest parameters; an int or "auto" as rank needs a block
+    dense_blocks  whether a block whose rank would cost as much as its entries is stored as it is
+    gram          (n, n) second moments X X^T / N of the inputs. Errors are then relative errors of
+                  the outputs; from the plain solution on, each block in turn becomes the best of
+                  its rank for what the others leave of the outputs, and ranks are shared out by
+                  the energies of the outputs where that is better. Never worse in the outputs
+                  than without. What the inputs do not span follows the plain fit (`Fit.shrinkage`)
+    n_iter_max    with `gram`, most sweeps over the blocks, 200 by default
+    tol           with `gram`, stops when a sweep lowers the squared error by no more than this
+                  share of it; by default when more sweeps would gain little
+    batch_dims    this many leading dimensions of `tensor` count equal weights that are decomposed
+                  at once, on one grid of blocks and with one set of ranks for all: shared out by
+                  the mean over the places of a block's energies as shares of its place, for
+                  `error` until every place is within it. The result is a Batch of BlockLowRank;
+                  without `gram` and rank="auto"
+
+    Raises RankError for a rank below one or above the sides of a block, ShapeError for a block
+    that does not fit, UnsupportedError for more than two modes, ArgumentError for what cannot be
+    decomposed. Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and
+    (ConvergenceWarning) where the default number of sweeps leaves over 2% to be gained.
+    """
+    options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
+    return _fit(tensor, rank, error, block, *options, measure=False).factors
+
+
+@overload
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[BlockLowRank]: ...
+@overload
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> Fit[BlockLowRank] | Fit[Batch]: ...
+@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7))
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> Fit[BlockLowRank] | Fit[Batch]:
+    """`blr` with its relative errors: of the result, and with `gram` at the start and after each
+    sweep before that.
+
+    Arguments and errors as for `blr`. `converged` is False where `error` was not reached, or where
+    sweeps ran out. With `batch_dims` the error is that of the whole batch, and `reason` tells the
+    largest.
+    """
+    options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
+    return _fit(tensor, rank, error, block, *options, measure=True)
+
+
+@without_autocast()
+@threaded
+def _fit(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    block: int | tuple[int, int] | None,
+    dense_blocks: bool,
+    gram: Any,
+    n_iter_max: int | None,
+    tol: float | None,
+    batch_dims: int,
+    *,
+    measure: bool,
+) -> Fit[BlockLowRank] | Fit[Batch]:
+    """Without `measure` the error is computed only where something is decided by it, else NaN."""
+    tensor = as_tensor(tensor)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    check_iteration(n_iter_max, tol)
+    if not isinstance(dense_blocks, bool):
+        raise ArgumentError(f"dense_blocks={dense_blocks!r} must be True or False")
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_metric(rank, gram=gram, n_iter_max=n_iter_max, tol=tol)
+        weights = Weights(tensor, batch_dims)
+        return fit_blr_batched(weights, Asked.of(rank, error, block, weights.shape), dense_blocks)
+    weight = as_weight(tensor, gram, "blr")
+    asked = Asked.of(rank, error, block, weight.shape)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+    params = math.floor((asked.share or 0.0) * weight.matrix.numel())
+
+    def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
+        # The energies of all directions serve to share ranks out, or to estimate them.
+        keep = asked.rank if weight.gram is None and error is None else None
+        tiling = on_grid(weight, size, dense_blocks, keep)
+        metric = None
+        if weight.gram is not None:
+            outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+            metric = InMetric(tiling, outputs, most, tol)
+        if error is not None:
+            return metric.within_error(error) if metric else within_error(tiling, error)
+        if asked.share is not None:
+            if metric:
+                return metric.within_params(params)
+            ranks = tiling.within_params(params)
+            return plain(tiling, ranks, f"ranks shared out over {params} parameters")
+        if asked.rank is None:
+            ranks, how = estimated(tiling.pieces, weight.dtype), "ranks as estimated by evbmf"
+        else:
+            ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
+        return metric.solve(ranks) if metric else plain(tiling, ranks, how, measure)
+
+    def attempt(size: tuple[int, int]) -> tuple[tuple[float, ...], Fit[BlockLowRank]]:
+        tried = fitted(size, min(TRIAL, sweeps))
+        if error is None:
+            # Blocks too large for one rank within the budget exceed it, and are none the better.
+            over = max(0, tried.factors.n_params - params)
+            return (over, weight.loss(tried)), tried
+        return (math.inf if tried.error > error else tried.factors.n_params,), tried
+
+    if asked.block is not None:
+        fit = fitted(asked.block, sweeps)
+    else:
+        # In the metric sizes are compared after some sweeps, and the best is continued.
+        size, fit = best_of(weight.shape, attempt)
+        if weight.gram is not None and sweeps > TRIAL:
+            fit = fitted(size, sweeps)
+    if error is not None and fit.error > error:
+        return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
+    return fit if weight.gram is None else finished(fit, n_iter_max)
+
+
+def on_grid(
+    weight: Weight, block: tuple[int, int], dense_blocks: bool = True, keep: int | None = None
+) -> Tiling:
+    """The blocks of a grid, taken apart, as far as `keep` directions of each."""
+    spectra = BlockSpectra(weight.matrix, grid(weight.shape, block), keep)
+    pieces = [
+        Piece(place.rows, place.columns, energies, dense=dense_blocks)
+        for place, energies in zip(spectra.places, spectra.energies, strict=True)
+    ]
+    return Tiling(weight, spectra.places, pieces, spectra.content)

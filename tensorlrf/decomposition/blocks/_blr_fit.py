@@ -1,0 +1,210 @@
+"""A weight on given blocks: from ranks to factors, and from a budget or an error to ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition.analysis._evbmf import unfolding_rank
+from tensorlrf.decomposition.blocks._blr_budget import Ladder, Piece, Ranks
+from tensorlrf.decomposition.blocks._blr_gram import Content, Descent, Outputs, even
+from tensorlrf.decomposition.blocks._blr_matrix import Weight
+from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
+from tensorlrf.errors import RankError
+from tensorlrf.factors import BlockLowRank, Factors
+
+F = TypeVar("F", bound=Factors)
+
+NOISE = 16
+"""What is left below this many roundings of the whole is not worth a parameter of a share."""
+
+TRIAL = 4
+"""Sweeps after which ways of sharing ranks out are compared."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Blocks that tile a weight; `pieces` know their energies, `cut` gives block i at a rank."""
+
+    weight: Weight
+    places: Sequence[Place]
+    pieces: Sequence[Piece]
+    cut: Callable[[int, int | None], Content]
+
+    @property
+    def ladder(self) -> Ladder:
+        return Ladder(self.pieces)
+
+    @property
+    def energy(self) -> float:
+        return float(sum(p.energies.sum() + p.rest for p in self.pieces))
+
+    @property
+    def fixed(self) -> int:
+        """Parameters of the blocks that can only be dense."""
+        return sum(p.whole for p in self.pieces if not p.low_rank)
+
+    def contents(self, ranks: Ranks) -> list[Content]:
+        """The blocks, each the nearest of its rank."""
+        return [self.cut(i, rank) for i, rank in enumerate(ranks)]
+
+    def packed(self, contents: Sequence[Content]) -> BlockLowRank:
+        """Factors in the dtype of the weight."""
+        root, dtype = self.weight.root, self.weight.dtype
+        blocks: list[tuple[int, int, Content]] = []
+        for place, content in zip(self.places, contents, strict=True):
+            if isinstance(content, tuple):
+                left, right = content
+                content = (left * root).to(dtype), (right * root).to(dtype)
+            else:
+                content = (content * self.weight.scale).to(dtype)
+            blocks.append((place.row, place.column, content))
+        return BlockLowRank.pack(blocks, self.weight.shape)
+
+    def with_energies(self, energies: Sequence[Energies]) -> Tiling:
+        """The same blocks, shared out by other energies."""
+        pieces = zip(self.pieces, energies, strict=True)
+        return replace(self, pieces=[replace(p, energies=e, rest=0.0) for p, e in pieces])
+
+    def within_params(self, params: int) -> Ranks:
+        """Ranks shared out over `params` parameters; none goes to what is but rounding."""
+        rounding = (NOISE * self.weight.floor) ** 2 * self.energy
+        return self.ladder.within_params(params, rounding)
+
+
+def plain(tiling: Tiling, ranks: Ranks, reason: str, measure: bool = True) -> Fit[BlockLowRank]:
+    """The nearest blocks of these ranks."""
+    factors = tiling.packed(tiling.contents(ranks))
+    error = tiling.weight.rel_error(factors) if measure else math.nan
+    return Fit(factors, (error,), True, reason)
+
+
+def within_error(tiling: Tiling, error: float) -> Fit[BlockLowRank]:
+    """Few parameters with a true error of at most `error`, after the cast."""
+    ladder = tiling.ladder
+    target = max(error, tiling.weight.floor) ** 2 * tiling.energy
+    first = plain(tiling, ladder.within_energy(target), f"ranks shared out within {error}")
+    if first.error <= error:
+        return first
+    reason = f"ranks shared out within {error} after rounding"
+    return fewest_steps(
+        ladder, ladder.first_within(target), error, lambda ranks: plain(tiling, ranks, reason)
+    )
+
+
+@dataclass(frozen=True)
+class InMetric:
+    """A tiling whose blocks serve the outputs: by block coordinate descent from the plain ones."""
+
+    tiling: Tiling
+    outputs: Outputs
+    n_iter_max: int
+    tol: float | None
+
+    def solve(self, ranks: Ranks) -> Fit[BlockLowRank]:
+        """Blocks of these ranks, in the outputs never worse than the plain ones."""
+        return self._finish(self._begin(ranks, 0), ranks)
+
+    def within_params(self, params: int) -> Fit[BlockLowRank]:
+        """The best of three ways of sharing `params` out: by the energies of the weight, of the
+        outputs of each block by itself, and of what each block makes good at the better of these.
+
+        They are compared after some sweeps, and the best is continued.
+        """
+        by_weight = self.tiling.within_params(params)
+        alone = self.tiling.with_energies(self.outputs.energies())
+        first = [self._begin(ranks, TRIAL) for ranks in (by_weight, alone.within_params(params))]
+        best = min(first, key=lambda run: run.errors[-1])
+        residual = self.outputs.residual(best.contents)
+        again = self.tiling.with_energies(self.outputs.energies(residual)).within_params(params)
+        best = min(best, self._begin(again, TRIAL), key=lambda run: run.errors[-1])
+        return self._finish(best, by_weight)
+
+    def _begin(self, ranks: Ranks, sweeps: int) -> Descent:
+        sweeps = min(sweeps, self.n_iter_max)
+        return self.outputs.descend(self.tiling.contents(ranks), ranks, sweeps, self.tol)
+
+    def _finish(self, run: Descent, usual_ranks: Ranks) -> Fit[BlockLowRank]:
+        """`run` continued if it has not settled; or the plain blocks of `usual_ranks`, if the cast
+        left these better."""
+        errors, left = run.errors, self.n_iter_max - (len(run.errors) - 1)
+        if not run.settled and left:
+            run = self.outputs.descend(run.contents, run.ranks, left, self.tol)
+            errors = errors + run.errors[1:]
+        reason = "a sweep gained little more" if run.settled else f"{len(errors) - 1} sweeps"
+        tiling, judge = self.tiling, self.tiling.weight.judge
+        assert judge is not None
+        served = tiling.packed([even(content) for content in run.contents])
+        fit = Fit(served, tuple(errors), run.settled, reason)
+        return fit_or_plain(judge, lambda: tiling.packed(tiling.contents(usual_ranks)), lambda: fit)
+
+    def within_error(self, error: float) -> Fit[BlockLowRank]:
+        """Few parameters with an output error of at most `error`: a search along the steps of the
+        energies of the outputs of each block."""
+        ladder = self.tiling.with_energies(self.outputs.energies()).ladder
+
+        def solve(ranks: Ranks) -> Fit[BlockLowRank]:
+            start = self.tiling.contents(ranks)
+            # A little less than asked, for the rounding of the cast.
+            enough = 0.98 * error
+            run = self.outputs.descend(start, ranks, self.n_iter_max, self.tol, enough)
+            return self._finish(run, ranks)
+
+        return fewest_steps(ladder, -1, error, solve)
+
+
+def fewest_steps(
+    ladder: Ladder, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
+) -> Fit[F]:
+    """By bisection, a number of steps above `below` that keeps `error` and one less does not."""
+    above = len(ladder)
+    best = solve(ladder.state(above))
+    if best.error > error:
+        return replace(best, converged=False)
+    while above - below > 1:
+        middle = (above + below) // 2
+        tried = solve(ladder.state(middle))
+        if tried.error <= error:
+            above, best = middle, tried
+        else:
+            below = middle
+    return best
+
+
+def uniform(pieces: Sequence[Piece], rank: int) -> Ranks:
+    """The same rank for all blocks, less where a block is smaller; dense where a block may not be
+    of low rank, or where that is cheaper."""
+    ranks: Ranks = []
+    for piece in pieces:
+        r = min(rank, piece.rows, piece.columns)
+        dense = not piece.low_rank or (piece.dense and r * piece.each >= piece.whole)
+        ranks.append(None if dense else r)
+    return ranks
+
+
+def estimated(pieces: Sequence[Piece], dtype: torch.dtype) -> Ranks:
+    """For every block of a weight of `dtype` the analytic estimate of `evbmf_rank`, 0 for one that
+    is noise alone.
+
+    None is to be dense: the estimate is below L M / (L + M), where it would cost as much.
+    """
+    return [
+        unfolding_rank(torch.from_numpy(piece.energies).sqrt(), (piece.rows, piece.columns), dtype)
+        for piece in pieces
+    ]
+
+
+def check_block_rank(rank: int, rows: int, columns: int) -> int:
+    """`rank`, if a block (rows, columns) can have it."""
+    if rank > min(rows, columns):
+        raise RankError(
+            f"rank={rank} is above min(rows, columns) = {min(rows, columns)} of the {rows} x "
+            f"{columns} blocks; use at most {min(rows, columns)}, or larger blocks"
+        )
+    return rank

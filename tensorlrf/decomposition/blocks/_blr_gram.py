@@ -1,0 +1,225 @@
+"""Block low-rank matrices in the metric of the inputs.
+
+The output error tr(D G D^T) of D = W - A couples the blocks that share rows. For one block, all
+others fixed, it is tr((T - A_b) G_b (T - A_b)^T) and a constant, with G_b the moments of the
+columns of the block and T = W_b + (sum over the other blocks of their D G) G_b^+ the weight that
+would make good what they leave. The best A_b of rank r is U U^T T with U the top eigenvectors of
+T G_b T^T, as for a whole matrix. Blocks of the same columns lie in different rows, so those of
+equal height are solved at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import StepAhead, settled
+from tensorlrf.decomposition.blocks._blr_budget import Ranks
+from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
+from tensorlrf.decomposition.linalg._gram import descending_eigh
+from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition.linalg._stacked_svd import stacked_eigh
+
+CUTOFF = 1e-10
+"""Directions of the inputs with less than this share of the largest variance are not corrected."""
+
+Content = Tensor | tuple[Tensor, Tensor]
+
+
+class Descent(NamedTuple):
+    """Blocks of given ranks, in float64; the relative errors at the start and after each sweep; and
+    whether the last sweep gained little."""
+
+    ranks: Ranks
+    contents: list[Content]
+    errors: list[float]
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks with the same columns and equally many rows."""
+
+    members: list[int]
+    rows: Tensor  # (B, rows) indices
+    columns: slice
+    root: Tensor  # S with G_b = S S^T, (columns, k)
+    inverse: Tensor  # G_b^+, (columns, columns)
+
+
+class Outputs:
+    """A matrix W (m, n), blocks that tile it, and the second moments G (n, n) of its inputs."""
+
+    def __init__(self, matrix: Tensor, gram: Tensor, places: Sequence[Place]) -> None:
+        self.matrix = matrix.to(torch.float64)
+        self.gram = gram
+        self.places = tuple(places)
+        self.norm = float((self.matrix @ gram * self.matrix).sum())
+        grouped: dict[tuple[int, int, int], list[int]] = {}
+        for i, place in enumerate(places):
+            grouped.setdefault((place.column, place.columns, place.rows), []).append(i)
+        roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.stacks = []
+        for (column, width, height), members in grouped.items():
+            columns = slice(column, column + width)
+            if (column, width) not in roots:
+                roots[column, width] = _root_and_inverse(gram[columns, columns])
+            first = torch.tensor([places[i].row for i in members], device=gram.device)
+            rows = first[:, None] + torch.arange(height, device=gram.device)
+            self.stacks.append(Stack(members, rows, columns, *roots[column, width]))
+
+    def energies(self, residual: Tensor | None = None) -> list[Energies]:
+        """Eigenvalues of T G_b T^T of each block, descending.
+
+        T makes good a `residual` W - A (m, n) of all the other blocks; it is W_b where none is
+        given, and then the energies are those of the outputs that each block makes by itself.
+        """
+        found: dict[int, Energies] = {}
+        for stack in self.stacks:
+            target = self.matrix[stack.rows, stack.columns]
+            if residual is not None:
+                target = self._target(stack, residual)[0]
+            seen = target @ stack.root
+            short = seen @ seen.mT if seen.shape[1] <= seen.shape[2] else seen.mT @ seen
+            values, _ = stacked_eigh(short)
+            size = min(target.shape[1:])
+            for b, i in enumerate(stack.members):
+                found[i] = values[b, :size].cpu().numpy()
+        return [found[i] for i in range(len(self.places))]
+
+    def rel_error(self, residual: Tensor) -> float:
+        """Relative error of the outputs for W - A (m, n)."""
+        return ratio((residual @ self.gram * residual).sum(), self.norm)
+
+    def residual(self, contents: Sequence[Content]) -> Tensor:
+        """W - A (m, n) in float64."""
+        residual = self.matrix.clone()
+        for place, content in zip(self.places, contents, strict=True):
+            place.of(residual).sub_(_product(content))
+        return residual
+
+    def descend(
+        self,
+        start: Sequence[Content],
+        ranks: Ranks,
+        n_iter_max: int,
+        tol: float | None,
+        enough: float = 0.0,
+    ) -> Descent:
+        """Blocks of the given ranks with a lower output error than those of `start`.
+
+        Stops when a sweep lowers the squared error by no more than a share `tol` of it (None: when
+        sweeps would gain little more), or where the error is at most `enough`. A sweep may begin
+        ahead of where the last one ended: its residual is then that of no blocks of these ranks,
+        but each block is only made for what the others leave, and all are made anew.
+        """
+        contents: list[Content] = [_wide(content) for content in start]
+        last = residual = self.residual(contents)
+        errors = [self.rel_error(residual)]
+        step = StepAhead()
+        for _ in range(n_iter_max):
+            if errors[-1] <= enough:
+                return Descent(ranks, contents, errors, True)
+            ahead = step.reach > 0
+            tried, made = residual + step.reach * (residual - last), list(contents)
+            for stack in self.stacks:
+                self._improve(stack, made, ranks, tried, anew=ahead)
+            error = self.rel_error(tried)
+            if error > errors[-1]:
+                if not ahead:  # where all but rounding is gained, rounding may raise it
+                    return Descent(ranks, contents, errors, True)
+                step.dropped()
+                last = residual
+                continue
+            last, residual, contents = residual, tried, made
+            errors.append(error)
+            step.kept()
+            squared = None if tol is None else tol / 2
+            if settled(errors, squared):
+                return Descent(ranks, contents, errors, True)
+        return Descent(ranks, contents, errors, False)
+
+    def _target(self, stack: Stack, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """T for each block, and the columns of the block of D G; (B, rows, columns)."""
+        off = residual[stack.rows]  # (B, rows, n)
+        pull = off @ self.gram[:, stack.columns]
+        inner = self.gram[stack.columns, stack.columns]
+        others = pull - off[:, :, stack.columns] @ inner
+        return self.matrix[stack.rows, stack.columns] + others @ stack.inverse, pull
+
+    def _improve(
+        self,
+        stack: Stack,
+        contents: list[Content],
+        ranks: Ranks,
+        residual: Tensor,
+        *,
+        anew: bool = False,
+    ) -> None:
+        """The best blocks of one stack for what the others leave, where that lowers the error or
+        all are to be made `anew`; changes its arguments."""
+        target, pull = self._target(stack, residual)
+        own = [ranks[i] for i in stack.members]
+        most = max((r for r in own if r is not None), default=0)
+        basis = _top(target @ stack.root, most)  # (B, rows, most)
+        limits = torch.tensor([r or 0 for r in own], device=basis.device)
+        basis = basis * (torch.arange(most, device=basis.device) < limits[:, None])[:, None]
+        right = basis.mT @ target
+        dense = torch.tensor([r is None for r in own], device=basis.device)[:, None, None]
+        made = torch.where(dense, target, basis @ right)
+        before = self.matrix[stack.rows, stack.columns] - residual[stack.rows, stack.columns]
+        # What the step adds to tr(D G D^T), multiplied out: T leaves out directions of no variance.
+        step = made - before
+        added = step @ self.gram[stack.columns, stack.columns] - 2 * pull
+        better = ((step * added).sum((1, 2)) < 0) | anew
+        kept = torch.where(better[:, None, None], made, before)
+        residual[stack.rows, stack.columns] = self.matrix[stack.rows, stack.columns] - kept
+        for b, i in enumerate(stack.members):
+            r = own[b]
+            if better[b]:
+                contents[i] = target[b] if r is None else (basis[b, :, :r], right[b, :r])
+
+
+def even(content: Content) -> Content:
+    """Panels whose columns of left and rows of right have equal norms, pair by pair."""
+    if isinstance(content, Tensor):
+        return content
+    left, right = content
+    a, b = torch.linalg.vector_norm(left, dim=0), torch.linalg.vector_norm(right, dim=1)
+    both = (a > 0) & (b > 0)
+    share = torch.where(both, b / torch.where(both, a, 1), 0).sqrt()
+    return left * share, right / torch.where(both, share, 1)[:, None]
+
+
+def _top(seen: Tensor, most: int) -> Tensor:
+    """The first `most` left singular vectors of each of a stack (B, rows, k)."""
+    if seen.shape[1] <= seen.shape[2]:
+        return stacked_eigh(seen @ seen.mT)[1][:, :, :most]
+    vectors = stacked_eigh(seen.mT @ seen)[1][:, :, :most]
+    spanned = seen @ vectors
+    if spanned.shape[2] < most:
+        missing = spanned.new_zeros(*spanned.shape[:2], most - spanned.shape[2])
+        spanned = torch.cat([spanned, missing], dim=2)
+    basis: Tensor = torch.linalg.qr(spanned)[0]
+    return basis
+
+
+def _root_and_inverse(gram: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = descending_eigh(gram)
+    lively = values > CUTOFF * values[0]
+    inverse = (vectors * torch.where(lively, 1 / torch.where(lively, values, 1), 0)) @ vectors.T
+    return vectors * values.sqrt(), inverse
+
+
+def _wide(content: Content) -> Content:
+    if isinstance(content, Tensor):
+        return content.to(torch.float64)
+    return content[0].to(torch.float64), content[1].to(torch.float64)
+
+
+def _product(content: Content) -> Tensor:
+    return content if isinstance(content, Tensor) else content[0] @ content[1]

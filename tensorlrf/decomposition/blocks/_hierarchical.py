@@ -1,0 +1,269 @@
+"""Hierarchical block low-rank approximation: a tree of blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
+from tensorlrf.decomposition.blocks._blr import SWEEPS
+from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uniform, within_error
+from tensorlrf.decomposition.blocks._blr_gram import Content, Outputs
+from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, warn_out_of_reach
+from tensorlrf.decomposition.blocks._blr_spectra import Place
+from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.errors import ArgumentError, RankError, unknown
+from tensorlrf.factors import BlockLowRank
+from tensorlrf.factors._autocast import without_autocast
+
+Rule = str | Callable[[int, int, int, int], bool]
+
+RULES = ("weak", "strong", "all")
+
+
+def hierarchical(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    leaf: int = 64,
+    admissible: Rule = "weak",
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> BlockLowRank:
+    """A quadtree of low-rank and dense blocks (Hackbusch 1999).
+
+    A `tensor` (m, n) is cut into quarters, these into quarters and so on, while both sides of a
+    block are above `leaf`. An admissible block is kept whole and low-rank where that is cheaper
+    than its quarters; one that is not admissible is dense at the end.
+
+    rank          of every low-rank block, the largest admissible ones (less where a block is
+                  smaller, dense where that is cheaper); a share of the parameters in (0, 1] (an
+                  upper bound) or "same"; or instead
+    error         relative error of the whole to stay within, with few parameters. For a share and
+                  an error the tree is the one with the least parameters + price x energy left,
+                  at a price that keeps the budget, and the ranks are shared out over its blocks
+    leaf          blocks with a side of at most this are not cut
+    admissible    "weak": blocks off the diagonal of their level, which then are never cut (HODLR);
+                  "strong": blocks that do not touch the diagonal, not even with a corner;
+                  "all": every block, for a matrix without an order of rows and columns;
+                  or a function (row, rows, column, columns) -> bool
+    gram          (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
+                  the outputs, and each block of the tree (that of the weight itself) becomes the
+                  best for what the others leave of the outputs. What the inputs do not span
+                  follows the plain fit (`Fit.shrinkage`), never worse in that metric
+    n_iter_max    with `gram`, most sweeps over the blocks, 200 by default; warns
+                  (ConvergenceWarning) where these leave over 2% to be gained
+    tol           with `gram`, stops when a sweep lowers the squared error by no more than this
+                  share of it; by default when more sweeps would gain little
+    random_state  of the sketches of blocks with sides of 512 and more
+
+    Raises RankError for a rank below one, or a share that the dense blocks alone exceed,
+    UnsupportedError for more than two modes, ArgumentError and ShapeError for what cannot be
+    decomposed.
+    """
+    return fit_hierarchical(
+        tensor,
+        rank,
+        error=error,
+        leaf=leaf,
+        admissible=admissible,
+        gram=gram,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        random_state=random_state,
+    ).factors
+
+
+def hodlr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    leaf: int = 64,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> BlockLowRank:
+    """Low-rank blocks off the diagonal at every level (Ambikasaran & Darve 2013).
+
+    `hierarchical` with admissible="weak"; arguments and errors as there.
+    """
+    return fit_hodlr(
+        tensor,
+        rank,
+        error=error,
+        leaf=leaf,
+        gram=gram,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        random_state=random_state,
+    ).factors
+
+
+@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9))
+@without_autocast()
+@threaded
+def fit_hodlr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    leaf: int = 64,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[BlockLowRank]:
+    """`hodlr` with its relative errors, as `fit_hierarchical` gives them."""
+    weight = as_weight(tensor, gram, "hodlr")
+    return _fit(weight, rank, error, leaf, "weak", n_iter_max, tol, random_state)
+
+
+@method("hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8))
+@without_autocast()
+@threaded
+def fit_hierarchical(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    leaf: int = 64,
+    admissible: Rule = "weak",
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[BlockLowRank]:
+    """`hierarchical` with its relative errors: of the result, and with `gram` at the start and
+    after each sweep before that.
+
+    Arguments and errors as for `hierarchical`. `converged` is False where `error` was not reached,
+    or where sweeps ran out.
+    """
+    weight = as_weight(tensor, gram, "hierarchical")
+    return _fit(weight, rank, error, leaf, admissible, n_iter_max, tol, random_state)
+
+
+def _fit(
+    weight: Weight,
+    rank: Rank | None,
+    error: float | None,
+    leaf: int,
+    admissible: Rule,
+    n_iter_max: int | None,
+    tol: float | None,
+    random_state: int | torch.Generator | None,
+) -> Fit[BlockLowRank]:
+    rank, error = check_rank_or_error(rank, error, weight.dtype)
+    check_iteration(n_iter_max, tol)
+    if isinstance(leaf, bool) or not isinstance(leaf, int) or leaf < 1:
+        raise ArgumentError(f"leaf={leaf!r} must be a whole number of rows and columns, 1 or more")
+    rule = _rule(admissible)
+    draws = generator(random_state, weight.matrix.device)
+    share = None if rank is None else _share(rank)
+    count = None if rank is None or share is not None else _one_int(rank)
+    params = 0 if share is None else math.floor(share * weight.matrix.numel())
+    # What sketches leave unseen may be a twentieth of the energy that may be lost.
+    asked = max(error or 0.0, weight.floor)
+    most: Callable[[Place], int] | None = None
+    if count is not None:
+        most = lambda place: count  # noqa: E731
+    elif share is not None:
+        most = lambda place: max(1, params // (place.rows + place.columns))  # noqa: E731
+    # An int asks for the largest admissible blocks, none of which need be cut.
+    final = admissible == "weak" or count is not None
+    forest = Forest(weight.matrix, leaf, rule, final, 0.05 * asked**2, most, draws)
+    sweeps = (SWEEPS if n_iter_max is None else n_iter_max, tol)
+    if count is not None:
+        tiling, metric = _tiling(weight, forest.topmost(), *sweeps)
+        ranks = uniform(tiling.pieces, count)
+        if metric is None:
+            return plain(tiling, ranks, f"rank {count} as asked")
+        return finished(metric.solve(ranks), n_iter_max)
+
+    if error is None:
+        if forest.least_params > params:
+            raise RankError(
+                f"rank={rank!r} allows {params} parameters, fewer than the "
+                f"{forest.least_params} of the blocks that are not admissible; use a greater "
+                f"share, or a leaf below {leaf}"
+            )
+        trees = forest.around(lambda pruning: pruning.params > params)
+    else:
+        trees = forest.around(lambda pruning: pruning.left <= asked**2 * forest.energy)
+    # A budget below one rank of the whole may pay for one of the smallest blocks only.
+    finest = [tuple(_leaves(forest.root))] if error is None and params < sum(weight.shape) else []
+    # Ranks are shared out anew over the blocks of each tree, in single steps.
+    tried: list[Fit[BlockLowRank]] = []
+    for nodes in dict.fromkeys((*(tree.nodes for tree in trees), *finest)):
+        tiling, metric = _tiling(weight, nodes, *sweeps)
+        if error is not None:
+            tried.append(metric.within_error(error) if metric else within_error(tiling, error))
+        elif tiling.fixed <= params:
+            ranks = tiling.within_params(params)
+            reason = f"ranks shared out over {params} parameters"
+            served = metric.within_params(params) if metric else plain(tiling, ranks, reason)
+            tried.append(served)
+    if error is None:
+        over = [max(0, fit.factors.n_params - params) for fit in tried]
+        best = min(range(len(tried)), key=lambda i: (over[i], weight.loss(tried[i])))
+        return tried[best] if weight.gram is None else finished(tried[best], n_iter_max)
+    fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
+    if fit.error > error:
+        return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
+    return fit
+
+
+def _rule(admissible: Rule) -> Admissible:
+    if callable(admissible):
+        asked = admissible
+        return lambda place, level, i, j: bool(
+            asked(place.row, place.rows, place.column, place.columns)
+        )
+    if admissible not in RULES:
+        raise unknown("admissible", admissible, RULES)
+    if admissible == "all":
+        return lambda place, level, i, j: True
+    distance = 1 if admissible == "weak" else 2
+    return lambda place, level, i, j: abs(i - j) >= distance
+
+
+def _leaves(node: Node) -> Iterator[Node]:
+    """The blocks of a tree that are not cut."""
+    if not node.children:
+        yield node
+    for child in node.children:
+        yield from _leaves(child)
+
+
+def _tiling(
+    weight: Weight, nodes: tuple[Node, ...], n_iter_max: int, tol: float | None
+) -> tuple[Tiling, InMetric | None]:
+    """The blocks of a pruned tree, and their descent in the metric of the inputs, if any."""
+
+    def cut(i: int, rank: int | None) -> Content:
+        spectrum = nodes[i].spectrum
+        if rank is None or spectrum is None:
+            block: Tensor = nodes[i].place.of(weight.matrix)
+            return block
+        return spectrum.split(rank)
+
+    tiling = Tiling(weight, [node.place for node in nodes], [node.piece for node in nodes], cut)
+    if weight.gram is None:
+        return tiling, None
+    outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+    return tiling, InMetric(tiling, outputs, n_iter_max, tol)

@@ -1,0 +1,192 @@
+"""Monarch approximation: a product of two block-diagonal matrices and fixed permutations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
+from tensorlrf.decomposition.blocks._blr import SWEEPS
+from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
+from tensorlrf.decomposition.blocks._blr_matrix import (
+    Weight,
+    as_weight,
+    check_pair,
+    warn_out_of_reach,
+)
+from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
+from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.factors import MonarchFactors
+from tensorlrf.factors._autocast import without_autocast
+
+
+def monarch(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> MonarchFactors:
+    """The nearest Monarch matrix (Dao et al. 2022, section 3.3, with blocks of rank r).
+
+    A `tensor` (m, n) is padded with zeros to (S Q, K P). For each pair (q, k) the S x P block of
+    the rows s Q + q and the columns k P + p becomes the nearest one of rank r: the blocks share no
+    entries, so that the whole is nearest, too.
+
+    rank        of each block, 1 for the Monarch matrices of the paper; a share of the parameters in
+                (0, 1] (an upper bound, down to rank one) or "same"; or instead
+    error       the smallest rank whose relative error is at most this
+    blocks      (Q, K), or an int for both; by default divisors of m and n near their roots, or the
+                rounded roots where there are none
+    gram        (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
+                the outputs, and from the plain solution on each block becomes the best for what
+                the others leave of the outputs. What the inputs do not span follows the plain
+                fit (`Fit.shrinkage`), than which the result is never worse in that metric
+    n_iter_max  with `gram`, most sweeps over the blocks, 200 by default
+    tol         with `gram`, stops when a sweep lowers the squared error by no more than this
+                share of it; by default when more sweeps would gain little
+
+    Raises RankError for a rank below one or above min(S, P), ShapeError for blocks that do not
+    fit, UnsupportedError for more than two modes, ArgumentError for what cannot be decomposed.
+    Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and (ConvergenceWarning)
+    where the default number of sweeps leaves over 2% to be gained.
+    """
+    return fit_monarch(
+        tensor,
+        rank,
+        error=error,
+        blocks=blocks,
+        gram=gram,
+        n_iter_max=n_iter_max,
+        tol=tol,
+    ).factors
+
+
+@method("monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10))
+@without_autocast()
+@threaded
+def fit_monarch(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> Fit[MonarchFactors]:
+    """`monarch` with its relative errors: of the result, and with `gram` at the start and after
+    each sweep before that.
+
+    Arguments and errors as for `monarch`. `converged` is False where `error` was not reached, or
+    where sweeps ran out.
+    """
+    weight = as_weight(tensor, gram, "monarch")
+    rank, error = check_rank_or_error(rank, error, weight.dtype)
+    check_iteration(n_iter_max, tol)
+    m, n = weight.shape
+    if blocks is None:
+        counts = near_root(m), near_root(n)
+    else:
+        what = "there are no more blocks (Q, K) than rows and columns"
+        counts = check_pair(blocks, "blocks", 1, (m, n), what)
+    problem = _Problem(
+        weight,
+        counts,
+        SWEEPS if n_iter_max is None else n_iter_max,
+        tol,
+    )
+    share = None if rank is None else _share(rank)
+    if error is not None:
+        fit = problem.within(error)
+    elif share is None:
+        fit = problem.cut(check_block_rank(_one_int(rank), problem.S, problem.P))
+    else:
+        Q, K = counts
+        r = whole(share * m * n / (Q * K * (problem.S + problem.P)))
+        fit = problem.cut(max(1, min(r, problem.limit)))
+    return fit if weight.gram is None else finished(fit, n_iter_max)
+
+
+def near_root(n: int) -> int:
+    """The divisor of n nearest to its root in ratio, if within a factor of two; else the rounded
+    root."""
+    root = math.sqrt(n)
+    divisors = [d for d in range(1, n + 1) if n % d == 0]
+    nearest = min(divisors, key=lambda d: abs(math.log(d / root)))
+    return nearest if 0.5 <= nearest / root <= 2 else round(root)
+
+
+class _Problem:
+    """The permuted blocks of a weight, taken apart."""
+
+    def __init__(
+        self, weight: Weight, counts: tuple[int, int], n_iter_max: int, tol: float | None
+    ) -> None:
+        self.weight = weight
+        (m, n), (Q, K) = weight.shape, counts
+        self.Q, self.K, self.S, self.P = Q, K, -(-m // Q), -(-n // K)
+        self.limit = min(self.S, self.P)
+        self.n_iter_max, self.tol = n_iter_max, tol
+        padded = F.pad(weight.matrix, (0, K * self.P - n, 0, Q * self.S - m))
+        by_row = padded.view(self.S, Q, K, self.P)
+        self.blocks = by_row.permute(1, 2, 0, 3).contiguous()  # (Q, K, S, P)
+        self.svd = StackedSVD.of(self.blocks.view(Q * K, self.S, self.P))
+
+    def cut(self, r: int) -> Fit[MonarchFactors]:
+        """Blocks of rank r."""
+        start = self._plain(r)
+        usual, judge = self._pack(start), self.weight.judge
+        if judge is None:
+            return Fit(usual, (self.weight.rel_error(usual),), True, f"blocks of rank {r}")
+
+        def fit() -> Fit[MonarchFactors]:
+            panels, errors, settled = descend(
+                self.blocks, start, judge.metric.gram, self.n_iter_max, self.tol
+            )
+            reason = "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
+            return Fit(self._pack(panels), tuple(errors), settled, reason)
+
+        return fit_or_plain(judge, lambda: usual, fit)
+
+    def within(self, error: float) -> Fit[MonarchFactors]:
+        """The smallest rank whose true error, after the cast, is at most `error`."""
+        below, above = 0, self.limit
+        best = self.cut(above)
+        if best.error > error:
+            reason = warn_out_of_reach(error, best.error, self.weight)
+            return replace(best, converged=False, reason=reason)
+        while above - below > 1:
+            middle = (above + below) // 2
+            tried = self.cut(middle)
+            if tried.error <= error:
+                above, best = middle, tried
+            else:
+                below = middle
+        return best
+
+    def _plain(self, r: int) -> Panels:
+        roots = self.svd.values[:, :r].sqrt()
+        left = self.svd.left[:, :, :r] * roots[:, None, :]
+        right = roots[:, :, None] * self.svd.right[:, :r]
+        Q, K = self.Q, self.K
+        return left.reshape(Q, K, self.S, r), right.reshape(Q, K, r, self.P)
+
+    def _pack(self, panels: Panels) -> MonarchFactors:
+        left, right = (self._cast(side.transpose(0, 1)) for side in panels)
+        return MonarchFactors(left.permute(1, 2, 0, 3).contiguous(), right, self.weight.shape)
+
+    def _cast(self, side: Tensor) -> Tensor:
+        return (side * self.weight.root).to(self.weight.dtype).contiguous()

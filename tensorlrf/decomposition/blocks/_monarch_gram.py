@@ -1,0 +1,38 @@
+"""Monarch matrices in the metric of the inputs.
+
+Rows s Q + q of one q, with columns in K equal parts, are a row of low-rank blocks: a Monarch matrix
+is a grid of blocks of one rank, its rows permuted. So the descent is that of block low-rank
+matrices. Padded columns are inputs that are always zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition.blocks._blr_gram import Outputs, even
+from tensorlrf.decomposition.blocks._blr_spectra import grid
+
+Panels = tuple[Tensor, Tensor]
+
+
+def descend(
+    blocks: Tensor, start: Panels, gram: Tensor, n_iter_max: int, tol: float | None
+) -> tuple[Panels, list[float], bool]:
+    """Panels with a lower output error than `start`.
+
+    blocks (Q, K, S, P); start, and the result, left (Q, K, S, r) and right (Q, K, r, P);
+    gram (n, n) with n <= K P. Also returns the relative errors at the start and after each sweep,
+    and whether they settled.
+    """
+    Q, K, S, P = blocks.shape
+    r = int(start[0].shape[3])
+    by_rows = blocks.transpose(1, 2).reshape(Q * S, K * P)
+    padded = gram.new_zeros(K * P, K * P)
+    padded[: gram.shape[0], : gram.shape[0]] = gram
+    outputs = Outputs(by_rows, padded, grid((Q * S, K * P), (S, P)))
+    pairs = [(start[0][q, k], start[1][q, k]) for q in range(Q) for k in range(K)]
+    run = outputs.descend(pairs, [r] * len(pairs), n_iter_max, tol)
+    sides = zip(*(even(pair) for pair in run.contents), strict=True)
+    left, right = (torch.stack(list(side)) for side in sides)
+    return (left.view(Q, K, S, r), right.view(Q, K, r, P)), run.errors, run.settled

@@ -1,0 +1,222 @@
+"""CP decomposition: a tensor as a sum of rank-one tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import mul
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
+from tensorlrf.decomposition.cp._fit import Outcome
+from tensorlrf.decomposition.cp._implicit import implicit_state
+from tensorlrf.decomposition.cp._metric import check_metric, fit_cp_in_metric
+from tensorlrf.decomposition.cp._options import Callback, Options, check_options
+from tensorlrf.decomposition.cp._problem import Problem, pose
+from tensorlrf.decomposition.cp._solve import search_rank, solve
+from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.errors import DegenerateWarning, TensorlrfWarning, warn
+from tensorlrf.factors import CPFactors
+from tensorlrf.factors._autocast import without_autocast
+
+SWEEPS, TOL = 100, 1e-8
+METRIC_SWEEPS = 100
+
+
+def cp(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    n_iter_max: int | None = None,
+    init: Any = "random",
+    tol: float | None = None,
+    solver: str = "als",
+    n_samples: int | None = None,
+    n_restarts: int = 1,
+    fixed_modes: Sequence[int] = (),
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> CPFactors:
+    """CP decomposition of a tensor of any order from two up. See `fit_cp` for the arguments."""
+    return fit_cp(
+        tensor,
+        rank,
+        error=error,
+        n_iter_max=n_iter_max,
+        init=init,
+        tol=tol,
+        solver=solver,
+        n_samples=n_samples,
+        n_restarts=n_restarts,
+        fixed_modes=fixed_modes,
+        gram=gram,
+        mean=mean,
+        callback=callback,
+        random_state=random_state,
+        differentiable=differentiable,
+    ).factors
+
+
+@method("cp", gives=CPFactors, on={"tensor", "linear", "conv", "embedding"}, order=(3, 2))
+@without_autocast()
+@threaded
+def fit_cp(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    n_iter_max: int | None = None,
+    init: Any = "random",
+    tol: float | None = None,
+    solver: str = "als",
+    n_samples: int | None = None,
+    n_restarts: int = 1,
+    fixed_modes: Sequence[int] = (),
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+) -> Fit[CPFactors]:
+    """CP decomposition with its history: minimises ||tensor - sum_j w_j a_j o b_j o ... ||_F.
+
+    tensor        (n_1, ..., n_N), N >= 2, torch or numpy, any float dtype; computed in float32 at
+                  least, the result has its dtype and device
+    rank          an int (it may exceed every n_k, though above 64 not the entries of the tensor),
+                  a float share of the parameters, or "same"
+    error         in place of rank: search for a small rank with at most this relative error. It
+                  doubles the rank, then bisects; each trial goes on from the last one. The rank
+                  found meets the error; CP has no procedure that proves it the smallest.
+    n_iter_max    sweeps over all modes, in total for each start, 100 by default; with `gram`,
+                  sweeps in its metric, 100 by default
+    init          "random", "svd" (leading singular vectors of the unfoldings; random columns where
+                  the rank exceeds n_k), or the start itself as CPFactors or (weights, factors),
+                  whose scale is of no consequence: it is fitted first. A matrix starts at its
+                  truncated SVD, which is optimal.
+    tol           stop when the true relative error falls by less than this share of itself a
+                  sweep, 1e-8 by default; judged every ten sweeps. 0 makes all sweeps, and looks at
+                  the error only at the end unless there is a callback. With `gram` judged after
+                  every sweep, by default when more would gain little
+    solver        "als": alternating least squares with a dimension tree and an annealed proximal
+                  ridge. "cprand": randomised least squares on a mixed sketch, "leverage": on
+                  fibres drawn by the leverage of the model so far; then at most ten exact sweeps
+    n_samples     "cprand" and "leverage" only: sampled rows of a least-squares system (default
+                  from the rank)
+    n_restarts    independent starts, of which the best is returned; small ones run side by side
+    fixed_modes   modes whose factor in `init` stays as it is
+    gram          (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
+                  (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
+                  or of the inputs of a linear weight (O, I), n = I. The factors then serve the
+                  outputs: `errors` are relative errors of the outputs, which no sweep raises, from
+                  that of the plain CP (or of a start whitened along the input channels, if that
+                  leads further). What the inputs do not span follows the plain CP
+                  (`Fit.shrinkage`). Needs rank=
+    mean          (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
+                  about their mean, and `decomposition.bias_correction` makes good the rest
+    callback      called as callback(factors, error) at each checkpoint, with the best start so
+                  far; returning True stops. Not with `gram`
+    random_state  int, torch.Generator or None; torch's global generator is left alone
+    differentiable  keep the graph: gradients of the factors with respect to the tensor by implicit
+                  differentiation of the fixed point of a sweep (Christianson 1994), exact where
+                  the iteration has converged; first derivatives only
+
+    Columns of free modes have unit length and components come with falling weights (float16
+    factors share weights that would overflow). With fixed modes the columns keep their order.
+
+    Raises ArgumentError, ShapeError or RankError for a tensor with NaN, Inf or another dtype than
+    floating point, a bad rank, an unknown solver or init, a start that does not fit, modes out of
+    range or all of them fixed; UnsupportedError for what does not go with gram. Warns
+    DegenerateWarning where the components are linearly dependent, TensorlrfWarning where `error` is
+    not met at any rank, ConvergenceWarning where with `gram` the default number of sweeps leaves
+    over 2% to be gained.
+
+    Sources: Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree);
+    Battaglino, Ballard & Kolda 2018 (randomised least squares with mixing); Larsen & Kolda 2022,
+    "Practical leverage-based sampling for low-rank tensor decomposition".
+    """
+    checked = as_tensor(tensor)
+    rank, error = check_rank_or_error(rank, error, checked.dtype)
+    r = None if rank is None else cp_rank(rank, checked.shape)
+    data = None if gram is None and mean is None else (gram, mean)
+    if data is not None:
+        check_metric(data, error, callback, differentiable)
+    options = check_options(
+        checked.shape,
+        r,
+        n_iter_max=SWEEPS if n_iter_max is None else n_iter_max,
+        init=init,
+        tol=TOL if tol is None else tol,
+        solver=solver,
+        n_samples=n_samples,
+        n_restarts=n_restarts,
+        fixed_modes=fixed_modes,
+        callback=callback,
+    )
+    rng = generator(random_state, checked.device)
+    problem = pose(checked)
+    if data is not None and r is not None:
+        limits = METRIC_SWEEPS if n_iter_max is None else n_iter_max, tol
+        plain = replace(options, sweeps=SWEEPS, tol=TOL)
+        fit = fit_cp_in_metric(checked, problem, r, plain, data, limits, rng)
+        return finished(fit, n_iter_max)
+    if r is not None:
+        outcome = solve(problem, r, options, rng)
+    elif error is not None:
+        outcome = search_rank(problem, error, options, rng)
+    fit = _finish(checked, problem, outcome, options, differentiable)
+    if error is not None and fit.error > error >= torch.finfo(working_dtype(checked.dtype)).eps:
+        warn(
+            f"error={error} is out of reach: rank {fit.factors.rank} leaves {fit.error:.3g} in "
+            f"{checked.dtype}; ask for more, make more sweeps (n_iter_max=), or pass the weight in "
+            "float32",
+            TensorlrfWarning,
+        )
+        return replace(fit, converged=False)
+    return fit
+
+
+def _finish(
+    tensor: Tensor, problem: Problem, outcome: Outcome, options: Options, differentiable: bool
+) -> Fit[CPFactors]:
+    """The outcome as the user's factors, with the error they have after the cast."""
+    state, errors = outcome.state, outcome.errors
+    kept = options.kept(problem)
+    factors = problem.factors(state, kept)
+    if kept or problem.dtype != problem.data.blocks.dtype:
+        errors = (*errors, problem.error(problem.state_of(factors)))
+    _warn_if_degenerate(state)
+    if differentiable and tensor.requires_grad:
+        fixed = frozenset(kept)
+        factors = problem.factors(implicit_state(tensor, problem, state, fixed), kept)
+    return Fit(factors, errors, outcome.converged, outcome.reason)
+
+
+def _warn_if_degenerate(state: CPState) -> None:
+    everything = reduce(mul, state.grams)  # (1, r, r), unit diagonal
+    smallest = float(torch.linalg.eigvalsh(everything)[0, 0])
+    rank = state.weights.shape[1]
+    eps = torch.finfo(state.factors[0].dtype).eps
+    sizes = [abs(weight) for weight in state.weights[0].tolist()]
+    least = math.sqrt(eps) * max(sizes)
+    idle = sum(size <= least for size in sizes)
+    # Eigenvalues of a matrix with unit diagonal are known to a few times its rounding.
+    if idle or smallest <= 10 * rank * eps:
+        warn(
+            f"rank={rank} is more than the tensor has use for: its components are linearly "
+            f"dependent ({idle} of them nearly vanish); a smaller rank would give the same error",
+            DegenerateWarning,
+        )

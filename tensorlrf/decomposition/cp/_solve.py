@@ -1,0 +1,128 @@
+"""One rank with restarts, and the search over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from tensorlrf.decomposition.cp._als import sweeps_of
+from tensorlrf.decomposition.cp._cprand import STARTS, run_cprand, run_leverage
+from tensorlrf.decomposition.cp._fit import Outcome, Stopping, run_als
+from tensorlrf.decomposition.cp._options import SAMPLING, Options
+from tensorlrf.decomposition.cp._problem import Problem
+from tensorlrf.decomposition.cp._state import CPState, make_state
+from tensorlrf.factors import CPFactors
+
+# Starts run side by side while their intermediates stay small: below this many entries, or below
+# this share of the tensor.
+_TOGETHER_ENTRIES = 1 << 18
+_TOGETHER_SHARE = 4
+
+
+def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -> Outcome:
+    """The best of `options.restarts` starts."""
+    fixed = frozenset(i for i, k in enumerate(problem.order) if k in options.fixed)
+    stopping = Stopping(options.sweeps, options.tol, _watch(problem, options))
+    # A matrix has one start, its singular value decomposition.
+    restarts = options.restarts if len(problem.order) > 2 else 1
+    given = isinstance(options.init, CPFactors)
+    if options.solver in SAMPLING:
+        run = run_cprand if options.solver == "cprand" else run_leverage
+        starts = STARTS if isinstance(options.init, str) and len(problem.order) > 2 else 1
+        state = problem.start(options.init, rank, max(starts, restarts), fixed, rng)
+        if given:
+            state = sweeps_of(problem.data, state).rescale().state()
+        return run(problem, state, stopping, fixed, options.n_samples, rng)
+    together = _together(problem, rank)
+    outcomes = []
+    for first in range(0, restarts, together):
+        init = options.init if first == 0 else "random"
+        state = problem.start(init, rank, min(together, restarts - first), fixed, rng)
+        outcomes.append(run_als(problem.data, problem.norm, state, stopping, fixed, rescaled=given))
+    return min(outcomes, key=lambda outcome: outcome.errors[-1])
+
+
+def _together(problem: Problem, rank: int) -> int:
+    entries = max(_TOGETHER_ENTRIES, problem.data.blocks.numel() // _TOGETHER_SHARE)
+    return max(1, entries // (problem.data.cut.width * rank))
+
+
+def _watch(problem: Problem, options: Options) -> Callable[[CPState, float], bool] | None:
+    callback = options.callback
+    if callback is None:
+        return None
+    kept = options.kept(problem)
+    return lambda state, error: bool(callback(problem.factors(state, kept), error))
+
+
+def search_rank(problem: Problem, error: float, options: Options, rng: torch.Generator) -> Outcome:
+    """A small rank whose error is at most `error`: double, then bisect, from warm starts.
+
+    At the rank size / max n_k every tensor has an exact model (one term for each fibre of the
+    longest mode), so the doubling ends there at the latest.
+    """
+    shape = problem.data.shape
+    most = problem.data.blocks.numel() // max(shape)
+    until = Stopping(options.sweeps, options.tol, lambda _, reached: reached <= error)
+
+    def attempt(*states: CPState) -> Outcome:
+        return run_als(problem.data, problem.norm, _side_by_side(states), until, frozenset())
+
+    rank, low = 1, 0
+    below: CPState | None = None
+    outcome = attempt(problem.start(options.init, 1, 1, frozenset(), rng))
+    while outcome.errors[-1] > error and rank < most:
+        low, below = rank, outcome.state
+        rank = min(2 * rank, most)
+        fresh = problem.start(options.init, rank, 1, frozenset(), rng)
+        outcome = attempt(_grow(below, rank, rng), fresh)
+    if outcome.errors[-1] > error:
+        return replace(
+            outcome, converged=False, reason=f"error={error:g} was not met up to rank {rank}"
+        )
+    while rank - low > 1:
+        middle = (low + rank) // 2
+        states = [_shrink(outcome.state, middle)]
+        if below is not None:
+            states.append(_grow(below, middle, rng))
+        trial = attempt(*states)
+        if trial.errors[-1] <= error:
+            rank, outcome = middle, trial
+        else:
+            low, below = middle, trial.state
+    final = run_als(
+        problem.data,
+        problem.norm,
+        outcome.state,
+        Stopping(options.sweeps, options.tol, _watch(problem, options)),
+        frozenset(),
+    )
+    return replace(
+        final, converged=True, reason=f"rank {rank} meets error={error:g}; {final.reason}"
+    )
+
+
+def _side_by_side(states: tuple[CPState, ...]) -> CPState:
+    """Starts of equal rank as one state of several."""
+    modes = range(len(states[0].factors))
+    factors = [torch.cat([s.factors[k] for s in states], dim=1) for k in modes]
+    return make_state(factors, torch.cat([s.weights for s in states]))
+
+
+def _grow(state: CPState, rank: int, rng: torch.Generator) -> CPState:
+    """More components: random directions of weight zero behind those there are."""
+    factors = []
+    for u in state.factors:
+        n, starts, r = u.shape
+        new = torch.randn(n, starts, rank - r, generator=rng, device=u.device, dtype=u.dtype)
+        factors.append(torch.cat([u, new], dim=2))
+    zeros = state.weights.new_zeros(state.starts, rank - state.weights.shape[1])
+    return make_state(factors, torch.cat([state.weights, zeros], dim=1))
+
+
+def _shrink(state: CPState, rank: int) -> CPState:
+    """The components of largest weight (of a single start)."""
+    largest = state.weights[0].argsort(descending=True)[:rank]
+    return make_state([u[:, :, largest] for u in state.factors], state.weights[:, largest])

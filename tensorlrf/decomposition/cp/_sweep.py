@@ -1,0 +1,281 @@
+"""Sweeps of alternating least squares over the modes of a CP model (Carroll & Chang 1970; Harshman
+1970; Kolda & Bader 2009, 3.4), by a dimension tree (Phan, Tichavsky & Cichocki 2013).
+
+They are told once, for arrays of torch and of numpy: what the two do by calls of their own is in a
+subclass for each, `TorchSweeps` here and `NumpySweeps` for small problems.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import reduce
+from operator import mul
+from typing import Generic, Self
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition.cp._mttkrp import CutTensor, contract_left, contract_right, split
+from tensorlrf.decomposition.cp._residual import square_residuals
+from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.factors._array import A
+from tensorlrf.factors._cp import khatri_rao
+
+LEAST = {torch.float32: 1e-30, torch.float64: 1e-200}
+"""Added to the diagonal of a system of columns near unit length: far below what counts, with an
+inverse within the dtype. So a column of zeros, whose system is one of zeros, stays as it is."""
+
+RENEWED = 10
+"""Sweeps until columns are brought to unit length: their lengths may drift from one for some."""
+
+
+class Sweeps(ABC, Generic[A]):
+    """Columns (n_k, s r) in which the model is unit times the sum of their outer products, and
+    their Grams in float64, (s, r, r), of one start (r, r).
+
+    The step of a mode is that of unit columns: with D the lengths that the columns of the others
+    multiply up to, the ridge is on (B - B_old) D, and D^2 is the diagonal of the system (the
+    scaling of Marquardt 1963). So nothing is normalised between modes, only now and then.
+
+    unit      a power of two near ||X||
+    free      the modes that are updated, in their order
+    weights   (s r) float64, as multiples of the unit, while the columns have unit length; during
+              sweeps they are in the columns of the first free mode
+    start     the columns at unit length, as they last were
+    identity  (r, r) float64
+    measured  of the last update the system, the right side, and the new columns with their Gram
+    """
+
+    columns: list[A]
+    grams: list[A]
+    weights: A
+    start: list[A]
+    identity: A
+    measured: tuple[A, A, A, A]
+
+    def __init__(
+        self, tensor: CutTensor, state: CPState, fixed: frozenset[int], unit: float
+    ) -> None:
+        self.tensor, self.cut, self.unit, self.fixed = tensor, tensor.cut, unit, fixed
+        self.starts, self.rank = state.weights.shape
+        self.free = [k for k in (*self.cut.inner, *self.cut.outer) if k not in fixed]
+        self.columns = [self._array(u).reshape(len(u), -1) for u in state.factors]
+        self.grams = [self._gram(u) for u in self.columns]
+        self.weights = self._array(state.weights).reshape(-1) / unit
+
+    def run(self, ridges: Sequence[float]) -> Self:
+        """A sweep for each of the ridges."""
+        for first in range(0, len(ridges), RENEWED):
+            self._begin()
+            for ridge in ridges[first : first + RENEWED]:
+                self._over_modes(self.identity * ridge + 1.0)
+            self._normalise()
+        return self
+
+    def rescale(self) -> Self:
+        """Give the model of each start the scale at which it is nearest to X."""
+        inner = khatri_rao(tuple([self.columns[k] for k in self.cut.inner]))  # (M, s r)
+        along = self._wide(self._contract_outer() * inner).sum(0) * self.weights
+        weights = self.weights.reshape(self.starts, -1)
+        pairs = weights[:, :, None] * weights[:, None, :]
+        square = (reduce(mul, self.grams) * pairs).sum((1, 2))  # ||X_hat||^2 in squares of the unit
+        product = along.reshape(self.starts, -1).sum(1) / self.unit  # <X, X_hat> likewise
+        self.weights = (weights * self._ratio(product, square)[:, None]).reshape(-1)
+        return self
+
+    def state(self) -> CPState:
+        """Where they have led to."""
+        weights = (self.weights * self.unit).reshape(self.starts, -1)
+        factors = [self._tensor(u.reshape(len(u), self.starts, -1)) for u in self.columns]
+        grams = [self._tensor(g.reshape(self.starts, self.rank, -1)) for g in self.grams]
+        return CPState(tuple(factors), self._tensor(weights), tuple(grams))
+
+    def progress(self) -> list[float]:
+        """||X_hat||^2 - 2 <X, X_hat> of each start, as the last sweep left it."""
+        system, rhs, last, gram = self.measured
+        model = (system * gram).reshape(self.starts, -1).sum(1)
+        inner = (self._wide(rhs) * last).reshape(len(rhs), self.starts, -1).sum((0, 2))
+        change: list[float] = (model * self.unit**2 - inner * (2 * self.unit)).tolist()
+        return change
+
+    @abstractmethod
+    def square_residuals(self) -> list[float]:
+        """||X - X_hat||^2 of each start, true ones."""
+
+    # ---- what torch and numpy do by calls of their own --------------------------------------
+
+    @abstractmethod
+    def _array(self, tensor: Tensor) -> A:
+        """A tensor as an array, and"""
+
+    @abstractmethod
+    def _tensor(self, array: A) -> Tensor:
+        """back, in the same memory."""
+
+    @abstractmethod
+    def _contract_outer(self) -> A:
+        """X contracted with the columns of the outer modes, (M, s r)."""
+
+    @abstractmethod
+    def _contract_inner(self) -> A:
+        """X contracted with the columns of the inner modes, (P Q, s r)."""
+
+    @abstractmethod
+    def _contract_right(self, partial: A, right: A) -> A:
+        """(a b, c) with (b, c) over b -> (a, c), column by column."""
+
+    @abstractmethod
+    def _contract_left(self, partial: A, left: A) -> A:
+        """(a b, c) with (a, c) over a -> (b, c), column by column."""
+
+    @abstractmethod
+    def _step(self, old: A, rhs: A, system: A, ridged: A) -> A:
+        """old + (rhs / unit - old system) (system * ridged)^-1, for each start."""
+
+    @abstractmethod
+    def _gram(self, columns: A) -> A:
+        """Of the columns of a mode, in float64."""
+
+    @abstractmethod
+    def _unit_columns(self, mode: int) -> tuple[A, A]:
+        """The columns of a mode at unit length, and their lengths (s r), float64.
+
+        A column that vanished takes its direction at the start, with weight zero: it can come back.
+        """
+
+    @abstractmethod
+    def _ratio(self, product: A, square: A) -> A:
+        """Of two numbers for each start; one where the second is zero."""
+
+    @abstractmethod
+    def _wide(self, array: A) -> A:
+        """In float64."""
+
+    @abstractmethod
+    def _near(self, array: A) -> A:
+        """In the dtype of X."""
+
+    # ---- the sweep --------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        first = self.free[0]
+        self.start, self.columns = self.columns, list(self.columns)
+        self.columns[first] = self.columns[first] * self._near(self.weights)
+        self.grams[first] = self._gram(self.columns[first])
+
+    def _normalise(self) -> None:
+        lengths: list[A] = []
+        for k in self.free:
+            self.columns[k], length = self._unit_columns(k)
+            self.grams[k] = self._gram(self.columns[k])
+            lengths.append(length)
+        self.weights = reduce(mul, lengths)
+
+    def _over_modes(self, ridged: A) -> None:
+        if self._any_free(self.cut.inner):
+            self._descend(self._contract_outer(), self.cut.inner, ridged)
+        if self._any_free(self.cut.outer):
+            self._descend(self._contract_inner(), self.cut.outer, ridged)
+
+    def _any_free(self, modes: tuple[int, ...]) -> bool:
+        return not self.fixed.issuperset(modes)
+
+    def _descend(self, partial: A, modes: tuple[int, ...], ridged: A) -> None:
+        """Update `modes` in order, from the tensor already contracted over all others."""
+        if len(modes) == 1:
+            self._update(modes[0], partial, ridged)
+            return
+        at = split(tuple([self.cut.shape[k] for k in modes]))
+        left, right = modes[:at], modes[at:]
+        if self._any_free(left):
+            other = khatri_rao(tuple([self.columns[k] for k in right]))
+            self._descend(self._contract_right(partial, other), left, ridged)
+        if self._any_free(right):
+            other = khatri_rao(tuple([self.columns[k] for k in left]))
+            self._descend(self._contract_left(partial, other), right, ridged)
+
+    def _update(self, mode: int, rhs: A, ridged: A) -> None:
+        """The least-squares factor of one mode, all others held; `rhs` (n_mode, s r) is of X."""
+        system = reduce(mul, [g for k, g in enumerate(self.grams) if k != mode])
+        new = self._step(self.columns[mode], rhs, system, ridged)
+        self.columns[mode], self.grams[mode] = new, self._gram(new)
+        self.measured = system, rhs, new, self.grams[mode]
+
+
+class TorchSweeps(Sweeps[Tensor]):
+    """Of any number of starts, on any device, with a graph where one is kept. Nothing but the
+    residuals and the progress waits for a device."""
+
+    def __init__(
+        self, tensor: CutTensor, state: CPState, fixed: frozenset[int], unit: float
+    ) -> None:
+        self.dtype = tensor.blocks.dtype
+        super().__init__(tensor, state, fixed, unit)
+        self.identity = torch.eye(self.rank, dtype=torch.float64, device=tensor.blocks.device)
+        self.least = self.identity * LEAST[self.dtype]
+
+    def square_residuals(self) -> list[float]:
+        found: list[float] = square_residuals(self.tensor, self.state()).tolist()
+        return found
+
+    def _array(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _tensor(self, array: Tensor) -> Tensor:
+        return array.clone() if array.is_inference() else array
+
+    def _contract_outer(self) -> Tensor:
+        return self.tensor.contract_outer(self.columns)
+
+    def _contract_inner(self) -> Tensor:
+        return self.tensor.contract_inner(self.columns)
+
+    def _contract_right(self, partial: Tensor, right: Tensor) -> Tensor:
+        return contract_right(partial, right)
+
+    def _contract_left(self, partial: Tensor, left: Tensor) -> Tensor:
+        return contract_left(partial, left)
+
+    def _step(self, old: Tensor, rhs: Tensor, system: Tensor, ridged: Tensor) -> Tensor:
+        damped = torch.addcmul(self.least, system, ridged)
+        inverse = self._near(torch.cholesky_inverse(torch.linalg.cholesky_ex(damped)[0]))
+        scale, near = 1 / self.unit, self._near(system)
+        if self.starts == 1:
+            residual = torch.addmm(rhs, old, near, beta=scale, alpha=-1)
+            return torch.addmm(old, residual, inverse)
+        rows, wanted = self._rows(old), self._rows(rhs)
+        residual = torch.baddbmm(wanted, rows, near, beta=scale, alpha=-1)
+        return torch.baddbmm(rows, residual, inverse).transpose(0, 1).flatten(1)
+
+    def _gram(self, columns: Tensor) -> Tensor:
+        wide = self._wide(columns)
+        if self.starts > 1:
+            wide = self._rows(wide)
+        return wide.mT @ wide
+
+    def _unit_columns(self, mode: int) -> tuple[Tensor, Tensor]:
+        return normalise(self.columns[mode], self.start[mode])
+
+    def _ratio(self, product: Tensor, square: Tensor) -> Tensor:
+        return torch.where(square > 0, product / square, 1.0)
+
+    def _wide(self, array: Tensor) -> Tensor:
+        return array.to(torch.float64)
+
+    def _near(self, array: Tensor) -> Tensor:
+        return array.to(self.dtype)
+
+    def _rows(self, columns: Tensor) -> Tensor:
+        return columns.view(len(columns), self.starts, -1).transpose(0, 1)  # (s, n, r)
+
+
+def normalise(solution: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit columns (n, ...) in the dtype of `old`, and their former lengths (...), float64.
+
+    A column that vanished keeps its old direction, with weight zero: it can come back.
+    """
+    length = torch.linalg.vector_norm(solution, dim=0)
+    tiny = torch.finfo(solution.dtype).tiny
+    unit = (solution / length.clamp_min(tiny)).to(old.dtype)
+    return torch.where(length > tiny, unit, old), length.to(torch.float64)

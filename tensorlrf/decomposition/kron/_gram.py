@@ -1,0 +1,238 @@
+"""Sums of Kronecker products in the metric of the inputs, by alternating least squares.
+
+For D = W - sum of kron(a_s, b_s) the mean of |D x|^2 over the inputs is tr(D G D^T). It is
+quadratic in the a's for fixed b's and the other way round (Van Loan & Pitsianis 1993, section 4,
+for the plain norm). With columns ordered (j1, j2, tap) every row i1 of the a's has the same normal
+matrix, sum over c, c' of (b_s^T b_t)[c, c'] G[(j1, c), (j1', c')] with c = (j2, tap); likewise
+every row i2 of the b's, with (a_s^T a_t)[j1, j1'] in the place of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import StepAhead, settled
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition.kron._gradients import image_cost, improved_by_gradients, marginals
+from tensorlrf.decomposition.kron._shapes import Pair, rearranged
+from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition.tucker._gram import cholesky
+from tensorlrf.errors import TensorlrfWarning, warn
+from tensorlrf.factors import KroneckerSum
+
+UNKNOWNS = 2048
+"""Unknowns of a row that are solved for at once; more are taken some terms after the others."""
+
+PRODUCTS = 1 << 24
+"""Entries of b_s^T b_t held at once: 128 MB."""
+
+RIDGE = 1e-10
+"""Of a proximal step, relative to the largest diagonal entry of the normal matrix: it keeps what
+the inputs do not see from drifting, and floors nothing since every sweep starts anew."""
+
+EXACT = 1e-10
+"""Squared relative error below which a square multiplied out is noise."""
+
+
+class KroneckerMetric:
+    """A weight (m, n, taps) and the second moments (n taps, n taps) of its inputs, in float64.
+
+    Terms are a (s, m1, n1) and b (s, m2, n2 taps).
+    """
+
+    def __init__(self, weight: Tensor, gram: Tensor, pair: Pair) -> None:
+        (self.m1, self.n1), (self.m2, n2) = pair
+        self.c = n2 * weight.shape[2]
+        self.pair = pair
+        self.taps = weight.shape[2]
+        self.weight = weight.to(torch.float64).reshape(weight.shape[0], -1)  # (m, n taps)
+        self.gram = gram
+        moments = self.weight @ self.gram
+        self.norm = float((moments * self.weight).sum())
+        trace = float(self.gram.diagonal().sum())
+        trace = trace if trace > 0 else 1.0
+        one, other = marginals(self.gram, self.n1)
+        self.of_a, self.of_b = one / math.sqrt(trace), other / math.sqrt(trace)
+        self.target = rearranged(moments.reshape(weight.shape), pair)  # (m1 n1, m2 c)
+        by_sides = self.gram.view(self.n1, self.c, self.n1, self.c)
+        self.couplings = by_sides.permute(1, 3, 0, 2).reshape(self.c**2, self.n1**2)
+
+    def sweep(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Better a's for the b's, and then better b's for these; the error does not rise."""
+        s = a.shape[0]
+        wanted = self.target @ b.reshape(s, -1).T
+        wanted = wanted.T.reshape(s, self.m1, self.n1)
+        if self.many_terms(s, self.n1, self.m2):
+
+            def image_a(x: Tensor) -> Tensor:
+                return (self.seen(x, b) @ b.reshape(s, -1).T).T.reshape(a.shape)
+
+            a = improved_by_gradients(a, b, self.of_a, self.of_b, image_a, wanted)
+        else:
+            a = improved(a, wanted.transpose(0, 1), b, self.couplings)
+        wanted = (a.reshape(s, -1) @ self.target).reshape(s, self.m2, self.c)
+        if self.many_terms(s, self.c, self.m1):
+
+            def image_b(x: Tensor) -> Tensor:
+                return (a.reshape(s, -1) @ self.seen(a, x)).reshape(b.shape)
+
+            b = improved_by_gradients(b, a, self.of_b, self.of_a, image_b, wanted)
+        else:
+            b = improved(b, wanted.transpose(0, 1), a, self.couplings.T)
+        return a, b
+
+    def many_terms(self, s: int, w: int, rows: int) -> bool:
+        """Whether conjugate gradients take less than the normal matrix of s terms of w columns,
+        which sums over `rows` of the other side."""
+        m, n = self.weight.shape
+        v = n // w
+        if s * v * v > PRODUCTS:
+            return True
+        normal = s**2 * v**2 * (rows + w**2) + s * w * min(s * w, UNKNOWNS) ** 2 / 3
+        # Products of many small matrices run at a quarter of the speed of few large ones.
+        return 4 * normal > image_cost(s, m, n)
+
+    def seen(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum of the terms times G, rearranged to (m1 n1, m2 c)."""
+        moments = self.dense(a, b) @ self.gram
+        return rearranged(moments.reshape(len(moments), -1, self.taps), self.pair)
+
+    def rel_error(self, a: Tensor, b: Tensor) -> float:
+        """sqrt(tr(D G D^T) / tr(W G W^T)), of the terms as they are."""
+        a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
+        s = a.shape[0]
+        if s * s < self.weight.shape[0] and (s * max(self.c, self.n1)) ** 2 <= PRODUCTS:
+            cross = (a.reshape(s, -1) @ self.target * b.reshape(s, -1)).sum()
+            left, right = products(a, a).reshape(s * s, -1), products(b, b).reshape(s * s, -1)
+            squared = self.norm - 2 * cross + (right @ self.couplings * left).sum()
+            if squared >= EXACT * self.norm:
+                return ratio(squared, self.norm)
+        off = self.weight - self.dense(a, b)
+        return ratio((off @ self.gram * off).sum(), self.norm)
+
+    def dense(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum of the terms as a matrix (m, n taps)."""
+        whole = a.reshape(a.shape[0], -1).T @ b.reshape(b.shape[0], -1)
+        split = whole.reshape(self.m1, self.n1, self.m2, self.c)
+        return split.transpose(1, 2).reshape(self.m1 * self.m2, -1)
+
+
+def improved(x: Tensor, wanted: Tensor, other: Tensor, couplings: Tensor) -> Tensor:
+    """Least squares for one side x (s, rows, w), some terms after the others.
+
+    wanted (rows, s, w) is the right-hand side, `other` (s, rows', v) the other side, and
+    couplings (v v, w w) the metric. A step is taken only where it lowers the error.
+    """
+    s, _, w = x.shape
+    v = other.shape[2]
+    x = x.clone()
+    step = max(1, min(UNKNOWNS // w, PRODUCTS // (s * v * v)))  # see many_terms for s v v
+    for some in torch.split(torch.arange(s, device=x.device), step):
+        k = len(some)
+        pairs = products(other[some], other).reshape(k * s, v * v)
+        normal = (pairs @ couplings).reshape(k, s, w, w).transpose(1, 2)  # (k, w, s, w)
+        mine = normal[:, :, some].reshape(k * w, k * w)
+        mine = (mine + mine.T) / 2
+        fitted = x.transpose(0, 1).reshape(-1, s * w) @ normal.reshape(k * w, s * w).T
+        gradient = wanted[:, some].reshape(-1, k * w) - fitted  # (rows, k w)
+        change = torch.cholesky_solve(gradient.T, cholesky(mine, RIDGE)).T
+        gain = (change * (2 * gradient - change @ mine)).sum()
+        if gain > 0:
+            x[some] += change.reshape(-1, k, w).transpose(0, 1)
+    return x
+
+
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """x_k^T y_s for all terms: (k, rows, v), (s, rows, v) to (k, s, v, v)."""
+    (k, rows, v), s = x.shape, y.shape[0]
+    both = x.transpose(1, 2).reshape(k * v, rows) @ y.transpose(0, 1).reshape(rows, s * v)
+    return both.reshape(k, v, s, v).transpose(1, 2)
+
+
+def fit_in_metric(
+    metric: KroneckerMetric, a: Tensor, b: Tensor, n_iter_max: int, tol: float | None
+) -> tuple[Tensor, Tensor, list[float], bool]:
+    """Sweeps from the terms a (s, m1, n1) and b (s, m2, c), kept while the error falls.
+
+    Returns the terms in float64, balanced and by energy, the errors before and after each sweep,
+    and whether a sweep lowered the error by no more than `tol` of it (None: whether more would gain
+    little).
+    """
+    a, b = a.to(torch.float64), b.to(torch.float64)
+    errors = [metric.rel_error(a, b)]
+    ended = False
+    last, step = (a, b), StepAhead()
+    for _ in range(n_iter_max):
+        ended = errors[-1] ** 2 <= EXACT
+        if ended:
+            break
+        ahead = step.reach
+        start = (new + ahead * (new - old) for new, old in zip((a, b), last, strict=True))
+        tried = metric.sweep(*start)
+        error = metric.rel_error(*tried)
+        if error > errors[-1]:
+            ended = ahead == 0
+            if ended:
+                break
+            step.dropped()
+            last = (a, b)
+            continue
+        last, (a, b) = (a, b), tried
+        errors.append(error)
+        step.kept()
+        ended = settled(errors, tol)
+        if ended:
+            break
+    a, b = balanced_terms(a, b)
+    return a, b, errors, ended
+
+
+def balanced_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The same sum, as the SVD of its rearrangement has it: orthogonal terms of equal lengths."""
+    s = a.shape[0]
+    left, left_upper = torch.linalg.qr(a.reshape(s, -1).T)
+    right, right_upper = torch.linalg.qr(b.reshape(s, -1).T)
+    u, values, vt = torch.linalg.svd(left_upper @ right_upper.T)
+    roots = values.sqrt()
+    new_a, new_b = (left @ (u * roots)).T, (right @ (vt.T * roots)).T
+    return new_a.reshape(a.shape), new_b.reshape(b.shape)
+
+
+def fewest(
+    solve: Callable[[int], Fit[KroneckerSum]], limit: int, error: float, dtype: torch.dtype
+) -> Fit[KroneckerSum]:
+    """The fewest terms, of 1 to `limit`, that `solve` brings within `error`: by doubling, then by
+    bisection, so that one term fewer was tried and is not within.
+    """
+    floor = torch.finfo(working_dtype(dtype)).eps
+    # What is left of an exact sum of this many terms: below it any number of terms is as good.
+    within = max(error, 64 * floor if error == 0 else floor)
+    below, s = 0, 1
+    best = solve(1)
+    while best.error > within and s < limit:
+        below, s = s, min(2 * s, limit)
+        best = solve(s)
+    if best.error > within:
+        if error >= floor:
+            warn(
+                f"error={error} is out of reach: rounding the terms to {dtype} leaves "
+                f"{best.error:.3g} at all {limit}; ask for more, or pass the weight in float32",
+                TensorlrfWarning,
+            )
+        reason = f"rounding to {dtype} alone leaves more than error={error}"
+        return replace(best, converged=False, reason=reason)
+    while s - below > 1:
+        middle = (below + s) // 2
+        tried = solve(middle)
+        if tried.error <= within:
+            s, best = middle, tried
+        else:
+            below = middle
+    reason = f"{s} terms are the fewest within {within}, {best.reason}"
+    return replace(best, converged=best.error <= error, reason=reason)

@@ -1,0 +1,264 @@
+"""A weight as a sum of Kronecker products."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, overload
+
+import torch
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor_and_largest, generator
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.kron._problem import (
+    BatchedProblem,
+    KroneckerProblem,
+    best_of,
+    looked_at,
+)
+from tensorlrf.decomposition.kron._shapes import Pair, check_shapes, shortlist
+from tensorlrf.decomposition.kron._solve import Cutter
+from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Way
+from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.factors import KroneckerSum
+from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors._batch import Batch
+
+SWEEPS = 200
+"""In the metric of the inputs, at most."""
+
+
+@overload
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: Literal[0] = 0,
+) -> KroneckerSum: ...
+@overload
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int,
+) -> KroneckerSum | Batch: ...
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int = 0,
+) -> KroneckerSum | Batch:
+    """The nearest sum of s Kronecker products, or the one with near outputs.
+
+    For a `tensor` (m, n), or a conv kernel (m, n, *k) = (O, I, *k), the result has a (s, m1, n1)
+    and b (s, m2, n2, *k) with m1 m2 = m and n1 n2 = n. Rearranged to (m1 n1, m2 n2 prod k) a term
+    is an outer product, so the nearest sum is the truncated SVD of the rearrangement (Van Loan &
+    Pitsianis 1993, theorem 2.1); the root of each singular value goes to either side.
+
+    rank        the number of terms s, up to min(m1 n1, m2 n2 prod k); a share of the parameters
+                in (0, 1] (an upper bound, down to one term); or "same"; or instead
+    error       the fewest terms whose relative error is at most this
+    shapes      ((m1, n1), (m2, n2)). Where they are not given the pairs are ranked by an estimate
+                from a sample of the weight, some (four) are decomposed in full, and the one with
+                the least error is taken, or for `error` the one with the fewest parameters: the
+                best of those that were tried (with `gram` after two sweeps each), the pair with
+                the cheapest terms among them. Not tried are pairs that are a plain low-rank matrix
+                or a multiple of the weight (see `svd`), and terms of over four times (where `rank`
+                is a number of terms: 1.25 times) the parameters of the cheapest pair
+    method      of the SVD of the rearrangement, as for `svd`; "auto" looks for an `error` at few
+                terms first where that has over 1024 rows and columns
+    gram        (n prod k, n prod k) second moments X X^T / N of the inputs of the layer (for a
+                conv as `torch.nn.functional.unfold` orders them). Then alternating least squares
+                from the plain solution lowers the error of the outputs, which is also what `error`
+                asks for; what the inputs do not span follows the plain solution
+                (`Fit.shrinkage`), than which the result is never worse in that metric
+    mean        (n prod k,) the mean of the same inputs, with `gram`: the outputs about their mean
+    n_iter_max  most sweeps with `gram`, 200 by default
+    tol         with `gram` they stop when one lowers the error by no more than this share of it; by
+                default when more of them would gain little
+    n_power_iter, n_oversample   of the randomised method
+    random_state   of the methods with random vectors and of the estimates for `shapes`; "auto"
+                repeats where none is given
+    batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
+                once, with one pair of shapes and one number of terms for all (for `error` the
+                fewest that serve each of them). The result is a Batch of KroneckerSum; by "exact"
+                or "eigh", and without `gram`
+
+    Raises RankError for a rank below one or above the terms that there are, ShapeError for
+    `shapes` that do not multiply to the weight's (the message lists those that do) and, where none
+    are given, for sides without divisors, ArgumentError for what cannot be decomposed. Warns
+    (TensorlrfWarning) where rounding to the dtype of `tensor` keeps `error` out of reach, and
+    (ConvergenceWarning) where the default number of sweeps leaves over 2% to be gained.
+    """
+    options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
+    return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=False).factors
+
+
+@overload
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[KroneckerSum]: ...
+@overload
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int,
+) -> Fit[KroneckerSum] | Fit[Batch]: ...
+@method("kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4))
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int = 0,
+) -> Fit[KroneckerSum] | Fit[Batch]:
+    """`kron` with its relative errors; with `gram` those of the outputs: of the plain solution,
+    after each sweep, and of the result.
+
+    Arguments and errors as for `kron`. With `batch_dims` the error is that of the whole batch, and
+    `reason` tells the largest.
+    """
+    options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
+    return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=True)
+
+
+@without_autocast()
+@threaded
+def _fit(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    shapes: Any,
+    method: str,
+    gram: Any,
+    mean: Any,
+    n_iter_max: int | None,
+    tol: float | None,
+    n_power_iter: int,
+    n_oversample: int,
+    random_state: int | torch.Generator | None,
+    batch_dims: int,
+    *,
+    measure: bool,
+) -> Fit[KroneckerSum] | Fit[Batch]:
+    """Without `measure` the error is computed only where something is decided by it, else NaN."""
+    tensor, largest = as_tensor_and_largest(tensor)
+    tensor = tensor.detach()
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    check_sketch(n_power_iter, n_oversample)
+    check_iteration(n_iter_max, tol)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if method in ("krylov", "randomized") and rank is None:
+        raise ArgumentError(
+            f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
+            "out; for error= use method='auto'"
+        )
+    if gram is None and mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_svd(rank, method, gram, mean)
+    batch = tuple(tensor.shape[:batch_dims])
+    stack = tensor.reshape(math.prod(batch), *tensor.shape[batch_dims:])  # (b, m, n, *k)
+    if random_state is None and method == "auto":
+        random_state = SEED
+    draws = generator(random_state, tensor.device)
+    second = None if gram is None else input_metric(gram, mean, tensor[0].numel(), tensor)
+    if shapes is not None:
+        pairs = [check_shapes(shapes, *stack.shape[1:3])]
+    else:
+        moments = None if second is None else second.gram
+        pairs = shortlist(looked_at(stack, moments), rank, error or 0.0, draws)
+
+    if batch_dims:
+        many = BatchedProblem(stack, batch, method)
+        if shapes is not None:
+            return many.solve(pairs[0], rank, error)
+        return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
+    decides = measure or shapes is None or second is not None
+    cutter = Cutter(Way(method, n_power_iter, n_oversample, draws), largest, decides)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+    one = KroneckerProblem(tensor, cutter, second, sweeps, tol)
+
+    def solve(pair: Pair) -> Fit[KroneckerSum]:
+        fit = one.solve(pair, rank, error)
+        return fit if second is None else finished(fit, n_iter_max)
+
+    if shapes is not None:
+        return solve(pairs[0])
+    if second is None:
+        return best_of(solve, pairs, error, tensor.dtype)
+    short = one.shorter()
+    return best_of(
+        lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, one.loss, solve
+    )

@@ -1,0 +1,1 @@
+"""Spectra, sketches, Grams, solves, and the threads that they take."""

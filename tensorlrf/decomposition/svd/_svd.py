@@ -1,0 +1,277 @@
+"""Truncated singular value decomposition of a weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._input import as_tensor_and_largest, generator
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
+from tensorlrf.decomposition._smallest import smallest_rank
+from tensorlrf.decomposition.analysis._evbmf import analytic_matrix_rank
+from tensorlrf.decomposition.linalg._batched import (
+    check_batch_dims,
+    check_batched_svd,
+    fit_svd_batched,
+)
+from tensorlrf.decomposition.linalg._derivatives import moving_sides
+from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch
+from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Scaled, Way
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.factors import LowRank
+from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors._batch import Batch
+
+
+@overload
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> LowRank: ...
+@overload
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> LowRank | Batch: ...
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> LowRank | Batch:
+    """The nearest matrix of rank r, or the one with the nearest outputs.
+
+    A `tensor` of two or more modes is the matrix W (m, n) = (n_0, product of the others), so a conv
+    kernel (O, I, kh, kw) is (O, I kh kw). The result has left (m, r), right (r, n) and the shape of
+    `tensor`; the root of each singular value goes to either side, so that both sides have equal
+    column norms (Eckart & Young 1936).
+
+    rank        an int, a share of the parameters in (0, 1] (an upper bound, down to rank one),
+                "same", or "auto": the analytic estimate of `evbmf_rank` for W, whatever the
+                metric, and one at least; or instead
+    error       the smallest rank whose relative error is at most this
+    method      "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64;
+                "krylov": a block Krylov space (Musco & Musco 2015), with as many products as it
+                takes until the residual is estimated to exceed the least possible one by no more
+                than a thousandth of it, or else the exact way;
+                "randomized": a sketch with a given number of power iterations (Halko, Martinsson &
+                Tropp 2011);
+                "auto": for a rank the one of krylov and exact that should take less time, by a
+                measured cost model, exact where a graph is kept and for `error`. Exact means eigh
+                below float64
+    gram        (n, n) second moments X X^T / N of the inputs of the layer, columns in the order of
+                W (for a conv, of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the
+                top eigenvectors of W G W^T minimises the mean of |(W - W_r) x|^2, `error` is the
+                relative error of the outputs, and the split keeps the r inner values no larger
+                than the outputs are (root mean square). What the inputs do not span follows the
+                plain fit (`Fit.shrinkage`).
+    n_power_iter, n_oversample   of the randomised method
+    random_state   of the methods with random vectors; "auto" repeats where none is given
+    differentiable   keep the autograd graph, for first and second derivatives; else detached.
+                left @ right has them wherever the last singular value kept and the first left out
+                differ (by a sketch they are those of the exact truncation), the sides by themselves
+                where those kept differ too; what has none adds nothing. Third ones are refused, and
+                second ones where values that are kept are nearly equal (UnsupportedError)
+    batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
+                once, with one rank for all (for `error` the smallest that serves each of them).
+                The result is a Batch of LowRank; by "exact" or "eigh", and without `gram`. "auto"
+                computes the Grams in float32 where that is proven to leave every error within 1e-4
+                (relative) of the least possible
+
+    Raises RankError for a rank below one or above min(m, n), ShapeError and ArgumentError for
+    what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the dtype of `tensor`
+    keeps `error` out of reach at every rank.
+    """
+    options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
+    return _fit(tensor, rank, error, method, gram, mean, *options, measure=False).factors
+
+
+@overload
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> Fit[LowRank]: ...
+@overload
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> Fit[LowRank] | Fit[Batch]: ...
+@method("svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, order=(1, 1))
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> Fit[LowRank] | Fit[Batch]:
+    """`svd` with its relative error, in the metric of the inputs where `gram` is given.
+
+    Arguments and errors as for `svd`. `converged` is False only where `error` was not reached.
+    With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
+    """
+    options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
+    return _fit(tensor, rank, error, method, gram, mean, *options, measure=True)
+
+
+@without_autocast()
+@threaded
+def _fit(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    method: str,
+    gram: Any,
+    mean: Any,
+    n_power_iter: int,
+    n_oversample: int,
+    random_state: int | torch.Generator | None,
+    differentiable: bool,
+    batch_dims: int,
+    *,
+    measure: bool,
+) -> Fit[LowRank] | Fit[Batch]:
+    """Without `measure` the error of a given rank is not computed (NaN): a look at the matrix."""
+    tensor, largest = as_tensor_and_largest(tensor)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    check_sketch(n_power_iter, n_oversample)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if random_state is None and method == "auto":
+        random_state = SEED
+    draws = generator(random_state, tensor.device)
+    work = tensor if differentiable else tensor.detach()
+    if batch_dims:
+        check_batched_svd(rank, method, gram, mean)
+        return fit_svd_batched(work, rank, error, method, batch_dims)
+    m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
+    asked = "as asked"
+    if isinstance(rank, str) and rank == "auto":
+        rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
+    r = None if rank is None else matrix_rank(rank, m, n)
+    _check_method(method, r, gram is not None)
+    if gram is None and mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+
+    scaled = Scaled.of(work, largest)
+    moving = scaled.work.reshape(m, n)
+    matrix = moving.detach()
+    spectrum: Spectrum
+    judge: Judge[LowRank] | None = None
+    half: Tensor | None = None
+    if gram is not None:
+        metric, how = input_metric(gram, mean, n, tensor), "outputs, from gram"
+        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right), scaled.root**2)
+        spectrum = GramMetric(matrix, metric, judge.moments if m <= n else judge.square)
+        half = square_root(metric.gram) if moving.requires_grad else None
+    else:
+        way = Way(method, n_power_iter, n_oversample, draws)
+        spectrum, how = way.take_apart(matrix, r, graph=moving.requires_grad)
+
+    def cast(spectrum: Spectrum, r: int, half: Tensor | None = None) -> LowRank:
+        sides = spectrum.split(r)
+        if moving.requires_grad:
+            sides = moving_sides(moving, *sides, torch.finfo(tensor.dtype).eps, half)
+        return LowRank(*scaled.cast(*sides), tuple(tensor.shape))
+
+    def cut(r: int) -> tuple[LowRank, float]:
+        factors = cast(spectrum, r, half)
+        if judge is not None:
+            # The optimum in closed form: only rounding could leave it behind the plain factors.
+            fit = fit_or_plain(
+                judge,
+                lambda: cast(ShortSideEigh(matrix), r),
+                lambda: Fit(factors, (), True, ""),
+                float(spectrum.energies[r:].sum()),
+            )
+            return fit.factors, fit.error
+        if not measure and rank is not None:
+            return factors, math.nan
+        return factors, scaled.rel_error(spectrum, factors.left, factors.right)
+
+    if r is not None:
+        factors, loss = cut(r)
+        fit = Fit(factors, (loss,), True, f"rank {r} {asked}, {how}")
+    else:
+        fit = smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
+    return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
+
+
+def _check_method(method: str, r: int | None, metric: bool) -> None:
+    """Whether the method can serve."""
+    if metric and method not in ("auto", "eigh"):
+        raise UnsupportedError(
+            f"method={method!r} does not take gram=, which is solved by eigenvectors of W G W^T; "
+            "leave method='auto'"
+        )
+    if method in ("krylov", "randomized") and r is None:
+        raise ArgumentError(
+            f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
+            "out; for error= use method='auto'"
+        )

@@ -1,0 +1,1 @@
+"""Tensor trains and rings."""

@@ -1,0 +1,276 @@
+"""Tensor ring decomposition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
+from tensorlrf.decomposition._method import for_layers, method
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._mode_sizes import row_digits
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.trains._tr_als import RingProblem, balanced
+from tensorlrf.decomposition.trains._tr_gram import RingMetric
+from tensorlrf.decomposition.trains._tr_iterate import iterate
+from tensorlrf.decomposition.trains._tr_start import ring_random, ring_ranks, ring_svd
+from tensorlrf.decomposition.trains._tt_ranks import rank_limits
+from tensorlrf.decomposition.trains._tt_sweep import true_error
+from tensorlrf.errors import (
+    ArgumentError,
+    ShapeError,
+    TensorlrfWarning,
+    UnsupportedError,
+    unknown,
+    warn,
+)
+from tensorlrf.factors import TRFactors
+from tensorlrf.factors._autocast import without_autocast
+
+INITS = ("svd", "random")
+
+SWEEPS, TOL = 100, 1e-5
+"""By default."""
+
+
+def tr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
+    init: str = "svd",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    random_state: int | torch.Generator | None = None,
+) -> TRFactors:
+    """A tensor ring by alternating least squares (Zhao et al. 2016, algorithm 2).
+
+    For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_N = r_0. Each step has
+    a proximal term that falls from sweep to sweep, so it is defined where the subchain of the
+    other cores has no full rank, and the loss never rises; the norms of the cores are balanced
+    after every sweep.
+
+    rank        an int for every bond, clipped to the largest rank of a train; a tuple
+                (r_0, ..., r_{N-1}, r_0), the last may be left out; a share of the parameters in
+                (0, 1] (an upper bound, down to rank one); or "same"; or instead
+    error       relative error to stay within: uniform ranks are tried, doubled and then bisected,
+                each by a fit of its own, as long as the ring has no more parameters than `tensor`
+    sizes       for each mode of the tensor the factors that it is split into, leading digit first;
+                the ring has a core for each. ((8, 4), (6, 5)) makes a matrix (32, 30) a ring of
+                four. By default a mode is one core
+    init        "svd": successive truncated SVDs (Zhao et al. 2016, algorithm 1); "random":
+                Gaussian cores
+    n_iter_max  most sweeps, 100 by default; with `gram` a ConvergenceWarning says so where that
+                leaves much to gain
+    tol         stop when a sweep lowers the error by no more than this share of it; by default
+                1e-5, and with `gram` where more sweeps would gain little
+    gram        for a matrix (m, n): second moments (n, n) X X^T / N of the inputs of the layer.
+                The sweeps then go on from the ring fitted without, to lower the error of the
+                outputs, in which `error` counts too; cores of the columns take conjugate
+                gradients. What the inputs do not span follows the plain ring (`Fit.shrinkage`)
+    mean        (n,) mean input, about which the second moments are taken
+    random_state   of init="random", and of what fills bonds that the SVDs leave open
+
+    Raises RankError for ranks below one, above what a train needs (a tuple) or with unequal ends,
+    ShapeError for sizes that do not multiply to the modes, ArgumentError for input that cannot be
+    decomposed. Warns (TensorlrfWarning) where no ring of the size of `tensor` is within `error`.
+    """
+    return fit_tr(
+        tensor,
+        rank,
+        error=error,
+        sizes=sizes,
+        init=init,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        gram=gram,
+        mean=mean,
+        random_state=random_state,
+    ).factors
+
+
+@method("tr", gives=TRFactors, on={"tensor", "linear"}, order=(5, 6))
+@without_autocast()
+@threaded
+def fit_tr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
+    init: str = "svd",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[TRFactors]:
+    """`tr` with its relative errors: of the start, after each sweep, and of the ring as returned;
+    with `gram` those of the outputs, from the plain ring on.
+
+    Arguments and errors as for `tr`. `converged` is False where the sweeps ran out, or `error` was
+    not reached.
+    """
+    tensor = as_tensor(tensor).detach()
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+    least = TOL if tol is None else tol
+    check_iteration(n_iter_max, tol)
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    shape = tuple(tensor.shape)
+    split = _split(sizes, shape)
+    flat = [n for parts in split for n in parts]
+    draws = generator(random_state, tensor.device)
+    if gram is not None and len(shape) != 2:
+        raise ShapeError(
+            f"gram= is for a matrix (m, n), tensor has shape {shape}; reshape a conv kernel "
+            "(O, I, kh, kw) to (O, I kh kw)"
+        )
+    if gram is None and mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+    scale = scale_of(tensor.to(torch.float64))
+    work = (tensor.to(torch.float64) / scale).reshape(flat)
+    problem = RingProblem(work)
+    judge: Judge[TRFactors] | None = None
+    if gram is not None:
+        judge = Judge(tensor, input_metric(gram, mean, shape[1], tensor))
+
+    def cast(cores: Sequence[Tensor]) -> TRFactors:
+        each = scale ** (1 / len(cores))  # to one core alone it could be too large
+        even = [core * each for core in balanced(cores)]
+        return TRFactors(tuple(c.to(tensor.dtype).contiguous() for c in even), shape)
+
+    def fit(ranks: Sequence[int]) -> Fit[TRFactors]:
+        if init == "svd":
+            start = ring_svd(work, ranks, draws)
+        else:
+            start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
+        cores, errors, settled = iterate(problem, start, sweeps, least)
+        plain = cast(cores)
+        if judge is None:
+            reason = _reason(plain, len(errors) - 1, settled)
+            return Fit(plain, (*errors, true_error(plain, tensor)), settled, reason)
+        metric = RingMetric(work.reshape(shape), judge.metric.gram, len(split[0]))
+
+        def served() -> Fit[TRFactors]:
+            ring, errors, settled = iterate(metric, cores, sweeps, tol)
+            reason = f"{_reason(plain, len(errors) - 1, settled)}, outputs, from gram"
+            return Fit(cast(ring), tuple(errors), settled, reason)
+
+        return fit_or_plain(judge, lambda: plain, served)
+
+    if rank is not None:
+        found = fit(ring_ranks(rank, flat, tensor.numel()))
+    else:
+        found = _smallest(fit, flat, tensor.numel(), error or 0.0)
+    return found if judge is None else finished(found, n_iter_max)
+
+
+@for_layers("tr")
+def tr_layer(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
+    init: str = "svd",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    random_state: Any = None,
+) -> TRFactors:
+    """`tr` of a linear weight, by default with two digits for the row and two for the column where
+    these have them. Raises UnsupportedError for the kernel of a convolution, which does not run on
+    a ring."""
+    if tensor.ndim != 2:
+        raise UnsupportedError(
+            "a convolution does not run on a ring; use method 'tt', a train, for it"
+        )
+    return tr(
+        tensor,
+        rank,
+        error=error,
+        sizes=sizes or [row_digits(n) for n in tensor.shape],
+        init=init,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        gram=gram,
+        mean=mean,
+        random_state=random_state,
+    )
+
+
+def _reason(factors: TRFactors, sweeps: int, settled: bool) -> str:
+    how = "a sweep gained nothing more" if settled else f"{sweeps} sweeps"
+    return f"rank {factors.rank}, {how}"
+
+
+def _smallest(
+    fit: Callable[[Sequence[int]], Fit[TRFactors]], sizes: Sequence[int], dense: int, error: float
+) -> Fit[TRFactors]:
+    """The smallest uniform rank, of those tried, whose ring is within `error`."""
+    most = max(1, min(max(rank_limits(sizes)), math.isqrt(dense // sum(sizes))))
+    tried: dict[int, Fit[TRFactors]] = {}
+
+    def at(r: int) -> Fit[TRFactors]:
+        if r not in tried:
+            tried[r] = fit((r,) * len(sizes))
+        return tried[r]
+
+    below, above = 0, 1
+    while at(above).error > error and above < most:
+        below, above = above, min(most, 2 * above)
+    found = at(above)
+    if found.error > error:
+        reason = f"uniform rank {above}, the largest within {dense:,} parameters, leaves more"
+        warn(
+            f"error={error} is out of reach: {reason} ({found.error:.3g}); ask for more, or take "
+            "svd, whose error falls to that of rounding",
+            TensorlrfWarning,
+        )
+        return replace(found, converged=False, reason=f"{reason} than {error}")
+    while above - below > 1:
+        middle = (above + below) // 2
+        if at(middle).error <= error:
+            above = middle
+        else:
+            below = middle
+    found = at(above)
+    reason = f"uniform rank {above} is the smallest tried within {error}; {found.reason}"
+    return replace(found, converged=True, reason=reason)
+
+
+def _split(
+    sizes: Sequence[Sequence[int]] | None, shape: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """The sizes of the cores, mode by mode."""
+    if sizes is None:
+        return tuple((n,) for n in shape)
+    check_sequence(sizes, "sizes", "((8, 4), (6, 5)), the factors of each mode")
+    for k, parts in enumerate(sizes):
+        check_sequence(parts, f"sizes[{k}]", "(8, 4), the factors of one mode")
+    split = tuple(tuple(parts) for parts in sizes)
+    for parts in split:
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in parts):
+            raise ShapeError(f"sizes={split} must have ints of at least 1")
+    if [math.prod(parts) for parts in split] != list(shape) or not all(split):
+        raise ShapeError(
+            f"sizes={split} multiply to {tuple(math.prod(parts) for parts in split)}; a ring has "
+            f"no padding, for each of {tuple(shape)} give factors of it"
+        )
+    return split

@@ -1,0 +1,247 @@
+"""Tensor train decomposition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor, check_sequence
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.analysis._evbmf import analytic_matrix_rank
+from tensorlrf.decomposition.linalg._batched import check_batch_dims
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.trains._tt_batched import check_batched_metric, fit_tt_batched
+from tensorlrf.decomposition.trains._tt_gram import smallest_in_metric
+from tensorlrf.decomposition.trains._tt_kernel_gram import fit_kernel_in_metric
+from tensorlrf.decomposition.trains._tt_ranks import train_ranks
+from tensorlrf.decomposition.trains._tt_sweep import fit_train
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import TTFactors
+from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors._batch import Batch
+
+SWEEPS = 50
+"""In the metric of the inputs, at most."""
+
+
+@overload
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> TTFactors: ...
+@overload
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> TTFactors | Batch: ...
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> TTFactors | Batch:
+    """A tensor train by TT-SVD (Oseledets 2011, algorithm 1).
+
+    For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_0 = r_N = 1. The sweep
+    starts at the end from which it is cheaper; all cores but the last it reaches are orthonormal
+    as seen from there, up to a power of two, so that every core has its part of the norm.
+
+    rank     an int for every bond, clipped to what the bond can have; a tuple, the N - 1 inner
+             ranks or all N + 1 with a 1 at both ends; a share of the parameters in (0, 1] (an
+             upper bound, the largest uniform rank within it, down to rank one); "same"; or
+             "auto", for every unfolding the analytic estimate of `evbmf_rank`; or instead
+    error    relative error of the whole to stay within: every step gets an equal part of the
+             squared error that is left, and hands on what it does not use; where rounding to the
+             dtype of `tensor` is too coarse for it the train is of full rank, and exact
+    modes    the order of the modes in the train, (0, ..., N - 1) by default; (0, 3, 2, 1) for a
+             conv kernel (O, I, kh, kw) makes it four convolutions
+    gram     (n, n) second moments X X^T / N of the inputs of a layer whose weight is `tensor`
+             (n_0, n): of a convolution, of its unfolded inputs. Then sweeps of least squares by
+             conjugate gradients, from the TT-SVD on, lower the error of the outputs, which never
+             rises; what the inputs do not span follows the plain train (`Fit.shrinkage`). `error`
+             is the relative error of the outputs then, and the smallest uniform rank that keeps it
+             is searched for
+    mean     (n,) mean input; the second moments are then taken about it
+    n_iter_max, tol   with `gram`: most sweeps, 50 by default, and the share of the error that a
+             sweep must gain for another one; by default they end when more would gain little. Warns
+             (ConvergenceWarning) where the default number leaves over 2% to be gained
+    batch_dims   this many leading dimensions of `tensor` count equal tensors that are decomposed at
+             once, with the same ranks for all; `modes` are those of one of them. For `error` every
+             step takes the smallest rank with which each of them stays within its part. The result
+             is a Batch of TTFactors; without `gram` and rank="auto"
+
+    The squared error is the sum of the energies that the steps leave out, which is at most N - 1
+    times that of the best train of these ranks (Oseledets 2011, theorem 2.2, corollary 2.4).
+
+    Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
+    ArgumentError and ShapeError for what cannot be decomposed.
+    """
+    options = (gram, mean, n_iter_max, tol)
+    return _solve(tensor, rank, error, modes, options, batch_dims, measure=False).factors
+
+
+@overload
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[TTFactors]: ...
+@overload
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> Fit[TTFactors] | Fit[Batch]: ...
+@method("tt", gives=TTFactors, on={"tensor", "linear", "conv", "embedding"}, order=(4, 5))
+@without_autocast()
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int = 0,
+) -> Fit[TTFactors] | Fit[Batch]:
+    """`tt` with its relative error.
+
+    Arguments and errors as for `tt`. `converged` is False only where `error` was not reached.
+    With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
+    """
+    options = (gram, mean, n_iter_max, tol)
+    return _solve(tensor, rank, error, modes, options, batch_dims, measure=True)
+
+
+@threaded
+def _solve(
+    tensor: Any,
+    rank: Rank | None,
+    error: float | None,
+    modes: Sequence[int] | None,
+    options: tuple[Any, Any, int | None, float | None],
+    batch_dims: int,
+    measure: bool,
+) -> Fit[TTFactors] | Fit[Batch]:
+    tensor = as_tensor(tensor).detach()
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    gram, mean, n_iter_max, tol = options
+    check_iteration(n_iter_max, tol)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_metric(rank, gram=gram, mean=mean, n_iter_max=n_iter_max, tol=tol)
+        return _solve_batched(tensor, rank, error, modes, batch_dims, measure)
+    order = _order(modes, tensor.ndim)
+    whole = tensor.permute(order)
+    ranks = None if rank is None else ranks_of(rank, whole, tensor.numel())
+
+    def build(cores: list[Tensor]) -> TTFactors:
+        return TTFactors(tuple(cores), order)
+
+    if gram is None:
+        if mean is not None:
+            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+        for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
+            if value is not None:
+                raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
+        return fit_train(whole, ranks, error, build, tensor, measure)
+    metric = input_metric(gram, mean, tensor.numel() // tensor.shape[0], tensor)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+
+    def fit(ranks: Sequence[int]) -> Fit[TTFactors]:
+        plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
+        return fit_kernel_in_metric(tensor, plain, metric, sweeps, tol)
+
+    found = fit(ranks) if ranks is not None else smallest_in_metric(fit, whole.shape, error or 0.0)
+    return finished(found, n_iter_max)
+
+
+def _solve_batched(
+    tensor: Tensor,
+    rank: Rank | None,
+    error: float | None,
+    modes: Sequence[int] | None,
+    batch_dims: int,
+    measure: bool,
+) -> Fit[Batch]:
+    batch, shape = tuple(tensor.shape[:batch_dims]), tuple(tensor.shape[batch_dims:])
+    order = _order(modes, len(shape))
+    sizes = [shape[k] for k in order]
+    ranks = None if rank is None else train_ranks(rank, sizes, math.prod(shape))
+    stack = tensor.reshape(-1, *shape)
+    return fit_tt_batched(stack, ranks, error, order, batch, measure)
+
+
+def ranks_of(rank: Rank, whole: Tensor, dense: int) -> tuple[int, ...]:
+    """The inner ranks of a train of `whole`; for "auto" those of its unfoldings."""
+    sizes = tuple(whole.shape)
+    if rank != "auto":
+        return train_ranks(rank, sizes, dense)
+    heads = [math.prod(sizes[:k]) for k in range(1, len(sizes))]
+    found = [analytic_matrix_rank(whole.reshape(head, -1)) for head in heads]
+    # A bond holds no more than its neighbour and the mode between them can pass on.
+    for k in range(1, len(found)):
+        found[k] = min(found[k], found[k - 1] * sizes[k])
+    for k in range(len(found) - 2, -1, -1):
+        found[k] = min(found[k], found[k + 1] * sizes[k + 1])
+    return train_ranks(found, sizes, dense)
+
+
+def _order(modes: Sequence[int] | None, n: int) -> tuple[int, ...]:
+    """`modes` as an order of all n modes; negative ones count from the end."""
+    if modes is None:
+        return tuple(range(n))
+    check_sequence(modes, "modes", str(tuple(range(n))))
+    whole = [isinstance(k, int) and not isinstance(k, bool) and -n <= k < n for k in modes]
+    order = tuple(k % n for k in modes) if all(whole) else ()
+    if sorted(order) != list(range(n)):
+        raise ArgumentError(
+            f"modes={tuple(modes)} must be an order of all {n} modes of the tensor, such as "
+            f"{tuple(range(n))}"
+        )
+    return order

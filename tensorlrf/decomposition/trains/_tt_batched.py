@@ -1,0 +1,210 @@
+"""The tensor trains of many tensors of one shape at once (`batch_dims=`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition.linalg._batched import (
+    BLOCK,
+    as_batch,
+    batched_svd,
+    check_batched_rank,
+    per_place,
+    relative_to_whole,
+    scales_of,
+    short_spectra,
+    squares,
+)
+from tensorlrf.decomposition.linalg._gram import identity
+from tensorlrf.decomposition.trains._tt_ranks import rank_limits
+from tensorlrf.decomposition.trains._tt_sweep import swept
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.factors import TTFactors
+from tensorlrf.factors._batch import Batch
+from tensorlrf.factors._tt import chain_product
+
+
+def check_batched_metric(rank: object, **given: object) -> None:
+    """What `batch_dims` does not go with; one tensor after the other serves all of it."""
+    check_batched_rank(rank)
+    for name, value in given.items():
+        if value is not None:
+            raise UnsupportedError(
+                f"{name}= is not served with batch_dims=; decompose the tensors one by one, each "
+                "with its gram, and stack them with Batch.stack"
+            )
+
+
+class Budgets:
+    """The squared errors of all places, each shared over the steps of a sweep as a `Budget` is.
+
+    A step takes the smallest rank with which every place stays within its share, and each hands on
+    what it did not use.
+    """
+
+    def __init__(self, errors: Tensor, steps: int) -> None:
+        self.errors, self.steps = errors, steps  # (b,)
+        self.left: Tensor | None = None
+        self.spent = torch.zeros_like(errors)
+        self.norms = torch.zeros_like(errors)
+
+    def choose(self, energies: Tensor) -> int:
+        """One rank for energies (b, k), descending."""
+        if self.left is None:
+            self.norms = energies.sum(1)
+            self.left = self.errors**2 * self.norms
+        tails = energies.flip(1).cumsum(1).flip(1)
+        above = tails > (self.left / self.steps)[:, None]
+        r = max(1, int(above.sum(1).max()))
+        lost = energies[:, r:].sum(1)
+        self.left = self.left - lost
+        self.spent = self.spent + lost
+        self.steps -= 1
+        return r
+
+    @property
+    def planned(self) -> Tensor:
+        """The squared relative errors of the sweep, by the energies that it left out."""
+        return self.spent / torch.where(self.norms > 0, self.norms, 1)
+
+
+class Trains:
+    """Tensors (b, n_0, ..., n_{N-1}) in their working dtype, each divided by its scale.
+
+    order   the mode of one place that core k stands for
+    batch   the shape that the b places are given in the result
+    """
+
+    def __init__(self, stack: Tensor, order: tuple[int, ...], batch: tuple[int, ...]) -> None:
+        work = stack.to(working_dtype(stack.dtype))
+        self.dtype, self.order, self.batch = stack.dtype, order, batch
+        self.scales = scales_of(work)  # (b,)
+        work = work / per_place(self.scales, work)
+        self.whole = work.permute(0, *(k + 1 for k in order))
+        self.sizes = tuple(int(n) for n in self.whole.shape[1:])
+        self.norms = squares(work)
+
+    def cut(self, ranks: Sequence[int] | None, budgets: Budgets | None = None) -> list[Tensor]:
+        """Cores (b, r, n_k, r') as they are returned."""
+
+        def truncated(matrix: Tensor, side: int, r: int | None) -> tuple[Tensor, Tensor]:
+            n = int(matrix.shape[1 + side])
+            if r == n:
+                # Nothing is left out, so any basis of this side will do.
+                return identity(n, matrix).expand(len(matrix), n, n), matrix
+            vectors, energies = side_vectors(matrix, side)
+            if r is None:
+                assert budgets is not None
+                r = budgets.choose(energies)
+            basis = vectors[..., :r]
+            return basis, basis.mT @ matrix if side == 0 else matrix @ basis
+
+        cores, carrier = swept(self.whole, self.sizes, ranks, truncated)
+        shared = share_norms(cores, carrier, self.scales)
+        return [core.to(self.dtype).contiguous() for core in shared]
+
+    def rel_errors(self, cores: Sequence[Tensor]) -> Tensor:
+        """True relative errors (b,) of cores as returned, absolute where a tensor is zero."""
+        multiplied = torch.vmap(lambda *train: chain_product(train))
+        at_once = max(1, BLOCK // math.prod(self.sizes))
+        lost = []
+        for start in range(0, len(self.whole), at_once):
+            some = slice(start, start + at_once)
+            dense = multiplied(*(core[some].to(self.whole.dtype) for core in cores))
+            rebuilt = dense.reshape(-1, *self.sizes)
+            lost.append(squares(self.whole[some] - rebuilt / per_place(self.scales[some], rebuilt)))
+        squared = torch.cat(lost)
+        norms = torch.where(self.norms > 0, self.norms, 1)
+        return (squared / norms).sqrt()
+
+    def as_fit(
+        self, cores: Sequence[Tensor], errors: Tensor | None, kept: bool, how: str
+    ) -> Fit[Batch]:
+        """The stacked factors with their error together, NaN where `errors` were not computed."""
+        parts = {f"cores.{k}": core for k, core in enumerate(cores)}
+        factors = as_batch(TTFactors, parts, {"modes": list(self.order)}, self.batch)
+        if errors is None:
+            return Fit(factors, (math.nan,), kept, how)
+        together = relative_to_whole(errors, self.norms, self.scales)
+        worst = f"largest error of {len(errors)} places {float(errors.max()):.4g}"
+        return Fit(factors, (together,), kept, f"{how}, {worst}")
+
+
+def fit_tt_batched(
+    stack: Tensor,
+    ranks: Sequence[int] | None,
+    error: float | None,
+    order: tuple[int, ...],
+    batch: tuple[int, ...],
+    measure: bool,
+) -> Fit[Batch]:
+    """`fit_tt` of each place of a checked stack (b, n_0, n_1, ...), inner ranks common to all.
+
+    Without `measure` a fit of given ranks does not compute its error (NaN).
+    """
+    trains = Trains(stack, order, batch)
+    if ranks is not None:
+        cores = trains.cut(ranks)
+        errors = trains.rel_errors(cores) if measure else None
+        return trains.as_fit(cores, errors, True, f"inner ranks {tuple(ranks)} as asked")
+    asked = error or 0.0
+    floor = torch.finfo(trains.whole.dtype).eps
+    aims = torch.full_like(trains.norms, max(asked, floor))
+    for _ in range(3):
+        budgets = Budgets(aims, len(order) - 1)
+        cores = trains.cut(None, budgets)
+        errors = trains.rel_errors(cores)
+        if bool((errors <= asked).all()):
+            return trains.as_fit(cores, errors, True, f"common ranks keep each within {asked}")
+        # What rounding adds to the plan of a place is taken from its budget.
+        left = asked**2 - 1.1 * (errors**2 - budgets.planned).clamp(min=0)
+        if not bool((left > floor**2).all()):
+            break
+        aims = torch.where(errors <= asked, aims, torch.minimum(left.sqrt(), 0.99 * aims))
+    # Trains of full rank have cores of zeros and ones, and one that holds the numbers as they are.
+    cores = trains.cut(rank_limits(trains.sizes))
+    errors = trains.rel_errors(cores)
+    reason = f"rounding leaves more than {asked} at a place at any ranks below the full ones"
+    return trains.as_fit(cores, errors, bool((errors <= asked).all()), reason)
+
+
+def side_vectors(stack: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Singular vectors (b, n, k) of a side of (b, rows, columns), k the short one, and the energies
+    (b, k), descending, in float64.
+
+    From Grams of the short side summed in float64, for float64 by the SVD itself.
+    """
+    turned = stack if side == 0 else stack.mT
+    n, rest = turned.shape[1:]
+    if stack.dtype == torch.float64:
+        if n < rest:
+            # The left vectors of X are those of the small R^T, X^T = Q R.
+            turned = torch.linalg.qr(turned.mT, mode="r")[1].mT
+        vectors, values, _ = batched_svd(turned)
+        return vectors, values**2
+    energies, vectors = short_spectra(turned, dtype=stack.dtype if n <= rest else torch.float64)
+    if n > rest:
+        # Columns of X V are orthogonal in exact arithmetic; QR makes them so where they are tiny.
+        at_once = max(1, BLOCK // (n * rest))
+        pairs = zip(torch.split(turned, at_once), torch.split(vectors, at_once), strict=True)
+        vectors = torch.cat([torch.linalg.qr(x.to(torch.float64) @ v)[0] for x, v in pairs])
+    return vectors.to(stack.dtype), energies
+
+
+def share_norms(cores: Sequence[Tensor], carrier: int, scales: Tensor) -> list[Tensor]:
+    """`share_norm` of each place, which is then multiplied by its scale."""
+    norms = squares(cores[carrier]).sqrt()
+    exponents = torch.log2(scales)
+    steps = torch.round((torch.log2(torch.where(norms > 0, norms, 1)) + exponents) / len(cores))
+    steps = torch.where(norms > 0, steps, 0)
+    own = torch.where(norms > 0, exponents - steps * (len(cores) - 1), 0)
+    return [
+        core * per_place(torch.exp2(own if k == carrier else steps), core)
+        for k, core in enumerate(cores)
+    ]

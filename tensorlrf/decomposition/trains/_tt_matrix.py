@@ -1,0 +1,201 @@
+"""Tensor train decomposition of a matrix whose row and column are digits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._method import for_layers, method
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._mode_sizes import matrix_sizes
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.trains._tt import ranks_of, tt
+from tensorlrf.decomposition.trains._tt_gram import fit_in_metric, smallest_in_metric
+from tensorlrf.decomposition.trains._tt_sweep import fit_train
+from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.ops import train_order
+
+SWEEPS = 100
+"""In the metric of the inputs, at most."""
+
+
+def tt_matrix(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    row_sizes: Sequence[int] | None = None,
+    column_sizes: Sequence[int] | None = None,
+    order: int | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> TTMatrix:
+    """A tensor train whose core k has a digit of the row and one of the column (Oseledets 2010;
+    Novikov et al. 2015).
+
+    For a `tensor` (m, n) core k is (r_k, m_k, n_k, r_{k+1}). Where prod m_k exceeds m, or prod n_k
+    exceeds n, the matrix is filled with zeros below or on the right, and `dense_shape` of the
+    factors stays (m, n).
+
+    rank        an int for every bond, clipped to what the bond can have; a tuple, the d - 1
+                inner ranks or all d + 1 with a 1 at both ends; a share of the m n parameters in
+                (0, 1] (an upper bound, the largest uniform rank within it, down to rank one);
+                "same"; or "auto", for every unfolding the analytic estimate of `evbmf_rank`; or
+                instead
+    error       relative error of the whole to stay within
+    row_sizes, column_sizes   the m_k and n_k, equally many; those not given are balanced
+                factorisations, padded where a side has none (see `mode_sizes`)
+    order       how many cores, by default such that m_k and n_k are near 12, two at least
+    gram        (n, n) second moments X X^T / N of the inputs of the layer. Then sweeps of
+                alternating least squares, from the TT-SVD on, lower the error of the outputs,
+                which never rises; what the inputs do not span follows the TT-SVD
+                (`Fit.shrinkage`). `error` is the relative error of the outputs then, and the
+                smallest uniform rank that keeps it is searched for, with a fit for each rank that
+                is tried. The system of core k has r_k n_k r_{k+1} unknowns; large ones are solved
+                by conjugate gradients
+    mean        (n,) mean input; the second moments are then taken about it, for a layer whose
+                bias is corrected
+    n_iter_max  most sweeps with `gram`, 100 by default; warns (ConvergenceWarning) where these
+                leave over 2% to be gained
+    tol         with `gram`, stop when a sweep lowers the error by no more than this share of it; by
+                default when more sweeps would gain little
+
+    Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
+    ShapeError for what is no matrix and for sizes that do not hold it, ArgumentError for other
+    input that cannot be decomposed.
+    """
+    return fit_tt_matrix(
+        tensor,
+        rank,
+        error=error,
+        row_sizes=row_sizes,
+        column_sizes=column_sizes,
+        order=order,
+        gram=gram,
+        mean=mean,
+        n_iter_max=n_iter_max,
+        tol=tol,
+    ).factors
+
+
+@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12))
+@without_autocast()
+@threaded
+def fit_tt_matrix(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    row_sizes: Sequence[int] | None = None,
+    column_sizes: Sequence[int] | None = None,
+    order: int | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> Fit[TTMatrix]:
+    """`tt_matrix` with its relative errors: one, or with `gram` those of the outputs, of the
+    TT-SVD and after each sweep.
+
+    Arguments and errors as for `tt_matrix`.
+    """
+    tensor = as_tensor(tensor).detach()
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    check_iteration(n_iter_max, tol)
+    if tensor.ndim != 2:
+        raise ShapeError(
+            f"tensor has shape {tuple(tensor.shape)}; a TT-matrix is of a matrix (m, n), reshape "
+            "it, or use tt(tensor, ...) for a train with one core a mode"
+        )
+    m, n = tensor.shape
+    rows, columns = matrix_sizes(m, n, row_sizes, column_sizes, order)
+    sizes = [a * b for a, b in zip(rows, columns, strict=True)]
+    whole = tensorised(tensor, rows, columns)
+    ranks = None if rank is None else ranks_of(rank, whole, tensor.numel())
+
+    def build(cores: list[Tensor]) -> TTMatrix:
+        pairs = zip(cores, rows, columns, strict=True)
+        return TTMatrix(tuple(c.reshape(c.shape[0], a, b, -1) for c, a, b in pairs), (m, n))
+
+    if gram is None:
+        if mean is not None:
+            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+        for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
+            if value is not None:
+                raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
+        return fit_train(whole, ranks, error, build, tensor)
+
+    metric = input_metric(gram, mean, n, tensor)
+    sweeps = SWEEPS if n_iter_max is None else n_iter_max
+
+    def fit(ranks: Sequence[int]) -> Fit[TTMatrix]:
+        plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
+        return fit_in_metric(tensor, plain, metric, sweeps, tol)
+
+    found = fit(ranks) if ranks is not None else smallest_in_metric(fit, sizes, error or 0.0)
+    return finished(found, n_iter_max)
+
+
+@for_layers("tt")
+def tt_layer(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    row_sizes: Sequence[int] | None = None,
+    column_sizes: Sequence[int] | None = None,
+    order: int | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+) -> TTMatrix | TTFactors:
+    """`tt_matrix` of a linear weight; `tt` of the kernel of a convolution, in the order in which
+    its cores are convolutions. Raises ArgumentError for a kernel's row_sizes=, column_sizes= or
+    order=, and what these raise."""
+    sweeps: dict[str, Any] = {"gram": gram, "mean": mean}
+    if gram is not None:
+        sweeps |= {"n_iter_max": n_iter_max, "tol": tol}
+    if tensor.ndim == 2:
+        return tt_matrix(
+            tensor,
+            rank,
+            error=error,
+            row_sizes=row_sizes,
+            column_sizes=column_sizes,
+            order=order,
+            **sweeps,
+        )
+    digits = {"row_sizes": row_sizes, "column_sizes": column_sizes, "order": order}
+    for name, value in digits.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name}={value!r} is for linear layers; the train of a convolution has its modes"
+            )
+    train: TTFactors = tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
+    return train
+
+
+def tensorised(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """(m, n) as (m_0 n_0, m_1 n_1, ...), zeros where the sizes are padded."""
+    padded = math.prod(rows), math.prod(columns)
+    if padded != tuple(matrix.shape):
+        whole = matrix.new_zeros(padded)
+        whole[: matrix.shape[0], : matrix.shape[1]] = matrix
+        matrix = whole
+    d = len(rows)
+    order = [k + d * side for k in range(d) for side in (0, 1)]
+    sizes = [a * b for a, b in zip(rows, columns, strict=True)]
+    return torch.permute(matrix.reshape(*rows, *columns), order).reshape(sizes)

@@ -1,0 +1,138 @@
+"""Rounding: a tensor train of smaller ranks, from the train itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.linalg._gram import thin_svd
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.trains._tt_algebra import Train, inner_cores, rebuilt, tt_add
+from tensorlrf.decomposition.trains._tt_ranks import train_ranks
+from tensorlrf.decomposition.trains._tt_sweep import Budget, share_norm
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors._autocast import without_autocast
+
+
+def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = None) -> Train:
+    """The train with smaller ranks, without the whole (Oseledets 2011, algorithm 2).
+
+    A sweep of QR factorisations from the last core to the first, then one of truncated singular
+    value decompositions back, in float64: the result is that of TT-SVD on the whole. At the true
+    ranks it is exact.
+
+    factors  TTFactors or a TTMatrix. Padding of a TT-matrix is rounded with the rest, and does
+             not count in the error
+    rank     most ranks of the result, as for `tt`; where the train has fewer they stay
+    error    relative error to stay within, shared as by `tt`; where rounding to the dtype of the
+             factors is too coarse for it the train is returned as it is
+
+    Raises ArgumentError where `factors` is no train, or not finite, and RankError as `tt` does.
+    """
+    return fit_tt_round(factors, rank, error=error).factors
+
+
+@without_autocast()
+@threaded
+def fit_tt_round(
+    factors: Train, rank: Rank | None = None, *, error: float | None = None
+) -> Fit[Train]:
+    """`tt_round` with its relative error; arguments and errors as there."""
+    if not isinstance(factors, (TTFactors, TTMatrix)):
+        raise ArgumentError(
+            f"factors is a {type(factors).__name__}; pass TTFactors or a TTMatrix, or use tt() "
+            "for a tensor"
+        )
+    rank, error = check_rank_or_error(rank, error, factors.dtype)
+    factors = factors.detach()
+    for name, core in factors.tensors().items():
+        if not bool(core.isfinite().all()):
+            raise ArgumentError(f"factors: {name} contains NaN or Inf; find where it came from")
+    given = [c.flatten(1, -2).to(torch.float64) for c in factors.cores]
+    sizes = [int(c.shape[1]) for c in given]
+    ranks = None if rank is None else train_ranks(rank, sizes, math.prod(factors.shape))
+    cores, exponent = right_orthogonal(given)
+
+    def cut(ranks: Sequence[int] | None, budget: Budget | None = None) -> Train:
+        swept = share_norm(_truncated(cores, ranks, budget), len(cores) - 1, exponent)
+        return rebuilt(factors, [c.to(factors.dtype).contiguous() for c in swept])
+
+    if ranks is not None:
+        found = cut(ranks)
+        return Fit(found, (distance(factors, found),), True, f"ranks of at most {ranks} as asked")
+    asked = aim = error or 0.0
+    losses: list[float] = []
+    while len(losses) < 3:
+        budget = Budget(aim, max(1, len(cores) - 1))
+        found = cut(None, budget)
+        losses.append(distance(factors, found))
+        if losses[-1] <= asked:
+            reason = f"rank {found.rank} keeps the error within {asked}"
+            return Fit(found, tuple(losses), True, reason)
+        left = asked**2 - 1.1 * max(0.0, losses[-1] ** 2 - budget.planned)
+        if left <= 0:
+            break
+        aim = min(math.sqrt(left), 0.99 * aim)
+    reason = f"rounding leaves more than {asked}, so the train is as it was"
+    return Fit(factors, (*losses, 0.0), True, reason)
+
+
+def right_orthogonal(cores: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """The same train with all cores but the first orthonormal as (r, n r'), and an exponent of
+    two that the first is to be multiplied by."""
+    cores, exponent = list(cores), 0
+    for k in range(len(cores) - 1, -1, -1):
+        # A product of many cores may leave the range of float64 where the whole does not.
+        shift = _exponent(cores[k])
+        core = cores[k] * 2.0**-shift
+        exponent += shift
+        if k > 0:
+            basis, upper = torch.linalg.qr(core.reshape(core.shape[0], -1).T)
+            core = basis.T.reshape(-1, *core.shape[1:])
+            cores[k - 1] = cores[k - 1] @ upper.T
+        cores[k] = core
+    return cores, exponent
+
+
+def distance(first: Train, second: Train) -> float:
+    """||first - second|| / ||first||, or ||second|| where first is zero; by QR factorisations,
+    since a difference of inner products would cancel."""
+    first, second = first.to(torch.float64), second.to(torch.float64)
+    signed = rebuilt(second, [*second.cores[:-1], -second.cores[-1]])
+    norm, above = _norm(inner_cores(first))
+    left, shift = _norm(inner_cores(tt_add(first, signed)))
+    return left / norm * 2.0 ** (shift - above) if norm > 0 else math.ldexp(left, shift)
+
+
+def _norm(cores: Sequence[Tensor]) -> tuple[float, int]:
+    cores, exponent = right_orthogonal(cores)
+    return float(torch.linalg.vector_norm(cores[0])), exponent
+
+
+def _truncated(
+    cores: Sequence[Tensor], ranks: Sequence[int] | None, budget: Budget | None
+) -> list[Tensor]:
+    """From right-orthogonal cores: singular values cut off bond by bond, the norm in the last."""
+    cores = list(cores)
+    for k in range(len(cores) - 1):
+        r, n, _ = cores[k].shape
+        left, values, right = thin_svd(cores[k].reshape(r * n, -1))
+        if ranks is not None:
+            s = min(ranks[k], len(values))
+        else:
+            assert budget is not None
+            s = budget.choose(values**2)
+        cores[k] = left[:, :s].reshape(r, n, s)
+        cores[k + 1] = torch.tensordot(values[:s, None] * right[:s], cores[k + 1], 1)
+    return cores
+
+
+def _exponent(tensor: Tensor) -> int:
+    largest = float(tensor.abs().max())
+    return math.frexp(largest)[1] if largest > 0 else 0

@@ -1,0 +1,205 @@
+"""TT-SVD: one sweep of truncated singular value decompositions along the modes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition.linalg._gram import keep_within, left_vectors, scale_of
+from tensorlrf.decomposition.trains._tt_ranks import rank_limits
+from tensorlrf.factors import Factors
+
+F = TypeVar("F", bound=Factors)
+
+Truncated = Callable[[Tensor, int, int | None], tuple[Tensor, Tensor]]
+"""(matrix, side, rank or None where a budget decides) -> leading singular vectors of that side,
+and the matrix in their coordinates."""
+
+
+class Budget:
+    """A squared error shared over the steps of a sweep.
+
+    Each step may use what is left, divided by the steps that are left; what it does not use is
+    handed on. The projections are orthogonal, so the squared errors of the steps add up to that
+    of the whole.
+    """
+
+    def __init__(self, error: float, steps: int) -> None:
+        self.error, self.steps = error, steps
+        self.left: float | None = None
+        self.spent = 0.0
+        self.norm = 0.0
+
+    def choose(self, energies: Tensor) -> int:
+        """The smallest rank within the step's share."""
+        if self.left is None:
+            self.norm = float(energies.sum())
+            self.left = self.error**2 * self.norm
+        r = keep_within(self.left / self.steps)(energies)
+        lost = float(energies[r:].sum())
+        self.left -= lost
+        self.spent += lost
+        self.steps -= 1
+        return r
+
+    @property
+    def planned(self) -> float:
+        """The squared relative error of the sweep, by the energies that it left out."""
+        return self.spent / self.norm if self.norm > 0 else 0.0
+
+
+def train_svd(
+    whole: Tensor,
+    ranks: Sequence[int] | None,
+    budget: Budget | None,
+    *,
+    from_the_left: bool = False,
+) -> tuple[list[Tensor], int]:
+    """Cores (r, n_k, r') of a train near `whole`, of the given inner ranks or within `budget`, and
+    which of them carries the norm; see `swept`."""
+
+    def truncated(matrix: Tensor, side: int, r: int | None) -> tuple[Tensor, Tensor]:
+        return _truncated(matrix, side, r, budget)
+
+    return swept(whole, tuple(whole.shape), ranks, truncated, from_the_left)
+
+
+def swept(
+    whole: Tensor,
+    sizes: Sequence[int],
+    ranks: Sequence[int] | None,
+    truncated: Truncated,
+    from_the_left: bool = False,
+) -> tuple[list[Tensor], int]:
+    """Cores (*batch, r, n_k, r') of trains near `whole` (*batch, n_0, ..., n_{N-1}), and which of
+    them carries the norm.
+
+    Cores are taken off either end, from the first mode on unless the other end is far cheaper
+    (Oseledets 2011, algorithm 1, from both ends), or as published, `from_the_left`. Those on the
+    left are orthonormal as (r n, r'), those on the right as (r, n r').
+    """
+    batch = whole.shape[: whole.ndim - len(sizes)]
+    left: list[Tensor] = []
+    right: list[Tensor] = []
+    i, j = 0, len(sizes) - 1  # modes that `rest` (*batch, a, n_i, ..., n_j, b) still has
+    a = b = 1
+    rest = whole
+    while i < j:
+        rows, columns = a * sizes[i], sizes[j] * b
+        size = a * math.prod(sizes[i : j + 1]) * b
+        ahead, back = (None, None) if ranks is None else (ranks[i], ranks[j - 1])
+        last = i + 1 == j
+        turn = rows > columns if last else _from_the_right(rows, columns, size, ahead, back)
+        if turn and not from_the_left:
+            matrix = rest.reshape(*batch, -1, columns)
+            basis, rest = truncated(matrix, 1, back)
+            right.append(basis.mT.reshape(*batch, -1, sizes[j], b))
+            j, b = j - 1, int(basis.shape[-1])
+        else:
+            matrix = rest.reshape(*batch, rows, -1)
+            basis, rest = truncated(matrix, 0, ahead)
+            left.append(basis.reshape(*batch, a, sizes[i], -1))
+            i, a = i + 1, int(basis.shape[-1])
+    return [*left, rest.reshape(*batch, a, sizes[i], b), *reversed(right)], i
+
+
+def _from_the_right(rows: int, columns: int, n: int, ahead: int | None, back: int | None) -> bool:
+    """Whether the last core is to be taken off before the first; left to right is the rule."""
+    costs = []
+    for side, r in ((rows, ahead), (columns, back)):
+        short, long = min(side, n // side), max(side, n // side)
+        # The long side's vectors are carried over from the short ones and made orthonormal.
+        work = 2 * short * short * long * (1 if side == short else 3) + 20 * short**3
+        costs.append(0 if r == side else work + n * (r or short))
+    return 2 * costs[1] < costs[0]
+
+
+def _truncated(
+    matrix: Tensor, side: int, r: int | None, budget: Budget | None
+) -> tuple[Tensor, Tensor]:
+    """Leading singular vectors of one side of `matrix`, and `matrix` in their coordinates."""
+    n = matrix.shape[side]
+    if r == n:
+        # Nothing is left out, so any basis of this side will do.
+        return torch.eye(n, dtype=matrix.dtype, device=matrix.device), matrix
+    vectors, energies = left_vectors(matrix, side)
+    if r is None:
+        assert budget is not None
+        r = budget.choose(energies)
+    basis = vectors[:, :r]
+    return basis, basis.T @ matrix if side == 0 else matrix @ basis
+
+
+def share_norm(cores: Sequence[Tensor], carrier: int, exponent: int = 0) -> list[Tensor]:
+    """The same train times 2^exponent, its norm spread over the cores by powers of two.
+
+    One core would else hold the norm of the whole, which float16 may not. Powers of two leave
+    the other cores orthogonal to the last digit.
+    """
+    norm = float(torch.linalg.vector_norm(cores[carrier].to(torch.float64)))
+    if norm == 0.0:
+        return list(cores)
+    step = round((math.log2(norm) + exponent) / len(cores))
+    own = exponent - step * (len(cores) - 1)
+    return [c * 2.0 ** (own if k == carrier else step) for k, c in enumerate(cores)]
+
+
+def fit_train(
+    whole: Tensor,
+    ranks: Sequence[int] | None,
+    error: float | None,
+    build: Callable[[list[Tensor]], F],
+    target: Tensor,
+    measure: bool = True,
+) -> Fit[F]:
+    """TT-SVD of `whole` (n_0, ..., n_{N-1}); `build` makes factors of `target` of the cores.
+
+    The error is that of the factors, cast to the dtype of `target`. Without `measure` a fit of
+    given ranks does not compute it (NaN).
+    """
+    work = whole.to(working_dtype(whole.dtype))
+    scale = scale_of(work)
+    exponent = round(math.log2(scale))
+    work = work if scale == 1.0 else work / scale
+
+    def cut(ranks: Sequence[int] | None, budget: Budget | None = None) -> F:
+        cores = share_norm(*train_svd(work, ranks, budget), exponent)
+        return build([c.to(target.dtype).contiguous() for c in cores])
+
+    if ranks is not None:
+        factors = cut(ranks)
+        loss = true_error(factors, target) if measure else math.nan
+        return Fit(factors, (loss,), True, f"rank {factors.rank} as asked")
+
+    asked = error or 0.0
+    floor = torch.finfo(work.dtype).eps
+    aim = max(asked, floor)
+    losses: list[float] = []
+    while len(losses) < 3:
+        budget = Budget(aim, whole.ndim - 1)
+        factors = cut(None, budget)
+        losses.append(true_error(factors, target))
+        if losses[-1] <= asked:
+            reason = f"rank {factors.rank} keeps the error within {asked}"
+            return Fit(factors, tuple(losses), True, reason)
+        # What rounding adds to the plan is taken from the budget.
+        left = asked**2 - 1.1 * max(0.0, losses[-1] ** 2 - budget.planned)
+        if left <= floor**2:
+            break
+        aim = min(math.sqrt(left), 0.99 * aim)
+    # Trains of full rank have cores of zeros and ones, and one that holds the numbers as they are.
+    factors = cut(rank_limits(tuple(whole.shape)))
+    losses.append(true_error(factors, target))
+    reason = f"rounding leaves more than {asked} at any rank below the full {factors.rank}"
+    return Fit(factors, tuple(losses), losses[-1] <= asked, reason)
+
+
+def true_error(factors: Factors, target: Tensor) -> float:
+    """Relative error of factors as they are, multiplied out in float32 at least."""
+    return factors.to(working_dtype(factors.dtype)).rel_error(target)

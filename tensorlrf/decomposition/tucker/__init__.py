@@ -1,0 +1,1 @@
+"""A core and a factor for each mode."""

@@ -1,0 +1,364 @@
+"""Tucker decomposition, full and partial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
+from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
+from tensorlrf.decomposition.analysis._evbmf import analytic_tucker_ranks
+from tensorlrf.decomposition.linalg._batched import check_batch_dims
+from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch
+from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
+from tensorlrf.decomposition.tucker._gram import InputMetric, fit_in_metric
+from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.factors import TuckerFactors
+from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors._batch import Batch
+
+ROUNDS = 50
+"""In the metric of the inputs, at most."""
+
+METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
+
+
+@overload
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> TuckerFactors: ...
+@overload
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> TuckerFactors | Batch: ...
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> TuckerFactors | Batch:
+    """A core multiplied by an orthonormal factor along each mode (Tucker 1966).
+
+    For a `tensor` (n_0, n_1, ...) the core is (r_0, r_1, ...) and the factor of mode k (n_k, r_k);
+    along modes that are not in `modes` the core keeps its size. Slices of the core are ordered by
+    energy along each factored mode.
+
+    rank        an int for all modes; a tuple, one for each of `modes`; a share of the parameters
+                in (0, 1] (an upper bound, down to rank one); "same"; or "auto": the analytic
+                estimate of `evbmf_rank` for the unfolding of each of `modes`, whatever the
+                metric, and one at least; or instead
+    error       relative error to stay within: the squared budget is shared over the modes, each
+                rank is the smallest within its share, and so the error is at most `error`
+    modes       the modes that get a factor, all by default; (0, 1) for a Tucker-2 of a conv kernel
+    method      "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a);
+                "st_hosvd": from what earlier factors left (Vannieuwenhoven et al. 2012);
+                "hooi": from there, sweeps of higher-order orthogonal iteration, which never raise
+                the error (De Lathauwer et al. 2000b);
+                "randomized": st_hosvd with sketched ranges (Minster et al. 2020)
+    n_iter_max  most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default
+    tol         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by
+                default; with `gram` likewise for a round, by default when more would gain little
+    gram        (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
+                (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
+                or of the inputs of a linear weight (O, I), n = I; `modes` must be (0, 1). The
+                factors then serve the outputs: errors are relative errors of the outputs, and
+                columns of the factors are scaled so that inner values are no larger (root mean
+                square) than inputs and outputs are. What the inputs do not span follows the plain
+                fit (`Fit.shrinkage`). Needs rank=, and method="hooi"
+    mean        (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
+                about their mean, and `decomposition.bias_correction` makes good the rest
+    callback    called as callback(factors, relative error) after each sweep of hooi (not with
+                `gram`); stops the iteration by returning True
+    n_power_iter, n_oversample, random_state   of the randomised method
+    differentiable   keep the autograd graph, for first and second derivatives; else detached. The
+                whole has them wherever the last singular value kept and the first left out differ
+                along each mode (by a sketch they are those of st_hosvd), the factors by themselves
+                where those kept differ too; what has none adds nothing. Third ones are refused, and
+                second ones where values that are kept are nearly equal (UnsupportedError)
+    batch_dims  this many leading dimensions of `tensor` count equal tensors that are decomposed at
+                once, with the same ranks; `modes` count behind them. The result is a Batch of
+                TuckerFactors; needs rank=, and method="hosvd" or "st_hosvd"
+
+    Raises RankError for ranks below one, above a mode's size or of the wrong number, ArgumentError
+    and ShapeError for what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the
+    dtype of `tensor` keeps `error` out of reach.
+    """
+    return fit_tucker(
+        tensor,
+        rank,
+        error=error,
+        modes=modes,
+        method=method,
+        n_iter_max=n_iter_max,
+        tol=tol,
+        gram=gram,
+        mean=mean,
+        callback=callback,
+        n_power_iter=n_power_iter,
+        n_oversample=n_oversample,
+        random_state=random_state,
+        differentiable=differentiable,
+        batch_dims=batch_dims,
+    ).factors
+
+
+@overload
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> Fit[TuckerFactors]: ...
+@overload
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> Fit[TuckerFactors] | Fit[Batch]: ...
+@method(
+    "tucker",
+    gives=TuckerFactors,
+    on={"tensor": {}, "linear": {}, "conv": {"modes": (0, 1)}, "embedding": {}},
+    order=(2, 3),
+)
+@without_autocast()
+@threaded
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int = 0,
+) -> Fit[TuckerFactors] | Fit[Batch]:
+    """`tucker` with its relative errors: at the start, after each sweep, and of the result.
+
+    Arguments and errors as for `tucker`. Errors inside the iteration are taken from the norm of
+    the core where they are well above the rounding of that, and from the residual below.
+    """
+    tensor = as_tensor(tensor)
+    rank, error = check_rank_or_error(rank, error, tensor.dtype)
+    check_sketch(n_power_iter, n_oversample)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    check_iteration(n_iter_max, tol)
+    check_batch_dims(batch_dims, tensor.ndim)
+    if batch_dims:
+        check_batched_tucker(method, rank, error, gram, mean, callback)
+    shape = tuple(int(n) for n in tensor.shape[batch_dims:])
+    listed = check_modes(modes, len(shape))
+    if isinstance(rank, str) and rank == "auto":
+        rank = analytic_tucker_ranks(tensor, listed)
+    ranks: dict[int, int] | None = None
+    if rank is not None:
+        ranks = dict(zip(listed, tucker_ranks(rank, shape, listed), strict=True))
+    elif method == "randomized":
+        raise ArgumentError(
+            "method='randomized' needs rank=, a sketch does not see the energy that it leaves out; "
+            "for error= use method='st_hosvd'"
+        )
+    draws = generator(random_state, tensor.device)
+    if batch_dims:
+        work = tensor if differentiable else tensor.detach()
+        return fit_tucker_batched(work, ranks or {}, method, batch_dims)
+    if gram is not None:
+        data = (gram, mean)
+        return _fit_in_metric(tensor, ranks, listed, method, n_iter_max, tol, data, differentiable)
+    if mean is not None:
+        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+
+    work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
+    scale = scale_of(work)
+    axes = layout(work.ndim, listed)
+    problem = TuckerProblem(
+        tensor=(work if scale == 1.0 else work / scale).permute(axes).contiguous(),
+        axes=axes,
+        scale=scale,
+        dtype=tensor.dtype,
+        modes=tuple(sorted(axes.index(k) for k in listed)),
+        method=method,
+        n_iter_max=50 if n_iter_max is None else n_iter_max,
+        tol=1e-5 if tol is None else tol,
+        callback=callback,
+        n_power_iter=n_power_iter,
+        n_oversample=n_oversample,
+        generator=draws,
+    )
+    if ranks is None:
+        return problem.within(error or 0.0)
+    return problem.solve({axes.index(k): r for k, r in ranks.items()})
+
+
+def check_modes(modes: Sequence[int] | None, order: int) -> tuple[int, ...]:
+    """`modes` as ints, all of them by default; in range, none twice, at least one."""
+    if modes is None:
+        return tuple(range(order))
+    if isinstance(modes, str) or not isinstance(modes, Sequence):
+        raise ArgumentError(f"modes={modes!r} must be a sequence of modes, such as (0, 1)")
+    if not modes:
+        raise ArgumentError("modes=() leaves nothing to factor; name at least one mode")
+    for k in modes:
+        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < order:
+            raise ArgumentError(
+                f"modes={tuple(modes)} has the entry {k!r}; the modes of this tensor are 0 to "
+                f"{order - 1}"
+            )
+    if len(set(modes)) != len(modes):
+        raise ArgumentError(f"modes={tuple(modes)} names a mode twice; name each once")
+    return tuple(modes)
+
+
+def _fit_in_metric(
+    tensor: Tensor,
+    ranks: dict[int, int] | None,
+    modes: tuple[int, ...],
+    method: str,
+    n_iter_max: int | None,
+    tol: float | None,
+    data: tuple[Any, Any],
+    differentiable: bool,
+) -> Fit[TuckerFactors]:
+    """Tucker-2 that serves the outputs; never worse in them than plain Tucker-2."""
+    if set(modes) != {0, 1}:
+        raise UnsupportedError(
+            f"gram= is for a weight (O, I, ...) with modes (0, 1), its channels; got modes={modes}"
+        )
+    if ranks is None:
+        raise UnsupportedError(
+            "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
+        )
+    if method != "hooi":
+        raise UnsupportedError(
+            f"method={method!r} does not take gram=, which has a least-squares method of its own; "
+            "leave method='hooi'"
+        )
+    if differentiable:
+        raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
+    shape = tuple(tensor.shape)
+    work = tensor.detach().to(working_dtype(tensor.dtype))
+    scale = scale_of(work)
+    kernel = (work / scale).reshape(shape[0], shape[1], -1)
+    moments = input_metric(*data, kernel[0].numel(), tensor)
+    usual = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors
+
+    def whole(core: Tensor, outputs: Tensor, inputs: Tensor) -> TuckerFactors:
+        excess = 2 * float(core.abs().max()) / torch.finfo(tensor.dtype).max
+        # What the core cannot hold the factors take over.
+        share = 2.0 ** math.ceil(math.log2(excess) / 2) if excess > 1 else 1.0
+        core = (core / share**2).to(tensor.dtype).reshape(ranks[0], ranks[1], *shape[2:])
+        sides = ((side * share).to(tensor.dtype) for side in (outputs, inputs))
+        return TuckerFactors(core.contiguous(), tuple(sides), (0, 1))
+
+    def fit() -> Fit[TuckerFactors]:
+        metric = InputMetric(kernel, moments.gram)
+        best, errors, settled = fit_in_metric(
+            metric,
+            [metric.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
+            ranks[0],
+            ROUNDS if n_iter_max is None else n_iter_max,
+            tol,
+        )
+        outputs, core, inputs = metric.inner_values(best, scale)
+        reason = "a round gained nothing more" if settled else f"{len(errors) - 1} rounds"
+        return Fit(whole(core, outputs, inputs), tuple(errors), settled, reason)
+
+    judge = Judge(tensor, moments, _sides)
+    found = fit_or_plain(judge, lambda: whole(usual.core * scale, *usual.factors), fit)
+    return finished(found, n_iter_max)
+
+
+def _sides(factors: TuckerFactors) -> Sides:
+    """The output factor, and the core with its input side multiplied out, (r_out, I prod k)."""
+    outputs, inputs = (factor.detach().to(torch.float64) for factor in factors.factors)
+    core = factors.core.detach().to(torch.float64)
+    core = core.reshape(*core.shape[:2], -1)  # (r_out, r_in, taps)
+    return outputs, torch.einsum("ort,ir->oit", core, inputs).flatten(1)

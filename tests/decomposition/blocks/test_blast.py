@@ -1,0 +1,351 @@
+"""Blocks with shared bases: exactness, losses that never rise, the metric of the inputs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import Judge
+from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition.blocks import _blast
+from tensorlrf.decomposition.blocks._blast import blast, fit_blast
+from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
+from tensorlrf.decomposition.blocks._blast_start import of_eigenvectors, starts
+from tensorlrf.decomposition.linalg._gram_metric import GramMetric
+from tensorlrf.decomposition.linalg._spectrum import FullSVD
+from tensorlrf.decomposition.svd._svd import fit_svd
+from tensorlrf.errors import (
+    ArgumentError,
+    RankError,
+    ShapeError,
+    TensorlrfWarning,
+    UnsupportedError,
+)
+from tensorlrf.factors import BlastFactors
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
+
+
+def planted(m: int, n: int, p: int, q: int, r: int, seed: int = 0) -> Tensor:
+    mb, nb = -(-m // p), -(-n // q)
+    return BlastFactors(
+        seeded(p, mb, r, seed=seed),
+        seeded(q, r, nb, seed=seed + 1),
+        seeded(p, q, r, seed=seed + 2),
+        (m, n),
+    ).to_dense()
+
+
+def of_all(problem: SharedBases) -> FullSVD:
+    return FullSVD(problem.weight.reshape(-1, problem.n))
+
+
+def moments(n: int, kind: str) -> Tensor:
+    samples = n // 3 if kind == "few" else 4 * n
+    inputs = seeded(n, n, seed=7) @ (torch.logspace(0, -2, n)[:, None] * seeded(n, samples))
+    if kind == "dead":
+        inputs[::3] = 0
+    return inputs @ inputs.T / samples
+
+
+def output_error(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
+    wide = weight.double()
+    off = wide - approximation.double()
+    return float(((off @ gram * off).sum() / (wide @ gram * wide).sum()).clamp(min=0).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "p", "q", "r"),
+    [
+        (48, 48, 3, 3, 4),
+        (64, 64, 4, 4, 8),
+        (32, 32, 2, 2, 8),
+        (61, 70, 4, 3, 10),
+        (40, 24, 2, 3, 6),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_planted_ones_are_found_exactly(
+    m: int, n: int, p: int, q: int, r: int, dtype: torch.dtype
+) -> None:
+    for seed in range(2):
+        weight = planted(m, n, p, q, r, seed).to(dtype)
+        fit = fit_blast(weight, r, blocks=(p, q), random_state=0)
+        assert fit.error <= 1e-6
+        assert fit.factors.shape == (m, n)
+        assert fit.factors.dtype == dtype
+        # The SVD of that rank is far off: the scales matter.
+        assert fit_svd(weight, r).error > 0.05
+
+
+def test_eigenvectors_give_the_bases_of_a_planted_matrix_at_once() -> None:
+    weight = planted(64, 48, 4, 3, 9)
+    problem = SharedBases(weight.view(4, 16, 48), 3, None)
+    draws = torch.Generator().manual_seed(0)
+    errors = [problem.rel_error(start) for start in of_eigenvectors(problem, 9, draws)]
+    assert min(errors) <= 1e-6
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    m=st.integers(1, 18),
+    n=st.integers(1, 18),
+    p=st.integers(1, 4),
+    q=st.integers(1, 4),
+    r=st.integers(1, 18),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_never_worse_than_the_svd_of_the_same_rank(
+    m: int, n: int, p: int, q: int, r: int, dtype: torch.dtype
+) -> None:
+    p, q, r = min(p, m), min(q, n), min(r, m, n)
+    weight = seeded(m, n, dtype=dtype)
+    fit = fit_blast(weight, r, blocks=(p, q), n_iter_max=5, random_state=0)
+    assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+    assert fit.factors.blocks == (p, q)
+    # Three factors are rounded; a term is at most sqrt(r) times the whole.
+    rounding = 8 * torch.finfo(dtype).eps * (min(m, n) + r)
+    best = torch.linalg.svdvals(weight.double())
+    assert fit.error <= float(best[r:].norm() / best.norm()) + rounding
+    assert fit.factors.to(torch.float64).rel_error(weight.double()) == pytest.approx(
+        fit.error, rel=1e-3, abs=rounding
+    )
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    mb=st.integers(1, 6),
+    nb=st.integers(1, 6),
+    p=st.integers(1, 4),
+    q=st.integers(1, 4),
+    r=st.integers(1, 8),
+    kind=st.sampled_from(["none", "full", "few", "dead"]),
+)
+def test_the_loss_never_rises(mb: int, nb: int, p: int, q: int, r: int, kind: str) -> None:
+    """By single steps, from every start."""
+    n = q * nb
+    r = min(r, p * mb, n)
+    gram = None if kind == "none" else moments(max(n, 3), kind)[:n, :n].contiguous()
+    problem = SharedBases(seeded(p, mb, n), q, gram)
+    for start in starts(problem, of_all(problem), r, torch.Generator().manual_seed(0)):
+        at = start
+        before = problem.rel_error(at)
+        noise = 1e-7 if gram is not None else 1e-12
+        for _ in range(3):
+            for step in (problem.step_left, problem.sweep, Bases.balanced):
+                at = step(at)
+                after = problem.rel_error(at)
+                assert after <= before * (1 + 1e-9) + noise * float(start.dense().norm())
+                before = after
+        _, errors, _ = descend(problem, start, 6, 0.0)
+        assert all(b < a for a, b in pairwise(errors))
+
+
+def test_each_step_solves_its_least_squares_problem() -> None:
+    """The gradient with respect to what was moved last vanishes, plain and in the metric."""
+    for gram in (None, moments(12, "full")):
+        problem = SharedBases(seeded(3, 5, 12), 3, gram)
+        start = next(iter(starts(problem, of_all(problem), 2, torch.Generator().manual_seed(0))))
+        for name, moved in (("left", problem.step_left(start)), ("right", problem.sweep(start))):
+            leaf = getattr(moved, name).clone().requires_grad_()
+            parts = {"left": moved.left, "right": moved.right, "scales": moved.scales, name: leaf}
+            off = problem.weight - Bases(**parts).dense()
+            loss = (off * off).sum() if gram is None else (off @ gram * off).sum()
+            gradient = torch.autograd.grad(loss, leaf)[0]
+            last = gradient if name == "left" else gradient[-1]
+            assert float(last.norm()) <= 1e-9 * problem.norm
+
+
+def test_balancing_keeps_the_matrix() -> None:
+    at = Bases(1e3 * seeded(3, 4, 5), 1e-4 * seeded(2, 5, 6), seeded(3, 2, 5))
+    even = at.balanced()
+    torch.testing.assert_close(even.dense(), at.dense())
+    assert float(even.scales.abs().amax((0, 1)).sub(1).abs().max()) <= 1e-12
+    torch.testing.assert_close(even.left.norm(dim=1)[0], even.right.norm(dim=2)[0])
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    side=st.sampled_from([8, 16, 32]),
+    less=st.integers(0, 2),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    inputs=st.booleans(),
+)
+@example(side=32, less=0, seed=0, dtype=torch.bfloat16, inputs=False)
+def test_the_cast_leaves_it_no_worse_than_the_svd(
+    side: int, less: int, seed: int, dtype: torch.dtype, inputs: bool
+) -> None:
+    """Rounding three factors loses more than rounding two, and near full rank nothing else is
+    lost."""
+    weight = seeded(side, side, seed=seed, dtype=dtype)
+    gram = moments(side, "full") if inputs else None
+    fit = fit_blast(weight, side - less, gram=gram, n_iter_max=3, random_state=0)
+    usual = fit_svd(weight, side - less, gram=gram)
+    if gram is None:
+        # Both are rounded alike, and their errors measured in float32.
+        assert fit.error <= usual.error + 4 * torch.finfo(torch.float32).eps * side
+    else:
+        judge: Judge[Any] = Judge(weight, input_metric(gram, None, side, weight))
+        assert judge.of(fit.factors).loss <= judge.of(usual.factors).loss * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_an_error_takes_the_weight_apart_once(
+    metric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of ranks tried."""
+    calls: Counter[str] = Counter()
+    wide = torch.linalg.svd
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls["svd"] += 1
+        return wide(*args, **options)
+
+    solve, whitened = _blast._Solver.solve, _blast.GramMetric
+
+    def solved(self: _blast._Solver, r: int) -> Fit[BlastFactors]:
+        calls["ranks"] += 1
+        return solve(self, r)
+
+    def made(*args: Any) -> GramMetric:
+        calls["metric"] += 1
+        return whitened(*args)
+
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    monkeypatch.setattr(_blast._Solver, "solve", solved)
+    monkeypatch.setattr(_blast, "GramMetric", made)
+    weight, gram = seeded(24, 20), moments(20, "full") if metric else None
+    fit = fit_blast(weight, error=0.3, blocks=(3, 4), gram=gram, n_iter_max=3, random_state=0)
+    assert fit.error <= 0.3
+    assert calls["ranks"] > 3
+    # The whole, the 3 block rows and the 4 block columns.
+    assert calls["svd"] == 1 + 3 + 4
+    assert calls["metric"] == int(metric)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, "same"])
+def test_a_share_is_an_upper_bound(share: float | str) -> None:
+    weight = seeded(33, 46)
+    factors = blast(weight, share, n_iter_max=3, random_state=0)
+    allowed = (1.0 if share == "same" else float(share)) * weight.numel()
+    assert factors.n_params <= allowed
+    assert factors.n_params * (factors.rank + 1) / factors.rank > allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("error", [0.05, 0.4])
+def test_an_error_is_kept(error: float, dtype: torch.dtype) -> None:
+    weight = (planted(24, 32, 2, 4, 3) + 0.05 * seeded(24, 32, seed=9)).to(dtype)
+    fit = fit_blast(weight, error=error, blocks=(2, 4), n_iter_max=20, random_state=0)
+    assert fit.error <= error
+    assert fit.factors.to(torch.float64).rel_error(weight.double()) <= error * (1 + 1e-5)
+
+
+def test_rounding_out_of_reach_is_told() -> None:
+    with pytest.warns(TensorlrfWarning, match="out of reach"):
+        fit = fit_blast(seeded(8, 8, dtype=torch.bfloat16), error=1e-4, n_iter_max=2)
+    assert not fit.converged
+
+
+@pytest.mark.parametrize("kind", ["full", "few", "dead"])
+@pytest.mark.parametrize("sides", [(24, 30), (23, 29)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_serves_the_outputs_better_than_the_plain_one(
+    kind: str, sides: tuple[int, int], dtype: torch.dtype
+) -> None:
+    weight, gram = seeded(*sides).to(dtype), moments(sides[1], kind)
+    copies = weight.clone(), gram.clone()
+    usual = blast(weight, 4, blocks=(3, 5), n_iter_max=12, random_state=0)
+    fit = fit_blast(weight, 4, blocks=(3, 5), gram=gram, n_iter_max=12, random_state=0)
+    plain = output_error(weight, usual.to(torch.float64).to_dense(), gram)
+    assert fit.error < 0.9 * plain
+    assert fit.error == pytest.approx(
+        output_error(weight, fit.factors.to(torch.float64).to_dense(), gram), rel=1e-3
+    )
+    assert all(b < a for a, b in pairwise(fit.errors[:-1]))
+    if dtype == torch.float64:
+        assert fit.error <= fit_svd(weight, 4, gram=gram).error * (1 + 1e-8)
+    assert torch.equal(weight, copies[0])
+    assert torch.equal(gram, copies[1])
+
+
+def test_with_white_inputs_it_is_no_worse_than_the_plain_one() -> None:
+    weight = seeded(23, 29)
+    usual = fit_blast(weight, 4, random_state=0, n_iter_max=20)
+    fit = fit_blast(weight, 4, gram=torch.eye(29), random_state=0, n_iter_max=20)
+    assert fit.error <= usual.error * (1 + 1e-12)
+    white = SharedBases(seeded(2, 5, 12), 3, torch.eye(12, dtype=torch.float64))
+    plain = SharedBases(seeded(2, 5, 12), 3, None)
+    start = next(iter(starts(plain, of_all(plain), 2, torch.Generator().manual_seed(0))))
+    torch.testing.assert_close(white.sweep(start).dense(), plain.sweep(start).dense())
+
+
+def test_no_size_of_the_weight_is_too_small_or_large() -> None:
+    weight = seeded(20, 24)
+    for gram in (None, moments(24, "full")):
+        usual = fit_blast(weight.float(), 3, gram=gram, n_iter_max=8, random_state=0).error
+        for scale in (1e-30, 1e30):
+            loud = (weight * scale).float()
+            scaled = fit_blast(loud, 3, gram=gram, n_iter_max=8, random_state=0).error
+            assert scaled == pytest.approx(usual, rel=1e-2)
+
+
+def test_degenerate_weights_give_finite_factors() -> None:
+    for weight in (torch.zeros(6, 5), torch.ones(6, 5), torch.ones(1, 5), torch.ones(8, 8)):
+        for gram in (None, torch.zeros(weight.shape[1], weight.shape[1])):
+            for blocks in (1, (min(2, len(weight)), 2)):
+                fit = fit_blast(weight, 1, blocks=blocks, gram=gram, random_state=0)
+                assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+                assert fit.error <= 1e-6
+
+
+def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
+    weight = seeded(24, 20, dtype=torch.float32)
+    copy, before = weight.clone(), torch.get_rng_state()
+    first = blast(weight, 4, n_iter_max=4, random_state=3)
+    draws = torch.Generator().manual_seed(3)
+    again = blast(weight.numpy(), 4, n_iter_max=4, random_state=draws)
+    blast(weight, 2, n_iter_max=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.left, again.left)
+    assert torch.equal(weight, copy)
+    assert not blast(weight.clone().requires_grad_(), 2, n_iter_max=4).left.requires_grad
+
+
+def test_refusals() -> None:
+    weight = seeded(12, 10)
+    with pytest.raises(ArgumentError, match="give rank or error"):
+        blast(weight)
+    with pytest.raises(RankError, match="rank=11 is above"):
+        blast(weight, 11)
+    for rank in (0, 1.5, "auto", True, (1, 2)):
+        with pytest.raises(RankError, match="rank="):
+            blast(weight, rank)
+    for blocks in (0, 13, (4, 11), (1, 2, 3), "4"):
+        with pytest.raises(ShapeError, match="blocks="):
+            blast(weight, 1, blocks=blocks)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="svd, kron or tucker"):
+        blast(seeded(4, 4, 3, 3), 1)
+    with pytest.raises(ArgumentError, match="Inf"):
+        blast(weight * math.inf, 1)
+    with pytest.raises(ShapeError, match="gram"):
+        blast(weight, 1, gram=torch.eye(12))
+    with pytest.raises(ArgumentError, match="n_iter_max"):
+        blast(weight, 1, n_iter_max=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="random_state"):
+        blast(weight, 1, random_state="seed")  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""Sharing ranks out: budgets kept, and the best there is at the ends of steps."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorlrf.decomposition.blocks._blr_budget import Ladder, Piece, Ranks
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> list[Piece]:
+    """Up to four blocks of unequal size and decay, some that must be dense or low-rank."""
+    made = []
+    for _ in range(draw(st.integers(1, 4))):
+        rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+        draws = np.random.default_rng(draw(st.integers(0, 1000)))
+        energies = np.sort(draws.random(min(rows, columns)) ** 4)[::-1].copy()
+        low_rank = draw(st.integers(0, 3)) > 0
+        dense = draw(st.booleans()) or not low_rank
+        rest = 0.01 if draw(st.integers(0, 3)) == 0 else 0.0
+        made.append(Piece(rows, columns, energies, rest, low_rank, dense))
+    return made
+
+
+def n_params(made: list[Piece], ranks: Ranks) -> int:
+    return sum(p.whole if r is None else r * p.each for p, r in zip(made, ranks, strict=True))
+
+
+def least_params(made: list[Piece]) -> int:
+    """Of any ranks that are not all zero."""
+    return min(n for ranks in every(made) if (n := n_params(made, ranks)) > 0)
+
+
+def left(made: list[Piece], ranks: Ranks) -> float:
+    return sum(
+        0.0 if r is None else float(p.energies[r:].sum()) + p.rest
+        for p, r in zip(made, ranks, strict=True)
+    )
+
+
+def every(made: list[Piece]) -> list[Ranks]:
+    options: list[Ranks] = []
+    for p in made:
+        low: Ranks = list(range(len(p.energies) + 1)) if p.low_rank else []
+        options.append([*low, None] if p.dense else low)
+    return [list(ranks) for ranks in product(*options)]
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(made=pieces())
+def test_no_other_ranks_leave_less_at_the_end_of_a_step(made: list[Piece]) -> None:
+    """Everett 1963: a minimum of parameters + price x energy is the best for its parameters."""
+    ladder = Ladder(made)
+    others = [(n_params(made, ranks), left(made, ranks)) for ranks in every(made)]
+    for k in range(len(ladder) + 1):
+        ranks = ladder.state(k)
+        params, energy = n_params(made, ranks), left(made, ranks)
+        assert params == ladder.cost[k]
+        assert energy == pytest.approx(ladder.left[k], abs=1e-12)
+        assert energy <= min(e for c, e in others if c <= params) + 1e-12
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(made=pieces(), share=st.floats(0.0, 1.1))
+def test_parameters_are_kept(made: list[Piece], share: float) -> None:
+    ladder = Ladder(made)
+    params = int(share * sum(p.whole for p in made))
+    ranks = ladder.within_params(params)
+    assert n_params(made, ranks) <= max(params, least_params(made))
+    # No worse than the last whole step that fits.
+    k = int(np.count_nonzero(ladder.cost <= params)) - 1
+    assert left(made, ranks) <= ladder.left[max(0, k)] + 1e-12
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(made=pieces(), share=st.floats(0.0, 1.0))
+def test_an_energy_is_kept(made: list[Piece], share: float) -> None:
+    ladder = Ladder(made)
+    energy = share * sum(float(p.energies.sum()) + p.rest for p in made)
+    ranks = ladder.within_energy(energy)
+    assert left(made, ranks) <= max(energy, float(ladder.left[-1])) + 1e-12
+    # No dearer than the first whole step that is enough, nor than one rank less anywhere.
+    assert n_params(made, ranks) <= ladder.cost[ladder.first_within(energy)]
+    for i, r in enumerate(ranks):
+        if r and energy >= ladder.left[-1]:
+            fewer = [*ranks[:i], r - 1, *ranks[i + 1 :]]
+            assert left(made, fewer) > energy - 1e-12
+
+
+def test_a_budget_below_every_block_buys_the_cheapest() -> None:
+    flat = np.ones(1)
+    # A row as it is costs less than one rank of it; of equal ones the first of more energy.
+    assert Ladder([Piece(1, 64, flat)]).within_params(0) == [None]
+    assert Ladder([Piece(1, 64, flat, dense=False)]).within_params(0) == [1]
+    uneven = [Piece(8, 8, 9 * np.ones(8)), Piece(4, 4, np.ones(4)), Piece(4, 4, 2 * np.ones(4))]
+    assert Ladder(uneven).within_params(7) == [0, 0, 1]
+
+
+def test_tiny_energies_are_told_apart_without_cancellation() -> None:
+    energies = 10.0 ** -np.arange(0.0, 40.0, 2.0)
+    ladder = Ladder([Piece(40, 40, energies, dense=False)])
+    for rank in (3, 10, 18):
+        assert ladder.within_energy(float(energies[rank:].sum()) * (1 + 1e-9)) == [rank]
+        assert ladder.within_params(10**6, enough=float(energies[rank:].sum()) * 1.01) == [rank]

@@ -1,0 +1,196 @@
+"""Block low-rank matrices in the metric of the inputs."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition.blocks._blr import blr, fit_blr, on_grid
+from tensorlrf.decomposition.blocks._blr_fit import uniform
+from tensorlrf.decomposition.blocks._blr_gram import Outputs
+from tensorlrf.decomposition.blocks._blr_matrix import as_weight
+from tensorlrf.decomposition.svd._svd import fit_svd
+from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors import Factors
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draws, dtype=torch.float64)
+
+
+def moments(n: int, kind: str, seed: int = 0) -> Tensor:
+    """Second moments of n inputs: correlated, few samples, or with dead inputs."""
+    samples = n // 3 if kind == "few" else 4 * n
+    inputs = seeded(n, n, seed=seed) @ (torch.logspace(0, -2, n)[:, None] * seeded(n, samples))
+    if kind == "dead":
+        inputs[::3] = 0
+    return inputs @ inputs.T / samples
+
+
+def output_error(weight: Tensor, factors: Factors, gram: Tensor) -> float:
+    wide = weight.double()
+    off = wide - factors.to(torch.float64).to_dense()
+    squared = float((off @ gram * off).sum() / (wide @ gram * wide).sum())
+    return math.sqrt(max(0.0, squared))
+
+
+@pytest.mark.parametrize("kind", ["full", "few", "dead"])
+@pytest.mark.parametrize("block", [(8, 6), (10, 9), (24, 5), (3, 30)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_serves_the_outputs_better_than_the_plain_blocks(
+    kind: str, block: tuple[int, int], dtype: torch.dtype
+) -> None:
+    weight, gram = seeded(24, 30, seed=3).to(dtype), moments(30, kind)
+    copies = weight.clone(), gram.clone()
+    for rank in (2, 0.5):
+        usual = blr(weight, rank, block=block)
+        fit = fit_blr(weight, rank, block=block, gram=gram)
+        assert fit.factors.dtype == dtype
+        assert fit.error == pytest.approx(output_error(weight, fit.factors, gram), rel=1e-3)
+        assert fit.error <= output_error(weight, usual, gram) * (1 + 1e-9)
+        if rank == 2:
+            assert fit.factors.n_params == usual.n_params
+        else:
+            assert fit.factors.n_params <= 0.5 * weight.numel()
+    assert torch.equal(weight, copies[0])
+    assert torch.equal(gram, copies[1])
+
+
+@pytest.mark.parametrize("kind", ["full", "few", "dead"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_sweep_never_raises_the_error(kind: str, rank: int) -> None:
+    weight = as_weight(seeded(24, 30, seed=3), moments(30, kind), "blr")
+    tiling = on_grid(weight, (7, 8))
+    assert weight.gram is not None
+    outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+    ranks = uniform(tiling.pieces, rank)
+    _, contents, errors, _ = outputs.descend(tiling.contents(ranks), ranks, 20, 0.0)
+    assert len(errors) > 5
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(errors))
+    assert errors[-1] < 0.9 * errors[0]
+    # The residual kept on the way is that of the blocks that come out.
+    left = weight.matrix.double() - tiling.packed(contents).to(torch.float64).to_dense()
+    assert outputs.rel_error(left) == pytest.approx(errors[-1], rel=1e-9)
+
+
+def test_a_block_is_the_best_for_what_the_others_leave() -> None:
+    """The gradient vanishes in the panels of the blocks that were replaced last."""
+    gram = moments(20, "full")
+    weight = as_weight(seeded(12, 20), gram, "blr")
+    tiling = on_grid(weight, (6, 5))
+    outputs = Outputs(weight.matrix, gram, tiling.places)
+    ranks = uniform(tiling.pieces, 2)
+    _, contents, errors, _ = outputs.descend(tiling.contents(ranks), ranks, 2, 0.0)
+    pairs = [content for content in contents if isinstance(content, tuple)]
+    leaves = [tuple(t.clone().requires_grad_() for t in pair) for pair in pairs]
+    rows = [torch.cat([u @ v for u, v in leaves[4 * i : 4 * i + 4]], dim=1) for i in range(2)]
+    off = weight.matrix - torch.cat(rows)
+    loss = (off @ gram * off).sum() / outputs.norm
+    assert float(loss.detach()) == pytest.approx(errors[-1] ** 2, rel=1e-9)
+    for i in outputs.stacks[-1].members:
+        for gradient in torch.autograd.grad(loss, leaves[i], retain_graph=True):
+            assert float(gradient.norm()) <= 1e-9
+    # Any other block of that rank in its place makes it worse.
+    left, right = (t.detach() for t in leaves[-1])
+    for seed in range(5):
+        turned = left + 1e-2 * seeded(*left.shape, seed=seed)
+        moved = off.detach().clone()
+        moved[6:, 15:] += (left - turned) @ right
+        assert float((moved @ gram * moved).sum()) / outputs.norm > float(loss.detach())
+
+
+@pytest.mark.parametrize("rank", [2, 0.4])
+def test_with_white_inputs_it_is_the_plain_solution(rank: int | float) -> None:
+    weight = seeded(24, 30)
+    usual = fit_blr(weight, rank, block=(8, 6))
+    fit = fit_blr(weight, rank, block=(8, 6), gram=torch.eye(30))
+    assert fit.error == pytest.approx(usual.error, rel=1e-9)
+    torch.testing.assert_close(fit.factors.to_dense(), usual.factors.to_dense())
+
+
+def test_one_block_is_the_svd_in_the_metric() -> None:
+    for shape in ((20, 30), (30, 20)):
+        weight, gram = seeded(*shape), moments(shape[1], "full")
+        fit = fit_blr(weight, 4, block=shape, gram=gram)
+        assert fit.error == pytest.approx(fit_svd(weight, 4, gram=gram).error, rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["full", "dead"])
+@pytest.mark.parametrize("error", [0.02, 0.2])
+def test_an_error_of_the_outputs_is_kept(kind: str, error: float) -> None:
+    weight, gram = seeded(24, 30), moments(30, kind)
+    fit = fit_blr(weight, error=error, block=(8, 6), gram=gram)
+    assert output_error(weight, fit.factors, gram) <= error
+    # Fewer than blocks need which do not know of the inputs.
+    usual = next(
+        factors
+        for share in (0.1 * i for i in range(1, 11))
+        if output_error(weight, factors := blr(weight, share, block=(8, 6)), gram) <= error
+    )
+    assert fit.factors.n_params <= usual.n_params
+
+
+def test_the_block_is_found_by_the_error_of_the_outputs() -> None:
+    weight, gram = seeded(32, 40), moments(40, "full")
+    fit = fit_blr(weight, 0.4, gram=gram)
+    assert fit.error <= fit_svd(weight, 0.4, gram=gram).error * (1 + 1e-8)
+    assert fit.error <= fit_blr(weight, 0.4, block=(16, 20), gram=gram).error * (1 + 1e-12)
+
+
+def test_no_size_of_weight_or_inputs_is_too_small_or_large() -> None:
+    weight, gram = seeded(24, 30), moments(30, "full")
+    usual = fit_blr(weight.float(), 0.4, block=8, gram=gram).error
+    for scale in (1e-30, 1e30):
+        scaled = fit_blr((weight * scale).float(), 0.4, block=8, gram=gram).error
+        assert scaled == pytest.approx(usual, rel=1e-3)
+        loud = fit_blr(weight.float(), 0.4, block=8, gram=gram * scale).error
+        assert loud == pytest.approx(usual, rel=1e-3)
+
+
+def test_silent_inputs_and_zero_weights_are_harmless() -> None:
+    for weight, gram in ((seeded(9, 8), torch.zeros(8, 8)), (torch.zeros(9, 8), torch.eye(8))):
+        fit = fit_blr(weight, 0.5, block=4, gram=gram)
+        assert fit.error == 0.0
+        assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+
+
+def test_what_float16_cannot_hold_is_left_plain() -> None:
+    """A dense block that makes good what its neighbours leave may grow beyond 65504."""
+    weight = (3e4 * seeded(18, 24).clamp(-2, 2)).half()
+    gram = moments(24, "few")
+    for share in (0.3, 0.7, 0.9):
+        fit = fit_blr(weight, share, block=(6, 6), gram=gram)
+        assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+        usual = output_error(weight, blr(weight, share, block=(6, 6)), gram)
+        assert fit.error <= usual * (1 + 1e-9)
+
+
+def test_an_exact_start_is_left_as_it_is() -> None:
+    weight = torch.cat([seeded(12, 2) @ seeded(2, 9, seed=i) for i in range(3)], dim=1)
+    for kind in ("full", "few", "dead"):
+        fit = fit_blr(weight, 2, block=(6, 9), gram=moments(27, kind))
+        assert fit.error <= 1e-13
+        assert all(after <= before for before, after in pairwise(fit.errors[:-1]))
+
+
+def test_refusals() -> None:
+    with pytest.raises(ShapeError, match="gram"):
+        blr(seeded(6, 8), 0.5, gram=torch.eye(6))
+    with pytest.raises(ArgumentError, match="not symmetric"):
+        blr(seeded(6, 8), 0.5, gram=seeded(8, 8))
+
+
+@pytest.mark.parametrize("kind", ["full", "dead"])
+def test_estimated_ranks_are_those_of_the_weight(kind: str) -> None:
+    weight, gram = 0.3 * seeded(24, 30, seed=3), moments(30, kind)
+    weight[:12, :15] += seeded(12, 2, seed=1) @ seeded(2, 15, seed=2)
+    weight[12:, 15:] += seeded(12, 1, seed=1) @ seeded(1, 15, seed=2)
+    usual = blr(weight, "auto", block=(12, 15))
+    fit = fit_blr(weight, "auto", block=(12, 15), gram=gram)
+    assert [b.rank for b in fit.factors.blocks] == [b.rank for b in usual.blocks] == [2, 0, 0, 1]
+    assert fit.error <= output_error(weight, usual, gram) * (1 + 1e-9)

@@ -1,0 +1,280 @@
+"""CP of conv kernels and matrices in the metric of their inputs."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition.cp import _gram as _cp_gram
+from tensorlrf.decomposition.cp._cp import cp, fit_cp
+from tensorlrf.decomposition.cp._gram import CPMetric, Terms, unwhitened
+from tensorlrf.decomposition.svd._svd import fit_svd
+from tensorlrf.decomposition.tucker import _gram
+from tensorlrf.errors import ArgumentError, DegenerateWarning, ShapeError, UnsupportedError
+from tensorlrf.factors import CPFactors
+from tests.decomposition.tucker.test_tucker2 import kernel, output_error, pictures, second_moments
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def moments(n: int, rank: int, seed: int = 0) -> Tensor:
+    """Second moments of inputs that span `rank` directions of n."""
+    x = torch.randn(n, rank, generator=seeded(seed), dtype=torch.float64)
+    return x @ (torch.logspace(0, -2, rank, dtype=torch.float64)[:, None] * x.T)
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def output_loss(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
+    w, off = weight.double().flatten(1), (weight.double() - approximation.double()).flatten(1)
+    return float(((off @ gram * off).sum() / (w @ gram * w).sum()).clamp_min(0).sqrt())
+
+
+def random_terms(shape: tuple[int, ...], rank: int, seed: int = 0) -> Terms:
+    factors = tuple(gaussian(n, rank, seed=seed + k) for k, n in enumerate(shape))
+    return Terms(torch.ones(rank, dtype=torch.float64), factors)
+
+
+def dense(terms: Terms) -> Tensor:
+    return CPFactors(terms.weights, terms.factors).to_dense()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_that_of_the_convolution(dtype: torch.dtype) -> None:
+    images, weight = pictures(4, 8, 10), kernel(12, 8).to(dtype)
+    fit = fit_cp(weight, 6, gram=second_moments(images), random_state=0)
+    assert fit.factors.dtype == dtype
+    assert fit.factors.shape == tuple(weight.shape)
+    whole = fit.factors.to(torch.float64).to_dense()
+    assert fit.error == pytest.approx(output_error(weight, whole, images), rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [4, 12])
+def test_serves_held_out_inputs_better_than_plain_cp(rank: int) -> None:
+    known, held_out = pictures(12, 12, 12), pictures(12, 12, 12, seed=1)
+    weight = kernel(16, 12)
+    served = cp(weight, rank, gram=second_moments(known), random_state=0)
+    plain = cp(weight, rank, random_state=0)
+    better = output_error(weight, served.to_dense(), held_out)
+    assert better < 0.9 * output_error(weight, plain.to_dense(), held_out)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    outputs=st.integers(1, 6),
+    inputs=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    rank=st.integers(1, 6),
+    inputs_rank=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_no_sweep_raises_the_error_and_plain_cp_is_never_better(
+    outputs: int, inputs: list[int], rank: int, inputs_rank: int, seed: int
+) -> None:
+    """Singular second moments and ranks beyond use included."""
+    weight = gaussian(outputs, *inputs, seed=seed)
+    n = weight[0].numel()
+    gram = moments(n, min(inputs_rank, n), seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateWarning)
+        fit = fit_cp(weight, rank, gram=gram, n_iter_max=10, random_state=seed)
+        plain = cp(weight, rank, random_state=seed)
+    # An error near zero is the root of a sum that cancels: what differs from the weight where there
+    # are no inputs may be many times larger than the weight, and adds the root of its rounding.
+    floor = 1e-6
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(fit.errors[:-1]))
+    assert fit.error <= output_loss(weight, plain.to_dense(), gram) * (1 + 1e-9) + floor
+    assert fit.error == pytest.approx(output_loss(weight, fit.factors.to_dense(), gram), abs=floor)
+    assert all(bool(torch.isfinite(t).all()) for t in fit.factors.tensors().values())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "rank"), [((6, 5, 3, 3), 4), ((5, 4, 3), 3), ((4, 3, 2, 2, 3), 3), ((6, 7), 3)]
+)
+def test_every_mode_is_the_least_squares_solution(
+    shape: tuple[int, ...], rank: int, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient vanishes; conjugate gradients reach the same with enough steps."""
+    monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 1 << 20 if exact else 0)
+    if not exact:
+        monkeypatch.setattr(_gram, "CG_STEPS", 400)
+    weight = gaussian(*shape)
+    n = weight[0].numel()
+    x = gaussian(n, 3 * n, seed=9)
+    gram = x @ x.T
+    metric = CPMetric(weight, gram)
+    for mode in range(len(shape)):
+        fixed = frozenset(range(len(shape))) - {mode}
+        solved = metric.sweep(random_terms(shape, rank, seed=3), fixed)
+        unknown = (solved.factors[mode] * solved.weights).requires_grad_()
+        factors = tuple(unknown if k == mode else f for k, f in enumerate(solved.factors))
+        off = (weight - dense(Terms(torch.ones_like(solved.weights), factors))).flatten(1)
+        loss = (off @ gram * off).sum()
+        (gradient,) = torch.autograd.grad(loss, unknown)
+        assert float(gradient.norm() * unknown.detach().norm()) <= 1e-8 * float(loss.detach())
+
+
+def test_few_conjugate_gradients_do_not_raise_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 0)
+    weight = kernel(10, 8).double()
+    for gram in (second_moments(pictures(3, 8, 9)), moments(72, 9)):
+        fit = fit_cp(weight, 5, gram=gram, random_state=0)
+        assert all(b <= a * (1 + 1e-12) for a, b in pairwise(fit.errors[:-1]))
+        assert fit.error <= output_loss(weight, cp(weight, 5, random_state=0).to_dense(), gram)
+
+
+def test_the_normal_matrix_is_the_one_of_its_products() -> None:
+    shape, rank = (6, 5, 3, 2), 4
+    weight = gaussian(*shape)
+    metric = CPMetric(weight, moments(30, 30))
+    terms = random_terms(shape, rank)
+    pairs = terms.factors[0].T @ terms.factors[0]
+    for mode in (1, 2, 3):
+        matrix = metric._normal_matrix(terms, mode, pairs)
+        columns = []
+        for place in range(shape[mode] * rank):
+            unit = torch.zeros(shape[mode] * rank, dtype=torch.float64)
+            unit[place] = 1
+            factors = list(terms.factors)
+            factors[mode] = unit.view(shape[mode], rank)
+            spread = metric.gram @ Terms(terms.weights, tuple(factors)).filters @ pairs
+            columns.append(metric._contract(spread, terms, mode).reshape(-1))
+        torch.testing.assert_close(matrix, torch.stack(columns, dim=1))
+
+
+def test_white_inputs_change_nothing() -> None:
+    """With G = I the errors are the plain ones, and plain ALS has converged already."""
+    weight = dense(random_terms((10, 8, 3, 3), 3)) + gaussian(10, 8, 3, 3, seed=9)
+    plain = fit_cp(weight, 3, n_iter_max=1000, tol=1e-12, random_state=0)
+    n = weight[0].numel()
+    start = plain.factors
+    fit = fit_cp(weight, 3, init=start, gram=torch.eye(n), n_iter_max=20, random_state=0)
+    assert fit.error == pytest.approx(plain.error, rel=1e-6)
+    assert fit.error <= plain.error * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("inputs_rank", [72, 11])
+def test_an_exact_kernel_stays_exact(inputs_rank: int) -> None:
+    weight = dense(random_terms((10, 8, 3, 3), 4))
+    fit = fit_cp(weight, 4, gram=moments(72, inputs_rank), n_restarts=3, random_state=0)
+    assert fit.error < 1e-6
+    if inputs_rank == 72:
+        assert fit.factors.rel_error(weight) < 1e-5
+
+
+def test_directions_without_inputs_are_free() -> None:
+    """A kernel that differs from an exact one only where no input ever is."""
+    exact = dense(random_terms((8, 6, 3, 3), 3))
+    spoilt = exact.clone()
+    spoilt[:, 2] = gaussian(8, 3, 3, seed=5)
+    x = gaussian(6, 9, 200, seed=6)
+    x[2] = 0
+    x = x.reshape(54, 200)
+    fit = fit_cp(spoilt, 3, gram=x @ x.T, n_iter_max=300, tol=0, random_state=0)
+    plain = cp(spoilt, 3, random_state=0)
+    assert output_loss(spoilt, plain.to_dense(), x @ x.T) > 0.01
+    assert fit.error < 1e-5
+
+
+@pytest.mark.parametrize("inputs_rank", [12, 5])
+@pytest.mark.parametrize("rank", [1, 4, 9, 20])
+def test_a_matrix_has_the_optimum(rank: int, inputs_rank: int) -> None:
+    weight, gram = gaussian(9, 12), moments(12, inputs_rank)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateWarning)
+        fit = fit_cp(weight, rank, gram=gram, random_state=0)
+    best = fit_svd(weight, min(rank, 9), gram=gram)
+    assert fit.error == pytest.approx(best.error, rel=1e-6, abs=1e-7)
+    assert fit.factors.rank == rank
+
+
+def test_unwhitening_is_the_inverse_on_what_inputs_span() -> None:
+    shape = (4, 6, 3)
+    channels = moments(6, 4)
+    values, vectors = torch.linalg.eigh(channels)
+    root = vectors * values.clamp_min(0).sqrt()
+    terms = random_terms(shape, 3)
+    back = dense(unwhitened(terms, root))
+    whitened = torch.einsum("oit,ij->ojt", back, root)
+    projector = (root.norm(dim=0) > 1e-5 * root.norm(dim=0).max()).double()
+    torch.testing.assert_close(whitened, torch.einsum("ojt,j->ojt", dense(terms), projector))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scales_make_no_difference(scale: float) -> None:
+    weight, gram = kernel(8, 6), moments(54, 54)
+    one = fit_cp(weight, 4, gram=gram, random_state=0)
+    other = fit_cp(weight * scale, 4, gram=gram * scale**-1, random_state=0)
+    # Scaled float32 data differ by rounding, from which the sweeps of both go apart slowly.
+    assert other.error == pytest.approx(one.error, rel=1e-3)
+
+
+def test_the_given_are_left_alone_and_seeds_repeat() -> None:
+    weight, gram = kernel(8, 6), moments(54, 30)
+    copies, state = (weight.clone(), gram.clone()), torch.random.get_rng_state()
+    a, b = (cp(weight, 4, gram=gram, random_state=3) for _ in range(2))
+    assert torch.equal(weight, copies[0])
+    assert torch.equal(gram, copies[1])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True):
+        assert torch.equal(x, y)
+    for f in a.factors:
+        torch.testing.assert_close(f.norm(dim=0), torch.ones(4))
+    assert bool((a.weights.diff() <= 0).all())
+
+
+def test_fixed_modes_stay() -> None:
+    weight, gram = kernel(8, 6).double(), moments(54, 30)
+    start = CPFactors(torch.ones(4).double(), tuple(gaussian(n, 4) for n in weight.shape))
+    plain = cp(weight, 4, init=start, fixed_modes=(1, 3))
+    fit = fit_cp(weight, 4, init=start, fixed_modes=(1, 3), gram=gram)
+    for k in (1, 3):
+        assert torch.equal(fit.factors.factors[k], start.factors[k])
+    assert fit.error <= output_loss(weight, plain.to_dense(), gram)
+
+
+def test_the_mean_is_taken_out() -> None:
+    weight, x = kernel(8, 6).double(), gaussian(54, 300) + 2
+    gram, mean = x @ x.T / 300, x.mean(1)
+    centred = gram - torch.outer(mean, mean)
+    fit = fit_cp(weight, 4, gram=gram, mean=mean, random_state=0)
+    assert fit.error == pytest.approx(output_loss(weight, fit.factors.to_dense(), centred))
+
+
+def test_inputs_that_are_all_zero() -> None:
+    assert fit_cp(kernel(8, 6), 3, gram=torch.zeros(54, 54), random_state=0).error == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"rank": 3, "gram": torch.eye(53)}, ShapeError, r"\(53, 53\).*54 columns"),
+        ({"rank": 3, "gram": -torch.eye(54)}, ArgumentError, "negative"),
+        ({"error": 0.1, "gram": torch.eye(54)}, UnsupportedError, r"svd\(weight, error="),
+        ({"rank": 3, "mean": torch.zeros(54)}, ArgumentError, "goes with gram"),
+        (
+            {"rank": 3, "gram": torch.eye(54), "differentiable": True},
+            UnsupportedError,
+            "differentiable",
+        ),
+        (
+            {"rank": 3, "gram": torch.eye(54), "callback": lambda f, e: True},
+            UnsupportedError,
+            "callback= does not go with gram=",
+        ),
+    ],
+)
+def test_refusals(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        fit_cp(kernel(8, 6), **options)

@@ -1,0 +1,268 @@
+"""Many matrices at once: each as good as alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.linalg import _batched
+from tensorlrf.decomposition.linalg._batched import Matrices, scales_of
+from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition.svd._svd import fit_svd, svd
+from tensorlrf.errors import (
+    ArgumentError,
+    RankError,
+    ShapeError,
+    TensorlrfWarning,
+    UnsupportedError,
+)
+from tensorlrf.factors import LowRank
+from tensorlrf.factors._batch import Batch
+
+METHODS = ("auto", "exact", "eigh")
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
+
+
+def batched(tensor: Tensor, *args: Any, batch_dims: int = 1, **options: Any) -> Fit[Batch]:
+    fit: Fit[Any] = fit_svd(tensor, *args, batch_dims=batch_dims, **options)
+    assert isinstance(fit.factors, Batch)
+    return fit
+
+
+def residuals(tensor: Tensor, factors: Batch, places: int) -> Tensor:
+    """Relative errors place by place, in float64."""
+    wide = tensor.double().reshape(places, -1)
+    off = wide - factors.to(torch.float64).to_dense().reshape(places, -1)
+    errors: Tensor = off.norm(dim=1) / wide.norm(dim=1)
+    return errors
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    batch=st.sampled_from([(1,), (3,), (2, 2)]),
+    m=st.integers(1, 9),
+    n=st.integers(1, 9),
+    taps=st.integers(1, 2),
+    r=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    method=st.sampled_from(METHODS),
+)
+def test_each_residual_is_the_discarded_energy(
+    batch: tuple[int, ...],
+    m: int,
+    n: int,
+    taps: int,
+    r: int,
+    dtype: torch.dtype,
+    method: str,
+) -> None:
+    stack = seeded(*batch, m, n, taps, dtype=dtype)
+    r = min(r, m, n * taps)
+    fit = batched(stack, r, batch_dims=len(batch), method=method)
+    factors = fit.factors
+    assert factors.shape == tuple(stack.shape)
+    assert factors.batch_shape == batch
+    assert (factors.rank, factors.dtype, factors.of) == (r, dtype, "lowrank")
+    # As for one matrix, see test_svd.
+    rounding = 4 * torch.finfo(dtype).eps * math.sqrt(r)
+    if dtype in (torch.float32, torch.float64):
+        rounding *= min(m, n * taps) + 4
+    places = math.prod(batch)
+    reached = residuals(stack, factors, places)
+    values = torch.linalg.svdvals(stack.double().reshape(places, m, -1))
+    best = values[:, r:].norm(dim=1) / values.norm(dim=1)
+    assert (reached >= best - 1e-12).all()
+    assert (reached <= (best**2 + rounding**2).sqrt() + 1e-12).all()
+    whole = float((stack.double() - factors.to(torch.float64).to_dense()).norm())
+    floor = 16 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    assert fit.error == pytest.approx(whole / float(stack.double().norm()), rel=1e-3, abs=floor)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_place_is_what_it_is_alone(method: str) -> None:
+    stack = seeded(2, 3, 10, 6, 2)
+    factors = batched(stack, 4, batch_dims=2, method=method).factors
+    for i in range(2):
+        for j in range(3):
+            alone, one = svd(stack[i, j], 4, method=method), factors[i, j]
+            assert isinstance(one, LowRank)
+            torch.testing.assert_close(one.to_dense(), alone.to_dense(), rtol=1e-5, atol=1e-5)
+            lengths = one.left.norm(dim=0)
+            torch.testing.assert_close(lengths, one.right.norm(dim=1), rtol=1e-5, atol=0)
+            torch.testing.assert_close(lengths, alone.left.norm(dim=0), rtol=1e-5, atol=0)
+
+
+def test_a_share_is_one_of_each_matrix() -> None:
+    stack = seeded(3, 20, 30)
+    assert batched(stack, 0.5).factors.rank == svd(stack[0], 0.5).rank
+    assert batched(stack, "same").factors.rank == 12
+
+
+def test_no_batch_is_one_matrix() -> None:
+    stack = seeded(8, 5, 3)
+    assert torch.equal(svd(stack, 3, batch_dims=0).to_dense(), svd(stack, 3).to_dense())
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(
+    error=st.floats(0.02, 0.9),
+    seed=st.integers(0, 5),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16]),
+)
+def test_error_holds_at_every_place_with_the_smallest_rank(
+    error: float, seed: int, dtype: torch.dtype
+) -> None:
+    decays = torch.tensor([0.5, 0.7, 0.9], dtype=torch.float64)[:, None]
+    stack = seeded(3, 14, 12, seed=seed, dtype=torch.float64)
+    stack = (
+        stack * (decays ** torch.arange(12))[:, None] * torch.tensor([1e3, 1, 1e-3])[:, None, None]
+    )
+    stack = stack.to(dtype)
+    fit = batched(stack, error=error)
+    assert fit.converged
+    assert (residuals(stack, fit.factors, 3) <= error * (1 + 1e-3)).all()
+    ranks = [svd(matrix, error=error).rank for matrix in stack]
+    assert fit.factors.rank == max(ranks)
+
+
+def test_error_out_of_reach_of_the_dtype_warns() -> None:
+    with pytest.warns(TensorlrfWarning, match="error=0.0005 is out of reach.*bfloat16"):
+        fit = batched(seeded(2, 12, 10, dtype=torch.bfloat16), error=5e-4)
+    assert not fit.converged
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_places_of_any_scale_stand_beside_each_other(method: str) -> None:
+    stack = seeded(1, 12, 9).repeat(5, 1, 1)
+    plain = fit_svd(stack[0], 3).error
+    powers = torch.tensor([-30.0, -10.0, 0.0, 20.0, 30.0], dtype=torch.float64)
+    scaled = (stack.double() * (10.0**powers)[:, None, None]).float()
+    fit = batched(scaled, 3, method=method)
+    assert fit.error == pytest.approx(plain, rel=1e-5)
+    for k, matrix in enumerate(scaled):
+        one = fit.factors[k]
+        assert one.rel_error(matrix) == pytest.approx(plain, rel=1e-5)
+    wide = stack.double() * (10.0 ** (8 * powers))[:, None, None]
+    assert batched(wide, 3, method=method).error == pytest.approx(plain, rel=1e-6)
+
+
+def test_scales_are_those_of_one_tensor() -> None:
+    for dtype in (torch.float32, torch.float64):
+        stack = torch.tensor([0.0, 1e-42, 1e-30, 3e-8, 0.7, 5.0, 2e7, 1e30, 3e38]).to(dtype)
+        got = scales_of(stack[:, None])
+        assert got.tolist() == [scale_of(x) for x in stack]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_degenerate_places_give_finite_factors(method: str, dtype: torch.dtype) -> None:
+    stack = torch.stack([torch.zeros(6, 5), torch.ones(6, 5), seeded(6, 5)]).to(dtype)
+    for r in (1, 5):
+        factors = batched(stack, r, method=method).factors
+        assert all(torch.isfinite(t).all() for t in factors.tensors().values())
+        assert torch.equal(factors[0].to_dense(), torch.zeros(6, 5, dtype=dtype))
+        torch.testing.assert_close(factors[1].to_dense(), stack[1], rtol=0, atol=2e-6)
+    zeros = batched(torch.zeros(2, 4, 3), 2, method=method)
+    assert zeros.error == 0.0
+    assert batched(torch.zeros(2, 4, 3), error=0.1, method=method).factors.rank == 1
+
+
+def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = seeded(7, 6, 8)
+    whole = batched(stack, 3)
+    monkeypatch.setattr(_batched, "BLOCK", 100)
+    blocks = batched(stack, 3)
+    torch.testing.assert_close(blocks.factors.to_dense(), whole.factors.to_dense())
+    assert blocks.error == pytest.approx(whole.error, rel=1e-6)
+
+
+def test_lapack_giving_up_on_one_place_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = seeded(3, 6, 8)
+    expected = [batched(stack, 3, method=method).error for method in ("exact", "eigh")]
+    eigh, full = torch.linalg.eigh, torch.linalg.svd
+
+    def fails_on_batches(function: Any) -> Any:
+        def call(matrix: Tensor, **options: Any) -> Any:
+            if matrix.ndim == 3:
+                raise torch.linalg.LinAlgError("failed")  # type: ignore[attr-defined]
+            return function(matrix, **options)
+
+        return call
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails_on_batches(eigh))
+    monkeypatch.setattr(torch.linalg, "svd", fails_on_batches(full))
+    got = [batched(stack, 3, method=method).error for method in ("exact", "eigh")]
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_graph_is_kept_where_asked() -> None:
+    stack = seeded(2, 5, 4, dtype=torch.float64).requires_grad_()
+    assert not svd(stack, 2, batch_dims=1).to_dense().requires_grad
+
+    def dense(x: Tensor) -> Tensor:
+        return svd(x, 2, batch_dims=1, differentiable=True).to_dense()
+
+    assert torch.autograd.gradcheck(dense, [stack])
+
+
+def test_input_is_left_alone_and_numpy_is_taken() -> None:
+    stack = seeded(3, 6, 8)
+    copy = stack.clone()
+    first = batched(stack, 3).factors
+    again = batched(stack.numpy(), 3).factors  # type: ignore[arg-type]
+    assert torch.equal(stack, copy)
+    assert torch.equal(first.parts["left"], again.parts["left"])
+    turned = batched(stack.permute(2, 1, 0), 3).factors
+    torch.testing.assert_close(
+        turned.to_dense(), batched(stack.permute(2, 1, 0).contiguous(), 3).factors.to_dense()
+    )
+
+
+def test_energies_are_those_of_each() -> None:
+    stack = seeded(3, 6, 8)
+    for method in ("exact", "eigh"):
+        values = torch.linalg.svdvals(stack.double())
+        energies = Matrices(stack, method).energies
+        torch.testing.assert_close(energies, values**2, rtol=1e-5, atol=1e-10)
+
+
+def test_what_is_refused() -> None:
+    stack = seeded(3, 6, 8)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"batch_dims": -1}, "batch_dims=-1 must be a whole number"),
+        ({"batch_dims": True}, "batch_dims=True"),
+        ({"batch_dims": 1.0}, "batch_dims=1.0"),
+        ({"method": "qr"}, "method='qr' is unknown"),
+        ({"error": 0.1}, "give rank or error"),
+        ({"random_state": "x"}, "random_state='x'"),
+    ]
+    for wrong, message in refused:
+        with pytest.raises(ArgumentError, match=message):
+            svd(stack, 2, **{"batch_dims": 1, **wrong})
+    for dims in (2, 3, 7):
+        with pytest.raises(ShapeError, match=rf"batch_dims={dims} leaves .*use at most 1"):
+            svd(stack, 2, batch_dims=dims)
+    unserved: list[tuple[dict[str, Any], str]] = [
+        ({"gram": torch.eye(8)}, r"gram= is not served with batch_dims=; .*Batch\.stack"),
+        ({"mean": torch.zeros(8)}, "gram= is not served"),
+        ({"method": "randomized"}, "method='randomized' is not served.*auto, exact, eigh"),
+    ]
+    for options, message in unserved:
+        with pytest.raises(UnsupportedError, match=message):
+            svd(stack, 2, batch_dims=1, **options)
+    with pytest.raises(UnsupportedError, match="rank='auto' is not served with batch_dims="):
+        svd(stack, "auto", batch_dims=1)
+    with pytest.raises(RankError, match="rank=7 is above"):
+        svd(stack, 7, batch_dims=1)

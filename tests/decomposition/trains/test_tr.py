@@ -1,0 +1,366 @@
+"""Tensor rings: exact ones, monotone sweeps, least-squares steps, outputs, and refusals."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition.trains._tr import fit_tr, tr
+from tensorlrf.decomposition.trains._tr_als import (
+    RingProblem,
+    balanced,
+    contracted,
+    half_sweep,
+    self_product,
+)
+from tensorlrf.decomposition.trains._tr_gram import RingMetric
+from tensorlrf.decomposition.trains._tr_start import ring_ranks, ring_svd
+from tensorlrf.decomposition.trains._tt import fit_tt
+from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
+from tensorlrf.factors import TRFactors
+from tensorlrf.factors._tt import chain_product
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
+
+
+def ring(shape: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> TRFactors:
+    bonds = (*ranks, ranks[0])
+    pairs = zip(shape, pairwise(bonds), strict=True)
+    return TRFactors(tuple(seeded(r, n, s, seed=seed + k) for k, (n, (r, s)) in enumerate(pairs)))
+
+
+def moments(n: int, *, dead: int = 0, directions: int | None = None, seed: int = 5) -> Tensor:
+    k = n if directions is None else directions
+    x = seeded(n, k, seed=seed) @ seeded(k, 3 * n, seed=seed + 1)
+    x = x * torch.logspace(0, -2, n, dtype=torch.float64)[:, None]
+    x[n - dead :] = 0.0
+    return x @ x.T / x.shape[1]
+
+
+def output_error(weight: Tensor, factors: TRFactors, gram: Tensor) -> float:
+    wide = weight.double()
+    left = wide - factors.to(torch.float64).to_dense()
+    return math.sqrt(float((left @ gram * left).sum() / (wide @ gram * wide).sum()))
+
+
+def falls(errors: tuple[float, ...]) -> bool:
+    return all(b <= a * (1 + 1e-12) for a, b in pairwise(errors))
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "dtype"),
+    [
+        ((7, 6, 8), (2, 3, 2), torch.float64),
+        ((6, 5, 4, 7), (2, 2, 3, 2), torch.float64),
+        ((9, 8), (2, 2), torch.float64),
+        ((7, 6, 8), (2, 2, 2), torch.float32),
+        ((7, 6, 8), (2, 2, 2), torch.bfloat16),
+        ((7, 6, 8), (2, 2, 2), torch.float16),
+    ],
+)
+def test_rings_are_found_again(
+    shape: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    tensor = ring(shape, ranks).to_dense().to(dtype)
+    copy = tensor.clone()
+    fits = [
+        fit_tr(tensor, ranks, n_iter_max=200, tol=1e-9, init=init, random_state=seed)
+        for init, seed in (("svd", 0), ("random", 1), ("random", 2))
+    ]
+    best = min(fits, key=lambda fit: fit.error)
+    # The cores' rounding, the input's, and where the sweeps stop.
+    assert best.error <= 4 * len(shape) * torch.finfo(dtype).eps + 1e-6
+    assert torch.equal(tensor, copy)
+    for fit in fits:
+        assert falls(fit.errors[:-1])
+        assert fit.factors.dtype == dtype
+        assert fit.factors.rank == (*ranks, ranks[0])
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=2, max_size=4).map(tuple),
+    data=st.data(),
+    init=st.sampled_from(["svd", "random"]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16]),
+)
+def test_sweeps_never_raise_the_error(
+    shape: tuple[int, ...], data: st.DataObject, init: str, dtype: torch.dtype
+) -> None:
+    most = ring_ranks(99, shape, math.prod(shape))[0]
+    ranks = tuple(data.draw(st.integers(1, min(4, most))) for _ in shape)
+    tensor = seeded(*shape, dtype=dtype)
+    fit = fit_tr(tensor, ranks, init=init, n_iter_max=15, random_state=3)
+    assert falls(fit.errors[:-1])
+    assert all(bool(c.isfinite().all()) for c in fit.factors)
+    assert fit.factors.shape == shape
+    wide = fit.factors.to(torch.float64)
+    rounding = 4 * len(shape) * torch.finfo(dtype).eps
+    assert fit.error == pytest.approx(wide.rel_error(tensor.double()), abs=rounding)
+    # Cores of one norm, each entry rounded: the error moves by the product of the norms.
+    spread = math.prod(float(c.norm()) for c in wide) / float(tensor.double().norm())
+    assert abs(fit.error - fit.errors[-2]) <= rounding * max(1.0, spread)
+
+
+def test_a_half_sweep_solves_the_least_squares_of_the_subchain() -> None:
+    """Against the subchain formed in full and LAPACK's least squares."""
+    tensor = seeded(4, 3, 5, 6)
+    cores = list(ring((4, 3, 5, 6), (2, 3, 2, 3), seed=4).cores)
+    other = chain_product(cores[2:])
+    cross = contracted(tensor.reshape(12, 30), other)
+    moved, value = half_sweep(cores[:2], cross, self_product(other), 1e-14)
+    # The second core, with the first as it was left: bonds (3, 2), the others in one.
+    rest = chain_product([*cores[2:], moved[0]])  # (r_2, n_2 n_3 n_0, r_1)
+    subchain = rest.permute(1, 2, 0).reshape(-1, 6)
+    unfolded = tensor.permute(2, 3, 0, 1).reshape(-1, 3)
+    solution = torch.linalg.lstsq(subchain, unfolded).solution  # (r_1 r_2, n_1)
+    torch.testing.assert_close(moved[1], solution.reshape(3, 2, 3).transpose(1, 2))
+    loss = float((subchain @ solution - unfolded).square().sum())
+    assert float(tensor.square().sum()) + value == pytest.approx(loss, rel=1e-10)
+
+
+def test_self_products_multiply_to_the_gram_of_the_subchain() -> None:
+    cores = ring((4, 3, 5), (2, 3, 2)).cores
+    product = self_product(cores[0]) @ self_product(cores[1]) @ self_product(cores[2])
+    whole = self_product(chain_product(cores))
+    torch.testing.assert_close(product, whole)
+
+
+def test_norms_are_balanced_and_the_ring_stays() -> None:
+    cores = ring((4, 3, 5), (2, 3, 2)).cores
+    far = [cores[0] * 1e6, cores[1], cores[2] * 1e-9]
+    even = balanced(far)
+    norms = [float(c.norm()) for c in even]
+    assert max(norms) <= min(norms) * (1 + 1e-12)
+    torch.testing.assert_close(TRFactors(tuple(even)).to_dense(), TRFactors(tuple(far)).to_dense())
+    fitted = tr(seeded(6, 5, 4), 2, n_iter_max=5, random_state=0)
+    norms = [float(c.norm()) for c in fitted]
+    assert max(norms) <= min(norms) * (1 + 1e-12)
+
+
+def test_successive_svds_are_exact_where_the_bonds_suffice() -> None:
+    tensor = seeded(4, 3, 5)
+    draws = torch.Generator().manual_seed(0)
+    cores = ring_svd(tensor, (2, 2, 6), draws)
+    assert TRFactors(tuple(cores)).rel_error(tensor) <= 1e-13
+    # With one bond of rank one the ring is a train.
+    cores = ring_svd(tensor, (1, 4, 5), draws)
+    assert TRFactors(tuple(cores)).rel_error(tensor) <= 1e-13
+    start = RingProblem(tensor).rel_error(ring_svd(tensor, (1, 2, 3), draws))
+    train = fit_tt(tensor, (2, 3))
+    assert fit_tr(tensor, (1, 2, 3)).error <= start * (1 + 1e-12)
+    assert start == pytest.approx(train.error, rel=1e-10)
+
+
+@pytest.mark.parametrize(("rank", "figure"), [(2, 0.0453), (3, 0.0366), (4, 0.0334)])
+def test_public_data(rank: int, figure: float) -> None:
+    """No worse than alternating least squares as published reach in twenty sweeps."""
+    with warnings.catch_warnings():  # tensorly's own imports warn
+        warnings.simplefilter("ignore")
+        from tensorly import datasets
+
+        data = datasets.load_kinetic()
+    tensor = torch.as_tensor(data.tensor, dtype=torch.float64)
+    fit = fit_tr(tensor, rank, n_iter_max=50, random_state=0)
+    assert fit.factors.rel_error(tensor) <= figure
+    assert falls(fit.errors[:-1])
+
+
+def test_digits_of_a_matrix() -> None:
+    weight = seeded(24, 30)
+    sizes = ((6, 4), (5, 6))
+    factors = tr(weight, 3, sizes=sizes, n_iter_max=20, random_state=0)
+    assert factors.shape == (24, 30)
+    assert factors.sizes == (6, 4, 5, 6)
+    plain = tr(weight.reshape(6, 4, 5, 6), 3, n_iter_max=20, random_state=0)
+    torch.testing.assert_close(factors.to_dense(), plain.to_dense().reshape(24, 30))
+
+
+def test_error_is_kept_by_the_smallest_uniform_rank_tried() -> None:
+    tensor = ring((8, 9, 10, 7), (3, 3, 3, 3)).to_dense()
+    for error in (0.5, 0.1):
+        fit = fit_tr(tensor, error=error, random_state=0)
+        r = fit.factors.rank[0]
+        assert fit.converged
+        assert fit.error <= error
+        assert fit.factors.rank == (r,) * 5
+        if r > 1:
+            assert fit_tr(tensor, r - 1, random_state=0).error > error
+    with pytest.warns(TensorlrfWarning, match="error=0.001 is out of reach"):
+        out = fit_tr(seeded(6, 5, 4), error=1e-3, random_state=0)
+    assert not out.converged
+    assert out.factors.n_params <= 120
+    assert "within 120 parameters" in out.reason
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple),
+    share=st.floats(0.01, 1.0),
+)
+def test_a_share_bounds_the_parameters(shape: tuple[int, ...], share: float) -> None:
+    dense = math.prod(shape)
+    r = ring_ranks(share, shape, dense)[0]
+    assert r == 1 or sum(shape) * r * r <= share * dense
+    most = ring_ranks(dense, shape, dense)[0]
+    assert r == most or sum(shape) * (r + 1) ** 2 > share * dense
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scale_does_not_matter(factor: float, dtype: torch.dtype) -> None:
+    factor = 2.0 ** round(math.log2(factor))
+    tensor = seeded(6, 5, 7, dtype=dtype)
+    one = fit_tr(tensor, 2, random_state=0, n_iter_max=10)
+    other = fit_tr(tensor * factor, 2, random_state=0, n_iter_max=10)
+    assert other.error == pytest.approx(one.error, rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1e160, 1e305, 1e-200, 1e-300])
+def test_the_range_of_float64(factor: float) -> None:
+    tensor, weight, gram = seeded(6, 5, 7), seeded(24, 30), moments(30)
+    options: dict[str, Any] = {"random_state": 0, "n_iter_max": 5}
+    one, other = (fit_tr(x, 2, **options) for x in (tensor, tensor * factor))
+    assert all(bool(c.isfinite().all()) for c in other.factors)
+    assert other.error == pytest.approx(one.error, rel=1e-9)
+    norms = [float(c.norm()) for c in other.factors]
+    assert max(norms) <= min(norms) * (1 + 1e-12)
+    options |= {"sizes": ((6, 4), (5, 6)), "gram": gram}
+    one, other = (fit_tr(x, 2, **options) for x in (weight, weight * factor))
+    assert other.error == pytest.approx(one.error, rel=1e-9)
+    assert output_error(weight, other.factors.map(lambda c: c / factor**0.25), gram) == (
+        pytest.approx(one.error, rel=1e-9)
+    )
+    scaled = fit_tr(weight, 2, **(options | {"gram": gram * factor}))
+    assert scaled.error == pytest.approx(one.error, rel=1e-9)
+
+
+def test_seeds_repeat_and_the_global_generator_stays() -> None:
+    tensor = seeded(6, 5, 7)
+    state = torch.get_rng_state()
+    one, other = (tr(tensor, 2, init="random", random_state=4, n_iter_max=3) for _ in range(2))
+    tr(tensor, 2, n_iter_max=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not any(c.requires_grad for c in tr(tensor.requires_grad_(), 2, n_iter_max=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dead", "directions"), [(0, None), (7, None), (0, 9)])
+def test_outputs_are_nearer_than_the_plain_ones(
+    dead: int, directions: int | None, dtype: torch.dtype
+) -> None:
+    weight = seeded(24, 30, dtype=dtype)
+    gram = moments(30, dead=dead, directions=directions)
+    for sizes in (((6, 4), (5, 6)), ((24,), (5, 3, 2))):
+        options: dict[str, Any] = {"sizes": sizes, "n_iter_max": 10, "random_state": 0}
+        plain = tr(weight, 3, **options)
+        fit = fit_tr(weight, 3, gram=gram, **options)
+        assert falls(fit.errors[:-1])
+        assert fit.error < output_error(weight, plain, gram)
+        assert fit.error == pytest.approx(output_error(weight, fit.factors, gram), rel=1e-6)
+        assert fit.factors.dtype == dtype
+
+
+def test_in_the_metric_of_the_identity_the_loss_is_the_plain_one() -> None:
+    weight = seeded(12, 20)
+    cores = ring((4, 3, 5, 4), (2, 2, 3, 2)).cores
+    metric = RingMetric(weight, torch.eye(20, dtype=torch.float64), 2)
+    problem = RingProblem(weight.reshape(4, 3, 5, 4))
+    assert metric.rel_error(cores) == pytest.approx(problem.rel_error(cores), rel=1e-12)
+    # Cores of the rows are solved for alike; conjugate gradients come near for those behind.
+    one, other = metric.sweep(cores, 1e-10)[0][:2], problem.sweep(cores, 1e-10)[0][:2]
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a / a.norm(), b / b.norm(), rtol=1e-8, atol=1e-10)
+    sizes = ((4, 3), (5, 4))
+    plain = fit_tr(weight, 2, sizes=sizes, random_state=0)
+    fit = fit_tr(weight, 2, sizes=sizes, gram=torch.eye(20), random_state=0)
+    assert fit.errors[0] == pytest.approx(plain.error, rel=1e-12)
+    assert fit.error <= plain.error * (1 + 1e-12)
+
+
+def test_an_exact_ring_stays_exact_in_the_metric() -> None:
+    factors = ring((4, 3, 5, 4), (2, 2, 2, 2))
+    weight = factors.to_dense().reshape(12, 20)
+    metric = RingMetric(weight, moments(20, dead=3), 2)
+    assert metric.rel_error(factors.cores) <= 1e-14
+    assert metric.sweep(factors.cores, 1e-10)[1] <= 1e-13
+
+
+def test_error_counts_in_the_outputs() -> None:
+    weight, gram = seeded(24, 30), moments(30)
+    options: dict[str, Any] = {"sizes": ((6, 4), (5, 6)), "n_iter_max": 20, "random_state": 0}
+    fit = fit_tr(weight, error=0.3, gram=gram, **options)
+    assert fit.converged
+    assert output_error(weight, fit.factors, gram) <= 0.3
+    nothing = fit_tr(weight, 2, gram=torch.zeros(30, 30), n_iter_max=3)
+    assert nothing.error == 0.0
+    mean = 0.1 * gram @ gram.diagonal().rsqrt() / 30**0.5  # of inputs with these moments
+    one = fit_tr(weight, 2, gram=gram, mean=mean, random_state=0)
+    other = fit_tr(weight, 2, gram=gram - torch.outer(mean, mean), random_state=0)
+    assert one.error == pytest.approx(other.error, rel=1e-6)
+
+
+def test_zero_and_one_sweep() -> None:
+    assert fit_tr(torch.zeros(3, 4, 5), 2).error == 0.0
+    fit = fit_tr(seeded(5, 6, 7), 2, n_iter_max=1)
+    assert len(fit.errors) == 3
+    assert not fit.converged
+    assert tr(seeded(6, 5, 4), 99, n_iter_max=1).rank == (6, 6, 6, 6)
+    assert tr(seeded(6, 5, 4), (2, 3, 2), n_iter_max=1).rank == (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("rank", "text"),
+    [
+        ((2, 2, 2, 3), "one rank"),
+        ((2, 2), "3, or 4"),
+        ((7, 2, 2), "use at most 6"),
+        ((0, 2, 2), "at least 1"),
+        (True, "one int"),
+        (1.5, "share"),
+    ],
+)
+def test_ranks_that_are_refused(rank: Any, text: str) -> None:
+    with pytest.raises(RankError, match=text):
+        tr(seeded(6, 5, 4), rank)
+
+
+def test_refusals() -> None:
+    tensor: Any = seeded(6, 5, 4)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"error": 0.1}, ArgumentError, "rank or error"),
+        ({"init": "svds"}, ArgumentError, "svd, random"),
+        ({"n_iter_max": -1}, ArgumentError, "n_iter_max"),
+        ({"tol": -1.0}, ArgumentError, "tol"),
+        ({"gram": torch.eye(4)}, ShapeError, "is for a matrix"),
+        ({"mean": torch.zeros(4)}, ArgumentError, "goes with gram"),
+        ({"sizes": ((6,), (5,), (2, 3))}, ShapeError, r"multiply to \(6, 5, 6\)"),
+        ({"sizes": ((6,), (5,))}, ShapeError, "multiply"),
+        ({"sizes": ((6,), (5,), (2, 2.0))}, ShapeError, "ints"),
+        ({"sizes": 5}, ArgumentError, "sizes=5 must be a sequence, such as"),
+        ({"sizes": (6, 5, 4)}, ArgumentError, r"sizes\[0\]=6 must be a sequence, such as"),
+        ({"random_state": "x"}, ArgumentError, "random_state"),
+    ]
+    for options, error, text in cases:
+        with pytest.raises(error, match=text):
+            tr(tensor, 2, **options)
+    with pytest.raises(ArgumentError, match="neither"):
+        tr(tensor)
+    with pytest.raises(ArgumentError, match="NaN"):
+        tr(tensor / 0 * 0, 2)
+    with pytest.raises(ShapeError, match="gram"):
+        tr(seeded(6, 5), 2, gram=torch.eye(6))

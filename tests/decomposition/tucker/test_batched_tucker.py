@@ -1,0 +1,184 @@
+"""The HOSVD of many tensors at once: each as good as alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.linalg._gram import unfold
+from tensorlrf.decomposition.tucker import _batched as _batched_tucker
+from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
+from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
+from tensorlrf.factors import TuckerFactors
+from tensorlrf.factors._batch import Batch
+from tests.decomposition.svd.test_batched import DTYPES, residuals, seeded
+
+METHODS = ("hosvd", "st_hosvd")
+
+
+def batched(tensor: Tensor, rank: Any, batch_dims: int = 1, **options: Any) -> Fit[Batch]:
+    options = {"method": "hosvd", **options}
+    fit: Fit[Any] = fit_tucker(tensor, rank, batch_dims=batch_dims, **options)
+    assert isinstance(fit.factors, Batch)
+    return fit
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    batch=st.sampled_from([(1,), (3,), (2, 2)]),
+    sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=4),
+    dtype=st.sampled_from(DTYPES),
+    method=st.sampled_from(METHODS),
+)
+def test_each_error_is_within_the_energies_left_out(
+    batch: tuple[int, ...], sizes: list[tuple[int, int]], dtype: torch.dtype, method: str
+) -> None:
+    shape, ranks = tuple(n for n, _ in sizes), tuple(min(n, r) for n, r in sizes)
+    stack = seeded(*batch, *shape, dtype=dtype)
+    fit = batched(stack, ranks, len(batch), method=method)
+    factors = fit.factors
+    assert factors.shape == (*batch, *shape)
+    assert (factors.rank, factors.of, factors.dtype) == (ranks, "tucker", dtype)
+    places = math.prod(batch)
+    reached = residuals(stack, factors, places)
+    # Every factor and the core is rounded; a sum runs over the entries of the core.
+    rounding = 8 * torch.finfo(dtype).eps * (len(sizes) + 1) * math.sqrt(math.prod(ranks))
+    for k, tensor in enumerate(stack.double().reshape(places, *shape)):
+        lost = sum(
+            float(torch.linalg.svdvals(unfold(tensor, mode))[r:].square().sum())
+            for mode, r in enumerate(ranks)
+        )
+        assert float(reached[k]) <= math.sqrt(lost) / float(tensor.norm()) + rounding
+    whole = float((stack.double() - factors.to(torch.float64).to_dense()).norm())
+    floor = 64 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    assert fit.error == pytest.approx(whole / float(stack.double().norm()), rel=1e-3, abs=floor)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("modes", "rank"), [(None, (3, 2, 4)), ((0, 1), (3, 2)), ((2,), (2,))])
+def test_each_place_is_what_it_is_alone(
+    method: str, modes: tuple[int, ...] | None, rank: tuple[int, ...]
+) -> None:
+    stack = seeded(2, 2, 6, 5, 4)
+    fit = batched(stack, rank, 2, method=method, modes=modes)
+    for i in range(2):
+        for j in range(2):
+            alone, one = tucker(stack[i, j], rank, method=method, modes=modes), fit.factors[i, j]
+            assert isinstance(one, TuckerFactors)
+            assert one.modes == alone.modes
+            assert one.core.shape == alone.core.shape
+            torch.testing.assert_close(one.to_dense(), alone.to_dense(), rtol=1e-4, atol=1e-5)
+            for k, factor in zip(one.modes, one.factors, strict=True):
+                eye = factor.T @ factor
+                torch.testing.assert_close(eye, torch.eye(len(eye)), rtol=0, atol=2e-6)
+                energies = one.core.movedim(k, 0).flatten(1).square().sum(1)
+                assert (energies.diff() <= 1e-5 * energies[0]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_rank_above_the_other_modes_together_is_completed(dtype: torch.dtype) -> None:
+    stack = seeded(3, 7, 2, 2, dtype=dtype)
+    fit = batched(stack, (6, 2, 2))
+    assert fit.error <= 32 * torch.finfo(dtype).eps
+    assert fit.factors.parts["factors.0"].shape == (3, 7, 6)
+
+
+def test_planted_ranks_are_exact() -> None:
+    core = seeded(4, 2, 3, 2, dtype=torch.float64)
+    sides = [seeded(4, n, r, seed=n, dtype=torch.float64) for n, r in ((6, 2), (7, 3), (5, 2))]
+    stack = torch.einsum("bxyz,bix,bjy,bkz->bijk", core, *sides)
+    for method in METHODS:
+        assert batched(stack, (2, 3, 2), method=method).error <= 1e-13
+        assert batched(stack.float(), (2, 3, 2), method=method).error <= 1e-6
+
+
+def test_a_share_is_an_upper_bound() -> None:
+    stack = seeded(3, 10, 12, 3)
+    factors = batched(stack, 0.3, modes=(0, 1)).factors
+    assert factors.n_params <= 0.3 * stack.numel()
+    assert factors.rank == tucker(stack[0], 0.3, modes=(0, 1)).rank
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_places_of_any_scale_stand_beside_each_other(method: str) -> None:
+    one = seeded(6, 5, 4)
+    plain = fit_tucker(one, 2, method=method).error
+    powers = torch.tensor([-30.0, 0.0, 30.0], dtype=torch.float64)
+    stack = (one.double() * (10.0**powers)[:, None, None, None]).float()
+    fit = batched(stack, 2, method=method)
+    assert fit.error == pytest.approx(plain, rel=1e-5)
+    for k, tensor in enumerate(stack):
+        assert fit.factors[k].rel_error(tensor) == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_core_beyond_half_precision_is_shared_with_the_factors() -> None:
+    stack = torch.stack([torch.full((8, 8, 8), 6e4), torch.ones(8, 8, 8)]).half()
+    fit = batched(stack, 1)
+    assert torch.isfinite(fit.factors.parts["core"]).all()
+    assert fit.error <= 8 * torch.finfo(torch.float16).eps
+    torch.testing.assert_close(fit.factors[1].to_dense(),
+                               stack[1], rtol=4e-3, atol=0)  # fmt: skip
+
+
+def test_degenerate_places_give_finite_factors() -> None:
+    for dtype in DTYPES:
+        stack = torch.stack([torch.zeros(4, 3, 2), torch.ones(4, 3, 2)]).to(dtype)
+        factors = batched(stack, 2).factors
+        assert torch.isfinite(factors.to_dense()).all()
+        torch.testing.assert_close(factors.to_dense(), stack, rtol=0, atol=0.02)
+
+
+def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = seeded(7, 6, 4, 3)
+    whole = batched(stack, 2)
+    monkeypatch.setattr(_batched_tucker, "BLOCK", 100)
+    assert batched(stack, 2).error == pytest.approx(whole.error, rel=1e-6)
+
+
+def test_the_graph_is_kept_where_asked() -> None:
+    stack = seeded(2, 3, 4, 2, dtype=torch.float64).requires_grad_()
+    assert not tucker(stack, 2, method="hosvd", batch_dims=1).to_dense().requires_grad
+
+    def dense(x: Tensor) -> Tensor:
+        return tucker(x, (2, 2, 2), method="hosvd", batch_dims=1, differentiable=True).to_dense()
+
+    assert torch.autograd.gradcheck(dense, [stack])
+
+
+def test_input_is_left_alone() -> None:
+    stack = seeded(2, 3, 4, 2)
+    copy = stack.clone()
+    batched(stack, 2)
+    assert torch.equal(stack, copy)
+
+
+def test_what_is_refused() -> None:
+    stack = seeded(3, 6, 5, 4)
+    for method in ("hooi", "randomized"):
+        with pytest.raises(UnsupportedError, match=f"method='{method}' is not.*method='hosvd'"):
+            tucker(stack, 2, method=method, batch_dims=1)
+    unserved: dict[str, Any] = {
+        "gram": torch.eye(20),
+        "mean": torch.zeros(20),
+        "callback": lambda factors, error: None,
+    }
+    for name, value in unserved.items():
+        with pytest.raises(UnsupportedError, match=rf"{name}= is not served.*Batch\.stack"):
+            tucker(stack, 2, method="hosvd", batch_dims=1, **{name: value})
+    with pytest.raises(UnsupportedError, match="error= is not served"):
+        tucker(stack, error=0.1, method="hosvd", batch_dims=1)
+    with pytest.raises(UnsupportedError, match="rank='auto' is not served"):
+        tucker(stack, "auto", method="hosvd", batch_dims=1)
+    with pytest.raises(ShapeError, match="batch_dims=3 leaves 1 of the 4 modes"):
+        tucker(stack, 2, method="hosvd", batch_dims=3)
+    with pytest.raises(ArgumentError, match="the modes of this tensor are 0 to 2"):
+        tucker(stack, 2, method="hosvd", batch_dims=1, modes=(3,))
+    with pytest.raises(RankError, match="has 4 entries for 3"):
+        tucker(stack, (2, 2, 2, 2), method="hosvd", batch_dims=1)

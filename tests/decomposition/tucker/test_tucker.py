@@ -1,0 +1,428 @@
+"""Tucker: bounds, monotone sweeps, exact tensors, published figures, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorlrf.decomposition.linalg._gram import mode_gram, unfold
+from tensorlrf.decomposition.tucker._hooi import hooi_sweep, mode_cross
+from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
+from tensorlrf.errors import ArgumentError, RankError, TensorlrfWarning
+from tensorlrf.factors import TuckerFactors
+from tensorlrf.factors._tucker import mode_product
+
+METHODS = ("hosvd", "st_hosvd", "hooi", "randomized")
+EPS32 = torch.finfo(torch.float32).eps
+
+shapes = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
+floats = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+
+
+def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
+
+
+def planted(
+    shape: tuple[int, ...],
+    ranks: tuple[int, ...],
+    noise: float = 0.0,
+    *,
+    decay: float = 1.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A tensor of the given multilinear rank, entries of unit size, plus noise.
+
+    Slices of the core fall off as decay ** j along every mode.
+    """
+    tensor = seeded(*ranks, seed=seed, dtype=torch.float64)
+    for k, (n, r) in enumerate(zip(shape, ranks, strict=True)):
+        basis = torch.linalg.qr(seeded(n, r, seed=seed + k + 1, dtype=torch.float64))[0]
+        tensor = mode_product(tensor, basis * decay ** torch.arange(r), k)
+    tensor = tensor / tensor.square().mean().sqrt()
+    return (tensor + noise * seeded(*shape, seed=seed + 99, dtype=torch.float64)).to(dtype)
+
+
+def discarded(tensor: Tensor, ranks: tuple[int, ...]) -> float:
+    """Root of the energies that the HOSVD leaves out of all modes, relative."""
+    wide = tensor.double()
+    lost = sum(
+        float(torch.linalg.svdvals(unfold(wide, k))[r:].square().sum()) for k, r in enumerate(ranks)
+    )
+    return math.sqrt(lost) / float(wide.norm())
+
+
+def rel_error(factors: TuckerFactors, tensor: Tensor) -> float:
+    return factors.to(torch.float64).rel_error(tensor.double())
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(shape=shapes, data=st.data(), dtype=floats, turned=st.booleans())
+def test_errors_keep_the_order_of_the_theory(
+    shape: tuple[int, ...], data: st.DataObject, dtype: torch.dtype, turned: bool
+) -> None:
+    ranks = tuple(data.draw(st.integers(1, n)) for n in shape)
+    tensor = seeded(*shape, dtype=dtype)
+    if turned:
+        tensor = seeded(*reversed(shape), dtype=dtype).permute(*reversed(range(len(shape))))
+    copy = tensor.clone()
+    errors = {}
+    for method in ("hooi", "st_hosvd", "hosvd"):
+        factors = tucker(tensor, ranks, method=method)
+        assert factors.shape == shape
+        assert factors.rank == ranks
+        assert factors.dtype == dtype
+        errors[method] = rel_error(factors, tensor)
+    assert torch.equal(tensor, copy)
+    # N + 1 rounded factors, each a relative error of eps / 2 an entry, and sums of n_k terms.
+    rounding = (len(shape) + 1 + max(shape)) * torch.finfo(dtype).eps
+    assert errors["hooi"] <= errors["st_hosvd"] + rounding
+    bound = discarded(tensor, ranks) + rounding
+    assert errors["st_hosvd"] <= bound
+    assert errors["hosvd"] <= bound
+    assert bound <= math.sqrt(len(shape)) * errors["hooi"] + (len(shape) + 2) * rounding
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_are_orthonormal_and_the_core_is_the_projection(
+    method: str, dtype: torch.dtype
+) -> None:
+    tensor = planted((30, 300, 20), (5, 6, 7), 0.5, dtype=dtype)
+    core, factors = tucker(tensor, (4, 5, 6), method=method, random_state=0)
+    eps = torch.finfo(dtype).eps
+    for factor in factors:
+        r = factor.shape[1]
+        # Two rounded products with orthogonal matrices of up to 300 rows.
+        assert float((factor.T @ factor - torch.eye(r, dtype=dtype)).norm()) <= 30 * r * eps
+    projected = tensor
+    for k, factor in enumerate(factors):
+        projected = mode_product(projected, factor.T, k)
+    assert float((projected - core).norm()) <= 100 * eps * float(core.norm())
+    for k in range(3):
+        gram = mode_gram(core, k)
+        energies = gram.diagonal()
+        assert (energies[:-1] >= energies[1:] * (1 - 1e-5)).all()
+        off = gram - torch.diag(energies)
+        assert float(off.norm()) <= 100 * eps * float(energies.sum())
+
+
+@pytest.mark.parametrize(
+    ("shape", "modes", "rank"),
+    [
+        ((40, 30, 20), None, (6, 5, 4)),
+        ((300, 280, 3, 3), (0, 1), (40, 30)),
+        ((280, 12, 300), (0, 2), (20, 150)),
+        ((12, 10, 8, 9), None, (4, 3, 2, 3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sweeps_never_raise_the_error(
+    shape: tuple[int, ...],
+    modes: tuple[int, ...] | None,
+    rank: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    if dtype == torch.float64 and math.prod(shape) > 100_000:
+        shape, rank = tuple(min(n, 30) for n in shape), tuple(min(r, 9) for r in rank)
+    ranks = tuple(n if n < 20 else n // 4 for n in shape)
+    tensor = planted(shape, ranks, 0.7, dtype=dtype)
+    fit = fit_tucker(tensor, rank, modes=modes)
+    start = fit_tucker(tensor, rank, modes=modes, method="st_hosvd").error
+    assert fit.converged
+    assert len(fit.errors) >= 3
+    assert fit.errors[0] == pytest.approx(start, rel=1e-5)
+    assert all(after <= before for before, after in pairwise(fit.errors[:-1]))
+    # The last is a residual, the one before it came from the norm of the core: 1 - |core|^2 is
+    # known to eps times the length of a sum's block, and halves over the error in the root.
+    noise = 64 * torch.finfo(dtype).eps / (2 * fit.error)
+    assert fit.error == pytest.approx(fit.errors[-2], abs=noise)
+    assert fit.error == pytest.approx(rel_error(fit.factors, tensor), rel=1e-5)
+
+
+def test_a_sweep_is_the_one_of_the_definition() -> None:
+    """Leading vectors of the tensor contracted with all other factors, mode after mode."""
+    tensor = planted((9, 8, 7), (4, 4, 4), 0.5, dtype=torch.float64)
+    start = {k: torch.linalg.qr(seeded(n, 3, seed=k).double())[0] for k, n in enumerate((9, 8, 7))}
+    swept = dict(start)
+    core = hooi_sweep(tensor, [0, 1, 2], swept, fine=True)
+    by_hand = dict(start)
+    for k in (0, 2, 1):  # the leaves of the tree, in its order
+        rest = tensor
+        for j in range(3):
+            if j != k:
+                rest = mode_product(rest, by_hand[j].T, j)
+        by_hand[k] = torch.linalg.svd(unfold(rest, k), full_matrices=False)[0][:, :3]
+    for k in range(3):
+        torch.testing.assert_close(swept[k] @ swept[k].T, by_hand[k] @ by_hand[k].T)
+    assert float(core.norm()) == pytest.approx(
+        float(torch.einsum("ijk,ia,jb,kc->abc", tensor, *(swept[k] for k in range(3))).norm())
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("decay", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("shape", "ranks", "modes"),
+    [((40, 30, 20), (6, 5, 4), None), ((300, 270, 3, 3), (12, 8, 3, 3), (0, 1))],
+)
+def test_exact_tensors_come_back_to_rounding(
+    shape: tuple[int, ...],
+    ranks: tuple[int, ...],
+    modes: tuple[int, ...] | None,
+    decay: float,
+    method: str,
+) -> None:
+    """Also where singular values fall to 4e-5 of the first, below what a float32 Gram sees."""
+    tensor = planted(shape, ranks, decay=decay)
+    rank = ranks if modes is None else ranks[:2]
+    fit = fit_tucker(tensor, rank, modes=modes, method=method, random_state=0)
+    # Rounding of the tensor, of N + 1 factors and of the products that rebuild it.
+    assert fit.error <= 12 * EPS32
+
+
+@pytest.mark.parametrize("noise", [0.3, 2.0])
+def test_randomized_is_close_to_st_hosvd(noise: float) -> None:
+    tensor = planted((60, 50, 40), (12, 12, 12), noise)
+    best = fit_tucker(tensor, 10, method="st_hosvd").error
+    for seed in range(5):
+        fit = fit_tucker(tensor, 10, method="randomized", random_state=seed)
+        assert fit.error <= 1.01 * best
+
+
+def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
+    tensor = planted((20, 15, 10), (5, 5, 5), 1.0)
+    before = torch.get_rng_state()
+    first = tucker(tensor, 4, method="randomized", random_state=1)
+    again = tucker(tensor, 4, method="randomized", random_state=1)
+    tucker(tensor, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.core, again.core)
+
+
+def test_partial_modes_leave_the_others_whole() -> None:
+    tensor = seeded(12, 10, 3, 4)
+    factors = tucker(tensor, (5, 2), modes=(1, 3))
+    assert factors.modes == (1, 3)
+    assert factors.core.shape == (12, 5, 3, 2)
+    assert factors.shape == (12, 10, 3, 4)
+    swapped = tucker(tensor, (2, 5), modes=(3, 1))
+    assert torch.equal(swapped.core, factors.core)
+    one = fit_tucker(tensor, 4, modes=(0,))
+    values = torch.linalg.svdvals(unfold(tensor, 0))
+    assert one.error == pytest.approx(float(values[4:].norm() / values.norm()), rel=1e-5)
+
+
+def test_of_a_matrix_it_is_the_svd() -> None:
+    matrix = seeded(15, 12)
+    values = torch.linalg.svdvals(matrix)
+    for method in ("hooi", "st_hosvd", "hosvd"):
+        fit = fit_tucker(matrix, 4, method=method)
+        assert fit.error == pytest.approx(float(values[4:].norm() / values.norm()), rel=1e-5)
+        torch.testing.assert_close(fit.factors.core.diagonal().abs(), values[:4])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_degenerate_tensors_give_finite_factors(method: str, dtype: torch.dtype) -> None:
+    for tensor in (torch.zeros(4, 5, 6), torch.ones(4, 5, 6), torch.ones(1, 5, 1)):
+        rank = tuple(min(n, 3) for n in tensor.shape)
+        fit = fit_tucker(tensor.to(dtype), rank, method=method, random_state=0)
+        assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+        assert fit.error <= 12 * torch.finfo(dtype).eps
+    # More columns than the other modes have room for: completed, still orthonormal.
+    factors = tucker(seeded(40, 2, 2).to(dtype), (10, 1, 1), method=method, random_state=0)
+    basis = factors.factors[0].double()
+    assert float((basis.T @ basis - torch.eye(10)).norm()) <= 40 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("exponent", [-30, -15, 15, 30, 37])
+def test_scale_does_not_matter(method: str, exponent: int) -> None:
+    tensor = planted((12, 10, 8), (4, 4, 4), 0.5)
+    plain = fit_tucker(tensor, 3, method=method, random_state=0).error
+    fit = fit_tucker(tensor * 10.0**exponent, 3, method=method, random_state=0)
+    assert fit.error == pytest.approx(plain, rel=1e-5)
+    assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+
+
+def test_the_core_of_a_loud_half_precision_tensor_does_not_overflow() -> None:
+    tensor = (seeded(30, 30, 30) * 1e4).clamp(-6e4, 6e4).half()
+    fit = fit_tucker(tensor, 20)
+    assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
+    assert fit.error == pytest.approx(fit_tucker(tensor.float(), 20).error, rel=1e-4)
+
+
+# ---- error= -----------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    error=st.floats(0.01, 0.8),
+    method=st.sampled_from(["hosvd", "st_hosvd", "hooi"]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16]),
+    seed=st.integers(0, 3),
+)
+def test_error_is_kept_within(error: float, method: str, dtype: torch.dtype, seed: int) -> None:
+    tensor = planted((10, 9, 8), (10, 9, 8), decay=0.6, seed=seed, dtype=dtype)
+    fit = fit_tucker(tensor, error=error, method=method)
+    assert fit.error <= error
+    assert rel_error(fit.factors, tensor) <= error * (1 + 1e-5)
+    # No rank is larger than its mode alone would need with an equal share of the squared error.
+    for k, r in enumerate(fit.factors.rank):
+        values = torch.linalg.svdvals(unfold(tensor.double(), k))
+        share = 0.9 * error / math.sqrt(3)
+        need = int((values.square().flip(0).cumsum(0).flip(0).sqrt() > share * values.norm()).sum())
+        assert r <= max(1, need)
+
+
+def test_error_of_an_exact_tensor_gives_its_rank() -> None:
+    tensor = planted((20, 18, 16), (3, 4, 5))
+    assert tucker(tensor, error=1e-3).rank == (3, 4, 5)
+    assert tucker(tensor, error=0.0).rank == (3, 4, 5)
+
+
+def test_error_out_of_reach_of_the_dtype_warns() -> None:
+    tensor = planted((10, 9, 8), (5, 5, 5), 0.5, dtype=torch.bfloat16)
+    with pytest.warns(TensorlrfWarning, match=r"error=0\.0005 is out of reach.*bfloat16"):
+        fit = fit_tucker(tensor, error=5e-4)
+    assert not fit.converged
+
+
+# ---- stopping ---------------------------------------------------------------------------------
+
+
+def test_callback_sees_every_sweep_and_can_stop() -> None:
+    tensor = planted((20, 18, 16), (8, 8, 8), 1.0)
+    seen: list[float] = []
+
+    def look(factors: TuckerFactors, error: float) -> bool:
+        assert factors.rank == (4, 18, 4)
+        assert rel_error(factors, tensor) == pytest.approx(error, rel=1e-4)
+        seen.append(error)
+        return len(seen) == 2
+
+    fit = fit_tucker(tensor, (4, 18, 4), callback=look, tol=0)
+    assert len(seen) == 2
+    assert not fit.converged
+    assert "callback" in fit.reason
+    assert tuple(seen) == fit.errors[1:3]
+
+
+def test_n_iter_max_and_tol_are_obeyed() -> None:
+    tensor = planted((20, 18, 16), (8, 8, 8), 1.0)
+    one = fit_tucker(tensor, 4, n_iter_max=1, tol=0)
+    start = fit_tucker(tensor, 4, method="st_hosvd")
+    assert one.errors[0] == pytest.approx(start.error, rel=1e-5)
+    assert len(one.errors) == 3
+    assert not one.converged
+    loose = fit_tucker(tensor, 4, tol=0.5)
+    assert len(loose.errors) == 3
+    assert loose.converged
+
+
+# ---- gradients --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["hosvd", "st_hosvd", "hooi"])
+def test_differentiable_keeps_the_graph(method: str) -> None:
+    tensor = planted((4, 3, 3), (4, 3, 3), decay=0.5, dtype=torch.float64).requires_grad_()
+
+    def dense(x: Tensor) -> Tensor:
+        # Two sweeps whatever the input: one more or less, decided by rounding, is no derivative.
+        factors = tucker(x, 2, method=method, n_iter_max=2, tol=0, differentiable=True)
+        return factors.to_dense()
+
+    assert torch.autograd.gradcheck(dense, (tensor,))
+    assert not tucker(tensor, 2, method=method).core.requires_grad
+
+
+# ---- products ---------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(shape=shapes, data=st.data())
+def test_grams_are_those_of_the_unfoldings(shape: tuple[int, ...], data: st.DataObject) -> None:
+    mode = data.draw(st.integers(0, len(shape) - 1))
+    tensor = seeded(*shape)
+    other = mode_product(tensor, seeded(3, shape[mode], seed=1), mode)
+    wide = unfold(tensor.double(), mode)
+    torch.testing.assert_close(mode_gram(tensor, mode), wide @ wide.T)
+    torch.testing.assert_close(
+        mode_cross(tensor, other, mode), unfold(tensor, mode) @ unfold(other, mode).T
+    )
+
+
+# ---- published figures ------------------------------------------------------------------------
+
+
+def public(name: str) -> Tensor:
+    import tensorly
+    from tensorly import datasets
+
+    tensorly.set_backend("numpy")
+    loaded = {
+        "covid": datasets.load_covid19_serology,
+        "kinetic": datasets.load_kinetic,
+        "indian_pines": datasets.load_indian_pines,
+    }[name]()
+    return torch.from_numpy(loaded.tensor).double()
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "method", "printed"),
+    [
+        ("covid", (8, 4, 4), "hooi", ".36578"),
+        ("covid", (8, 4, 4), "hosvd", ".37599"),
+        ("kinetic", 4, "hooi", ".03694"),
+        ("indian_pines", 20, "hosvd", ".05737"),
+        ("indian_pines", 20, "hooi", ".05654"),
+    ],
+)
+def test_figures_on_public_tensors(
+    name: str, rank: int | tuple[int, ...], method: str, printed: str
+) -> None:
+    tensor = public(name)
+    dtypes = (torch.float32,) if name == "indian_pines" else (torch.float32, torch.float64)
+    for dtype in dtypes:
+        factors = tucker(tensor.to(dtype), rank, method=method, tol=1e-8, n_iter_max=200)
+        assert f"{rel_error(factors, tensor):.5f}".removeprefix("0") == printed
+
+
+# ---- refusals ---------------------------------------------------------------------------------
+
+
+def test_refusals_name_argument_value_and_remedy() -> None:
+    tensor = seeded(4, 5, 6)
+    with pytest.raises(ArgumentError, match="method='als' is unknown; choose one of hooi, hosvd"):
+        tucker(tensor, 2, method="als")
+    with pytest.raises(RankError, match="rank 5 along mode 0, which has size 4"):
+        tucker(tensor, 5)
+    with pytest.raises(RankError, match="2 entries for 3 factored modes"):
+        tucker(tensor, (2, 2))
+    with pytest.raises(ArgumentError, match=r"modes=\(0, 3\) has the entry 3; the modes .* 0 to 2"):
+        tucker(tensor, 2, modes=(0, 3))
+    with pytest.raises(ArgumentError, match=r"modes=\(-1,\) has the entry -1"):
+        tucker(tensor, 2, modes=(-1,))
+    with pytest.raises(ArgumentError, match=r"modes=\(1, 1\) names a mode twice"):
+        tucker(tensor, 2, modes=(1, 1))
+    with pytest.raises(ArgumentError, match=r"modes=\(\) leaves nothing"):
+        tucker(tensor, 2, modes=())
+    with pytest.raises(ArgumentError, match="modes=0 must be a sequence"):
+        tucker(tensor, 2, modes=0)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="n_iter_max=-1"):
+        tucker(tensor, 2, n_iter_max=-1)
+    with pytest.raises(ArgumentError, match=r"tol=-0\.1"):
+        tucker(tensor, 2, tol=-0.1)
+    with pytest.raises(ArgumentError, match="method='randomized' needs rank="):
+        tucker(tensor, error=0.1, method="randomized")
+    with pytest.raises(ArgumentError, match="tensor contains NaN"):
+        tucker(torch.full((3, 3, 3), float("nan")), 2)
