@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensorlrf import io
 from tensorlrf._files._given import PathLike, as_device, as_path
 from tensorlrf._files._replace import check_target
-from tensorlrf._files._safetensors import opened
-from tensorlrf._files._sealed import checked, write_sealed
+from tensorlrf._files._sealed import write_sealed
 from tensorlrf.compression._uncompiled import uncompiled
-from tensorlrf.compression.checkpoint._header import KEY, Header, parse
+from tensorlrf.compression.checkpoint import _folder
+from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack, pack_checkpoint
-from tensorlrf.errors import ArgumentError, FileFormatError
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
 
 
@@ -42,8 +40,6 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    from tensorlrf.compression.checkpoint import _folder
-
     model = uncompiled(model)
     target = as_path(path)
     if _folder.is_for(model, target):
@@ -82,8 +78,6 @@ def load(
     model = None if model is None else uncompiled(model)
     target = None if device is None else as_device(device)
     if os.path.isdir(as_path(path)):
-        from tensorlrf.compression.checkpoint import _folder
-
         return _folder.load(as_path(path), model, target)
     if model is None:
         raise ArgumentError(
@@ -114,34 +108,3 @@ def write_checkpoint(
     check_target(as_path(path), overwrite)
     written, header = pack_checkpoint(tensors, factors, plan or {})
     write_sealed(path, KEY, header.to_text(), written, overwrite=overwrite)
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An open model file.
-
-    tensor  from the name of a tensor to its values on the CPU, row by row; raises FileFormatError
-            where their checksum differs
-    """
-
-    header: Header
-    tensor: Callable[[str], Tensor]
-
-
-@contextmanager
-def reading(path: PathLike) -> Iterator[Reading]:
-    """Open a model file; its header is checked, and that it has the tensors which that names.
-
-    Raises FileError where there is no file, FileFormatError where it is not as it should be.
-    """
-    with opened(as_path(path)) as file:
-        if KEY not in file.metadata:
-            hint = "write one with tensorlrf.save"
-            if io.KEY in file.metadata:
-                hint = "it holds factors, which tensorlrf.io.load_factors reads"
-            raise FileFormatError(f"path={file.path!r} is no model file of tensorlrf; {hint}")
-        header = parse(file)
-        yield Reading(header, checked(file, header.tensors))

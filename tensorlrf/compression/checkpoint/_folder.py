@@ -11,8 +11,9 @@ from torch import nn
 
 from tensorlrf._files._folder import READY, filling, put_right
 from tensorlrf._files._safetensors import write
-from tensorlrf.compression.checkpoint import _file, _source
+from tensorlrf.compression.checkpoint import _source
 from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._source import CONFIG, GENERATION
 from tensorlrf.compression.checkpoint._store import pack
@@ -74,7 +75,7 @@ def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> n
         raise FileError(
             f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"
         )
-    with _file.reading(path / TENSORS) as file:
+    with reading(path / TENSORS) as file:
         if model is not None:
             return unpack(file.header, file.tensor, model, device, os.fspath(path / TENSORS))
         try:

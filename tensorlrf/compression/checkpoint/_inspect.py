@@ -15,10 +15,10 @@ from tensorlrf._files._folder import put_right
 from tensorlrf._files._given import PathLike, as_path
 from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._architecture import digest
-from tensorlrf.compression.checkpoint._file import reading
 from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint._places import LASTING
+from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
 
 if TYPE_CHECKING:

@@ -1,0 +1,44 @@
+"""An open model file: its header, and its tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tensorlrf import io
+from tensorlrf._files._given import PathLike, as_path
+from tensorlrf._files._safetensors import opened
+from tensorlrf._files._sealed import checked
+from tensorlrf.compression.checkpoint._header import KEY, Header, parse
+from tensorlrf.errors import FileFormatError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An open model file.
+
+    tensor  from the name of a tensor to its values on the CPU, row by row; raises FileFormatError
+            where their checksum differs
+    """
+
+    header: Header
+    tensor: Callable[[str], Tensor]
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[Reading]:
+    """Open a model file; its header is checked, and that it has the tensors which that names.
+
+    Raises FileError where there is no file, FileFormatError where it is not as it should be.
+    """
+    with opened(as_path(path)) as file:
+        if KEY not in file.metadata:
+            hint = "write one with tensorlrf.save"
+            if io.KEY in file.metadata:
+                hint = "it holds factors, which tensorlrf.io.load_factors reads"
+            raise FileFormatError(f"path={file.path!r} is no model file of tensorlrf; {hint}")
+        header = parse(file)
+        yield Reading(header, checked(file, header.tensors))
