@@ -18,7 +18,8 @@ from tensorlrf.compression._fitting import Fitting
 from tensorlrf.compression._methods import Method
 from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._report import BatchNorms, Latency, Report, row, totals
+from tensorlrf.compression._report import BatchNorms, Latency, Report
+from tensorlrf.compression._reporting import row, totals
 from tensorlrf.compression._survey import ROOT, survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._batches import list_batches

@@ -19,6 +19,8 @@ from tensorlrf.compression._methods import (
     method_from_dict,
 )
 from tensorlrf.compression._ranks import LayerRank
+from tensorlrf.compression._render import Header, Table
+from tensorlrf.compression._words import budget_words, rank_words, staying
 from tensorlrf.decomposition._rank import Rank
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, shown
 
@@ -26,6 +28,16 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 FORMAT_VERSION = 1
+
+HEADER: Header = (
+    ("layer", "left"),
+    ("kind", "left"),
+    ("weight", "right"),
+    ("method", "left"),
+    ("rank", "right"),
+    ("parameters", "right"),
+    ("kept", "right"),
+)
 
 LONGEST_SIDE = (1 << 31) - 1
 """Rows and columns that LAPACK counts to."""
@@ -209,19 +221,51 @@ class Plan:
 
     def to_markdown(self) -> str:
         """The table in Markdown."""
-        from tensorlrf.compression._render import markdown_plan
-
-        return markdown_plan(self)
+        return self._table().to_markdown()
 
     def __str__(self) -> str:
-        from tensorlrf.compression._render import plain
-
-        return plain(self)
+        return str(self._table())
 
     def __rich__(self) -> Group:
-        from tensorlrf.compression._render import rich_plan
+        return self._table().__rich__()
 
-        return rich_plan(self)
+    def _table(self) -> Table:
+        """The layers that get factors, the totals, and what stays."""
+        budget = budget_words(self.keep_params, self.error)
+        title = f"plan, {budget}, architecture {self.architecture[:12]}"
+        rows = [_cells(row) for row in self.factored]
+        lines = [_total(self), *staying(self.layers, "params")]
+        return Table(title, HEADER, rows, [lines])
+
+
+def _cells(row: LayerPlan) -> list[str]:
+    after = row.params_after
+    at_most = row.method is not None and isinstance(row.method.rank, float)
+    method = row.method
+    assert method is not None
+    rank = rank_words(row.rank) if row.rank is not None else "?"
+    if method.error is not None:
+        rank = f"error {method.error:g}"
+    return [
+        row.name,
+        row.kind if row.groups == 1 else f"{row.kind}, {row.groups} groups",
+        " x ".join(map(str, row.shape)),
+        str(method),
+        rank,
+        f"{row.params:,} to " + ("?" if after is None else f"{after:,}"),
+        "?" if after is None else ("<= " if at_most else "") + f"{after / row.params:.1%}",
+    ]
+
+
+def _total(plan: Plan) -> str:
+    rows = [row for row in plan.layers if row.eligible]
+    before = sum(row.params for row in rows)
+    after = [row.params_after for row in rows]
+    if any(n is None for n in after):
+        return f"eligible weights: {before:,} parameters; the fit decides the ranks"
+    total = sum(n for n in after if n is not None)
+    share = total / before if before else 1.0
+    return f"eligible weights: {before:,} to {total:,} parameters ({share:.1%})"
 
 
 def _layer(values: Mapping[str, Any]) -> LayerPlan:

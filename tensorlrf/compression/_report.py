@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from typing import TYPE_CHECKING
 
 from tensorlrf.compression._json import read_dataclass
-from tensorlrf.compression._survey import Found, kind_of, own_numbers
+from tensorlrf.compression._plot import plot_layers
+from tensorlrf.compression._render import Header, Table
+from tensorlrf.compression._words import (
+    budget_words,
+    bytes_words,
+    error_words,
+    rank_words,
+    short,
+    staying,
+)
 from tensorlrf.errors import FileFormatError
-from tensorlrf.factors import Factors, Grouped
-from tensorlrf.nn import FactoredLayer
-from tensorlrf.ops import Positions, linear_cost
-from tensorlrf.ops._cost import conv_cost
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from tensorlrf.compression._factor import Factored
-    from tensorlrf.compression._plan import LayerPlan
-    from tensorlrf.compression.calibration._calibrate import Trace
-
 FORMAT_VERSION = 2
+
+HEADER: Header = (
+    ("layer", "left"),
+    ("kind", "left"),
+    ("format", "left"),
+    ("rank", "right"),
+    ("parameters", "right"),
+    ("kept", "right"),
+    ("FLOPs", "right"),
+    ("weight error", "right"),
+    ("output error", "right"),
+    ("path", "left"),
+)
 
 
 @dataclass(frozen=True)
@@ -206,116 +216,113 @@ class Report:
 
     def to_markdown(self) -> str:
         """As Markdown: the factored layers, the totals, and what stays with its reason."""
-        from tensorlrf.compression._render import markdown
-
-        return markdown(self)
+        return self._table().to_markdown()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw parameters and errors of every layer to a picture; the suffix says of which kind.
 
         Raises UnsupportedError where matplotlib is missing, the extra `plot`.
         """
-        from tensorlrf.compression._plot import plot_report
-
-        plot_report(self, path)
+        rows = [row for row in self.layers if row.factored]
+        plot_layers(
+            path,
+            [row.name for row in rows],
+            [row.params_before for row in rows],
+            [row.params_after for row in rows],
+            [row.weight_error for row in rows],
+            [row.output_error for row in rows],
+        )
 
     def __str__(self) -> str:
-        from tensorlrf.compression._render import plain
-
-        return plain(self)
+        return str(self._table())
 
     def __rich__(self) -> Group:
-        from tensorlrf.compression._render import rich_view
+        return self._table().__rich__()
 
-        return rich_view(self)
+    def _table(self) -> Table:
+        """The factored layers, the totals, and what stays."""
+        rows = [_cells(row) for row in self.layers if row.factored]
+        below = [_totals(self), staying(self.layers, "params_before")]
+        return Table(_title(self), HEADER, rows, below)
 
 
-def row(
-    found: Found,
-    plan: LayerPlan,
-    done: Factored | None,
-    new: nn.Module | None,
-    trace: Trace | None,
-    lent: bool,
-) -> LayerReport:
-    """The line of the report for a module: factored, or as it was. `lent`: it had no bias."""
-    params, size = own_numbers(found.module)
-    kind = kind_of(found.module)
-    if plan.eligible:
-        weight = found.module.weight
-        assert isinstance(weight, Tensor)
-        params, size = weight.numel(), weight.numel() * weight.element_size()
-    if done is None:
-        return LayerReport(
-            found.name, found.places, kind, plan.eligible, None, None, plan.reason,
-            params, params, size, size,
-        )  # fmt: skip
-    assert isinstance(new, FactoredLayer)
-    flops, path = _execution(found, done.factors, new, trace)
-    held = done.held_error is not None
-    return LayerReport(
-        name=found.name,
-        places=found.places,
-        kind=kind,
-        eligible=True,
-        format=_format(new.factors),
-        rank=new.factors.rank,
-        reason="",
-        params_before=params,
-        params_after=done.factors.n_params,
-        bytes_before=size,
-        bytes_after=done.factors.n_bytes,
-        flops_before=None if flops is None else flops[0],
-        flops_after=None if flops is None else flops[1],
-        weight_error=done.weight_error,
-        output_error=done.held_error if held else done.fit_error,
-        held_out=held,
-        samples=done.samples,
-        data_aware=done.data_aware,
-        bias="" if done.shift is None else "added" if lent else "corrected",
-        path=path,
-        shrinkage=done.shrinkage,
+def _title(report: Report) -> str:
+    """The budget, what the whole model keeps, and what the fit is made of."""
+    data = "no calibration"
+    if report.batches:
+        held = f" and {report.held_out} held out" if report.held_out else ""
+        affine = ", affine" if report.affine else ""
+        data = f"{report.batches} calibration batches{held}, target {report.target}{affine}"
+    kept = f"the whole model keeps {report.model.share:.1%}"
+    return f"{budget_words(report.keep_params, report.error)} ({kept}), {data}"
+
+
+def _cells(row: LayerReport) -> list[str]:
+    flops = "-"
+    if row.flops_before is not None and row.flops_after is not None:
+        flops = f"{short(row.flops_before)} to {short(row.flops_after)}"
+    fitted = "" if row.output_error is None or row.held_out else " (fit)"
+    return [
+        row.name,
+        row.kind,
+        _format(row),
+        rank_words(row.rank),
+        f"{row.params_before:,} to {row.params_after:,}",
+        f"{row.share:.1%}",
+        flops,
+        error_words(row.weight_error),
+        error_words(row.output_error) + fitted,
+        row.path or "-",
+    ]
+
+
+def _format(row: LayerReport) -> str:
+    parts = [str(row.format)]
+    if row.data_aware:
+        drawn = f" ({row.shrinkage:.2g} shrunk)" if (row.shrinkage or 0.0) >= 0.005 else ""
+        parts.append("data-aware" + drawn)
+    if row.bias:
+        parts.append(f"bias {row.bias}")
+    return ", ".join(parts)
+
+
+def _totals(report: Report) -> list[str]:
+    asked = ""
+    if report.keep_params is not None:
+        asked = f", asked for at most {report.keep_params:.1%}"
+    lines = [
+        "eligible weights: " + _change(report.eligible, asked),
+        "whole model: " + _change(report.model, ""),
+    ]
+    if (flops := report.flops) is not None:
+        before, after = flops
+        lines.append(
+            f"factored layers: {short(before)} to {short(after)} FLOPs ({after / before:.1%}) on "
+            "the first calibration batch"
+        )
+    if report.model_error is not None:
+        lines.append(f"model outputs: relative error {report.model_error:.3g} on held-out batches")
+    norms = report.batch_norms
+    if norms is not None:
+        verb = "kept" if norms.kept else "tried and dropped"
+        lines.append(
+            f"batch normalisation: new statistics of {norms.count} {verb}, held-out error "
+            f"{norms.error_before:.3g} before and {norms.error_after:.3g} after"
+        )
+    added = [row.name for row in report.layers if row.bias == "added"]
+    if added:
+        lines.append(f"biases added to layers that had none: {', '.join(added)}")
+    if report.latency is not None:
+        dense, small = report.latency.dense, report.latency.compressed
+        lines.append(
+            f"latency on the example: {dense * 1e3:.3g} ms dense, {small * 1e3:.3g} ms compressed, "
+            f"{dense / small:.2f}x"
+        )
+    return lines
+
+
+def _change(totals: Totals, asked: str) -> str:
+    return (
+        f"{totals.params_before:,} to {totals.params_after:,} parameters ({totals.share:.1%}"
+        f"{asked}), {bytes_words(totals.bytes_before)} to {bytes_words(totals.bytes_after)}"
     )
-
-
-def _format(factors: Factors) -> str:
-    return f"grouped {factors.of}" if isinstance(factors, Grouped) else factors.format
-
-
-def _execution(
-    found: Found, factors: Factors, new: Any, trace: Trace | None
-) -> tuple[tuple[int, int] | None, str]:
-    """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone."""
-    inputs = [] if trace is None else trace.inputs.get(found.name, [])
-    if not inputs:
-        return None, ", ".join(new.path_table.paths)
-    before = after = 0
-    paths: dict[str, None] = {}
-    for shape in inputs:
-        if len(factors.shape) == 2:
-            rows = math.prod(shape[:-1])
-            path = new.path_table.lookup(rows)
-            dense = linear_cost(factors, "dense", rows, rebuild=False)
-            cost = linear_cost(factors, path, rows)
-        else:
-            axes = len(new.kernel_size)
-            size = (shape[0] if len(shape) == axes + 2 else 1, *shape[-axes:])
-            positions = Positions.of(size, new.kernel_size, new.stride, new.padding, new.dilation)
-            path = new.path_table.lookup(positions.output)
-            dense = conv_cost(factors, "dense", positions, rebuild=False)
-            cost = conv_cost(factors, path, positions)
-        before, after = before + dense.flops, after + cost.flops
-        paths[path] = None
-    return (before, after), ", ".join(paths)
-
-
-def totals(before: nn.Module, after: nn.Module) -> Totals:
-    """Parameters and bytes of two models."""
-    params, size = _numbers(before)
-    params_after, size_after = _numbers(after)
-    return Totals(params, params_after, size, size_after)
-
-
-def _numbers(model: nn.Module) -> tuple[int, int]:
-    own = [p for p in model.parameters() if not is_lazy(p)]
-    return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)

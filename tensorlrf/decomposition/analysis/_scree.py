@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition.analysis._evbmf import singular_values
-from tensorlrf.decomposition.analysis._scree_plot import plot_scree
+from tensorlrf.decomposition.analysis._scree_plot import Curve, plot_scree
 from tensorlrf.decomposition.blocks._blr_matrix import check_pair
 from tensorlrf.decomposition.blocks._blr_spectra import grid
 from tensorlrf.decomposition.kron._shapes import check_shapes, rearranged
@@ -78,7 +78,11 @@ class Scree:
         extra `plot` brings. Raises UnsupportedError where it is missing, ArgumentError for another
         suffix, FileError where the file cannot be written.
         """
-        plot_scree(self, path)
+        total = self.n_params
+        curves = [
+            Curve(s.name, s.values, [n / total for n in s.params], s.errors) for s in self.spectra
+        ]
+        plot_scree(path, curves)
 
     def __str__(self) -> str:
         title = f"{self.method} of {'x'.join(map(str, self.shape))}, {self.n_params} parameters"

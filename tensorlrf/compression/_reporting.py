@@ -1,0 +1,109 @@
+"""Making the lines of a report, of what was found, planned and done."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tensorlrf.compression._factor import Factored
+from tensorlrf.compression._plan import LayerPlan
+from tensorlrf.compression._report import LayerReport, Totals
+from tensorlrf.compression._survey import Found, kind_of, own_numbers
+from tensorlrf.compression.calibration._calibrate import Trace
+from tensorlrf.factors import Factors, Grouped
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.ops import Positions, conv_cost, linear_cost
+
+
+def row(
+    found: Found,
+    plan: LayerPlan,
+    done: Factored | None,
+    new: nn.Module | None,
+    trace: Trace | None,
+    lent: bool,
+) -> LayerReport:
+    """The line of the report for a module: factored, or as it was. `lent`: it had no bias."""
+    params, size = own_numbers(found.module)
+    kind = kind_of(found.module)
+    if plan.eligible:
+        weight = found.module.weight
+        assert isinstance(weight, Tensor)
+        params, size = weight.numel(), weight.numel() * weight.element_size()
+    if done is None:
+        return LayerReport(
+            found.name, found.places, kind, plan.eligible, None, None, plan.reason,
+            params, params, size, size,
+        )  # fmt: skip
+    assert isinstance(new, FactoredLayer)
+    flops, path = _execution(found, done.factors, new, trace)
+    held = done.held_error is not None
+    return LayerReport(
+        name=found.name,
+        places=found.places,
+        kind=kind,
+        eligible=True,
+        format=_format(new.factors),
+        rank=new.factors.rank,
+        reason="",
+        params_before=params,
+        params_after=done.factors.n_params,
+        bytes_before=size,
+        bytes_after=done.factors.n_bytes,
+        flops_before=None if flops is None else flops[0],
+        flops_after=None if flops is None else flops[1],
+        weight_error=done.weight_error,
+        output_error=done.held_error if held else done.fit_error,
+        held_out=held,
+        samples=done.samples,
+        data_aware=done.data_aware,
+        bias="" if done.shift is None else "added" if lent else "corrected",
+        path=path,
+        shrinkage=done.shrinkage,
+    )
+
+
+def _format(factors: Factors) -> str:
+    return f"grouped {factors.of}" if isinstance(factors, Grouped) else factors.format
+
+
+def _execution(
+    found: Found, factors: Factors, new: Any, trace: Trace | None
+) -> tuple[tuple[int, int] | None, str]:
+    """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone."""
+    inputs = [] if trace is None else trace.inputs.get(found.name, [])
+    if not inputs:
+        return None, ", ".join(new.path_table.paths)
+    before = after = 0
+    paths: dict[str, None] = {}
+    for shape in inputs:
+        if len(factors.shape) == 2:
+            rows = math.prod(shape[:-1])
+            path = new.path_table.lookup(rows)
+            dense = linear_cost(factors, "dense", rows, rebuild=False)
+            cost = linear_cost(factors, path, rows)
+        else:
+            axes = len(new.kernel_size)
+            size = (shape[0] if len(shape) == axes + 2 else 1, *shape[-axes:])
+            positions = Positions.of(size, new.kernel_size, new.stride, new.padding, new.dilation)
+            path = new.path_table.lookup(positions.output)
+            dense = conv_cost(factors, "dense", positions, rebuild=False)
+            cost = conv_cost(factors, path, positions)
+        before, after = before + dense.flops, after + cost.flops
+        paths[path] = None
+    return (before, after), ", ".join(paths)
+
+
+def totals(before: nn.Module, after: nn.Module) -> Totals:
+    """Parameters and bytes of two models."""
+    params, size = _numbers(before)
+    params_after, size_after = _numbers(after)
+    return Totals(params, params_after, size, size_after)
+
+
+def _numbers(model: nn.Module) -> tuple[int, int]:
+    own = [p for p in model.parameters() if not is_lazy(p)]
+    return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
