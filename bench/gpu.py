@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from bench import kernel_cases, served
+from bench import gpu_cases, kernel_cases, served
 from bench.constants import measure
 from bench.kernel_cases import Case, Launch
 from bench.kernel_summary import summary
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             onto(given.onto, [], about)
         except ValueError as error:
             raise SystemExit(f"--onto: {error}") from None
-    cases = [pair for pair in kernel_cases.all_cases() if given.only in pair[0]]
+    cases = [pair for pair in gpu_cases.all_cases() if given.only in pair[0]]
     _compile_ahead(cases)
     about["constants"] = constants = measure()
     print("\n".join(f"{name} {value:.4g}" for name, value in constants.items()), flush=True)

@@ -54,7 +54,7 @@ FEW_ROWS = ("lowrank_linear", "lowrank_swiglu", "blr_linear", "kron_linear")  # 
 
 
 class Timing(NamedTuple):
-    """A case of `bench.kernel_cases`, and the ranks of it that are timed; none: all that it has."""
+    """A case of `bench.gpu_cases`, and the ranks of it that are timed; none: all that it has."""
 
     op: str
     case: str

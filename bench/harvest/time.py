@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 
-from bench import kernel_cases, served
+from bench import gpu_cases, served
 from bench.harvest.plan import TIMINGS
 from bench.harvest.serve import Tell
 from bench.kernel_cases import Case
@@ -48,7 +48,7 @@ def case_of(name: str) -> Case:
 @cache
 def cases() -> dict[str, Callable[[], Case]]:
     """Names, and what makes the case."""
-    return dict(kernel_cases.all_cases())
+    return dict(gpu_cases.all_cases())
 
 
 def narrowed(case: Case, ranks: Sequence[int]) -> Case:

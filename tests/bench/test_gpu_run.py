@@ -17,6 +17,7 @@ from torch import nn
 from bench import (
     conv_cases,
     gpu,
+    gpu_cases,
     kernel_cases,
     kernel_summary,
     mttkrp_cases,
@@ -60,7 +61,7 @@ def host_clock(variants: Mapping[str, Variant], *, seconds: float) -> dict[str, 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kernel_cases, shapes):
+    for module in (gpu_cases, shapes):
         monkeypatch.setattr(module, "KERNEL_LAYERS", TINY)
     for module, name in ((shapes, "CONV_LAYERS"), (shapes, "FLAGSHIPS"), (conv_cases, "FLAGSHIPS")):
         monkeypatch.setattr(
@@ -97,7 +98,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("half a sweep", partial(mttkrp_cases.mttkrp_case, (9, 8, 7, 3), 5, (1, 2))),
         ("net", partial(network_cases.network_case, "tiny net", tiny_net, (1, 3, 8, 8), "cp")),
     ]
-    monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
+    monkeypatch.setattr(gpu_cases, "all_cases", lambda: cases)
 
 
 @pytest.mark.usefixtures("small")
@@ -156,9 +157,9 @@ def test_a_run_that_is_cut_off_has_saved_what_it_had(
     def cut_off() -> Case:
         raise KeyboardInterrupt
 
-    cases = kernel_cases.all_cases()
+    cases = gpu_cases.all_cases()
     cases[2] = (cases[2][0], cut_off)
-    monkeypatch.setattr(kernel_cases, "all_cases", lambda: cases)
+    monkeypatch.setattr(gpu_cases, "all_cases", lambda: cases)
     monkeypatch.setattr(gpu, "SAVED_EACH", 2)
     monkeypatch.setattr(gpu, "_compile_ahead", lambda _: None)
     with pytest.raises(KeyboardInterrupt):
@@ -175,8 +176,8 @@ def test_a_case_that_cannot_be_made_leaves_the_others(
     def broken() -> Case:
         raise ValueError("no such layer")
 
-    cases = kernel_cases.all_cases()[:2]
-    monkeypatch.setattr(kernel_cases, "all_cases", lambda: [("broken", broken), *cases])
+    cases = gpu_cases.all_cases()[:2]
+    monkeypatch.setattr(gpu_cases, "all_cases", lambda: [("broken", broken), *cases])
     assert gpu.main(["--results", str(tmp_path)]) == 0
     assert "broken: ValueError: no such layer" in capsys.readouterr().out
     result = json.loads((tmp_path / "tiny-gpu" / "kernels.json").read_text())
