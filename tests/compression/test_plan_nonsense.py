@@ -65,7 +65,7 @@ def changed(change: str, value: Any) -> dict[str, Any]:
         ("layers.3.method.name", "qr", "layer '4': method='qr' is unknown; choose one of svd"),
         ("layers.3.method.name", None, "must be an object with a 'name'"),
         ("layers.3.method.sweeps", 4, "layer '4': sweeps= is no option of method 'svd'"),
-        ("layers.0.method.tol", "x", "layer '0': tol='x' must be 0 or more"),
+        ("layers.0.method.tol", "x", r"layer '0': tol='x' must lie in \[0, 1\)"),
         ("layers.3.method", "svd", "method of layer '4' is 'svd', not dict or null"),
         ("layers.3.method", ..., "layer '4' has the entries"),
         ("layers.3", ..., "4 of the model is not in it.*set its method to null"),
