@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -32,6 +33,7 @@ from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import factorize
 from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
 
+ROOT = Path(__file__).resolve().parents[2]
 OF_TRAINS = ("tt_cross", "tt_round")
 """What decomposes a function, and a train."""
 WEIGHTS: dict[Kind, nn.Module] = {
@@ -102,9 +104,13 @@ def test_a_declaration_is_true(name: str) -> None:
     options = inspect.signature(found.fit).parameters
     assert found.draws == ("random_state" in options)
     assert found.with_modes == ("modes" in options)
-    assert [p.default for p in options.values()] == [
-        p.default for p in inspect.signature(found.function).parameters.values()
+    short = found.function
+    assert [(p.name, p.default, p.kind) for p in options.values()] == [
+        (p.name, p.default, p.kind) for p in inspect.signature(short).parameters.values()
     ]
+    assert pickle.loads(pickle.dumps(short)) is short
+    assert (short.__name__, short.__module__) == (name, found.fit.__module__)
+    assert len(inspect.getdoc(short) or "") > 60
     for extra in found.on.values():
         assert set(extra) <= set(inspect.signature(found.for_layers).parameters)
 
@@ -184,6 +190,34 @@ def test_the_short_function_is_the_long_one_but_for_what_it_gives() -> None:
     assert typing.get_type_hints(mine)["return"] is LowRank
     with pytest.raises(TypeError, match="modus"):
         mine(tensor, 2, modus=(0,))  # type: ignore[call-arg]
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_what_the_short_function_takes_and_gives(tmp_path: Path) -> None:
+    source = tmp_path / "seen.py"
+    source.write_text(
+        "import torch\n"
+        "from tensorlrf import decomposition as d\n"
+        "w = torch.ones(4, 4)\n"
+        "reveal_type(d.blast(w, 2, blocks=2))\n"
+        "reveal_type(d.cp(w, 2, init='svd'))\n"
+        "reveal_type(d.tt_matrix(w, error=0.5, order=2))\n"
+        "reveal_type(d.svd(w, 2))\n"
+        "reveal_type(d.fit_blast(w, 2))\n"
+        "d.blast(w, 2, block=2)\n"
+        "d.blast(w, error='small')\n"
+    )
+    arguments = ("--strict", "--config-file", ROOT / "pyproject.toml", source)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    *told, _ = run.stdout.splitlines()
+    expected = (
+        *(".BlastFactors", ".CPFactors", ".TTMatrix", ".LowRank", ".Fit[tensorlrf.factors._blast"),
+        *('Unexpected keyword argument "block"', 'Argument "error" has incompatible type "str"'),
+    )
+    for line, words in zip(told, expected, strict=True):
+        assert words in line
 
 
 def test_the_short_function_is_pickled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import generator
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
@@ -41,7 +41,10 @@ EXACT = 1e-11
 """A relative error below which there is nothing to be gained by another start."""
 
 
-def blast(
+@method("blast", gives=BlastFactors, on={"tensor", "linear"}, order=(12, 11))
+@without_autocast()
+@threaded
+def fit_blast(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -51,7 +54,7 @@ def blast(
     n_iter_max: int | None = None,
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
-) -> BlastFactors:
+) -> Fit[BlastFactors]:
     """Block (i, j) of a matrix as left[i] diag(scales[i, j]) right[j] (Lee et al. 2024, "BLAST").
 
     A `tensor` (m, n) is padded with zeros to p x q equal blocks. Alternating least squares over
@@ -79,38 +82,10 @@ def blast(
     fit, UnsupportedError for more than two modes, ArgumentError for what cannot be decomposed.
     Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and (ConvergenceWarning)
     where with `gram` the default number of sweeps leaves over 2% to be gained.
-    """
-    return fit_blast(
-        tensor,
-        rank,
-        error=error,
-        blocks=blocks,
-        gram=gram,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        random_state=random_state,
-    ).factors
 
-
-@method("blast", gives=BlastFactors, on={"tensor", "linear"}, order=(12, 11))
-@without_autocast()
-@threaded
-def fit_blast(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    blocks: int | tuple[int, int] | None = None,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    random_state: int | torch.Generator | None = None,
-) -> Fit[BlastFactors]:
-    """`blast` with its relative errors: at the best start, after each sweep, and of the result;
-    with `gram` those in the metric of the inputs.
-
-    Arguments and errors as for `blast`. `converged` is False where sweeps ran out, or where
-    `error` was not reached.
+    `fit_blast` gives beside the factors their relative errors: at the best start, after each sweep,
+    and of the result; with `gram` those in the metric of the inputs. `converged` is False where
+    sweeps ran out, or where `error` was not reached.
     """
     weight = as_weight(tensor, gram, "blast")
     rank, error = check_rank_or_error(rank, error, weight.dtype)
@@ -138,6 +113,9 @@ def fit_blast(
         r = whole(share * m * n / (p * mb + q * nb + p * q))
         fit = solver.solve(max(1, min(m, n, r)))
     return fit if weight.gram is None else finished(fit, n_iter_max)
+
+
+blast = factors_of(fit_blast)
 
 
 def default_blocks(m: int, n: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import generator
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uniform, within_error
@@ -31,7 +31,35 @@ Rule = str | Callable[[int, int, int, int], bool]
 RULES = ("weak", "strong", "all")
 
 
-def hierarchical(
+@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9))
+@without_autocast()
+@threaded
+def fit_hodlr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    leaf: int = 64,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    random_state: int | torch.Generator | None = None,
+) -> Fit[BlockLowRank]:
+    """Low-rank blocks off the diagonal at every level (Ambikasaran & Darve 2013).
+
+    `hierarchical` with admissible="weak"; arguments and errors as there.
+    """
+    weight = as_weight(tensor, gram, "hodlr")
+    return _fit(weight, rank, error, leaf, "weak", n_iter_max, tol, random_state)
+
+
+hodlr = factors_of(fit_hodlr)
+
+
+@method("hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8))
+@without_autocast()
+@threaded
+def fit_hierarchical(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -42,7 +70,7 @@ def hierarchical(
     n_iter_max: int | None = None,
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
-) -> BlockLowRank:
+) -> Fit[BlockLowRank]:
     """A quadtree of low-rank and dense blocks (Hackbusch 1999).
 
     A `tensor` (m, n) is cut into quarters, these into quarters and so on, while both sides of a
@@ -73,89 +101,16 @@ def hierarchical(
     Raises RankError for a rank below one, or a share that the dense blocks alone exceed,
     UnsupportedError for more than two modes, ArgumentError and ShapeError for what cannot be
     decomposed.
-    """
-    return fit_hierarchical(
-        tensor,
-        rank,
-        error=error,
-        leaf=leaf,
-        admissible=admissible,
-        gram=gram,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        random_state=random_state,
-    ).factors
 
-
-def hodlr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    leaf: int = 64,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    random_state: int | torch.Generator | None = None,
-) -> BlockLowRank:
-    """Low-rank blocks off the diagonal at every level (Ambikasaran & Darve 2013).
-
-    `hierarchical` with admissible="weak"; arguments and errors as there.
-    """
-    return fit_hodlr(
-        tensor,
-        rank,
-        error=error,
-        leaf=leaf,
-        gram=gram,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        random_state=random_state,
-    ).factors
-
-
-@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9))
-@without_autocast()
-@threaded
-def fit_hodlr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    leaf: int = 64,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    random_state: int | torch.Generator | None = None,
-) -> Fit[BlockLowRank]:
-    """`hodlr` with its relative errors, as `fit_hierarchical` gives them."""
-    weight = as_weight(tensor, gram, "hodlr")
-    return _fit(weight, rank, error, leaf, "weak", n_iter_max, tol, random_state)
-
-
-@method("hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8))
-@without_autocast()
-@threaded
-def fit_hierarchical(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    leaf: int = 64,
-    admissible: Rule = "weak",
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    random_state: int | torch.Generator | None = None,
-) -> Fit[BlockLowRank]:
-    """`hierarchical` with its relative errors: of the result, and with `gram` at the start and
-    after each sweep before that.
-
-    Arguments and errors as for `hierarchical`. `converged` is False where `error` was not reached,
-    or where sweeps ran out.
+    `fit_hierarchical` gives beside the factors their relative errors: of the result, and with
+    `gram` at the start and after each sweep before that. `converged` is False where `error` was not
+    reached, or where sweeps ran out.
     """
     weight = as_weight(tensor, gram, "hierarchical")
     return _fit(weight, rank, error, leaf, admissible, n_iter_max, tol, random_state)
+
+
+hierarchical = factors_of(fit_hierarchical)
 
 
 def _fit(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
@@ -29,7 +29,10 @@ from tensorlrf.factors import MonarchFactors
 from tensorlrf.factors._autocast import without_autocast
 
 
-def monarch(
+@method("monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10))
+@without_autocast()
+@threaded
+def fit_monarch(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -38,7 +41,7 @@ def monarch(
     gram: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
-) -> MonarchFactors:
+) -> Fit[MonarchFactors]:
     """The nearest Monarch matrix (Dao et al. 2022, section 3.3, with blocks of rank r).
 
     A `tensor` (m, n) is padded with zeros to (S Q, K P). For each pair (q, k) the S x P block of
@@ -62,36 +65,10 @@ def monarch(
     fit, UnsupportedError for more than two modes, ArgumentError for what cannot be decomposed.
     Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and (ConvergenceWarning)
     where the default number of sweeps leaves over 2% to be gained.
-    """
-    return fit_monarch(
-        tensor,
-        rank,
-        error=error,
-        blocks=blocks,
-        gram=gram,
-        n_iter_max=n_iter_max,
-        tol=tol,
-    ).factors
 
-
-@method("monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10))
-@without_autocast()
-@threaded
-def fit_monarch(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    blocks: int | tuple[int, int] | None = None,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-) -> Fit[MonarchFactors]:
-    """`monarch` with its relative errors: of the result, and with `gram` at the start and after
-    each sweep before that.
-
-    Arguments and errors as for `monarch`. `converged` is False where `error` was not reached, or
-    where sweeps ran out.
+    `fit_monarch` gives beside the factors their relative errors: of the result, and with `gram`
+    at the start and after each sweep before that. `converged` is False where `error` was not
+    reached, or where sweeps ran out.
     """
     weight = as_weight(tensor, gram, "monarch")
     rank, error = check_rank_or_error(rank, error, weight.dtype)
@@ -118,6 +95,9 @@ def fit_monarch(
         r = whole(share * m * n / (Q * K * (problem.S + problem.P)))
         fit = problem.cut(max(1, min(r, problem.limit)))
     return fit if weight.gram is None else finished(fit, n_iter_max)
+
+
+monarch = factors_of(fit_monarch)
 
 
 def near_root(n: int) -> int:

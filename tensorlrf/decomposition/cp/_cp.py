@@ -15,7 +15,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
@@ -31,44 +31,6 @@ from tensorlrf.factors._autocast import without_autocast
 
 SWEEPS, TOL = 100, 1e-8
 METRIC_SWEEPS = 100
-
-
-def cp(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    n_iter_max: int | None = None,
-    init: Any = "random",
-    tol: float | None = None,
-    solver: str = "als",
-    n_samples: int | None = None,
-    n_restarts: int = 1,
-    fixed_modes: Sequence[int] = (),
-    gram: Any = None,
-    mean: Any = None,
-    callback: Callback | None = None,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-) -> CPFactors:
-    """CP decomposition of a tensor of any order from two up. See `fit_cp` for the arguments."""
-    return fit_cp(
-        tensor,
-        rank,
-        error=error,
-        n_iter_max=n_iter_max,
-        init=init,
-        tol=tol,
-        solver=solver,
-        n_samples=n_samples,
-        n_restarts=n_restarts,
-        fixed_modes=fixed_modes,
-        gram=gram,
-        mean=mean,
-        callback=callback,
-        random_state=random_state,
-        differentiable=differentiable,
-    ).factors
 
 
 @method("cp", gives=CPFactors, on={"tensor", "linear", "conv", "embedding"}, order=(3, 2))
@@ -187,6 +149,9 @@ def fit_cp(
         )
         return replace(fit, converged=False)
     return fit
+
+
+cp = factors_of(fit_cp)
 
 
 def _finish(

@@ -14,7 +14,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
-from tensorlrf.decomposition._method import for_layers, method
+from tensorlrf.decomposition._method import factors_of, for_layers, method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._mode_sizes import row_digits
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
@@ -43,7 +43,10 @@ SWEEPS, TOL = 100, 1e-5
 """By default."""
 
 
-def tr(
+@method("tr", gives=TRFactors, on={"tensor", "linear"}, order=(5, 6))
+@without_autocast()
+@threaded
+def fit_tr(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -55,7 +58,7 @@ def tr(
     gram: Any = None,
     mean: Any = None,
     random_state: int | torch.Generator | None = None,
-) -> TRFactors:
+) -> Fit[TRFactors]:
     """A tensor ring by alternating least squares (Zhao et al. 2016, algorithm 2).
 
     For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_N = r_0. Each step has
@@ -87,42 +90,10 @@ def tr(
     Raises RankError for ranks below one, above what a train needs (a tuple) or with unequal ends,
     ShapeError for sizes that do not multiply to the modes, ArgumentError for input that cannot be
     decomposed. Warns (TensorlrfWarning) where no ring of the size of `tensor` is within `error`.
-    """
-    return fit_tr(
-        tensor,
-        rank,
-        error=error,
-        sizes=sizes,
-        init=init,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        gram=gram,
-        mean=mean,
-        random_state=random_state,
-    ).factors
 
-
-@method("tr", gives=TRFactors, on={"tensor", "linear"}, order=(5, 6))
-@without_autocast()
-@threaded
-def fit_tr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    sizes: Sequence[Sequence[int]] | None = None,
-    init: str = "svd",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    random_state: int | torch.Generator | None = None,
-) -> Fit[TRFactors]:
-    """`tr` with its relative errors: of the start, after each sweep, and of the ring as returned;
-    with `gram` those of the outputs, from the plain ring on.
-
-    Arguments and errors as for `tr`. `converged` is False where the sweeps ran out, or `error` was
-    not reached.
+    `fit_tr` gives beside the factors their relative errors: of the start, after each sweep, and of
+    the ring as returned; with `gram` those of the outputs, from the plain ring on. `converged` is
+    False where the sweeps ran out, or `error` was not reached.
     """
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
@@ -178,6 +149,9 @@ def fit_tr(
     else:
         found = _smallest(fit, flat, tensor.numel(), error or 0.0)
     return found if judge is None else finished(found, n_iter_max)
+
+
+tr = factors_of(fit_tr)
 
 
 @for_layers("tr")

@@ -11,6 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import check_sequence, generator
+from tensorlrf.decomposition._method import factors_of
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg._threads import threaded
@@ -30,7 +31,9 @@ NUMERICAL = 1e-14
 _CHUNK = 1 << 18
 
 
-def tt_cross(
+@without_autocast()
+@threaded
+def fit_tt_cross(
     function: Function,
     shape: Sequence[int],
     rank: Rank | None = None,
@@ -39,7 +42,7 @@ def tt_cross(
     n_iter_max: int = 20,
     n_samples: int = 1000,
     random_state: int | torch.Generator | None = None,
-) -> TTFactors:
+) -> Fit[TTFactors]:
     """A tensor train of X[i_0, ..., i_{N-1}] = function(i), from few of its entries (Oseledets &
     Tyrtyshnikov 2010; with two modes at a time, Savostyanov & Oseledets 2011).
 
@@ -64,34 +67,10 @@ def tt_cross(
 
     Raises ArgumentError or ShapeError where the function returns what is not finite, not floating
     point or not (M,), with the first index; RankError for ranks as `tt` does.
-    """
-    return fit_tt_cross(
-        function,
-        shape,
-        rank,
-        error=error,
-        n_iter_max=n_iter_max,
-        n_samples=n_samples,
-        random_state=random_state,
-    ).factors
 
-
-@without_autocast()
-@threaded
-def fit_tt_cross(
-    function: Function,
-    shape: Sequence[int],
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    n_iter_max: int = 20,
-    n_samples: int = 1000,
-    random_state: int | torch.Generator | None = None,
-) -> Fit[TTFactors]:
-    """`tt_cross` with its estimated errors: after each sweep, and on a last draw.
-
-    Arguments and errors as for `tt_cross`. With `error=`, `converged` is False where the estimate
-    did not come within it. `reason` says how many values of the function were taken.
+    `fit_tt_cross` gives beside the train its estimated errors: after each sweep, and on a last
+    draw. With `error=`, `converged` is False where the estimate did not come within it. `reason`
+    says how many values of the function were taken.
     """
     rank, error = check_rank_or_error(rank, error)
     check_iteration(n_iter_max, None)
@@ -142,6 +121,9 @@ def fit_tt_cross(
         f"{n_samples} entries"
     )
     return Fit(best[1], tuple(errors), converged, reason)
+
+
+tt_cross = factors_of(fit_tt_cross)
 
 
 class Values:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import for_layers, method
+from tensorlrf.decomposition._method import factors_of, for_layers, method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
@@ -29,7 +29,10 @@ SWEEPS = 100
 """In the metric of the inputs, at most."""
 
 
-def tt_matrix(
+@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12))
+@without_autocast()
+@threaded
+def fit_tt_matrix(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -41,7 +44,7 @@ def tt_matrix(
     mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
-) -> TTMatrix:
+) -> Fit[TTMatrix]:
     """A tensor train whose core k has a digit of the row and one of the column (Oseledets 2010;
     Novikov et al. 2015).
 
@@ -75,41 +78,9 @@ def tt_matrix(
     Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
     ShapeError for what is no matrix and for sizes that do not hold it, ArgumentError for other
     input that cannot be decomposed.
-    """
-    return fit_tt_matrix(
-        tensor,
-        rank,
-        error=error,
-        row_sizes=row_sizes,
-        column_sizes=column_sizes,
-        order=order,
-        gram=gram,
-        mean=mean,
-        n_iter_max=n_iter_max,
-        tol=tol,
-    ).factors
 
-
-@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12))
-@without_autocast()
-@threaded
-def fit_tt_matrix(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    row_sizes: Sequence[int] | None = None,
-    column_sizes: Sequence[int] | None = None,
-    order: int | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-) -> Fit[TTMatrix]:
-    """`tt_matrix` with its relative errors: one, or with `gram` those of the outputs, of the
-    TT-SVD and after each sweep.
-
-    Arguments and errors as for `tt_matrix`.
+    `fit_tt_matrix` gives beside the factors their relative errors: one, or with `gram` those of the
+    outputs, of the TT-SVD and after each sweep.
     """
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
@@ -146,6 +117,9 @@ def fit_tt_matrix(
 
     found = fit(ranks) if ranks is not None else smallest_in_metric(fit, sizes, error or 0.0)
     return finished(found, n_iter_max)
+
+
+tt_matrix = factors_of(fit_tt_matrix)
 
 
 @for_layers("tt")
