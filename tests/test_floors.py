@@ -88,6 +88,29 @@ def test_imports_only_from_lower_floors(path: Path) -> None:
     assert not wrong, f"{own} is on floor {floor_of(own)}: {'; '.join(wrong)}"
 
 
+FAMILIES = ROOT / "tensorlrf" / "decomposition"
+READS_THEM = "analysis"
+"""What shows spectra of families stands above them."""
+
+
+def family_of(module: str) -> str:
+    """Of a module of decomposition; empty for what all of them share."""
+    parts = module.removeprefix("tensorlrf.decomposition.").split(".")
+    shared = parts[0].startswith("_") or parts[0] in ("linalg", "tensorlrf")
+    return "" if shared else parts[0]
+
+
+def test_families_do_not_import_from_each_other() -> None:
+    wrong = []
+    for path in FAMILIES.glob("*/*.py"):
+        own = path.parent.name
+        for line, module in imports(path):
+            other = family_of(module) if module.startswith("tensorlrf.decomposition.") else ""
+            if other and other != own and own != READS_THEM:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong, wrong
+
+
 def test_the_kernel_core_knows_nothing_of_tensorlrf() -> None:
     for path in ROOT.glob("kernels/**/*.py"):
         assert not [m for _, m in imports(path) if m.split(".")[0] == "tensorlrf"], path

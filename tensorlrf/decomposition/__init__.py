@@ -10,9 +10,9 @@ factors.
 """
 
 from tensorlrf.decomposition._bias import bias_correction
+from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._mode_sizes import mode_sizes
-from tensorlrf.decomposition.analysis._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr

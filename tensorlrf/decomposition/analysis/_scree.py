@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._evbmf import singular_values
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition.analysis._evbmf import singular_values
 from tensorlrf.decomposition.analysis._scree_plot import Curve, plot_scree
 from tensorlrf.decomposition.blocks._blr_matrix import check_pair
 from tensorlrf.decomposition.blocks._blr_spectra import grid

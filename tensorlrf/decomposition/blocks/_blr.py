@@ -27,9 +27,8 @@ from tensorlrf.decomposition.blocks._blr_gram import Outputs
 from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, warn_out_of_reach
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
-from tensorlrf.decomposition.linalg._batched import check_batch_dims
+from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg._threads import threaded
-from tensorlrf.decomposition.trains._tt_batched import check_batched_metric
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank
 from tensorlrf.factors._autocast import without_autocast

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import torch
 
+from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition.analysis._evbmf import unfolding_rank
 from tensorlrf.decomposition.blocks._blr_budget import Ladder, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_gram import Content, Descent, Outputs, even
 from tensorlrf.decomposition.blocks._blr_matrix import Weight

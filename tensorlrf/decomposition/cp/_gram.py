@@ -20,7 +20,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric, output_error
-from tensorlrf.decomposition.tucker._gram import RIDGE, cholesky, conjugate_gradients
+from tensorlrf.decomposition.linalg._solve import RIDGE, cholesky, conjugate_gradients
 from tensorlrf.factors._cp import khatri_rao
 
 EXACT_UNKNOWNS = 768

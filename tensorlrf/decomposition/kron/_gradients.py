@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.tucker._gram import CG_STEPS, cholesky, conjugate_gradients
+from tensorlrf.decomposition.linalg._solve import CG_STEPS, cholesky, conjugate_gradients
 
 RIDGE = 1e-4
 """Of what preconditions, relative: directions that inputs hardly see are left as they are."""

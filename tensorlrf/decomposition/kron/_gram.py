@@ -21,8 +21,8 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.kron._gradients import image_cost, improved_by_gradients, marginals
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged
+from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.decomposition.linalg._spectrum import ratio
-from tensorlrf.decomposition.tucker._gram import cholesky
 from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import KroneckerSum
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition._smallest import smallest_rank
 from tensorlrf.decomposition.kron._shapes import Pair
 from tensorlrf.decomposition.linalg._solver import choose
 from tensorlrf.decomposition.linalg._spectrum import frobenius_error
 from tensorlrf.decomposition.linalg._truncation import Scaled, Way
-from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.factors import KroneckerSum, LowRank
 
 LARGE = 1024
@@ -45,7 +45,7 @@ class Cutter:
             fit = self._within(matrix, error or 0.0)
             if fit is not None:
                 return fit
-        return fit_svd(matrix, error=error, method=self.way.method, random_state=self.way.draws)
+        return self._fewest(matrix, error or 0.0)
 
     def _within(self, matrix: Tensor, error: float) -> Fit[LowRank] | None:
         """The fewest terms within `error` that a cut finds; None where it takes too many."""
@@ -74,6 +74,17 @@ class Cutter:
         factors = LowRank(left[:, :s].contiguous(), right[:s].contiguous(), fit.factors.shape)
         reason = f"{s} terms are the fewest within {error} of {fit.factors.rank}, {fit.reason}"
         return Fit(factors, (reached,), True, reason)
+
+    def _fewest(self, matrix: Tensor, error: float) -> Fit[LowRank]:
+        """The fewest terms within `error`, of the whole spectrum."""
+        scaled = Scaled.of(matrix, self.largest)
+        spectrum, how = self.way.take_apart(scaled.work, None)
+
+        def cut(s: int) -> tuple[LowRank, float]:
+            left, right = scaled.cast(*spectrum.split(s))
+            return LowRank(left, right), scaled.rel_error(spectrum, left, right)
+
+        return smallest_rank(cut, spectrum.energies, error, min(matrix.shape), matrix.dtype, how)
 
     def _of(self, matrix: Tensor, s: int) -> Fit[LowRank]:
         """Of s terms. What `svd` would check of the matrix was seen of the weight."""

@@ -54,6 +54,17 @@ def check_batched_rank(rank: object) -> None:
         )
 
 
+def check_batched_metric(rank: object, **given: object) -> None:
+    """What `batch_dims` does not go with; one tensor after the other serves all of it."""
+    check_batched_rank(rank)
+    for name, value in given.items():
+        if value is not None:
+            raise UnsupportedError(
+                f"{name}= is not served with batch_dims=; decompose the tensors one by one, each "
+                "with its gram, and stack them with Batch.stack"
+            )
+
+
 def check_batched_svd(rank: object, method: str, gram: object, mean: object) -> None:
     """What `batch_dims` does not go with; one matrix after the other serves all of it."""
     check_batched_rank(rank)

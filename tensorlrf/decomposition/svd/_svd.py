@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest, generator
@@ -16,7 +17,6 @@ from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
-from tensorlrf.decomposition.analysis._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition.linalg._batched import (
     check_batch_dims,
     check_batched_svd,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition.linalg._gram import identity
-from tensorlrf.decomposition.tucker._gram import cholesky
+from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.factors._tt import chain_product
 
 STEPS = 8

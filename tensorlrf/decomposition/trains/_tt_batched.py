@@ -14,7 +14,6 @@ from tensorlrf.decomposition.linalg._batched import (
     BLOCK,
     as_batch,
     batched_svd,
-    check_batched_rank,
     per_place,
     relative_to_whole,
     scales_of,
@@ -24,21 +23,9 @@ from tensorlrf.decomposition.linalg._batched import (
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.decomposition.trains._tt_sweep import swept
-from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import TTFactors
 from tensorlrf.factors._batch import Batch
 from tensorlrf.factors._tt import chain_product
-
-
-def check_batched_metric(rank: object, **given: object) -> None:
-    """What `batch_dims` does not go with; one tensor after the other serves all of it."""
-    check_batched_rank(rank)
-    for name, value in given.items():
-        if value is not None:
-            raise UnsupportedError(
-                f"{name}= is not served with batch_dims=; decompose the tensors one by one, each "
-                "with its gram, and stack them with Batch.stack"
-            )
 
 
 class Budgets:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
 from tensorlrf.decomposition._method import method
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
-from tensorlrf.decomposition.analysis._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch

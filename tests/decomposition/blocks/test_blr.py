@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition.analysis._evbmf import evbmf_rank
+from tensorlrf.decomposition._evbmf import evbmf_rank
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr
 from tensorlrf.decomposition.blocks._blr_search import candidates
 from tensorlrf.decomposition.blocks._blr_spectra import grid

@@ -15,8 +15,8 @@ from torch import Tensor
 from tensorlrf.decomposition.cp import _gram as _cp_gram
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._gram import CPMetric, Terms, unwhitened
+from tensorlrf.decomposition.linalg import _solve
 from tensorlrf.decomposition.svd._svd import fit_svd
-from tensorlrf.decomposition.tucker import _gram
 from tensorlrf.errors import ArgumentError, DegenerateWarning, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors
 from tests.decomposition.tucker.test_tucker2 import kernel, output_error, pictures, second_moments
@@ -108,7 +108,7 @@ def test_every_mode_is_the_least_squares_solution(
     """The gradient vanishes; conjugate gradients reach the same with enough steps."""
     monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 1 << 20 if exact else 0)
     if not exact:
-        monkeypatch.setattr(_gram, "CG_STEPS", 400)
+        monkeypatch.setattr(_solve, "CG_STEPS", 400)
     weight = gaussian(*shape)
     n = weight[0].numel()
     x = gaussian(n, 3 * n, seed=9)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition.analysis._evbmf import (
+from tensorlrf.decomposition._evbmf import (
     _free_energies,
     _noise_variance,
     evbmf,
