@@ -33,7 +33,7 @@ class KroneckerSum(Factors):
     def __post_init__(self) -> None:
         self._check_sizes()
         object.__setattr__(self, "dense_shape", tuple(self.dense_shape) or self._product())
-        self.check()
+        self._check_shape()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,6 +61,9 @@ class KroneckerSum(Factors):
 
     def check(self) -> None:
         self._check_sizes()
+        self._check_shape()
+
+    def _check_shape(self) -> None:
         if self.shape != self._product():
             raise ShapeError(
                 f"KroneckerSum: shape={self.shape} is not {self._product()}, which a "

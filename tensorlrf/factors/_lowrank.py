@@ -34,7 +34,7 @@ class LowRank(Factors):
         check_together(self.tensors(), "LowRank")
         matrix = (*self.left.shape[:1], *self.right.shape[-1:])
         object.__setattr__(self, "dense_shape", tuple(int(n) for n in self.dense_shape or matrix))
-        self.check()
+        self._check_sizes()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,6 +60,9 @@ class LowRank(Factors):
 
     def check(self) -> None:
         check_together(self.tensors(), "LowRank")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2:
             raise ShapeError(
                 f"LowRank: left {tuple(self.left.shape)} and right {tuple(self.right.shape)} "

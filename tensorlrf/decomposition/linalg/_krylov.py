@@ -48,7 +48,10 @@ class KrylovSVD:
         self.matrix = space.matrix
         self.products = space.products
         self.left, self.values, self.right = space.cut(r)
-        self.energies = self.values.to(torch.float64) ** 2
+
+    @property
+    def energies(self) -> Tensor:
+        return self.values.to(torch.float64) ** 2
 
     def split(self, r: int) -> tuple[Tensor, Tensor]:
         return balanced(self.left[:, :r], self.values[:r], self.right[:r])
