@@ -86,7 +86,8 @@ class Bidiagonal:
         all of them where they leave next to nothing."""
         gram = short_gram(across.T)
         # Each vector, less all that are before it, is independent of them.
-        beyond = float(np.square(across.diagonal()[-SAMPLES:]).mean())
+        last = across.diagonal()[-SAMPLES:]
+        beyond = float(last @ last) / SAMPLES
         if beyond <= LITTLE * float(gram.trace()) / len(gram):
             self.beyond = beyond
             return rows
@@ -178,7 +179,7 @@ class Bidiagonal:
     def _extend(self, rows: _Rows, block: Tensor) -> Small:
         """What `block` (b, n) has beside the k `rows`, made orthonormal, c <= b of them, joins
         them. Returns its coordinates in all of them, (b, k + c)."""
-        if block.shape[1] * (rows.count + len(block)) ** 2 <= JOINTLY:
+        if block.shape[1] * (rows.count + block.shape[0]) ** 2 <= JOINTLY:
             return self._extend_jointly(rows, block)
         norms = torch.linalg.vector_norm(block, dim=1)
         noise = self._noise(float(norms.max()))
@@ -259,8 +260,8 @@ class _Rows:
         return self._room[: self.count]
 
     def append(self, rows: Tensor) -> None:
-        count = self.count + len(rows)
-        if count > len(self._room):
+        count = self.count + rows.shape[0]
+        if count > self._room.shape[0]:
             grown = self._room.new_empty(2 * count, self._room.shape[1])
             grown[: self.count] = self.held
             self._room = grown
