@@ -12,10 +12,6 @@ from tensorlrf.compression._survey import ROOT
 from tensorlrf.nn import FactoredLayer
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def set_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights with falling spectra, which do not depend on the global generator; biases small,
     statistics of norms as after training."""

@@ -17,7 +17,8 @@ from tensorlrf.compression.calibration._calibrate import Seen
 from tensorlrf.compression.calibration._moments import moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.nn import FactoredLayer
-from tests.compression.networks import relative, seeded, set_weights
+from tests.compression.networks import relative, set_weights
+from tests.draws import seeded32
 
 
 def net(*, bias: bool) -> nn.Sequential:
@@ -29,7 +30,7 @@ def net(*, bias: bool) -> nn.Sequential:
 
 
 def data(n: int = 3, offset: float = 1.5) -> list[Tensor]:
-    return [seeded(10, 6, 9, 9, seed=k) + offset for k in range(n)]
+    return [seeded32(10, 6, 9, 9, seed=k) + offset for k in range(n)]
 
 
 def both(conv: nn.Module, method: Method, x: Tensor) -> list[Factored]:
@@ -54,8 +55,8 @@ def test_never_above_the_linear_form_on_the_inputs_fitted_to(
 ) -> None:
     conv = nn.Conv2d(6, 8, 3, groups=groups)
     with torch.no_grad():
-        conv.weight.copy_(seeded(*conv.weight.shape, seed=seed))
-    x = seeded(6, 6, 7, 7, seed=seed + 1) + offset
+        conv.weight.copy_(seeded32(*conv.weight.shape, seed=seed))
+    x = seeded32(6, 6, 7, 7, seed=seed + 1) + offset
     affine, linear = both(conv, method, x)
     assert affine.fit_error is not None
     assert linear.fit_error is not None
@@ -144,7 +145,7 @@ def test_not_kept_where_the_held_out_error_rises() -> None:
 def test_layers_left_by_their_error_are_given_back_as_they_were() -> None:
     model = net(bias=False)
     with torch.no_grad():
-        model[0].weight.copy_(torch.linalg.qr(seeded(54, 16))[0].T.reshape(16, 6, 3, 3))
+        model[0].weight.copy_(torch.linalg.qr(seeded32(54, 16))[0].T.reshape(16, 6, 3, 3))
     small, report = compress(
         model, method={"0": SVD(error=0.01), "2": SVD(rank=3)}, calibration=data(), affine=True
     )

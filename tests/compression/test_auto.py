@@ -12,7 +12,7 @@ import tensorlrf
 from tensorlrf import CP, SVD, Auto, Tucker, compress, plan
 from tensorlrf.compression import Method
 from tensorlrf.errors import ArgumentError
-from tests.compression.networks import seeded
+from tests.draws import seeded32
 
 CANDIDATES: tuple[Method, ...] = (SVD(), Tucker(rank_shares=(0.5, 0.5)), CP(n_iter_max=4))
 
@@ -22,21 +22,23 @@ def conv(kind: str, seed: int) -> nn.Conv2d:
     layer = nn.Conv2d(12, 16, 3)
     shape = layer.weight.shape
     exact = {
-        "svd": lambda: (seeded(16, 3, seed=seed) @ seeded(3, 108, seed=seed + 1)).reshape(shape),
+        "svd": lambda: torch.tensordot(
+            seeded32(16, 3, seed=seed), seeded32(3, *shape[1:], seed=seed + 1), 1
+        ),
         "tucker": lambda: torch.einsum(
-            "rsxy,or,is->oixy", seeded(8, 6, 3, 3, seed=seed), seeded(16, 8, seed=seed + 1),
-            seeded(12, 6, seed=seed + 2),
+            "rsxy,or,is->oixy", seeded32(8, 6, 3, 3, seed=seed), seeded32(16, 8, seed=seed + 1),
+            seeded32(12, 6, seed=seed + 2),
         ),
         "cp": lambda: cp_kernel(seed),
-        "none": lambda: seeded(*shape, seed=seed),
+        "none": lambda: seeded32(*shape, seed=seed),
     }  # fmt: skip
     with torch.no_grad():
-        layer.weight.copy_(exact[kind]() + 0.05 * seeded(*shape, seed=seed + 9))
+        layer.weight.copy_(exact[kind]() + 0.05 * seeded32(*shape, seed=seed + 9))
     return layer
 
 
 def cp_kernel(seed: int) -> torch.Tensor:
-    sides = [seeded(n, 8, seed=seed + k) for k, n in enumerate((16, 12, 3, 3))]
+    sides = [seeded32(n, 8, seed=seed + k) for k, n in enumerate((16, 12, 3, 3))]
     return torch.einsum("or,ir,xr,yr->oixy", *sides)
 
 
@@ -45,7 +47,7 @@ def cp_kernel(seed: int) -> torch.Tensor:
 def test_it_is_the_best_of_the_candidates(kind: str, seed: int, held: bool) -> None:
     model = nn.Sequential(conv(kind, seed))
     options = {
-        "calibration": [seeded(30, 12, 6, 6, seed=seed + k) for k in range(4)],
+        "calibration": [seeded32(30, 12, 6, 6, seed=seed + k) for k in range(4)],
         "holdout": 0.25 if held else 0.0,
     }
     small, report = compress(model, method=Auto(rank=0.4, candidates=CANDIDATES), **options)
@@ -67,7 +69,7 @@ def test_it_is_the_best_of_the_candidates(kind: str, seed: int, held: bool) -> N
 def test_different_layers_get_different_formats_within_the_share() -> None:
     model = nn.Sequential(conv("svd", 0), nn.ReLU(), nn.Conv2d(16, 12, 1), conv("tucker", 3))
     method = Auto(candidates=(SVD(), Tucker(rank_shares=(0.5, 0.5))))
-    calibration = [seeded(30, 12, 8, 8, seed=k) for k in range(4)]
+    calibration = [seeded32(30, 12, 8, 8, seed=k) for k in range(4)]
     _, report = compress(
         model, keep_params=0.4, method=method, calibration=calibration, holdout=0.25
     )

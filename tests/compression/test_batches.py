@@ -15,7 +15,8 @@ from tensorlrf.compression import Report
 from tensorlrf.compression.calibration._batches import Batch, list_batches
 from tensorlrf.compression.calibration._outputs import model_error, tensors_of
 from tensorlrf.errors import ArgumentError
-from tests.compression.networks import Snapshot, seeded, set_weights
+from tests.compression.networks import Snapshot, set_weights
+from tests.draws import seeded32
 
 
 class Two(nn.Module):
@@ -30,8 +31,8 @@ class Two(nn.Module):
         return self.b(x if y is None else x + y)
 
 
-XS = [seeded(80, 16, seed=k) for k in range(3)]
-YS = [seeded(80, 16, seed=10 + k) for k in range(3)]
+XS = [seeded32(80, 16, seed=k) for k in range(3)]
+YS = [seeded32(80, 16, seed=10 + k) for k in range(3)]
 
 
 def fit(calibration: Any, model: nn.Module | None = None) -> tuple[Tensor, Report]:
@@ -92,7 +93,7 @@ def test_positional_only_arguments_stay_in_their_place() -> None:
 
 def test_a_function_that_fails_or_runs_nothing() -> None:
     def fails(model: nn.Module) -> None:
-        model(seeded(4, 9))
+        model(seeded32(4, 9))
 
     def parts(model: nn.Module) -> None:
         model.a(XS[0])
@@ -131,7 +132,7 @@ def test_a_forward_that_fails_names_the_layer_and_the_error(target: str, rerun: 
     inner = nn.Sequential(nn.Linear(16, 16), Picky(), nn.Linear(16, 16))
     model = nn.Sequential(set_weights(inner)).eval()
     before = Snapshot(model)
-    batches = [seeded(80, 16), seeded(7, 16), seeded(80, 16, seed=1)]
+    batches = [seeded32(80, 16), seeded32(7, 16), seeded32(80, 16, seed=1)]
     message = r"batch 1 \(float32 \(7, 16\) on cpu\), at 0.1: LookupError: seven is not served"
     with pytest.raises(ArgumentError, match=message):
         compress(model, keep_params=0.5, calibration=batches, target=target, rerun=rerun)
@@ -166,7 +167,7 @@ def test_outputs_of_every_kind(kind: str) -> None:
             return OUTPUTS[kind](self.layer(x))
 
     model = set_weights(Returns())
-    batches = [seeded(80, 16, seed=k) for k in range(4)]
+    batches = [seeded32(80, 16, seed=k) for k in range(4)]
     small, report = compress(model, keep_params=0.5, calibration=batches, holdout=0.25)
     row = report.layer("layer")
     assert row.held_out
@@ -193,7 +194,7 @@ def test_models_that_cannot_be_compared() -> None:
             return x[: self.rows]
 
     one, two = Cut(3), Cut(4)
-    batches = [Batch.of(seeded(5, 2))]
+    batches = [Batch.of(seeded32(5, 2))]
     assert model_error(one, two, batches) is None
     assert model_error(one, one, batches) == 0.0
     assert model_error(one, one, [Batch.of(torch.zeros(5, 2))]) is None
@@ -221,7 +222,7 @@ MASK[::2, 3] = 0
 @pytest.mark.parametrize("target", ["prefix", "original", "independent"])
 def test_padding_is_no_input(form: str, dtype: torch.dtype, target: str) -> None:
     """However the mask is given, the fit is that of the tokens alone."""
-    x = seeded(20, 6, 16)
+    x = seeded32(20, 6, 16)
     x[MASK == 0] = 1e4
     mask = MASK.to(dtype)
     given: dict[str, Any] = {
@@ -237,12 +238,12 @@ def test_padding_is_no_input(form: str, dtype: torch.dtype, target: str) -> None
         # The products of the layer before may be summed in another order.
         error = told.layer(name).output_error
         assert report.layer(name).output_error == pytest.approx(error, rel=1e-5)
-    probe = seeded(9, 16, seed=3)
+    probe = seeded32(9, 16, seed=3)
     torch.testing.assert_close(small(probe), alone(probe), rtol=1e-3, atol=1e-4)
 
 
 def test_the_error_of_the_model_leaves_padding_out() -> None:
-    x = seeded(20, 6, 16)
+    x = seeded32(20, 6, 16)
     x[MASK == 0] = 1e4
     batches = [{"x": x, "attention_mask": MASK}, {"x": -x, "attention_mask": MASK}]
     small, report = compress(masked_net(), keep_params=0.5, calibration=batches, holdout=0.5)
@@ -257,12 +258,13 @@ def test_the_error_of_the_model_leaves_padding_out() -> None:
 def test_rows_that_are_not_tokens_are_not_masked() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     batch = Batch.of({"x": None, "attention_mask": mask})
-    by_token, flat = seeded(2, 3, 5), seeded(6, 5)
+    by_token, flat = seeded32(2, 3, 5), seeded32(6, 5)
     assert torch.equal(batch.tokens_of(by_token), by_token[mask != 0])
     assert torch.equal(batch.tokens_of(flat), flat[mask.flatten() != 0])
     whole = Batch((), {"attention_mask": torch.ones_like(mask)}, 0)
     assert whole.tokens_of(by_token) is by_token
-    for other in (seeded(2, 5), seeded(2, 4, 5), seeded(3, 2, 5), seeded(7, 5), seeded(5)):
+    for shape in ((2, 5), (2, 4, 5), (3, 2, 5), (7, 5), (5,)):
+        other = seeded32(*shape)
         assert batch.tokens_of(other) is other
     # Additive masks and masks of pairs of tokens are no list of tokens.
     for odd in (mask.float(), mask[:, None, None], "mask", None):

@@ -13,7 +13,8 @@ from tensorlrf.compression.calibration._batchnorm import (
     reestimated,
     set_statistics,
 )
-from tests.compression.networks import Snapshot, relative, seeded
+from tests.compression.networks import Snapshot, relative
+from tests.draws import seeded32
 
 PLAIN = SVD(metric="identity")
 
@@ -24,7 +25,7 @@ def net(momentum: float | None = 0.1) -> nn.Sequential:
     for k in range(4):
         conv = nn.Conv2d(12, 12, 3, padding=1, bias=False)
         with torch.no_grad():
-            left, right = seeded(12, 12, seed=k), seeded(12, 108, seed=9 + k)
+            left, right = seeded32(12, 12, seed=k), seeded32(12, 108, seed=9 + k)
             conv.weight.copy_(
                 (left * torch.linspace(1, 0.1, 12) ** 3 @ right).reshape(12, 12, 3, 3)
             )
@@ -37,7 +38,7 @@ def net(momentum: float | None = 0.1) -> nn.Sequential:
 
 
 def data(n: int, offset: float = 4.0, size: int = 24) -> list[Tensor]:
-    return [seeded(size, 12, 8, 8, seed=100 + k) + offset for k in range(n)]
+    return [seeded32(size, 12, 8, 8, seed=100 + k) + offset for k in range(n)]
 
 
 def statistics(model: nn.Module) -> list[Tensor]:
@@ -114,7 +115,7 @@ def test_not_tried_without_held_out_batches_or_norms() -> None:
 
 def test_a_batch_without_variance_drops_it() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16)).eval()
-    batches = [seeded(1, 16, seed=k) for k in range(80)]
+    batches = [seeded32(1, 16, seed=k) for k in range(80)]
     small, report = compress(model, keep_params=0.5, calibration=batches)
     assert report.batch_norms is None
     assert report.model_error is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf import apply, compress, compress_, plan
 from tensorlrf.errors import BudgetWarning
-from tests.compression.networks import seeded
+from tests.draws import seeded32
 
 
 class Recurrent(nn.Module):
@@ -75,7 +75,7 @@ def test_a_plan_with_ranks_of_ones_own_is_no_promise() -> None:
 
 
 def test_an_lstm_runs_on() -> None:
-    model, x = Recurrent(96).eval(), seeded(5, 2, 32)
+    model, x = Recurrent(96).eval(), seeded32(5, 2, 32)
     with pytest.warns(BudgetWarning):
         small, _ = compress(model, keep_params=0.5, skip=[])
     with torch.no_grad():

@@ -15,10 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tensorlrf.compression import Report, compress
 from tensorlrf.compression.calibration._moments import LinearMoments
 from tensorlrf.errors import ArgumentError, CalibrationWarning
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.draws import seeded32
 
 
 def mlp(*sizes: int, seed: int = 0) -> nn.Sequential:
@@ -27,7 +24,7 @@ def mlp(*sizes: int, seed: int = 0) -> nn.Sequential:
     for k, (n, m) in enumerate(itertools.pairwise(sizes)):
         layer = nn.Linear(n, m)
         with torch.no_grad():
-            layer.weight.copy_(seeded(m, n, seed=seed + k) * (2 / n) ** 0.5)
+            layer.weight.copy_(seeded32(m, n, seed=seed + k) * (2 / n) ** 0.5)
             layer.bias.zero_()
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -58,18 +55,18 @@ def branches() -> Branches:
     model = Branches()
     with torch.no_grad():
         for k, layer in enumerate((model.first, model.twice, model.rare, model.last)):
-            layer.weight.copy_(seeded(16, 16, seed=k) / 4)
-            layer.bias.copy_(seeded(16, seed=10 + k))
+            layer.weight.copy_(seeded32(16, 16, seed=k) / 4)
+            layer.bias.copy_(seeded32(16, seed=10 + k))
     return model
 
 
-BATCHES = [seeded(80, 16, seed=1), (seeded(120, 16, seed=2),), {"x": seeded(90, 16, seed=3)}]
+BATCHES = [seeded32(80, 16, seed=1), (seeded32(120, 16, seed=2),), {"x": seeded32(90, 16, seed=3)}]
 
 
 @pytest.mark.parametrize("rerun", [False, True])
 def test_moments_are_those_of_the_compressed_prefix(rerun: bool) -> None:
     model = mlp(24, 24, 24)
-    batches = [seeded(60, 24, seed=k) * torch.linspace(0.1, 2, 24) for k in range(3)]
+    batches = [seeded32(60, 24, seed=k) * torch.linspace(0.1, 2, 24) for k in range(3)]
     small, report = compress(
         model, keep_params=0.6, calibration=batches, rerun=rerun, target="prefix", holdout=0
     )
@@ -89,13 +86,13 @@ def test_moments_are_those_of_the_compressed_prefix(rerun: bool) -> None:
 
 def test_suspending_and_running_again_agree() -> None:
     """The same prefix in both ways, also for a model that keeps state on itself."""
-    model, batches = branches(), [BATCHES[0], BATCHES[2], seeded(70, 16, seed=4)]
+    model, batches = branches(), [BATCHES[0], BATCHES[2], seeded32(70, 16, seed=4)]
     results = []
     for rerun in (False, True):
         small, report = compress(
             model, keep_params=0.6, calibration=batches, rerun=rerun, skip=["rare", "twice"]
         )
-        results.append((small(seeded(5, 16)), factored_errors(report)))
+        results.append((small(seeded32(5, 16)), factored_errors(report)))
     (first, errors), (second, errors_again) = results
     assert errors == errors_again
     assert torch.equal(first, second)
@@ -115,9 +112,9 @@ def test_sequential_calibration_beats_plain_and_all_at_once() -> None:
     ratios = []
     for seed in range(3):
         model = mlp(*[64] * 10, seed=10 * seed).eval()
-        mixing = seeded(64, 64, seed=100 + seed) * torch.linspace(0, 1, 64)[:, None]
-        data = [seeded(400, 64, seed=200 + 10 * seed + k) @ mixing for k in range(4)]
-        held_out = seeded(1000, 64, seed=300 + seed) @ mixing
+        mixing = seeded32(64, 64, seed=100 + seed) * torch.linspace(0, 1, 64)[:, None]
+        data = [seeded32(400, 64, seed=200 + 10 * seed + k) @ mixing for k in range(4)]
+        held_out = seeded32(1000, 64, seed=300 + seed) @ mixing
         sequential, report = compress(model, keep_params=0.25, calibration=data)
         plain, _ = compress(model, keep_params=0.25)
         at_once, independent = compress(
@@ -149,7 +146,7 @@ def test_layers_that_are_not_reached_get_the_plain_method() -> None:
 
     model = Unused()
     with pytest.warns(CalibrationWarning, match="does not reach unused: the plain method") as seen:
-        _, report = compress(model, keep_params=0.5, calibration=[seeded(100, 16)])
+        _, report = compress(model, keep_params=0.5, calibration=[seeded32(100, 16)])
     assert [w.filename for w in seen] == [__file__]
     assert report.layer("used").data_aware
     row = report.layer("unused")
@@ -162,12 +159,12 @@ def test_layers_that_are_not_reached_get_the_plain_method() -> None:
 def test_thin_calibration_is_one_warning_for_all_layers() -> None:
     model = mlp(*[16] * 9)
     with pytest.warns(CalibrationWarning) as seen:
-        compress(model, keep_params=0.5, calibration=[seeded(63, 16)])
+        compress(model, keep_params=0.5, calibration=[seeded32(63, 16)])
     (warning,) = seen
     text = str(warning.message)
     assert "0 (63 samples, n = 16)" in text
     assert "and 3 more" in text
-    compress(model, keep_params=0.5, calibration=[seeded(64, 16)])  # 4 n is enough
+    compress(model, keep_params=0.5, calibration=[seeded32(64, 16)])  # 4 n is enough
 
 
 def test_inputs_that_are_all_zero_say_nothing() -> None:
@@ -179,7 +176,7 @@ def test_inputs_that_are_all_zero_say_nothing() -> None:
 
 
 def batches_of(kind: str) -> Any:
-    x = seeded(128, 16)
+    x = seeded32(128, 16)
     if kind == "generator":
         return (part for part in x.split(32))
     if kind == "loader":
@@ -198,7 +195,7 @@ def test_batches_of_every_kind_and_the_generator_of_torch_untouched(kind: str) -
     assert torch.equal(torch.get_rng_state(), state)
     assert (report.batches, report.held_out) == (3, 1)
     assert report.layers[0].samples == 96
-    reference, _ = compress(model, keep_params=0.5, calibration=[seeded(128, 16)])
+    reference, _ = compress(model, keep_params=0.5, calibration=[seeded32(128, 16)])
     assert reference is not model
 
 
@@ -214,7 +211,7 @@ def test_an_autocast_of_the_models_own_keeps_no_stale_casts(rerun: bool, target:
             with torch.autocast("cpu", torch.bfloat16):
                 return self.body(x)
 
-    model, data = Casts(), [seeded(100, 16, seed=k) for k in range(3)]
+    model, data = Casts(), [seeded32(100, 16, seed=k) for k in range(3)]
     options: dict[str, Any] = {"keep_params": 0.5, "calibration": data, "target": target}
     small, report = compress(model, rerun=rerun, **options)
     _, exact = compress(model.body, **options)
@@ -230,15 +227,18 @@ def test_an_autocast_of_the_models_own_keeps_no_stale_casts(rerun: bool, target:
     [
         ([], "yields nothing"),
         (iter(()), "yields nothing"),
-        (seeded(4, 16), r"calibration=\[batch\]"),
+        (seeded32(4, 16), r"calibration=\[batch\]"),
         ({"x": 1}, "calibration is a dict"),
         (5, "calibration is a int"),
         ("batches", "calibration is a str"),
         ([1.0], "batch 0 is a float"),
-        ([seeded(64, 16), seeded(64, 15)], r"batch 1 \(float32 \(64, 15\) on cpu\).*RuntimeError"),
-        ([(seeded(64, 16), torch.zeros(64))], "leave out labels"),
+        (
+            [seeded32(64, 16), seeded32(64, 15)],
+            r"batch 1 \(float32 \(64, 15\) on cpu\).*RuntimeError",
+        ),
+        ([(seeded32(64, 16), torch.zeros(64))], "leave out labels"),
         ([torch.zeros(64, 16, device="meta")], "device"),
-        ([seeded(64, 16) / 0], "inputs of 0 contain NaN or Inf"),
+        ([seeded32(64, 16) / 0], "inputs of 0 contain NaN or Inf"),
     ],
 )
 @pytest.mark.parametrize("rerun", [False, True])
@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_the_model_and_no_thread(rerun: bool) -> None:
     model = nn.Sequential(mlp(16, 16), Interrupted(), mlp(16, 16))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     threads = threading.active_count()
-    data = [seeded(100, 16, seed=k) for k in range(6)]
+    data = [seeded32(100, 16, seed=k) for k in range(6)]
     with pytest.raises(KeyboardInterrupt):
         compress(model, keep_params=0.5, calibration=data, rerun=rerun)
     assert threading.active_count() == threads
@@ -279,7 +279,7 @@ def test_ctrl_c_leaves_the_model_and_no_thread(rerun: bool) -> None:
 
 def test_a_calibration_that_interrupts_itself() -> None:
     def draw() -> Iterator[Tensor]:
-        yield seeded(100, 16)
+        yield seeded32(100, 16)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

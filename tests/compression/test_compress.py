@@ -22,12 +22,9 @@ from tensorlrf.decomposition import cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
+from tests.draws import seeded32
 
 METHODS = ("svd", "tucker", "cp")
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def cnn(width: int = 16, depth: int = 2) -> nn.Sequential:
@@ -39,7 +36,9 @@ def cnn(width: int = 16, depth: int = 2) -> nn.Sequential:
 
 def images(n: int, seed: int = 0) -> Tensor:
     """Smooth pictures, so that neighbouring taps are correlated."""
-    return nn.functional.interpolate(seeded(n, 3, 5, 5, seed=seed), size=(12, 12), mode="bilinear")
+    return nn.functional.interpolate(
+        seeded32(n, 3, 5, 5, seed=seed), size=(12, 12), mode="bilinear"
+    )
 
 
 layers = st.one_of(
@@ -176,9 +175,9 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
 ) -> None:
     conv = nn.Conv2d(channels, 12, 3, stride=2 if strided else 1, padding=1)
     with torch.no_grad():
-        conv.weight.copy_(seeded(12, channels, 3, 3, seed=seed))
-    mixing = seeded(channels, channels, seed=seed + 1) * torch.linspace(0.02, 1, channels)
-    x = torch.einsum("bihw,ij->bjhw", seeded(6, channels, 9, 9, seed=seed + 2), mixing)
+        conv.weight.copy_(seeded32(12, channels, 3, 3, seed=seed))
+    mixing = seeded32(channels, channels, seed=seed + 1) * torch.linspace(0.02, 1, channels)
+    x = torch.einsum("bihw,ij->bjhw", seeded32(6, channels, 9, 9, seed=seed + 2), mixing)
     site = Site.of(conv)
     seen = Seen(site, lags=False, holds_out=False)
     seen.add(x, None, held=False)
@@ -231,7 +230,7 @@ def test_tucker_rank_shares() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).to(dtype)
-    x = seeded(256, 32).to(dtype)
+    x = seeded32(256, 32).to(dtype)
     small, report = compress(model, keep_params=0.5, calibration=[x])
     assert all(p.dtype == dtype for p in small.parameters())
     assert small(x).dtype == dtype
@@ -242,8 +241,8 @@ def test_under_inference_mode_and_no_grad_the_result_can_be_trained() -> None:
     model = nn.Linear(32, 32)
     for context in (torch.inference_mode(), torch.no_grad()):
         with context:
-            small, _ = compress(model, keep_params=0.5, calibration=[seeded(200, 32)])
-        small(seeded(2, 32)).sum().backward()
+            small, _ = compress(model, keep_params=0.5, calibration=[seeded32(200, 32)])
+        small(seeded32(2, 32)).sum().backward()
         assert all(p.grad is not None for p in small.parameters())
 
 

@@ -21,11 +21,7 @@ from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.errors import ArgumentError
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=g, dtype=torch.float64)
+from tests.draws import seeded
 
 
 def outputs(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:

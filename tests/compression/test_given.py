@@ -18,8 +18,9 @@ from tensorlrf.compression import _latency, _whole, compress, plan
 from tensorlrf.compression.calibration._batches import call, fresh, list_batches
 from tensorlrf.nn import factorize
 from tensorlrf.nn._copies import replica
-from tests.compression.networks import relative, seeded, set_weights
+from tests.compression.networks import relative, set_weights
 from tests.compression.tuned import CHAIN, WHOLE, Clock
+from tests.draws import seeded32
 
 
 class Count(nn.Module):
@@ -170,7 +171,7 @@ class Whole:
         assert self._rest() == self.rest
 
 
-XS = [seeded(160, 32, seed=k) for k in range(3)]
+XS = [seeded32(160, 32, seed=k) for k in range(3)]
 
 
 def run_all(model: nn.Module) -> None:
@@ -260,7 +261,7 @@ def test_other_threads_draw_as_if_they_were_alone() -> None:
     """Nothing is drawn from torch's own generator, and it is not set back: neither for the order of
     a DataLoader, nor for a model that draws."""
     given = net("noise")
-    loader = DataLoader(TensorDataset(seeded(480, 32)), batch_size=160, shuffle=True)
+    loader = DataLoader(TensorDataset(seeded32(480, 32)), batch_size=160, shuffle=True)
     stop = threading.Event()
     drawn: list[int] = []
 
@@ -321,7 +322,7 @@ def cached_batches() -> list[dict[str, Any]]:
     for k in range(3):
         past = Cache()
         past.update(graph)
-        batches.append({"x": seeded(160, 32, seed=k), "past": past, "told": {"list": []}})
+        batches.append({"x": seeded32(160, 32, seed=k), "past": past, "told": {"list": []}})
     return batches
 
 
@@ -333,7 +334,7 @@ def test_every_pass_gets_its_own_copy_of_a_batch(target: str, rerun: bool) -> No
         given, keep_params=0.5, calibration=batches, target=target, rerun=rerun, skip=[]
     )
     for k, batch in enumerate(batches):
-        assert torch.equal(batch["x"], seeded(160, 32, seed=k))
+        assert torch.equal(batch["x"], seeded32(160, 32, seed=k))
         assert len(batch["past"].keys) == 1
         assert batch["told"] == {"list": []}
     # 164 rows a batch reach the last layer, and no more in later passes.
@@ -393,5 +394,5 @@ def test_a_replica_shares_the_memory_of_parameters_alone() -> None:
     assert model.training
     assert not any(m.training for m in twin.modules())
     with torch.no_grad():
-        x = seeded(3, 2, 8)
+        x = seeded32(3, 2, 8)
         assert torch.equal(twin[1](x)[0], model[1](x)[0])

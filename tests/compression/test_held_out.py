@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tensorlrf import compress
 from tensorlrf.compression.calibration._batches import Batch
 from tensorlrf.compression.calibration._calibrate import Calibration
-from tests.compression.networks import relative, seeded, set_weights
+from tests.compression.networks import relative, set_weights
+from tests.draws import seeded32
 
 
 def net() -> nn.Sequential:
@@ -23,8 +24,8 @@ def net() -> nn.Sequential:
 
 
 def data(n: int, seed: int = 0) -> list[Tensor]:
-    mixing = seeded(24, 24, seed=99) * torch.linspace(0.1, 1, 24)
-    return [seeded(60, 24, seed=seed + k) @ mixing for k in range(n)]
+    mixing = seeded32(24, 24, seed=99) * torch.linspace(0.1, 1, 24)
+    return [seeded32(60, 24, seed=seed + k) @ mixing for k in range(n)]
 
 
 @given(st.integers(1, 40), st.floats(0, 0.99))
@@ -94,9 +95,10 @@ def test_thin_calibration_keeps_the_plain_fit_where_that_is_better() -> None:
     """Eight samples in 24 dimensions, and held-out inputs that are nothing like them."""
     model = nn.Sequential(net()[0])
     thin = [
-        seeded(8, 24) @ torch.diag((torch.arange(24) < 4).float()) + 0.01 * seeded(8, 24, seed=1)
+        seeded32(8, 24) @ torch.diag((torch.arange(24) < 4).float())
+        + 0.01 * seeded32(8, 24, seed=1)
     ]
-    fair = [seeded(200, 24, seed=2)]
+    fair = [seeded32(200, 24, seed=2)]
     with pytest.warns(UserWarning, match="calibration is thin"):
         small, report = compress(model, keep_params=0.5, calibration=thin + fair, holdout=0.5)
     plain, _ = compress(model, keep_params=0.5)
@@ -106,7 +108,7 @@ def test_thin_calibration_keeps_the_plain_fit_where_that_is_better() -> None:
     assert row.held_out
     assert torch.equal(small(fair[0]), plain(fair[0]))
     # Where the held-out inputs are like those fitted to, the fit to the data stays.
-    alike = [thin[0], seeded(50, 24, seed=5) @ torch.diag((torch.arange(24) < 4).float())]
+    alike = [thin[0], seeded32(50, 24, seed=5) @ torch.diag((torch.arange(24) < 4).float())]
     with pytest.warns(UserWarning, match="calibration is thin"):
         _, report = compress(model, keep_params=0.5, calibration=alike, holdout=0.5)
     assert report.layer("0").data_aware

@@ -12,7 +12,8 @@ from tensorlrf import compress, compress_
 from tensorlrf.compression import _apply
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
-from tests.compression.networks import Snapshot, seeded, set_weights
+from tests.compression.networks import Snapshot, set_weights
+from tests.draws import seeded32
 
 
 def net() -> nn.Module:
@@ -26,7 +27,7 @@ def net() -> nn.Module:
 
 
 def data(n: int = 3) -> list[Tensor]:
-    return [seeded(80, 32, seed=k) for k in range(n)]
+    return [seeded32(80, 32, seed=k) for k in range(n)]
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -56,7 +57,7 @@ def test_the_result_of_compress_on_the_same_modules(options: dict[str, Any]) -> 
     assert list(model.state_dict()) == list(small.state_dict())
     for name, value in small.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
-    x = seeded(4, 32)
+    x = seeded32(4, 32)
     assert torch.equal(model.eval()(x), small.eval()(x))
 
 

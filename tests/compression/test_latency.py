@@ -10,7 +10,8 @@ from torch import nn
 from tensorlrf.compression._latency import faster, measure_model, pick
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops import Timings
-from tests.compression.tuned import Start, linear, seeded, set_clock
+from tests.compression.tuned import Start, linear, set_clock
+from tests.draws import seeded32
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_tie_is_within_two_percent_or_the_scatter_but_five_at_most() -> None:
 def test_faster_compares_with_factored_paths_alone(clock: Start) -> None:
     layer = linear()
     asked = clock({"torch": 2.0, "dense": 1.0, "chain": 3.0})
-    assert faster(nn.Linear(16, 16), layer, seeded(4, 16)) == (2.0, 3.0)
+    assert faster(nn.Linear(16, 16), layer, seeded32(4, 16)) == (2.0, 3.0)
     assert set(asked.outputs[0]) == {"torch", "chain"}
     assert layer.training
 
@@ -44,11 +45,11 @@ def test_faster_compares_with_factored_paths_alone(clock: Start) -> None:
 def test_models_are_timed_in_turn_and_stay_as_they_are(clock: Start) -> None:
     dense, small = nn.Sequential(nn.Linear(16, 16), nn.Dropout()), nn.Sequential(linear())
     small.eval()
-    x = seeded(4, 16)
+    x = seeded32(4, 16)
     asked = clock({"dense": 2.0, "small": 1.0})
     assert measure_model(dense, small, [x, {"input": x}]) == (2.0, 1.0)
     assert list(asked.outputs[0]) == ["dense", "small"]
     assert (dense.training, small.training) == (True, False)
     with pytest.raises(ArgumentError, match="example: the model cannot take batch 0"):
-        measure_model(dense, small, [seeded(4, 9)])
+        measure_model(dense, small, [seeded32(4, 9)])
     assert dense.training

@@ -18,7 +18,8 @@ from tensorlrf.compression.calibration._shifts import differences, sums_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.errors import ArgumentError, CalibrationWarning
-from tests.compression.networks import seeded, set_weights
+from tests.compression.networks import set_weights
+from tests.draws import seeded32
 
 
 def net() -> nn.Module:
@@ -29,7 +30,7 @@ def net() -> nn.Module:
     return set_weights(model)
 
 
-BATCHES = [seeded(70, 8, 9, 9, seed=k) for k in range(3)]
+BATCHES = [seeded32(70, 8, 9, 9, seed=k) for k in range(3)]
 
 
 @pytest.mark.parametrize("target", ["original", "prefix", "independent"])
@@ -61,7 +62,7 @@ def test_such_a_layer_gets_the_plain_method_and_the_others_do_not(target: str) -
 def test_by_default_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorlrf.compression.calibration import _memory
 
-    model, batches = nn.Sequential(nn.Linear(32, 32)), [seeded(200, 32)]
+    model, batches = nn.Sequential(nn.Linear(32, 32)), [seeded32(200, 32)]
     compress(model, keep_params=0.5, calibration=batches)
     monkeypatch.setattr(_memory, "free_bytes", lambda _: 40_000.0)
     with pytest.warns(CalibrationWarning, match=r"of 0 \(.*kB\) .* half of the free memory"):
@@ -97,7 +98,7 @@ def test_where_memory_ends_all_the_same_the_layer_is_named(
     model = nn.Sequential(nn.Linear(32, 32))
     message = r"memory ends at the second moments of 0, which take .*kB \(n = 32 columns\)"
     with pytest.raises(ArgumentError, match=message):
-        compress(model, keep_params=0.5, calibration=[seeded(200, 32)], rerun=rerun)
+        compress(model, keep_params=0.5, calibration=[seeded32(200, 32)], rerun=rerun)
 
 
 def test_an_error_of_the_model_stays_one_of_the_model() -> None:
@@ -107,7 +108,7 @@ def test_an_error_of_the_model_stays_one_of_the_model() -> None:
 
     model = nn.Sequential(nn.Linear(32, 32), Odd())
     with pytest.raises(ArgumentError, match=r"cannot take batch 0 .*no memory of this"):
-        compress(model, keep_params=0.5, calibration=[seeded(200, 32)])
+        compress(model, keep_params=0.5, calibration=[seeded32(200, 32)])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -124,7 +125,7 @@ def test_moments_take_no_more_than_was_said(
     conv = make(channels, 4, tuple(kernel), padding=padding, stride=stride)
     site = Site.of(conv)
     moments = moments_of(site)
-    moments.add(seeded(2, channels, *(9 for _ in kernel)))
+    moments.add(seeded32(2, channels, *(9 for _ in kernel)))
     held = 8 * site.columns**2
     if isinstance(moments, ShiftMoments):
         held += sum(8 * t.numel() for t in moments._parts._sums.values())

@@ -16,7 +16,8 @@ from tensorlrf import CP, SVD, Auto, Plan, Tucker, apply, compress, plan
 from tensorlrf.compression import Method
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.errors import ArgumentError, RankError
-from tests.compression.networks import seeded, set_weights
+from tests.compression.networks import set_weights
+from tests.draws import seeded32
 
 
 def net(stride: int = 1) -> nn.Sequential:
@@ -33,7 +34,7 @@ def net(stride: int = 1) -> nn.Sequential:
 
 
 def data(n: int = 4) -> list[Tensor]:
-    return [seeded(48, 3, 8, 8, seed=k) for k in range(n)]
+    return [seeded32(48, 3, 8, 8, seed=k) for k in range(n)]
 
 
 BUDGETS: dict[str, dict[str, Any]] = {

@@ -11,14 +11,15 @@ from torch import nn
 from tensorlrf import SVD, compress
 from tensorlrf.compression import Report
 from tensorlrf.errors import ArgumentError, FileError, UnsupportedError
-from tests.compression.networks import seeded, set_weights
+from tests.compression.networks import set_weights
+from tests.draws import seeded32
 
 SIGNS = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
 
 
 def report(*, calibrated: bool = True) -> Report:
     model = set_weights(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)))
-    data = [seeded(20, 8, 9, 9, seed=k) for k in range(3)] if calibrated else None
+    data = [seeded32(20, 8, 9, 9, seed=k) for k in range(3)] if calibrated else None
     return compress(model, keep_params=0.5, calibration=data)[1]
 
 

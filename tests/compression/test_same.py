@@ -14,7 +14,8 @@ from tensorlrf.compression.calibration import _calibrate
 from tensorlrf.compression.calibration._correction import InputLags
 from tensorlrf.compression.calibration._moments import LinearMoments
 from tensorlrf.compression.calibration._same import Mark
-from tests.compression.networks import seeded, set_weights
+from tests.compression.networks import set_weights
+from tests.draws import seeded32
 
 
 class Attention(nn.Module):
@@ -66,7 +67,7 @@ class Late(Attention):
         return key, self.value(x)
 
 
-BATCHES = [seeded(rows, 16, seed=rows) for rows in (70, 90, 80, 100, 75, 95)]
+BATCHES = [seeded32(rows, 16, seed=rows) for rows in (70, 90, 80, 100, 75, 95)]
 
 
 def compressed(model: nn.Module, **options: Any) -> tuple[nn.Module, Report]:

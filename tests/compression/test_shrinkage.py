@@ -19,7 +19,8 @@ from tensorlrf.compression import Method, Report, compress
 from tensorlrf.compression.calibration._lengths import Lengths, fourth_about_mean
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration._statistics import Stream
-from tests.compression.networks import relative, seeded
+from tests.compression.networks import relative
+from tests.draws import seeded32
 
 METHODS: dict[str, str | Method] = {
     **{word: word for word in ("svd", "kron", "tt", "tr", "blr", "monarch", "blast")},
@@ -43,16 +44,16 @@ def fresh_errors(layer: nn.Module, method: Any, x: Tensor, fresh: Tensor) -> tup
 
 def linear_case(method: Any, n: int, seed: int) -> float:
     layer = nn.Linear(n, n, bias=False)
-    layer.weight.data = seeded(n, n, seed=seed) / n**0.5
-    x, fresh = seeded(6, n, seed=seed + 100), seeded(2000, n, seed=seed + 200)
+    layer.weight.data = seeded32(n, n, seed=seed) / n**0.5
+    x, fresh = seeded32(6, n, seed=seed + 100), seeded32(2000, n, seed=seed + 200)
     served, plain = fresh_errors(layer, method, x, fresh)
     return served / plain
 
 
 def kernel_case(method: Any, seed: int) -> float:
     layer = nn.Conv2d(8, 12, 2, bias=False)
-    layer.weight.data = seeded(12, 8, 2, 2, seed=seed) / 6
-    x, fresh = seeded(6, 8, 2, 2, seed=seed + 100), seeded(50, 8, 8, 8, seed=seed + 200)
+    layer.weight.data = seeded32(12, 8, 2, 2, seed=seed) / 6
+    x, fresh = seeded32(6, 8, 2, 2, seed=seed + 100), seeded32(50, 8, 8, 8, seed=seed + 200)
     served, plain = fresh_errors(layer, method, x, fresh)
     return served / plain
 
@@ -83,8 +84,8 @@ def test_six_samples_of_64_columns_do_no_harm_over_twenty_seeds(name: str) -> No
 def test_the_error_that_is_told_is_that_of_the_model_on_its_inputs(method: str) -> None:
     """A constant input, which leaves all other directions open."""
     layer = nn.Linear(32, 32)
-    layer.weight.data, layer.bias.data = seeded(32, 32) / 6, seeded(32, seed=1)
-    x = torch.relu(seeded(32, seed=2)).expand(1000, 32)
+    layer.weight.data, layer.bias.data = seeded32(32, 32) / 6, seeded32(32, seed=1)
+    x = torch.relu(seeded32(32, seed=2)).expand(1000, 32)
     small, report = compress(nn.Sequential(layer), keep_params=0.5, method=method, calibration=[x])
     row = report.layer("0")
     with torch.no_grad():
@@ -97,7 +98,7 @@ def test_the_error_that_is_told_is_that_of_the_model_on_its_inputs(method: str) 
 
 def test_the_report_tells_the_amount_and_older_reports_still_load() -> None:
     layer = nn.Linear(32, 32)
-    many = [seeded(2000, 32) * torch.linspace(0.1, 2, 32)]
+    many = [seeded32(2000, 32) * torch.linspace(0.1, 2, 32)]
     _, report = compress(nn.Sequential(layer), keep_params=0.5, calibration=many)
     with pytest.warns(tensorlrf.errors.CalibrationWarning, match="thin"):
         _, few = compress(nn.Sequential(layer), keep_params=0.5, calibration=[many[0][:6]])
@@ -122,10 +123,10 @@ def test_the_report_tells_the_amount_and_older_reports_still_load() -> None:
 def test_held_out_inputs_choose_the_amount() -> None:
     """Twenty correlated samples fitted to, and many that tell what the fit is worth."""
     n = 48
-    mixing = seeded(n, n, seed=9) * torch.arange(1, n + 1) ** -0.7
+    mixing = seeded32(n, n, seed=9) * torch.arange(1, n + 1) ** -0.7
     layer = nn.Linear(n, n, bias=False)
-    layer.weight.data = seeded(n, n, seed=1) / n**0.5
-    batches = [seeded(20, n, seed=2) @ mixing.T, seeded(3000, n, seed=3) @ mixing.T]
+    layer.weight.data = seeded32(n, n, seed=1) / n**0.5
+    batches = [seeded32(20, n, seed=2) @ mixing.T, seeded32(3000, n, seed=3) @ mixing.T]
     with pytest.warns(tensorlrf.errors.CalibrationWarning, match="thin"):
         _, report = compress(
             nn.Sequential(layer), keep_params=0.5, calibration=batches, holdout=0.5
@@ -167,7 +168,7 @@ def test_lengths_are_those_of_the_patches(
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
     conv = kind(4, 4, kernel, stride, padding, dilation, groups)
     site = site_at(nn.Sequential(conv), "0")
-    x = seeded(3, 4, *size, seed=seed) + 0.3
+    x = seeded32(3, 4, *size, seed=seed) + 0.3
     taps = site.taps
     assert taps is not None
     stream = Stream(site, lags=False)
@@ -187,7 +188,7 @@ def test_lengths_are_those_of_the_patches(
 
 def test_lengths_of_huge_inputs_stay_finite() -> None:
     lengths = Lengths(4, torch.device("cpu"))
-    lengths.add(1e15 * seeded(7, 4))
+    lengths.add(1e15 * seeded32(7, 4))
     lengths.add(torch.zeros(0, 4))
     lengths.add(torch.zeros(3, 4))
     assert torch.isfinite(lengths.fourth)

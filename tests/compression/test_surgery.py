@@ -15,7 +15,8 @@ from torch.nn.utils import parametrizations, prune
 from tensorlrf import apply, compress, densify, plan
 from tensorlrf.errors import BudgetWarning
 from tensorlrf.nn import FactoredLayer
-from tests.compression.networks import Snapshot, check_report, relative, seeded, set_weights
+from tests.compression.networks import Snapshot, check_report, relative, set_weights
+from tests.draws import seeded32
 
 
 class Block(nn.Module):
@@ -156,7 +157,7 @@ def test_structures(structure: str, method: str) -> None:
     make, left, factored = STRUCTURES[structure]
     model = set_weights(make())
     before = Snapshot(model)
-    x = seeded(40, 3, 12, 12)
+    x = seeded32(40, 3, 12, 12)
     with torch.no_grad():
         wanted = model(x)
     small, report = compress(model, keep_params=0.8, method=method, calibration=[x])
@@ -203,7 +204,7 @@ class Reads(nn.Module):
 @pytest.mark.parametrize("target", ["prefix", "original", "independent"])
 def test_weights_that_a_parent_computes_with(target: str, rerun: bool) -> None:
     model = nn.Sequential(nn.Linear(32, 32), set_weights(Reads()))
-    x = seeded(200, 32)
+    x = seeded32(200, 32)
     small, report = compress(
         model, keep_params=0.9, calibration=[x], target=target, rerun=rerun, affine=True
     )
@@ -269,7 +270,7 @@ class Beside(nn.Module):
 def test_odd_layers_stay_with_their_reason(odd: str, calibrated: bool) -> None:
     make, reason = ODD[odd]
     model = Beside(make()).eval()
-    x = seeded(200, 32)
+    x = seeded32(200, 32)
     small, report = compress(model, keep_params=0.9, calibration=[x] if calibrated else None)
     assert reason in report.layer("odd").reason
     assert report.layer("body").factored
@@ -297,7 +298,7 @@ class Keeps(nn.Module):
 
 def test_layers_in_nested_lists_dicts_and_bound_methods_stay() -> None:
     model = set_weights(Keeps())
-    x = seeded(200, 32)
+    x = seeded32(200, 32)
     with pytest.warns(BudgetWarning, match="the model keeps 87"):
         small, report = compress(model, keep_params=0.5, calibration=[x])
     assert "table" in report.layer("a").reason
@@ -319,7 +320,7 @@ def test_a_module_list_and_dict_of_layers() -> None:
                 x = part(x)
             return x
 
-    small, report = compress(set_weights(Lists()), keep_params=0.5, calibration=[seeded(200, 32)])
+    small, report = compress(set_weights(Lists()), keep_params=0.5, calibration=[seeded32(200, 32)])
     assert [row.name for row in report.layers if row.factored] == ["parts.0", "parts.1", "named.x"]
     assert all(isinstance(m, FactoredLayer) for m in [*small.parts, small.named["x"]])
 
@@ -339,9 +340,9 @@ def test_hooks_of_other_modules_stay() -> None:
     seen = []
     model[1].register_forward_hook(lambda *_: seen.append(1))
     model.register_forward_pre_hook(lambda *_: None)
-    small, report = compress(model, keep_params=0.5, calibration=[seeded(200, 32)])
+    small, report = compress(model, keep_params=0.5, calibration=[seeded32(200, 32)])
     seen.clear()
-    small(seeded(2, 32))
+    small(seeded32(2, 32))
     assert seen == [1]
     assert len(small._forward_pre_hooks) == 1
     assert all(row.factored for row in report.layers)

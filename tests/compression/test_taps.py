@@ -20,7 +20,8 @@ from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn import Plain, register_plain
-from tests.compression.networks import relative, seeded, set_weights
+from tests.compression.networks import relative, set_weights
+from tests.draws import seeded32
 
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MODES = ["zeros", "zeros", "reflect", "replicate", "circular"]
@@ -74,7 +75,7 @@ def test_moments_of_every_group_are_those_of_its_patches(
 ) -> None:
     axes = conv.weight.ndim - 2
     sizes = [d * (k - 1) + 4 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    x = seeded(2, conv.in_channels, *sizes, seed=seed).double()
+    x = seeded32(2, conv.in_channels, *sizes, seed=seed).double()
     with pytest.MonkeyPatch.context() as patch:
         if in_blocks:
             patch.setattr(_moments, "PATCH_NUMBERS", 50)
@@ -96,7 +97,7 @@ def test_moments_of_every_group_are_those_of_its_patches(
         assert one.lag is not None
         assert one.lag.lost == 0.0
     # And the error that follows for any other weight is the true one.
-    other = seeded(*conv.weight.shape, seed=seed + 1).double()
+    other = seeded32(*conv.weight.shape, seed=seed + 1).double()
     wanted = outputs(conv, conv.weight.detach(), x)
     first = outputs(conv, conv.weight.detach(), x[:1])
     lost = (wanted - outputs(conv, other, x)).square().sum()
@@ -156,7 +157,7 @@ def test_the_reported_error_is_that_of_the_layer(kind: str, target: str) -> None
     make, shape = LAYERS[kind]
     layer = set_weights(make())
     model = nn.Sequential(layer).eval()
-    batches = [seeded(*shape, seed=k) for k in range(4)]
+    batches = [seeded32(*shape, seed=k) for k in range(4)]
     small, report = compress(
         model, keep_params=0.6, calibration=batches, target=target, holdout=0.25
     )
@@ -180,7 +181,7 @@ def test_the_reported_error_is_that_of_the_layer(kind: str, target: str) -> None
 
 def test_a_group_whose_inputs_are_zero_has_the_plain_fit() -> None:
     conv = set_weights(nn.Conv2d(8, 8, 3, groups=2))
-    x = seeded(40, 8, 9, 9)
+    x = seeded32(40, 8, 9, 9)
     x[:, :4] = 0
     for affine in (False, True):
         small, report = compress(conv, keep_params=0.7, calibration=[x], affine=affine)
@@ -223,7 +224,7 @@ def test_memory_is_bounded_whatever_the_batch(
     monkeypatch.setattr(_moments, "PATCH_NUMBERS", 1 << 16)
     site = Site.of(conv)
     assert isinstance(site.taps, Taps)
-    x = seeded(*shape)
+    x = seeded32(*shape)
     padded = site.taps.padded(x[:1])
     images = max(padded.numel(), (1 << 16) // x[0].numel() * padded.numel())
     row = site.taps.patch * math.prod(site.taps.positions(padded)[1:])

@@ -18,17 +18,8 @@ import tensorlrf
 from tensorlrf.compression._tune import table_of, tune
 from tensorlrf.nn import _freezable
 from tensorlrf.ops._paths import BUCKETS
-from tests.compression.tuned import (
-    ALIKE,
-    CHAIN,
-    DENSE,
-    Start,
-    conv,
-    factored,
-    linear,
-    seeded,
-    set_clock,
-)
+from tests.compression.tuned import ALIKE, CHAIN, DENSE, Start, conv, factored, linear, set_clock
+from tests.draws import seeded32
 
 
 @pytest.fixture
@@ -48,7 +39,7 @@ class Adder(nn.Module):
 def test_the_fastest_path_is_kept(clock: Start) -> None:
     model = nn.Sequential(linear(), nn.ReLU(), linear())
     clock(CHAIN, DENSE)
-    tuning = tune(model, seeded(5, 16))
+    tuning = tune(model, seeded32(5, 16))
     first, second = factored(model)
     assert first.path_table.lookup(5) == "chain"
     assert second.path_table.lookup(5) == "dense"
@@ -67,7 +58,7 @@ def test_the_fastest_path_is_kept(clock: Start) -> None:
 
 def test_every_path_is_run_as_the_layer_runs_it(clock: Start) -> None:
     layer = conv().double()
-    x = seeded(2, 8, 6, 6).double().contiguous(memory_format=torch.channels_last)
+    x = seeded32(2, 8, 6, 6).double().contiguous(memory_format=torch.channels_last)
     asked = clock(CHAIN)
     tune(nn.Sequential(layer), x, seconds=0.25)
     outputs = asked.outputs[0]
@@ -83,7 +74,7 @@ def test_every_path_is_run_as_the_layer_runs_it(clock: Start) -> None:
 def test_a_tie_goes_to_fewer_bytes(clock: Start) -> None:
     layer = linear()
     clock(ALIKE)
-    tune(nn.Sequential(layer), seeded(5, 16))
+    tune(nn.Sequential(layer), seeded32(5, 16))
     assert layer.path_table.lookup(5) == "chain"
     assert not layer.is_frozen
 
@@ -92,7 +83,7 @@ def test_buckets_are_measured_once_on_the_most_rows(clock: Start) -> None:
     layer = linear()
     asked = clock(CHAIN, DENSE)
     sizes = (33, 40, 64, 3)
-    tuning = tune(nn.Sequential(layer), [seeded(n, 16) for n in sizes])
+    tuning = tune(nn.Sequential(layer), [seeded32(n, 16) for n in sizes])
     assert [tuple(y["chain"].shape) for y in asked.outputs] == [(64, 16), (3, 16)]
     rows = tuning.layer("0").timings
     assert [(one.bucket, one.rows, one.calls) for one in rows] == [(4, 3, 1), (64, 64, 3)]
@@ -128,7 +119,7 @@ def test_unmeasured_buckets_go_by_agreeing_neighbours_or_by_cost(
 
 def test_outputs_stay_the_same(clock: Start) -> None:
     model = nn.Sequential(conv(), nn.Flatten(), linear(8 * 36, 16)).double().eval()
-    x = seeded(3, 8, 6, 6).double()
+    x = seeded32(3, 8, 6, 6).double()
     before = model(x)
     clock(CHAIN, DENSE)
     tune(model, x)
@@ -138,11 +129,11 @@ def test_outputs_stay_the_same(clock: Start) -> None:
 @pytest.mark.parametrize(
     ("example", "rows"),
     [
-        (seeded(3, 16), [3]),
-        ((seeded(3, 16), seeded(5, 16)), [3, 5]),
-        ({"a": seeded(3, 16), "b": seeded(5, 16)}, [3, 5]),
-        (UserDict({"b": seeded(5, 16), "a": seeded(3, 16)}), [3, 5]),
-        ([(seeded(3, 16),), {"a": seeded(40, 16), "b": seeded(5, 16)}], [3, 40, 5]),
+        (seeded32(3, 16), [3]),
+        ((seeded32(3, 16), seeded32(5, 16)), [3, 5]),
+        ({"a": seeded32(3, 16), "b": seeded32(5, 16)}, [3, 5]),
+        (UserDict({"b": seeded32(5, 16), "a": seeded32(3, 16)}), [3, 5]),
+        ([(seeded32(3, 16),), {"a": seeded32(40, 16), "b": seeded32(5, 16)}], [3, 40, 5]),
     ],
 )
 def test_examples_of_every_kind(example: Any, rows: list[int], clock: Start) -> None:
@@ -155,7 +146,7 @@ def test_a_layer_that_is_not_called_is_reported_and_left(clock: Start) -> None:
     model = Adder()
     before = model.two.path_table
     clock(CHAIN)
-    tuning = tune(model, seeded(3, 16))
+    tuning = tune(model, seeded32(3, 16))
     assert tuning.not_reached == ("two",)
     assert not tuning.layer("two").reached
     assert model.two.path_table is before
@@ -167,7 +158,7 @@ def test_a_shared_layer_is_measured_once_a_bucket(clock: Start) -> None:
     shared = linear()
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.ModuleDict({"again": shared})["again"])
     asked = clock(CHAIN)
-    tuning = tune(model, seeded(4, 16))
+    tuning = tune(model, seeded32(4, 16))
     assert len(asked.outputs) == 1
     (row,) = tuning.layers
     assert row.places == ("0", "2", "3")
@@ -178,7 +169,7 @@ def test_a_shared_layer_is_measured_once_a_bucket(clock: Start) -> None:
 def test_a_layer_alone_is_a_model(clock: Start) -> None:
     layer = linear()
     clock(CHAIN)
-    assert tune(layer, seeded(4, 16)).layers[0].name == "(model)"
+    assert tune(layer, seeded32(4, 16)).layers[0].name == "(model)"
     assert layer.path_table.lookup(4) == "chain"
 
 
@@ -193,7 +184,7 @@ def test_the_dense_path_is_timed_as_it_will_run(
     monkeypatch.setattr(
         _freezable, "dense_weight", lambda factors: (made.append(1), rebuild(factors))[1]
     )
-    layer, x = conv().eval(), seeded(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    layer, x = conv().eval(), seeded32(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     clock(DENSE)
     tuning = tune(nn.Sequential(layer), x)
     assert layer.is_frozen
@@ -217,7 +208,7 @@ def test_the_dense_path_is_timed_as_it_will_run(
 
 
 def test_the_last_tuning_decides_what_is_loaded(clock: Start, tmp_path: Path) -> None:
-    model, x = nn.Sequential(linear(), linear()), seeded(5, 16)
+    model, x = nn.Sequential(linear(), linear()), seeded32(5, 16)
     clock(DENSE, CHAIN)
     for freeze in (True, False):
         tune(model, x, freeze=freeze)
@@ -232,7 +223,7 @@ def test_the_last_tuning_decides_what_is_loaded(clock: Start, tmp_path: Path) ->
 
 
 def test_a_tuned_model_trains_and_is_thawed_by_it(clock: Start) -> None:
-    model, x = nn.Sequential(linear()), seeded(5, 16)
+    model, x = nn.Sequential(linear()), seeded32(5, 16)
     clock(DENSE)
     tune(model, x)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -268,7 +259,7 @@ class Restless(nn.Module):
 def test_batches_flags_and_generators_stay(seed: int, clock: Start) -> None:
     model = Restless()
     model.layer.eval()
-    x, cache = seeded(4, 16), [seeded(1)]
+    x, cache = seeded32(4, 16), [seeded32(1)]
     given = x.clone()
     clock(CHAIN)
     with torch.random.fork_rng([]):
@@ -286,15 +277,15 @@ def test_tuning_works_in_training_inference_and_grad_modes(clock: Start) -> None
     model = nn.Sequential(linear(), nn.BatchNorm1d(16)).train()
     clock(CHAIN)
     with torch.inference_mode():
-        tune(model, seeded(4, 16), objective="latency")
+        tune(model, seeded32(4, 16), objective="latency")
     assert model.training
     assert torch.equal(model[1].running_mean, torch.zeros(16))
-    assert model(seeded(4, 16)).requires_grad
+    assert model(seeded32(4, 16)).requires_grad
 
 
 def test_the_result_is_json_and_a_table(clock: Start) -> None:
     clock(CHAIN)
-    tuning = tune(Adder(), seeded(3, 16))
+    tuning = tune(Adder(), seeded32(3, 16))
     values = json.loads(tuning.to_json())
     assert values["objective"] == "size"
     assert values["layers"][0]["timings"][0]["seconds"] == {"dense": 2.0, "chain": 1.0}
@@ -307,7 +298,7 @@ def test_the_result_is_json_and_a_table(clock: Start) -> None:
 
 def test_with_the_real_clock() -> None:
     model = nn.Sequential(conv(), nn.Flatten(), linear(8 * 36, 16))
-    tuning = tune(model, [seeded(n, 8, 6, 6) for n in (1, 3)], seconds=1e-4)
+    tuning = tune(model, [seeded32(n, 8, 6, 6) for n in (1, 3)], seconds=1e-4)
     assert all(
         seconds > 0
         for layer in tuning.layers

@@ -13,7 +13,8 @@ import tensorlrf
 from tensorlrf.compression._tune import tune
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
-from tests.compression.tuned import CHAIN, DENSE, Start, conv, linear, seeded, set_clock
+from tests.compression.tuned import CHAIN, DENSE, Start, conv, linear, set_clock
+from tests.draws import seeded32
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_latency_puts_torch_layers_where_dense_is_fastest(clock: Start) -> None:
     shared = linear()
     model = nn.Sequential(shared, linear(), nn.Sequential(shared), linear()).double().train()
     model[3].requires_grad_(False)
-    x = seeded(4, 16).double()
+    x = seeded32(4, 16).double()
     before = model(x)
     clock(DENSE, CHAIN, DENSE)
     tuning = tune(model, x, objective="latency")
@@ -44,7 +45,7 @@ def test_latency_puts_torch_layers_where_dense_is_fastest(clock: Start) -> None:
 def test_latency_keeps_a_layer_that_gains_in_one_bucket(clock: Start) -> None:
     model = nn.Sequential(linear())
     clock(DENSE, CHAIN)
-    tuning = tune(model, [seeded(4, 16), seeded(64, 16)], objective="latency")
+    tuning = tune(model, [seeded32(4, 16), seeded32(64, 16)], objective="latency")
     assert tuning.replaced == ()
     assert [model[0].path_table.lookup(rows) for rows in (4, 64)] == ["dense", "chain"]
 
@@ -54,8 +55,8 @@ def test_latency_prefers_torch_to_the_cost_of_our_own_call(clock: Start) -> None
     times = {"torch": 1.0, "dense": 1.3, "chain": 1.2}
     model = nn.Sequential(linear())
     clock(times)
-    assert tune(model, seeded(4, 16)).layer("0").timings[0].chosen == "chain"
-    assert tune(model, seeded(4, 16), objective="latency").replaced == ("0",)
+    assert tune(model, seeded32(4, 16)).layer("0").timings[0].chosen == "chain"
+    assert tune(model, seeded32(4, 16), objective="latency").replaced == ("0",)
     assert type(model[0]) is nn.Linear
 
 
@@ -67,12 +68,12 @@ def test_latency_says_what_it_cannot_replace(clock: Start) -> None:
     holder.left = tied.left
     model = nn.Sequential(hooked, patched, tied, holder)
     clock(DENSE)
-    tuning = tune(model, seeded(4, 16), objective="latency")
+    tuning = tune(model, seeded32(4, 16), objective="latency")
     assert tuning.replaced == ()
     notes = [layer.note for layer in tuning.layers]
     for note, words in zip(notes, ("has hooks", "on the instance", "shares"), strict=True):
         assert words in note
-    root = tune(alone, seeded(4, 16), objective="latency")
+    root = tune(alone, seeded32(4, 16), objective="latency")
     assert "the model itself" in root.layers[0].note
     assert "(model): is fastest dense" in str(root)
     assert alone.path_table.lookup(4) == "dense"
@@ -93,7 +94,7 @@ def test_convolutions_of_all_kinds(
     dense: nn.Module, size: tuple[int, ...], last: bool, clock: Start
 ) -> None:
     model = nn.Sequential(tensorlrf.nn.factorize(dense, "svd", 2)).double()
-    x = seeded(*size).double()
+    x = seeded32(*size).double()
     if last and x.ndim > 3:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     truth = model(x)
@@ -113,7 +114,7 @@ def test_the_conv1d_of_transformers(clock: Start) -> None:
     dense = Conv1D(24, 16)
     factors = tensorlrf.svd(dense.weight.T, rank=3)
     model = nn.Sequential(FactoredHFConv1D.from_factors(factors, dense)).double()
-    x = seeded(5, 16).double()
+    x = seeded32(5, 16).double()
     truth = model(x)
     asked = clock(DENSE)
     assert tune(model, x, objective="latency").layers[0].kind == "Conv1D"
@@ -126,7 +127,7 @@ def test_the_conv1d_of_transformers(clock: Start) -> None:
 def test_channels_last_inputs_get_a_kernel_that_lies_so(clock: Start) -> None:
     model = nn.Sequential(conv())
     clock(DENSE)
-    x = seeded(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    x = seeded32(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     tune(model, x, objective="latency")
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -139,7 +140,7 @@ def test_parametrised_factors_are_timed_without_torch(clock: Start) -> None:
     layer = linear()
     parametrize.register_parametrization(layer, "left", Half())
     asked = clock(DENSE)
-    tuning = tune(nn.Sequential(layer), seeded(4, 16), objective="latency")
+    tuning = tune(nn.Sequential(layer), seeded32(4, 16), objective="latency")
     assert list(asked.outputs[0]) == ["dense", "chain"]
     torch.testing.assert_close(asked.outputs[0]["dense"], asked.outputs[0]["chain"])
     assert tuning.layers[0].note.startswith("is fastest dense, but its factors are parametrised")

@@ -13,7 +13,8 @@ from tensorlrf.compression._tuning import Tuning
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable
-from tests.compression.tuned import CHAIN, DENSE, Start, State, linear, seeded, set_clock
+from tests.compression.tuned import CHAIN, DENSE, Start, State, linear, set_clock
+from tests.draws import seeded32
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_an_interruption_leaves_the_model(
     clock(DENSE, error)
     expected = UnsupportedError if isinstance(error, MemoryError) else type(error)
     with pytest.raises(expected) as raised:
-        tune(model, seeded(4, 16), objective=objective)
+        tune(model, seeded32(4, 16), objective=objective)
     assert State(model) == state
     if expected is UnsupportedError:
         assert "a path of 2 cannot be timed" in str(raised.value)
@@ -56,7 +57,7 @@ def test_an_interruption_while_writing_undoes_it(
     third = model[2]
     monkeypatch.setattr(FactoredLayer, "set_measured", broken)
     with pytest.raises(KeyboardInterrupt):
-        tune(model, seeded(4, 16), objective=objective)
+        tune(model, seeded32(4, 16), objective=objective)
     assert State(model) == state
 
 
@@ -65,24 +66,24 @@ def test_a_model_that_fails_is_named_with_its_example(clock: Start) -> None:
     state = State(model)
     clock(CHAIN)
     with pytest.raises(ArgumentError, match=r"example: the model cannot take batch 1 .*\(4, 9\)"):
-        tune(model, [seeded(4, 16), seeded(4, 9)])
+        tune(model, [seeded32(4, 16), seeded32(4, 9)])
     assert State(model) == state
 
 
 def test_bad_input_is_named(clock: Start) -> None:
     clock(CHAIN)
-    model, x = nn.Sequential(linear()), seeded(4, 16)
+    model, x = nn.Sequential(linear()), seeded32(4, 16)
     wrong: list[tuple[str, Callable[[], Tuning]]] = [
         ("model is a int", lambda: tune(3, x)),  # type: ignore[arg-type]
-        ("no factored layer", lambda: tune(nn.Sequential(nn.Linear(3, 3)), seeded(2, 3))),
+        ("no factored layer", lambda: tune(nn.Sequential(nn.Linear(3, 3)), seeded32(2, 3))),
         ("objective='speed' is unknown", lambda: tune(model, x, objective="speed")),
         ("seconds=0 must", lambda: tune(model, x, seconds=0)),
         ("seconds=True must", lambda: tune(model, x, seconds=True)),
         (r"example=\[\] is empty", lambda: tune(model, [])),
         ("example is a generator", lambda: tune(model, (x for _ in range(2)))),
         (r"example\[1\] is a str", lambda: tune(model, [x, "x"])),
-        ("example has no rows", lambda: tune(model, seeded(0, 16))),
-        ("example has no rows", lambda: tune(model, [seeded(0, 16), {"input": seeded(0, 16)}])),
+        ("example has no rows", lambda: tune(model, seeded32(0, 16))),
+        ("example has no rows", lambda: tune(model, [seeded32(0, 16), {"input": seeded32(0, 16)}])),
         ("meta device", lambda: tune(nn.Sequential(linear().to("meta")), x.to("meta"))),
     ]
     for match, attempt in wrong:
@@ -92,7 +93,7 @@ def test_bad_input_is_named(clock: Start) -> None:
 
 def test_an_empty_batch_beside_a_full_one_is_not_measured(clock: Start) -> None:
     clock(CHAIN)
-    tuning = tune(nn.Sequential(linear()), [seeded(0, 16), seeded(4, 16)])
+    tuning = tune(nn.Sequential(linear()), [seeded32(0, 16), seeded32(4, 16)])
     assert [one.rows for one in tuning.layers[0].timings] == [4]
 
 
@@ -101,7 +102,7 @@ def test_a_compiled_model_is_refused() -> None:
     wrapper = nn.Module()
     wrapper._orig_mod = model  # as torch.compile leaves it, without the time that it takes
     with pytest.raises(ArgumentError, match="before torch"):
-        tune(wrapper, seeded(4, 16))
+        tune(wrapper, seeded32(4, 16))
     model._compiled_call_impl = model.forward
     with pytest.raises(ArgumentError, match="before torch"):
-        tune(model, seeded(4, 16))
+        tune(model, seeded32(4, 16))

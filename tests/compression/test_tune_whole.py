@@ -22,10 +22,10 @@ from tests.compression.tuned import (
     State,
     factored,
     linear,
-    seeded,
     set_clock,
     set_whole_clock,
 )
+from tests.draws import seeded32
 
 SLIGHT = {"torch": 1.2, "dense": 1.3, "chain": 1.0}
 """A layer that gains a fifth, by torch's own layer, which is the faster dense one."""
@@ -53,7 +53,7 @@ def test_the_fastest_choice_in_the_whole_model_is_kept(
     model = three()
     set_clock(monkeypatch, CHAIN, SLIGHT, DENSE)
     clock = set_whole_clock(monkeypatch, {**WHOLE, fastest: 0.5})
-    tuning = tune(model, seeded(4, 16), seconds=0.25)
+    tuning = tune(model, seeded32(4, 16), seconds=0.25)
     assert paths(model) == expected
     assert [layer.timings[0].chosen for layer in tuning.layers] == expected
     assert all(layer.measured == {layer.device_key: layer.path_table} for layer in factored(model))
@@ -73,7 +73,7 @@ def test_every_choice_runs_on_its_own_paths(monkeypatch: pytest.MonkeyPatch) -> 
     model.register_forward_hook(lambda ran, *_: taken.append(paths(ran)))
     set_clock(monkeypatch, CHAIN, SLIGHT, DENSE)
     clock = set_whole_clock(monkeypatch, WHOLE)
-    x = seeded(4, 16)
+    x = seeded32(4, 16)
     before = model(x)
     tune(model, x)
     assert list(clock.outputs[0]) == ["fastest alone", "all dense", "gain > 30%"]
@@ -95,11 +95,11 @@ def test_a_tie_goes_to_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     model = three()
     set_clock(monkeypatch, CHAIN)
     set_whole_clock(monkeypatch, {"fastest alone": 1.015, "all dense": 1.0})
-    tuning = tune(model, seeded(4, 16))
+    tuning = tune(model, seeded32(4, 16))
     assert tuning.whole is not None
     assert tuning.whole.chosen == "fastest alone"
     set_whole_clock(monkeypatch, {"fastest alone": 1.06, "all dense": 1.0})
-    tuning = tune(model, seeded(4, 16))
+    tuning = tune(model, seeded32(4, 16))
     assert tuning.whole is not None
     assert tuning.whole.chosen == "all dense"
 
@@ -110,7 +110,7 @@ def test_what_pairs_do_not_confirm_is_given_back(monkeypatch: pytest.MonkeyPatch
     lucky = {"fastest alone": 0.9, "all dense": 1.0}
     for ratio, kept in ((0.8, "fastest alone"), (1.015, "fastest alone"), (1.05, "all dense")):
         set_whole_clock(monkeypatch, lucky, {"fastest alone": ratio, "all dense": 1.0})
-        tuning = tune(model, seeded(4, 16))
+        tuning = tune(model, seeded32(4, 16))
         assert tuning.whole is not None
         assert tuning.whole.chosen == kept
         assert tuning.whole.pairs == ratio
@@ -123,7 +123,7 @@ def test_latency_replaces_what_loses_in_the_whole_model(monkeypatch: pytest.Monk
     model = three()
     set_clock(monkeypatch, CHAIN, SLIGHT, CHAIN)
     set_whole_clock(monkeypatch, {**WHOLE, "gain > 30%": 0.5})
-    tuning = tune(model, seeded(4, 16), objective="latency")
+    tuning = tune(model, seeded32(4, 16), objective="latency")
     assert [type(layer) for layer in model] == [FactoredLinear, nn.Linear, FactoredLinear]
     assert tuning.replaced == ("1",)
 
@@ -132,7 +132,7 @@ def test_nothing_is_tried_where_all_are_dense(monkeypatch: pytest.MonkeyPatch) -
     model = three()
     set_clock(monkeypatch, DENSE)
     clock = set_whole_clock(monkeypatch, WHOLE)
-    assert tune(model, seeded(4, 16)).whole is None
+    assert tune(model, seeded32(4, 16)).whole is None
     assert clock.outputs == []
 
 
@@ -145,7 +145,7 @@ def test_an_interruption_leaves_the_model(
     set_clock(monkeypatch, CHAIN)
     set_whole_clock(monkeypatch, error)
     with pytest.raises(type(error)):
-        tune(model, seeded(4, 16))
+        tune(model, seeded32(4, 16))
     assert State(model) == state
 
 
@@ -169,7 +169,7 @@ class Counting(nn.Module):
 def test_all_passes_take_the_same_course(monkeypatch: pytest.MonkeyPatch) -> None:
     COURSES.clear()
     set_clock(monkeypatch, CHAIN)
-    tune(Counting(), (seeded(4, 16), []))
+    tune(Counting(), (seeded32(4, 16), []))
     assert len(COURSES) == 7
     assert len(set(COURSES)) == 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tensorlrf
 from tensorlrf.compression import _latency, _whole
@@ -18,10 +18,6 @@ from tensorlrf.ops import Timings
 DENSE = {"torch": 2.0, "dense": 1.0, "chain": 3.0}
 CHAIN = {"torch": 2.0, "dense": 2.0, "chain": 1.0}
 ALIKE = {"torch": 1.0, "dense": 1.0, "chain": 1.01}
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def linear(n: int = 16, m: int = 16, rank: int = 4) -> FactoredLinear:

@@ -15,16 +15,12 @@ from tensorlrf import decomposition as d
 from tensorlrf.errors import DegenerateWarning
 from tensorlrf.factors import Factors
 from tensorlrf.nn import factorize
+from tests.draws import seeded32
 
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-W, T = seeded(24, 24), seeded(12, 10, 8)
-X = seeded(500, 24, seed=1) * torch.linspace(0.1, 2, 24)
+W, T = seeded32(24, 24), seeded32(12, 10, 8)
+X = seeded32(500, 24, seed=1) * torch.linspace(0.1, 2, 24)
 GRAM, MEAN = X.T @ X / 500, X.mean(0)
-CONV = seeded(8, 6, 3, 3)
+CONV = seeded32(8, 6, 3, 3)
 TRAIN, KRUSKAL = d.tt(T, 4), d.cp(T, 3, n_iter_max=3, random_state=0)
 
 CALLS: dict[str, Callable[[], Any]] = {
@@ -32,7 +28,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "svd exact": lambda: d.fit_svd(W, error=0.3, method="exact"),
     "svd randomized": lambda: d.fit_svd(W, 6, method="randomized", random_state=0),
     "svd gram": lambda: d.fit_svd(W, 6, gram=GRAM, mean=MEAN),
-    "svd batch": lambda: d.fit_svd(seeded(3, 24, 24), 6, batch_dims=1),
+    "svd batch": lambda: d.fit_svd(seeded32(3, 24, 24), 6, batch_dims=1),
     "cp": lambda: d.fit_cp(T, 4, n_iter_max=5, random_state=0),
     "cprand": lambda: d.fit_cp(T, 4, n_iter_max=5, solver="cprand", random_state=0),
     "leverage": lambda: d.fit_cp(T, 4, n_iter_max=5, solver="leverage", random_state=0),
@@ -89,7 +85,7 @@ def test_autocast_has_no_say(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         under = CALLS[name]()
         assert torch.is_autocast_enabled("cpu")
-        assert (seeded(4, 4) @ seeded(4, 4)).dtype == torch.bfloat16
+        assert (seeded32(4, 4) @ seeded32(4, 4)).dtype == torch.bfloat16
     assert values(under) == values(plain)
 
 
@@ -103,7 +99,7 @@ def test_nor_where_a_graph_is_kept(dtype: torch.dtype) -> None:
                 factors = d.cp(weight, 2, differentiable=True, random_state=0)
             return factors.factors[0].square().sum() + factors.weights.sum()
 
-    weight = seeded(6, 5, 4).requires_grad_()
+    weight = seeded32(6, 5, 4).requires_grad_()
     factors = d.cp(weight, 2, differentiable=True, random_state=0)
     loss = factors.factors[0].square().sum() + factors.weights.sum()
     (wanted,) = torch.autograd.grad(loss, weight)
@@ -118,7 +114,7 @@ def test_compress_has_none(method: str) -> None:
     with torch.no_grad():
         model[0].weight.copy_(W / 5)
         model[2].weight.copy_(W.T / 5)
-    batches = [seeded(100, 24, seed=k) for k in range(3)]
+    batches = [seeded32(100, 24, seed=k) for k in range(3)]
     options: dict[str, Any] = {"keep_params": 0.6, "calibration": batches, "affine": True}
     plain, report = compress(model, method=method, **options)
     stock = tensorlrf.export(plain).state_dict()

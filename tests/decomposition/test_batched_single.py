@@ -14,15 +14,12 @@ from tensorlrf.decomposition import fit_svd
 from tensorlrf.decomposition.linalg import _batched, _side_by_side
 from tensorlrf.decomposition.linalg._batched import GRAM_ERROR, NEAR, Matrices, short_spectra
 from tensorlrf.decomposition.linalg._side_by_side import over_places
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.draws import seeded32
 
 
 def falling(b: int, m: int, n: int, power: float, seed: int = 0) -> Tensor:
     """(b, m, n) with singular values j^-power."""
-    left, right = (torch.linalg.qr(seeded(b, k, k, seed=seed + k))[0] for k in (m, n))
+    left, right = (torch.linalg.qr(seeded32(b, k, k, seed=seed + k))[0] for k in (m, n))
     k = min(m, n)
     values = torch.arange(1, k + 1) ** -power
     return left[..., :k] * values @ right[:, :k]
@@ -60,16 +57,16 @@ def test_no_error_is_above_the_least_by_more_than_is_said(
 
 
 KINDS = {
-    "random": seeded(128, 512),
+    "random": seeded32(128, 512),
     "slow": falling(1, 128, 512, 0.5)[0],
     "fast": falling(1, 128, 512, 3.0)[0],
     "of one sign": torch.rand(128, 512, generator=torch.Generator().manual_seed(0)),
-    "of rank 5": seeded(128, 5) @ seeded(5, 512, seed=1),
-    "graded rows": seeded(128, 512) * torch.logspace(0, -6, 128)[:, None],
-    "graded columns": seeded(128, 512) * torch.logspace(0, -6, 512),
+    "of rank 5": seeded32(128, 5) @ seeded32(5, 512, seed=1),
+    "graded rows": seeded32(128, 512) * torch.logspace(0, -6, 128)[:, None],
+    "graded columns": seeded32(128, 512) * torch.logspace(0, -6, 512),
     "ones": torch.ones(128, 512),
     "identity": torch.eye(128),
-    "narrow": seeded(8, 4000),
+    "narrow": seeded32(8, 4000),
     "wide and of one sign": torch.rand(300, 8000, generator=torch.Generator().manual_seed(1)),
 }
 
@@ -132,7 +129,7 @@ def threaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_places_are_the_same_in_any_number_of_threads(threaded: None, cores: int) -> None:
-    stack = seeded(11, 30, 20)
+    stack = seeded32(11, 30, 20)
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
     try:
@@ -155,14 +152,14 @@ def test_an_error_in_a_thread_is_raised_and_the_threads_are_as_before(threaded: 
     torch.set_num_threads(2)
     try:
         with pytest.raises(RuntimeError, match="places"):
-            over_places(fails, (seeded(8, 3, 3),), 1.0)
+            over_places(fails, (seeded32(8, 3, 3),), 1.0)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_gradients_pass_as_without_threads(threaded: None) -> None:
-    stack = seeded(6, 9, 7).requires_grad_()
+    stack = seeded32(6, 9, 7).requires_grad_()
     parts = fit_svd(stack, 3, differentiable=True, batch_dims=1).factors.to_dense()
     (gradient,) = torch.autograd.grad(parts.square().sum(), stack)
     alone = stack.detach().clone().requires_grad_()
@@ -188,7 +185,7 @@ def test_threads_that_begin_meanwhile_have_all_cores(threaded: None) -> None:
         return (stack,)
 
     try:
-        over_places(some, (seeded(8, 30, 30),), 1.0)
+        over_places(some, (seeded32(8, 30, 30),), 1.0)
     finally:
         torch.set_num_threads(before)
     assert len(seen) >= 4

@@ -31,6 +31,7 @@ from tensorlrf.decomposition._descent import LITTLE, StepAhead, finished, remain
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.errors import ConvergenceWarning, TensorlrfWarning
 from tensorlrf.factors import LowRank
+from tests.draws import seeded
 
 N = 24
 
@@ -46,10 +47,6 @@ FITS: dict[str, Callable[..., Fit[Any]]] = {
     "blast": lambda w, **k: fit_blast(w, 5, random_state=0, **k),
     "cp": lambda w, **k: fit_cp(w.reshape(N, 6, 4), 6, random_state=0, **k),
 }
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def steep(power: float) -> Tensor:

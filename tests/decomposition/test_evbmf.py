@@ -24,16 +24,13 @@ from tensorlrf.decomposition.cp._cp import cp
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
 from tensorlrf.decomposition.tucker._tucker import tucker
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.draws import seeded
 
 
 def planted(m: int, n: int, rank: int, noise: float, seed: int = 0) -> Tensor:
     """Equal singular values sqrt(m n) and noise of that standard deviation a entry."""
-    left, right = (torch.linalg.qr(gaussian(k, rank, seed=seed + k))[0] for k in (m, n))
-    return math.sqrt(m * n) * left @ right.T + noise * gaussian(m, n, seed=seed + 1)
+    left, right = (torch.linalg.qr(seeded(k, rank, seed=seed + k))[0] for k in (m, n))
+    return math.sqrt(m * n) * left @ right.T + noise * seeded(m, n, seed=seed + 1)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7, 0.25, 0.01])
@@ -77,7 +74,7 @@ def test_a_planted_rank_far_above_the_noise_is_found(
 @pytest.mark.parametrize("shape", [(50, 50), (40, 400), (200, 100), (300, 300)])
 def test_pure_noise_has_rank_zero(shape: tuple[int, int]) -> None:
     for seed in range(5):
-        found = evbmf(3 * gaussian(*shape, seed=seed))
+        found = evbmf(3 * seeded(*shape, seed=seed))
         assert found.rank == 0
         assert math.sqrt(found.noise_variance) == pytest.approx(3, rel=0.05)
 
@@ -85,10 +82,10 @@ def test_pure_noise_has_rank_zero(shape: tuple[int, int]) -> None:
 def test_signals_below_the_threshold_are_not_told_from_noise() -> None:
     m = n = 200
     below = planted(m, n, 1, 1.0)
-    below = gaussian(m, n, seed=1) + (below - gaussian(m, n, seed=1)) * (1.5 / math.sqrt(n))
+    below = seeded(m, n, seed=1) + (below - seeded(m, n, seed=1)) * (1.5 / math.sqrt(n))
     assert evbmf_rank(below) == 0
     above = planted(m, n, 1, 1.0)
-    above = gaussian(m, n, seed=1) + (above - gaussian(m, n, seed=1)) * (3.5 / math.sqrt(n))
+    above = seeded(m, n, seed=1) + (above - seeded(m, n, seed=1)) * (3.5 / math.sqrt(n))
     assert evbmf_rank(above) == 1
 
 
@@ -119,7 +116,7 @@ def test_the_noise_variance_is_the_minimum_of_the_free_energy() -> None:
 
 def test_shrunk_values_come_nearer_to_the_matrix_without_noise() -> None:
     clean = planted(80, 100, 4, 0.0)
-    left, values, right = torch.linalg.svd(clean + 3.0 * gaussian(80, 100, seed=9))
+    left, values, right = torch.linalg.svd(clean + 3.0 * seeded(80, 100, seed=9))
     found = evbmf(values, shape=(80, 100))
     assert found.rank == 4
     shrunk = torch.tensor(found.values, dtype=torch.float64)
@@ -129,7 +126,7 @@ def test_shrunk_values_come_nearer_to_the_matrix_without_noise() -> None:
 
 
 def test_without_noise_the_rank_is_the_numerical_one() -> None:
-    exact = gaussian(50, 6) @ gaussian(6, 40, seed=1)
+    exact = seeded(50, 6) @ seeded(6, 40, seed=1)
     assert evbmf_rank(exact) == 6
     assert evbmf_rank(torch.eye(5)[:, :2] @ torch.ones(2, 7)) == 1
     assert evbmf_rank(torch.zeros(4, 5)) == 0
@@ -144,7 +141,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
     ("m", "n", "rank"), [(256, 256, 2), (512, 512, 1), (64, 576, 4), (1000, 40, 3), (3, 200, 1)]
 )
 def test_rounding_to_a_dtype_adds_no_rank(m: int, n: int, rank: int, dtype: torch.dtype) -> None:
-    left, right = gaussian(m, rank), gaussian(rank, n, seed=1)
+    left, right = seeded(m, rank), seeded(rank, n, seed=1)
     assert evbmf_rank((left @ right).to(dtype)) == rank
     assert evbmf_rank(left.to(dtype) @ right.to(dtype)) == rank  # rounded while it is summed
     # Entries of many sizes: their rounding is no noise of one variance.
@@ -152,7 +149,7 @@ def test_rounding_to_a_dtype_adds_no_rank(m: int, n: int, rank: int, dtype: torc
     assert evbmf_rank(heavy.to(dtype)) == rank
     assert evbmf_rank(torch.ones(m, n, dtype=dtype)) == 1
     for noise in (1e-4, 1e-3, 1e-2):
-        noisy = left @ right + noise * gaussian(m, n, seed=2)
+        noisy = left @ right + noise * seeded(m, n, seed=2)
         assert evbmf_rank(noisy.to(dtype)) == rank
 
 
@@ -182,16 +179,16 @@ def test_noise_above_the_rounding_is_still_measured(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tucker_and_svd_of_exact_low_rank(dtype: torch.dtype) -> None:
-    core = gaussian(4, 4, 2, 2)
-    sides = [torch.linalg.qr(gaussian(n, r, seed=n))[0] for n, r in ((64, 4), (60, 4), (3, 2))]
+    core = seeded(4, 4, 2, 2)
+    sides = [torch.linalg.qr(seeded(n, r, seed=n))[0] for n, r in ((64, 4), (60, 4), (3, 2))]
     kernel = torch.einsum("abcd,oa,ib,kc,ld->oikl", core, *sides, sides[2]).to(dtype)
     assert tucker(kernel, "auto").core.shape == (4, 4, 2, 2)
-    assert svd((gaussian(256, 2) @ gaussian(2, 256, seed=1)).to(dtype), "auto").rank == 2
+    assert svd((seeded(256, 2) @ seeded(2, 256, seed=1)).to(dtype), "auto").rank == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_values_are_known_to_their_dtype(dtype: torch.dtype) -> None:
-    matrix = (gaussian(256, 2) @ gaussian(2, 256, seed=1)).to(dtype)
+    matrix = (seeded(256, 2) @ seeded(2, 256, seed=1)).to(dtype)
     assert evbmf_rank(torch.linalg.svdvals(matrix), shape=(256, 256)) == 2
 
 
@@ -216,7 +213,7 @@ def test_singular_values_serve_as_well() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (6, 7, 8)])
 def test_singular_values_of_unfoldings(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    tensor = gaussian(*shape).to(dtype)
+    tensor = seeded(*shape).to(dtype)
     for mode in range(len(shape)):
         expected = torch.linalg.svdvals(tensor.double().movedim(mode, 0).flatten(1))
         torch.testing.assert_close(singular_values(tensor, mode), expected, rtol=0, atol=1e-6)
@@ -231,14 +228,14 @@ def test_svd_takes_it(dtype: torch.dtype) -> None:
     assert fit.factors.rank == 7
     assert "rank 7 as estimated" in fit.reason
     assert fit_svd(matrix, "auto", gram=torch.eye(90)).factors.rank == 7
-    assert svd(gaussian(30, 40), "auto").rank == 1  # noise, but one at least
+    assert svd(seeded(30, 40), "auto").rank == 1  # noise, but one at least
 
 
 def test_tucker_takes_it() -> None:
-    core = gaussian(5, 4, 3, 3)
-    left, right = (torch.linalg.qr(gaussian(n, r, seed=n))[0] for n, r in ((60, 5), (50, 4)))
+    core = seeded(5, 4, 3, 3)
+    left, right = (torch.linalg.qr(seeded(n, r, seed=n))[0] for n, r in ((60, 5), (50, 4)))
     kernel = torch.einsum("abkl,oa,ib->oikl", core, left, right)
-    kernel = kernel / kernel.std() + 0.3 * gaussian(60, 50, 3, 3, seed=3)
+    kernel = kernel / kernel.std() + 0.3 * seeded(60, 50, 3, 3, seed=3)
     assert tucker(kernel, "auto", modes=(0, 1)).core.shape == (5, 4, 3, 3)
     assert tucker(kernel, "auto", modes=(1,), method="hosvd").core.shape == (60, 4, 3, 3)
     gram = torch.eye(450, dtype=torch.float64)
@@ -247,9 +244,9 @@ def test_tucker_takes_it() -> None:
 
 def test_others_say_who_takes_it() -> None:
     with pytest.raises(RankError, match="svd, tucker, tt, tt_matrix and blr take it"):
-        cp(gaussian(4, 5, 6), "auto")
+        cp(seeded(4, 5, 6), "auto")
     with pytest.raises(UnsupportedError, match="rank='auto' is not served with batch_dims="):
-        svd(gaussian(2, 5, 6), "auto", batch_dims=1)
+        svd(seeded(2, 5, 6), "auto", batch_dims=1)
 
 
 @pytest.mark.parametrize(

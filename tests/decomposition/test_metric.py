@@ -30,6 +30,7 @@ from tensorlrf.decomposition._metric import Metric, check_gram, input_metric
 from tensorlrf.decomposition._shrinkage import LEAST, least_amount, ledoit_wolf, shrunk
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import LowRank
+from tests.draws import seeded32
 
 N = 24
 
@@ -51,24 +52,20 @@ FITS: dict[str, Callable[..., Fit[Any]]] = {
 }
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def live(n: int) -> Tensor:
     return (torch.arange(N) < n).float()
 
 
 INPUTS: dict[str, Callable[[int], Tensor]] = {
-    "constant": lambda seed: torch.relu(seeded(N, seed=seed)).expand(200, N),
-    "six samples": lambda seed: seeded(6, N, seed=seed),
-    "mostly dead": lambda seed: torch.relu(seeded(200, N, seed=seed) - 2.5) * live(16),
-    "few directions": lambda seed: seeded(200, 5, seed=seed) @ seeded(5, N, seed=seed + 1),
-    "one live column": lambda seed: seeded(200, N, seed=seed) * live(1),
-    "three live columns": lambda seed: seeded(200, N, seed=seed) * live(3),
-    "one loud column": lambda seed: seeded(200, N, seed=seed) * (1 + 1e4 * live(1)),
-    "huge": lambda seed: 1e15 * seeded(6, N, seed=seed),
-    "tiny": lambda seed: 1e-15 * seeded(6, N, seed=seed),
+    "constant": lambda seed: torch.relu(seeded32(N, seed=seed)).expand(200, N),
+    "six samples": lambda seed: seeded32(6, N, seed=seed),
+    "mostly dead": lambda seed: torch.relu(seeded32(200, N, seed=seed) - 2.5) * live(16),
+    "few directions": lambda seed: seeded32(200, 5, seed=seed) @ seeded32(5, N, seed=seed + 1),
+    "one live column": lambda seed: seeded32(200, N, seed=seed) * live(1),
+    "three live columns": lambda seed: seeded32(200, N, seed=seed) * live(3),
+    "one loud column": lambda seed: seeded32(200, N, seed=seed) * (1 + 1e4 * live(1)),
+    "huge": lambda seed: 1e15 * seeded32(6, N, seed=seed),
+    "tiny": lambda seed: 1e-15 * seeded32(6, N, seed=seed),
 }
 
 
@@ -84,7 +81,7 @@ def error(weight: Tensor, dense: Tensor, inputs: Tensor) -> float:
 @pytest.mark.parametrize("name", FITS)
 def test_what_inputs_do_not_span_follows_the_plain_fit(name: str, inputs: str) -> None:
     """Moments of float32 products, whose rounding is all that the other directions hold."""
-    weight, x = seeded(N, N, seed=7), INPUTS[inputs](1)
+    weight, x = seeded32(N, N, seed=7), INPUTS[inputs](1)
     gram = (x.T @ x / len(x)).double()
     plain, fit = FITS[name](weight), FITS[name](weight, gram=gram)
     dense, usual = (one.factors.to_dense().reshape(N, N) for one in (fit, plain))
@@ -101,12 +98,12 @@ def test_what_inputs_do_not_span_follows_the_plain_fit(name: str, inputs: str) -
 def test_no_format_takes_an_indefinite_gram(name: str) -> None:
     gram = 2 * torch.ones(N, N) - torch.eye(N)
     with pytest.raises(ArgumentError, match="indefinite: its most negative eigenvalue is -1, "):
-        FITS[name](seeded(N, N), gram=gram)
+        FITS[name](seeded32(N, N), gram=gram)
 
 
 @pytest.mark.parametrize("name", FITS)
 def test_the_scale_of_a_gram_is_of_no_consequence(name: str) -> None:
-    weight = seeded(N, N)
+    weight = seeded32(N, N)
     usual = FITS[name](weight, gram=torch.eye(N))
     for size in (1e300, 1e-310):
         fit = FITS[name](weight, gram=size * torch.eye(N, dtype=torch.float64))
@@ -116,13 +113,13 @@ def test_the_scale_of_a_gram_is_of_no_consequence(name: str) -> None:
 
 def test_moments_beyond_what_float64_sums_up_are_refused_by_name() -> None:
     with pytest.raises(ArgumentError, match="gram has entries up to 1e"):
-        fit_svd(seeded(N, N), 4, gram=1e308 * torch.eye(N, dtype=torch.float64))
+        fit_svd(seeded32(N, N), 4, gram=1e308 * torch.eye(N, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", FITS)
 def test_inputs_of_zeros_ask_for_nothing(name: str) -> None:
     """Then the plain factors are as good as any, and no output is off."""
-    weight = seeded(N, N)
+    weight = seeded32(N, N)
     plain, fit = FITS[name](weight), FITS[name](weight, gram=torch.zeros(N, N))
     assert fit.error == 0.0
     assert fit.shrinkage == 1.0
@@ -131,7 +128,7 @@ def test_inputs_of_zeros_ask_for_nothing(name: str) -> None:
 
 
 def test_a_fit_that_linear_algebra_gives_up_on_is_the_plain_one() -> None:
-    weight, x = seeded(N, N), seeded(100, N, seed=3)
+    weight, x = seeded32(N, N), seeded32(100, N, seed=3)
     judge: Judge[LowRank] = Judge(weight, input_metric(x.T @ x / 100, None, N, weight))
     plain = fit_svd(weight, 4).factors
 
@@ -156,7 +153,7 @@ def test_a_fit_that_linear_algebra_gives_up_on_is_the_plain_one() -> None:
 def test_every_direction_counts_and_none_more_than_it_must(
     n: int, samples: int, spread: float, loud: float, seed: int
 ) -> None:
-    x = seeded(samples, n, seed=seed) * torch.logspace(0, -spread, n)
+    x = seeded32(samples, n, seed=seed) * torch.logspace(0, -spread, n)
     x[:, 0] *= 10**loud
     gram = (x.T @ x / samples).double()
     amount = least_amount(gram)
@@ -176,7 +173,7 @@ def test_every_direction_counts_and_none_more_than_it_must(
 
 
 def test_moments_that_span_every_direction_are_taken_as_they_are() -> None:
-    x = seeded(500, N)
+    x = seeded32(500, N)
     metric = input_metric(x.T @ x / 500, None, N, x)
     assert isinstance(metric, Metric)
     assert metric.shrinkage == 0.0
@@ -184,7 +181,7 @@ def test_moments_that_span_every_direction_are_taken_as_they_are() -> None:
 
 
 def test_gram_is_made_exactly_symmetric() -> None:
-    inputs = seeded(5, 20)
+    inputs = seeded32(5, 20)
     gram = inputs @ inputs.T / 20
     gram[0, 1] *= 1 + 1e-6
     checked, _ = check_gram(gram, 5, gram)
@@ -220,7 +217,7 @@ def test_moments_in_any_dtype_are_never_refused(
     n: int, samples: int, dtype: torch.dtype, exponent: int, seed: int
 ) -> None:
     """However few the samples: what rounding leaves below zero is not taken for indefinite."""
-    x = (seeded(samples, n, seed=seed) * 4.0**exponent).to(dtype)
+    x = (seeded32(samples, n, seed=seed) * 4.0**exponent).to(dtype)
     gram = (x.float().T @ x.float() / samples).to(dtype)
     if torch.isfinite(gram).all() and bool(gram.any()):
         checked, root = check_gram(gram, n, gram)
@@ -239,7 +236,7 @@ def test_a_mean_that_the_moments_contradict_is_refused() -> None:
 @pytest.mark.parametrize("sides", [(64, 1), (128, 3)])
 def test_few_live_columns_of_a_larger_weight(sides: tuple[int, int]) -> None:
     n, alive = sides
-    weight, x = seeded(n, n, seed=1) / 8, seeded(1000, n)
+    weight, x = seeded32(n, n, seed=1) / 8, seeded32(1000, n)
     x[:, alive:] = 0
     fit = fit_kron(weight, 0.5, gram=(x.T @ x / 1000).double(), random_state=0)
     assert float(fit.factors.to_dense().norm()) <= 1.1 * float(weight.norm())
@@ -251,7 +248,7 @@ def test_few_live_columns_of_a_larger_weight(sides: tuple[int, int]) -> None:
 def test_ledoit_wolf_is_the_variance_of_the_moments_over_their_scatter(
     n: int, samples: int, seed: int
 ) -> None:
-    x = seeded(samples, n, seed=seed).double() * torch.logspace(0, -1, n, dtype=torch.float64)
+    x = seeded32(samples, n, seed=seed).double() * torch.logspace(0, -1, n, dtype=torch.float64)
     gram, fourth = x.T @ x / samples, float(x.square().sum(1).square().mean())
     single = x[:, :, None] * x[:, None, :] - gram  # x x^T - G
     variance = float(single.square().sum()) / samples / (samples - 1)
@@ -261,7 +258,7 @@ def test_ledoit_wolf_is_the_variance_of_the_moments_over_their_scatter(
 
 
 def test_ledoit_wolf_at_its_ends() -> None:
-    one = seeded(1, 5).double()
+    one = seeded32(1, 5).double()
     assert ledoit_wolf(one.T @ one, float(one.square().sum() ** 2), 1) == 1.0
     # A thousand equal inputs leave no doubt about their moments.
     assert ledoit_wolf(one.T @ one, float(one.square().sum() ** 2), 1000) == 0.0
@@ -275,7 +272,7 @@ def test_shrunk_moments_are_nearer_to_those_of_more_samples() -> None:
     for samples in (8, 48, 400):
         raw, drawn, amounts = 0.0, 0.0, []
         for seed in range(30):
-            x = seeded(samples, N, seed=seed).double() * roots
+            x = seeded32(samples, N, seed=seed).double() * roots
             gram, fourth = x.T @ x / samples, float(x.square().sum(1).square().mean())
             amounts.append(ledoit_wolf(gram, fourth, samples))
             raw += float((gram - torch.diag(roots**2)).square().sum())

@@ -8,15 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tensorlrf.factors import LowRank
 from tensorlrf.factors._base import relative_residual
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
+from tests.draws import seeded
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

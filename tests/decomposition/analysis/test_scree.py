@@ -13,19 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tensorlrf.decomposition.analysis._scree import scree
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.decomposition.tucker._tucker import fit_tucker
 from tensorlrf.errors import ArgumentError, FileError, ShapeError, UnsupportedError
+from tests.draws import seeded
 
 ROOT = Path(__file__).resolve().parents[3]
 SIGNS = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -35,7 +31,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
     seed=st.integers(0, 50),
 )
 def test_every_spectrum_holds_the_whole_norm(shape: list[int], method: str, seed: int) -> None:
-    tensor = gaussian(*shape, seed=seed)
+    tensor = seeded(*shape, seed=seed)
     found = scree(tensor, method)
     count = {"svd": 1, "tucker": len(shape), "tt": len(shape) - 1}[method]
     assert len(found.spectra) == count
@@ -53,7 +49,7 @@ def test_every_spectrum_holds_the_whole_norm(shape: list[int], method: str, seed
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_errors_and_parameters_are_those_of_svd(dtype: torch.dtype) -> None:
-    kernel = gaussian(9, 4, 3, 2).to(dtype)
+    kernel = seeded(9, 4, 3, 2).to(dtype)
     before = kernel.clone()
     (s,) = scree(kernel).spectra
     assert torch.equal(kernel, before)
@@ -66,7 +62,7 @@ def test_errors_and_parameters_are_those_of_svd(dtype: torch.dtype) -> None:
 
 
 def test_errors_and_parameters_are_those_of_tucker_in_one_mode() -> None:
-    tensor = gaussian(6, 7, 8)
+    tensor = seeded(6, 7, 8)
     found = scree(tensor, "tucker", modes=(2, 0))
     assert [s.name for s in found.spectra] == ["mode 2", "mode 0"]
     for mode, s in zip((2, 0), found.spectra, strict=True):
@@ -77,7 +73,7 @@ def test_errors_and_parameters_are_those_of_tucker_in_one_mode() -> None:
 
 
 def test_train_unfoldings() -> None:
-    tensor = gaussian(3, 4, 5, 2)
+    tensor = seeded(3, 4, 5, 2)
     found = scree(tensor, "tt")
     for k, s in enumerate(found.spectra):
         matrix = tensor.reshape(math.prod(tensor.shape[: k + 1]), -1)
@@ -86,13 +82,13 @@ def test_train_unfoldings() -> None:
 
 
 def test_kronecker_terms() -> None:
-    a, b = gaussian(2, 3, 4), gaussian(2, 5, 2, seed=1)
+    a, b = seeded(2, 3, 4), seeded(2, 5, 2, seed=1)
     weight = sum(torch.kron(x, y) for x, y in zip(a, b, strict=True))
     (s,) = scree(weight, "kron", shapes=((3, 4), (5, 2))).spectra
     assert s.errors[0] > 1e-3
     assert s.errors[1] < 1e-12  # the discarded energy is a sum of squares, which does not cancel
     assert s.params[1] == a.numel() + b.numel()
-    kernel = gaussian(6, 4, 3, 3)
+    kernel = seeded(6, 4, 3, 3)
     (s,) = scree(kernel, "kron", shapes=((2, 2), (3, 2))).spectra
     assert len(s.values) == 4
     assert s.params[0] == 4 + 6 * 9
@@ -100,7 +96,7 @@ def test_kronecker_terms() -> None:
 
 def test_pooled_blocks() -> None:
     """Keeping the first r triplets of all blocks has the error told, and the parameters."""
-    matrix = gaussian(7, 10)
+    matrix = seeded(7, 10)
     (s,) = scree(matrix, "blr", block=(3, 4)).spectra
     triplets: list[tuple[float, int]] = []
     for i in range(0, 7, 3):
@@ -121,7 +117,7 @@ def test_pooled_blocks() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_scales_and_zeros(scale: float) -> None:
-    one, other = scree(gaussian(5, 6)), scree((gaussian(5, 6) * scale).float())
+    one, other = scree(seeded(5, 6)), scree((seeded(5, 6) * scale).float())
     assert other.spectra[0].errors == pytest.approx(one.spectra[0].errors, abs=1e-6)
     zero = scree(torch.zeros(3, 4)).spectra[0]
     assert zero.errors == (0, 0, 0)
@@ -129,7 +125,7 @@ def test_scales_and_zeros(scale: float) -> None:
 
 
 def test_it_prints_itself_and_is_json() -> None:
-    found = scree(gaussian(20, 15, 3), "tucker", modes=(0, 1))
+    found = scree(seeded(20, 15, 3), "tucker", modes=(0, 1))
     title, head, first, second = str(found).splitlines()
     assert title == "tucker of 20x15x3, 900 parameters"
     assert "error 0.05" in head
@@ -142,7 +138,7 @@ def test_it_prints_itself_and_is_json() -> None:
 
 
 def test_the_rank_within_an_error_is_the_smallest() -> None:
-    (s,) = scree(gaussian(12, 10)).spectra
+    (s,) = scree(seeded(12, 10)).spectra
     for error in (0.9, 0.5, 0.1, 0.0):
         r = s.rank_within(error)
         assert s.errors[r - 1] <= error
@@ -152,7 +148,7 @@ def test_the_rank_within_an_error_is_the_smallest() -> None:
 @pytest.mark.parametrize("suffix", SIGNS)
 def test_a_picture_of_the_kind_that_the_suffix_says(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"scree.{suffix}"
-    scree(gaussian(6, 7, 8), "tucker").plot(path)
+    scree(seeded(6, 7, 8), "tucker").plot(path)
     assert path.read_bytes().startswith(SIGNS[suffix])
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -166,19 +162,19 @@ def test_a_picture_of_zeros_and_of_a_tensor_that_only_grows(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["scree", "scree.qqq"])
 def test_a_bad_suffix_leaves_no_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ArgumentError, match="path="):
-        scree(gaussian(4, 5)).plot(tmp_path / name)
+        scree(seeded(4, 5)).plot(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"path=.*folder .* is missing"):
-        scree(gaussian(4, 5)).plot(tmp_path / "nowhere" / "scree.png")
+        scree(seeded(4, 5)).plot(tmp_path / "nowhere" / "scree.png")
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'tensorlrf\[plot\]'"):
-        scree(gaussian(4, 5)).plot(tmp_path / "scree.png")
+        scree(seeded(4, 5)).plot(tmp_path / "scree.png")
 
 
 def test_no_import_of_matplotlib_before_a_picture() -> None:

@@ -26,13 +26,9 @@ from tensorlrf.errors import (
     UnsupportedError,
 )
 from tensorlrf.factors import BlockLowRank
+from tests.draws import seeded
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def blocky(m: int, n: int, side: int, seed: int = 0) -> Tensor:

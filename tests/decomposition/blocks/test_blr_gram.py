@@ -16,11 +16,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import as_weight
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
+from tests.draws import seeded
 
 
 def moments(n: int, kind: str, seed: int = 0) -> Tensor:

@@ -21,13 +21,9 @@ from tensorlrf.errors import (
     UnsupportedError,
 )
 from tensorlrf.factors import MonarchFactors
+from tests.draws import seeded
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def planted(m: int, n: int, Q: int, K: int, r: int) -> Tensor:

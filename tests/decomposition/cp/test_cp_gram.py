@@ -20,20 +20,13 @@ from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, DegenerateWarning, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors
 from tests.decomposition.tucker.test_tucker2 import kernel, output_error, pictures, second_moments
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.draws import generator, seeded
 
 
 def moments(n: int, rank: int, seed: int = 0) -> Tensor:
     """Second moments of inputs that span `rank` directions of n."""
-    x = torch.randn(n, rank, generator=seeded(seed), dtype=torch.float64)
+    x = torch.randn(n, rank, generator=generator(seed), dtype=torch.float64)
     return x @ (torch.logspace(0, -2, rank, dtype=torch.float64)[:, None] * x.T)
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def output_loss(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
@@ -42,7 +35,7 @@ def output_loss(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
 
 
 def random_terms(shape: tuple[int, ...], rank: int, seed: int = 0) -> Terms:
-    factors = tuple(gaussian(n, rank, seed=seed + k) for k, n in enumerate(shape))
+    factors = tuple(seeded(n, rank, seed=seed + k) for k, n in enumerate(shape))
     return Terms(torch.ones(rank, dtype=torch.float64), factors)
 
 
@@ -82,7 +75,7 @@ def test_no_sweep_raises_the_error_and_plain_cp_is_never_better(
     outputs: int, inputs: list[int], rank: int, inputs_rank: int, seed: int
 ) -> None:
     """Singular second moments and ranks beyond use included."""
-    weight = gaussian(outputs, *inputs, seed=seed)
+    weight = seeded(outputs, *inputs, seed=seed)
     n = weight[0].numel()
     gram = moments(n, min(inputs_rank, n), seed)
     with warnings.catch_warnings():
@@ -109,9 +102,9 @@ def test_every_mode_is_the_least_squares_solution(
     monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 1 << 20 if exact else 0)
     if not exact:
         monkeypatch.setattr(_solve, "CG_STEPS", 400)
-    weight = gaussian(*shape)
+    weight = seeded(*shape)
     n = weight[0].numel()
-    x = gaussian(n, 3 * n, seed=9)
+    x = seeded(n, 3 * n, seed=9)
     gram = x @ x.T
     metric = CPMetric(weight, gram)
     for mode in range(len(shape)):
@@ -136,7 +129,7 @@ def test_few_conjugate_gradients_do_not_raise_the_loss(monkeypatch: pytest.Monke
 
 def test_the_normal_matrix_is_the_one_of_its_products() -> None:
     shape, rank = (6, 5, 3, 2), 4
-    weight = gaussian(*shape)
+    weight = seeded(*shape)
     metric = CPMetric(weight, moments(30, 30))
     terms = random_terms(shape, rank)
     pairs = terms.factors[0].T @ terms.factors[0]
@@ -155,7 +148,7 @@ def test_the_normal_matrix_is_the_one_of_its_products() -> None:
 
 def test_white_inputs_change_nothing() -> None:
     """With G = I the errors are the plain ones, and plain ALS has converged already."""
-    weight = dense(random_terms((10, 8, 3, 3), 3)) + gaussian(10, 8, 3, 3, seed=9)
+    weight = dense(random_terms((10, 8, 3, 3), 3)) + seeded(10, 8, 3, 3, seed=9)
     plain = fit_cp(weight, 3, n_iter_max=1000, tol=1e-12, random_state=0)
     n = weight[0].numel()
     start = plain.factors
@@ -177,8 +170,8 @@ def test_directions_without_inputs_are_free() -> None:
     """A kernel that differs from an exact one only where no input ever is."""
     exact = dense(random_terms((8, 6, 3, 3), 3))
     spoilt = exact.clone()
-    spoilt[:, 2] = gaussian(8, 3, 3, seed=5)
-    x = gaussian(6, 9, 200, seed=6)
+    spoilt[:, 2] = seeded(8, 3, 3, seed=5)
+    x = seeded(6, 9, 200, seed=6)
     x[2] = 0
     x = x.reshape(54, 200)
     fit = fit_cp(spoilt, 3, gram=x @ x.T, n_iter_max=300, tol=0, random_state=0)
@@ -190,7 +183,7 @@ def test_directions_without_inputs_are_free() -> None:
 @pytest.mark.parametrize("inputs_rank", [12, 5])
 @pytest.mark.parametrize("rank", [1, 4, 9, 20])
 def test_a_matrix_has_the_optimum(rank: int, inputs_rank: int) -> None:
-    weight, gram = gaussian(9, 12), moments(12, inputs_rank)
+    weight, gram = seeded(9, 12), moments(12, inputs_rank)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateWarning)
         fit = fit_cp(weight, rank, gram=gram, random_state=0)
@@ -236,7 +229,7 @@ def test_the_given_are_left_alone_and_seeds_repeat() -> None:
 
 def test_fixed_modes_stay() -> None:
     weight, gram = kernel(8, 6).double(), moments(54, 30)
-    start = CPFactors(torch.ones(4).double(), tuple(gaussian(n, 4) for n in weight.shape))
+    start = CPFactors(torch.ones(4).double(), tuple(seeded(n, 4) for n in weight.shape))
     plain = cp(weight, 4, init=start, fixed_modes=(1, 3))
     fit = fit_cp(weight, 4, init=start, fixed_modes=(1, 3), gram=gram)
     for k in (1, 3):
@@ -245,7 +238,7 @@ def test_fixed_modes_stay() -> None:
 
 
 def test_the_mean_is_taken_out() -> None:
-    weight, x = kernel(8, 6).double(), gaussian(54, 300) + 2
+    weight, x = kernel(8, 6).double(), seeded(54, 300) + 2
     gram, mean = x @ x.T / 300, x.mean(1)
     centred = gram - torch.outer(mean, mean)
     fit = fit_cp(weight, 4, gram=gram, mean=mean, random_state=0)

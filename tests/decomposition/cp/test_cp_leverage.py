@@ -29,27 +29,24 @@ from tensorlrf.errors import ArgumentError, DegenerateWarning
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors._cp import khatri_rao
 from tests.decomposition.cp.test_cp_device import Watch
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.draws import generator
 
 
 def factor(n: int, rank: int, seed: int, *, coherent: bool = False) -> Tensor:
     """(n, r): Gaussian, or nearly a few rows of the identity, which have all the leverage."""
-    u = torch.randn(n, rank, generator=seeded(seed))
+    u = torch.randn(n, rank, generator=generator(seed))
     if not coherent:
         return u
     u = 0.05 * u
     for j in range(rank):
-        u[3 * j % n, j] += 1 + 5 * torch.rand((), generator=seeded(17 * seed + j))
+        u[3 * j % n, j] += 1 + 5 * torch.rand((), generator=generator(17 * seed + j))
     return u
 
 
 def noisy(shape: tuple[int, ...], rank: int, noise: float, *, coherent: bool = False) -> Tensor:
     parts = tuple(factor(n, rank, 3 + k, coherent=coherent) for k, n in enumerate(shape))
     model = CPFactors(torch.ones(rank), parts).to_dense()
-    white = torch.randn(shape, generator=seeded(11))
+    white = torch.randn(shape, generator=generator(11))
     return model + noise * white * model.norm() / white.norm()
 
 
@@ -89,7 +86,7 @@ def test_an_exact_tensor_is_recovered() -> None:
 )
 def test_leverage_is_the_diagonal_of_the_projection(sizes: list[int], rank: int, seed: int) -> None:
     for k, n in enumerate(sizes):
-        u = torch.randn(n, rank, generator=seeded(seed + k), dtype=torch.float64)
+        u = torch.randn(n, rank, generator=generator(seed + k), dtype=torch.float64)
         found = leverage_scores(u[:, None, :])[0]
         expected = (u @ torch.linalg.pinv(u)).diagonal()
         # The ridge of r 1e-12 tells on the smallest singular value that such matrices have.
@@ -98,7 +95,7 @@ def test_leverage_is_the_diagonal_of_the_projection(sizes: list[int], rank: int,
 
 
 def test_dependent_columns_and_zero_rows_have_leverage_too() -> None:
-    u = torch.randn(9, 2, generator=seeded(), dtype=torch.float64)
+    u = torch.randn(9, 2, generator=generator(), dtype=torch.float64)
     u[4] = 0
     twice = torch.cat([u, u], dim=1)
     one, two = leverage_scores(u[:, None, :])[0], leverage_scores(twice[:, None, :])[0]
@@ -125,7 +122,7 @@ def test_the_product_bounds_the_leverage_of_the_khatri_rao_rows() -> None:
 def test_the_heaviest_rows_are_found(sizes: list[int], count: int, seed: int) -> None:
     scores = []
     for k, n in enumerate(sizes):
-        p = torch.rand(2, n, generator=seeded(seed + k), dtype=torch.float64) ** 4
+        p = torch.rand(2, n, generator=generator(seed + k), dtype=torch.float64) ** 4
         scores.append(p / p.sum(1, keepdim=True))
     rows, chance = heaviest_rows(scores, count)
     for s in range(2):
@@ -138,8 +135,8 @@ def test_the_heaviest_rows_are_found(sizes: list[int], count: int, seed: int) ->
 
 
 def test_equal_rows_are_merged_and_no_weight_is_lost() -> None:
-    rows = torch.randint(9, (3, 40), generator=seeded())
-    weights = torch.rand(3, 40, generator=seeded(1), dtype=torch.float64)
+    rows = torch.randint(9, (3, 40), generator=generator())
+    weights = torch.rand(3, 40, generator=generator(1), dtype=torch.float64)
     merged, total = merge_equal(rows, weights)
     for s in range(3):
         used = merged[s][total[s] > 0]
@@ -158,7 +155,7 @@ def test_sums_over_rows_are_right_on_average(coherent: bool) -> None:
     exact = khatri_rao(tuple(u[:, 0] for u in parts))
     exact = exact.T @ exact
     scores = [leverage_scores(u) for u in parts]
-    rng = seeded()
+    rng = generator()
     grams = []
     for _ in range(300):
         rows = draw_rows(scores, 12, rng)
@@ -174,7 +171,7 @@ def test_heavy_rows_are_surely_taken_with_weight_one() -> None:
     scores = [torch.tensor([[0.9, 0.05, 0.05]]).double(), torch.tensor([[0.7, 0.2, 0.1]]).double()]
     light = 0
     for seed in range(20):
-        rows = draw_rows(scores, 6, seeded(seed))
+        rows = draw_rows(scores, 6, generator(seed))
         i, j = rows.indices
         taken = {
             (int(a), int(b)): float(w)
@@ -191,7 +188,7 @@ def test_heavy_rows_are_surely_taken_with_weight_one() -> None:
 def test_rows_cover_the_whole_where_there_are_enough() -> None:
     """All rows heavy, or as many as are asked for: the sums are exact."""
     scores = [torch.full((1, 3), 1 / 3).double(), torch.full((1, 2), 1 / 2).double()]
-    rows = draw_rows(scores, 20, seeded())
+    rows = draw_rows(scores, 20, generator())
     i, j = rows.indices
     taken = [(int(a), int(b)) for a, b in zip(i[0], j[0], strict=True)]
     assert sorted(taken) == list(itertools.product(range(3), range(2)))
@@ -199,8 +196,8 @@ def test_rows_cover_the_whole_where_there_are_enough() -> None:
 
 
 def test_fibres_are_columns_of_the_unfolding() -> None:
-    tensor = torch.randn(4, 5, 6, 3, generator=seeded())
-    indices = tuple(torch.randint(n, (2, 7), generator=seeded(n)) for n in (4, 6, 3))
+    tensor = torch.randn(4, 5, 6, 3, generator=generator())
+    indices = tuple(torch.randint(n, (2, 7), generator=generator(n)) for n in (4, 6, 3))
     found = fibres(tensor, 1, Rows(indices, torch.ones(2, 7)))
     for s in range(2):
         for t in range(7):
@@ -209,7 +206,7 @@ def test_fibres_are_columns_of_the_unfolding() -> None:
 
 
 def test_a_sweep_over_all_rows_is_exact_least_squares() -> None:
-    rng = seeded()
+    rng = generator()
     true = [torch.randn(n, 1, 2, generator=rng, dtype=torch.float64) for n in (6, 4, 5)]
     weights = torch.ones(1, 2, dtype=torch.float64)
     tensor = CPFactors(weights[0], tuple(f[:, 0] for f in true)).to_dense()
@@ -224,7 +221,7 @@ def test_a_sweep_over_all_rows_is_exact_least_squares() -> None:
 
 
 def test_sweeps_do_not_wait_for_the_device() -> None:
-    rng = seeded()
+    rng = generator()
     tensor = torch.randn(30, 31, 32, generator=rng)
     sampler = LeverageSampler.make(tensor, float(tensor.norm()), rng)
     factors = [torch.randn(n, 2, 3, generator=rng) for n in tensor.shape]
@@ -236,11 +233,11 @@ def test_sweeps_do_not_wait_for_the_device() -> None:
 
 
 def test_entries_of_the_whole_tensor_give_the_residual_itself() -> None:
-    tensor = torch.randn(5, 6, 7, generator=seeded(), dtype=torch.float64)
-    factors = [torch.randn(n, 1, 2, generator=seeded(n), dtype=torch.float64) for n in (5, 6, 7)]
+    tensor = torch.randn(5, 6, 7, generator=generator(), dtype=torch.float64)
+    factors = [torch.randn(n, 1, 2, generator=generator(n), dtype=torch.float64) for n in (5, 6, 7)]
     state = make_state(factors, torch.ones(1, 2))
     model = CPFactors(torch.ones(2).double(), tuple(f[:, 0] for f in factors)).to_dense()
-    sample = EntrySample.draw(tensor, 1000, seeded())
+    sample = EntrySample.draw(tensor, 1000, generator())
     found = float(sample.square_residuals(state)[0])
     assert found == pytest.approx(float((tensor - model).square().sum()))
 
@@ -249,7 +246,7 @@ def test_sampled_entries_estimate_the_residual_without_bias() -> None:
     tensor = noisy((15, 16, 17), 3, 0.5, coherent=True)
     state = make_state([torch.zeros(n, 1, 1) for n in tensor.shape], torch.zeros(1, 1))
     found = torch.stack(
-        [EntrySample.draw(tensor, 200, seeded(s)).square_residuals(state)[0] for s in range(300)]
+        [EntrySample.draw(tensor, 200, generator(s)).square_residuals(state)[0] for s in range(300)]
     )
     exact = float(tensor.double().square().sum())
     assert abs(float(found.mean()) - exact) <= 5 * float(found.std()) / 300**0.5
@@ -258,16 +255,16 @@ def test_sampled_entries_estimate_the_residual_without_bias() -> None:
 def test_draws_follow_the_squares_and_leave_zeros_alone() -> None:
     flat = torch.zeros(200)
     flat[3], flat[70], flat[199] = 1.0, -2.0, 3.0
-    drawn = draw_by_square(flat, 14000, seeded())
+    drawn = draw_by_square(flat, 14000, generator())
     counts = torch.bincount(drawn, minlength=200)
     assert int(counts[[3, 70, 199]].sum()) == 14000
     expected = 1000 * torch.tensor([1.0, 4.0, 9.0])
     assert bool(((counts[[3, 70, 199]] - expected).abs() < 5 * expected.sqrt()).all())
-    assert draw_index(torch.tensor([0.0, 1.0, 0.0]), 100, seeded()).unique().tolist() == [1]
+    assert draw_index(torch.tensor([0.0, 1.0, 0.0]), 100, generator()).unique().tolist() == [1]
 
 
 def test_matrices_vanishing_tensors_and_scales() -> None:
-    matrix = torch.randn(20, 15, generator=seeded())
+    matrix = torch.randn(20, 15, generator=generator())
     values = torch.linalg.svdvals(matrix.double())
     found = fit_cp(matrix, 4, solver="leverage", random_state=0).error
     assert found <= 1.0001 * float(values[4:].norm() / values.norm())
@@ -308,7 +305,7 @@ def test_n_samples_fixed_modes_and_the_callback() -> None:
     assert len(seen) == 1
     assert not stopped.converged
     given = CPFactors(
-        torch.ones(3), tuple(torch.randn(n, 3, generator=seeded(n)) for n in (14, 15, 16))
+        torch.ones(3), tuple(torch.randn(n, 3, generator=generator(n)) for n in (14, 15, 16))
     )
     kept = fit_cp(tensor, 3, solver="leverage", init=given, fixed_modes=(1,), random_state=0)
     assert torch.equal(kept.factors.factors[1], given.factors[1])

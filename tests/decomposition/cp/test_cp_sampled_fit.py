@@ -12,16 +12,13 @@ from tensorlrf.decomposition.cp._cp import cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.draws import generator
 
 
 def model(shape: tuple[int, ...], rank: int, *, spiky: bool = False) -> CPFactors:
     parts = []
     for k, n in enumerate(shape):
-        u = torch.randn(n, rank, generator=seeded(k), dtype=torch.float64)
+        u = torch.randn(n, rank, generator=generator(k), dtype=torch.float64)
         parts.append(u**5 if spiky else u)  # fifth powers: a few entries have all the energy
     return CPFactors(torch.ones(rank, dtype=torch.float64), tuple(parts))
 
@@ -29,9 +26,9 @@ def model(shape: tuple[int, ...], rank: int, *, spiky: bool = False) -> CPFactor
 def with_noise(factors: CPFactors, noise: float, *, spikes: int = 0) -> Tensor:
     """The model and noise of that share of its norm, all of it in `spikes` entries if any."""
     dense = factors.to_dense()
-    white = torch.randn(dense.shape, generator=seeded(99), dtype=torch.float64)
+    white = torch.randn(dense.shape, generator=generator(99), dtype=torch.float64)
     if spikes:
-        kept = torch.randperm(dense.numel(), generator=seeded(98))[:spikes]
+        kept = torch.randperm(dense.numel(), generator=generator(98))[:spikes]
         mask = torch.zeros(dense.numel(), dtype=torch.float64)
         mask[kept] = 1
         white = white * mask.view(dense.shape)
@@ -86,8 +83,8 @@ def test_the_default_interval_on_a_fitted_model(spikes: int) -> None:
 
 
 def test_terms_that_cancel_ask_for_a_larger_sample() -> None:
-    u = [torch.randn(n, 1, generator=seeded(n), dtype=torch.float64) for n in (130, 140, 150)]
-    near = [x + 0.1 * torch.randn(x.shape, generator=seeded(7), dtype=torch.float64) for x in u]
+    u = [torch.randn(n, 1, generator=generator(n), dtype=torch.float64) for n in (130, 140, 150)]
+    near = [x + 0.1 * torch.randn(x.shape, generator=generator(7), dtype=torch.float64) for x in u]
     pair = tuple(torch.cat([a, b], dim=1) for a, b in zip(u, near, strict=True))
     apart = CPFactors(torch.tensor([1.0, 1.0]).double(), pair)
     cancel = CPFactors(torch.tensor([1.0, -1.0]).double(), pair)
@@ -149,7 +146,7 @@ def test_zeros() -> None:
     assert sampled_fit(torch.zeros(30, 31, 32), zero).value == 1
     other = CPFactors(torch.ones(2), tuple(torch.ones(n, 2) for n in (30, 31, 32)))
     assert sampled_fit(torch.zeros(30, 31, 32), other).value == 0
-    tensor = torch.randn(30, 31, 32, generator=seeded())
+    tensor = torch.randn(30, 31, 32, generator=generator())
     found = sampled_fit(tensor, zero, n_samples=1000, random_state=0)
     # A model of zeros has the fit 0, and the norms alone say so.
     assert (found.low, found.value, found.high) == (0, 0, 0)

@@ -17,13 +17,9 @@ from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.kron._shapes import Pair
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import KroneckerSum
+from tests.draws import seeded
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def planted(s: int, pair: Pair, *kernel: int, seed: int = 0) -> Tensor:

@@ -14,8 +14,9 @@ from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.errors import RankError, ShapeError, TensorlrfWarning, UnsupportedError
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.factors._batch import Batch
-from tests.decomposition.kron.test_kron import DTYPES, planted, seeded
+from tests.decomposition.kron.test_kron import DTYPES, planted
 from tests.decomposition.svd.test_batched import residuals
+from tests.draws import seeded
 
 PAIR = ((3, 4), (5, 2))
 """Of the (15, 8) weights of this file."""

@@ -13,8 +13,9 @@ from tensorlrf.decomposition import fit_kron
 from tensorlrf.decomposition.kron import _gram as _kron_gram
 from tensorlrf.decomposition.kron._gradients import marginals
 from tensorlrf.decomposition.kron._gram import KroneckerMetric
-from tests.decomposition.kron.test_kron import planted, seeded
+from tests.decomposition.kron.test_kron import planted
 from tests.decomposition.kron.test_kron_gram import inputs_of, moments
+from tests.draws import seeded
 
 
 def test_marginals_of_a_product_are_its_factors() -> None:

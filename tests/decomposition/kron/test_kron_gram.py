@@ -17,7 +17,8 @@ from tensorlrf.decomposition.kron._gram import KroneckerMetric, balanced_terms
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import KroneckerSum
-from tests.decomposition.kron.test_kron import planted, seeded
+from tests.decomposition.kron.test_kron import planted
+from tests.draws import seeded
 
 PAIR = ((3, 4), (5, 2))
 """Of the (15, 8) weights of this file."""

@@ -23,7 +23,8 @@ from tensorlrf.decomposition.kron._shapes import (
     sides,
     terms,
 )
-from tests.decomposition.kron.test_kron import discarded, planted, seeded, singular_values
+from tests.decomposition.kron.test_kron import discarded, planted, singular_values
+from tests.draws import seeded
 
 
 @given(st.integers(1, 3000))

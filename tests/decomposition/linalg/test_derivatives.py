@@ -20,6 +20,7 @@ from torch import Tensor
 from tensorlrf.decomposition import cp, svd, tucker
 from tensorlrf.errors import DegenerateWarning, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors
+from tests.draws import seeded
 
 SCALES = (1.0, 1e-20, 1e20, 1e-150, 1e150)
 SPECTRA = {
@@ -29,10 +30,6 @@ SPECTRA = {
     "nearly equal ones": (3.0 + 1e-9, 3.0, 3.0 - 1e-9, 1.0, 1.0 - 1e-9, 1.0 - 1e-10),
     "of the rank asked for": (5.0, 4.0, 3.0, 0.0, 0.0, 0.0),
 }
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def orthonormal(n: int, r: int, seed: int) -> Tensor:

@@ -20,14 +20,10 @@ from tensorlrf.errors import (
     TensorlrfWarning,
     UnsupportedError,
 )
+from tests.draws import seeded, seeded32
 
 METHODS = ("auto", "exact", "eigh")
 EPS32 = torch.finfo(torch.float32).eps
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def decaying(m: int, n: int, decay: Callable[[Tensor], Tensor], seed: int = 0) -> Tensor:
@@ -62,7 +58,7 @@ def residual(matrix: Tensor, approximation: Tensor) -> float:
 def test_residual_is_the_discarded_energy(
     m: int, n: int, taps: int, r: int, dtype: torch.dtype, method: str, turned: bool
 ) -> None:
-    weight = seeded(n, m, taps, dtype=dtype).transpose(0, 1) if turned else seeded(m, n, taps)
+    weight = seeded(n, m, taps, dtype=dtype).transpose(0, 1) if turned else seeded32(m, n, taps)
     weight = weight.to(dtype)
     r = min(r, m, n * taps)
     factors = svd(weight, r, method=method)
@@ -82,8 +78,8 @@ def test_residual_is_the_discarded_energy(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_sides_share_each_singular_value(method: str) -> None:
-    factors = svd(seeded(30, 20), 7, method=method)
-    values = torch.linalg.svdvals(seeded(30, 20))[:7]
+    factors = svd(seeded32(30, 20), 7, method=method)
+    values = torch.linalg.svdvals(seeded32(30, 20))[:7]
     torch.testing.assert_close(factors.left.norm(dim=0), values.sqrt(), rtol=1e-5, atol=0)
     torch.testing.assert_close(factors.right.norm(dim=1), values.sqrt(), rtol=1e-5, atol=0)
 
@@ -112,7 +108,7 @@ def test_randomized_is_within_a_thousandth(
 
 
 def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
-    weight = seeded(40, 30)
+    weight = seeded32(40, 30)
     before = torch.get_rng_state()
     first = svd(weight, 5, method="randomized", random_state=3)
     again = svd(weight, 5, method="randomized", random_state=3)
@@ -124,7 +120,7 @@ def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
 
 
 def test_input_is_left_alone_and_numpy_is_taken() -> None:
-    weight = seeded(9, 4, 3)
+    weight = seeded32(9, 4, 3)
     copy = weight.clone()
     from_torch = svd(weight, 3)
     from_numpy = svd(weight.numpy(), 3)
@@ -147,7 +143,7 @@ def test_degenerate_weights_give_finite_factors(method: str, dtype: torch.dtype)
 @pytest.mark.parametrize("method", [*METHODS, "krylov", "randomized"])
 @pytest.mark.parametrize("exponent", [-42, -30, -20, 20, 30, 37])
 def test_scale_does_not_matter(method: str, exponent: int) -> None:
-    weight = seeded(20, 15)
+    weight = seeded32(20, 15)
     plain = fit_svd(weight, 4, method=method, random_state=0).error
     scaled = weight * 10.0**exponent
     # Subnormal numbers have fewer digits: at 1e-42 the spacing is 1e-45.
@@ -185,7 +181,7 @@ def test_error_gives_the_smallest_rank(error: float, dtype: torch.dtype, seed: i
 
 
 def test_error_below_rounding_finds_the_true_rank() -> None:
-    exact = seeded(40, 5) @ seeded(5, 30, seed=1)
+    exact = seeded32(40, 5) @ seeded32(5, 30, seed=1)
     fit = fit_svd(exact, error=0.0)
     assert fit.factors.rank == 5
     assert not fit.converged
@@ -210,7 +206,7 @@ def correlated(n: int, samples: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gram_equals_the_whitened_closed_form(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Wang et al. 2024: the truncated SVD of W S, S = chol(G), times S^-1."""
-    weight = seeded(*shape).to(dtype)
+    weight = seeded32(*shape).to(dtype)
     wide = weight.double().reshape(shape[0], -1)
     inputs = correlated(40, 400)
     gram = inputs @ inputs.T / 400
@@ -227,7 +223,7 @@ def test_gram_equals_the_whitened_closed_form(shape: tuple[int, ...], dtype: tor
 
 @pytest.mark.parametrize("m", [20, 60])
 def test_gram_error_is_the_error_of_the_outputs(m: int) -> None:
-    weight, inputs = seeded(m, 30), correlated(30, 200)
+    weight, inputs = seeded32(m, 30), correlated(30, 200)
     inputs[4] = 0  # a dead input: G is singular
     fit = fit_svd(weight, 7, gram=inputs @ inputs.T / 200)
     outputs = weight.double() @ inputs
@@ -238,7 +234,7 @@ def test_gram_error_is_the_error_of_the_outputs(m: int) -> None:
 
 
 def test_gram_of_few_samples_has_low_rank() -> None:
-    weight, inputs = seeded(16, 12), seeded(12, 3, dtype=torch.float64)
+    weight, inputs = seeded32(16, 12), seeded(12, 3, dtype=torch.float64)
     for r in (3, 8, 12):
         fit = fit_svd(weight, r, gram=inputs @ inputs.T / 3)
         assert torch.isfinite(fit.factors.to_dense()).all()
@@ -251,7 +247,7 @@ def test_gram_of_few_samples_has_low_rank() -> None:
 
 
 def test_gram_beats_plain_svd_on_held_out_inputs() -> None:
-    weight = seeded(32, 40)
+    weight = seeded32(32, 40)
     known, held_out = correlated(40, 600), correlated(40, 600)[:, 300:]
     known = known[:, :300]
     gram = known @ known.T / 300
@@ -263,7 +259,7 @@ def test_gram_beats_plain_svd_on_held_out_inputs() -> None:
 
 
 def test_gram_error_picks_the_rank_by_outputs() -> None:
-    weight, inputs = seeded(32, 40), correlated(40, 400)
+    weight, inputs = seeded32(32, 40), correlated(40, 400)
     gram = inputs @ inputs.T / 400
     fit = fit_svd(weight, error=0.1, gram=gram)
     assert fit.error <= 0.1
@@ -274,7 +270,7 @@ def test_gram_error_picks_the_rank_by_outputs() -> None:
 @pytest.mark.parametrize("loud", [1.0, 1e3])
 def test_inner_values_are_no_larger_than_outputs(loud: float) -> None:
     """One direction of the outputs holds nearly everything; float16 must hold its inner value."""
-    weight = seeded(400, 64) + 5 * torch.ones(400, 64)
+    weight = seeded32(400, 64) + 5 * torch.ones(400, 64)
     inputs = loud * (correlated(64, 500) + 1)
     factors = svd(weight.half(), 8, gram=inputs @ inputs.T / 500)
     inner = (factors.right.double() @ inputs).square().mean(1).sqrt()
@@ -312,7 +308,7 @@ def test_differentiable_in_the_metric(shape: tuple[int, int]) -> None:
 
 
 def test_refusals_name_argument_value_and_remedy() -> None:
-    weight = seeded(6, 5)
+    weight = seeded32(6, 5)
     with pytest.raises(RankError, match=r"rank=6 is above min\(m, n\) = 5"):
         svd(weight, 6)
     with pytest.raises(ArgumentError, match="give rank or error"):

@@ -21,7 +21,8 @@ from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedEr
 from tensorlrf.factors import TTFactors
 from tensorlrf.factors._batch import Batch
 from tests.decomposition.svd.test_batched import residuals
-from tests.decomposition.trains.test_tt import floats, planted, rounding, seeded, shapes, tails
+from tests.decomposition.trains.test_tt import floats, planted, rounding, shapes, tails
+from tests.draws import seeded
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

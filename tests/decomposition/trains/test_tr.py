@@ -27,13 +27,9 @@ from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._tt import chain_product
+from tests.draws import seeded
 
 EPS = torch.finfo(torch.float64).eps
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def ring(shape: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> TRFactors:

@@ -24,11 +24,7 @@ from tensorlrf.decomposition.trains._tr_gradients import (
 )
 from tensorlrf.decomposition.trains._tr_gram import RingMetric
 from tensorlrf.factors._tt import chain_product
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
+from tests.draws import seeded
 
 
 def ring(sizes: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> list[Tensor]:

@@ -18,14 +18,10 @@ from tensorlrf.decomposition.trains._tt_ranks import rank_limits, train_params, 
 from tensorlrf.decomposition.trains._tt_sweep import train_svd
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTFactors
+from tests.draws import seeded
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 floats = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def planted(

@@ -15,18 +15,14 @@ from tensorlrf.decomposition.trains._tt import fit_tt, tt
 from tensorlrf.decomposition.trains._tt_gradients import conjugate_gradients
 from tensorlrf.decomposition.trains._tt_matrix import tt_matrix
 from tensorlrf.errors import ArgumentError, ShapeError
+from tests.draws import seeded
 
 ORDER = (0, 3, 2, 1)
 
 
-def normal(*size: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=draws, dtype=torch.float64)
-
-
 def moments(n: int, rank: int, seed: int = 1) -> Tensor:
     """Of inputs that decay, of which the last n - rank are linear in the others."""
-    x = normal(n, rank, seed=seed) @ normal(rank, 4 * n, seed=seed + 1)
+    x = seeded(n, rank, seed=seed) @ seeded(rank, 4 * n, seed=seed + 1)
     x = x * torch.logspace(0, -2, n, dtype=torch.float64)[:, None]
     return x @ x.T / x.shape[1]
 
@@ -47,7 +43,7 @@ def output_error(kernel: Tensor, approximation: Tensor, gram: Tensor) -> float:
 def test_outputs_are_never_worse_than_of_the_plain_train(
     shape: tuple[int, ...], rank: int, singular: bool, seed: int
 ) -> None:
-    kernel = normal(*shape, seed=seed)
+    kernel = seeded(*shape, seed=seed)
     n = math.prod(shape[1:])
     gram = moments(n, max(1, n // 2) if singular else n, seed + 7)
     plain = tt(kernel, rank, modes=ORDER)
@@ -61,7 +57,7 @@ def test_outputs_are_never_worse_than_of_the_plain_train(
 
 
 def test_it_gains_where_inputs_are_unequal() -> None:
-    kernel = normal(16, 8, 3, 3)
+    kernel = seeded(16, 8, 3, 3)
     gram = moments(72, 72)
     plain = output_error(kernel, tt(kernel, 4, modes=ORDER).to_dense(), gram)
     aware = output_error(kernel, tt(kernel, 4, modes=ORDER, gram=gram).to_dense(), gram)
@@ -70,13 +66,13 @@ def test_it_gains_where_inputs_are_unequal() -> None:
 
 def test_with_equal_inputs_it_is_no_better_than_the_best_train_of_a_matrix() -> None:
     # Of two modes the TT-SVD is the truncated SVD, which is optimal where G is the identity.
-    matrix = normal(9, 7)
+    matrix = seeded(9, 7)
     fit = fit_tt(matrix, 3, gram=torch.eye(7, dtype=torch.float64))
     assert math.isclose(fit.error, fit_tt(matrix, 3).error, rel_tol=1e-9)
 
 
 def test_an_error_of_the_outputs_is_kept() -> None:
-    kernel, gram = normal(8, 6, 3, 3), moments(54, 54)
+    kernel, gram = seeded(8, 6, 3, 3), moments(54, 54)
     for error in (0.5, 0.1):
         fit = fit_tt(kernel, error=error, modes=ORDER, gram=gram)
         assert fit.converged
@@ -86,17 +82,17 @@ def test_an_error_of_the_outputs_is_kept() -> None:
 
 
 def test_conjugate_gradients_solve_a_singular_system_they_can_solve() -> None:
-    a = normal(6, 4)
+    a = seeded(6, 4)
     matrix = a @ a.T
-    x = conjugate_gradients(lambda v: matrix @ v, matrix @ normal(6, seed=3), 12)
-    torch.testing.assert_close(matrix @ x, matrix @ normal(6, seed=3))
+    x = conjugate_gradients(lambda v: matrix @ v, matrix @ seeded(6, seed=3), 12)
+    torch.testing.assert_close(matrix @ x, matrix @ seeded(6, seed=3))
 
 
 @pytest.mark.parametrize("factor", [1e160, 1e200, 1e305, 1e-200, 1e-300])
 def test_the_range_of_float64(factor: float) -> None:
     # Steps that end before they settle would show the rounding of another factor.
     factor = 2.0 ** round(math.log2(factor))
-    kernel, gram = normal(6, 4, 2, 2), moments(16, 16)
+    kernel, gram = seeded(6, 4, 2, 2), moments(16, 16)
     one = fit_tt(kernel, 2, modes=ORDER, gram=gram)
     other = fit_tt(kernel * factor, 2, modes=ORDER, gram=gram)
     assert other.errors == pytest.approx(one.errors, rel=1e-9)
@@ -105,7 +101,7 @@ def test_the_range_of_float64(factor: float) -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    kernel = normal(8, 6, 3, 3)
+    kernel = seeded(8, 6, 3, 3)
     with pytest.raises(ShapeError, match="gram"):
         tt(kernel, 2, modes=ORDER, gram=torch.eye(6, dtype=torch.float64))
     with pytest.raises(ArgumentError, match="n_iter_max=3 goes with gram="):
@@ -115,16 +111,16 @@ def test_wrong_arguments_are_named() -> None:
 def test_analytic_ranks_find_a_planted_train() -> None:
     ranks = (3, 4, 2)
     sizes = [(1, 20, 3), (3, 12, 4), (4, 15, 2), (2, 18, 1)]
-    cores = [normal(*size, seed=k) for k, size in enumerate(sizes)]
+    cores = [seeded(*size, seed=k) for k, size in enumerate(sizes)]
     clean = torch.einsum("xap,pbq,qcr,rdy->abcd", *cores)
-    noisy = clean + 0.1 * clean.std() * normal(*clean.shape, seed=9)
+    noisy = clean + 0.1 * clean.std() * seeded(*clean.shape, seed=9)
     assert tt(noisy, "auto").rank == (1, *ranks, 1)
 
 
 def test_analytic_ranks_of_a_tt_matrix() -> None:
-    a, b = normal(2, 12, 10), normal(2, 15, 16, seed=1)
+    a, b = seeded(2, 12, 10), seeded(2, 15, 16, seed=1)
     clean = torch.kron(a[0], b[0]) + torch.kron(a[1], b[1])
-    noisy = clean + 0.05 * clean.std() * normal(*clean.shape, seed=9)
+    noisy = clean + 0.05 * clean.std() * seeded(*clean.shape, seed=9)
     found = tt_matrix(noisy, "auto", row_sizes=(12, 15), column_sizes=(10, 16))
     assert found.rank == (1, 2, 1)
 
@@ -134,7 +130,7 @@ def test_analytic_ranks_of_a_tt_matrix() -> None:
 def test_a_tt_matrix_by_gradients_comes_near_the_one_by_solves(
     singular: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrix, gram = normal(24, 30), moments(30, 12 if singular else 30)
+    matrix, gram = seeded(24, 30), moments(30, 12 if singular else 30)
     sizes = {"row_sizes": (4, 3, 2), "column_sizes": (5, 3, 2)}
     plain = output_error(matrix, tt_matrix(matrix, 4, **sizes).to_dense(), gram)
     solved = output_error(matrix, tt_matrix(matrix, 4, gram=gram, **sizes).to_dense(), gram)

@@ -19,11 +19,7 @@ from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tensorised,
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTMatrix
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
+from tests.draws import seeded
 
 
 def planted(

@@ -18,13 +18,9 @@ from tensorlrf.decomposition.trains._tt_matrix import tt_matrix
 from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
+from tests.draws import seeded
 
 EPS = torch.finfo(torch.float64).eps
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def train(

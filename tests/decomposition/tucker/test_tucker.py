@@ -17,17 +17,13 @@ from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfWarning
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors._tucker import mode_product
+from tests.draws import seeded, seeded32
 
 METHODS = ("hosvd", "st_hosvd", "hooi", "randomized")
 EPS32 = torch.finfo(torch.float32).eps
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 floats = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
-
-
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64).to(dtype)
 
 
 def planted(
@@ -151,7 +147,9 @@ def test_sweeps_never_raise_the_error(
 def test_a_sweep_is_the_one_of_the_definition() -> None:
     """Leading vectors of the tensor contracted with all other factors, mode after mode."""
     tensor = planted((9, 8, 7), (4, 4, 4), 0.5, dtype=torch.float64)
-    start = {k: torch.linalg.qr(seeded(n, 3, seed=k).double())[0] for k, n in enumerate((9, 8, 7))}
+    start = {
+        k: torch.linalg.qr(seeded32(n, 3, seed=k).double())[0] for k, n in enumerate((9, 8, 7))
+    }
     swept = dict(start)
     core = hooi_sweep(tensor, [0, 1, 2], swept, fine=True)
     by_hand = dict(start)
@@ -209,7 +207,7 @@ def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
 
 
 def test_partial_modes_leave_the_others_whole() -> None:
-    tensor = seeded(12, 10, 3, 4)
+    tensor = seeded32(12, 10, 3, 4)
     factors = tucker(tensor, (5, 2), modes=(1, 3))
     assert factors.modes == (1, 3)
     assert factors.core.shape == (12, 5, 3, 2)
@@ -222,7 +220,7 @@ def test_partial_modes_leave_the_others_whole() -> None:
 
 
 def test_of_a_matrix_it_is_the_svd() -> None:
-    matrix = seeded(15, 12)
+    matrix = seeded32(15, 12)
     values = torch.linalg.svdvals(matrix)
     for method in ("hooi", "st_hosvd", "hosvd"):
         fit = fit_tucker(matrix, 4, method=method)
@@ -239,7 +237,7 @@ def test_degenerate_tensors_give_finite_factors(method: str, dtype: torch.dtype)
         assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
         assert fit.error <= 12 * torch.finfo(dtype).eps
     # More columns than the other modes have room for: completed, still orthonormal.
-    factors = tucker(seeded(40, 2, 2).to(dtype), (10, 1, 1), method=method, random_state=0)
+    factors = tucker(seeded32(40, 2, 2).to(dtype), (10, 1, 1), method=method, random_state=0)
     basis = factors.factors[0].double()
     assert float((basis.T @ basis - torch.eye(10)).norm()) <= 40 * torch.finfo(dtype).eps
 
@@ -255,7 +253,7 @@ def test_scale_does_not_matter(method: str, exponent: int) -> None:
 
 
 def test_the_core_of_a_loud_half_precision_tensor_does_not_overflow() -> None:
-    tensor = (seeded(30, 30, 30) * 1e4).clamp(-6e4, 6e4).half()
+    tensor = (seeded32(30, 30, 30) * 1e4).clamp(-6e4, 6e4).half()
     fit = fit_tucker(tensor, 20)
     assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
     assert fit.error == pytest.approx(fit_tucker(tensor.float(), 20).error, rel=1e-4)
@@ -352,8 +350,8 @@ def test_differentiable_keeps_the_graph(method: str) -> None:
 @given(shape=shapes, data=st.data())
 def test_grams_are_those_of_the_unfoldings(shape: tuple[int, ...], data: st.DataObject) -> None:
     mode = data.draw(st.integers(0, len(shape) - 1))
-    tensor = seeded(*shape)
-    other = mode_product(tensor, seeded(3, shape[mode], seed=1), mode)
+    tensor = seeded32(*shape)
+    other = mode_product(tensor, seeded32(3, shape[mode], seed=1), mode)
     wide = unfold(tensor.double(), mode)
     torch.testing.assert_close(mode_gram(tensor, mode), wide @ wide.T)
     torch.testing.assert_close(
@@ -401,7 +399,7 @@ def test_figures_on_public_tensors(
 
 
 def test_refusals_name_argument_value_and_remedy() -> None:
-    tensor = seeded(4, 5, 6)
+    tensor = seeded32(4, 5, 6)
     with pytest.raises(ArgumentError, match="method='als' is unknown; choose one of hooi, hosvd"):
         tucker(tensor, 2, method="als")
     with pytest.raises(RankError, match="rank 5 along mode 0, which has size 4"):
