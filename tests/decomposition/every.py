@@ -11,21 +11,19 @@ from torch import Tensor
 
 from tensorlrf import decomposition as d
 from tensorlrf.factors import Factors
+from tests.draws import seeded
+from tests.metrics import second_moments
 
 SHARE, COUNT = 0.6, 3
 
 
 def matrix(dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    draws = torch.Generator("cpu").manual_seed(seed)
-    values = torch.randn(16, 12, generator=draws, dtype=torch.float64, device="cpu")
-    return values.to(dtype)
+    return seeded(16, 12, seed=seed, dtype=dtype)
 
 
-def moments() -> Tensor:
-    inputs = torch.randn(
-        12, 60, generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float64, device="cpu"
-    )
-    return inputs @ inputs.T / 60
+def gram_of_inputs() -> Tensor:
+    """Of 60 inputs of the matrix."""
+    return second_moments(seeded(12, 60, seed=1))
 
 
 PLAIN: dict[str, Callable[..., Any]] = {
@@ -49,7 +47,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "blast": partial(d.blast, random_state=0),
 }
 IN_METRIC = {
-    f"{name} in a metric": (lambda w, rank, f=PLAIN[name]: f(w, rank, gram=moments()))
+    f"{name} in a metric": (lambda w, rank, f=PLAIN[name]: f(w, rank, gram=gram_of_inputs()))
     for name in ("svd", "cp", "tucker", "tt", "tt_matrix", "tr", "kron", "blr", "monarch", "blast")
 }
 EVERY = {**PLAIN, **IN_METRIC}

@@ -14,6 +14,8 @@ from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._shrinkage import LARGE, is_spanned, share_of_least
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
 from tensorlrf.errors import ArgumentError
+from tests.draws import seeded
+from tests.metrics import second_moments
 
 SIDE = LARGE + 40
 
@@ -34,10 +36,8 @@ def taken_apart() -> Iterator[list[tuple[str, torch.dtype, tuple[int, ...]]]]:
         yield seen
 
 
-def moments(n: int, samples: int) -> Tensor:
-    draws = torch.Generator().manual_seed(n)
-    inputs = torch.randn(n, samples, generator=draws, dtype=torch.float64)
-    return inputs @ inputs.T / samples
+def gram_of(n: int, samples: int) -> Tensor:
+    return second_moments(seeded(n, samples, seed=n))
 
 
 def weight(m: int, n: int) -> Tensor:
@@ -46,7 +46,7 @@ def weight(m: int, n: int) -> Tensor:
 
 def test_a_wide_weight_takes_nothing_of_the_side_of_its_inputs_apart_in_float64() -> None:
     with taken_apart() as seen:
-        svd(weight(30, SIDE), 4, gram=moments(SIDE, 4 * SIDE))
+        svd(weight(30, SIDE), 4, gram=gram_of(SIDE, 4 * SIDE))
     assert ("cholesky_ex", torch.float32, (SIDE, SIDE)) in seen
     assert [one for one in seen if one[1] == torch.float64] == [("eigh", torch.float64, (30, 30))]
 
@@ -54,14 +54,14 @@ def test_a_wide_weight_takes_nothing_of_the_side_of_its_inputs_apart_in_float64(
 def test_a_tall_weight_takes_one_spectrum_and_the_columns_that_are_kept() -> None:
     m = SIDE + 60
     with taken_apart() as seen:
-        svd(weight(m, SIDE), 4, gram=moments(SIDE, 4 * SIDE))
+        svd(weight(m, SIDE), 4, gram=gram_of(SIDE, 4 * SIDE))
     spectra = [one for one in seen if one[0] != "cholesky_ex"]
     assert spectra == [("eigh", torch.float64, (SIDE, SIDE)), ("qr", torch.float64, (m, 4))]
 
 
 def test_w_times_g_is_made_once_and_not_at_all_for_a_tall_weight() -> None:
     for m, n in ((30, 50), (50, 30)):
-        gram = moments(n, 4 * n)
+        gram = gram_of(n, 4 * n)
         tensor = weight(m, n)
         products: list[tuple[int, ...]] = []
         multiplied = Tensor.__matmul__
@@ -100,13 +100,13 @@ def test_indefinite_moments_are_refused_and_singular_ones_are_not(n: int) -> Non
     for wrong in (2 * ones - torch.eye(n), torch.eye(n) - 1e-2 * ones * (200 / n)):
         with pytest.raises(ArgumentError, match="gram is indefinite"):
             input_metric(wrong, None, n, ones)
-    for fine in (ones, torch.zeros(n, n), moments(n, n // 2), moments(n, 2 * n).float()):
+    for fine in (ones, torch.zeros(n, n), gram_of(n, n // 2), gram_of(n, 2 * n).float()):
         assert input_metric(fine, None, n, ones).shrinkage >= 0
 
 
 @pytest.mark.parametrize("samples", [0, 5, 60])
 def test_the_root_is_one_of_singular_moments_too(samples: int) -> None:
-    gram = moments(20, samples) if samples else torch.zeros(20, 20, dtype=torch.float64)
+    gram = gram_of(20, samples) if samples else torch.zeros(20, 20, dtype=torch.float64)
     root = square_root(gram)
     torch.testing.assert_close(root @ root.T, gram, rtol=0, atol=1e-13)
 
@@ -116,7 +116,7 @@ def test_the_root_is_one_of_singular_moments_too(samples: int) -> None:
 def test_given_products_are_the_ones_it_makes(shape: tuple[int, int], samples: int) -> None:
     m, n = shape
     tensor = weight(m, n)
-    metric = input_metric(moments(n, samples), None, n, tensor)
+    metric = input_metric(gram_of(n, samples), None, n, tensor)
     wide = tensor.double()
     given = wide @ metric.given if m <= n else wide.T @ wide
     own, told = GramMetric(tensor, metric), GramMetric(tensor, metric, given)

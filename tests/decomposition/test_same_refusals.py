@@ -11,7 +11,7 @@ import torch
 
 from tensorlrf import decomposition
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tests.decomposition.every import BY_SHARE, COUNT, SHARE, matrix, moments
+from tests.decomposition.every import BY_SHARE, COUNT, SHARE, gram_of_inputs, matrix
 
 ITERATIVE = (
     *("cp", "tucker", "tt", "tt_matrix", "tr", "kron"),
@@ -37,7 +37,7 @@ def rank_of(name: str) -> Any:
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_sweeps_and_tolerances(name: str, metric: bool) -> None:
     """At least one sweep, and a share of the error below one."""
-    options: dict[str, Any] = {"gram": moments()} if metric else {}
+    options: dict[str, Any] = {"gram": gram_of_inputs()} if metric else {}
     wrong: list[tuple[str, Any]] = [
         *(("n_iter_max", value) for value in (0, -1, 1.0, True, "many")),
         *(("tol", value) for value in (1.0, 2.0, -1e-3, math.nan, True, "little")),
@@ -69,7 +69,7 @@ def test_what_takes_matrices_says_so_by_its_own_name(name: str) -> None:
 @pytest.mark.parametrize("name", OF_OUTPUTS)
 @pytest.mark.parametrize("error", [0.3, 0.05])
 def test_an_error_in_the_metric_is_that_of_the_outputs(name: str, error: float) -> None:
-    weight, gram = matrix(torch.float64), moments()
+    weight, gram = matrix(torch.float64), gram_of_inputs()
     off = weight - called(name)(weight, error=error, gram=gram).to_dense()
     reached = (off @ gram * off).sum() / (weight @ gram * weight).sum()
     assert float(reached.sqrt()) <= error * (1 + 1e-9)
@@ -78,4 +78,4 @@ def test_an_error_in_the_metric_is_that_of_the_outputs(name: str, error: float) 
 @pytest.mark.parametrize("name", ["cp", "tucker"])
 def test_an_error_in_the_metric_that_is_not_served_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedError, match="gram= needs rank= here"):
-        called(name)(matrix(), error=0.1, gram=moments())
+        called(name)(matrix(), error=0.1, gram=gram_of_inputs())

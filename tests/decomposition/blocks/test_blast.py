@@ -32,6 +32,7 @@ from tensorlrf.errors import (
 )
 from tensorlrf.factors import BlastFactors
 from tests.draws import seeded
+from tests.metrics import moments, output_error
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -48,20 +49,6 @@ def planted(m: int, n: int, p: int, q: int, r: int, seed: int = 0) -> Tensor:
 
 def of_all(problem: SharedBases) -> FullSVD:
     return FullSVD(problem.weight.reshape(-1, problem.n))
-
-
-def moments(n: int, kind: str) -> Tensor:
-    samples = n // 3 if kind == "few" else 4 * n
-    inputs = seeded(n, n, seed=7) @ (torch.logspace(0, -2, n)[:, None] * seeded(n, samples))
-    if kind == "dead":
-        inputs[::3] = 0
-    return inputs @ inputs.T / samples
-
-
-def output_error(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
-    wide = weight.double()
-    off = wide - approximation.double()
-    return float(((off @ gram * off).sum() / (wide @ gram * wide).sum()).clamp(min=0).sqrt())
 
 
 @pytest.mark.parametrize(

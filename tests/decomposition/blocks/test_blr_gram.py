@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
 
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr, on_grid
 from tensorlrf.decomposition.blocks._blr_fit import uniform
@@ -15,24 +13,8 @@ from tensorlrf.decomposition.blocks._blr_gram import Outputs
 from tensorlrf.decomposition.blocks._blr_matrix import as_weight
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors import Factors
 from tests.draws import seeded
-
-
-def moments(n: int, kind: str, seed: int = 0) -> Tensor:
-    """Second moments of n inputs: correlated, few samples, or with dead inputs."""
-    samples = n // 3 if kind == "few" else 4 * n
-    inputs = seeded(n, n, seed=seed) @ (torch.logspace(0, -2, n)[:, None] * seeded(n, samples))
-    if kind == "dead":
-        inputs[::3] = 0
-    return inputs @ inputs.T / samples
-
-
-def output_error(weight: Tensor, factors: Factors, gram: Tensor) -> float:
-    wide = weight.double()
-    off = wide - factors.to(torch.float64).to_dense()
-    squared = float((off @ gram * off).sum() / (wide @ gram * wide).sum())
-    return math.sqrt(max(0.0, squared))
+from tests.metrics import moments, output_error
 
 
 @pytest.mark.parametrize("kind", ["full", "few", "dead"])

@@ -27,6 +27,7 @@ from tensorlrf.errors import (
 )
 from tensorlrf.factors import BlockLowRank
 from tests.draws import seeded
+from tests.metrics import moments, output_error
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -227,19 +228,6 @@ def test_large_blocks_are_sketched_as_well_as_taken_apart() -> None:
     assert shared.factors.n_params <= 0.2 * weight.numel()
     exact = fit_hodlr(weight.double(), error=1e-3, leaf=600)
     assert exact.error <= 1e-3
-
-
-def moments(n: int, kind: str) -> Tensor:
-    inputs = seeded(n, n, seed=7) @ (torch.logspace(0, -2, n)[:, None] * seeded(n, 3 * n))
-    if kind == "dead":
-        inputs[::3] = 0
-    return inputs @ inputs.T / (3 * n)
-
-
-def output_error(weight: Tensor, factors: BlockLowRank, gram: Tensor) -> float:
-    wide = weight.double()
-    off = wide - factors.to(torch.float64).to_dense()
-    return float(((off @ gram * off).sum() / (wide @ gram * wide).sum()).clamp(min=0).sqrt())
 
 
 @pytest.mark.parametrize("kind", ["full", "dead"])

@@ -22,6 +22,7 @@ from tensorlrf.errors import (
 )
 from tensorlrf.factors import MonarchFactors
 from tests.draws import seeded
+from tests.metrics import moments, output_error
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,20 +43,6 @@ def discarded(weight: Tensor, Q: int, K: int, r: int) -> float:
             if block.numel():
                 lost += float((torch.linalg.svdvals(block)[r:] ** 2).sum())
     return math.sqrt(lost) / float(weight.double().norm())
-
-
-def output_error(weight: Tensor, factors: MonarchFactors, gram: Tensor) -> float:
-    wide = weight.double()
-    off = wide - factors.to(torch.float64).to_dense()
-    return float(((off @ gram * off).sum() / (wide @ gram * wide).sum()).clamp(min=0).sqrt())
-
-
-def moments(n: int, kind: str) -> Tensor:
-    samples = n // 3 if kind == "few" else 4 * n
-    inputs = seeded(n, n, seed=7) @ (torch.logspace(0, -2, n)[:, None] * seeded(n, samples))
-    if kind == "dead":
-        inputs[::3] = 0
-    return inputs @ inputs.T / samples
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)

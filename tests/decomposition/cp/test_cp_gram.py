@@ -19,19 +19,9 @@ from tensorlrf.decomposition.linalg import _solve
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, DegenerateWarning, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors
-from tests.decomposition.tucker.test_tucker2 import kernel, output_error, pictures, second_moments
-from tests.draws import generator, seeded
-
-
-def moments(n: int, rank: int, seed: int = 0) -> Tensor:
-    """Second moments of inputs that span `rank` directions of n."""
-    x = torch.randn(n, rank, generator=generator(seed), dtype=torch.float64)
-    return x @ (torch.logspace(0, -2, rank, dtype=torch.float64)[:, None] * x.T)
-
-
-def output_loss(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
-    w, off = weight.double().flatten(1), (weight.double() - approximation.double()).flatten(1)
-    return float(((off @ gram * off).sum() / (w @ gram * w).sum()).clamp_min(0).sqrt())
+from tests.decomposition.tucker.test_tucker2 import error_on_images, kernel, patch_moments, pictures
+from tests.draws import seeded
+from tests.metrics import moments_within, output_error
 
 
 def random_terms(shape: tuple[int, ...], rank: int, seed: int = 0) -> Terms:
@@ -46,21 +36,21 @@ def dense(terms: Terms) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_error_is_that_of_the_convolution(dtype: torch.dtype) -> None:
     images, weight = pictures(4, 8, 10), kernel(12, 8).to(dtype)
-    fit = fit_cp(weight, 6, gram=second_moments(images), random_state=0)
+    fit = fit_cp(weight, 6, gram=patch_moments(images), random_state=0)
     assert fit.factors.dtype == dtype
     assert fit.factors.shape == tuple(weight.shape)
     whole = fit.factors.to(torch.float64).to_dense()
-    assert fit.error == pytest.approx(output_error(weight, whole, images), rel=1e-6)
+    assert fit.error == pytest.approx(error_on_images(weight, whole, images), rel=1e-6)
 
 
 @pytest.mark.parametrize("rank", [4, 12])
 def test_serves_held_out_inputs_better_than_plain_cp(rank: int) -> None:
     known, held_out = pictures(12, 12, 12), pictures(12, 12, 12, seed=1)
     weight = kernel(16, 12)
-    served = cp(weight, rank, gram=second_moments(known), random_state=0)
+    served = cp(weight, rank, gram=patch_moments(known), random_state=0)
     plain = cp(weight, rank, random_state=0)
-    better = output_error(weight, served.to_dense(), held_out)
-    assert better < 0.9 * output_error(weight, plain.to_dense(), held_out)
+    better = error_on_images(weight, served.to_dense(), held_out)
+    assert better < 0.9 * error_on_images(weight, plain.to_dense(), held_out)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -77,7 +67,7 @@ def test_no_sweep_raises_the_error_and_plain_cp_is_never_better(
     """Singular second moments and ranks beyond use included."""
     weight = seeded(outputs, *inputs, seed=seed)
     n = weight[0].numel()
-    gram = moments(n, min(inputs_rank, n), seed)
+    gram = moments_within(n, min(inputs_rank, n), seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateWarning)
         fit = fit_cp(weight, rank, gram=gram, n_iter_max=10, random_state=seed)
@@ -86,8 +76,8 @@ def test_no_sweep_raises_the_error_and_plain_cp_is_never_better(
     # are no inputs may be many times larger than the weight, and adds the root of its rounding.
     floor = 1e-6
     assert all(b <= a * (1 + 1e-12) for a, b in pairwise(fit.errors[:-1]))
-    assert fit.error <= output_loss(weight, plain.to_dense(), gram) * (1 + 1e-9) + floor
-    assert fit.error == pytest.approx(output_loss(weight, fit.factors.to_dense(), gram), abs=floor)
+    assert fit.error <= output_error(weight, plain.to_dense(), gram) * (1 + 1e-9) + floor
+    assert fit.error == pytest.approx(output_error(weight, fit.factors.to_dense(), gram), abs=floor)
     assert all(bool(torch.isfinite(t).all()) for t in fit.factors.tensors().values())
 
 
@@ -121,16 +111,16 @@ def test_every_mode_is_the_least_squares_solution(
 def test_few_conjugate_gradients_do_not_raise_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 0)
     weight = kernel(10, 8).double()
-    for gram in (second_moments(pictures(3, 8, 9)), moments(72, 9)):
+    for gram in (patch_moments(pictures(3, 8, 9)), moments_within(72, 9)):
         fit = fit_cp(weight, 5, gram=gram, random_state=0)
         assert all(b <= a * (1 + 1e-12) for a, b in pairwise(fit.errors[:-1]))
-        assert fit.error <= output_loss(weight, cp(weight, 5, random_state=0).to_dense(), gram)
+        assert fit.error <= output_error(weight, cp(weight, 5, random_state=0).to_dense(), gram)
 
 
 def test_the_normal_matrix_is_the_one_of_its_products() -> None:
     shape, rank = (6, 5, 3, 2), 4
     weight = seeded(*shape)
-    metric = CPMetric(weight, moments(30, 30))
+    metric = CPMetric(weight, moments_within(30, 30))
     terms = random_terms(shape, rank)
     pairs = terms.factors[0].T @ terms.factors[0]
     for mode in (1, 2, 3):
@@ -160,7 +150,7 @@ def test_white_inputs_change_nothing() -> None:
 @pytest.mark.parametrize("inputs_rank", [72, 11])
 def test_an_exact_kernel_stays_exact(inputs_rank: int) -> None:
     weight = dense(random_terms((10, 8, 3, 3), 4))
-    fit = fit_cp(weight, 4, gram=moments(72, inputs_rank), n_restarts=3, random_state=0)
+    fit = fit_cp(weight, 4, gram=moments_within(72, inputs_rank), n_restarts=3, random_state=0)
     assert fit.error < 1e-6
     if inputs_rank == 72:
         assert fit.factors.rel_error(weight) < 1e-5
@@ -176,14 +166,14 @@ def test_directions_without_inputs_are_free() -> None:
     x = x.reshape(54, 200)
     fit = fit_cp(spoilt, 3, gram=x @ x.T, n_iter_max=300, tol=0, random_state=0)
     plain = cp(spoilt, 3, random_state=0)
-    assert output_loss(spoilt, plain.to_dense(), x @ x.T) > 0.01
+    assert output_error(spoilt, plain.to_dense(), x @ x.T) > 0.01
     assert fit.error < 1e-5
 
 
 @pytest.mark.parametrize("inputs_rank", [12, 5])
 @pytest.mark.parametrize("rank", [1, 4, 9, 20])
 def test_a_matrix_has_the_optimum(rank: int, inputs_rank: int) -> None:
-    weight, gram = seeded(9, 12), moments(12, inputs_rank)
+    weight, gram = seeded(9, 12), moments_within(12, inputs_rank)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateWarning)
         fit = fit_cp(weight, rank, gram=gram, random_state=0)
@@ -194,7 +184,7 @@ def test_a_matrix_has_the_optimum(rank: int, inputs_rank: int) -> None:
 
 def test_unwhitening_is_the_inverse_on_what_inputs_span() -> None:
     shape = (4, 6, 3)
-    channels = moments(6, 4)
+    channels = moments_within(6, 4)
     values, vectors = torch.linalg.eigh(channels)
     root = vectors * values.clamp_min(0).sqrt()
     terms = random_terms(shape, 3)
@@ -206,7 +196,7 @@ def test_unwhitening_is_the_inverse_on_what_inputs_span() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_scales_make_no_difference(scale: float) -> None:
-    weight, gram = kernel(8, 6), moments(54, 54)
+    weight, gram = kernel(8, 6), moments_within(54, 54)
     one = fit_cp(weight, 4, gram=gram, random_state=0)
     other = fit_cp(weight * scale, 4, gram=gram * scale**-1, random_state=0)
     # Scaled float32 data differ by rounding, from which the sweeps of both go apart slowly.
@@ -214,7 +204,7 @@ def test_scales_make_no_difference(scale: float) -> None:
 
 
 def test_the_given_are_left_alone_and_seeds_repeat() -> None:
-    weight, gram = kernel(8, 6), moments(54, 30)
+    weight, gram = kernel(8, 6), moments_within(54, 30)
     copies, state = (weight.clone(), gram.clone()), torch.random.get_rng_state()
     a, b = (cp(weight, 4, gram=gram, random_state=3) for _ in range(2))
     assert torch.equal(weight, copies[0])
@@ -228,13 +218,13 @@ def test_the_given_are_left_alone_and_seeds_repeat() -> None:
 
 
 def test_fixed_modes_stay() -> None:
-    weight, gram = kernel(8, 6).double(), moments(54, 30)
+    weight, gram = kernel(8, 6).double(), moments_within(54, 30)
     start = CPFactors(torch.ones(4).double(), tuple(seeded(n, 4) for n in weight.shape))
     plain = cp(weight, 4, init=start, fixed_modes=(1, 3))
     fit = fit_cp(weight, 4, init=start, fixed_modes=(1, 3), gram=gram)
     for k in (1, 3):
         assert torch.equal(fit.factors.factors[k], start.factors[k])
-    assert fit.error <= output_loss(weight, plain.to_dense(), gram)
+    assert fit.error <= output_error(weight, plain.to_dense(), gram)
 
 
 def test_the_mean_is_taken_out() -> None:
@@ -242,7 +232,7 @@ def test_the_mean_is_taken_out() -> None:
     gram, mean = x @ x.T / 300, x.mean(1)
     centred = gram - torch.outer(mean, mean)
     fit = fit_cp(weight, 4, gram=gram, mean=mean, random_state=0)
-    assert fit.error == pytest.approx(output_loss(weight, fit.factors.to_dense(), centred))
+    assert fit.error == pytest.approx(output_error(weight, fit.factors.to_dense(), centred))
 
 
 def test_inputs_that_are_all_zero() -> None:

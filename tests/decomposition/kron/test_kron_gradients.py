@@ -14,12 +14,13 @@ from tensorlrf.decomposition.kron import _gram as _kron_gram
 from tensorlrf.decomposition.kron._gradients import marginals
 from tensorlrf.decomposition.kron._gram import KroneckerMetric
 from tests.decomposition.kron.test_kron import planted
-from tests.decomposition.kron.test_kron_gram import inputs_of, moments
+from tests.decomposition.kron.test_kron_gram import inputs_of
 from tests.draws import seeded
+from tests.metrics import second_moments
 
 
 def test_marginals_of_a_product_are_its_factors() -> None:
-    one, other = moments(inputs_of(5, 40)), moments(inputs_of(3, 40, seed=1))
+    one, other = second_moments(inputs_of(5, 40)), second_moments(inputs_of(3, 40, seed=1))
     whole = torch.kron(one, other)
     first, second = marginals(whole, 5)
     trace = whole.diagonal().sum()
@@ -30,7 +31,7 @@ def test_marginals_of_a_product_are_its_factors() -> None:
 def test_many_terms_end_no_higher_than_by_normal_matrices(
     pair: tuple[tuple[int, int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight, gram = seeded(96, 96, dtype=torch.float32), moments(inputs_of(96, 400))
+    weight, gram = seeded(96, 96, dtype=torch.float32), second_moments(inputs_of(96, 400))
     s = min(pair[0][0] * pair[0][1], pair[1][0] * pair[1][1]) // 2
     metric = KroneckerMetric(weight[:, :, None], gram, pair)
     by_default = metric.many_terms(s, pair[0][1], pair[1][0])
@@ -43,7 +44,7 @@ def test_many_terms_end_no_higher_than_by_normal_matrices(
 
 
 def test_one_term_goes_by_its_normal_matrix() -> None:
-    weight, gram = seeded(96, 96), moments(inputs_of(96, 400))
+    weight, gram = seeded(96, 96), second_moments(inputs_of(96, 400))
     metric = KroneckerMetric(weight[:, :, None], gram, ((16, 12), (6, 8)))
     assert not metric.many_terms(1, 12, 6)
     assert not metric.many_terms(1, 8, 16)
@@ -67,7 +68,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("s", [1, 8])
 def test_lopsided_pairs_need_no_more_memory_than_the_moments(s: int) -> None:
-    weight, gram = seeded(64, 512, dtype=torch.float32), moments(inputs_of(512, 40))
+    weight, gram = seeded(64, 512, dtype=torch.float32), second_moments(inputs_of(512, 40))
     with Largest() as largest:
         fit_kron(weight, s, shapes=((16, 2), (4, 256)), gram=gram, n_iter_max=2)
     assert largest.elements <= max(_kron_gram.PRODUCTS, 4 * gram.numel())
@@ -79,6 +80,6 @@ def test_an_error_just_above_rounding_is_reached_with_inputs_too() -> None:
     weight = weight / weight.norm()
     extra = torch.kron(seeded(4, 4, seed=8), seeded(4, 4, seed=9)).float()
     weight = weight + 3e-6 * extra / extra.norm()
-    fit = fit_kron(weight, error=1e-6, shapes=pair, gram=moments(inputs_of(16, 60)))
+    fit = fit_kron(weight, error=1e-6, shapes=pair, gram=second_moments(inputs_of(16, 60)))
     assert fit.converged
     assert fit.error <= 1e-6

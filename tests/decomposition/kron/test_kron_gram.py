@@ -19,6 +19,7 @@ from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import KroneckerSum
 from tests.decomposition.kron.test_kron import planted
 from tests.draws import seeded
+from tests.metrics import error_on_inputs, second_moments
 
 PAIR = ((3, 4), (5, 2))
 """Of the (15, 8) weights of this file."""
@@ -41,16 +42,6 @@ def inputs_of(n: int, samples: int, seed: int = 0) -> Tensor:
     return inputs
 
 
-def moments(inputs: Tensor) -> Tensor:
-    return inputs @ inputs.T / inputs.shape[1]
-
-
-def output_error(weight: Tensor, factors: KroneckerSum, inputs: Tensor) -> float:
-    wide = weight.double().flatten(1)
-    off = wide - factors.to(torch.float64).to_dense().flatten(1)
-    return float((off @ inputs).norm() / (wide @ inputs).norm())
-
-
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(
     kernel=st.sampled_from([(), (2,), (3, 2)]),
@@ -64,24 +55,24 @@ def test_outputs_are_nearer_than_those_of_the_plain_solution(
 ) -> None:
     weight = seeded(15, 8, *kernel, seed=seed, dtype=dtype)
     inputs = inputs_of(8 * math.prod(kernel), samples, seed)
-    fit = fit_kron(weight, s, shapes=PAIR, gram=moments(inputs))
+    fit = fit_kron(weight, s, shapes=PAIR, gram=second_moments(inputs))
     usual = kron(weight, s, shapes=PAIR)
-    plain = output_error(weight, usual, inputs)
-    reached = output_error(weight, fit.factors, inputs)
+    plain = error_on_inputs(weight, usual, inputs)
+    reached = error_on_inputs(weight, fit.factors, inputs)
     assert fit.factors.dtype == dtype
     # A square multiplied out in float64 leaves 1e-8 in what is all but exact.
     assert reached <= plain * (1 + 1e-9) + 1e-8
     assert fit.error == pytest.approx(reached, rel=1e-6, abs=2e-8)
     # On the way errors are those of the shrunk moments, in which the sweeps go.
-    seen = input_metric(moments(inputs), None, len(inputs), weight).gram
-    at_first = output_error(weight, usual, torch.linalg.cholesky(seen))
+    seen = input_metric(second_moments(inputs), None, len(inputs), weight).gram
+    at_first = error_on_inputs(weight, usual, torch.linalg.cholesky(seen))
     assert fit.errors[0] == pytest.approx(at_first, rel=1e-6, abs=2e-8)
     assert all(b <= a for a, b in zip(fit.errors[:-1], fit.errors[1:-1], strict=False))
 
 
 def test_uneven_inputs_gain_much() -> None:
     weight, inputs = seeded(15, 8, 3), inputs_of(24, 100)
-    fit = fit_kron(weight, 4, shapes=PAIR, gram=moments(inputs))
+    fit = fit_kron(weight, 4, shapes=PAIR, gram=second_moments(inputs))
     assert fit.error < 0.9 * fit.errors[0]
 
 
@@ -106,7 +97,7 @@ def test_no_sweep_raises_the_error(
     """Also where the terms of one side are taken one after the other."""
     monkeypatch.setattr(_kron_gram, "UNKNOWNS", unknowns)
     weight, inputs = seeded(15, 8, 3), inputs_of(24, samples)
-    metric = KroneckerMetric(weight.reshape(15, 8, 3), moments(inputs), PAIR)
+    metric = KroneckerMetric(weight.reshape(15, 8, 3), second_moments(inputs), PAIR)
     a, b = seeded(3, 3, 4, seed=1), seeded(3, 5, 6, seed=2)
 
     def direct() -> float:
@@ -124,7 +115,7 @@ def test_a_sweep_solves_least_squares(solver: str) -> None:
     """One side by a dense least-squares problem over all of its entries; six steps come near."""
     near = 1e-8 if solver == "normal matrix" else 1e-3
     weight, inputs = seeded(15, 8, 3), inputs_of(24, 60)
-    metric = KroneckerMetric(weight, moments(inputs), PAIR)
+    metric = KroneckerMetric(weight, second_moments(inputs), PAIR)
     b = seeded(2, 5, 6, seed=2)
     a, better_b = metric.sweep(torch.zeros(2, 3, 4, dtype=torch.float64), b)
     outputs = (metric.weight @ inputs).flatten()
@@ -145,7 +136,7 @@ def test_a_sweep_solves_least_squares(solver: str) -> None:
 
 def test_the_error_multiplied_out_is_the_error() -> None:
     weight, inputs = seeded(15, 8, 3), inputs_of(24, 60)
-    metric = KroneckerMetric(weight, moments(inputs), PAIR)
+    metric = KroneckerMetric(weight, second_moments(inputs), PAIR)
     for s in (1, 3, 4, 9):  # up to three terms by products of pairs of terms
         a, b = seeded(s, 3, 4, seed=1), seeded(s, 5, 6, seed=2)
         off = (metric.weight - metric.dense(a, b)) @ inputs
@@ -169,9 +160,9 @@ def test_balanced_terms_are_the_same_sum() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_planted_terms_are_found(dtype: torch.dtype) -> None:
     weight, inputs = planted(3, PAIR, 3).to(dtype), inputs_of(24, 40)
-    fit = fit_kron(weight, 3, shapes=PAIR, gram=moments(inputs))
-    assert output_error(weight, fit.factors, inputs) <= 64 * torch.finfo(dtype).eps
-    assert fit_kron(weight, error=1e-3, shapes=PAIR, gram=moments(inputs)).factors.rank == 3
+    fit = fit_kron(weight, 3, shapes=PAIR, gram=second_moments(inputs))
+    assert error_on_inputs(weight, fit.factors, inputs) <= 64 * torch.finfo(dtype).eps
+    assert fit_kron(weight, error=1e-3, shapes=PAIR, gram=second_moments(inputs)).factors.rank == 3
 
 
 @settings(derandomize=True, deadline=None, max_examples=12)
@@ -179,16 +170,16 @@ def test_planted_terms_are_found(dtype: torch.dtype) -> None:
 def test_error_is_that_of_the_outputs(error: float, seed: int, low: bool) -> None:
     weight = seeded(15, 8, seed=seed, dtype=torch.float16 if low else torch.float32)
     inputs = inputs_of(8, 30, seed)
-    gram = moments(inputs)
+    gram = second_moments(inputs)
     fit = fit_kron(weight, error=error, shapes=PAIR, gram=gram)
     assert fit.converged
-    assert output_error(weight, fit.factors, inputs) <= error * (1 + 1e-9)
+    assert error_on_inputs(weight, fit.factors, inputs) <= error * (1 + 1e-9)
     if fit.factors.rank > 1:
         assert fit_kron(weight, fit.factors.rank - 1, shapes=PAIR, gram=gram).error > error
 
 
 def test_error_out_of_reach() -> None:
-    weight, gram = seeded(15, 8), moments(inputs_of(8, 30))
+    weight, gram = seeded(15, 8), second_moments(inputs_of(8, 30))
     with pytest.warns(TensorlrfWarning, match="error=0.0001 is out of reach.*bfloat16"):
         fit = fit_kron(weight.bfloat16(), error=1e-4, shapes=PAIR, gram=gram)
     assert not fit.converged
@@ -199,11 +190,11 @@ def test_error_out_of_reach() -> None:
 @pytest.mark.parametrize("error", [None, 0.4])
 def test_a_pair_is_looked_for_in_the_metric(error: float | None) -> None:
     weight, inputs = seeded(24, 12, 3, dtype=torch.float32), inputs_of(36, 80)
-    gram = moments(inputs)
+    gram = second_moments(inputs)
     rank = 0.2 if error is None else None
     fit = fit_kron(weight, rank, error=error, gram=gram, random_state=0)
     assert "the best of 4 tried" in fit.reason
-    assert fit.error == pytest.approx(output_error(weight, fit.factors, inputs), rel=1e-6)
+    assert fit.error == pytest.approx(error_on_inputs(weight, fit.factors, inputs), rel=1e-6)
     (_, *one), (_, *other) = fit.factors.a.shape, fit.factors.b.shape
     named = fit_kron(weight, rank, error=error, gram=gram, shapes=(one, other[:2]), random_state=0)
     assert named.factors.n_params == fit.factors.n_params
@@ -213,7 +204,7 @@ def test_a_pair_is_looked_for_in_the_metric(error: float | None) -> None:
 
 @pytest.mark.parametrize("exponent", [-30, 30])
 def test_scale_does_not_matter(exponent: int) -> None:
-    weight, gram = seeded(15, 8, dtype=torch.float32), moments(inputs_of(8, 30))
+    weight, gram = seeded(15, 8, dtype=torch.float32), second_moments(inputs_of(8, 30))
     plain = fit_kron(weight, 3, shapes=PAIR, gram=gram)
     scaled = fit_kron(weight * 10.0**exponent, 3, shapes=PAIR, gram=gram * 10.0**-exponent)
     assert scaled.error == pytest.approx(plain.error, rel=1e-5)
@@ -229,7 +220,7 @@ def test_inputs_that_are_all_dead_leave_the_plain_solution() -> None:
 
 
 def test_tol_stops_the_sweeps() -> None:
-    weight, gram = seeded(15, 8, 3), moments(inputs_of(24, 60))
+    weight, gram = seeded(15, 8, 3), second_moments(inputs_of(24, 60))
     one = fit_kron(weight, 3, shapes=PAIR, gram=gram, n_iter_max=1)
     assert len(one.errors) == 3
     assert not one.converged
@@ -244,13 +235,13 @@ def test_tol_stops_the_sweeps() -> None:
 def test_the_mean_is_taken_out() -> None:
     weight, inputs = seeded(15, 8), inputs_of(8, 40) + 1
     mean = inputs.mean(dim=1)
-    with_mean = fit_kron(weight, 3, shapes=PAIR, gram=moments(inputs), mean=mean)
-    centred = fit_kron(weight, 3, shapes=PAIR, gram=moments(inputs - mean[:, None]))
+    with_mean = fit_kron(weight, 3, shapes=PAIR, gram=second_moments(inputs), mean=mean)
+    centred = fit_kron(weight, 3, shapes=PAIR, gram=second_moments(inputs - mean[:, None]))
     assert with_mean.error == pytest.approx(centred.error, rel=1e-8)
 
 
 def test_nothing_given_is_changed() -> None:
-    weight, gram = seeded(15, 8), moments(inputs_of(8, 40))
+    weight, gram = seeded(15, 8), second_moments(inputs_of(8, 40))
     copies = weight.clone(), gram.clone()
     kron(weight, 3, gram=gram)
     assert torch.equal(weight, copies[0])

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tr_als import (
@@ -28,6 +27,7 @@ from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarn
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors._tt import chain_product
 from tests.draws import seeded
+from tests.metrics import moments_within, output_error
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -36,20 +36,6 @@ def ring(shape: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> TRFac
     bonds = (*ranks, ranks[0])
     pairs = zip(shape, pairwise(bonds), strict=True)
     return TRFactors(tuple(seeded(r, n, s, seed=seed + k) for k, (n, (r, s)) in enumerate(pairs)))
-
-
-def moments(n: int, *, dead: int = 0, directions: int | None = None, seed: int = 5) -> Tensor:
-    k = n if directions is None else directions
-    x = seeded(n, k, seed=seed) @ seeded(k, 3 * n, seed=seed + 1)
-    x = x * torch.logspace(0, -2, n, dtype=torch.float64)[:, None]
-    x[n - dead :] = 0.0
-    return x @ x.T / x.shape[1]
-
-
-def output_error(weight: Tensor, factors: TRFactors, gram: Tensor) -> float:
-    wide = weight.double()
-    left = wide - factors.to(torch.float64).to_dense()
-    return math.sqrt(float((left @ gram * left).sum() / (wide @ gram * wide).sum()))
 
 
 def falls(errors: tuple[float, ...]) -> bool:
@@ -227,7 +213,7 @@ def test_scale_does_not_matter(factor: float, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("factor", [1e160, 1e305, 1e-200, 1e-300])
 def test_the_range_of_float64(factor: float) -> None:
-    tensor, weight, gram = seeded(6, 5, 7), seeded(24, 30), moments(30)
+    tensor, weight, gram = seeded(6, 5, 7), seeded(24, 30), moments_within(30)
     options: dict[str, Any] = {"random_state": 0, "n_iter_max": 5}
     one, other = (fit_tr(x, 2, **options) for x in (tensor, tensor * factor))
     assert all(bool(c.isfinite().all()) for c in other.factors)
@@ -260,7 +246,7 @@ def test_outputs_are_nearer_than_the_plain_ones(
     dead: int, directions: int | None, dtype: torch.dtype
 ) -> None:
     weight = seeded(24, 30, dtype=dtype)
-    gram = moments(30, dead=dead, directions=directions)
+    gram = moments_within(30, dead=dead, directions=directions)
     for sizes in (((6, 4), (5, 6)), ((24,), (5, 3, 2))):
         options: dict[str, Any] = {"sizes": sizes, "n_iter_max": 10, "random_state": 0}
         plain = tr(weight, 3, **options)
@@ -291,13 +277,13 @@ def test_in_the_metric_of_the_identity_the_loss_is_the_plain_one() -> None:
 def test_an_exact_ring_stays_exact_in_the_metric() -> None:
     factors = ring((4, 3, 5, 4), (2, 2, 2, 2))
     weight = factors.to_dense().reshape(12, 20)
-    metric = RingMetric(weight, moments(20, dead=3), 2)
+    metric = RingMetric(weight, moments_within(20, dead=3), 2)
     assert metric.rel_error(factors.cores) <= 1e-14
     assert metric.sweep(factors.cores, 1e-10)[1] <= 1e-13
 
 
 def test_error_counts_in_the_outputs() -> None:
-    weight, gram = seeded(24, 30), moments(30)
+    weight, gram = seeded(24, 30), moments_within(30)
     options: dict[str, Any] = {"sizes": ((6, 4), (5, 6)), "n_iter_max": 20, "random_state": 0}
     fit = fit_tr(weight, error=0.3, gram=gram, **options)
     assert fit.converged

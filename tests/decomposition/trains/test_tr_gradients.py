@@ -25,16 +25,12 @@ from tensorlrf.decomposition.trains._tr_gradients import (
 from tensorlrf.decomposition.trains._tr_gram import RingMetric
 from tensorlrf.factors._tt import chain_product
 from tests.draws import seeded
+from tests.metrics import moments_within
 
 
 def ring(sizes: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> list[Tensor]:
     pairs = zip(sizes, pairwise((*ranks, ranks[0])), strict=True)
     return [seeded(r, n, s, seed=seed + k) for k, (n, (r, s)) in enumerate(pairs)]
-
-
-def moments(n: int) -> Tensor:
-    x = torch.logspace(0, -1, n, dtype=torch.float64)[:, None] * seeded(n, 3 * n, seed=5)
-    return x @ x.T / x.shape[1]
 
 
 class Largest(TorchDispatchMode):
@@ -60,7 +56,7 @@ def test_gradients_come_as_near_as_normal_matrices(
     sizes = matrix_sizes(256, 256, None, None, None)
     options: dict[str, Any] = {"sizes": sizes, "n_iter_max": 10, "random_state": 0}
     if metric:
-        options["gram"] = moments(256)
+        options["gram"] = moments_within(256)
     errors = []
     for most in (1 << 20, 0):
         monkeypatch.setattr(_tr_gradients, "MOST_UNKNOWNS", most)
@@ -80,7 +76,7 @@ def test_no_matrix_of_squared_bonds(metric: bool) -> None:
     halves = 64 * r * r
     with Largest() as largest:
         if metric:
-            RingMetric(weight, moments(64), 2).sweep(cores, 1e-10)
+            RingMetric(weight, moments_within(64), 2).sweep(cores, 1e-10)
         else:
             RingProblem(weight.reshape(sizes)).sweep(cores, 1e-10)
     assert largest.numel <= 4 * halves < r**4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,16 +17,16 @@ ALL = """
 import sys, warnings
 from unittest import mock
 import torch
-from every import EVERY, decomposed, matrix, moments
+from tests.decomposition.every import EVERY, decomposed, gram_of_inputs, matrix
 from tensorlrf import decomposition as d
 from tensorlrf.decomposition.trains import _tt_gram
 warnings.simplefilter("ignore")
 before = "torch._dynamo" in sys.modules
 for name in EVERY:
     decomposed(name, matrix())
-d.tt(matrix().reshape(16, 3, 2, 2), 3, gram=moments())
+d.tt(matrix().reshape(16, 3, 2, 2), 3, gram=gram_of_inputs())
 with mock.patch.object(_tt_gram, "MOST_UNKNOWNS", 1):
-    d.tt_matrix(matrix(), 3, gram=moments())
+    d.tt_matrix(matrix(), 3, gram=gram_of_inputs())
 print(before, "torch._dynamo" in sys.modules)
 """
 
@@ -50,10 +50,10 @@ def test_the_adjoint_of_a_core(data: st.DataObject, order: int, matrix: bool) ->
     torch.testing.assert_close((pulled * cores[k]).sum(), (image * flat).sum())
 
 
-def test_no_decomposition_imports_dynamo() -> None:
-    here = str(Path(__file__).parents[1])
+def test_no_decomposition_imports_dynamo(pytestconfig: pytest.Config) -> None:
+    root = str(pytestconfig.rootpath)
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{ALL}"],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{ALL}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tensorlrf.decomposition.trains import _tt_gram
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
@@ -16,20 +15,9 @@ from tensorlrf.decomposition.trains._tt_gradients import conjugate_gradients
 from tensorlrf.decomposition.trains._tt_matrix import tt_matrix
 from tensorlrf.errors import ArgumentError, ShapeError
 from tests.draws import seeded
+from tests.metrics import moments_within, output_error
 
 ORDER = (0, 3, 2, 1)
-
-
-def moments(n: int, rank: int, seed: int = 1) -> Tensor:
-    """Of inputs that decay, of which the last n - rank are linear in the others."""
-    x = seeded(n, rank, seed=seed) @ seeded(rank, 4 * n, seed=seed + 1)
-    x = x * torch.logspace(0, -2, n, dtype=torch.float64)[:, None]
-    return x @ x.T / x.shape[1]
-
-
-def output_error(kernel: Tensor, approximation: Tensor, gram: Tensor) -> float:
-    w, d = kernel.flatten(1), (kernel - approximation).flatten(1)
-    return math.sqrt(float((d @ gram * d).sum()) / float((w @ gram * w).sum()))
 
 
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # a few sweeps will do
@@ -45,7 +33,8 @@ def test_outputs_are_never_worse_than_of_the_plain_train(
 ) -> None:
     kernel = seeded(*shape, seed=seed)
     n = math.prod(shape[1:])
-    gram = moments(n, max(1, n // 2) if singular else n, seed + 7)
+    k = max(1, n // 2) if singular else n
+    gram = moments_within(n, k, samples=4 * n, seed=seed + 7)
     plain = tt(kernel, rank, modes=ORDER)
     fit = fit_tt(kernel, rank, modes=ORDER, gram=gram)
     assert fit.factors.rank == plain.rank
@@ -58,7 +47,7 @@ def test_outputs_are_never_worse_than_of_the_plain_train(
 
 def test_it_gains_where_inputs_are_unequal() -> None:
     kernel = seeded(16, 8, 3, 3)
-    gram = moments(72, 72)
+    gram = moments_within(72, 72)
     plain = output_error(kernel, tt(kernel, 4, modes=ORDER).to_dense(), gram)
     aware = output_error(kernel, tt(kernel, 4, modes=ORDER, gram=gram).to_dense(), gram)
     assert aware < 0.8 * plain
@@ -72,7 +61,7 @@ def test_with_equal_inputs_it_is_no_better_than_the_best_train_of_a_matrix() -> 
 
 
 def test_an_error_of_the_outputs_is_kept() -> None:
-    kernel, gram = seeded(8, 6, 3, 3), moments(54, 54)
+    kernel, gram = seeded(8, 6, 3, 3), moments_within(54, 54)
     for error in (0.5, 0.1):
         fit = fit_tt(kernel, error=error, modes=ORDER, gram=gram)
         assert fit.converged
@@ -92,7 +81,7 @@ def test_conjugate_gradients_solve_a_singular_system_they_can_solve() -> None:
 def test_the_range_of_float64(factor: float) -> None:
     # Steps that end before they settle would show the rounding of another factor.
     factor = 2.0 ** round(math.log2(factor))
-    kernel, gram = seeded(6, 4, 2, 2), moments(16, 16)
+    kernel, gram = seeded(6, 4, 2, 2), moments_within(16, 16)
     one = fit_tt(kernel, 2, modes=ORDER, gram=gram)
     other = fit_tt(kernel * factor, 2, modes=ORDER, gram=gram)
     assert other.errors == pytest.approx(one.errors, rel=1e-9)
@@ -130,7 +119,7 @@ def test_analytic_ranks_of_a_tt_matrix() -> None:
 def test_a_tt_matrix_by_gradients_comes_near_the_one_by_solves(
     singular: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrix, gram = seeded(24, 30), moments(30, 12 if singular else 30)
+    matrix, gram = seeded(24, 30), moments_within(30, 12 if singular else 30)
     sizes = {"row_sizes": (4, 3, 2), "column_sizes": (5, 3, 2)}
     plain = output_error(matrix, tt_matrix(matrix, 4, **sizes).to_dense(), gram)
     solved = output_error(matrix, tt_matrix(matrix, 4, gram=gram, **sizes).to_dense(), gram)

@@ -20,6 +20,7 @@ from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTMatrix
 from tests.draws import seeded
+from tests.metrics import moments_within, output_error
 
 
 def planted(
@@ -32,21 +33,6 @@ def planted(
     ]
     dense = TTMatrix(tuple(cores)).to_dense()
     return dense / dense.square().mean().sqrt()
-
-
-def moments(n: int, *, dead: int = 0, directions: int | None = None, seed: int = 5) -> Tensor:
-    """Second moments of correlated inputs, some of them dead, within so many directions."""
-    k = n if directions is None else directions
-    x = seeded(n, k, seed=seed) @ seeded(k, 3 * n, seed=seed + 1)
-    x = x * torch.logspace(0, -2, n, dtype=torch.float64)[:, None]
-    x[n - dead :] = 0.0
-    return x @ x.T / x.shape[1]
-
-
-def output_error(weight: Tensor, factors: TTMatrix, gram: Tensor) -> float:
-    wide = weight.double()
-    left = wide - factors.to(torch.float64).to_dense()
-    return math.sqrt(float((left @ gram * left).sum() / (wide @ gram * wide).sum()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -132,7 +118,7 @@ def test_outputs_are_nearer_than_the_plain_ones(
     dead: int, directions: int | None, order: int, dtype: torch.dtype
 ) -> None:
     weight = seeded(24, 35, dtype=dtype)
-    gram = moments(35, dead=dead, directions=directions)
+    gram = moments_within(35, dead=dead, directions=directions)
     copy = weight.clone()
     plain = tt_matrix(weight, 4, order=order)
     fit = fit_tt_matrix(weight, 4, order=order, gram=gram, n_iter_max=6)
@@ -169,7 +155,7 @@ def test_the_identity_brings_the_plain_solution(shape: tuple[int, int]) -> None:
 
 def test_a_step_is_the_least_squares_solution() -> None:
     """Of the whole output error, by a step that has no structure to lose."""
-    weight, gram = seeded(6, 8), moments(8)
+    weight, gram = seeded(6, 8), moments_within(8)
     metric = OutputMetric(weight, gram)
     train = tt_matrix(weight, 2, row_sizes=(3, 2), column_sizes=(2, 4))
     swept = als_sweep(metric, train)
@@ -194,7 +180,7 @@ def test_unreached_directions_stay() -> None:
 def test_an_exact_train_stays_exact_in_the_metric() -> None:
     weight = planted((4, 5), (6, 3), (3,))
     sizes: dict[str, Any] = {"row_sizes": (4, 5), "column_sizes": (6, 3)}
-    gram = moments(18, dead=2)
+    gram = moments_within(18, dead=2)
     fit = fit_tt_matrix(weight, 3, gram=gram, **sizes)
     assert fit.error <= 1e-13
     found = fit_tt_matrix(weight, error=1e-10, gram=gram, **sizes)
@@ -203,7 +189,7 @@ def test_an_exact_train_stays_exact_in_the_metric() -> None:
 
 @pytest.mark.parametrize("factor", [1e160, 1e200, 1e305, 1e-200, 1e-300])
 def test_the_range_of_float64(factor: float) -> None:
-    weight, gram = seeded(24, 30), moments(30)
+    weight, gram = seeded(24, 30), moments_within(30)
     one, other = fit_tt_matrix(weight, 1), fit_tt_matrix(weight * factor, 1)
     assert other.error == pytest.approx(one.error, rel=1e-9)
     cases: list[dict[str, Any]] = [{"rank": 2}, {"error": 0.3}]
@@ -220,7 +206,7 @@ def test_the_range_of_float64(factor: float) -> None:
 
 
 def test_error_in_the_outputs_is_kept_with_the_smallest_rank() -> None:
-    weight, gram = seeded(24, 35), moments(35)
+    weight, gram = seeded(24, 35), moments_within(35)
     for error in (0.4, 0.1):
         fit = fit_tt_matrix(weight, error=error, gram=gram)
         r = max(fit.factors.rank)
@@ -234,7 +220,7 @@ def test_error_in_the_outputs_is_kept_with_the_smallest_rank() -> None:
 
 
 def test_moments_about_a_mean_and_no_inputs() -> None:
-    weight, gram = seeded(12, 10), moments(10)
+    weight, gram = seeded(12, 10), moments_within(10)
     mean = 0.1 * gram.diagonal().sqrt() * torch.linspace(-1, 1, 10, dtype=torch.float64)
     one = fit_tt_matrix(weight, 2, gram=gram, mean=mean)
     other = fit_tt_matrix(weight, 2, gram=gram - torch.outer(mean, mean))

@@ -14,6 +14,7 @@ from tensorlrf.decomposition.tucker._gram import InputMetric, fit_in_metric
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import TuckerFactors
+from tests.metrics import second_moments
 
 
 def pictures(n: int, channels: int, side: int, seed: int = 0) -> Tensor:
@@ -26,9 +27,9 @@ def pictures(n: int, channels: int, side: int, seed: int = 0) -> Tensor:
     return F.relu(torch.einsum("ij,bjhw->bihw", mixing, smooth)).double()
 
 
-def second_moments(images: Tensor, k: int = 3) -> Tensor:
+def patch_moments(images: Tensor, k: int = 3) -> Tensor:
     patches = F.unfold(images, k, padding=k // 2).transpose(0, 1).flatten(1)
-    return patches @ patches.T / patches.shape[1]
+    return second_moments(patches)
 
 
 def kernel(n_out: int, n_in: int, k: int = 3, seed: int = 0) -> Tensor:
@@ -40,7 +41,7 @@ def kernel(n_out: int, n_in: int, k: int = 3, seed: int = 0) -> Tensor:
     return planted / planted.std() + 0.3 * torch.randn(n_out, n_in, k, k, generator=draws)
 
 
-def output_error(weight: Tensor, approximation: Tensor, images: Tensor) -> float:
+def error_on_images(weight: Tensor, approximation: Tensor, images: Tensor) -> float:
     pad = weight.shape[-1] // 2
     outputs = F.conv2d(images, weight.double(), padding=pad)
     off = F.conv2d(images, weight.double() - approximation.double(), padding=pad)
@@ -50,22 +51,22 @@ def output_error(weight: Tensor, approximation: Tensor, images: Tensor) -> float
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_error_is_that_of_the_convolution(dtype: torch.dtype) -> None:
     images, weight = pictures(4, 12, 10), kernel(20, 12).to(dtype)
-    fit = fit_tucker(weight, (7, 5), modes=(0, 1), gram=second_moments(images))
+    fit = fit_tucker(weight, (7, 5), modes=(0, 1), gram=patch_moments(images))
     factors = fit.factors.to(torch.float64)
     assert fit.factors.dtype == dtype
     assert fit.factors.core.shape == (7, 5, 3, 3)
-    assert fit.error == pytest.approx(output_error(weight, factors.to_dense(), images), rel=1e-6)
+    assert fit.error == pytest.approx(error_on_images(weight, factors.to_dense(), images), rel=1e-6)
 
 
 @pytest.mark.parametrize("rank", [(8, 8), (4, 12), (12, 4)])
 def test_serves_held_out_inputs_better_than_plain_tucker(rank: tuple[int, int]) -> None:
     known, held_out = pictures(16, 16, 12), pictures(16, 16, 12, seed=1)
     weight = kernel(24, 16)
-    served = tucker(weight, rank, modes=(0, 1), gram=second_moments(known))
+    served = tucker(weight, rank, modes=(0, 1), gram=patch_moments(known))
     plain = tucker(weight, rank, modes=(0, 1))
     assert served.n_params == plain.n_params
-    better = output_error(weight, served.to_dense(), held_out)
-    assert better < 0.9 * output_error(weight, plain.to_dense(), held_out)
+    better = error_on_images(weight, served.to_dense(), held_out)
+    assert better < 0.9 * error_on_images(weight, plain.to_dense(), held_out)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -99,7 +100,7 @@ def test_never_worse_than_plain_tucker_nor_the_recipe(seed: int) -> None:
 
 def test_the_regression_is_optimal_for_its_input_factor() -> None:
     """No change of U or core lowers the error; checked by the gradient, and by brute force."""
-    weight, gram = kernel(10, 6).double().flatten(2), second_moments(pictures(3, 6, 9))
+    weight, gram = kernel(10, 6).double().flatten(2), patch_moments(pictures(3, 6, 9))
     metric = InputMetric(weight, gram)
     at = metric.regress(metric.recipe_inputs(3), 4)
     outputs = at.outputs.clone().requires_grad_()
@@ -119,7 +120,7 @@ def test_the_regression_is_optimal_for_its_input_factor() -> None:
 
 
 def test_rounds_never_raise_the_error() -> None:
-    metric = InputMetric(kernel(16, 12).double().flatten(2), second_moments(pictures(4, 12, 10)))
+    metric = InputMetric(kernel(16, 12).double().flatten(2), patch_moments(pictures(4, 12, 10)))
     _, errors, _ = fit_in_metric(metric, [metric.recipe_inputs(4)], 5, rounds=8, tol=0.0)
     assert len(errors) > 3
     assert all(after < before for before, after in pairwise(errors))
@@ -130,14 +131,14 @@ def test_full_ranks_are_exact_and_singular_moments_harmless() -> None:
     few = pictures(1, 6, 3)
     few[:, 2] = 0  # a dead channel, and 9 patches for 54 columns
     for rank in ((8, 6), (8, 5), (3, 2)):
-        fit = fit_tucker(weight, rank, modes=(0, 1), gram=second_moments(few))
+        fit = fit_tucker(weight, rank, modes=(0, 1), gram=patch_moments(few))
         assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
-    full = fit_tucker(weight, (8, 6), modes=(0, 1), gram=second_moments(pictures(8, 6, 12)))
+    full = fit_tucker(weight, (8, 6), modes=(0, 1), gram=patch_moments(pictures(8, 6, 12)))
     assert full.error <= 1e-6
     silent = fit_tucker(weight, (3, 2), modes=(0, 1), gram=torch.zeros(54, 54))
     assert silent.error == 0.0
     assert all(torch.isfinite(t).all() for t in silent.factors.tensors().values())
-    nothing = fit_tucker(torch.zeros(8, 6, 3, 3), (3, 2), modes=(0, 1), gram=second_moments(few))
+    nothing = fit_tucker(torch.zeros(8, 6, 3, 3), (3, 2), modes=(0, 1), gram=patch_moments(few))
     assert float(nothing.factors.to_dense().norm()) == 0.0
 
 
@@ -165,7 +166,7 @@ def test_a_temporal_and_a_one_by_one_conv() -> None:
 def test_inner_values_are_no_larger_than_inputs_and_outputs(loud: float) -> None:
     images = loud * (pictures(4, 12, 10) + 1)
     weight = (kernel(40, 12) + 1).half()
-    factors = tucker(weight, (6, 4), modes=(0, 1), gram=second_moments(images))
+    factors = tucker(weight, (6, 4), modes=(0, 1), gram=patch_moments(images))
     assert all(torch.isfinite(t).all() for t in factors.tensors().values())
     left, right = (f.double() for f in factors.factors)
 
@@ -184,7 +185,7 @@ def test_inner_values_are_no_larger_than_inputs_and_outputs(loud: float) -> None
 
 
 def test_leaves_its_arguments_alone_and_repeats() -> None:
-    weight, gram = kernel(10, 8), second_moments(pictures(2, 8, 8))
+    weight, gram = kernel(10, 8), patch_moments(pictures(2, 8, 8))
     copies = weight.clone(), gram.clone()
     before = torch.get_rng_state()
     first = tucker(weight, (4, 3), modes=(0, 1), gram=gram)
