@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,19 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def modules() -> dict[str, Path]:
+    """Those of both packages and of bench/, by their dotted names."""
+    return {module_name(path): path for path in [*sources(), *ROOT.glob("bench/**/*.py")]}
+
+
 def floor_of(module: str) -> int:
     owners = [name for name in FLOORS if module == name or module.startswith(name + ".")]
     return FLOORS[max(owners, key=len)]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
-    """(line, module) of every import in the file, those inside functions too."""
+    """(line, module) of every import in the file, those inside functions and for types too."""
     package = module_name(path)
     if path.name != "__init__.py":
         package = package.rpartition(".")[0]
@@ -59,10 +67,8 @@ def imports(path: Path) -> list[tuple[int, str]]:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, base] if base else above)
             # `from tensorlrf import ops` names a module, `from tensorlrf.io import x` a name.
-            found += [
-                (node.lineno, f"{base}.{alias.name}" if base == "tensorlrf" else base)
-                for alias in node.names
-            ]
+            inside = [f"{base}.{alias.name}" for alias in node.names]
+            found += [(node.lineno, name if name in modules() else base) for name in inside]
     return found
 
 
@@ -109,6 +115,19 @@ def test_families_do_not_import_from_each_other() -> None:
             if other and other != own and own != READS_THEM:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert not wrong, wrong
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Neither directly nor through others: what both need stands below both."""
+    graph = {
+        name: {module for _, module in imports(path) if module in modules() and module != name}
+        for name, path in modules().items()
+    }
+    assert "tensorlrf.factors" in graph["tensorlrf.ops._functional"]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
 
 
 def test_the_kernel_core_knows_nothing_of_tensorlrf() -> None:
