@@ -6,11 +6,13 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
+
+from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
@@ -19,6 +21,7 @@ from tensorlrf.factors import Factors
 Kind = Literal["tensor", "linear", "conv", "embedding"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LAYERS: tuple[Kind, ...] = KINDS[1:]
+Use = Kind | Literal["scree"]
 
 ENTRY_POINTS = "tensorlrf.methods"
 """The group of entry points in which a package declares methods of its own, each under its name;
@@ -30,6 +33,10 @@ Fitting = TypeVar("Fitting", bound=Callable[..., Fit[Any]])
 Decomposition = Callable[..., Factors]
 """From a weight, a rank or an error, and options by keyword, to factors."""
 D = TypeVar("D", bound=Decomposition)
+Unfolded = Iterable[tuple[str, Sequence[tuple[Tensor, int]]]]
+"""Unfoldings in sets whose singular values are truncated together: what a set is called, and its
+tensors, each with the mode of its rows."""
+U = TypeVar("U", bound=Callable[..., Unfolded])
 
 _LAST = sys.maxsize
 
@@ -44,6 +51,7 @@ class Registered:
     on       what it serves -> the options that it is called with there, unless the user says
              otherwise; "tensor" is a tensor of the user's own, the others are weights of layers
     layer    how it is called for the weight of a layer, where that is not `function` itself
+    truncates  the unfoldings whose singular values it cuts off, where it does that
     order    where it stands among the methods of tensors, and among those of layers
     """
 
@@ -52,6 +60,7 @@ class Registered:
     gives: tuple[type[Factors], ...]
     on: Mapping[Kind, Mapping[str, Any]]
     layer: Decomposition | None = None
+    truncates: Callable[..., Unfolded] | None = None
     order: tuple[int, int] = field(default=(_LAST, _LAST))
 
     @property
@@ -75,6 +84,11 @@ class Registered:
     def with_modes(self) -> bool:
         """Whether it takes modes=."""
         return self.takes("modes")
+
+    def serves(self, *uses: Use) -> bool:
+        """Whether it is declared for any of these."""
+        of_scree = {"scree"} if self.truncates else set()
+        return not {*self.on, *of_scree}.isdisjoint(uses)
 
     def takes(self, option: str) -> bool:
         """Whether `fit` has an option of that name."""
@@ -130,15 +144,26 @@ def for_layers(name: str) -> Callable[[D], D]:
     return declare
 
 
-def names(*kinds: Kind) -> tuple[str, ...]:
-    """The words of the methods that serve any of these kinds, of all without one."""
-    of_layers = bool(kinds) and "tensor" not in kinds
-    served = [m for m in _METHODS.values() if not kinds or not m.on.keys().isdisjoint(kinds)]
+def truncates(name: str) -> Callable[[U], U]:
+    """Declare that the method `name` truncates what the function below gives; `scree` shows it. The
+    options of the function are those of `scree`."""
+
+    def declare(unfoldings: U) -> U:
+        _METHODS[name] = replace(_METHODS[name], truncates=unfoldings)
+        return unfoldings
+
+    return declare
+
+
+def names(*uses: Use) -> tuple[str, ...]:
+    """The words of the methods that serve any of these uses, of all without one."""
+    of_layers = bool(uses) and set(LAYERS).issuperset(uses)
+    served = [m for m in _METHODS.values() if not uses or m.serves(*uses)]
     return tuple(m.name for m in sorted(served, key=lambda m: m.order[of_layers]))
 
 
-def find(name: str, *kinds: Kind) -> Registered:
-    """The method that a user asks for by name, one of those that serve any of `kinds`.
+def find(name: str, *uses: Use) -> Registered:
+    """The method that a user asks for by name, one of those that serve any of `uses`.
 
     A word that is not known is looked up among the entry points of installed packages, and what
     stands there is imported. Words from files are looked up in `registered`.
@@ -147,8 +172,8 @@ def find(name: str, *kinds: Kind) -> Registered:
     if name not in _METHODS:
         _load(name)
     found = _METHODS.get(name)
-    if found is None or (kinds and found.on.keys().isdisjoint(kinds)):
-        known = names(*kinds)
+    if found is None or (uses and not found.serves(*uses)):
+        known = names(*uses)
         others = {e.name for e in entry_points(group=ENTRY_POINTS)} - _METHODS.keys()
         raise unknown("method", name, (*known, *sorted(others)))
     return found

@@ -12,21 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tensorlrf import decomposition
 from tensorlrf.compression._methods import method_from_dict
-from tensorlrf.decomposition import _method, fit_svd
+from tensorlrf.decomposition import _method, fit_svd, scree
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._method import (
     LAYERS,
     Kind,
+    Unfolded,
     factors_of,
     find,
     for_layers,
     method,
     names,
     registered,
+    truncates,
 )
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError
 from tensorlrf.factors import LowRank, TTMatrix
@@ -162,6 +164,24 @@ def test_order_is_declared_for_tensors_and_for_layers() -> None:
         method(word, gives=LowRank, on={"tensor", "linear"}, order=order)(fit_mine)
     assert names("tensor")[:3] == names()[:3] == ("first", "second", "third")
     assert names("linear")[:3] == ("third", "first", "second")
+
+
+def test_scree_shows_what_a_method_declares_that_it_truncates() -> None:
+    method("mine", gives=LowRank, on={"tensor"})(fit_mine)
+    with pytest.raises(ArgumentError, match="method='mine' is unknown; choose one of svd, tucker"):
+        scree(matrix(), "mine")
+
+    @truncates("mine")
+    def columns_and_rows(tensor: Tensor, *, modes: tuple[int, ...] = (1, 0)) -> Unfolded:
+        yield "both", [(tensor, mode) for mode in modes]
+
+    assert names("scree")[-1] == "mine"
+    (seen,) = scree(matrix(), "mine").spectra
+    (whole,) = scree(matrix(), "svd").spectra
+    assert seen.values[::2] == pytest.approx(whole.values)
+    assert seen.params[1::2] == tuple(2 * count for count in whole.params)
+    with pytest.raises(ArgumentError, match="block=2 belongs to method='blr', not 'mine'"):
+        scree(matrix(), "mine", block=2)
 
 
 def test_refusals() -> None:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -14,19 +15,15 @@ from torch import Tensor
 
 from tensorlrf.decomposition._evbmf import singular_values
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._method import find, names, registered
 from tensorlrf.decomposition.analysis._scree_plot import Curve, plot_scree
-from tensorlrf.decomposition.blocks._blr_matrix import check_pair
-from tensorlrf.decomposition.blocks._blr_spectra import grid
-from tensorlrf.decomposition.kron._shapes import check_shapes, rearranged
 from tensorlrf.decomposition.linalg._threads import threaded
-from tensorlrf.decomposition.tucker._tucker import check_modes
-from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
+from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors._autocast import without_autocast
 
-METHODS = ("svd", "tucker", "tt", "kron", "blr")
-
 _PRINTED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-_OPTION_OF = {"modes": "tucker", "shapes": "kron", "block": "blr"}
+_SUCH_AS = {"shapes": "((m1, n1), (m2, n2))", "block": "64 or (64, 128)"}
+"""Of options that a method needs."""
 
 
 @dataclass(frozen=True)
@@ -129,89 +126,57 @@ def scree(
     other methods and for options of another one, ShapeError for what does not fit.
     """
     checked = as_tensor(tensor).detach()
-    _check_options(method, {"modes": modes, "shapes": shapes, "block": block})
-    shape = tuple(int(n) for n in checked.shape)
-    if method == "svd":
-        spectra = [_of_matrix("matrix", checked.flatten(1))]
-    elif method == "tt":
-        heads = [math.prod(shape[:k]) for k in range(1, len(shape))]
-        spectra = [
-            _of_matrix(f"unfolding {k}", checked.reshape(head, -1)) for k, head in enumerate(heads)
-        ]
-    elif method == "tucker":
-        spectra = [_of_mode(checked, k) for k in check_modes(modes, len(shape))]
-    elif method == "kron":
-        pair = check_shapes(shapes, shape[0], shape[1])
-        (m1, n1), (m2, n2) = pair
-        name = f"{m1}x{n1} kron {m2}x{n2}"
-        spectra = [_of_matrix(name, rearranged(checked, pair))]
-    else:
-        spectra = [_of_blocks(checked, block)]
-    return Scree(method, shape, tuple(spectra))
-
-
-def _check_options(method: str, options: dict[str, Any]) -> None:
-    if method == "cp":
+    found = find(method, "scree") if method != "cp" else registered(method)
+    if found.truncates is None:
         raise UnsupportedError(
             "method='cp' has no singular values: the terms of one rank are not among those of the "
             "next; use method='tucker' for the ranks of the modes, or fit_cp at several ranks"
         )
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    for name, value in options.items():
-        owner = _OPTION_OF[name]
-        if value is not None and owner != method:
+    options = _own(method, {"modes": modes, "shapes": shapes, "block": block})
+    spectra = [_spectrum(name, parts) for name, parts in found.truncates(checked, **options)]
+    return Scree(method, tuple(map(int, checked.shape)), tuple(spectra))
+
+
+def _own(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The method's own options of those given: there is no other, and none is missing."""
+    own = {
+        word: _options_of(unfoldings)
+        for word in names("scree")
+        if (unfoldings := registered(word).truncates)
+    }
+    for name, value in given.items():
+        if value is not None and name not in own[method]:
+            owner = next(word for word, options in own.items() if name in options)
             raise ArgumentError(f"{name}={value!r} belongs to method={owner!r}, not {method!r}")
-        if value is None and owner == method and name != "modes":
-            example = "((m1, n1), (m2, n2))" if name == "shapes" else "64 or (64, 128)"
-            raise ArgumentError(f"method={method!r} needs {name}=, such as {example}")
+        if value is None and name in own[method] and own[method][name].default is Parameter.empty:
+            raise ArgumentError(f"method={method!r} needs {name}=, such as {_SUCH_AS[name]}")
+    return {name: given[name] for name in own[method] if given[name] is not None}
 
 
-def _of_matrix(name: str, matrix: Tensor) -> ScreeSpectrum:
-    m, n = matrix.shape
-    return _spectrum(name, singular_values(matrix), lambda r: r * (m + n))
+def _options_of(unfoldings: Callable[..., Any]) -> dict[str, Parameter]:
+    _, *options = signature(unfoldings).parameters.values()
+    return {option.name: option for option in options}
 
 
-def _of_mode(tensor: Tensor, mode: int) -> ScreeSpectrum:
-    n = int(tensor.shape[mode])
-    rest = tensor.numel() // n
-    return _spectrum(f"mode {mode}", singular_values(tensor, mode), lambda r: r * (rest + n))
-
-
-def _of_blocks(matrix: Tensor, block: Any) -> ScreeSpectrum:
-    if matrix.ndim != 2:
-        raise UnsupportedError(
-            f"method='blr' takes a matrix, got shape {tuple(matrix.shape)}; use 'svd', 'kron' or "
-            "'tucker' for a conv kernel"
-        )
-    shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-    size = check_pair(block, "block", 1, shape, "a block is no larger than the matrix")
-    parts = [place.of(matrix) for place in grid(shape, size)]
-    found = [singular_values(part) for part in parts]
+def _spectrum(name: str, parts: Sequence[tuple[Tensor, int]]) -> ScreeSpectrum:
+    """Of the unfoldings `parts`, pooled. A triplet of one costs its rows and columns."""
+    found = [singular_values(tensor, mode) for tensor, mode in parts]
     values, order = torch.cat(found).sort(descending=True, stable=True)
+    sides = [tensor.shape[mode] + tensor.numel() // tensor.shape[mode] for tensor, mode in parts]
     each = torch.cat(
-        [
-            torch.full((len(v),), sum(p.shape), device="cpu")
-            for v, p in zip(found, parts, strict=True)
-        ]
+        [torch.full((len(v),), side, device="cpu") for v, side in zip(found, sides, strict=True)]
     )
-    costs = each[order.cpu()].cumsum(0).tolist()
-    name = f"{len(parts)} blocks {size[0]}x{size[1]}"
-    return _spectrum(name, values, lambda r: costs[r - 1])
-
-
-def _spectrum(name: str, values: Tensor, params: Callable[[int], int]) -> ScreeSpectrum:
+    costs = each[order.cpu()].cumsum(0)
     largest = float(values[0])
     squares = (values / largest).square() if largest > 0 else values
     total = float(squares.sum())
     # Summed from the small end: the difference from the total would lose the small errors.
     left_out = squares.flip(0).cumsum(0).flip(0)[1:]
     left_out = torch.cat([left_out, left_out.new_zeros(1)]) / (total if total > 0 else 1.0)
-    count = int(values.shape[0])
     return ScreeSpectrum(
         name,
         tuple(values.tolist()),
         tuple((1 - left_out).tolist()),
         tuple(left_out.sqrt().tolist()),
-        tuple(params(r) for r in range(1, count + 1)),
+        tuple(costs.tolist()),
     )

@@ -6,10 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any, Literal, overload
 
+from torch import Tensor
+
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import Unfolded, method, truncates
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
@@ -24,12 +26,17 @@ from tensorlrf.decomposition.blocks._blr_fit import (
     within_error,
 )
 from tensorlrf.decomposition.blocks._blr_gram import Outputs
-from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, warn_out_of_reach
+from tensorlrf.decomposition.blocks._blr_matrix import (
+    Weight,
+    as_weight,
+    check_pair,
+    warn_out_of_reach,
+)
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg._threads import threaded
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import BlockLowRank
 from tensorlrf.factors._autocast import without_autocast
 from tensorlrf.factors._batch import Batch
@@ -167,6 +174,19 @@ def fit_blr(
     """
     options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
     return _fit(tensor, rank, error, block, *options, measure=True)
+
+
+@truncates("blr")
+def _blocks(tensor: Tensor, *, block: Any) -> Unfolded:
+    if tensor.ndim != 2:
+        raise UnsupportedError(
+            f"method='blr' takes a matrix, got shape {tuple(tensor.shape)}; use 'svd', 'kron' or "
+            "'tucker' for a conv kernel"
+        )
+    shape = (int(tensor.shape[0]), int(tensor.shape[1]))
+    mb, nb = check_pair(block, "block", 1, shape, "a block is no larger than the matrix")
+    parts = [(place.of(tensor), 0) for place in grid(shape, (mb, nb))]
+    yield f"{len(parts)} blocks {mb}x{nb}", parts
 
 
 @without_autocast()

@@ -6,11 +6,12 @@ import math
 from typing import Any, Literal, overload
 
 import torch
+from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor_and_largest, generator
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import Unfolded, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.kron._problem import (
@@ -19,7 +20,7 @@ from tensorlrf.decomposition.kron._problem import (
     best_of,
     looked_at,
 )
-from tensorlrf.decomposition.kron._shapes import Pair, check_shapes, shortlist
+from tensorlrf.decomposition.kron._shapes import Pair, check_shapes, rearranged, shortlist
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
@@ -189,6 +190,13 @@ def fit_kron(
     """
     options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
     return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=True)
+
+
+@truncates("kron")
+def _unfoldings(tensor: Tensor, *, shapes: Any) -> Unfolded:
+    pair = check_shapes(shapes, int(tensor.shape[0]), int(tensor.shape[1]))
+    (m1, n1), (m2, n2) = pair
+    yield f"{m1}x{n1} kron {m2}x{n2}", [(rearranged(tensor, pair), 0)]
 
 
 @without_autocast()

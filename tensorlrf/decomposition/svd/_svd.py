@@ -13,7 +13,7 @@ from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest, generator
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import Unfolded, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
@@ -177,6 +177,11 @@ def fit_svd(
     """
     options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
     return _fit(tensor, rank, error, method, gram, mean, *options, measure=True)
+
+
+@truncates("svd")
+def _unfoldings(tensor: Tensor) -> Unfolded:
+    yield "matrix", [(tensor.flatten(1), 0)]
 
 
 @without_autocast()

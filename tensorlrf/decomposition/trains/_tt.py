@@ -12,7 +12,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import Unfolded, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
@@ -156,6 +156,12 @@ def fit_tt(
     """
     options = (gram, mean, n_iter_max, tol)
     return _solve(tensor, rank, error, modes, options, batch_dims, measure=True)
+
+
+@truncates("tt")
+def _unfoldings(tensor: Tensor) -> Unfolded:
+    for k in range(1, tensor.ndim):
+        yield f"unfolding {k - 1}", [(tensor.flatten(0, k - 1).flatten(1), 0)]
 
 
 @threaded

@@ -14,7 +14,7 @@ from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
-from tensorlrf.decomposition._method import method
+from tensorlrf.decomposition._method import Unfolded, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
@@ -276,6 +276,12 @@ def fit_tucker(
     if ranks is None:
         return problem.within(error or 0.0)
     return problem.solve({axes.index(k): r for k, r in ranks.items()})
+
+
+@truncates("tucker")
+def _unfoldings(tensor: Tensor, *, modes: Sequence[int] | None = None) -> Unfolded:
+    for k in check_modes(modes, tensor.ndim):
+        yield f"mode {k}", [(tensor, k)]
 
 
 def check_modes(modes: Sequence[int] | None, order: int) -> tuple[int, ...]:
