@@ -253,7 +253,7 @@ def _fit(
         if shapes is not None:
             return many.solve(pairs[0], rank, error)
         return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
-    decides = measure or shapes is None or second is not None
+    decides = measure or error is not None or shapes is None or second is not None
     cutter = Cutter(Way(method, n_power_iter, n_oversample, draws), largest, decides)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
     one = KroneckerProblem(tensor, cutter, second, sweeps, tol)

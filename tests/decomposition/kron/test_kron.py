@@ -125,6 +125,8 @@ def test_a_sketch_finds_planted_terms(
     assert by_error.factors.rank == 3
     assert by_error.error <= within
     assert by_error.error == pytest.approx(residual(weight, by_error.factors), rel=1e-2, abs=1e-15)
+    # Whether or not the error is reported.
+    assert torch.equal(kron(weight, error=0.01, shapes=pair, random_state=0).a, by_error.factors.a)
     some = fit_kron(weight, error=0.8, shapes=pair, random_state=0)
     values = singular_values(weight, pair)[:4]
     tails = values.flip(0).square().cumsum(0).flip(0).sqrt() / values.norm()
