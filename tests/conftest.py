@@ -4,9 +4,12 @@ were run before; the same code runs elsewhere on the CPU."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.float32 import float32_in
 
 # Triton reads it once, when it is imported, and compiles nothing in a process that has it set.
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
@@ -29,3 +32,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytrace=False,
             )
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def ieee_float32() -> Iterator[None]:
+    """tf32 off: the bounds are those of IEEE float32."""
+    with float32_in("ieee"):
+        yield

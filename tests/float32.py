@@ -1,4 +1,4 @@
-"""float32 as it is, for comparisons."""
+"""What a GPU makes of float32 in products and convolutions, for as long as a test runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 
 
 @contextmanager
-def as_it_is() -> Iterator[None]:
-    """tf32 off; as torch has it afterwards."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+def float32_in(precision: str) -> Iterator[None]:
+    """In "ieee" or "tf32"; as torch has it afterwards."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
     try:
+        for switch in switches:
+            switch.fp32_precision = precision
         yield
     finally:
-        matmul.fp32_precision = before
+        for switch, own in zip(switches, before, strict=True):
+            switch.fp32_precision = own

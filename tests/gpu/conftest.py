@@ -1,4 +1,4 @@
-"""What the GPU tests share: float32 as it is, and a part of the tests for each of several
+"""What the GPU tests share: that every launch succeeds, and a part of the tests for each of several
 processes, since most of a test's time goes into compiling."""
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from zlib import crc32
 import pytest
 
 from tensorlrf_kernels import _launch
-from tests.float32 import as_it_is
 
 VARIABLE = "TENSORLRF_SHARD"  # "3/12" is the fourth of twelve parts
 
 
 @pytest.fixture
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    with as_it_is():
-        yield
+def launches_succeed() -> Iterator[None]:
+    """Nothing is remembered of launches that failed."""
+    yield
     assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
     assert not _launch._apart, f"cooperative launches that were refused: {_launch._apart}"
 

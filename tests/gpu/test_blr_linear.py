@@ -34,7 +34,7 @@ from tests.kernels.blr_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIXED = [(0, 0, 120, 240, 57), (0, 240, 130, 60, None), (120, 0, 250, 120, 0),

@@ -6,7 +6,7 @@ Needs torch, Triton and pytest alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tensorlrf.nn import FactoredConv2d
 from tensorlrf.ops import PathTable
-from tensorlrf_kernels import _launch
 from tensorlrf_kernels._conv import Geometry
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference
@@ -25,7 +24,7 @@ from tests.gpu.test_on_device import conv_factors
 from tests.kernels import conv_operands, cp_conv_operands
 from tests.kernels.operands import assert_within, roundoff
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LAYERS = (  # batch, channels, rank, image, kernel, geometry
@@ -37,17 +36,6 @@ LAYERS = (  # batch, channels, rank, image, kernel, geometry
     (3, (17, 19), 5, (40, 23), (7, 5), Geometry((4, 3), (3, 2), (2, 4))),
 )
 Run = Callable[..., Tensor]
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off, and nothing remembered of launches that failed."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = matmul.fp32_precision, cudnn.fp32_precision
-    matmul.fp32_precision = cudnn.fp32_precision = "ieee"
-    yield
-    matmul.fp32_precision, cudnn.fp32_precision = before
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
 
 
 def drawn(op: str, layer: tuple[Any, ...], dtype: torch.dtype, **options: Any) -> Any:

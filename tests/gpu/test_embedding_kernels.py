@@ -31,7 +31,7 @@ from tests.kernels.embedding_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -25,7 +25,7 @@ from tests.kernels.kron_operands import (
 )
 from tests.kernels.operands import LAYOUTS, assert_within
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, (m1, n1), (m2, n2), s

@@ -24,7 +24,7 @@ from tests.kernels.swiglu_operands import (
     gradients,
 )
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = (  # M, N, K, G, U

@@ -21,7 +21,7 @@ from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.mttkrp_operands import Contraction, bound, draw, exact, norm_bound, others
 from tests.kernels.operands import LAYOUTS, assert_within, roundoff
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 DTYPES = (torch.float32, torch.float64)
 SHAPES = (  # sizes, columns

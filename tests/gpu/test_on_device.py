@@ -6,7 +6,6 @@ Needs torch and pytest alone, so that a GPU machine can run it as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +15,8 @@ from tensorlrf import ops
 from tensorlrf.decomposition import cp, svd, tucker
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
+
+pytestmark = pytest.mark.usefixtures("ieee_float32")
 
 # Relative Frobenius error against float64 that each dtype may show (tf32 off).
 BOUND = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -73,18 +74,6 @@ def dtypes(device: torch.device) -> list[torch.dtype]:
     if device.type == "cuda":
         return [torch.float64, torch.float32, torch.float16, torch.bfloat16]
     return [torch.float64, torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def ieee_float32() -> Iterator[None]:
-    """tf32 off: the bounds are those of IEEE float32."""
-    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
-    yield
-    for switch, precision in zip(switches, before, strict=True):
-        switch.fp32_precision = precision
 
 
 @pytest.mark.parametrize(("name", "path"), CONVS)

@@ -20,7 +20,7 @@ from tensorlrf_kernels.tt_linear import reference, tt_linear
 from tensorlrf_kernels.tt_linear.launch import served_cut
 from tests.kernels.operands import roundoff
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRAINS = {  # rows, columns and ranks of the cores: the first three by the kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -35,14 +35,6 @@ FORMS: dict[str, Callable[[int], BlockOperands]] = {
     "monarch of rank 8": lambda M: draw_monarch(M, (32, 32), 8, SIDE),
     "blast": lambda M: draw_blast(M, (4, 4), 128, SIDE),
 }
-
-
-@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
-def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
-    yield request.param
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def calls_of(

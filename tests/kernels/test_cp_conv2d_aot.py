@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,14 +20,6 @@ LAYERS = (
     (32, 64, 56, 64), (32, 128, 28, 64), (32, 256, 14, 128), (1, 512, 7, 256), (8, 96, 20, 24)
 )  # fmt: skip
 """Batch, channels, side of the image and rank."""
-
-
-@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
-def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
-    yield request.param
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def check(layer: tuple[int, int, int, int], chip: str, dtype: torch.dtype, full: bool) -> None:

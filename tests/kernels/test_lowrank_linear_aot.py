@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -23,14 +21,6 @@ RANKS = {
     "prefill": (16, 32, 64, 128, 256),
     "backward": (16, 32, 64, 128),
 }
-
-
-@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
-def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
-    yield request.param
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def calls_of(kernel: str, problem: Problem, chip: str, full: bool) -> list[Call]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,14 +20,6 @@ pytestmark = pytest.mark.aot
 ROWS = {"decode": (16, 128), "prefill": (8192,), "backward": (8192,)}
 RANKS = {"decode": (32, 64, 256, 512), "prefill": (16, 32, 64, 128), "backward": (16, 32, 64)}
 SHAPES = {"plain": (4096, 4096), "full": (14336, 4096)}  # N, K
-
-
-@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
-def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
-    yield request.param
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def calls_of(kernel: str, problem: Problem, chip: str, full: bool) -> list[Call]:

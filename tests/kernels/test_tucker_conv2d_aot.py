@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -26,14 +24,6 @@ LAYERS = (
     (8, 96, 20, 24),
 )
 """Batch, channels, side of the image and rank."""
-
-
-@pytest.fixture(params=[False, True], ids=["ieee", "tf32"])
-def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if request.param else "ieee"
-    yield request.param
-    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def check(layer: tuple[int, int, int, int], chip: str, dtype: torch.dtype, full: bool) -> None:
