@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -28,6 +29,7 @@ FLOORS = {
     "tensorlrf": 7,
     "tensorlrf.__main__": 8,
 }
+MOST_FILES = 22  # of a folder; past that it becomes folders
 HEAVY = ("triton", "tensorly", "transformers", "matplotlib", "torch._dynamo", "scipy", "skimage")
 
 
@@ -128,6 +130,11 @@ def test_no_two_files_import_each_other() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" is imported by ".join(error.args[1]))
+
+
+def test_a_folder_holds_no_more_files_than_a_page() -> None:
+    counts = Counter(path.parent.relative_to(ROOT) for path in sources())
+    assert {str(folder): n for folder, n in counts.items() if n > MOST_FILES} == {}
 
 
 def test_the_kernel_core_knows_nothing_of_tensorlrf() -> None:

@@ -4,9 +4,6 @@ from tensorlrf.compression._apply import apply
 from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._leave import densify, export
 from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
-from tensorlrf.compression._plan import LayerPlan, Plan
-from tensorlrf.compression._planning import plan
-from tensorlrf.compression._report import BatchNorms, Latency, LayerReport, Report, Totals
 from tensorlrf.compression._structured import (
     BLR,
     TR,
@@ -17,10 +14,13 @@ from tensorlrf.compression._structured import (
     Monarch,
     Structured,
 )
-from tensorlrf.compression._tune import tune
-from tensorlrf.compression._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.plan._planning import plan
+from tensorlrf.compression.report._report import BatchNorms, Latency, LayerReport, Report, Totals
+from tensorlrf.compression.tuning._tune import tune
+from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 
 __all__ = [
     "BLR",

@@ -11,15 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._budget import shortfall
-from tensorlrf.compression._check_plan import check_plan
-from tensorlrf.compression._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
-from tensorlrf.compression._fitting import Fitting
 from tensorlrf.compression._methods import Method
-from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._report import BatchNorms, Latency, Report
-from tensorlrf.compression._reporting import row, totals
 from tensorlrf.compression._survey import ROOT, survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._batches import list_batches
@@ -39,6 +32,13 @@ from tensorlrf.compression.calibration._calibrate import (
 from tensorlrf.compression.calibration._memory import readable, too_large
 from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.plan._check_plan import check_plan
+from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.report._budget import shortfall
+from tensorlrf.compression.report._report import BatchNorms, Latency, Report
+from tensorlrf.compression.report._reporting import row, totals
 from tensorlrf.decomposition.linalg._side_by_side import side_by_side
 from tensorlrf.decomposition.linalg._threads import problem
 from tensorlrf.errors import (

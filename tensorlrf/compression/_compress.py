@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._apply import apply, put
-from tensorlrf.compression._fitting import Fitting
 from tensorlrf.compression._methods import Given
-from tensorlrf.compression._planning import plan
-from tensorlrf.compression._report import Report
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
+from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.plan._planning import plan
+from tensorlrf.compression.report._report import Report
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 

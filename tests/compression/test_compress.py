@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorlrf.compression import SVD, Tucker, _factor, compress
-from tensorlrf.compression._factor import Options, factor
+from tensorlrf.compression import SVD, Tucker, compress
 from tensorlrf.compression.calibration._calibrate import Seen
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError
+from tensorlrf.compression.fit import _factor
+from tensorlrf.compression.fit._factor import Options, factor
 from tensorlrf.decomposition import cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tensorlrf
 from tensorlrf import SVD
-from tensorlrf.compression import _latency, _whole, compress, plan
+from tensorlrf.compression import _latency, compress, plan
 from tensorlrf.compression.calibration._batches import call, fresh, list_batches
+from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import factorize
 from tensorlrf.nn._copies import replica
 from tests.compression.networks import relative, set_weights

@@ -85,7 +85,7 @@ def test_none_is_refused_where_it_stands_for_nothing(config: Any, options: Any) 
     "method", ["kron", TT(rank=4), TT(rank=(4,)), TR(rank=(2, 2, 2, 2)), "monarch", "blr"]
 )
 def test_latency_is_that_of_the_format_itself(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tensorlrf.compression import _worthwhile
+    from tensorlrf.compression.plan import _worthwhile
 
     timed: list[str] = []
 

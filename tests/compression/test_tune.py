@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tensorlrf
-from tensorlrf.compression._tune import table_of, tune
+from tensorlrf.compression.tuning._tune import table_of, tune
 from tensorlrf.nn import _freezable
 from tensorlrf.ops._paths import BUCKETS
 from tests.compression.tuned import ALIKE, CHAIN, DENSE, Start, conv, factored, linear, set_clock

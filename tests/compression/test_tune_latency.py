@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import tensorlrf
-from tensorlrf.compression._tune import tune
+from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tests.compression.tuned import CHAIN, DENSE, Start, conv, linear, set_clock

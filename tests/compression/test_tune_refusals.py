@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 from torch import nn
 
-from tensorlrf.compression._tune import tune
-from tensorlrf.compression._tuning import Tuning
+from tensorlrf.compression.tuning._tune import tune
+from tensorlrf.compression.tuning._tuning import Tuning
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression import BucketTiming
-from tensorlrf.compression._tune import tune
-from tensorlrf.compression._whole import MARGINS, choices_of
+from tensorlrf.compression.tuning._tune import tune
+from tensorlrf.compression.tuning._whole import MARGINS, choices_of
 from tensorlrf.nn import FactoredLinear
 from tests.compression.tuned import (
     CHAIN,

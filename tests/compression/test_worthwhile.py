@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import CP, SVD, Tucker, compress, plan
-from tensorlrf.compression import _worthwhile
+from tensorlrf.compression.plan import _worthwhile
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 from tests.compression.networks import Snapshot, set_weights

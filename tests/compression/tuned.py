@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import tensorlrf
-from tensorlrf.compression import _latency, _whole
+from tensorlrf.compression import _latency
+from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
 from tensorlrf.ops import Timings
 

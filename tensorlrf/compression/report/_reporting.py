@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tensorlrf.compression._factor import Factored
-from tensorlrf.compression._plan import LayerPlan
-from tensorlrf.compression._report import LayerReport, Totals
 from tensorlrf.compression._survey import Found, kind_of, own_numbers
 from tensorlrf.compression.calibration._calibrate import Trace
+from tensorlrf.compression.fit._factor import Factored
+from tensorlrf.compression.plan._plan import LayerPlan
+from tensorlrf.compression.report._report import LayerReport, Totals
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import Positions, conv_cost, linear_cost

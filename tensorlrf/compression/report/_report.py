@@ -7,8 +7,6 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from tensorlrf.compression._json import read_dataclass
-from tensorlrf.compression._plot import plot_layers
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression._words import (
     budget_words,
@@ -18,6 +16,8 @@ from tensorlrf.compression._words import (
     short,
     staying,
 )
+from tensorlrf.compression.report._json import read_dataclass
+from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.errors import FileFormatError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tensorlrf.compression._latency import (
     resident_bytes,
     timed_passes,
 )
-from tensorlrf.compression._tuning import ALL_DENSE, FASTEST, BucketTiming, WholeTiming
+from tensorlrf.compression.tuning._tuning import ALL_DENSE, FASTEST, BucketTiming, WholeTiming
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable, time_calls
 

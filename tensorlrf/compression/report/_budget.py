@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tensorlrf.compression._report import Report
+from tensorlrf.compression.report._report import Report
 
 FAR = 0.25
 """Embeddings, heads and norms stay in every model, so that it keeps more than its eligible weights

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from tensorlrf.compression._plan import Plan
 from tensorlrf.compression._survey import check_values, survey
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
+from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
 
 

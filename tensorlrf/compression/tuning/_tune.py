@@ -25,9 +25,15 @@ from tensorlrf.compression._latency import (
 )
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression._tuning import ALL_DENSE, BucketTiming, LayerTuning, Tuning, WholeTiming
-from tensorlrf.compression._whole import bytes_held, choices_of, chosen_for, time_whole
 from tensorlrf.compression.calibration._batches import call
+from tensorlrf.compression.tuning._tuning import (
+    ALL_DENSE,
+    BucketTiming,
+    LayerTuning,
+    Tuning,
+    WholeTiming,
+)
+from tensorlrf.compression.tuning._whole import bytes_held, choices_of, chosen_for, time_whole
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._copies import replica

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression._factor import at_rank, rank_within
 from tensorlrf.compression._methods import Given, Method, as_method
-from tensorlrf.compression._plan import LayerPlan, Plan
 from tensorlrf.compression._ranks import Ladder, allocate
 from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.fit._factor import at_rank, rank_within
+from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 OBJECTIVES = ("size", "latency")
@@ -80,7 +80,7 @@ def plan(
     _check_budgets(drafts, keep_params, error)
     drafts = _with_ranks(drafts, keep_params, error)
     if objective == "latency":
-        from tensorlrf.compression._worthwhile import without_slow
+        from tensorlrf.compression.plan._worthwhile import without_slow
 
         slow = without_slow(model, {d.found.name: d.method for d in drafts if d.method}, example)
         drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]

@@ -1,0 +1,1 @@
+"""Fitting: one layer's factors, to its weight or to its inputs."""

@@ -1,0 +1,1 @@
+"""Plans: which layer gets which factors, stated, made and checked."""

@@ -1,0 +1,1 @@
+"""Reports: what was won and what was lost."""
