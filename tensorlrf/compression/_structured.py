@@ -17,6 +17,7 @@ from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._mode_sizes import matrix_sizes, row_digits
 from tensorlrf.decomposition.blocks._blast import default_blocks
 from tensorlrf.decomposition.blocks._blr_spectra import Place
+from tensorlrf.decomposition.blocks._hierarchical import RULES
 from tensorlrf.decomposition.blocks._hierarchical import _rule as rule_of
 from tensorlrf.decomposition.blocks._hierarchical_tree import least_params
 from tensorlrf.decomposition.blocks._monarch import near_root
@@ -29,8 +30,6 @@ from tensorlrf.decomposition.trains._tt_ranks import train_params, train_ranks
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.ops import train_order
-
-RULES = ("weak", "strong", "all")
 
 State = int | torch.Generator | None
 

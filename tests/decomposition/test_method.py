@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tensorlrf import decomposition
+from tensorlrf import decomposition, io
+from tensorlrf.cli import main
 from tensorlrf.compression._methods import method_from_dict
 from tensorlrf.decomposition import _method, fit_svd, scree
 from tensorlrf.decomposition._fit import Fit
@@ -35,7 +38,6 @@ from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import factorize
 from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
 
-ROOT = Path(__file__).resolve().parents[2]
 OF_TRAINS = ("tt_cross", "tt_round")
 """What decomposes a function, and a train."""
 WEIGHTS: dict[Kind, nn.Module] = {
@@ -44,17 +46,10 @@ WEIGHTS: dict[Kind, nn.Module] = {
     "embedding": nn.Embedding(16, 12),
 }
 
-PLUGIN = """
-from tensorlrf.decomposition import Fit, fit_svd
-from tensorlrf.decomposition._method import factors_of, method
-from tensorlrf.factors import LowRank
-
-@method("toy", gives=LowRank, on={"tensor", "linear"})
-def fit_toy(tensor, rank=None, *, error=None, random_state=None) -> Fit[LowRank]:
-    return fit_svd(tensor, rank, error=error)
-
-toy = factors_of(fit_toy)
-"""
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+(PLUGIN,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "@method(" in code)
+"""The method of the page on extending, 'nearest'."""
 
 
 def fit_mine(
@@ -75,11 +70,11 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The module of an installed package that declares a method 'toy'."""
+    """The module of an installed package that declares a method 'nearest'."""
     folder = tmp_path / "toys-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[tensorlrf.methods]\ntoy = a_toy_method\n")
+    (folder / "entry_points.txt").write_text("[tensorlrf.methods]\nnearest = a_toy_method\n")
     module = tmp_path / "a_toy_method.py"
     module.write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -246,30 +241,41 @@ def test_the_short_function_is_pickled_by_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_package_declares_a_method_that_is_imported_when_asked_for(plugin: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"choose one of .*toy"):
-        find("tyo")
-    with pytest.raises(ArgumentError, match="method='toy' is unknown"):
-        registered("toy")
-    assert "toy" not in names()
-    with pytest.raises(ArgumentError, match="method='toy' is unknown"):
-        method_from_dict({"name": "toy"})  # as a plan has it
+    with pytest.raises(ArgumentError, match=r"choose one of .*nearest"):
+        find("naerest")
+    with pytest.raises(ArgumentError, match="method='nearest' is unknown"):
+        registered("nearest")
+    assert "nearest" not in names()
+    with pytest.raises(ArgumentError, match="method='nearest' is unknown"):
+        method_from_dict({"name": "nearest"})  # as a plan has it
     assert plugin.stem not in sys.modules
-    layer = factorize(nn.Linear(3, 4), "toy", 1)
+    layer = factorize(nn.Linear(3, 4), "nearest", 1)
     assert isinstance(layer.factors, LowRank)
-    found = find("toy", "linear")
+    found = find("nearest", "linear")
     assert plugin.stem in sys.modules
-    assert found is registered("toy")
-    assert found.draws
+    assert found is registered("nearest")
+    assert not found.draws
     assert found.function(torch.ones(4, 3), 1).shape == (4, 3)
-    assert names()[-1] == "toy"
+    assert names()[-1] == "nearest"
+
+
+def test_the_command_line_knows_the_method_of_a_package(
+    plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "t.npy", matrix().numpy())
+    target = tmp_path / "f.safetensors"
+    given = ["decompose", str(tmp_path / "t.npy"), "--method", "nearest", "--rank", "2"]
+    assert main([*given, "-o", str(target)]) == 0
+    assert "rank 2" in capsys.readouterr().out
+    assert isinstance(io.load_factors(target), LowRank)
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("import no_such_module", "no_such_module"), ("", "declare it, @method..toy.")],
+    [("import no_such_module", "no_such_module"), ("", "declare it, @method..nearest.")],
 )
 def test_an_entry_point_with_a_fault_is_named(plugin: Path, source: str, words: str) -> None:
     plugin.write_text(source)
-    with pytest.raises(UnsupportedError, match=f"method 'toy' .*'a_toy_method'.*{words}"):
-        find("toy")
-    assert "toy" not in names()
+    with pytest.raises(UnsupportedError, match=f"method 'nearest' .*'a_toy_method'.*{words}"):
+        find("nearest")
+    assert "nearest" not in names()

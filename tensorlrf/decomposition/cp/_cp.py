@@ -54,7 +54,10 @@ def fit_cp(
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
 ) -> Fit[CPFactors]:
-    """CP decomposition with its history: minimises ||tensor - sum_j w_j a_j o b_j o ... ||_F.
+    """A sum of rank-one tensors of any order from two up (CP; Kolda & Bader 2009).
+
+    Minimises ||tensor - sum_j w_j a_j o b_j o ... ||_F; `fit_cp` gives the history beside the
+    factors.
 
     tensor        (n_1, ..., n_N), N >= 2, torch or numpy, any float dtype; computed in float32 at
                   least, the result has its dtype and device

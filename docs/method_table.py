@@ -1,0 +1,36 @@
+"""The table of methods in `formats.md`, from what they declare: run this file to renew it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from tensorlrf.decomposition._method import LAYERS, names, registered
+
+PAGE = Path(__file__).with_name("formats.md")
+HEAD = "| function | what it finds | factors | layers |"
+
+
+def table() -> str:
+    """A row for each decomposition: the first sentence of its docstring, what it gives, and the
+    layers that it serves."""
+    rows = [HEAD, "| --- | --- | --- | --- |"]
+    for name in names():
+        found = registered(name)
+        about = (inspect.getdoc(found.function) or "").partition("\n\n")[0].replace("\n", " ")
+        gives = ", ".join(f"`{kind.__name__}`" for kind in found.gives)
+        serves = ", ".join(kind for kind in LAYERS if kind in found.on)
+        rows.append(f"| `{name}` | {about} | {gives} | {serves} |")
+    return "\n".join(rows) + "\n"
+
+
+def renewed(page: str) -> str:
+    """The page with that table in place of the one it has."""
+    before, _, rest = page.partition(HEAD)
+    rows = rest.splitlines(keepends=True)
+    end = next(k for k, row in enumerate(rows) if not row.startswith("|") and k)
+    return before + table() + "".join(rows[end:])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text()))
