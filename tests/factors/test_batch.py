@@ -9,7 +9,7 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors, Factors, KroneckerSum, LowRank, TuckerFactors
 from tensorlrf.factors._batch import Batch
-from tests.factor_laws import FactorLaws
+from tests.laws.factors import FactorLaws
 
 
 class BatchLaws(FactorLaws):

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Block, BlockLowRank, Factors
-from tests.factor_laws import FactorLaws
 from tests.factors.test_tt import cores
+from tests.laws.factors import FactorLaws
 
 GRID = (Block(0, 0, 4, 3, 2), Block(0, 3, 4, 5, 1), Block(4, 0, 2, 3, 0), Block(4, 3, 2, 5, 2))
 TREE = (

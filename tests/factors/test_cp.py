@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors, Factors
-from tests.factor_laws import FactorLaws
+from tests.laws.factors import FactorLaws
 
 
 class TestCPFactors(FactorLaws):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
-from tests.factor_laws import FactorLaws
+from tests.laws.factors import FactorLaws
 
 
 class GroupLaws(FactorLaws):

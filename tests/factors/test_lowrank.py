@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors import Factors, LowRank
-from tests.factor_laws import FactorLaws
+from tests.laws.factors import FactorLaws
 
 
 def random_lowrank(seed: int, dtype: torch.dtype) -> LowRank:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors import BlastFactors, Factors, MonarchFactors
-from tests.factor_laws import FactorLaws
 from tests.factors.test_tt import cores
+from tests.laws.factors import FactorLaws
 
 
 class TestMonarch(FactorLaws):

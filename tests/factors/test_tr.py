@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors import Factors, TRFactors
-from tests.factor_laws import FactorLaws
 from tests.factors.test_tt import cores
+from tests.laws.factors import FactorLaws
 
 SIZES = [(2, 4, 3), (3, 3, 2), (2, 5, 4), (4, 2, 2)]
 

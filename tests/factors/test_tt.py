@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors, TTFactors, TTMatrix
-from tests.factor_laws import FactorLaws
+from tests.laws.factors import FactorLaws
 
 
 def cores(sizes: list[tuple[int, ...]], seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, TuckerFactors
 from tensorlrf.factors._tucker import mode_product
-from tests.factor_laws import FactorLaws
+from tests.laws.factors import FactorLaws
 
 
 def draw(seed: int, dtype: torch.dtype, *sizes: tuple[int, ...]) -> list[Tensor]:
