@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 import tensorlrf
-from tensorlrf import decomposition
 from tensorlrf.cli import _compress, _inspect
+from tensorlrf.decomposition import _method
 from tensorlrf.errors import TensorlrfWarning
 from tests.cli.calls import Program, cnn, listing, save_state
 
@@ -262,13 +264,14 @@ def test_warnings_of_ours_are_a_line(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "k.npy", np.eye(4))
-    real = decomposition.fit_svd
+    svd = _method.registered("svd")
 
-    def warns(*args: Any, **kwargs: Any) -> object:
+    @functools.wraps(svd.fit)
+    def warns(*args: Any, **kwargs: Any) -> Any:
         warnings.warn("thin\nice", TensorlrfWarning, stacklevel=1)
-        return real(*args, **kwargs)
+        return svd.fit(*args, **kwargs)
 
-    monkeypatch.setattr(decomposition, "fit_svd", warns)
+    monkeypatch.setitem(_method._METHODS, "svd", replace(svd, fit=warns))
     given = ("decompose", tmp_path / "k.npy", "--rank", 2, "-o", tmp_path / "f.safetensors")
     done = program(*given, "--json")
     assert done.code == 0
