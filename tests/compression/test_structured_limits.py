@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tensorlrf
-from tensorlrf.compression import TR, TT, Blast, Hierarchical, Kron, Monarch
+from tensorlrf.compression import CP, TR, TT, Blast, Hierarchical, Kron, Monarch, Tucker
 from tensorlrf.errors import ArgumentError, RankError
 
 METHODS = ("kron", "tt", "tr", "blr", "hierarchical", "monarch", "blast")
@@ -74,11 +74,10 @@ def test_ranks_that_cannot_be_are_refused_by_the_plan() -> None:
         tensorlrf.plan(conv, method=TT(rank=(40, 4, 4)), skip=[])
 
 
-@pytest.mark.parametrize("options", [{"tol": None}, {"n_iter_max": None}])
-@pytest.mark.parametrize("config", [TR])
-def test_none_is_refused_where_it_stands_for_nothing(config: Any, options: Any) -> None:
-    with pytest.raises(ArgumentError, match=f"{next(iter(options))}=None"):
-        config(**options)
+@pytest.mark.parametrize("option", ["tol", "n_iter_max"])
+@pytest.mark.parametrize("config", [CP, Tucker, TT, TR, Kron, Blast])
+def test_none_stands_for_the_default_of_the_decomposition(config: Any, option: str) -> None:
+    assert config(**{option: None}) == config()
 
 
 @pytest.mark.parametrize(
