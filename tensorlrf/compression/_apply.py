@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._latency import measure_model
 from tensorlrf.compression._methods import Method
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, survey
@@ -405,8 +406,6 @@ def _add_to_bias(module: Any, shift: Tensor) -> None:
 
 
 def _latency(model: nn.Module, small: nn.Module, example: Any) -> Latency:
-    from tensorlrf.compression._latency import measure_model
-
     dense, compressed = measure_model(model, small, [example])
     return Latency(dense, compressed)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn._plain import HF_CONV1D, Plain, plain_of
 from tensorlrf.nn._tensors import values_of
@@ -85,6 +86,4 @@ class Site:
 
 def site_at(model: nn.Module, name: str) -> Site:
     """The layer of that qualified name, which is known to be replaceable."""
-    from tensorlrf.compression._survey import ROOT
-
     return Site.of(model if name == ROOT else model.get_submodule(name))

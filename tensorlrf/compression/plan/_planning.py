@@ -17,6 +17,7 @@ from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.fit._factor import at_rank, rank_within
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.plan._worthwhile import without_slow
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 OBJECTIVES = ("size", "latency")
@@ -80,8 +81,6 @@ def plan(
     _check_budgets(drafts, keep_params, error)
     drafts = _with_ranks(drafts, keep_params, error)
     if objective == "latency":
-        from tensorlrf.compression.plan._worthwhile import without_slow
-
         slow = without_slow(model, {d.found.name: d.method for d in drafts if d.method}, example)
         drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]
     for draft in drafts:
