@@ -19,6 +19,7 @@ from tensorlrf.nn import FactoredEmbedding, factorize
 from tensorlrf.ops import PathTable
 from tensorlrf_kernels.lowrank_embedding import fused, lowrank_embedding
 from tensorlrf_kernels.tt_embedding import tt_embedding
+from tests.draws import seeded
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.embedding_operands import (
     Lookup,
@@ -26,7 +27,6 @@ from tests.kernels.embedding_operands import (
     forward_bound,
     gradient_bounds,
     matrices,
-    normal,
     trains,
 )
 from tests.kernels.operands import LAYOUTS, assert_within
@@ -101,7 +101,7 @@ def test_any_strides_and_either_index(layout: str) -> None:
 
 def check_gradients(o: Lookup) -> None:
     o.one, o.other = (t.requires_grad_() for t in (o.one, o.other))
-    dy = normal(*o.indices.shape, o.shape[1], seed=5).to("cuda", o.other.dtype)
+    dy = seeded(*o.indices.shape, o.shape[1], seed=5).to("cuda", o.other.dtype)
     got = torch.autograd.grad(run(o), (o.one, o.other), dy)
     expected, bounds = o.gradients(dy), gradient_bounds(o, dy)
     for g, want, bound, t in zip(got, expected, bounds, (o.one, o.other), strict=True):
@@ -274,7 +274,7 @@ def test_it_does_not_synchronise() -> None:
 
 
 def test_sums_of_equal_indices_have_the_sums_of_torch() -> None:
-    values, indices = normal(5000, 70).float().cuda(), draw_indices(5000, 900, spread=50).cuda()
+    values, indices = seeded(5000, 70).float().cuda(), draw_indices(5000, 900, spread=50).cuda()
     got = fused.segment_sums(values, indices, 900, 3, torch.float32)
     want = torch.ops.aten.embedding_dense_backward(values, indices, 900, 3, False)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from tensorlrf_kernels.blr_linear import _form, _panels, blast_linear, blr_linea
 from tensorlrf_kernels.blr_linear import reference as chains
 from tensorlrf_kernels.blr_linear.calls import Panels
 from tensorlrf_kernels.blr_linear.forms import Block, Form, tiling_of, words
+from tests.draws import seeded
 from tests.kernels.operands import BEND, STEEPEST, roundoff
 
 NAMES = ("x", "left", "right", "third", "bias")
@@ -133,11 +134,6 @@ def by_rows(blocks: Blocks) -> Blocks:
     return sorted(blocks, key=lambda b: (b[0], b[2], b[1], b[3]))
 
 
-def normal(*size: int, seed: int) -> Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=g, dtype=torch.float64)
-
-
 def draw_tiling(
     rows: int, blocks: Blocks, shape: tuple[int, int], *, bias: bool = True
 ) -> BlockOperands:
@@ -147,11 +143,11 @@ def draw_tiling(
     mean = max(1.0, tiling_of(text).form.rank)
     return BlockOperands(
         f"blr {text}",
-        normal(rows, shape[1], seed=0),
-        normal(sizes["left"], seed=1) / mean**0.5,
-        normal(sizes["right"], seed=2) / shape[1] ** 0.5,
-        normal(sizes["dense"], seed=3) / shape[1] ** 0.5,
-        normal(shape[0], seed=4) if bias else None,
+        seeded(rows, shape[1], seed=0),
+        seeded(sizes["left"], seed=1) / mean**0.5,
+        seeded(sizes["right"], seed=2) / shape[1] ** 0.5,
+        seeded(sizes["dense"], seed=3) / shape[1] ** 0.5,
+        seeded(shape[0], seed=4) if bias else None,
     )
 
 
@@ -160,10 +156,10 @@ def draw_monarch(
 ) -> BlockOperands:
     """Q and K equal parts of both sides."""
     (Q, K), (m, n) = counts, shape
-    left = normal(Q, -(-m // Q), K, rank, seed=1) / (K * rank) ** 0.5
-    right = normal(K, Q, rank, -(-n // K), seed=2) / right_scale(n, K)
-    shift = normal(m, seed=4) if bias else None
-    return BlockOperands(f"monarch {m} {n}", normal(rows, n, seed=0), left, right, None, shift)
+    left = seeded(Q, -(-m // Q), K, rank, seed=1) / (K * rank) ** 0.5
+    right = seeded(K, Q, rank, -(-n // K), seed=2) / right_scale(n, K)
+    shift = seeded(m, seed=4) if bias else None
+    return BlockOperands(f"monarch {m} {n}", seeded(rows, n, seed=0), left, right, None, shift)
 
 
 def draw_blast(
@@ -171,11 +167,11 @@ def draw_blast(
 ) -> BlockOperands:
     """p and q equal parts of both sides."""
     (p, q), (m, n) = counts, shape
-    left = normal(p, -(-m // p), rank, seed=1) / rank**0.5
-    right = normal(q, rank, -(-n // q), seed=2) / right_scale(n, q)
-    scales = normal(p, q, rank, seed=3) / q**0.5
-    shift = normal(m, seed=4) if bias else None
-    return BlockOperands(f"blast {m} {n}", normal(rows, n, seed=0), left, right, scales, shift)
+    left = seeded(p, -(-m // p), rank, seed=1) / rank**0.5
+    right = seeded(q, rank, -(-n // q), seed=2) / right_scale(n, q)
+    scales = seeded(p, q, rank, seed=3) / q**0.5
+    shift = seeded(m, seed=4) if bias else None
+    return BlockOperands(f"blast {m} {n}", seeded(rows, n, seed=0), left, right, scales, shift)
 
 
 def right_scale(n: int, parts: int) -> float:

@@ -11,13 +11,10 @@ from torch.nn import functional as F
 
 from tensorlrf_kernels._activation import activate
 from tensorlrf_kernels._conv import Geometry
+from tests.draws import seeded
 from tests.kernels.operands import STEEPEST, roundoff
 
 LAST = torch.channels_last
-
-
-def normal(*size: int, seed: int) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def crowded(t: Tensor) -> Tensor:
@@ -82,10 +79,10 @@ def draw_conv(
     """Operands near one, from `channels[0]` to `channels[1]`."""
     C, N = channels
     made = ConvOperands(
-        normal(batch, C, *image, seed=0),
-        normal(rank, C, *kernel, seed=1) / (C * kernel[0] * kernel[1]) ** 0.5,
-        normal(N, rank, seed=2) / rank**0.5,
-        normal(N, seed=3) if bias else None,
+        seeded(batch, C, *image, seed=0),
+        seeded(rank, C, *kernel, seed=1) / (C * kernel[0] * kernel[1]) ** 0.5,
+        seeded(N, rank, seed=2) / rank**0.5,
+        seeded(N, seed=3) if bias else None,
         geometry,
     ).map(lambda t: t.to(device, dtype))
     made.x, made.core = LAYOUTS[layout](made.x), LAYOUTS[layout](made.core)

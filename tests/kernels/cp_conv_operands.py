@@ -11,7 +11,8 @@ from torch import Tensor
 from tensorlrf_kernels._activation import activate
 from tensorlrf_kernels._conv import Geometry
 from tensorlrf_kernels.cp_conv2d import reference
-from tests.kernels.conv_operands import LAYOUTS, normal
+from tests.draws import seeded
+from tests.kernels.conv_operands import LAYOUTS
 from tests.kernels.operands import STEEPEST, roundoff
 
 
@@ -67,14 +68,14 @@ def draw_cp(
     """Operands near one, from `channels[0]` to `channels[1]`."""
     C, N = channels
     factors = (
-        normal(N, rank, seed=1) / rank**0.5,
-        normal(C, rank, seed=2) / C**0.5,
-        normal(kernel[0], rank, seed=3),
-        normal(kernel[1], rank, seed=4),
-        normal(rank, seed=5),
+        seeded(N, rank, seed=1) / rank**0.5,
+        seeded(C, rank, seed=2) / C**0.5,
+        seeded(kernel[0], rank, seed=3),
+        seeded(kernel[1], rank, seed=4),
+        seeded(rank, seed=5),
     )
     made = CPOperands(
-        normal(batch, C, *image, seed=0), factors, normal(N, seed=6) if bias else None, geometry
+        seeded(batch, C, *image, seed=0), factors, seeded(N, seed=6) if bias else None, geometry
     ).map(lambda t: t.to(device, dtype))
     made.x = LAYOUTS[layout](made.x)
     return made

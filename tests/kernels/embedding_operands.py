@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.draws import seeded
 from tests.kernels.operands import roundoff
-
-
-def normal(*size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
 def wide(t: Tensor) -> Tensor:
@@ -62,7 +58,7 @@ def matrices(
     n: int, d: int, r: int, indices: Tensor, dtype: torch.dtype, padding_idx: int | None = None
 ) -> Lookup:
     """Factors near one, on the device of the indices."""
-    left, right = normal(n, r, seed=1), normal(r, d, seed=2) / max(1, r) ** 0.5
+    left, right = seeded(n, r, seed=1), seeded(r, d, seed=2) / max(1, r) ** 0.5
     left, right = (t.to(indices.device, dtype) for t in (left, right))
     return Lookup(indices, left, right, (n, d), padding_idx)
 
@@ -77,7 +73,7 @@ def trains(
 ) -> Lookup:
     """Cores near one of a table with n1, n2 and d1, d2 = `sizes`."""
     n1, n2, d1, d2 = sizes
-    first, second = normal(n1, d1, R, seed=1), normal(R, n2, d2, seed=2) / R**0.5
+    first, second = seeded(n1, d1, R, seed=1), seeded(R, n2, d2, seed=2) / R**0.5
     first, second = (t.to(indices.device, dtype) for t in (first, second))
     return Lookup(indices, first, second, shape, padding_idx)
 

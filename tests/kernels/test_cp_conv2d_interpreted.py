@@ -15,7 +15,8 @@ from tensorlrf_kernels._conv import Geometry, problem
 from tensorlrf_kernels._launch import launch
 from tensorlrf_kernels.cp_conv2d import fused, reference
 from tensorlrf_kernels.cp_conv2d.launch import backward, columns_of, forward, tile
-from tests.kernels.conv_operands import LAYOUTS, normal
+from tests.draws import seeded
+from tests.kernels.conv_operands import LAYOUTS
 from tests.kernels.conv_strategies import geometries, kernels
 from tests.kernels.cp_conv_operands import draw_cp, exact, forward_bound
 from tests.kernels.interpreted import CHIP, DTYPES, run
@@ -113,8 +114,8 @@ def test_backward_of_the_taps(  # type: ignore[no-untyped-def]
     assume(min(size) >= 1 and (want_t or want_parts))
     factors = draw_cp(batch, (3, 4), rank, image, kernel, geometry, dtype).factors
     last = {"memory_format": torch.channels_last}
-    t = normal(batch, rank, *image, seed=7).to(dtype).contiguous(**last)
-    du = normal(batch, rank, *size, seed=8).to(dtype).contiguous(**last)
+    t = seeded(batch, rank, *image, seed=7).to(dtype).contiguous(**last)
+    du = seeded(batch, rank, *size, seed=8).to(dtype).contiguous(**last)
     asked = problem(t, image, rank, rank, rank, tf32=False)
     config = backward(asked, CHIP)
     assert config is not None

@@ -13,13 +13,8 @@ from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
 from tensorlrf_kernels.lowrank_embedding import reference as rows
 from tensorlrf_kernels.tt_embedding import reference as train
 from tensorlrf_kernels.tt_embedding import tt_embedding
-from tests.kernels.embedding_operands import (
-    Lookup,
-    draw_indices,
-    matrices,
-    normal,
-    trains,
-)
+from tests.draws import seeded
+from tests.kernels.embedding_operands import Lookup, draw_indices, matrices, trains
 from tests.kernels.operands import assert_within, roundoff
 
 F64 = torch.float64
@@ -69,7 +64,7 @@ def test_gradients_are_those_through_the_dense_table(
     indices[1, :3] = 2
     o = lookup(kind, indices, padding=padding)
     leaves = [t.clone().requires_grad_() for t in (o.one, o.other)]
-    dy = normal(5, 8, 11, seed=3)
+    dy = seeded(5, 8, 11, seed=3)
     got = torch.autograd.grad(way(o, *leaves), leaves, dy)
     for g, want in zip(got, o.gradients(dy), strict=True):
         torch.testing.assert_close(g, want, rtol=1e-12, atol=1e-12)
@@ -82,7 +77,7 @@ def test_gradients_are_those_through_the_dense_table(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_equal_indices_are_added_up_in_float32(dtype: torch.dtype) -> None:
-    values, indices = normal(3000, 4).to(dtype), draw_indices(3000, 23, spread=2)
+    values, indices = seeded(3000, 4).to(dtype), draw_indices(3000, 23, spread=2)
     got = rows.segment_sums(values, indices, 23, None, dtype)
     wide = rows.segment_sums(values.double(), indices, 23, None, F64)
     size = rows.segment_sums(values.double().abs(), indices, 23, None, F64)
@@ -128,7 +123,7 @@ def test_the_op_is_one_of_the_dispatchers(kind: str) -> None:
     o = lookup(kind, draw_indices(6, 23).view(2, 3))
     leaves = [t.requires_grad_() for t in (o.one, o.other)]
     detached = [t.detach() for t in leaves]
-    dy, op = normal(2, 3, 11), torch.ops.tensorlrf
+    dy, op = seeded(2, 3, 11), torch.ops.tensorlrf
     if kind == "tt":
         torch.library.opcheck(op.tt_embedding, (o.indices, *leaves, *SHAPE, 2))
         for needed in ([True, True], [False, True]):

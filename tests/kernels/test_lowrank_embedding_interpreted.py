@@ -15,13 +15,8 @@ from tensorlrf_kernels._launch import Problem, launch
 from tensorlrf_kernels.lowrank_embedding import fused
 from tensorlrf_kernels.lowrank_embedding import reference as rows
 from tensorlrf_kernels.lowrank_embedding.launch import backward, forward
-from tests.kernels.embedding_operands import (
-    draw_indices,
-    forward_bound,
-    gradient_bounds,
-    matrices,
-    normal,
-)
+from tests.draws import seeded
+from tests.kernels.embedding_operands import draw_indices, forward_bound, gradient_bounds, matrices
 from tests.kernels.interpreted import CHIP, DTYPES, run
 from tests.kernels.operands import LAYOUTS, assert_within, roundoff
 
@@ -96,7 +91,7 @@ def test_forward(M, n, d, r, dtype, layout, index, split, mixed) -> None:  # typ
 def test_sums_of_equal_indices(M, n, spread, C, dtype, padding, index) -> None:  # type: ignore[no-untyped-def]
     indices = draw_indices(M, n, spread=spread)
     padding_idx = int(indices[M // 2]) if padding else None
-    values = normal(M, C, seed=1).to(dtype)
+    values = seeded(M, C, seed=1).to(dtype)
     config = backward(Problem(M, C, n, C, dtype), CHIP)
     assert config is not None
     total = summed(config, values, indices.to(index), n, padding_idx, dtype)
@@ -124,7 +119,7 @@ def test_both_gradients_as_a_gpu_makes_them(dtype: torch.dtype, needed: tuple[bo
     o = matrices(30, 40, 20, draw_indices(70, 30, spread=6), dtype, padding_idx=0)
     assert bool((o.indices == 0).any())
     o.one = o.one.float()  # beside a right of half precision too
-    dy = normal(70, 40, seed=5).to(dtype)
+    dy = seeded(70, 40, seed=5).to(dtype)
     found = fused.backward(dy, o.indices, o.one, o.other, 0, needed)
     expected, bounds = o.gradients(dy), gradient_bounds(o, dy)
     assert [g is not None for g in found] == list(needed)
@@ -135,7 +130,7 @@ def test_both_gradients_as_a_gpu_makes_them(dtype: torch.dtype, needed: tuple[bo
 
 
 def test_what_is_not_finite_stays_in_its_row() -> None:
-    values, indices = normal(100, 5).float(), draw_indices(100, 9)
+    values, indices = seeded(100, 5).float(), draw_indices(100, 9)
     values[7, 3] = math.inf
     values[8, 2] = math.nan
     config = backward(Problem(100, 5, 9, 5, torch.float32), CHIP)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels.lowrank_linear import lowrank_linear, reference
+from tests.draws import seeded
 from tests.kernels.operands import draw
 
 ACTIVATIONS = {
@@ -23,15 +24,10 @@ ACTIVATIONS = {
 }
 
 
-def normal(*size: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64)
-
-
 def leaves(*lead: int) -> list[Tensor]:
     """x (*lead, 7), right (3, 7), left (4, 3), bias (4,), residual (*lead, 4)."""
     sizes = ((*lead, 7), (3, 7), (4, 3), (4,), (*lead, 4))
-    return [normal(*size, seed=k).requires_grad_() for k, size in enumerate(sizes)]
+    return [seeded(*size, seed=k).requires_grad_() for k, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("call", [lowrank_linear, reference.lowrank_linear])

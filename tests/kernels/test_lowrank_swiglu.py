@@ -12,21 +12,17 @@ from torch import Tensor
 from tensorlrf_kernels._chip import KNOWN
 from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.lowrank_swiglu import fused, launch, lowrank_swiglu, reference
+from tests.draws import seeded
 from tests.kernels.swiglu_operands import draw
 
 NAMES = ("x", "gate_right", "gate_left", "up_right", "up_left", "gate_bias", "up_bias")
-
-
-def normal(*size: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
 def leaves(*lead: int) -> list[Tensor]:
     """x (*lead, 7), gate_right (3, 7), gate_left (4, 3), up_right (2, 7), up_left (4, 2), and
     biases (4,)."""
     sizes = ((*lead, 7), (3, 7), (4, 3), (2, 7), (4, 2), (4,), (4,))
-    return [normal(*size, seed=k).requires_grad_() for k, size in enumerate(sizes)]
+    return [seeded(*size, seed=k).requires_grad_() for k, size in enumerate(sizes)]
 
 
 def detached(*lead: int) -> list[Tensor]:
@@ -145,7 +141,7 @@ def test_t_that_was_not_kept_is_made_anew() -> None:
 def test_opcheck(lead: tuple[int, ...], keep: bool) -> None:
     torch.library.opcheck(torch.ops.tensorlrf.lowrank_swiglu, (*leaves(*lead), keep))
     x, *factors = detached(*lead)
-    dh = normal(*lead, 4, seed=9)
+    dh = seeded(*lead, 4, seed=9)
     _, t = torch.ops.tensorlrf.lowrank_swiglu(x, *factors, True)
     for needed in ([True] * 7, [False, True, False, True, False, False, True]):
         args = (dh, x, t if keep else None, *factors, needed)

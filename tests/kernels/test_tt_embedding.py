@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from tensorlrf_kernels.tt_embedding import reference, tt_embedding
-from tests.kernels.embedding_operands import draw_indices, normal, trains
+from tests.draws import seeded
+from tests.kernels.embedding_operands import draw_indices, trains
 
 SHAPE = (23, 11)  # of 4 x 6 rows and 3 x 4 columns: both are padded
 
 
 @pytest.mark.parametrize("shape", [(24, 12), SHAPE])
 def test_any_number_of_cores(shape: tuple[int, int]) -> None:
-    cores = [normal(1, 3, 2, 2), normal(2, 4, 3, 3, seed=1), normal(3, 2, 2, 1, seed=2)]
+    cores = [seeded(1, 3, 2, 2), seeded(2, 4, 3, 3, seed=1), seeded(3, 2, 2, 1, seed=2)]
     dense = torch.einsum("aibB,Bjcd,dklm->ijkbcl", cores[0], cores[1], cores[2])
     indices = draw_indices(9, shape[0]).view(3, 3)
     got = reference.tt_embedding(indices, cores, shape)

@@ -11,6 +11,7 @@ from torch.export import Dim, export
 
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable, linear_paths
+from tests.draws import seeded
 from tests.nn.samples import (
     assert_within_rounding,
     factored,
@@ -19,7 +20,7 @@ from tests.nn.samples import (
     of_kind,
     random_factors,
 )
-from tests.ops.samples import STRUCTURED_FORMATS, normal, structured
+from tests.ops.samples import STRUCTURED_FORMATS, structured
 
 FORMATS = ("lowrank", "cp", "tucker")
 
@@ -96,7 +97,7 @@ def test_inductor_compiles_every_structured_format_into_one_graph() -> None:
     for layer, path in zip(layers, (p for f in some for p in linear_paths(f)), strict=True):
         layer.path_table = PathTable(((None, path),))
     model = Beside(layers).eval()
-    inputs = [normal(5, layer.in_features, seed=30) for layer in layers]
+    inputs = [seeded(5, layer.in_features, seed=30) for layer in layers]
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True)
         for y, x, layer in zip(compiled(inputs), inputs, layers, strict=True):

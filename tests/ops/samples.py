@@ -21,6 +21,7 @@ from tensorlrf.factors import (
     TTMatrix,
     TuckerFactors,
 )
+from tests.draws import seeded
 
 CONV_FORMATS = (
     "lowrank", "cp", "tucker2", "tucker_out", "tucker_in", "tucker4", "tucker_kernel", "kron", "tt"
@@ -35,11 +36,6 @@ MODES = {
 }
 
 
-def normal(*size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
-
-
 def sample(
     format: str, shape: tuple[int, ...], rank: int, dtype: torch.dtype = torch.float64
 ) -> Factors:
@@ -47,29 +43,29 @@ def sample(
     if format == "lowrank":
         n = math.prod(shape[1:])
         return LowRank(
-            normal(shape[0], rank, seed=1, dtype=dtype),
-            normal(rank, n, seed=2, dtype=dtype),
+            seeded(shape[0], rank, seed=1, dtype=dtype),
+            seeded(rank, n, seed=2, dtype=dtype),
             shape,
         )
     if format == "cp":
-        factors = tuple(normal(n, rank, seed=k, dtype=dtype) for k, n in enumerate(shape))
-        return CPFactors(normal(rank, seed=9, dtype=dtype), factors)
+        factors = tuple(seeded(n, rank, seed=k, dtype=dtype) for k, n in enumerate(shape))
+        return CPFactors(seeded(rank, seed=9, dtype=dtype), factors)
     if format == "kron":
         (m1, n1), (m, n, *kernel) = [_divisor(n) for n in shape[:2]], shape
         return KroneckerSum(
-            normal(rank, m1, n1, seed=1, dtype=dtype),
-            normal(rank, m // m1, n // n1, *kernel, seed=2, dtype=dtype),
+            seeded(rank, m1, n1, seed=1, dtype=dtype),
+            seeded(rank, m // m1, n // n1, *kernel, seed=2, dtype=dtype),
         )
     if format == "tt":
         modes = (0, *range(len(shape) - 1, 0, -1))
         ranks = (1, *(min(rank, n) for n in shape[1:]), 1)
         sizes = [(ranks[k], shape[mode], ranks[k + 1]) for k, mode in enumerate(modes)]
-        cores = tuple(normal(*size, seed=k, dtype=dtype) for k, size in enumerate(sizes))
+        cores = tuple(seeded(*size, seed=k, dtype=dtype) for k, size in enumerate(sizes))
         return TTFactors(cores, modes)
     modes = MODES[format]
     core = [min(rank, n) if k in modes else n for k, n in enumerate(shape)]
-    factors = tuple(normal(shape[k], core[k], seed=k, dtype=dtype) for k in modes)
-    return TuckerFactors(normal(*core, seed=9, dtype=dtype), factors, modes)
+    factors = tuple(seeded(shape[k], core[k], seed=k, dtype=dtype) for k in modes)
+    return TuckerFactors(seeded(*core, seed=9, dtype=dtype), factors, modes)
 
 
 def _divisor(n: int) -> int:
@@ -107,25 +103,25 @@ def structured(
     a, b, c, d = sizes
     if format == "kron":
         return KroneckerSum(
-            normal(rank, a, b, seed=1, dtype=dtype), normal(rank, c, d, seed=2, dtype=dtype)
+            seeded(rank, a, b, seed=1, dtype=dtype), seeded(rank, c, d, seed=2, dtype=dtype)
         )
     if format.startswith("tt"):
         ranks = (1, rank, rank + 1, 1)
         trains = [(ranks[k], *((a, b), (c, d), (b, c))[k], ranks[k + 1]) for k in range(3)]
-        cores = tuple(normal(*size, seed=k, dtype=dtype) for k, size in enumerate(trains))
+        cores = tuple(seeded(*size, seed=k, dtype=dtype) for k, size in enumerate(trains))
         padded = format == "tt_padded" and a * c * b > 1 and b * d * c > 1
         return TTMatrix(cores, (a * c * b - 1, b * d * c - 1) if padded else ())
     if format == "tr":
         ranks = (rank, rank + 1, 2, 1, rank)
         cores = tuple(
-            normal(ranks[k], n, ranks[k + 1], seed=k, dtype=dtype) for k, n in enumerate(sizes)
+            seeded(ranks[k], n, ranks[k + 1], seed=k, dtype=dtype) for k, n in enumerate(sizes)
         )
         return TRFactors(cores, (a * b, c * d))
     if format == "monarch":
-        left, right = normal(a, b, c, rank, seed=1), normal(c, a, rank, d, seed=2)
+        left, right = seeded(a, b, c, rank, seed=1), seeded(c, a, rank, d, seed=2)
         return MonarchFactors(left.to(dtype), right.to(dtype))
     if format == "blast":
-        parts = normal(a, b, rank, seed=1), normal(c, rank, d, seed=2), normal(a, c, rank, seed=3)
+        parts = seeded(a, b, rank, seed=1), seeded(c, rank, d, seed=2), seeded(a, c, rank, seed=3)
         return BlastFactors(*(part.to(dtype) for part in parts))
     return _blocks(format, sizes, rank, dtype)
 
@@ -138,12 +134,12 @@ def _blocks(format: str, sizes: tuple[int, ...], rank: int, dtype: torch.dtype) 
 
     def low(row: int, column: int, rows: int, columns: int, seed: int) -> None:
         r = min(seed % (rank + 1), rows, columns)
-        panels = normal(rows, r, seed=seed), normal(r, columns, seed=seed + 1000)
+        panels = seeded(rows, r, seed=seed), seeded(r, columns, seed=seed + 1000)
         contents.append((row, column, (panels[0].to(dtype), panels[1].to(dtype))))
 
     if format == "tree":
         m, n = 4 * mb, 4 * nb
-        contents.append((0, 0, normal(2 * mb, 2 * nb, seed=1, dtype=dtype)))
+        contents.append((0, 0, seeded(2 * mb, 2 * nb, seed=1, dtype=dtype)))
         low(0, 2 * nb, 2 * mb, 2 * nb, 2)
         low(2 * mb, 0, 2 * mb, 2 * nb, 3)
         for k in range(4):

@@ -9,7 +9,8 @@ import torch
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import TRFactors
-from tests.ops.samples import CONV_FORMATS, normal, sample, structured
+from tests.draws import seeded
+from tests.ops.samples import CONV_FORMATS, sample, structured
 
 FORMATS = [format for format in CONV_FORMATS if format != "kron"]
 
@@ -28,7 +29,7 @@ def test_is_einsum_of_the_dense_tensor(
     format: str, expression: str, sizes: list[tuple[int, ...]]
 ) -> None:
     factors = sample(format, (5, 4, 3, 2), 2)
-    others = [normal(*size, seed=30 + k) for k, size in enumerate(sizes)]
+    others = [seeded(*size, seed=30 + k) for k, size in enumerate(sizes)]
     expected = torch.einsum(expression, factors.to_dense(), *others)
     torch.testing.assert_close(
         ops.contract(expression, factors, *others), expected, rtol=1e-11, atol=1e-11
@@ -48,11 +49,11 @@ def test_a_ring_is_contracted_core_by_core() -> None:
     ring = structured("tr", (3, 2, 4, 2), 2)
     assert isinstance(ring, TRFactors)
     apart = TRFactors(ring.cores)
-    v = normal(4, seed=30)
+    v = seeded(4, seed=30)
     expected = torch.einsum("abcd,c->dab", apart.to_dense(), v)
     torch.testing.assert_close(ops.contract("abcd,c->dab", apart, v), expected)
     with pytest.raises(UnsupportedError, match="TRFactors"):
-        ops.contract("mn,n->m", ring, normal(8))
+        ops.contract("mn,n->m", ring, seeded(8))
 
 
 def test_nothing_of_the_size_of_the_whole_is_made() -> None:
@@ -67,7 +68,7 @@ def test_nothing_of_the_size_of_the_whole_is_made() -> None:
 
 def test_gradients() -> None:
     f = sample("cp", (3, 2, 2), 2)
-    leaves = [t.requires_grad_() for t in (normal(2), *f.tensors().values())]
+    leaves = [t.requires_grad_() for t in (seeded(2), *f.tensors().values())]
 
     def run(v, *tensors):
         parts = dict(zip(f.tensors(), tensors, strict=True))
@@ -77,7 +78,7 @@ def test_gradients() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    f, v = sample("cp", (5, 4, 3), 2), normal(4)
+    f, v = sample("cp", (5, 4, 3), 2), seeded(4)
     with pytest.raises(ArgumentError, match="explicit output"):
         ops.contract("abc,b", f, v)
     with pytest.raises(ArgumentError, match="ellipses"):

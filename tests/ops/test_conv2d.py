@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import LowRank
-from tests.ops.samples import CONV_FORMATS, assert_rounding, normal, sample
+from tests.draws import seeded
+from tests.ops.samples import CONV_FORMATS, assert_rounding, sample
 
 channels = st.integers(1, 5)
 kernels = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -74,10 +75,10 @@ def test_every_path_is_the_dense_convolution(
 ) -> None:
     factors = sample(format, (out, inp, *kernel), rank, dtype)
     lead = () if batch is None else (batch,)
-    x = normal(*lead, inp, *size, seed=20, dtype=dtype)
+    x = seeded(*lead, inp, *size, seed=20, dtype=dtype)
     if channels_last and batch is not None:
         x = x.contiguous(memory_format=torch.channels_last)
-    bias = normal(out, seed=21, dtype=dtype) if with_bias else None
+    bias = seeded(out, seed=21, dtype=dtype) if with_bias else None
     try:
         dense_conv(x, factors.to_dense(), bias, **options)
     except RuntimeError:  # the input is smaller than the kernel
@@ -96,9 +97,9 @@ def test_the_memory_format_of_the_input_is_kept(
     format: str, layout: torch.memory_format, padding: Any
 ) -> None:
     factors = sample(format, (5, 4, 2, 3), 2)
-    x = normal(2, 4, 6, 7).contiguous(memory_format=layout)
+    x = seeded(2, 4, 6, 7).contiguous(memory_format=layout)
     for path in ops.conv2d_paths(factors):
-        y = ops.conv2d(x, factors, normal(5), padding=padding, path=path)
+        y = ops.conv2d(x, factors, seeded(5), padding=padding, path=path)
         assert y.is_contiguous(memory_format=layout)
 
 
@@ -106,7 +107,7 @@ def test_the_memory_format_of_the_input_is_kept(
 def test_gradients_reach_input_bias_and_every_factor(format: str) -> None:
     factors = sample(format, (3, 2, 2, 3), 2)
     names = list(factors.tensors())
-    leaves = [normal(1, 2, 4, 5, seed=20), normal(3, seed=21), *factors.tensors().values()]
+    leaves = [seeded(1, 2, 4, 5, seed=20), seeded(3, seed=21), *factors.tensors().values()]
     for path in ops.conv2d_paths(factors):
 
         def run(x, bias, *tensors, path=path):
@@ -133,7 +134,7 @@ def test_counted_flops_are_those_of_torch(
     positions = ops.Positions.of(size, kernel, **options)
     for path in ops.conv2d_paths(factors):
         with FlopCounterMode(display=False) as counter:
-            ops.conv2d(normal(batch, inp, *size[1:]), factors, **options, path=path)
+            ops.conv2d(seeded(batch, inp, *size[1:]), factors, **options, path=path)
         assert ops.conv2d_cost(factors, path, positions).flops == counter.get_total_flops()
 
 
@@ -164,7 +165,7 @@ def test_compiles_whole(format: str, path: str | None) -> None:
         dynamic=True,
     )
     for batch in (2, 3):
-        x = normal(batch, 3, 6, 5).contiguous(memory_format=torch.channels_last)
+        x = seeded(batch, 3, 6, 5).contiguous(memory_format=torch.channels_last)
         expected = ops.conv2d(x, factors, padding="same", path=path)
         torch.testing.assert_close(run(x, factors), expected, rtol=1e-12, atol=1e-12)
 

@@ -18,7 +18,8 @@ from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import Factors, Grouped, LowRank
 from tensorlrf.ops._profile import CPU, H200
-from tests.ops.samples import normal, sample
+from tests.draws import seeded
+from tests.ops.samples import sample
 
 CONV = {1: ops.conv1d, 2: ops.conv2d, 3: ops.conv3d}
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -60,8 +61,8 @@ def _tucker(format: str, shape: tuple[int, ...], rank: int, dtype: torch.dtype) 
         "tucker_kernel": tuple(range(2, order)),
     }[format]
     core = [min(rank, n) if k in modes else n for k, n in enumerate(shape)]
-    factors = tuple(normal(shape[k], core[k], seed=k, dtype=dtype) for k in modes)
-    return TuckerFactors(normal(*core, seed=9, dtype=dtype), factors, modes)
+    factors = tuple(seeded(shape[k], core[k], seed=k, dtype=dtype) for k in modes)
+    return TuckerFactors(seeded(*core, seed=9, dtype=dtype), factors, modes)
 
 
 def torch_conv(
@@ -129,10 +130,10 @@ def test_every_path_is_the_dense_convolution(axes: int, groups: int, data: st.Da
     )
     batch = draw(st.sampled_from([None, 0, 1, 2]))
     size = [draw(st.integers(1, 7)) for _ in range(axes)]
-    x = normal(*(() if batch is None else (batch,)), groups * shape[1], *size, seed=20, dtype=dtype)
+    x = seeded(*(() if batch is None else (batch,)), groups * shape[1], *size, seed=20, dtype=dtype)
     if draw(st.booleans()) and batch is not None:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-    bias = normal(groups * shape[0], seed=21, dtype=dtype) if draw(st.booleans()) else None
+    bias = seeded(groups * shape[0], seed=21, dtype=dtype) if draw(st.booleans()) else None
     options = draw(geometries(axes))
     try:
         torch_conv(x, factors.to_dense(), bias, groups, **options)
@@ -150,8 +151,8 @@ def test_every_path_is_the_dense_convolution(axes: int, groups: int, data: st.Da
 def test_gradients_reach_input_bias_and_every_factor(format: str, axes: int, groups: int) -> None:
     factors = kernel_factors(format, groups, (2, 2, *(2, 3, 2)[:axes]))
     names = list(factors.tensors())
-    x = normal(1, 2 * groups, *(3, 4, 3)[:axes], seed=20)
-    leaves = [x, normal(2 * groups, seed=21), *factors.tensors().values()]
+    x = seeded(1, 2 * groups, *(3, 4, 3)[:axes], seed=20)
+    leaves = [x, seeded(2 * groups, seed=21), *factors.tensors().values()]
     for path in ops.conv_paths(factors):
 
         def run(x, bias, *tensors, path=path):
@@ -173,9 +174,9 @@ def test_the_memory_format_of_the_input_is_kept(format: str, axes: int, groups: 
     factors = kernel_factors(format, groups, (4, 4, *(2, 3, 2)[:axes]), 2, dtype)
     last = torch.channels_last if axes == 2 else torch.channels_last_3d
     for layout in (torch.contiguous_format, last):
-        x = normal(2, 4 * groups, *(5, 6, 4)[:axes], dtype=dtype).contiguous(memory_format=layout)
+        x = seeded(2, 4 * groups, *(5, 6, 4)[:axes], dtype=dtype).contiguous(memory_format=layout)
         for path in ops.conv_paths(factors):
-            y = CONV[axes](x, factors, normal(4 * groups, dtype=dtype), padding=1, path=path)
+            y = CONV[axes](x, factors, seeded(4 * groups, dtype=dtype), padding=1, path=path)
             assert y.is_contiguous(memory_format=layout), (path, layout)
 
 
@@ -191,7 +192,7 @@ def test_counted_flops_are_those_of_torch(axes: int, groups: int, data: st.DataO
     size = (draw(st.integers(1, 2)), *(7, 8, 9)[:axes])
     positions = ops.Positions.of(size, kernel, **options)
     assert len(positions) == axes + 1
-    x = normal(size[0], groups * shape[1], *size[1:])
+    x = seeded(size[0], groups * shape[1], *size[1:])
     for path in ops.conv_paths(factors):
         with FlopCounterMode(display=False) as counter:
             CONV[axes](x, factors, **options, path=path)
@@ -242,9 +243,9 @@ def test_the_table_by_cost_takes_the_least_predicted_time(
 @pytest.mark.parametrize("padding", [1, "same", "sides"])
 def test_all_paths_are_timed(axes: int, groups: int, padding: Any) -> None:
     factors = kernel_factors("cp", groups, (4, 4, *(2, 3, 2)[:axes]))
-    x = normal(1, 4 * groups, *(6, 5, 4)[:axes])
+    x = seeded(1, 4 * groups, *(6, 5, 4)[:axes])
     zeros = ((0, 1),) * axes if padding == "sides" else padding
-    timings = ops.time_paths(factors, x, normal(4 * groups), padding=zeros, seconds=1e-4)
+    timings = ops.time_paths(factors, x, seeded(4 * groups), padding=zeros, seconds=1e-4)
     assert tuple(timings.samples) == ops.conv_paths(factors) == ("dense", "chain")
 
 
@@ -260,7 +261,7 @@ def test_compiles_whole(axes: int, groups: int, format: str) -> None:
         backend="eager",
     )
     for batch in (2, 3):
-        x = normal(batch, 3 * groups, *(6, 5, 4)[:axes])
+        x = seeded(batch, 3 * groups, *(6, 5, 4)[:axes])
         expected = CONV[axes](x, factors, padding="same")
         torch.testing.assert_close(run(x, factors), expected, rtol=1e-12, atol=1e-12)
 

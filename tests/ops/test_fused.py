@@ -16,13 +16,14 @@ from tensorlrf.ops._profile import CPU, H200, chip_profile
 from tensorlrf.ops.explain import explain, main
 from tensorlrf.ops.explain import sample as empty_sample
 from tensorlrf_kernels import _chip
-from tests.ops.samples import LINEAR_FORMATS, assert_rounding, normal, sample
+from tests.draws import seeded
+from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample
 
 
 @pytest.mark.parametrize("format", LINEAR_FORMATS)
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3), (0,)])
 def test_as_two_matrices_a_format_is_what_it_was(format: str, lead: tuple[int, ...]) -> None:
-    factors, x, bias = sample(format, (6, 8), 3), normal(*lead, 8), normal(6, seed=3)
+    factors, x, bias = sample(format, (6, 8), 3), seeded(*lead, 8), seeded(6, seed=3)
     y = ops.run_linear("fused", factors, x, bias)
     assert_rounding(y, factors, x, bias, F.linear)
 
@@ -36,16 +37,16 @@ def test_it_compiles_in_one_graph(format: str) -> None:
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for lead in ((5,), (2, 3), (7,)):
-        x = normal(*lead, 8).requires_grad_()
+        x = seeded(*lead, 8).requires_grad_()
         torch.testing.assert_close(compiled(x), run(x))
         (ours,) = torch.autograd.grad(compiled(x).sum(), x)
         torch.testing.assert_close(ours, torch.autograd.grad(run(x).sum(), x)[0])
 
 
 def test_the_core_goes_to_the_side_of_the_smaller_rank() -> None:
-    x = normal(5, 8)
+    x = seeded(5, 8)
     for ranks in ((2, 4), (4, 2), (3, 3)):
-        core, out, inp = normal(*ranks), normal(6, ranks[0], seed=1), normal(8, ranks[1], seed=2)
+        core, out, inp = seeded(*ranks), seeded(6, ranks[0], seed=1), seeded(8, ranks[1], seed=2)
         factors = TuckerFactors(core, (out, inp))
         right, left = _as_two_matrices(factors)
         assert right.shape[0] == left.shape[1] == min(ranks)
@@ -57,7 +58,7 @@ def test_it_is_offered_where_a_kernel_can_run() -> None:
     factors = sample("lowrank", (6, 8), 3)
     assert ops.linear_paths(factors) == ("dense", "chain")
     with pytest.raises(UnsupportedError, match=r"path='fused'.*on cpu.*\.to\('cuda'\).*'chain'"):
-        ops.linear(normal(5, 8), factors, path="fused")
+        ops.linear(seeded(5, 8), factors, path="fused")
     with pytest.raises(UnsupportedError, match=r"path='fused'.*on cpu"):
         FactoredLinear(factors).path_table = ops.PathTable.single("fused")
 
@@ -157,7 +158,7 @@ def test_explain_prints_every_path_and_the_choice(capsys: pytest.CaptureFixture[
 
 
 def test_explain_chooses_what_the_table_chooses() -> None:
-    factors = LowRank(normal(64, 8, dtype=torch.float32), normal(8, 96, dtype=torch.float32))
+    factors = LowRank(seeded(64, 8, dtype=torch.float32), seeded(8, 96, dtype=torch.float32))
     explained = explain(factors, [1, 64, 1024])
     table = ops.PathTable.from_cost(factors)
     assert explained.chosen == {rows: table.lookup(rows) for rows in (1, 64, 1024)}

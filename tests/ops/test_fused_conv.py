@@ -10,19 +10,19 @@ from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.ops._cost import Positions, conv_cost
 from tensorlrf.ops._fused import fuses
-from tests.ops.samples import normal
+from tests.draws import seeded
 
 
 def of(format: str, r: int, shape: tuple[int, ...] = (64, 48, 3, 3)) -> Factors:
     O, I, kh, kw = shape
     if format == "cp":
-        factors = tuple(normal(n, r, seed=k, dtype=torch.float32) for k, n in enumerate(shape))
-        return CPFactors(normal(r, seed=9, dtype=torch.float32), factors)
+        factors = tuple(seeded(n, r, seed=k, dtype=torch.float32) for k, n in enumerate(shape))
+        return CPFactors(seeded(r, seed=9, dtype=torch.float32), factors)
     if format == "tucker":
-        core = normal(r, r, kh, kw, seed=0, dtype=torch.float32)
-        sides = (normal(O, r, seed=1, dtype=torch.float32), normal(I, r, seed=2).float())
+        core = seeded(r, r, kh, kw, seed=0, dtype=torch.float32)
+        sides = (seeded(O, r, seed=1, dtype=torch.float32), seeded(I, r, seed=2).float())
         return TuckerFactors(core, sides, (0, 1))
-    left, right = normal(O, r, seed=1), normal(r, I * kh * kw, seed=2)
+    left, right = seeded(O, r, seed=1), seeded(r, I * kh * kw, seed=2)
     return LowRank(left.float(), right.float(), shape)
 
 
@@ -34,7 +34,7 @@ def test_off_the_gpu_it_is_the_chain_and_no_path_of_its_own(format: str) -> None
     factors = of(format, 16)
     assert fuses(factors)
     assert "fused" not in ops.conv2d_paths(factors)
-    x = normal(2, 48, 9, 7, seed=5, dtype=torch.float32)
+    x = seeded(2, 48, 9, 7, seed=5, dtype=torch.float32)
     geometry = ((2, 1), (1, 1), (1, 1))
     chain = ops.run_conv2d("chain", factors, x, None, *geometry)
     torch.testing.assert_close(ops.run_conv2d("fused", factors, x, None, *geometry), chain)
@@ -73,8 +73,8 @@ def test_above_rank_128_the_last_product_of_cp_is_the_librarys() -> None:
 
 
 def test_formats_without_a_kernel() -> None:
-    core = normal(16, 8, 3, 3, seed=0, dtype=torch.float32)
-    half = TuckerFactors(core, (normal(48, 8, seed=1).float(),), (1,))
+    core = seeded(16, 8, 3, 3, seed=0, dtype=torch.float32)
+    half = TuckerFactors(core, (seeded(48, 8, seed=1).float(),), (1,))
     assert not fuses(half)
-    assert not fuses(LowRank(normal(4, 2, seed=0), normal(2, 9, seed=1), (4, 3, 3)))
+    assert not fuses(LowRank(seeded(4, 2, seed=0), seeded(2, 9, seed=1), (4, 3, 3)))
     assert not fuses(Grouped.stack([of("cp", 8), of("cp", 8)]))

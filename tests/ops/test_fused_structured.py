@@ -21,17 +21,17 @@ from tensorlrf.factors import (
 )
 from tensorlrf.ops._cost import linear_cost
 from tensorlrf.ops._fused import fused_problem, fuses
-from tests.ops.samples import normal
+from tests.draws import seeded
 
 
 def kron(terms: int = 2, sizes: tuple[int, ...] = (16, 24, 32, 16)) -> KroneckerSum:
     m1, n1, m2, n2 = sizes
-    return KroneckerSum(normal(terms, m1, n1, seed=1), normal(terms, m2, n2, seed=2))
+    return KroneckerSum(seeded(terms, m1, n1, seed=1), seeded(terms, m2, n2, seed=2))
 
 
 def train(rank: int = 4, shape: tuple[int, ...] = ()) -> TTMatrix:
     ends = (1, 3, rank, 3, 1)
-    cores = [normal(ends[k], 4, 5, ends[k + 1], seed=k) for k in range(4)]
+    cores = [seeded(ends[k], 4, 5, ends[k + 1], seed=k) for k in range(4)]
     return TTMatrix(tuple(cores), shape)
 
 
@@ -40,8 +40,8 @@ def blocks(ranks: list[tuple[int | None, ...]], side: int = 64) -> BlockLowRank:
     made: list[tuple[int, int, Tensor | tuple[Tensor, Tensor]]] = []
     for i, row in enumerate(ranks):
         for j, rank in enumerate(row):
-            whole = normal(side, 64, seed=7 * i + j)
-            pair = normal(side, rank or 1, seed=i), normal(rank or 1, 64, seed=j)
+            whole = seeded(side, 64, seed=7 * i + j)
+            pair = seeded(side, rank or 1, seed=i), seeded(rank or 1, 64, seed=j)
             made.append((side * i, 64 * j, whole if rank is None else pair))
     return BlockLowRank.pack(made, (side * len(ranks), 64 * len(ranks[0])))
 
@@ -53,10 +53,10 @@ FACTORS: dict[str, Callable[[], Factors]] = {
     "blocks": lambda: blocks([(8, 1), (2, 5)]),
     "blocks and dense ones": lambda: blocks([(8, None), (None, 5)]),
     "monarch": lambda: MonarchFactors(
-        normal(4, 24, 5, 4, seed=1), normal(5, 4, 4, 64, seed=2), (93, 317)
+        seeded(4, 24, 5, 4, seed=1), seeded(5, 4, 4, 64, seed=2), (93, 317)
     ),
     "blast": lambda: BlastFactors(
-        normal(3, 32, 16, seed=1), normal(4, 16, 64, seed=2), normal(3, 4, 16, seed=3), (95, 253)
+        seeded(3, 32, 16, seed=1), seeded(4, 16, 64, seed=2), seeded(3, 4, 16, seed=3), (95, 253)
     ),
 }
 OPS = dict.fromkeys(FACTORS, "blr_linear") | dict.fromkeys(
@@ -70,7 +70,7 @@ def test_it_is_the_dense_layer_where_there_is_no_gpu(name: str) -> None:
     assert fuses(factors)
     assert "fused" not in ops.linear_paths(factors)
     m, n = factors.shape
-    x, bias = normal(3, n, seed=7), normal(m, seed=8)
+    x, bias = seeded(3, n, seed=7), seeded(m, seed=8)
     dense = torch.nn.functional.linear(x, factors.to_dense(), bias)
     # Of float64 sums of at most 625 x 16 terms near one.
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_it_is_the_dense_layer_where_there_is_no_gpu(name: str) -> None:
 @pytest.mark.parametrize("name", FACTORS)
 def test_it_compiles_whole(name: str) -> None:
     factors = FACTORS[name]()
-    x = normal(3, factors.shape[1], seed=7).requires_grad_()
+    x = seeded(3, factors.shape[1], seed=7).requires_grad_()
 
     def run(x: Tensor) -> Tensor:
         return ops.run_linear("fused", factors, x)
@@ -124,7 +124,7 @@ def test_it_moves_less_than_the_chain_in_fewer_launches(name: str, rows: int) ->
         kron(2, (16, 24, 32, 136)),
         train(17),
         blocks([(1, 1, 1, 1)], 3),
-        TRFactors((normal(2, 6, 3), normal(3, 8, 2))),
+        TRFactors((seeded(2, 6, 3), seeded(3, 8, 2))),
     ],
     ids=["17 terms", "a factor of 8 rows", "136 columns", "rank 17", "narrow strips", "a ring"],
 )

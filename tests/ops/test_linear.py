@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, LowRank
-from tests.ops.samples import LINEAR_FORMATS, assert_rounding, normal, sample
+from tests.draws import seeded
+from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample
 
 sizes = st.integers(1, 9)
 
@@ -31,8 +32,8 @@ def test_every_path_is_the_dense_layer(
     format: str, m: int, n: int, rank: int, lead: list[int], with_bias: bool, dtype: torch.dtype
 ) -> None:
     factors = sample(format, (m, n), rank, dtype)
-    x = normal(*lead, n, seed=20, dtype=dtype)
-    bias = normal(m, seed=21, dtype=dtype) if with_bias else None
+    x = seeded(*lead, n, seed=20, dtype=dtype)
+    bias = seeded(m, seed=21, dtype=dtype) if with_bias else None
     for path in (None, *ops.linear_paths(factors)):
         y = ops.linear(x, factors, bias, path=path)
         assert_rounding(y, factors, x, bias, F.linear)
@@ -42,7 +43,7 @@ def test_every_path_is_the_dense_layer(
 def test_gradients_reach_input_bias_and_every_factor(format: str) -> None:
     factors = sample(format, (4, 3), 2)
     names = list(factors.tensors())
-    leaves = [normal(2, 3, seed=20), normal(4, seed=21), *factors.tensors().values()]
+    leaves = [seeded(2, 3, seed=20), seeded(4, seed=21), *factors.tensors().values()]
     for path in ops.linear_paths(factors):
 
         def run(x, bias, *tensors, path=path):
@@ -60,7 +61,7 @@ def test_counted_flops_are_those_of_torch(
     factors = sample(format, (m, n), rank)
     for path in ops.linear_paths(factors):
         with FlopCounterMode(display=False) as counter:
-            ops.linear(normal(rows, n), factors, path=path)
+            ops.linear(seeded(rows, n), factors, path=path)
         assert ops.linear_cost(factors, path, rows).flops == counter.get_total_flops()
 
 
@@ -81,7 +82,7 @@ def test_compiles_whole(path: str | None) -> None:
         lambda x, f: ops.linear(x, f, path=path), fullgraph=True, backend="eager", dynamic=True
     )
     for rows in (3, 7):
-        x = normal(rows, 5)
+        x = seeded(rows, 5)
         expected = ops.linear(x, factors, path=path)
         torch.testing.assert_close(run(x, factors), expected, rtol=1e-12, atol=1e-12)
 

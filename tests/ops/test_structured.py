@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank, Factors
-from tests.ops.samples import STRUCTURED_FORMATS, assert_rounding, normal, structured
+from tests.draws import seeded
+from tests.ops.samples import STRUCTURED_FORMATS, assert_rounding, structured
 
 sizes = st.tuples(*[st.integers(1, 4)] * 4)
 above_one = st.tuples(*[st.integers(2, 4)] * 4)  # einsum multiplies where it has nothing to sum
@@ -39,8 +40,8 @@ def test_every_path_is_the_dense_layer(
 ) -> None:
     factors = structured(format, sizes, rank, dtype)
     m, n = factors.shape
-    x = normal(*lead, n, seed=20, dtype=dtype)
-    bias = normal(m, seed=21, dtype=dtype) if with_bias else None
+    x = seeded(*lead, n, seed=20, dtype=dtype)
+    bias = seeded(m, seed=21, dtype=dtype) if with_bias else None
     for path in (None, *ops.linear_paths(factors)):
         y = ops.linear(x, factors, bias, path=path)
         assert_rounding(y, factors, x, bias, F.linear)
@@ -52,7 +53,7 @@ def test_counted_flops_are_those_of_torch(
     format: str, sizes: tuple[int, ...], rank: int, rows: int
 ) -> None:
     factors = structured(format, sizes, rank)
-    x = normal(rows, factors.shape[1])
+    x = seeded(rows, factors.shape[1])
     for path in ops.linear_paths(factors):
         with FlopCounterMode(display=False) as counter:
             ops.linear(x, factors, path=path)
@@ -64,7 +65,7 @@ def test_gradients_reach_input_bias_and_every_factor(format: str) -> None:
     factors = structured(format, (2, 3, 2, 3), 2)
     m, n = factors.shape
     names = list(factors.tensors())
-    leaves = [normal(2, n, seed=20), normal(m, seed=21), *factors.tensors().values()]
+    leaves = [seeded(2, n, seed=20), seeded(m, seed=21), *factors.tensors().values()]
     for path in ops.linear_paths(factors):
 
         def run(x: Tensor, bias: Tensor, *tensors: Tensor, path: str = path) -> Tensor:
@@ -89,7 +90,7 @@ def test_a_run_can_be_traced(format: str) -> None:
     for path in ops.linear_paths(factors):
         traced = fx.symbolic_trace(Runs(factors, path))
         for lead in ((), (3,), (2, 0, 3)):
-            x = normal(*lead, factors.shape[1])
+            x = seeded(*lead, factors.shape[1])
             expected = ops.linear(x, factors, path=path)
             torch.testing.assert_close(traced(x), expected, rtol=0, atol=0)
 
@@ -101,7 +102,7 @@ def test_compiles_whole(format: str) -> None:
     for path in ops.linear_paths(factors):
         run = torch.compile(Runs(factors, path), fullgraph=True, backend="eager", dynamic=True)
         for rows in (3, 7):
-            x = normal(rows, factors.shape[1])
+            x = seeded(rows, factors.shape[1])
             expected = ops.linear(x, factors, path=path)
             torch.testing.assert_close(run(x), expected, rtol=1e-12, atol=1e-12)
 
@@ -114,7 +115,7 @@ def test_paths_follow_the_format() -> None:
     assert paths("tt") == paths("tr") == paths("grid") == ("dense", "chain", "fold")
     assert paths("ragged") == paths("tree") == ("dense", "chain")
     with pytest.raises(ArgumentError, match="path='fused' is unknown; choose one of dense, chain"):
-        ops.linear(normal(12), structured("kron", (2, 3, 2, 4), 2), path="fused")
+        ops.linear(seeded(12), structured("kron", (2, 3, 2, 4), 2), path="fused")
 
 
 def test_blocks_without_rank_give_zeros() -> None:

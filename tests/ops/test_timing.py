@@ -10,7 +10,8 @@ import torch
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.ops import _timing
-from tests.ops.samples import normal, sample
+from tests.draws import seeded
+from tests.ops.samples import sample
 
 
 def test_calls_alternate_forwards_and_backwards() -> None:
@@ -61,15 +62,15 @@ def test_best_is_the_smallest_median_and_the_table_says_so() -> None:
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_all_paths_of_a_convolution_are_timed(rebuild: bool, padding: int | str) -> None:
     factors = sample("cp", (8, 4, 2, 3), 2)
-    x = normal(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    timings = ops.time_paths(factors, x, normal(8), padding=padding, rebuild=rebuild, seconds=1e-3)
+    x = seeded(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    timings = ops.time_paths(factors, x, seeded(8), padding=padding, rebuild=rebuild, seconds=1e-3)
     assert tuple(timings.samples) == ops.conv2d_paths(factors)
     assert all(t > 0 for samples in timings.samples.values() for t in samples)
 
 
 def test_chosen_paths_of_a_linear_layer_are_timed() -> None:
     factors = sample("lowrank", (8, 4), 2)
-    timings = ops.time_paths(factors, normal(5, 4), paths=["chain"], seconds=1e-3)
+    timings = ops.time_paths(factors, seeded(5, 4), paths=["chain"], seconds=1e-3)
     assert tuple(timings.samples) == ("chain",)
 
 
@@ -80,6 +81,6 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ArgumentError, match="seconds=0"):
         ops.time_calls({"a": lambda: None}, seconds=0)
     with pytest.raises(ArgumentError, match="path='fold' is unknown"):
-        ops.time_paths(factors, normal(5, 4), paths=["fold"])
+        ops.time_paths(factors, seeded(5, 4), paths=["fold"])
     with pytest.raises(ShapeError, match="in_features"):
-        ops.time_paths(factors, normal(5, 3))
+        ops.time_paths(factors, seeded(5, 3))
