@@ -190,19 +190,22 @@ def test_what_ends_the_program_cleans_up(
     word: str, source: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = signal.Signals[word]
-    assert signal.getsignal(number) is signal.SIG_DFL
+    before = signal.signal(number, signal.SIG_DFL)  # also where nohup runs the tests
 
     def end(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # asked twice, it still cleans up
 
     given = ("compress", source, "-o", tmp_path / "small.safetensors", *HALF)
-    for module, call in ((_compress, "apply"), (os, "fsync")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, call, end)
-            assert program(*given) == (128 + number, "", "interrupted; nothing was written\n")
-        assert listing(tmp_path) == {"net.safetensors"}
-        assert signal.getsignal(number) is signal.SIG_DFL
+    try:
+        for module, call in ((_compress, "apply"), (os, "fsync")):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, call, end)
+                assert program(*given) == (128 + number, "", "interrupted; nothing was written\n")
+            assert listing(tmp_path) == {"net.safetensors"}
+            assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_that_is_ignored_stays_so(
