@@ -118,6 +118,7 @@ def same(small: nn.Module, report: Report, other: nn.Module, told: Report) -> No
             # Moments are sums of products in float32, in another order at the most.
             assert row.output_error == pytest.approx(one.output_error, rel=1e-4)
     with torch.no_grad():
+        # A fit multiplies the rounding of its moments by their condition.
         torch.testing.assert_close(small(BATCHES[1]), other(BATCHES[1]), rtol=1e-3, atol=1e-4)
 
 

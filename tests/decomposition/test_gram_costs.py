@@ -108,6 +108,7 @@ def test_indefinite_moments_are_refused_and_singular_ones_are_not(n: int) -> Non
 def test_the_root_is_one_of_singular_moments_too(samples: int) -> None:
     gram = gram_of(20, samples) if samples else torch.zeros(20, 20, dtype=torch.float64)
     root = square_root(gram)
+    # float64's rounding of entries near one, in sums of 20.
     torch.testing.assert_close(root @ root.T, gram, rtol=0, atol=1e-13)
 
 
@@ -124,5 +125,6 @@ def test_given_products_are_the_ones_it_makes(shape: tuple[int, int], samples: i
     whole = wide @ metric.gram @ wide.T
     values, vectors = torch.linalg.eigh(whole)
     torch.testing.assert_close(own.energies[:3], values.flip(0)[:3])
+    # A span is known to the rounding of the energies over the gap below it.
     basis, best = own.leading(3), vectors[:, -3:]
     torch.testing.assert_close(basis @ basis.T, best @ best.T, rtol=0, atol=1e-6)

@@ -184,6 +184,7 @@ def test_refusals() -> None:
     with pytest.raises(ArgumentError, match="name='mine' is registered already, for fit_mine"):
         method("mine", gives=TTMatrix, on={"tensor"})(fit_mine)
     with pytest.raises(ArgumentError, match="on='matrix' is unknown; choose one of tensor, linear"):
+        # What a type checker refuses is given on purpose, here and below.
         method("other", gives=LowRank, on={"matrix"})  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"mine must be a function .* begins with fit_"):
         method("other", gives=LowRank, on={"tensor"})(mine)  # type: ignore[type-var]

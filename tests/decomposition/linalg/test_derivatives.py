@@ -247,6 +247,7 @@ def test_second_derivatives_of_what_they_stand_for(
     whole, way = partial(exact_svd, differentiable=True), seeded(*shape, seed=4)
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad((whole(leaf) * against).sum(), leaf, create_graph=True)
+    # Two ways to one derivative: rounding is divided by the gaps of the spectrum.
     torch.testing.assert_close(grad.detach(), gradient(whole, x, against), rtol=1e-6, atol=1e-6)
     if kind == "nearly equal ones":
         with pytest.raises(UnsupportedError, match="nearly equal and not equal"):

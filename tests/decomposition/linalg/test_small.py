@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,9 +78,11 @@ def test_numpy_has_what_one_thread_does(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("svd", "eigh", "eigvalsh"):
         real = getattr(np.linalg, name)
 
-        def noted(matrix: Small, *rest: object, real: object = real, **more: object) -> object:
+        def noted(
+            matrix: Small, *rest: object, real: Callable[..., Any] = real, **more: object
+        ) -> object:
             asked.append(matrix.size * min(matrix.shape))
-            return real(matrix, *rest, **more)  # type: ignore[operator]
+            return real(matrix, *rest, **more)
 
         monkeypatch.setattr(np.linalg, name, noted)
     for side in (8, 63, 64, 200):
