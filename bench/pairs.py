@@ -126,7 +126,7 @@ def one(
 
 
 def layers() -> Iterator[tuple[str, Callable[[], Call]]]:
-    """Linear and convolutional layers of every format, on the path of the table and on the chain."""
+    """Layers of every format, on the path of their table and on the chain."""
     import torch
     from torch import nn
 
@@ -261,11 +261,11 @@ def paired(old: Checkout, new: Checkout, name: str, rounds: int) -> dict[str, An
 def table(rows: list[dict[str, Any]]) -> str:
     """In markdown, slowest first."""
     lines = ["| case | old ms | new ms | old / new | least | largest |", "| --- |" + " ---: |" * 5]
-    for row in sorted(rows, key=lambda row: float(row["ratio"])):
-        lines.append(
-            f"| {row['case']} | {1e3 * row['old_s']:.3f} | {1e3 * row['new_s']:.3f} "
-            f"| {row['ratio']:.2f} | {row['ratio_min']:.2f} | {row['ratio_max']:.2f} |"
-        )
+    lines += (
+        f"| {row['case']} | {1e3 * row['old_s']:.3f} | {1e3 * row['new_s']:.3f} "
+        f"| {row['ratio']:.2f} | {row['ratio_min']:.2f} | {row['ratio_max']:.2f} |"
+        for row in sorted(rows, key=lambda row: float(row["ratio"]))
+    )
     return "\n".join(lines)
 
 
