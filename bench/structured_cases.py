@@ -24,7 +24,7 @@ from tensorlrf.factors import (
     MonarchFactors,
     TTMatrix,
 )
-from tensorlrf.factors._blocks import by_rows
+from tensorlrf.factors.tiling import by_rows
 from tensorlrf.ops._fused import fused_problem, fuses
 from tensorlrf_kernels._tables import bucket, choose
 

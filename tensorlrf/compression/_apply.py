@@ -50,7 +50,7 @@ from tensorlrf.errors import (
     TensorlrfError,
     warn,
 )
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn import factored_type
 from tensorlrf.nn._copies import copy_of, replica
 

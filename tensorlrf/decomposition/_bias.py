@@ -11,7 +11,7 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 
 @without_autocast()

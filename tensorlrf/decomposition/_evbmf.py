@@ -32,7 +32,7 @@ from tensorlrf.decomposition.linalg._gram import (
 )
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 ACCURACY = 16
 """Singular values are known to this times eps sqrt(M) of the largest, with eps that of the numbers

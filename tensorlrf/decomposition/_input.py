@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._array import as_dense
+from tensorlrf.factors.arrays import as_dense
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.errors import ArgumentError, RankError
-from tensorlrf.factors._array import as_dense
+from tensorlrf.factors.arrays import as_dense
 
 LARGEST = 2**63 - 1
 """No tensor has a size above."""

@@ -3,7 +3,7 @@
 from tensorlrf.factors._base import FORMATS, Factors
 from tensorlrf.factors._batch import Batch
 from tensorlrf.factors._blast import BlastFactors
-from tensorlrf.factors._blocks import Block, BlockLowRank
+from tensorlrf.factors._blocks import BlockLowRank
 from tensorlrf.factors._cp import CPFactors
 from tensorlrf.factors._grouped import Grouped
 from tensorlrf.factors._kronecker import KroneckerSum
@@ -13,6 +13,7 @@ from tensorlrf.factors._tensorly import from_tensorly, to_tensorly
 from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
+from tensorlrf.factors.tiling import Block
 
 __all__ = [
     "FORMATS",

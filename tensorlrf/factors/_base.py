@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._array import as_dense, why_not_dense
-from tensorlrf.factors._autocast import autocast_is_on, without_autocast
+from tensorlrf.factors.arrays import as_dense, why_not_dense
+from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
 FORMATS: dict[str, type[Factors]] = {}
 

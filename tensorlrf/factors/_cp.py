@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._array import A
 from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors.algebra import khatri_rao
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,14 +78,6 @@ class CPFactors(Factors):
             return left.sum(1).reshape(self.shape)
         right = khatri_rao(self.factors[cut:])  # (prod of last sizes, r)
         return (left @ right.T).reshape(self.shape)
-
-
-def khatri_rao(factors: tuple[A, ...]) -> A:
-    """Columnwise Kronecker product, first factor slowest: (prod n_k, r)."""
-    product = factors[0]
-    for f in factors[1:]:
-        product = (product[:, None] * f).reshape(-1, f.shape[1])
-    return product
 
 
 def _balanced_cut(shape: tuple[int, ...]) -> int:

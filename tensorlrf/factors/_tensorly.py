@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors._array import as_dense
 from tensorlrf.factors._base import Factors
 from tensorlrf.factors._cp import CPFactors
 from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
+from tensorlrf.factors.arrays import as_dense
 
 _TRAINS: dict[str, type[TTFactors] | type[TTMatrix] | type[TRFactors]] = {
     "TTTensor": TTFactors,

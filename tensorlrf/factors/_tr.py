@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors, check_together
-from tensorlrf.factors._tt import Train, chain_product, check_train
+from tensorlrf.factors._tt import Train, check_train
+from tensorlrf.factors.algebra import chain_product
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors.algebra import chain_product
 
 
 class Train:
@@ -150,34 +150,6 @@ class TTMatrix(Train, Factors):
         whole = (math.prod(self.row_sizes), math.prod(self.column_sizes))
         dense = train.reshape(sizes).permute(order).reshape(whole)
         return dense if whole == self.shape else dense[: self.shape[0], : self.shape[1]]
-
-
-def chain_product(cores: Sequence[Tensor]) -> Tensor:
-    """Cores (r_k, n_k, r_{k+1}) multiplied out: (r_0, prod n_k, r_N), the pair with the smallest
-    product first."""
-    parts = list(cores)
-    while len(parts) > 1:
-        k = _smallest_pair([p.shape for p in parts])
-        a, b = parts[k], parts[k + 1]
-        product = a.flatten(0, 1) @ b.flatten(1)
-        parts[k : k + 2] = [product.reshape(a.shape[0], a.shape[1] * b.shape[1], b.shape[2])]
-    return parts[0]
-
-
-def product_order(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(rows, inner, columns) of every product in `chain_product` of cores of these sizes."""
-    left, steps = [tuple(size) for size in sizes], []
-    while len(left) > 1:
-        k = _smallest_pair(left)
-        (r, n, inner), (_, more, after) = left[k], left[k + 1]
-        steps.append((r * n, inner, more * after))
-        left[k : k + 2] = [(r, n * more, after)]
-    return steps
-
-
-def _smallest_pair(sizes: Sequence[Sequence[int]]) -> int:
-    results = [a[0] * a[1] * b[1] * b[2] for a, b in pairwise(sizes)]
-    return results.index(min(results))
 
 
 def check_train(owner: str, cores: Sequence[Tensor], order: int, *, ring: bool = False) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors.algebra import mode_product
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,23 +94,3 @@ class TuckerFactors(Factors):
         for k, f in zip(reversed(self.modes), reversed(self.factors), strict=True):
             dense = mode_product(dense, f, k)
         return dense
-
-
-def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
-    """tensor x_mode matrix: (.., n_mode, ..) and (m, n_mode) to (.., m, ..); contiguous.
-
-    Written as one matrix product, or one batched product, on the tensor as it lies: no unfolding
-    is copied (Kolda & Bader 2009, section 2.5).
-    """
-    before = tensor.shape[:mode]
-    after = tensor.shape[mode + 1 :]
-    n = tensor.shape[mode]
-    if not after.numel() or not before.numel() or n == 0:
-        return tensor.new_zeros(*before, matrix.shape[0], *after)
-    if mode == 0:
-        flat = matrix @ tensor.reshape(n, after.numel())
-    elif not after:
-        flat = tensor.reshape(before.numel(), n) @ matrix.T
-    else:
-        flat = matrix @ tensor.reshape(before.numel(), n, after.numel())
-    return flat.reshape(*before, matrix.shape[0], *after)

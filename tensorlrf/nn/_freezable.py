@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.ops._dense import dense_weight
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -21,7 +21,7 @@ from tensorlrf.factors import (
     TTMatrix,
     TuckerFactors,
 )
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.factors._array import why_not_dense
+from tensorlrf.factors.arrays import why_not_dense
 
 
 def check_tensor(value: Any, name: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 from tensorlrf.ops._convnd import run_convnd
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._geometry import Pair, resolve_padding

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.factors import CPFactors, Factors, Grouped, KroneckerSum, LowRank, TTFactors
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._geometry import Axes, resolve_padding
 

@@ -15,7 +15,7 @@ from tensorlrf.factors import (
     TTMatrix,
     TuckerFactors,
 )
-from tensorlrf.factors._tt import product_order
+from tensorlrf.factors.algebra import product_order
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._convnd import kron_b_first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tensorlrf.factors import CPFactors, Factors
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
 
 
 def dense_weight(factors: Factors, *, channels_last: bool = False) -> Tensor:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors import CPFactors, Factors, KroneckerSum, LowRank, TuckerFactors
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, CPFactors, Factors, KroneckerSum, LowRank, TuckerFactors
 from tests.laws.factors import FactorLaws
 
 

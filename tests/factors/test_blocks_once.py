@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.errors import ShapeError
-from tensorlrf.factors import Block, BlockLowRank, _blocks
+from tensorlrf.factors import Block, BlockLowRank, tiling
 from tests.factors.test_blocks import GRID, TREE, pieces
 
 
@@ -21,13 +21,13 @@ def test_blocks_are_checked_once(
     blocks: tuple[Block, ...], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    check = _blocks.check_tiling
+    check = tiling.check_tiling
 
     def counted(blocks: Sequence[Block], shape: Sequence[int]) -> None:
         checked.append(len(blocks))
         check(blocks, shape)
 
-    monkeypatch.setattr(_blocks, "check_tiling", counted)
+    monkeypatch.setattr(tiling, "check_tiling", counted)
     f = pieces(blocks, shape, 0)
     assert len(checked) == 1
     for g in (f.to(torch.float32), f.detach(), f.map(lambda t: 2 * t), f.to("meta")):
@@ -70,7 +70,7 @@ def tilings(draw: st.DrawFn) -> tuple[list[Block], tuple[int, int]]:
             cut = draw(st.integers(1, columns))
             parts = [(row, column, rows, cut), (row, column + cut, rows, columns - cut)]
         blocks += [part for part in parts if min(part[2:]) > 0]
-    return sorted((Block(*b, 0) for b in blocks), key=_blocks.by_rows), (m, n)
+    return sorted((Block(*b, 0) for b in blocks), key=tiling.by_rows), (m, n)
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
@@ -79,10 +79,10 @@ def test_a_tiling_is_what_covers_each_entry_once(
     made: tuple[list[Block], tuple[int, int]], moved: int, by: tuple[int, ...]
 ) -> None:
     blocks, shape = made
-    _blocks.check_tiling(blocks, shape)
+    tiling.check_tiling(blocks, shape)
     one = blocks.pop(moved % len(blocks))
     blocks.append(Block(*(k + d for k, d in zip(one[:4], by, strict=True)), 0))
-    blocks.sort(key=_blocks.by_rows)
+    blocks.sort(key=tiling.by_rows)
     counts = torch.zeros(shape)
     inside = True
     for b in blocks:
@@ -92,10 +92,10 @@ def test_a_tiling_is_what_covers_each_entry_once(
         if inside:
             counts[rows.start : rows.stop, columns.start : columns.stop] += 1
     if inside and bool((counts == 1).all()):
-        _blocks.check_tiling(blocks, shape)
+        tiling.check_tiling(blocks, shape)
     else:
         with pytest.raises(ShapeError):
-            _blocks.check_tiling(blocks, shape)
+            tiling.check_tiling(blocks, shape)
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, TuckerFactors
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 from tests.laws.factors import FactorLaws
 
 

@@ -44,7 +44,7 @@ from tensorlrf.compression.calibration._suspend import Suspendable, trim
 from tensorlrf.decomposition.linalg._cores import look
 from tensorlrf.decomposition.linalg._threads import limited, most_threads
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn._copies import replica
 
 Arrived = Callable[[str, Tensor], None]

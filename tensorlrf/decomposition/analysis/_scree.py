@@ -19,7 +19,7 @@ from tensorlrf.decomposition._method import find, names, registered
 from tensorlrf.decomposition.analysis._scree_plot import Curve, plot_scree
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, UnsupportedError
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 _PRINTED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 _SUCH_AS = {"shapes": "((m1, n1), (m2, n2))", "block": "64 or (64, 128)"}

@@ -29,7 +29,7 @@ from tensorlrf.decomposition.linalg._gram_metric import GramMetric
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.factors import BlastFactors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 100
 TOL = 1e-4

@@ -37,9 +37,8 @@ from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, UnsupportedError
-from tensorlrf.factors import BlockLowRank
-from tensorlrf.factors._autocast import without_autocast
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, BlockLowRank
+from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 200
 """With `gram`, at most."""

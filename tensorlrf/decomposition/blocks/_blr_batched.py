@@ -28,8 +28,7 @@ from tensorlrf.decomposition.linalg._batched import (
     squares,
 )
 from tensorlrf.errors import UnsupportedError
-from tensorlrf.factors import BlockLowRank
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, BlockLowRank
 
 ROUNDS = 6
 """Weightings of the places that are tried for an error."""

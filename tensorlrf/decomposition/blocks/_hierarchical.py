@@ -24,7 +24,7 @@ from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import BlockLowRank
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 Rule = str | Callable[[int, int, int, int], bool]
 

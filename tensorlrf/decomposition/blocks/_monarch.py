@@ -26,7 +26,7 @@ from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.factors import MonarchFactors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 
 @method("monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10))

@@ -27,7 +27,7 @@ from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import DegenerateWarning, TensorlrfWarning, warn
 from tensorlrf.factors import CPFactors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS, TOL = 100, 1e-8
 METRIC_SWEEPS = 100

@@ -21,7 +21,7 @@ from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric, output_error
 from tensorlrf.decomposition.linalg._solve import RIDGE, cholesky, conjugate_gradients
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
 
 EXACT_UNKNOWNS = 768
 """Up to so many unknowns the normal matrix of a mode is formed and factored."""

@@ -22,7 +22,7 @@ from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._problem import Problem
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.linalg._derivatives import with_values
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 _SPACE = 60  # vectors of a Krylov space
 _RESTARTS = 20

@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
 from tensorlrf_kernels.mttkrp import contract_modes, kernel_wins
 
 # A group in the middle of the modes needs one matrix product for every index in front of it.

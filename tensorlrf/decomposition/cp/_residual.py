@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
 
 _BLOCK = 1 << 19  # entries of a block: small beside the tensor, large enough for a matrix product
 _PIECE = 1 << 16  # longest run of squares that is summed in the dtype of the data

@@ -33,7 +33,7 @@ from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 WIDTH = 0.02
 """What the interval of a close fit may be wide by default, in units of the fit."""

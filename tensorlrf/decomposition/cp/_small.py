@@ -15,7 +15,7 @@ from torch import Tensor
 from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.cp._sweep import LEAST, Sweeps
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
 
 Array = np.ndarray[Any, Any]
 

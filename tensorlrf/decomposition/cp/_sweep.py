@@ -19,8 +19,8 @@ from torch import Tensor
 from tensorlrf.decomposition.cp._mttkrp import CutTensor, contract_left, contract_right, split
 from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.factors._array import A
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
+from tensorlrf.factors.arrays import A
 
 LEAST = {torch.float32: 1e-30, torch.float64: 1e-200}
 """Added to the diagonal of a system of columns near unit length: far below what counts, with an

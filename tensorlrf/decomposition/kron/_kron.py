@@ -27,9 +27,8 @@ from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Way
 from tensorlrf.errors import ArgumentError, unknown
-from tensorlrf.factors import KroneckerSum
-from tensorlrf.factors._autocast import without_autocast
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, KroneckerSum
+from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 200
 """In the metric of the inputs, at most."""

@@ -23,8 +23,7 @@ from tensorlrf.decomposition.kron._solve import LARGE, Cutter, as_terms
 from tensorlrf.decomposition.linalg._batched import as_batch, fit_matrices, per_place, scales_of
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.errors import TensorlrfWarning, warn
-from tensorlrf.factors import Factors, KroneckerSum
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, Factors, KroneckerSum
 
 F = TypeVar("F", bound=Factors)
 

@@ -17,8 +17,7 @@ from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._gram import descending_eigh, thin_svd
 from tensorlrf.decomposition.linalg._side_by_side import over_places
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tensorlrf.factors import Factors, LowRank
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, Factors, LowRank
 
 BLOCK = 1 << 21
 """Elements raised to float64 at once: 16 MB."""

@@ -29,9 +29,8 @@ from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Scaled, Way
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
-from tensorlrf.factors import LowRank
-from tensorlrf.factors._autocast import without_autocast
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, LowRank
+from tensorlrf.factors.autocast import without_autocast
 
 
 @overload

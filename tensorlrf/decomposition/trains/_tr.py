@@ -35,7 +35,7 @@ from tensorlrf.errors import (
     warn,
 )
 from tensorlrf.factors import TRFactors
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 INITS = ("svd", "random")
 

@@ -21,7 +21,7 @@ from tensorlrf.decomposition.trains._tr_gradients import (
     too_wide,
 )
 from tensorlrf.decomposition.trains._tt_proximal import RIDGE, proximal_step
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 
 START, DECAY = 1e-8, 0.1
 """The proximal term of the first sweep, relative, and how it falls from sweep to sweep."""

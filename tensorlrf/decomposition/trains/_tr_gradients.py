@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import cholesky
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 
 STEPS = 8
 """Of conjugate gradients, at most, for one core; each lowers the loss."""

@@ -23,7 +23,7 @@ from tensorlrf.decomposition.trains._tr_gradients import (
     seen_through,
     too_wide,
 )
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 
 
 class RingMetric:

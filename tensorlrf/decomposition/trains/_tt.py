@@ -23,9 +23,8 @@ from tensorlrf.decomposition.trains._tt_kernel_gram import fit_kernel_in_metric
 from tensorlrf.decomposition.trains._tt_ranks import train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import TTFactors
-from tensorlrf.factors._autocast import without_autocast
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, TTFactors
+from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 50
 """In the metric of the inputs, at most."""

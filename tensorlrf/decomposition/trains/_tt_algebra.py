@@ -13,7 +13,7 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 Train = TypeVar("Train", TTFactors, TTMatrix)
 

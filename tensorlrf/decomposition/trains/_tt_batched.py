@@ -23,9 +23,8 @@ from tensorlrf.decomposition.linalg._batched import (
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.decomposition.trains._tt_sweep import swept
-from tensorlrf.factors import TTFactors
-from tensorlrf.factors._batch import Batch
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors import Batch, TTFactors
+from tensorlrf.factors.algebra import chain_product
 
 
 class Budgets:

@@ -20,8 +20,8 @@ from tensorlrf.decomposition.trains._tt_ranks import rank_limits, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors
-from tensorlrf.factors._array import as_dense
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.arrays import as_dense
+from tensorlrf.factors.autocast import without_autocast
 
 Function = Callable[[Tensor], Tensor]
 

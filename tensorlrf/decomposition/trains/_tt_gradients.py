@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 
 STEPS = 8
 """Of conjugate gradients for a core, in each half sweep."""

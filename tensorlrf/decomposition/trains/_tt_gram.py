@@ -25,9 +25,7 @@ from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
-from tensorlrf.factors import TTFactors, TTMatrix
-from tensorlrf.factors._base import Factors
-from tensorlrf.factors._tt import Train
+from tensorlrf.factors import Factors, TTFactors, TTMatrix
 
 MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
@@ -58,7 +56,7 @@ class OutputMetric:
         """The same for factors of the weight as it was given."""
         return self._loss(_over(factors.to(torch.float64).to_dense(), self.scale))
 
-    def scaled(self, factors: Train) -> list[Tensor]:
+    def scaled(self, factors: TTFactors | TTMatrix) -> list[Tensor]:
         """Cores, float64, of the weight's factors divided by its scale."""
         cores = [core.to(torch.float64) for core in factors.cores]
         return cores if self.scale == 1.0 else share_norm(cores, 0, -round(math.log2(self.scale)))

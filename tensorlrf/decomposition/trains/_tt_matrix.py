@@ -22,7 +22,7 @@ from tensorlrf.decomposition.trains._tt_gram import fit_in_metric, smallest_in_m
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.ops import train_order
 
 SWEEPS = 100

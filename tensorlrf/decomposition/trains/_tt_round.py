@@ -17,7 +17,7 @@ from tensorlrf.decomposition.trains._tt_ranks import train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import Budget, share_norm
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors, TTMatrix
-from tensorlrf.factors._autocast import without_autocast
+from tensorlrf.factors.autocast import without_autocast
 
 
 def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = None) -> Train:

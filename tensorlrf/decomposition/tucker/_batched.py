@@ -25,8 +25,7 @@ from tensorlrf.decomposition.linalg._derivatives import kept_in_order, moving_sp
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.tucker._hooi import mode_order
 from tensorlrf.errors import UnsupportedError
-from tensorlrf.factors import TuckerFactors
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, TuckerFactors
 
 Basis = dict[int, Tensor]
 """Mode -> (b, n_k, r_k) with orthonormal columns."""

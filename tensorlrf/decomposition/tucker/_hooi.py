@@ -23,7 +23,7 @@ from tensorlrf.decomposition.linalg._gram import (
     mode_gram,
     unfold,
 )
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 
 Basis = dict[int, Tensor]
 """Mode -> (n_k, r_k) with orthonormal columns."""

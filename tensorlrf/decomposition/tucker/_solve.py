@@ -24,7 +24,7 @@ from tensorlrf.decomposition.tucker._hooi import (
 )
 from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import TuckerFactors
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 
 Callback = Callable[[TuckerFactors, float], bool | None]
 

@@ -25,9 +25,8 @@ from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tu
 from tensorlrf.decomposition.tucker._gram import InputMetric, fit_in_metric
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
-from tensorlrf.factors import TuckerFactors
-from tensorlrf.factors._autocast import without_autocast
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, TuckerFactors
+from tensorlrf.factors.autocast import without_autocast
 
 ROUNDS = 50
 """In the metric of the inputs, at most."""

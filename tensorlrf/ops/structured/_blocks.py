@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.factors import Block, BlockLowRank
-from tensorlrf.factors._blocks import Tiling
+from tensorlrf.factors.tiling import Tiling
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.factors import TRFactors
-from tensorlrf.factors._tt import chain_product, product_order
+from tensorlrf.factors.algebra import chain_product, product_order
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.factors import TTMatrix
-from tensorlrf.factors._tt import product_order
+from tensorlrf.factors.algebra import product_order
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
 from tensorlrf.ops.structured._kron import kron_cost, kron_kernel_cost

@@ -23,8 +23,7 @@ from tensorlrf.errors import (
     TensorlrfWarning,
     UnsupportedError,
 )
-from tensorlrf.factors import BlockLowRank
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, BlockLowRank
 from tests.decomposition.blocks.test_blr import (
     DTYPES,
     block_energies,

@@ -27,7 +27,7 @@ from tensorlrf.decomposition.cp._leverage import (
 from tensorlrf.decomposition.cp._state import make_state
 from tensorlrf.errors import ArgumentError, DegenerateWarning
 from tensorlrf.factors import CPFactors
-from tensorlrf.factors._cp import khatri_rao
+from tensorlrf.factors.algebra import khatri_rao
 from tests.decomposition.cp.test_cp_device import Watch
 from tests.draws import generator
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.errors import RankError, ShapeError, TensorlrfWarning, UnsupportedError
-from tensorlrf.factors import KroneckerSum
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, KroneckerSum
 from tests.decomposition.kron.test_kron import DTYPES, planted
 from tests.decomposition.svd.test_batched import residuals
 from tests.draws import seeded

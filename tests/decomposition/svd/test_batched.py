@@ -23,8 +23,7 @@ from tensorlrf.errors import (
     TensorlrfWarning,
     UnsupportedError,
 )
-from tensorlrf.factors import LowRank
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, LowRank
 from tests.draws import seeded, seeded32
 
 METHODS = ("auto", "exact", "eigh")

@@ -18,8 +18,7 @@ from tensorlrf.decomposition.trains._tt_batched import Budgets, side_vectors
 from tensorlrf.decomposition.trains._tt_ranks import train_params, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import Budget
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
-from tensorlrf.factors import TTFactors
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, TTFactors
 from tests.decomposition.svd.test_batched import residuals
 from tests.decomposition.trains.test_tt import floats, planted, rounding, shapes, tails
 from tests.draws import seeded

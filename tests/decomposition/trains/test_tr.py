@@ -25,7 +25,7 @@ from tensorlrf.decomposition.trains._tr_start import ring_ranks, ring_svd
 from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import TRFactors
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 from tests.draws import seeded
 from tests.metrics import moments_within, output_error
 

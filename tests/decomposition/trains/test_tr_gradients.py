@@ -23,7 +23,7 @@ from tensorlrf.decomposition.trains._tr_gradients import (
     too_wide,
 )
 from tensorlrf.decomposition.trains._tr_gram import RingMetric
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 from tests.draws import seeded
 from tests.metrics import moments_within
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.decomposition.trains._tt_gradients import adjoint
-from tensorlrf.factors._tt import chain_product
+from tensorlrf.factors.algebra import chain_product
 
 ALL = """
 import sys, warnings

@@ -16,8 +16,7 @@ from tensorlrf.decomposition.linalg._gram import unfold
 from tensorlrf.decomposition.tucker import _batched as _batched_tucker
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
-from tensorlrf.factors import TuckerFactors
-from tensorlrf.factors._batch import Batch
+from tensorlrf.factors import Batch, TuckerFactors
 from tests.decomposition.svd.test_batched import DTYPES, residuals
 from tests.draws import seeded, seeded32
 

@@ -16,7 +16,7 @@ from tensorlrf.decomposition.tucker._hooi import hooi_sweep, mode_cross
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfWarning
 from tensorlrf.factors import TuckerFactors
-from tensorlrf.factors._tucker import mode_product
+from tensorlrf.factors.algebra import mode_product
 from tests.draws import seeded, seeded32
 
 METHODS = ("hosvd", "st_hosvd", "hooi", "randomized")
