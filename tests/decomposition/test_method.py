@@ -219,6 +219,8 @@ def test_a_type_checker_sees_what_the_short_function_takes_and_gives(tmp_path: P
         "reveal_type(d.cp(w, 2, init='svd'))\n"
         "reveal_type(d.tt_matrix(w, error=0.5, order=2))\n"
         "reveal_type(d.svd(w, 2))\n"
+        "reveal_type(d.fit_tt(w, 2))\n"
+        "reveal_type(d.tucker(w, 2, batch_dims=1))\n"
         "reveal_type(d.fit_blast(w, 2))\n"
         "d.blast(w, 2, block=2)\n"
         "d.blast(w, error='small')\n"
@@ -229,7 +231,8 @@ def test_a_type_checker_sees_what_the_short_function_takes_and_gives(tmp_path: P
     )
     *told, _ = run.stdout.splitlines()
     expected = (
-        *(".BlastFactors", ".CPFactors", ".TTMatrix", ".LowRank", ".Fit[tensorlrf.factors._blast"),
+        *(".BlastFactors", ".CPFactors", ".TTMatrix", ".LowRank", ".Fit[tensorlrf.factors._tt."),
+        *("TuckerFactors | tensorlrf.factors._batch.Batch", ".Fit[tensorlrf.factors._blast"),
         *('Unexpected keyword argument "block"', 'Argument "error" has incompatible type "str"'),
     )
     for line, words in zip(told, expected, strict=True):

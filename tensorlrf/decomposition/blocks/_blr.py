@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any
 
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import Unfolded, method, truncates
+from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
@@ -44,33 +44,10 @@ SWEEPS = 200
 """With `gram`, at most."""
 
 
-@overload
-def blr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    block: int | tuple[int, int] | None = None,
-    dense_blocks: bool = True,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: Literal[0] = 0,
-) -> BlockLowRank: ...
-@overload
-def blr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    block: int | tuple[int, int] | None = None,
-    dense_blocks: bool = True,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: int,
-) -> BlockLowRank | Batch: ...
-def blr(
+@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7))
+@without_autocast()
+@threaded
+def fit_blr(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -81,7 +58,8 @@ def blr(
     n_iter_max: int | None = None,
     tol: float | None = None,
     batch_dims: int = 0,
-) -> BlockLowRank | Batch:
+    measure: bool = True,
+) -> Fit[BlockLowRank] | Fit[Batch]:
     """A grid of blocks, each of a rank of its own or dense (Amestoy et al. 2015).
 
     A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not
@@ -116,94 +94,18 @@ def blr(
                   `error` until every place is within it. The result is a Batch of BlockLowRank;
                   without `gram` and rank="auto"
 
+    `fit_blr` gives the relative errors beside the factors: of the result, and with `gram` at the
+    start and after each sweep before that. `converged` is False where `error` was not reached, or
+    where sweeps ran out. With `batch_dims` the error is that of the whole batch, and `reason` tells
+    the largest.
+
     Raises RankError for a rank below one or above the sides of a block, ShapeError for a block
     that does not fit, UnsupportedError for more than two modes, ArgumentError for what cannot be
     decomposed. Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and
     (ConvergenceWarning) where the default number of sweeps leaves over 2% to be gained.
     """
-    options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
-    return _fit(tensor, rank, error, block, *options, measure=False).factors
-
-
-@overload
-def fit_blr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    block: int | tuple[int, int] | None = None,
-    dense_blocks: bool = True,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: Literal[0] = 0,
-) -> Fit[BlockLowRank]: ...
-@overload
-def fit_blr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    block: int | tuple[int, int] | None = None,
-    dense_blocks: bool = True,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: int,
-) -> Fit[BlockLowRank] | Fit[Batch]: ...
-@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7))
-def fit_blr(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    block: int | tuple[int, int] | None = None,
-    dense_blocks: bool = True,
-    gram: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: int = 0,
-) -> Fit[BlockLowRank] | Fit[Batch]:
-    """`blr` with its relative errors: of the result, and with `gram` at the start and after each
-    sweep before that.
-
-    Arguments and errors as for `blr`. `converged` is False where `error` was not reached, or where
-    sweeps ran out. With `batch_dims` the error is that of the whole batch, and `reason` tells the
-    largest.
-    """
-    options = (dense_blocks, gram, n_iter_max, tol, batch_dims)
-    return _fit(tensor, rank, error, block, *options, measure=True)
-
-
-@truncates("blr")
-def _blocks(tensor: Tensor, *, block: Any) -> Unfolded:
-    if tensor.ndim != 2:
-        raise UnsupportedError(
-            f"method='blr' takes a matrix, got shape {tuple(tensor.shape)}; use 'svd', 'kron' or "
-            "'tucker' for a conv kernel"
-        )
-    shape = (int(tensor.shape[0]), int(tensor.shape[1]))
-    mb, nb = check_pair(block, "block", 1, shape, "a block is no larger than the matrix")
-    parts = [(place.of(tensor), 0) for place in grid(shape, (mb, nb))]
-    yield f"{len(parts)} blocks {mb}x{nb}", parts
-
-
-@without_autocast()
-@threaded
-def _fit(
-    tensor: Any,
-    rank: Rank | None,
-    error: float | None,
-    block: int | tuple[int, int] | None,
-    dense_blocks: bool,
-    gram: Any,
-    n_iter_max: int | None,
-    tol: float | None,
-    batch_dims: int,
-    *,
-    measure: bool,
-) -> Fit[BlockLowRank] | Fit[Batch]:
-    """Without `measure` the error is computed only where something is decided by it, else NaN."""
+    # Without `measure`, as `blr` asks, the error is computed only where something is decided by
+    # it, else NaN.
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
@@ -258,6 +160,22 @@ def _fit(
     if error is not None and fit.error > error:
         return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
     return fit if weight.gram is None else finished(fit, n_iter_max)
+
+
+blr = factors_of(fit_blr)
+
+
+@truncates("blr")
+def _blocks(tensor: Tensor, *, block: Any) -> Unfolded:
+    if tensor.ndim != 2:
+        raise UnsupportedError(
+            f"method='blr' takes a matrix, got shape {tuple(tensor.shape)}; use 'svd', 'kron' or "
+            "'tucker' for a conv kernel"
+        )
+    shape = (int(tensor.shape[0]), int(tensor.shape[1]))
+    mb, nb = check_pair(block, "block", 1, shape, "a block is no larger than the matrix")
+    parts = [(place.of(tensor), 0) for place in grid(shape, (mb, nb))]
+    yield f"{len(parts)} blocks {mb}x{nb}", parts
 
 
 def on_grid(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor_and_largest, generator
-from tensorlrf.decomposition._method import Unfolded, method, truncates
+from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.kron._problem import (
@@ -34,41 +34,10 @@ SWEEPS = 200
 """In the metric of the inputs, at most."""
 
 
-@overload
-def kron(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    shapes: Any = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    batch_dims: Literal[0] = 0,
-) -> KroneckerSum: ...
-@overload
-def kron(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    shapes: Any = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    batch_dims: int,
-) -> KroneckerSum | Batch: ...
-def kron(
+@method("kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4))
+@without_autocast()
+@threaded
+def fit_kron(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -83,7 +52,8 @@ def kron(
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
     batch_dims: int = 0,
-) -> KroneckerSum | Batch:
+    measure: bool = True,
+) -> Fit[KroneckerSum] | Fit[Batch]:
     """The nearest sum of s Kronecker products, or the one with near outputs.
 
     For a `tensor` (m, n), or a conv kernel (m, n, *k) = (O, I, *k), the result has a (s, m1, n1)
@@ -120,104 +90,18 @@ def kron(
                 fewest that serve each of them). The result is a Batch of KroneckerSum; by "exact"
                 or "eigh", and without `gram`
 
+    `fit_kron` gives the relative errors beside the factors; with `gram` those of the outputs: of
+    the plain solution, after each sweep, and of the result. With `batch_dims` the error is that of
+    the whole batch, and `reason` tells the largest.
+
     Raises RankError for a rank below one or above the terms that there are, ShapeError for
     `shapes` that do not multiply to the weight's (the message lists those that do) and, where none
     are given, for sides without divisors, ArgumentError for what cannot be decomposed. Warns
     (TensorlrfWarning) where rounding to the dtype of `tensor` keeps `error` out of reach, and
     (ConvergenceWarning) where the default number of sweeps leaves over 2% to be gained.
     """
-    options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
-    return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=False).factors
-
-
-@overload
-def fit_kron(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    shapes: Any = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    batch_dims: Literal[0] = 0,
-) -> Fit[KroneckerSum]: ...
-@overload
-def fit_kron(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    shapes: Any = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    batch_dims: int,
-) -> Fit[KroneckerSum] | Fit[Batch]: ...
-@method("kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4))
-def fit_kron(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    shapes: Any = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    batch_dims: int = 0,
-) -> Fit[KroneckerSum] | Fit[Batch]:
-    """`kron` with its relative errors; with `gram` those of the outputs: of the plain solution,
-    after each sweep, and of the result.
-
-    Arguments and errors as for `kron`. With `batch_dims` the error is that of the whole batch, and
-    `reason` tells the largest.
-    """
-    options = (n_iter_max, tol, n_power_iter, n_oversample, random_state, batch_dims)
-    return _fit(tensor, rank, error, shapes, method, gram, mean, *options, measure=True)
-
-
-@truncates("kron")
-def _unfoldings(tensor: Tensor, *, shapes: Any) -> Unfolded:
-    pair = check_shapes(shapes, int(tensor.shape[0]), int(tensor.shape[1]))
-    (m1, n1), (m2, n2) = pair
-    yield f"{m1}x{n1} kron {m2}x{n2}", [(rearranged(tensor, pair), 0)]
-
-
-@without_autocast()
-@threaded
-def _fit(
-    tensor: Any,
-    rank: Rank | None,
-    error: float | None,
-    shapes: Any,
-    method: str,
-    gram: Any,
-    mean: Any,
-    n_iter_max: int | None,
-    tol: float | None,
-    n_power_iter: int,
-    n_oversample: int,
-    random_state: int | torch.Generator | None,
-    batch_dims: int,
-    *,
-    measure: bool,
-) -> Fit[KroneckerSum] | Fit[Batch]:
-    """Without `measure` the error is computed only where something is decided by it, else NaN."""
+    # Without `measure`, as `kron` asks, the error is computed only where something is decided by
+    # it, else NaN.
     tensor, largest = as_tensor_and_largest(tensor)
     tensor = tensor.detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
@@ -269,3 +153,13 @@ def _fit(
     return best_of(
         lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, one.loss, solve
     )
+
+
+kron = factors_of(fit_kron)
+
+
+@truncates("kron")
+def _unfoldings(tensor: Tensor, *, shapes: Any) -> Unfolded:
+    pair = check_shapes(shapes, int(tensor.shape[0]), int(tensor.shape[1]))
+    (m1, n1), (m2, n2) = pair
+    yield f"{m1}x{n1} kron {m2}x{n2}", [(rearranged(tensor, pair), 0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest, generator
-from tensorlrf.decomposition._method import Unfolded, method, truncates
+from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._smallest import smallest_rank
@@ -33,37 +33,10 @@ from tensorlrf.factors import Batch, LowRank
 from tensorlrf.factors.autocast import without_autocast
 
 
-@overload
-def svd(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: Literal[0] = 0,
-) -> LowRank: ...
-@overload
-def svd(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: int,
-) -> LowRank | Batch: ...
-def svd(
+@method("svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, order=(1, 1))
+@without_autocast()
+@threaded
+def fit_svd(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -76,7 +49,8 @@ def svd(
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
     batch_dims: int = 0,
-) -> LowRank | Batch:
+    measure: bool = True,
+) -> Fit[LowRank] | Fit[Batch]:
     """The nearest matrix of rank r, or the one with the nearest outputs.
 
     A `tensor` of two or more modes is the matrix W (m, n) = (n_0, product of the others), so a conv
@@ -116,91 +90,16 @@ def svd(
                 computes the Grams in float32 where that is proven to leave every error within 1e-4
                 (relative) of the least possible
 
+    `fit_svd` gives the relative error beside the factors, in the metric of the inputs where `gram`
+    is given; `converged` is False only where `error` was not reached. With `batch_dims` the error
+    is that of the whole batch, and `reason` tells the largest.
+
     Raises RankError for a rank below one or above min(m, n), ShapeError and ArgumentError for
     what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the dtype of `tensor`
     keeps `error` out of reach at every rank.
     """
-    options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
-    return _fit(tensor, rank, error, method, gram, mean, *options, measure=False).factors
-
-
-@overload
-def fit_svd(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: Literal[0] = 0,
-) -> Fit[LowRank]: ...
-@overload
-def fit_svd(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: int,
-) -> Fit[LowRank] | Fit[Batch]: ...
-@method("svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, order=(1, 1))
-def fit_svd(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    method: str = "auto",
-    gram: Any = None,
-    mean: Any = None,
-    n_power_iter: int = 8,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: int = 0,
-) -> Fit[LowRank] | Fit[Batch]:
-    """`svd` with its relative error, in the metric of the inputs where `gram` is given.
-
-    Arguments and errors as for `svd`. `converged` is False only where `error` was not reached.
-    With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
-    """
-    options = (n_power_iter, n_oversample, random_state, differentiable, batch_dims)
-    return _fit(tensor, rank, error, method, gram, mean, *options, measure=True)
-
-
-@truncates("svd")
-def _unfoldings(tensor: Tensor) -> Unfolded:
-    yield "matrix", [(tensor.flatten(1), 0)]
-
-
-@without_autocast()
-@threaded
-def _fit(
-    tensor: Any,
-    rank: Rank | None,
-    error: float | None,
-    method: str,
-    gram: Any,
-    mean: Any,
-    n_power_iter: int,
-    n_oversample: int,
-    random_state: int | torch.Generator | None,
-    differentiable: bool,
-    batch_dims: int,
-    *,
-    measure: bool,
-) -> Fit[LowRank] | Fit[Batch]:
-    """Without `measure` the error of a given rank is not computed (NaN): a look at the matrix."""
+    # Without `measure`, as `svd` asks, the error of a given rank is left out (NaN): a look at the
+    # matrix.
     tensor, largest = as_tensor_and_largest(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
@@ -265,6 +164,14 @@ def _fit(
     else:
         fit = smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
     return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
+
+
+svd = factors_of(fit_svd)
+
+
+@truncates("svd")
+def _unfoldings(tensor: Tensor) -> Unfolded:
+    yield "matrix", [(tensor.flatten(1), 0)]
 
 
 def _check_method(method: str, r: int | None, metric: bool) -> None:

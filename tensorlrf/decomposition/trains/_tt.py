@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._method import Unfolded, method, truncates
+from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
@@ -30,33 +30,10 @@ SWEEPS = 50
 """In the metric of the inputs, at most."""
 
 
-@overload
-def tt(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: Literal[0] = 0,
-) -> TTFactors: ...
-@overload
-def tt(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: int,
-) -> TTFactors | Batch: ...
-def tt(
+@method("tt", gives=TTFactors, on={"tensor", "linear", "conv", "embedding"}, order=(4, 5))
+@without_autocast()
+@threaded
+def fit_tt(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -67,7 +44,8 @@ def tt(
     n_iter_max: int | None = None,
     tol: float | None = None,
     batch_dims: int = 0,
-) -> TTFactors | Batch:
+    measure: bool = True,
+) -> Fit[TTFactors] | Fit[Batch]:
     """A tensor train by TT-SVD (Oseledets 2011, algorithm 1).
 
     For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_0 = r_N = 1. The sweep
@@ -101,81 +79,16 @@ def tt(
     The squared error is the sum of the energies that the steps leave out, which is at most N - 1
     times that of the best train of these ranks (Oseledets 2011, theorem 2.2, corollary 2.4).
 
+    `fit_tt` gives the relative error beside the factors; `converged` is False only where `error`
+    was not reached. With `batch_dims` the error is that of the whole batch, and `reason` tells the
+    largest.
+
     Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
     ArgumentError and ShapeError for what cannot be decomposed.
     """
-    options = (gram, mean, n_iter_max, tol)
-    return _solve(tensor, rank, error, modes, options, batch_dims, measure=False).factors
-
-
-@overload
-def fit_tt(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: Literal[0] = 0,
-) -> Fit[TTFactors]: ...
-@overload
-def fit_tt(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: int,
-) -> Fit[TTFactors] | Fit[Batch]: ...
-@method("tt", gives=TTFactors, on={"tensor", "linear", "conv", "embedding"}, order=(4, 5))
-@without_autocast()
-def fit_tt(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    batch_dims: int = 0,
-) -> Fit[TTFactors] | Fit[Batch]:
-    """`tt` with its relative error.
-
-    Arguments and errors as for `tt`. `converged` is False only where `error` was not reached.
-    With `batch_dims` the error is that of the whole batch, and `reason` tells the largest.
-    """
-    options = (gram, mean, n_iter_max, tol)
-    return _solve(tensor, rank, error, modes, options, batch_dims, measure=True)
-
-
-@truncates("tt")
-def _unfoldings(tensor: Tensor) -> Unfolded:
-    for k in range(1, tensor.ndim):
-        yield f"unfolding {k - 1}", [(tensor.flatten(0, k - 1).flatten(1), 0)]
-
-
-@threaded
-def _solve(
-    tensor: Any,
-    rank: Rank | None,
-    error: float | None,
-    modes: Sequence[int] | None,
-    options: tuple[Any, Any, int | None, float | None],
-    batch_dims: int,
-    measure: bool,
-) -> Fit[TTFactors] | Fit[Batch]:
+    # Without `measure`, as `tt` asks, the error of given ranks is left out (NaN).
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
-    gram, mean, n_iter_max, tol = options
     check_iteration(n_iter_max, tol)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
@@ -204,6 +117,15 @@ def _solve(
 
     found = fit(ranks) if ranks is not None else smallest_in_metric(fit, whole.shape, error or 0.0)
     return finished(found, n_iter_max)
+
+
+tt = factors_of(fit_tt)
+
+
+@truncates("tt")
+def _unfoldings(tensor: Tensor) -> Unfolded:
+    for k in range(1, tensor.ndim):
+        yield f"unfolding {k - 1}", [(tensor.flatten(0, k - 1).flatten(1), 0)]
 
 
 def _solve_batched(

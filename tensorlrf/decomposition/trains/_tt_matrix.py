@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -158,8 +158,8 @@ def tt_layer(
             raise ArgumentError(
                 f"{name}={value!r} is for linear layers; the train of a convolution has its modes"
             )
-    train: TTFactors = tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
-    return train
+    train = tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
+    return cast(TTFactors, train)
 
 
 def tensorised(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
-from tensorlrf.decomposition._method import Unfolded, method, truncates
+from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
@@ -34,45 +34,15 @@ ROUNDS = 50
 METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
 
 
-@overload
-def tucker(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    method: str = "hooi",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    callback: Callback | None = None,
-    n_power_iter: int = 2,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: Literal[0] = 0,
-) -> TuckerFactors: ...
-@overload
-def tucker(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    method: str = "hooi",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    callback: Callback | None = None,
-    n_power_iter: int = 2,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: int,
-) -> TuckerFactors | Batch: ...
-def tucker(
+@method(
+    "tucker",
+    gives=TuckerFactors,
+    on={"tensor": {}, "linear": {}, "conv": {"modes": (0, 1)}, "embedding": {}},
+    order=(2, 3),
+)
+@without_autocast()
+@threaded
+def fit_tucker(
     tensor: Any,
     rank: Rank | None = None,
     *,
@@ -89,7 +59,7 @@ def tucker(
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
     batch_dims: int = 0,
-) -> TuckerFactors | Batch:
+) -> Fit[TuckerFactors] | Fit[Batch]:
     """A core multiplied by an orthonormal factor along each mode (Tucker 1966).
 
     For a `tensor` (n_0, n_1, ...) the core is (r_0, r_1, ...) and the factor of mode k (n_k, r_k);
@@ -132,97 +102,13 @@ def tucker(
                 once, with the same ranks; `modes` count behind them. The result is a Batch of
                 TuckerFactors; needs rank=, and method="hosvd" or "st_hosvd"
 
+    `fit_tucker` gives the relative errors beside the factors: at the start, after each sweep, and
+    of the result. Errors inside the iteration are taken from the norm of the core where they are
+    well above the rounding of that, and from the residual below.
+
     Raises RankError for ranks below one, above a mode's size or of the wrong number, ArgumentError
     and ShapeError for what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the
     dtype of `tensor` keeps `error` out of reach.
-    """
-    return fit_tucker(
-        tensor,
-        rank,
-        error=error,
-        modes=modes,
-        method=method,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        gram=gram,
-        mean=mean,
-        callback=callback,
-        n_power_iter=n_power_iter,
-        n_oversample=n_oversample,
-        random_state=random_state,
-        differentiable=differentiable,
-        batch_dims=batch_dims,
-    ).factors
-
-
-@overload
-def fit_tucker(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    method: str = "hooi",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    callback: Callback | None = None,
-    n_power_iter: int = 2,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: Literal[0] = 0,
-) -> Fit[TuckerFactors]: ...
-@overload
-def fit_tucker(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    method: str = "hooi",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    callback: Callback | None = None,
-    n_power_iter: int = 2,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: int,
-) -> Fit[TuckerFactors] | Fit[Batch]: ...
-@method(
-    "tucker",
-    gives=TuckerFactors,
-    on={"tensor": {}, "linear": {}, "conv": {"modes": (0, 1)}, "embedding": {}},
-    order=(2, 3),
-)
-@without_autocast()
-@threaded
-def fit_tucker(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    modes: Sequence[int] | None = None,
-    method: str = "hooi",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    callback: Callback | None = None,
-    n_power_iter: int = 2,
-    n_oversample: int = 10,
-    random_state: int | torch.Generator | None = None,
-    differentiable: bool = False,
-    batch_dims: int = 0,
-) -> Fit[TuckerFactors] | Fit[Batch]:
-    """`tucker` with its relative errors: at the start, after each sweep, and of the result.
-
-    Arguments and errors as for `tucker`. Errors inside the iteration are taken from the norm of
-    the core where they are well above the rounding of that, and from the residual below.
     """
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
@@ -275,6 +161,9 @@ def fit_tucker(
     if ranks is None:
         return problem.within(error or 0.0)
     return problem.solve({axes.index(k): r for k, r in ranks.items()})
+
+
+tucker = factors_of(fit_tucker)
 
 
 @truncates("tucker")
@@ -333,7 +222,7 @@ def _fit_in_metric(
     scale = scale_of(work)
     kernel = (work / scale).reshape(shape[0], shape[1], -1)
     moments = input_metric(*data, kernel[0].numel(), tensor)
-    usual = fit_tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)).factors
+    usual = cast(TuckerFactors, tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)))
 
     def whole(core: Tensor, outputs: Tensor, inputs: Tensor) -> TuckerFactors:
         excess = 2 * float(core.abs().max()) / torch.finfo(tensor.dtype).max

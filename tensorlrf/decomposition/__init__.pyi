@@ -1,0 +1,383 @@
+# Written by `make generate`, from the signatures of the decompositions.
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+
+from tensorlrf.decomposition._bias import bias_correction
+from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._mode_sizes import mode_sizes
+from tensorlrf.decomposition._rank import Rank
+from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
+from tensorlrf.decomposition.blocks._blast import blast, fit_blast
+from tensorlrf.decomposition.blocks._hierarchical import (
+    fit_hierarchical,
+    fit_hodlr,
+    hierarchical,
+    hodlr,
+)
+from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
+from tensorlrf.decomposition.cp._cp import cp, fit_cp
+from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.trains._tr import fit_tr, tr
+from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
+from tensorlrf.decomposition.trains._tt_cross import fit_tt_cross, tt_cross
+from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tt_matrix
+from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
+from tensorlrf.decomposition.tucker._solve import Callback
+from tensorlrf.factors import Batch, BlockLowRank, KroneckerSum, LowRank, TTFactors, TuckerFactors
+
+@overload
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> Fit[LowRank]: ...
+@overload
+def fit_svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> Fit[LowRank] | Fit[Batch]: ...
+@overload
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> LowRank: ...
+@overload
+def svd(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> LowRank | Batch: ...
+@overload
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> Fit[TuckerFactors]: ...
+@overload
+def fit_tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> Fit[TuckerFactors] | Fit[Batch]: ...
+@overload
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: Literal[0] = 0,
+) -> TuckerFactors: ...
+@overload
+def tucker(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    method: str = "hooi",
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    callback: Callback | None = None,
+    n_power_iter: int = 2,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    differentiable: bool = False,
+    batch_dims: int,
+) -> TuckerFactors | Batch: ...
+@overload
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[TTFactors]: ...
+@overload
+def fit_tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> Fit[TTFactors] | Fit[Batch]: ...
+@overload
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> TTFactors: ...
+@overload
+def tt(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    modes: Sequence[int] | None = None,
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> TTFactors | Batch: ...
+@overload
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[KroneckerSum]: ...
+@overload
+def fit_kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int,
+) -> Fit[KroneckerSum] | Fit[Batch]: ...
+@overload
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: Literal[0] = 0,
+) -> KroneckerSum: ...
+@overload
+def kron(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    shapes: Any = None,
+    method: str = "auto",
+    gram: Any = None,
+    mean: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    n_power_iter: int = 8,
+    n_oversample: int = 10,
+    random_state: int | torch.Generator | None = None,
+    batch_dims: int,
+) -> KroneckerSum | Batch: ...
+@overload
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> Fit[BlockLowRank]: ...
+@overload
+def fit_blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> Fit[BlockLowRank] | Fit[Batch]: ...
+@overload
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: Literal[0] = 0,
+) -> BlockLowRank: ...
+@overload
+def blr(
+    tensor: Any,
+    rank: Rank | None = None,
+    *,
+    error: float | None = None,
+    block: int | tuple[int, int] | None = None,
+    dense_blocks: bool = True,
+    gram: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    batch_dims: int,
+) -> BlockLowRank | Batch: ...
+
+__all__ = [
+    "EVBMF",
+    "Fit",
+    "SampledFit",
+    "Scree",
+    "ScreeSpectrum",
+    "bias_correction",
+    "blast",
+    "blr",
+    "cp",
+    "evbmf",
+    "evbmf_rank",
+    "fit_blast",
+    "fit_blr",
+    "fit_cp",
+    "fit_hierarchical",
+    "fit_hodlr",
+    "fit_kron",
+    "fit_monarch",
+    "fit_svd",
+    "fit_tr",
+    "fit_tt",
+    "fit_tt_cross",
+    "fit_tt_matrix",
+    "fit_tt_round",
+    "fit_tucker",
+    "hierarchical",
+    "hodlr",
+    "kron",
+    "mode_sizes",
+    "monarch",
+    "sampled_fit",
+    "scree",
+    "svd",
+    "tr",
+    "tt",
+    "tt_add",
+    "tt_cross",
+    "tt_inner",
+    "tt_matrix",
+    "tt_round",
+    "tucker",
+]
