@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf import ops
-from tensorlrf_kernels._chip import chip_of
+from tensorlrf_kernels.chips import chip_of
 
 MOST_COPIES = 128
 Call = Callable[[], object]

@@ -1,4 +1,4 @@
-"""The constants of a GPU that the cost model stands on, measured: `tensorlrf_kernels._chip` holds
+"""The constants of a GPU that the cost model stands on, measured: `tensorlrf_kernels.chips` holds
 them for known chips."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bench.clock import Variant, clock, graphed
 from tensorlrf import ops
-from tensorlrf_kernels._chip import chip_of
+from tensorlrf_kernels.chips import chip_of
 from tensorlrf_kernels.lowrank_linear import lowrank_linear, reference
 
 SECONDS = 0.3

@@ -17,10 +17,10 @@ from bench.shapes import FLAGSHIPS, Conv, conv_held_out, conv_ranks, sample
 from tensorlrf import ops
 from tensorlrf.factors import CPFactors, Factors
 from tensorlrf.ops._fused import fused_problem
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels._tables import bucket, choose
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference
+from tensorlrf_kernels.launches import Problem
 
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # stride, padding, dilation
 

@@ -31,7 +31,7 @@ from bench.kernel_cases import Case, Launch
 from bench.kernel_summary import summary
 from bench.report import Row, machine, onto, slug, write_results
 from bench.roofline import plot_measured
-from tensorlrf_kernels._chip import chip_of
+from tensorlrf_kernels.chips import chip_of
 from tensorlrf_kernels.tune import OPS, verdict
 
 SECONDS = 500.0  # of the whole run

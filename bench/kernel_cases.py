@@ -19,8 +19,8 @@ from bench.shapes import (
 )
 from tensorlrf import ops
 from tensorlrf.ops.explain import sample as empty_sample
-from tensorlrf_kernels._launch import LaunchConfig, Problem
 from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import lowrank_linear, reference
 from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu
 from tensorlrf_kernels.lowrank_swiglu import reference as swiglu_reference

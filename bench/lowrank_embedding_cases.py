@@ -14,8 +14,8 @@ from bench import kernel_cases
 from bench.kernel_cases import DTYPE, Case, Way
 from tensorlrf import ops
 from tensorlrf.factors import Factors, LowRank, TTMatrix
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding, reference
 from tensorlrf_kernels.tt_embedding import reference as train
 from tensorlrf_kernels.tt_embedding import tt_embedding

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bench import kernel_cases
 from bench.kernel_cases import Case, Way
-from tensorlrf_kernels._chip import chip_of
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels.chips import chip_of
+from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.mttkrp import contract_modes, fused, reference
 from tensorlrf_kernels.mttkrp.groups import groups_of
 

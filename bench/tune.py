@@ -32,22 +32,22 @@ from bench.shapes import (
 )
 from bench.structured_cases import FLAGSHIP, N_GOALS, all_layers
 from tensorlrf.ops._fused import fused_problem
-from tensorlrf_kernels._chip import chip_of
-from tensorlrf_kernels._launch import Asked, Problem
 from tensorlrf_kernels._tables import bucket, dtype_key, write_table
+from tensorlrf_kernels.chips import chip_of
 from tensorlrf_kernels.kron_linear.launch import KronProblem
+from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.tune import tune
 
-Known = tuple[tuple[str, str, Asked], bool]  # what is to be launched, and whether it is held out
+Known = tuple[tuple[str, str, Workload], bool]  # what is to be launched, and whether it is held out
 
 
-def problems() -> Iterator[tuple[str, str, Asked]]:
+def problems() -> Iterator[tuple[str, str, Workload]]:
     """(op, direction, problem), what the goals are about first, one of a bucket; none in a bucket
     that a layer held out falls into."""
     known = (*_linears(), *_convolutions(), *_structured())
     seen = {_key(*each) for each, out in known if out}
 
-    def new(each: Iterable[tuple[str, str, Asked]]) -> Iterator[tuple[str, str, Asked]]:
+    def new(each: Iterable[tuple[str, str, Workload]]) -> Iterator[tuple[str, str, Workload]]:
         for one in each:
             if _key(*one) not in seen:
                 seen.add(_key(*one))
@@ -88,7 +88,7 @@ def _structured() -> Iterator[Known]:
             yield (op, "forward", problem), out
 
 
-def _rows() -> Iterator[tuple[str, str, Asked]]:
+def _rows() -> Iterator[tuple[str, str, Workload]]:
     """Of tables and MLPs."""
     for M in reversed(tables.COUNTS):
         for rank in tables.RANKS:
@@ -109,7 +109,7 @@ def _rows() -> Iterator[tuple[str, str, Asked]]:
             yield "mttkrp", "forward", mttkrp_problem(sizes, columns, left)
 
 
-def _gradients() -> Iterator[tuple[str, str, Asked]]:
+def _gradients() -> Iterator[tuple[str, str, Workload]]:
     for conv, ranks in FLAGSHIPS:
         for rank in ranks:
             yield "cp_conv2d", "backward", _problem(conv.rows, rank, rank, rank)
@@ -128,7 +128,7 @@ def _problem(rows: int, out: int, inp: int, rank: int) -> Problem:
     return Problem(rows, out, inp, rank, DTYPE)
 
 
-def _key(op: str, direction: str, problem: Asked) -> tuple[str, str, str, str]:
+def _key(op: str, direction: str, problem: Workload) -> tuple[str, str, str, str]:
     return op, direction, dtype_key(problem), bucket(problem)
 
 

@@ -27,8 +27,8 @@ from bench.harvest import time as timing
 from bench.harvest.launches import compiled, recorded, seen
 from bench.harvest.serve import Tell
 from bench.kernel_cases import DEVICE
-from tensorlrf_kernels._chip import Chip, chip_of, known_chip
-from tensorlrf_kernels._launch import Call, kernels_of
+from tensorlrf_kernels.chips import Chip, chip_of, known_chip
+from tensorlrf_kernels.launches import Call, kernels_of
 
 KEPT = 3.0  # s of the phase, for the list of what was skipped
 FAILED = "does not compile"

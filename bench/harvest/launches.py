@@ -21,11 +21,11 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from tensorlrf_kernels import _launch
+from tensorlrf_kernels import launches
 from tensorlrf_kernels._aot import source_of
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import Call
 from tensorlrf_kernels._library import NAMESPACE, gradients, on_gpu
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import Call
 
 ALIGNMENT = 16  # bytes: what a compiler is told of addresses
 
@@ -52,7 +52,7 @@ def recorded(work: Callable[[], object], chip: Chip) -> list[Call]:
     mode = _OnGpu()
     with ExitStack() as stack:
         stack.enter_context(_pretending(chip))
-        stack.enter_context(mock.patch.object(_launch, "launch", calls.extend))
+        stack.enter_context(mock.patch.object(launches, "launch", calls.extend))
         stack.enter_context(_Fake())
         stack.enter_context(mode)
         # Each op's gradient is a function, which is called below.

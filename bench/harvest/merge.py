@@ -4,7 +4,7 @@
 
 Nothing is written but what the rows say: a case that was not timed keeps what an earlier run of the
 same GPU found, a launch that was not tuned its heuristic, and a kernel without a row says on its
-page that it was not timed. The constants are printed, to be put into `_chip.py` by hand.
+page that it was not timed. The constants are printed, to be put into `chips.py` by hand.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bench import kernel_table
 from bench.harvest.journal import rows
 from bench.kernel_summary import summary
 from bench.report import Row, onto, slug, write_results
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import LaunchConfig
 from tensorlrf_kernels._tables import SHIPPED, write_table
+from tensorlrf_kernels.chips import H200
+from tensorlrf_kernels.launches import LaunchConfig
 
 NOTE = (
     "Median of CUDA graph replays; every call on operands that the L2 cache does not hold. "

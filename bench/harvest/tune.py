@@ -12,9 +12,9 @@ from bench.harvest.plan import TUNINGS, Tuning
 from bench.harvest.serve import Tell
 from bench.kernel_cases import DEVICE
 from bench.tune import problems
-from tensorlrf_kernels._chip import chip_of
-from tensorlrf_kernels._launch import Asked, LaunchConfig
 from tensorlrf_kernels._tables import bucket, dtype_key
+from tensorlrf_kernels.chips import chip_of
+from tensorlrf_kernels.launches import LaunchConfig, Workload
 from tensorlrf_kernels.tune import search, time_launch
 
 KEPT = 6.0  # s of a case's time that no launch may be begun in
@@ -58,7 +58,7 @@ def prepare() -> None:
     _problems()
 
 
-def problem_of(tuning: Tuning) -> tuple[str, Asked]:
+def problem_of(tuning: Tuning) -> tuple[str, Workload]:
     """Op and problem; raises LookupError where `bench.tune` has none of that bucket to tune."""
     for op, direction, problem in _problems():
         if (op, direction, bucket(problem)) == (tuning.op, "forward", tuning.bucket):
@@ -67,7 +67,7 @@ def problem_of(tuning: Tuning) -> tuple[str, Asked]:
 
 
 @cache
-def _problems() -> list[tuple[str, str, Asked]]:
+def _problems() -> list[tuple[str, str, Workload]]:
     return list(problems())
 
 

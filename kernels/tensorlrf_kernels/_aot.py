@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import Call
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import Call
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ programs that have left, [2 + block] the parts of a block that have arrived.
 import triton
 import triton.language as tl
 
-from tensorlrf_kernels._launch import POLLS
+from tensorlrf_kernels.launches import POLLS
 
 MOST_POLLS: tl.constexpr = tl.constexpr(POLLS)
 

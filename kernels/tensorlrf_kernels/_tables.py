@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from tensorlrf_kernels._chip import Chip, chip_of
-from tensorlrf_kernels._launch import Asked, LaunchConfig
+from tensorlrf_kernels.chips import Chip, chip_of
+from tensorlrf_kernels.launches import LaunchConfig, Workload
 
 SHIPPED = Path(__file__).parent / "tables"
 VARIABLE = "TENSORLRF_TABLES"  # a folder that is looked into first
 
 
-Tuner = Callable[[str, str, Asked, torch.device], None]
+Tuner = Callable[[str, str, Workload, torch.device], None]
 """(op, direction, problem, device): leaves a launch in the tables, or nothing."""
 
 _tuner: Tuner | None = None
@@ -41,7 +41,7 @@ def tuning_by(tuner: Tuner) -> Iterator[None]:
 
 
 def launch_for(
-    op: str, direction: str, problem: Asked, device: torch.device
+    op: str, direction: str, problem: Workload, device: torch.device
 ) -> LaunchConfig | None:
     """As `choose`, after tuning where a tuner is installed."""
     if _tuner is not None:
@@ -50,7 +50,7 @@ def launch_for(
 
 
 @lru_cache(maxsize=4096)
-def choose(op: str, direction: str, problem: Asked, device: torch.device) -> LaunchConfig | None:
+def choose(op: str, direction: str, problem: Workload, device: torch.device) -> LaunchConfig | None:
     """The launch for a problem: tuned where a table has one for this device and Triton, else by
     the op's heuristic; None where no kernel of the op serves."""
     chip = chip_of(device)
@@ -61,23 +61,23 @@ def choose(op: str, direction: str, problem: Asked, device: torch.device) -> Lau
     return tuned(chip, op, direction, problem) or config
 
 
-def tuned(chip: Chip, op: str, direction: str, problem: Asked) -> LaunchConfig | None:
+def tuned(chip: Chip, op: str, direction: str, problem: Workload) -> LaunchConfig | None:
     """What the tables of this chip have for the problem's bucket."""
     return _entries(chip.name).get((op, direction, dtype_key(problem), bucket(problem)))
 
 
-def remember(chip: Chip, op: str, direction: str, problem: Asked, config: LaunchConfig) -> None:
+def remember(chip: Chip, op: str, direction: str, problem: Workload, config: LaunchConfig) -> None:
     """Use `config` for the problem's bucket from now on, in this process."""
     _entries(chip.name)[op, direction, dtype_key(problem), bucket(problem)] = config
     choose.cache_clear()
 
 
-def bucket(problem: Asked) -> str:
+def bucket(problem: Workload) -> str:
     """Problems of one bucket share a launch."""
     return problem.bucket
 
 
-def dtype_key(problem: Asked) -> str:
+def dtype_key(problem: Workload) -> str:
     """The dtype by name, "tf32" for float32 in TF32."""
     if problem.dtype is torch.float32 and problem.tf32:
         return "tf32"

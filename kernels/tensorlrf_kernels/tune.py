@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from tensorlrf_kernels._aot import Compiled, compile_call
-from tensorlrf_kernels._chip import KNOWN, Chip, chip_of, known_chip, tf32_allowed
-from tensorlrf_kernels._launch import Asked, LaunchConfig, Problem, launch
 from tensorlrf_kernels._tables import bucket, dtype_key, remember, tuned, write_table
+from tensorlrf_kernels.chips import KNOWN, Chip, chip_of, known_chip, tf32_allowed
 from tensorlrf_kernels.kron_linear.launch import KronProblem
+from tensorlrf_kernels.launches import LaunchConfig, Problem, Workload, launch
 
 OPS = (
     *("lowrank_linear", "lowrank_swiglu", "tucker_conv2d", "cp_conv2d", "kron_linear"),
@@ -64,7 +64,7 @@ class Tuned:
 def search(
     op: str,
     direction: str,
-    problem: Asked,
+    problem: Workload,
     chip: Chip,
     measure: Callable[[LaunchConfig], float],
     *,
@@ -108,7 +108,7 @@ def search(
     return Tuned(times, refused, best)
 
 
-def verdict(op: str, direction: str, config: LaunchConfig, problem: Asked, chip: Chip) -> str:
+def verdict(op: str, direction: str, config: LaunchConfig, problem: Workload, chip: Chip) -> str:
     """Why the launch should not be made on the chip, by its compiled code; empty if it may."""
     fused = importlib.import_module(f"tensorlrf_kernels.{op}.fused")
     try:
@@ -123,7 +123,7 @@ def verdict(op: str, direction: str, config: LaunchConfig, problem: Asked, chip:
 
 
 def time_launch(
-    op: str, direction: str, config: LaunchConfig, problem: Asked, device: torch.device
+    op: str, direction: str, config: LaunchConfig, problem: Workload, device: torch.device
 ) -> float:
     """Median seconds of the launches on the device, its cache flushed before each."""
     from triton.testing import do_bench
@@ -138,7 +138,7 @@ def time_launch(
 def tune(
     op: str,
     direction: str,
-    problem: Asked,
+    problem: Workload,
     device: torch.device,
     *,
     seconds: float = float("inf"),
@@ -156,7 +156,7 @@ def tune(
     return found
 
 
-def tune_once(op: str, direction: str, problem: Asked, device: torch.device) -> None:
+def tune_once(op: str, direction: str, problem: Workload, device: torch.device) -> None:
     """Tune unless the tables have the problem's bucket, or a CUDA graph is being captured."""
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return
@@ -168,7 +168,7 @@ def _compiled(
     op: str,
     direction: str,
     configs: Sequence[LaunchConfig],
-    problem: Asked,
+    problem: Workload,
     chip: Chip,
     pool: Executor | None,
 ) -> Iterable[str]:
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _problem(text: str, op: str, dtype: torch.dtype, tf32: bool) -> Asked:
+def _problem(text: str, op: str, dtype: torch.dtype, tf32: bool) -> Workload:
     kron = op == "kron_linear"
     words = "ROWSxM1xN1xM2xN2xTERMS, as 8192x64x64x64x64x2" if kron else _SIZES
     try:
@@ -236,11 +236,11 @@ def _problem(text: str, op: str, dtype: torch.dtype, tf32: bool) -> Asked:
         raise ValueError(f"problem={text!r} is not {words}")
     if min(sizes) < 1:
         raise ValueError(f"problem={text!r}: every size must be 1 at least")
-    kind: Callable[..., Asked] = KronProblem if kron else Problem
+    kind: Callable[..., Workload] = KronProblem if kron else Problem
     return kind(*sizes, dtype, tf32)
 
 
-def _survey(op: str, direction: str, problem: Asked, chip: Chip, pool: Executor) -> str:
+def _survey(op: str, direction: str, problem: Workload, chip: Chip, pool: Executor) -> str:
     """The heuristic's launch and its neighbours, each with what its code says."""
     launches = importlib.import_module(f"tensorlrf_kernels.{op}.launch")
     first = getattr(launches, direction)(problem, chip)

@@ -12,14 +12,13 @@ import re
 import secrets
 import shutil
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tensorlrf._files import _locks
 from tensorlrf._files._given import PathLike, as_path
-from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning
+from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning, warn
 
 LONGEST_NAME = 255
 """Bytes of a name, in the file systems that are about."""
@@ -143,11 +142,10 @@ def sweep(folder: Path, name: str) -> None:
         return
     for entry in entries:
         if pattern.fullmatch(entry) and not _swept(folder / entry):
-            warnings.warn(
+            warn(
                 f"{str(folder / entry)!r} seems to be left of a writing that did not end; remove "
                 "it if no other is going on",
                 TensorlrfWarning,
-                stacklevel=2,
             )
 
 

@@ -40,8 +40,8 @@ from tensorlrf.ops._geometry import (
 )
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops.structured import form_of
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.chips import H200
+from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.lowrank_embedding.launch import forward as lookup_launch
 from tensorlrf_kernels.tt_embedding.launch import forward as train_lookup_launch
 

@@ -11,9 +11,9 @@ from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops.structured import form_of
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._conv import MOST_TAPS
-from tensorlrf_kernels._launch import HAS_TRITON, Asked, LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.geometry import MOST_TAPS
+from tensorlrf_kernels.launches import HAS_TRITON, LaunchConfig, Problem, Workload
 
 
 def fuses(factors: Factors) -> bool:
@@ -57,7 +57,9 @@ def _lacking(factors: Factors) -> str:
     return "" if HAS_TRITON else "Triton cannot be imported; install the triton of this torch"
 
 
-def fused_problem(factors: Factors, rows: int, *, tf32: bool = False) -> tuple[str, Asked] | None:
+def fused_problem(
+    factors: Factors, rows: int, *, tf32: bool = False
+) -> tuple[str, Workload] | None:
     """The op, and what it is to compute, for a layer on `factors` with M output rows; None where
     no kernel is meant for these. Of Tucker convolutions, what is behind the first 1 x 1."""
     shape, dtype = factors.shape, factors.dtype

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from tensorlrf.ops._counter import Cost, Step
-from tensorlrf_kernels import _chip
-from tensorlrf_kernels._chip import Chip, chip_of, tf32_allowed
+from tensorlrf_kernels import chips
+from tensorlrf_kernels.chips import Chip, chip_of, tf32_allowed
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def chip_profile(chip: Chip, *, tf32: bool = False) -> DeviceProfile:
     )
 
 
-H200 = chip_profile(_chip.H200)
+H200 = chip_profile(chips.H200)
 
 
 def nominal_profile(device: torch.device) -> DeviceProfile:

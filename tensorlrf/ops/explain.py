@@ -25,7 +25,7 @@ from tensorlrf.ops._fused import fused_launch, fuses
 from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops._paths import floor_cost, path_cost
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
-from tensorlrf_kernels._chip import KNOWN, Chip, chip_of, known_chip, tf32_allowed
+from tensorlrf_kernels.chips import KNOWN, Chip, chip_of, known_chip, tf32_allowed
 
 FORMATS = ("lowrank", "cp", "tucker")
 DTYPES = {

@@ -33,8 +33,8 @@ from bench.kernel_summary import regret, summary
 from bench.report import Row
 from bench.shapes import CONV_LAYERS, KERNEL_LAYERS, KERNEL_RANKS, Conv, held_out, kernel_ranks
 from tensorlrf.ops._profile import H200
-from tensorlrf_kernels import _launch
-from tensorlrf_kernels._launch import LaunchConfig
+from tensorlrf_kernels import launches
+from tensorlrf_kernels.launches import LaunchConfig
 
 CONSTANTS = {"rate_half": 8e14, "bandwidth": 4e12, "launch": 2e-6}
 TINY = (("tiny", 96, 96),)
@@ -210,11 +210,11 @@ def test_what_the_library_did_in_a_kernels_place_is_not_told_as_fused(
 ) -> None:
     measure = Case.measure
     config = LaunchConfig("prefill", {"BM": 64})
-    monkeypatch.setattr(_launch, "_failed", set())
+    monkeypatch.setattr(launches, "_failed", set())
 
     def falling_back(self: Case, seconds: float) -> list[Row]:
         if self.name == "tiny 96x96, M=8":
-            _launch._failed.add(_launch.Launched("lowrank_linear", "tiny", torch.float16, config))
+            launches._failed.add(launches.Launched("lowrank_linear", "tiny", torch.float16, config))
         return measure(self, seconds)
 
     monkeypatch.setattr(Case, "measure", falling_back)

@@ -10,7 +10,7 @@ import torch
 from bench.harvest import check, launches
 from bench.harvest import compile as compiling
 from bench.harvest.check import CHECKS
-from tensorlrf_kernels._chip import H200
+from tensorlrf_kernels.chips import H200
 
 LISTED = {
     "kron_linear ragged": {"forward", "backward"},

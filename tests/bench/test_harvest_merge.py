@@ -13,7 +13,7 @@ from bench.harvest import merge
 from bench.harvest.journal import Journal
 from bench.kernel_table import BEGIN, END, KERNELS, NOT_TIMED
 from bench.report import Row
-from tensorlrf_kernels._launch import LaunchConfig
+from tensorlrf_kernels.launches import LaunchConfig
 
 MACHINE = {"device": "Tiny GPU", "torch": "2.11", "triton": "3.6.0", "commit": "abc"}
 LAUNCH = LaunchConfig("decode", {"BM": 16, "BN": 32}, 4, 3, 132, cooperative=True)

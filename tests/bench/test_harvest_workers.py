@@ -27,8 +27,8 @@ from bench.harvest.plan import Phase, Task
 from bench.kernel_cases import Case, Way
 from bench.report import Row
 from tensorlrf.ops._profile import H200 as PROFILE
-from tensorlrf_kernels import _launch
-from tensorlrf_kernels._launch import LaunchConfig, Launched
+from tensorlrf_kernels import launches
+from tensorlrf_kernels.launches import LaunchConfig, Launched
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
@@ -122,12 +122,12 @@ def test_a_library_product_in_the_place_of_a_kernel_is_no_measurement_of_it(
 
     class Fallen(Case):
         def measure(self, seconds: float) -> list[Row]:
-            _launch._failed.add(failing(config))
+            launches._failed.add(failing(config))
             return rows
 
     monkeypatch.setattr(timing, "case_of", lambda _: Fallen("a case", {}))
-    monkeypatch.setattr(_launch, "_failed", set())
-    monkeypatch.setattr(_launch, "_apart", {failing(config)})
+    monkeypatch.setattr(launches, "_failed", set())
+    monkeypatch.setattr(launches, "_apart", {failing(config)})
     told: list[dict[str, Any]] = []
     with pytest.raises(RuntimeError, match="in the place of kron_linear forward BM=16"):
         timing.handle("a case", 9.0, (), told.append)

@@ -228,8 +228,9 @@ def test_what_cannot_be_swept_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     dead, lock = new_part(tmp_path, "f")
     os.close(lock)
     monkeypatch.setattr(_locks, "fcntl", None)  # a system without locks
-    with pytest.warns(TensorlrfWarning, match=dead.name):
+    with pytest.warns(TensorlrfWarning, match=dead.name) as told:
         put(tmp_path / "f", "new")
+    assert [w.filename for w in told] == [__file__]
     assert set(os.listdir(tmp_path)) == {"f", dead.name}
     monkeypatch.undo()
     monkeypatch.setattr(_replace, "remove", lambda _: None)  # or that does not let it go

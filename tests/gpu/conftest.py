@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pytest
 
-from tensorlrf_kernels import _launch
+from tensorlrf_kernels import launches
 
 VARIABLE = "TENSORLRF_SHARD"  # "3/12" is the fourth of twelve parts
 
@@ -18,11 +18,11 @@ VARIABLE = "TENSORLRF_SHARD"  # "3/12" is the fourth of twelve parts
 def launches_succeed() -> Iterator[None]:
     """Nothing is remembered of launches that failed."""
     yield
-    assert not _launch._failed, f"kernels that did not compile: {_launch._failed}"
-    assert not _launch._apart, f"cooperative launches that were refused: {_launch._apart}"
+    assert not launches._failed, f"kernels that did not compile: {launches._failed}"
+    assert not launches._apart, f"cooperative launches that were refused: {launches._apart}"
 
 
-class Every(set[_launch.Launched]):
+class Every(set[launches.Launched]):
     """As if each cooperative launch had been refused."""
 
     def __contains__(self, launched: object) -> bool:
@@ -33,7 +33,7 @@ class Every(set[_launch.Launched]):
 def refuse_cooperation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Called, has every op make its launches apart until the test ends."""
     with monkeypatch.context() as until:
-        yield lambda: until.setattr(_launch, "_apart", Every())
+        yield lambda: until.setattr(launches, "_apart", Every())
 
 
 def belongs(name: str, shard: str) -> bool:

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tensorlrf_kernels import _counters, _launch
+from tensorlrf_kernels import _counters, launches
 from tensorlrf_kernels._activation import ACTIVATIONS
-from tensorlrf_kernels._chip import chip_of
 from tensorlrf_kernels.blr_linear import fused, tables
 from tensorlrf_kernels.blr_linear.forms import SLOT
 from tensorlrf_kernels.blr_linear.launch import forward
+from tensorlrf_kernels.chips import chip_of
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.blr_operands import (
     NAMES,
@@ -173,7 +173,7 @@ def test_chunks_of_rows_do_not_show() -> None:
     for mib in (1, 2**16):
         one = replace(config, blocks={**config.blocks, "MIB": mib})
         calls, y = fused.forward_calls(one, o.form, o.x, o.panels, o.bias)
-        _launch.launch(calls)
+        launches.launch(calls)
         results.append(y)
         assert (len(calls) == 2) == (mib > 1)
     torch.testing.assert_close(*results, rtol=0, atol=0)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tensorlrf.nn import FactoredConv2d
 from tensorlrf.ops import PathTable
-from tensorlrf_kernels._conv import Geometry
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference
+from tensorlrf_kernels.geometry import Geometry
 from tensorlrf_kernels.tucker_conv2d import reference as tucker_reference
 from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
 from tests.gpu.test_on_device import conv_factors

@@ -305,7 +305,7 @@ def test_layers_move_to_the_gpu_and_find_their_kernel() -> None:
 def test_the_heuristic_launches_what_was_asked() -> None:
     o = draw(16, 4096, 4096, 64, torch.bfloat16, device="cuda")
     problem = fused.problem_of(o.x, o.right, o.left)
-    from tensorlrf_kernels._chip import chip_of
+    from tensorlrf_kernels.chips import chip_of
 
     config = forward(problem, chip_of(o.x.device))
     assert config is not None

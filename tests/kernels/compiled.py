@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from tensorlrf_kernels._aot import compile_call
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import Call
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import Call
 
 TENSOR_CORES = {(8, 0): "HMMA", (9, 0): "HGMMA", (10, 0): "UTCHMMA"}
 

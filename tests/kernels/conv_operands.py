@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels._activation import activate
-from tensorlrf_kernels._conv import Geometry
+from tensorlrf_kernels.geometry import Geometry
 from tests.draws import seeded
 from tests.kernels.operands import STEEPEST, roundoff
 

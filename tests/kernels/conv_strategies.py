@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tensorlrf_kernels._conv import Geometry
+from tensorlrf_kernels.geometry import Geometry
 
 geometries = st.builds(
     Geometry,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import activate
-from tensorlrf_kernels._conv import Geometry
 from tensorlrf_kernels.cp_conv2d import reference
+from tensorlrf_kernels.geometry import Geometry
 from tests.draws import seeded
 from tests.kernels.conv_operands import LAYOUTS
 from tests.kernels.operands import STEEPEST, roundoff

@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import Call, LaunchConfig, launch
+from tensorlrf_kernels.chips import H200
+from tensorlrf_kernels.launches import Call, LaunchConfig, launch
 
 DTYPES = (torch.float16, torch.float32)  # the interpreter multiplies the raw bits of bfloat16
 CHIP = replace(H200, multiprocessors=3)  # so that small shapes have several programs

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._chip import H200, KNOWN
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.blr_linear import blr_linear, fused, launch, monarch_linear, words
 from tensorlrf_kernels.blr_linear.forms import tiling_of
+from tensorlrf_kernels.chips import H200, KNOWN
+from tensorlrf_kernels.launches import Problem
 from tests.kernels.blr_operands import (
     BlockOperands,
     Blocks,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tensorlrf_kernels._aot import compile_call
-from tensorlrf_kernels._chip import KNOWN, Chip
-from tensorlrf_kernels._launch import Call, Problem
 from tensorlrf_kernels.blr_linear import fused
 from tensorlrf_kernels.blr_linear.launch import backward, forward
+from tensorlrf_kernels.chips import KNOWN, Chip
+from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tests.kernels.blr_operands import (
     BlockOperands,

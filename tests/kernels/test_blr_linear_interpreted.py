@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf_kernels._activation import ACTIVATIONS
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, launch
 from tensorlrf_kernels.blr_linear import fused
 from tensorlrf_kernels.blr_linear.launch import backward, forward
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, launch
 from tests.kernels.blr_operands import (
     NAMES,
     BlockOperands,

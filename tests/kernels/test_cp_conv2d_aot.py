@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._conv import Geometry, problem
+from tensorlrf_kernels.chips import KNOWN
 from tensorlrf_kernels.cp_conv2d import fused
 from tensorlrf_kernels.cp_conv2d.launch import backward, forward
+from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tests.kernels.compiled import assert_fits, compile_call
 

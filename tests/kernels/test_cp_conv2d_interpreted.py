@@ -11,10 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tensorlrf_kernels._activation import ACTIVATIONS
-from tensorlrf_kernels._conv import Geometry, problem
-from tensorlrf_kernels._launch import launch
 from tensorlrf_kernels.cp_conv2d import fused, reference
 from tensorlrf_kernels.cp_conv2d.launch import backward, columns_of, forward, tile
+from tensorlrf_kernels.geometry import Geometry, problem
+from tensorlrf_kernels.launches import launch
 from tests.draws import seeded
 from tests.kernels.conv_operands import LAYOUTS
 from tests.kernels.conv_strategies import geometries, kernels

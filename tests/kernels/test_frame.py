@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tensorlrf_kernels import _chip, _counters, _launch, _tables
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem
+from tensorlrf_kernels import _counters, _tables, chips, launches
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import launch, lowrank_linear
 
 BF16 = torch.bfloat16
@@ -29,7 +29,7 @@ CONFIG = LaunchConfig("prefill", {"BM": 64, "BN": 128}, 8, 2)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No memory of what was tuned, said or refused before."""
     for name in ("_failed", "_apart", "_said"):
-        monkeypatch.setattr(_launch, name, set())
+        monkeypatch.setattr(launches, name, set())
     _tables.choose.cache_clear()
     _tables._entries.cache_clear()
     yield
@@ -41,21 +41,21 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_chip_is_found_by_a_part_of_its_name() -> None:
-    assert _chip.known_chip("h200") is _chip.H200
+    assert chips.known_chip("h200") is chips.H200
     with pytest.raises(ValueError, match=r"'NVIDIA'.*NVIDIA H200, NVIDIA A100, NVIDIA B200"):
-        _chip.known_chip("NVIDIA")
+        chips.known_chip("NVIDIA")
 
 
 def test_an_unknown_chip_is_derived_from_the_nearest() -> None:
-    assert _chip.nearest("NVIDIA A100-SXM4-80GB", (8, 0)) is _chip.A100
-    assert _chip.nearest("NVIDIA GeForce RTX 4090", (8, 9)) is _chip.A100
-    assert _chip.nearest("NVIDIA H100 PCIe", (9, 0)) is _chip.H200
-    assert _chip.nearest("NVIDIA X999", (13, 0)) is _chip.B200
-    assert _chip.nearest("Tesla T4", (7, 5)) is _chip.A100
+    assert chips.nearest("NVIDIA A100-SXM4-80GB", (8, 0)) is chips.A100
+    assert chips.nearest("NVIDIA GeForce RTX 4090", (8, 9)) is chips.A100
+    assert chips.nearest("NVIDIA H100 PCIe", (9, 0)) is chips.H200
+    assert chips.nearest("NVIDIA X999", (13, 0)) is chips.B200
+    assert chips.nearest("Tesla T4", (7, 5)) is chips.A100
 
 
 def test_other_devices_are_planned_for_as_an_h200() -> None:
-    assert _chip.chip_of(torch.device("cpu")) is _chip.H200
+    assert chips.chip_of(torch.device("cpu")) is chips.H200
 
 
 def test_the_tf32_switch_is_torchs_own() -> None:
@@ -63,7 +63,7 @@ def test_the_tf32_switch_is_torchs_own() -> None:
     try:
         for precision, allowed in (("tf32", True), ("ieee", False)):
             torch.backends.cuda.matmul.fp32_precision = precision
-            assert _chip.tf32_allowed() == allowed
+            assert chips.tf32_allowed() == allowed
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
 
@@ -71,10 +71,10 @@ def test_the_tf32_switch_is_torchs_own() -> None:
 # ---- launches -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chip", _chip.KNOWN.values(), ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chip", chips.KNOWN.values(), ids=lambda chip: chip.name)
 @pytest.mark.parametrize("dtype", launch.DTYPES, ids=str)
 def test_heuristics_serve_every_shape_and_respect_the_chip(
-    chip: _chip.Chip, dtype: torch.dtype
+    chip: chips.Chip, dtype: torch.dtype
 ) -> None:
     for rows in (1, 7, 128, 129, 1000, 10**6):
         for out, inp in ((1, 1), (33, 4097), (4096, 11008), (128256, 4096)):
@@ -101,27 +101,27 @@ def test_heuristics_serve_every_shape_and_respect_the_chip(
 @pytest.mark.parametrize("size", ["rows", "out", "inp", "rank"])
 def test_nothing_is_launched_for_nothing(size: str) -> None:
     problem = PROBLEM._replace(**{size: 0})
-    assert launch.forward(problem, _chip.H200) is None
-    assert launch.backward(problem, _chip.H200) is None
+    assert launch.forward(problem, chips.H200) is None
+    assert launch.backward(problem, chips.H200) is None
 
 
 def test_nothing_is_launched_in_other_dtypes() -> None:
-    assert launch.forward(PROBLEM._replace(dtype=torch.float64), _chip.H200) is None
+    assert launch.forward(PROBLEM._replace(dtype=torch.float64), chips.H200) is None
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("rows", [16, 8192])
 def test_neighbours_differ_in_one_size_and_lead_back(direction: str, rows: int) -> None:
     problem = PROBLEM._replace(rows=rows)
-    start = getattr(launch, direction)(problem, _chip.H200)
-    found = list(launch.neighbours(start, problem, _chip.H200))
+    start = getattr(launch, direction)(problem, chips.H200)
+    found = list(launch.neighbours(start, problem, chips.H200))
     assert len(found) >= 8
     for config in found:
         assert config != start
         changed = {k for k in start.blocks if start.blocks[k] != config.blocks[k]} - {"BS"}
         others = ("num_warps", "num_stages", "programs", "registers")
         assert len(changed) + sum(getattr(config, k) != getattr(start, k) for k in others) == 1
-        assert start in list(launch.neighbours(config, problem, _chip.H200))
+        assert start in list(launch.neighbours(config, problem, chips.H200))
 
 
 def test_a_launch_is_json_both_ways() -> None:
@@ -137,7 +137,7 @@ def test_a_launch_is_json_both_ways() -> None:
 
 def test_a_tuned_launch_serves_its_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ("lowrank_linear", "forward", "bfloat16", _tables.bucket(PROBLEM))
-    path = _tables.write_table(tmp_path, _chip.H200, {key: CONFIG})
+    path = _tables.write_table(tmp_path, chips.H200, {key: CONFIG})
     assert (
         path.name == f"nvidia-h200-triton-{'.'.join(_tables.triton_version().split('.')[:2])}.json"
     )
@@ -153,29 +153,29 @@ def test_a_tuned_launch_serves_its_bucket(tmp_path: Path, monkeypatch: pytest.Mo
         PROBLEM._replace(dtype=torch.float16),
     ):
         config = _tables.choose("lowrank_linear", "forward", other, device)
-        assert config == launch.forward(other, _chip.H200)
+        assert config == launch.forward(other, chips.H200)
 
 
 def test_a_table_grows_and_keeps_what_it_had(tmp_path: Path) -> None:
     first = ("lowrank_linear", "forward", "bfloat16", "1x1x1x16")
     second = ("lowrank_linear", "backward", "tf32", "2x2x2x16")
-    _tables.write_table(tmp_path, _chip.H200, {first: CONFIG})
-    path = _tables.write_table(tmp_path, _chip.H200, {second: replace(CONFIG, num_warps=4)})
+    _tables.write_table(tmp_path, chips.H200, {first: CONFIG})
+    path = _tables.write_table(tmp_path, chips.H200, {second: replace(CONFIG, num_warps=4)})
     assert _tables._read(path) == {first: CONFIG, second: replace(CONFIG, num_warps=4)}
 
 
 def test_a_tuned_launch_never_revives_what_no_kernel_serves(tmp_path: Path) -> None:
     problem = PROBLEM._replace(rank=512)
-    _tables.remember(_chip.H200, "lowrank_linear", "forward", problem, CONFIG)
+    _tables.remember(chips.H200, "lowrank_linear", "forward", problem, CONFIG)
     assert _tables.choose("lowrank_linear", "forward", problem, torch.device("cpu")) is None
 
 
 def test_a_damaged_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / _tables.table_name(_chip.H200.name, _tables.triton_version())
+    path = tmp_path / _tables.table_name(chips.H200.name, _tables.triton_version())
     path.write_text('{"launches": {"lowrank_linear.forward": {"bfloat16": {"1x1x1x16": 3}}}}')
     monkeypatch.setenv(_tables.VARIABLE, str(tmp_path))
     with pytest.raises(ValueError, match=f"{path.name} is not a table of launches"):
-        _tables.tuned(_chip.H200, "lowrank_linear", "forward", PROBLEM)
+        _tables.tuned(chips.H200, "lowrank_linear", "forward", PROBLEM)
 
 
 def test_tf32_is_a_dtype_of_its_own() -> None:
@@ -266,7 +266,7 @@ def execute(error: Exception, config: LaunchConfig = CONFIG) -> tuple[object, li
             return [Call("none", config, 1, {"x": torch.ones(1)}, {})], "two launches"
         raise error
 
-    result = _launch.execute(
+    result = launches.execute(
         config, build, op="lowrank_linear", device=torch.device("cpu"), dtype=BF16
     )
     return result, tried
@@ -279,13 +279,21 @@ def test_a_kernel_that_does_not_compile_is_named_once() -> None:
     assert execute(error) == (None, [])  # neither tried nor said again
 
 
+def test_the_line_that_called_is_warned_of_and_none_of_torch() -> None:
+    layer = "torch.vmap(lambda x: say_once('nothing was launched') or x)(torch.ones(2))"
+    ours = {"__name__": "tensorlrf.nn", "torch": torch, "say_once": launches.say_once}
+    with pytest.warns(RuntimeWarning, match="nothing was launched") as told:
+        exec(layer, ours)
+    assert [w.filename for w in told] == [__file__]
+
+
 def test_a_launch_that_does_not_compile_disables_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_launch, "launch", lambda calls: None)
+    monkeypatch.setattr(launches, "launch", lambda calls: None)
     with pytest.warns(RuntimeWarning, match="BM=64"):
         execute(RuntimeError("PassManager::run failed"))
     taller = replace(CONFIG, blocks={**CONFIG.blocks, "BM": 128})
     for config in (taller, replace(CONFIG, num_warps=4)):
-        made = _launch.execute(
+        made = launches.execute(
             config,
             lambda config: ([], config),
             op="lowrank_linear",
@@ -307,7 +315,7 @@ def test_errors_of_ours_and_of_the_device_are_raised() -> None:
 
 
 def test_a_chip_without_cooperative_launches_gets_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_launch, "launch", lambda calls: None)
+    monkeypatch.setattr(launches, "launch", lambda calls: None)
     error = RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
     config = replace(CONFIG, cooperative=True)
     result, tried = execute(error, config)
@@ -326,11 +334,11 @@ def test_launches_are_equal_and_hashed_by_value() -> None:
 
 
 def test_without_triton_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_launch, "HAS_TRITON", False)
+    monkeypatch.setattr(launches, "HAS_TRITON", False)
     assert execute(RuntimeError("unreachable")) == (None, [])
-    old = replace(_chip.H200, capability=(7, 5))
-    monkeypatch.setattr(_launch, "HAS_TRITON", True)
-    monkeypatch.setattr(_launch, "chip_of", lambda device: old)
+    old = replace(chips.H200, capability=(7, 5))
+    monkeypatch.setattr(launches, "HAS_TRITON", True)
+    monkeypatch.setattr(launches, "chip_of", lambda device: old)
     assert execute(RuntimeError("unreachable")) == (None, [])
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._conv import Geometry, problem
-from tensorlrf_kernels._launch import Call, Problem
 from tensorlrf_kernels.blr_linear import fused as blr
 from tensorlrf_kernels.blr_linear import launch as blr_launch
 from tensorlrf_kernels.cp_conv2d import fused as cp
 from tensorlrf_kernels.cp_conv2d import launch as cp_launch
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference
+from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.kron_linear import fused as kron
 from tensorlrf_kernels.kron_linear import launch as kron_launch
 from tensorlrf_kernels.kron_linear import reference as kron_reference
+from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_linear import fused as linear
 from tensorlrf_kernels.lowrank_linear import launch as linear_launch
 from tensorlrf_kernels.lowrank_linear import reference as linear_reference

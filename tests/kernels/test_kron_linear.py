@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import ACTIVATIONS, activate
-from tensorlrf_kernels._chip import H200
 from tensorlrf_kernels._tables import bucket
+from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.kron_linear import kron_linear, launch, reference
 from tests.kernels.kron_operands import draw_kron, weight
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._aot import compile_call
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._launch import Call
+from tensorlrf_kernels.chips import KNOWN
 from tensorlrf_kernels.kron_linear import fused
 from tensorlrf_kernels.kron_linear.launch import KronProblem, backward, forward
+from tensorlrf_kernels.launches import Call
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tests.kernels.compiled import assert_fits
 

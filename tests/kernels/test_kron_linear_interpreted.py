@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tensorlrf_kernels import kron_linear as op
 from tensorlrf_kernels._activation import ACTIVATIONS
-from tensorlrf_kernels._launch import LaunchConfig
 from tensorlrf_kernels.kron_linear import fused
 from tensorlrf_kernels.kron_linear.launch import (
     KronProblem,
@@ -21,6 +20,7 @@ from tensorlrf_kernels.kron_linear.launch import (
     holds,
     neighbours,
 )
+from tensorlrf_kernels.launches import LaunchConfig
 from tests.kernels.interpreted import CHIP, DTYPES, run
 from tests.kernels.kron_operands import (
     NAMES,

@@ -16,8 +16,8 @@ from bench.harvest import check
 from bench.harvest import compile as compiling
 from bench.harvest.launches import Pointer, distinct, recorded, seen
 from tensorlrf_kernels._aot import source_of
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import Call
+from tensorlrf_kernels.chips import H200
+from tensorlrf_kernels.launches import Call
 
 pytestmark = pytest.mark.aot
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tensorlrf_kernels._aot import compile_call
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._launch import Call, Problem
+from tensorlrf_kernels.chips import KNOWN
+from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_embedding import fused
 from tensorlrf_kernels.lowrank_embedding.launch import backward, forward
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Problem, launch
+from tensorlrf_kernels.launches import Problem, launch
 from tensorlrf_kernels.lowrank_embedding import fused
 from tensorlrf_kernels.lowrank_embedding import reference as rows
 from tensorlrf_kernels.lowrank_embedding.launch import backward, forward

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf_kernels._activation import ACTIVATIONS
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import fused
 from tensorlrf_kernels.lowrank_linear.launch import backward, forward
 from tests.kernels.interpreted import CHIP, DTYPES, alone, apart, run

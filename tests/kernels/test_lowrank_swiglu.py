@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.chips import KNOWN
+from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.lowrank_swiglu import fused, launch, lowrank_swiglu, reference
 from tests.draws import seeded
 from tests.kernels.swiglu_operands import draw

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._aot import compile_call
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._launch import Call, Problem
+from tensorlrf_kernels.chips import KNOWN
+from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_linear.launch import backward as linear_backward
 from tensorlrf_kernels.lowrank_swiglu import fused
 from tensorlrf_kernels.lowrank_swiglu.launch import DTYPES, backward, forward

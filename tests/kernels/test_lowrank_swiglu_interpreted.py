@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import backward as linear_backward
 from tensorlrf_kernels.lowrank_swiglu import fused
 from tensorlrf_kernels.lowrank_swiglu.launch import backward, forward

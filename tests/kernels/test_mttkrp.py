@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.chips import KNOWN
+from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.mttkrp import (
     contract_modes,
     fused,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tensorlrf_kernels._aot import compile_call
-from tensorlrf_kernels._chip import KNOWN, Chip
-from tensorlrf_kernels._launch import Call, Problem
+from tensorlrf_kernels.chips import KNOWN, Chip
+from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.mttkrp import fused
 from tensorlrf_kernels.mttkrp.groups import groups_of
 from tensorlrf_kernels.mttkrp.launch import DTYPES, forward

@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tensorlrf_kernels._launch import Problem
+from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.tt_embedding import fused
 from tensorlrf_kernels.tt_embedding.launch import forward
 from tests.kernels.embedding_operands import draw_indices, forward_bound, trains

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._chip import KNOWN
-from tensorlrf_kernels._conv import Geometry, problem
+from tensorlrf_kernels.chips import KNOWN
+from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tensorlrf_kernels.tucker_conv2d import fused
 from tensorlrf_kernels.tucker_conv2d.launch import forward

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tensorlrf_kernels._activation import ACTIVATIONS
-from tensorlrf_kernels._conv import Geometry, problem
+from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.tucker_conv2d import fused
 from tensorlrf_kernels.tucker_conv2d.launch import forward
 from tests.kernels.conv_operands import LAYOUTS, draw_conv, exact, forward_bound

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tensorlrf_kernels import _tables, autotune, tune
-from tensorlrf_kernels._chip import A100, H200, Chip
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import A100, H200, Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import launch
 
 PROBLEM = Problem(8192, 4096, 4096, 64, torch.bfloat16)

@@ -15,7 +15,7 @@ from tensorlrf.ops._linear import LINEAR_PATHS, _as_two_matrices
 from tensorlrf.ops._profile import CPU, H200, chip_profile
 from tensorlrf.ops.explain import explain, main
 from tensorlrf.ops.explain import sample as empty_sample
-from tensorlrf_kernels import _chip
+from tensorlrf_kernels import chips
 from tests.draws import seeded
 from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample
 
@@ -117,7 +117,7 @@ def test_the_floor_is_below_every_path() -> None:
     ):
         for dtype in (torch.bfloat16, torch.float32):
             factors = empty_sample(format, shape, 16, dtype)
-            for profile in (CPU, H200, chip_profile(_chip.A100, tf32=True)):
+            for profile in (CPU, H200, chip_profile(chips.A100, tf32=True)):
                 for rows in (1, 100, 10_000):
                     floor = profile.floor(ops.floor_cost(factors, rows), dtype)
                     for path in set(ops.paths_of(factors)) - {"dense"}:
@@ -125,9 +125,9 @@ def test_the_floor_is_below_every_path() -> None:
 
 
 def test_a_profile_follows_its_chip() -> None:
-    plain, tf32 = chip_profile(_chip.H200), chip_profile(_chip.H200, tf32=True)
+    plain, tf32 = chip_profile(chips.H200), chip_profile(chips.H200, tf32=True)
     cost = ops.Cost((ops.Step("matmul", 10**15, 1),))
-    faster = _chip.H200.tf32_rate / _chip.H200.matmul_rate(torch.float32)
+    faster = chips.H200.tf32_rate / chips.H200.matmul_rate(torch.float32)
     assert plain.seconds(cost, torch.float32) / tf32.seconds(cost, torch.float32) == pytest.approx(
         faster, rel=1e-3
     )

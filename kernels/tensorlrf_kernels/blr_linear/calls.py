@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels._counters import counters
-from tensorlrf_kernels._launch import Call, LaunchConfig
 from tensorlrf_kernels.blr_linear.forms import Form, cuts_of
 from tensorlrf_kernels.blr_linear.tables import expand_table, grads_table, shrink_table, sides
+from tensorlrf_kernels.launches import Call, LaunchConfig
 from tensorlrf_kernels.lowrank_linear.fused import kept_dtype, precision
 from tensorlrf_kernels.lowrank_linear.launch import pad
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.blr_linear.calls import (
     OP,
@@ -36,6 +35,7 @@ from tensorlrf_kernels.blr_linear.tables import (
     served,
     shrink_table,
 )
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels.lowrank_linear.fused import precision
 
 LEAST_RUN = 8  # ranks that make half a sector of memory in half precision

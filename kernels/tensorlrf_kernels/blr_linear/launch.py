@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES, MOST_DECODE_ROWS, pad
 
 LEAST_SIDE = 16  # of the matrix; below it tiles are mostly mask

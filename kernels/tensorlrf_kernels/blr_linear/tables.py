@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import say_once
 from tensorlrf_kernels.blr_linear.forms import SLOT, Form, Panel, Side, cuts_of
+from tensorlrf_kernels.launches import say_once
 
 LARGEST = 2**31  # what a table can say
 MOST_SEGMENTS = 2**16

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tensorlrf_kernels._activation import activate, check_activation
 from tensorlrf_kernels._check import check_operands
-from tensorlrf_kernels._conv import Geometry, Pair, check_geometry, empty_image
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
-from tensorlrf_kernels._pointwise import is_channels_last, pointwise
 from tensorlrf_kernels.cp_conv2d import fused, reference
+from tensorlrf_kernels.geometry import Geometry, Pair, check_geometry, empty_image
+from tensorlrf_kernels.pointwise import is_channels_last, pointwise
 
 __all__ = ["cp_conv2d"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._conv import Geometry, Pair
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.geometry import Geometry, Pair
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES, pad
 
 MOST_RANK = 128  # that is held on chip three times over: a tap's, the rows', and the columns' sum

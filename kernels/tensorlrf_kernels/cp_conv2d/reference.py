@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels._activation import activate, activate_backward
-from tensorlrf_kernels._conv import Geometry
-from tensorlrf_kernels._pointwise import is_channels_last, pointwise
+from tensorlrf_kernels.geometry import Geometry
+from tensorlrf_kernels.pointwise import is_channels_last, pointwise
 
 
 def cp_conv2d(

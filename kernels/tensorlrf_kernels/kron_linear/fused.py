@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Call, LaunchConfig, execute
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.kron_linear.launch import KronProblem
+from tensorlrf_kernels.launches import Call, LaunchConfig, execute
 from tensorlrf_kernels.lowrank_linear.fused import precision
 
 OP = "kron_linear"

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import LaunchConfig, power_above
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, power_above
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 
 LEAST_SIZE, MOST_SIZE = 16, 128  # of a factor; a product on tensor cores takes 16 at least

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels.lowrank_embedding import reference
 from tensorlrf_kernels.lowrank_embedding.reference import gathered
 from tensorlrf_kernels.lowrank_linear import fused as linear

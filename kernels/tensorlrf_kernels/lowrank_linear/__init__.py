@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tensorlrf_kernels._activation import activate, check_activation
 from tensorlrf_kernels._check import check_operands
-from tensorlrf_kernels._launch import HAS_TRITON, say_once
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
+from tensorlrf_kernels.launches import HAS_TRITON, say_once
 from tensorlrf_kernels.lowrank_linear import fused, reference
 from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS, MOST_PREFILL_RANK
 

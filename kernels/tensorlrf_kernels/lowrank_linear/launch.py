@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
 from tensorlrf_kernels._counters import SLOT
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 
 MOST_DECODE_ROWS = 128  # of one tile of rows
 MOST_PREFILL_RANK = 256  # that stays on chip

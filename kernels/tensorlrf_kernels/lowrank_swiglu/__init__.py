@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels._check import check_operands
-from tensorlrf_kernels._launch import HAS_TRITON, say_once
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
+from tensorlrf_kernels.launches import HAS_TRITON, say_once
 from tensorlrf_kernels.lowrank_linear.fused import kept_dtype
 from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS
 from tensorlrf_kernels.lowrank_swiglu import fused, reference

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._counters import counters
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels.lowrank_linear.fused import OP as LINEAR
 from tensorlrf_kernels.lowrank_linear.fused import (
     columns_call,

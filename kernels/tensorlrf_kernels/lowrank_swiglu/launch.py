@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import (
     DTYPES,
     MOST_DECODE_ROWS,

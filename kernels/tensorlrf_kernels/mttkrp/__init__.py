@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._chip import chip_of, tf32_allowed
-from tensorlrf_kernels._launch import Problem, supports
 from tensorlrf_kernels._library import call, define, differentiate, library, refuse_gradients
+from tensorlrf_kernels.chips import chip_of, tf32_allowed
+from tensorlrf_kernels.launches import Problem, supports
 from tensorlrf_kernels.mttkrp import fused, launch, reference
 from tensorlrf_kernels.mttkrp.groups import groups_of
 

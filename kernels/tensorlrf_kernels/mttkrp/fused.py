@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._chip import tf32_allowed
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
+from tensorlrf_kernels.chips import tf32_allowed
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels.mttkrp.groups import Group, Groups, groups_of
 from tensorlrf_kernels.mttkrp.launch import unit_of
 from tensorlrf_kernels.mttkrp.reference import khatri_rao

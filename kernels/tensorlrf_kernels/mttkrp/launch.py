@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 
 DTYPES = (torch.float32, torch.float64)
 LONGEST_UNIT = 512  # products summed in the tensor cores' accumulator, which rounds towards zero

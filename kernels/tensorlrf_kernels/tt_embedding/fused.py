@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels._tables import launch_for
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels.lowrank_embedding.fused import traps
 from tensorlrf_kernels.lowrank_linear.fused import precision
 from tensorlrf_kernels.lowrank_linear.launch import pad

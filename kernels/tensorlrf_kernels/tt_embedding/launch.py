@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES, pad
 
 MOST_RANK = 64  # of one product

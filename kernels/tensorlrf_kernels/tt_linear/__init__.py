@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tensorlrf_kernels._activation import check_activation
 from tensorlrf_kernels._check import check_operands
-from tensorlrf_kernels._launch import HAS_TRITON
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.kron_linear import kron_linear
+from tensorlrf_kernels.launches import HAS_TRITON
 from tensorlrf_kernels.tt_linear import reference
 from tensorlrf_kernels.tt_linear.launch import cheaper_cut, served_cut
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tensorlrf_kernels._activation import check_activation
 from tensorlrf_kernels._check import check_operands
-from tensorlrf_kernels._conv import Geometry, Pair, check_geometry, empty_image
-from tensorlrf_kernels._launch import HAS_TRITON, say_once
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
-from tensorlrf_kernels._pointwise import is_channels_last, pointwise
+from tensorlrf_kernels.geometry import Geometry, Pair, check_geometry, empty_image
+from tensorlrf_kernels.launches import HAS_TRITON, say_once
 from tensorlrf_kernels.lowrank_linear.launch import MOST_PREFILL_RANK
+from tensorlrf_kernels.pointwise import is_channels_last, pointwise
 from tensorlrf_kernels.tucker_conv2d import fused, reference
 
 __all__ = ["tucker_conv2d"]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._conv import (
+from tensorlrf_kernels._tables import launch_for
+from tensorlrf_kernels.geometry import (
     Geometry,
     Pair,
     as_asked,
@@ -18,9 +19,8 @@ from tensorlrf_kernels._conv import (
     trial_image,
     trial_tensor,
 )
-from tensorlrf_kernels._conv import problem as problem_of
-from tensorlrf_kernels._launch import Call, LaunchConfig, Problem, execute
-from tensorlrf_kernels._tables import launch_for
+from tensorlrf_kernels.geometry import problem as problem_of
+from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
 from tensorlrf_kernels.lowrank_linear.fused import precision
 from tensorlrf_kernels.lowrank_linear.launch import pad
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tensorlrf_kernels._chip import Chip
-from tensorlrf_kernels._launch import LaunchConfig, Problem
+from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import launch as linear
 
 

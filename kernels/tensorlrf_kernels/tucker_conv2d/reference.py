@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels._activation import activate, activate_backward
-from tensorlrf_kernels._pointwise import is_channels_last, pointwise
+from tensorlrf_kernels.pointwise import is_channels_last, pointwise
 
 
 def tucker_conv2d(

@@ -9,9 +9,9 @@ from tensorlrf.factors import BlastFactors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.blr_linear import blast_linear, reference
 from tensorlrf_kernels.blr_linear.forms import Form, blast_form
+from tensorlrf_kernels.launches import Problem
 
 
 def _run(path: str, factors: BlastFactors, x: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from tensorlrf.ops._counter import Counter
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.blr_linear.forms import Form
 from tensorlrf_kernels.blr_linear.fused import tile_work
 from tensorlrf_kernels.blr_linear.launch import MOST_MASKED, forward
+from tensorlrf_kernels.chips import H200
+from tensorlrf_kernels.launches import Problem
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ from tensorlrf.factors.tiling import Tiling
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.blr_linear import blr_linear
 from tensorlrf_kernels.blr_linear.forms import Form, tiling_of
+from tensorlrf_kernels.launches import Problem
 
 PADDED = 16
 

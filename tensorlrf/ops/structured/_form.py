@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tensorlrf.factors import Factors
 from tensorlrf.ops._counter import Counter
-from tensorlrf_kernels._launch import Asked
+from tensorlrf_kernels.launches import Workload
 
 F = TypeVar("F", bound=Factors)
 
@@ -37,4 +37,4 @@ class LinearForm(Generic[F]):
     cost: Callable[[Counter, str, F, int], None]
     rebuild: Callable[[Counter, F], None]
     fused: Callable[[F, Tensor, Tensor | None], Tensor] | None = None
-    problem: Callable[[F, int, torch.dtype, bool], tuple[str, Asked] | None] | None = None
+    problem: Callable[[F, int, torch.dtype, bool], tuple[str, Workload] | None] | None = None

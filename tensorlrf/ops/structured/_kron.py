@@ -11,10 +11,10 @@ from torch import Tensor
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._form import LinearForm
-from tensorlrf_kernels._chip import H200
-from tensorlrf_kernels._launch import power_above
+from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.kron_linear import kron_linear, reference
 from tensorlrf_kernels.kron_linear.launch import KronProblem, forward
+from tensorlrf_kernels.launches import power_above
 
 
 def kron_cost(

@@ -9,9 +9,9 @@ from tensorlrf.factors import MonarchFactors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.structured._block_kernel import block_cost, block_problem
 from tensorlrf.ops.structured._form import LinearForm
-from tensorlrf_kernels._launch import Problem
 from tensorlrf_kernels.blr_linear import monarch_linear, reference
 from tensorlrf_kernels.blr_linear.forms import Form, monarch_form
+from tensorlrf_kernels.launches import Problem
 
 
 def _run(path: str, factors: MonarchFactors, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels._launch import Call, Problem
+from tensorlrf_kernels.launches import Call, Problem
 
 MOST_TAPS = 7  # along each axis
 MOST_STEP = 4  # of stride and dilation

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from tensorlrf_kernels._chip import LEAST_CAPABILITY, Chip, chip_of
+from tensorlrf_kernels.chips import LEAST_CAPABILITY, Chip, chip_of
 
 HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
 # In a debug run, how often a program asks whether the others have come to a barrier; then a device
@@ -21,7 +23,7 @@ HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
 POLLS = int(os.environ.get("TENSORLRF_POLLS") or 0)
 
 
-class Asked(Protocol):
+class Workload(Protocol):
     """What a launch is chosen for, as far as tables and tuning look into it."""
 
     def __hash__(self) -> int:
@@ -242,10 +244,25 @@ def supports(chip: Chip) -> bool:
 
 
 def say_once(message: str) -> None:
-    """A RuntimeWarning, the first time that this message is given."""
+    """A RuntimeWarning of the line that called this library, the first time that this message is
+    given."""
     if message not in _said:
         _said.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        frame = _outside(sys._getframe())
+        warnings.warn_explicit(message, RuntimeWarning, frame.f_code.co_filename, frame.f_lineno)
+
+
+def _outside(frame: FrameType) -> FrameType:
+    """The nearest caller that is neither of ours nor of torch, which stands between a layer and its
+    kernel; the outermost one where there is none, as in a thread of autograd."""
+    within = True
+    while within and frame.f_back is not None:
+        frame = frame.f_back
+        within = str(frame.f_globals.get("__name__")).partition(".")[0] in _WITHIN
+    return frame
+
+
+_WITHIN = ("tensorlrf_kernels", "tensorlrf", "torch", "contextlib", "threading")
 
 
 def _did_not_compile(error: Exception) -> bool:
