@@ -136,4 +136,4 @@ $(VENV)/.docs: $(READY)
 	touch $(VENV)/.docs
 
 clean:
-	rm -rf $(VENV) docs/results build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/results docs/reference/generated build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,13 +28,36 @@ KEY = "tensorlrf"
 
 
 def save_factors(factors: Factors, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write one factors object to `path`; read it back with `load_factors`.
+    """Write one factors object to a file; read it back with `load_factors`.
 
-    overwrite  whether a file that is there may be replaced
+    Written beside its place and renamed, so that no half of a file is ever seen.
 
-    Written beside its place and renamed, so that no half of a file is ever seen. Raises FileError
-    where `path` exists or cannot be written, ArgumentError where `factors` is not a factors object,
-    and UnsupportedError where it has no values to write, as on the meta device.
+    Parameters
+    ----------
+    factors : Factors
+    path : str or path
+    overwrite : bool
+        Whether a file that is there may be replaced.
+
+    Raises
+    ------
+    FileError
+        Where `path` exists or cannot be written.
+    ArgumentError
+        Where `factors` is not a factors object.
+    UnsupportedError
+        Where it has no values to write, as on the meta device.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> f = tensorlrf.svd(torch.ones(4, 6), 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "f.safetensors")
+    ...     tensorlrf.io.save_factors(f, path)
+    ...     again = tensorlrf.io.load_factors(path)
+    >>> torch.equal(again.left, f.left)
+    True
     """
     if not isinstance(factors, Factors):
         raise ArgumentError(
@@ -45,11 +68,25 @@ def save_factors(factors: Factors, path: PathLike, *, overwrite: bool = False) -
 
 
 def load_factors(path: PathLike, device: torch.device | str = "cpu") -> Factors:
-    """The factors object that `save_factors` wrote to `path`.
+    """The factors object that `save_factors` wrote.
 
-    It is a copy: what becomes of the file later does not touch it. Raises MissingFileError, and
-    FileFormatError for a file that is damaged, foreign, from a later version, or holds a named
-    collection.
+    Parameters
+    ----------
+    path : str or path
+    device : device or str
+        Where its tensors go.
+
+    Returns
+    -------
+    Factors
+        A copy: what becomes of the file later does not touch it.
+
+    Raises
+    ------
+    MissingFileError
+        Where there is no file.
+    FileFormatError
+        For a file that is damaged, foreign, from a later version, or holds a named collection.
     """
     found = read(path, device).factors
     if list(found) != [""]:
@@ -64,8 +101,32 @@ def save_factors_dict(
 ) -> None:
     """Write named factors objects, such as those of a model's layers, to one file.
 
-    Raises ArgumentError where the mapping is empty, a name is empty or not a string, or a value is
-    not a factors object; else as `save_factors`.
+    Parameters
+    ----------
+    factors : Mapping
+        Name -> factors object.
+    path : str or path
+    overwrite : bool
+        Whether a file that is there may be replaced.
+
+    Raises
+    ------
+    ArgumentError
+        Where the mapping is empty, a name is empty or not a string, or a value is not a factors
+        object; else as `save_factors`.
+    FileError, UnsupportedError
+        As `save_factors`.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> named = {"fc": tensorlrf.svd(torch.ones(4, 6), 1)}
+    >>> named["conv"] = tensorlrf.cp(torch.ones(3, 4, 5), 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "all.safetensors")
+    ...     tensorlrf.io.save_factors_dict(named, path)
+    ...     list(tensorlrf.io.load_factors_dict(path))
+    ['fc', 'conv']
     """
     if not isinstance(factors, Mapping) or not factors:
         raise ArgumentError(f"factors={factors!r} must be a mapping from names to factors objects")
@@ -82,8 +143,23 @@ def save_factors_dict(
 def load_factors_dict(path: PathLike, device: torch.device | str = "cpu") -> dict[str, Factors]:
     """The named factors that `save_factors_dict` wrote, in the order they were given.
 
-    Raises MissingFileError, and FileFormatError for a file that is damaged, foreign, from a later
-    version, or holds a single factors object.
+    Parameters
+    ----------
+    path : str or path
+    device : device or str
+        Where the tensors go.
+
+    Returns
+    -------
+    dict
+        Name -> factors object.
+
+    Raises
+    ------
+    MissingFileError
+        Where there is no file.
+    FileFormatError
+        For a file that is damaged, foreign, from a later version, or holds a single factors object.
     """
     found = read(path, device).factors
     if "" in found:
@@ -120,10 +196,14 @@ def _write(factors: Mapping[str, Factors], path: PathLike, overwrite: bool) -> N
 
 @dataclass(frozen=True)
 class FactorsFile:
-    """All of a file.
+    """All of a file of factors.
 
-    factors  name -> factors; one without a name has the name ""
-    sealed   whether checksums were there and right; files of the first version have none
+    Parameters
+    ----------
+    factors : dict
+        Name -> factors; one without a name has the name "".
+    sealed : bool
+        Whether checksums were there and right; files of the first version have none.
     """
 
     factors: dict[str, Factors]
@@ -133,7 +213,20 @@ class FactorsFile:
 def read(path: PathLike, device: torch.device | str = "cpu") -> FactorsFile:
     """What a file of factors holds; all of it is read and checked.
 
-    Raises as `load_factors` and `load_factors_dict` do.
+    Parameters
+    ----------
+    path : str or path
+    device : device or str
+        Where the tensors go.
+
+    Returns
+    -------
+    FactorsFile
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        As `load_factors` and `load_factors_dict` do.
     """
     target = as_device(device)
     with opened(as_path(path)) as file:
@@ -184,8 +277,28 @@ def _entry(
 def assembled(
     kind: str, parts: Mapping[str, Tensor], meta: Mapping[str, Any], where: str
 ) -> Factors:
-    """Factors of which a file says the format and `meta`. Raises FileFormatError, with `where` in
-    front, if there are none such."""
+    """Factors of which a file says the format and `meta`.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the format.
+    parts : Mapping
+        Name -> tensor.
+    meta : Mapping
+        What the tensors do not say.
+    where : str
+        What an error begins with.
+
+    Returns
+    -------
+    Factors
+
+    Raises
+    ------
+    FileFormatError
+        If there are none such.
+    """
     if kind not in FORMATS:
         raise FileFormatError(f"{where}: {unknown('format', kind, sorted(FORMATS))}")
     try:

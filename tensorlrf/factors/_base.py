@@ -26,7 +26,23 @@ class Factors(ABC):
 
     A factors object is a value: a frozen bundle of tensors, checked once when it is made, never
     changed. It is a registered pytree, so `torch.func`, `torch.compile` and `torch.export` look
-    through it. Subclasses are frozen dataclasses that say how their tensors make up the whole.
+    through it. Subclasses are frozen dataclasses that say how their tensors make up the whole; one
+    with a `format` enters `FORMATS` under that name, and files can hold it.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where the tensors do not make up the format.
+    TypeError
+        Where a subclass takes the name of a format that is registered.
+
+    Examples
+    --------
+    >>> f = tensorlrf.LowRank(torch.ones(6, 2), torch.ones(2, 4))
+    >>> f
+    LowRank(6x4, rank 2, 20 of 24 parameters = 83.3%, float32, cpu)
+    >>> f.map(lambda t: 2 * t).to_dense()[0, 0]
+    tensor(8.)
     """
 
     format: ClassVar[str]
@@ -93,7 +109,13 @@ class Factors(ABC):
     # ---- what all formats have --------------------------------------------------------------
 
     def to_dense(self) -> Tensor:
-        """The whole tensor, of shape `shape`, in the dtype of the factors, under autocast too."""
+        """The whole tensor, in the dtype of the factors, under autocast too.
+
+        Returns
+        -------
+        Tensor
+            Of shape `shape`; differentiable in the factors.
+        """
         if torch.compiler.is_compiling() or not autocast_is_on():
             return self._dense()
         with without_autocast():
@@ -103,7 +125,22 @@ class Factors(ABC):
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """Inverse of `tensors()` and `meta()`.
 
-        Raises ArgumentError where a tensor or an entry of `meta` is missing or does not fit.
+        Parameters
+        ----------
+        tensors : Mapping
+            Name -> tensor.
+        meta : Mapping
+            What the tensors do not say.
+
+        Returns
+        -------
+        Factors
+            Checked, of the class that it is called on.
+
+        Raises
+        ------
+        ArgumentError
+            Where a tensor or an entry of `meta` is missing or does not fit.
         """
         try:
             factors = cls._assemble(tensors, meta)
@@ -125,10 +162,12 @@ class Factors(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of all its tensors."""
         return next(iter(self.tensors().values())).dtype
 
     @property
     def device(self) -> torch.device:
+        """Where all its tensors are."""
         return next(iter(self.tensors().values())).device
 
     @property
@@ -142,7 +181,18 @@ class Factors(ABC):
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
-        """The same format with `fn` applied to each tensor; `fn` keeps shapes."""
+        """The same format with `fn` applied to each tensor.
+
+        Parameters
+        ----------
+        fn : Callable
+            From a tensor to one of the same shape.
+
+        Returns
+        -------
+        Factors
+            Of the same class, checked.
+        """
         leaves = [fn(t) for t in self.tensors().values()]
         return type(self).from_tensors(dict(zip(self.tensors(), leaves, strict=True)), self.meta())
 
@@ -155,14 +205,27 @@ class Factors(ABC):
         return self.map(Tensor.detach)
 
     def rel_error(self, tensor: Any) -> float:
-        """Relative Frobenius error ||tensor - to_dense()|| / ||tensor||, of a torch tensor or a
-        numpy array.
+        """Relative Frobenius error `‖tensor - to_dense()‖ / ‖tensor‖`.
 
         The residual itself is summed, in float64 and in blocks of leading rows: a difference of
-        squared norms would cancel below 1e-4 in float32. Against an all-zero tensor the absolute
-        error is returned. `tensor` has shape `shape`.
+        squared norms would cancel below 1e-4 in float32.
 
-        Raises ShapeError for another shape, ArgumentError for what is not dense or has no values.
+        Parameters
+        ----------
+        tensor : Tensor or numpy array
+            Of shape `shape`.
+
+        Returns
+        -------
+        float
+            The error; against an all-zero tensor the absolute one.
+
+        Raises
+        ------
+        ShapeError
+            For another shape.
+        ArgumentError
+            For what is not dense or has no values.
         """
         tensor = as_dense(tensor, "tensor")
         if self.device.type == "meta":

@@ -17,17 +17,35 @@ from tensorlrf.factors._base import FORMATS, Factors, check_together
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch(Factors):
-    """Factors objects of one format, rank and shape, one for each place of a batch.
+    """Factors of one format, rank and shape, one for each item of a batch.
 
-    parts        the tensors of the format by name, each with the dimensions `batch_shape` in front
-    of           name of the format, such as "lowrank"
-    batch_shape  (b_1, b_2, ...), one dimension at least
-    of_meta      `meta()` of the factors of one place
+    Where one item stands for (n_0, n_1, ...) the whole is (b_1, b_2, ..., n_0, n_1, ...). As with a
+    tensor, `f[i]` is item i of the first dimension: the factors of one item where the batch has one
+    dimension, else the Batch of those that are left; `f[i, j]` takes two dimensions at once. Made
+    by the decompositions that take `batch_dims=`, and by `Batch.stack`.
 
-    Where one place stands for (n_0, n_1, ...) the whole is (b_1, b_2, ..., n_0, n_1, ...). As with
-    a tensor, f[i] is place i of the first dimension: the factors of one place where the batch has
-    one dimension, else the Batch of those that are left; f[i, j] takes two dimensions at once.
-    Made by the decompositions that take `batch_dims=`, and by `Batch.stack`.
+    Parameters
+    ----------
+    parts : dict
+        The tensors of the format by name, each with the dimensions `batch_shape` in front.
+    of : str
+        Name of the format, such as "lowrank".
+    batch_shape : tuple of int
+        (b_1, b_2, ...), one dimension at least.
+    of_meta : dict
+        `meta()` of the factors of one item.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> weights = torch.rand(3, 8, 6)
+    >>> batch = tensorlrf.svd(weights, 2, batch_dims=1)
+    >>> batch.shape, batch[0].rank
+    ((3, 8, 6), 2)
     """
 
     parts: dict[str, Tensor]
@@ -39,10 +57,23 @@ class Batch(Factors):
 
     @classmethod
     def stack(cls, places: Sequence[Factors], batch_shape: Sequence[int] | None = None) -> Batch:
-        """The batch of these, in C order of `batch_shape`, which is (len(places),) by default.
+        """The batch of these, in C order of `batch_shape`.
 
-        Raises ArgumentError and ShapeError where there are none, or where they are not of one
-        format, rank, shape, dtype and device, or do not fill `batch_shape`.
+        Parameters
+        ----------
+        places : sequence of Factors
+            Of one format, rank, shape, dtype and device.
+        batch_shape : sequence of int, optional
+            (len(places),) by default.
+
+        Returns
+        -------
+        Batch
+
+        Raises
+        ------
+        ArgumentError, ShapeError
+            Where there are none, they differ in one of these, or do not fill `batch_shape`.
         """
         places = tuple(places)
         if not places:

@@ -16,14 +16,31 @@ from tensorlrf.factors._monarch import check_padding
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlastFactors(Factors):
-    """Block (i, j) is left[i] diag(scales[i, j]) right[j] (Lee et al. 2024, "BLAST", eq. 2).
+    """A grid of blocks that share bases: block (i, j) is `left[i] diag(scales[i, j]) right[j]`.
 
-    left    (p, mb, r)
-    right   (q, r, nb)
-    scales  (p, q, r)
+    Parameters
+    ----------
+    left : Tensor of shape (p, mb, r)
+    right : Tensor of shape (q, r, nb)
+    scales : Tensor of shape (p, q, r)
+    dense_shape : tuple of int, optional
+        (m, n) with mb = ceil(m / p) and nb = ceil(n / q): rows and columns beyond are padding,
+        which the matrix does not have. (p mb, q nb) by default.
 
-    dense_shape  (m, n) with mb = ceil(m / p) and nb = ceil(n / q): rows and columns beyond are
-                 padding, which the matrix does not have. (p mb, q nb) by default
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Lee et al. 2024, "BLAST", eq. 2.
+
+    Examples
+    --------
+    >>> f = tensorlrf.BlastFactors(torch.ones(2, 3, 1), torch.ones(4, 1, 5), torch.ones(2, 4, 1))
+    >>> f.blocks, f.shape
+    ((2, 4), (6, 20))
     """
 
     left: Tensor
@@ -44,18 +61,19 @@ class BlastFactors(Factors):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(p mb, q nb)."""
+        """The sizes with their padding, (p mb, q nb)."""
         p, mb, _ = self.left.shape
         q, _, nb = self.right.shape
         return int(p * mb), int(q * nb)
 
     @property
     def rank(self) -> int:
+        """The number r of columns of every `left[i]`."""
         return int(self.left.shape[2])
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """(p, q)."""
+        """The numbers of blocks (p, q)."""
         return int(self.left.shape[0]), int(self.right.shape[0])
 
     def tensors(self) -> dict[str, Tensor]:

@@ -16,19 +16,40 @@ from tensorlrf.factors.tiling import Block, Tiling, by_rows
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockLowRank(Factors):
-    """Blocks that tile an (m, n) matrix, each of a rank of its own or dense (Amestoy et al. 2015;
-    as a tree of blocks: Hackbusch 1999).
-
-    left         (sum of rows_b r_b,): the left panels of all low-rank blocks one behind the other,
-                 by rows of blocks, each transposed, (r_b, rows_b): those of blocks that lie beside
-                 each other are one matrix
-    right        (sum of r_b columns_b,): the right panels, each (r_b, columns_b), by columns of
-                 blocks: those of blocks that lie above each other are one matrix
-    dense        (sum of rows_b columns_b,): the dense blocks, by rows of blocks
-    blocks       where they are, by rows: ascending (row, rows, column, columns)
-    dense_shape  (m, n)
+    """Blocks that tile an (m, n) matrix, each of a rank of its own or dense.
 
     `panels()` gives the blocks one by one; `BlockLowRank.pack` is its inverse.
+
+    Parameters
+    ----------
+    left : Tensor of shape (sum of rows_b r_b,)
+        The left panels of all low-rank blocks one behind the other, by rows of blocks, each
+        transposed, (r_b, rows_b): those of blocks that lie beside each other are one matrix.
+    right : Tensor of shape (sum of r_b columns_b,)
+        The right panels, each (r_b, columns_b), by columns of blocks: those of blocks that lie
+        above each other are one matrix.
+    dense : Tensor of shape (sum of rows_b columns_b,)
+        The dense blocks, by rows of blocks.
+    blocks : tuple of Block
+        Where they are, by rows: ascending (row, rows, column, columns).
+    dense_shape : tuple of int
+        (m, n).
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together, or the blocks do not cover the matrix, each entry once.
+
+    References
+    ----------
+    Amestoy et al. 2015; as a tree of blocks: Hackbusch 1999.
+
+    Examples
+    --------
+    >>> left, right, dense = torch.ones(4, 1), torch.ones(1, 4), torch.eye(4)
+    >>> f = tensorlrf.BlockLowRank.pack([(0, 0, dense), (0, 4, (left, right))], (4, 8))
+    >>> f.to_dense()[0]
+    tensor([1., 0., 0., 0., 1., 1., 1., 1.])
     """
 
     left: Tensor
@@ -50,8 +71,25 @@ class BlockLowRank(Factors):
         blocks: Sequence[tuple[int, int, Tensor | tuple[Tensor, Tensor]]],
         shape: tuple[int, int],
     ) -> Self:
-        """From (first row, first column, content): a dense block (rows, columns), or a pair of
-        left (rows, r) and right (r, columns)."""
+        """Blocks with their contents, packed.
+
+        Parameters
+        ----------
+        blocks : sequence of tuple
+            (first row, first column, content): a dense block (rows, columns), or a pair of left
+            (rows, r) and right (r, columns).
+        shape : tuple of int
+            (m, n).
+
+        Returns
+        -------
+        BlockLowRank
+
+        Raises
+        ------
+        ArgumentError, ShapeError
+            Where there are none, or where they do not tile the matrix.
+        """
         if not blocks:
             raise ArgumentError("blocks=[] is empty; give the blocks that tile the matrix")
         some = blocks[0][2]
@@ -83,8 +121,14 @@ class BlockLowRank(Factors):
         return max((b.rank for b in self.blocks if b.rank is not None), default=0)
 
     def panels(self) -> Iterator[tuple[Block, Tensor | tuple[Tensor, Tensor]]]:
-        """Each block with its content: dense (rows, columns), or left (rows, r) and right
-        (r, columns); views."""
+        """Each block with its content, as views.
+
+        Yields
+        ------
+        tuple
+            The block, and its content: dense (rows, columns), or left (rows, r) and right
+            (r, columns).
+        """
         parts: dict[Block, list[Tensor]] = {b: [] for b in self.blocks}
         for name, tensor in self.tensors().items():
             blocks, sizes = self.tiling.of(name), list(self.tiling.sizes[name])

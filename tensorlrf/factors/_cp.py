@@ -16,12 +16,31 @@ from tensorlrf.factors.algebra import khatri_rao
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CPFactors(Factors):
-    """sum over j of weights[j] * outer(factors[0][:, j], factors[1][:, j], ...).
+    """A sum of rank-one tensors (CP).
 
-    weights  (r,)
-    factors  one matrix (n_k, r) a mode
+    It is the sum over j of `weights[j] * outer(factors[0][:, j], factors[1][:, j], ...)`. Unpacks
+    as `weights, factors`, like tensorly's CPTensor.
 
-    Unpacks as `weights, factors`, like tensorly's CPTensor (Kolda & Bader 2009, eq. 3.4).
+    Parameters
+    ----------
+    weights : Tensor of shape (r,)
+    factors : tuple of Tensor
+        One matrix (n_k, r) a mode.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Kolda & Bader 2009, eq. 3.4.
+
+    Examples
+    --------
+    >>> weights, factors = tensorlrf.CPFactors(torch.ones(2), (torch.ones(4, 2), torch.ones(5, 2)))
+    >>> len(factors)
+    2
     """
 
     weights: Tensor
@@ -42,6 +61,7 @@ class CPFactors(Factors):
 
     @property
     def rank(self) -> int:
+        """The number of terms r."""
         return int(self.weights.shape[0])
 
     def tensors(self) -> dict[str, Tensor]:

@@ -15,16 +15,34 @@ from tensorlrf.factors._base import FORMATS, Factors, check_together
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Grouped(Factors):
-    """g factors objects of one format, rank and shape, one under the other along the first mode.
-
-    parts    the tensors of the format by name, each with a leading dimension g
-    of       name of the format, such as "lowrank"
-    groups   g
-    of_meta  `meta()` of the factors of one group
+    """Factors of one format, rank and shape, one under the other along the first mode.
 
     Where a group stands for (m, n_1, ...) the whole is (g m, n_1, ...), as torch keeps the weight
     of a convolution with groups: the groups share no input, so nothing is shared between their
     factors. Made by `Grouped.stack([f_1, ..., f_g])`; `group(k)` gives f_k back.
+
+    Parameters
+    ----------
+    parts : dict
+        The tensors of the format by name, each with a leading dimension g.
+    of : str
+        Name of the format, such as "lowrank".
+    groups : int
+        The number of groups g.
+    of_meta : dict
+        `meta()` of the factors of one group.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> one = tensorlrf.LowRank(torch.ones(4, 2), torch.ones(2, 9), dense_shape=(4, 1, 3, 3))
+    >>> whole = tensorlrf.factors.Grouped.stack([one, one])
+    >>> whole.shape, whole.group(-1).shape
+    ((8, 1, 3, 3), (4, 1, 3, 3))
     """
 
     parts: dict[str, Tensor]
@@ -36,8 +54,22 @@ class Grouped(Factors):
 
     @classmethod
     def stack(cls, groups: Sequence[Factors]) -> Grouped:
-        """The whole whose groups these are. Raises ArgumentError and ShapeError where there are
-        none, or where they are not of one format, rank, shape, dtype and device."""
+        """The whole whose groups these are.
+
+        Parameters
+        ----------
+        groups : sequence of Factors
+            Of one format, rank, shape, dtype and device.
+
+        Returns
+        -------
+        Grouped
+
+        Raises
+        ------
+        ArgumentError, ShapeError
+            Where there are none, or where they differ in one of these.
+        """
         groups = tuple(groups)
         if not groups:
             raise ArgumentError("groups=() is empty; give the factors of one group at least")

@@ -14,14 +14,34 @@ from tensorlrf.factors._base import Factors, check_together
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KroneckerSum(Factors):
-    """sum over s of kron(a[s], b[s]): entry (i1 m2 + i2, j1 n2 + j2) is sum a[s, i1, j1]
-    b[s, i2, j2] (Van Loan & Pitsianis 1993).
+    """A sum over s of `kron(a[s], b[s])`.
 
-    a  (s, m1, n1)
-    b  (s, m2, n2), or (s, m2, n2, *kernel) for the kernel of a convolution, whose channels are a
-       Kronecker product and whose taps all belong to b
+    Entry (i1 m2 + i2, j1 n2 + j2) is the sum over s of `a[s, i1, j1] b[s, i2, j2]`.
 
-    dense_shape  (m1 m2, n1 n2, *kernel), which is also the default
+    Parameters
+    ----------
+    a : Tensor of shape (s, m1, n1)
+    b : Tensor of shape (s, m2, n2)
+        Or `(s, m2, n2, *kernel)` for the kernel of a convolution, whose channels are a Kronecker
+        product and whose taps all belong to b.
+    dense_shape : tuple of int, optional
+        `(m1 m2, n1 n2, *kernel)`, which is also the default.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Van Loan & Pitsianis 1993.
+
+    Examples
+    --------
+    >>> a, b = torch.rand(1, 2, 3), torch.rand(1, 4, 5)
+    >>> f = tensorlrf.KroneckerSum(a, b)
+    >>> torch.equal(f.to_dense(), torch.kron(a[0], b[0]))
+    True
     """
 
     a: Tensor

@@ -15,13 +15,26 @@ from tensorlrf.factors._base import Factors, check_together
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Factors):
-    """left @ right, reshaped to `dense_shape`.
+    """A matrix, or a tensor seen as one, as `left @ right`.
 
-    left         (m, r)
-    right        (r, n)
-    dense_shape  shape of the whole: its first entry is m, the others multiply to n. A linear
-                 weight is (m, n); a conv kernel (O, I, kh, kw) is the matrix (O, I kh kw).
-                 (m, n) by default.
+    Parameters
+    ----------
+    left : Tensor of shape (m, r)
+    right : Tensor of shape (r, n)
+    dense_shape : tuple of int, optional
+        Shape of the whole: its first entry is m, the others multiply to n. A linear weight is
+        (m, n); a conv kernel (O, I, kh, kw) is the matrix (O, I kh kw). (m, n) by default.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> f = tensorlrf.LowRank(torch.ones(8, 2), torch.ones(2, 27), dense_shape=(8, 3, 3, 3))
+    >>> f.to_dense().shape
+    torch.Size([8, 3, 3, 3])
     """
 
     left: Tensor
@@ -42,6 +55,7 @@ class LowRank(Factors):
 
     @property
     def rank(self) -> int:
+        """The number of columns of `left`, r."""
         return int(self.left.shape[1])
 
     def tensors(self) -> dict[str, Tensor]:

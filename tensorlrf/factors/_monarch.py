@@ -14,16 +14,34 @@ from tensorlrf.factors._base import Factors, check_together
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MonarchFactors(Factors):
-    """W[(s, q), (k, p)] = sum over r of left[q, s, k, r] right[k, q, r, p] (Dao et al. 2022, with
-    blocks of rank r instead of one).
+    """A Monarch matrix: two block-diagonal factors, a permutation between and behind them.
 
-    left   (Q, S, K, r)
-    right  (K, Q, r, P)
+    `W[(s, q), (k, p)]` is the sum over r of `left[q, s, k, r] right[k, q, r, p]`, with blocks of
+    rank r instead of one. Row s Q + q, column k P + p: for each pair (q, k) the S x P block of
+    these has rank r.
 
-    dense_shape  (m, n) with S = ceil(m / Q) and P = ceil(n / K): rows and columns beyond are
-                 padding, which the matrix does not have. (S Q, K P) by default
+    Parameters
+    ----------
+    left : Tensor of shape (Q, S, K, r)
+    right : Tensor of shape (K, Q, r, P)
+    dense_shape : tuple of int, optional
+        (m, n) with S = ceil(m / Q) and P = ceil(n / K): rows and columns beyond are padding, which
+        the matrix does not have. (S Q, K P) by default.
 
-    Row s Q + q, column k P + p: for each pair (q, k) the S x P block of these has rank r.
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Dao et al. 2022.
+
+    Examples
+    --------
+    >>> f = tensorlrf.MonarchFactors(torch.ones(2, 3, 4, 1), torch.ones(4, 2, 1, 5))
+    >>> f.blocks, f.shape
+    ((2, 4), (6, 20))
     """
 
     left: Tensor
@@ -43,18 +61,18 @@ class MonarchFactors(Factors):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(S Q, K P)."""
+        """The sizes with their padding, (S Q, K P)."""
         Q, S, K, _ = self.left.shape
         return int(S * Q), int(K * self.right.shape[3])
 
     @property
     def rank(self) -> int:
-        """Of each block."""
+        """The rank r of each block."""
         return int(self.left.shape[3])
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """(Q, K)."""
+        """The numbers of blocks (Q, K)."""
         return int(self.left.shape[0]), int(self.left.shape[2])
 
     def tensors(self) -> dict[str, Tensor]:

@@ -26,11 +26,27 @@ _TRAINS: dict[str, type[TTFactors] | type[TTMatrix] | type[TRFactors]] = {
 def from_tensorly(
     decomposition: Any,
 ) -> CPFactors | TuckerFactors | TTFactors | TTMatrix | TRFactors:
-    """A tensorly CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor as our factors; the tensors
-    are shared, not copied.
+    """Factors of tensorly as ours; the tensors are shared, not copied.
 
-    Arrays of the numpy backend are taken too. Weights of None become ones.
-    Raises ArgumentError for any other type.
+    Parameters
+    ----------
+    decomposition : CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor
+        Of tensorly; arrays of its numpy backend are taken too. Weights of None become ones.
+
+    Returns
+    -------
+    CPFactors, TuckerFactors, TTFactors, TTMatrix or TRFactors
+
+    Raises
+    ------
+    ArgumentError
+        For any other type.
+
+    Examples
+    --------
+    >>> f = tensorlrf.cp(torch.ones(3, 4, 5), 1)
+    >>> tensorlrf.from_tensorly(tensorlrf.to_tensorly(f)).factors[0] is f.factors[0]
+    True
     """
     kind = type(decomposition).__name__
     if kind == "CPTensor":
@@ -52,12 +68,33 @@ def from_tensorly(
 
 
 def to_tensorly(factors: Factors) -> Any:
-    """Our factors as tensorly's type of that format; the tensors are shared, not copied.
+    """Factors as tensorly's type of that format; the tensors are shared, not copied.
 
     They are torch tensors: call `tensorly.set_backend("pytorch")` to compute with them. A partial
     Tucker gets identities along the modes that are left whole, since tensorly's type has no modes.
-    Raises ArgumentError for a format that tensorly lacks, and for what it cannot say: a train with
-    its modes in another order, a TT-matrix with padding, a ring that is reshaped.
+
+    Parameters
+    ----------
+    factors : CPFactors, TuckerFactors, TTFactors, TTMatrix or TRFactors
+
+    Returns
+    -------
+    CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor
+        Of tensorly.
+
+    Raises
+    ------
+    ArgumentError
+        For a format that tensorly lacks, and for what it cannot say: a train with its modes in
+        another order, a TT-matrix with padding, a ring that is reshaped.
+    MissingExtraError
+        Where tensorly is not installed, the extra `tensorly`.
+
+    Examples
+    --------
+    >>> weights, factors = tensorlrf.to_tensorly(tensorlrf.cp(torch.ones(3, 4, 5), 1))
+    >>> [tuple(factor.shape) for factor in factors]
+    [(3, 1), (4, 1), (5, 1)]
     """
     if isinstance(factors, CPFactors):
         from tensorly.cp_tensor import CPTensor

@@ -17,15 +17,34 @@ from tensorlrf.factors.algebra import chain_product
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TRFactors(Train, Factors):
-    """X[i_0, ..., i_{N-1}] = trace(cores[0][:, i_0, :] ... cores[N-1][:, i_{N-1}, :]) (Zhao et al.
-    2016, eq. 2), reshaped to `dense_shape`.
+    """A tensor ring: a train whose ends are joined, reshaped to `dense_shape`.
 
-    cores        (r_k, n_k, r_{k+1}) with r_N = r_0
-    dense_shape  each of its entries is the product of the n_k of some successive cores: a linear
-                 weight (m, n) may have the digits of its rows and then those of its columns as
-                 modes. (n_0, ..., n_{N-1}) by default
+    `X[i_0, ..., i_{N-1}] = trace(cores[0][:, i_0, :] ... cores[N-1][:, i_{N-1}, :])`. Iterates over
+    its cores, like tensorly's TRTensor.
 
-    Iterates over its cores, like tensorly's TRTensor.
+    Parameters
+    ----------
+    cores : tuple of Tensor
+        Core k is (r_k, n_k, r_{k+1}), with r_N = r_0.
+    dense_shape : tuple of int, optional
+        Each of its entries is the product of the n_k of some successive cores: a linear weight
+        (m, n) may have the digits of its rows and then those of its columns as modes.
+        (n_0, ..., n_{N-1}) by default.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Zhao et al. 2016, eq. 2.
+
+    Examples
+    --------
+    >>> f = tensorlrf.TRFactors([torch.ones(3, n, 3) for n in (2, 4, 6)], dense_shape=(8, 6))
+    >>> f.sizes, f.splits
+    ((2, 4, 6), (2, 1))
     """
 
     cores: tuple[Tensor, ...]
@@ -49,7 +68,7 @@ class TRFactors(Train, Factors):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """n_k of every core."""
+        """The n_k of every core."""
         return tuple(int(c.shape[1]) for c in self.cores)
 
     def meta(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Train:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """(r_0, r_1, ..., r_N): one at both ends of a train, the same at those of a ring."""
+        """`(r_0, r_1, ..., r_N)`: one at both ends of a train, the same at those of a ring."""
         return (*(int(c.shape[0]) for c in self.cores), int(self.cores[-1].shape[-1]))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -34,13 +34,32 @@ class Train:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TTFactors(Train, Factors):
-    """X[i_0, ..., i_{N-1}] = cores[0][:, i_0, :] cores[1][:, i_1, :] ... (Oseledets 2011, eq. 1.2).
-
-    cores  (r_k, n_k, r_{k+1}) with r_0 = r_N = 1
-    modes  the mode of the tensor that core k stands for; all in order by default. The kernel
-           (O, I, kh, kw) of a convolution is a train of four convolutions in the order (0, 3, 2, 1)
+    """A tensor train: `X[i_0, ...] = cores[0][:, i_0, :] cores[1][:, i_1, :] ...`.
 
     Iterates over its cores, like tensorly's TTTensor.
+
+    Parameters
+    ----------
+    cores : tuple of Tensor
+        Core k is (r_k, n_k, r_{k+1}), with r_0 = r_N = 1.
+    modes : tuple of int, optional
+        The mode of the tensor that core k stands for; all in order by default. The kernel
+        (O, I, kh, kw) of a convolution is a train of four convolutions in the order (0, 3, 2, 1).
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Oseledets 2011, eq. 1.2.
+
+    Examples
+    --------
+    >>> f = tensorlrf.TTFactors((torch.ones(1, 4, 2), torch.ones(2, 5, 3), torch.ones(3, 6, 1)))
+    >>> f.shape, f.rank
+    ((4, 5, 6), (1, 2, 3, 1))
     """
 
     cores: tuple[Tensor, ...]
@@ -82,14 +101,34 @@ class TTFactors(Train, Factors):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TTMatrix(Train, Factors):
-    """W[i, j] = cores[0][:, i_0, j_0, :] cores[1][:, i_1, j_1, :] ... with the digits i_k of the
-    row i and j_k of the column j, the first ones the leading ones (Novikov et al. 2015).
+    """A matrix as a train over the digits of its rows and columns.
 
-    cores        (r_k, m_k, n_k, r_{k+1}) with r_0 = r_d = 1
-    dense_shape  (m, n) with m <= prod m_k and n <= prod n_k: what is more are rows and columns of
-                 padding, which the matrix does not have. (prod m_k, prod n_k) by default
+    `W[i, j] = cores[0][:, i_0, j_0, :] cores[1][:, i_1, j_1, :] ...` with the digits i_k of the row
+    i and j_k of the column j, the first ones the leading ones. Iterates over its cores, like
+    tensorly's TTMatrix.
 
-    Iterates over its cores, like tensorly's TTMatrix.
+    Parameters
+    ----------
+    cores : tuple of Tensor
+        Core k is (r_k, m_k, n_k, r_{k+1}), with r_0 = r_d = 1.
+    dense_shape : tuple of int, optional
+        (m, n) with m <= prod m_k and n <= prod n_k: what is more are rows and columns of padding,
+        which the matrix does not have. (prod m_k, prod n_k) by default.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Novikov et al. 2015.
+
+    Examples
+    --------
+    >>> f = tensorlrf.TTMatrix((torch.ones(1, 2, 3, 4), torch.ones(4, 5, 2, 1)), dense_shape=(9, 6))
+    >>> f.row_sizes, f.column_sizes, f.shape
+    ((2, 5), (3, 2), (9, 6))
     """
 
     cores: tuple[Tensor, ...]
@@ -113,12 +152,12 @@ class TTMatrix(Train, Factors):
 
     @property
     def row_sizes(self) -> tuple[int, ...]:
-        """m_k of every core."""
+        """The m_k of every core."""
         return tuple(int(c.shape[1]) for c in self.cores)
 
     @property
     def column_sizes(self) -> tuple[int, ...]:
-        """n_k of every core."""
+        """The n_k of every core."""
         return tuple(int(c.shape[2]) for c in self.cores)
 
     def meta(self) -> dict[str, Any]:

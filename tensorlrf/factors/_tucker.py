@@ -15,15 +15,37 @@ from tensorlrf.factors.algebra import mode_product
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TuckerFactors(Factors):
-    """core x_{modes[0]} factors[0] x_{modes[1]} factors[1] ...
+    """A core multiplied by a matrix along each of some modes (Tucker, full or partial).
 
-    core     (r_0, ..., r_{N-1}); along a mode that is left whole, r_k = n_k
-    factors  one matrix (n_k, r_k) for each mode in `modes`
-    modes    the modes that carry a factor, ascending. By default the first len(factors): all of
-             them in a full Tucker. Fewer make a partial one, such as Tucker-2 on the channels of
-             a conv kernel, modes (0, 1).
+    It is `core x_{modes[0]} factors[0] x_{modes[1]} factors[1] ...` and unpacks as
+    `core, factors`, like tensorly's TuckerTensor.
 
-    Unpacks as `core, factors`, like tensorly's TuckerTensor (Kolda & Bader 2009, eq. 4.1).
+    Parameters
+    ----------
+    core : Tensor of shape (r_0, ..., r_{N-1})
+        Along a mode that is left whole, r_k = n_k.
+    factors : tuple of Tensor
+        One matrix (n_k, r_k) for each mode in `modes`.
+    modes : tuple of int, optional
+        The modes that carry a factor, ascending. By default the first len(factors): all of them in
+        a full Tucker. Fewer make a partial one, such as Tucker-2 on the channels of a conv kernel,
+        modes (0, 1).
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Kolda & Bader 2009, eq. 4.1.
+
+    Examples
+    --------
+    >>> core = torch.ones(2, 2, 3, 3)
+    >>> f = tensorlrf.TuckerFactors(core, (torch.ones(8, 2), torch.ones(4, 2)))
+    >>> f.shape, f.rank
+    ((8, 4, 3, 3), (2, 2))
     """
 
     core: Tensor

@@ -12,8 +12,22 @@ from tensorlrf.errors import ShapeError
 
 
 class Block(NamedTuple):
-    """Where a block lies and what it has: its first row and column, its size, and its rank; the
-    rank is None for a block that is stored as it is."""
+    """Where a block lies and what it has.
+
+    Parameters
+    ----------
+    row, column : int
+        Its first row and column.
+    rows, columns : int
+        Its size.
+    rank : int or None
+        Its rank; None for a block that is stored as it is.
+
+    Examples
+    --------
+    >>> tensorlrf.factors.Block(0, 64, 64, 32, rank=4).n_params
+    384
+    """
 
     row: int
     column: int
