@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import tensorlrf
 import tensorlrf_kernels
 from tests.docs.reference import listed, named
 

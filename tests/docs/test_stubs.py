@@ -44,7 +44,7 @@ def test_overloads_take_what_the_function_takes() -> None:
         ]
         empty = inspect.Parameter.empty
         taken = [
-            (p.name, p.annotation.replace("\"", "'"), None if p.default is empty else p.default)
+            (p.name, p.annotation.replace('"', "'"), None if p.default is empty else p.default)
             for p in runs.parameters.values()
         ]
         assert [one for one in told if one[0] != "batch_dims"] == taken[:-1]
