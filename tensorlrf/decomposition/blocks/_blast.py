@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,14 +16,10 @@ from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition.blocks._blast_start import of_low_rank, starts
-from tensorlrf.decomposition.blocks._blr_matrix import (
-    Weight,
-    as_weight,
-    check_pair,
-    warn_out_of_reach,
-)
+from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, check_pair
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._threads import threaded
@@ -104,14 +99,13 @@ def fit_blast(
         tol,
         draws,
     )
-    if rank is None:
-        fit = solver.within(error or 0.0)
-    elif (share := _share(rank)) is None:
-        fit = solver.solve(matrix_rank(rank, m, n))
-    else:
+    r = None
+    if rank is not None and (share := _share(rank)) is None:
+        r = matrix_rank(rank, m, n)
+    elif rank is not None:
         mb, nb = -(-m // p), -(-n // q)
-        r = whole(share * m * n / (p * mb + q * nb + p * q))
-        fit = solver.solve(max(1, min(m, n, r)))
+        r = max(1, min(m, n, whole(share * m * n / (p * mb + q * nb + p * q))))
+    fit = search(solver.solve, r, error, min(m, n), weight.dtype)
     return fit if weight.gram is None else finished(fit, n_iter_max)
 
 
@@ -193,26 +187,6 @@ class _Solver:
         return f"rank {r}, " + (
             "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
         )
-
-    def within(self, error: float) -> Fit[BlastFactors]:
-        """A rank whose true error, after the cast, is at most `error`, and half of which, or one
-        less, was tried and is not enough."""
-        below, above, limit = 0, 1, min(self.weight.shape)
-        best = self.solve(above)
-        while best.error > error and above < limit:
-            below, above = above, min(2 * above, limit)
-            best = self.solve(above)
-        if best.error > error:
-            reason = warn_out_of_reach(error, best.error, self.weight)
-            return replace(best, converged=False, reason=reason)
-        while above - below > 1:
-            middle = (above + below) // 2
-            tried = self.solve(middle)
-            if tried.error <= error:
-                above, best = middle, tried
-            else:
-                below = middle
-        return best
 
     def _from_best(
         self, problem: SharedBases, begun: Iterable[Bases]

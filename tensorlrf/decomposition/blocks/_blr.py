@@ -13,6 +13,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
+from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
 from tensorlrf.decomposition.blocks._blr_budget import Piece
@@ -30,7 +31,6 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
     Weight,
     as_weight,
     check_pair,
-    warn_out_of_reach,
 )
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
@@ -158,7 +158,7 @@ def fit_blr(
         if weight.gram is not None and sweeps > TRIAL:
             fit = fitted(size, sweeps)
     if error is not None and fit.error > error:
-        return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
+        return replace(fit, converged=False, reason=out_of_reach(error, fit.error, weight.dtype))
     return fit if weight.gram is None else finished(fit, n_iter_max)
 
 

@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_budget import DENSE, Ladder, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_fit import NOISE, fewest_steps, uniform
-from tensorlrf.decomposition.blocks._blr_matrix import warn_out_of_reach
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, Energies, grid
 from tensorlrf.decomposition.linalg._batched import (
@@ -224,5 +224,5 @@ def fit_blr_batched(weights: Weights, asked: Asked, dense_blocks: bool) -> Fit[B
     fit = best_of(weights.shape, attempt)[1] if asked.block is None else fitted(asked.block)
     _, together, worst = fit.errors
     if error is not None and worst > error:
-        return Fit(fit.factors, (together,), False, warn_out_of_reach(error, worst, weights))
+        return Fit(fit.factors, (together,), False, out_of_reach(error, worst, weights.dtype))
     return Fit(fit.factors, (together,), True, fit.reason)

@@ -12,6 +12,7 @@ import torch
 from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._search import smallest_within
 from tensorlrf.decomposition.blocks._blr_budget import Ladder, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_gram import Content, Descent, Outputs, even
 from tensorlrf.decomposition.blocks._blr_matrix import Weight
@@ -162,19 +163,10 @@ class InMetric:
 def fewest_steps(
     ladder: Ladder, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
 ) -> Fit[F]:
-    """By bisection, a number of steps above `below` that keeps `error` and one less does not."""
-    above = len(ladder)
-    best = solve(ladder.state(above))
-    if best.error > error:
-        return replace(best, converged=False)
-    while above - below > 1:
-        middle = (above + below) // 2
-        tried = solve(ladder.state(middle))
-        if tried.error <= error:
-            above, best = middle, tried
-        else:
-            below = middle
-    return best
+    """A number of steps above `below` that keeps `error` and one less does not."""
+    climb = (len(ladder),)
+    found = smallest_within(lambda k: solve(ladder.state(k)), error, climb, below=below)
+    return found.fit if found.within else replace(found.fit, converged=False)
 
 
 def uniform(pieces: Sequence[Piece], rank: int) -> Ranks:

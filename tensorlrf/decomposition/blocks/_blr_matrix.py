@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
-from tensorlrf.errors import ShapeError, TensorlrfWarning, UnsupportedError, warn
+from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
 
 
@@ -108,26 +108,3 @@ def check_pair(
             f"from {low} to {high[1]} along the columns"
         )
     return first, second
-
-
-class Rounded(Protocol):
-    """A weight, or several."""
-
-    @property
-    def floor(self) -> float:
-        """The smallest relative error that can be told from rounding."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the factors."""
-
-
-def warn_out_of_reach(error: float, reached: float, weight: Rounded) -> str:
-    """Warn that `error` cannot be kept, and return the reason."""
-    if error >= weight.floor:
-        warn(
-            f"error={error} is out of reach: rounding the factors to {weight.dtype} leaves "
-            f"{reached:.3g} at full rank; ask for more, or pass the weight in float32",
-            TensorlrfWarning,
-        )
-    return f"rounding to {weight.dtype} alone leaves more than error={error}"

@@ -15,10 +15,11 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import generator
 from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
+from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uniform, within_error
 from tensorlrf.decomposition.blocks._blr_gram import Content, Outputs
-from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, warn_out_of_reach
+from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node
 from tensorlrf.decomposition.linalg._threads import threaded
@@ -179,7 +180,7 @@ def _fit(
         return tried[best] if weight.gram is None else finished(tried[best], n_iter_max)
     fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
     if fit.error > error:
-        return replace(fit, converged=False, reason=warn_out_of_reach(error, fit.error, weight))
+        return replace(fit, converged=False, reason=out_of_reach(error, fit.error, weight.dtype))
     return fit
 
 

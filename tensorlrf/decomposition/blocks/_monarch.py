@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,14 +13,10 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
-from tensorlrf.decomposition.blocks._blr_matrix import (
-    Weight,
-    as_weight,
-    check_pair,
-    warn_out_of_reach,
-)
+from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, check_pair
 from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.linalg._threads import threaded
@@ -85,15 +80,13 @@ def fit_monarch(
         SWEEPS if n_iter_max is None else n_iter_max,
         tol,
     )
-    share = None if rank is None else _share(rank)
-    if error is not None:
-        fit = problem.within(error)
-    elif share is None:
-        fit = problem.cut(check_block_rank(_one_int(rank), problem.S, problem.P))
-    else:
+    r, limit = None, problem.limit
+    if rank is not None and (share := _share(rank)) is None:
+        r = check_block_rank(_one_int(rank), problem.S, problem.P)
+    elif rank is not None:
         Q, K = counts
-        r = whole(share * m * n / (Q * K * (problem.S + problem.P)))
-        fit = problem.cut(max(1, min(r, problem.limit)))
+        r = max(1, min(limit, whole(share * m * n / (Q * K * (problem.S + problem.P)))))
+    fit = search(problem.cut, r, error, limit, weight.dtype, climb=(limit,))
     return fit if weight.gram is None else finished(fit, n_iter_max)
 
 
@@ -140,22 +133,6 @@ class _Problem:
             return Fit(self._pack(panels), tuple(errors), settled, reason)
 
         return fit_or_plain(judge, lambda: usual, fit)
-
-    def within(self, error: float) -> Fit[MonarchFactors]:
-        """The smallest rank whose true error, after the cast, is at most `error`."""
-        below, above = 0, self.limit
-        best = self.cut(above)
-        if best.error > error:
-            reason = warn_out_of_reach(error, best.error, self.weight)
-            return replace(best, converged=False, reason=reason)
-        while above - below > 1:
-            middle = (above + below) // 2
-            tried = self.cut(middle)
-            if tried.error <= error:
-                above, best = middle, tried
-            else:
-                below = middle
-        return best
 
     def _plain(self, r: int) -> Panels:
         roots = self.svd.values[:, :r].sqrt()

@@ -24,6 +24,11 @@ class Outcome:
     converged: bool
     reason: str
 
+    @property
+    def error(self) -> float:
+        """That of the last checkpoint."""
+        return self.errors[-1]
+
 
 @dataclass(frozen=True)
 class Stopping:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
+from tensorlrf.decomposition._search import doubled, smallest_within
 from tensorlrf.decomposition.cp._als import sweeps_of
 from tensorlrf.decomposition.cp._cprand import STARTS, run_cprand, run_leverage
 from tensorlrf.decomposition.cp._fit import Outcome, Stopping, run_als
@@ -63,48 +64,53 @@ def search_rank(problem: Problem, error: float, options: Options, rng: torch.Gen
     At the rank size / max n_k every tensor has an exact model (one term for each fibre of the
     longest mode), so the doubling ends there at the latest.
     """
-    shape = problem.data.shape
-    most = problem.data.blocks.numel() // max(shape)
-    until = Stopping(options.sweeps, options.tol, lambda _, reached: reached <= error)
+    most = problem.data.blocks.numel() // max(problem.data.shape)
+    warm = _WarmStarts(problem, error, options, rng)
+    found = smallest_within(warm.fit, error, doubled(most))
+    if not found.within:
+        reason = f"error={error:g} was not met up to rank {found.rank}"
+        return replace(found.fit, converged=False, reason=reason)
+    until = Stopping(options.sweeps, options.tol, _watch(problem, options))
+    final = run_als(problem.data, problem.norm, found.fit.state, until, frozenset())
+    reason = f"rank {found.rank} meets error={error:g}; {final.reason}"
+    return replace(final, converged=True, reason=reason)
 
-    def attempt(*states: CPState) -> Outcome:
-        return run_als(problem.data, problem.norm, _side_by_side(states), until, frozenset())
 
-    rank, low = 1, 0
-    below: CPState | None = None
-    outcome = attempt(problem.start(options.init, 1, 1, frozenset(), rng))
-    while outcome.errors[-1] > error and rank < most:
-        low, below = rank, outcome.state
-        rank = min(2 * rank, most)
-        fresh = problem.start(options.init, rank, 1, frozenset(), rng)
-        outcome = attempt(_grow(below, rank, rng), fresh)
-    if outcome.errors[-1] > error:
-        return replace(
-            outcome, converged=False, reason=f"error={error:g} was not met up to rank {rank}"
-        )
-    while rank - low > 1:
-        middle = (low + rank) // 2
-        states = [_shrink(outcome.state, middle)]
-        if below is not None:
-            states.append(_grow(below, middle, rng))
-        trial = attempt(*states)
-        if trial.errors[-1] <= error:
-            rank, outcome = middle, trial
+class _WarmStarts:
+    """Fits of one rank after the other until `error`, each from the nearest ranks there were.
+
+    below, above   of the largest rank so far that did not keep the error, and the smallest that did
+    """
+
+    def __init__(
+        self, problem: Problem, error: float, options: Options, rng: torch.Generator
+    ) -> None:
+        self.problem, self.error, self.options, self.rng = problem, error, options, rng
+        self.below: CPState | None = None
+        self.above: CPState | None = None
+
+    def fit(self, rank: int) -> Outcome:
+        """From the components above, or a start of its own, and from those below and new ones."""
+        problem, options = self.problem, self.options
+        if self.above is None:
+            fresh = problem.start(options.init, rank, 1, frozenset(), self.rng)
+            states = [*self._grown(rank), fresh]
         else:
-            low, below = middle, trial.state
-    final = run_als(
-        problem.data,
-        problem.norm,
-        outcome.state,
-        Stopping(options.sweeps, options.tol, _watch(problem, options)),
-        frozenset(),
-    )
-    return replace(
-        final, converged=True, reason=f"rank {rank} meets error={error:g}; {final.reason}"
-    )
+            states = [_shrink(self.above, rank), *self._grown(rank)]
+        until = Stopping(options.sweeps, options.tol, lambda _, reached: reached <= self.error)
+        together = _side_by_side(states)
+        outcome = run_als(problem.data, problem.norm, together, until, frozenset())
+        if outcome.error <= self.error:
+            self.above = outcome.state
+        else:
+            self.below = outcome.state
+        return outcome
+
+    def _grown(self, rank: int) -> list[CPState]:
+        return [] if self.below is None else [_grow(self.below, rank, self.rng)]
 
 
-def _side_by_side(states: tuple[CPState, ...]) -> CPState:
+def _side_by_side(states: Sequence[CPState]) -> CPState:
     """Starts of equal rank as one state of several."""
     modes = range(len(states[0].factors))
     factors = [torch.cat([s.factors[k] for s in states], dim=1) for k in modes]

@@ -19,11 +19,11 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition._search import doubled, out_of_reach, smallest_within
 from tensorlrf.decomposition.kron._gradients import image_cost, improved_by_gradients, marginals
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged
 from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.decomposition.linalg._spectrum import ratio
-from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import KroneckerSum
 
 UNKNOWNS = 2048
@@ -207,32 +207,14 @@ def balanced_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def fewest(
     solve: Callable[[int], Fit[KroneckerSum]], limit: int, error: float, dtype: torch.dtype
 ) -> Fit[KroneckerSum]:
-    """The fewest terms, of 1 to `limit`, that `solve` brings within `error`: by doubling, then by
-    bisection, so that one term fewer was tried and is not within.
-    """
+    """The fewest terms, of 1 to `limit`, that `solve` brings within `error`: one term fewer was
+    tried and is not within."""
     floor = torch.finfo(working_dtype(dtype)).eps
     # What is left of an exact sum of this many terms: below it any number of terms is as good.
     within = max(error, 64 * floor if error == 0 else floor)
-    below, s = 0, 1
-    best = solve(1)
-    while best.error > within and s < limit:
-        below, s = s, min(2 * s, limit)
-        best = solve(s)
-    if best.error > within:
-        if error >= floor:
-            warn(
-                f"error={error} is out of reach: rounding the terms to {dtype} leaves "
-                f"{best.error:.3g} at all {limit}; ask for more, or pass the weight in float32",
-                TensorlrfWarning,
-            )
-        reason = f"rounding to {dtype} alone leaves more than error={error}"
-        return replace(best, converged=False, reason=reason)
-    while s - below > 1:
-        middle = (below + s) // 2
-        tried = solve(middle)
-        if tried.error <= within:
-            s, best = middle, tried
-        else:
-            below = middle
-    reason = f"{s} terms are the fewest within {within}, {best.reason}"
-    return replace(best, converged=best.error <= error, reason=reason)
+    found = smallest_within(solve, within, doubled(limit))
+    if not found.within:
+        reason = out_of_reach(error, found.fit.error, dtype, "the terms", f"all {limit}")
+        return replace(found.fit, converged=False, reason=reason)
+    reason = f"{found.rank} terms are the fewest within {within}, {found.fit.reason}"
+    return replace(found.fit, converged=found.fit.error <= error, reason=reason)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition._smallest import smallest_rank
+from tensorlrf.decomposition._search import search, smallest_within
 from tensorlrf.decomposition.kron._shapes import Pair
 from tensorlrf.decomposition.linalg._solver import choose
 from tensorlrf.decomposition.linalg._spectrum import frobenius_error
@@ -63,28 +63,31 @@ class Cutter:
         """A cut of `fit`, which is within `error`, to the fewest terms that still are."""
         left, right = fit.factors.left, fit.factors.right
         wide = matrix.to(working_dtype(matrix.dtype))
-        below, s, reached = 0, fit.factors.rank, fit.error
-        while s - below > 1:
-            r = (below + s) // 2
-            tried = frobenius_error(wide, left[:, :r].to(wide), right[:r].to(wide))
-            if tried <= error:
-                s, reached = r, tried
-            else:
-                below = r
-        factors = LowRank(left[:, :s].contiguous(), right[:s].contiguous(), fit.factors.shape)
-        reason = f"{s} terms are the fewest within {error} of {fit.factors.rank}, {fit.reason}"
-        return Fit(factors, (reached,), True, reason)
+
+        def cut(s: int) -> Fit[LowRank]:
+            some = left[:, :s], right[:s]
+            error = frobenius_error(wide, *(side.to(wide) for side in some))
+            return replace(fit, factors=LowRank(*some, fit.factors.shape), errors=(error,))
+
+        most = fit.factors.rank
+        # Of all that there are the error is known.
+        found = smallest_within(lambda s: fit if s == most else cut(s), error, (most,))
+        reason = f"{found.rank} terms are the fewest within {error} of {most}, {fit.reason}"
+        factors = found.fit.factors.map(torch.Tensor.contiguous)
+        return replace(found.fit, factors=factors, reason=reason)
 
     def _fewest(self, matrix: Tensor, error: float) -> Fit[LowRank]:
         """The fewest terms within `error`, of the whole spectrum."""
         scaled = Scaled.of(matrix, self.largest)
         spectrum, how = self.way.take_apart(scaled.work, None)
 
-        def cut(s: int) -> tuple[LowRank, float]:
+        def cut(s: int) -> Fit[LowRank]:
             left, right = scaled.cast(*spectrum.split(s))
-            return LowRank(left, right), scaled.rel_error(spectrum, left, right)
+            error = scaled.rel_error(spectrum, left, right)
+            return Fit(LowRank(left, right), (error,), True, how)
 
-        return smallest_rank(cut, spectrum.energies, error, min(matrix.shape), matrix.dtype, how)
+        limit = min(matrix.shape)
+        return search(cut, None, error, limit, matrix.dtype, energies=spectrum.energies)
 
     def _of(self, matrix: Tensor, s: int) -> Fit[LowRank]:
         """Of s terms. What `svd` would check of the matrix was seen of the weight."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._rank import Rank, matrix_rank
-from tensorlrf.decomposition._smallest import smallest_rank
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._gram import descending_eigh, thin_svd
 from tensorlrf.decomposition.linalg._side_by_side import over_places
@@ -209,16 +209,16 @@ def fit_matrices(
         return Fit(whole_of(left, right), (together,), True, reason)
 
     matrices = Matrices(stack, method)
-    whole: dict[int | tuple[int, ...], float] = {}
 
-    def cut(r: int) -> tuple[Batch, float]:
+    def cut(r: int) -> Fit[Batch]:
         left, right, errors = matrices.cut(r)
-        whole[r] = relative_to_whole(errors, matrices.norms, matrices.scales)
-        return whole_of(left, right), float(errors.max())
+        together = relative_to_whole(errors, matrices.norms, matrices.scales)
+        return Fit(whole_of(left, right), (together, float(errors.max())), True, how)
 
-    fit = smallest_rank(cut, matrices.worst_energies(), error, min(m, n), stack.dtype, how)
-    reached = whole[fit.factors.rank]
-    return Fit(fit.factors, (reached,), fit.converged, f"{fit.reason} {fit.error:.4g}")
+    worst = matrices.worst_energies()
+    fit = search(cut, None, error, min(m, n), stack.dtype, energies=worst)
+    reason = f"{fit.reason} {fit.error:.4g}"
+    return Fit(fit.factors, fit.errors[:1], fit.converged, reason)
 
 
 def resolved(stack: Tensor, method: str) -> str:

@@ -16,7 +16,7 @@ from tensorlrf.decomposition._input import as_tensor_and_largest, generator
 from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
-from tensorlrf.decomposition._smallest import smallest_rank
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.linalg._batched import (
     check_batch_dims,
     check_batched_svd,
@@ -143,26 +143,25 @@ def fit_svd(
             sides = moving_sides(moving, *sides, torch.finfo(tensor.dtype).eps, half)
         return LowRank(*scaled.cast(*sides), tuple(tensor.shape))
 
-    def cut(r: int) -> tuple[LowRank, float]:
+    def cut(r: int) -> Fit[LowRank]:
         factors = cast(spectrum, r, half)
         if judge is not None:
             # The optimum in closed form: only rounding could leave it behind the plain factors.
-            fit = fit_or_plain(
+            best = fit_or_plain(
                 judge,
                 lambda: cast(ShortSideEigh(matrix), r),
                 lambda: Fit(factors, (), True, ""),
                 float(spectrum.energies[r:].sum()),
             )
-            return fit.factors, fit.error
-        if not measure and rank is not None:
-            return factors, math.nan
-        return factors, scaled.rel_error(spectrum, factors.left, factors.right)
+            return Fit(best.factors, (best.error,), True, how)
+        known = measure or rank is None
+        loss = scaled.rel_error(spectrum, factors.left, factors.right) if known else math.nan
+        return Fit(factors, (loss,), True, how)
 
     if r is not None:
-        factors, loss = cut(r)
-        fit = Fit(factors, (loss,), True, f"rank {r} {asked}, {how}")
+        fit = replace(cut(r), reason=f"rank {r} {asked}, {how}")
     else:
-        fit = smallest_rank(cut, spectrum.energies, error or 0.0, min(m, n), tensor.dtype, how)
+        fit = search(cut, None, error, min(m, n), tensor.dtype, energies=spectrum.energies)
     return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
 
 

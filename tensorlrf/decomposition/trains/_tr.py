@@ -24,7 +24,7 @@ from tensorlrf.decomposition.trains._tr_als import RingProblem, balanced
 from tensorlrf.decomposition.trains._tr_gram import RingMetric
 from tensorlrf.decomposition.trains._tr_iterate import iterate
 from tensorlrf.decomposition.trains._tr_start import ring_random, ring_ranks, ring_svd
-from tensorlrf.decomposition.trains._tt_ranks import rank_limits
+from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import true_error
 from tensorlrf.errors import (
     ArgumentError,
@@ -199,34 +199,16 @@ def _smallest(
 ) -> Fit[TRFactors]:
     """The smallest uniform rank, of those tried, whose ring is within `error`."""
     most = max(1, min(max(rank_limits(sizes)), math.isqrt(dense // sum(sizes))))
-    tried: dict[int, Fit[TRFactors]] = {}
-
-    def at(r: int) -> Fit[TRFactors]:
-        if r not in tried:
-            tried[r] = fit((r,) * len(sizes))
-        return tried[r]
-
-    below, above = 0, 1
-    while at(above).error > error and above < most:
-        below, above = above, min(most, 2 * above)
-    found = at(above)
+    found = smallest_uniform(fit, [most] * len(sizes), error)
     if found.error > error:
-        reason = f"uniform rank {above}, the largest within {dense:,} parameters, leaves more"
+        reason = f"uniform rank {most}, the largest within {dense:,} parameters, leaves more"
         warn(
             f"error={error} is out of reach: {reason} ({found.error:.3g}); ask for more, or take "
             "svd, whose error falls to that of rounding",
             TensorlrfWarning,
         )
-        return replace(found, converged=False, reason=f"{reason} than {error}")
-    while above - below > 1:
-        middle = (above + below) // 2
-        if at(middle).error <= error:
-            above = middle
-        else:
-            below = middle
-    found = at(above)
-    reason = f"uniform rank {above} is the smallest tried within {error}; {found.reason}"
-    return replace(found, converged=True, reason=reason)
+        return replace(found, reason=f"{reason} than {error}")
+    return found
 
 
 def _split(

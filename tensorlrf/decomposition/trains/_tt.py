@@ -18,9 +18,8 @@ from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
-from tensorlrf.decomposition.trains._tt_gram import smallest_in_metric
 from tensorlrf.decomposition.trains._tt_kernel_gram import fit_kernel_in_metric
-from tensorlrf.decomposition.trains._tt_ranks import train_ranks
+from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Batch, TTFactors
@@ -115,7 +114,10 @@ def fit_tt(
         plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
         return fit_kernel_in_metric(tensor, plain, metric, sweeps, tol)
 
-    found = fit(ranks) if ranks is not None else smallest_in_metric(fit, whole.shape, error or 0.0)
+    if ranks is not None:
+        found = fit(ranks)
+    else:
+        found = smallest_uniform(fit, rank_limits(whole.shape), error or 0.0)
     return finished(found, n_iter_max)
 
 

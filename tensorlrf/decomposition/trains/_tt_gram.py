@@ -8,9 +8,7 @@ same for all values of the core's row digit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,14 +21,11 @@ from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
-from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
-from tensorlrf.factors import Factors, TTFactors, TTMatrix
+from tensorlrf.factors import Factors, TTMatrix
 
 MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
-
-F = TypeVar("F", TTFactors, TTMatrix)
 
 ROUNDING = 1e-12
 """By how much, relative, a sweep may seem to raise the error."""
@@ -122,34 +117,6 @@ def _sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
 
     cores = swept_by_gradients(metric.gram, metric.moments, list(train.cores), dense, spread)
     return TTMatrix(tuple(cores), train.dense_shape)
-
-
-def smallest_in_metric(
-    fit: Callable[[Sequence[int]], Fit[F]], sizes: Sequence[int], error: float
-) -> Fit[F]:
-    """The smallest uniform rank whose outputs are within `error`: doubled, then bisected."""
-    limits = rank_limits(sizes)
-    most = max(limits)
-
-    def at(r: int) -> Fit[F]:
-        return fit([min(r, limit) for limit in limits])
-
-    below, above = 0, 1
-    found = at(above)
-    while found.error > error and above < most:
-        below, above = above, min(most, 2 * above)
-        found = at(above)
-    if found.error > error:
-        return replace(found, converged=False, reason=f"full rank leaves more than {error}")
-    while above - below > 1:
-        middle = (above + below) // 2
-        tried = at(middle)
-        if tried.error <= error:
-            above, found = middle, tried
-        else:
-            below = middle
-    reason = f"uniform rank {above} is the smallest tried within {error}; {found.reason}"
-    return replace(found, converged=True, reason=reason)
 
 
 def als_sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:

@@ -18,7 +18,8 @@ from tensorlrf.decomposition._mode_sizes import matrix_sizes
 from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.decomposition.trains._tt import ranks_of, tt
-from tensorlrf.decomposition.trains._tt_gram import fit_in_metric, smallest_in_metric
+from tensorlrf.decomposition.trains._tt_gram import fit_in_metric
+from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
@@ -115,7 +116,10 @@ def fit_tt_matrix(
         plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
         return fit_in_metric(tensor, plain, metric, sweeps, tol)
 
-    found = fit(ranks) if ranks is not None else smallest_in_metric(fit, sizes, error or 0.0)
+    if ranks is not None:
+        found = fit(ranks)
+    else:
+        found = smallest_uniform(fit, rank_limits(sizes), error or 0.0)
     return finished(found, n_iter_max)
 
 

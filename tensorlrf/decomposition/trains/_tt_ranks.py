@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from operator import mul
+from typing import TypeVar
 
+from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._rank import Rank, _one_int, _share, ints
+from tensorlrf.decomposition._search import doubled, smallest_within
 from tensorlrf.errors import RankError
+from tensorlrf.factors import Factors
+
+F = TypeVar("F", bound=Factors)
 
 
 def rank_limits(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -52,6 +59,20 @@ def train_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]
         )
     _check(ranks, sizes, limits)
     return ranks
+
+
+def smallest_uniform(
+    fit: Callable[[tuple[int, ...]], Fit[F]], limits: Sequence[int], error: float
+) -> Fit[F]:
+    """The smallest rank of all bonds, of those tried, that keeps `error`; less at a bond whose
+    limit is below it."""
+    climb = doubled(max(limits, default=1))
+    found = smallest_within(lambda r: fit(_clipped(r, limits)), error, climb)
+    if not found.within:
+        reason = f"full rank leaves more than {error}"
+        return replace(found.fit, converged=False, reason=reason)
+    reason = f"uniform rank {found.rank} is the smallest tried within {error}; {found.fit.reason}"
+    return replace(found.fit, converged=True, reason=reason)
 
 
 def _clipped(rank: int, limits: Sequence[int]) -> tuple[int, ...]:
