@@ -400,7 +400,7 @@ def between_families() -> Count:
 
 def private_across() -> Iterator[tuple[str, Count]]:
     """Imports of a module with an underscore, or of a name with one, from another package; those of
-    `_files`, which is private as a whole, and of the kernel core apart."""
+    the kernel core apart."""
     found: dict[str, list[str]] = defaultdict(list)
     for path, tree in trees().items():
         own = module_of(path)
@@ -417,12 +417,11 @@ def private_across() -> Iterator[tuple[str, Count]]:
                 alias.name.startswith("_") and not alias.name.startswith("__")
                 for alias in node.names
             )
-            if other == package_of(own) or not (private or other == "tensorlrf._files"):
+            if other == package_of(own) or not private:
                 continue
-            kind = "of files" if other == "tensorlrf._files" else "others"
-            kind = "of the kernel core" if other == "tensorlrf_kernels" else kind
+            kind = "of the kernel core" if other == "tensorlrf_kernels" else "others"
             found[kind].append(f"{package_of(own)} -> {other}")
-    for kind in ("others", "of the kernel core", "of files"):
+    for kind in ("others", "of the kernel core"):
         pairs = Counter(found[kind])
         told = [f"{pair.replace('tensorlrf.', '')} {n}" for pair, n in pairs.most_common()]
         yield f"private imports across packages, {kind}", Count(sum(pairs.values()), told)

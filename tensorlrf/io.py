@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf._files._given import PathLike, as_device, as_path
-from tensorlrf._files._safetensors import SafeFile, check_storable, opened, plain
-from tensorlrf._files._sealed import Stored, checked, made_by, seal, unseal, write_sealed
-from tensorlrf._files._strict import At
 from tensorlrf.errors import ArgumentError, FileFormatError, shown, unknown
 from tensorlrf.factors import FORMATS, Factors
+from tensorlrf.files.given import PathLike, as_device, as_path
+from tensorlrf.files.safetensors import SafeFile, check_storable, opened, plain
+from tensorlrf.files.sealed import Stored, checked, made_by, seal, unseal, write_sealed
+from tensorlrf.files.strict import At
 
 FORMAT_VERSION = 2
 """The first had no checksums."""

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tensorlrf import io
-from tensorlrf._files._sealed import seal
 from tensorlrf.errors import (
     ArgumentError,
     FileError,
@@ -22,6 +21,7 @@ from tensorlrf.errors import (
     UnsupportedError,
 )
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
+from tensorlrf.files.sealed import seal
 
 
 def layers() -> dict[str, Factors]:

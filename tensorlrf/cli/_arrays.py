@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf._files._safetensors import opened
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
+from tensorlrf.files.safetensors import opened
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

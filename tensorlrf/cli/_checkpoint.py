@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf._files._safetensors import opened
 from tensorlrf.compression import Plan, write_checkpoint
 from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME
 from tensorlrf.compression.checkpoint._places import holders_of
 from tensorlrf.errors import FileError, FileFormatError
+from tensorlrf.files.safetensors import opened
 from tensorlrf.nn import FactoredLayer
 
 EMBEDDINGS = (

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf._files._folder import filling
-from tensorlrf._files._safetensors import opened
 from tensorlrf.cli._arrays import some
 from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.compression.calibration._draws import OwnDraws
@@ -31,6 +29,8 @@ from tensorlrf.compression.checkpoint._source import (
     weights_of,
 )
 from tensorlrf.errors import ArgumentError, FileFormatError, UnsupportedError
+from tensorlrf.files.folder import filling
+from tensorlrf.files.safetensors import opened
 
 KEPT = (
     *("README*", "LICENSE*", "NOTICE*", "USE_POLICY*", "*.md"),

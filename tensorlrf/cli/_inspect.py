@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from tensorlrf import io
-from tensorlrf._files._safetensors import opened
 from tensorlrf.cli._huggingface import quiet
 from tensorlrf.cli._options import Debug, Json
 from tensorlrf.cli._outcome import Printable, guard, show
@@ -19,6 +18,7 @@ from tensorlrf.compression import inspect as inspect_model
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.errors import printable
 from tensorlrf.factors import Factors
+from tensorlrf.files.safetensors import opened
 
 
 def inspect(

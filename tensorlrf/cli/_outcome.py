@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import typer
 
-from tensorlrf._files._folder import put_right
 from tensorlrf.compression.checkpoint._folder import TENSORS
 from tensorlrf.errors import TensorlrfError, TensorlrfWarning, printable
+from tensorlrf.files.folder import put_right
 
 REFUSED = 2
 UNEXPECTED = 1

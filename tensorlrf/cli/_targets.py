@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tensorlrf._files._folder import present, put_right
-from tensorlrf._files._replace import foreign
 from tensorlrf.compression.checkpoint._folder import TENSORS
 from tensorlrf.errors import FileError
+from tensorlrf.files.folder import present, put_right
+from tensorlrf.files.replace import foreign
 
 
 def check_file(target: Path, source: Path, force: bool) -> None:

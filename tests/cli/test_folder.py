@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import tensorlrf
-from tensorlrf._files._replace import new_part
 from tensorlrf.cli._huggingface import read_model, read_tokenizer, write_model
 from tensorlrf.cli._texts import batches_of, read_texts
+from tensorlrf.files.replace import new_part
 from tensorlrf.nn import FactoredLayer
 from tests.cli.calls import Program, listing
 from tests.cli.folders import bert_folder, gpt2_folder, llama_folder, text_file

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import tensorlrf
-from tensorlrf._files import _folder
 from tensorlrf.errors import FileError, FileFormatError, TensorlrfError
+from tensorlrf.files import folder
 from tests.cli.calls import Program, listing
 from tests.cli.folders import bert_folder, text_file
 from tests.files.mutants import changed
@@ -352,7 +352,7 @@ def test_what_cannot_be_put_right_is_not_called_nothing(
         raise KeyboardInterrupt if len(calls) == 1 else PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_folder, "_move", stopped)
+        patch.setattr(folder, "_move", stopped)
         done = program(*given)
     assert done.code == 130
     assert "nothing was written" not in done.err

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tensorlrf import Plan, Report, compress, io, plan
-from tensorlrf._files._safetensors import opened
-from tensorlrf._files._sealed import write_sealed
 from tensorlrf.compression.checkpoint._file import load, save
 from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME, Header, Slot
 from tensorlrf.compression.checkpoint._inspect import MOST_ROWS, inspect
@@ -26,6 +24,8 @@ from tensorlrf.decomposition.kron import _shapes as _kron_shapes
 from tensorlrf.decomposition.kron._shapes import has_proper_pairs, is_composite, proper_pairs
 from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.factors import LowRank
+from tensorlrf.files.safetensors import opened
+from tensorlrf.files.sealed import write_sealed
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable
 from tests.compression.saved import blank, compressed, same

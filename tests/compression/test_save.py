@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tensorlrf._files._safetensors import DTYPES
 from tensorlrf.compression.checkpoint._architecture import describe, fingerprint
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.compression.checkpoint._places import places
 from tensorlrf.decomposition import svd
+from tensorlrf.files.safetensors import DTYPES
 from tensorlrf.nn import FactoredLayer, factorize
 from tensorlrf.ops import PathTable
 from tests.compression.saved import Net, blank, compressed, equal, image, net, same

@@ -232,7 +232,7 @@ def test_a_type_checker_sees_what_the_short_function_takes_and_gives(tmp_path: P
     *told, _ = run.stdout.splitlines()
     expected = (
         *(".BlastFactors", ".CPFactors", ".TTMatrix", ".LowRank", ".Fit[tensorlrf.factors._tt."),
-        *("TuckerFactors | tensorlrf.factors._batch.Batch", ".Fit[tensorlrf.factors._blast"),
+        *("TuckerFactors | tensorlrf.factors.Batch", ".Fit[tensorlrf.factors._blast"),
         *('Unexpected keyword argument "block"', 'Argument "error" has incompatible type "str"'),
     )
     for line, words in zip(told, expected, strict=True):

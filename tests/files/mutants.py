@@ -8,8 +8,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from tensorlrf._files._sealed import canonical, checksum_of, seal
 from tensorlrf.compression.checkpoint._architecture import digest
+from tensorlrf.files.sealed import canonical, checksum_of, seal
 
 DEEP: Any = []
 for _ in range(400):

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tensorlrf._files import _locks
-from tensorlrf._files._folder import READY, check_folder, filling, put_right
-from tensorlrf._files._replace import check_target, new_part, replacing
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfError
+from tensorlrf.files import _locks
+from tensorlrf.files.folder import READY, check_folder, filling, put_right
+from tensorlrf.files.replace import check_target, new_part, replacing
 from tests.files.kills import REFUSALS, content, killed, quick_disk, refused, told_of
 
 __all__ = ["quick_disk"]

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tensorlrf._files import _locks, _replace
-from tensorlrf._files._replace import new_part, replacing
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning
+from tensorlrf.files import _locks, replace
+from tensorlrf.files.replace import new_part, replacing
 from tests.files.kills import quick_disk, told_of
 
 __all__ = ["quick_disk"]
@@ -233,7 +233,7 @@ def test_what_cannot_be_swept_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert [w.filename for w in told] == [__file__]
     assert set(os.listdir(tmp_path)) == {"f", dead.name}
     monkeypatch.undo()
-    monkeypatch.setattr(_replace, "remove", lambda _: None)  # or that does not let it go
+    monkeypatch.setattr(replace, "remove", lambda _: None)  # or that does not let it go
     with pytest.warns(TensorlrfWarning, match=dead.name):
         put(tmp_path / "f", "newer", overwrite=True)
 

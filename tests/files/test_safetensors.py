@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tensorlrf._files._safetensors import DTYPES, check_storable, opened, plain, write
 from tensorlrf.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from tensorlrf.files.safetensors import DTYPES, check_storable, opened, plain, write
 from tests.compression.saved import equal
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6).filter(

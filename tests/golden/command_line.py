@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tensorlrf._files._safetensors import plain
 from tensorlrf.cli import main
+from tensorlrf.files.safetensors import plain
 from tensorlrf.ops.explain import main as explain
 from tests.golden.samples import whole
 

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf._files._given import PathLike, as_device, as_path
-from tensorlrf._files._replace import check_target
-from tensorlrf._files._sealed import write_sealed
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._header import KEY
@@ -20,6 +17,9 @@ from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack, pack_checkpoint
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
+from tensorlrf.files.given import PathLike, as_device, as_path
+from tensorlrf.files.replace import check_target
+from tensorlrf.files.sealed import write_sealed
 
 
 def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:

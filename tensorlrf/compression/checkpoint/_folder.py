@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf._files._folder import READY, filling, put_right
-from tensorlrf._files._safetensors import write
 from tensorlrf.compression.checkpoint import _source
 from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._reading import reading
@@ -18,6 +16,8 @@ from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._source import CONFIG, GENERATION
 from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.errors import FileError, FileFormatError
+from tensorlrf.files.folder import READY, filling, put_right
+from tensorlrf.files.safetensors import write
 
 TENSORS = "tensorlrf.safetensors"
 FILES = (TENSORS, CONFIG, GENERATION)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from tensorlrf._files._safetensors import TORCH_DTYPES, SafeFile
-from tensorlrf._files._sealed import Stored, canonical, checksum_of, seal, unseal
-from tensorlrf._files._strict import At
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint._places import BUFFER, PARAMETER, ROLES, joined
 from tensorlrf.errors import FileFormatError, TensorlrfError
+from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
+from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal
+from tensorlrf.files.strict import At
 from tensorlrf.ops import PathTable
 
 FORMAT_VERSION = 1

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorlrf._files._folder import put_right
-from tensorlrf._files._given import PathLike, as_path
 from tensorlrf.compression.checkpoint import _folder
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry
@@ -20,6 +18,8 @@ from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint._places import LASTING
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
+from tensorlrf.files.folder import put_right
+from tensorlrf.files.given import PathLike, as_path
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tensorlrf import io
-from tensorlrf._files._given import PathLike, as_path
-from tensorlrf._files._safetensors import opened
-from tensorlrf._files._sealed import checked
 from tensorlrf.compression.checkpoint._header import KEY, Header, parse
 from tensorlrf.errors import FileFormatError
+from tensorlrf.files.given import PathLike, as_path
+from tensorlrf.files.safetensors import opened
+from tensorlrf.files.sealed import checked
 
 
 @dataclass(frozen=True)

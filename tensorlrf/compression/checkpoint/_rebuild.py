@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tensorlrf._files._safetensors import TORCH_DTYPES
-from tensorlrf._files._sealed import Stored
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
 from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
@@ -30,6 +28,8 @@ from tensorlrf.compression.checkpoint._places import (
     places,
 )
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
+from tensorlrf.files.safetensors import TORCH_DTYPES
+from tensorlrf.files.sealed import Stored
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn._copies import copy_of
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf._files._safetensors import check_storable, plain
-from tensorlrf._files._sealed import Stored, canonical, made_by, storable_key
 from tensorlrf.compression.checkpoint._architecture import describe
 from tensorlrf.compression.checkpoint._header import LONGEST_NAME, Header, LayerEntry, Slot, View
 from tensorlrf.compression.checkpoint._places import LASTING, Place, joined, own_tensors, places
 from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.files.safetensors import check_storable, plain
+from tensorlrf.files.sealed import Stored, canonical, made_by, storable_key
 from tensorlrf.nn import FactoredLayer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tensorlrf._files._picture import picture
+from tensorlrf.files.picture import picture
 
 
 def plot_layers(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tensorlrf._files._picture import picture
+from tensorlrf.files.picture import picture
 
 
 class Curve(NamedTuple):

@@ -1,6 +1,6 @@
 """Files of a folder come to be all together or not at all, and what they replace is put aside.
 
-They are written to a folder of their own, `new` in a part (see `_replace`). Where the folder that
+They are written to a folder of their own, `new` in a part (see `replace`). Where the folder that
 is wanted is not there, `new` becomes it by one rename. Where it is there, it may be a mount, the
 working directory, or hold more than ours, and is not to move: the part lies in it, and by one
 rename becomes `.tensorlrf.ready`. That decides. What is replaced then moves to `old` in there, and
@@ -20,9 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tensorlrf._files import _locks
-from tensorlrf._files._given import PathLike, as_path
-from tensorlrf._files._replace import (
+from tensorlrf.errors import FileError, FileFormatError, MissingFileError
+from tensorlrf.files import _locks
+from tensorlrf.files.given import PathLike, as_path
+from tensorlrf.files.replace import (
     cannot_write,
     exists,
     foreign,
@@ -32,8 +33,7 @@ from tensorlrf._files._replace import (
     sync_names,
     sync_written,
 )
-from tensorlrf._files._strict import At
-from tensorlrf.errors import FileError, FileFormatError, MissingFileError
+from tensorlrf.files.strict import At
 
 READY = ".tensorlrf.ready"
 _STEM, _LIST, _LONGEST_LIST = "tensorlrf", "names", 1 << 24

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tensorlrf._files._strict import At
 from tensorlrf.errors import (
     ArgumentError,
     FileError,
@@ -31,6 +30,7 @@ from tensorlrf.errors import (
     MissingFileError,
     UnsupportedError,
 )
+from tensorlrf.files.strict import At
 
 DTYPES = {
     torch.float64: "F64",

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tensorlrf._files import _locks
-from tensorlrf._files._given import PathLike, as_path
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning, warn
+from tensorlrf.files import _locks
+from tensorlrf.files.given import PathLike, as_path
 
 LONGEST_NAME = 255
 """Bytes of a name, in the file systems that are about."""

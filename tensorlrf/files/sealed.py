@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tensorlrf._files._replace import replacing
-from tensorlrf._files._safetensors import DTYPES, METADATA, SafeFile, bytes_of, write
-from tensorlrf._files._strict import At
 from tensorlrf.errors import FileFormatError
+from tensorlrf.files.replace import replacing
+from tensorlrf.files.safetensors import DTYPES, METADATA, SafeFile, bytes_of, write
+from tensorlrf.files.strict import At
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensorlrf._files._replace import replacing
 from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.files.replace import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
