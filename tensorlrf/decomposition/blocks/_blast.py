@@ -99,10 +99,9 @@ def fit_blast(
         tol,
         draws,
     )
-    r = None
-    if rank is not None and (share := _share(rank)) is None:
-        r = matrix_rank(rank, m, n)
-    elif rank is not None:
+    share = None if rank is None else _share(rank)
+    r = None if rank is None or share is not None else matrix_rank(rank, m, n)
+    if share is not None:
         mb, nb = -(-m // p), -(-n // q)
         r = max(1, min(m, n, whole(share * m * n / (p * mb + q * nb + p * q))))
     fit = search(solver.solve, r, error, min(m, n), weight.dtype)

@@ -81,11 +81,12 @@ def fit_monarch(
         tol,
     )
     r, limit = None, problem.limit
-    if rank is not None and (share := _share(rank)) is None:
-        r = check_block_rank(_one_int(rank), problem.S, problem.P)
-    elif rank is not None:
+    share = None if rank is None else _share(rank)
+    if share is not None:
         Q, K = counts
         r = max(1, min(limit, whole(share * m * n / (Q * K * (problem.S + problem.P)))))
+    elif rank is not None:
+        r = check_block_rank(_one_int(rank), problem.S, problem.P)
     fit = search(problem.cut, r, error, limit, weight.dtype, climb=(limit,))
     return fit if weight.gram is None else finished(fit, n_iter_max)
 

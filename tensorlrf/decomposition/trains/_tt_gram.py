@@ -22,7 +22,7 @@ from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
-from tensorlrf.factors import Factors, TTMatrix
+from tensorlrf.factors import Factors, TTFactors, TTMatrix
 
 MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
