@@ -23,8 +23,10 @@ LONGEST_MESSAGE = 2000
 
 
 def printable(text: str) -> str:
-    """The text with an escape, such as \\x1b, for each character that a terminal would act upon or
-    not show: control characters, line breaks, marks of the direction of writing."""
+    r"""The text with an escape, such as \x1b, for what a terminal would act upon or not show.
+
+    That is each control character, line break, and mark of the direction of writing.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -131,8 +133,10 @@ _gathered: ContextVar[tuple[type[TensorlrfWarning], list[str]] | None] = Context
 
 
 def warn(message: str, category: type[TensorlrfWarning]) -> None:
-    """Warn of the first line outside of this package that led here, in whichever thread; not where
-    somebody gathers such warnings, to tell them together."""
+    """Warn of the first line outside of this package that led here, in whichever thread.
+
+    Not where somebody gathers such warnings, to tell them together.
+    """
     gathered = _gathered.get()
     if gathered is not None and issubclass(category, gathered[0]):
         gathered[1].append(message)
@@ -153,8 +157,10 @@ def gathering(category: type[TensorlrfWarning]) -> Iterator[list[str]]:
 
 
 def users_line() -> Line:
-    """The first line outside of this package among the callers; in a thread of ours, the line that
-    it works for."""
+    """The first line outside of this package among the callers.
+
+    In a thread of ours, the line that it works for.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_WITHIN):
         frame = frame.f_back

@@ -76,11 +76,26 @@ class FactoredConvNd(FactoredLayer):
     def from_factors(cls, factors: Factors, like: Any) -> Self:
         """A layer that runs on `factors` in place of `like`.
 
-        Stride, padding, dilation, padding mode, groups, bias (or none), dtype, device, memory
-        format, training flag and requires_grad are those of `like`, which stays as it is. Raises
-        ShapeError where the factors do not stand for a tensor of the weight's shape, ArgumentError
-        where they are not a Grouped of as many groups as `like` has, UnsupportedError where `like`
-        is not a plain layer of the kind that this one replaces, or is depthwise.
+        Parameters
+        ----------
+        factors : Factors
+        like : Conv1d, Conv2d or Conv3d
+            It stays as it is.
+
+        Returns
+        -------
+        FactoredConvNd
+            Its stride, padding, dilation, padding mode, groups, bias (or none), dtype, device,
+            memory format, training flag and requires_grad are those of `like`.
+
+        Raises
+        ------
+        ShapeError
+            Where the factors do not stand for a tensor of the weight's shape.
+        ArgumentError
+            Where they are not a Grouped of as many groups as `like` has.
+        UnsupportedError
+            Where `like` is not a plain layer of the kind that this one replaces, or is depthwise.
         """
         plain = check_layer(like, cls.kind, "like")
         factors, bias = like_layer(factors, like)
@@ -97,7 +112,7 @@ class FactoredConvNd(FactoredLayer):
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, *size) to (B, out_channels, *size'), or both without B."""
+        """Inputs `(B, in_channels, *size)` to `(B, out_channels, *size')`, or both without B."""
         if isinstance(input, fx.Proxy):
             return self._traced(input)
         x = input
@@ -189,16 +204,30 @@ class FactoredConvNd(FactoredLayer):
 
 
 class FactoredConv1d(FactoredConvNd):
-    """y = conv1d(x, K) + bias for a K (out_channels, in_channels / groups, k) held as factors.
+    """A convolution in one axis whose kernel is held as factors.
 
-    factors  LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors of the shape of K, or a
-             Grouped of one of these, which gives the number of groups
-    bias     (out_channels,) or None, of the dtype and on the device of the factors
-    stride, padding, dilation, padding_mode  as torch.nn.Conv1d, "same" and "valid" included;
-             padding may be ((before, after),) too
+    y = conv1d(x, K) + bias for a K (out_channels, in_channels / groups, k). Factors and bias are
+    copied.
 
-    Factors and bias are copied.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    Parameters
+    ----------
+    factors : LowRank, CPFactors, TuckerFactors, KroneckerSum, TTFactors or Grouped
+        Of the shape of K; a Grouped of one of the others gives the number of groups.
+    bias : Tensor of shape (out_channels,), optional
+        Of the dtype and on the device of the factors.
+    stride, padding, dilation, padding_mode
+        As torch.nn.Conv1d, "same" and "valid" included; padding may be ((before, after),) too.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> layer = tensorlrf.nn.factorize(torch.nn.Conv1d(8, 8, 5, padding=2), "cp", 4)
+    >>> layer(torch.rand(2, 8, 20)).shape
+    torch.Size([2, 8, 20])
     """
 
     kind = nn.Conv1d
@@ -206,16 +235,32 @@ class FactoredConv1d(FactoredConvNd):
 
 
 class FactoredConv2d(FactoredConvNd):
-    """y = conv2d(x, K) + bias for a K (out_channels, in_channels / groups, kh, kw) held as factors.
+    """A convolution in two axes whose kernel is held as factors.
 
-    factors  LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors of the shape of K, or a
-             Grouped of one of these, which gives the number of groups
-    bias     (out_channels,) or None, of the dtype and on the device of the factors
-    stride, padding, dilation, padding_mode  as torch.nn.Conv2d, "same" and "valid" included;
-             padding may be (before, after) for each axis too
+    y = conv2d(x, K) + bias for a K (out_channels, in_channels / groups, kh, kw). Factors and bias
+    are copied.
 
-    Factors and bias are copied.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    Parameters
+    ----------
+    factors : LowRank, CPFactors, TuckerFactors, KroneckerSum, TTFactors or Grouped
+        Of the shape of K; a Grouped of one of the others gives the number of groups.
+    bias : Tensor of shape (out_channels,), optional
+        Of the dtype and on the device of the factors.
+    stride, padding, dilation, padding_mode
+        As torch.nn.Conv2d, "same" and "valid" included; padding may be (before, after) for each
+        axis too.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 3, 3), 2)
+    >>> layer = tensorlrf.nn.FactoredConv2d(f, stride=2, padding="valid")
+    >>> layer(torch.rand(1, 4, 9, 9)).shape
+    torch.Size([1, 8, 4, 4])
     """
 
     kind = nn.Conv2d
@@ -223,8 +268,31 @@ class FactoredConv2d(FactoredConvNd):
 
 
 class FactoredConv3d(FactoredConvNd):
-    """y = conv3d(x, K) + bias for a K (out_channels, in_channels / groups, kd, kh, kw) held as
-    factors. The arguments are as for FactoredConv2d, with three axes (depth, height, width)."""
+    """A convolution in three axes whose kernel is held as factors.
+
+    y = conv3d(x, K) + bias for a K (out_channels, in_channels / groups, kd, kh, kw). The arguments
+    are as for FactoredConv2d, with three axes (depth, height, width). Factors and bias are copied.
+
+    Parameters
+    ----------
+    factors : LowRank, CPFactors, TuckerFactors, KroneckerSum, TTFactors or Grouped
+        Of the shape of K; a Grouped of one of the others gives the number of groups.
+    bias : Tensor of shape (out_channels,), optional
+        Of the dtype and on the device of the factors.
+    stride, padding, dilation, padding_mode
+        As torch.nn.Conv3d; padding may be (before, after) for each axis too.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> layer = tensorlrf.nn.factorize(torch.nn.Conv3d(4, 4, 3), "svd", 2)
+    >>> layer(torch.rand(1, 4, 5, 6, 7)).shape
+    torch.Size([1, 4, 3, 4, 5])
+    """
 
     kind = nn.Conv3d
     n_axes = 3

@@ -21,16 +21,28 @@ from tensorlrf.ops._paths import BUCKETS
 class FactoredEmbedding(FactoredLayer):
     """Rows of a table W (num_embeddings, embedding_dim) held as factors.
 
-    factors      of shape (num_embeddings, embedding_dim), of any format that `ops.embedding` has
-    padding_idx  as torch.nn.Embedding: what is looked up at this row has no gradient. A row of
-                 zeros stays one where its own factor is zero; else it moves with the others, which
-                 share its factors
-
     The factors are copied. Rows of the path table are numbers of indices. The path "dense" is there
     to be asked for, and is chosen by neither the cost model nor `tune`: it makes the whole table,
     which takes the memory for which it was factored. Once frozen, by hand, the layer runs on it.
 
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit.
+    Parameters
+    ----------
+    factors : Factors
+        Of shape (num_embeddings, embedding_dim), of any format that `ops.embedding` has.
+    padding_idx : int, optional
+        As torch.nn.Embedding: what is looked up at this row has no gradient. A row of zeros stays
+        one where its own factor is zero; else it moves with the others, which share its factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit.
+
+    Examples
+    --------
+    >>> table = tensorlrf.nn.factorize(torch.nn.Embedding(100, 16), "svd", 4)
+    >>> table(torch.tensor([[3, 99]])).shape
+    torch.Size([1, 2, 16])
     """
 
     kind = nn.Embedding
@@ -45,10 +57,24 @@ class FactoredEmbedding(FactoredLayer):
     def from_factors(cls, factors: Factors, like: nn.Embedding) -> Self:
         """A layer that runs on `factors` in place of `like`.
 
-        padding_idx, dtype, device, training flag and requires_grad are those of `like`, which stays
-        as it is. Raises ShapeError where the factors do not stand for a tensor of the weight's
-        shape, UnsupportedError where `like` is not a plain torch.nn.Embedding, or has max_norm,
-        scale_grad_by_freq or sparse gradients.
+        Parameters
+        ----------
+        factors : Factors
+        like : Embedding
+            It stays as it is.
+
+        Returns
+        -------
+        FactoredEmbedding
+            Its padding_idx, dtype, device, training flag and requires_grad are those of `like`.
+
+        Raises
+        ------
+        ShapeError
+            Where the factors do not stand for a tensor of the weight's shape.
+        UnsupportedError
+            Where `like` is not a plain torch.nn.Embedding, or has max_norm, scale_grad_by_freq or
+            sparse gradients.
         """
         check_embedding(like, "like")
         factors, _ = like_layer(factors, SimpleNamespace(weight=like.weight, bias=None))
@@ -57,7 +83,7 @@ class FactoredEmbedding(FactoredLayer):
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
-        """(...) of int32 or int64 to (..., embedding_dim)."""
+        """Indices (...) of int32 or int64 to (..., embedding_dim)."""
         if isinstance(input, fx.Proxy):
             return self._traced(input)
         if input.dtype not in (torch.int64, torch.int32):
@@ -70,8 +96,10 @@ class FactoredEmbedding(FactoredLayer):
         return run_embedding(path, self.factors, input, self.padding_idx)
 
     def clear_padding(self) -> None:
-        """Make the padding row zeros, by its row of the factor that holds the rows; it stays so in
-        training. A train has none, and its padding row is as exact as the others."""
+        """Make the padding row zeros, by its row of the factor that holds the rows.
+
+        It stays so in training. A train has none, and its padding row is as exact as the others.
+        """
         rows = {"lowrank": "left", "cp": "factors_0", "tucker": "factors_0"}.get(
             self._format.format
         )
@@ -83,8 +111,11 @@ class FactoredEmbedding(FactoredLayer):
 
     @property
     def timed_paths(self) -> tuple[str, ...]:
-        """All but "dense": a table that is kept needs no product and always wins, and one that is
-        rebuilt takes as much memory for a call; factoring has won that memory."""
+        """All but "dense".
+
+        A table that is kept needs no product and always wins, and one that is rebuilt takes as much
+        memory for a call; factoring has won that memory.
+        """
         return tuple(path for path in self.paths if path != "dense")
 
     def _rows(self, x: Tensor) -> int:

@@ -35,9 +35,24 @@ _NOT_OPTIONS = ("rank", "error", "differentiable", "batch_dims")
 
 
 def factored_type(module: nn.Module) -> type[FactoredLayer] | None:
-    """The factored layer that can stand in for exactly this module, None where none can.
+    """The factored layer that can stand in for exactly this module.
 
-    `module` may be on the meta device; its rank and size are not looked at.
+    Parameters
+    ----------
+    module : Module
+        It may be on the meta device; its rank and size are not looked at.
+
+    Returns
+    -------
+    type or None
+        A subclass of FactoredLayer; None where none can.
+
+    Examples
+    --------
+    >>> tensorlrf.nn.factored_type(torch.nn.Linear(4, 4)).__name__
+    'FactoredLinear'
+    >>> tensorlrf.nn.factored_type(torch.nn.ReLU()) is None
+    True
     """
     if is_embedding(module):
         return FactoredEmbedding
@@ -128,25 +143,55 @@ def factorize(
 ) -> FactoredLayer:
     """A layer that runs on factors of the weight of `layer`, which stays as it is.
 
-    layer    exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
-             subclass that is known to compute the same; or exactly a torch.nn.Embedding
-    method   "svd", "cp", "tucker", "kron", "tt", and for linear layers "tr", "blr", "hierarchical",
-             "hodlr", "monarch", "blast"; for an embedding "svd", "cp", "tucker", "tt". The tensor
-             is the weight, (out, in), (out, in, *kernel) or (num_embeddings, embedding_dim)
-    rank     as the decomposition takes it; or instead
-    error    the relative error asked for
-    options  of the decomposition: gram=, random_state=, n_iter_max= and so on, its own method=
-             among them. "tucker" on a convolution factors the channels (Tucker-2, modes (0, 1);
-             Kim et al. 2016) unless modes= says otherwise.
-
     A convolution with groups is decomposed group by group, all groups at one rank: `rank` is that
     of a group, a share one of its parameters; for `error=` all get the largest rank that any of
-    them needs; gram= has one matrix a group, (groups, n, n).
+    them needs; `gram=` has one matrix a group, (groups, n, n).
 
-    Everything else (stride, padding, bias, padding_idx, dtype, ...) is as in `layer`. Another layer
-    that was tied to its weight keeps that weight.
-    Raises UnsupportedError for other layers and for depthwise convolutions, ArgumentError for an
-    unknown method or option (the valid ones are listed), and what the decomposition raises.
+    Parameters
+    ----------
+    layer : Module
+        Exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
+        subclass that is known to compute the same; or exactly a torch.nn.Embedding.
+    method : str
+        "svd", "cp", "tucker", "kron", "tt", and for linear layers "tr", "blr", "hierarchical",
+        "hodlr", "monarch", "blast"; for an embedding "svd", "cp", "tucker", "tt". The tensor is
+        the weight, (out, in), `(out, in, *kernel)` or (num_embeddings, embedding_dim).
+    rank : int, tuple, float or str, optional
+        As the decomposition takes it; or instead
+    error : float, optional
+        The relative error asked for.
+    **options
+        Of the decomposition: `gram=`, `random_state=`, `n_iter_max=` and so on, its own `method=`
+        among them. "tucker" on a convolution factors the channels (Tucker-2, modes (0, 1)) unless
+        `modes=` says otherwise.
+
+    Returns
+    -------
+    FactoredLayer
+        Everything else (stride, padding, bias, padding_idx, dtype, ...) is as in `layer`. Another
+        layer that was tied to its weight keeps that weight.
+
+    Raises
+    ------
+    UnsupportedError
+        For other layers and for depthwise convolutions.
+    ArgumentError
+        For an unknown method or option (the valid ones are listed), and what the decomposition
+        raises.
+
+    References
+    ----------
+    Tucker-2 on channels: Kim et al. 2016.
+
+    Examples
+    --------
+    >>> conv = torch.nn.Conv2d(16, 32, 3, stride=2, padding=1)
+    >>> small = tensorlrf.nn.factorize(conv, "tucker", 0.5)
+    >>> x = torch.rand(1, 16, 8, 8)
+    >>> small(x).shape == conv(x).shape
+    True
+    >>> small.factors.n_params <= conv.weight.numel() // 2
+    True
     """
     if isinstance(layer, nn.Embedding):
         return _factorize_embedding(layer, method, rank, error, options)

@@ -19,8 +19,11 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Freezable(nn.Module, ABC):
-    """By default nothing is kept, since no version counter tells of writes through `.data` or
-    numpy: whoever runs on the dense weight rebuilds it. A frozen layer keeps it."""
+    """A layer on factors that may keep the dense weight which they stand for.
+
+    By default nothing is kept, since no version counter tells of writes through `.data` or numpy:
+    whoever runs on the dense weight rebuilds it. A frozen layer keeps it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +55,6 @@ class Freezable(nn.Module, ABC):
     def freeze(self, *, memory_format: torch.memory_format = torch.contiguous_format) -> Self:
         """Keep the dense weight, so that the path "dense" no longer rebuilds it: for inference.
 
-        memory_format  of the weight that is kept, such as torch.channels_last
-
         The weight takes its bytes in memory; it is in no state dict, file or pickle, and a copy of
         the layer makes its own. The path table becomes the one for a layer that keeps its weight,
         unless it was set by hand. A forward with grad rebuilds the weight for that call.
@@ -64,8 +65,21 @@ class Freezable(nn.Module, ABC):
         numpy is not seen while the layer is frozen.** A graph that was compiled, exported or
         captured meanwhile sees no write in place.
 
-        Raises UnsupportedError where the factors are no plain parameters: parametrised, pruned,
-        sharded, or made in inference mode.
+        Parameters
+        ----------
+        memory_format : torch.memory_format
+            Of the weight that is kept, such as torch.channels_last.
+
+        Returns
+        -------
+        FactoredLayer
+            The layer itself.
+
+        Raises
+        ------
+        UnsupportedError
+            Where the factors are no plain parameters: parametrised, pruned, sharded, or made in
+            inference mode.
         """
         frozen = self._made_frozen(memory_format)
         if frozen is None:
@@ -79,8 +93,10 @@ class Freezable(nn.Module, ABC):
         return self
 
     def thaw(self) -> Self:
-        """Let go of the dense weight that `freeze` or `tune` has kept. The path table becomes that
-        of a layer which rebuilds its weight, unless it was set by hand."""
+        """Let go of the dense weight that `freeze` or `tune` has kept.
+
+        The path table becomes that of a layer which rebuilds its weight, unless it was set by hand.
+        """
         if self._frozen is not None:
             self._frozen = None
             self._rechoose()

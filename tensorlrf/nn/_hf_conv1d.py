@@ -16,13 +16,27 @@ from tensorlrf.nn._plain import HF_CONV1D
 
 
 class FactoredHFConv1D(FactoredLinear):
-    """y = x W + bias for a W (nx, nf) of which the transpose is held as factors.
+    """A transposed linear layer: y = x W + bias for a W (nx, nf), its transpose held as factors.
 
-    factors  LowRank, CPFactors or TuckerFactors of shape (nf, nx), (out, in) as for every other
-             layer; `weight` is (nx, nf), as in transformers.pytorch_utils.Conv1D
-    bias     (nf,) or None, of the dtype and on the device of the factors
+    Both are copied. `weight` is (nx, nf), as in transformers.pytorch_utils.Conv1D.
 
-    Both are copied. Raises ShapeError, ArgumentError or UnsupportedError where they do not fit.
+    Parameters
+    ----------
+    factors : LowRank, CPFactors or TuckerFactors
+        Of shape (nf, nx), (out, in) as for every other layer.
+    bias : Tensor of shape (nf,), optional
+        Of the dtype and on the device of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where they do not fit.
+
+    Examples
+    --------
+    >>> layer = tensorlrf.nn.FactoredHFConv1D(tensorlrf.svd(torch.rand(8, 6), 2))
+    >>> layer.weight.shape
+    torch.Size([6, 8])
     """
 
     def __init__(self, factors: Factors, bias: Tensor | None = None) -> None:
@@ -49,9 +63,23 @@ class FactoredHFConv1D(FactoredLinear):
     def from_factors(cls, factors: Factors, like: Any) -> Self:
         """A layer that runs on `factors`, (out, in), in place of `like`, whose weight is (in, out).
 
-        Bias, dtype, device, training flag and requires_grad are those of `like`, which stays as it
-        is. Raises ShapeError where the factors do not stand for the transpose of the weight,
-        UnsupportedError where `like` is not exactly a transformers.pytorch_utils.Conv1D.
+        Parameters
+        ----------
+        factors : Factors
+        like : Conv1D of transformers
+            It stays as it is.
+
+        Returns
+        -------
+        FactoredHFConv1D
+            Its bias, dtype, device, training flag and requires_grad are those of `like`.
+
+        Raises
+        ------
+        ShapeError
+            Where the factors do not stand for the transpose of the weight.
+        UnsupportedError
+            Where `like` is not exactly a transformers.pytorch_utils.Conv1D.
         """
         check_layer(like, HF_CONV1D, "like")
         nx, nf = like.weight.shape

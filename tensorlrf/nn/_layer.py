@@ -19,17 +19,37 @@ from tensorlrf.ops._fused import check_layer_path
 
 
 class FactoredLayer(Freezable, ABC):
-    """A layer whose weight is a factors object: one Parameter for each of its tensors. Those
-    without elements are buffers: data-parallel training waits for a gradient of every parameter,
-    and they never get one.
+    """A layer whose weight is a factors object: one Parameter for each of its tensors.
 
-    The parameters are named as the format names its tensors, "left" or "core", with a dot as an
-    underscore, "factors_0". They are copies: training the layer leaves the factors it was made of
-    as they were.
+    Those without elements are buffers: data-parallel training waits for a gradient of every
+    parameter, and they never get one. The parameters are named as the format names its tensors,
+    "left" or "core", with a dot as an underscore, "factors_0". They are copies: training the layer
+    leaves the factors it was made of as they were.
 
-    stands_for  the type name of the layer that it replaces
-    recipe      how its factors were made, as plain JSON values; empty where nobody said
-    measured    key of a device (`device_key`) -> path table that was measured there
+    Parameters
+    ----------
+    factors : Factors
+    bias : Tensor of shape (out,) or None
+        Of the dtype and on the device of the factors.
+    paths : tuple of str
+        The paths that the layer can take.
+
+    Attributes
+    ----------
+    stands_for : str
+        The type name of the layer that it replaces.
+    recipe : dict
+        How its factors were made, as plain JSON values; empty where nobody said.
+    measured : dict
+        Key of a device (`device_key`) -> path table that was measured there.
+
+    Examples
+    --------
+    >>> layer = tensorlrf.nn.factorize(torch.nn.Linear(64, 32), "svd", 4)
+    >>> [name for name, _ in layer.named_parameters()]
+    ['left', 'right', 'bias']
+    >>> torch.allclose(layer.weight, layer.factors.to_dense())
+    True
     """
 
     kind: ClassVar[type[nn.Module]]  # the torch layer that it stands in for
@@ -91,11 +111,12 @@ class FactoredLayer(Freezable, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, to be read: its sizes, dtype and device cost nothing, its numbers are
-        made of the factors in every function that takes them. Differentiable in the parameters.
+        """The dense weight, to be read.
 
-        A write to it, or to `weight.data`, would be lost and raises UnsupportedError. Inside what
-        torch.compile or torch.export trace it is an ordinary tensor, and no write is refused.
+        Its sizes, dtype and device cost nothing, its numbers are made of the factors in every
+        function that takes them. Differentiable in the parameters. A write to it, or to
+        `weight.data`, would be lost and raises UnsupportedError. Inside what torch.compile or
+        torch.export trace it is an ordinary tensor, and no write is refused.
         """
         if torch.compiler.is_compiling():  # a graph drops what it makes for its dtype alone
             return self._made_weight()
@@ -145,11 +166,11 @@ class FactoredLayer(Freezable, ABC):
 
     @property
     def path_table(self) -> PathTable:
-        """Rows M -> path. Made by the cost model, and remade when the layer changes its kind of
-        device; can be set. Not part of the state dict.
+        """Rows M -> path.
 
-        A layer with tables in `measured` takes the one of its device and dtype, if it is there,
-        whenever either changes.
+        Made by the cost model, and remade when the layer changes its kind of device; can be set.
+        Not part of the state dict. A layer with tables in `measured` takes the one of its device
+        and dtype, if it is there, whenever either changes.
         """
         return self._path_table
 
@@ -170,8 +191,10 @@ class FactoredLayer(Freezable, ABC):
 
     @property
     def device_key(self) -> str:
-        """What a time measured on this layer depends on: its device and software, its dtype, and
-        whether it is frozen."""
+        """What a time measured on this layer depends on.
+
+        That is its device and software, its dtype, and whether it is frozen.
+        """
         return self._key(self.is_frozen)
 
     def _key(self, frozen: bool) -> str:
@@ -182,8 +205,17 @@ class FactoredLayer(Freezable, ABC):
     def set_measured(self, key: str, table: PathTable) -> None:
         """Keep what was measured under `key`, and run by it where that is the layer's own key.
 
-        Raises ArgumentError where `table` is no path table, or names a path that the layer cannot
-        take although the key is its own.
+        Parameters
+        ----------
+        key : str
+            A `device_key`.
+        table : PathTable
+
+        Raises
+        ------
+        ArgumentError
+            Where `table` is no path table, or names a path that the layer cannot take although the
+            key is its own.
         """
         if not isinstance(table, PathTable):
             raise ArgumentError(

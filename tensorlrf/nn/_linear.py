@@ -14,12 +14,28 @@ from tensorlrf.ops import PathTable, linear_paths, run_linear
 
 
 class FactoredLinear(FactoredLayer):
-    """y = x W^T + bias for a W (out_features, in_features) held as factors.
+    """A linear layer: y = x W^T + bias for a W (out_features, in_features) held as factors.
 
-    factors  of shape (out_features, in_features), of any format that `ops.linear` runs on
-    bias     (out_features,) or None, of the dtype and on the device of the factors
+    Both are copied.
 
-    Both are copied. Raises ShapeError, ArgumentError or UnsupportedError where they do not fit.
+    Parameters
+    ----------
+    factors : Factors
+        Of shape (out_features, in_features), of any format that `ops.linear` runs on.
+    bias : Tensor of shape (out_features,), optional
+        Of the dtype and on the device of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where they do not fit.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> layer = tensorlrf.nn.FactoredLinear(f, torch.zeros(8))
+    >>> layer(torch.rand(5, 6)).shape
+    torch.Size([5, 8])
     """
 
     kind = nn.Linear
@@ -33,9 +49,23 @@ class FactoredLinear(FactoredLayer):
     def from_factors(cls, factors: Factors, like: nn.Linear) -> Self:
         """A layer that runs on `factors` in place of `like`.
 
-        Bias (or none), dtype, device, training flag and requires_grad are those of `like`, which
-        stays as it is. Raises ShapeError where the factors do not stand for a tensor of the
-        weight's shape, UnsupportedError where `like` is not a plain torch.nn.Linear.
+        Parameters
+        ----------
+        factors : Factors
+        like : Linear
+            It stays as it is.
+
+        Returns
+        -------
+        FactoredLinear
+            Its bias (or none), dtype, device, training flag and requires_grad are those of `like`.
+
+        Raises
+        ------
+        ShapeError
+            Where the factors do not stand for a tensor of the weight's shape.
+        UnsupportedError
+            Where `like` is not a plain torch.nn.Linear.
         """
         check_layer(like, cls.kind, "like")
         layer = cls(*like_layer(factors, like))
@@ -43,7 +73,7 @@ class FactoredLinear(FactoredLayer):
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Inputs (..., in_features) to (..., out_features)."""
         if isinstance(input, fx.Proxy):
             return self._traced(input)
         x = input

@@ -38,13 +38,25 @@ _ZERO_PADS = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 class Plain:
     """A layer that computes what a plain one does with its `weight` and `bias`.
 
-    kind      "Linear", "Conv1d", "Conv2d", "Conv3d", or "Conv1D", the transposed linear layer of
-              transformers
-    stride, dilation, groups, padding_mode  of a convolution, one int an axis
-    padding   "same", "valid", one int an axis, or (before, after) an axis where the two sides
-              differ: then of zeros
+    Parameters
+    ----------
+    kind : str
+        "Linear", "Conv1d", "Conv2d", "Conv3d", or "Conv1D", the transposed linear layer of
+        transformers.
+    stride, padding, dilation, groups, padding_mode
+        Of a convolution, one int an axis. Padding is "same", "valid", one int an axis, or
+        (before, after) an axis where the two sides differ: then of zeros.
 
-    Raises ArgumentError where these do not fit together.
+    Raises
+    ------
+    ArgumentError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> plain = tensorlrf.nn.Plain.of(torch.nn.Conv2d(4, 8, 3, padding=1))
+    >>> plain.kind, plain.stride, plain.padding
+    ('Conv2d', (1, 1), (1, 1))
     """
 
     kind: str
@@ -73,7 +85,18 @@ class Plain:
     def of(cls, layer: Any) -> Plain:
         """As the base of `layer` computes: for a subclass that leaves the forward of its base.
 
-        Raises ArgumentError where it is no Linear, Conv1d, Conv2d, Conv3d or Conv1D.
+        Parameters
+        ----------
+        layer : Module
+
+        Returns
+        -------
+        Plain
+
+        Raises
+        ------
+        ArgumentError
+            Where it is no Linear, Conv1d, Conv2d, Conv3d or Conv1D.
         """
         if is_hf_conv1d(layer):
             return cls(HF_CONV1D)
@@ -106,7 +129,7 @@ class Plain:
 
     @property
     def conv_options(self) -> dict[str, Any]:
-        """stride, padding, dilation and padding_mode, as a factored convolution takes them."""
+        """What a factored convolution takes: stride, padding, dilation and padding_mode."""
         return {
             "stride": self.stride,
             "padding": self.padding,
@@ -124,20 +147,31 @@ _REGISTERED: dict[type[nn.Module], Describe] = {}
 def register_plain(cls: type[nn.Module], describe: Describe) -> None:
     """Let layers of exactly the type `cls` be replaced, as what `describe(layer)` says they are.
 
-    cls       a subclass of torch.nn.Linear, Conv1d, Conv2d or Conv3d, of the same weight and bias
-    describe  gives a `Plain`, or a sentence why this layer is none
+    What is said is checked on every layer: its forward runs on a small random input beside the
+    plain one, and where they differ the layer stays.
 
+    Parameters
+    ----------
+    cls : type
+        A subclass of torch.nn.Linear, Conv1d, Conv2d or Conv3d, of the same weight and bias.
+    describe : callable
+        From a layer to a `Plain`, or to a sentence why this layer is none.
+
+    Raises
+    ------
+    ArgumentError
+        Where `cls` is no such subclass or is known already.
+
+    Examples
+    --------
     For a subclass that only initialises its weight in another way:
 
-        class Orthogonal(nn.Linear):
-            def reset_parameters(self):
-                nn.init.orthogonal_(self.weight)
-
-        tensorlrf.nn.register_plain(Orthogonal, tensorlrf.nn.Plain.of)
-
-    What is said is checked on every layer: its forward runs on a small random input beside the
-    plain one, and where they differ the layer stays. Raises ArgumentError where `cls` is no such
-    subclass or is known already.
+    >>> class Orthogonal(torch.nn.Linear):
+    ...     def reset_parameters(self):
+    ...         torch.nn.init.orthogonal_(self.weight)
+    >>> tensorlrf.nn.register_plain(Orthogonal, tensorlrf.nn.Plain.of)
+    >>> type(tensorlrf.nn.factorize(Orthogonal(8, 8), "svd", 2)).__name__
+    'FactoredLinear'
     """
     if not (isinstance(cls, type) and issubclass(cls, tuple(BASES.values()))):
         raise ArgumentError(

@@ -18,15 +18,26 @@ _REGISTERED: dict[type[Tensor], Values] = {}
 def register_tensor(cls: type[Tensor], values: Values) -> None:
     """Let layers be replaced whose weight is exactly a `cls`, by the numbers that `values` reads.
 
-    cls     a subclass of torch.Tensor
-    values  gives an ordinary tensor of the shape, dtype and device that the given one shows
+    For quantised weights, whose layer is then factored as if it held what they stand for. Without
+    it such layers are left, and the plan says so.
 
-    For quantised weights, whose layer is then factored as if it held what they stand for:
+    Parameters
+    ----------
+    cls : type
+        A subclass of torch.Tensor.
+    values : callable
+        From such a tensor to an ordinary one of the shape, dtype and device that it shows.
 
-        tensorlrf.nn.register_tensor(QuantizedTensor, QuantizedTensor.dequantize)
+    Raises
+    ------
+    ArgumentError
+        Where `cls` is no such subclass, or is registered already.
 
-    Without it such layers are left, and the plan says so. Raises ArgumentError where `cls` is no
-    such subclass, or is registered already.
+    Examples
+    --------
+    >>> class Doubled(torch.Tensor):
+    ...     pass
+    >>> tensorlrf.nn.register_tensor(Doubled, lambda t: 2 * t.as_subclass(torch.Tensor))
     """
     if not (isinstance(cls, type) and issubclass(cls, Tensor)) or cls in (Tensor, nn.Parameter):
         raise ArgumentError(f"cls={cls!r} is no subclass of torch.Tensor that need be registered")
