@@ -1,10 +1,14 @@
-"""When sweeps have come to their end, and how far ahead of the last one the next may begin."""
+"""The loop of all descents: it watches the errors of sweeps, stops, and keeps the best."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._shrinkage import LEAST
@@ -23,7 +27,11 @@ UNFINISHED = 0.02
 """What is left to be gained by sweeps that the default number of them did not allow, from which on
 that is said."""
 
+ROUNDING = 1e-12
+"""Relative rise of a float64 error that is rounding."""
+
 F = TypeVar("F", bound=Fit[Any])
+S = TypeVar("S")
 
 
 def check_iteration(n_iter_max: int | None, tol: float | None) -> None:
@@ -77,20 +85,157 @@ class StepAhead:
     Alternating least squares goes slowly along curved valleys in nearly one direction (the enhanced
     line search of Rajih, Comon & Harshman 2008 does likewise for CP). The reach is in units of that
     change; it grows while sweeps lower the error, and starts anew where one does not.
+
+    plain      sweeps before the first step
+    most       the longest reach, and how much less it is (`back`) after one that was too long
+    confirmed  whether a small gain ends the descent only where the sweep began without a step
     """
 
-    def __init__(self, plain: int = 3, most: float = 8.0) -> None:
-        self.reach, self.most, self._plain = 0.0, most, plain
+    def __init__(
+        self, plain: int = 3, most: float = 8.0, back: float = 2.0, confirmed: bool = False
+    ) -> None:
+        self.reach, self.most = 0.0, most
+        self._plain, self._back, self._confirmed = plain, back, confirmed
+        self._kept = 0
 
-    def kept(self) -> None:
-        """A sweep has lowered the error."""
-        self._plain -= 1
-        self.reach = 0.0 if self._plain > 0 else min(self.most, max(0.5, 1.5 * self.reach))
+    def kept(self, little: bool = False) -> bool:
+        """A sweep has lowered the error, by little or not; whether that is the end."""
+        self._kept += 1
+        ends = not self._confirmed or (self.reach == 0 and self._kept > self._plain)
+        early = little or self._kept < self._plain
+        self.reach = 0.0 if early else min(self.most, max(0.5, 1.5 * self.reach))
         self.most *= 1.1
+        return little and ends
 
     def dropped(self) -> None:
         """A sweep from ahead has raised it."""
-        self.reach, self.most = 0.0, max(1.0, self.most / 2)
+        self.reach, self.most = 0.0, max(1.0, self.most / self._back)
+
+
+def beyond(here: Sequence[Tensor], last: Sequence[Tensor], reach: float) -> list[Tensor]:
+    """As far ahead of here as `last` is behind, times `reach`."""
+    return [new + reach * (new - old) for new, old in zip(here, last, strict=True)]
+
+
+@dataclass(frozen=True)
+class Descent(Generic[S]):
+    """Where sweeps have led to, or where they start.
+
+    state      the one of the smallest error
+    errors     relative errors at the start and after each sweep that was kept; none is above the
+               one before it
+    converged  whether it ended because sweeps gain no more
+    reason     why it ended, in words
+    """
+
+    state: S
+    errors: tuple[float, ...]
+    converged: bool = False
+    reason: str = ""
+
+    @classmethod
+    def at(cls, state: S, error: float) -> Descent[S]:
+        """Before the first sweep; an error that is no number is above all others."""
+        return cls(state, (math.inf if math.isnan(error) else error,))
+
+    @property
+    def error(self) -> float:
+        """The smallest of them."""
+        return self.errors[-1]
+
+    @property
+    def sweeps(self) -> int:
+        """How many were kept."""
+        return len(self.errors) - 1
+
+
+def descend(
+    starts: Iterable[Descent[S]],
+    sweep: Callable[[S], tuple[S, float]],
+    tol: float | None,
+    n_iter_max: int,
+    *,
+    trial: int = 0,
+    exact: float = 0.0,
+    ahead: Callable[[S, S, float], S] | None = None,
+    step: Callable[[], StepAhead] = StepAhead,
+    rise: float = 0.0,
+    enough: float = -math.inf,
+    watch: Callable[[S, float], bool | None] | None = None,
+) -> Descent[S]:
+    """The best of the starts after a trial, swept until sweeps gain no more.
+
+    starts      taken one by one; one that went some way already goes on from there
+    sweep       from a state to the next one and its relative error, changing no state. One that
+                raises the error is undone; it is the end, unless it began ahead
+    tol         the end is where a sweep lowers the error by no more than this share of it, for None
+                where more would gain little
+    n_iter_max  most sweeps of a start, those of its trial among them
+    trial       sweeps of each start; the one that is best then goes on
+    exact       error of a trial at which no other start is tried
+    ahead       (state, the one before, reach) to the state that lies beyond: where it is given,
+                sweeps begin ahead, by the rule of `step`
+    rise        relative rise of the error that is rounding, so that the sweep is kept; below zero,
+                the fall that it takes to be kept
+    enough      error at which no further sweep is made
+    watch       sees the state and its error after each sweep that is kept, and ends the descent by
+                returning True
+    """
+    on = partial(
+        _swept, sweep=sweep, tol=tol, ahead=ahead, step=step, rise=rise, enough=enough, watch=watch
+    )
+    tried: list[Descent[S]] = []
+    for one in starts:
+        tried.append(on(one, trial))
+        if tried[-1].error <= exact:
+            break
+    best = min(tried, key=lambda run: run.error)
+    best = best if best.reason else on(best, n_iter_max - trial)
+    return replace(best, reason=best.reason or f"n_iter_max={n_iter_max} sweeps")
+
+
+def _swept(
+    begun: Descent[S],
+    sweeps: int,
+    sweep: Callable[[S], tuple[S, float]],
+    tol: float | None,
+    ahead: Callable[[S, S, float], S] | None,
+    step: Callable[[], StepAhead],
+    rise: float,
+    enough: float,
+    watch: Callable[[S, float], bool | None] | None,
+) -> Descent[S]:
+    """`begun` after so many sweeps at most; without a reason where they ran out."""
+    if begun.converged:
+        return begun
+    last = state = begun.state
+    errors, pace = list(begun.errors), step()
+    since = begun.sweeps  # gains with steps ahead and those of a new beginning are no one series
+
+    def ended(converged: bool, reason: str) -> Descent[S]:
+        return Descent(state, tuple(errors), converged, reason)
+
+    for _ in range(sweeps):
+        if errors[-1] <= enough:
+            return ended(True, f"the error is at most {enough:.3g}")
+        reach = pace.reach if ahead else 0.0
+        tried, error = sweep(ahead(state, last, reach) if ahead and reach else state)
+        number = len(errors)
+        if not error <= errors[-1] * (1 + rise):
+            if reach:
+                pace.dropped()
+                last = state
+                continue
+            if not math.isfinite(error):
+                return ended(False, f"sweep {number} led to an error of {error}")
+            return ended(True, f"sweep {number} met rounding")
+        last, state = state, tried
+        errors.append(min(error, errors[-1]))
+        if watch is not None and watch(state, error):
+            return ended(False, f"stopped by callback after sweep {number}")
+        if pace.kept(settled(errors[since:], tol)):
+            return ended(True, f"sweep {number} lowered the error by less than tol")
+    return ended(False, "")
 
 
 def finished(fit: F, n_iter_max: int | None) -> F:

@@ -26,6 +26,8 @@ from tensorlrf.decomposition.cp._fit import (
     Stopping,
     relative,
     run_als,
+    settled,
+    watched,
 )
 from tensorlrf.decomposition.cp._leverage import LeverageSampler
 from tensorlrf.decomposition.cp._mttkrp import CutTensor
@@ -199,25 +201,28 @@ def _sampled_phase(
     rng: torch.Generator,
 ) -> tuple[CPState, tuple[float, ...], bool]:
     """Starts after sampled sweeps, the best estimated errors, and whether the user stopped."""
-    before = math.inf
-    trace: list[float] = []
-    for done in range(0, stopping.sweeps, CHECKPOINT_EVERY):
-        block = min(CHECKPOINT_EVERY, stopping.sweeps - done)
-        for sweep in range(done, done + block):
-            ridge = ridge_at(sweep, sampler.dtype)
+
+    def run(numbers: range) -> list[float]:
+        nonlocal state
+        for number in numbers:
+            ridge = ridge_at(number, sampler.dtype)
             state = sampler.sweep(state, samples.now, ridge, fixed, rng)
-        errors = sampler.errors(state)
-        error = min(errors)
-        trace.append(error)
-        best = state.start(errors.index(error))
-        if stopping.watch is not None and stopping.watch(best, error):
-            return best, tuple(trace), True
-        if error > before * (1 - _SLOW * block):
-            if samples.now == samples.most:
-                break
-            samples = samples.grown()
-        before = min(before, error)
-    return state, tuple(trace), False
+        return sampler.errors(state)
+
+    def ended(history: list[list[float]], made: int) -> bool:
+        nonlocal samples
+        *before, error = map(min, history)
+        if error <= min(before, default=math.inf) * (1 - _SLOW * made):
+            return False
+        # The noise of the sample is all that is left, as long as the sample is no larger.
+        largest = samples.now == samples.most
+        samples = samples.grown()
+        return largest
+
+    history, _, stopped = watched(run, lambda: state, stopping, CHECKPOINT_EVERY, ended)
+    if stopped:
+        state = state.start(history[-1].index(min(history[-1])))
+    return state, tuple(map(min, history)), stopped
 
 
 def core_widths(shape: Sequence[int], rank: int, fixed: frozenset[int]) -> dict[int, int]:
@@ -271,25 +276,27 @@ def _exact_phase(
     dtype = problem.data.blocks.dtype
     state = make_state(list(state.factors), state.weights)
     sweeps = sweeps_of(problem.data, state, fixed, unit_of(problem.norm))
+
+    def run(numbers: range) -> list[float]:
+        sweeps.run([RIDGE_FLOOR[dtype]] * len(numbers))
+        return [_progress(problem, sweeps)]
+
+    made = 0 if stopped else MAX_EXACT_SWEEPS
+    history, converged, asked = watched(
+        run,
+        sweeps.state,
+        replace(stopping, sweeps=made),
+        _LOOK_EVERY,
+        settled(_SETTLED, 4 * torch.finfo(dtype).eps),
+    )
     reason = f"{MAX_EXACT_SWEEPS} exact sweeps were made"
-    converged = False
-    errors = list(trace)
-    for _ in range(0, 0 if stopped else MAX_EXACT_SWEEPS, _LOOK_EVERY):
-        sweeps.run([RIDGE_FLOOR[dtype]] * _LOOK_EVERY)
-        before = errors[-1] if len(errors) > len(trace) else math.inf
-        errors.append(_progress(problem, sweeps))
-        if stopping.watch is not None and stopping.watch(sweeps.state(), errors[-1]):
-            stopped = True
-            break
-        settled = errors[-1] >= before * (1 - _LOOK_EVERY * _SETTLED)
-        if settled or errors[-1] <= 4 * torch.finfo(dtype).eps:
-            converged = True
-            reason = f"exact sweeps lower the error by less than {_SETTLED:g} of itself"
-            break
-    if stopped:
+    if converged:
+        reason = f"exact sweeps lower the error by less than {_SETTLED:g} of itself"
+    elif stopped or asked:
         reason = "the callback asked to stop"
+    errors = [errors[0] for errors in history]
     error = _true_error(problem, sweeps)
-    return Outcome(sweeps.state(), (*errors, error), converged, reason)
+    return Outcome(sweeps.state(), (*trace, *errors, error), converged, reason)
 
 
 def _progress(problem: Problem, sweeps: Sweeps[Any]) -> float:

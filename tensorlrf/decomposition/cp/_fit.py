@@ -43,6 +43,50 @@ class Stopping:
     watch: Callable[[CPState, float], bool] | None = None
 
 
+Ended = Callable[[list[list[float]], int], bool]
+"""From the errors of all checkpoints, and the sweeps before the last one: is that the end?"""
+
+
+def watched(
+    run: Callable[[range], list[float]],
+    state: Callable[[], CPState],
+    stopping: Stopping,
+    every: int,
+    ended: Ended,
+) -> tuple[list[list[float]], bool, bool]:
+    """The loop of CP: all starts side by side, and the host looks at checkpoints only.
+
+    `run` makes the sweeps of these numbers and gives the relative errors of all starts; they may
+    change the state in place, so none is undone. Returns the errors, whether `ended` said so, and
+    whether the callback asked to stop.
+    """
+    history: list[list[float]] = []
+    for done in range(0, stopping.sweeps, every):
+        numbers = range(done, min(done + every, stopping.sweeps))
+        errors = run(numbers)
+        history.append(errors)
+        best = errors.index(min(errors))
+        if stopping.watch is not None and stopping.watch(state().start(best), errors[best]):
+            return history, False, True
+        if ended(history, len(numbers)):
+            return history, True, False
+    return history, False, False
+
+
+def settled(tol: float, noise: float) -> Ended:
+    """Whether the errors of all starts fall by less than `tol` of themselves a sweep, or are at
+    `noise`; for 0 never."""
+
+    def ended(history: list[list[float]], made: int) -> bool:
+        *before, errors = history
+        if tol == 0 or not before:
+            return tol > 0 and max(errors) <= noise
+        pairs = zip(before[-1], errors, strict=True)
+        return all(b - a <= tol * made * b or a <= noise for b, a in pairs)
+
+    return ended
+
+
 def run_als(
     tensor: CutTensor,
     norm: float,
@@ -63,34 +107,28 @@ def run_als(
     sweeps = sweeps_of(tensor, state, fixed, unit_of(norm))
     if rescaled:
         sweeps.rescale()
-    history: list[list[float]] = []
-    converged, reason = False, f"n_iter_max={stopping.sweeps} sweeps were made"
-    done = 0
-    # Where nothing is decided at a checkpoint, the only one is the end.
-    every = CHECKPOINT_EVERY if stopping.tol > 0 or stopping.watch else max(1, stopping.sweeps)
-    if stopping.sweeps == 0:
-        history.append(relative(sweeps.square_residuals(), scale))
-    while done < stopping.sweeps:
-        block = min(every, stopping.sweeps - done)
+
+    def run(numbers: range) -> list[float]:
         # A sweep is many small operations, which cost less where autograd has nothing to note.
         with torch.inference_mode():
-            sweeps.run([ridge_at(sweep, dtype) for sweep in range(done, done + block)])
-        done += block
-        errors = relative(sweeps.square_residuals(), scale)
-        history.append(errors)
-        best = errors.index(min(errors))
-        if stopping.watch is not None and stopping.watch(sweeps.state().start(best), errors[best]):
-            reason = "the callback asked to stop"
-            break
-        if stopping.tol > 0 and max(errors) <= noise:
-            converged, reason = True, "the error is at the rounding of the dtype"
-            break
-        enough = stopping.tol * block
-        if enough > 0 and len(history) > 1 and _settled(history[-2], errors, enough, noise):
-            converged = True
-            reason = f"the error falls by less than tol={stopping.tol:g} of itself a sweep"
-            break
+            sweeps.run([ridge_at(number, dtype) for number in numbers])
+        return relative(sweeps.square_residuals(), scale)
+
+    # Where nothing is decided at a checkpoint, the only one is the end.
+    every = CHECKPOINT_EVERY if stopping.tol > 0 or stopping.watch else max(1, stopping.sweeps)
+    history, converged, stopped = watched(
+        run, sweeps.state, stopping, every, settled(stopping.tol, noise)
+    )
+    history = history or [relative(sweeps.square_residuals(), scale)]
     final = history[-1]
+    if stopped:
+        reason = "the callback asked to stop"
+    elif not converged:
+        reason = f"n_iter_max={stopping.sweeps} sweeps were made"
+    elif max(final) <= noise:
+        reason = "the error is at the rounding of the dtype"
+    else:
+        reason = f"the error falls by less than tol={stopping.tol:g} of itself a sweep"
     best = final.index(min(final))
     trace = tuple(errors[best] for errors in history)
     return Outcome(sweeps.state().start(best), trace, converged, reason)
@@ -99,7 +137,3 @@ def run_als(
 def relative(squares: Sequence[float], scale: float) -> list[float]:
     """Relative errors from squared residuals."""
     return [math.sqrt(value) / scale for value in squares]
-
-
-def _settled(before: list[float], after: list[float], share: float, noise: float) -> bool:
-    return all(b - a <= share * b or a <= noise for b, a in zip(before, after, strict=True))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import StepAhead, settled
+from tensorlrf.decomposition._descent import ROUNDING, Descent, beyond, descend
 from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric, output_error
 from tensorlrf.decomposition.linalg._solve import RIDGE, cholesky, conjugate_gradients
@@ -28,9 +28,6 @@ EXACT_UNKNOWNS = 768
 
 TRIAL_SWEEPS = 5
 """Sweeps of each start before the best one goes on."""
-
-ROUNDING = 1e-12
-"""Relative rise of an error that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,9 @@ class Terms:
 
     def beyond(self, last: Terms, reach: float) -> Terms:
         """As far ahead of here as `last` is behind, times `reach`."""
-        pairs = zip(self.factors, last.factors, strict=True)
-        weights = self.weights + reach * (self.weights - last.weights)
-        return Terms(weights, tuple(new + reach * (new - old) for new, old in pairs))
+        here, there = ((terms.weights, *terms.factors) for terms in (self, last))
+        weights, *factors = beyond(here, there, reach)
+        return Terms(weights, tuple(factors))
 
     def with_mode(self, mode: int, solution: Tensor) -> Terms:
         """`solution` (n_mode, r), weights and all, in the place of a factor.
@@ -179,55 +176,18 @@ class CPMetric:
         return both.diagonal(dim1=1, dim2=3).sum(-1) / rest
 
 
-@dataclass(frozen=True)
-class Descent:
-    """Terms after some sweeps, their errors from the start on, and whether they settled."""
-
-    terms: Terms
-    errors: tuple[float, ...]
-    settled: bool
-
-    @property
-    def error(self) -> float:
-        return self.errors[-1]
-
-
-def descend(
-    metric: CPMetric, begun: Descent, sweeps: int, tol: float | None, fixed: frozenset[int]
-) -> Descent:
-    """Sweeps, or sweeps from ahead, until one gains no more than `tol` of the error (None: until
-    more would gain little); one that raises it is undone."""
-    if begun.settled:
-        return begun
-    last = terms = begun.terms
-    errors, step = list(begun.errors), StepAhead()
-    for _ in range(sweeps):
-        ahead = step.reach
-        tried = metric.sweep(terms.beyond(last, ahead) if ahead else terms, fixed)
-        error = metric.rel_error(tried)
-        if not error <= errors[-1] * (1 + ROUNDING):
-            if not ahead:
-                return Descent(terms, tuple(errors), True)
-            step.dropped()
-            last = terms
-            continue
-        last, terms = terms, tried
-        errors.append(min(error, errors[-1]))
-        step.kept()
-        if settled(errors, tol):
-            return Descent(terms, tuple(errors), True)
-    return Descent(terms, tuple(errors), False)
-
-
 def best_descent(
     metric: CPMetric, starts: Sequence[Terms], sweeps: int, tol: float | None, fixed: frozenset[int]
-) -> Descent:
+) -> Descent[Terms]:
     """A few sweeps of every start, then more of the one with the smallest error."""
-    begun = [Descent(start, (metric.rel_error(start),), False) for start in starts]
+
+    def sweep(terms: Terms) -> tuple[Terms, float]:
+        tried = metric.sweep(terms, fixed)
+        return tried, metric.rel_error(tried)
+
     trial = min(sweeps, TRIAL_SWEEPS) if len(starts) > 1 else 0
-    tried = [descend(metric, start, trial, tol, fixed) for start in begun]
-    best = min(tried, key=lambda one: one.error)
-    return descend(metric, best, sweeps - trial, tol, fixed)
+    begun = [Descent.at(terms, metric.rel_error(terms)) for terms in starts]
+    return descend(begun, sweep, tol, sweeps, trial=trial, ahead=Terms.beyond, rise=ROUNDING)
 
 
 def unwhitened(terms: Terms, root: Tensor) -> Terms:

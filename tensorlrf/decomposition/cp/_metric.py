@@ -83,9 +83,9 @@ def fit_cp_in_metric(
 
     def fit() -> Fit[CPFactors]:
         best = best_descent(metric, starts(), sweeps, tol, options.fixed)
-        settled = best.settled or (tensor.ndim == 2 and not options.fixed)
+        settled = best.converged or (tensor.ndim == 2 and not options.fixed)
         reason = "a sweep gained nothing more" if settled else f"{sweeps} sweeps were made"
-        return Fit(cast(best.terms), best.errors, settled, reason)
+        return Fit(cast(best.state), best.errors, settled, reason)
 
     return fit_or_plain(Judge(tensor, moments, _sides), lambda: cast(start), fit)
 
