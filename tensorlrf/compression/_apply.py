@@ -73,53 +73,92 @@ def apply(
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Report]:
-    """A copy of the model with the plan carried out, and a report. The given model stays as it is.
+    """A copy of the model with the plan carried out, and a report.
 
-    model         the one that the plan was made for, or one of the same architecture
-    plan          from `tensorlrf.plan`, perhaps edited
-    calibration   inputs to fit to: an iterable of batches, or a DataLoader: tensors, tuples
-                  (positional arguments), dicts (keyword arguments), on the model's device; it is
-                  drawn once and held. Or a function that runs the model it is given. The model
-                  runs in eval mode without grad. "svd" and "tucker" then minimise the error of
-                  each layer's *outputs*; "cp" has no such form, its output errors are measured all
-                  the same. Rows that an `attention_mask` among the arguments leaves out are
-                  padding, and not fitted to. Their second moments are drawn towards the plain
-                  metric as far as the number of samples warrants (Ledoit & Wolf 2004); where part
-                  of the batches is held out and casts doubt on the fit, the amount is chosen there
-    target        what the outputs of a layer are fitted to. "original": W x0, on the inputs x0 of
-                  the given model, from the inputs x that the compressed layers before it deliver;
-                  what earlier layers lost is then made good where x still tells of it (Zhang et
-                  al. 2016, asymmetric reconstruction). "prefix": W x, the given weight on x, which
-                  needs no second copy of the model and of the activations, and holds where the
-                  course of a model depends on its values. "independent": W x0 from x0, all layers
-                  at once and each by itself
-    affine        let biases make good what they can (`decomposition.bias_correction`). A layer
-                  without bias gets one, and the report says so. With held-out batches only where
-                  it lowers their error
-    batch_norm    re-estimate the statistics of batch normalisations where calibration has held-out
-                  batches, and keep them only where the error of the model's outputs on these falls
-    holdout       share of the batches that is not fitted to, but serves to judge: rounded down, and
-                  one at the least of two or more. 0 holds none out
-    rerun         False: each batch's forward pass is held where it is while a layer is factored, so
-                  that calibration costs two passes for the first batch and one for each other, and
-                  the activations of all batches are alive at once. True: one batch's activations
-                  at a time, for about L / 2 passes a batch with L layers
-    moment_bytes  most bytes that the second moments of one layer's inputs may take, by default half
-                  of the memory that is free: some 16 n^2, or 32 n^2 with batches held out, for n
-                  input columns (a convolution has as many as a patch has numbers). A layer that
-                  would take more gets the plain method
-    example       a batch to time the given and the compressed model on, for the report
-    random_state  seed or torch.Generator of the methods that draw; torch's own stays as it was
-    progress      a bar on stderr, where that is a terminal
+    The given model stays as it is.
 
-    Returns the compressed copy, its training flags as in `model`, and a `Report`.
+    Parameters
+    ----------
+    model : Module
+        The one that the plan was made for, or one of the same architecture.
+    plan : Plan
+        From `tensorlrf.plan`, perhaps edited.
+    calibration : iterable of batches, DataLoader or callable, optional
+        Inputs to fit to: tensors, tuples (positional arguments), dicts (keyword arguments), on the
+        model's device; the iterable is drawn once and held. Or a function that runs the model it is
+        given. The model runs in eval mode without grad. "svd" and "tucker" then minimise the error
+        of each layer's *outputs*; "cp" has no such form, its output errors are measured all the
+        same. Rows that an `attention_mask` among the arguments leaves out are padding, and not
+        fitted to. Their second moments are drawn towards the plain metric as far as the number of
+        samples warrants (Ledoit & Wolf 2004); where part of the batches is held out and casts doubt
+        on the fit, the amount is chosen there.
+    target : {"original", "prefix", "independent"}
+        What the outputs of a layer are fitted to. "original": W x0, on the inputs x0 of the given
+        model, from the inputs x that the compressed layers before it deliver; what earlier layers
+        lost is then made good where x still tells of it (Zhang et al. 2016, asymmetric
+        reconstruction). "prefix": W x, the given weight on x, which needs no second copy of the
+        model and of the activations, and holds where the course of a model depends on its values.
+        "independent": W x0 from x0, all layers at once and each by itself.
+    affine : bool
+        Let biases make good what they can (`decomposition.bias_correction`). A layer without bias
+        gets one, and the report says so. With held-out batches only where it lowers their error.
+    batch_norm : bool
+        Re-estimate the statistics of batch normalisations where calibration has held-out batches,
+        and keep them only where the error of the model's outputs on these falls.
+    holdout : float
+        Share of the batches that is not fitted to, but serves to judge: rounded down, and one at
+        the least of two or more. 0 holds none out.
+    rerun : bool
+        False: each batch's forward pass is held where it is while a layer is factored, so that
+        calibration costs two passes for the first batch and one for each other, and the activations
+        of all batches are alive at once. True: one batch's activations at a time, for about L / 2
+        passes a batch with L layers.
+    moment_bytes : int, optional
+        Most bytes that the second moments of one layer's inputs may take, by default half of the
+        memory that is free: some 16 n^2, or 32 n^2 with batches held out, for n input columns (a
+        convolution has as many as a patch has numbers). A layer that would take more gets the plain
+        method.
+    example : Tensor, tuple or dict, optional
+        A batch to time the given and the compressed model on, for the report.
+    random_state : int or Generator, optional
+        Of the methods that draw; torch's own generator stays as it was.
+    progress : bool
+        A bar on stderr, where that is a terminal.
 
-    Raises ArgumentError or RankError for a plan of another model, or one edited into something
-    that cannot be; NaN or Inf in a weight or in the inputs of a layer; batches that the model
-    cannot take (the layer and the model's own error are named). Warns (CalibrationWarning) of
-    layers with fewer than 4 n samples, and of layers that calibration does not reach, or whose
-    moments are too large, and that get the plain method; and (BudgetWarning) of a model that keeps
-    far more than `keep_params` since most of it is not eligible.
+    Returns
+    -------
+    model : Module
+        The compressed copy, its training flags as in `model`.
+    report : Report
+        What became of every layer.
+
+    Raises
+    ------
+    ArgumentError, RankError
+        For a plan of another model, or one edited into something that cannot be; NaN or Inf in a
+        weight or in the inputs of a layer; batches that the model cannot take (the layer and the
+        model's own error are named).
+
+    Warns
+    -----
+    CalibrationWarning
+        Of layers with fewer than 4 n samples, and of layers that calibration does not reach, or
+        whose moments are too large, and that get the plain method.
+    BudgetWarning
+        Of a model that keeps far more than `keep_params` since most of it is not eligible.
+
+    References
+    ----------
+    Ledoit & Wolf 2004; Zhang et al. 2016.
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> plan = tensorlrf.plan(model, keep_params=0.5, skip=[])
+    >>> small, report = tensorlrf.apply(model, plan, calibration=[torch.rand(512, 64)])
+    >>> report.eligible.share <= 0.5
+    True
     """
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress

@@ -39,20 +39,44 @@ def compress(
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Report]:
-    """A copy of the model that runs on factors, and a report. The given model stays as it is.
+    """A copy of the model that runs on factors, and a report.
 
-    `plan` and `apply` in one; see there for the arguments:
+    `plan` and `apply` in one; see there for the arguments. The given model stays as it is.
 
-    keep_params, error, method, skip, objective   what is to become of which layer: `plan`. Give one
-                  budget, keep_params (share of the weights to keep) or error, or a rank to every
-                  method
-    calibration, target, affine, batch_norm, holdout, rerun, moment_bytes   how it is fitted:
-                  `apply`
-    example       a batch to time layers on (objective="latency") and both models, for the report
-    random_state, progress   as in `apply`
+    Parameters
+    ----------
+    model : Module
+    keep_params, error, method, skip, objective
+        What is to become of which layer, as in `plan`. Give one budget, keep_params (share of the
+        weights to keep) or error, or a rank to every method.
+    calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
+        How it is fitted, as in `apply`.
+    example : Tensor, tuple or dict, optional
+        A batch to time layers on (`objective="latency"`) and both models, for the report.
+    random_state, progress
+        As in `apply`.
 
-    Returns the compressed copy, its training flags as in `model`, and a `Report`. Raises what
-    `plan` and `apply` raise.
+    Returns
+    -------
+    model : Module
+        The compressed copy, its training flags as in `model`.
+    report : Report
+        What became of every layer.
+
+    Raises
+    ------
+    ArgumentError, RankError
+        What `plan` and `apply` raise.
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> small, report = tensorlrf.compress(model, keep_params=0.5, skip=["2"])
+    >>> type(small[0]).__name__, type(small[2]).__name__
+    ('FactoredLinear', 'Linear')
+    >>> report.layer("2").reason
+    "skipped by '2'"
     """
     Fitting(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
@@ -101,10 +125,37 @@ def compress_(
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Report:
-    """`compress` in place: layers of the given model are replaced, all at once at the very end.
+    """The same as `compress`, in place: layers are replaced, all at once at the very end.
 
-    An error or Ctrl-C before that leaves the model as it was. Raises ArgumentError also where the
-    model is itself the one layer to be replaced.
+    An error or Ctrl-C before that leaves the model as it was.
+
+    Parameters
+    ----------
+    model : Module
+        Its layers are replaced.
+    keep_params, error, method, skip, objective
+        As in `plan`.
+    calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
+        As in `apply`.
+    example, random_state, progress
+        As in `compress`.
+
+    Returns
+    -------
+    Report
+        What became of every layer.
+
+    Raises
+    ------
+    ArgumentError, RankError
+        As `compress`, and where the model is itself the one layer to be replaced.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> report = tensorlrf.compress_(model, keep_params=0.5)
+    >>> type(model[0]).__name__
+    'FactoredLinear'
     """
     given, model = model, uncompiled(model)
     if model is not given and model is not getattr(given, "_orig_mod", None):

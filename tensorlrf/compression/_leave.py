@@ -18,17 +18,40 @@ from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
 def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     """A copy of `model` that runs without tensorlrf: torch layers in place of factored ones.
 
-    model  any module, itself a factored layer perhaps; stays as it is
-    rows   the number of rows M (of a convolution, batch x output positions) that the result is
-           meant for. Each layer is frozen on the path that its table has for that many; by default
-           on the one for any number of rows, the last.
-
     A layer becomes an nn.Sequential of Linear or convolution layers, the bias on the last, or one
     dense layer where its path is "dense"; "fused" becomes the chain. A layer in several places, or
     in a list beside the tree of modules, is one layer in all of them. Whatever is not factored is
     copied, so that nothing is shared with `model`.
-    Raises ArgumentError where `model` is no module, cannot be copied, or `rows` is no count, and
-    UnsupportedError where a factored layer has hooks.
+
+    Parameters
+    ----------
+    model : Module
+        Any module, itself a factored layer perhaps; stays as it is.
+    rows : int, optional
+        The number of rows M (of a convolution, batch x output positions) that the result is meant
+        for. Each layer is frozen on the path that its table has for that many; by default on the
+        one for any number of rows, the last.
+
+    Returns
+    -------
+    Module
+        The copy.
+
+    Raises
+    ------
+    ArgumentError
+        Where `model` is no module, cannot be copied, or `rows` is no count.
+    UnsupportedError
+        Where a factored layer has hooks.
+
+    Examples
+    --------
+    >>> layer = tensorlrf.nn.factorize(torch.nn.Linear(512, 512), "svd", 4)
+    >>> tensorlrf.export(layer)
+    Sequential(
+      (0): Linear(in_features=512, out_features=4, bias=False)
+      (1): Linear(in_features=4, out_features=512, bias=True)
+    )
     """
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise ArgumentError(f"rows={rows!r} must be None or an int of at least 1")
@@ -43,13 +66,34 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """A copy of `model` with dense torch layers in place of factored ones, of the weights that the
-    factors stand for. `model` stays as it is; nothing is shared with it.
+    """A copy of `model` with dense torch layers in place of factored ones.
 
-    Every layer is of the type and options it had before it was factored, except a subclass that
-    pads by itself: that one is a plain convolution, behind a ZeroPad where the two sides differ.
-    Raises ArgumentError where `model` is no module or cannot be copied, and UnsupportedError where
-    a factored layer has hooks.
+    Their weights are those that the factors stand for. `model` stays as it is; nothing is shared
+    with it. Every layer is of the type and options it had before it was factored, except a subclass
+    that pads by itself: that one is a plain convolution, behind a ZeroPad where the two sides
+    differ.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    Module
+        The copy.
+
+    Raises
+    ------
+    ArgumentError
+        Where `model` is no module or cannot be copied.
+    UnsupportedError
+        Where a factored layer has hooks.
+
+    Examples
+    --------
+    >>> layer = tensorlrf.nn.factorize(torch.nn.Linear(32, 16), "svd", 4)
+    >>> tensorlrf.densify(layer)
+    Linear(in_features=32, out_features=16, bias=True)
     """
     return _replaced(model, to_dense_layer)
 

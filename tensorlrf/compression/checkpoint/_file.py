@@ -25,18 +25,41 @@ from tensorlrf.files.sealed import write_sealed
 def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
     """Write a whole model, its factored layers included, to one file; `load` reads it.
 
-    model      any module. Parameters, buffers (those that are not persistent too), tensors kept as
-               plain attributes, what get_extra_state returns where that is JSON, ties between
-               tensors; of factored layers also the recipe and the measured path tables. Not kept:
-               hooks, and tensors in lists or dicts of a module
-    path       a file, by custom with the suffix .safetensors. For a model of transformers also a
-               folder, one that exists or a name without suffix: it gets tensorlrf.safetensors,
-               config.json and generation_config.json, and loads without a `model`
-    overwrite  whether what is there may be replaced
-
     Written to a temporary name and renamed, so that no half of a file is ever seen. Nothing is
-    pickled. Raises FileError where `path` exists or cannot be written, UnsupportedError or
-    ArgumentError that names the tensor or module that a file cannot hold.
+    pickled.
+
+    Parameters
+    ----------
+    model : Module
+        Any module. Kept are parameters, buffers (those that are not persistent too), tensors kept
+        as plain attributes, what get_extra_state returns where that is JSON, ties between tensors;
+        of factored layers also the recipe and the measured path tables. Not kept: hooks, and
+        tensors in lists or dicts of a module.
+    path : str or path
+        A file, by custom with the suffix .safetensors. For a model of transformers also a folder,
+        one that exists or a name without suffix: it gets tensorlrf.safetensors, config.json and
+        generation_config.json, and loads without a `model`.
+    overwrite : bool
+        Whether what is there may be replaced.
+
+    Raises
+    ------
+    FileError
+        Where `path` exists or cannot be written.
+    UnsupportedError, ArgumentError
+        That names the tensor or module that a file cannot hold.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> small, report = tensorlrf.compress(model, keep_params=0.5)
+    >>> x = torch.rand(3, 64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "small.safetensors")
+    ...     tensorlrf.save(small, path)
+    ...     torch.equal(tensorlrf.load(path, model)(x), small(x))
+    True
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
@@ -58,20 +81,34 @@ def load(
 ) -> nn.Module:
     """The model that `save` wrote.
 
-    path    the file, or a folder with a model of transformers (needs the extra `hf`), of which no
-            code is run and no link that leads out is followed, but for those from the snapshot of a
-            Hugging Face cache into its blobs
-    model   the architecture: the dense model, with any weights or on the meta device
-            (`with torch.device("meta"): Net()`), or the compressed model itself. It stays as it is.
-            None for a folder only
-    device  where the tensors go; by default each where its like in `model` is, from meta to the CPU
-
     dtypes are those of the file; training flags and requires_grad those of `model`. Buffers that
     are not persistent and tensors in plain attributes are those of `model` where it has values for
     them, in the dtype of the file, else those of the file.
 
-    Raises FileError where there is nothing to read, and FileFormatError that names the tensor or
-    module where the file is damaged, from a later version, or made for another architecture.
+    Parameters
+    ----------
+    path : str or path
+        The file, or a folder with a model of transformers (needs the extra `hf`), of which no code
+        is run and no link that leads out is followed, but for those from the snapshot of a Hugging
+        Face cache into its blobs.
+    model : Module, optional
+        The architecture: the dense model, with any weights or on the meta device (`with
+        torch.device("meta"): Net()`), or the compressed model itself. It stays as it is. None for a
+        folder only.
+    device : device or str, optional
+        Where the tensors go; by default each where its like in `model` is, from meta to the CPU.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    FileError
+        Where there is nothing to read.
+    FileFormatError
+        That names the tensor or module where the file is damaged, from a later version, or made for
+        another architecture.
     """
     if model is not None and not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
@@ -98,12 +135,37 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint whose model is not at hand, with factors in place of some weights.
 
-    tensors  name -> tensor, of all others
-    factors  name of a weight, "blocks.0.weight" -> its factors
-    plan     name of a layer, "blocks.0" -> how its factors were made, as JSON values
+    `load(path, model)` finds the layers by these names, and checks names and shapes alone.
 
-    `load(path, model)` finds the layers by these names, and checks names and shapes alone. Raises
-    as `save` does.
+    Parameters
+    ----------
+    path : str or path
+    tensors : Mapping
+        Name -> tensor, of all others.
+    factors : Mapping
+        Name of a weight, "blocks.0.weight" -> its factors.
+    plan : Mapping, optional
+        Name of a layer, "blocks.0" -> how its factors were made, as JSON values.
+    overwrite : bool
+        Whether what is there may be replaced.
+
+    Raises
+    ------
+    FileError, ArgumentError, UnsupportedError
+        As `save` does.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8))
+    >>> f = tensorlrf.svd(model[0].weight.detach(), 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "small.safetensors")
+    ...     tensorlrf.compression.write_checkpoint(
+    ...         path, {"0.bias": model[0].bias.detach()}, {"0.weight": f}
+    ...     )
+    ...     tensorlrf.load(path, model)[0].factors.rank
+    2
     """
     check_target(as_path(path), overwrite)
     written, header = pack_checkpoint(tensors, factors, plan or {})

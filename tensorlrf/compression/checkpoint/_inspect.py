@@ -34,12 +34,20 @@ MOST_ROWS = 2000
 class FileLayer:
     """A factored layer of a file.
 
-    name, places   qualified names: the first one, and all
-    stands_for     the type of the layer that it replaced; None where the file does not say
-    format, rank, shape  of its factors; shape is that of the dense tensor
-    dtype          of its factors, as safetensors calls it
-    params_before, params_after  numbers in the dense weight and in the factors
-    measured       devices for which the file has measured path tables
+    Parameters
+    ----------
+    name, places
+        Qualified names: the first one, and all.
+    stands_for : str or None
+        The type of the layer that it replaced; None where the file does not say.
+    format, rank, shape
+        Of its factors; shape is that of the dense tensor.
+    dtype : str
+        Of its factors, as safetensors calls it.
+    params_before, params_after : int
+        Numbers in the dense weight and in the factors.
+    measured : tuple of str
+        Devices for which the file has measured path tables.
     """
 
     name: str
@@ -56,18 +64,30 @@ class FileLayer:
 
 @dataclass(frozen=True)
 class FileReport:
-    """What `inspect` says of a file.
+    """What `inspect` says of a file. Prints itself as a table.
 
-    version, made_by   of the format, and of the tensorlrf that wrote it
-    fingerprint        of the model's architecture; None for a checkpoint without its model
-    size               of the file in bytes
-    params_before, params_after  of the whole model, dense and as it is in the file: numbers in
-                       parameters and persistent buffers, each once
-    layers             the factored ones
-    plan               name of a layer -> how its factors were made
-    verified           whether the checksums of all tensors were checked, beside that of the header
-
-    Prints itself as a table.
+    Parameters
+    ----------
+    path : str
+    version : int
+        Of the format.
+    made_by : str
+        The tensorlrf that wrote it.
+    fingerprint : str or None
+        Of the model's architecture; None for a checkpoint without its model.
+    size : int
+        Of the file in bytes.
+    tensors : int
+        How many it holds.
+    params_before, params_after : int
+        Of the whole model, dense and as it is in the file: numbers in parameters and persistent
+        buffers, each once.
+    layers : tuple of FileLayer
+        The factored ones.
+    plan : Mapping
+        Name of a layer -> how its factors were made.
+    verified : bool
+        Whether the checksums of all tensors were checked, beside that of the header.
     """
 
     path: str
@@ -132,12 +152,35 @@ class FileReport:
 def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
     """What a file that `save` wrote holds, without its model.
 
-    path    the file, or the folder of a model of transformers
-    verify  whether to read the whole file and check the tensors too, and of a folder all else that
-            `load` checks; else only the header is read
+    Parameters
+    ----------
+    path : str or path
+        The file, or the folder of a model of transformers.
+    verify : bool
+        Whether to read the whole file and check the tensors too, and of a folder all else that
+        `load` checks; else only the header is read.
 
-    Raises FileError where there is nothing to read, FileFormatError where the file is damaged,
-    from a later version, or none of ours.
+    Returns
+    -------
+    FileReport
+
+    Raises
+    ------
+    FileError
+        Where there is nothing to read.
+    FileFormatError
+        Where the file is damaged, from a later version, or none of ours.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> layer = tensorlrf.nn.factorize(torch.nn.Linear(64, 64), "svd", 4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "small.safetensors")
+    ...     tensorlrf.save(torch.nn.Sequential(layer), path)
+    ...     about = tensorlrf.inspect(path, verify=True)
+    >>> about.layer("0").rank, about.verified
+    (4, True)
     """
     given = target = as_path(path)
     if os.path.isdir(given):

@@ -47,15 +47,23 @@ LONGEST_SIDE = (1 << 31) - 1
 class LayerPlan:
     """What is to become of one module that owns parameters.
 
-    name, places   qualified names: the first one, and all
-    kind           its type
-    shape, groups  of the weight of a layer that can be factored; () otherwise
-    method         the method with its options and its rank (or error, or share for "auto"); None
-                   where the layer stays
-    params         of the weight, or of all its own parameters where it cannot be factored
-    eligible       whether it can be factored and was not asked to stay; such layers count in
-                   `keep_params`
-    reason         why it stays; empty where it gets factors
+    Parameters
+    ----------
+    name, places
+        Qualified names: the first one, and all.
+    kind : str
+        Its type.
+    shape, groups
+        Of the weight of a layer that can be factored; () otherwise.
+    method : Method or None
+        The method with its options and its rank (or error, or share for "auto"); None where the
+        layer stays.
+    params : int
+        Of the weight, or of all its own parameters where it cannot be factored.
+    eligible : bool
+        Whether it can be factored and was not asked to stay; such layers count in `keep_params`.
+    reason : str
+        Why it stays; empty where it gets factors.
     """
 
     name: str
@@ -109,13 +117,30 @@ class LayerPlan:
 class Plan:
     """What is to become of every module of a model that owns parameters.
 
-    architecture  a hash of the model's structure: names, types and shapes, no values
-    keep_params   the share asked for, of the layers without a budget of their own; or None
-    error         the relative error asked for, likewise; or None
-    layers        in the order of the model
-
     Prints itself as a table; `to_json()` and `from_json()`; `edit()`. It is carried out by
     `tensorlrf.apply(model, plan)`.
+
+    Parameters
+    ----------
+    architecture : str
+        A hash of the model's structure: names, types and shapes, no values.
+    keep_params : float or None
+        The share asked for, of the layers without a budget of their own.
+    error : float or None
+        The relative error asked for, likewise.
+    layers : tuple of LayerPlan
+        In the order of the model.
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    >>> plan = tensorlrf.plan(model, keep_params=0.5, skip=[])
+    >>> plan = plan.edit("0", rank=4).edit("2", leave=True)
+    >>> [layer.rank for layer in plan.layers]
+    [4, None]
+    >>> tensorlrf.Plan.from_json(plan.to_json()) == plan
+    True
     """
 
     architecture: str
@@ -146,12 +171,25 @@ class Plan:
     ) -> Plan:
         """A plan in which the layers that a glob matches have another method or budget, or stay.
 
-        glob    matched against qualified names; layers that cannot be factored are passed over
-        method  a word or a config; by default the present one
-        rank, error   the new budget; a method without one takes over the present one
-        leave   True: the layers stay as they are
+        Parameters
+        ----------
+        glob : str
+            Matched against qualified names; layers that cannot be factored are passed over.
+        method : str or Method, optional
+            A word or a config; by default the present one.
+        rank, error
+            The new budget; a method without one takes over the present one.
+        leave : bool
+            True: the layers stay as they are.
 
-        Raises ArgumentError where nothing matches, or what is asked for cannot be.
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        ArgumentError
+            Where nothing matches, or what is asked for cannot be.
         """
         if leave == (method is not None or rank is not None or error is not None):
             raise ArgumentError("give method=, rank= or error=, or leave=True, one of these")
@@ -196,8 +234,20 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Inverse of `to_json`.
 
-        Raises FileFormatError for what is no plan, ArgumentError or RankError, naming the layer,
-        for a method, an option or a rank that cannot be.
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        FileFormatError
+            For what is no plan.
+        ArgumentError, RankError
+            Naming the layer, for a method, an option or a rank that cannot be.
         """
         try:
             values = json.loads(text)

@@ -35,34 +35,60 @@ def plan(
 ) -> Plan:
     """What `compress` would do with the model, as a value that can be looked at and edited.
 
-    Eligible are Linear, Conv1d, Conv2d, Conv3d, the Conv1D of transformers, and subclasses that
-    are known to compute the same, where a factored form is smaller. All other modules stay, each
-    with its reason. Nothing is computed but ranks, so a plan is quick.
+    Eligible are Linear, Conv1d, Conv2d, Conv3d, the Conv1D of transformers, and subclasses that are
+    known to compute the same, where a factored form is smaller. All other modules stay, each with
+    its reason. Nothing is computed but ranks, so a plan is quick.
 
-    keep_params  share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers
-                 that must stay dense for want of a rank included; biases are not counted. Ranks
-                 are uniform: every layer keeps about the same share, in multiples of 8 (below 8,
-                 in ones). Or instead
-    error        the relative error that each layer may have, in (0, 1): of its outputs where
-                 `apply` gets calibration (with target="original" beside the best outputs that
-                 its inputs allow), else of its weight. Layers that do not become smaller
-                 within it stay. One of the two, unless every method brings its own budget
-    method       "svd": a matrix of low rank, for a conv (O, I kh kw); "tucker": Tucker-2 on the
-                 channels of a conv (Kim et al. 2016); "cp": CP of a conv (Lebedev et al. 2015);
-                 "auto": whichever of these has the least error in a layer; "kron": a sum of
-                 Kronecker products; "tt": a TT-matrix, for a conv a train; for linear layers
-                 alone "tr", "blr", "hierarchical", "monarch", "blast". Or a config, `SVD(...)`,
-                 `Tucker(...)`, `CP(...)`, `Auto(...)`, `Kron(...)`, `TT(...)` and so on, with all
-                 options and perhaps a rank or an error of its own; or a mapping from globs of
-                 layer names to words, configs or None (stay): the first glob that matches counts.
-                 A Linear has the SVD in each of the first four
-    skip         globs of qualified names that stay; a glob covers all that a module holds. None:
-                 heads stay (classifiers, poolers, the output layer of a language model); []: none
-    objective    "latency": layers that do not get faster on this device at the planned rank stay
-    example      a batch to time them on, for objective="latency": tensor, tuple or dict
+    Parameters
+    ----------
+    model : Module
+    keep_params : float, optional
+        Share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers that must
+        stay dense for want of a rank included; biases are not counted. Ranks are uniform: every
+        layer keeps about the same share, in multiples of 8 (below 8, in ones). Or instead
+    error : float, optional
+        The relative error that each layer may have, in (0, 1): of its outputs where `apply` gets
+        calibration (with `target="original"` beside the best outputs that its inputs allow), else
+        of its weight. Layers that do not become smaller within it stay. One of the two, unless
+        every method brings its own budget.
+    method : str, Method or mapping
+        "svd": a matrix of low rank, for a conv (O, I kh kw); "tucker": Tucker-2 on the channels of
+        a conv (Kim et al. 2016); "cp": CP of a conv (Lebedev et al. 2015); "auto": whichever of
+        these has the least error in a layer; "kron": a sum of Kronecker products; "tt": a
+        TT-matrix, for a conv a train; for linear layers alone "tr", "blr", "hierarchical",
+        "monarch", "blast". Or a config, `SVD(...)`, `Tucker(...)`, `CP(...)`, `Auto(...)`,
+        `Kron(...)`, `TT(...)` and so on, with all options and perhaps a rank or an error of its
+        own; or a mapping from globs of layer names to words, configs or None (stay): the first glob
+        that matches counts. A Linear has the SVD in each of the first four.
+    skip : str or sequence of str, optional
+        Globs of qualified names that stay; a glob covers all that a module holds. None: heads stay
+        (classifiers, poolers, the output layer of a language model); []: none.
+    objective : {"size", "latency"}
+        "latency": layers that do not get faster on this device at the planned rank stay.
+    example : Tensor, tuple or dict, optional
+        A batch to time them on, for `objective="latency"`.
 
-    Raises ArgumentError for two budgets or none, a share too small for any rank, an unknown method
-    or option, a glob that matches nothing, no eligible layer, NaN or Inf in a weight.
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ArgumentError
+        For two budgets or none, a share too small for any rank, an unknown method or option, a glob
+        that matches nothing, no eligible layer, NaN or Inf in a weight.
+
+    References
+    ----------
+    Kim et al. 2016; Lebedev et al. 2015.
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    >>> plan = tensorlrf.plan(model, method={"0": tensorlrf.SVD(rank=8), "*": None})
+    >>> [(layer.name, layer.rank) for layer in plan.factored]
+    [('0', 8)]
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")

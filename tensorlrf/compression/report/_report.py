@@ -43,25 +43,43 @@ HEADER: Header = (
 class LayerReport:
     """One module that owns parameters.
 
-    name, places   qualified names: the first one, and all
-    kind           its type before
-    eligible       whether it could be factored; only such layers count in `keep_params`
-    format, rank   of its factors; None where it stays as it is
-    reason         why it stays; empty where it is factored
-    params_*       of the weight for an eligible layer (the bias stays), else all of its own
-    bytes_*        of the same
-    flops_*        2 x multiply-adds in one pass over the first calibration batch; None where that
-                   did not reach it
-    weight_error   relative Frobenius error of the factors as stored
-    output_error   relative error of the outputs without bias, root mean square, against the target
-                   of the fit: on the inputs held out where there are any, else on those fitted to
-    held_out       whether it is on inputs held out
-    samples        input rows (for a conv: patches) that the fit is made of
-    data_aware     whether the factors were fitted to the inputs
-    shrinkage      then, how far the second moments of these were drawn towards their mean
-                   eigenvalue, 0 to 1; the less the more samples there are
-    bias           "corrected" or "added" where the affine form gave it something; else empty
-    path           how it is executed, at the rows of the first calibration batch where known
+    Parameters
+    ----------
+    name, places
+        Qualified names: the first one, and all.
+    kind : str
+        Its type before.
+    eligible : bool
+        Whether it could be factored; only such layers count in `keep_params`.
+    format, rank
+        Of its factors; None where it stays as it is.
+    reason : str
+        Why it stays; empty where it is factored.
+    params_before, params_after : int
+        Of the weight for an eligible layer (the bias stays), else all of its own.
+    bytes_before, bytes_after : int
+        Of the same.
+    flops_before, flops_after : int or None
+        2 x multiply-adds in one pass over the first calibration batch; None where that did not
+        reach it.
+    weight_error : float or None
+        Relative Frobenius error of the factors as stored.
+    output_error : float or None
+        Relative error of the outputs without bias, root mean square, against the target of the fit:
+        on the inputs held out where there are any, else on those fitted to.
+    held_out : bool
+        Whether it is on inputs held out.
+    samples : int or None
+        Input rows (for a conv: patches) that the fit is made of.
+    data_aware : bool
+        Whether the factors were fitted to the inputs.
+    bias : str
+        "corrected" or "added" where the affine form gave it something; else empty.
+    path : str or None
+        How it is executed, at the rows of the first calibration batch where known.
+    shrinkage : float or None
+        Where the factors were fitted to the inputs, how far the second moments of these were drawn
+        towards their mean eigenvalue, 0 to 1; the less the more samples there are.
     """
 
     name: str
@@ -88,6 +106,7 @@ class LayerReport:
 
     @property
     def factored(self) -> bool:
+        """Whether it has factors now."""
         return self.format is not None
 
     @property
@@ -98,7 +117,18 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over layers."""
+    """Sums over layers.
+
+    Parameters
+    ----------
+    params_before, params_after : int
+    bytes_before, bytes_after : int
+
+    Examples
+    --------
+    >>> tensorlrf.compression.Totals(1000, 250, 4000, 1000).share
+    0.25
+    """
 
     params_before: int
     params_after: int
@@ -115,10 +145,15 @@ class Totals:
 class BatchNorms:
     """New statistics of batch normalisations, tried.
 
-    count          how many there are
-    kept           whether the new statistics stayed
-    error_before   relative error of the model's outputs on the held-out batches with the old ones
-    error_after    with the new ones
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    kept : bool
+        Whether the new statistics stayed.
+    error_before, error_after : float
+        Relative error of the model's outputs on the held-out batches with the old ones, and with
+        the new ones.
     """
 
     count: int
@@ -129,7 +164,15 @@ class BatchNorms:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median seconds of a forward pass on the example, measured in turn."""
+    """Median seconds of a forward pass on the example, measured in turn.
+
+    Parameters
+    ----------
+    dense : float
+        Of the given model.
+    compressed : float
+        Of the compressed one.
+    """
 
     dense: float
     compressed: float
@@ -139,18 +182,38 @@ class Latency:
 class Report:
     """The result of `compress` beside the model.
 
-    keep_params, error   the budget that was asked for
-    target        as given; None without calibration
-    affine        as given
-    batches       calibration batches fitted to, 0 without calibration
-    held_out      further batches that serve to judge
-    layers        every module that owns parameters, once, in the order of the model
-    model         the whole model's parameters and their bytes, shared ones counted once
-    model_error   relative error of the model's outputs on the held-out batches, root mean square
-    batch_norms   what became of batch normalisations, where new statistics were tried
-    latency       where an example was given
-
     Prints itself as a table; `to_markdown()`; `to_json()` and `from_json()`; `plot(path)`.
+
+    Parameters
+    ----------
+    keep_params, error : float or None
+        The budget that was asked for.
+    target : str or None
+        As given; None without calibration.
+    affine : bool
+        As given.
+    batches : int
+        Calibration batches fitted to, 0 without calibration.
+    held_out : int
+        Further batches that serve to judge.
+    layers : tuple of LayerReport
+        Every module that owns parameters, once, in the order of the model.
+    model : Totals
+        The whole model's parameters and their bytes, shared ones counted once.
+    model_error : float or None
+        Relative error of the model's outputs on the held-out batches, root mean square.
+    batch_norms : BatchNorms or None
+        What became of batch normalisations, where new statistics were tried.
+    latency : Latency or None
+        Where an example was given.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> small, report = tensorlrf.compress(model, method=tensorlrf.SVD(rank=8))
+    >>> row = report.layer("0")
+    >>> row.format, row.rank, row.params_after
+    ('lowrank', 8, 1024)
     """
 
     keep_params: float | None
@@ -219,9 +282,17 @@ class Report:
         return self._table().to_markdown()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw parameters and errors of every layer to a picture; the suffix says of which kind.
+        """Draw parameters and errors of every layer to a picture.
 
-        Raises UnsupportedError where matplotlib is missing, the extra `plot`.
+        Parameters
+        ----------
+        path : str or path
+            Its suffix says of which kind.
+
+        Raises
+        ------
+        UnsupportedError
+            Where matplotlib is missing, the extra `plot`.
         """
         rows = [row for row in self.layers if row.factored]
         plot_layers(

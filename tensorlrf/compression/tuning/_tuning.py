@@ -23,14 +23,23 @@ FASTEST, ALL_DENSE = "fastest alone", "all dense"
 class BucketTiming:
     """One layer at one bucket of rows. Times are medians, in seconds a call.
 
-    bucket         the rows that the measurement stands for: at most so many, more than half of it
-    rows, input    of the input that was measured: its rows M, and its shape
-    calls          how often the layer was called with rows of this bucket, over all examples
-    seconds        path -> time
-    dense_seconds  of torch's own layer with the rebuilt weight, which knows nothing of paths
-    chosen         the path that runs from now on
-    dense_wins     whether torch's own layer, or the path "dense", is as fast as any factored path,
-                   or the whole model is faster with dense here
+    Parameters
+    ----------
+    bucket : int
+        The rows that the measurement stands for: at most so many, more than half of it.
+    rows, input
+        Of the input that was measured: its rows M, and its shape.
+    calls : int
+        How often the layer was called with rows of this bucket, over all examples.
+    seconds : Mapping
+        Path -> time.
+    dense_seconds : float
+        Of torch's own layer with the rebuilt weight, which knows nothing of paths.
+    chosen : str
+        The path that runs from now on.
+    dense_wins : bool
+        Whether torch's own layer, or the path "dense", is as fast as any factored path, or the
+        whole model is faster with dense here.
     """
 
     bucket: int
@@ -57,16 +66,28 @@ class BucketTiming:
 class LayerTuning:
     """One factored layer.
 
-    name, places  qualified names: the first one, and all
-    kind          the type that it stands for
-    format, rank  of its factors
-    device_key    what the times depend on
-    timings       one for each bucket of rows, ascending; none where no example reached the layer
-    replaced      whether torch's dense layer has taken its place
-    frozen        whether it keeps its dense weight from now on
-    note          why not, where that was asked for and dense was fastest; else empty
-    factor_bytes  of the factors
-    dense_bytes   of the dense weight, which a frozen layer keeps as well
+    Parameters
+    ----------
+    name, places
+        Qualified names: the first one, and all.
+    kind : str
+        The type that it stands for.
+    format, rank
+        Of its factors.
+    device_key : str
+        What the times depend on.
+    timings : tuple of BucketTiming
+        One for each bucket of rows, ascending; none where no example reached the layer.
+    replaced : bool
+        Whether torch's dense layer has taken its place.
+    frozen : bool
+        Whether it keeps its dense weight from now on.
+    note : str
+        Why not, where that was asked for and dense was fastest; else empty.
+    factor_bytes : int
+        Of the factors.
+    dense_bytes : int
+        Of the dense weight, which a frozen layer keeps as well.
     """
 
     name: str
@@ -130,14 +151,19 @@ class WholeTiming:
     A layer alone is measured with its weights and inputs in cache, and what it gains there may be
     lost between the others; so the choices are tried together.
 
-    seconds  name of a choice -> median time of the passes. "fastest alone": every layer on the
-             path that was fastest by itself; "gain > 10%": so, but dense where that was faster by
-             no more than this; "all dense": the path "dense" everywhere. Choices that come out the
-             same are measured once
-    chosen   the fastest; of those that are as fast within the noise, the smallest in memory. All
-             dense where the pairs did not confirm it
-    pairs    time of the fastest over that of all dense, median over pairs of passes that were run
-             after it had been found; None where it is all dense
+    Parameters
+    ----------
+    seconds : Mapping
+        Name of a choice -> median time of the passes. "fastest alone": every layer on the path that
+        was fastest by itself; "gain > 10%": so, but dense where that was faster by no more than
+        this; "all dense": the path "dense" everywhere. Choices that come out the same are measured
+        once.
+    chosen : str
+        The fastest; of those that are as fast within the noise, the smallest in memory. All dense
+        where the pairs did not confirm it.
+    pairs : float or None
+        Time of the fastest over that of all dense, median over pairs of passes that were run after
+        it had been found; None where it is all dense.
     """
 
     seconds: Mapping[str, float]
@@ -154,14 +180,20 @@ class WholeTiming:
 class Tuning:
     """The result of `tune`.
 
-    objective  as given
-    examples   number of batches that the model was run on
-    layers     every factored layer, once, in the order of the model
-    whole      passes of the whole model; None where dense was chosen for every layer alone
-
     `dense_seconds` and `chosen_seconds` are sums over the calls that the examples make of the
     factored layers, each as long as the one that was measured in its bucket; what lies between the
     layers is in `whole` only. Prints itself as a table; `to_json()`.
+
+    Parameters
+    ----------
+    objective : str
+        As given.
+    examples : int
+        Number of batches that the model was run on.
+    layers : tuple of LayerTuning
+        Every factored layer, once, in the order of the model.
+    whole : WholeTiming or None
+        Passes of the whole model; None where dense was chosen for every layer alone.
     """
 
     objective: str
