@@ -52,7 +52,7 @@ from tensorlrf.errors import (
 )
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn import factored_type
-from tensorlrf.nn._copies import copy_of, replica
+from tensorlrf.nn.copies import copy_of, replica
 
 ROOM = 1 << 30
 """Bytes that layers may take which are factored side by side, of one layer at the least."""

@@ -15,9 +15,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from tensorlrf.compression.calibration._batches import call
 from tensorlrf.compression.calibration._draws import OwnDraws
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn._copies import replica
-from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
-from tensorlrf.nn._stock import to_dense_layer
+from tensorlrf.nn.copies import replica
+from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
+from tensorlrf.nn.stock import to_dense_layer
 from tensorlrf.ops import Timings, time_calls
 
 TORCH = "torch"

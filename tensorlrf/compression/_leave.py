@@ -10,9 +10,9 @@ from torch import nn
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn._copies import copy_of
-from tensorlrf.nn._like import hooks_of
-from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
+from tensorlrf.nn.copies import copy_of
+from tensorlrf.nn.obstacles import hooks_of
+from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 
 
 def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tensorlrf.compression._heads import REASON as HEAD
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.errors import ArgumentError
-from tensorlrf.nn._like import why_not
+from tensorlrf.nn.obstacles import why_not
 
 ROOT = "(model)"
 """The name of the model itself, where it is one layer."""

@@ -8,8 +8,8 @@ from tensorlrf.nn._factorize import factored_type, factorize
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
-from tensorlrf.nn._plain import Plain, register_plain
-from tensorlrf.nn._tensors import register_tensor
+from tensorlrf.nn.plain import Plain, register_plain
+from tensorlrf.nn.tensors import register_tensor
 
 __all__ = [
     "FactoredConv1d",

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Factors, Grouped, KroneckerSum, LowRank, TuckerFactors
-from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
-from tensorlrf.nn._like import check_layer
+from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
+from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.ops import PathTable, conv_paths, run_conv
-from tensorlrf.ops._convnd import CONVOLUTION
-from tensorlrf.ops._geometry import (
+from tensorlrf.ops.geometry import (
+    CONVOLUTION,
     IntOrAxes,
     PaddingArgument,
     flat,

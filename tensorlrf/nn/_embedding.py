@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, TuckerFactors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
-from tensorlrf.nn._like import check_embedding
+from tensorlrf.nn.obstacles import check_embedding
 from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths, run_embedding
 from tensorlrf.ops._embedding import check_embedding_path, check_padding
-from tensorlrf.ops._paths import BUCKETS
+from tensorlrf.ops.buckets import BUCKETS
 
 
 class FactoredEmbedding(FactoredLayer):

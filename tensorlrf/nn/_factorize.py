@@ -16,10 +16,10 @@ from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._groups import decompose_groups
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn._like import check_embedding, check_layer, is_embedding, plain_layer
 from tensorlrf.nn._linear import FactoredLinear
-from tensorlrf.nn._plain import HF_CONV1D, base_of, is_hf_conv1d
-from tensorlrf.nn._tensors import values_of
+from tensorlrf.nn.obstacles import check_embedding, check_layer, is_embedding, plain_layer
+from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
+from tensorlrf.nn.tensors import values_of
 
 _FACTORED: dict[str, type[FactoredLayer]] = {
     "Linear": FactoredLinear,

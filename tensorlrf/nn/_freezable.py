@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.ops._dense import dense_weight
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Number of dimensions -> the memory format that torch has for it."""
+from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
+from tensorlrf.ops import dense_weight
 
 
 class Freezable(nn.Module, ABC):
@@ -206,11 +204,3 @@ def _are_own(sources: Sequence[Tensor]) -> bool:
     """Whether these are plain parameters: no stand-ins for one call (of functional_call, a fake
     mode or a shard), and none that are computed."""
     return all(type(p) is nn.Parameter for p in sources)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Channels last and nothing else: with one channel or one pixel a tensor is both."""
-    layout = CHANNELS_LAST.get(x.ndim)
-    if layout is None:
-        return False
-    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()

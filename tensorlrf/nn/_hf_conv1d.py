@@ -10,9 +10,9 @@ from torch import Tensor
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import like_layer, take_over
-from tensorlrf.nn._like import check_layer
 from tensorlrf.nn._linear import FactoredLinear
-from tensorlrf.nn._plain import HF_CONV1D
+from tensorlrf.nn.obstacles import check_layer
+from tensorlrf.nn.plain import HF_CONV1D
 
 
 class FactoredHFConv1D(FactoredLinear):

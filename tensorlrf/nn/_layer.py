@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._freezable import CHANNELS_LAST, Freezable, is_channels_last
+from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
+from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops._fused import check_layer_path
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
-from tensorlrf.nn._like import check_layer
+from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.ops import PathTable, linear_paths, run_linear
 
 

@@ -19,9 +19,7 @@ from tensorlrf.factors import (
 from tensorlrf.ops._conv2d import run_conv2d
 from tensorlrf.ops._convnd import run_convnd
 from tensorlrf.ops._fused import fused_here
-from tensorlrf.ops._geometry import (
-    Axes,
-)
+from tensorlrf.ops.geometry import Axes
 
 _KERNEL = {
     1: "(out_channels, in_channels, k)",

@@ -10,7 +10,7 @@ from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactor
 from tensorlrf.factors.algebra import mode_product
 from tensorlrf.ops._convnd import run_convnd
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._geometry import Pair, resolve_padding
+from tensorlrf.ops.geometry import Pair, resolve_padding
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_chain
 from tensorlrf_kernels.pointwise import is_channels_last, pointwise

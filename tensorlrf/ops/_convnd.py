@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from tensorlrf.factors import CPFactors, Factors, Grouped, KroneckerSum, LowRank, TTFactors
 from tensorlrf.factors.algebra import mode_product
 from tensorlrf.ops._dense import dense_weight
-from tensorlrf.ops._geometry import Axes, resolve_padding
-
-CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+from tensorlrf.ops.geometry import CONVOLUTION, Axes, Geometry, resolve_padding
 
 
 def run_convnd(
@@ -50,9 +48,6 @@ def run_convnd(
     run = _RUNS.get(_format_of(factors), _tucker)
     y = run(factors, groups, x, bias, (stride, padding, dilation))
     return _lying_as(y, x)
-
-
-Geometry = tuple[Axes, Axes, Axes]
 
 
 def _format_of(factors: Factors) -> type[Factors]:

@@ -30,7 +30,8 @@ from tensorlrf.ops._embedding import (
     table_matrices,
 )
 from tensorlrf.ops._fused import fused_launch, fuses, linear_rank
-from tensorlrf.ops._geometry import (
+from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
+from tensorlrf.ops.geometry import (
     Axes,
     IntOrAxes,
     PaddingArgument,
@@ -38,7 +39,6 @@ from tensorlrf.ops._geometry import (
     per_axis,
     resolve_padding,
 )
-from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
 from tensorlrf.ops.structured import form_of
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.launches import Problem

@@ -21,16 +21,17 @@ from tensorlrf.ops._embedding import (
     run_embedding,
 )
 from tensorlrf.ops._fused import check_layer_path
-from tensorlrf.ops._geometry import (
+from tensorlrf.ops._linear import linear_paths, run_linear
+from tensorlrf.ops._paths import best_embedding_path, best_path
+from tensorlrf.ops._profile import nominal_profile
+from tensorlrf.ops.buckets import bucket
+from tensorlrf.ops.geometry import (
     IntOrAxes,
     PaddingArgument,
     output_sizes,
     per_axis,
     resolve_padding,
 )
-from tensorlrf.ops._linear import linear_paths, run_linear
-from tensorlrf.ops._paths import best_embedding_path, best_path, bucket
-from tensorlrf.ops._profile import nominal_profile
 
 _SIZE = {1: "L", 2: "H, W", 3: "D, H, W"}
 

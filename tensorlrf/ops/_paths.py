@@ -15,21 +15,10 @@ from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._cost import Positions, conv_cost, embedding_cost, linear_cost
 from tensorlrf.ops._counter import Cost, Step
 from tensorlrf.ops._embedding import embedding_paths
-from tensorlrf.ops._geometry import Axes
 from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._profile import DeviceProfile, profile_of
-
-# Rows are counted in powers of two; more rows than the last run as the last.
-BUCKETS = tuple(1 << k for k in range(21))
-
-
-def bucket(rows: int) -> int:
-    """The smallest of `BUCKETS` that is at least `rows`, or the largest of all."""
-    # Comparisons, so that a symbolic number of rows is guarded by a range and not by its value.
-    for limit in BUCKETS[:-1]:
-        if rows <= limit:
-            return limit
-    return BUCKETS[-1]
+from tensorlrf.ops.buckets import BUCKETS
+from tensorlrf.ops.geometry import Axes
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,19 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import run_conv
-from tensorlrf.ops._convnd import CONVOLUTION, is_channels_last
+from tensorlrf.ops._convnd import is_channels_last
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._functional import conv1d, conv2d, conv3d, linear
-from tensorlrf.ops._geometry import Axes, IntOrAxes, PaddingArgument, per_axis, resolve_padding
 from tensorlrf.ops._linear import run_linear
 from tensorlrf.ops._paths import paths_of
+from tensorlrf.ops.geometry import (
+    CONVOLUTION,
+    Axes,
+    IntOrAxes,
+    PaddingArgument,
+    per_axis,
+    resolve_padding,
+)
 
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 1000

@@ -18,7 +18,7 @@ from tensorlrf.compression import _latency, compress, plan
 from tensorlrf.compression.calibration._batches import call, fresh, list_batches
 from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import factorize
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 from tests.compression.networks import relative, set_weights
 from tests.compression.tuned import CHAIN, WHOLE, Clock
 from tests.draws import seeded32

@@ -21,7 +21,7 @@ from tensorlrf.nn import (
     factored_type,
     factorize,
 )
-from tensorlrf.nn._like import plain_layer
+from tensorlrf.nn.obstacles import plain_layer
 from tensorlrf.ops import PathTable
 from tests.nn.samples import random_factors
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf.compression.tuning._tune import table_of, tune
 from tensorlrf.nn import _freezable
-from tensorlrf.ops._paths import BUCKETS
+from tensorlrf.ops.buckets import BUCKETS
 from tests.compression.tuned import ALIKE, CHAIN, DENSE, Start, conv, factored, linear, set_clock
 from tests.draws import seeded32
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
+from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.ops import (
     PathTable,
     Positions,

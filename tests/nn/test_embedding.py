@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import FactoredEmbedding, factored_type, factorize
-from tensorlrf.nn._stock import to_dense_layer, to_stock_layer
+from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable, best_embedding_path
 
 METHODS = ("svd", "cp", "tucker", "tt")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.nn import FactoredHFConv1D, FactoredLinear
-from tensorlrf.nn._like import why_not
-from tensorlrf.nn._plain import is_hf_conv1d
+from tensorlrf.nn.obstacles import why_not
+from tensorlrf.nn.plain import is_hf_conv1d
 from tensorlrf.ops import PathTable
 from tests.nn.samples import FORMATS, random_factors
 
@@ -107,7 +107,7 @@ def test_transformers_has_it_where_it_is_looked_for() -> None:
 def test_transformers_is_not_imported() -> None:
     code = (
         "import sys, torch, tensorlrf\n"
-        "from tensorlrf.nn._like import why_not\n"
+        "from tensorlrf.nn.obstacles import why_not\n"
         "assert why_not(torch.nn.Linear(4, 5)) == ''\n"
         "assert why_not(torch.nn.Embedding(4, 5))\n"
         "assert 'transformers' not in sys.modules\n"

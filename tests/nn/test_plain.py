@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredConv2d, FactoredLinear, Plain, factorize, register_plain
-from tensorlrf.nn import _plain as known
-from tensorlrf.nn._like import plain_layer, why_not
-from tensorlrf.nn._plain import mismatch, plain_of, torch_layer
+from tensorlrf.nn import plain as known
+from tensorlrf.nn.obstacles import plain_layer, why_not
+from tensorlrf.nn.plain import mismatch, plain_of, torch_layer
 
 
 def same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from tensorlrf.nn import (
     FactoredLayer,
     FactoredLinear,
 )
-from tensorlrf.nn._stock import _linear_stages, to_dense_layer, to_stock_layer
+from tensorlrf.nn.stock import _linear_stages, to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable
 from tests.nn.samples import FORMATS, MATRIX_FORMATS, random_factors
 

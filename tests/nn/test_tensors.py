@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import tensorlrf
 from tensorlrf.errors import ArgumentError, UnsupportedError
-from tensorlrf.nn import _tensors, factorize, register_tensor
+from tensorlrf.nn import factorize, register_tensor, tensors
 from tests.compression.wrapped import Wrapped
 
 
@@ -30,7 +30,7 @@ class Runs(Wrapped):
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is known in it alone."""
-    monkeypatch.setattr(_tensors, "_REGISTERED", {})
+    monkeypatch.setattr(tensors, "_REGISTERED", {})
 
 
 def model() -> tuple[nn.Sequential, nn.Sequential]:

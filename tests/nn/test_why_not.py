@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn import FactoredConv2d, FactoredLinear, factorize
-from tensorlrf.nn._like import check_layer, plain_layer, why_not
+from tensorlrf.nn.obstacles import check_layer, plain_layer, why_not
 from tests.nn.samples import random_factors
 
 

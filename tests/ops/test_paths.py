@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError
-from tensorlrf.ops._paths import BUCKETS, bucket
 from tensorlrf.ops._profile import CPU, H200
+from tensorlrf.ops.buckets import BUCKETS, bucket
 from tests.ops.samples import sample
 
 choices = st.dictionaries(

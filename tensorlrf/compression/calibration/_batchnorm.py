@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorlrf.compression.calibration._batches import Batch, call
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 
 Statistics = tuple[Tensor, Tensor]
 

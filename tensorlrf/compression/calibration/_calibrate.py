@@ -45,7 +45,7 @@ from tensorlrf.decomposition.linalg._cores import look
 from tensorlrf.decomposition.linalg._threads import limited, most_threads
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 
 Arrived = Callable[[str, Tensor], None]
 

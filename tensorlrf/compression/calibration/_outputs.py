@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._batches import Batch, call
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._taps import Taps
-from tensorlrf.nn._plain import HF_CONV1D, Plain, plain_of
-from tensorlrf.nn._tensors import values_of
+from tensorlrf.nn.plain import HF_CONV1D, Plain, plain_of
+from tensorlrf.nn.tensors import values_of
 
 
 @dataclass(frozen=True)

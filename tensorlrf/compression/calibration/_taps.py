@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad
 
-from tensorlrf.nn._plain import Pads, Plain
+from tensorlrf.nn.plain import Pads, Plain
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _WEIGHT = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}

@@ -13,7 +13,7 @@ from tensorlrf.compression.checkpoint._header import LayerEntry
 from tensorlrf.errors import FileFormatError, UnsupportedError, shown
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredLayer, factored_type
-from tensorlrf.nn._like import why_not
+from tensorlrf.nn.obstacles import why_not
 
 
 def blank_factors(entry: LayerEntry, path: str, dtype: torch.dtype = torch.float32) -> Factors:

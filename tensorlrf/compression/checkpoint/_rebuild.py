@@ -31,7 +31,7 @@ from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, Uns
 from tensorlrf.files.safetensors import TORCH_DTYPES
 from tensorlrf.files.sealed import Stored
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn._copies import copy_of
+from tensorlrf.nn.copies import copy_of
 
 MOST_FROZEN = 1000
 """Numbers of a frozen layer's dense weight, for each of its factors: far more than where dense is

@@ -19,7 +19,7 @@ from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.nn import factored_type
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 
 NOISE = 0.05
 """A gain below this is none."""

@@ -36,9 +36,9 @@ from tensorlrf.compression.tuning._tuning import (
 from tensorlrf.compression.tuning._whole import bytes_held, choices_of, chosen_for, time_whole
 from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 from tensorlrf.ops import PathTable
-from tensorlrf.ops._paths import BUCKETS, bucket
+from tensorlrf.ops.buckets import BUCKETS, bucket
 
 OBJECTIVES = ("size", "latency")
 SECONDS = 0.2

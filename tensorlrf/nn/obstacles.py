@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn._plain import Plain, base_of, is_hf_conv1d, mismatch, plain_of
-from tensorlrf.nn._tensors import is_known
+from tensorlrf.nn.plain import Plain, base_of, is_hf_conv1d, mismatch, plain_of
+from tensorlrf.nn.tensors import is_known
 
 _HOOKS = (
     "_forward_pre_hooks",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.errors import ArgumentError, unknown
-from tensorlrf.nn._copies import replica
+from tensorlrf.nn.copies import replica
 
 Pads = tuple[int, ...] | tuple[tuple[int, int], ...]
 

@@ -23,14 +23,15 @@ from tensorlrf.factors import (
 )
 from tensorlrf.factors.algebra import mode_product
 from tensorlrf.nn._embedding import FactoredEmbedding
-from tensorlrf.nn._freezable import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
-from tensorlrf.nn._plain import HF_CONV1D, Plain, in_turn, torch_layer
+from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
+from tensorlrf.nn.plain import HF_CONV1D, Plain, in_turn, torch_layer
 from tensorlrf.ops import run_embedding, run_linear
-from tensorlrf.ops._convnd import Geometry, kron_convolution
+from tensorlrf.ops._convnd import kron_convolution
 from tensorlrf.ops._embedding import table_matrices
+from tensorlrf.ops.geometry import Geometry
 from tensorlrf.ops.structured import form_of
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {

@@ -5,15 +5,23 @@ All of it serves one, two or three axes; a tuple has one entry an axis, in the o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
 
 Axes = tuple[int, ...]
+Geometry = tuple[Axes, Axes, Axes]
+"""Stride, padding and dilation."""
 Pair = tuple[int, int]
 IntOrAxes = int | Sequence[int]
 PaddingArgument = str | int | Sequence[int] | Sequence[tuple[int, int]]
+
+CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of axes."""
 
 _WORDS = {
     1: "an int, alone or in a tuple",
