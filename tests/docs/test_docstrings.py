@@ -23,7 +23,7 @@ SECTIONS = (
 
 PACKAGES = ("", ".compression", ".decomposition", ".factors", ".nn", ".ops")
 
-LATER = ("tensorlrf.decomposition", "tensorlrf.ops", "tensorlrf_kernels")
+LATER = ("tensorlrf.decomposition", "tensorlrf.ops")
 """What is held next, and the configs of methods with it."""
 
 

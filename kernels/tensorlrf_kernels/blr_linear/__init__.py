@@ -38,31 +38,59 @@ def blr_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(x W^T + bias) for blocks of unequal rank that tile W (m, n), on a grid or as a
-    tree (Amestoy et al. 2015; Hackbusch 1999), in two launches on an NVIDIA GPU, or in one for
-    at most 128 rows.
+    """`activation(x W^T + bias)` for blocks of unequal rank that tile W (m, n).
 
-    x           (..., n)
-    left        (sum of rows_b r_b,): the left panels, each (r_b, rows_b), by rows of blocks
-    right       (sum of r_b columns_b,): the right panels, each (r_b, columns_b), by columns of
-                blocks: ascending (column, columns, row, rows)
-    dense       (sum of rows_b columns_b,): the dense blocks, by rows of blocks
-    blocks      (row, column, rows, columns, rank) of each block, ascending (row, rows, column,
-                columns), the rank None for a dense block; or `words` of them, which is faster
-    shape       (m, n)
-    bias        (m,) or None
-    activation  None, "relu", "gelu", "gelu_tanh" or "silu"
-
-    Returns (..., m), contiguous. x may have any strides; panels that are not contiguous are copied.
-    Sums are made in float32, and the intermediate is rounded to the dtype once, or kept in float32
-    for float16; float32 operands are multiplied in TF32 where torch's own switch allows it.
+    On a grid or as a tree, in two launches on an NVIDIA GPU, or in one for at most 128 rows.
     Differentiable once, in all tensors; every sum of the gradients is made in a fixed order. Blocks
     are checked the first time that they are met, and only the sizes of tensors after that.
+
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+        May have any strides.
+    left : Tensor of shape (sum of rows_b r_b,)
+        The left panels, each (r_b, rows_b), by rows of blocks.
+    right : Tensor of shape (sum of r_b columns_b,)
+        The right panels, each (r_b, columns_b), by columns of blocks: ascending (column, columns,
+        row, rows). Panels that are not contiguous are copied.
+    dense : Tensor of shape (sum of rows_b columns_b,)
+        The dense blocks, by rows of blocks.
+    blocks : iterable of (row, column, rows, columns, rank), or str
+        Ascending (row, rows, column, columns), the rank None for a dense block; or `words` of them,
+        which is faster.
+    shape : (m, n)
+    bias : Tensor of shape (m,), optional
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices, blocks or the activation do not fit together.
+
+    Notes
+    -----
+    Sums are made in float32, and the intermediate is rounded to the dtype once, or kept in float32
+    for float16; float32 operands are multiplied in TF32 where torch's own switch allows it.
 
     Library products, one a strip of blocks, run in its place on a CPU, in float64, where a side of
     W is below 16 or tiles would be mostly mask, and where the kernel does not compile.
 
-    Raises ValueError where shapes, dtypes, devices, blocks or the activation do not fit together.
+    References
+    ----------
+    Amestoy et al. 2015; Hackbusch 1999.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.blr_linear import blr_linear
+    >>> x, left, right = torch.ones(3, 8), torch.ones(4), torch.ones(4)
+    >>> blocks = [(0, 0, 4, 4, None), (0, 4, 4, 4, 1)]
+    >>> blr_linear(x, left, right, torch.eye(4).flatten(), blocks, (4, 8))[0]
+    tensor([5., 5., 5., 5.])
     """
     text = blocks if isinstance(blocks, str) else words(blocks, shape)
     return _call(x, left, right, dense, bias, f"blr {text}", activation)
@@ -76,15 +104,43 @@ def monarch_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(x W^T + bias) for the Monarch matrix W[(s, q), (k, p)] = sum over r of
-    left[q, s, k, r] right[k, q, r, p] (Dao et al. 2022), in two launches on an NVIDIA GPU.
+    """`activation(x W^T + bias)` for a Monarch matrix W, in two launches on an NVIDIA GPU.
 
-    x      (..., n)
-    left   (Q, S, K, r)
-    right  (K, Q, r, P)
-    shape  (m, n) with S = ceil(m / Q), P = ceil(n / K): what lies beyond is padding
+    `W[(s, q), (k, p)]` is the sum over r of `left[q, s, k, r] right[k, q, r, p]`: row s Q + q,
+    column k P + p. The rest is as `blr_linear` has it.
 
-    Row s Q + q, column k P + p. The rest is as `blr_linear` has it.
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+    left : Tensor of shape (Q, S, K, r)
+    right : Tensor of shape (K, Q, r, P)
+    shape : (m, n)
+        S = ceil(m / Q), P = ceil(n / K): what lies beyond is padding.
+    bias : Tensor of shape (m,), optional
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        As `blr_linear`.
+
+    References
+    ----------
+    Dao et al. 2022.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.blr_linear import monarch_linear
+    >>> f = tensorlrf.monarch(torch.rand(6, 8), 1, blocks=2)
+    >>> x = torch.rand(3, 8)
+    >>> y = monarch_linear(x, f.left, f.right, f.shape)
+    >>> torch.allclose(y, x @ f.to_dense().T, atol=1e-5)
+    True
     """
     m, n = map(int, shape)  # a text of symbols cannot be traced
     return _call(x, left, right, None, bias, f"monarch {m} {n}", activation)
@@ -99,17 +155,42 @@ def blast_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(x W^T + bias) for W whose block (i, j) is left[i] diag(scales[i, j]) right[j]
-    (Lee et al. 2024, "BLAST", eq. 2), in three launches on an NVIDIA GPU.
+    """`activation(x W^T + bias)` for W of block (i, j) `left[i] diag(scales[i, j]) right[j]`.
 
-    x       (..., n)
-    left    (p, mb, r)
-    right   (q, r, nb)
-    scales  (p, q, r)
-    shape   (m, n) with mb = ceil(m / p), nb = ceil(n / q): what lies beyond is padding
+    In three launches on an NVIDIA GPU. The intermediate is rounded to the dtype twice, before the
+    scales and behind them. The rest is as `blr_linear` has it.
 
-    The intermediate is rounded to the dtype twice, before the scales and behind them. The rest is
-    as `blr_linear` has it.
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+    left : Tensor of shape (p, mb, r)
+    right : Tensor of shape (q, r, nb)
+    scales : Tensor of shape (p, q, r)
+    shape : (m, n)
+        mb = ceil(m / p), nb = ceil(n / q): what lies beyond is padding.
+    bias : Tensor of shape (m,), optional
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        As `blr_linear`.
+
+    References
+    ----------
+    Lee et al. 2024, "BLAST", eq. 2.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.blr_linear import blast_linear
+    >>> left, right, scales = torch.ones(2, 3, 1), torch.ones(4, 1, 5), torch.ones(2, 4, 1)
+    >>> blast_linear(torch.ones(1, 20), left, right, scales, (6, 20))
+    tensor([[20., 20., 20., 20., 20., 20.]])
     """
     m, n = map(int, shape)
     return _call(x, left, right, scales, bias, f"blast {m} {n}", activation)

@@ -187,7 +187,25 @@ class Tiling:
 
 
 def words(blocks: Iterable[Sequence[int | None]], shape: Sequence[int]) -> str:
-    """A tiling as text, which goes through torch's dispatcher faster than a thousand integers."""
+    """A tiling as text, which goes through torch's dispatcher faster than a thousand integers.
+
+    Parameters
+    ----------
+    blocks : iterable of (row, column, rows, columns, rank)
+        The rank None for a dense block.
+    shape : (m, n)
+
+    Returns
+    -------
+    str
+        What `blr_linear` takes as `blocks`.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.blr_linear import words
+    >>> words([(0, 0, 4, 4, None), (0, 4, 4, 4, 1)], (4, 8))
+    '4 8 0,0,4,4,-1;0,4,4,4,1'
+    """
     each = ";".join(
         ",".join(str(DENSE if n is None else int(n)) for n in block) for block in blocks
     )

@@ -31,28 +31,51 @@ def cp_conv2d(
     dilation: Pair = (1, 1),
     activation: str | None = None,
 ) -> Tensor:
-    """activation(conv2d(x, K) + bias) for K[o, i, p, q] = sum_j weights[j] out[o, j] in[i, j]
-    kh[p, j] kw[q, j], in one kernel on an NVIDIA GPU.
+    """`activation(conv2d(x, K) + bias)` for a CP kernel K, in one kernel on an NVIDIA GPU.
 
-    x           (B, I, H, W)
-    out_factor, in_factor   (O, r), (I, r)
-    kh_factor, kw_factor    (kh, r), (kw, r)
-    weights     (r,)
-    bias        (O,) or None
-    stride, padding, dilation   of rows and columns
-    activation  None, "relu", "gelu", "gelu_tanh" or "silu"
+    `K[o, i, p, q]` is the sum over j of `weights[j] out[o, j] in[i, j] kh[p, j] kw[q, j]`.
+    Differentiable once, in x, the factors, the weights and the bias; all sums of the gradients are
+    made in a fixed order.
 
-    Returns (B, O, H', W') in the memory format of x. The kernel works in channels_last: an x in the
-    default format is copied, and so is the result. Above rank 128, and for few places, it stops
-    behind the taps, and a library product makes y of what it left, rounded to the dtype. Sums are
-    made in float32; float32 operands are multiplied in TF32 where torch's own switch for matrix
-    products allows it. Differentiable once, in x, the factors, the weights and the bias; all sums
-    of the gradients are made in a fixed order.
+    Parameters
+    ----------
+    x : Tensor of shape (B, I, H, W)
+    out_factor, in_factor : Tensor of shape (O, r), (I, r)
+    kh_factor, kw_factor : Tensor of shape (kh, r), (kw, r)
+    weights : Tensor of shape (r,)
+    bias : Tensor of shape (O,), optional
+    stride, padding, dilation : pair of int
+        Of rows and columns.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (B, O, H', W')
+        In the memory format of x.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices, geometry or the activation do not fit together.
+
+    Notes
+    -----
+    The kernel works in channels_last: an x in the default format is copied, and so is the result.
+    Above rank 128, and for few places, it stops behind the taps, and a library product makes y of
+    what it left, rounded to the dtype. Sums are made in float32; float32 operands are multiplied in
+    TF32 where torch's own switch for matrix products allows it.
 
     Four library convolutions run in its place on a CPU, in float64, beyond 7 taps or a stride or
     dilation of 4, and where the kernel does not compile.
 
-    Raises ValueError where shapes, dtypes, devices, geometry or the activation do not fit together.
+    Examples
+    --------
+    >>> from tensorlrf_kernels.cp_conv2d import cp_conv2d
+    >>> f = tensorlrf.cp(torch.rand(8, 4, 3, 3), 2)
+    >>> x = torch.rand(1, 4, 9, 9)
+    >>> y = cp_conv2d(x, *f.factors, f.weights, stride=(2, 2))
+    >>> torch.allclose(y, torch.nn.functional.conv2d(x, f.to_dense(), stride=2), atol=1e-4)
+    True
     """
     given = (x, out_factor, in_factor, kh_factor, kw_factor, weights, bias)
     geometry = Geometry.of(stride, padding, dilation)

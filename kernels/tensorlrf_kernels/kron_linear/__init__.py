@@ -24,30 +24,54 @@ def kron_linear(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(x W^T + bias + residual) for W = sum over s of kron(a_s, b_s), in one kernel on an
-    NVIDIA GPU.
+    """`activation(x W^T + bias + residual)` for W a sum over s of `kron(a[s], b[s])`.
 
-    x           (..., n1 n2)
-    a           (s, m1, n1)
-    b           (s, m2, n2)
-    bias        (m1 m2,) or None
-    residual    (..., m1 m2) or None, a further term of the sum
-    activation  None, "relu", "gelu", "gelu_tanh" or "silu"
+    In one kernel on an NVIDIA GPU. Differentiable once, in all five tensors; backward keeps x and
+    the factors, and nothing of its own. All its sums have a fixed order.
 
-    Returns (..., m1 m2), contiguous: with a row of x as the matrix X (n1, n2), a row of the product
-    is the matrix sum of a_s X b_s^T. The operands may have any strides. Sums are made in float32;
-    float32 operands are multiplied in TF32 where torch's own switch allows it. In float16 what lies
-    between the two products may leave the dtype's range. Differentiable once, in all five tensors;
-    backward keeps x and the factors, and nothing of its own. All its sums have a fixed order.
+    Parameters
+    ----------
+    x : Tensor of shape (..., n1 n2)
+    a : Tensor of shape (s, m1, n1)
+    b : Tensor of shape (s, m2, n2)
+    bias : Tensor of shape (m1 m2,), optional
+    residual : Tensor of shape (..., m1 m2), optional
+        A further term of the sum.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (..., m1 m2)
+        Contiguous: with a row of x as the matrix X (n1, n2), a row of the product is the matrix sum
+        of `a[s] X b[s]^T`.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices or the activation do not fit together.
+
+    Notes
+    -----
+    The operands may have any strides. Sums are made in float32; float32 operands are multiplied in
+    TF32 where torch's own switch allows it. In float16 what lies between the two products may leave
+    the dtype's range.
 
     Library products with all the terms side by side run in its place, in the cheaper of the two
     orders, on a CPU, in float64, for m1, n1, m2 or n2 below 16 or above 128, for more than 16
     terms, and where the kernel does not compile (said once, by a RuntimeWarning). There what lies
     between the products is stored, s times as large as x or y, and rounded to the operands' dtype.
 
-    Raises ValueError where shapes, dtypes, devices or the activation do not fit together.
+    References
+    ----------
+    C. F. Van Loan & N. Pitsianis, Approximation with Kronecker products (1993).
 
-    Source: C. F. Van Loan & N. Pitsianis, Approximation with Kronecker products (1993).
+    Examples
+    --------
+    >>> from tensorlrf_kernels.kron_linear import kron_linear
+    >>> x, a, b = torch.rand(5, 12), torch.rand(2, 2, 3), torch.rand(2, 6, 4)
+    >>> w = torch.kron(a[0], b[0]) + torch.kron(a[1], b[1])
+    >>> torch.allclose(kron_linear(x, a, b), x @ w.T, atol=1e-5)
+    True
     """
     given = (x, a, b, bias, residual)
     differentiated = torch.is_grad_enabled() and any(

@@ -19,28 +19,50 @@ __all__ = ["lowrank_embedding"]
 def lowrank_embedding(
     indices: Tensor, left: Tensor, right: Tensor, padding_idx: int | None = None
 ) -> Tensor:
-    """(left @ right)[indices], gathered and multiplied in one kernel on an NVIDIA GPU.
+    """Rows `(left @ right)[indices]`, gathered and multiplied in one kernel on an NVIDIA GPU.
 
-    indices      (...) of int32 or int64, each from 0 up to n
-    left         (n, r)
-    right        (r, d)
-    padding_idx  what is looked up at this index has no gradient, as in torch.nn.Embedding; below
-                 zero it counts from the end
-
-    Returns (..., d), contiguous, in the dtype of right. The factors may have any strides. left may
-    be float32 beside a right of half precision, to which its rows are then rounded: so it is under
-    autocast, where a cast of the whole table would cost more than the lookup. Sums are made in
-    float32; float32 operands are multiplied in TF32 where torch's own switch allows it.
     Differentiable once, in both factors; all sums of the gradients have a fixed order.
 
-    An index out of range is an IndexError on a CPU. On a GPU it ends the kernel by a trap, which
-    the next synchronising call reports as a launch failure, and like torch's device assert leaves
-    no CUDA context to go on with.
+    Parameters
+    ----------
+    indices : Tensor of shape (...)
+        Of int32 or int64, each from 0 up to n.
+    left : Tensor of shape (n, r)
+        May be float32 beside a `right` of half precision, to which its rows are then rounded: so it
+        is under autocast, where a cast of the whole table would cost more than the lookup.
+    right : Tensor of shape (r, d)
+    padding_idx : int, optional
+        What is looked up at this index has no gradient, as in torch.nn.Embedding; below zero it
+        counts from the end.
 
-    Torch's lookup and a library product run in its place on a CPU, in float64, and where the
-    kernel does not compile, which a RuntimeWarning says once.
+    Returns
+    -------
+    Tensor of shape (..., d)
+        Contiguous, in the dtype of right.
 
-    Raises ValueError where shapes, dtypes, devices or padding_idx do not fit together.
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices or padding_idx do not fit together.
+    IndexError
+        For an index out of range on a CPU. On a GPU it ends the kernel by a trap, which the next
+        synchronising call reports as a launch failure, and like torch's device assert leaves no
+        CUDA context to go on with.
+
+    Notes
+    -----
+    The factors may have any strides. Sums are made in float32; float32 operands are multiplied in
+    TF32 where torch's own switch allows it.
+
+    Torch's lookup and a library product run in its place on a CPU, in float64, and where the kernel
+    does not compile, which a RuntimeWarning says once.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
+    >>> left, right = torch.rand(100, 4), torch.rand(4, 16)
+    >>> lowrank_embedding(torch.tensor([3, 7]), left, right).shape
+    torch.Size([2, 16])
     """
     padding = known_padding(padding_idx, len(left))
     differentiated = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)

@@ -27,24 +27,47 @@ def lowrank_linear(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(x @ right^T @ left^T + bias + residual), in one kernel on an NVIDIA GPU.
+    """`activation(x @ right^T @ left^T + bias + residual)`, in one kernel on an NVIDIA GPU.
 
-    x           (..., n)
-    right       (r, n)
-    left        (m, r)
-    bias        (m,) or None
-    residual    (..., m) or None, a further term of the sum
-    activation  None, "relu", "gelu", "gelu_tanh" or "silu"
+    Differentiable once, in all five tensors.
 
-    Returns (..., m), contiguous. The operands may have any strides. Sums are made in float32;
-    float32 operands are multiplied in TF32 where torch's own switch allows it. In float16 the
-    intermediate may leave the dtype's range. Differentiable once, in all five tensors.
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+    right : Tensor of shape (r, n)
+    left : Tensor of shape (m, r)
+    bias : Tensor of shape (m,), optional
+    residual : Tensor of shape (..., m), optional
+        A further term of the sum.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices or the activation do not fit together.
+
+    Notes
+    -----
+    The operands may have any strides. Sums are made in float32; float32 operands are multiplied in
+    TF32 where torch's own switch allows it. In float16 the intermediate may leave the dtype's
+    range.
 
     Two library products run in its place on a CPU, in float64, beyond rank 256 for more than 128
     rows, and where the kernel does not compile; the last two are said once, by a RuntimeWarning.
     There the intermediate is rounded to the operands' dtype.
 
-    Raises ValueError where shapes, dtypes, devices or the activation do not fit together.
+    Examples
+    --------
+    >>> from tensorlrf_kernels.lowrank_linear import lowrank_linear
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> y = lowrank_linear(torch.rand(5, 6), f.right, f.left, activation="relu")
+    >>> y.shape, bool((y >= 0).all())
+    (torch.Size([5, 8]), True)
     """
     given = (x, right, left, bias, residual)
     differentiated = torch.is_grad_enabled() and any(

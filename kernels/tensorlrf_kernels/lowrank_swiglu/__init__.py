@@ -30,28 +30,48 @@ def lowrank_swiglu(
     gate_bias: Tensor | None = None,
     up_bias: Tensor | None = None,
 ) -> Tensor:
-    """silu(x @ gate_right^T @ gate_left^T + gate_bias) * (x @ up_right^T @ up_left^T + up_bias),
-    in one kernel on an NVIDIA GPU.
+    """`silu(gate) * up` of two low-rank layers of one x, in one kernel on an NVIDIA GPU.
 
-    x           (..., n)
-    gate_right  (g, n)
-    gate_left   (m, g)
-    up_right    (u, n)
-    up_left     (m, u)
-    gate_bias   (m,) or None
-    up_bias     (m,) or None
+    `gate = x @ gate_right^T @ gate_left^T + gate_bias`, `up = x @ up_right^T @ up_left^T +
+    up_bias`. Neither projection is written to memory. Differentiable once, in all seven tensors.
 
-    Returns (..., m), contiguous; neither projection is written to memory. The operands may have
-    any strides, and the ranks g and u may differ. Sums are made in float32; float32 operands are
-    multiplied in TF32 where torch's own switch allows it. In float16 the intermediates may leave
-    the dtype's range. Differentiable once, in all seven tensors.
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+    gate_right : Tensor of shape (g, n)
+    gate_left : Tensor of shape (m, g)
+    up_right : Tensor of shape (u, n)
+    up_left : Tensor of shape (m, u)
+    gate_bias : Tensor of shape (m,), optional
+    up_bias : Tensor of shape (m,), optional
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes or devices do not fit together.
+
+    Notes
+    -----
+    The operands may have any strides, and the ranks g and u may differ. Sums are made in float32;
+    float32 operands are multiplied in TF32 where torch's own switch allows it. In float16 the
+    intermediates may leave the dtype's range.
 
     Library products run in its place on a CPU, in float64, beyond rank 128 for more than 128 rows
-    (64 for the gradients), and where the kernel does not compile; where that happens in the
-    forward pass on a GPU that has kernels, a RuntimeWarning says so once. There the intermediates
-    are rounded to the operands' dtype.
+    (64 for the gradients), and where the kernel does not compile; where that happens in the forward
+    pass on a GPU that has kernels, a RuntimeWarning says so once. There the intermediates are
+    rounded to the operands' dtype.
 
-    Raises ValueError where shapes, dtypes or devices do not fit together.
+    Examples
+    --------
+    >>> from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu
+    >>> right, left = torch.rand(2, 6), torch.rand(8, 2)
+    >>> lowrank_swiglu(torch.rand(5, 6), right, left, right, left).shape
+    torch.Size([5, 8])
     """
     operands = (x, gate_right, gate_left, up_right, up_left, gate_bias, up_bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)

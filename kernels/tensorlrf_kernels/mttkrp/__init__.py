@@ -20,16 +20,40 @@ __all__ = ["contract_modes", "kernel_wins", "mttkrp"]
 
 
 def mttkrp(tensor: Tensor, factors: Sequence[Tensor], mode: int) -> Tensor:
-    """The unfolding of a mode times the Khatri-Rao product of the other modes' factors (Kolda &
-    Bader 2009, section 3.4), without that product in memory on an NVIDIA GPU.
+    """The unfolding of a mode times the Khatri-Rao product of the other modes' factors.
 
-    tensor   (n_0, ..., n_d), d >= 1
-    factors  one a mode, (n_k, c); that of `mode` is not read, and may be anything
-    mode     counted from the end where it is negative
+    Without that product in memory on an NVIDIA GPU. Numerics, strides, gradients and errors are
+    those of `contract_modes`.
 
-    Returns (n_mode, c): entry [i, r] is the sum over all other indices of the tensor's entry times
-    the product of the factors' entries in column r. Numerics, strides, gradients and errors are
-    those of `contract_modes`; also ValueError where `mode` or the number of factors does not fit.
+    Parameters
+    ----------
+    tensor : Tensor of shape (n_0, ..., n_d), d >= 1
+    factors : sequence of Tensor
+        One a mode, (n_k, c); that of `mode` is not read, and may be anything.
+    mode : int
+        Counted from the end where it is negative.
+
+    Returns
+    -------
+    Tensor of shape (n_mode, c)
+        Entry [i, r] is the sum over all other indices of the tensor's entry times the product of
+        the factors' entries in column r.
+
+    Raises
+    ------
+    ValueError
+        As `contract_modes`, and where `mode` or the number of factors does not fit.
+
+    References
+    ----------
+    Kolda & Bader 2009, section 3.4.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.mttkrp import mttkrp
+    >>> factors = [torch.ones(n, 2) for n in (3, 4, 5)]
+    >>> mttkrp(torch.ones(3, 4, 5), factors, 0)[0]
+    tensor([20., 20.])
     """
     order = tensor.ndim
     if order < 2:
@@ -45,25 +69,48 @@ def mttkrp(tensor: Tensor, factors: Sequence[Tensor], mode: int) -> Tensor:
 def contract_modes(tensor: Tensor, factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
     """Contract some modes of a tensor with their factors, column by column.
 
-    tensor   (n_0, ..., n_d)
-    factors  (n, c) each, for modes[j] its factors[j]
-    modes    different ones, one at least, not negative
+    With one mode left this is `mttkrp`; with more, what a dimension tree has at its nodes.
+    Differentiable once, in the tensor and in the factors. Under autocast nothing is cast.
 
-    Returns (m, c), m the product of the sizes of the modes that are left, in their order: the sum
-    over the indices of `modes` of the tensor's entry times the factors' entries in column r. With
-    one mode left this is `mttkrp`; with more, what a dimension tree has at its nodes (Phan,
-    Tichavsky, Cichocki 2013).
+    Parameters
+    ----------
+    tensor : Tensor of shape (n_0, ..., n_d)
+    factors : sequence of Tensor
+        (n, c) each, for modes[j] its factors[j]; of any strides.
+    modes : sequence of int
+        Different ones, one at least, not negative.
 
+    Returns
+    -------
+    Tensor of shape (m, c)
+        m is the product of the sizes of the modes that are left, in their order: the sum over the
+        indices of `modes` of the tensor's entry times the factors' entries in column r.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices or modes do not fit together.
+
+    Notes
+    -----
     On a GPU float32 and float64 are served by a kernel, with the Khatri-Rao product of all factors
-    never in memory, at most a small one of some of four modes or more. The factors may have any
-    strides, and no copy is made of a tensor that is a permutation of a contiguous one. float32 is
-    multiplied as three products of TF32, near full accuracy (a product is off by 12 units roundoff
-    at most; where there is an infinity it may be NaN), or as one where torch's own switch allows
-    it. Sums are made in the tensor's dtype, in a fixed order. Other dtypes, and other devices, take
-    library products with Khatri-Rao products of bounded size. Differentiable once, in the tensor
-    and in the factors. Under autocast nothing is cast.
+    never in memory, at most a small one of some of four modes or more. No copy is made of a tensor
+    that is a permutation of a contiguous one. float32 is multiplied as three products of TF32, near
+    full accuracy (a product is off by 12 units roundoff at most; where there is an infinity it may
+    be NaN), or as one where torch's own switch allows it. Sums are made in the tensor's dtype, in a
+    fixed order. Other dtypes, and other devices, take library products with Khatri-Rao products of
+    bounded size.
 
-    Raises ValueError where shapes, dtypes, devices or modes do not fit together.
+    References
+    ----------
+    Phan, Tichavsky, Cichocki 2013.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.mttkrp import contract_modes
+    >>> factors = [torch.ones(4, 2), torch.ones(5, 2)]
+    >>> contract_modes(torch.ones(3, 4, 5, 6), factors, (1, 2)).shape
+    torch.Size([18, 2])
     """
     given, which = list(factors), list(modes)
     differentiated = torch.is_grad_enabled() and any(
@@ -75,11 +122,30 @@ def contract_modes(tensor: Tensor, factors: Sequence[Tensor], modes: Sequence[in
 
 
 def kernel_wins(tensor: Tensor, modes: Sequence[int], columns: int) -> bool:
-    """Whether the kernel should be faster here than a library product with the Khatri-Rao product
-    of all factors in memory, by a model of both (`launch.kernel_wins`).
+    """Whether the kernel should be faster here than a library product.
 
-    False for a tensor that is not on a GPU with kernels, for dtypes that they do not serve, and
-    for strides that would take a copy.
+    The library product has the Khatri-Rao product of all factors in memory; a model of both decides
+    (`launch.kernel_wins`).
+
+    Parameters
+    ----------
+    tensor : Tensor
+    modes : sequence of int
+        Those that would be contracted.
+    columns : int
+        Of the factors, c.
+
+    Returns
+    -------
+    bool
+        False for a tensor that is not on a GPU with kernels, for dtypes that they do not serve, and
+        for strides that would take a copy.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.mttkrp import kernel_wins
+    >>> kernel_wins(torch.ones(3, 4, 5), (0, 1), 2)
+    False
     """
     if tensor.device.type != "cuda" or not supports(chip_of(tensor.device)):
         return False

@@ -25,27 +25,53 @@ def tt_embedding(
     shape: tuple[int, int] | None = None,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Rows first[i1] second[:, i2] of the table (n, d), flattened, for the digits (i1, i2) of
-    every index: two small matrices are gathered and multiplied in one kernel on an NVIDIA GPU.
+    """Rows of a table that is a train of two: `first[i1] second[:, i2]`, flattened.
 
-    indices      (...) of int32 or int64, each from 0 up to n; i1, i2 = divmod(index, n2)
-    first        (n1, d1, R), the leading cores of the train as one
-    second       (R, n2, d2), the others
-    shape        (n, d) with n <= n1 n2 and d <= d1 d2: what is more is padding that the table does
-                 not have; by default (n1 n2, d1 d2)
-    padding_idx  what is looked up at this index has no gradient, as in torch.nn.Embedding; below
-                 zero it counts from the end
+    Of the digits (i1, i2) of every index two small matrices are gathered and multiplied, in one
+    kernel on an NVIDIA GPU. Differentiable once, in both cores, by library products and sums in a
+    fixed order; their terms are rounded to the dtype.
 
-    Returns (..., d), contiguous. The cores may have any strides; sums are made in float32, and
-    float32 operands are multiplied in TF32 where torch's own switch allows it. Differentiable once,
-    in both cores, by library products and sums in a fixed order; their terms are rounded to the
-    dtype. An index out of range is an IndexError on a CPU, and on a GPU a trap, as in
-    `lowrank_embedding`.
+    Parameters
+    ----------
+    indices : Tensor of shape (...)
+        Of int32 or int64, each from 0 up to n; i1, i2 = divmod(index, n2).
+    first : Tensor of shape (n1, d1, R)
+        The leading cores of the train as one.
+    second : Tensor of shape (R, n2, d2)
+        The others.
+    shape : (n, d), optional
+        n <= n1 n2 and d <= d1 d2: what is more is padding that the table does not have; by default
+        (n1 n2, d1 d2).
+    padding_idx : int, optional
+        What is looked up at this index has no gradient, as in torch.nn.Embedding; below zero it
+        counts from the end.
+
+    Returns
+    -------
+    Tensor of shape (..., d)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices or padding_idx do not fit together.
+    IndexError
+        For an index out of range on a CPU; on a GPU a trap, as in `lowrank_embedding`.
+
+    Notes
+    -----
+    The cores may have any strides; sums are made in float32, and float32 operands are multiplied in
+    TF32 where torch's own switch allows it.
 
     Gathers and a batched library product run in its place on a CPU, in float64, above rank 64, and
     where the kernel does not compile, which a RuntimeWarning says once.
 
-    Raises ValueError where shapes, dtypes, devices or padding_idx do not fit together.
+    Examples
+    --------
+    >>> from tensorlrf_kernels.tt_embedding import tt_embedding
+    >>> first, second = torch.ones(10, 4, 2), torch.ones(2, 10, 4)
+    >>> tt_embedding(torch.tensor([3, 97]), first, second).shape
+    torch.Size([2, 16])
     """
     _check(indices, first, second)
     whole = (first.shape[0] * second.shape[1], first.shape[1] * second.shape[2])

@@ -26,23 +26,51 @@ def tt_linear(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(x @ W^T + bias + residual) for the weight W of a TT-matrix (Novikov et al. 2015,
-    eq. 3), on an NVIDIA GPU as a Kronecker sum in one kernel.
+    """`activation(x @ W^T + bias + residual)` for the weight W of a TT-matrix.
 
-    x           (..., n), n the product of all n_k
-    cores       (r_k, m_k, n_k, r_{k+1}), r of one at both ends
-    bias        (m,) or None, m the product of all m_k
-    residual    (..., m) or None, a further term of the sum
-    activation  None, "relu", "gelu", "gelu_tanh" or "silu"
+    On an NVIDIA GPU as a Kronecker sum in one kernel. Differentiable once, in all tensors; for the
+    gradient x and the merged cores are kept and nothing else, as for a dense layer.
 
-    Returns (..., m), contiguous. Between two cores a TT-matrix is a Kronecker sum of as many terms
-    as the rank there. Where that is 16 at most, and both halves have from 16 to 128 rows and
-    columns, the cores of each are merged and the kernel of `kron_linear` runs; elsewhere library
-    products, its own or one a core, whichever multiply less, what is between them rounded to the
-    dtype. Differentiable once, in all tensors; for the gradient x and the merged cores are kept and
-    nothing else, as for a dense layer.
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+        n is the product of all n_k.
+    cores : sequence of Tensor
+        (r_k, m_k, n_k, r_{k+1}) each, r of one at both ends.
+    bias : Tensor of shape (m,), optional
+        m is the product of all m_k.
+    residual : Tensor of shape (..., m), optional
+        A further term of the sum.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
 
-    Raises ValueError where shapes, dtypes, devices or the activation do not fit together.
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices or the activation do not fit together.
+
+    Notes
+    -----
+    Between two cores a TT-matrix is a Kronecker sum of as many terms as the rank there. Where that
+    is 16 at most, and both halves have from 16 to 128 rows and columns, the cores of each are
+    merged and the kernel of `kron_linear` runs; elsewhere library products, its own or one a core,
+    whichever multiply less, what is between them rounded to the dtype.
+
+    References
+    ----------
+    Novikov et al. 2015, eq. 3.
+
+    Examples
+    --------
+    >>> from tensorlrf_kernels.tt_linear import tt_linear
+    >>> f = tensorlrf.tt_matrix(torch.rand(12, 20), 3)
+    >>> x = torch.rand(5, 20)
+    >>> torch.allclose(tt_linear(x, f.cores), x @ f.to_dense().T, atol=1e-4)
+    True
     """
     cores = list(cores)
     _check(x, cores, bias, residual, activation)

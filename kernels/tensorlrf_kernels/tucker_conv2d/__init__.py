@@ -32,27 +32,53 @@ def tucker_conv2d(
     dilation: Pair = (1, 1),
     activation: str | None = None,
 ) -> Tensor:
-    """activation(conv2d(x, K) + bias) for K[o, i, p, q] = sum_ab core[a, b, p, q] out[o, a]
-    in[i, b], from the core on in one kernel on an NVIDIA GPU.
+    """`activation(conv2d(x, K) + bias)` for a Tucker-2 kernel K.
 
-    x           (B, I, H, W)
-    core        (r_out, r_in, kh, kw)
-    out_factor  (O, r_out), or None for the identity: then library convolutions run
-    in_factor   (I, r_in), a library product, or None for the identity: the SVD form, kh x kw into
-                r_out channels and 1 x 1 out of them
-    bias        (O,) or None
-    stride, padding, dilation   of rows and columns
-    activation  None, "relu", "gelu", "gelu_tanh" or "silu"
+    `K[o, i, p, q]` is the sum over a, b of `core[a, b, p, q] out[o, a] in[i, b]`. From the core on
+    in one kernel on an NVIDIA GPU. Differentiable once, by library convolutions that make the
+    intermediate anew.
 
-    Returns (B, O, H', W') in the memory format of x. The kernel works in channels_last: an x in the
-    default format is copied, and so is the result. Sums are made in float32; float32 operands are
-    multiplied in TF32 where torch's own switch for matrix products allows it. Differentiable once,
-    by library convolutions that make the intermediate anew.
+    Parameters
+    ----------
+    x : Tensor of shape (B, I, H, W)
+    core : Tensor of shape (r_out, r_in, kh, kw)
+    out_factor : Tensor of shape (O, r_out), or None
+        None for the identity: then library convolutions run.
+    in_factor : Tensor of shape (I, r_in), or None
+        A library product, or None for the identity: the SVD form, kh x kw into r_out channels and
+        1 x 1 out of them.
+    bias : Tensor of shape (O,), optional
+    stride, padding, dilation : pair of int
+        Of rows and columns.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+
+    Returns
+    -------
+    Tensor of shape (B, O, H', W')
+        In the memory format of x.
+
+    Raises
+    ------
+    ValueError
+        Where shapes, dtypes, devices, geometry or the activation do not fit together.
+
+    Notes
+    -----
+    The kernel works in channels_last: an x in the default format is copied, and so is the result.
+    Sums are made in float32; float32 operands are multiplied in TF32 where torch's own switch for
+    matrix products allows it.
 
     Library convolutions run in its place on a CPU, in float64, beyond rank 256, 7 taps or a stride
     or dilation of 4, and where the kernel does not compile.
 
-    Raises ValueError where shapes, dtypes, devices, geometry or the activation do not fit together.
+    Examples
+    --------
+    >>> from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
+    >>> f = tensorlrf.tucker(torch.rand(8, 4, 3, 3), (3, 2), modes=(0, 1))
+    >>> x = torch.rand(1, 4, 9, 9)
+    >>> y = tucker_conv2d(x, f.core, *f.factors, padding=(1, 1))
+    >>> torch.allclose(y, torch.nn.functional.conv2d(x, f.to_dense(), padding=1), atol=1e-4)
+    True
     """
     geometry = Geometry.of(stride, padding, dilation)
     if out_factor is None or x.device.type != "cuda":
