@@ -14,16 +14,41 @@ Term = tuple[str, Tensor]
 
 
 def contract(expression: str, *operands: Tensor | Factors) -> Tensor:
-    """einsum over tensors and factors, without rebuilding what the factors stand for.
+    """An einsum over tensors and factors, without rebuilding what the factors stand for.
 
-    expression  as in torch.einsum, with one letter a mode and an explicit output:
-                `contract("oihw,i->ohw", factors, v)` multiplies one mode by a vector
-    operands    tensors, LowRank, CPFactors, TuckerFactors, TTFactors, or TRFactors with one core a
-                mode; a factors object counts as one tensor of its `shape`
+    Each factors object is written as its own tensors, and opt_einsum orders the pairwise products
+    of them all.
 
-    Each factors object is written as its own tensors, and opt_einsum (Smith & Gray 2018) orders
-    the pairwise products of them all. Returns a dense tensor, differentiable in every operand.
-    Raises ArgumentError, ShapeError or UnsupportedError.
+    Parameters
+    ----------
+    expression : str
+        As in torch.einsum, with one letter a mode and an explicit output:
+        `contract("oihw,i->ohw", factors, v)` multiplies one mode by a vector.
+    *operands : Tensor or Factors
+        Tensors, LowRank, CPFactors, TuckerFactors, TTFactors, or TRFactors with one core a mode; a
+        factors object counts as one tensor of its `shape`.
+
+    Returns
+    -------
+    Tensor
+        Dense, differentiable in every operand.
+
+    Raises
+    ------
+    ArgumentError, ShapeError, UnsupportedError
+        Where the expression and the operands do not fit together.
+
+    References
+    ----------
+    Smith & Gray 2018.
+
+    Examples
+    --------
+    >>> f = tensorlrf.cp(torch.rand(4, 5, 6), 2)
+    >>> v = torch.rand(5)
+    >>> product = tensorlrf.ops.contract("ijk,j->ik", f, v)
+    >>> torch.allclose(product, torch.einsum("ijk,j->ik", f.to_dense(), v), atol=1e-5)
+    True
     """
     from opt_einsum import contract as einsum
 
@@ -66,9 +91,28 @@ def contract(expression: str, *operands: Tensor | Factors) -> Tensor:
 
 
 def inner(a: Tensor | Factors, b: Tensor | Factors) -> Tensor:
-    """Sum over all entries of a * b, two tensors or factors of one shape; a scalar tensor.
+    """Sum over all entries of a * b.
 
-    `inner(f, f)` is the squared Frobenius norm.
+    Parameters
+    ----------
+    a, b : Tensor or Factors
+        Of one shape.
+
+    Returns
+    -------
+    Tensor
+        A scalar; `inner(f, f)` is the squared Frobenius norm.
+
+    Raises
+    ------
+    ArgumentError, ShapeError, UnsupportedError
+        As `contract`.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> torch.allclose(tensorlrf.ops.inner(f, f), f.to_dense().square().sum(), rtol=1e-4)
+    True
     """
     if tuple(a.shape) != tuple(b.shape):
         raise ShapeError(f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}; they must agree")

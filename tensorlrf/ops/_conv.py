@@ -32,17 +32,53 @@ _FORMATS = (LowRank, CPFactors, TuckerFactors, KroneckerSum, TTFactors)
 
 
 def train_order(order: int) -> tuple[int, ...]:
-    """The modes of the train that is a chain of convolutions: from the output channels over the
-    last to the first axis to the input channels."""
+    """The modes of the train that is a chain of convolutions.
+
+    From the output channels over the last to the first axis to the input channels.
+
+    Parameters
+    ----------
+    order : int
+        Of the kernel, its axes and two.
+
+    Returns
+    -------
+    tuple of int
+
+    Examples
+    --------
+    >>> tensorlrf.ops.train_order(4)
+    (0, 3, 2, 1)
+    """
     return (0, *range(order - 1, 0, -1))
 
 
 def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
-    """The paths by which a convolution can run on these factors, where they are; in `n_axes` axes,
-    or in as many as the shape has. "fused" needs an NVIDIA GPU and Triton.
+    """The paths by which a convolution can run on these factors, where they are.
 
-    Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
-    for a kernel (out_channels, in_channels, k), (.., kh, kw) or (.., kd, kh, kw).
+    Parameters
+    ----------
+    factors : Factors
+    n_axes : int, optional
+        In so many axes; by default in as many as the shape has.
+
+    Returns
+    -------
+    tuple of str
+        "fused" needs an NVIDIA GPU and Triton.
+
+    Raises
+    ------
+    UnsupportedError
+        For a format that has none.
+    ShapeError
+        Where the factors do not stand for a kernel (out_channels, in_channels, k), (.., kh, kw) or
+        (.., kd, kh, kw).
+
+    Examples
+    --------
+    >>> tensorlrf.ops.conv_paths(tensorlrf.cp(torch.rand(8, 4, 3, 3), 2))
+    ('dense', 'chain', 'fold', 'fold_depthwise')
     """
     one = factors.group(0) if isinstance(factors, Grouped) else factors
     if not isinstance(one, _FORMATS):
@@ -71,7 +107,26 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
 
 
 def conv2d_paths(factors: Factors) -> tuple[str, ...]:
-    """`conv_paths` of a kernel (out_channels, in_channels, kh, kw)."""
+    """The `conv_paths` of a kernel (out_channels, in_channels, kh, kw).
+
+    Parameters
+    ----------
+    factors : Factors
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    UnsupportedError, ShapeError
+        As `conv_paths`.
+
+    Examples
+    --------
+    >>> tensorlrf.ops.conv2d_paths(tensorlrf.svd(torch.rand(8, 4, 3, 3), 2))
+    ('dense', 'chain')
+    """
     return conv_paths(factors, 2)
 
 
@@ -84,8 +139,27 @@ def run_conv(
     padding: Axes | str,
     dilation: Axes,
 ) -> Tensor:
-    """`conv1d`, `conv2d` or `conv3d` by a given path, without checks: for layers that made theirs
-    when they were built. The options have one entry an axis; padding is the same on both sides."""
+    """The convolution by a given path, without checks: for layers that made theirs before.
+
+    Parameters
+    ----------
+    path : str
+    factors : Factors
+    x : Tensor of shape (B, g I, ...) or (g I, ...)
+    bias : Tensor of shape (O,) or None
+    stride, padding, dilation : tuple of int
+        One entry an axis; padding is the same on both sides, or a word.
+
+    Returns
+    -------
+    Tensor of shape (B, O, ...) or (O, ...)
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 5), 2)
+    >>> tensorlrf.ops.run_conv("chain", f, torch.rand(1, 4, 20), None, (1,), (2,), (1,)).shape
+    torch.Size([1, 8, 20])
+    """
     own = isinstance(factors, (LowRank, CPFactors, TuckerFactors)) and len(stride) == 2
     run: Callable[..., Tensor] = run_conv2d if own else run_convnd
     return run(path, factors, x, bias, stride, padding, dilation)

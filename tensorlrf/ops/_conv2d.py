@@ -27,9 +27,26 @@ def run_conv2d(
     padding: Pair | str = (0, 0),
     dilation: Pair = (1, 1),
 ) -> Tensor:
-    """`conv2d` by a given path, without checks: for layers that made theirs when they were built.
+    """The `conv2d` by a given path, without checks: for layers that made theirs before.
 
-    x (B, g I, H, W) or (g I, H, W); returns (B, O, H', W') or (O, H', W').
+    Parameters
+    ----------
+    path : str
+    factors : Factors
+    x : Tensor of shape (B, g I, H, W) or (g I, H, W)
+    bias : Tensor of shape (O,), optional
+    stride, padding, dilation : pair of int
+        Padding may be a word.
+
+    Returns
+    -------
+    Tensor of shape (B, O, H', W') or (O, H', W')
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 3, 3), 2)
+    >>> tensorlrf.ops.run_conv2d("chain", f, torch.rand(1, 4, 9, 9), padding=(1, 1)).shape
+    torch.Size([1, 8, 9, 9])
     """
     if isinstance(factors, Grouped):
         return run_convnd(path, factors, x, bias, stride, padding, dilation)

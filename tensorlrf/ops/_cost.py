@@ -51,6 +51,15 @@ class Positions(tuple[int, ...]):
 
     Entry k is after the taps of the first k axes alone: entry 0 is the input, the last one the
     output, and of a two-dimensional one the entry between is after the vertical taps.
+
+    Parameters
+    ----------
+    iterable : iterable of int
+
+    Examples
+    --------
+    >>> tensorlrf.ops.Positions.of((2, 8, 8), (3, 3), stride=2, padding=1)
+    (128, 64, 32)
     """
 
     __slots__ = ()
@@ -79,8 +88,21 @@ class Positions(tuple[int, ...]):
         padding: PaddingArgument = 0,
         dilation: IntOrAxes = 1,
     ) -> Positions:
-        """For an input of `size` (batch, height, width), or (batch, length), or (batch, depth,
-        height, width); the other arguments as in `conv2d`."""
+        """For an input of `size`; the other arguments as in `conv2d`.
+
+        Parameters
+        ----------
+        size : iterable of int
+            (batch, height, width), or (batch, length), or (batch, depth, height, width).
+        kernel : tuple of int
+            One size an axis.
+        stride, padding, dilation
+            As in `conv2d`.
+
+        Returns
+        -------
+        Positions
+        """
         batch, *lengths = size
         n_axes = len(kernel)
         strides, dilations = (
@@ -106,10 +128,28 @@ class Positions(tuple[int, ...]):
 
 
 def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True) -> Cost:
-    """Cost of `ops.linear` by `path` on `rows` rows; meta tensors serve as factors.
+    """Cost of `ops.linear` by a path.
 
-    `rebuild=False` leaves out what "dense" spends on rebuilding the weight, as in a frozen
-    layer. "fused" is counted as on a GPU, wherever the factors are.
+    Parameters
+    ----------
+    factors : Factors
+        Meta tensors serve.
+    path : str
+        "fused" is counted as on a GPU, wherever the factors are.
+    rows : int
+        Of the input, M.
+    rebuild : bool
+        False leaves out what "dense" spends on rebuilding the weight, as in a frozen layer.
+
+    Returns
+    -------
+    Cost
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> tensorlrf.ops.linear_cost(f, "chain", rows=10).flops  # 2 x 10 x 2 x (6 + 8)
+    560
     """
     form, paths = form_of(factors), linear_paths(factors)  # refuses what is no linear layer
     own = LINEAR_PATHS if form is None else paths
@@ -147,11 +187,31 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
 
 
 def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: bool = True) -> Cost:
-    """Cost of `ops.conv1d`, `conv2d` or `conv3d` by `path` at `positions`, of one axis fewer than
-    these have entries; meta tensors serve as factors.
+    """Cost of `ops.conv1d`, `conv2d` or `conv3d` by a path.
 
-    `rebuild=False` leaves out what "dense" spends on rebuilding the kernel. "fused" is counted as
-    on a GPU, wherever the factors are; what no kernel serves is the chain there.
+    Parameters
+    ----------
+    factors : Factors
+        Meta tensors serve.
+    path : str
+        "fused" is counted as on a GPU, wherever the factors are; what no kernel serves is the chain
+        there.
+    positions : Positions
+        Of one entry more than the convolution has axes.
+    rebuild : bool
+        False leaves out what "dense" spends on rebuilding the kernel.
+
+    Returns
+    -------
+    Cost
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 3, 3), 2)
+    >>> where = tensorlrf.ops.Positions.of((1, 9, 9), (3, 3), padding=1)
+    >>> cost = tensorlrf.ops.conv_cost(f, "chain", where)
+    >>> cost.flops == 2 * 81 * 2 * (4 * 9 + 8)
+    True
     """
     paths = conv_paths(factors, len(positions) - 1)
     check_path(path, tuple(dict.fromkeys((*paths, *(("fused",) if fuses(factors) else ())))))
@@ -288,11 +348,29 @@ def rebuild_cost(counter: Counter, factors: Factors) -> None:
 
 
 def embedding_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True) -> Cost:
-    """Cost of `ops.embedding` by `path` on `rows` indices; meta tensors serve as factors. A gather
-    is bytes and no FLOPs.
+    """Cost of `ops.embedding` by a path. A gather is bytes and no FLOPs.
 
-    `rebuild=False` leaves out what "dense" spends on rebuilding the table. "fused" is counted as on
-    a GPU, wherever the factors are; what no kernel serves is the chain there.
+    Parameters
+    ----------
+    factors : Factors
+        Meta tensors serve.
+    path : str
+        "fused" is counted as on a GPU, wherever the factors are; what no kernel serves is the chain
+        there.
+    rows : int
+        How many indices.
+    rebuild : bool
+        False leaves out what "dense" spends on rebuilding the table.
+
+    Returns
+    -------
+    Cost
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(100, 16), 4)
+    >>> [step.kind for step in tensorlrf.ops.embedding_cost(f, "chain", rows=10).steps]
+    ['gather', 'matmul']
     """
     embedding_paths(factors)  # refuses what is no table
     check_path(path, EMBEDDING_PATHS if fuses_embedding(factors) else EMBEDDING_PATHS[:2])

@@ -16,15 +16,21 @@ GROUP_TILE = 16
 class Step(NamedTuple):
     """One library call, or one launch of a kernel of ours.
 
-    kind      "matmul", "conv" (kernel of more than one element), "depthwise", "merge" (an
-              elementwise product of factors; its multiplications are not counted as FLOPs),
-              "gather" (rows of a matrix by their index),
-              "fused" (products chained on chip), or "fused_few" (the same for few rows, with a
-              grid barrier between the products)
-    flops     2 x multiply-adds
-    bytes     inputs and weights read once, outputs written once
-    padding   how many times as many FLOPs are executed, since a tile's width is a power of two
-    programs  how many blocks of work there are; 0 where they always fill the device
+    Parameters
+    ----------
+    kind : str
+        "matmul", "conv" (kernel of more than one element), "depthwise", "merge" (an elementwise
+        product of factors; its multiplications are not counted as FLOPs), "gather" (rows of a
+        matrix by their index), "fused" (products chained on chip), or "fused_few" (the same for few
+        rows, with a grid barrier between the products).
+    flops : int
+        2 x multiply-adds.
+    bytes : int
+        Inputs and weights read once, outputs written once.
+    padding : float
+        How many times as many FLOPs are executed, since a tile's width is a power of two.
+    programs : int
+        How many blocks of work there are; 0 where they always fill the device.
     """
 
     kind: str
@@ -36,7 +42,19 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """The calls of one path, in order."""
+    """The calls of one path, in order.
+
+    Parameters
+    ----------
+    steps : tuple of Step
+
+    Examples
+    --------
+    >>> step = tensorlrf.ops.Step("matmul", flops=200, bytes=80)
+    >>> cost = tensorlrf.ops.Cost((step, step))
+    >>> cost.flops, cost.bytes, cost.launches
+    (400, 160, 2)
+    """
 
     steps: tuple[Step, ...]
 

@@ -23,11 +23,28 @@ EMBEDDING_PATHS = ("dense", "chain", "fused")
 
 
 def embedding_paths(factors: Factors) -> tuple[str, ...]:
-    """The paths by which rows can be looked up in a table of these factors, where they are:
-    "fused" needs an NVIDIA GPU and Triton.
+    """The paths by which rows can be looked up in a table of these factors, where they are.
 
-    Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
-    for a table (num_embeddings, embedding_dim).
+    Parameters
+    ----------
+    factors : Factors
+
+    Returns
+    -------
+    tuple of str
+        "fused" needs an NVIDIA GPU and Triton.
+
+    Raises
+    ------
+    UnsupportedError
+        For a format that has none.
+    ShapeError
+        Where the factors do not stand for a table (num_embeddings, embedding_dim).
+
+    Examples
+    --------
+    >>> tensorlrf.ops.embedding_paths(tensorlrf.svd(torch.rand(100, 16), 4))
+    ('dense', 'chain')
     """
     if not isinstance(factors, (LowRank, CPFactors, TuckerFactors, TTMatrix)):
         raise UnsupportedError(
@@ -98,10 +115,25 @@ def merges(factors: TTMatrix, cut: int, rows: int) -> bool:
 def run_embedding(
     path: str, factors: Factors, indices: Tensor, padding_idx: int | None = None
 ) -> Tensor:
-    """`embedding` by a given path, without checks: for layers that made theirs when they were
-    built. padding_idx is None or counted from the start.
+    """The `embedding` by a given path, without checks: for layers that made theirs before.
 
-    indices (...); returns (..., d).
+    Parameters
+    ----------
+    path : str
+    factors : Factors
+    indices : Tensor of shape (...)
+    padding_idx : int, optional
+        Counted from the start.
+
+    Returns
+    -------
+    Tensor of shape (..., d)
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(100, 16), 4)
+    >>> tensorlrf.ops.run_embedding("chain", f, torch.tensor([3, 99])).shape
+    torch.Size([2, 16])
     """
     if path == "dense":
         return F.embedding(indices, dense_weight(factors), padding_idx)

@@ -39,20 +39,39 @@ _SIZE = {1: "L", 2: "H, W", 3: "D, H, W"}
 def linear(
     x: Tensor, factors: Factors, bias: Tensor | None = None, *, path: str | None = None
 ) -> Tensor:
-    """x @ W^T + bias for the weight W (m, n) that `factors` stand for.
+    """The linear layer x @ W^T + bias for the weight W (m, n) that `factors` stand for.
 
-    x        (..., n), any number of leading dimensions
-    factors  of shape (m, n): LowRank, CPFactors, TuckerFactors, KroneckerSum, TTMatrix, TRFactors,
-             BlockLowRank, MonarchFactors or BlastFactors
-    bias     (m,)
-    path     "dense" (rebuild W), "chain" (one product a factor); for a TTMatrix of more than two
-             cores "fold" (cut in the middle, a Kronecker sum), for TRFactors (each side merged into
-             a matrix), for even blocks (all ranks padded, two batched products); for a LowRank and
-             the like on an NVIDIA GPU "fused" (one kernel, the intermediate on chip); by default
-             the one that the cost model expects to be fastest for this number of rows
+    Parameters
+    ----------
+    x : Tensor of shape (..., n)
+        Any number of leading dimensions.
+    factors : Factors
+        Of shape (m, n): LowRank, CPFactors, TuckerFactors, KroneckerSum, TTMatrix, TRFactors,
+        BlockLowRank, MonarchFactors or BlastFactors.
+    bias : Tensor of shape (m,), optional
+    path : str, optional
+        "dense" (rebuild W), "chain" (one product a factor); for a TTMatrix of more than two cores
+        "fold" (cut in the middle, a Kronecker sum), for TRFactors (each side merged into a matrix),
+        for even blocks (all ranks padded, two batched products); for a LowRank and the like on an
+        NVIDIA GPU "fused" (one kernel, the intermediate on chip); by default the one that the cost
+        model expects to be fastest for this number of rows.
 
-    Returns (..., m). Differentiable in x, bias and every tensor of the factors.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    Returns
+    -------
+    Tensor of shape (..., m)
+        Differentiable in x, bias and every tensor of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> x = torch.rand(5, 6)
+    >>> torch.allclose(tensorlrf.ops.linear(x, f), x @ f.to_dense().T, atol=1e-5)
+    True
     """
     paths = linear_paths(factors)
     m, n = factors.shape
@@ -80,20 +99,37 @@ def conv1d(
     *,
     path: str | None = None,
 ) -> Tensor:
-    """conv1d(x, K) + bias for the kernel K (O, I, k) that `factors` stand for.
+    """The convolution conv1d(x, K) + bias for the kernel K (O, I, k) that `factors` stand for.
 
-    x         (B, g I, L) or (g I, L)
-    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes (0, 2, 1))
-              of shape (O, I, k), g = 1; or a Grouped of one of them, of shape (O, I, k) for g
-              groups
-    bias      (O,)
-    stride, padding, dilation  as torch.nn.functional.conv1d, "same" and "valid" included; padding
-              may be ((before, after),) too
-    path      "dense" (rebuild K) or "chain" (one convolution a factor); by default the one that
-              the cost model expects to be fastest for this input
+    Parameters
+    ----------
+    x : Tensor of shape (B, g I, L) or (g I, L)
+    factors : Factors
+        LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes (0, 2, 1)) of
+        shape (O, I, k), g = 1; or a Grouped of one of them, of shape (O, I, k) for g groups.
+    bias : Tensor of shape (O,), optional
+    stride, padding, dilation
+        As torch.nn.functional.conv1d, "same" and "valid" included; padding may be
+        ((before, after),) too.
+    path : str, optional
+        "dense" (rebuild K) or "chain" (one convolution a factor); by default the one that the cost
+        model expects to be fastest for this input.
 
-    Returns (B, O, L') or (O, L'). Differentiable in x, bias and every tensor of the factors.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    Returns
+    -------
+    Tensor of shape (B, O, L') or (O, L')
+        Differentiable in x, bias and every tensor of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 5), 2)
+    >>> tensorlrf.ops.conv1d(torch.rand(1, 4, 20), f, padding=((4, 0),)).shape
+    torch.Size([1, 8, 20])
     """
     return _conv(1, x, factors, bias, stride, padding, dilation, path)
 
@@ -108,21 +144,42 @@ def conv2d(
     *,
     path: str | None = None,
 ) -> Tensor:
-    """conv2d(x, K) + bias for the kernel K (O, I, kh, kw) that `factors` stand for.
+    """The convolution conv2d(x, K) + bias for the kernel K (O, I, kh, kw) that `factors` stand for.
 
-    x         (B, g I, H, W) or (g I, H, W); channels_last in, channels_last out
-    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes
-              (0, 3, 2, 1)) of shape (O, I, kh, kw), g = 1; or a Grouped of one of them, of shape
-              (O, I, kh, kw) for g groups
-    bias      (O,)
-    stride, padding, dilation  as torch.nn.functional.conv2d, "same" and "valid" included; padding
-              may be (before, after) of each axis too
-    path      "dense" (rebuild K), "chain" (one convolution a factor); CPFactors also have "fold"
-              (kh x 1, then 1 x kw) and "fold_depthwise" (1 x 1, depthwise kh x kw, 1 x 1); by
-              default the one that the cost model expects to be fastest for this input
+    Parameters
+    ----------
+    x : Tensor of shape (B, g I, H, W) or (g I, H, W)
+        channels_last in, channels_last out.
+    factors : Factors
+        LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes (0, 3, 2, 1)) of
+        shape (O, I, kh, kw), g = 1; or a Grouped of one of them, of shape (O, I, kh, kw) for g
+        groups.
+    bias : Tensor of shape (O,), optional
+    stride, padding, dilation
+        As torch.nn.functional.conv2d, "same" and "valid" included; padding may be (before, after)
+        of each axis too.
+    path : str, optional
+        "dense" (rebuild K), "chain" (one convolution a factor); CPFactors also have "fold" (kh x 1,
+        then 1 x kw) and "fold_depthwise" (1 x 1, depthwise kh x kw, 1 x 1); by default the one that
+        the cost model expects to be fastest for this input.
 
-    Returns (B, O, H', W') or (O, H', W'). Differentiable in x, bias and every tensor of the
-    factors. Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    Returns
+    -------
+    Tensor of shape (B, O, H', W') or (O, H', W')
+        Differentiable in x, bias and every tensor of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> f = tensorlrf.cp(torch.rand(8, 4, 3, 3), 2)
+    >>> x = torch.rand(1, 4, 9, 9)
+    >>> y = tensorlrf.ops.conv2d(x, f, stride=2, padding=1, path="fold")
+    >>> torch.allclose(y, tensorlrf.ops.conv2d(x, f, stride=2, padding=1, path="dense"), atol=1e-4)
+    True
     """
     return _conv(2, x, factors, bias, stride, padding, dilation, path)
 
@@ -137,14 +194,34 @@ def conv3d(
     *,
     path: str | None = None,
 ) -> Tensor:
-    """conv3d(x, K) + bias for the kernel K (O, I, kd, kh, kw) that `factors` stand for.
+    """The convolution conv3d(x, K) + bias for the kernel K (O, I, kd, kh, kw) that `factors` stand for.
 
-    x         (B, g I, D, H, W) or (g I, D, H, W); channels_last_3d in, channels_last_3d out
-    factors   LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes
-              (0, 4, 3, 2, 1)) of shape (O, I, kd, kh, kw), g = 1; or a Grouped of one of them, of
-              shape (O, I, kd, kh, kw) for g groups
+    Parameters
+    ----------
+    x : Tensor of shape (B, g I, D, H, W) or (g I, D, H, W)
+        channels_last_3d in, channels_last_3d out.
+    factors : Factors
+        LowRank, CPFactors, TuckerFactors, KroneckerSum or TTFactors (of the modes (0, 4, 3, 2, 1))
+        of shape (O, I, kd, kh, kw), g = 1; or a Grouped of one of them, of shape (O, I, kd, kh, kw)
+        for g groups.
+    bias, stride, padding, dilation, path
+        As for `conv1d`.
 
-    The other arguments and errors as for `conv1d`. Returns (B, O, D', H', W') or (O, D', H', W').
+    Returns
+    -------
+    Tensor of shape (B, O, D', H', W') or (O, D', H', W')
+        Differentiable in x, bias and every tensor of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 3, 3, 3), 2)
+    >>> tensorlrf.ops.conv3d(torch.rand(4, 5, 6, 7), f, padding="same").shape
+    torch.Size([8, 5, 6, 7])
     """
     return _conv(3, x, factors, bias, stride, padding, dilation, path)
 
@@ -207,19 +284,41 @@ def embedding(
 ) -> Tensor:
     """The rows `indices` of the table W (n, d) that `factors` stand for.
 
-    indices      (...) of int32 or int64, each from 0 up to n
-    factors      of shape (n, d): LowRank, CPFactors, TuckerFactors or TTMatrix
-    padding_idx  what is looked up at this row has no gradient, as in torch.nn.functional.embedding;
-                 below zero it counts from the end. The row itself may change, since it shares all
-                 factors but one with the others
-    path         "dense" (rebuild W), "chain" (gather from the factor of the rows, then one product
-                 a factor; of a train the slices of every core), on an NVIDIA GPU "fused" (both in
-                 one kernel; a train is cut in two); by default the one that the cost model expects
-                 to be fastest for this number of indices
+    Parameters
+    ----------
+    indices : Tensor of shape (...)
+        Of int32 or int64, each from 0 up to n.
+    factors : Factors
+        Of shape (n, d): LowRank, CPFactors, TuckerFactors or TTMatrix.
+    padding_idx : int, optional
+        What is looked up at this row has no gradient, as in torch.nn.functional.embedding; below
+        zero it counts from the end. The row itself may change, since it shares all factors but one
+        with the others.
+    path : str, optional
+        "dense" (rebuild W), "chain" (gather from the factor of the rows, then one product a factor;
+        of a train the slices of every core), on an NVIDIA GPU "fused" (both in one kernel; a train
+        is cut in two); by default the one that the cost model expects to be fastest for this number
+        of indices.
 
-    Returns (..., d). Differentiable in every tensor of the factors. An index out of range is an
-    IndexError on a CPU; on a GPU it stops the device, as with torch.nn.functional.embedding.
-    Raises ShapeError, ArgumentError or UnsupportedError where these do not fit together.
+    Returns
+    -------
+    Tensor of shape (..., d)
+        Differentiable in every tensor of the factors.
+
+    Raises
+    ------
+    ShapeError, ArgumentError, UnsupportedError
+        Where these do not fit together.
+    IndexError
+        For an index out of range on a CPU; on a GPU it stops the device, as with
+        torch.nn.functional.embedding.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(100, 16), 4)
+    >>> rows = tensorlrf.ops.embedding(torch.tensor([3, 99]), f)
+    >>> torch.allclose(rows, f.to_dense()[[3, 99]], atol=1e-5)
+    True
     """
     embedding_paths(factors)
     n, _ = factors.shape

@@ -17,11 +17,28 @@ LINEAR_PATHS = ("dense", "chain", "fused")
 
 
 def linear_paths(factors: Factors) -> tuple[str, ...]:
-    """The paths by which a linear layer can run on these factors, where they are: "fused" needs
-    an NVIDIA GPU and Triton.
+    """The paths by which a linear layer can run on these factors, where they are.
 
-    Raises UnsupportedError for a format that has none, ShapeError where the factors do not stand
-    for a weight (out_features, in_features).
+    Parameters
+    ----------
+    factors : Factors
+
+    Returns
+    -------
+    tuple of str
+        "fused" needs an NVIDIA GPU and Triton.
+
+    Raises
+    ------
+    UnsupportedError
+        For a format that has none.
+    ShapeError
+        Where the factors do not stand for a weight (out_features, in_features).
+
+    Examples
+    --------
+    >>> tensorlrf.ops.linear_paths(tensorlrf.svd(torch.rand(8, 6), 2))
+    ('dense', 'chain')
     """
     form = form_of(factors)
     if form is None and not isinstance(factors, (LowRank, CPFactors, TuckerFactors)):
@@ -59,9 +76,24 @@ def _as_two_matrices(factors: Factors) -> tuple[Tensor, Tensor]:
 
 
 def run_linear(path: str, factors: Factors, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` by a given path, without checks: for layers that made theirs when they were built.
+    """The `linear` by a given path, without checks: for layers that made theirs before.
 
-    x (..., n), bias (m,); returns (..., m).
+    Parameters
+    ----------
+    path : str
+    factors : Factors
+    x : Tensor of shape (..., n)
+    bias : Tensor of shape (m,), optional
+
+    Returns
+    -------
+    Tensor of shape (..., m)
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> tensorlrf.ops.run_linear("chain", f, torch.rand(5, 6)).shape
+    torch.Size([5, 8])
     """
     if path == "dense":
         return F.linear(x, dense_weight(factors), bias)

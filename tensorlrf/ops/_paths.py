@@ -25,8 +25,19 @@ from tensorlrf.ops.geometry import Axes
 class PathTable:
     """Rows M -> path.
 
-    entries  (largest number of rows, path) in ascending order; the last has no largest number
-             (None). Neighbours differ in their path, so a table of one entry needs no branch.
+    Parameters
+    ----------
+    entries : tuple of (int or None, str)
+        (largest number of rows, path) in ascending order; the last has no largest number (None).
+        Neighbours differ in their path, so a table of one entry needs no branch.
+
+    Examples
+    --------
+    >>> table = tensorlrf.ops.PathTable.from_choices({64: "chain", 1024: "dense"})
+    >>> table.entries
+    ((64, 'chain'), (None, 'dense'))
+    >>> table.lookup(64), table.lookup(65)
+    ('chain', 'dense')
     """
 
     entries: tuple[tuple[int | None, str], ...]
@@ -52,8 +63,17 @@ class PathTable:
 
     @classmethod
     def from_choices(cls, choices: Mapping[int, str]) -> PathTable:
-        """From the path chosen at some numbers of rows; each holds up to its number, and the
-        largest beyond."""
+        """From the path chosen at some numbers of rows.
+
+        Parameters
+        ----------
+        choices : Mapping
+            Number of rows -> path; each holds up to its number, and the largest beyond.
+
+        Returns
+        -------
+        PathTable
+        """
         if not choices:
             raise ArgumentError("choices={} is empty; give a path for one number of rows at least")
         entries: list[tuple[int | None, str]] = []
@@ -74,10 +94,23 @@ class PathTable:
         rebuild: bool = True,
         profile: DeviceProfile | None = None,
     ) -> PathTable:
-        """By the cost model: of `paths` (by default all that the format has), the one that
-        `profile` (by default that of the factors' device) predicts to be fastest in each bucket.
+        """By the cost model: the path that it predicts to be fastest in each bucket.
 
-        `rebuild=False` stands for a frozen layer, which keeps its dense weight.
+        Parameters
+        ----------
+        factors : Factors
+        stride : tuple of int, optional
+            One entry an axis.
+        paths : tuple of str, optional
+            Those to choose from; by default all that the format has.
+        rebuild : bool
+            False stands for a frozen layer, which keeps its dense weight.
+        profile : DeviceProfile, optional
+            By default that of the factors' device.
+
+        Returns
+        -------
+        PathTable
         """
         choices = {
             rows: best_path(
@@ -126,15 +159,56 @@ class PathTable:
 
 
 def paths_of(factors: Factors) -> tuple[str, ...]:
-    """The paths of the layer that has these factors: order 2 is linear, 3 to 5 a convolution."""
+    """The paths of the layer that has these factors: order 2 is linear, 3 to 5 a convolution.
+
+    Parameters
+    ----------
+    factors : Factors
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    UnsupportedError
+        For a format that has none.
+
+    Examples
+    --------
+    >>> tensorlrf.ops.paths_of(tensorlrf.tucker(torch.rand(8, 6, 3), 2))
+    ('dense', 'chain')
+    """
     return linear_paths(factors) if len(factors.shape) == 2 else conv_paths(factors)
 
 
 def path_cost(
     factors: Factors, path: str, rows: int, *, stride: Axes | None = None, rebuild: bool = True
 ) -> Cost:
-    """Cost of a path for `rows` rows of output, of a linear layer or of a convolution, whose
-    `stride` (one entry an axis) is 1 by default."""
+    """Cost of a path for `rows` rows of output, of a linear layer or of a convolution.
+
+    Parameters
+    ----------
+    factors : Factors
+    path : str
+    rows : int
+        Of the output, M.
+    stride : tuple of int, optional
+        Of a convolution, one entry an axis; 1 by default.
+    rebuild : bool
+        False leaves out what "dense" spends on rebuilding the weight.
+
+    Returns
+    -------
+    Cost
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> dense, chain = (tensorlrf.ops.path_cost(f, path, 10) for path in ("dense", "chain"))
+    >>> chain.flops < dense.flops
+    True
+    """
     if len(factors.shape) == 2:
         return linear_cost(factors, path, rows, rebuild=rebuild)
     return conv_cost(factors, path, _positions(factors, rows, stride), rebuild=rebuild)
@@ -145,8 +219,31 @@ def _positions(factors: Factors, rows: int, stride: Axes | None) -> Positions:
 
 
 def floor_cost(factors: Factors, rows: int, *, stride: Axes | None = None) -> Cost:
-    """The least that any path on the factors must do: read input and factors, write the output,
-    and the FLOPs of the factored path that has the fewest."""
+    """The least that any path on the factors must do.
+
+    Read input and factors, write the output, and the FLOPs of the factored path that has the
+    fewest.
+
+    Parameters
+    ----------
+    factors : Factors
+    rows : int
+        Of the output, M.
+    stride : tuple of int, optional
+        Of a convolution, one entry an axis; 1 by default.
+
+    Returns
+    -------
+    Cost
+        Of one step.
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
+    >>> floor = tensorlrf.ops.floor_cost(f, 10)
+    >>> floor.bytes <= tensorlrf.ops.path_cost(f, "chain", 10).bytes
+    True
+    """
     read, out_channels, in_channels = rows, *factors.shape[:2]
     if len(factors.shape) > 2:
         read = _positions(factors, rows, stride).input
@@ -167,7 +264,32 @@ def best_path(
     rebuild: bool = True,
     profile: DeviceProfile | None = None,
 ) -> str:
-    """The path that the cost model predicts to be fastest for `rows` rows; ties go to the first."""
+    """The path that the cost model predicts to be fastest for `rows` rows; ties go to the first.
+
+    Parameters
+    ----------
+    factors : Factors
+    rows : int
+        Of the output, M.
+    stride : tuple of int, optional
+        Of a convolution, one entry an axis; 1 by default.
+    paths : tuple of str, optional
+        Those to choose from; by default all that the format has.
+    rebuild : bool
+        False stands for a frozen layer, which keeps its dense weight.
+    profile : DeviceProfile, optional
+        By default that of the factors' device.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(1024, 1024), 8)
+    >>> tensorlrf.ops.best_path(f, rows=256, paths=("dense", "chain"))
+    'chain'
+    """
     profile = profile_of(factors.device) if profile is None else profile
     dtype: torch.dtype = factors.dtype
     best, least = "", float("inf")
@@ -187,10 +309,32 @@ def best_embedding_path(
     rebuild: bool = True,
     profile: DeviceProfile | None = None,
 ) -> str:
-    """The path that the cost model predicts to be fastest for `rows` indices; ties go to the first.
+    """The path that the cost model predicts to be fastest for `rows` indices.
 
-    A table that is kept needs no product, so with `rebuild=False` the path "dense" is always
-    fastest, and the memory that factoring has won is lost.
+    Ties go to the first. A table that is kept needs no product, so with `rebuild=False` the path
+    "dense" is always fastest, and the memory that factoring has won is lost.
+
+    Parameters
+    ----------
+    factors : Factors
+    rows : int
+        How many indices.
+    paths : sequence of str, optional
+        Those to choose from; by default all that the format has.
+    rebuild : bool
+        False stands for a frozen layer, which keeps its table.
+    profile : DeviceProfile, optional
+        By default that of the factors' device.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(1000, 64), 4)
+    >>> tensorlrf.ops.best_embedding_path(f, rows=10, paths=("dense", "chain"))
+    'chain'
     """
     profile = profile_of(factors.device) if profile is None else profile
     best, least = "", float("inf")

@@ -23,7 +23,7 @@ SECTIONS = (
 
 PACKAGES = ("", ".compression", ".decomposition", ".factors", ".nn", ".ops")
 
-LATER = ("tensorlrf.decomposition", "tensorlrf.ops")
+LATER = ("tensorlrf.decomposition",)
 """What is held next, and the configs of methods with it."""
 
 
