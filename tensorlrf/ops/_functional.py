@@ -194,7 +194,7 @@ def conv3d(
     *,
     path: str | None = None,
 ) -> Tensor:
-    """The convolution conv3d(x, K) + bias for the kernel K (O, I, kd, kh, kw) that `factors` stand for.
+    """The convolution conv3d(x, K) + bias for the K (O, I, kd, kh, kw) that `factors` stand for.
 
     Parameters
     ----------
