@@ -32,8 +32,8 @@ import tensorlrf  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.resident import Resident  # noqa: E402
 from tensorlrf.compression.calibration import _calibrate  # noqa: E402
-from tensorlrf.decomposition.linalg import _side_by_side, _threads  # noqa: E402
-from tensorlrf.decomposition.linalg._cores import Cores  # noqa: E402
+from tensorlrf.decomposition.linalg import parallel, threads  # noqa: E402
+from tensorlrf.decomposition.linalg.cores import Cores  # noqa: E402
 
 Calls = dict[str, Callable[[], object]]
 
@@ -90,8 +90,8 @@ def torchs_default() -> Iterator[None]:
     """All steps on all threads, and nothing side by side."""
     count = torch.get_num_threads()
     with (
-        mock.patch.object(_threads, "threads_for", lambda kind, work, most, cores: most),
-        mock.patch.object(_side_by_side, "look", return_value=Cores(1, 1)),
+        mock.patch.object(threads, "threads_for", lambda kind, work, most, cores: most),
+        mock.patch.object(parallel, "look", return_value=Cores(1, 1)),
         mock.patch.object(_calibrate, "look", return_value=Cores(count, count)),
         mock.patch.object(_calibrate, "_workers", return_value=1),
     ):

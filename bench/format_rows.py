@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.format_layers import Layer
 from tensorlrf import ops
-from tensorlrf.decomposition._method import registered
+from tensorlrf.decomposition.methods import registered
 from tensorlrf.factors import BlockLowRank, Factors, KroneckerSum
 
 SECONDS = 0.6  # of timing, all paths in turn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from tensorlrf.decomposition._method import LAYERS, names, registered
+from tensorlrf.decomposition.methods import LAYERS, names, registered
 
 PAGE = Path(__file__).with_name("formats.md")
 HEAD = "| function | what it finds | factors | layers |"

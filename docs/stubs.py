@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tensorlrf import decomposition
-from tensorlrf.decomposition._method import Registered, names, registered
+from tensorlrf.decomposition.methods import Registered, names, registered
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "# Written by `make generate`, from the signatures of the decompositions.\n"

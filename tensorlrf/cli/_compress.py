@@ -19,7 +19,7 @@ from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import plan as make_plan
 from tensorlrf.compression._methods import METHODS
-from tensorlrf.decomposition._method import names
+from tensorlrf.decomposition.methods import names
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError, printable
 
 _OF_MATRICES = tuple(w for w in METHODS if w in set(names("linear")) - set(names("conv")))

@@ -17,8 +17,8 @@ from tensorlrf.cli._options import Debug, Force, Json, Seed, Target
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file
 from tensorlrf.decomposition import Fit
-from tensorlrf.decomposition._method import find, names, registered
-from tensorlrf.decomposition._rank import Rank
+from tensorlrf.decomposition.methods import find, names, registered
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, RankError, printable
 
 

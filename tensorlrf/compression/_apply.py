@@ -40,8 +40,8 @@ from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.report._budget import shortfall
 from tensorlrf.compression.report._report import BatchNorms, Latency, Report
 from tensorlrf.compression.report._reporting import row, totals
-from tensorlrf.decomposition.linalg._side_by_side import side_by_side
-from tensorlrf.decomposition.linalg._threads import problem
+from tensorlrf.decomposition.linalg.parallel import side_by_side
+from tensorlrf.decomposition.linalg.threads import problem
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,

@@ -16,10 +16,10 @@ from tensorlrf.compression._ranks import (
     tucker_ladder,
 )
 from tensorlrf.decomposition._descent import check_iteration
-from tensorlrf.decomposition._rank import Rank
 from tensorlrf.decomposition.cp._options import check_options
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._truncation import METHODS as SVD_METHODS
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.tucker._tucker import METHODS as TUCKER_METHODS
 from tensorlrf.errors import ArgumentError, RankError, shown, unknown
 

@@ -12,9 +12,7 @@ from torch import Tensor
 from tensorlrf.compression._methods import METHODS, Method
 from tensorlrf.compression._ranks import Ladder, LayerRank, matrix_ladder
 from tensorlrf.decomposition._descent import check_iteration
-from tensorlrf.decomposition._method import registered
 from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition._mode_sizes import matrix_sizes, row_digits
 from tensorlrf.decomposition.blocks._blast import default_blocks
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical import RULES
@@ -24,6 +22,8 @@ from tensorlrf.decomposition.blocks._monarch import near_root
 from tensorlrf.decomposition.kron._shapes import has_proper_pairs, proper_pairs, sides
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._truncation import METHODS as SVD_METHODS
+from tensorlrf.decomposition.methods import registered
+from tensorlrf.decomposition.sizes import matrix_sizes, row_digits
 from tensorlrf.decomposition.trains._tr import INITS
 from tensorlrf.decomposition.trains._tr_start import ring_ranks
 from tensorlrf.decomposition.trains._tt_ranks import train_params, train_ranks

@@ -12,7 +12,6 @@ factors.
 from tensorlrf.decomposition._bias import bias_correction
 from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._mode_sizes import mode_sizes
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr
@@ -26,6 +25,7 @@ from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
+from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt import fit_tt, tt

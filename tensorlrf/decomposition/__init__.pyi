@@ -8,8 +8,6 @@ import torch
 from tensorlrf.decomposition._bias import bias_correction
 from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._mode_sizes import mode_sizes
-from tensorlrf.decomposition._rank import Rank
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._hierarchical import (
@@ -21,6 +19,8 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.rank import Rank
+from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
 from tensorlrf.decomposition.trains._tt_cross import fit_tt_cross, tt_cross

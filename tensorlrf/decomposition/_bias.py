@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
 from tensorlrf.factors.autocast import without_autocast

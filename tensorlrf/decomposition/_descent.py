@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._shrinkage import LEAST
+from tensorlrf.decomposition.shrinkage import LEAST
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, warn
 
 SPAN = 4

@@ -30,7 +30,7 @@ from tensorlrf.decomposition.linalg._gram import (
     thin_svd,
     unfold,
 )
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors.autocast import without_autocast
 

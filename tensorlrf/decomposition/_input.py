@@ -87,28 +87,3 @@ def check_sequence(value: Any, name: str, such_as: str) -> None:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays, all else is raised to float32: LAPACK has neither bfloat16 nor float16."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def generator(random_state: int | torch.Generator | None, device: torch.device) -> torch.Generator:
-    """A generator on `device`; torch's global one is left alone.
-
-    An int seeds a new one, a Generator is used as it is (and advances), None draws a fresh seed.
-    Raises ArgumentError for a Generator of another device and for anything else.
-    """
-    if isinstance(random_state, torch.Generator):
-        if random_state.device.type != device.type:
-            raise ArgumentError(
-                f"random_state is a Generator on {random_state.device} but the tensor is on "
-                f"{device}; make it with torch.Generator('{device}')"
-            )
-        return random_state
-    fresh = torch.Generator(device)
-    if random_state is None:
-        fresh.seed()
-    elif isinstance(random_state, int) and not isinstance(random_state, bool):
-        fresh.manual_seed(random_state)
-    else:
-        raise ArgumentError(
-            f"random_state={random_state!r} must be an int, a torch.Generator or None"
-        )
-    return fresh

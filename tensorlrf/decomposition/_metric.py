@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._shrinkage import (
+from tensorlrf.decomposition.shrinkage import (
     ROUNDING,
     is_definite,
     is_spanned,

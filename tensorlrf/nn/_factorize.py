@@ -8,8 +8,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from tensorlrf.decomposition._method import LAYERS, Decomposition, find, names
-from tensorlrf.decomposition._rank import Rank
+from tensorlrf.decomposition.methods import LAYERS, Decomposition, find, names
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding

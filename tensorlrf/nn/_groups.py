@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tensorlrf.decomposition._rank import Rank
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors, Grouped
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import tensorlrf
 from tensorlrf.cli import _compress, _inspect
-from tensorlrf.decomposition import _method
+from tensorlrf.decomposition import methods
 from tensorlrf.errors import TensorlrfWarning
 from tests.cli.calls import Program, cnn, listing, save_state
 
@@ -267,14 +267,14 @@ def test_warnings_of_ours_are_a_line(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "k.npy", np.eye(4))
-    svd = _method.registered("svd")
+    svd = methods.registered("svd")
 
     @functools.wraps(svd.fit)
     def warns(*args: Any, **kwargs: Any) -> Any:
         warnings.warn("thin\nice", TensorlrfWarning, stacklevel=1)
         return svd.fit(*args, **kwargs)
 
-    monkeypatch.setitem(_method._METHODS, "svd", replace(svd, fit=warns))
+    monkeypatch.setitem(methods._METHODS, "svd", replace(svd, fit=warns))
     given = ("decompose", tmp_path / "k.npy", "--rank", 2, "-o", tmp_path / "f.safetensors")
     done = program(*given, "--json")
     assert done.code == 0

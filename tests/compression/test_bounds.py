@@ -19,7 +19,7 @@ from tensorlrf.compression.checkpoint._file import load, save
 from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME, Header, Slot
 from tensorlrf.compression.checkpoint._inspect import MOST_ROWS, inspect
 from tensorlrf.compression.checkpoint._store import pack
-from tensorlrf.decomposition import _mode_sizes, svd
+from tensorlrf.decomposition import sizes, svd
 from tensorlrf.decomposition.kron import _shapes as _kron_shapes
 from tensorlrf.decomposition.kron._shapes import has_proper_pairs, is_composite, proper_pairs
 from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
@@ -129,9 +129,9 @@ def test_methods_that_ask_for_much(method: dict[str, Any], shape: list[int]) -> 
 
 
 def test_sizes_of_digits_are_found_in_few_steps() -> None:
-    _mode_sizes._balanced.cache_clear()
-    assert math.prod(_mode_sizes.mode_sizes((1 << 31) - 19, 2)) >= (1 << 31) - 19
-    assert _mode_sizes._balanced.cache_info().misses < 1000
+    sizes._balanced.cache_clear()
+    assert math.prod(sizes.mode_sizes((1 << 31) - 19, 2)) >= (1 << 31) - 19
+    assert sizes._balanced.cache_info().misses < 1000
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
-from tensorlrf.decomposition._shrinkage import least_amount, ledoit_wolf
+from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf
 from tensorlrf.factors import LowRank
 
 

@@ -17,7 +17,7 @@ from tensorlrf import CP, SVD, Auto, Tucker, cp, svd, tucker
 from tensorlrf.compression import BLR, TR, TT, Blast, Hierarchical, Kron, Method, Monarch
 from tensorlrf.compression._methods import METHODS, METRICS, method_from_dict, params_at
 from tensorlrf.compression._structured import STRUCTURED
-from tensorlrf.decomposition._method import registered
+from tensorlrf.decomposition.methods import registered
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
 
 # What apply brings itself, what makes no sense for many layers at once, and what Tucker-2 fixes.

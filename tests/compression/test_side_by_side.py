@@ -17,8 +17,8 @@ from tensorlrf.compression import _apply
 from tensorlrf.compression.calibration import _calibrate
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Stream
-from tensorlrf.decomposition.linalg import _side_by_side
-from tensorlrf.decomposition.linalg._cores import Cores
+from tensorlrf.decomposition.linalg import parallel
+from tensorlrf.decomposition.linalg.cores import Cores
 from tensorlrf.errors import ArgumentError
 
 
@@ -39,7 +39,7 @@ def cores() -> Iterator[None]:
 def pretend(monkeypatch: pytest.MonkeyPatch, count: int) -> set[int]:
     """So many cores; gives the threads that have factored a layer."""
     torch.set_num_threads(4)
-    monkeypatch.setattr(_side_by_side, "look", lambda: Cores(count, count))
+    monkeypatch.setattr(parallel, "look", lambda: Cores(count, count))
     who: set[int] = set()
     factor = _apply.factor
     together = threading.Barrier(min(count, 4))
@@ -79,7 +79,7 @@ def test_a_generator_goes_from_layer_to_layer(monkeypatch: pytest.MonkeyPatch) -
     found = []
     for count in (1, 4):
         torch.set_num_threads(count)
-        monkeypatch.setattr(_side_by_side, "look", lambda count=count: Cores(count, count))
+        monkeypatch.setattr(parallel, "look", lambda count=count: Cores(count, count))
         draws = torch.Generator().manual_seed(3)
         method = tensorlrf.SVD(method="randomized")
         small, _ = tensorlrf.compress(model(), keep_params=0.5, method=method, random_state=draws)
@@ -93,7 +93,7 @@ def test_an_error_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ArgumentError("it cannot be")
 
     torch.set_num_threads(4)
-    monkeypatch.setattr(_side_by_side, "look", lambda: Cores(4, 4))
+    monkeypatch.setattr(parallel, "look", lambda: Cores(4, 4))
     monkeypatch.setattr(_apply, "factor", fails)
     with pytest.raises(ArgumentError, match="it cannot be") as told:
         tensorlrf.compress(model(), keep_params=0.5)
@@ -102,7 +102,7 @@ def test_an_error_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_more_at_once_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(4)
-    monkeypatch.setattr(_side_by_side, "look", lambda: Cores(4, 4))
+    monkeypatch.setattr(parallel, "look", lambda: Cores(4, 4))
     monkeypatch.setattr(_apply, "ROOM", 1)
     factor, running = _apply.factor, threading.Semaphore(1)
 
@@ -168,7 +168,7 @@ def test_passes_side_by_side_see_the_same(
     found = []
     for cores, count in ((1, 1), (8, 4)):  # one pass for two cores
         Meets.most, Meets.wanted, Meets.threads = 0, count, frozenset()
-        for patched in (_calibrate, _side_by_side):
+        for patched in (_calibrate, parallel):
             monkeypatch.setattr(patched, "look", lambda cores=cores: Cores(cores, cores))
         small, report = tensorlrf.compress(
             nn.Sequential(Meets(), *given), keep_params=0.5, target=target, calibration=batches

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition import fit_svd
-from tensorlrf.decomposition.linalg import _batched, _side_by_side
+from tensorlrf.decomposition.linalg import _batched, parallel
 from tensorlrf.decomposition.linalg._batched import GRAM_ERROR, NEAR, Matrices, short_spectra
-from tensorlrf.decomposition.linalg._side_by_side import over_places
+from tensorlrf.decomposition.linalg.parallel import over_places
 from tests.draws import seeded32
 
 
@@ -123,8 +123,8 @@ def test_a_worse_cut_is_not_near_the_best() -> None:
 
 @pytest.fixture
 def threaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_side_by_side, "WORTHWHILE", 0.0)
-    monkeypatch.setattr(_side_by_side, "PIECE", 2000)
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0.0)
+    monkeypatch.setattr(parallel, "PIECE", 2000)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])

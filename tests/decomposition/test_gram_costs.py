@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tensorlrf.decomposition import svd
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._shrinkage import LARGE, is_spanned, share_of_least
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
+from tensorlrf.decomposition.shrinkage import LARGE, is_spanned, share_of_least
 from tensorlrf.errors import ArgumentError
 from tests.draws import seeded
 from tests.metrics import second_moments

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, ShapeError
 
 

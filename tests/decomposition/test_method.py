@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tensorlrf import decomposition, io
 from tensorlrf.cli import main
 from tensorlrf.compression._methods import method_from_dict
-from tensorlrf.decomposition import _method, fit_svd, scree
+from tensorlrf.decomposition import fit_svd, methods, scree
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._method import (
+from tensorlrf.decomposition.methods import (
     LAYERS,
     Kind,
     Unfolded,
@@ -65,7 +65,7 @@ mine = factors_of(fit_mine)
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test declares is gone after it."""
-    monkeypatch.setattr(_method, "_METHODS", dict(_method._METHODS))
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tensorlrf.decomposition import (
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._metric import Metric, check_gram, input_metric
-from tensorlrf.decomposition._shrinkage import LEAST, least_amount, ledoit_wolf, shrunk
+from tensorlrf.decomposition.shrinkage import LEAST, least_amount, ledoit_wolf, shrunk
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import LowRank
 from tests.draws import seeded32

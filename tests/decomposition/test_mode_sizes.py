@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorlrf.decomposition._mode_sizes import matrix_sizes, mode_sizes
+from tensorlrf.decomposition.sizes import matrix_sizes, mode_sizes
 from tensorlrf.errors import ArgumentError, ShapeError
 
 

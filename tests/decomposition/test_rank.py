@@ -30,7 +30,7 @@ from tensorlrf.decomposition import (
     tt_round,
     tucker,
 )
-from tensorlrf.decomposition._rank import (
+from tensorlrf.decomposition.rank import (
     check_rank_or_error,
     cp_rank,
     matrix_rank,

@@ -14,7 +14,7 @@ import tensorlrf
 from tensorlrf import Plan, plan
 from tensorlrf.compression import Method
 from tensorlrf.compression._methods import METHODS
-from tensorlrf.decomposition._method import names
+from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import factorize
 from tensorlrf.ops import PathTable

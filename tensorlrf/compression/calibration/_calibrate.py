@@ -41,8 +41,8 @@ from tensorlrf.compression.calibration._same import Course, Fed, Mark, leaders
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
-from tensorlrf.decomposition.linalg._cores import look
-from tensorlrf.decomposition.linalg._threads import limited, most_threads
+from tensorlrf.decomposition.linalg.cores import look
+from tensorlrf.decomposition.linalg.threads import limited, most_threads
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica

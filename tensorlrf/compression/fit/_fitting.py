@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tensorlrf.decomposition._input import generator
+from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, unknown
 
 TARGETS = ("original", "prefix", "independent")

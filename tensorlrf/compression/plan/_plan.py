@@ -21,7 +21,7 @@ from tensorlrf.compression._methods import (
 from tensorlrf.compression._ranks import LayerRank
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression._words import budget_words, rank_words, staying
-from tensorlrf.decomposition._rank import Rank
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, shown
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tensorlrf.decomposition._evbmf import singular_values
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import find, names, registered
 from tensorlrf.decomposition.analysis._scree_plot import Curve, plot_scree
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import find, names, registered
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors.autocast import without_autocast
 

@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._input import generator
-from tensorlrf.decomposition._method import factors_of, method
 from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition._rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition.blocks._blast_start import of_low_rank, starts
 from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, check_pair
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import factors_of, method
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.factors import BlastFactors
 from tensorlrf.factors.autocast import without_autocast
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
@@ -35,7 +33,9 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import Batch, BlockLowRank
 from tensorlrf.factors.autocast import without_autocast

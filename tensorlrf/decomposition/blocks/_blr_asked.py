@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensorlrf.decomposition._rank import Rank, _one_int, _share
 from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
 from tensorlrf.decomposition.blocks._blr_matrix import check_pair
+from tensorlrf.decomposition.rank import Rank, _one_int, _share
 from tensorlrf.errors import ArgumentError
 
 

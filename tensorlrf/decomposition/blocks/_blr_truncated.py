@@ -21,9 +21,9 @@ from tensorlrf.decomposition.linalg._batched import (
     short_grams,
 )
 from tensorlrf.decomposition.linalg._krylov import EXCESS, krylov_svd
-from tensorlrf.decomposition.linalg._side_by_side import PIECE, over_places
 from tensorlrf.decomposition.linalg._solver import choose
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD, stacked_eigh
+from tensorlrf.decomposition.linalg.parallel import PIECE, over_places
 
 LARGE = 384
 """The shorter side of matrices from which on one is worth a Krylov space."""

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import generator
-from tensorlrf.decomposition._method import factors_of, method
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uniform, within_error
@@ -22,7 +19,10 @@ from tensorlrf.decomposition.blocks._blr_gram import Content, Outputs
 from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import factors_of, method
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, _one_int, _share, check_rank_or_error
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import BlockLowRank
 from tensorlrf.factors.autocast import without_autocast

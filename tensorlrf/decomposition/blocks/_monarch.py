@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._method import factors_of, method
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
 from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, check_pair
 from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import factors_of, method
+from tensorlrf.decomposition.rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.factors import MonarchFactors
 from tensorlrf.factors.autocast import without_autocast
 

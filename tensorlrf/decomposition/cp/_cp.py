@@ -14,9 +14,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
-from tensorlrf.decomposition._method import factors_of, method
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error, cp_rank
+from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
 from tensorlrf.decomposition.cp._metric import check_metric, fit_cp_in_metric
@@ -24,7 +22,10 @@ from tensorlrf.decomposition.cp._options import Callback, Options, check_options
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import factors_of, method
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.errors import DegenerateWarning, TensorlrfWarning, warn
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.autocast import without_autocast

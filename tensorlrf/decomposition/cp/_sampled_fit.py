@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
+from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition.cp._entries import (
     draw_by_square,
     draw_index,
@@ -30,7 +30,8 @@ from tensorlrf.decomposition.cp._entries import (
     total_square,
 )
 from tensorlrf.decomposition.linalg._gram import scale_of
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.autocast import without_autocast

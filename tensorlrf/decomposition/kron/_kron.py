@@ -10,10 +10,8 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor_and_largest, generator
-from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition._input import as_tensor_and_largest
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.kron._problem import (
     BatchedProblem,
     KroneckerProblem,
@@ -24,8 +22,11 @@ from tensorlrf.decomposition.kron._shapes import Pair, check_shapes, rearranged,
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
-from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Way
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Batch, KroneckerSum
 from tensorlrf.factors.autocast import without_autocast

@@ -16,12 +16,12 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition._rank import Rank
 from tensorlrf.decomposition.kron._gram import KroneckerMetric, fewest, fit_in_metric
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged, terms
 from tensorlrf.decomposition.kron._solve import LARGE, Cutter, as_terms
 from tensorlrf.decomposition.linalg._batched import as_batch, fit_matrices, per_place, scales_of
 from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import Batch, Factors, KroneckerSum
 

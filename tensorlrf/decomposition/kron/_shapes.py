@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._rank import Rank, matrix_rank
 from tensorlrf.decomposition.linalg._gram import keep_within
+from tensorlrf.decomposition.rank import Rank, matrix_rank
 from tensorlrf.errors import RankError, ShapeError
 
 Pair = tuple[tuple[int, int], tuple[int, int]]

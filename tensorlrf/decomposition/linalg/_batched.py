@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition._rank import Rank, matrix_rank
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._gram import descending_eigh, thin_svd
-from tensorlrf.decomposition.linalg._side_by_side import over_places
+from tensorlrf.decomposition.linalg.parallel import over_places
+from tensorlrf.decomposition.rank import Rank, matrix_rank
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import Batch, Factors, LowRank
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg._threads import cores_for, spectrum_work
+from tensorlrf.decomposition.linalg.threads import cores_for, spectrum_work
 
 Choose = Callable[[Tensor], int]
 """From energies (squared singular values, descending, float64) to how many to keep."""

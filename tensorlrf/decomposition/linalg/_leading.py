@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition.linalg._gram import descending_eigh
 from tensorlrf.decomposition.linalg._solver import EIGENVALUES, EIGH, HALF, PEAK, QR
-from tensorlrf.decomposition.linalg._threads import cores_for, spectrum_work
+from tensorlrf.decomposition.linalg.threads import cores_for, spectrum_work
 
 Values = npt.NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tensorlrf.decomposition.linalg._batched import batched_svd, short_grams
 from tensorlrf.decomposition.linalg._gram import descending_eigh
-from tensorlrf.decomposition.linalg._side_by_side import over_places
 from tensorlrf.decomposition.linalg._spectrum import balanced
+from tensorlrf.decomposition.linalg.parallel import over_places
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ from torch import Tensor
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
-from tensorlrf.decomposition._input import as_tensor_and_largest, generator
-from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition._input import as_tensor_and_largest
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.linalg._batched import (
     check_batch_dims,
@@ -26,8 +24,11 @@ from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
-from tensorlrf.decomposition.linalg._threads import threaded
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Scaled, Way
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
 from tensorlrf.factors.autocast import without_autocast

@@ -13,13 +13,14 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
-from tensorlrf.decomposition._input import as_tensor, check_sequence, generator
-from tensorlrf.decomposition._method import factors_of, for_layers, method
+from tensorlrf.decomposition._input import as_tensor, check_sequence
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._mode_sizes import row_digits
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._gram import scale_of
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import factors_of, for_layers, method
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.sizes import row_digits
 from tensorlrf.decomposition.trains._tr_als import RingProblem, balanced
 from tensorlrf.decomposition.trains._tr_gram import RingMetric
 from tensorlrf.decomposition.trains._tr_iterate import iterate

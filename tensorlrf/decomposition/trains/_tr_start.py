@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, ints, whole
 from tensorlrf.decomposition.linalg._gram import thin_svd
+from tensorlrf.decomposition.rank import Rank, _one_int, _share, ints, whole
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.decomposition.trains._tt_sweep import train_svd
 from tensorlrf.errors import RankError

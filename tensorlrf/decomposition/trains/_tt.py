@@ -12,11 +12,11 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
 from tensorlrf.decomposition.trains._tt_kernel_gram import fit_kernel_in_metric
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform, train_ranks

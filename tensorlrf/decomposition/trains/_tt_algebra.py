@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors.autocast import without_autocast

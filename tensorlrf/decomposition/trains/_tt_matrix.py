@@ -12,11 +12,11 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._method import factors_of, for_layers, method
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._mode_sizes import matrix_sizes
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import factors_of, for_layers, method
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error
+from tensorlrf.decomposition.sizes import matrix_sizes
 from tensorlrf.decomposition.trains._tt import ranks_of, tt
 from tensorlrf.decomposition.trains._tt_gram import fit_in_metric
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform

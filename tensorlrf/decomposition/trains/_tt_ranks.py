@@ -10,8 +10,8 @@ from operator import mul
 from typing import TypeVar
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._rank import Rank, _one_int, _share, ints
 from tensorlrf.decomposition._search import doubled, smallest_within
+from tensorlrf.decomposition.rank import Rank, _one_int, _share, ints
 from tensorlrf.errors import RankError
 from tensorlrf.factors import Factors
 

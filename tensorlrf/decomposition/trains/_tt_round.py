@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.linalg._gram import thin_svd
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_algebra import Train, inner_cores, rebuilt, tt_add
 from tensorlrf.decomposition.trains._tt_ranks import train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import Budget, share_norm

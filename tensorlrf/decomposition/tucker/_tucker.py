@@ -13,14 +13,15 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
-from tensorlrf.decomposition._input import as_tensor, generator, working_dtype
-from tensorlrf.decomposition._method import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition._rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
-from tensorlrf.decomposition.linalg._threads import threaded
+from tensorlrf.decomposition.linalg.threads import threaded
+from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
 from tensorlrf.decomposition.tucker._gram import InputMetric, fit_in_metric
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition import fit_svd
-from tensorlrf.decomposition.linalg import _side_by_side
-from tensorlrf.decomposition.linalg._cores import Cores
-from tensorlrf.decomposition.linalg._side_by_side import side_by_side
+from tensorlrf.decomposition.linalg import parallel
+from tensorlrf.decomposition.linalg.cores import Cores
+from tensorlrf.decomposition.linalg.parallel import side_by_side
 from tensorlrf.errors import TensorlrfWarning
 
 
 @pytest.fixture(autouse=True)
 def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch has four threads on a machine of 16 cores; and no thread outlives a test."""
-    monkeypatch.setattr(_side_by_side, "look", lambda: Cores(16, 16))
+    monkeypatch.setattr(parallel, "look", lambda: Cores(16, 16))
     before, threads = torch.get_num_threads(), threading.active_count()
     torch.set_num_threads(4)
     yield

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tensorlrf
 from tensorlrf.decomposition import evbmf_rank
-from tensorlrf.decomposition.linalg import _cores, _threads
-from tensorlrf.decomposition.linalg._cores import Cores, busy, quota
+from tensorlrf.decomposition.linalg import cores, threads
 from tensorlrf.decomposition.linalg._gram import descending_eigh, mode_gram
-from tensorlrf.decomposition.linalg._threads import (
+from tensorlrf.decomposition.linalg.cores import Cores, busy, quota
+from tensorlrf.decomposition.linalg.threads import (
     CROSSOVER,
     cores_for,
     limited,
@@ -56,7 +56,7 @@ def four() -> Iterator[None]:
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "look", lambda: Cores(16, 16))
+    monkeypatch.setattr(threads, "look", lambda: Cores(16, 16))
 
 
 def of_another_thread() -> int:
@@ -186,7 +186,7 @@ def test_where_the_system_does_not_tell_nobody_is_there(tmp_path: Path, text: st
 
 def test_a_moments_work_is_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([1, 0, 0])
-    monkeypatch.setattr(_cores, "_others", lambda proc: next(looks))
+    monkeypatch.setattr(cores, "_others", lambda proc: next(looks))
     assert busy() == 0
 
 
@@ -235,11 +235,11 @@ def test_a_problem_of_many_entries_has_torchs_number(
     with Numbers() as numbers:
         SMALL[name]()
     assert numbers.seen == {4}
-    monkeypatch.setattr(_threads, "look", lambda: Cores(16, 16, busy=13))
+    monkeypatch.setattr(threads, "look", lambda: Cores(16, 16, busy=13))
     with Numbers() as numbers:
         SMALL[name]()
     assert numbers.seen == {3}
-    monkeypatch.setattr(_threads, "look", lambda: Cores(16, 16, busy=16))
+    monkeypatch.setattr(threads, "look", lambda: Cores(16, 16, busy=16))
     with Numbers() as numbers:
         SMALL[name]()
     assert numbers.seen == {1}

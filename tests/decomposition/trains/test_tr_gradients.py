@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tensorlrf.decomposition._mode_sizes import matrix_sizes
+from tensorlrf.decomposition.sizes import matrix_sizes
 from tensorlrf.decomposition.trains import _tr_gradients
 from tensorlrf.decomposition.trains._tr import fit_tr
 from tensorlrf.decomposition.trains._tr_als import RingProblem

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg._cores import look
-from tensorlrf.decomposition.linalg._threads import limited, most_threads
+from tensorlrf.decomposition.linalg.cores import look
+from tensorlrf.decomposition.linalg.threads import limited, most_threads
 from tensorlrf.errors import on_behalf_of, users_line
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import torch
 
-from tensorlrf.decomposition.linalg._cores import Cores, look
+from tensorlrf.decomposition.linalg.cores import Cores, look
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,0 +1,32 @@
+"""A seed or a generator of the user's, as the generator that is drawn from."""
+
+from __future__ import annotations
+
+import torch
+
+from tensorlrf.errors import ArgumentError
+
+
+def generator(random_state: int | torch.Generator | None, device: torch.device) -> torch.Generator:
+    """A generator on `device`; torch's global one is left alone.
+
+    An int seeds a new one, a Generator is used as it is (and advances), None draws a fresh seed.
+    Raises ArgumentError for a Generator of another device and for anything else.
+    """
+    if isinstance(random_state, torch.Generator):
+        if random_state.device.type != device.type:
+            raise ArgumentError(
+                f"random_state is a Generator on {random_state.device} but the tensor is on "
+                f"{device}; make it with torch.Generator('{device}')"
+            )
+        return random_state
+    fresh = torch.Generator(device)
+    if random_state is None:
+        fresh.seed()
+    elif isinstance(random_state, int) and not isinstance(random_state, bool):
+        fresh.manual_seed(random_state)
+    else:
+        raise ArgumentError(
+            f"random_state={random_state!r} must be an int, a torch.Generator or None"
+        )
+    return fresh
