@@ -180,7 +180,8 @@ def _halves(loop: ast.While) -> bool:
 
 
 def error_budgets() -> Count:
-    """Classes of decomposition/ that share an error out: called Budget, Budgets or Ladder."""
+    """Classes of decomposition/ that share an error out: called ...Budget, ...Budgets or Ladder; so
+    was what allocates parameters to blocks, whose share of an error is a budget now."""
     found = [
         (f"{path}:{node.name}", code_lines(node))
         for path, tree in of_folder("tensorlrf/decomposition").items()

@@ -12,9 +12,9 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._search import out_of_reach
+from tensorlrf.decomposition.blocks._allocation import Piece
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
-from tensorlrf.decomposition.blocks._blr_budget import Piece
 from tensorlrf.decomposition.blocks._blr_fit import (
     TRIAL,
     InMetric,

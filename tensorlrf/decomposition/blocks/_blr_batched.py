@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._search import out_of_reach
+from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_asked import Asked
-from tensorlrf.decomposition.blocks._blr_budget import DENSE, Ladder, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_fit import NOISE, fewest_steps, uniform
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, Energies, grid
@@ -27,6 +27,7 @@ from tensorlrf.decomposition.linalg._batched import (
     scales_of,
     squares,
 )
+from tensorlrf.decomposition.linalg._budget import TruncationBudget
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Batch, BlockLowRank
 
@@ -123,7 +124,7 @@ class SharedTiling:
         """Ranks shared out over `params` parameters a place; none goes to what is but rounding."""
         whole = float(sum(piece.energies.sum() for piece in self.pieces))
         rounding = (NOISE * self.weights.floor) ** 2 * whole
-        return Ladder(self.pieces).within_params(params, rounding)
+        return Allocation(self.pieces).within_params(params, rounding)
 
     def within_error(self, error: float) -> Fit[Batch]:
         """Few parameters with a true error of at most `error` in every place, after the cast.
@@ -135,9 +136,11 @@ class SharedTiling:
         weights = np.full(len(self.weights.norms), 1 / len(self.weights.norms))
         tried = []
         for _ in range(ROUNDS):
-            ladder = Ladder(self._weighted(weights))
+            ladder = Allocation(self._weighted(weights))
             first = self._first_within(ladder, target)
-            ranks = self._given_back(ladder, first, target)
+            budget = TruncationBudget(np.full(len(weights), target), norm=1.0)
+            budget.spend(self._left(ladder.state(first)))
+            ranks = ladder.given_back(first, budget, self.shares)
             tried.append((self._params(ranks), first, ladder, ranks))
             before = self._left(ladder.state(max(0, first - 1))) * weights
             if not before.any():
@@ -159,7 +162,7 @@ class SharedTiling:
         pairs = zip(self.pieces, ranks, strict=True)
         return sum(p.whole if rank is None else rank * p.each for p, rank in pairs)
 
-    def _first_within(self, ladder: Ladder, target: float) -> int:
+    def _first_within(self, ladder: Allocation, target: float) -> int:
         """The fewest steps after which no place leaves more than `target`."""
 
         def serves(k: int) -> bool:
@@ -174,27 +177,6 @@ class SharedTiling:
             if rank is not None:
                 left += shares[:, rank:].sum(1)
         return left
-
-    def _given_back(self, ladder: Ladder, k: int, target: float) -> Ranks:
-        """The ranks after k steps, without those that no place needs to leave at most `target`."""
-        ranks = ladder.state(k)
-        slack = target - self._left(ranks)
-        for i in reversed(np.nonzero(ladder.rank[:k] == DENSE)[0].tolist()):
-            piece = int(ladder.piece[i])
-            shares = self.shares[piece]
-            for rank in range(self.pieces[piece].limit + 1):
-                left = shares[:, rank:].sum(1)
-                if (left <= slack).all():
-                    ranks[piece] = rank
-                    slack = slack - left
-                    break
-        for i in reversed(np.nonzero(ladder.rank[:k] != DENSE)[0].tolist()):
-            piece, rank = int(ladder.piece[i]), int(ladder.rank[i])
-            gain = self.shares[piece][:, rank - 1]
-            if ranks[piece] == rank and (gain <= slack).all():
-                ranks[piece] = rank - 1
-                slack = slack - gain
-        return ranks
 
 
 def fit_blr_batched(weights: Weights, asked: Asked, dense_blocks: bool) -> Fit[Batch]:

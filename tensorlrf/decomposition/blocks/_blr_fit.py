@@ -13,7 +13,7 @@ from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import smallest_within
-from tensorlrf.decomposition.blocks._blr_budget import Ladder, Piece, Ranks
+from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_gram import Content, Descent, Outputs, even
 from tensorlrf.decomposition.blocks._blr_matrix import Weight
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
@@ -39,8 +39,8 @@ class Tiling:
     cut: Callable[[int, int | None], Content]
 
     @property
-    def ladder(self) -> Ladder:
-        return Ladder(self.pieces)
+    def ladder(self) -> Allocation:
+        return Allocation(self.pieces)
 
     @property
     def energy(self) -> float:
@@ -161,7 +161,7 @@ class InMetric:
 
 
 def fewest_steps(
-    ladder: Ladder, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
+    ladder: Allocation, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
 ) -> Fit[F]:
     """A number of steps above `below` that keeps `error` and one less does not."""
     climb = (len(ladder),)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import StepAhead, settled
-from tensorlrf.decomposition.blocks._blr_budget import Ranks
+from tensorlrf.decomposition.blocks._allocation import Ranks
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.decomposition.linalg._gram import descending_eigh
 from tensorlrf.decomposition.linalg._spectrum import ratio

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.blocks._blr_budget import Piece
+from tensorlrf.decomposition.blocks._allocation import Piece
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.linalg._rangefinder import range_of
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, SketchedSVD

@@ -20,44 +20,12 @@ from tensorlrf.decomposition.linalg._batched import (
     short_spectra,
     squares,
 )
+from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_after_rounding
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.decomposition.trains._tt_sweep import swept
 from tensorlrf.factors import Batch, TTFactors
 from tensorlrf.factors.algebra import chain_product
-
-
-class Budgets:
-    """The squared errors of all places, each shared over the steps of a sweep as a `Budget` is.
-
-    A step takes the smallest rank with which every place stays within its share, and each hands on
-    what it did not use.
-    """
-
-    def __init__(self, errors: Tensor, steps: int) -> None:
-        self.errors, self.steps = errors, steps  # (b,)
-        self.left: Tensor | None = None
-        self.spent = torch.zeros_like(errors)
-        self.norms = torch.zeros_like(errors)
-
-    def choose(self, energies: Tensor) -> int:
-        """One rank for energies (b, k), descending."""
-        if self.left is None:
-            self.norms = energies.sum(1)
-            self.left = self.errors**2 * self.norms
-        tails = energies.flip(1).cumsum(1).flip(1)
-        above = tails > (self.left / self.steps)[:, None]
-        r = max(1, int(above.sum(1).max()))
-        lost = energies[:, r:].sum(1)
-        self.left = self.left - lost
-        self.spent = self.spent + lost
-        self.steps -= 1
-        return r
-
-    @property
-    def planned(self) -> Tensor:
-        """The squared relative errors of the sweep, by the energies that it left out."""
-        return self.spent / torch.where(self.norms > 0, self.norms, 1)
 
 
 class Trains:
@@ -76,7 +44,9 @@ class Trains:
         self.sizes = tuple(int(n) for n in self.whole.shape[1:])
         self.norms = squares(work)
 
-    def cut(self, ranks: Sequence[int] | None, budgets: Budgets | None = None) -> list[Tensor]:
+    def cut(
+        self, ranks: Sequence[int] | None, budget: TruncationBudget[Tensor] | None = None
+    ) -> list[Tensor]:
         """Cores (b, r, n_k, r') as they are returned."""
 
         def truncated(matrix: Tensor, side: int, r: int | None) -> tuple[Tensor, Tensor]:
@@ -86,8 +56,8 @@ class Trains:
                 return identity(n, matrix).expand(len(matrix), n, n), matrix
             vectors, energies = side_vectors(matrix, side)
             if r is None:
-                assert budgets is not None
-                r = budgets.choose(energies)
+                assert budget is not None
+                r = budget.choose(energies)
             basis = vectors[..., :r]
             return basis, basis.mT @ matrix if side == 0 else matrix @ basis
 
@@ -141,18 +111,15 @@ def fit_tt_batched(
         return trains.as_fit(cores, errors, True, f"inner ranks {tuple(ranks)} as asked")
     asked = error or 0.0
     floor = torch.finfo(trains.whole.dtype).eps
+
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[list[Tensor], Tensor]:
+        cores = trains.cut(None, budget)
+        return cores, trains.rel_errors(cores)
+
     aims = torch.full_like(trains.norms, max(asked, floor))
-    for _ in range(3):
-        budgets = Budgets(aims, len(order) - 1)
-        cores = trains.cut(None, budgets)
-        errors = trains.rel_errors(cores)
-        if bool((errors <= asked).all()):
-            return trains.as_fit(cores, errors, True, f"common ranks keep each within {asked}")
-        # What rounding adds to the plan of a place is taken from its budget.
-        left = asked**2 - 1.1 * (errors**2 - budgets.planned).clamp(min=0)
-        if not bool((left > floor**2).all()):
-            break
-        aims = torch.where(errors <= asked, aims, torch.minimum(left.sqrt(), 0.99 * aims))
+    kept, tried = within_after_rounding(truncated, asked, len(order) - 1, aims=aims, floor=floor)
+    if kept is not None:
+        return trains.as_fit(kept, tried[-1], True, f"common ranks keep each within {asked}")
     # Trains of full rank have cores of zeros and ones, and one that holds the numbers as they are.
     cores = trains.cut(rank_limits(trains.sizes))
     errors = trains.rel_errors(cores)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_after_rounding
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_algebra import Train, inner_cores, rebuilt, tt_add
 from tensorlrf.decomposition.trains._tt_ranks import train_ranks
-from tensorlrf.decomposition.trains._tt_sweep import Budget, share_norm
+from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors.autocast import without_autocast
@@ -59,26 +60,25 @@ def fit_tt_round(
     ranks = None if rank is None else train_ranks(rank, sizes, math.prod(factors.shape))
     cores, exponent = right_orthogonal(given)
 
-    def cut(ranks: Sequence[int] | None, budget: Budget | None = None) -> Train:
+    def cut(ranks: Sequence[int] | None, budget: TruncationBudget[Tensor] | None = None) -> Train:
         swept = share_norm(_truncated(cores, ranks, budget), len(cores) - 1, exponent)
         return rebuilt(factors, [c.to(factors.dtype).contiguous() for c in swept])
 
     if ranks is not None:
         found = cut(ranks)
         return Fit(found, (distance(factors, found),), True, f"ranks of at most {ranks} as asked")
-    asked = aim = error or 0.0
-    losses: list[float] = []
-    while len(losses) < 3:
-        budget = Budget(aim, max(1, len(cores) - 1))
-        found = cut(None, budget)
-        losses.append(distance(factors, found))
-        if losses[-1] <= asked:
-            reason = f"rank {found.rank} keeps the error within {asked}"
-            return Fit(found, tuple(losses), True, reason)
-        left = asked**2 - 1.1 * max(0.0, losses[-1] ** 2 - budget.planned)
-        if left <= 0:
-            break
-        aim = min(math.sqrt(left), 0.99 * aim)
+    asked = error or 0.0
+
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[Train, Tensor]:
+        made = cut(None, budget)
+        return made, cores[0].new_tensor(distance(factors, made))
+
+    aims = cores[0].new_tensor(asked)
+    kept, tried = within_after_rounding(truncated, asked, max(1, len(cores) - 1), aims=aims)
+    losses: list[float] = [float(loss) for loss in tried]
+    if kept is not None:
+        reason = f"rank {kept.rank} keeps the error within {asked}"
+        return Fit(kept, tuple(losses), True, reason)
     reason = f"rounding leaves more than {asked}, so the train is as it was"
     return Fit(factors, (*losses, 0.0), True, reason)
 
@@ -116,7 +116,9 @@ def _norm(cores: Sequence[Tensor]) -> tuple[float, int]:
 
 
 def _truncated(
-    cores: Sequence[Tensor], ranks: Sequence[int] | None, budget: Budget | None
+    cores: Sequence[Tensor],
+    ranks: Sequence[int] | None,
+    budget: TruncationBudget[Tensor] | None,
 ) -> list[Tensor]:
     """From right-orthogonal cores: singular values cut off bond by bond, the norm in the last."""
     cores = list(cores)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition.linalg._gram import keep_within, left_vectors, scale_of
+from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_after_rounding
+from tensorlrf.decomposition.linalg._gram import identity, left_vectors, scale_of
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.factors import Factors
 
@@ -22,42 +23,10 @@ Truncated = Callable[[Tensor, int, int | None], tuple[Tensor, Tensor]]
 and the matrix in their coordinates."""
 
 
-class Budget:
-    """A squared error shared over the steps of a sweep.
-
-    Each step may use what is left, divided by the steps that are left; what it does not use is
-    handed on. The projections are orthogonal, so the squared errors of the steps add up to that
-    of the whole.
-    """
-
-    def __init__(self, error: float, steps: int) -> None:
-        self.error, self.steps = error, steps
-        self.left: float | None = None
-        self.spent = 0.0
-        self.norm = 0.0
-
-    def choose(self, energies: Tensor) -> int:
-        """The smallest rank within the step's share."""
-        if self.left is None:
-            self.norm = float(energies.sum())
-            self.left = self.error**2 * self.norm
-        r = keep_within(self.left / self.steps)(energies)
-        lost = float(energies[r:].sum())
-        self.left -= lost
-        self.spent += lost
-        self.steps -= 1
-        return r
-
-    @property
-    def planned(self) -> float:
-        """The squared relative error of the sweep, by the energies that it left out."""
-        return self.spent / self.norm if self.norm > 0 else 0.0
-
-
 def train_svd(
     whole: Tensor,
     ranks: Sequence[int] | None,
-    budget: Budget | None,
+    budget: TruncationBudget[Tensor] | None,
     *,
     from_the_left: bool = False,
 ) -> tuple[list[Tensor], int]:
@@ -121,13 +90,13 @@ def _from_the_right(rows: int, columns: int, n: int, ahead: int | None, back: in
 
 
 def _truncated(
-    matrix: Tensor, side: int, r: int | None, budget: Budget | None
+    matrix: Tensor, side: int, r: int | None, budget: TruncationBudget[Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Leading singular vectors of one side of `matrix`, and `matrix` in their coordinates."""
     n = matrix.shape[side]
     if r == n:
         # Nothing is left out, so any basis of this side will do.
-        return torch.eye(n, dtype=matrix.dtype, device=matrix.device), matrix
+        return identity(n, matrix), matrix
     vectors, energies = left_vectors(matrix, side)
     if r is None:
         assert budget is not None
@@ -168,7 +137,7 @@ def fit_train(
     exponent = round(math.log2(scale))
     work = work if scale == 1.0 else work / scale
 
-    def cut(ranks: Sequence[int] | None, budget: Budget | None = None) -> F:
+    def cut(ranks: Sequence[int] | None, budget: TruncationBudget[Tensor] | None = None) -> F:
         cores = share_norm(*train_svd(work, ranks, budget), exponent)
         return build([c.to(target.dtype).contiguous() for c in cores])
 
@@ -179,20 +148,17 @@ def fit_train(
 
     asked = error or 0.0
     floor = torch.finfo(work.dtype).eps
-    aim = max(asked, floor)
-    losses: list[float] = []
-    while len(losses) < 3:
-        budget = Budget(aim, whole.ndim - 1)
-        factors = cut(None, budget)
-        losses.append(true_error(factors, target))
-        if losses[-1] <= asked:
-            reason = f"rank {factors.rank} keeps the error within {asked}"
-            return Fit(factors, tuple(losses), True, reason)
-        # What rounding adds to the plan is taken from the budget.
-        left = asked**2 - 1.1 * max(0.0, losses[-1] ** 2 - budget.planned)
-        if left <= floor**2:
-            break
-        aim = min(math.sqrt(left), 0.99 * aim)
+
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[F, Tensor]:
+        made = cut(None, budget)
+        return made, work.new_tensor(true_error(made, target), dtype=torch.float64)
+
+    aims = work.new_tensor(max(asked, floor), dtype=torch.float64)
+    kept, tried = within_after_rounding(truncated, asked, whole.ndim - 1, aims=aims, floor=floor)
+    losses = [float(loss) for loss in tried]
+    if kept is not None:
+        reason = f"rank {kept.rank} keeps the error within {asked}"
+        return Fit(kept, tuple(losses), True, reason)
     # Trains of full rank have cores of zeros and ones, and one that holds the numbers as they are.
     factors = cut(rank_limits(tuple(whole.shape)))
     losses.append(true_error(factors, target))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition.linalg._gram import identity, keep, keep_within
+from tensorlrf.decomposition.linalg._budget import TruncationBudget
+from tensorlrf.decomposition.linalg._gram import identity, keep
 from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.tucker._hooi import (
     Basis,
@@ -116,14 +117,16 @@ class TuckerProblem:
         """A fit for an error, and a bound of what its truncation leaves."""
         order = mode_order(self.tensor.shape, self.modes, {})
         norm = squared_norm(self.tensor)
-        budget = Budget(error**2 * norm, len(order), sequential=self.method != "hosvd")
+        budget: TruncationBudget[Tensor] = TruncationBudget(
+            error**2, len(order), norm=norm, handed_on=self.method != "hosvd"
+        )
         choices = dict.fromkeys(order, budget.choose)
         if self.method == "hosvd":
             core, basis = hosvd(self.tensor, choices)
         else:
             wider = WIDER if self.method == "hooi" else 1
             core, basis = st_hosvd(self.tensor, choices, wider=wider)
-        left_out = ratio(budget.spent, norm)
+        left_out = math.sqrt(budget.planned)
         if self.method == "hooi" and len(basis) > 1:
             return self._iterate(core, basis, {k: core.shape[k] for k in basis}), left_out
         basis = {k: factor[:, : core.shape[k]] for k, factor in basis.items()}
@@ -230,30 +233,6 @@ def layout(order: int, modes: Sequence[int]) -> tuple[int, ...]:
     if len(modes) < 2 or max(modes) == order - 1:
         return tuple(range(order))
     return (*(k for k in range(order) if k != max(modes)), max(modes))
-
-
-class Budget:
-    """A squared error handed out over modes, each asking in its turn.
-
-    What the modes so far have not used is there for the others where they truncate in sequence.
-    """
-
-    def __init__(self, total: float, turns: int, *, sequential: bool) -> None:
-        self.total = total
-        self.turns = turns
-        self.sequential = sequential
-        self.spent = 0.0
-        self.taken = 0
-
-    def choose(self, energies: Tensor) -> int:
-        energies = energies.detach()
-        share = self.total / self.turns
-        if self.sequential:
-            share = (self.total - self.spent) / (self.turns - self.taken)
-        r = keep_within(share)(energies)
-        self.spent += float(energies[r:].sum())
-        self.taken += 1
-        return r
 
 
 def squared_norm(tensor: Tensor) -> float:

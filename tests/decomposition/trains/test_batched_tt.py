@@ -14,9 +14,8 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.trains import _tt_batched as _batched_tt
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
-from tensorlrf.decomposition.trains._tt_batched import Budgets, side_vectors
+from tensorlrf.decomposition.trains._tt_batched import side_vectors
 from tensorlrf.decomposition.trains._tt_ranks import train_params, train_ranks
-from tensorlrf.decomposition.trains._tt_sweep import Budget
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
 from tensorlrf.factors import Batch, TTFactors
 from tests.decomposition.svd.test_batched import residuals
@@ -121,18 +120,6 @@ def test_common_ranks_are_the_smallest_that_a_place_needs() -> None:
     assert fit.factors.rank == (1, 5, 8, 1)
     for k, single in enumerate(((2, 8), (5, 3), (1, 1))):
         assert tt(stack[k], error=1e-6).rank == (1, *single, 1)
-
-
-def test_budgets_are_those_of_each_place() -> None:
-    energies = [torch.rand(3, k, dtype=torch.float64).sort(1, descending=True)[0] for k in (6, 5)]
-    for row in range(3):
-        one, many = Budget(0.4, 2), Budgets(torch.full((1,), 0.4, dtype=torch.float64), 2)
-        for step in energies:
-            assert one.choose(step[row]) == many.choose(step[row : row + 1])
-        assert one.planned == pytest.approx(float(many.planned[0]), rel=1e-12)
-    errors = torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64)
-    needed = [Budget(float(e), 2).choose(row) for e, row in zip(errors, energies[0], strict=True)]
-    assert Budgets(errors, 2).choose(energies[0]) == max(needed)
 
 
 def test_below_the_rounding_of_the_dtype_trains_are_of_full_rank() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorlrf.decomposition.blocks._blr_budget import Ladder, Piece, Ranks
+from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
 
 
 @st.composite
@@ -55,7 +55,7 @@ def every(made: list[Piece]) -> list[Ranks]:
 @given(made=pieces())
 def test_no_other_ranks_leave_less_at_the_end_of_a_step(made: list[Piece]) -> None:
     """Everett 1963: a minimum of parameters + price x energy is the best for its parameters."""
-    ladder = Ladder(made)
+    ladder = Allocation(made)
     others = [(n_params(made, ranks), left(made, ranks)) for ranks in every(made)]
     for k in range(len(ladder) + 1):
         ranks = ladder.state(k)
@@ -68,7 +68,7 @@ def test_no_other_ranks_leave_less_at_the_end_of_a_step(made: list[Piece]) -> No
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(made=pieces(), share=st.floats(0.0, 1.1))
 def test_parameters_are_kept(made: list[Piece], share: float) -> None:
-    ladder = Ladder(made)
+    ladder = Allocation(made)
     params = int(share * sum(p.whole for p in made))
     ranks = ladder.within_params(params)
     assert n_params(made, ranks) <= max(params, least_params(made))
@@ -80,7 +80,7 @@ def test_parameters_are_kept(made: list[Piece], share: float) -> None:
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(made=pieces(), share=st.floats(0.0, 1.0))
 def test_an_energy_is_kept(made: list[Piece], share: float) -> None:
-    ladder = Ladder(made)
+    ladder = Allocation(made)
     energy = share * sum(float(p.energies.sum()) + p.rest for p in made)
     ranks = ladder.within_energy(energy)
     assert left(made, ranks) <= max(energy, float(ladder.left[-1])) + 1e-12
@@ -95,15 +95,15 @@ def test_an_energy_is_kept(made: list[Piece], share: float) -> None:
 def test_a_budget_below_every_block_buys_the_cheapest() -> None:
     flat = np.ones(1)
     # A row as it is costs less than one rank of it; of equal ones the first of more energy.
-    assert Ladder([Piece(1, 64, flat)]).within_params(0) == [None]
-    assert Ladder([Piece(1, 64, flat, dense=False)]).within_params(0) == [1]
+    assert Allocation([Piece(1, 64, flat)]).within_params(0) == [None]
+    assert Allocation([Piece(1, 64, flat, dense=False)]).within_params(0) == [1]
     uneven = [Piece(8, 8, 9 * np.ones(8)), Piece(4, 4, np.ones(4)), Piece(4, 4, 2 * np.ones(4))]
-    assert Ladder(uneven).within_params(7) == [0, 0, 1]
+    assert Allocation(uneven).within_params(7) == [0, 0, 1]
 
 
 def test_tiny_energies_are_told_apart_without_cancellation() -> None:
     energies = 10.0 ** -np.arange(0.0, 40.0, 2.0)
-    ladder = Ladder([Piece(40, 40, energies, dense=False)])
+    ladder = Allocation([Piece(40, 40, energies, dense=False)])
     for rank in (3, 10, 18):
         assert ladder.within_energy(float(energies[rank:].sum()) * (1 + 1e-9)) == [rank]
         assert ladder.within_params(10**6, enough=float(energies[rank:].sum()) * 1.01) == [rank]

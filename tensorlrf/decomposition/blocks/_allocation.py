@@ -17,12 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from tensorlrf.decomposition.blocks._blr_spectra import Energies
+from tensorlrf.decomposition.linalg._budget import TruncationBudget
 
 Ranks = list[int | None]
 """One rank for each block, None for a dense block."""
 
 DENSE = -1
 """What a step reaches that stores its block as it is, in place of a rank."""
+
+SLACK = 1e-9
+"""By how much, relative, rounding may set a mean above the largest of what it is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,11 @@ class Piece:
 
     def tails(self) -> Energies:
         """Energy left out at rank 0, 1, ..., without cancellation."""
-        tails = np.empty(len(self.energies) + 1)
-        tails[-1] = self.rest
-        tails[:-1] = np.cumsum(self.energies[::-1])[::-1] + self.rest
-        return tails
+        return tails_of(self.energies, self.rest)
 
 
-class Ladder:
-    """The steps of all blocks, the one with the most energy per parameter first."""
+class Allocation:
+    """Ranks of all blocks: the steps along their hulls, that of most energy per parameter first."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces = tuple(pieces)
@@ -107,22 +108,39 @@ class Ladder:
     def within_energy(self, energy: float) -> Ranks:
         """Few parameters that leave at most `energy` (all that can be had where that is less)."""
         k = self.first_within(energy)
+        budget = TruncationBudget(np.asarray(energy), norm=1.0)
+        budget.spend(self.left[k])
+        return self.given_back(k, budget, [piece.energies for piece in self.pieces])
+
+    def given_back(
+        self, k: int, budget: TruncationBudget[Energies], energies: Sequence[Energies]
+    ) -> Ranks:
+        """The ranks after the first k steps, without what the budget pays for.
+
+        The last steps may have brought more than was needed: a dense block goes back to the
+        smallest rank that will do, and single ranks are given back.
+
+        energies  (*batch, r) of each block, whose means over the batch are those of the pieces
+        """
         ranks = self.state(k)
-        slack = energy - float(self.left[k])
-        # The last steps may have brought more than was needed: a dense block goes back to the
-        # smallest rank that will do, and single ranks are given back.
         for i in reversed(np.nonzero(self.rank[:k] == DENSE)[0].tolist()):
-            piece = int(self.piece[i])
-            tails = self.tails[piece][: self.pieces[piece].limit + 1]
-            smallest = int(np.count_nonzero(tails > slack))
-            if smallest < len(tails):
-                ranks[piece] = smallest
-                slack -= float(tails[smallest])
-        for i in reversed(np.nonzero(self.gain[:k] <= slack)[0].tolist()):
-            piece, rank = int(self.piece[i]), int(self.rank[i])
-            if ranks[piece] == rank and self.gain[i] <= slack:
-                ranks[piece] = rank - 1
-                slack -= float(self.gain[i])
+            block = int(self.piece[i])
+            piece = self.pieces[block]
+            tails = tails_of(energies[block], piece.rest)[..., : piece.limit + 1]
+            smallest = budget.smallest(tails)
+            if smallest < tails.shape[-1]:
+                ranks[block] = smallest
+                budget.spend(tails[..., smallest])
+        # What every place can spare, their mean can.
+        spare = self.gain[:k] <= np.max(budget.share) * (1 + SLACK)
+        for i in reversed(np.nonzero(spare)[0].tolist()):
+            block, rank = int(self.piece[i]), int(self.rank[i])
+            if ranks[block] != rank:
+                continue
+            gain = energies[block][..., rank - 1]
+            if budget.covers(gain):
+                ranks[block] = rank - 1
+                budget.spend(gain)
         return ranks
 
     def within_params(self, params: int, enough: float = 0.0) -> Ranks:
@@ -171,6 +189,14 @@ class Ladder:
         if piece.dense:
             cost = piece.whole - rank * piece.each
             heapq.heappush(waiting, (-float(tails[rank]) / cost, i, rank, DENSE))
+
+
+def tails_of(energies: Energies, rest: float = 0.0) -> Energies:
+    """What is left out (*batch, k + 1) at rank 0, 1, ... of energies (*batch, k), without
+    cancellation."""
+    tails = np.full((*energies.shape[:-1], energies.shape[-1] + 1), rest)
+    tails[..., :-1] += np.cumsum(energies[..., ::-1], axis=-1)[..., ::-1]
+    return tails
 
 
 def _hull(piece: Piece, tails: Energies) -> tuple[Energies, Energies, Energies, Energies]:
