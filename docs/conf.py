@@ -50,6 +50,12 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = True
 numpydoc_xref_ignore = "all"  # words of a type that are not named below stay words
 numpydoc_xref_aliases = {
+    **{word: word for word in ("None", "bool")},  # as they are
+    "array": "numpy.ndarray",
+    "callable": "collections.abc.Callable",
+    "iterable": "collections.abc.Iterable",
+    "Mapping": "collections.abc.Mapping",
+    "sequence": "collections.abc.Sequence",
     "Tensor": "torch.Tensor",
     "Generator": "torch.Generator",
     "Module": "torch.nn.Module",
@@ -61,6 +67,7 @@ numpydoc_xref_aliases = {
 intersphinx_mapping = {
     name: (address, str(HERE / "inventories" / f"{name}.txt"))
     for name, address in {
+        "numpy": "https://numpy.org/doc/stable/",
         "python": "https://docs.python.org/3/",
         "tensorly": "https://tensorly.org/stable/",
         "torch": "https://docs.pytorch.org/docs/stable/",

@@ -212,7 +212,7 @@ class Factors(ABC):
 
         Parameters
         ----------
-        tensor : Tensor or numpy array
+        tensor : Tensor or array
             Of shape `shape`.
 
         Returns

@@ -137,6 +137,7 @@ class Freezable(nn.Module, ABC):
     # ---- as a module ------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
+        """As `torch.nn.Module.train`; for training the layer is thawed."""
         if mode:
             self.thaw()
         return super().train(mode)
