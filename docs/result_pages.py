@@ -17,7 +17,7 @@ OURS = ("ours", "op", "fused", "chain", "fold", "rebuilt", "frozen")
 """What the variants of ours begin with; "floor" is what no way can be faster than, and the rest are
 peers."""
 
-HEAD = "| what | cases | peers | over the fastest: mean (least to most) | over the floor | last change |"
+HEAD = "| what | cases | peers | over the fastest: mean (least to most) | over the floor | changed |"
 ABOUT = """Of each file: in how many cases ours and a peer were timed, and how many times as fast
 the fastest variant of ours is as the fastest peer there, by medians: the geometric mean over the
 cases, the least and the most. A peer counts whatever error it leaves; errors, parameters and single
