@@ -17,7 +17,7 @@ OURS = ("ours", "op", "fused", "chain", "fold", "rebuilt", "frozen")
 """What the variants of ours begin with; "floor" is what no way can be faster than, and the rest are
 peers."""
 
-HEAD = "| what | cases | peers | over the fastest: mean (least to most) | over the floor | changed |"
+HEAD = "| what | cases | peers | over the fastest: mean (least, most) | over the floor | changed |"
 ABOUT = """Of each file: in how many cases ours and a peer were timed, and how many times as fast
 the fastest variant of ours is as the fastest peer there, by medians: the geometric mean over the
 cases, the least and the most. A peer counts whatever error it leaves; errors, parameters and single
@@ -92,7 +92,7 @@ def compared(rows: Any) -> list[str]:
             floors.append(min(ours) / timed["floor"])
     if not ratios:
         return []
-    over = f"{_mean(ratios):.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)"
+    over = f"{_mean(ratios):.2f}x ({min(ratios):.2f}x, {max(ratios):.2f}x)"
     floor = f"{_mean(floors):.2f} ({max(floors):.2f})" if floors else ""
     return [str(len(ratios)), "; ".join(peers), over, floor]
 

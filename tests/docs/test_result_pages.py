@@ -42,7 +42,7 @@ def test_a_row_compares_with_the_fastest_peer_and_the_floor(tmp_path: Path) -> N
     lines = result_pages.section(tmp_path, lambda path: "a date")
     assert lines[0] == "X, threads 2."
     (row,) = [line for line in lines if line.startswith("| [svd]")]
-    assert "| 2 | numpy; torch | 6.00x (3.00x to 12.00x) | 2.00 (2.00) | a date |" in row
+    assert "| 2 | numpy; torch | 6.00x (3.00x, 12.00x) | 2.00 (2.00) | a date |" in row
     assert f"[memory]({tmp_path.name}/memory.md)" in lines[-1]
 
 
