@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._quadratic import Product
+from tensorlrf.decomposition._target import Target
 from tensorlrf.factors import Factors
 from tests.draws import seeded
 
@@ -24,6 +27,11 @@ def moments(n: int, kind: str = "full", *, seed: int = 7) -> Tensor:
     if kind == "dead":
         inputs[::3] = 0
     return second_moments(inputs)
+
+
+def in_moments(weight: Tensor, gram: Tensor) -> Target[Any]:
+    """The target tr(D G D^T) of a weight (m, ...), G (n, n) as it is: not shrunk, nor checked."""
+    return Target.of(weight, Product(None, gram.to(torch.float64)))
 
 
 def moments_within(

@@ -12,7 +12,6 @@ from torch import Tensor
 from tensorlrf.compression._methods import METHODS, Method
 from tensorlrf.compression._ranks import Ladder, LayerRank, matrix_ladder
 from tensorlrf.decomposition._descent import check_iteration
-from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition.blocks._blast import default_blocks
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical import RULES
@@ -23,6 +22,7 @@ from tensorlrf.decomposition.kron._shapes import has_proper_pairs, proper_pairs,
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._truncation import METHODS as SVD_METHODS
 from tensorlrf.decomposition.methods import registered
+from tensorlrf.decomposition.second_moments import SecondMoments
 from tensorlrf.decomposition.sizes import matrix_sizes, row_digits
 from tensorlrf.decomposition.trains._tr import INITS
 from tensorlrf.decomposition.trains._tr_start import ring_ranks
@@ -68,7 +68,7 @@ class Structured(Method):
         whole, least = matrix_ladder(shape[0], math.prod(shape[1:])), self.least_params(shape)
         return Ladder(whole.dense, tuple(rung for rung in whole.rungs if rung.params >= least))
 
-    def decompose(self, weight: Tensor, gram: Metric | None, random_state: State) -> Factors:
+    def decompose(self, weight: Tensor, gram: SecondMoments | None, random_state: State) -> Factors:
         """Factors of a weight, in the metric of its inputs where they are known."""
         options = {**self.options(), "gram": gram}
         method = registered(self.word)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition import blast, blr, kron, monarch, svd, tr, tt_matrix
-from tensorlrf.decomposition._metric import about_mean, check_gram, input_metric
+from tensorlrf.decomposition.second_moments import about_mean, check_gram, second_moments
 
 WITH_MEAN: list[Callable[..., Any]] = [svd, kron, tt_matrix, tr]
 
@@ -45,7 +45,7 @@ def test_what_varies_keeps_its_variance() -> None:
     x = torch.randn(5, 300, generator=draws, dtype=torch.float64) + 3.0
     x[2] = 7.0
     gram, mean = x @ x.T / 300, x.mean(1)
-    metric = input_metric(gram, mean, 5, x)
+    metric = second_moments(gram, mean, 5, x)
     scale = float(gram.trace() / check_gram(gram, 5, x)[0].trace())  # a power of four
     centred = metric.given * scale
     expected = torch.cov(x, correction=0)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition import svd
-from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
+from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, square_root
+from tensorlrf.decomposition.second_moments import second_moments as checked
 from tensorlrf.decomposition.shrinkage import LARGE, is_spanned, share_of_least
 from tensorlrf.errors import ArgumentError
 from tests.draws import seeded
@@ -99,9 +100,9 @@ def test_indefinite_moments_are_refused_and_singular_ones_are_not(n: int) -> Non
     ones = torch.ones(n, n)
     for wrong in (2 * ones - torch.eye(n), torch.eye(n) - 1e-2 * ones * (200 / n)):
         with pytest.raises(ArgumentError, match="gram is indefinite"):
-            input_metric(wrong, None, n, ones)
+            checked(wrong, None, n, ones)
     for fine in (ones, torch.zeros(n, n), gram_of(n, n // 2), gram_of(n, 2 * n).float()):
-        assert input_metric(fine, None, n, ones).shrinkage >= 0
+        assert checked(fine, None, n, ones).shrinkage >= 0
 
 
 @pytest.mark.parametrize("samples", [0, 5, 60])
@@ -117,12 +118,13 @@ def test_the_root_is_one_of_singular_moments_too(samples: int) -> None:
 def test_given_products_are_the_ones_it_makes(shape: tuple[int, int], samples: int) -> None:
     m, n = shape
     tensor = weight(m, n)
-    metric = input_metric(gram_of(n, samples), None, n, tensor)
+    second = checked(gram_of(n, samples), None, n, tensor)
     wide = tensor.double()
-    given = wide @ metric.given if m <= n else wide.T @ wide
-    own, told = GramMetric(tensor, metric), GramMetric(tensor, metric, given)
+    # Moments may come with what they make of the weight.
+    targets = [Target.of(tensor, one) for one in (second, second.with_outputs(tensor))]
+    own, told = (OutputSpectrum(target, tensor) for target in targets)
     torch.testing.assert_close(own.energies, told.energies)
-    whole = wide @ metric.gram @ wide.T
+    whole = wide @ second.gram @ wide.T
     values, vectors = torch.linalg.eigh(whole)
     torch.testing.assert_close(own.energies[:3], values.flip(0)[:3])
     # A span is known to the rounding of the energies over the gap below it.

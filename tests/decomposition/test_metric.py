@@ -25,8 +25,9 @@ from tensorlrf.decomposition import (
     fit_tucker,
 )
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
-from tensorlrf.decomposition._metric import Metric, check_gram, input_metric
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.second_moments import SecondMoments, check_gram, second_moments
 from tensorlrf.decomposition.shrinkage import LEAST, least_amount, ledoit_wolf, shrunk
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import LowRank
@@ -129,13 +130,13 @@ def test_inputs_of_zeros_ask_for_nothing(name: str) -> None:
 
 def test_a_fit_that_linear_algebra_gives_up_on_is_the_plain_one() -> None:
     weight, x = seeded32(N, N), seeded32(100, N, seed=3)
-    judge: Judge[LowRank] = Judge(weight, input_metric(x.T @ x / 100, None, N, weight))
+    target: Target[LowRank] = Target.of(weight, x.T @ x / 100)
     plain = fit_svd(weight, 4).factors
 
     def fails() -> Fit[LowRank]:
         raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
 
-    fit = fit_or_plain(judge, lambda: plain, fails)
+    fit = fit_or_plain(target, lambda: plain, fails)
     assert fit.factors is plain
     assert not fit.converged
     assert "did not converge" in fit.reason
@@ -174,8 +175,8 @@ def test_every_direction_counts_and_none_more_than_it_must(
 
 def test_moments_that_span_every_direction_are_taken_as_they_are() -> None:
     x = seeded32(500, N)
-    metric = input_metric(x.T @ x / 500, None, N, x)
-    assert isinstance(metric, Metric)
+    metric = second_moments(x.T @ x / 500, None, N, x)
+    assert isinstance(metric, SecondMoments)
     assert metric.shrinkage == 0.0
     assert metric.gram is metric.given
 
@@ -228,9 +229,9 @@ def test_moments_in_any_dtype_are_never_refused(
 def test_a_mean_that_the_moments_contradict_is_refused() -> None:
     gram = torch.eye(2) + 0.9 * (1 - torch.eye(2))  # both inputs nearly the same
     with pytest.raises(ArgumentError, match="mean contradicts gram: G - mean mean"):
-        input_metric(gram, torch.tensor([0.9, -0.9]), 2, gram)
+        second_moments(gram, torch.tensor([0.9, -0.9]), 2, gram)
     with pytest.raises(ArgumentError, match="a variance"):
-        input_metric(gram, torch.tensor([1.1, 1.1]), 2, gram)
+        second_moments(gram, torch.tensor([1.1, 1.1]), 2, gram)
 
 
 @pytest.mark.parametrize("sides", [(64, 1), (128, 3)])

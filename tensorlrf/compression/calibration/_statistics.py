@@ -29,7 +29,7 @@ from tensorlrf.compression.calibration._correction import (
 from tensorlrf.compression.calibration._lengths import fourth_about_mean
 from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
-from tensorlrf.decomposition._metric import about_mean
+from tensorlrf.decomposition.second_moments import about_mean
 from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
 from tensorlrf.factors import Factors, LowRank
 

@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.decomposition import cp, fit_svd, svd, tucker
-from tensorlrf.decomposition._metric import Metric
+from tensorlrf.decomposition.second_moments import SecondMoments
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
 from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
 
@@ -254,9 +254,9 @@ class _Part:
             self.wanted = corrected(weight, statistics.gram, statistics.lag)
 
     @cached_property
-    def metric(self) -> Metric | None:
+    def metric(self) -> SecondMoments | None:
         """Of the inputs. They are known to be sums of squares, which nobody has to look into."""
-        return None if self.gram is None else Metric.known(self.gram)
+        return None if self.gram is None else SecondMoments.known(self.gram)
 
     def rank_for(self, method: Method, state: Any) -> Any:
         """The least rank within the method's error."""
@@ -331,7 +331,7 @@ class _Part:
             options = {k: options[k] for k in ("n_iter_max", "tol", "init", "n_restarts")}
         return cp(self.wanted, rank, gram=self.metric, random_state=state, **options)
 
-    def _metric(self, method: SVD) -> Metric | Tensor | None:
+    def _metric(self, method: SVD) -> SecondMoments | Tensor | None:
         if self.gram is None:
             return None
         if method.metric == "full":

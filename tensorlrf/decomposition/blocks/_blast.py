@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._metric import Metric
 from tensorlrf.decomposition._search import search
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition.blocks._blast_start import of_low_rank, starts
-from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, check_pair
-from tensorlrf.decomposition.linalg._gram_metric import GramMetric
+from tensorlrf.decomposition.blocks._blr_matrix import check_pair, matrix_target
+from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
@@ -82,18 +82,18 @@ def fit_blast(
     and of the result; with `gram` those in the metric of the inputs. `converged` is False where
     sweeps ran out, or where `error` was not reached.
     """
-    weight = as_weight(tensor, gram, "blast")
-    rank, error = check_rank_or_error(rank, error, weight.dtype)
+    target = matrix_target(tensor, gram, "blast")
+    rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
-    m, n = weight.shape
+    m, n = target.shape
     if blocks is None:
         p, q = default_blocks(m, n)
     else:
         what = "there are no more blocks (p, q) than rows and columns"
         p, q = check_pair(blocks, "blocks", 1, (m, n), what)
-    draws = generator(random_state, weight.matrix.device)
+    draws = generator(random_state, target.work.device)
     solver = _Solver(
-        weight,
+        target,
         (p, q),
         n_iter_max,
         tol,
@@ -104,8 +104,8 @@ def fit_blast(
     if share is not None:
         mb, nb = -(-m // p), -(-n // q)
         r = max(1, min(m, n, whole(share * m * n / (p * mb + q * nb + p * q))))
-    fit = search(solver.solve, r, error, min(m, n), weight.dtype)
-    return fit if weight.gram is None else finished(fit, n_iter_max)
+    fit = search(solver.solve, r, error, min(m, n), target.dtype)
+    return fit if target.is_plain else finished(fit, n_iter_max)
 
 
 blast = factors_of(fit_blast)
@@ -121,36 +121,35 @@ class _Solver:
 
     def __init__(
         self,
-        weight: Weight,
+        target: Target[Any],
         counts: tuple[int, int],
         n_iter_max: int | None,
         tol: float | None,
         draws: torch.Generator,
     ) -> None:
-        self.weight, self.draws = weight, draws
+        self.target, self.draws = target, draws
         self.n_iter_max, self.tol = n_iter_max, tol
-        (m, n), (p, q) = weight.shape, counts
+        (m, n), (p, q) = target.shape, counts
         mb, nb = -(-m // p), -(-n // q)
-        wide = weight.matrix.to(torch.float64)
+        wide = target.work.to(torch.float64)
         blocks = F.pad(wide, (0, q * nb - n, 0, p * mb - m)).view(p, mb, q * nb)
         self.plain = SharedBases(blocks, q, None)
         self.metric: SharedBases | None = None
-        if weight.gram is not None:
+        if not target.is_plain:
             # Padded columns are inputs that are always zero.
-            padded = F.pad(weight.gram, (0, q * nb - n, 0, q * nb - n))
+            padded = F.pad(target.moments, (0, q * nb - n, 0, q * nb - n))
             self.metric = SharedBases(blocks, q, padded)
 
     @cached_property
     def svd(self) -> Spectrum:
         """The weight taken apart as `svd` does, to be cut at any rank."""
-        matrix = self.weight.matrix
+        matrix = self.target.work
         return FullSVD(matrix) if matrix.dtype == torch.float64 else ShortSideEigh(matrix)
 
     @cached_property
-    def whitened(self) -> Spectrum | None:
-        """The same in the metric of the inputs, if there is one."""
-        gram = self.weight.gram
-        return None if gram is None else GramMetric(self.weight.matrix, Metric(gram, 0.0))
+    def whitened(self) -> Spectrum:
+        """The same in the metric of the inputs."""
+        return OutputSpectrum(self.target, self.target.work)
 
     def solve(self, r: int) -> Fit[BlastFactors]:
         """Bases of rank r."""
@@ -159,27 +158,24 @@ class _Solver:
         # The cast rounds three factors where the scales are not one, and may leave what the
         # sweeps began with better than where they ended.
         ends = [at.balanced(), of_low_rank(self.plain, *self.svd.split(r))]
-        judge, reason = self.weight.judge, self._reason(r, errors, settled)
+        reason = self._reason(r, errors, settled)
         usual = self._best(ends)
-        if judge is None:
-            return Fit(usual, (*errors, self.weight.rel_error(usual)), settled, reason)
+        if self.target.is_plain:
+            return Fit(usual, (*errors, self.target.error(usual)), settled, reason)
 
         def fit() -> Fit[BlastFactors]:
             assert self.metric is not None
-            assert self.whitened is not None
             other = of_low_rank(self.plain, *self.whitened.split(r))
             served, errors, settled = self._from_best(self.metric, (at, other))
             best = self._best([served.balanced(), other])
             return Fit(best, tuple(errors), settled, self._reason(r, errors, settled))
 
-        return fit_or_plain(judge, lambda: usual, fit)
+        return fit_or_plain(self.target, lambda: usual, fit)
 
     def _best(self, ends: Sequence[Bases]) -> BlastFactors:
         """The best of these as factors."""
-        judge, packed = self.weight.judge, [self._pack(end) for end in ends]
-        if judge is None:
-            return min(packed, key=self.weight.rel_error)
-        return min(packed, key=lambda factors: judge.of(factors).loss)
+        packed = [self._pack(end) for end in ends]
+        return min(packed, key=lambda factors: self.target.of_factors(factors).loss)
 
     @staticmethod
     def _reason(r: int, errors: Sequence[float], settled: bool) -> str:
@@ -211,10 +207,10 @@ class _Solver:
 
     def _pack(self, at: Bases) -> BlastFactors:
         """Factors in the dtype of the weight."""
-        root, dtype = self.weight.root, self.weight.dtype
+        root, dtype = self.target.root, self.target.dtype
         return BlastFactors(
             (at.left * root).to(dtype),
             (at.right * root).to(dtype),
             at.scales.to(dtype),
-            self.weight.shape,
+            self.target.shape,
         )

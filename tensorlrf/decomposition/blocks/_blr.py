@@ -12,6 +12,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._search import out_of_reach
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Piece
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
@@ -26,9 +27,8 @@ from tensorlrf.decomposition.blocks._blr_fit import (
 )
 from tensorlrf.decomposition.blocks._blr_gram import Outputs
 from tensorlrf.decomposition.blocks._blr_matrix import (
-    Weight,
-    as_weight,
     check_pair,
+    matrix_target,
 )
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
@@ -116,18 +116,18 @@ def fit_blr(
         check_batched_metric(rank, gram=gram, n_iter_max=n_iter_max, tol=tol)
         weights = Weights(tensor, batch_dims)
         return fit_blr_batched(weights, Asked.of(rank, error, block, weights.shape), dense_blocks)
-    weight = as_weight(tensor, gram, "blr")
-    asked = Asked.of(rank, error, block, weight.shape)
+    target = matrix_target(tensor, gram, "blr")
+    asked = Asked.of(rank, error, block, target.shape)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
-    params = math.floor((asked.share or 0.0) * weight.matrix.numel())
+    params = math.floor((asked.share or 0.0) * target.work.numel())
 
     def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
         # The energies of all directions serve to share ranks out, or to estimate them.
-        keep = asked.rank if weight.gram is None and error is None else None
-        tiling = on_grid(weight, size, dense_blocks, keep)
+        keep = asked.rank if target.is_plain and error is None else None
+        tiling = on_grid(target, size, dense_blocks, keep)
         metric = None
-        if weight.gram is not None:
-            outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+        if not target.is_plain:
+            outputs = Outputs(target.work, target.moments, tiling.places)
             metric = InMetric(tiling, outputs, most, tol)
         if error is not None:
             return metric.within_error(error) if metric else within_error(tiling, error)
@@ -137,7 +137,7 @@ def fit_blr(
             ranks = tiling.within_params(params)
             return plain(tiling, ranks, f"ranks shared out over {params} parameters")
         if asked.rank is None:
-            ranks, how = estimated(tiling.pieces, weight.dtype), "ranks as estimated by evbmf"
+            ranks, how = estimated(tiling.pieces, target.dtype), "ranks as estimated by evbmf"
         else:
             ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
         return metric.solve(ranks) if metric else plain(tiling, ranks, how, measure)
@@ -147,19 +147,19 @@ def fit_blr(
         if error is None:
             # Blocks too large for one rank within the budget exceed it, and are none the better.
             over = max(0, tried.factors.n_params - params)
-            return (over, weight.loss(tried)), tried
+            return (over, target.loss(tried)), tried
         return (math.inf if tried.error > error else tried.factors.n_params,), tried
 
     if asked.block is not None:
         fit = fitted(asked.block, sweeps)
     else:
         # In the metric sizes are compared after some sweeps, and the best is continued.
-        size, fit = best_of(weight.shape, attempt)
-        if weight.gram is not None and sweeps > TRIAL:
+        size, fit = best_of(target.shape, attempt)
+        if not target.is_plain and sweeps > TRIAL:
             fit = fitted(size, sweeps)
     if error is not None and fit.error > error:
-        return replace(fit, converged=False, reason=out_of_reach(error, fit.error, weight.dtype))
-    return fit if weight.gram is None else finished(fit, n_iter_max)
+        return replace(fit, converged=False, reason=out_of_reach(error, fit.error, target.dtype))
+    return fit if target.is_plain else finished(fit, n_iter_max)
 
 
 blr = factors_of(fit_blr)
@@ -179,12 +179,12 @@ def _blocks(tensor: Tensor, *, block: Any) -> Unfolded:
 
 
 def on_grid(
-    weight: Weight, block: tuple[int, int], dense_blocks: bool = True, keep: int | None = None
+    target: Target[Any], block: tuple[int, int], dense_blocks: bool = True, keep: int | None = None
 ) -> Tiling:
     """The blocks of a grid, taken apart, as far as `keep` directions of each."""
-    spectra = BlockSpectra(weight.matrix, grid(weight.shape, block), keep)
+    spectra = BlockSpectra(target.work, grid(target.shape, block), keep)
     pieces = [
         Piece(place.rows, place.columns, energies, dense=dense_blocks)
         for place, energies in zip(spectra.places, spectra.energies, strict=True)
     ]
-    return Tiling(weight, spectra.places, pieces, spectra.content)
+    return Tiling(target, spectra.places, pieces, spectra.content)

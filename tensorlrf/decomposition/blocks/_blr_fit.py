@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,9 +13,9 @@ from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import smallest_within
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
 from tensorlrf.decomposition.blocks._blr_gram import Content, Descent, Outputs, even
-from tensorlrf.decomposition.blocks._blr_matrix import Weight
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors
@@ -33,7 +33,7 @@ TRIAL = 4
 class Tiling:
     """Blocks that tile a weight; `pieces` know their energies, `cut` gives block i at a rank."""
 
-    weight: Weight
+    target: Target[Any]
     places: Sequence[Place]
     pieces: Sequence[Piece]
     cut: Callable[[int, int | None], Content]
@@ -57,16 +57,16 @@ class Tiling:
 
     def packed(self, contents: Sequence[Content]) -> BlockLowRank:
         """Factors in the dtype of the weight."""
-        root, dtype = self.weight.root, self.weight.dtype
+        root, dtype = self.target.root, self.target.dtype
         blocks: list[tuple[int, int, Content]] = []
         for place, content in zip(self.places, contents, strict=True):
             if isinstance(content, tuple):
                 left, right = content
                 content = (left * root).to(dtype), (right * root).to(dtype)
             else:
-                content = (content * self.weight.scale).to(dtype)
+                content = (content * self.target.scale).to(dtype)
             blocks.append((place.row, place.column, content))
-        return BlockLowRank.pack(blocks, self.weight.shape)
+        return BlockLowRank.pack(blocks, self.target.shape)
 
     def with_energies(self, energies: Sequence[Energies]) -> Tiling:
         """The same blocks, shared out by other energies."""
@@ -75,27 +75,27 @@ class Tiling:
 
     def within_params(self, params: int) -> Ranks:
         """Ranks shared out over `params` parameters; none goes to what is but rounding."""
-        rounding = (NOISE * self.weight.floor) ** 2 * self.energy
+        rounding = (NOISE * self.target.floor) ** 2 * self.energy
         return self.ladder.within_params(params, rounding)
 
 
 def plain(tiling: Tiling, ranks: Ranks, reason: str, measure: bool = True) -> Fit[BlockLowRank]:
     """The nearest blocks of these ranks."""
     factors = tiling.packed(tiling.contents(ranks))
-    error = tiling.weight.rel_error(factors) if measure else math.nan
+    error = tiling.target.error(factors) if measure else math.nan
     return Fit(factors, (error,), True, reason)
 
 
 def within_error(tiling: Tiling, error: float) -> Fit[BlockLowRank]:
     """Few parameters with a true error of at most `error`, after the cast."""
     ladder = tiling.ladder
-    target = max(error, tiling.weight.floor) ** 2 * tiling.energy
-    first = plain(tiling, ladder.within_energy(target), f"ranks shared out within {error}")
+    lost = max(error, tiling.target.floor) ** 2 * tiling.energy
+    first = plain(tiling, ladder.within_energy(lost), f"ranks shared out within {error}")
     if first.error <= error:
         return first
     reason = f"ranks shared out within {error} after rounding"
     return fewest_steps(
-        ladder, ladder.first_within(target), error, lambda ranks: plain(tiling, ranks, reason)
+        ladder, ladder.first_within(lost), error, lambda ranks: plain(tiling, ranks, reason)
     )
 
 
@@ -139,11 +139,14 @@ class InMetric:
             run = self.outputs.descend(run.contents, run.ranks, left, self.tol)
             errors = errors + run.errors[1:]
         reason = "a sweep gained little more" if run.settled else f"{len(errors) - 1} sweeps"
-        tiling, judge = self.tiling, self.tiling.weight.judge
-        assert judge is not None
+        tiling = self.tiling
         served = tiling.packed([even(content) for content in run.contents])
         fit = Fit(served, tuple(errors), run.settled, reason)
-        return fit_or_plain(judge, lambda: tiling.packed(tiling.contents(usual_ranks)), lambda: fit)
+
+        def usual() -> BlockLowRank:
+            return tiling.packed(tiling.contents(usual_ranks))
+
+        return fit_or_plain(tiling.target, usual, lambda: fit)
 
     def within_error(self, error: float) -> Fit[BlockLowRank]:
         """Few parameters with an output error of at most `error`: a search along the steps of the

@@ -13,10 +13,11 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._search import out_of_reach
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uniform, within_error
 from tensorlrf.decomposition.blocks._blr_gram import Content, Outputs
-from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight
+from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node
 from tensorlrf.decomposition.linalg.threads import threaded
@@ -50,8 +51,8 @@ def fit_hodlr(
 
     `hierarchical` with admissible="weak"; arguments and errors as there.
     """
-    weight = as_weight(tensor, gram, "hodlr")
-    return _fit(weight, rank, error, leaf, "weak", n_iter_max, tol, random_state)
+    target = matrix_target(tensor, gram, "hodlr")
+    return _fit(target, rank, error, leaf, "weak", n_iter_max, tol, random_state)
 
 
 hodlr = factors_of(fit_hodlr)
@@ -107,15 +108,15 @@ def fit_hierarchical(
     `gram` at the start and after each sweep before that. `converged` is False where `error` was not
     reached, or where sweeps ran out.
     """
-    weight = as_weight(tensor, gram, "hierarchical")
-    return _fit(weight, rank, error, leaf, admissible, n_iter_max, tol, random_state)
+    target = matrix_target(tensor, gram, "hierarchical")
+    return _fit(target, rank, error, leaf, admissible, n_iter_max, tol, random_state)
 
 
 hierarchical = factors_of(fit_hierarchical)
 
 
 def _fit(
-    weight: Weight,
+    target: Target[Any],
     rank: Rank | None,
     error: float | None,
     leaf: int,
@@ -124,17 +125,17 @@ def _fit(
     tol: float | None,
     random_state: int | torch.Generator | None,
 ) -> Fit[BlockLowRank]:
-    rank, error = check_rank_or_error(rank, error, weight.dtype)
+    rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
     if isinstance(leaf, bool) or not isinstance(leaf, int) or leaf < 1:
         raise ArgumentError(f"leaf={leaf!r} must be a whole number of rows and columns, 1 or more")
     rule = _rule(admissible)
-    draws = generator(random_state, weight.matrix.device)
+    draws = generator(random_state, target.work.device)
     share = None if rank is None else _share(rank)
     count = None if rank is None or share is not None else _one_int(rank)
-    params = 0 if share is None else math.floor(share * weight.matrix.numel())
+    params = 0 if share is None else math.floor(share * target.work.numel())
     # What sketches leave unseen may be a twentieth of the energy that may be lost.
-    asked = max(error or 0.0, weight.floor)
+    asked = max(error or 0.0, target.floor)
     most: Callable[[Place], int] | None = None
     if count is not None:
         most = lambda place: count  # noqa: E731
@@ -142,10 +143,10 @@ def _fit(
         most = lambda place: max(1, params // (place.rows + place.columns))  # noqa: E731
     # An int asks for the largest admissible blocks, none of which need be cut.
     final = admissible == "weak" or count is not None
-    forest = Forest(weight.matrix, leaf, rule, final, 0.05 * asked**2, most, draws)
+    forest = Forest(target.work, leaf, rule, final, 0.05 * asked**2, most, draws)
     sweeps = (SWEEPS if n_iter_max is None else n_iter_max, tol)
     if count is not None:
-        tiling, metric = _tiling(weight, forest.topmost(), *sweeps)
+        tiling, metric = _tiling(target, forest.topmost(), *sweeps)
         ranks = uniform(tiling.pieces, count)
         if metric is None:
             return plain(tiling, ranks, f"rank {count} as asked")
@@ -162,11 +163,11 @@ def _fit(
     else:
         trees = forest.around(lambda pruning: pruning.left <= asked**2 * forest.energy)
     # A budget below one rank of the whole may pay for one of the smallest blocks only.
-    finest = [tuple(_leaves(forest.root))] if error is None and params < sum(weight.shape) else []
+    finest = [tuple(_leaves(forest.root))] if error is None and params < sum(target.shape) else []
     # Ranks are shared out anew over the blocks of each tree, in single steps.
     tried: list[Fit[BlockLowRank]] = []
     for nodes in dict.fromkeys((*(tree.nodes for tree in trees), *finest)):
-        tiling, metric = _tiling(weight, nodes, *sweeps)
+        tiling, metric = _tiling(target, nodes, *sweeps)
         if error is not None:
             tried.append(metric.within_error(error) if metric else within_error(tiling, error))
         elif tiling.fixed <= params:
@@ -176,11 +177,11 @@ def _fit(
             tried.append(served)
     if error is None:
         over = [max(0, fit.factors.n_params - params) for fit in tried]
-        best = min(range(len(tried)), key=lambda i: (over[i], weight.loss(tried[i])))
-        return tried[best] if weight.gram is None else finished(tried[best], n_iter_max)
+        best = min(range(len(tried)), key=lambda i: (over[i], target.loss(tried[i])))
+        return tried[best] if target.is_plain else finished(tried[best], n_iter_max)
     fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
     if fit.error > error:
-        return replace(fit, converged=False, reason=out_of_reach(error, fit.error, weight.dtype))
+        return replace(fit, converged=False, reason=out_of_reach(error, fit.error, target.dtype))
     return fit
 
 
@@ -207,19 +208,19 @@ def _leaves(node: Node) -> Iterator[Node]:
 
 
 def _tiling(
-    weight: Weight, nodes: tuple[Node, ...], n_iter_max: int, tol: float | None
+    target: Target[Any], nodes: tuple[Node, ...], n_iter_max: int, tol: float | None
 ) -> tuple[Tiling, InMetric | None]:
     """The blocks of a pruned tree, and their descent in the metric of the inputs, if any."""
 
     def cut(i: int, rank: int | None) -> Content:
         spectrum = nodes[i].spectrum
         if rank is None or spectrum is None:
-            block: Tensor = nodes[i].place.of(weight.matrix)
+            block: Tensor = nodes[i].place.of(target.work)
             return block
         return spectrum.split(rank)
 
-    tiling = Tiling(weight, [node.place for node in nodes], [node.piece for node in nodes], cut)
-    if weight.gram is None:
+    tiling = Tiling(target, [node.place for node in nodes], [node.piece for node in nodes], cut)
+    if target.is_plain:
         return tiling, None
-    outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+    outputs = Outputs(target.work, target.moments, tiling.places)
     return tiling, InMetric(tiling, outputs, n_iter_max, tol)

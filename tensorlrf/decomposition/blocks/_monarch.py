@@ -12,9 +12,10 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import search
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
-from tensorlrf.decomposition.blocks._blr_matrix import Weight, as_weight, check_pair
+from tensorlrf.decomposition.blocks._blr_matrix import check_pair, matrix_target
 from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.linalg.threads import threaded
@@ -65,17 +66,17 @@ def fit_monarch(
     at the start and after each sweep before that. `converged` is False where `error` was not
     reached, or where sweeps ran out.
     """
-    weight = as_weight(tensor, gram, "monarch")
-    rank, error = check_rank_or_error(rank, error, weight.dtype)
+    target = matrix_target(tensor, gram, "monarch")
+    rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
-    m, n = weight.shape
+    m, n = target.shape
     if blocks is None:
         counts = near_root(m), near_root(n)
     else:
         what = "there are no more blocks (Q, K) than rows and columns"
         counts = check_pair(blocks, "blocks", 1, (m, n), what)
     problem = _Problem(
-        weight,
+        target,
         counts,
         SWEEPS if n_iter_max is None else n_iter_max,
         tol,
@@ -87,8 +88,8 @@ def fit_monarch(
         r = max(1, min(limit, whole(share * m * n / (Q * K * (problem.S + problem.P)))))
     elif rank is not None:
         r = check_block_rank(_one_int(rank), problem.S, problem.P)
-    fit = search(problem.cut, r, error, limit, weight.dtype, climb=(limit,))
-    return fit if weight.gram is None else finished(fit, n_iter_max)
+    fit = search(problem.cut, r, error, limit, target.dtype, climb=(limit,))
+    return fit if target.is_plain else finished(fit, n_iter_max)
 
 
 monarch = factors_of(fit_monarch)
@@ -107,14 +108,14 @@ class _Problem:
     """The permuted blocks of a weight, taken apart."""
 
     def __init__(
-        self, weight: Weight, counts: tuple[int, int], n_iter_max: int, tol: float | None
+        self, target: Target[Any], counts: tuple[int, int], n_iter_max: int, tol: float | None
     ) -> None:
-        self.weight = weight
-        (m, n), (Q, K) = weight.shape, counts
+        self.target = target
+        (m, n), (Q, K) = target.shape, counts
         self.Q, self.K, self.S, self.P = Q, K, -(-m // Q), -(-n // K)
         self.limit = min(self.S, self.P)
         self.n_iter_max, self.tol = n_iter_max, tol
-        padded = F.pad(weight.matrix, (0, K * self.P - n, 0, Q * self.S - m))
+        padded = F.pad(target.work, (0, K * self.P - n, 0, Q * self.S - m))
         by_row = padded.view(self.S, Q, K, self.P)
         self.blocks = by_row.permute(1, 2, 0, 3).contiguous()  # (Q, K, S, P)
         self.svd = StackedSVD.of(self.blocks.view(Q * K, self.S, self.P))
@@ -122,18 +123,18 @@ class _Problem:
     def cut(self, r: int) -> Fit[MonarchFactors]:
         """Blocks of rank r."""
         start = self._plain(r)
-        usual, judge = self._pack(start), self.weight.judge
-        if judge is None:
-            return Fit(usual, (self.weight.rel_error(usual),), True, f"blocks of rank {r}")
+        usual, target = self._pack(start), self.target
+        if target.is_plain:
+            return Fit(usual, (target.error(usual),), True, f"blocks of rank {r}")
 
         def fit() -> Fit[MonarchFactors]:
             panels, errors, settled = descend(
-                self.blocks, start, judge.metric.gram, self.n_iter_max, self.tol
+                self.blocks, start, target.moments, self.n_iter_max, self.tol
             )
             reason = "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
             return Fit(self._pack(panels), tuple(errors), settled, reason)
 
-        return fit_or_plain(judge, lambda: usual, fit)
+        return fit_or_plain(target, lambda: usual, fit)
 
     def _plain(self, r: int) -> Panels:
         roots = self.svd.values[:, :r].sqrt()
@@ -144,7 +145,7 @@ class _Problem:
 
     def _pack(self, panels: Panels) -> MonarchFactors:
         left, right = (self._cast(side.transpose(0, 1)) for side in panels)
-        return MonarchFactors(left.permute(1, 2, 0, 3).contiguous(), right, self.weight.shape)
+        return MonarchFactors(left.permute(1, 2, 0, 3).contiguous(), right, self.target.shape)
 
     def _cast(self, side: Tensor) -> Tensor:
-        return (side * self.weight.root).to(self.weight.dtype).contiguous()
+        return (side * self.target.root).to(self.target.dtype).contiguous()

@@ -15,9 +15,10 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
-from tensorlrf.decomposition.cp._metric import check_metric, fit_cp_in_metric
+from tensorlrf.decomposition.cp._metric import check_served, fit_to_outputs, sides
 from tensorlrf.decomposition.cp._options import Callback, Options, check_options
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
@@ -117,9 +118,8 @@ def fit_cp(
     checked = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, checked.dtype)
     r = None if rank is None else cp_rank(rank, checked.shape)
-    data = None if gram is None and mean is None else (gram, mean)
-    if data is not None:
-        check_metric(data, error, callback, differentiable)
+    if gram is not None:
+        check_served(error, callback, differentiable)
     options = check_options(
         checked.shape,
         r,
@@ -134,10 +134,11 @@ def fit_cp(
     )
     rng = generator(random_state, checked.device)
     problem = pose(checked)
-    if data is not None and r is not None:
+    target: Target[CPFactors] = Target.of(checked, gram, mean, sides=sides, scale=problem.scale)
+    if not target.is_plain and r is not None:
         limits = METRIC_SWEEPS if n_iter_max is None else n_iter_max, tol
         plain = replace(options, sweeps=SWEEPS, tol=TOL)
-        fit = fit_cp_in_metric(checked, problem, r, plain, data, limits, rng)
+        fit = fit_to_outputs(target, checked, problem, r, plain, limits, rng)
         return finished(fit, n_iter_max)
     if r is not None:
         outcome = solve(problem, r, options, rng)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import ROUNDING, Descent, beyond, descend
-from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition.linalg._gram_metric import GramMetric, output_error
+from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._solve import RIDGE, cholesky, conjugate_gradients
+from tensorlrf.factors import CPFactors
 from tensorlrf.factors.algebra import khatri_rao
 
 EXACT_UNKNOWNS = 768
@@ -60,20 +61,19 @@ class Terms:
         return Terms(length, factors)
 
 
-class CPMetric:
-    """A kernel (O, I, *k) and the second moments of its unfolded inputs."""
+class FilterALS:
+    """Alternating least squares for a target whose weight is a kernel (O, I, *k), given the second
+    moments of its unfolded inputs."""
 
-    def __init__(self, kernel: Tensor, gram: Tensor) -> None:
-        self.sizes = tuple(int(n) for n in kernel.shape[1:])
-        self.matrix = kernel.to(torch.float64).reshape(kernel.shape[0], -1)  # (O, n)
-        self.gram = gram
-        self.moments = self.matrix @ self.gram  # W G
+    def __init__(self, target: Target[CPFactors], shape: Sequence[int]) -> None:
+        self.target, self.sizes = target, tuple(shape[1:])
+        self.gram, self.moments = target.moments, target.image  # G and W G
         self._preconditioners: dict[int, Tensor] = {}
 
     def rel_error(self, terms: Terms) -> float:
         """True relative error of the outputs."""
         left = terms.factors[0] * terms.weights
-        return output_error(self.matrix, self.moments, self.gram, left, terms.filters.T)
+        return self.target.rel_error_of(left, terms.filters.T)
 
     def sweep(self, terms: Terms, fixed: frozenset[int]) -> Terms:
         """Every free mode once, the output mode last."""
@@ -83,14 +83,13 @@ class CPMetric:
         return terms
 
     def best_matrix(self, rank: int) -> Terms:
-        """The optimum for a matrix (O, I), in closed form (see `GramMetric`)."""
-        most = min(self.matrix.shape)
-        left, right = GramMetric(self.matrix, Metric(self.gram, 0.0)).split(min(rank, most))
+        """The optimum for a matrix (O, I), in closed form (see `OutputSpectrum`)."""
+        m, n = self.target.shape
+        left, right = OutputSpectrum(self.target).split(min(rank, m, n))
         more = rank - left.shape[1]
-        zeros = self.matrix.new_zeros(self.matrix.shape[0], more)
-        other = self.matrix.new_ones(self.matrix.shape[1], more)
+        zeros, other = left.new_zeros(m, more), left.new_ones(n, more)
         start = Terms(
-            self.matrix.new_ones(rank),
+            left.new_ones(rank),
             (_unit(torch.cat([left, zeros], dim=1)), torch.cat([right.T, other], dim=1)),
         )
         length = torch.linalg.vector_norm(torch.cat([left, zeros], dim=1), dim=0)
@@ -177,16 +176,16 @@ class CPMetric:
 
 
 def best_descent(
-    metric: CPMetric, starts: Sequence[Terms], sweeps: int, tol: float | None, fixed: frozenset[int]
+    als: FilterALS, starts: Sequence[Terms], sweeps: int, tol: float | None, fixed: frozenset[int]
 ) -> Descent[Terms]:
     """A few sweeps of every start, then more of the one with the smallest error."""
 
     def sweep(terms: Terms) -> tuple[Terms, float]:
-        tried = metric.sweep(terms, fixed)
-        return tried, metric.rel_error(tried)
+        tried = als.sweep(terms, fixed)
+        return tried, als.rel_error(tried)
 
     trial = min(sweeps, TRIAL_SWEEPS) if len(starts) > 1 else 0
-    begun = [Descent.at(terms, metric.rel_error(terms)) for terms in starts]
+    begun = [Descent.at(terms, als.rel_error(terms)) for terms in starts]
     return descend(begun, sweep, tol, sweeps, trial=trial, ahead=Terms.beyond, rise=ROUNDING)
 
 

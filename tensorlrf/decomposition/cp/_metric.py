@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.cp._gram import (
-    CPMetric,
+    FilterALS,
     Terms,
     best_descent,
     sorted_terms,
@@ -21,16 +20,12 @@ from tensorlrf.decomposition.cp._gram import (
 from tensorlrf.decomposition.cp._options import Options
 from tensorlrf.decomposition.cp._problem import Problem, pose, spread_weights
 from tensorlrf.decomposition.cp._solve import solve
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors
 
 
-def check_metric(
-    data: tuple[Any, Any], error: float | None, callback: object, differentiable: bool
-) -> None:
+def check_served(error: float | None, callback: object, differentiable: bool) -> None:
     """Raises ArgumentError or UnsupportedError for what does not go with gram=."""
-    if data[0] is None:
-        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
     if error is not None:
         raise UnsupportedError(
             "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
@@ -43,19 +38,18 @@ def check_metric(
         raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
 
 
-def fit_cp_in_metric(
+def fit_to_outputs(
+    target: Target[CPFactors],
     tensor: Tensor,
     problem: Problem,
     rank: int,
     options: Options,
-    data: tuple[Any, Any],
     limits: tuple[int, float | None],
     rng: torch.Generator,
 ) -> Fit[CPFactors]:
     """CP that serves the outputs; never worse in them than plain CP. `limits`: sweeps and tol."""
-    moments = input_metric(*data, tensor[0].numel(), tensor)
-    kernel = tensor.detach().to(torch.float64) / problem.scale
-    metric = CPMetric(kernel, moments.gram)
+    kernel = target.matrix.reshape(tensor.shape)
+    als = FilterALS(target, tensor.shape)
     plain = solve(problem, rank, options, rng)
     kept = options.kept(problem)
     precise = replace(problem, scale=1.0, dtype=problem.data.blocks.dtype)
@@ -64,10 +58,10 @@ def fit_cp_in_metric(
 
     def starts() -> list[Terms]:
         if tensor.ndim == 2 and not options.fixed:
-            return [metric.best_matrix(rank)]
+            return [als.best_matrix(rank)]
         if 1 in options.fixed or not isinstance(options.init, str):
             return [start]
-        root = metric.channel_root()
+        root = als.channel_root()
         whitened = pose(_along_channels(kernel, root).to(problem.data.blocks.dtype))
         found = solve(whitened, rank, options, rng)
         inner = replace(whitened, dtype=torch.float64).factors(found.state)
@@ -82,12 +76,12 @@ def fit_cp_in_metric(
         return CPFactors(weights.to(tensor.dtype), tuple(f.to(tensor.dtype) for f in factors))
 
     def fit() -> Fit[CPFactors]:
-        best = best_descent(metric, starts(), sweeps, tol, options.fixed)
+        best = best_descent(als, starts(), sweeps, tol, options.fixed)
         settled = best.converged or (tensor.ndim == 2 and not options.fixed)
         reason = "a sweep gained nothing more" if settled else f"{sweeps} sweeps were made"
         return Fit(cast(best.state), best.errors, settled, reason)
 
-    return fit_or_plain(Judge(tensor, moments, _sides), lambda: cast(start), fit)
+    return fit_or_plain(target, lambda: cast(start), fit)
 
 
 def _terms(factors: CPFactors) -> Terms:
@@ -95,7 +89,7 @@ def _terms(factors: CPFactors) -> Terms:
     return Terms(factors.weights.detach().to(torch.float64), wide)
 
 
-def _sides(factors: CPFactors) -> Sides:
+def sides(factors: CPFactors) -> Sides:
     """The outputs with their weights, (O, r), and the rank-one filters, (r, n)."""
     terms = _terms(factors)
     return terms.factors[0] * terms.weights, terms.filters.T

@@ -6,11 +6,13 @@ it takes two passes of a (m, n) matrix through the terms and one through G.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._quadratic import Marginals, Product
 from tensorlrf.decomposition.linalg._solve import CG_STEPS, cholesky, conjugate_gradients
 
 RIDGE = 1e-4
@@ -23,34 +25,43 @@ def image_cost(s: int, m: int, n: int) -> float:
 
 
 def marginals(gram: Tensor, n1: int) -> tuple[Tensor, Tensor]:
-    """Sums of G, columns (n1, c), over pairs that agree in c (n1, n1), or in n1 (c, c).
+    """Sums of G, columns (n1, c), over pairs that agree in c (n1, n1), or in n1 (c, c), each over
+    the root of its trace.
 
-    Were the two independent, G would be their Kronecker product, over its trace.
+    Were the two independent, G would be their Kronecker product.
     """
     c = gram.shape[0] // n1
     split = gram.view(n1, c, n1, c)
-    return split.diagonal(dim1=1, dim2=3).sum(2), split.diagonal(dim1=0, dim2=2).sum(2)
+    trace = float(gram.diagonal().sum())
+    root = math.sqrt(trace) if trace > 0 else 1.0
+    one, other = split.diagonal(dim1=1, dim2=3).sum(2), split.diagonal(dim1=0, dim2=2).sum(2)
+    return one / root, other / root
 
 
 def improved_by_gradients(
     x: Tensor,
     other: Tensor,
-    mine: Tensor,
-    theirs: Tensor,
+    mine: Marginals,
+    theirs: Marginals,
     applied: Callable[[Tensor], Tensor],
     wanted: Tensor,
 ) -> Tensor:
     """Steps towards the least-squares x (s, rows, w) for `other` (s, rows', v), from x.
 
-    mine (w, w) and theirs (v, v) are the marginals of G, over the root of its trace each; `applied`
-    maps (s, rows, w) to its image under the normal matrix, `wanted` is the right-hand side.
+    mine, (rows, rows) and (w, w), and theirs, (rows', rows') and (v, v), are the marginals of the
+    target, None for the identity; `applied` maps (s, rows, w) to its image under the normal matrix,
+    `wanted` is the right-hand side.
     """
     s, rows, w = x.shape
-    weights = (other @ theirs).reshape(s, -1) @ other.reshape(s, -1).T
-    left, right = cholesky(weights, RIDGE), cholesky(mine, RIDGE)
+    weights = Product(*theirs).apply(other).reshape(s, -1) @ other.reshape(s, -1).T
+    left = cholesky(weights, RIDGE)
+    above, right = (None if side is None else cholesky(side, RIDGE) for side in mine)
 
     def precondition(residual: Tensor) -> Tensor:
         over_terms = torch.cholesky_solve(residual.reshape(s, -1), left)
-        return torch.cholesky_solve(over_terms.reshape(-1, w).T, right).T.reshape(s, rows, w)
+        if right is not None:
+            over_terms = torch.cholesky_solve(over_terms.reshape(-1, w).T, right).T
+        solved = over_terms.reshape(s, rows, w)
+        return solved if above is None else torch.cholesky_solve(solved, above)
 
     return conjugate_gradients(applied, wanted, x, precondition)

@@ -9,7 +9,6 @@ every row i2 of the b's, with (a_s^T a_t)[j1, j1'] in the place of that.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,8 +19,10 @@ from tensorlrf.decomposition._descent import StepAhead, settled
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._search import doubled, out_of_reach, smallest_within
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron._gradients import image_cost, improved_by_gradients, marginals
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged
+from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.factors import KroneckerSum
@@ -40,35 +41,36 @@ EXACT = 1e-10
 """Squared relative error below which a square multiplied out is noise."""
 
 
-class KroneckerMetric:
-    """A weight (m, n, taps) and the second moments (n taps, n taps) of its inputs, in float64.
+class KroneckerALS:
+    """Alternating least squares for a target (m, n taps): terms a (s, m1, n1), b (s, m2, n2 taps).
 
-    Terms are a (s, m1, n1) and b (s, m2, n2 taps).
+    Normal matrices are made where the rows of D do not meet in the target, tr(D G D^T). In any
+    other form <D, M D> what M makes of the terms is taken, and nothing else.
     """
 
-    def __init__(self, weight: Tensor, gram: Tensor, pair: Pair) -> None:
+    def __init__(self, target: Target[KroneckerSum], pair: Pair) -> None:
         (self.m1, self.n1), (self.m2, n2) = pair
-        self.c = n2 * weight.shape[2]
-        self.pair = pair
-        self.taps = weight.shape[2]
-        self.weight = weight.to(torch.float64).reshape(weight.shape[0], -1)  # (m, n taps)
-        self.gram = gram
-        moments = self.weight @ self.gram
-        self.norm = float((moments * self.weight).sum())
-        trace = float(self.gram.diagonal().sum())
-        trace = trace if trace > 0 else 1.0
-        one, other = marginals(self.gram, self.n1)
-        self.of_a, self.of_b = one / math.sqrt(trace), other / math.sqrt(trace)
-        self.target = rearranged(moments.reshape(weight.shape), pair)  # (m1 n1, m2 c)
-        by_sides = self.gram.view(self.n1, self.c, self.n1, self.c)
-        self.couplings = by_sides.permute(1, 3, 0, 2).reshape(self.c**2, self.n1**2)
+        self.target, self.pair = target, pair
+        self.c = target.shape[1] // self.n1
+        self.taps = self.c // n2
+        self.image = self._by_terms(target.image)  # (m1 n1, m2 c)
+        rows, columns = target.marginals
+        if columns is None:
+            columns = identity(target.shape[1], self.image)
+        over_rows = (None, None) if rows is None else marginals(rows, self.m1)
+        over_columns = marginals(columns, self.n1)
+        self.of_a, self.of_b = zip(over_rows, over_columns, strict=True)
+        self.couplings: Tensor | None = None
+        if target.form.sides is not None and rows is None:
+            by_sides = columns.view(self.n1, self.c, self.n1, self.c)
+            self.couplings = by_sides.permute(1, 3, 0, 2).reshape(self.c**2, self.n1**2)
 
     def sweep(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Better a's for the b's, and then better b's for these; the error does not rise."""
         s = a.shape[0]
-        wanted = self.target @ b.reshape(s, -1).T
+        wanted = self.image @ b.reshape(s, -1).T
         wanted = wanted.T.reshape(s, self.m1, self.n1)
-        if self.many_terms(s, self.n1, self.m2):
+        if self.couplings is None or self.many_terms(s, self.n1, self.m2):
 
             def image_a(x: Tensor) -> Tensor:
                 return (self.seen(x, b) @ b.reshape(s, -1).T).T.reshape(a.shape)
@@ -76,8 +78,8 @@ class KroneckerMetric:
             a = improved_by_gradients(a, b, self.of_a, self.of_b, image_a, wanted)
         else:
             a = improved(a, wanted.transpose(0, 1), b, self.couplings)
-        wanted = (a.reshape(s, -1) @ self.target).reshape(s, self.m2, self.c)
-        if self.many_terms(s, self.c, self.m1):
+        wanted = (a.reshape(s, -1) @ self.image).reshape(s, self.m2, self.c)
+        if self.couplings is None or self.many_terms(s, self.c, self.m1):
 
             def image_b(x: Tensor) -> Tensor:
                 return (a.reshape(s, -1) @ self.seen(a, x)).reshape(b.shape)
@@ -90,7 +92,7 @@ class KroneckerMetric:
     def many_terms(self, s: int, w: int, rows: int) -> bool:
         """Whether conjugate gradients take less than the normal matrix of s terms of w columns,
         which sums over `rows` of the other side."""
-        m, n = self.weight.shape
+        m, n = self.target.shape
         v = n // w
         if s * v * v > PRODUCTS:
             return True
@@ -99,28 +101,30 @@ class KroneckerMetric:
         return 4 * normal > image_cost(s, m, n)
 
     def seen(self, a: Tensor, b: Tensor) -> Tensor:
-        """The sum of the terms times G, rearranged to (m1 n1, m2 c)."""
-        moments = self.dense(a, b) @ self.gram
-        return rearranged(moments.reshape(len(moments), -1, self.taps), self.pair)
+        """What M makes of the terms, rearranged to (m1 n1, m2 c)."""
+        return self._by_terms(self.target.apply(self.dense(a, b)))
 
     def rel_error(self, a: Tensor, b: Tensor) -> float:
-        """sqrt(tr(D G D^T) / tr(W G W^T)), of the terms as they are."""
+        """Of the terms as they are, see `Target.rel_error`."""
         a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
-        s = a.shape[0]
-        if s * s < self.weight.shape[0] and (s * max(self.c, self.n1)) ** 2 <= PRODUCTS:
-            cross = (a.reshape(s, -1) @ self.target * b.reshape(s, -1)).sum()
+        s, norm = a.shape[0], self.target.norm
+        few = s * s < self.target.shape[0] and (s * max(self.c, self.n1)) ** 2 <= PRODUCTS
+        if few and self.couplings is not None:
+            cross = (a.reshape(s, -1) @ self.image * b.reshape(s, -1)).sum()
             left, right = products(a, a).reshape(s * s, -1), products(b, b).reshape(s * s, -1)
-            squared = self.norm - 2 * cross + (right @ self.couplings * left).sum()
-            if squared >= EXACT * self.norm:
-                return ratio(squared, self.norm)
-        off = self.weight - self.dense(a, b)
-        return ratio((off @ self.gram * off).sum(), self.norm)
+            squared = norm - 2 * cross + (right @ self.couplings * left).sum()
+            if squared >= EXACT * norm:
+                return ratio(squared, norm)
+        return self.target.rel_error(self.target.matrix - self.dense(a, b))
 
     def dense(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum of the terms as a matrix (m, n taps)."""
         whole = a.reshape(a.shape[0], -1).T @ b.reshape(b.shape[0], -1)
         split = whole.reshape(self.m1, self.n1, self.m2, self.c)
         return split.transpose(1, 2).reshape(self.m1 * self.m2, -1)
+
+    def _by_terms(self, matrix: Tensor) -> Tensor:
+        return rearranged(matrix.reshape(len(matrix), -1, self.taps), self.pair)
 
 
 def improved(x: Tensor, wanted: Tensor, other: Tensor, couplings: Tensor) -> Tensor:
@@ -155,8 +159,8 @@ def products(x: Tensor, y: Tensor) -> Tensor:
     return both.reshape(k, v, s, v).transpose(1, 2)
 
 
-def fit_in_metric(
-    metric: KroneckerMetric, a: Tensor, b: Tensor, n_iter_max: int, tol: float | None
+def alternate(
+    als: KroneckerALS, a: Tensor, b: Tensor, n_iter_max: int, tol: float | None
 ) -> tuple[Tensor, Tensor, list[float], bool]:
     """Sweeps from the terms a (s, m1, n1) and b (s, m2, c), kept while the error falls.
 
@@ -165,7 +169,7 @@ def fit_in_metric(
     little).
     """
     a, b = a.to(torch.float64), b.to(torch.float64)
-    errors = [metric.rel_error(a, b)]
+    errors = [als.rel_error(a, b)]
     ended = False
     last, step = (a, b), StepAhead()
     for _ in range(n_iter_max):
@@ -174,8 +178,8 @@ def fit_in_metric(
             break
         ahead = step.reach
         start = (new + ahead * (new - old) for new, old in zip((a, b), last, strict=True))
-        tried = metric.sweep(*start)
-        error = metric.rel_error(*tried)
+        tried = als.sweep(*start)
+        error = als.rel_error(*tried)
         if error > errors[-1]:
             ended = ahead == 0
             if ended:

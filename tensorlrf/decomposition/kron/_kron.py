@@ -11,7 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor_and_largest
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron._problem import (
     BatchedProblem,
     KroneckerProblem,
@@ -115,8 +115,6 @@ def fit_kron(
             f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
             "out; for error= use method='auto'"
         )
-    if gram is None and mean is not None:
-        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
         check_batched_svd(rank, method, gram, mean)
@@ -125,34 +123,34 @@ def fit_kron(
     if random_state is None and method == "auto":
         random_state = SEED
     draws = generator(random_state, tensor.device)
-    second = None if gram is None else input_metric(gram, mean, tensor[0].numel(), tensor)
+    # Weights of a batch have no moments, and their own kind of problem.
+    target: Target[KroneckerSum] = Target.of(tensor, gram, mean)
     if shapes is not None:
         pairs = [check_shapes(shapes, *stack.shape[1:3])]
     else:
-        moments = None if second is None else second.gram
-        pairs = shortlist(looked_at(stack, moments), rank, error or 0.0, draws)
+        pairs = shortlist(looked_at(stack, target.marginals[1]), rank, error or 0.0, draws)
 
     if batch_dims:
         many = BatchedProblem(stack, batch, method)
         if shapes is not None:
             return many.solve(pairs[0], rank, error)
         return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
-    decides = measure or error is not None or shapes is None or second is not None
+    decides = measure or error is not None or shapes is None or not target.is_plain
     cutter = Cutter(Way(method, n_power_iter, n_oversample, draws), largest, decides)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
-    one = KroneckerProblem(tensor, cutter, second, sweeps, tol)
+    one = KroneckerProblem(tensor, cutter, target, sweeps, tol)
 
     def solve(pair: Pair) -> Fit[KroneckerSum]:
         fit = one.solve(pair, rank, error)
-        return fit if second is None else finished(fit, n_iter_max)
+        return fit if target.is_plain else finished(fit, n_iter_max)
 
     if shapes is not None:
         return solve(pairs[0])
-    if second is None:
+    if target.is_plain:
         return best_of(solve, pairs, error, tensor.dtype)
     short = one.shorter()
     return best_of(
-        lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, one.loss, solve
+        lambda pair: short.solve(pair, rank, error), pairs, error, tensor.dtype, target.loss, solve
     )
 
 

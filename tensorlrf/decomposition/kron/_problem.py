@@ -6,21 +6,19 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition.kron._gram import KroneckerMetric, fewest, fit_in_metric
+from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.kron._gram import KroneckerALS, alternate, fewest
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged, terms
 from tensorlrf.decomposition.kron._solve import LARGE, Cutter, as_terms
 from tensorlrf.decomposition.linalg._batched import as_batch, fit_matrices, per_place, scales_of
-from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import Batch, Factors, KroneckerSum
@@ -37,24 +35,15 @@ class KroneckerProblem:
 
     tensor: Tensor
     cutter: Cutter
-    moments: Metric | None
+    target: Target[KroneckerSum]
     n_iter_max: int
     tol: float | None
 
     def solve(self, pair: Pair, rank: Rank | None, error: float | None) -> Fit[KroneckerSum]:
         s = terms(rank, pair, math.prod(self.tensor.shape[2:]))
-        if self.judge is None:
+        if self.target.is_plain:
             return self.plain(pair, s, error)
-        return self.in_metric(self.judge, pair, s, error or 0.0)
-
-    @cached_property
-    def judge(self) -> Judge[KroneckerSum] | None:
-        """Of the outputs, where their inputs are known."""
-        return None if self.moments is None else Judge(self.tensor, self.moments)
-
-    def loss(self, fit: Fit[KroneckerSum]) -> float:
-        """By what pairs are compared: the error, or the loss of the outputs."""
-        return fit.error if self.judge is None else self.judge.of(fit.factors).loss
+        return self.served(pair, s, error or 0.0)
 
     def shorter(self) -> KroneckerProblem:
         """The same with the first sweeps only."""
@@ -66,15 +55,10 @@ class KroneckerProblem:
         factors = as_terms(fit.factors.left, fit.factors.right, pair, self._kernel())
         return Fit(factors, fit.errors, fit.converged, fit.reason)
 
-    def in_metric(
-        self, judge: Judge[KroneckerSum], pair: Pair, s: int | None, error: float
-    ) -> Fit[KroneckerSum]:
-        """The same, improved for the outputs."""
-        work = self.tensor.to(working_dtype(self.tensor.dtype))
-        scale = scale_of(work)
-        m, n = work.shape[:2]
-        metric = KroneckerMetric((work / scale).reshape(m, n, -1), judge.metric.gram, pair)
-        limit = min(metric.target.shape)
+    def served(self, pair: Pair, s: int | None, error: float) -> Fit[KroneckerSum]:
+        """The same, improved for the target."""
+        als = KroneckerALS(self.target, pair)
+        limit = min(als.image.shape)
         whole = None
         if s is None and limit <= LARGE:
             # Without a sketch fewer terms are the first ones of more.
@@ -87,20 +71,20 @@ class KroneckerProblem:
 
         def solve(s: int) -> Fit[KroneckerSum]:
             usual = plain_of(s)
-            improved = self._improver(metric, pair, math.sqrt(scale), usual)
-            return fit_or_plain(judge, lambda: usual, improved)
+            improved = self._improver(als, pair, self.target.root, usual)
+            return fit_or_plain(self.target, lambda: usual, improved)
 
         return solve(s) if s is not None else fewest(solve, limit, error, self.tensor.dtype)
 
     def _improver(
-        self, metric: KroneckerMetric, pair: Pair, root: float, plain: KroneckerSum
+        self, als: KroneckerALS, pair: Pair, root: float, plain: KroneckerSum
     ) -> Callable[[], Fit[KroneckerSum]]:
         kernel = self._kernel()
         s = plain.rank
 
         def improved() -> Fit[KroneckerSum]:
             start = plain.a.double() / root, plain.b.double().reshape(s, pair[1][0], -1) / root
-            a, b, errors, settled = fit_in_metric(metric, *start, self.n_iter_max, self.tol)
+            a, b, errors, settled = alternate(als, *start, self.n_iter_max, self.tol)
             sides = [(side * root).to(self.tensor.dtype) for side in (a, b)]
             reason = f"{s} terms, {len(errors) - 1} sweeps in the metric of gram"
             factors = KroneckerSum(sides[0], sides[1].reshape(s, *pair[1], *kernel))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg._gram_metric import growth
+from tensorlrf.decomposition.linalg._output_spectrum import growth
 from tensorlrf.errors import UnsupportedError
 
 _ROUNDINGS = 32
@@ -78,8 +78,8 @@ def moving_sides(
 ) -> tuple[Tensor, Tensor]:
     """left (..., m, r) and right (..., r, n) of a truncated SVD of `matrix` as functions of it.
 
-    With `root` S (n, n) it is the truncation in the metric G = S S^T, see `GramMetric`. `eps` as
-    for `kept_in_order`.
+    With `root` S (n, n) it is the truncation in the metric G = S S^T, see `OutputSpectrum`. `eps`
+    as for `kept_in_order`.
     """
     length = torch.linalg.vector_norm(left, dim=-2)
     length = torch.where(length > 0, length, 1)

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest
-from tensorlrf.decomposition._metric import input_metric
 from tensorlrf.decomposition._search import search
+from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.linalg._batched import (
     check_batch_dims,
     check_batched_svd,
     fit_svd_batched,
 )
 from tensorlrf.decomposition.linalg._derivatives import moving_sides
-from tensorlrf.decomposition.linalg._gram_metric import GramMetric, square_root
+from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, square_root
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Scaled, Way
@@ -120,23 +120,20 @@ def fit_svd(
         rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
     _check_method(method, r, gram is not None)
-    if gram is None and mean is not None:
-        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
     scaled = Scaled.of(work, largest)
     moving = scaled.work.reshape(m, n)
     matrix = moving.detach()
     spectrum: Spectrum
-    judge: Judge[LowRank] | None = None
+    target: Target[LowRank] = Target.of(tensor, gram, mean, sides=_sides, scale=scaled.root**2)
     half: Tensor | None = None
-    if gram is not None:
-        metric, how = input_metric(gram, mean, n, tensor), "outputs, from gram"
-        judge = Judge(tensor, metric, lambda factors: (factors.left, factors.right), scaled.root**2)
-        spectrum = GramMetric(matrix, metric, judge.moments if m <= n else judge.square)
-        half = square_root(metric.gram) if moving.requires_grad else None
-    else:
+    if target.is_plain:
         way = Way(method, n_power_iter, n_oversample, draws)
         spectrum, how = way.take_apart(matrix, r, graph=moving.requires_grad)
+    else:
+        spectrum, how = OutputSpectrum(target, matrix), "outputs, from gram"
+        if moving.requires_grad and target.gram is not None:
+            half = square_root(target.gram)
 
     def cast(spectrum: Spectrum, r: int, half: Tensor | None = None) -> LowRank:
         sides = spectrum.split(r)
@@ -146,10 +143,10 @@ def fit_svd(
 
     def cut(r: int) -> Fit[LowRank]:
         factors = cast(spectrum, r, half)
-        if judge is not None:
+        if not target.is_plain:
             # The optimum in closed form: only rounding could leave it behind the plain factors.
             best = fit_or_plain(
-                judge,
+                target,
                 lambda: cast(ShortSideEigh(matrix), r),
                 lambda: Fit(factors, (), True, ""),
                 float(spectrum.energies[r:].sum()),
@@ -163,7 +160,7 @@ def fit_svd(
         fit = replace(cut(r), reason=f"rank {r} {asked}, {how}")
     else:
         fit = search(cut, None, error, min(m, n), tensor.dtype, energies=spectrum.energies)
-    return fit if judge is None else replace(fit, shrinkage=judge.metric.shrinkage)
+    return replace(fit, shrinkage=target.shrinkage)
 
 
 svd = factors_of(fit_svd)
@@ -172,6 +169,10 @@ svd = factors_of(fit_svd)
 @truncates("svd")
 def _unfoldings(tensor: Tensor) -> Unfolded:
     yield "matrix", [(tensor.flatten(1), 0)]
+
+
+def _sides(factors: LowRank) -> Sides:
+    return factors.left, factors.right
 
 
 def _check_method(method: str, r: int | None, metric: bool) -> None:

@@ -12,23 +12,21 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._metric import input_metric
-from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.sizes import row_digits
 from tensorlrf.decomposition.trains._tr_als import RingProblem, balanced
-from tensorlrf.decomposition.trains._tr_gram import RingMetric
+from tensorlrf.decomposition.trains._tr_gram import OutputRingProblem
 from tensorlrf.decomposition.trains._tr_iterate import iterate
 from tensorlrf.decomposition.trains._tr_start import ring_random, ring_ranks, ring_svd
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import true_error
 from tensorlrf.errors import (
-    ArgumentError,
     ShapeError,
     TensorlrfWarning,
     UnsupportedError,
@@ -112,17 +110,12 @@ def fit_tr(
             f"gram= is for a matrix (m, n), tensor has shape {shape}; reshape a conv kernel "
             "(O, I, kh, kw) to (O, I kh kw)"
         )
-    if gram is None and mean is not None:
-        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
-    scale = scale_of(tensor.to(torch.float64))
-    work = (tensor.to(torch.float64) / scale).reshape(flat)
+    target: Target[TRFactors] = Target.of(tensor, gram, mean)
+    work = target.matrix.reshape(flat)
     problem = RingProblem(work)
-    judge: Judge[TRFactors] | None = None
-    if gram is not None:
-        judge = Judge(tensor, input_metric(gram, mean, shape[1], tensor))
 
     def cast(cores: Sequence[Tensor]) -> TRFactors:
-        each = scale ** (1 / len(cores))  # to one core alone it could be too large
+        each = target.scale ** (1 / len(cores))  # to one core alone it could be too large
         even = [core * each for core in balanced(cores)]
         return TRFactors(tuple(c.to(tensor.dtype).contiguous() for c in even), shape)
 
@@ -133,23 +126,23 @@ def fit_tr(
             start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
         cores, errors, settled = iterate(problem, start, sweeps, least)
         plain = cast(cores)
-        if judge is None:
+        if target.is_plain:
             reason = _reason(plain, len(errors) - 1, settled)
             return Fit(plain, (*errors, true_error(plain, tensor)), settled, reason)
-        metric = RingMetric(work.reshape(shape), judge.metric.gram, len(split[0]))
+        metric = OutputRingProblem(target, len(split[0]))
 
         def served() -> Fit[TRFactors]:
             ring, errors, settled = iterate(metric, cores, sweeps, tol)
             reason = f"{_reason(plain, len(errors) - 1, settled)}, outputs, from gram"
             return Fit(cast(ring), tuple(errors), settled, reason)
 
-        return fit_or_plain(judge, lambda: plain, served)
+        return fit_or_plain(target, lambda: plain, served)
 
     if rank is not None:
         found = fit(ring_ranks(rank, flat, tensor.numel()))
     else:
         found = _smallest(fit, flat, tensor.numel(), error or 0.0)
-    return found if judge is None else finished(found, n_iter_max)
+    return found if target.is_plain else finished(found, n_iter_max)
 
 
 tr = factors_of(fit_tr)

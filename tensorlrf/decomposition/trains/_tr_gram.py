@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tr_als import balanced, half_sweep
 from tensorlrf.decomposition.trains._tr_gradients import (
     Seen,
@@ -23,24 +23,23 @@ from tensorlrf.decomposition.trains._tr_gradients import (
     seen_through,
     too_wide,
 )
+from tensorlrf.factors import TRFactors
 from tensorlrf.factors.algebra import chain_product
 
 
-class RingMetric:
-    """A matrix W (m, n) and the moments G (n, n), to be fitted by rings with `half` row cores."""
+class OutputRingProblem:
+    """A target W (m, n) with moments G (n, n), to be fitted by rings with `half` row cores."""
 
-    def __init__(self, matrix: Tensor, gram: Tensor, half: int) -> None:
-        self.matrix, self.gram, self.half = matrix, gram, half
-        self.moments = matrix @ gram  # W G, (m, n)
-        self.norm = float((self.moments * matrix).sum())
+    def __init__(self, target: Target[TRFactors], half: int) -> None:
+        self.target, self.half = target, half
+        self.gram, self.moments = target.moments, target.image  # G and W G, (m, n)
 
     def rel_error(self, cores: Sequence[Tensor]) -> float:
         """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - ring."""
         first = chain_product(cores[: self.half])  # (z, m, y)
         second = chain_product(cores[self.half :])  # (y, n, z)
         model = first.transpose(0, 1).flatten(1) @ second.permute(2, 0, 1).flatten(0, 1)
-        difference = self.matrix - model
-        return ratio(float((difference @ self.gram * difference).sum()), self.norm)
+        return self.target.rel_error(self.target.matrix - model)
 
     def sweep(self, cores: Sequence[Tensor], ridge: float) -> tuple[list[Tensor], float]:
         """Every core once, and the relative error of the outputs afterwards."""

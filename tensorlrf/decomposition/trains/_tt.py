@@ -11,14 +11,15 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
-from tensorlrf.decomposition.trains._tt_kernel_gram import fit_kernel_in_metric
+from tensorlrf.decomposition.trains._tt_kernel_gram import swept
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError
@@ -100,19 +101,17 @@ def fit_tt(
     def build(cores: list[Tensor]) -> TTFactors:
         return TTFactors(tuple(cores), order)
 
-    if gram is None:
-        if mean is not None:
-            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+    target: Target[TTFactors] = Target.of(tensor, gram, mean)
+    if target.is_plain:
         for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
             if value is not None:
                 raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor, measure)
-    metric = input_metric(gram, mean, tensor.numel() // tensor.shape[0], tensor)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
 
     def fit(ranks: Sequence[int]) -> Fit[TTFactors]:
         plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
-        return fit_kernel_in_metric(tensor, plain, metric, sweeps, tol)
+        return fit_or_plain(target, lambda: plain, lambda: swept(target, plain, sweeps, tol))
 
     if ranks is not None:
         found = fit(ranks)

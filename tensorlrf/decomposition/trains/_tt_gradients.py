@@ -1,9 +1,9 @@
 """Sweeps over the cores of a train by conjugate gradients, in the metric of the inputs.
 
-The error tr((W - A) G (W - A)^T) of a train A is quadratic in each core. Its minimum is sought from
-the core as it is, so that no step raises it; the other cores are orthonormal as seen from there,
-which makes the system as well conditioned as G is. No normal matrix is formed: what is needed at a
-time is the size of W.
+The loss <W - A, M (W - A)> of a train A, such as tr((W - A) G (W - A)^T), is quadratic in each
+core. Its minimum is sought from the core as it is, so that no step raises it; the other cores are
+orthonormal as seen from there, which makes the system as well conditioned as M is. No normal matrix
+is formed: what is needed at a time is the size of W.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ STEPS = 8
 
 
 def swept_by_gradients(
-    gram: Tensor,
-    moments: Tensor,
+    apply: Callable[[Tensor], Tensor],
+    image: Tensor,
     cores: list[Tensor],
     dense: Callable[[list[Tensor]], Tensor],
     spread: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
     """Every core once on the way to the last, and once on the way back.
 
-    gram G (n, n) and moments W G (m, n), float64; dense: cores to the matrix A (m, n);
-    spread: a matrix (m, n) to the tensor of the cores' modes in their order, the adjoint of how
-    `dense` gathers them
+    apply: the form M of the target, and `image` M W (m, n), float64; dense: cores to the matrix
+    A (m, n); spread: a matrix (m, n) to the tensor of the cores' modes in their order, the adjoint
+    of how `dense` gathers them
     """
     cores = list(cores)
     last = len(cores) - 1
     for k in range(last, 0, -1):
         _orthonormal_from_right(cores, k)
     for k in range(last):
-        _solve(gram, moments, cores, dense, spread, k)
+        _solve(apply, image, cores, dense, spread, k)
         _orthonormal_from_left(cores, k)
     for k in range(last, 0, -1):
-        _solve(gram, moments, cores, dense, spread, k)
+        _solve(apply, image, cores, dense, spread, k)
         _orthonormal_from_right(cores, k)
-    _solve(gram, moments, cores, dense, spread, 0)
+    _solve(apply, image, cores, dense, spread, 0)
     return cores
 
 
 def _solve(
-    gram: Tensor,
-    moments: Tensor,
+    apply: Callable[[Tensor], Tensor],
+    image: Tensor,
     cores: list[Tensor],
     dense: Callable[[list[Tensor]], Tensor],
     spread: Callable[[Tensor], Tensor],
     k: int,
 ) -> None:
     def normal(core: Tensor) -> Tensor:
-        return pull(spread(dense([*cores[:k], core, *cores[k + 1 :]]) @ gram))
+        return pull(spread(apply(dense([*cores[:k], core, *cores[k + 1 :]]))))
 
     pull = adjoint(cores, k)
-    right = pull(spread(moments - dense(cores) @ gram))
+    right = pull(spread(image - apply(dense(cores))))
     cores[k] = cores[k] + conjugate_gradients(normal, right, STEPS)
 
 

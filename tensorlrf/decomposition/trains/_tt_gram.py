@@ -9,83 +9,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import settled
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, fit_or_plain
-from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition.linalg._gram import scale_of
-from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
-from tensorlrf.factors import Factors, TTFactors, TTMatrix
+from tensorlrf.factors import TTFactors, TTMatrix
 
 MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
+
+F = TypeVar("F", TTFactors, TTMatrix)
 
 ROUNDING = 1e-12
 """By how much, relative, a sweep may seem to raise the error."""
 
 
-class OutputMetric:
-    """A weight as a matrix W (m, n), divided by a power of two that brings it near one, and the
-    moments G (n, n) of its inputs, in float64."""
-
-    def __init__(self, weight: Tensor, gram: Tensor) -> None:
-        wide = weight.to(torch.float64)
-        self.scale = scale_of(wide)
-        self.matrix = _over(wide, self.scale).reshape(weight.shape[0], -1)
-        self.gram = gram
-        self.moments = self.matrix @ self.gram  # W G, (m, n)
-        self.norm = float((self.moments * self.matrix).sum())
-
-    def rel_error(self, train: Factors) -> float:
-        """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - `train`, multiplied out."""
-        return self._loss(train.to(torch.float64).to_dense())
-
-    def true_error(self, factors: Factors) -> float:
-        """The same for factors of the weight as it was given."""
-        return self._loss(_over(factors.to(torch.float64).to_dense(), self.scale))
-
-    def scaled(self, factors: TTFactors | TTMatrix) -> list[Tensor]:
-        """Cores, float64, of the weight's factors divided by its scale."""
-        cores = [core.to(torch.float64) for core in factors.cores]
-        return cores if self.scale == 1.0 else share_norm(cores, 0, -round(math.log2(self.scale)))
-
-    def shared(self, cores: Sequence[Tensor], carrier: int) -> list[Tensor]:
-        """Cores of the weight as it was given, the norm that one of them carries spread out."""
-        return share_norm(cores, carrier, round(math.log2(self.scale)))
-
-    def _loss(self, dense: Tensor) -> float:
-        difference = self.matrix - dense.reshape(self.matrix.shape)
-        return ratio(float((difference @ self.gram * difference).sum()), self.norm)
+def scaled(target: Target[F], factors: F) -> list[Tensor]:
+    """Cores, float64, of the weight's factors divided by the target's scale."""
+    cores = [core.to(torch.float64) for core in factors.cores]
+    return cores if target.scale == 1.0 else share_norm(cores, 0, -round(math.log2(target.scale)))
 
 
-def fit_in_metric(
-    tensor: Tensor, plain: TTMatrix, moments: Metric, n_iter_max: int, tol: float | None
+def shared(target: Target[F], cores: Sequence[Tensor], carrier: int) -> list[Tensor]:
+    """Cores of the weight as it was given, the norm that one of them carries spread out."""
+    return share_norm(cores, carrier, round(math.log2(target.scale)))
+
+
+def true_error(target: Target[F], factors: F) -> float:
+    """In the form in which fits are made, of factors of the weight as it was given."""
+    dense = factors.to(torch.float64).to_dense() / target.scale
+    return target.rel_error(target.matrix - dense.reshape(target.shape))
+
+
+def swept(
+    target: Target[TTMatrix], plain: TTMatrix, n_iter_max: int, tol: float | None
 ) -> Fit[TTMatrix]:
-    """Sweeps from `plain` on; never worse than `plain`."""
-
-    def fit() -> Fit[TTMatrix]:
-        return _swept(OutputMetric(tensor, moments.gram), tensor, plain, n_iter_max, tol)
-
-    return fit_or_plain(Judge(tensor, moments), lambda: plain, fit)
-
-
-def _swept(
-    metric: OutputMetric, tensor: Tensor, plain: TTMatrix, n_iter_max: int, tol: float | None
-) -> Fit[TTMatrix]:
-    best = TTMatrix(tuple(metric.scaled(plain)), plain.dense_shape)
-    errors = [metric.true_error(plain)]
+    """Sweeps from `plain` on."""
+    best = TTMatrix(tuple(scaled(target, plain)), plain.dense_shape)
+    errors = [true_error(target, plain)]
     reason = f"{n_iter_max} sweeps"
     converged = False
     for _ in range(n_iter_max):
-        tried = _sweep(metric, best)
-        error = metric.rel_error(tried)
+        tried = _sweep(target, best)
+        error = target.rel_error(target.matrix - tried.to_dense())
         falls = error <= errors[-1] * (1 + ROUNDING)
         if falls:
             best = tried
@@ -94,16 +67,16 @@ def _swept(
             reason, converged = "a sweep gained nothing more", True
             break
     # The last core of a sweep carries the norm.
-    cores = metric.shared(best.cores, len(best.cores) - 1)
-    factors = TTMatrix(tuple(cores), plain.dense_shape).to(tensor.dtype)
+    cores = shared(target, best.cores, len(best.cores) - 1)
+    factors = TTMatrix(tuple(cores), plain.dense_shape).to(target.dtype)
     reason = f"rank {factors.rank}, {reason}, outputs, from gram"
     return Fit(factors, tuple(errors), converged, reason)
 
 
-def _sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
+def _sweep(target: Target[TTMatrix], train: TTMatrix) -> TTMatrix:
     unknowns = max(c.shape[0] * c.shape[2] * c.shape[3] for c in train.cores)
     if unknowns <= MOST_UNKNOWNS:
-        return als_sweep(metric, train)
+        return als_sweep(target, train)
 
     def dense(cores: list[Tensor]) -> Tensor:
         return TTMatrix(tuple(cores), train.dense_shape).to_dense()
@@ -115,23 +88,24 @@ def _sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
         digits = torch.nn.functional.pad(matrix, padding).reshape(*rows, *columns)
         return digits.permute([place for k in range(d) for place in (k, d + k)])
 
-    cores = swept_by_gradients(metric.gram, metric.moments, list(train.cores), dense, spread)
+    cores = swept_by_gradients(target.apply, target.image, list(train.cores), dense, spread)
     return TTMatrix(tuple(cores), train.dense_shape)
 
 
-def als_sweep(metric: OutputMetric, train: TTMatrix) -> TTMatrix:
+def als_sweep(target: Target[TTMatrix], train: TTMatrix) -> TTMatrix:
     """Each core from the first to the last by least squares, the others held."""
     rows, columns = train.row_sizes, train.column_sizes
     cores = right_orthogonal(list(train.cores))
     behind = interfaces(cores)
     d = len(cores)
-    m, n = metric.matrix.shape
+    m, n = target.shape
+    gram = target.moments
     whole = math.prod(rows), math.prod(columns)
     # What the cores before k, orthonormal, leave of G and of W G; padding has zero moments.
-    moments = metric.gram.new_zeros(1, 1, whole[1], whole[1])
-    moments[0, 0, :n, :n] = metric.gram
-    cross = metric.gram.new_zeros(1, *whole)
-    cross[0, :m, :n] = metric.moments
+    moments = gram.new_zeros(1, 1, whole[1], whole[1])
+    moments[0, 0, :n, :n] = gram
+    cross = gram.new_zeros(1, *whole)
+    cross[0, :m, :n] = target.image
     for k in range(d):
         r, _, _, s = cores[k].shape
         mk, nk = rows[k], columns[k]
@@ -184,7 +158,3 @@ def interfaces(cores: Sequence[Tensor]) -> list[Tensor]:
         product = product.reshape(r, m, n, tall, wide).transpose(2, 3)
         products.append(product.reshape(r, m * tall, n * wide))
     return products[::-1]
-
-
-def _over(tensor: Tensor, scale: float) -> Tensor:
-    return tensor if scale == 1.0 else tensor / scale

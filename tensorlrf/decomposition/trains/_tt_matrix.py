@@ -11,14 +11,15 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.sizes import matrix_sizes
 from tensorlrf.decomposition.trains._tt import ranks_of, tt
-from tensorlrf.decomposition.trains._tt_gram import fit_in_metric
+from tensorlrf.decomposition.trains._tt_gram import swept
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError, ShapeError
@@ -101,20 +102,18 @@ def fit_tt_matrix(
         pairs = zip(cores, rows, columns, strict=True)
         return TTMatrix(tuple(c.reshape(c.shape[0], a, b, -1) for c, a, b in pairs), (m, n))
 
-    if gram is None:
-        if mean is not None:
-            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+    target: Target[TTMatrix] = Target.of(tensor, gram, mean)
+    if target.is_plain:
         for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
             if value is not None:
                 raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor)
 
-    metric = input_metric(gram, mean, n, tensor)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
 
     def fit(ranks: Sequence[int]) -> Fit[TTMatrix]:
         plain = fit_train(whole, ranks, None, build, tensor, measure=False).factors
-        return fit_in_metric(tensor, plain, metric, sweeps, tol)
+        return fit_or_plain(target, lambda: plain, lambda: swept(target, plain, sweeps, tol))
 
     if ranks is not None:
         found = fit(ranks)

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import settled
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._gram import complete, descending_eigh
-from tensorlrf.decomposition.linalg._gram_metric import growth, output_error
+from tensorlrf.decomposition.linalg._output_spectrum import growth
 from tensorlrf.decomposition.linalg._solve import cholesky, conjugate_gradients, symmetric
 from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.factors import TuckerFactors
 
 
 @dataclass(frozen=True)
 class Regression:
-    """The best output side for a given input factor, see `InputMetric.regress`."""
+    """The best output side for a given input factor, see `Tucker2ALS.regress`."""
 
     inputs: Tensor  # F (I, r_in), orthonormal columns
     outputs: Tensor  # U (O, r_out), orthonormal columns, by energy
@@ -33,17 +35,16 @@ class Regression:
     explained: float  # their sum
 
 
-class InputMetric:
-    """A kernel (O, I, T) and the second moments (I T, I T) of its unfolded inputs, in float64."""
+class Tucker2ALS:
+    """Alternating least squares for a target whose weight is a kernel (O, I, T), given the second
+    moments (I T, I T) of its unfolded inputs; float64."""
 
-    def __init__(self, kernel: Tensor, gram: Tensor) -> None:
-        self.n_out, self.n_in, self.taps = kernel.shape
-        n = self.n_in * self.taps
-        self.kernel = kernel.to(torch.float64).transpose(1, 2).reshape(self.n_out, n)
-        by_channel = gram.view(self.n_in, self.taps, self.n_in, self.taps)
-        self.gram = by_channel.permute(1, 0, 3, 2).reshape(n, n)
-        self.moments = self.kernel @ self.gram  # K G, (O, T I)
-        self.norm = float((self.moments * self.kernel).sum())
+    def __init__(self, target: Target[TuckerFactors], n_in: int) -> None:
+        self.n_out, n = target.shape
+        self.n_in, self.taps = n_in, n // n_in
+        self.norm = target.norm
+        self.kernel, self.moments = (self._by_taps(w) for w in (target.matrix, target.image))
+        self.gram = self._by_taps(self._by_taps(target.moments).T)
         # The moments of one input pixel, as seen by all taps together.
         one_tap = self.gram.view(self.taps, self.n_in, self.taps, self.n_in)
         self.channels = one_tap.diagonal(dim1=0, dim2=2).sum(-1)  # C, (I, I)
@@ -108,14 +109,6 @@ class InputMetric:
         improved: Tensor = torch.linalg.qr(solution)[0]
         return improved
 
-    def rel_error(self, outputs: Tensor, core: Tensor, inputs: Tensor) -> float:
-        """True relative error of the outputs, of U (O, r_out), core (r_out, r_in, T),
-        F (I, r_in).
-        """
-        core, inputs = core.detach().to(torch.float64), inputs.detach().to(torch.float64)
-        right = (core.transpose(1, 2) @ inputs.T).reshape(core.shape[0], -1)  # (r_out, T I)
-        return output_error(self.kernel, self.moments, self.gram, outputs, right)
-
     def inner_values(self, at: Regression, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """U, core (r_out, r_in, T) times `scale` and F, split for half precision.
 
@@ -131,9 +124,14 @@ class InputMetric:
         core = core * input_share / output_share[:, None, None]
         return at.outputs * output_share, scale * core.transpose(1, 2), inputs / input_share
 
+    def _by_taps(self, matrix: Tensor) -> Tensor:
+        """Columns (I, T) of a matrix as (T, I)."""
+        columns = matrix.reshape(len(matrix), self.n_in, self.taps)
+        return columns.transpose(1, 2).reshape(len(matrix), -1)
 
-def fit_in_metric(
-    metric: InputMetric,
+
+def alternate(
+    metric: Tucker2ALS,
     starts: Iterable[Tensor],
     r_out: int,
     rounds: int,

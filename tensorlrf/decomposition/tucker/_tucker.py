@@ -12,9 +12,9 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge, Sides, fit_or_plain
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, working_dtype
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
@@ -23,7 +23,7 @@ from tensorlrf.decomposition.methods import Unfolded, factors_of, method, trunca
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
-from tensorlrf.decomposition.tucker._gram import InputMetric, fit_in_metric
+from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, TuckerFactors
@@ -137,8 +137,9 @@ def fit_tucker(
         work = tensor if differentiable else tensor.detach()
         return fit_tucker_batched(work, ranks or {}, method, batch_dims)
     if gram is not None:
-        data = (gram, mean)
-        return _fit_in_metric(tensor, ranks, listed, method, n_iter_max, tol, data, differentiable)
+        _check_served(ranks, listed, method, differentiable)
+        target: Target[TuckerFactors] = Target.of(tensor, gram, mean, sides=_sides)
+        return _served(target, tensor, ranks or {}, n_iter_max, tol)
     if mean is not None:
         raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
@@ -192,17 +193,10 @@ def check_modes(modes: Sequence[int] | None, order: int) -> tuple[int, ...]:
     return tuple(modes)
 
 
-def _fit_in_metric(
-    tensor: Tensor,
-    ranks: dict[int, int] | None,
-    modes: tuple[int, ...],
-    method: str,
-    n_iter_max: int | None,
-    tol: float | None,
-    data: tuple[Any, Any],
-    differentiable: bool,
-) -> Fit[TuckerFactors]:
-    """Tucker-2 that serves the outputs; never worse in them than plain Tucker-2."""
+def _check_served(
+    ranks: dict[int, int] | None, modes: tuple[int, ...], method: str, differentiable: bool
+) -> None:
+    """Raises UnsupportedError for what does not go with gram=."""
     if set(modes) != {0, 1}:
         raise UnsupportedError(
             f"gram= is for a weight (O, I, ...) with modes (0, 1), its channels; got modes={modes}"
@@ -218,11 +212,18 @@ def _fit_in_metric(
         )
     if differentiable:
         raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
+
+
+def _served(
+    target: Target[TuckerFactors],
+    tensor: Tensor,
+    ranks: dict[int, int],
+    n_iter_max: int | None,
+    tol: float | None,
+) -> Fit[TuckerFactors]:
+    """Tucker-2 that serves the outputs; never worse in them than plain Tucker-2."""
     shape = tuple(tensor.shape)
-    work = tensor.detach().to(working_dtype(tensor.dtype))
-    scale = scale_of(work)
-    kernel = (work / scale).reshape(shape[0], shape[1], -1)
-    moments = input_metric(*data, kernel[0].numel(), tensor)
+    kernel = target.work.reshape(shape[0], shape[1], -1)
     usual = cast(TuckerFactors, tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)))
 
     def whole(core: Tensor, outputs: Tensor, inputs: Tensor) -> TuckerFactors:
@@ -234,20 +235,19 @@ def _fit_in_metric(
         return TuckerFactors(core.contiguous(), tuple(sides), (0, 1))
 
     def fit() -> Fit[TuckerFactors]:
-        metric = InputMetric(kernel, moments.gram)
-        best, errors, settled = fit_in_metric(
+        metric = Tucker2ALS(target, shape[1])
+        best, errors, settled = alternate(
             metric,
             [metric.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
             ranks[0],
             ROUNDS if n_iter_max is None else n_iter_max,
             tol,
         )
-        outputs, core, inputs = metric.inner_values(best, scale)
+        outputs, core, inputs = metric.inner_values(best, target.scale)
         reason = "a round gained nothing more" if settled else f"{len(errors) - 1} rounds"
         return Fit(whole(core, outputs, inputs), tuple(errors), settled, reason)
 
-    judge = Judge(tensor, moments, _sides)
-    found = fit_or_plain(judge, lambda: whole(usual.core * scale, *usual.factors), fit)
+    found = fit_or_plain(target, lambda: whole(usual.core * target.scale, *usual.factors), fit)
     return finished(found, n_iter_max)
 
 

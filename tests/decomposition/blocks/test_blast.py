@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import Judge
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks import _blast
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
 from tensorlrf.decomposition.blocks._blast_start import of_eigenvectors, starts
-from tensorlrf.decomposition.linalg._gram_metric import GramMetric
+from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import FullSVD
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import (
@@ -183,8 +182,10 @@ def test_the_cast_leaves_it_no_worse_than_the_svd(
         # Both are rounded alike, and their errors measured in float32.
         assert fit.error <= usual.error + 4 * torch.finfo(torch.float32).eps * side
     else:
-        judge: Judge[Any] = Judge(weight, input_metric(gram, None, side, weight))
-        assert judge.of(fit.factors).loss <= judge.of(usual.factors).loss * (1 + 1e-9)
+        target: Target[Any] = Target.of(weight, gram)
+        assert target.of_factors(fit.factors).loss <= target.of_factors(usual.factors).loss * (
+            1 + 1e-9
+        )
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -199,19 +200,19 @@ def test_an_error_takes_the_weight_apart_once(
         calls["svd"] += 1
         return wide(*args, **options)
 
-    solve, whitened = _blast._Solver.solve, _blast.GramMetric
+    solve, whitened = _blast._Solver.solve, _blast.OutputSpectrum
 
     def solved(self: _blast._Solver, r: int) -> Fit[BlastFactors]:
         calls["ranks"] += 1
         return solve(self, r)
 
-    def made(*args: Any) -> GramMetric:
+    def made(*args: Any) -> OutputSpectrum:
         calls["metric"] += 1
         return whitened(*args)
 
     monkeypatch.setattr(torch.linalg, "svd", counted)
     monkeypatch.setattr(_blast._Solver, "solve", solved)
-    monkeypatch.setattr(_blast, "GramMetric", made)
+    monkeypatch.setattr(_blast, "OutputSpectrum", made)
     weight, gram = seeded(24, 20), moments(20, "full") if metric else None
     fit = fit_blast(weight, error=0.3, blocks=(3, 4), gram=gram, n_iter_max=3, random_state=0)
     assert fit.error <= 0.3

@@ -10,7 +10,7 @@ import torch
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr, on_grid
 from tensorlrf.decomposition.blocks._blr_fit import uniform
 from tensorlrf.decomposition.blocks._blr_gram import Outputs
-from tensorlrf.decomposition.blocks._blr_matrix import as_weight
+from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, ShapeError
 from tests.draws import seeded
@@ -42,32 +42,31 @@ def test_serves_the_outputs_better_than_the_plain_blocks(
 @pytest.mark.parametrize("kind", ["full", "few", "dead"])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_sweep_never_raises_the_error(kind: str, rank: int) -> None:
-    weight = as_weight(seeded(24, 30, seed=3), moments(30, kind), "blr")
+    weight = matrix_target(seeded(24, 30, seed=3), moments(30, kind), "blr")
     tiling = on_grid(weight, (7, 8))
-    assert weight.gram is not None
-    outputs = Outputs(weight.matrix, weight.gram, tiling.places)
+    outputs = Outputs(weight.work, weight.moments, tiling.places)
     ranks = uniform(tiling.pieces, rank)
     _, contents, errors, _ = outputs.descend(tiling.contents(ranks), ranks, 20, 0.0)
     assert len(errors) > 5
     assert all(after <= before * (1 + 1e-12) for before, after in pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
     # The residual kept on the way is that of the blocks that come out.
-    left = weight.matrix.double() - tiling.packed(contents).to(torch.float64).to_dense()
+    left = weight.work.double() - tiling.packed(contents).to(torch.float64).to_dense()
     assert outputs.rel_error(left) == pytest.approx(errors[-1], rel=1e-9)
 
 
 def test_a_block_is_the_best_for_what_the_others_leave() -> None:
     """The gradient vanishes in the panels of the blocks that were replaced last."""
     gram = moments(20, "full")
-    weight = as_weight(seeded(12, 20), gram, "blr")
+    weight = matrix_target(seeded(12, 20), gram, "blr")
     tiling = on_grid(weight, (6, 5))
-    outputs = Outputs(weight.matrix, gram, tiling.places)
+    outputs = Outputs(weight.work, gram, tiling.places)
     ranks = uniform(tiling.pieces, 2)
     _, contents, errors, _ = outputs.descend(tiling.contents(ranks), ranks, 2, 0.0)
     pairs = [content for content in contents if isinstance(content, tuple)]
     leaves = [tuple(t.clone().requires_grad_() for t in pair) for pair in pairs]
     rows = [torch.cat([u @ v for u, v in leaves[4 * i : 4 * i + 4]], dim=1) for i in range(2)]
-    off = weight.matrix - torch.cat(rows)
+    off = weight.work - torch.cat(rows)
     loss = (off @ gram * off).sum() / outputs.norm
     assert float(loss.detach()) == pytest.approx(errors[-1] ** 2, rel=1e-9)
     for i in outputs.stacks[-1].members:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tensorlrf.decomposition.cp import _gram as _cp_gram
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
-from tensorlrf.decomposition.cp._gram import CPMetric, Terms, unwhitened
+from tensorlrf.decomposition.cp._gram import FilterALS, Terms, unwhitened
 from tensorlrf.decomposition.linalg import _solve
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, DegenerateWarning, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors
 from tests.decomposition.tucker.test_tucker2 import error_on_images, kernel, patch_moments, pictures
 from tests.draws import seeded
-from tests.metrics import moments_within, output_error
+from tests.metrics import in_moments, moments_within, output_error
 
 
 def random_terms(shape: tuple[int, ...], rank: int, seed: int = 0) -> Terms:
@@ -96,7 +96,7 @@ def test_every_mode_is_the_least_squares_solution(
     n = weight[0].numel()
     x = seeded(n, 3 * n, seed=9)
     gram = x @ x.T
-    metric = CPMetric(weight, gram)
+    metric = FilterALS(in_moments(weight, gram), shape)
     for mode in range(len(shape)):
         fixed = frozenset(range(len(shape))) - {mode}
         solved = metric.sweep(random_terms(shape, rank, seed=3), fixed)
@@ -120,7 +120,7 @@ def test_few_conjugate_gradients_do_not_raise_the_loss(monkeypatch: pytest.Monke
 def test_the_normal_matrix_is_the_one_of_its_products() -> None:
     shape, rank = (6, 5, 3, 2), 4
     weight = seeded(*shape)
-    metric = CPMetric(weight, moments_within(30, 30))
+    metric = FilterALS(in_moments(weight, moments_within(30, 30)), shape)
     terms = random_terms(shape, rank)
     pairs = terms.factors[0].T @ terms.factors[0]
     for mode in (1, 2, 3):

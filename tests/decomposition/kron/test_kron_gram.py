@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron import _gram as _kron_gram
-from tensorlrf.decomposition.kron._gram import KroneckerMetric, balanced_terms
+from tensorlrf.decomposition.kron._gram import KroneckerALS, balanced_terms
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import KroneckerSum
 from tests.decomposition.kron.test_kron import planted
 from tests.draws import seeded
-from tests.metrics import error_on_inputs, second_moments
+from tests.metrics import error_on_inputs, in_moments, second_moments
 
 PAIR = ((3, 4), (5, 2))
 """Of the (15, 8) weights of this file."""
@@ -30,7 +30,7 @@ def solver(request: pytest.FixtureRequest) -> Iterator[str]:
     """Either way for every number of terms."""
     with pytest.MonkeyPatch.context() as patch:
         many = request.param == "gradients"
-        patch.setattr(KroneckerMetric, "many_terms", lambda *_: many)
+        patch.setattr(KroneckerALS, "many_terms", lambda *_: many)
         yield request.param
 
 
@@ -64,7 +64,7 @@ def test_outputs_are_nearer_than_those_of_the_plain_solution(
     assert reached <= plain * (1 + 1e-9) + 1e-8
     assert fit.error == pytest.approx(reached, rel=1e-6, abs=2e-8)
     # On the way errors are those of the shrunk moments, in which the sweeps go.
-    seen = input_metric(second_moments(inputs), None, len(inputs), weight).gram
+    seen = Target.of(weight, second_moments(inputs)).moments
     at_first = error_on_inputs(weight, usual, torch.linalg.cholesky(seen))
     assert fit.errors[0] == pytest.approx(at_first, rel=1e-6, abs=2e-8)
     assert all(b <= a for a, b in zip(fit.errors[:-1], fit.errors[1:-1], strict=False))
@@ -97,11 +97,11 @@ def test_no_sweep_raises_the_error(
     """Also where the terms of one side are taken one after the other."""
     monkeypatch.setattr(_kron_gram, "UNKNOWNS", unknowns)
     weight, inputs = seeded(15, 8, 3), inputs_of(24, samples)
-    metric = KroneckerMetric(weight.reshape(15, 8, 3), second_moments(inputs), PAIR)
+    metric = KroneckerALS(in_moments(weight, second_moments(inputs)), PAIR)
     a, b = seeded(3, 3, 4, seed=1), seeded(3, 5, 6, seed=2)
 
     def direct() -> float:
-        return float(((metric.weight - metric.dense(a, b)) @ inputs).norm())
+        return float(((metric.target.matrix - metric.dense(a, b)) @ inputs).norm())
 
     errors = [direct()]
     for _ in range(15):
@@ -115,10 +115,10 @@ def test_a_sweep_solves_least_squares(solver: str) -> None:
     """One side by a dense least-squares problem over all of its entries; six steps come near."""
     near = 1e-8 if solver == "normal matrix" else 1e-3
     weight, inputs = seeded(15, 8, 3), inputs_of(24, 60)
-    metric = KroneckerMetric(weight, second_moments(inputs), PAIR)
+    metric = KroneckerALS(in_moments(weight, second_moments(inputs)), PAIR)
     b = seeded(2, 5, 6, seed=2)
     a, better_b = metric.sweep(torch.zeros(2, 3, 4, dtype=torch.float64), b)
-    outputs = (metric.weight @ inputs).flatten()
+    outputs = (metric.target.matrix @ inputs).flatten()
 
     def least(basis: list[tuple[Tensor, Tensor]]) -> float:
         """What no combination of these explains of the outputs."""
@@ -136,11 +136,11 @@ def test_a_sweep_solves_least_squares(solver: str) -> None:
 
 def test_the_error_multiplied_out_is_the_error() -> None:
     weight, inputs = seeded(15, 8, 3), inputs_of(24, 60)
-    metric = KroneckerMetric(weight, second_moments(inputs), PAIR)
+    metric = KroneckerALS(in_moments(weight, second_moments(inputs)), PAIR)
     for s in (1, 3, 4, 9):  # up to three terms by products of pairs of terms
         a, b = seeded(s, 3, 4, seed=1), seeded(s, 5, 6, seed=2)
-        off = (metric.weight - metric.dense(a, b)) @ inputs
-        expected = float(off.norm() / (metric.weight @ inputs).norm())
+        off = (metric.target.matrix - metric.dense(a, b)) @ inputs
+        expected = float(off.norm() / (metric.target.matrix @ inputs).norm())
         assert metric.rel_error(a, b) == pytest.approx(expected, rel=1e-10)
 
 

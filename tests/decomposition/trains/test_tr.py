@@ -20,14 +20,14 @@ from tensorlrf.decomposition.trains._tr_als import (
     half_sweep,
     self_product,
 )
-from tensorlrf.decomposition.trains._tr_gram import RingMetric
+from tensorlrf.decomposition.trains._tr_gram import OutputRingProblem
 from tensorlrf.decomposition.trains._tr_start import ring_ranks, ring_svd
 from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import TRFactors
 from tensorlrf.factors.algebra import chain_product
 from tests.draws import seeded
-from tests.metrics import moments_within, output_error
+from tests.metrics import in_moments, moments_within, output_error
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -260,7 +260,7 @@ def test_outputs_are_nearer_than_the_plain_ones(
 def test_in_the_metric_of_the_identity_the_loss_is_the_plain_one() -> None:
     weight = seeded(12, 20)
     cores = ring((4, 3, 5, 4), (2, 2, 3, 2)).cores
-    metric = RingMetric(weight, torch.eye(20, dtype=torch.float64), 2)
+    metric = OutputRingProblem(in_moments(weight, torch.eye(20)), 2)
     problem = RingProblem(weight.reshape(4, 3, 5, 4))
     assert metric.rel_error(cores) == pytest.approx(problem.rel_error(cores), rel=1e-12)
     # Cores of the rows are solved for alike; conjugate gradients come near for those behind.
@@ -277,7 +277,7 @@ def test_in_the_metric_of_the_identity_the_loss_is_the_plain_one() -> None:
 def test_an_exact_ring_stays_exact_in_the_metric() -> None:
     factors = ring((4, 3, 5, 4), (2, 2, 2, 2))
     weight = factors.to_dense().reshape(12, 20)
-    metric = RingMetric(weight, moments_within(20, dead=3), 2)
+    metric = OutputRingProblem(in_moments(weight, moments_within(20, dead=3)), 2)
     assert metric.rel_error(factors.cores) <= 1e-14
     assert metric.sweep(factors.cores, 1e-10)[1] <= 1e-13
 

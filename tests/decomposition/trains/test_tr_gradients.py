@@ -22,10 +22,10 @@ from tensorlrf.decomposition.trains._tr_gradients import (
     seen_through,
     too_wide,
 )
-from tensorlrf.decomposition.trains._tr_gram import RingMetric
+from tensorlrf.decomposition.trains._tr_gram import OutputRingProblem
 from tensorlrf.factors.algebra import chain_product
 from tests.draws import seeded
-from tests.metrics import moments_within
+from tests.metrics import in_moments, moments_within
 
 
 def ring(sizes: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -76,7 +76,7 @@ def test_no_matrix_of_squared_bonds(metric: bool) -> None:
     halves = 64 * r * r
     with Largest() as largest:
         if metric:
-            RingMetric(weight, moments_within(64), 2).sweep(cores, 1e-10)
+            OutputRingProblem(in_moments(weight, moments_within(64)), 2).sweep(cores, 1e-10)
         else:
             RingProblem(weight.reshape(sizes)).sweep(cores, 1e-10)
     assert largest.numel <= 4 * halves < r**4

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition._metric import input_metric
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tt import fit_tt
-from tensorlrf.decomposition.trains._tt_gram import OutputMetric, als_sweep
+from tensorlrf.decomposition.trains._tt_gram import als_sweep
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tensorised, tt_matrix
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTMatrix
 from tests.draws import seeded
-from tests.metrics import moments_within, output_error
+from tests.metrics import in_moments, moments_within, output_error
 
 
 def planted(
@@ -126,7 +126,7 @@ def test_outputs_are_nearer_than_the_plain_ones(
     assert fit.factors.dtype == dtype
     assert fit.factors.rank == plain.rank
     # On the way errors are those of the shrunk moments, in which the sweeps go.
-    seen = input_metric(gram, None, 35, weight).gram
+    seen = Target.of(weight, gram).moments
     assert fit.errors[0] == pytest.approx(output_error(weight, plain, seen), rel=1e-6)
     assert fit.error == pytest.approx(output_error(weight, fit.factors, gram), rel=1e-6, abs=1e-9)
     assert all(b <= a * (1 + 1e-12) for a, b in pairwise(fit.errors[:-1]))
@@ -156,15 +156,16 @@ def test_the_identity_brings_the_plain_solution(shape: tuple[int, int]) -> None:
 def test_a_step_is_the_least_squares_solution() -> None:
     """Of the whole output error, by a step that has no structure to lose."""
     weight, gram = seeded(6, 8), moments_within(8)
-    metric = OutputMetric(weight, gram)
+    target = in_moments(weight, gram)
     train = tt_matrix(weight, 2, row_sizes=(3, 2), column_sizes=(2, 4))
-    swept = als_sweep(metric, train)
+    swept = als_sweep(target, train)
     # The last core is the least-squares one: no change of it lowers the error.
-    base = metric.rel_error(swept)
+    base = target.rel_error(weight - swept.to_dense())
     for seed in range(5):
         for step in (1e-3, -1e-3):
             last = swept.cores[-1] + step * seeded(*swept.cores[-1].shape, seed=seed)
-            assert metric.rel_error(TTMatrix((swept.cores[0], last))) >= base
+            other = TTMatrix((swept.cores[0], last)).to_dense()
+            assert target.rel_error(weight - other) >= base
 
 
 def test_unreached_directions_stay() -> None:

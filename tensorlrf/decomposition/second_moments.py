@@ -1,4 +1,4 @@
-"""The metric in which a weight is judged by its outputs, from the moments that a caller gives.
+"""Second moments of inputs, as a caller gives them, and the quadratic form that they stand for.
 
 With X the inputs as columns and G = X X^T / N, the mean of |D x|^2 over the inputs is tr(D G D^T).
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._quadratic import Marginals, Product, Quadratic
 from tensorlrf.decomposition.shrinkage import (
     ROUNDING,
     is_definite,
@@ -27,74 +28,76 @@ from tensorlrf.errors import ArgumentError, ShapeError
 
 
 @dataclass(frozen=True)
-class Metric:
-    """Second moments (n, n), checked, in float64 and times a power of four that brings them near
-    one.
+class SecondMoments(Quadratic):
+    """M D = D G for moments G (n, n), checked, in float64 and times a power of four that brings
+    them near one.
 
-    given      as they were given: in them errors are told
-    shrinkage  by how much they are shrunk, from 0 to 1
-    outputs    W G for the weight W (m, n) that is to be fitted, `given` as G and both in float64,
-               where whoever knows the moments knows that as well
+    given      G as it was given
+    shrinkage  by how much it is shrunk, from 0 to 1
+    outputs    W G for the weight W (m, n) that is to be fitted, both in float64, where whoever
+               knows the moments knows that as well: the `image`
     """
 
     given: Tensor
-    shrinkage: float
+    shrinkage: float = 0.0
     outputs: Tensor | None = None
+
+    @property
+    def image(self) -> Tensor | None:
+        return self.outputs
 
     @cached_property
     def gram(self) -> Tensor:
-        """Shrunk, so that every direction counts: in it fits are made, and chosen."""
+        """Shrunk, so that every direction counts."""
         return shrunk(self.given, self.shrinkage)
 
-    @property
+    @cached_property
     def ridge(self) -> float:
         """What the plain norm counts in `gram`."""
         return self.shrinkage * mean_eigenvalue(self.given)
 
-    def times_given(self, matrix: Tensor, scale: float) -> Tensor:
-        """W G / scale in float64 for `matrix` W / scale, in the moments as they were given."""
-        if self.outputs is None:
-            return matrix.to(torch.float64) @ self.given
-        return self.outputs / scale
+    def apply(self, matrix: Tensor) -> Tensor:
+        return matrix @ self.given
 
-    def drawn(self, moments: Tensor, matrix: Tensor) -> Tensor:
-        """The same in the shrunk moments, which need not be made: of W G, in float64, and W."""
-        if self.shrinkage == 0.0:
-            return moments
-        wide = matrix.to(torch.float64)
-        return (moments * (1 - self.shrinkage)).add_(wide, alpha=self.ridge)
+    @property
+    def sides(self) -> Marginals:
+        return None, self.given
+
+    @property
+    def marginals(self) -> Marginals:
+        return None, self.given
+
+    def shrunk(self) -> Quadratic:
+        return Product(None, self.gram)
 
     @classmethod
-    def known(cls, gram: Tensor) -> Metric:
+    def known(cls, gram: Tensor) -> SecondMoments:
         """Of moments (n, n) in float64 that are sums of squares in which every direction counts,
         and need no check. They are not changed."""
         root = _root_of(_largest(gram))
-        return cls(gram if root == 1.0 else (gram / root).div_(root), 0.0)
+        return cls(gram if root == 1.0 else (gram / root).div_(root))
 
-    def with_outputs(self, weight: Tensor) -> Metric:
+    def with_outputs(self, weight: Tensor) -> SecondMoments:
         """For fits to the weight (m, ...), W (m, n), of which several need W G."""
         return replace(self, outputs=weight.detach().flatten(1).to(torch.float64) @ self.given)
 
 
-def input_metric(gram: Any, mean: Any, n: int, like: Tensor) -> Metric:
-    """`gram`, checked, about `mean` (n,) where that is given, and shrunk by the least amount; a
-    `Metric` is one already.
+def second_moments(gram: Any, mean: Any, n: int, like: Tensor) -> SecondMoments:
+    """`gram`, checked, about `mean` (n,) where that is given, and shrunk by the least amount.
 
     Raises ShapeError where it is not (n, n), ArgumentError where it is not finite, on another
     device than `like`, not symmetric or not positive semidefinite; likewise for a mean of another
     length or device, or one that the moments contradict: G - mean mean^T has no eigenvalue below
     zero.
     """
-    if isinstance(gram, Metric):
-        return gram
     matrix, root, slack = _symmetric(gram, n, like)
     if mean is None and is_spanned(matrix):  # by the one factorisation it is definite, too
-        return Metric(matrix, 0.0)
+        return SecondMoments(matrix)
     _refuse_indefinite(matrix, root, slack)
     if mean is None:
-        return Metric(matrix, spanning_amount(matrix))
+        return SecondMoments(matrix, spanning_amount(matrix))
     centred = _about(mean, gram, matrix, root)
-    return Metric(centred, least_amount(centred))
+    return SecondMoments(centred, least_amount(centred))
 
 
 def check_gram(gram: Any, n: int, like: Tensor) -> tuple[Tensor, float]:

@@ -1,45 +1,52 @@
-"""The metric in which a weight is judged by its outputs.
+"""A weight taken apart by its outputs.
 
 With X the inputs as columns and G = X X^T / N, the mean of |D x|^2 over the inputs is tr(D G D^T).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._metric import Metric
-from tensorlrf.decomposition.linalg._gram import complete, descending_eigh
-from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.linalg._gram import complete, descending_eigh, identity
 
 
-class GramMetric:
-    """W (m, n) taken apart in the metric of G (n, n): W_r = U_r U_r^T W.
+class OutputSpectrum:
+    """W (m, n) of a target tr(D G D^T) taken apart: W_r = U_r U_r^T W.
 
     U are the eigenvectors of the second moments of the outputs, W G W^T, and `energies` its
     eigenvalues. The error is what is left out of them: it equals that of the truncated SVD of
     W S with G = S S^T (Wang et al., "SVD-LLM", 2024, section 3.2). Where m <= n nothing of side n
     is taken apart, W G W^T is; else (W S)^T W S = S^T W^T W S is, and U are r columns of W S.
 
-    matrix     W, over any scale
-    products   of it in float64, where these are known: for m <= n W G in the moments as they were
-               given, else W^T W
+    Where outputs count by R = L L^T as well, tr(R D G D^T), all of that holds of L^T W, and the
+    left side is taken back by L^-T.
+
+    matrix   W in the dtype that the sides are to have
     """
 
-    def __init__(self, matrix: Tensor, metric: Metric, products: Tensor | None = None) -> None:
+    def __init__(self, target: Target[Any], matrix: Tensor | None = None) -> None:
+        self.target = target
+        matrix = target.matrix if matrix is None else matrix
+        self.root = None if target.rows is None else square_root(target.rows)
+        wide = target.matrix
+        if self.root is not None:
+            wide = self.root.T @ wide
+            matrix = wide.to(matrix.dtype)
         self.matrix = matrix
-        self.metric = metric
         m, n = matrix.shape
-        wide = matrix.to(torch.float64)
         self.turn: Tensor | None = None
         if m <= n:
-            given = wide @ metric.given if products is None else products
-            energies, self.basis = descending_eigh(metric.drawn(given, matrix) @ wide.T)
+            image = target.image if self.root is None else wide @ _whole(target.columns, wide)
+            energies, self.basis = descending_eigh(image @ wide.T)
         else:
-            root = square_root(metric.gram)
-            square = wide.T @ wide if products is None else products
-            energies, vectors = descending_eigh(root.T @ square @ root)
-            self.turn = root @ vectors
+            half = square_root(_whole(target.columns, wide))
+            square = target.square if self.root is None else wide.T @ wide
+            energies, vectors = descending_eigh(half.T @ square @ half)
+            self.turn = half @ vectors
         self.energies = energies.detach()
         self.norm = self.energies.sum()
 
@@ -58,35 +65,21 @@ class GramMetric:
         an output. Where it is larger it moves to the left side, so that what the dense layer
         could hold in float16 the inner values can.
         """
-        basis = self.leading(r).to(self.matrix.dtype)
+        wide = self.leading(r)
+        basis = wide.to(self.matrix.dtype)
         share = growth(self.energies[:r], self.norm / self.matrix.shape[0]).to(self.matrix.dtype)
-        return basis * share, (basis.T @ self.matrix) / share[:, None]
+        right = (basis.T @ self.matrix) / share[:, None]
+        if self.root is not None:
+            basis = (torch.linalg.pinv(self.root.T) @ wide).to(self.matrix.dtype)
+        return basis * share, right
 
     def rel_error(self, left: Tensor, right: Tensor) -> float:
         """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - left right."""
-        gram, wide = self.metric.gram, self.matrix.to(torch.float64)
-        return output_error(wide, wide @ gram, gram, left, right)
+        return self.target.rel_error_of(*(side.detach().double() for side in (left, right)))
 
 
-def output_error(
-    matrix: Tensor, moments: Tensor, gram: Tensor, left: Tensor, right: Tensor
-) -> float:
-    """sqrt(tr(D G D^T) / tr(W G W^T)) for D = W - left right, with `moments` W G.
-
-    W (m, n), G (n, n), left (m, r), right (r, n); all raised to float64.
-    """
-    left, right = left.detach().to(torch.float64), right.detach().to(torch.float64)
-    matrix, moments = matrix.detach().to(torch.float64), moments.detach()
-    # The square multiplied out costs r n^2 instead of m n^2, and cancels: in float64 that leaves
-    # about 1e-8 of noise in the error, which shows only on factors that are all but exact.
-    norm = (moments * matrix).sum()
-    cross = (left.T @ moments * right).sum()
-    square = ((left.T @ left) @ (right @ gram) * right).sum()
-    squared = norm - 2 * cross + square
-    if squared < 1e-10 * norm:
-        difference = matrix - left @ right
-        squared = (difference @ gram * difference).sum()
-    return ratio(squared, norm)
+def _whole(columns: Tensor | None, wide: Tensor) -> Tensor:
+    return identity(wide.shape[1], wide) if columns is None else columns
 
 
 def growth(energies: Tensor, usual: Tensor) -> Tensor:

@@ -1,0 +1,304 @@
+"""What a decomposition minimises, over the factors A of a weight W: <W - A, M (W - A)>."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Quadratic
+from tensorlrf.decomposition._source import DenseSource
+from tensorlrf.decomposition.linalg._gram import identity
+from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
+from tensorlrf.decomposition.second_moments import second_moments
+from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.factors import Factors
+
+F = TypeVar("F", bound=Factors)
+
+Sides = tuple[Tensor, Tensor]
+"""left (m, r) and right (r, n), whose product is what factors stand for."""
+
+CANCELLED = 1e-10
+"""A square that is multiplied out is known to float64's rounding of what cancels in it: below this
+share of the whole the residual itself is taken."""
+
+
+class Verdict(NamedTuple):
+    """On factors as they are, after their cast.
+
+    error   relative, in the form as it was given
+    loss    squared, in the shrunk form, by which fits are chosen; Inf where factors overflow
+    """
+
+    error: float
+    loss: float
+
+
+class Target(Generic[F]):
+    """A weight (m, ...), seen as W (m, n) over `scale`, and the quadratic form M of what is left.
+
+    given   M as it was given: in it errors are told
+    form    M', in which every direction counts that should: in it fits are made, and chosen
+    sides   of factors that have them: with r below n what is left takes less that way
+
+    Nothing is computed before it is asked for.
+    """
+
+    def __init__(
+        self,
+        source: DenseSource,
+        given: Quadratic = PLAIN,
+        sides: Callable[[F], Sides] | None = None,
+    ) -> None:
+        self.source, self.given, self.sides = source, given, sides
+
+    @classmethod
+    def of(
+        cls,
+        tensor: Tensor,
+        gram: Any = None,
+        mean: Any = None,
+        *,
+        sides: Callable[[F], Sides] | None = None,
+        scale: float | None = None,
+    ) -> Target[F]:
+        """Of a checked `tensor` (m, ...) and what a caller gives beside it.
+
+        gram   second moments (n, n) of the inputs, or a `Quadratic`; None for the sum of squares
+        mean   (n,) of the same inputs, about which the moments are then taken
+        scale  over which W is taken, where that is known
+
+        Raises what `second_moments` does, and ArgumentError for a mean without moments.
+        """
+        source = DenseSource(tensor, scale)
+        if gram is None and mean is not None:
+            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+        if gram is None:
+            return cls(source, PLAIN, sides)
+        if isinstance(gram, Quadratic):
+            return cls(source, gram, sides)
+        return cls(source, second_moments(gram, mean, source.shape[1], tensor), sides)
+
+    # ---- the weight ------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight, and so of its factors."""
+        return self.source.dtype
+
+    @property
+    def scale(self) -> float:
+        """What W is to be multiplied by to be the weight."""
+        return self.source.scale
+
+    @property
+    def root(self) -> float:
+        """What each of two factors of W is multiplied by to be one of the weight."""
+        return math.sqrt(self.scale)
+
+    @property
+    def floor(self) -> float:
+        """The smallest relative error that can be told from rounding."""
+        return float(torch.finfo(self.work.dtype).eps)
+
+    @property
+    def work(self) -> Tensor:
+        """W (m, n) in the working dtype."""
+        return self.source.work
+
+    @property
+    def matrix(self) -> Tensor:
+        """W (m, n) in float64."""
+        return self.source.matrix
+
+    # ---- the form --------------------------------------------------------------------------------
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the sum of squares."""
+        return self.given.sides == (None, None)
+
+    @cached_property
+    def form(self) -> Quadratic:
+        """M'."""
+        return self.given.shrunk()
+
+    @property
+    def shrinkage(self) -> float | None:
+        """How far M was drawn towards the plain norm; None for the plain norm itself."""
+        return None if self.is_plain else self.given.shrinkage
+
+    @property
+    def marginals(self) -> Marginals:
+        """What M' is near to, see `Quadratic.marginals`."""
+        return self.form.marginals
+
+    @property
+    def rows(self) -> Tensor | None:
+        """R (m, m) where M' D = R D C, None for the identity; C are the `columns`.
+
+        Raises UnsupportedError for any other form.
+        """
+        return self._product(self.given)[0]
+
+    @property
+    def columns(self) -> Tensor | None:
+        """C (n, n)."""
+        return self._product(self.form)[1]
+
+    @property
+    def gram(self) -> Tensor | None:
+        """G (n, n) where M' D = D G, None for the sum of squares.
+
+        Raises UnsupportedError for any other form.
+        """
+        if self.rows is not None:
+            raise UnsupportedError(
+                "this decomposition is fitted to second moments of inputs, a form D G of what is "
+                "left; other forms are served by svd and kron"
+            )
+        return self.columns
+
+    @property
+    def moments(self) -> Tensor:
+        """G (n, n) itself, the identity for the sum of squares."""
+        return identity(self.shape[1], self.matrix) if self.gram is None else self.gram
+
+    def _product(self, form: Quadratic) -> Marginals:
+        if form.sides is None:
+            raise UnsupportedError(
+                "this decomposition is fitted to second moments of inputs, or to a form R D C of "
+                "what is left; other forms are served by svd and kron"
+            )
+        return form.sides
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """M' D for D (m, n), float64."""
+        return self.form.apply(matrix)
+
+    def inner(self, one: Tensor, other: Tensor) -> float:
+        """<A, M' B> for A and B (m, n)."""
+        return float((self.apply(other) * one).sum())
+
+    @cached_property
+    def given_image(self) -> Tensor:
+        """M W, (m, n)."""
+        outputs = self.given.image
+        return self.given.apply(self.matrix) if outputs is None else outputs / self.scale
+
+    @cached_property
+    def image(self) -> Tensor:
+        """M' W, (m, n)."""
+        a, image = self.given.shrinkage, self.given_image
+        return image if a == 0.0 else (image * (1 - a)).add_(self.matrix, alpha=self.given.ridge)
+
+    @cached_property
+    def norm(self) -> float:
+        """<W, M' W>."""
+        return float((self.image * self.matrix).sum())
+
+    @cached_property
+    def square(self) -> Tensor:
+        """W^T W, (n, n)."""
+        return self.source.gram()
+
+    @cached_property
+    def energy(self) -> float:
+        """<W, M W>; for the plain norm in the working dtype."""
+        if self.is_plain:
+            return squared_norm(self.work)
+        m, n = self.shape
+        rows, columns = self.given.sides or (None, None)
+        if m > n and self.given.image is None and rows is None and columns is not None:
+            return float((self.square * columns).sum())
+        return float((self.given_image * self.matrix).sum())
+
+    # ---- what is left ----------------------------------------------------------------------------
+
+    def rel_error(self, residual: Tensor) -> float:
+        """sqrt(<D, M' D> / <W, M' W>) for the residual D (m, n), float64."""
+        return ratio(self.inner(residual, residual), self.norm)
+
+    def rel_error_of(self, left: Tensor, right: Tensor) -> float:
+        """The same for D = W - left right, with left (m, r) and right (r, n), float64."""
+        squared = self._squared(self.form, left, right, self.norm)
+        if squared is None:
+            return self.rel_error(self.source.residual(left @ right))
+        return ratio(squared, self.norm)
+
+    def of_factors(self, factors: F) -> Verdict:
+        """The verdict on factors of the weight as it was given."""
+        if self.is_plain:
+            return self._plain_verdict(factors)
+        if self.sides is not None:
+            return self._of_sides(*self.sides(factors))
+        dense = factors.detach().to(torch.float64).to_dense() / self.scale
+        return self._of_residual(self.source.residual(dense.reshape(self.shape)))
+
+    def error(self, factors: F) -> float:
+        """True relative error of factors as they are."""
+        return self.of_factors(factors).error
+
+    def loss(self, fit: Fit[F]) -> float:
+        """By what fits are compared: the error, or where M was shrunk the loss."""
+        return fit.error if self.is_plain else self.of_factors(fit.factors).loss
+
+    @property
+    def rounding(self) -> float:
+        """A loss that the cast of factors may bring about."""
+        eps = float(torch.finfo(self.dtype).eps)
+        whole = self.given.ridge * float(self.matrix.square().sum())
+        return (4 * eps) ** 2 * ((1 - self.given.shrinkage) * self.energy + whole)
+
+    def _plain_verdict(self, factors: F) -> Verdict:
+        """In the working dtype, of the residual itself."""
+        dense = factors.detach().to(self.work.dtype).to_dense() / self.scale
+        squared = squared_norm(self.work - dense.reshape(self.shape))
+        # Factors that overflow in the dtype of the weight are infinitely far off.
+        if not math.isfinite(squared):
+            return Verdict(math.inf, math.inf)
+        return Verdict(ratio(squared, self.energy), squared)
+
+    def _of_residual(self, residual: Tensor) -> Verdict:
+        squared = float((self.given.apply(residual) * residual).sum())
+        return self._verdict(squared, residual)
+
+    def _of_sides(self, left: Tensor, right: Tensor) -> Verdict:
+        left = left.detach().to(torch.float64) / self.scale
+        right = right.detach().to(torch.float64)
+        squared = self._squared(self.given, left, right, self.energy)
+        if squared is None:
+            return self._of_residual(self.source.residual(left @ right))
+        shrinks = self.given.shrinkage > 0
+        return self._verdict(squared, self.source.residual(left @ right) if shrinks else None)
+
+    def _squared(self, form: Quadratic, left: Tensor, right: Tensor, whole: float) -> float | None:
+        """<D, M D> for D = W - left right, multiplied out; None where that cancels, or M is no
+        product of which sides could be taken by themselves."""
+        if form.sides is None:
+            return None
+        rows, columns = form.sides
+        seen = right if columns is None else right @ columns  # (r, n)
+        turned = left if rows is None else rows @ left  # (m, r)
+        cross = (self.source.contract(turned, 0) * seen).sum()
+        square = ((left.T @ turned) @ seen * right).sum()
+        squared = float(whole - 2 * cross + square)
+        return None if squared < CANCELLED * whole else squared
+
+    def _verdict(self, squared: float, residual: Tensor | None) -> Verdict:
+        loss = (1 - self.given.shrinkage) * max(squared, 0.0)
+        if residual is not None:
+            loss += self.given.ridge * float(residual.square().sum())
+        if not math.isfinite(loss):
+            return Verdict(math.inf, math.inf)
+        return Verdict(ratio(squared, self.energy), loss)
