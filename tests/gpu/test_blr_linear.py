@@ -19,7 +19,7 @@ from tensorlrf_kernels.blr_linear.forms import SLOT
 from tensorlrf_kernels.blr_linear.launch import forward
 from tensorlrf_kernels.chips import chip_of
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.blr_operands import (
+from tests.kernels.drawn.blr import (
     NAMES,
     BlockOperands,
     backward_bounds,
@@ -32,7 +32,7 @@ from tests.kernels.blr_operands import (
     grid,
     tree,
 )
-from tests.kernels.operands import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 

@@ -21,8 +21,9 @@ from tensorlrf_kernels.geometry import Geometry
 from tensorlrf_kernels.tucker_conv2d import reference as tucker_reference
 from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
 from tests.gpu.test_on_device import conv_factors
-from tests.kernels import conv_operands, cp_conv_operands
-from tests.kernels.operands import assert_within, roundoff
+from tests.kernels.drawn import conv as conv_operands
+from tests.kernels.drawn import cp_conv as cp_conv_operands
+from tests.kernels.drawn.lowrank import assert_within, roundoff
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 

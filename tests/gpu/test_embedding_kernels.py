@@ -21,7 +21,7 @@ from tensorlrf_kernels.lowrank_embedding import fused, lowrank_embedding
 from tensorlrf_kernels.tt_embedding import tt_embedding
 from tests.draws import seeded
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.embedding_operands import (
+from tests.kernels.drawn.embedding import (
     Lookup,
     draw_indices,
     forward_bound,
@@ -29,7 +29,7 @@ from tests.kernels.embedding_operands import (
     matrices,
     trains,
 )
-from tests.kernels.operands import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 

@@ -14,7 +14,7 @@ import torch
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.kron_linear import kron_linear, reference
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.kron_operands import (
+from tests.kernels.drawn.kron import (
     NAMES,
     KronOperands,
     backward_bounds,
@@ -23,7 +23,7 @@ from tests.kernels.kron_operands import (
     forward_bound,
     gradients,
 )
-from tests.kernels.operands import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 

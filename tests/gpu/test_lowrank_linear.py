@@ -21,7 +21,7 @@ from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.lowrank_linear import fused, lowrank_linear, reference
 from tensorlrf_kernels.lowrank_linear.launch import forward
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.operands import (
+from tests.kernels.drawn.lowrank import (
     LAYOUTS,
     Operands,
     assert_within,

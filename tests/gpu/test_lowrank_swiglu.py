@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu, reference
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.operands import LAYOUTS, assert_within
-from tests.kernels.swiglu_operands import (
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
+from tests.kernels.drawn.swiglu import (
     NAMES,
     GatedOperands,
     backward_bounds,

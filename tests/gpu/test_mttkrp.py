@@ -18,8 +18,8 @@ from tensorlrf.decomposition.cp._cp import fit_cp
 from tensorlrf.factors import CPFactors
 from tensorlrf_kernels.mttkrp import contract_modes, fused, kernel_wins, reference
 from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.mttkrp_operands import Contraction, bound, draw, exact, norm_bound, others
-from tests.kernels.operands import LAYOUTS, assert_within, roundoff
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within, roundoff
+from tests.kernels.drawn.mttkrp import Contraction, bound, draw, exact, norm_bound, others
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 

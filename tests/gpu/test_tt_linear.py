@@ -18,7 +18,7 @@ from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable
 from tensorlrf_kernels.tt_linear import reference, tt_linear
 from tensorlrf_kernels.tt_linear.launch import served_cut
-from tests.kernels.operands import roundoff
+from tests.kernels.drawn.lowrank import roundoff
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 

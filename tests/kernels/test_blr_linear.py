@@ -14,7 +14,7 @@ from tensorlrf_kernels.blr_linear import blr_linear, fused, launch, monarch_line
 from tensorlrf_kernels.blr_linear.forms import tiling_of
 from tensorlrf_kernels.chips import H200, KNOWN
 from tensorlrf_kernels.launches import Problem
-from tests.kernels.blr_operands import (
+from tests.kernels.drawn.blr import (
     BlockOperands,
     Blocks,
     draw_blast,

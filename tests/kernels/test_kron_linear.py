@@ -14,7 +14,7 @@ from tensorlrf_kernels._activation import ACTIVATIONS, activate
 from tensorlrf_kernels._tables import bucket
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.kron_linear import kron_linear, launch, reference
-from tests.kernels.kron_operands import draw_kron, weight
+from tests.kernels.drawn.kron import draw_kron, weight
 
 ONE, OTHER = (2, 3), (4, 5)  # a and b of the gradients' tests
 

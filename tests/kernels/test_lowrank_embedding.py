@@ -14,8 +14,8 @@ from tensorlrf_kernels.lowrank_embedding import reference as rows
 from tensorlrf_kernels.tt_embedding import reference as train
 from tensorlrf_kernels.tt_embedding import tt_embedding
 from tests.draws import seeded
-from tests.kernels.embedding_operands import Lookup, draw_indices, matrices, trains
-from tests.kernels.operands import assert_within, roundoff
+from tests.kernels.drawn.embedding import Lookup, draw_indices, matrices, trains
+from tests.kernels.drawn.lowrank import assert_within, roundoff
 
 F64 = torch.float64
 SHAPE = (23, 11)  # of a train of 4 x 6 rows and 3 x 4 columns: both are padded

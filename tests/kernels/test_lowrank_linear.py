@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tensorlrf_kernels.lowrank_linear import lowrank_linear, reference
 from tests.draws import seeded
-from tests.kernels.operands import draw
+from tests.kernels.drawn.lowrank import draw
 
 ACTIVATIONS = {
     None: lambda y: y,

@@ -13,7 +13,7 @@ from tensorlrf_kernels.chips import KNOWN
 from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.lowrank_swiglu import fused, launch, lowrank_swiglu, reference
 from tests.draws import seeded
-from tests.kernels.swiglu_operands import draw
+from tests.kernels.drawn.swiglu import draw
 
 NAMES = ("x", "gate_right", "gate_left", "up_right", "up_left", "gate_bias", "up_bias")
 

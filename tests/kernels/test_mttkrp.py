@@ -23,7 +23,7 @@ from tensorlrf_kernels.mttkrp import (
     reference,
 )
 from tensorlrf_kernels.mttkrp.groups import groups_of
-from tests.kernels.mttkrp_operands import Contraction, draw, exact, others
+from tests.kernels.drawn.mttkrp import Contraction, draw, exact, others
 
 SHAPES = [(4, 5), (4, 5, 6), (3, 4, 2, 5), (3, 2, 4, 2, 3)]
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}  # sums of a few hundred terms near one, in float64

@@ -8,7 +8,7 @@ import torch
 
 from tensorlrf_kernels.tt_embedding import reference, tt_embedding
 from tests.draws import seeded
-from tests.kernels.embedding_operands import draw_indices, trains
+from tests.kernels.drawn.embedding import draw_indices, trains
 
 SHAPE = (23, 11)  # of 4 x 6 rows and 3 x 4 columns: both are padded
 

@@ -11,7 +11,7 @@ from tensorlrf_kernels.cp_conv2d import fused
 from tensorlrf_kernels.cp_conv2d.launch import backward, forward
 from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
-from tests.kernels.compiled import assert_fits, compile_call
+from tests.kernels.compiled.fitting import assert_fits, compile_call
 
 pytestmark = pytest.mark.aot
 

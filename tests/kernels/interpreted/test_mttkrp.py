@@ -18,9 +18,9 @@ from tensorlrf_kernels.mttkrp import fused
 from tensorlrf_kernels.mttkrp.groups import groups_of
 from tensorlrf_kernels.mttkrp.kernel import halves
 from tensorlrf_kernels.mttkrp.launch import DTYPES, forward
-from tests.kernels.interpreted import CHIP, run
-from tests.kernels.mttkrp_operands import Contraction, bound, draw, exact, norm_bound, others
-from tests.kernels.operands import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
+from tests.kernels.drawn.mttkrp import Contraction, bound, draw, exact, norm_bound, others
+from tests.kernels.interpreted.running import CHIP, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tensorlrf_kernels.launches import Problem
 from tensorlrf_kernels.tt_embedding import fused
 from tensorlrf_kernels.tt_embedding.launch import forward
-from tests.kernels.embedding_operands import draw_indices, forward_bound, trains
-from tests.kernels.interpreted import CHIP, DTYPES, run
-from tests.kernels.operands import assert_within
+from tests.kernels.drawn.embedding import draw_indices, forward_bound, trains
+from tests.kernels.drawn.lowrank import assert_within
+from tests.kernels.interpreted.running import CHIP, DTYPES, run
 
 pytestmark = pytest.mark.interpreter
 

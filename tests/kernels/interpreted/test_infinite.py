@@ -28,10 +28,14 @@ from tensorlrf_kernels.lowrank_swiglu import launch as swiglu_launch
 from tensorlrf_kernels.tucker_conv2d import fused as tucker
 from tensorlrf_kernels.tucker_conv2d import launch as tucker_launch
 from tensorlrf_kernels.tucker_conv2d import reference as tucker_reference
-from tests.kernels import blr_operands, interpreted, kron_operands, operands, swiglu_operands
-from tests.kernels.conv_operands import draw_conv
-from tests.kernels.cp_conv_operands import draw_cp
-from tests.kernels.interpreted import CHIP, DTYPES
+from tests.kernels.drawn import blr as blr_operands
+from tests.kernels.drawn import kron as kron_operands
+from tests.kernels.drawn import lowrank as operands
+from tests.kernels.drawn import swiglu as swiglu_operands
+from tests.kernels.drawn.conv import draw_conv
+from tests.kernels.drawn.cp_conv import draw_cp
+from tests.kernels.interpreted import running
+from tests.kernels.interpreted.running import CHIP, DTYPES
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
@@ -55,7 +59,7 @@ def lowrank(rows: int, rank: int, dtype: torch.dtype, at: float) -> Made:
     o = replace(o, x=struck(o.x, at))
     config = linear_launch.forward(linear.problem_of(o.x, o.right, o.left), CHIP)
     assert config is not None
-    config = interpreted.alone(config) if config.cooperative else config
+    config = running.alone(config) if config.cooperative else config
     calls, y, _ = linear.forward_calls(config, o.x, o.right, o.left, o.bias, o.residual)
     return calls, y, linear_reference.lowrank_linear(*o.map(Tensor.double).each())  # type: ignore[arg-type]
 
@@ -65,7 +69,7 @@ def gated(rows: int, rank: int, dtype: torch.dtype, at: float) -> Made:
     o = replace(o, x=struck(o.x, at))
     config = swiglu_launch.forward(swiglu.problem_of(o.x, o.gate, o.up), CHIP)
     assert config is not None
-    config = interpreted.alone(config) if config.cooperative else config
+    config = running.alone(config) if config.cooperative else config
     calls, y, _ = swiglu.forward_calls(config, o.x, o.gate, o.up)
     return calls, y, swiglu_operands.exact(o)
 
@@ -115,7 +119,7 @@ def blocks(rows: int, rank: int, dtype: torch.dtype, at: float) -> Made:
     o = replace(o, x=struck(o.x, at))
     config = blr_launch.forward(Problem(rows, 4096, 4096, o.form.rank, dtype), CHIP)
     assert config is not None
-    config = interpreted.alone(config) if config.cooperative else config
+    config = running.alone(config) if config.cooperative else config
     calls, y = blr.forward_calls(config, o.form, o.x, o.panels, o.bias, None)
     return calls, y, o.map(Tensor.double).chain()
 
@@ -157,7 +161,7 @@ def test_an_infinity_stays_one(
 ) -> None:
     for at in (math.inf, math.nan):
         calls, y, expected = make(rows, rank, dtype, at)
-        interpreted.run(calls)
+        running.run(calls)
         assert not torch.isfinite(expected).all()
         assert torch.isfinite(expected).any()
         assert torch.equal(y.isposinf(), expected.isposinf())

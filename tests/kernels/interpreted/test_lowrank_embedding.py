@@ -16,9 +16,9 @@ from tensorlrf_kernels.lowrank_embedding import fused
 from tensorlrf_kernels.lowrank_embedding import reference as rows
 from tensorlrf_kernels.lowrank_embedding.launch import backward, forward
 from tests.draws import seeded
-from tests.kernels.embedding_operands import draw_indices, forward_bound, gradient_bounds, matrices
-from tests.kernels.interpreted import CHIP, DTYPES, run
-from tests.kernels.operands import LAYOUTS, assert_within, roundoff
+from tests.kernels.drawn.embedding import draw_indices, forward_bound, gradient_bounds, matrices
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within, roundoff
+from tests.kernels.interpreted.running import CHIP, DTYPES, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

@@ -13,7 +13,7 @@ from tensorlrf_kernels.lowrank_linear.launch import backward as linear_backward
 from tensorlrf_kernels.lowrank_swiglu import fused
 from tensorlrf_kernels.lowrank_swiglu.launch import DTYPES, backward, forward
 from tensorlrf_kernels.lowrank_swiglu.reference import Projection
-from tests.kernels.compiled import assert_fits
+from tests.kernels.compiled.fitting import assert_fits
 
 pytestmark = pytest.mark.aot
 

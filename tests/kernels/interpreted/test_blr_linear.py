@@ -17,7 +17,7 @@ from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.blr_linear import fused
 from tensorlrf_kernels.blr_linear.launch import backward, forward
 from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, launch
-from tests.kernels.blr_operands import (
+from tests.kernels.drawn.blr import (
     NAMES,
     BlockOperands,
     Blocks,
@@ -31,8 +31,8 @@ from tests.kernels.blr_operands import (
     grid,
     tree,
 )
-from tests.kernels.interpreted import CHIP, DTYPES, alone, apart
-from tests.kernels.operands import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
+from tests.kernels.interpreted.running import CHIP, DTYPES, alone, apart
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

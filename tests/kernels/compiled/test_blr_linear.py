@@ -13,14 +13,14 @@ from tensorlrf_kernels.blr_linear.launch import backward, forward
 from tensorlrf_kernels.chips import KNOWN, Chip
 from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
-from tests.kernels.blr_operands import (
+from tests.kernels.compiled.fitting import TENSOR_CORES
+from tests.kernels.drawn.blr import (
     BlockOperands,
     draw_blast,
     draw_monarch,
     draw_tiling,
     grid,
 )
-from tests.kernels.compiled import TENSOR_CORES
 
 pytestmark = pytest.mark.aot
 

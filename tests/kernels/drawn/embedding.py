@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.draws import seeded
-from tests.kernels.operands import roundoff
+from tests.kernels.drawn.lowrank import roundoff
 
 
 def wide(t: Tensor) -> Tensor:

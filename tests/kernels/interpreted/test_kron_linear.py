@@ -21,8 +21,7 @@ from tensorlrf_kernels.kron_linear.launch import (
     neighbours,
 )
 from tensorlrf_kernels.launches import LaunchConfig
-from tests.kernels.interpreted import CHIP, DTYPES, run
-from tests.kernels.kron_operands import (
+from tests.kernels.drawn.kron import (
     NAMES,
     KronOperands,
     backward_bounds,
@@ -31,7 +30,8 @@ from tests.kernels.kron_operands import (
     forward_bound,
     gradients,
 )
-from tests.kernels.operands import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
+from tests.kernels.interpreted.running import CHIP, DTYPES, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

@@ -11,7 +11,7 @@ from tensorlrf_kernels.chips import KNOWN
 from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_linear import fused
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES, backward, forward
-from tests.kernels.compiled import assert_fits
+from tests.kernels.compiled.fitting import assert_fits
 
 pytestmark = pytest.mark.aot
 

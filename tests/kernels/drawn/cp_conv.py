@@ -12,8 +12,8 @@ from tensorlrf_kernels._activation import activate
 from tensorlrf_kernels.cp_conv2d import reference
 from tensorlrf_kernels.geometry import Geometry
 from tests.draws import seeded
-from tests.kernels.conv_operands import LAYOUTS
-from tests.kernels.operands import STEEPEST, roundoff
+from tests.kernels.drawn.conv import LAYOUTS
+from tests.kernels.drawn.lowrank import STEEPEST, roundoff
 
 
 @dataclass

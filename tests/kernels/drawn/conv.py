@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tensorlrf_kernels._activation import activate
 from tensorlrf_kernels.geometry import Geometry
 from tests.draws import seeded
-from tests.kernels.operands import STEEPEST, roundoff
+from tests.kernels.drawn.lowrank import STEEPEST, roundoff
 
 LAST = torch.channels_last
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import activate
-from tests.kernels.operands import BEND, STEEPEST, roundoff
+from tests.kernels.drawn.lowrank import BEND, STEEPEST, roundoff
 
 NAMES = ("x", "a", "b", "bias", "residual")
 SLACK = 1.1  # for products of two roundings, of which the bounds count the first order

@@ -14,7 +14,7 @@ from tensorlrf_kernels.blr_linear import reference as chains
 from tensorlrf_kernels.blr_linear.calls import Panels
 from tensorlrf_kernels.blr_linear.forms import Block, Form, tiling_of, words
 from tests.draws import seeded
-from tests.kernels.operands import BEND, STEEPEST, roundoff
+from tests.kernels.drawn.lowrank import BEND, STEEPEST, roundoff
 
 NAMES = ("x", "left", "right", "third", "bias")
 Blocks = list[tuple[int, int, int, int, int | None]]

@@ -16,7 +16,7 @@ from tensorlrf_kernels.lowrank_embedding.launch import backward, forward
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tensorlrf_kernels.tt_embedding import fused as train
 from tensorlrf_kernels.tt_embedding.launch import forward as train_forward
-from tests.kernels.compiled import assert_fits
+from tests.kernels.compiled.fitting import assert_fits
 
 pytestmark = pytest.mark.aot
 

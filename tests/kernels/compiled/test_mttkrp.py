@@ -13,8 +13,8 @@ from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.mttkrp import fused
 from tensorlrf_kernels.mttkrp.groups import groups_of
 from tensorlrf_kernels.mttkrp.launch import DTYPES, forward
-from tests.kernels.compiled import TENSOR_CORES
-from tests.kernels.mttkrp_operands import others
+from tests.kernels.compiled.fitting import TENSOR_CORES
+from tests.kernels.drawn.mttkrp import others
 
 pytestmark = pytest.mark.aot
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tests.kernels.operands import LAYOUTS, roundoff
+from tests.kernels.drawn.lowrank import LAYOUTS, roundoff
 
 
 @dataclass

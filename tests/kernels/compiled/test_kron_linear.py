@@ -14,7 +14,7 @@ from tensorlrf_kernels.kron_linear import fused
 from tensorlrf_kernels.kron_linear.launch import KronProblem, backward, forward
 from tensorlrf_kernels.launches import Call
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
-from tests.kernels.compiled import assert_fits
+from tests.kernels.compiled.fitting import assert_fits
 
 pytestmark = pytest.mark.aot
 

@@ -15,10 +15,9 @@ from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear.launch import backward as linear_backward
 from tensorlrf_kernels.lowrank_swiglu import fused
 from tensorlrf_kernels.lowrank_swiglu.launch import backward, forward
-from tests.kernels.interpreted import CHIP, DTYPES, alone, apart, run
-from tests.kernels.operands import LAYOUTS, assert_within
-from tests.kernels.operands import draw as draw_linear
-from tests.kernels.swiglu_operands import (
+from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
+from tests.kernels.drawn.lowrank import draw as draw_linear
+from tests.kernels.drawn.swiglu import (
     NAMES,
     GatedOperands,
     backward_bounds,
@@ -29,6 +28,7 @@ from tests.kernels.swiglu_operands import (
     kept,
     kept_bound,
 )
+from tests.kernels.interpreted.running import CHIP, DTYPES, alone, apart, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels.lowrank_swiglu.reference import Projection, lowrank_swiglu
-from tests.kernels.operands import BEND, STEEPEST, Operands, roundoff, sum_bound
-from tests.kernels.operands import draw as draw_linear
+from tests.kernels.drawn.lowrank import BEND, STEEPEST, Operands, roundoff, sum_bound
+from tests.kernels.drawn.lowrank import draw as draw_linear
 
 # Of silu and its slope in float32, relative to what they are of: an exponential, whose argument's
 # rounding it magnifies as far as float32 reaches, a quotient and a few products.

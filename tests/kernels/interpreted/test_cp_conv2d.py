@@ -16,11 +16,11 @@ from tensorlrf_kernels.cp_conv2d.launch import backward, columns_of, forward, ti
 from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.launches import launch
 from tests.draws import seeded
-from tests.kernels.conv_operands import LAYOUTS
-from tests.kernels.conv_strategies import geometries, kernels
-from tests.kernels.cp_conv_operands import draw_cp, exact, forward_bound
-from tests.kernels.interpreted import CHIP, DTYPES, run
-from tests.kernels.operands import assert_within, roundoff
+from tests.kernels.drawn.conv import LAYOUTS
+from tests.kernels.drawn.cp_conv import draw_cp, exact, forward_bound
+from tests.kernels.drawn.lowrank import assert_within, roundoff
+from tests.kernels.drawn.strategies import geometries, kernels
+from tests.kernels.interpreted.running import CHIP, DTYPES, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

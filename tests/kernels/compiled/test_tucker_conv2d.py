@@ -11,7 +11,7 @@ from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tensorlrf_kernels.tucker_conv2d import fused
 from tensorlrf_kernels.tucker_conv2d.launch import forward
-from tests.kernels.compiled import assert_fits
+from tests.kernels.compiled.fitting import assert_fits
 
 pytestmark = pytest.mark.aot
 

@@ -16,8 +16,7 @@ from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.launches import LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import fused
 from tensorlrf_kernels.lowrank_linear.launch import backward, forward
-from tests.kernels.interpreted import CHIP, DTYPES, alone, apart, run
-from tests.kernels.operands import (
+from tests.kernels.drawn.lowrank import (
     LAYOUTS,
     Operands,
     assert_within,
@@ -27,6 +26,7 @@ from tests.kernels.operands import (
     forward_bound,
     gradients,
 )
+from tests.kernels.interpreted.running import CHIP, DTYPES, alone, apart, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 

@@ -13,10 +13,10 @@ from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.geometry import Geometry, problem
 from tensorlrf_kernels.tucker_conv2d import fused
 from tensorlrf_kernels.tucker_conv2d.launch import forward
-from tests.kernels.conv_operands import LAYOUTS, draw_conv, exact, forward_bound
-from tests.kernels.conv_strategies import geometries, kernels
-from tests.kernels.interpreted import CHIP, DTYPES, run
-from tests.kernels.operands import assert_within
+from tests.kernels.drawn.conv import LAYOUTS, draw_conv, exact, forward_bound
+from tests.kernels.drawn.lowrank import assert_within
+from tests.kernels.drawn.strategies import geometries, kernels
+from tests.kernels.interpreted.running import CHIP, DTYPES, run
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
 
