@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression import Plan, write_checkpoint
-from tensorlrf.compression.calibration._draws import OwnDraws
-from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME
-from tensorlrf.compression.checkpoint._places import holders_of
+from tensorlrf.compression.calibration.draws import OwnDraws
+from tensorlrf.compression.checkpoint.header import KEY, LONGEST_NAME
+from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.files.safetensors import opened
 from tensorlrf.nn import FactoredLayer
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         layer, _, own = name.rpartition(".")
         groups.setdefault(layer, {})[own] = tensor
     names = sorted(groups, key=_natural)
-    holders = frozenset(above for name in names for above in holders_of(name))
+    holders = frozenset(above for name in names for above in ancestors_of(name))
     reasons = {name: _why_not(name, groups, holders) for name in names}
     with OwnDraws():
         root: nn.Module = Tensors()

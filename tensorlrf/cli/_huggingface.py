@@ -17,9 +17,9 @@ from torch import nn
 
 from tensorlrf.cli._arrays import some
 from tensorlrf.cli._outcome import one_line, warn
-from tensorlrf.compression.calibration._draws import OwnDraws
-from tensorlrf.compression.checkpoint._folder import FILES, TENSORS, write_files
-from tensorlrf.compression.checkpoint._source import (
+from tensorlrf.compression.calibration.draws import OwnDraws
+from tensorlrf.compression.checkpoint.folder import FILES, TENSORS, write_files
+from tensorlrf.compression.checkpoint.source import (
     CONFIG,
     SAFE,
     blank,

@@ -15,7 +15,7 @@ from tensorlrf.cli._huggingface import quiet
 from tensorlrf.cli._options import Debug, Json
 from tensorlrf.cli._outcome import Printable, guard, show
 from tensorlrf.compression import inspect as inspect_model
-from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.errors import printable
 from tensorlrf.factors import Factors
 from tensorlrf.files.safetensors import opened

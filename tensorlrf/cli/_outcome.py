@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import typer
 
-from tensorlrf.compression.checkpoint._folder import TENSORS
+from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.errors import TensorlrfError, TensorlrfWarning, printable
 from tensorlrf.files.folder import put_right
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tensorlrf.compression.checkpoint._folder import TENSORS
+from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.errors import FileError
 from tensorlrf.files.folder import present, put_right
 from tensorlrf.files.replace import foreign

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.compression.calibration._batches import MASK
+from tensorlrf.compression.calibration.batches import MASK
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 
 TOKENS = 128

@@ -16,7 +16,6 @@ from tensorlrf.compression._methods import Method
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, survey
 from tensorlrf.compression._uncompiled import uncompiled
-from tensorlrf.compression.calibration._batches import list_batches
 from tensorlrf.compression.calibration._batchnorm import (
     norms_of,
     reestimated,
@@ -33,6 +32,7 @@ from tensorlrf.compression.calibration._calibrate import (
 from tensorlrf.compression.calibration._memory import readable, too_large
 from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._check_plan import check_plan

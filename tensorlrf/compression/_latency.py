@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tensorlrf.compression.calibration._batches import call
-from tensorlrf.compression.calibration._draws import OwnDraws
+from tensorlrf.compression.calibration.batches import call
+from tensorlrf.compression.calibration.draws import OwnDraws
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import replica
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last

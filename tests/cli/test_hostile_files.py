@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tensorlrf.cli import _checkpoint
-from tensorlrf.compression.checkpoint._places import holders_of
+from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
 from tests.cli.calls import Program
 from tests.files.mutants import changed, file_of, parts_of
 
@@ -80,9 +80,9 @@ def test_each_name_of_a_checkpoint_is_looked_at_once(
 
     def counted(name: str) -> Iterator[str]:
         looks.append(name)
-        return holders_of(name)
+        return ancestors_of(name)
 
-    monkeypatch.setattr(_checkpoint, "holders_of", counted)
+    monkeypatch.setattr(_checkpoint, "ancestors_of", counted)
     number = 2000
     tensors = {f"layers.{k}.norm": torch.ones(1) for k in range(number)}
     save_file(tensors, tmp_path / "f.safetensors")

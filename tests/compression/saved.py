@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.checkpoint._places import places
+from tensorlrf.compression.checkpoint.named_tensors import named_tensors
 from tensorlrf.factors import CPFactors, LowRank
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
 
@@ -82,8 +82,8 @@ def image(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether all tensors are equal bit for bit, in dtype and in their places."""
-    mine, other = ({p.name: p for p in places(m)} for m in (a, b))
+    """Whether all tensors are equal bit for bit, in dtype and under their names."""
+    mine, other = ({p.name: p for p in named_tensors(m)} for m in (a, b))
     return set(mine) == set(other) and all(
         p.role == other[name].role and equal(p.tensor, other[name].tensor)
         for name, p in mine.items()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tensorlrf import compress
 from tensorlrf.compression import Report
-from tensorlrf.compression.calibration._batches import Batch, list_batches
 from tensorlrf.compression.calibration._outputs import model_error, tensors_of
+from tensorlrf.compression.calibration.batches import Batch, list_batches
 from tensorlrf.errors import ArgumentError
 from tests.compression.networks import Snapshot, set_weights
 from tests.draws import seeded32

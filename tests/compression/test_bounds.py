@@ -16,9 +16,9 @@ from torch import nn
 
 from tensorlrf import Plan, Report, compress, io, plan
 from tensorlrf.compression.checkpoint._file import load, save
-from tensorlrf.compression.checkpoint._header import KEY, LONGEST_NAME, Header, Slot
 from tensorlrf.compression.checkpoint._inspect import MOST_ROWS, inspect
 from tensorlrf.compression.checkpoint._store import pack
+from tensorlrf.compression.checkpoint.header import KEY, LONGEST_NAME, Header, Slot
 from tensorlrf.decomposition import sizes, svd
 from tensorlrf.decomposition.kron import _shapes as _kron_shapes
 from tensorlrf.decomposition.kron._shapes import has_proper_pairs, is_composite, proper_pairs

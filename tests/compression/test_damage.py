@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.compression.checkpoint._file import load, save
-from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._inspect import inspect
+from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.sealed import canonical, checksum_of
 from tests.compression.saved import Net, compressed, net, same

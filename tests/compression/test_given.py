@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tensorlrf
 from tensorlrf import SVD
 from tensorlrf.compression import _latency, compress, plan
-from tensorlrf.compression.calibration._batches import call, fresh, list_batches
+from tensorlrf.compression.calibration.batches import call, fresh, list_batches
 from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import factorize
 from tensorlrf.nn.copies import replica

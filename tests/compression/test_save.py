@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tensorlrf.compression.checkpoint._architecture import describe, fingerprint
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import inspect
-from tensorlrf.compression.checkpoint._places import places
+from tensorlrf.compression.checkpoint.named_tensors import named_tensors
 from tensorlrf.decomposition import svd
 from tensorlrf.files.safetensors import DTYPES
 from tensorlrf.nn import FactoredLayer, factorize
@@ -81,7 +81,7 @@ def test_outputs_are_equal_bit_for_bit(
     assert isinstance(again, Net)
     assert isinstance(again.head, FactoredLayer)
     assert again.hidden is again.again
-    assert all(p.tensor.dtype in (dtype, torch.int64, torch.float32) for p in places(again))
+    assert all(p.tensor.dtype in (dtype, torch.int64, torch.float32) for p in named_tensors(again))
     if not any(p.is_meta for p in given.parameters()):
         assert same(given, before)
     assert not {p.data_ptr() for p in again.parameters()} & {
@@ -169,8 +169,8 @@ def test_memory_formats_come_back(tmp_path: Path) -> None:
     model = compressed().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.head.left.data = model.head.left.data.T.contiguous().T  # type: ignore[union-attr]
     again = round_trip(model, blank(), tmp_path)
-    assert {p.name: p.tensor.stride() for p in places(again)} == {
-        p.name: p.tensor.stride() for p in places(model)
+    assert {p.name: p.tensor.stride() for p in named_tensors(again)} == {
+        p.name: p.tensor.stride() for p in named_tensors(model)
     }
     assert same(again, model)
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from tensorlrf.compression.checkpoint import _folder, _source
+from tensorlrf.compression.checkpoint import folder, source
 from tensorlrf.compression.checkpoint._file import load, save
-from tensorlrf.compression.checkpoint._folder import FILES
 from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.compression.checkpoint._store import pack
+from tensorlrf.compression.checkpoint.folder import FILES
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredHFConv1D, FactoredLinear
@@ -192,7 +192,7 @@ def test_two_who_save_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             save(two, tmp_path / "m")  # while the other is at it
         return packed
 
-    monkeypatch.setattr(_folder, "pack", slow)
+    monkeypatch.setattr(folder, "pack", slow)
     with pytest.raises(FileError, match="exists"):
         save(one, tmp_path / "m")
     assert same(load(tmp_path / "m"), two)
@@ -204,7 +204,7 @@ def test_what_is_replaced_while_it_is_loaded_is_loaded_anew(
 ) -> None:
     one, two = factored(bert()), factored(llama())
     save(one, tmp_path / "m")
-    real, calls = _source.blank, []
+    real, calls = source.blank, []
 
     def late(path: Path, tensors: int) -> nn.Module:
         calls.append(path)
@@ -212,7 +212,7 @@ def test_what_is_replaced_while_it_is_loaded_is_loaded_anew(
             save(two, path, overwrite=True)
         return real(path, tensors)
 
-    monkeypatch.setattr(_source, "blank", late)
+    monkeypatch.setattr(source, "blank", late)
     assert same(load(tmp_path / "m"), two)
     assert len(calls) == 2
 

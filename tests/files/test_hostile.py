@@ -15,8 +15,8 @@ import torch
 from tensorlrf import io
 from tensorlrf.cli._inspect import _report
 from tensorlrf.compression.checkpoint._file import load, save
-from tensorlrf.compression.checkpoint._header import KEY
 from tensorlrf.compression.checkpoint._inspect import inspect
+from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.decomposition import blr, cp, kron, monarch, svd, tr, tt_matrix, tucker
 from tensorlrf.errors import TensorlrfError
 from tensorlrf.factors import Batch, Factors

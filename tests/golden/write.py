@@ -18,7 +18,7 @@ from torch import nn
 import tensorlrf
 from tensorlrf import Plan, io
 from tensorlrf.compression import write_checkpoint
-from tensorlrf.compression.checkpoint._places import places
+from tensorlrf.compression.checkpoint.named_tensors import named_tensors
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable
 from tests.golden.difference import as_lines
@@ -146,7 +146,7 @@ def _told_net(path: Path) -> dict[str, Any]:
 def _told_odd(path: Path) -> dict[str, Any]:
     """Of a network its tensors and where each is, what is shared, and what modules say."""
     model: Any = tensorlrf.load(path, odd(dense=True))
-    found = list(places(model))
+    found = list(named_tensors(model))
     return {
         "tensors": {p.name: [p.role, digest(p.tensor)] for p in found},
         "shared": {

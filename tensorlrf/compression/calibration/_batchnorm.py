@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.nn.copies import replica
 
 Statistics = tuple[Tensor, Tensor]

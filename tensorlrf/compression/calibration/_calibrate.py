@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tensorlrf.compression.calibration._batches import Batch, call
 from tensorlrf.compression.calibration._memory import named_where_memory_ends
 from tensorlrf.compression.calibration._moments import bytes_of
 from tensorlrf.compression.calibration._reads import watch_readers
@@ -41,6 +40,7 @@ from tensorlrf.compression.calibration._same import Course, Fed, Mark, leaders
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
+from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.decomposition.linalg.cores import look
 from tensorlrf.decomposition.linalg.threads import limited, most_threads
 from tensorlrf.errors import ArgumentError

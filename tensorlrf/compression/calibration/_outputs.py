@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._batches import Batch, call
+from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.nn.copies import replica
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tensorlrf.compression.checkpoint._places import holders_of
+from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
 from tensorlrf.nn import FactoredLayer
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
@@ -46,7 +46,7 @@ def describe(model: nn.Module) -> dict[str, str]:
     layers: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         # What a layer is made of, such as the padding of a subclass, goes when it is factored.
-        if name and any(above in layers for above in holders_of(name)):
+        if name and any(above in layers for above in ancestors_of(name)):
             continue
         lines[name] = _line(name, module)
         if isinstance(module, _LAYERS):

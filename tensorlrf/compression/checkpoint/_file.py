@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._uncompiled import uncompiled
-from tensorlrf.compression.checkpoint import _folder
-from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.compression.checkpoint import folder
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack, pack_checkpoint
+from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
 from tensorlrf.files.given import PathLike, as_device, as_path
@@ -65,8 +65,8 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
     target = as_path(path)
-    if _folder.is_for(model, target):
-        _folder.save(model, target, overwrite=overwrite)
+    if folder.is_for(model, target):
+        folder.save(model, target, overwrite=overwrite)
         return
     check_target(target, overwrite)
     tensors, header = pack(model)
@@ -115,7 +115,7 @@ def load(
     model = None if model is None else uncompiled(model)
     target = None if device is None else as_device(device)
     if os.path.isdir(as_path(path)):
-        return _folder.load(as_path(path), model, target)
+        return folder.load(as_path(path), model, target)
     if model is None:
         raise ArgumentError(
             f"model=None, but path={os.fspath(path)!r} is a file: pass the architecture, for "

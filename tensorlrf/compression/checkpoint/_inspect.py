@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorlrf.compression.checkpoint import _folder
+from tensorlrf.compression.checkpoint import folder
 from tensorlrf.compression.checkpoint._architecture import digest
-from tensorlrf.compression.checkpoint._header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
-from tensorlrf.compression.checkpoint._places import LASTING
 from tensorlrf.compression.checkpoint._reading import reading
+from tensorlrf.compression.checkpoint.header import FORMAT_VERSION, Header, LayerEntry
+from tensorlrf.compression.checkpoint.named_tensors import LASTING
 from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
 from tensorlrf.files.folder import put_right
 from tensorlrf.files.given import PathLike, as_path
@@ -185,8 +185,8 @@ def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
     given = target = as_path(path)
     if os.path.isdir(given):
         put_right(given)
-        if (given / _folder.TENSORS).exists():
-            target = given / _folder.TENSORS
+        if (given / folder.TENSORS).exists():
+            target = given / folder.TENSORS
     with reading(target) as file:
         if verify and not (target != given and _loads(given)):
             for name in file.header.tensors:
@@ -194,11 +194,11 @@ def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
         return _report(file.header, target, verify)
 
 
-def _loads(folder: Path) -> bool:
+def _loads(given: Path) -> bool:
     """Load the model of a folder, so that whatever is wrong is raised. False where its architecture
     is not at hand, and `load` wants it as an argument."""
     try:
-        _folder.load(folder, None, None)
+        folder.load(given, None, None)
     except (MissingExtraError, UnsupportedError):
         return False
     return True

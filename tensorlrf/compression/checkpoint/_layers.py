@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensorlrf import io
-from tensorlrf.compression.checkpoint._header import LayerEntry
+from tensorlrf.compression.checkpoint.header import LayerEntry
 from tensorlrf.errors import FileFormatError, UnsupportedError, shown
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredLayer, factored_type

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tensorlrf import io
-from tensorlrf.compression.checkpoint._header import KEY, Header, parse
+from tensorlrf.compression.checkpoint.header import KEY, Header, parse
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.given import PathLike, as_path
 from tensorlrf.files.safetensors import opened

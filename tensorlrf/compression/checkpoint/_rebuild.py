@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
-from tensorlrf.compression.checkpoint._header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
-from tensorlrf.compression.checkpoint._places import (
+from tensorlrf.compression.checkpoint.header import Header, LayerEntry, Slot
+from tensorlrf.compression.checkpoint.named_tensors import (
     ATTRIBUTE,
     LASTING,
     PARAMETER,
-    Place,
+    NamedTensor,
     joined,
-    places,
+    named_tensors,
 )
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.files.safetensors import TORCH_DTYPES
@@ -75,8 +75,8 @@ class _Rebuild:
         self._check_architecture()
         for entry in self.header.layers:
             self._layer(entry)
-        remaining = [p for p in places(self.model) if not self._inside(p.name)]
-        targets: dict[str, Place] = {place.name: place for place in remaining}
+        remaining = [p for p in named_tensors(self.model) if not self._inside(p.name)]
+        targets: dict[str, NamedTensor] = {place.name: place for place in remaining}
         for slot in self.header.slots:
             self._fill(slot, targets)
         self._keep_own(targets)
@@ -169,7 +169,7 @@ class _Rebuild:
 
     # ---- tensors ----------------------------------------------------------------------------
 
-    def _fill(self, slot: Slot, targets: Mapping[str, Place]) -> None:
+    def _fill(self, slot: Slot, targets: Mapping[str, NamedTensor]) -> None:
         """Put the tensor of a slot into all its places."""
         lasting = slot.tensor in self.lasting
         for name, role in slot.at.items():
@@ -192,7 +192,7 @@ class _Rebuild:
             return "is of a layer that is factored in the model but not here; give the dense model"
         return "is a tensor that the model does not have"
 
-    def _exchange(self, name: str, slot: Slot, place: Place) -> None:
+    def _exchange(self, name: str, slot: Slot, place: NamedTensor) -> None:
         old = place.tensor
         before = self.filled.setdefault(id(old), slot)
         if before is not slot:
@@ -212,7 +212,7 @@ class _Rebuild:
             value = self._as_parameter(slot, value, old.requires_grad)
         self.memo[id(old)] = value
 
-    def _keep_own(self, targets: Mapping[str, Place]) -> None:
+    def _keep_own(self, targets: Mapping[str, NamedTensor]) -> None:
         """Tensors that the architecture makes itself stay, as copies; no other may be left."""
         for place in targets.values():
             old = place.tensor
@@ -261,7 +261,7 @@ class _Rebuild:
             self.made[id(slot)] = known
         return known
 
-    def _is_empty(self, place: Place) -> bool:
+    def _is_empty(self, place: NamedTensor) -> bool:
         """No values, or ones that were computed from other tensors of the model given."""
         return place.tensor.is_meta or (
             place.role == ATTRIBUTE and place.tensor.grad_fn is not None
@@ -294,7 +294,7 @@ class _Rebuild:
     def _check_result(self, model: nn.Module) -> None:
         """Every tensor of the file is where it belongs, and nothing is without values."""
         made = {id(t) for t in [*self.memo.values(), *self.made.values()]}
-        for place in places(model):
+        for place in named_tensors(model):
             if place.role in LASTING and id(place.tensor) not in made:
                 raise ArgumentError(
                     f"model: {place.name} cannot be filled: its module copies it in a way of its "

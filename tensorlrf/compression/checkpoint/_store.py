@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.checkpoint._architecture import describe
-from tensorlrf.compression.checkpoint._header import LONGEST_NAME, Header, LayerEntry, Slot, View
-from tensorlrf.compression.checkpoint._places import LASTING, Place, joined, own_tensors, places
+from tensorlrf.compression.checkpoint.header import LONGEST_NAME, Header, LayerEntry, Slot, View
+from tensorlrf.compression.checkpoint.named_tensors import (
+    LASTING,
+    NamedTensor,
+    joined,
+    named_tensors,
+    own_tensors,
+)
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.files.safetensors import check_storable, plain
 from tensorlrf.files.sealed import Stored, canonical, made_by, storable_key
@@ -25,7 +31,7 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
     lazy, on the meta device or of a kind that files do not have, where state beside the tensors is
     not JSON, and where a module keeps state elsewhere.
     """
-    found = list(places(model))
+    found = list(named_tensors(model))
     for place in found:
         _check_place(place.name, place.tensor)
     _check_state(model)
@@ -95,10 +101,10 @@ def _check_place(name: str, tensor: Tensor) -> None:
 
 
 def _gather(
-    found: Iterable[Place],
+    found: Iterable[NamedTensor],
 ) -> tuple[dict[str, Tensor], dict[str, Stored], list[Slot]]:
     """(key -> tensor to write, what it is, the objects that it makes up)."""
-    objects: dict[int, list[Place]] = {}
+    objects: dict[int, list[NamedTensor]] = {}
     for place in found:
         objects.setdefault(id(place.tensor), []).append(place)
     tensors: dict[str, Tensor] = {}

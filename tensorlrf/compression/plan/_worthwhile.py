@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tensorlrf.compression._latency import faster
 from tensorlrf.compression._methods import CP, Method, Tucker
 from tensorlrf.compression._structured import Structured
-from tensorlrf.compression.calibration._batches import call
 from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration.batches import call
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.nn import factored_type

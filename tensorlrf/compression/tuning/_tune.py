@@ -25,7 +25,7 @@ from tensorlrf.compression._latency import (
 )
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression.calibration._batches import call
+from tensorlrf.compression.calibration.batches import call
 from tensorlrf.compression.tuning._tuning import (
     ALL_DENSE,
     BucketTiming,

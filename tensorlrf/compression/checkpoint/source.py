@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tensorlrf.compression.calibration._draws import OwnDraws
+from tensorlrf.compression.calibration.draws import OwnDraws
 from tensorlrf.errors import (
     FileError,
     FileFormatError,

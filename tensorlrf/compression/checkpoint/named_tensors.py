@@ -16,7 +16,7 @@ LASTING = (PARAMETER, BUFFER)
 """What a state dict holds; the other roles are made by the architecture itself."""
 
 
-class Place(NamedTuple):
+class NamedTensor(NamedTuple):
     """A tensor of a model: "blocks.0.norm.weight", its role there, and its module."""
 
     name: str
@@ -25,12 +25,12 @@ class Place(NamedTuple):
     module: nn.Module
 
 
-def places(model: nn.Module) -> Iterator[Place]:
+def named_tensors(model: nn.Module) -> Iterator[NamedTensor]:
     """Every tensor that a module of `model` owns, by all its names: parameters, buffers, and plain
     attributes. Tensors in lists or dicts of a module are not among them."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, role, tensor in own_tensors(module):
-            yield Place(joined(prefix, key), role, tensor, module)
+            yield NamedTensor(joined(prefix, key), role, tensor, module)
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
@@ -52,8 +52,8 @@ def joined(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def holders_of(name: str) -> Iterator[str]:
-    """The names of the modules that hold the one of that name."""
+def ancestors_of(name: str) -> Iterator[str]:
+    """The names of the modules that the one of that name is in, the nearest first."""
     while name:
         name = name.rpartition(".")[0]
         yield name

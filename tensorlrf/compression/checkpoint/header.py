@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tensorlrf.compression.checkpoint._architecture import digest
-from tensorlrf.compression.checkpoint._places import BUFFER, PARAMETER, ROLES, joined
+from tensorlrf.compression.checkpoint.named_tensors import BUFFER, PARAMETER, ROLES, joined
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal

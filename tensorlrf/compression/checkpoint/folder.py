@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression.checkpoint import _source
-from tensorlrf.compression.checkpoint._header import KEY
+from tensorlrf.compression.checkpoint import source
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint._rebuild import unpack
-from tensorlrf.compression.checkpoint._source import CONFIG, GENERATION
 from tensorlrf.compression.checkpoint._store import pack
+from tensorlrf.compression.checkpoint.header import KEY
+from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.files.folder import READY, filling, put_right
 from tensorlrf.files.safetensors import write
@@ -70,7 +70,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
     name = os.fspath(path)
-    _source.check_inside(path, FILES)
+    source.check_inside(path, FILES)
     if not (path / TENSORS).is_file():
         raise FileError(
             f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"
@@ -79,7 +79,7 @@ def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> n
         if model is not None:
             return unpack(file.header, file.tensor, model, device, os.fspath(path / TENSORS))
         try:
-            blank = _source.blank(path, len(file.header.tensors))
+            blank = source.blank(path, len(file.header.tensors))
         except FileFormatError as error:
             raise FileFormatError(f"{error}; or pass the architecture as model=") from error
         loaded: Any = unpack(file.header, file.tensor, blank, device, os.fspath(path / TENSORS))
@@ -87,7 +87,7 @@ def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> n
         from transformers import GenerationConfig
 
         try:
-            loaded.generation_config = GenerationConfig.from_pretrained(name, **_source.SAFE)
+            loaded.generation_config = GenerationConfig.from_pretrained(name, **source.SAFE)
         except Exception as error:  # of many kinds, for whatever is wrong with it
             raise FileFormatError(
                 f"path={name!r}: transformers cannot read {GENERATION}: "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from tensorlrf.compression.calibration._draws import OwnDraws
+from tensorlrf.compression.calibration.draws import OwnDraws
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 MASK = "attention_mask"
