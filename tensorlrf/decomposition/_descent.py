@@ -148,6 +148,10 @@ class Descent(Generic[S]):
         """How many were kept."""
         return len(self.errors) - 1
 
+    def how(self, converged: str) -> str:
+        """Why it ended: the words for convergence, or the number of sweeps."""
+        return converged if self.converged else f"{self.sweeps} sweeps"
+
 
 def descend(
     starts: Iterable[Descent[S]],

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._descent import Descent, check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
+from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases
 from tensorlrf.decomposition.blocks._blast_start import of_low_rank, starts
 from tensorlrf.decomposition.blocks._blr_matrix import check_pair, matrix_target
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
@@ -154,21 +154,22 @@ class _Solver:
     def solve(self, r: int) -> Fit[BlastFactors]:
         """Bases of rank r."""
         begun = starts(self.plain, self.svd, r, self.draws)
-        at, errors, settled = self._from_best(self.plain, begun)
+        run = self._from_best(self.plain, begun)
         # The cast rounds three factors where the scales are not one, and may leave what the
         # sweeps began with better than where they ended.
-        ends = [at.balanced(), of_low_rank(self.plain, *self.svd.split(r))]
-        reason = self._reason(r, errors, settled)
+        ends = [run.state.balanced(), of_low_rank(self.plain, *self.svd.split(r))]
+        reason = self._reason(r, run)
         usual = self._best(ends)
         if self.target.is_plain:
-            return Fit(usual, (*errors, self.target.error(usual)), settled, reason)
+            errors = (*run.errors, self.target.error(usual))
+            return Fit(usual, errors, run.converged, reason)
 
         def fit() -> Fit[BlastFactors]:
             assert self.metric is not None
             other = of_low_rank(self.plain, *self.whitened.split(r))
-            served, errors, settled = self._from_best(self.metric, (at, other))
-            best = self._best([served.balanced(), other])
-            return Fit(best, tuple(errors), settled, self._reason(r, errors, settled))
+            served = self._from_best(self.metric, (run.state, other))
+            best = self._best([served.state.balanced(), other])
+            return Fit(best, served.errors, served.converged, self._reason(r, served))
 
         return fit_or_plain(self.target, lambda: usual, fit)
 
@@ -178,32 +179,17 @@ class _Solver:
         return min(packed, key=lambda factors: self.target.of_factors(factors).loss)
 
     @staticmethod
-    def _reason(r: int, errors: Sequence[float], settled: bool) -> str:
-        return f"rank {r}, " + (
-            "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
-        )
+    def _reason(r: int, run: Descent[Bases]) -> str:
+        return f"rank {r}, {run.how('a sweep gained little more')}"
 
-    def _from_best(
-        self, problem: SharedBases, begun: Iterable[Bases]
-    ) -> tuple[Bases, list[float], bool]:
+    def _from_best(self, problem: SharedBases, begun: Iterable[Bases]) -> Descent[Bases]:
         """The start that is best after some sweeps, continued."""
         most, tol = self.n_iter_max, self.tol
         if problem.gram is None:
             most, tol = SWEEPS if most is None else most, TOL if tol is None else tol
         elif most is None:
             most = 2 * SWEEPS
-        sweeps = min(TRIAL, most)
-        tried = []
-        for start in begun:
-            tried.append(descend(problem, start, sweeps, tol))
-            # Whatever is left of that is rounding.
-            if tried[-1][1][-1] <= EXACT:
-                break
-        at, errors, settled = min(tried, key=lambda run: run[1][-1])
-        if settled or sweeps == most:
-            return at, errors, settled
-        at, more, settled = descend(problem, at, most - sweeps, tol)
-        return at, errors + more[1:], settled
+        return problem.descend(begun, most, tol, min(TRIAL, most), EXACT)
 
     def _pack(self, at: Bases) -> BlastFactors:
         """Factors in the dtype of the weight."""

@@ -9,16 +9,20 @@ ridge, however singular H is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import StepAhead, settled
+from tensorlrf.decomposition._descent import Descent, beyond, descend
 from tensorlrf.decomposition.linalg._gram import identity, thin_svd
 from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.linalg._stacked_svd import stacked_eigh
+
+ROUNDING = 1e-16
+"""By how much, relative, a sweep has to lower the error at least."""
 
 RIDGE = 1e-12
 """Relative to the largest eigenvalue of a normal matrix; it slows a step and moves no minimum."""
@@ -47,8 +51,8 @@ class Bases:
 
     def beyond(self, last: Bases, reach: float) -> Bases:
         """As far ahead of here as `last` is behind, times `reach`."""
-        pairs = ((self.left, last.left), (self.right, last.right), (self.scales, last.scales))
-        return Bases(*(new + reach * (new - old) for new, old in pairs))
+        here, there = ((at.left, at.right, at.scales) for at in (self, last))
+        return Bases(*beyond(here, there, reach))
 
     def balanced(self) -> Bases:
         """The same matrix; left and right share the norm of each term equally, scales are one at
@@ -93,6 +97,32 @@ class SharedBases:
         """Relative error, from the residual itself."""
         off = self.weight - at.dense()
         return ratio((self._seen(off) * off).sum(), self.norm)
+
+    def descend(
+        self,
+        starts: Iterable[Bases],
+        n_iter_max: int,
+        tol: float | None,
+        trial: int = 0,
+        exact: float = 0.0,
+    ) -> Descent[Bases]:
+        """Sweeps from the best of `starts`, or from ahead of where the last one ended."""
+
+        def sweep(at: Bases) -> tuple[Bases, float]:
+            tried = self.sweep(at).balanced()
+            return tried, self.rel_error(tried)
+
+        return descend(
+            (Descent.at(start, self.rel_error(start)) for start in starts),
+            sweep,
+            tol,
+            n_iter_max,
+            trial=trial,
+            exact=exact,
+            ahead=Bases.beyond,
+            rise=-ROUNDING,
+            enough=0.0,
+        )
 
     def sweep(self, at: Bases) -> Bases:
         """L, then column by column of blocks s and R."""
@@ -166,36 +196,6 @@ class SharedBases:
     def _pull(self, residual: Tensor, part: slice) -> Tensor:
         """The columns of one j of the residual times G."""
         return residual[:, :, part] if self.gram is None else residual @ self.gram[:, part]
-
-
-def descend(
-    problem: SharedBases, start: Bases, n_iter_max: int, tol: float | None
-) -> tuple[Bases, list[float], bool]:
-    """Sweeps from `start`, or from ahead of where the last one ended, each kept only if it lowers
-    the error.
-
-    Returns the bases, the relative errors at the start and after each sweep, and whether the last
-    sweep lowered the error by no more than a share `tol` of it (None: whether more would gain
-    little).
-    """
-    last = at = start
-    errors, step = [problem.rel_error(start)], StepAhead()
-    for _ in range(n_iter_max):
-        ahead = step.reach
-        tried = problem.sweep(at.beyond(last, ahead) if ahead else at).balanced()
-        error = problem.rel_error(tried)
-        if not error < errors[-1]:
-            if not ahead:
-                return at, errors, True
-            step.dropped()
-            last = at
-            continue
-        last, at = at, tried
-        errors.append(error)
-        step.kept()
-        if settled(errors, tol):
-            return at, errors, True
-    return at, errors, False
 
 
 def _solve(normal: Tensor, gradient: Tensor) -> Tensor:

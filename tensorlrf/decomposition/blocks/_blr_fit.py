@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from tensorlrf.decomposition._descent import Descent
 from tensorlrf.decomposition._evbmf import unfolding_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import smallest_within
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
-from tensorlrf.decomposition.blocks._blr_gram import Content, Descent, Outputs, even
+from tensorlrf.decomposition.blocks._blr_gram import Blocks, Content, Outputs, even
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors
@@ -121,27 +122,23 @@ class InMetric:
         by_weight = self.tiling.within_params(params)
         alone = self.tiling.with_energies(self.outputs.energies())
         first = [self._begin(ranks, TRIAL) for ranks in (by_weight, alone.within_params(params))]
-        best = min(first, key=lambda run: run.errors[-1])
-        residual = self.outputs.residual(best.contents)
+        best = min(first, key=lambda run: run.error)
+        residual = self.outputs.residual(best.state.contents)
         again = self.tiling.with_energies(self.outputs.energies(residual)).within_params(params)
-        best = min(best, self._begin(again, TRIAL), key=lambda run: run.errors[-1])
+        best = min(best, self._begin(again, TRIAL), key=lambda run: run.error)
         return self._finish(best, by_weight)
 
-    def _begin(self, ranks: Ranks, sweeps: int) -> Descent:
-        sweeps = min(sweeps, self.n_iter_max)
-        return self.outputs.descend(self.tiling.contents(ranks), ranks, sweeps, self.tol)
+    def _begin(self, ranks: Ranks, sweeps: int) -> Descent[Blocks]:
+        start = self.outputs.start(self.tiling.contents(ranks), ranks)
+        return self.outputs.descend(start, min(sweeps, self.n_iter_max), self.tol)
 
-    def _finish(self, run: Descent, usual_ranks: Ranks) -> Fit[BlockLowRank]:
+    def _finish(self, run: Descent[Blocks], usual_ranks: Ranks) -> Fit[BlockLowRank]:
         """`run` continued if it has not settled; or the plain blocks of `usual_ranks`, if the cast
         left these better."""
-        errors, left = run.errors, self.n_iter_max - (len(run.errors) - 1)
-        if not run.settled and left:
-            run = self.outputs.descend(run.contents, run.ranks, left, self.tol)
-            errors = errors + run.errors[1:]
-        reason = "a sweep gained little more" if run.settled else f"{len(errors) - 1} sweeps"
+        run = self.outputs.descend(run, self.n_iter_max - run.sweeps, self.tol)
         tiling = self.tiling
-        served = tiling.packed([even(content) for content in run.contents])
-        fit = Fit(served, tuple(errors), run.settled, reason)
+        served = tiling.packed([even(content) for content in run.state.contents])
+        fit = Fit(served, run.errors, run.converged, run.how("a sweep gained little more"))
 
         def usual() -> BlockLowRank:
             return tiling.packed(tiling.contents(usual_ranks))
@@ -154,10 +151,9 @@ class InMetric:
         ladder = self.tiling.with_energies(self.outputs.energies()).ladder
 
         def solve(ranks: Ranks) -> Fit[BlockLowRank]:
-            start = self.tiling.contents(ranks)
+            start = self.outputs.start(self.tiling.contents(ranks), ranks)
             # A little less than asked, for the rounding of the cast.
-            enough = 0.98 * error
-            run = self.outputs.descend(start, ranks, self.n_iter_max, self.tol, enough)
+            run = self.outputs.descend(start, self.n_iter_max, self.tol, 0.98 * error)
             return self._finish(run, ranks)
 
         return fewest_steps(ladder, -1, error, solve)

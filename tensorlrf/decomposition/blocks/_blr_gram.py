@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import StepAhead, settled
+from tensorlrf.decomposition._descent import Descent, beyond, descend
 from tensorlrf.decomposition.blocks._allocation import Ranks
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.decomposition.linalg._gram import descending_eigh
@@ -30,14 +30,23 @@ CUTOFF = 1e-10
 Content = Tensor | tuple[Tensor, Tensor]
 
 
-class Descent(NamedTuple):
-    """Blocks of given ranks, in float64; the relative errors at the start and after each sweep; and
-    whether the last sweep gained little."""
+class Blocks(NamedTuple):
+    """Blocks of given ranks, in float64.
+
+    residual  W - A (m, n)
+    apart     whether the residual lies ahead, where it is that of no blocks of these ranks: each
+              block is only made for what the others leave, and then all are made anew
+    """
 
     ranks: Ranks
     contents: list[Content]
-    errors: list[float]
-    settled: bool
+    residual: Tensor
+    apart: bool = False
+
+    def ahead(self, last: Blocks, reach: float) -> Blocks:
+        """As far ahead of here as `last` is behind, times `reach`."""
+        (residual,) = beyond([self.residual], [last.residual], reach)
+        return self._replace(residual=residual, apart=True)
 
 
 @dataclass(frozen=True)
@@ -102,46 +111,29 @@ class Outputs:
             place.of(residual).sub_(_product(content))
         return residual
 
+    def start(self, contents: Sequence[Content], ranks: Ranks) -> Descent[Blocks]:
+        """Blocks to begin with."""
+        wide = [_wide(content) for content in contents]
+        residual = self.residual(wide)
+        return Descent.at(Blocks(ranks, wide, residual), self.rel_error(residual))
+
     def descend(
-        self,
-        start: Sequence[Content],
-        ranks: Ranks,
-        n_iter_max: int,
-        tol: float | None,
-        enough: float = 0.0,
-    ) -> Descent:
-        """Blocks of the given ranks with a lower output error than those of `start`.
+        self, begun: Descent[Blocks], n_iter_max: int, tol: float | None, enough: float = 0.0
+    ) -> Descent[Blocks]:
+        """Blocks of the same ranks with a lower output error.
 
         Stops when a sweep lowers the squared error by no more than a share `tol` of it (None: when
-        sweeps would gain little more), or where the error is at most `enough`. A sweep may begin
-        ahead of where the last one ended: its residual is then that of no blocks of these ranks,
-        but each block is only made for what the others leave, and all are made anew.
+        sweeps would gain little more), or where the error is at most `enough`.
         """
-        contents: list[Content] = [_wide(content) for content in start]
-        last = residual = self.residual(contents)
-        errors = [self.rel_error(residual)]
-        step = StepAhead()
-        for _ in range(n_iter_max):
-            if errors[-1] <= enough:
-                return Descent(ranks, contents, errors, True)
-            ahead = step.reach > 0
-            tried, made = residual + step.reach * (residual - last), list(contents)
-            for stack in self.stacks:
-                self._improve(stack, made, ranks, tried, anew=ahead)
-            error = self.rel_error(tried)
-            if error > errors[-1]:
-                if not ahead:  # where all but rounding is gained, rounding may raise it
-                    return Descent(ranks, contents, errors, True)
-                step.dropped()
-                last = residual
-                continue
-            last, residual, contents = residual, tried, made
-            errors.append(error)
-            step.kept()
-            squared = None if tol is None else tol / 2
-            if settled(errors, squared):
-                return Descent(ranks, contents, errors, True)
-        return Descent(ranks, contents, errors, False)
+        half = None if tol is None else tol / 2
+        return descend([begun], self.sweep, half, n_iter_max, ahead=Blocks.ahead, enough=enough)
+
+    def sweep(self, at: Blocks) -> tuple[Blocks, float]:
+        """Every block once, and the relative error afterwards."""
+        residual, contents = at.residual.clone(), list(at.contents)
+        for stack in self.stacks:
+            self._improve(stack, contents, at.ranks, residual, anew=at.apart)
+        return Blocks(at.ranks, contents, residual), self.rel_error(residual)
 
     def _target(self, stack: Stack, residual: Tensor) -> tuple[Tensor, Tensor]:
         """T for each block, and the columns of the block of D G; (B, rows, columns)."""

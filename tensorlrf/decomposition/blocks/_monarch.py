@@ -128,11 +128,9 @@ class _Problem:
             return Fit(usual, (target.error(usual),), True, f"blocks of rank {r}")
 
         def fit() -> Fit[MonarchFactors]:
-            panels, errors, settled = descend(
-                self.blocks, start, target.moments, self.n_iter_max, self.tol
-            )
-            reason = "a sweep gained little more" if settled else f"{len(errors) - 1} sweeps"
-            return Fit(self._pack(panels), tuple(errors), settled, reason)
+            panels, run = descend(self.blocks, start, target.moments, self.n_iter_max, self.tol)
+            reason = run.how("a sweep gained little more")
+            return Fit(self._pack(panels), run.errors, run.converged, reason)
 
         return fit_or_plain(target, lambda: usual, fit)
 

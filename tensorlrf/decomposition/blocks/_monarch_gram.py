@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.blocks._blr_gram import Outputs, even
+from tensorlrf.decomposition._descent import Descent
+from tensorlrf.decomposition.blocks._blr_gram import Blocks, Outputs, even
 from tensorlrf.decomposition.blocks._blr_spectra import grid
 
 Panels = tuple[Tensor, Tensor]
@@ -18,12 +19,11 @@ Panels = tuple[Tensor, Tensor]
 
 def descend(
     blocks: Tensor, start: Panels, gram: Tensor, n_iter_max: int, tol: float | None
-) -> tuple[Panels, list[float], bool]:
+) -> tuple[Panels, Descent[Blocks]]:
     """Panels with a lower output error than `start`.
 
     blocks (Q, K, S, P); start, and the result, left (Q, K, S, r) and right (Q, K, r, P);
-    gram (n, n) with n <= K P. Also returns the relative errors at the start and after each sweep,
-    and whether they settled.
+    gram (n, n) with n <= K P. Also returns the descent that led to them.
     """
     Q, K, S, P = blocks.shape
     r = int(start[0].shape[3])
@@ -32,7 +32,7 @@ def descend(
     padded[: gram.shape[0], : gram.shape[0]] = gram
     outputs = Outputs(by_rows, padded, grid((Q * S, K * P), (S, P)))
     pairs = [(start[0][q, k], start[1][q, k]) for q in range(Q) for k in range(K)]
-    run = outputs.descend(pairs, [r] * len(pairs), n_iter_max, tol)
-    sides = zip(*(even(pair) for pair in run.contents), strict=True)
+    run = outputs.descend(outputs.start(pairs, [r] * len(pairs)), n_iter_max, tol)
+    sides = zip(*(even(pair) for pair in run.state.contents), strict=True)
     left, right = (torch.stack(list(side)) for side in sides)
-    return (left.view(Q, K, S, r), right.view(Q, K, r, P)), run.errors, run.settled
+    return (left.view(Q, K, S, r), right.view(Q, K, r, P)), run

@@ -17,7 +17,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks import _blast
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
-from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases, descend
+from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases
 from tensorlrf.decomposition.blocks._blast_start import of_eigenvectors, starts
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import FullSVD
@@ -129,11 +129,14 @@ def test_the_loss_never_rises(mb: int, nb: int, p: int, q: int, r: int, kind: st
         noise = 1e-7 if gram is not None else 1e-12
         for _ in range(3):
             for step in (problem.step_left, problem.sweep, Bases.balanced):
+                # What the inputs do not span may grow, and the rounding of the loss with it.
+                size = float(at.dense().norm())
                 at = step(at)
                 after = problem.rel_error(at)
-                assert after <= before * (1 + 1e-9) + noise * float(start.dense().norm())
+                size = max(size, float(at.dense().norm()))
+                assert after <= before * (1 + 1e-9) + noise * size
                 before = after
-        _, errors, _ = descend(problem, start, 6, 0.0)
+        errors = problem.descend([start], 6, 0.0).errors
         assert all(b < a for a, b in pairwise(errors))
 
 

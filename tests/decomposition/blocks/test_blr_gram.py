@@ -46,7 +46,8 @@ def test_a_sweep_never_raises_the_error(kind: str, rank: int) -> None:
     tiling = on_grid(weight, (7, 8))
     outputs = Outputs(weight.work, weight.moments, tiling.places)
     ranks = uniform(tiling.pieces, rank)
-    _, contents, errors, _ = outputs.descend(tiling.contents(ranks), ranks, 20, 0.0)
+    run = outputs.descend(outputs.start(tiling.contents(ranks), ranks), 20, 0.0)
+    errors, contents = run.errors, run.state.contents
     assert len(errors) > 5
     assert all(after <= before * (1 + 1e-12) for before, after in pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
@@ -62,13 +63,13 @@ def test_a_block_is_the_best_for_what_the_others_leave() -> None:
     tiling = on_grid(weight, (6, 5))
     outputs = Outputs(weight.work, gram, tiling.places)
     ranks = uniform(tiling.pieces, 2)
-    _, contents, errors, _ = outputs.descend(tiling.contents(ranks), ranks, 2, 0.0)
-    pairs = [content for content in contents if isinstance(content, tuple)]
+    run = outputs.descend(outputs.start(tiling.contents(ranks), ranks), 2, 0.0)
+    pairs = [content for content in run.state.contents if isinstance(content, tuple)]
     leaves = [tuple(t.clone().requires_grad_() for t in pair) for pair in pairs]
     rows = [torch.cat([u @ v for u, v in leaves[4 * i : 4 * i + 4]], dim=1) for i in range(2)]
     off = weight.work - torch.cat(rows)
     loss = (off @ gram * off).sum() / outputs.norm
-    assert float(loss.detach()) == pytest.approx(errors[-1] ** 2, rel=1e-9)
+    assert float(loss.detach()) == pytest.approx(run.error**2, rel=1e-9)
     for i in outputs.stacks[-1].members:
         for gradient in torch.autograd.grad(loss, leaves[i], retain_graph=True):
             assert float(gradient.norm()) <= 1e-9
