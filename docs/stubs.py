@@ -3,6 +3,8 @@
 `factors_of` carries a signature over where a ParamSpec can. What takes `batch_dims=` gives a Batch
 or not by that argument, which takes two overloads of `fit_` and of the short function: these stand
 in `decomposition/__init__.pyi`, which takes the place of `__init__.py` for a type checker alone.
+`config` gives a class the options of its method as fields when it runs: `decomposition/configs.pyi`
+has them written out.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from tensorlrf import decomposition
+from tensorlrf.decomposition import configs
+from tensorlrf.decomposition.config import Method
 from tensorlrf.decomposition.methods import Registered, names, registered
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "# Written by `make generate`, from the signatures of the decompositions.\n"
 DECOMPOSITION = Path(decomposition.__file__).with_suffix(".pyi")
+CONFIGS = Path(configs.__file__).with_suffix(".pyi")
 
 Imports = dict[str, set[str]]
 """Module -> the names that are taken from it; none where the module itself is imported."""
@@ -149,7 +155,40 @@ def of_decomposition() -> str:
     return f"{HEAD}\n{rendered(imports)}\n\n{''.join(functions)}\n__all__ = [\n{exported}]\n"
 
 
-GENERATED = {DECOMPOSITION: of_decomposition}
+def of_configs() -> str:
+    """`decomposition/configs.py` with the fields of the classes: annotations and defaults."""
+    tree = ast.parse(Path(configs.__file__).read_text())
+    (given,) = (
+        {alias.name for alias in node.names}
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == "tensorlrf.decomposition.config"
+    )
+    imports: Imports = {"dataclasses": {"dataclass"}, "tensorlrf.decomposition.config": given}
+    classes = []
+    for name in names("compress"):
+        kind = registered(name).config
+        own = [f for f in fields(kind) if f.name not in {g.name for g in fields(Method)}]
+        classes.append(
+            "\n".join(
+                [
+                    "@dataclass(frozen=True, kw_only=True)",
+                    f"class {kind.__name__}({kind.__base__.__name__}):",
+                    *(f"    {f.name}: {f.type} = {literal(f.default)}" for f in own),
+                ]
+            )
+        )
+    exported = "".join(f'    "{name}",\n' for name in configs.__all__)
+    body = "\n\n".join(classes)
+    return f"{HEAD}\n{rendered(imports)}\n\n{body}\n\n__all__ = [\n{exported}]\n"
+
+
+def literal(value: object) -> str:
+    """As source."""
+    assert value is not MISSING
+    return repr(value).replace("'", '"')
+
+
+GENERATED = {DECOMPOSITION: of_decomposition, CONFIGS: of_configs}
 """A file -> what it should hold."""
 
 

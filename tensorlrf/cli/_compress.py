@@ -18,11 +18,11 @@ from tensorlrf.cli._targets import check_file, check_folder
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import plan as make_plan
-from tensorlrf.compression._methods import METHODS
+from tensorlrf.compression._methods import words
 from tensorlrf.decomposition.methods import names
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError, printable
 
-_OF_MATRICES = tuple(w for w in METHODS if w in set(names("linear")) - set(names("conv")))
+_OF_MATRICES = tuple(w for w in words() if w in set(names("linear")) - set(names("conv")))
 
 
 def compress(
@@ -47,7 +47,7 @@ def compress(
         typer.Option(
             "--method",
             metavar="WORD",
-            help=f"{', '.join(w for w in METHODS if w not in _OF_MATRICES)}; for linear layers "
+            help=f"{', '.join(w for w in words() if w not in _OF_MATRICES)}; for linear layers "
             f"{', '.join(_OF_MATRICES)}.",
         ),
     ] = "svd",

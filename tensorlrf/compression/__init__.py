@@ -3,17 +3,7 @@
 from tensorlrf.compression._apply import apply
 from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._leave import densify, export
-from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
-from tensorlrf.compression._structured import (
-    BLR,
-    TR,
-    TT,
-    Blast,
-    Hierarchical,
-    Kron,
-    Monarch,
-    Structured,
-)
+from tensorlrf.compression._methods import Auto
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
@@ -21,6 +11,20 @@ from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.report._report import BatchNorms, Latency, LayerReport, Report, Totals
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
+from tensorlrf.decomposition.configs import (
+    BLR,
+    CP,
+    SVD,
+    TR,
+    TT,
+    Blast,
+    Hierarchical,
+    Kron,
+    Method,
+    Monarch,
+    Structured,
+    Tucker,
+)
 
 __all__ = [
     "BLR",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._latency import measure_model
-from tensorlrf.compression._methods import Method
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, survey
 from tensorlrf.compression._uncompiled import uncompiled
@@ -40,6 +39,7 @@ from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.report._budget import shortfall
 from tensorlrf.compression.report._report import BatchNorms, Latency, Report
 from tensorlrf.compression.report._reporting import row, totals
+from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.linalg.parallel import side_by_side
 from tensorlrf.decomposition.linalg.threads import problem
 from tensorlrf.errors import (

@@ -10,66 +10,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from tensorlrf.decomposition.ladder import Ladder, Rung
 from tensorlrf.errors import ArgumentError
-
-MULTIPLE = 8
-
-LayerRank = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A rank and the parameters of the factors that have it."""
-
-    rank: LayerRank
-    params: int
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """The ranks at which a weight of `dense` parameters becomes smaller, cheapest first."""
-
-    dense: int
-    rungs: tuple[Rung, ...]
-
-
-def rounded(rank: float) -> int:
-    """Down to a multiple of 8; below 8, where there is none, to a whole number."""
-    whole = math.floor(rank * (1 + 1e-12))  # a fraction of n that is meant to be whole
-    return whole // MULTIPLE * MULTIPLE if whole >= MULTIPLE else whole
-
-
-def matrix_ladder(m: int, n: int) -> Ladder:
-    """Low rank: r (m + n) parameters for m n."""
-    ranks = _multiples(min(m, n))
-    return _ladder(m * n, [Rung(r, r * (m + n)) for r in ranks])
-
-
-def cp_ladder(shape: Sequence[int]) -> Ladder:
-    """CP: r (sum n_k + 1) parameters, the weights of its terms included; no upper limit of r."""
-    dense, each = math.prod(shape), sum(shape) + 1
-    return _ladder(dense, [Rung(r, r * each) for r in _multiples(dense // each)])
-
-
-def tucker_ladder(shape: Sequence[int], rank_shares: tuple[float, float]) -> Ladder:
-    """Tucker-2 of a kernel (O, I, *k), along the line t * rank_shares of (r_O / O, r_I / I).
-
-    A side of fewer than 8 channels is left whole. With the input side whole, Tucker is the low-rank
-    form of (O, I prod k): then the rank is one int.
-    """
-    O, I = shape[:2]
-    taps = math.prod(shape[2:])
-    rungs: list[Rung] = []
-    for t in sorted(_turns(O, rank_shares[0]) | _turns(I, rank_shares[1])):
-        r_out, r_in = _side(O, t * rank_shares[0]), _side(I, t * rank_shares[1])
-        if r_in == I:
-            rungs.append(Rung(r_out, r_out * (I * taps + O)))
-        else:
-            params = r_out * r_in * taps + O * r_out + I * r_in
-            rungs.append(Rung((r_out, r_in), params))
-    return _ladder(O * I * taps, rungs)
 
 
 def allocate(ladders: Sequence[Ladder], keep_params: float) -> list[Rung | None]:
@@ -147,29 +90,6 @@ def _rung_within(ladder: Ladder, params: float) -> int:
     """Index of the highest rung of at most `params` parameters, -1 where there is none."""
     allowed = params * (1 + 1e-12)
     return sum(rung.params <= allowed for rung in ladder.rungs) - 1
-
-
-def _ladder(dense: int, rungs: list[Rung]) -> Ladder:
-    """Of rungs in the order of their ranks, those that no later one undercuts."""
-    kept: list[Rung] = []
-    for rung in reversed(rungs):
-        if rung.params < (kept[-1].params if kept else dense):
-            kept.append(rung)
-    return Ladder(dense, tuple(reversed(kept)))
-
-
-def _side(n: int, fraction: float) -> int:
-    return n if n < MULTIPLE else max(1, min(n, rounded(fraction * n)))
-
-
-def _multiples(highest: int) -> list[int]:
-    """1, 2, ..., 7, 8, 16, 24, ... up to `highest`."""
-    return [*range(1, min(MULTIPLE, highest + 1)), *range(MULTIPLE, highest + 1, MULTIPLE)]
-
-
-def _turns(n: int, share: float) -> set[float]:
-    """The t at which rounded(t * share * n) takes a new value."""
-    return {r / (share * n) for r in _multiples(n)}
 
 
 def _round_up(share: float) -> float:

@@ -22,7 +22,7 @@ from tensorlrf.factors import Factors
 Kind = Literal["tensor", "linear", "conv", "embedding"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LAYERS: tuple[Kind, ...] = KINDS[1:]
-Use = Kind | Literal["scree"]
+Use = Kind | Literal["scree", "compress"]
 
 ENTRY_POINTS = "tensorlrf.methods"
 """The group of entry points in which a package declares methods of its own, each under its name;
@@ -53,6 +53,7 @@ class Registered:
              otherwise; "tensor" is a tensor of the user's own, the others are weights of layers
     layer    how it is called for the weight of a layer, where that is not `function` itself
     truncates  the unfoldings whose singular values it cuts off, where it does that
+    config   the class of its options for `compress`, where it serves that; see `config.py`
     order    where it stands among the methods of tensors, and among those of layers
     """
 
@@ -62,6 +63,7 @@ class Registered:
     on: Mapping[Kind, Mapping[str, Any]]
     layer: Decomposition | None = None
     truncates: Callable[..., Unfolded] | None = None
+    config: Any = None
     order: tuple[int, int] = field(default=(_LAST, _LAST))
 
     @property
@@ -88,8 +90,8 @@ class Registered:
 
     def serves(self, *uses: Use) -> bool:
         """Whether it is declared for any of these."""
-        of_scree = {"scree"} if self.truncates else set()
-        return not {*self.on, *of_scree}.isdisjoint(uses)
+        more = {"scree": self.truncates, "compress": self.config}
+        return not {*self.on, *(use for use, served in more.items() if served)}.isdisjoint(uses)
 
     def takes(self, option: str) -> bool:
         """Whether `fit` has an option of that name."""
@@ -138,10 +140,18 @@ def method(
     return declare
 
 
-def for_layers(name: str) -> Callable[[D], D]:
-    """Declare that the weights of layers are given to the function below by the method `name`."""
+def configured(name: str, config: type[Any]) -> None:
+    """Declare that the method `name` serves `compress`, with options of that class."""
+    _METHODS[name] = replace(_METHODS[name], config=config)
+
+
+def for_layers(name: str, options_of: Callable[..., Any] | None = None) -> Callable[[D], D]:
+    """Declare that the weights of layers are given to the function below by the method `name`; its
+    options are those of another function where it hands them on."""
 
     def declare(decompose: D) -> D:
+        if options_of is not None:
+            vars(decompose)["__signature__"] = inspect.signature(options_of)
         _METHODS[name] = replace(_METHODS[name], layer=decompose)
         return decompose
 
@@ -166,8 +176,13 @@ def names(*uses: Use) -> tuple[str, ...]:
     return tuple(m.name for m in sorted(served, key=lambda m: m.order[of_layers]))
 
 
-def find(name: str, *uses: Use) -> Registered:
+def find(
+    name: str, *uses: Use, argument: str = "method", others: Collection[str] = ()
+) -> Registered:
     """The method that a user asks for by name, one of those that serve any of `uses`.
+
+    argument   where the user asks
+    others     the words to list, where these are not the names of `uses`
 
     A word that is not known is looked up among the entry points of installed packages, and what
     stands there is imported. Words from files are looked up in `registered`.
@@ -177,10 +192,21 @@ def find(name: str, *uses: Use) -> Registered:
         _load(name)
     found = _METHODS.get(name)
     if found is None or (uses and not found.serves(*uses)):
-        known = names(*uses)
-        others = {e.name for e in entry_points(group=ENTRY_POINTS)} - _METHODS.keys()
-        raise unknown("method", name, (*known, *sorted(others)))
+        raise unknown(argument, name, (*(others or names(*uses)), *installed()))
     return found
+
+
+def installed() -> tuple[str, ...]:
+    """The words of installed packages that nobody has asked for, in the order of the alphabet."""
+    return tuple(sorted({e.name for e in entry_points(group=ENTRY_POINTS)} - _METHODS.keys()))
+
+
+def declared_by(name: str) -> tuple[str, str] | None:
+    """The package and the module that an entry point of that name stands for, not imported; None
+    where there is none."""
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        return (point.dist.name if point.dist else point.module), point.module
+    return None
 
 
 def registered(name: str) -> Registered:

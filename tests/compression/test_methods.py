@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 
 from tensorlrf import CP, SVD, Auto, Tucker, cp, svd, tucker
 from tensorlrf.compression import BLR, TR, TT, Blast, Hierarchical, Kron, Method, Monarch
-from tensorlrf.compression._methods import METHODS, METRICS, method_from_dict, params_at
-from tensorlrf.compression._structured import STRUCTURED
-from tensorlrf.decomposition.methods import registered
+from tensorlrf.compression._methods import (
+    config_of,
+    method_from_dict,
+    words,
+)
+from tensorlrf.decomposition.methods import names, registered
+from tensorlrf.decomposition.svd._svd import METRICS
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
 
 # What apply brings itself, what makes no sense for many layers at once, and what Tucker-2 fixes.
@@ -33,7 +37,11 @@ OURS = {
         (SVD, svd, {"metric"}),
         (Tucker, tucker, {"rank_shares"}),
         (CP, cp, set()),
-        *((kind, registered(kind.word).for_layers, set()) for kind in STRUCTURED),
+        *(
+            (registered(word).config, registered(word).for_layers, set())
+            for word in names("compress")
+            if registered(word).config.by_share
+        ),
     ],
 )
 def test_options_are_those_of_the_decomposition(
@@ -71,7 +79,7 @@ def test_wrong_options_of_structured_formats(make: Callable[[], Method], message
         make()
 
 
-@pytest.mark.parametrize("config", METHODS.values())
+@pytest.mark.parametrize("config", [config_of(word) for word in words()])
 def test_an_unknown_option_is_named(config: type[Method]) -> None:
     with pytest.raises(TypeError, match="n_iters"):
         config(n_iters=3)  # type: ignore[call-arg]
@@ -155,11 +163,11 @@ nonsense = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
-OPTIONS = sorted({f.name for config in METHODS.values() for f in fields(config)})
+OPTIONS = sorted({f.name for config in map(config_of, words()) for f in fields(config)})
 
 
 @given(
-    st.sampled_from([*METHODS, "cur"]),
+    st.sampled_from([*words(), "cur"]),
     st.dictionaries(st.sampled_from(OPTIONS), nonsense, max_size=2),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -222,7 +230,7 @@ def test_parameters_at_a_rank_are_those_of_the_factors(
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     method = config(rank=rank)
     try:
-        counted = params_at(method, rank, (shape[0] * groups, *shape[1:]), groups)
+        counted = method.planned_params(rank, (shape[0] * groups, *shape[1:]), groups)
     except RankError:
         if config is CP:
             assert rank > weight.numel() // max(shape)

@@ -8,14 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorlrf.compression._ranks import (
-    Ladder,
-    allocate,
-    cp_ladder,
-    matrix_ladder,
-    rounded,
-    tucker_ladder,
-)
+from tensorlrf import CP
+from tensorlrf.compression._ranks import allocate
+from tensorlrf.decomposition.ladder import Ladder, matrix_ladder, rounded
+from tensorlrf.decomposition.tucker._tucker import tucker_ladder
 from tensorlrf.errors import ArgumentError
 
 sizes = st.integers(1, 96)
@@ -26,7 +22,7 @@ shares = st.floats(0.01, 1.0)
 @st.composite
 def ladders(draw: st.DrawFn) -> list[Ladder]:
     matrices = [matrix_ladder(m, n) for m, n in draw(st.lists(st.tuples(sizes, sizes), max_size=4))]
-    cps = [cp_ladder(shape) for shape in draw(st.lists(kernels, max_size=3))]
+    cps = [CP().ladder(shape, 1) for shape in draw(st.lists(kernels, max_size=3))]
     ratio = draw(st.tuples(st.floats(0.1, 1.0), st.floats(0.1, 1.0)))
     tuckers = [tucker_ladder(shape, ratio) for shape in draw(st.lists(kernels, max_size=3))]
     drawn = [ladder for ladder in matrices + cps + tuckers if ladder.rungs]
@@ -70,6 +66,7 @@ def test_tucker_ladder_climbs_along_the_ratio(
     params = 0
     for rung in tucker_ladder(shape, ratio).rungs:
         r_out, r_in = rung.rank if isinstance(rung.rank, tuple) else (rung.rank, I)
+        assert (rung.of, rung.own) == (("svd", (r_out, I)) if r_in == I else (None, None))
         stored = r_out * r_in * kh * kw + O * r_out + (0 if r_in == I else I * r_in)
         assert rung.params == stored
         assert params < rung.params < O * I * kh * kw

@@ -19,7 +19,7 @@ stubs = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(stubs)
 
 
-@pytest.mark.parametrize("path", stubs.GENERATED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", stubs.GENERATED, ids=lambda path: path.stem)
 def test_a_stub_is_up_to_date(path: Path) -> None:
     assert path.read_text() == stubs.GENERATED[path](), "run: make generate"
 

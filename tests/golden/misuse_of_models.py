@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf import Plan, io
-from tensorlrf.compression._methods import METHODS
+from tensorlrf.compression._methods import config_of, words
 from tensorlrf.ops import PathTable
 from tests.golden.misuse import lines, ones, sample
 from tests.golden.models import Net
@@ -89,7 +89,7 @@ PLANNED: dict[str, dict[str, Any]] = {
     "an unknown objective": {"keep_params": 0.5, "objective": "beauty"},
     "latency without an example": {"keep_params": 0.5, "objective": "latency"},
     "too little": {"keep_params": 1e-6, "skip": []},
-    "a rank and a budget": {"keep_params": 0.5, "method": METHODS["svd"](rank=2), "skip": []},
+    "a rank and a budget": {"keep_params": 0.5, "method": config_of("svd")(rank=2), "skip": []},
 }
 FITTED: dict[str, dict[str, Any]] = {
     "an unknown target": {"target": "beauty"},
@@ -178,7 +178,7 @@ SHAPES = {"linear": (16, 12), "conv": (8, 6, 3, 3), "conv1d": (8, 6, 3), "tiny":
 
 
 def _methods() -> Iterator[str]:
-    for word, method in METHODS.items():
+    for word, method in ((w, config_of(w)) for w in words()):
         plain = method()
         yield f"{word}: {plain!r}"
         for option, values in OPTIONS.items():

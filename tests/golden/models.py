@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf import Plan, plan
 from tensorlrf.compression import Method
-from tensorlrf.compression._methods import METHODS
+from tensorlrf.compression._methods import config_of, words
 from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import factorize
@@ -82,15 +82,15 @@ OPTIONS: dict[str, dict[str, object]] = {
 """A method -> its options at other values than the defaults, but for those that exclude others."""
 
 
-OF_SMALL = METHODS["hierarchical"](leaf=4)
+OF_SMALL = config_of("hierarchical")(leaf=4)
 """By default leaves are larger than the layers here."""
 
 
 def methods() -> dict[str, Method]:
     """Every method with every option, and the choice among some."""
-    made = {word: METHODS[word](**options) for word, options in OPTIONS.items()}
+    made = {word: config_of(word)(**options) for word, options in OPTIONS.items()}
     candidates = tuple(made[word] for word in ("svd", "cp", "monarch"))
-    return {**made, "auto": METHODS["auto"](candidates=candidates)}
+    return {**made, "auto": config_of("auto")(candidates=candidates)}
 
 
 def plan_of(method: Method) -> Plan:
@@ -101,14 +101,14 @@ def plan_of(method: Method) -> Plan:
 def plain_plans() -> dict[str, Plan]:
     """Of every method at its defaults within an error, of ranks, and of several methods."""
     net = Net()
-    plain = {**{word: METHODS[word]() for word in METHODS}, "hierarchical": OF_SMALL}
+    plain = {**{word: config_of(word)() for word in words()}, "hierarchical": OF_SMALL}
     plans = {f"{word}_plain": plan(net, method=m, error=0.3, skip=[]) for word, m in plain.items()}
     ranked = {
-        "linear": METHODS["monarch"](rank=1),
-        "conv1d": METHODS["cp"](rank=3),
-        "conv2d": METHODS["tucker"](rank=(3, 2)),
-        "conv3d": METHODS["tt"](rank=(2, 3, 2, 2)),
-        "trans*": METHODS["blast"](error=0.25),
+        "linear": config_of("monarch")(rank=1),
+        "conv1d": config_of("cp")(rank=3),
+        "conv2d": config_of("tucker")(rank=(3, 2)),
+        "conv3d": config_of("tt")(rank=(2, 3, 2, 2)),
+        "trans*": config_of("blast")(error=0.25),
         "*": None,
     }
     return {

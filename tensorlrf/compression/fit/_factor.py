@@ -11,24 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.compression._methods import CP, SVD, Auto, Method, Tucker
-from tensorlrf.compression._structured import Structured
+from tensorlrf.compression._methods import Auto, at_rung
 from tensorlrf.compression.calibration._calibrate import Seen, check_statistics
 from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
-from tensorlrf.decomposition import cp, fit_svd, svd, tucker
+from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.second_moments import SecondMoments
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
-from tensorlrf.factors import Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import Factors, Grouped
 
 SAMPLES_PER_COLUMN = 4
 """With fewer samples than this times n, the moments fit the samples more than the data."""
 
 OVERFITTED = 1.1
 """A held-out error above this many times the one of the fit casts doubt on it."""
-
-ASVD_ALPHA = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,10 +99,10 @@ def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Op
         if candidate.by_share and isinstance(share, float):
             given = candidate.with_budget(rank=share)
         elif isinstance(share, float):
-            rank = rank_within(candidate, site.shape, site.groups, share)
-            if rank is None:
+            rung = candidate.ladder(site.shape, site.groups).within(share)
+            if rung is None:
                 continue
-            given = at_rank(candidate, rank)
+            given = at_rung(candidate, rung)
         else:
             given = candidate.with_budget(error=method.error)
         tried.append(job.best(given))
@@ -116,21 +113,6 @@ def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Op
     if share is None:  # at one error: the fewest parameters
         return min(tried, key=lambda f: f.factors.n_params)
     return min(tried, key=lambda f: f.judged)
-
-
-def rank_within(method: Method, shape: tuple[int, ...], groups: int, share: float) -> Any:
-    """The highest rank whose parameters are at most `share` of the weight's; None if there is
-    none."""
-    ladder = method.ladder(shape, groups)
-    within = [r for r in ladder.rungs if r.params <= share * ladder.dense * (1 + 1e-12)]
-    return within[-1].rank if within else None
-
-
-def at_rank(method: Method, rank: Any) -> Method:
-    """The method at a rung of its ladder. Tucker with its input side whole is an SVD."""
-    if isinstance(method, Tucker) and isinstance(rank, int):
-        return SVD(rank=rank)
-    return method.with_budget(rank=rank)
 
 
 class _Job:
@@ -153,7 +135,7 @@ class _Job:
 
     def best(self, method: Method) -> Factored:
         """The fit to the data, or a plainer one where that is better on inputs held out."""
-        aware, affine = self.stats is not None and takes_metric(method), self.options.affine
+        aware, affine = self.stats is not None and method.fits_inputs, self.options.affine
         tried = [self.fitted(method, aware=aware, affine=affine)]
         if self.held is not None:
             if affine:
@@ -227,19 +209,19 @@ class _Job:
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
         """Factors of each group at one rank, and the method with that rank."""
         state = self.options.random_state
-        if isinstance(method, Structured):
+        if method.by_share:
             return [part.decompose(method, state) for part in parts], method
         if method.error is not None:
             ranks = [part.rank_for(method, state) for part in parts]
             method = method.with_budget(rank=_largest(ranks))
         elif isinstance(method.rank, float):
-            rank = rank_within(method, self.site.shape, self.site.groups, method.rank)
-            if rank is None:
+            rung = method.ladder(self.site.shape, self.site.groups).within(method.rank)
+            if rung is None:
                 raise ArgumentError(
                     f"rank={method.rank:g}: no rank of {method.word} fits into this share of the "
                     f"{self.site.weight.numel():,} parameters"
                 )
-            method = at_rank(method, rank)
+            method = at_rung(method, rung)
         return [part.decompose(method, state) for part in parts], method
 
 
@@ -260,31 +242,15 @@ class _Part:
 
     def rank_for(self, method: Method, state: Any) -> Any:
         """The least rank within the method's error."""
-        error = method.error
-        if isinstance(method, SVD):
-            metric = self._metric(method)
-            options = method.options() if metric is None else {}
-            fit = fit_svd(self.wanted, error=error, gram=metric, random_state=state, **options)
-            return fit.factors.rank
-        if isinstance(method, Tucker):
-            if self.gram is None:
-                found = tucker(
-                    self.wanted, error=error, modes=(0, 1), random_state=state, **method.options()
-                )
-                return found.rank[:2]
-            return self._rung(method, state)
-        assert isinstance(method, CP)
+        if method.finds_rank(self.gram is not None):
+            return method.rank_of(self.decompose(method, state))
         return self._rung(method, state)
 
-    def _rung(self, method: CP | Tucker, state: Any) -> Any:
+    def _rung(self, method: Method, state: Any) -> Any:
         """The least rank within the error, by bisection over those that save something; where none
-        is, one that saves nothing, for `cp(error=)` would search on without use. In the metric of
-        inputs no error bound of Tucker sums up, so that there is no shorter way."""
+        is, one that saves nothing: a search of its own would go on without use."""
         shape = tuple(self.weight.shape)
-        ladder = method.ladder(shape, 1)
-        ranks: list[Any] = [rung.rank for rung in ladder.rungs]
-        if isinstance(method, Tucker):
-            ranks = [r if isinstance(r, tuple) else (r, shape[1]) for r in ranks]
+        ranks = [rung.own or rung.rank for rung in method.ladder(shape, 1).rungs]
         low, high = -1, len(ranks)
         at = high - 1  # the best there is comes first
         while high - low > 1:
@@ -292,9 +258,7 @@ class _Part:
             within = self._error(tried) <= (method.error or 0.0)
             low, high = (low, at) if within else (at, high)
             at = (low + high) // 2
-        if high < len(ranks):
-            return ranks[high]
-        return shape[:2] if isinstance(method, Tucker) else ladder.dense // (sum(shape) + 1) + 1
+        return ranks[high] if high < len(ranks) else method.rank_without_gain(shape)
 
     def _error(self, factors: Factors) -> float:
         gram = self.gram
@@ -309,41 +273,9 @@ class _Part:
         return math.sqrt(energy(lost) / energy(whole)) if energy(whole) > 0 else 0.0
 
     def decompose(self, method: Method, state: Any) -> Factors:
-        """At the method's rank."""
-        options = method.options()
-        rank: Any = method.rank
-        if isinstance(method, SVD):
-            metric = self._metric(method)
-            options = options if metric is None else {}
-            matrix: LowRank = svd(self.wanted, rank, gram=metric, random_state=state, **options)
-            return matrix
-        if isinstance(method, Tucker):
-            if self.gram is not None:
-                options = {k: options[k] for k in ("n_iter_max", "tol")}
-            found: TuckerFactors = tucker(
-                self.wanted, rank, modes=(0, 1), gram=self.metric, random_state=state, **options
-            )
-            return found
-        if isinstance(method, Structured):
-            return method.decompose(self.wanted, self.metric, state)
-        assert isinstance(method, CP)
-        if self.gram is not None:
-            options = {k: options[k] for k in ("n_iter_max", "tol", "init", "n_restarts")}
-        return cp(self.wanted, rank, gram=self.metric, random_state=state, **options)
-
-    def _metric(self, method: SVD) -> SecondMoments | Tensor | None:
-        if self.gram is None:
-            return None
-        if method.metric == "full":
-            assert self.metric is not None
-            return self.metric.with_outputs(self.wanted)
-        # (E x_i^2)^alpha: columns scaled by the root of it, rms^alpha.
-        return torch.diag(self.gram.diagonal().clamp(min=0) ** ASVD_ALPHA)
-
-
-def takes_metric(method: Method) -> bool:
-    """Whether the method is to be fitted to inputs."""
-    return not (isinstance(method, SVD) and method.metric == "identity")
+        """At the method's rank, or within its share or its error."""
+        gram = None if self.metric is None else method.gram_of(self.metric, self.wanted)
+        return method.decompose(self.wanted, gram, state)
 
 
 def _largest(ranks: Sequence[Any]) -> Any:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._methods import (
     MOST_ENTRIES,
-    Method,
     MethodLike,
     as_method,
     method_from_dict,
 )
-from tensorlrf.compression._ranks import LayerRank
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression._words import budget_words, rank_words, staying
+from tensorlrf.decomposition.configs import Method
+from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, shown
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression._methods import Given, Method, as_method
-from tensorlrf.compression._ranks import Ladder, allocate
+from tensorlrf.compression._methods import Given, as_method, at_rung
+from tensorlrf.compression._ranks import allocate
 from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.checkpoint._architecture import fingerprint
-from tensorlrf.compression.fit._factor import at_rank, rank_within
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._worthwhile import without_slow
+from tensorlrf.decomposition.configs import Method
+from tensorlrf.decomposition.ladder import Ladder
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 OBJECTIVES = ("size", "latency")
@@ -232,7 +233,7 @@ def _with_ranks(
                 share = rung.params / draft.ladder.dense
                 drafts[k] = replace(draft, method=draft.method.with_budget(rank=share))
             else:
-                drafts[k] = replace(draft, method=at_rank(draft.method, rung.rank))
+                drafts[k] = replace(draft, method=at_rung(draft.method, rung))
     elif error is not None:
         for k in shared:
             method = drafts[k].method
@@ -250,11 +251,11 @@ def _own_rank(draft: _Draft) -> _Draft:
         return draft
     try:
         if isinstance(method.rank, float):
-            rank = rank_within(method, site.shape, site.groups, method.rank)
-            if rank is None:
+            rung = method.ladder(site.shape, site.groups).within(method.rank)
+            if rung is None:
                 reason = f"no rank fits into its share, {method.rank:g}"
                 return replace(draft, method=None, reason=reason)
-            return replace(draft, method=at_rank(method, rank))
+            return replace(draft, method=at_rung(method, rung))
         method.planned_params(method.rank, site.shape, site.groups)  # type: ignore[arg-type]
     except TensorlrfError as error:
         raise type(error)(f"method of {draft.found.name}: {error}") from None

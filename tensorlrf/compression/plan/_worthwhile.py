@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._latency import faster
-from tensorlrf.compression._methods import CP, Method, Tucker
-from tensorlrf.compression._structured import Structured
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration.batches import call
+from tensorlrf.decomposition.configs import Method, Structured
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn import factored_type
 from tensorlrf.nn.copies import replica
 
@@ -80,12 +79,8 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
 
 
 def _any_factors(site: Site, method: Method) -> Factors:
-    """Factors of the planned rank, of small random values; of a structured format, whose sizes
-    depend on the weight, those of the weight itself."""
-    if isinstance(method, Structured):
-        return method.decompose(site.weight.detach(), None, 0)
-    O, *rest = site.shape[0] // site.groups, *site.shape[1:]
-    rank: Any = method.rank
+    """Factors of the planned rank, of small random values; of a format whose sizes depend on the
+    weight, those of the weight itself."""
     draws = torch.Generator("cpu").manual_seed(0)
 
     def values(*shape: int) -> Tensor:
@@ -93,16 +88,9 @@ def _any_factors(site: Site, method: Method) -> Factors:
             site.device, site.weight.dtype
         )
 
-    def one() -> Factors:
-        if isinstance(method, CP):
-            return CPFactors(values(rank), tuple(values(n, rank) for n in (O, *rest)))
-        if isinstance(method, Tucker):
-            r_out, r_in = rank if isinstance(rank, tuple) else (rank, rank)
-            sides = (values(O, r_out), values(rest[0], r_in))
-            return TuckerFactors(values(r_out, r_in, *rest[1:]), sides, (0, 1))
-        n = site.columns
-        return LowRank(values(O, rank), values(rank, n), (O, *rest))
+    def one(weight: Tensor) -> Factors:
+        given = method.any_factors(method.rank, tuple(weight.shape), values)
+        return method.decompose(weight.detach(), None, 0) if given is None else given
 
-    if site.groups == 1:
-        return one()
-    return Grouped.stack([one() for _ in range(site.groups)])
+    parts = [one(weight) for weight in site.group_weights()]
+    return parts[0] if len(parts) == 1 else Grouped.stack(parts)

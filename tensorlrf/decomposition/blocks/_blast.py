@@ -16,7 +16,13 @@ from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases
 from tensorlrf.decomposition.blocks._blast_start import of_low_rank, starts
-from tensorlrf.decomposition.blocks._blr_matrix import check_pair, matrix_target
+from tensorlrf.decomposition.blocks._blr_matrix import (
+    both,
+    check_pair,
+    matrix_target,
+    too_many,
+)
+from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg.threads import threaded
@@ -109,6 +115,27 @@ def fit_blast(
 
 
 blast = factors_of(fit_blast)
+
+
+@config("blast")
+class Blast(Structured):
+    """A grid of blocks with shared bases; the options are those of `tensorlrf.blast`."""
+
+    blocks: int | tuple[int, int] | None
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        super().check_options()
+        check_blocks("blocks", self.blocks)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        return too_many(self.blocks, shape) or super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        m, n = shape
+        p, q = both(self.blocks) or default_blocks(m, n)
+        return p * -(-m // p) + q * -(-n // q) + p * q
 
 
 def default_blocks(m: int, n: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
 )
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
+from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
@@ -163,6 +164,29 @@ def fit_blr(
 
 
 blr = factors_of(fit_blr)
+
+
+@config("blr")
+class BLR(Structured):
+    """Blocks of low rank; the options are those of `tensorlrf.blr`.
+
+    block   rows and columns of a block; None: searched for each layer
+    """
+
+    block: int | tuple[int, int] | None
+    dense_blocks: bool
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        super().check_options()
+        check_blocks("block", self.block)
+        if not isinstance(self.dense_blocks, bool):
+            raise ArgumentError(f"dense_blocks={self.dense_blocks!r} must be True or False")
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        # One block of rank one, of the grid or of the whole.
+        return 1 if self.block is not None else sum(shape)
 
 
 @truncates("blr")

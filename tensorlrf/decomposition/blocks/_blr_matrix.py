@@ -39,3 +39,16 @@ def check_pair(
             f"from {low} to {high[1]} along the columns"
         )
     return first, second
+
+
+def both(value: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """A number of blocks along either side, as two."""
+    return (value, value) if isinstance(value, int) else value
+
+
+def too_many(blocks: int | tuple[int, int] | None, shape: tuple[int, ...]) -> str:
+    """Why a matrix of this shape cannot have so many blocks; empty where it can."""
+    pair = both(blocks)
+    if pair is not None and len(shape) == 2 and (pair[0] > shape[0] or pair[1] > shape[1]):
+        return f"blocks={blocks} are more than its {shape[0]} rows or {shape[1]} columns"
+    return ""

@@ -19,7 +19,8 @@ from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uni
 from tensorlrf.decomposition.blocks._blr_gram import Content, Outputs
 from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.blocks._blr_spectra import Place
-from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node
+from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node, least_params
+from tensorlrf.decomposition.config import Structured, check_count, config
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
@@ -113,6 +114,28 @@ def fit_hierarchical(
 
 
 hierarchical = factors_of(fit_hierarchical)
+
+
+@config("hierarchical")
+class Hierarchical(Structured):
+    """A tree of blocks; the options are those of `tensorlrf.hierarchical`."""
+
+    leaf: int
+    admissible: str
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        super().check_options()
+        check_count("leaf", self.leaf, 1)
+        if self.admissible not in RULES:
+            raise unknown("admissible", self.admissible, RULES)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        whole = Place(0, 0, shape[0], shape[1])
+        fixed = least_params(whole, self.leaf, _rule(self.admissible), 0, 0, 0)
+        # And one block of rank one beside them, if there are any.
+        return fixed + 2
 
 
 def _fit(

@@ -15,8 +15,14 @@ from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import check_block_rank
-from tensorlrf.decomposition.blocks._blr_matrix import check_pair, matrix_target
+from tensorlrf.decomposition.blocks._blr_matrix import (
+    both,
+    check_pair,
+    matrix_target,
+    too_many,
+)
 from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
+from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
@@ -93,6 +99,26 @@ def fit_monarch(
 
 
 monarch = factors_of(fit_monarch)
+
+
+@config("monarch")
+class Monarch(Structured):
+    """A Monarch matrix; the options are those of `tensorlrf.monarch`."""
+
+    blocks: int | tuple[int, int] | None
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        super().check_options()
+        check_blocks("blocks", self.blocks)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        return too_many(self.blocks, shape) or super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        Q, K = both(self.blocks) or (near_root(shape[0]), near_root(shape[1]))
+        return Q * K * (-(-shape[0] // Q) - (-shape[1] // K))
 
 
 def near_root(n: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import mul
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
 from tensorlrf.decomposition.cp._metric import check_served, fit_to_outputs, sides
@@ -23,11 +24,12 @@ from tensorlrf.decomposition.cp._options import Callback, Options, check_options
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
-from tensorlrf.errors import DegenerateWarning, TensorlrfWarning, warn
+from tensorlrf.errors import ArgumentError, DegenerateWarning, RankError, TensorlrfWarning, warn
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.autocast import without_autocast
 
@@ -157,6 +159,52 @@ def fit_cp(
 
 
 cp = factors_of(fit_cp)
+
+
+@config("cp")
+class CP(Method):
+    """CP of a convolution (Lebedev et al. 2015); a matrix gets its SVD. The options are those of
+    `tensorlrf.cp`, of which n_iter_max, tol, init and n_restarts serve fits to inputs."""
+
+    n_iter_max: int | None
+    init: str
+    tol: float | None
+    solver: str
+    n_samples: int | None
+    n_restarts: int
+
+    in_metric = ("n_iter_max", "tol", "init", "n_restarts")
+
+    def check_options(self) -> None:
+        if not isinstance(self.init, str):
+            raise ArgumentError(
+                f"init is a {type(self.init).__name__}; for many layers give a word, 'random' or "
+                "'svd'"
+            )
+        options = self.options()
+        given = {k: v for k, v in options.items() if v is not None or k == "n_samples"}
+        fallback = {"n_iter_max": 1, "tol": 0.0}  # what None stands for depends on the inputs
+        check_options((1, 1), None, **{**fallback, **given}, fixed_modes=(), callback=None)
+
+    def for_shape(self, shape: tuple[int, ...]) -> Method:
+        return self if math.prod(shape[2:]) > 1 else for_matrix(self)
+
+    def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
+        return int(rank * (sum(shape) + 1))  # the weights of its terms included
+
+    def check_rank(self, rank: LayerRank, shape: tuple[int, ...]) -> None:
+        super().check_rank(rank, shape)
+        highest = math.prod(shape) // max(shape)
+        if cast(int, rank) > highest:
+            raise RankError(
+                f"rank={rank} is above {highest}, at which CP writes any "
+                f"{' x '.join(map(str, shape))} tensor exactly; use at most {highest}"
+            )
+
+    def any_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> CPFactors:
+        return CPFactors(values(rank), tuple(values(n, rank) for n in shape))
 
 
 def _finish(

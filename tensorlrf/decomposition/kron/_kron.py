@@ -12,13 +12,22 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor_and_largest
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.config import Structured, config, is_pair
 from tensorlrf.decomposition.kron._problem import (
     BatchedProblem,
     KroneckerProblem,
     best_of,
     looked_at,
 )
-from tensorlrf.decomposition.kron._shapes import Pair, check_shapes, rearranged, shortlist
+from tensorlrf.decomposition.kron._shapes import (
+    Pair,
+    check_shapes,
+    has_proper_pairs,
+    proper_pairs,
+    rearranged,
+    shortlist,
+    sides,
+)
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
@@ -155,6 +164,48 @@ def fit_kron(
 
 
 kron = factors_of(fit_kron)
+
+
+@config("kron")
+class Kron(Structured):
+    """A sum of Kronecker products; the options are those of `tensorlrf.kron`.
+
+    shapes   ((m1, n1), (m2, n2)), or None: searched for each layer, by its error at the share
+    """
+
+    shapes: tuple[tuple[int, int], tuple[int, int]] | None
+    method: str
+    n_iter_max: int | None
+    tol: float | None
+    n_power_iter: int
+    n_oversample: int
+
+    def check_options(self) -> None:
+        super().check_options()
+        pairs: Any = self.shapes
+        if pairs is not None and not (
+            isinstance(pairs, tuple) and len(pairs) == 2 and all(map(is_pair, pairs))
+        ):
+            raise ArgumentError(
+                f"shapes={pairs!r} must be ((m1, n1), (m2, n2)), such as ((64, 64), (64, 64))"
+            )
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        check_sketch(self.n_power_iter, self.n_oversample)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        m, n = shape[:2]
+        if self.shapes is None and not has_proper_pairs(m, n):
+            return f"{m} x {n} channels have no divisors to share out to two factors"
+        if self.shapes is not None:
+            (m1, n1), (m2, n2) = self.shapes
+            if (m1 * m2, n1 * n2) != (m, n):
+                return f"shapes={self.shapes} make a weight {m1 * m2} x {n1 * n2}, not {m} x {n}"
+        return super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        pairs = proper_pairs(*shape[:2]) if self.shapes is None else [self.shapes]
+        return min(sum(sides(pair, math.prod(shape[2:]))) for pair in pairs)
 
 
 @truncates("kron")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
+from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg._batched import (
     check_batch_dims,
     check_batched_svd,
@@ -32,6 +35,11 @@ from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
 from tensorlrf.factors.autocast import without_autocast
+
+METRICS = ("full", "diagonal", "identity")
+"""In which a layer is fitted."""
+
+ASVD_ALPHA = 0.5
 
 
 @method("svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, order=(1, 1))
@@ -164,6 +172,57 @@ def fit_svd(
 
 
 svd = factors_of(fit_svd)
+
+
+@config("svd")
+class SVD(Method):
+    """Truncated SVD; the options are those of `tensorlrf.svd`, which serve fits without inputs, and
+
+    metric   with calibration: "full", the second moments of the inputs, so that the error of the
+             outputs is least; "diagonal", columns scaled by the fourth root of their mean square,
+             the activation-aware SVD (Yuan et al. 2023, "ASVD", with alpha = 1/2); "identity",
+             the plain SVD
+    """
+
+    method: str
+    n_power_iter: int
+    n_oversample: int
+    metric: str = "full"
+
+    in_metric = ()
+
+    def check_options(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        if self.metric not in METRICS:
+            raise unknown("metric", self.metric, METRICS)
+        check_sketch(self.n_power_iter, self.n_oversample)
+
+    def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
+        return int(rank * (shape[0] + math.prod(shape[1:])))
+
+    def check_rank(self, rank: LayerRank, shape: tuple[int, ...]) -> None:
+        super().check_rank(rank, shape)
+        m, n = shape[0], math.prod(shape[1:])
+        matrix_rank(rank, m, n)
+
+    def finds_rank(self, data_aware: bool) -> bool:
+        return True
+
+    @property
+    def fits_inputs(self) -> bool:
+        return self.metric != "identity"
+
+    def gram_of(self, moments: Any, weight: Tensor) -> Any:
+        if self.metric == "full":
+            return moments.with_outputs(weight)
+        # (E x_i^2)^alpha: columns scaled by the root of it, rms^alpha.
+        return torch.diag(moments.gram.diagonal().clamp(min=0) ** ASVD_ALPHA)
+
+    def any_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> LowRank:
+        return LowRank(values(shape[0], rank), values(rank, math.prod(shape[1:])), shape)
 
 
 @truncates("svd")

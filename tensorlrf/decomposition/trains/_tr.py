@@ -15,6 +15,8 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.config import Structured, are_positive, config
+from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.random_state import generator
@@ -27,6 +29,7 @@ from tensorlrf.decomposition.trains._tr_start import ring_random, ring_ranks, ri
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import true_error
 from tensorlrf.errors import (
+    ArgumentError,
     ShapeError,
     TensorlrfWarning,
     UnsupportedError,
@@ -148,39 +151,58 @@ def fit_tr(
 tr = factors_of(fit_tr)
 
 
-@for_layers("tr")
-def tr_layer(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    sizes: Sequence[Sequence[int]] | None = None,
-    init: str = "svd",
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    random_state: Any = None,
-) -> TRFactors:
-    """`tr` of a linear weight, by default with two digits for the row and two for the column where
+@for_layers("tr", options_of=fit_tr)
+def _of_layer(tensor: Any, rank: Rank | None = None, **options: Any) -> TRFactors:
+    """A ring of the digits of the weight (out, in), two each where sizes= are not given: layers on
     these have them. Raises UnsupportedError for the kernel of a convolution, which does not run on
-    a ring."""
+    one."""
     if tensor.ndim != 2:
         raise UnsupportedError(
             "a convolution does not run on a ring; use method 'tt', a train, for it"
         )
-    return tr(
-        tensor,
-        rank,
-        error=error,
-        sizes=sizes or [row_digits(n) for n in tensor.shape],
-        init=init,
-        n_iter_max=n_iter_max,
-        tol=tol,
-        gram=gram,
-        mean=mean,
-        random_state=random_state,
-    )
+    options["sizes"] = options.get("sizes") or [row_digits(n) for n in tensor.shape]
+    return tr(tensor, rank, **options)
+
+
+@config("tr")
+class TR(Structured):
+    """A tensor ring of the digits of rows and columns; the options are those of `tensorlrf.tr`.
+
+    sizes   ((m_0, ...), (n_0, ...)); None: two digits each
+    """
+
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] | None
+    init: str
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        super().check_options()
+        sizes: Any = self.sizes
+        if sizes is not None:
+            two = isinstance(sizes, tuple) and len(sizes) == 2
+            if not two or not all(isinstance(s, tuple) and are_positive(s) for s in sizes):
+                raise ArgumentError(
+                    f"sizes={sizes!r} must be the digits of rows and columns, such as "
+                    "((16, 24), (16, 24))"
+                )
+        if self.init not in INITS:
+            raise unknown("init", self.init, INITS)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        if self.sizes is not None and len(shape) == 2:
+            products = tuple(math.prod(digits) for digits in self.sizes)
+            if products != shape:
+                return f"sizes={self.sizes} make a weight {products}, not {shape}"
+        return super().why_not(shape, groups)
+
+    def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        sizes = [n for digits in self.sizes or map(row_digits, shape) for n in digits]
+        ranks = ring_ranks(rank, sizes, math.prod(shape))
+        return sum(n * r * s for n, r, s in zip(sizes, ranks, (*ranks[1:], ranks[0]), strict=True))
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        return sum(sum(digits) for digits in self.sizes or map(row_digits, shape))
 
 
 def _reason(factors: TRFactors, sweeps: int, settled: bool) -> str:

@@ -14,15 +14,22 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.config import Structured, are_positive, check_count, config
+from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.sizes import matrix_sizes
 from tensorlrf.decomposition.trains._tt import ranks_of, tt
 from tensorlrf.decomposition.trains._tt_gram import swept
-from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
+from tensorlrf.decomposition.trains._tt_ranks import (
+    rank_limits,
+    smallest_uniform,
+    train_params,
+    train_ranks,
+)
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
-from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfError
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.ops import train_order
@@ -125,44 +132,73 @@ def fit_tt_matrix(
 tt_matrix = factors_of(fit_tt_matrix)
 
 
-@for_layers("tt")
-def tt_layer(
-    tensor: Any,
-    rank: Rank | None = None,
-    *,
-    error: float | None = None,
-    row_sizes: Sequence[int] | None = None,
-    column_sizes: Sequence[int] | None = None,
-    order: int | None = None,
-    gram: Any = None,
-    mean: Any = None,
-    n_iter_max: int | None = None,
-    tol: float | None = None,
-) -> TTMatrix | TTFactors:
-    """`tt_matrix` of a linear weight; `tt` of the kernel of a convolution, in the order in which
+@for_layers("tt", options_of=fit_tt_matrix)
+def _of_layer(tensor: Any, rank: Rank | None = None, **options: Any) -> TTMatrix | TTFactors:
+    """A TT-matrix of a linear weight; of a kernel the train of its modes in the order in which
     its cores are convolutions. Raises ArgumentError for a kernel's row_sizes=, column_sizes= or
-    order=, and what these raise."""
-    sweeps: dict[str, Any] = {"gram": gram, "mean": mean}
-    if gram is not None:
-        sweeps |= {"n_iter_max": n_iter_max, "tol": tol}
+    order=."""
+    if options.get("gram") is None:
+        options = {k: v for k, v in options.items() if k not in ("n_iter_max", "tol")}
     if tensor.ndim == 2:
-        return tt_matrix(
-            tensor,
-            rank,
-            error=error,
-            row_sizes=row_sizes,
-            column_sizes=column_sizes,
-            order=order,
-            **sweeps,
-        )
-    digits = {"row_sizes": row_sizes, "column_sizes": column_sizes, "order": order}
-    for name, value in digits.items():
-        if value is not None:
+        return tt_matrix(tensor, rank, **options)
+    for name in ("row_sizes", "column_sizes", "order"):
+        if (value := options.pop(name, None)) is not None:
             raise ArgumentError(
                 f"{name}={value!r} is for linear layers; the train of a convolution has its modes"
             )
-    train = tt(tensor, rank, error=error, modes=train_order(tensor.ndim), **sweeps)
-    return cast(TTFactors, train)
+    return cast(TTFactors, tt(tensor, rank, modes=train_order(tensor.ndim), **options))
+
+
+@config("tt")
+class TT(Structured):
+    """A TT-matrix of a linear weight; of a convolution the train of its modes, which runs as a
+    convolution along each axis between two pointwise ones. The options are those of
+    `tensorlrf.tt_matrix`, for linear layers; n_iter_max and tol serve fits to inputs.
+
+    order   number of cores; None: by the size
+    """
+
+    row_sizes: tuple[int, ...] | None
+    column_sizes: tuple[int, ...] | None
+    order: int | None
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        super().check_options()
+        for name in ("row_sizes", "column_sizes"):
+            sizes = getattr(self, name)
+            if sizes is not None and not (isinstance(sizes, tuple) and are_positive(sizes)):
+                raise ArgumentError(f"{name}={sizes!r} must be sizes of digits, such as (8, 8, 12)")
+        if self.order is not None:
+            check_count("order", self.order, 2)
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        digits = self.row_sizes or self.column_sizes or self.order
+        if len(shape) > 2 and digits:
+            return "row_sizes=, column_sizes= and order= are for linear layers"
+        if len(shape) == 2:
+            try:
+                self._digits(shape)
+            except TensorlrfError as error:
+                return str(error)
+        return super().why_not(shape, groups)
+
+    def least_params(self, shape: tuple[int, ...]) -> int:
+        if len(shape) > 2:
+            return sum(shape)
+        rows, columns = self._digits(shape)
+        return sum(a * b for a, b in zip(rows, columns, strict=True))
+
+    def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        if len(shape) > 2:
+            sizes = [shape[k] for k in train_order(len(shape))]
+        else:
+            sizes = [a * b for a, b in zip(*self._digits(shape), strict=True)]
+        return train_params(sizes, train_ranks(rank, sizes, math.prod(shape)))
+
+    def _digits(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return matrix_sizes(shape[0], shape[1], self.row_sizes, self.column_sizes, self.order)
 
 
 def tensorised(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

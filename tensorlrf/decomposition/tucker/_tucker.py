@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._target import Sides, Target
+from tensorlrf.decomposition.config import Method, config, for_matrix
+from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, multiples, rounded
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
@@ -25,8 +28,8 @@ from tensorlrf.decomposition.rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
 from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
-from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
-from tensorlrf.factors import Batch, TuckerFactors
+from tensorlrf.errors import ArgumentError, RankError, UnsupportedError, unknown
+from tensorlrf.factors import Batch, Factors, TuckerFactors
 from tensorlrf.factors.autocast import without_autocast
 
 ROUNDS = 50
@@ -166,6 +169,109 @@ def fit_tucker(
 
 
 tucker = factors_of(fit_tucker)
+
+
+@config("tucker")
+class Tucker(Method):
+    """Tucker-2 on the channels of a convolution (Kim et al. 2016); a matrix gets its SVD. The
+    options are those of `tensorlrf.tucker`, of which only n_iter_max and tol serve fits to inputs,
+    and
+
+    rank_shares   relative sizes of r_out / O and r_in / I, where a share decides the ranks
+    """
+
+    method: str
+    n_iter_max: int | None
+    tol: float | None
+    n_power_iter: int
+    n_oversample: int
+    rank_shares: tuple[float, float] = (0.7, 1.0)
+
+    in_metric = ("n_iter_max", "tol")
+
+    def check_options(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        check_iteration(self.n_iter_max, self.tol)
+        check_sketch(self.n_power_iter, self.n_oversample)
+        shares: Any = self.rank_shares
+        pair = isinstance(shares, tuple) and len(shares) == 2
+        if not pair or not all(isinstance(s, (int, float)) and 0 < s <= 1 for s in shares):
+            raise ArgumentError(
+                f"rank_shares={shares!r} must be two numbers in (0, 1], the relative sizes of "
+                "r_out / O and r_in / I, such as (0.7, 1.0)"
+            )
+
+    def for_shape(self, shape: tuple[int, ...]) -> Method:
+        return self if math.prod(shape[2:]) > 1 else for_matrix(self)
+
+    def ladder_of(self, shape: tuple[int, ...]) -> Ladder:
+        return tucker_ladder(shape, self.rank_shares)
+
+    def params_at(self, rank: LayerRank, shape: tuple[int, ...]) -> int:
+        O, I, *taps = shape
+        r_out, r_in = _pair(rank)
+        return r_out * r_in * math.prod(taps) + O * r_out + I * r_in
+
+    def check_rank(self, rank: LayerRank, shape: tuple[int, ...]) -> None:
+        (r_out, r_in), (O, I) = _pair(rank), shape[:2]
+        if r_out > O or r_in > I:
+            raise RankError(
+                f"rank={rank} is above the sizes ({O}, {I}) of the factored modes; use at most "
+                "these"
+            )
+
+    def rank_without_gain(self, shape: tuple[int, ...]) -> LayerRank:
+        return shape[:2]
+
+    def finds_rank(self, data_aware: bool) -> bool:
+        return not data_aware  # in the metric of inputs no error bound sums up
+
+    def rank_of(self, factors: Factors) -> LayerRank:
+        rank: tuple[int, ...] = tuple(factors.rank)  # type: ignore[arg-type]
+        return rank[:2]
+
+    def any_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> TuckerFactors:
+        (r_out, r_in), (O, I, *taps) = _pair(rank), shape
+        return TuckerFactors(
+            values(r_out, r_in, *taps), (values(O, r_out), values(I, r_in)), (0, 1)
+        )
+
+
+def tucker_ladder(shape: Sequence[int], rank_shares: tuple[float, float]) -> Ladder:
+    """Tucker-2 of a kernel (O, I, *k), along the line t * rank_shares of (r_O / O, r_I / I).
+
+    A side of fewer than 8 channels is left whole. With the input side whole, Tucker is the low-rank
+    form of (O, I prod k).
+    """
+    O, I = shape[:2]
+    taps = math.prod(shape[2:])
+    rungs: list[Rung] = []
+    for t in sorted(_turns(O, rank_shares[0]) | _turns(I, rank_shares[1])):
+        r_out, r_in = _side(O, t * rank_shares[0]), _side(I, t * rank_shares[1])
+        if r_in == I:
+            rungs.append(Rung(r_out, r_out * (I * taps + O), of="svd", own=(r_out, I)))
+        else:
+            rungs.append(Rung((r_out, r_in), r_out * r_in * taps + O * r_out + I * r_in))
+    return Ladder.of(O * I * taps, rungs)
+
+
+def _turns(n: int, share: float) -> set[float]:
+    """The t at which rounded(t * share * n) takes a new value."""
+    return {r / (share * n) for r in takewhile(lambda r: r <= n, multiples())}
+
+
+def _side(n: int, fraction: float) -> int:
+    return n if n < MULTIPLE else max(1, min(n, rounded(fraction * n)))
+
+
+def _pair(rank: LayerRank) -> tuple[int, ...]:
+    pair = rank if isinstance(rank, tuple) else (rank, rank)
+    if len(pair) != 2:
+        raise RankError(f"rank={rank} must be an int or two, (r_out, r_in), for Tucker-2")
+    return pair
 
 
 @truncates("tucker")

@@ -1,0 +1,28 @@
+"""The configs of the methods that serve `compress`: SVD(metric="diagonal"), Kron(shapes=...)."""
+
+from tensorlrf.decomposition.blocks._blast import Blast
+from tensorlrf.decomposition.blocks._blr import BLR
+from tensorlrf.decomposition.blocks._hierarchical import Hierarchical
+from tensorlrf.decomposition.blocks._monarch import Monarch
+from tensorlrf.decomposition.config import Method, Structured
+from tensorlrf.decomposition.cp._cp import CP
+from tensorlrf.decomposition.kron._kron import Kron
+from tensorlrf.decomposition.svd._svd import SVD
+from tensorlrf.decomposition.trains._tr import TR
+from tensorlrf.decomposition.trains._tt_matrix import TT
+from tensorlrf.decomposition.tucker._tucker import Tucker
+
+__all__ = [
+    "BLR",
+    "CP",
+    "SVD",
+    "TR",
+    "TT",
+    "Blast",
+    "Hierarchical",
+    "Kron",
+    "Method",
+    "Monarch",
+    "Structured",
+    "Tucker",
+]
