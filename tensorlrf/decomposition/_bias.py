@@ -17,16 +17,43 @@ from tensorlrf.factors.autocast import without_autocast
 @without_autocast()
 @threaded
 def bias_correction(tensor: Any, factors: Factors, mean: Any) -> Tensor:
-    """(W - W_hat) E[x], to be added to the bias of a layer whose weight becomes W_hat.
+    """What the bias of a layer takes over when its weight W becomes W_hat: (W - W_hat) E[x].
 
-    tensor   the weight W, (m, ...) seen as (m, n)
-    factors  of its shape; they stand for W_hat
-    mean     (n,) the mean input, for a conv the mean patch
+    No other bias has a smaller mean square error of the outputs W x: with it what remains is (W -
+    W_hat)(x - E[x]), which `svd(gram=, mean=)` and `tucker(gram=, mean=)` minimise. At zero-padded
+    borders of a convolution, where patches are not like the mean patch, it adds the same as
+    elsewhere.
 
-    No other bias has a smaller mean square error of the outputs W x: with it what remains is
-    (W - W_hat)(x - E[x]), which `svd(gram=, mean=)` and `tucker(gram=, mean=)` minimise (Yu & Wu
-    2023). Returns (m,) in the dtype of `tensor`. At zero-padded borders of a convolution, where
-    patches are not like the mean patch, it adds the same as elsewhere.
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (m, ...)
+        The weight W, seen as (m, n).
+    factors : Factors
+        Of its shape; they stand for W_hat.
+    mean : Tensor or array of shape (n,)
+        The mean input, for a conv the mean patch.
+
+    Returns
+    -------
+    Tensor of shape (m,)
+        To be added to the bias, in the dtype of `tensor`.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where these do not fit together.
+
+    References
+    ----------
+    Yu & Wu 2023.
+
+    Examples
+    --------
+    >>> w, mean = torch.rand(8, 6), torch.ones(6)
+    >>> f = tensorlrf.svd(w, 2)
+    >>> shift = tensorlrf.decomposition.bias_correction(w, f, mean)
+    >>> torch.allclose(f.to_dense() @ mean + shift, w @ mean, atol=1e-5)
+    True
     """
     weight = as_tensor(tensor)
     mu = as_tensor(mean, "mean", min_order=1)

@@ -52,10 +52,16 @@ _INVERSE_GOLDEN = (math.sqrt(5) - 1) / 2
 class EVBMF:
     """The analytic solution for one matrix.
 
-    rank            how many singular values stand out of the noise; 0 for noise alone
-    noise_variance  of one entry
-    threshold       the singular value above which one stands out
-    values          (rank,) float64: what is left of those values when the noise is taken out
+    Parameters
+    ----------
+    rank : int
+        How many singular values stand out of the noise; 0 for noise alone.
+    noise_variance : float
+        Of one entry.
+    threshold : float
+        The singular value above which one stands out.
+    values : Tensor of shape (rank,)
+        In float64: what is left of those values when the noise is taken out.
     """
 
     rank: int
@@ -71,7 +77,27 @@ class EVBMF:
 
 
 def evbmf_rank(matrix: Any, *, shape: tuple[int, int] | None = None) -> int:
-    """The rank of `evbmf`, which has the arguments and errors."""
+    """The rank of `evbmf`, which has the arguments and errors.
+
+    Parameters
+    ----------
+    matrix, shape
+        As for `evbmf`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        As `evbmf`.
+
+    Examples
+    --------
+    >>> tensorlrf.decomposition.evbmf_rank(torch.ones(40, 30))
+    1
+    """
     return evbmf(matrix, shape=shape).rank
 
 
@@ -80,19 +106,44 @@ def evbmf_rank(matrix: Any, *, shape: tuple[int, int] | None = None) -> int:
 def evbmf(matrix: Any, *, shape: tuple[int, int] | None = None) -> EVBMF:
     """How many singular values of a matrix are not noise, without a parameter.
 
-    matrix  (L, M) of any float dtype, a tensor of more modes as (n_0, product of the others); or
-            all min(L, M) singular values of one, in any order, with
-    shape   its (L, M)
-
     The estimate supposes entries of independent Gaussian noise of one variance. A weight is not
     made so: the number is a starting point, used as such on conv kernels by Kim et al. 2016.
+
+    Parameters
+    ----------
+    matrix : Tensor or array
+        (L, M) of any float dtype, a tensor of more modes as (n_0, product of the others); or all
+        min(L, M) singular values of one, in any order, with
+    shape : (L, M), optional
+        Of the matrix whose singular values these are.
+
+    Returns
+    -------
+    EVBMF
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        For what is no matrix of finite floating-point numbers, for values without shape or shape
+        with a matrix, and for negative values.
+
+    Notes
+    -----
     Scaling and transposition of the matrix make no difference, but for a noise variance beyond
     float64, which is inf or 0. Noise is never taken to be less than what rounding of the entries to
     the dtype of the matrix makes, nor than what rounding in its decomposition does, so a matrix of
     exact low rank has that rank; of singular values only the latter is known, by their dtype.
 
-    Raises ArgumentError or ShapeError for what is no matrix of finite floating-point numbers, for
-    values without shape or shape with a matrix, and for negative values.
+    References
+    ----------
+    Nakajima, Sugiyama, Babacan & Tomioka 2013, "Global analytic solution of fully-observed
+    variational Bayesian matrix factorization"; Kim et al. 2016.
+
+    Examples
+    --------
+    >>> planted = torch.rand(40, 3) @ torch.rand(3, 30)
+    >>> tensorlrf.decomposition.evbmf(planted).rank
+    3
     """
     checked = as_tensor(matrix, "matrix", min_order=1)
     if checked.ndim == 1:

@@ -14,15 +14,29 @@ F = TypeVar("F", bound=Factors, covariant=True)
 class Fit(Generic[F]):
     """The result of a `fit_*` function.
 
-    factors    the factors, in the dtype and on the device of the input
-    errors     relative errors in the order they were computed; the last one is a true residual of
-               `factors` as returned (after the cast to the input's dtype). In the metric of the
-               inputs where `gram=` was given, else Frobenius; those on the way in the shrunk
-               metric in which the sweeps go.
-    converged  False where the iteration stopped for another reason than its tolerance
-    reason     why it stopped, in words
-    shrinkage  where `gram=` was given, how far it was drawn towards its mean eigenvalue, 0 to 1: as
-               far as it takes for what the inputs do not span to follow the plain fit
+    Parameters
+    ----------
+    factors : Factors
+        In the dtype and on the device of the input.
+    errors : tuple of float
+        Relative errors in the order they were computed; the last one is a true residual of
+        `factors` as returned (after the cast to the input's dtype). In the metric of the inputs
+        where `gram=` was given, else Frobenius; those on the way in the shrunk metric in which the
+        sweeps go.
+    converged : bool
+        False where the iteration stopped for another reason than its tolerance.
+    reason : str
+        Why it stopped, in words.
+    shrinkage : float or None
+        Where `gram=` was given, how far it was drawn towards its mean eigenvalue, 0 to 1: as far as
+        it takes for what the inputs do not span to follow the plain fit.
+
+    Examples
+    --------
+    >>> w = torch.rand(8, 6)
+    >>> fit = tensorlrf.decomposition.fit_svd(w, 2)
+    >>> fit.error == fit.errors[-1], abs(fit.error - fit.factors.rel_error(w)) < 1e-6
+    (True, True)
     """
 
     factors: F

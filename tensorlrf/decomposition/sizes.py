@@ -17,14 +17,31 @@ MOST_MODES = 64
 
 
 def mode_sizes(n: int, order: int) -> tuple[int, ...]:
-    """`order` sizes, descending, whose product is n or a little more.
+    """So many sizes, descending, whose product is n or a little more.
 
     The parts are good if none is above 2 n^(1/order). If n has good factorisations, the one with
-    the smallest largest part is taken (then the smallest second, and so on); else that of the
-    next larger number that has one, and the product exceeds n: the rest is padding. 768 in three
-    parts is (12, 8, 8), the prime 97 in two is 98 = (14, 7).
+    the smallest largest part is taken (then the smallest second, and so on); else that of the next
+    larger number that has one, and the product exceeds n: the rest is padding.
 
-    Raises ArgumentError where n or `order` is not a positive int.
+    Parameters
+    ----------
+    n : int
+    order : int
+        The number of sizes.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    ArgumentError
+        Where n or `order` is not a positive int.
+
+    Examples
+    --------
+    >>> tensorlrf.decomposition.mode_sizes(768, 3), tensorlrf.decomposition.mode_sizes(97, 2)
+    ((12, 8, 8), (14, 7))
     """
     _positive("n", n)
     _positive("order", order)

@@ -23,16 +23,12 @@ SECTIONS = (
 
 PACKAGES = ("", ".compression", ".decomposition", ".factors", ".nn", ".ops")
 
-LATER = ("tensorlrf.decomposition",)
-"""What is held next, and the configs of methods with it."""
-
 
 def _is_held(name: str) -> bool:
+    """A function or a class; the configs of methods follow."""
     value = named(name)
-    module = getattr(value, "__module__", None) or ""
     is_config = isinstance(value, type) and issubclass(value, tensorlrf.compression.Method)
-    callables = inspect.isclass(value) or inspect.isroutine(value)
-    return callables and not module.startswith(LATER) and not is_config
+    return (inspect.isclass(value) or inspect.isroutine(value)) and not is_config
 
 
 DOCUMENTED = [name for name in listed() if _is_held(name)]

@@ -30,11 +30,18 @@ _SUCH_AS = {"shapes": "((m1, n1), (m2, n2))", "block": "64 or (64, 128)"}
 class ScreeSpectrum:
     """One set of singular values. The lists have one entry for each rank from one on.
 
-    name    what was unfolded, in words
-    values  singular values, descending
-    energy  the share of the squared norm in the first r of them
-    errors  relative Frobenius error of keeping the first r here and all else elsewhere
-    params  parameters of the factors that this takes
+    Parameters
+    ----------
+    name : str
+        What was unfolded, in words.
+    values : tuple of float
+        Singular values, descending.
+    energy : tuple of float
+        The share of the squared norm in the first r of them.
+    errors : tuple of float
+        Relative Frobenius error of keeping the first r here and all else elsewhere.
+    params : tuple of int
+        Parameters of the factors that this takes.
     """
 
     name: str
@@ -53,6 +60,15 @@ class Scree:
     """The spectra of a tensor for one method.
 
     Prints itself as the ranks that some errors take; `to_json()`; `plot(path)`.
+
+    Parameters
+    ----------
+    method : str
+        As given.
+    shape : tuple of int
+        Of the tensor.
+    spectra : tuple of ScreeSpectrum
+        One for each set of singular values that is truncated by itself.
     """
 
     method: str
@@ -71,9 +87,19 @@ class Scree:
     def plot(self, path: str | os.PathLike[str]) -> None:
         """A picture of the spectra, and of the errors against the parameters kept.
 
-        The suffix of `path` says of which kind (.png, .svg, .pdf). Needs matplotlib, which the
-        extra `plot` brings. Raises UnsupportedError where it is missing, ArgumentError for another
-        suffix, FileError where the file cannot be written.
+        Parameters
+        ----------
+        path : str or path
+            Its suffix says of which kind (.png, .svg, .pdf).
+
+        Raises
+        ------
+        UnsupportedError
+            Where matplotlib is missing, which the extra `plot` brings.
+        ArgumentError
+            For another suffix.
+        FileError
+            Where the file cannot be written.
         """
         total = self.n_params
         curves = [
@@ -107,23 +133,51 @@ def scree(
 ) -> Scree:
     """The singular values that a decomposition truncates, before any rank is chosen.
 
-    tensor  of any float dtype, as the decomposition itself takes it; left as it is
-    method  "svd": of the matrix (n_0, product of the others); parameters r (m + n)
-            "tucker": of the unfolding of each of `modes` (all by default); parameters of the
-            partial Tucker format with a factor for this mode alone
-            "tt": of the unfoldings (n_0 ... n_k, the others); parameters r (m + n) of that matrix
-            "kron": of the rearranged matrix (Van Loan & Pitsianis 1993) for `shapes`,
-            ((m1, n1), (m2, n2)) of a weight (m, n, *kernel); r counts terms
-            "blr": of all blocks of size `block` (an int or a pair) of a matrix, pooled; r counts
-            the triplets kept in all blocks together
-    modes   for "tucker"; `shapes` for "kron" and `block` for "blr" must be given
+    The error of a Tucker format or a train with several ranks is at most the root of the sum of the
+    squared errors at these ranks. CP has no such spectrum.
 
-    The error of a Tucker format or a train with several ranks is at most the root of the sum of
-    the squared errors at these ranks (De Lathauwer et al. 2000; Oseledets 2011). CP has no such
-    spectrum.
+    Parameters
+    ----------
+    tensor : Tensor or array
+        Of any float dtype, as the decomposition itself takes it; left as it is.
+    method : str
+        "svd": of the matrix (n_0, product of the others); parameters r (m + n).
+        "tucker": of the unfolding of each of `modes` (all by default); parameters of the partial
+        Tucker format with a factor for this mode alone.
+        "tt": of the unfoldings (n_0 ... n_k, the others); parameters r (m + n) of that matrix.
+        "kron": of the rearranged matrix (Van Loan & Pitsianis 1993) for `shapes`,
+        ((m1, n1), (m2, n2)) of a weight `(m, n, *kernel)`; r counts terms.
+        "blr": of all blocks of size `block` (an int or a pair) of a matrix, pooled; r counts the
+        triplets kept in all blocks together.
+    modes : sequence of int, optional
+        For "tucker".
+    shapes : pair of pairs of int
+        For "kron", which needs it.
+    block : int or pair of int
+        For "blr", which needs it.
 
-    Raises UnsupportedError for "cp" and for block="blr" of more than two modes, ArgumentError for
-    other methods and for options of another one, ShapeError for what does not fit.
+    Returns
+    -------
+    Scree
+
+    Raises
+    ------
+    UnsupportedError
+        For "cp", and for "blr" of more than two modes.
+    ArgumentError
+        For other methods and for options of another one.
+    ShapeError
+        For what does not fit.
+
+    References
+    ----------
+    De Lathauwer et al. 2000; Oseledets 2011; Van Loan & Pitsianis 1993.
+
+    Examples
+    --------
+    >>> spectra = tensorlrf.scree(torch.rand(8, 3) @ torch.rand(3, 6)).spectra
+    >>> spectra[0].rank_within(1e-3)
+    3
     """
     checked = as_tensor(tensor).detach()
     found = find(method, "scree") if method != "cp" else registered(method)

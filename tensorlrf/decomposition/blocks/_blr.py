@@ -61,49 +61,85 @@ def fit_blr(
     batch_dims: int = 0,
     measure: bool = True,
 ) -> Fit[BlockLowRank] | Fit[Batch]:
-    """A grid of blocks, each of a rank of its own or dense (Amestoy et al. 2015).
+    """A grid of blocks, each of a rank of its own or dense.
 
-    A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not
-    divide it; each becomes the nearest matrix of its rank. (In float32 and below, with an int as
-    rank: to a thousandth of the error of the whole.)
+    A `tensor` (m, n) is cut into blocks (mb, nb), smaller ones at the end where they do not divide
+    it; each becomes the nearest matrix of its rank. (In float32 and below, with an int as rank: to
+    a thousandth of the error of the whole.)
 
-    rank          an int for all blocks (less where a block is smaller); a share of the parameters
-                  in (0, 1] (an upper bound, down to one rank of the cheapest block) or "same":
-                  ranks are shared out by energy per parameter over all blocks together, which for
-                  equal blocks without dense ones is the best allocation there is, and else keeps
-                  the budget (what is left below some 16 roundings of the whole gets none);
-                  "auto": for every block the analytic estimate of `evbmf_rank`, from W whatever
-                  the metric: 0 for one that is noise alone, and never what would cost as much as
-                  its entries; or instead
-    error         relative error of the whole to stay within, with few parameters, shared out
-                  likewise
-    block         an int or (mb, nb). By default the best of p x p equal parts (p = 1, 2, 4, 8) and
-                  of squares of 32 to 256: for a share the one with the least error, for `error`
-                  the one with the fewest parameters; an int or "auto" as rank needs a block
-    dense_blocks  whether a block whose rank would cost as much as its entries is stored as it is
-    gram          (n, n) second moments X X^T / N of the inputs. Errors are then relative errors of
-                  the outputs; from the plain solution on, each block in turn becomes the best of
-                  its rank for what the others leave of the outputs, and ranks are shared out by
-                  the energies of the outputs where that is better. Never worse in the outputs
-                  than without. What the inputs do not span follows the plain fit (`Fit.shrinkage`)
-    n_iter_max    with `gram`, most sweeps over the blocks, 200 by default
-    tol           with `gram`, stops when a sweep lowers the squared error by no more than this
-                  share of it; by default when more sweeps would gain little
-    batch_dims    this many leading dimensions of `tensor` count equal weights that are decomposed
-                  at once, on one grid of blocks and with one set of ranks for all: shared out by
-                  the mean over the places of a block's energies as shares of its place, for
-                  `error` until every place is within it. The result is a Batch of BlockLowRank;
-                  without `gram` and rank="auto"
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (m, n)
+    rank : int, float or str, optional
+        An int for all blocks (less where a block is smaller); a share of the parameters in (0, 1]
+        (an upper bound, down to one rank of the cheapest block) or "same": ranks are shared out by
+        energy per parameter over all blocks together, which for equal blocks without dense ones is
+        the best allocation there is, and else keeps the budget (what is left below some 16
+        roundings of the whole gets none); "auto": for every block the analytic estimate of
+        `evbmf_rank`, from W whatever the metric: 0 for one that is noise alone, and never what
+        would cost as much as its entries; or instead
+    error : float, optional
+        Relative error of the whole to stay within, with few parameters, shared out likewise.
+    block : int or (mb, nb), optional
+        By default the best of p x p equal parts (p = 1, 2, 4, 8) and of squares of 32 to 256: for a
+        share the one with the least error, for `error` the one with the fewest parameters; an int
+        or "auto" as rank needs a block.
+    dense_blocks : bool
+        Whether a block whose rank would cost as much as its entries is stored as it is.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the inputs. Errors are then relative errors of the outputs; from
+        the plain solution on, each block in turn becomes the best of its rank for what the others
+        leave of the outputs, and ranks are shared out by the energies of the outputs where that is
+        better. Never worse in the outputs than without. What the inputs do not span follows the
+        plain fit (`Fit.shrinkage`).
+    n_iter_max : int, optional
+        With `gram`, most sweeps over the blocks, 200 by default.
+    tol : float, optional
+        With `gram`, stops when a sweep lowers the squared error by no more than this share of it;
+        by default when more sweeps would gain little.
+    batch_dims : int
+        This many leading dimensions of `tensor` count equal weights that are decomposed at once, on
+        one grid of blocks and with one set of ranks for all: shared out by the mean over the items
+        of a block's energies as shares of its item, for `error` until every item is within it.
+        Without `gram` and `rank="auto"`.
 
-    `fit_blr` gives the relative errors beside the factors: of the result, and with `gram` at the
-    start and after each sweep before that. `converged` is False where `error` was not reached, or
-    where sweeps ran out. With `batch_dims` the error is that of the whole batch, and `reason` tells
-    the largest.
+    Returns
+    -------
+    BlockLowRank
+        With `batch_dims` a Batch of it. Of `fit_blr` a `Fit` with the relative errors: of the
+        result, and with `gram` at the start and after each sweep before that. `converged` is False
+        where `error` was not reached, or where sweeps ran out. With `batch_dims` the error is that
+        of the whole batch, and `reason` tells the largest.
 
-    Raises RankError for a rank below one or above the sides of a block, ShapeError for a block
-    that does not fit, UnsupportedError for more than two modes, ArgumentError for what cannot be
-    decomposed. Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and
-    (ConvergenceWarning) where the default number of sweeps leaves over 2% to be gained.
+    Raises
+    ------
+    RankError
+        For a rank below one or above the sides of a block.
+    ShapeError
+        For a block that does not fit.
+    UnsupportedError
+        For more than two modes.
+    ArgumentError
+        For what cannot be decomposed.
+
+    Warns
+    -----
+    TensorlrfWarning
+        Where rounding keeps `error` out of reach.
+    ConvergenceWarning
+        Where the default number of sweeps leaves over 2% to be gained.
+
+    References
+    ----------
+    Amestoy et al. 2015.
+
+    Examples
+    --------
+    >>> w = torch.rand(64, 64)
+    >>> w[:32, 32:] = 1.0
+    >>> f = tensorlrf.blr(w, error=1e-3, block=32)
+    >>> [block.rank for block, _ in f.panels()]
+    [None, 1, None, None]
     """
     # Without `measure`, as `blr` asks, the error is computed only where something is decided by
     # it, else NaN.

@@ -48,9 +48,34 @@ def fit_hodlr(
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
 ) -> Fit[BlockLowRank]:
-    """Low-rank blocks off the diagonal at every level (Ambikasaran & Darve 2013).
+    """Low-rank blocks off the diagonal at every level.
 
-    `hierarchical` with admissible="weak"; arguments and errors as there.
+    `hierarchical` with `admissible="weak"`.
+
+    Parameters
+    ----------
+    tensor, rank, error, leaf, gram, n_iter_max, tol, random_state
+        As for `hierarchical`.
+
+    Returns
+    -------
+    BlockLowRank
+        Of `fit_hodlr` a `Fit` of it, as `fit_hierarchical`.
+
+    Raises
+    ------
+    RankError, UnsupportedError, ArgumentError, ShapeError
+        As `hierarchical`.
+
+    References
+    ----------
+    Ambikasaran & Darve 2013.
+
+    Examples
+    --------
+    >>> f = tensorlrf.hodlr(torch.eye(256), error=1e-3)
+    >>> [block.rank for block, _ in f.panels() if block.rows == 128]
+    [0, 0]
     """
     target = matrix_target(tensor, gram, "hodlr")
     return _fit(target, rank, error, leaf, "weak", n_iter_max, tol, random_state)
@@ -74,40 +99,75 @@ def fit_hierarchical(
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
 ) -> Fit[BlockLowRank]:
-    """A quadtree of low-rank and dense blocks (Hackbusch 1999).
+    """A quadtree of low-rank and dense blocks.
 
     A `tensor` (m, n) is cut into quarters, these into quarters and so on, while both sides of a
     block are above `leaf`. An admissible block is kept whole and low-rank where that is cheaper
     than its quarters; one that is not admissible is dense at the end.
 
-    rank          of every low-rank block, the largest admissible ones (less where a block is
-                  smaller, dense where that is cheaper); a share of the parameters in (0, 1] (an
-                  upper bound) or "same"; or instead
-    error         relative error of the whole to stay within, with few parameters. For a share and
-                  an error the tree is the one with the least parameters + price x energy left,
-                  at a price that keeps the budget, and the ranks are shared out over its blocks
-    leaf          blocks with a side of at most this are not cut
-    admissible    "weak": blocks off the diagonal of their level, which then are never cut (HODLR);
-                  "strong": blocks that do not touch the diagonal, not even with a corner;
-                  "all": every block, for a matrix without an order of rows and columns;
-                  or a function (row, rows, column, columns) -> bool
-    gram          (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
-                  the outputs, and each block of the tree (that of the weight itself) becomes the
-                  best for what the others leave of the outputs. What the inputs do not span
-                  follows the plain fit (`Fit.shrinkage`), never worse in that metric
-    n_iter_max    with `gram`, most sweeps over the blocks, 200 by default; warns
-                  (ConvergenceWarning) where these leave over 2% to be gained
-    tol           with `gram`, stops when a sweep lowers the squared error by no more than this
-                  share of it; by default when more sweeps would gain little
-    random_state  of the sketches of blocks with sides of 512 and more
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (m, n)
+    rank : int, float or str, optional
+        Of every low-rank block, the largest admissible ones (less where a block is smaller, dense
+        where that is cheaper); a share of the parameters in (0, 1] (an upper bound) or "same"; or
+        instead
+    error : float, optional
+        Relative error of the whole to stay within, with few parameters. For a share and an error
+        the tree is the one with the least parameters + price x energy left, at a price that keeps
+        the budget, and the ranks are shared out over its blocks.
+    leaf : int
+        Blocks with a side of at most this are not cut.
+    admissible : str or callable
+        "weak": blocks off the diagonal of their level, which then are never cut (HODLR); "strong":
+        blocks that do not touch the diagonal, not even with a corner; "all": every block, for a
+        matrix without an order of rows and columns; or a function (row, rows, column, columns) ->
+        bool.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the inputs: errors are then relative errors of the outputs, and
+        each block of the tree (that of the weight itself) becomes the best for what the others
+        leave of the outputs. What the inputs do not span follows the plain fit (`Fit.shrinkage`),
+        never worse in that metric.
+    n_iter_max : int, optional
+        With `gram`, most sweeps over the blocks, 200 by default.
+    tol : float, optional
+        With `gram`, stops when a sweep lowers the squared error by no more than this share of it;
+        by default when more sweeps would gain little.
+    random_state : int or Generator, optional
+        Of the sketches of blocks with sides of 512 and more.
 
-    Raises RankError for a rank below one, or a share that the dense blocks alone exceed,
-    UnsupportedError for more than two modes, ArgumentError and ShapeError for what cannot be
-    decomposed.
+    Returns
+    -------
+    BlockLowRank
+        Of `fit_hierarchical` a `Fit` with the relative errors: of the result, and with `gram` at
+        the start and after each sweep before that. `converged` is False where `error` was not
+        reached, or where sweeps ran out.
 
-    `fit_hierarchical` gives beside the factors their relative errors: of the result, and with
-    `gram` at the start and after each sweep before that. `converged` is False where `error` was not
-    reached, or where sweeps ran out.
+    Raises
+    ------
+    RankError
+        For a rank below one, or a share that the dense blocks alone exceed.
+    UnsupportedError
+        For more than two modes.
+    ArgumentError, ShapeError
+        For what cannot be decomposed.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where with `gram` the default number of sweeps leaves over 2% to be gained.
+
+    References
+    ----------
+    Hackbusch 1999.
+
+    Examples
+    --------
+    >>> x = torch.linspace(0, 1, 256)
+    >>> w = 1 / (1 + 20 * (x[:, None] - x).abs())
+    >>> f = tensorlrf.hierarchical(w, error=1e-3, leaf=32)
+    >>> f.rel_error(w) <= 1e-3, f.n_params < w.numel()
+    (True, True)
     """
     target = matrix_target(tensor, gram, "hierarchical")
     return _fit(target, rank, error, leaf, admissible, n_iter_max, tol, random_state)

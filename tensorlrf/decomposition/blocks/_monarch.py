@@ -44,33 +44,67 @@ def fit_monarch(
     n_iter_max: int | None = None,
     tol: float | None = None,
 ) -> Fit[MonarchFactors]:
-    """The nearest Monarch matrix (Dao et al. 2022, section 3.3, with blocks of rank r).
+    """The nearest Monarch matrix, with blocks of rank r.
 
     A `tensor` (m, n) is padded with zeros to (S Q, K P). For each pair (q, k) the S x P block of
     the rows s Q + q and the columns k P + p becomes the nearest one of rank r: the blocks share no
     entries, so that the whole is nearest, too.
 
-    rank        of each block, 1 for the Monarch matrices of the paper; a share of the parameters in
-                (0, 1] (an upper bound, down to rank one) or "same"; or instead
-    error       the smallest rank whose relative error is at most this
-    blocks      (Q, K), or an int for both; by default divisors of m and n near their roots, or the
-                rounded roots where there are none
-    gram        (n, n) second moments X X^T / N of the inputs: errors are then relative errors of
-                the outputs, and from the plain solution on each block becomes the best for what
-                the others leave of the outputs. What the inputs do not span follows the plain
-                fit (`Fit.shrinkage`), than which the result is never worse in that metric
-    n_iter_max  with `gram`, most sweeps over the blocks, 200 by default
-    tol         with `gram`, stops when a sweep lowers the squared error by no more than this
-                share of it; by default when more sweeps would gain little
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (m, n)
+    rank : int, float or str, optional
+        Of each block, 1 for the Monarch matrices of the paper; a share of the parameters in (0, 1]
+        (an upper bound, down to rank one) or "same"; or instead
+    error : float, optional
+        The smallest rank whose relative error is at most this.
+    blocks : int or (Q, K), optional
+        By default divisors of m and n near their roots, or the rounded roots where there are none.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the inputs: errors are then relative errors of the outputs, and
+        from the plain solution on each block becomes the best for what the others leave of the
+        outputs. What the inputs do not span follows the plain fit (`Fit.shrinkage`), than which the
+        result is never worse in that metric.
+    n_iter_max : int, optional
+        With `gram`, most sweeps over the blocks, 200 by default.
+    tol : float, optional
+        With `gram`, stops when a sweep lowers the squared error by no more than this share of it;
+        by default when more sweeps would gain little.
 
-    Raises RankError for a rank below one or above min(S, P), ShapeError for blocks that do not
-    fit, UnsupportedError for more than two modes, ArgumentError for what cannot be decomposed.
-    Warns (TensorlrfWarning) where rounding keeps `error` out of reach, and (ConvergenceWarning)
-    where the default number of sweeps leaves over 2% to be gained.
+    Returns
+    -------
+    MonarchFactors
+        Of `fit_monarch` a `Fit` with the relative errors: of the result, and with `gram` at the
+        start and after each sweep before that. `converged` is False where `error` was not reached,
+        or where sweeps ran out.
 
-    `fit_monarch` gives beside the factors their relative errors: of the result, and with `gram`
-    at the start and after each sweep before that. `converged` is False where `error` was not
-    reached, or where sweeps ran out.
+    Raises
+    ------
+    RankError
+        For a rank below one or above min(S, P).
+    ShapeError
+        For blocks that do not fit.
+    UnsupportedError
+        For more than two modes.
+    ArgumentError
+        For what cannot be decomposed.
+
+    Warns
+    -----
+    TensorlrfWarning
+        Where rounding keeps `error` out of reach.
+    ConvergenceWarning
+        Where the default number of sweeps leaves over 2% to be gained.
+
+    References
+    ----------
+    Dao et al. 2022, section 3.3, with blocks of rank r.
+
+    Examples
+    --------
+    >>> f = tensorlrf.monarch(torch.rand(64, 64), 1)
+    >>> f.blocks, f.n_params
+    ((8, 8), 1024)
     """
     target = matrix_target(tensor, gram, "monarch")
     rank, error = check_rank_or_error(rank, error, target.dtype)

@@ -58,64 +58,102 @@ def fit_cp(
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
 ) -> Fit[CPFactors]:
-    """A sum of rank-one tensors of any order from two up (CP; Kolda & Bader 2009).
+    """A sum of rank-one tensors of any order from two up (CP).
 
-    Minimises ||tensor - sum_j w_j a_j o b_j o ... ||_F; `fit_cp` gives the history beside the
-    factors.
+    Minimises `‖tensor - sum_j w_j a_j o b_j o ...‖` in the Frobenius norm. Columns of free modes
+    have unit length and components come with falling weights (float16 factors share weights that
+    would overflow). With fixed modes the columns keep their order.
 
-    tensor        (n_1, ..., n_N), N >= 2, torch or numpy, any float dtype; computed in float32 at
-                  least, the result has its dtype and device
-    rank          an int (it may exceed every n_k, though above 64 not the entries of the tensor),
-                  a float share of the parameters, or "same"
-    error         in place of rank: search for a small rank with at most this relative error. It
-                  doubles the rank, then bisects; each trial goes on from the last one. The rank
-                  found meets the error; CP has no procedure that proves it the smallest.
-    n_iter_max    sweeps over all modes, in total for each start, 100 by default; with `gram`,
-                  sweeps in its metric, 100 by default
-    init          "random", "svd" (leading singular vectors of the unfoldings; random columns where
-                  the rank exceeds n_k), or the start itself as CPFactors or (weights, factors),
-                  whose scale is of no consequence: it is fitted first. A matrix starts at its
-                  truncated SVD, which is optimal.
-    tol           stop when the true relative error falls by less than this share of itself a
-                  sweep, 1e-8 by default; judged every ten sweeps. 0 makes all sweeps, and looks at
-                  the error only at the end unless there is a callback. With `gram` judged after
-                  every sweep, by default when more would gain little
-    solver        "als": alternating least squares with a dimension tree and an annealed proximal
-                  ridge. "cprand": randomised least squares on a mixed sketch, "leverage": on
-                  fibres drawn by the leverage of the model so far; then at most ten exact sweeps
-    n_samples     "cprand" and "leverage" only: sampled rows of a least-squares system (default
-                  from the rank)
-    n_restarts    independent starts, of which the best is returned; small ones run side by side
-    fixed_modes   modes whose factor in `init` stays as it is
-    gram          (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
-                  (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
-                  or of the inputs of a linear weight (O, I), n = I. The factors then serve the
-                  outputs: `errors` are relative errors of the outputs, which no sweep raises, from
-                  that of the plain CP (or of a start whitened along the input channels, if that
-                  leads further). What the inputs do not span follows the plain CP
-                  (`Fit.shrinkage`). Needs rank=
-    mean          (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
-                  about their mean, and `decomposition.bias_correction` makes good the rest
-    callback      called as callback(factors, error) at each checkpoint, with the best start so
-                  far; returning True stops. Not with `gram`
-    random_state  int, torch.Generator or None; torch's global generator is left alone
-    differentiable  keep the graph: gradients of the factors with respect to the tensor by implicit
-                  differentiation of the fixed point of a sweep (Christianson 1994), exact where
-                  the iteration has converged; first derivatives only
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (n_1, ..., n_N), N >= 2
+        Of any float dtype; computed in float32 at least, the result has its dtype and device.
+    rank : int, float or str, optional
+        An int (it may exceed every n_k, though above 64 not the entries of the tensor), a float
+        share of the parameters, or "same"; or instead
+    error : float, optional
+        Search for a small rank with at most this relative error. It doubles the rank, then bisects;
+        each trial goes on from the last one. The rank found meets the error; CP has no procedure
+        that proves it the smallest.
+    n_iter_max : int, optional
+        Sweeps over all modes, in total for each start, 100 by default; with `gram`, sweeps in its
+        metric, 100 by default.
+    init : str, CPFactors or tuple
+        "random", "svd" (leading singular vectors of the unfoldings; random columns where the rank
+        exceeds n_k), or the start itself as CPFactors or (weights, factors), whose scale is of no
+        consequence: it is fitted first. A matrix starts at its truncated SVD, which is optimal.
+    tol : float, optional
+        Stop when the true relative error falls by less than this share of itself a sweep, 1e-8 by
+        default; judged every ten sweeps. 0 makes all sweeps, and looks at the error only at the end
+        unless there is a callback. With `gram` judged after every sweep, by default when more would
+        gain little.
+    solver : str
+        "als": alternating least squares with a dimension tree and an annealed proximal ridge.
+        "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
+        leverage of the model so far; then at most ten exact sweeps.
+    n_samples : int, optional
+        "cprand" and "leverage" only: sampled rows of a least-squares system (default from the
+        rank).
+    n_restarts : int
+        Independent starts, of which the best is returned; small ones run side by side.
+    fixed_modes : sequence of int
+        Modes whose factor in `init` stays as it is.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the unfolded inputs of a conv kernel `(O, I, *k)`, n = I prod k,
+        columns as `torch.nn.functional.unfold` orders them, or of the inputs of a linear weight (O,
+        I), n = I. The factors then serve the outputs: `errors` are relative errors of the outputs,
+        which no sweep raises, from that of the plain CP (or of a start whitened along the input
+        channels, if that leads further). What the inputs do not span follows the plain CP
+        (`Fit.shrinkage`). Needs `rank=`.
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the factors then serve the outputs about their
+        mean, and `decomposition.bias_correction` makes good the rest.
+    callback : callable, optional
+        Called as callback(factors, error) at each checkpoint, with the best start so far; returning
+        True stops. Not with `gram`.
+    random_state : int or Generator, optional
+        torch's global generator is left alone.
+    differentiable : bool
+        Keep the graph: gradients of the factors with respect to the tensor by implicit
+        differentiation of the fixed point of a sweep (Christianson 1994), exact where the iteration
+        has converged; first derivatives only.
 
-    Columns of free modes have unit length and components come with falling weights (float16
-    factors share weights that would overflow). With fixed modes the columns keep their order.
+    Returns
+    -------
+    CPFactors
+        Of `fit_cp` a `Fit` with the history.
 
-    Raises ArgumentError, ShapeError or RankError for a tensor with NaN, Inf or another dtype than
-    floating point, a bad rank, an unknown solver or init, a start that does not fit, modes out of
-    range or all of them fixed; UnsupportedError for what does not go with gram. Warns
-    DegenerateWarning where the components are linearly dependent, TensorlrfWarning where `error` is
-    not met at any rank, ConvergenceWarning where with `gram` the default number of sweeps leaves
-    over 2% to be gained.
+    Raises
+    ------
+    ArgumentError, ShapeError, RankError
+        For a tensor with NaN, Inf or another dtype than floating point, a bad rank, an unknown
+        solver or init, a start that does not fit, modes out of range or all of them fixed.
+    UnsupportedError
+        For what does not go with `gram`.
 
-    Sources: Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree);
-    Battaglino, Ballard & Kolda 2018 (randomised least squares with mixing); Larsen & Kolda 2022,
-    "Practical leverage-based sampling for low-rank tensor decomposition".
+    Warns
+    -----
+    DegenerateWarning
+        Where the components are linearly dependent.
+    TensorlrfWarning
+        Where `error` is not met at any rank.
+    ConvergenceWarning
+        Where with `gram` the default number of sweeps leaves over 2% to be gained.
+
+    References
+    ----------
+    Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree); Battaglino,
+    Ballard & Kolda 2018 (randomised least squares with mixing); Larsen & Kolda 2022, "Practical
+    leverage-based sampling for low-rank tensor decomposition"; Christianson 1994 (implicit
+    differentiation).
+
+    Examples
+    --------
+    >>> planted = tensorlrf.CPFactors(torch.ones(2), tuple(torch.randn(n, 2) for n in (6, 7, 8)))
+    >>> tensor = planted.to_dense()
+    >>> f = tensorlrf.cp(tensor, 2, random_state=0)
+    >>> f.rel_error(tensor) < 1e-3
+    True
     """
     checked = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, checked.dtype)

@@ -44,13 +44,19 @@ _UNIFORM = 0.2  # share of the sample: noise is met by it with a variance of 3 /
 
 @dataclass(frozen=True)
 class SampledFit:
-    """An estimate of the fit 1 - ||X - X_hat|| / ||X||, and where it lies.
+    """An estimate of the fit `1 - ‖X - X_hat‖ / ‖X‖`, and where it lies.
 
-    value       the estimate
-    low, high   the interval that holds the fit with probability `confidence` at least
-    n_samples   entries that were drawn; all entries, and an interval of no width, where the tensor
-                has no more than were asked for
-    confidence  of the interval, over the draws
+    Parameters
+    ----------
+    value : float
+        The estimate.
+    low, high : float
+        The interval that holds the fit with probability `confidence` at least.
+    n_samples : int
+        Entries that were drawn; all entries, and an interval of no width, where the tensor has no
+        more than were asked for.
+    confidence : float
+        Of the interval, over the draws.
     """
 
     value: float
@@ -61,7 +67,7 @@ class SampledFit:
 
     @property
     def width(self) -> float:
-        """high - low."""
+        """That is high - low."""
         return self.high - self.low
 
     def __str__(self) -> str:
@@ -81,25 +87,52 @@ def sampled_fit(
     confidence: float = 0.95,
     random_state: int | torch.Generator | None = None,
 ) -> SampledFit:
-    """The fit 1 - ||X - X_hat|| / ||X|| of a CP model, estimated from some entries of X.
+    """The fit `1 - ‖X - X_hat‖ / ‖X‖` of a CP model, estimated from some entries of X.
 
-    tensor        (n_1, ..., n_N), as `cp` takes it; read once, for its norm and for its large
-                  entries. The model is evaluated at the drawn entries only
-    factors       CPFactors of that shape
-    n_samples     entries drawn. By default as many as make the interval no wider than .02 where
-                  the fit is close to one or the residual is like noise: it grows with
-                  (1 + W / ||X||)^2, W the sum of the |weights| of terms of unit norm, so with terms
-                  that cancel each other
-    confidence    with which the interval holds the fit, in (0, 1)
-    random_state  int, torch.Generator or None
+    A tensor of zeros has the fit 1 for a model of zeros, and 0 for any other.
 
-    The interval is an empirical Bernstein bound (Maurer & Pontil 2009, theorem 4). It holds for
-    every tensor and every model: the bound on the sampled terms that it needs follows from the
-    way in which they are drawn, and nothing is assumed of the residual. A tensor of zeros has the
-    fit 1 for a model of zeros, and 0 for any other.
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (n_1, ..., n_N)
+        As `cp` takes it; read once, for its norm and for its large entries. The model is evaluated
+        at the drawn entries only.
+    factors : CPFactors
+        Of that shape.
+    n_samples : int, optional
+        Entries drawn. By default as many as make the interval no wider than .02 where the fit is
+        close to one or the residual is like noise: it grows with (1 + W / ‖X‖)^2, W the sum of the
+        absolute weights of terms of unit norm, so with terms that cancel each other.
+    confidence : float
+        With which the interval holds the fit, in (0, 1).
+    random_state : int or Generator, optional
 
-    Raises ArgumentError or ShapeError for tensors that `cp` refuses, factors that are not
-    CPFactors of the tensor's shape, counts below 2 and a confidence outside (0, 1).
+    Returns
+    -------
+    SampledFit
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        For tensors that `cp` refuses, factors that are not CPFactors of the tensor's shape, counts
+        below 2 and a confidence outside (0, 1).
+
+    Notes
+    -----
+    The interval is an empirical Bernstein bound. It holds for every tensor and every model: the
+    bound on the sampled terms that it needs follows from the way in which they are drawn, and
+    nothing is assumed of the residual.
+
+    References
+    ----------
+    Maurer & Pontil 2009, theorem 4.
+
+    Examples
+    --------
+    >>> tensor = torch.rand(20, 20, 20)
+    >>> f = tensorlrf.cp(tensor, 2, random_state=0)
+    >>> about = tensorlrf.decomposition.sampled_fit(tensor, f, n_samples=4000, random_state=0)
+    >>> about.low <= 1 - f.rel_error(tensor) <= about.high
+    True
     """
     checked = as_tensor(tensor).detach()
     _check(checked, factors, n_samples, confidence)

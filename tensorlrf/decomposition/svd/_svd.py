@@ -65,47 +65,87 @@ def fit_svd(
     A `tensor` of two or more modes is the matrix W (m, n) = (n_0, product of the others), so a conv
     kernel (O, I, kh, kw) is (O, I kh kw). The result has left (m, r), right (r, n) and the shape of
     `tensor`; the root of each singular value goes to either side, so that both sides have equal
-    column norms (Eckart & Young 1936).
+    column norms.
 
-    rank        an int, a share of the parameters in (0, 1] (an upper bound, down to rank one),
-                "same", or "auto": the analytic estimate of `evbmf_rank` for W, whatever the
-                metric, and one at least; or instead
-    error       the smallest rank whose relative error is at most this
-    method      "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64;
-                "krylov": a block Krylov space (Musco & Musco 2015), with as many products as it
-                takes until the residual is estimated to exceed the least possible one by no more
-                than a thousandth of it, or else the exact way;
-                "randomized": a sketch with a given number of power iterations (Halko, Martinsson &
-                Tropp 2011);
-                "auto": for a rank the one of krylov and exact that should take less time, by a
-                measured cost model, exact where a graph is kept and for `error`. Exact means eigh
-                below float64
-    gram        (n, n) second moments X X^T / N of the inputs of the layer, columns in the order of
-                W (for a conv, of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the
-                top eigenvectors of W G W^T minimises the mean of |(W - W_r) x|^2, `error` is the
-                relative error of the outputs, and the split keeps the r inner values no larger
-                than the outputs are (root mean square). What the inputs do not span follows the
-                plain fit (`Fit.shrinkage`).
-    n_power_iter, n_oversample   of the randomised method
-    random_state   of the methods with random vectors; "auto" repeats where none is given
-    differentiable   keep the autograd graph, for first and second derivatives; else detached.
-                left @ right has them wherever the last singular value kept and the first left out
-                differ (by a sketch they are those of the exact truncation), the sides by themselves
-                where those kept differ too; what has none adds nothing. Third ones are refused, and
-                second ones where values that are kept are nearly equal (UnsupportedError)
-    batch_dims  this many leading dimensions of `tensor` count equal weights that are decomposed at
-                once, with one rank for all (for `error` the smallest that serves each of them).
-                The result is a Batch of LowRank; by "exact" or "eigh", and without `gram`. "auto"
-                computes the Grams in float32 where that is proven to leave every error within 1e-4
-                (relative) of the least possible
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (m, ...)
+    rank : int, float or str, optional
+        An int, a share of the parameters in (0, 1] (an upper bound, down to rank one), "same", or
+        "auto": the analytic estimate of `evbmf_rank` for W, whatever the metric, and one at least;
+        or instead
+    error : float, optional
+        The smallest rank whose relative error is at most this.
+    method : str
+        "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64; "krylov":
+        a block Krylov space, with as many products as it takes until the residual is estimated to
+        exceed the least possible one by no more than a thousandth of it, or else the exact way;
+        "randomized": a sketch with a given number of power iterations; "auto": for a rank the one
+        of krylov and exact that should take less time, by a measured cost model, exact where a
+        graph is kept and for `error`. Exact means eigh below float64.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the inputs of the layer, columns in the order of W (for a conv,
+        of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the top eigenvectors of W G W^T
+        minimises the mean of the squared norm of (W - W_r) x, `error` is the relative error of the
+        outputs, and the split keeps the r inner values no larger than the outputs are (root mean
+        square). What the inputs do not span follows the plain fit (`Fit.shrinkage`).
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the outputs about their mean.
+    n_power_iter, n_oversample : int
+        Of the randomised way.
+    random_state : int or Generator, optional
+        Of the ways with random vectors; "auto" repeats where none is given.
+    differentiable : bool
+        Keep the autograd graph, for first and second derivatives; else detached. left @ right has
+        them wherever the last singular value kept and the first left out differ (by a sketch they
+        are those of the exact truncation), the sides by themselves where those kept differ too;
+        what has none adds nothing. Third ones are refused, and second ones where values that are
+        kept are nearly equal (UnsupportedError).
+    batch_dims : int
+        This many leading dimensions of `tensor` count equal weights that are decomposed at once,
+        with one rank for all (for `error` the smallest that serves each of them). By "exact" or
+        "eigh", and without `gram`. "auto" computes the Grams in float32 where that is proven to
+        leave every error within 1e-4 (relative) of the least possible.
 
-    `fit_svd` gives the relative error beside the factors, in the metric of the inputs where `gram`
-    is given; `converged` is False only where `error` was not reached. With `batch_dims` the error
-    is that of the whole batch, and `reason` tells the largest.
+    Returns
+    -------
+    LowRank
+        With `batch_dims` a Batch of it. Of `fit_svd` a `Fit` with the relative error, in the metric
+        of the inputs where `gram` is given; `converged` is False only where `error` was not
+        reached. With `batch_dims` the error is that of the whole batch, and `reason` tells the
+        largest.
 
-    Raises RankError for a rank below one or above min(m, n), ShapeError and ArgumentError for
-    what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the dtype of `tensor`
-    keeps `error` out of reach at every rank.
+    Raises
+    ------
+    RankError
+        For a rank below one or above min(m, n).
+    ShapeError, ArgumentError
+        For what cannot be decomposed.
+
+    Warns
+    -----
+    TensorlrfWarning
+        Where rounding to the dtype of `tensor` keeps `error` out of reach at every rank.
+
+    References
+    ----------
+    Eckart & Young 1936; Musco & Musco 2015 (block Krylov); Halko, Martinsson & Tropp 2011 (sketch).
+
+    Examples
+    --------
+    >>> w = torch.rand(8, 3) @ torch.rand(3, 6)
+    >>> f = tensorlrf.svd(w, error=1e-3)
+    >>> f.rank, f.rel_error(w) <= 1e-3
+    (3, True)
+
+    For the outputs on inputs X, whose second moments are G:
+
+    >>> x = torch.rand(6, 100) * torch.tensor([10.0, 1, 1, 1, 1, 1])[:, None]
+    >>> w, G = torch.rand(8, 6), x @ x.T / 100
+    >>> plain, aware = tensorlrf.svd(w, 2), tensorlrf.svd(w, 2, gram=G)
+    >>> missing = [torch.dist(f.to_dense() @ x, w @ x) for f in (plain, aware)]
+    >>> bool(missing[1] < missing[0])
+    True
     """
     # Without `measure`, as `svd` asks, the error of a given rank is left out (NaN): a look at the
     # matrix.

@@ -61,41 +61,78 @@ def fit_tr(
     mean: Any = None,
     random_state: int | torch.Generator | None = None,
 ) -> Fit[TRFactors]:
-    """A tensor ring by alternating least squares (Zhao et al. 2016, algorithm 2).
+    """A tensor ring by alternating least squares.
 
-    For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_N = r_0. Each step has
-    a proximal term that falls from sweep to sweep, so it is defined where the subchain of the
-    other cores has no full rank, and the loss never rises; the norms of the cores are balanced
-    after every sweep.
+    For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_N = r_0. Each step has a
+    proximal term that falls from sweep to sweep, so it is defined where the subchain of the other
+    cores has no full rank, and the loss never rises; the norms of the cores are balanced after
+    every sweep.
 
-    rank        an int for every bond, clipped to the largest rank of a train; a tuple
-                (r_0, ..., r_{N-1}, r_0), the last may be left out; a share of the parameters in
-                (0, 1] (an upper bound, down to rank one); or "same"; or instead
-    error       relative error to stay within: uniform ranks are tried, doubled and then bisected,
-                each by a fit of its own, as long as the ring has no more parameters than `tensor`
-    sizes       for each mode of the tensor the factors that it is split into, leading digit first;
-                the ring has a core for each. ((8, 4), (6, 5)) makes a matrix (32, 30) a ring of
-                four. By default a mode is one core
-    init        "svd": successive truncated SVDs (Zhao et al. 2016, algorithm 1); "random":
-                Gaussian cores
-    n_iter_max  most sweeps, 100 by default; with `gram` a ConvergenceWarning says so where that
-                leaves much to gain
-    tol         stop when a sweep lowers the error by no more than this share of it; by default
-                1e-5, and with `gram` where more sweeps would gain little
-    gram        for a matrix (m, n): second moments (n, n) X X^T / N of the inputs of the layer.
-                The sweeps then go on from the ring fitted without, to lower the error of the
-                outputs, in which `error` counts too; cores of the columns take conjugate
-                gradients. What the inputs do not span follows the plain ring (`Fit.shrinkage`)
-    mean        (n,) mean input, about which the second moments are taken
-    random_state   of init="random", and of what fills bonds that the SVDs leave open
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (n_0, ..., n_{N-1})
+    rank : int, tuple, float or str, optional
+        An int for every bond, clipped to the largest rank of a train; a tuple (r_0, ..., r_{N-1},
+        r_0), the last may be left out; a share of the parameters in (0, 1] (an upper bound, down to
+        rank one); or "same"; or instead
+    error : float, optional
+        Relative error to stay within: uniform ranks are tried, doubled and then bisected, each by a
+        fit of its own, as long as the ring has no more parameters than `tensor`.
+    sizes : sequence of sequence of int, optional
+        For each mode of the tensor the factors that it is split into, leading digit first; the ring
+        has a core for each. ((8, 4), (6, 5)) makes a matrix (32, 30) a ring of four. By default a
+        mode is one core.
+    init : str
+        "svd": successive truncated SVDs (algorithm 1); "random": Gaussian cores.
+    n_iter_max : int, optional
+        Most sweeps, 100 by default.
+    tol : float, optional
+        Stop when a sweep lowers the error by no more than this share of it; by default 1e-5, and
+        with `gram` where more sweeps would gain little.
+    gram : Tensor or array of shape (n, n), optional
+        For a matrix (m, n): second moments X X^T / N of the inputs of the layer. The sweeps then go
+        on from the ring fitted without, to lower the error of the outputs, in which `error` counts
+        too; cores of the columns take conjugate gradients. What the inputs do not span follows the
+        plain ring (`Fit.shrinkage`).
+    mean : Tensor or array of shape (n,), optional
+        Mean input, about which the second moments are taken.
+    random_state : int or Generator, optional
+        Of `init="random"`, and of what fills bonds that the SVDs leave open.
 
-    Raises RankError for ranks below one, above what a train needs (a tuple) or with unequal ends,
-    ShapeError for sizes that do not multiply to the modes, ArgumentError for input that cannot be
-    decomposed. Warns (TensorlrfWarning) where no ring of the size of `tensor` is within `error`.
+    Returns
+    -------
+    TRFactors
+        Of `fit_tr` a `Fit` with the relative errors: of the start, after each sweep, and of the
+        ring as returned; with `gram` those of the outputs, from the plain ring on. `converged` is
+        False where the sweeps ran out, or `error` was not reached.
 
-    `fit_tr` gives beside the factors their relative errors: of the start, after each sweep, and of
-    the ring as returned; with `gram` those of the outputs, from the plain ring on. `converged` is
-    False where the sweeps ran out, or `error` was not reached.
+    Raises
+    ------
+    RankError
+        For ranks below one, above what a train needs (a tuple) or with unequal ends.
+    ShapeError
+        For sizes that do not multiply to the modes.
+    ArgumentError
+        For input that cannot be decomposed.
+
+    Warns
+    -----
+    TensorlrfWarning
+        Where no ring of the size of `tensor` is within `error`.
+    ConvergenceWarning
+        Where with `gram` the default number of sweeps leaves much to gain.
+
+    References
+    ----------
+    Zhao et al. 2016, algorithms 1 and 2.
+
+    Examples
+    --------
+    >>> planted = tensorlrf.TRFactors([torch.randn(2, n, 2) for n in (6, 7, 8)])
+    >>> tensor = planted.to_dense()
+    >>> f = tensorlrf.tr(torch.rand(32, 30), 3, sizes=((8, 4), (6, 5)))
+    >>> f.sizes, f.shape
+    ((8, 4, 6, 5), (32, 30))
     """
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)

@@ -46,45 +46,78 @@ def fit_tt(
     batch_dims: int = 0,
     measure: bool = True,
 ) -> Fit[TTFactors] | Fit[Batch]:
-    """A tensor train by TT-SVD (Oseledets 2011, algorithm 1).
+    """A tensor train by TT-SVD.
 
     For a `tensor` (n_0, ..., n_{N-1}) core k is (r_k, n_k, r_{k+1}) with r_0 = r_N = 1. The sweep
-    starts at the end from which it is cheaper; all cores but the last it reaches are orthonormal
-    as seen from there, up to a power of two, so that every core has its part of the norm.
+    starts at the end from which it is cheaper; all cores but the last it reaches are orthonormal as
+    seen from there, up to a power of two, so that every core has its part of the norm.
 
-    rank     an int for every bond, clipped to what the bond can have; a tuple, the N - 1 inner
-             ranks or all N + 1 with a 1 at both ends; a share of the parameters in (0, 1] (an
-             upper bound, the largest uniform rank within it, down to rank one); "same"; or
-             "auto", for every unfolding the analytic estimate of `evbmf_rank`; or instead
-    error    relative error of the whole to stay within: every step gets an equal part of the
-             squared error that is left, and hands on what it does not use; where rounding to the
-             dtype of `tensor` is too coarse for it the train is of full rank, and exact
-    modes    the order of the modes in the train, (0, ..., N - 1) by default; (0, 3, 2, 1) for a
-             conv kernel (O, I, kh, kw) makes it four convolutions
-    gram     (n, n) second moments X X^T / N of the inputs of a layer whose weight is `tensor`
-             (n_0, n): of a convolution, of its unfolded inputs. Then sweeps of least squares by
-             conjugate gradients, from the TT-SVD on, lower the error of the outputs, which never
-             rises; what the inputs do not span follows the plain train (`Fit.shrinkage`). `error`
-             is the relative error of the outputs then, and the smallest uniform rank that keeps it
-             is searched for
-    mean     (n,) mean input; the second moments are then taken about it
-    n_iter_max, tol   with `gram`: most sweeps, 50 by default, and the share of the error that a
-             sweep must gain for another one; by default they end when more would gain little. Warns
-             (ConvergenceWarning) where the default number leaves over 2% to be gained
-    batch_dims   this many leading dimensions of `tensor` count equal tensors that are decomposed at
-             once, with the same ranks for all; `modes` are those of one of them. For `error` every
-             step takes the smallest rank with which each of them stays within its part. The result
-             is a Batch of TTFactors; without `gram` and rank="auto"
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (n_0, ..., n_{N-1})
+    rank : int, tuple, float or str, optional
+        An int for every bond, clipped to what the bond can have; a tuple, the N - 1 inner ranks or
+        all N + 1 with a 1 at both ends; a share of the parameters in (0, 1] (an upper bound, the
+        largest uniform rank within it, down to rank one); "same"; or "auto", for every unfolding
+        the analytic estimate of `evbmf_rank`; or instead
+    error : float, optional
+        Relative error of the whole to stay within: every step gets an equal part of the squared
+        error that is left, and hands on what it does not use; where rounding to the dtype of
+        `tensor` is too coarse for it the train is of full rank, and exact.
+    modes : sequence of int, optional
+        The order of the modes in the train, (0, ..., N - 1) by default; (0, 3, 2, 1) for a conv
+        kernel (O, I, kh, kw) makes it four convolutions.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the inputs of a layer whose weight is `tensor` (n_0, n): of a
+        convolution, of its unfolded inputs. Then sweeps of least squares by conjugate gradients,
+        from the TT-SVD on, lower the error of the outputs, which never rises; what the inputs do
+        not span follows the plain train (`Fit.shrinkage`). `error` is the relative error of the
+        outputs then, and the smallest uniform rank that keeps it is searched for.
+    mean : Tensor or array of shape (n,), optional
+        Mean input; the second moments are then taken about it.
+    n_iter_max, tol
+        With `gram`: most sweeps, 50 by default, and the share of the error that a sweep must gain
+        for another one; by default they end when more would gain little.
+    batch_dims : int
+        This many leading dimensions of `tensor` count equal tensors that are decomposed at once,
+        with the same ranks for all; `modes` are those of one of them. For `error` every step takes
+        the smallest rank with which each of them stays within its part. Without `gram` and
+        `rank="auto"`.
 
+    Returns
+    -------
+    TTFactors
+        With `batch_dims` a Batch of it. Of `fit_tt` a `Fit` with the relative error; `converged` is
+        False only where `error` was not reached. With `batch_dims` the error is that of the whole
+        batch, and `reason` tells the largest.
+
+    Raises
+    ------
+    RankError
+        For ranks below one or above the limits (a tuple), or with ends other than 1.
+    ArgumentError, ShapeError
+        For what cannot be decomposed.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where with `gram` the default number of sweeps leaves over 2% to be gained.
+
+    Notes
+    -----
     The squared error is the sum of the energies that the steps leave out, which is at most N - 1
-    times that of the best train of these ranks (Oseledets 2011, theorem 2.2, corollary 2.4).
+    times that of the best train of these ranks (theorem 2.2, corollary 2.4).
 
-    `fit_tt` gives the relative error beside the factors; `converged` is False only where `error`
-    was not reached. With `batch_dims` the error is that of the whole batch, and `reason` tells the
-    largest.
+    References
+    ----------
+    Oseledets 2011, algorithm 1.
 
-    Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
-    ArgumentError and ShapeError for what cannot be decomposed.
+    Examples
+    --------
+    >>> tensor = torch.ones(4, 5, 6) + torch.arange(6.0)
+    >>> f = tensorlrf.tt(tensor, error=1e-4)
+    >>> f.rank, f.rel_error(tensor) <= 1e-4
+    ((1, 1, 1, 1), True)
     """
     # Without `measure`, as `tt` asks, the error of given ranks is left out (NaN).
     tensor = as_tensor(tensor).detach()

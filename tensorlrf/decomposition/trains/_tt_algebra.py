@@ -21,12 +21,33 @@ Train = TypeVar("Train", TTFactors, TTMatrix)
 @without_autocast()
 @threaded
 def tt_add(first: Train, second: Train) -> Train:
-    """The sum of two trains, whose ranks add up (Oseledets 2011, section 4.1).
+    """The sum of two trains, whose ranks add up.
 
-    Both are TTFactors of one shape and one order of modes, or TTMatrix of one shape and equal
-    sizes of digits; of one dtype, on one device. Part of the autograd graph if they are.
+    Parameters
+    ----------
+    first, second : TTFactors or TTMatrix
+        TTFactors of one shape and one order of modes, or TTMatrix of one shape and equal sizes of
+        digits; of one dtype, on one device.
 
-    Raises ShapeError or ArgumentError where they do not go together.
+    Returns
+    -------
+    TTFactors or TTMatrix
+        Part of the autograd graph if they are.
+
+    Raises
+    ------
+    ShapeError, ArgumentError
+        Where they do not go together.
+
+    References
+    ----------
+    Oseledets 2011, section 4.1.
+
+    Examples
+    --------
+    >>> f = tensorlrf.tt(torch.rand(4, 5, 6), 2)
+    >>> tensorlrf.decomposition.tt_add(f, f).rank
+    (1, 4, 4, 1)
     """
     check_alike(first, second)
     last = len(first.cores) - 1
@@ -48,13 +69,36 @@ def tt_add(first: Train, second: Train) -> Train:
 @without_autocast()
 @threaded
 def tt_inner(first: Train, second: Train) -> Tensor:
-    """The inner product of what two trains stand for, a 0-d tensor (Oseledets 2011, algorithm 4).
+    """The inner product of what two trains stand for.
 
-    Summed in float64 without the whole, from O(N n r^3) multiply-adds; in float32 where the
-    trains are of a shorter dtype, else in theirs. Padding of a TT-matrix does not count. Part of
-    the autograd graph if the trains are.
+    Summed in float64 without the whole, from O(N n r^3) multiply-adds; in float32 where the trains
+    are of a shorter dtype, else in theirs. Padding of a TT-matrix does not count.
 
-    Raises ShapeError or ArgumentError where the trains do not go together (see `tt_add`).
+    Parameters
+    ----------
+    first, second : TTFactors or TTMatrix
+        As for `tt_add`.
+
+    Returns
+    -------
+    Tensor
+        0-d; part of the autograd graph if the trains are.
+
+    Raises
+    ------
+    ShapeError, ArgumentError
+        Where the trains do not go together (see `tt_add`).
+
+    References
+    ----------
+    Oseledets 2011, algorithm 4.
+
+    Examples
+    --------
+    >>> f = tensorlrf.tt(torch.rand(4, 5, 6), 2)
+    >>> squared = tensorlrf.decomposition.tt_inner(f, f)
+    >>> torch.allclose(squared, f.to_dense().square().sum(), rtol=1e-4)
+    True
     """
     check_alike(first, second)
     left = [c.to(torch.float64) for c in inner_cores(first)]

@@ -44,34 +44,63 @@ def fit_tt_cross(
     n_samples: int = 1000,
     random_state: int | torch.Generator | None = None,
 ) -> Fit[TTFactors]:
-    """A tensor train of X[i_0, ..., i_{N-1}] = function(i), from few of its entries (Oseledets &
-    Tyrtyshnikov 2010; with two modes at a time, Savostyanov & Oseledets 2011).
+    """A tensor train of X[i_0, ..., i_{N-1}] = function(i), from few of its entries.
 
     Sweeps there and back evaluate the function on crosses of two modes with the rows and columns
     chosen so far, cut the singular values of each, and choose the next rows (columns) by maximal
     volume. A bond of rank r between sizes n costs up to (r n)^2 values a sweep. Where a sampled
     entry is worst its indices join the rows and columns of the next sweep.
 
-    function     from indices, an int64 tensor (M, N) on the CPU, to finite values, floating
-                 point, (M,); the train has their dtype and device
-    shape        (n_0, ..., n_{N-1}), two modes at least
-    rank         as for `tt`, the most that a bond may have: it has less where the function does;
-                 or instead
-    error        relative error to stay within, by the estimate
-    n_iter_max   most sweeps
-    n_samples    entries drawn for each estimate of the relative error
+    Parameters
+    ----------
+    function : callable
+        From indices, an int64 tensor (M, N) on the CPU, to finite values, floating point, (M,); the
+        train has their dtype and device.
+    shape : tuple of int
+        (n_0, ..., n_{N-1}), two modes at least.
+    rank : int, tuple, float or str, optional
+        As for `tt`, the most that a bond may have: it has less where the function does; or instead
+    error : float, optional
+        Relative error to stay within, by the estimate.
+    n_iter_max : int
+        Most sweeps.
+    n_samples : int
+        Entries drawn for each estimate of the relative error.
+    random_state : int or Generator, optional
 
+    Returns
+    -------
+    TTFactors
+        Of `fit_tt_cross` a `Fit` with the estimated errors: after each sweep, and on a last draw.
+        With `error=`, `converged` is False where the estimate did not come within it. `reason` says
+        how many values of the function were taken.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        Where the function returns what is not finite, not floating point or not (M,), with the
+        first index.
+    RankError
+        For ranks as `tt` does.
+
+    Notes
+    -----
     Nothing is certain here: a function may differ from the train wherever it was not evaluated.
     What is reported, and decides when to stop, is the relative error over entries drawn uniformly
     with replacement, anew for every estimate; the last one is of the train as returned, on a draw
     that had no part in its choice.
 
-    Raises ArgumentError or ShapeError where the function returns what is not finite, not floating
-    point or not (M,), with the first index; RankError for ranks as `tt` does.
+    References
+    ----------
+    Oseledets & Tyrtyshnikov 2010; with two modes at a time, Savostyanov & Oseledets 2011.
 
-    `fit_tt_cross` gives beside the train its estimated errors: after each sweep, and on a last
-    draw. With `error=`, `converged` is False where the estimate did not come within it. `reason`
-    says how many values of the function were taken.
+    Examples
+    --------
+    >>> def function(i):
+    ...     return 1.0 / (1.0 + i.sum(1).double())
+    >>> f = tensorlrf.decomposition.tt_cross(function, (20, 20, 20), error=1e-6, random_state=0)
+    >>> abs(f.to_dense()[3, 4, 5].item() - 1 / 13) < 1e-5
+    True
     """
     rank, error = check_rank_or_error(rank, error)
     check_iteration(n_iter_max, None)

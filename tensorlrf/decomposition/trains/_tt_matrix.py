@@ -54,42 +54,71 @@ def fit_tt_matrix(
     n_iter_max: int | None = None,
     tol: float | None = None,
 ) -> Fit[TTMatrix]:
-    """A tensor train whose core k has a digit of the row and one of the column (Oseledets 2010;
-    Novikov et al. 2015).
+    """A tensor train whose core k has a digit of the row and one of the column.
 
     For a `tensor` (m, n) core k is (r_k, m_k, n_k, r_{k+1}). Where prod m_k exceeds m, or prod n_k
     exceeds n, the matrix is filled with zeros below or on the right, and `dense_shape` of the
     factors stays (m, n).
 
-    rank        an int for every bond, clipped to what the bond can have; a tuple, the d - 1
-                inner ranks or all d + 1 with a 1 at both ends; a share of the m n parameters in
-                (0, 1] (an upper bound, the largest uniform rank within it, down to rank one);
-                "same"; or "auto", for every unfolding the analytic estimate of `evbmf_rank`; or
-                instead
-    error       relative error of the whole to stay within
-    row_sizes, column_sizes   the m_k and n_k, equally many; those not given are balanced
-                factorisations, padded where a side has none (see `mode_sizes`)
-    order       how many cores, by default such that m_k and n_k are near 12, two at least
-    gram        (n, n) second moments X X^T / N of the inputs of the layer. Then sweeps of
-                alternating least squares, from the TT-SVD on, lower the error of the outputs,
-                which never rises; what the inputs do not span follows the TT-SVD
-                (`Fit.shrinkage`). `error` is the relative error of the outputs then, and the
-                smallest uniform rank that keeps it is searched for, with a fit for each rank that
-                is tried. The system of core k has r_k n_k r_{k+1} unknowns; large ones are solved
-                by conjugate gradients
-    mean        (n,) mean input; the second moments are then taken about it, for a layer whose
-                bias is corrected
-    n_iter_max  most sweeps with `gram`, 100 by default; warns (ConvergenceWarning) where these
-                leave over 2% to be gained
-    tol         with `gram`, stop when a sweep lowers the error by no more than this share of it; by
-                default when more sweeps would gain little
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (m, n)
+    rank : int, tuple, float or str, optional
+        An int for every bond, clipped to what the bond can have; a tuple, the d - 1 inner ranks or
+        all d + 1 with a 1 at both ends; a share of the m n parameters in (0, 1] (an upper bound,
+        the largest uniform rank within it, down to rank one); "same"; or "auto", for every
+        unfolding the analytic estimate of `evbmf_rank`; or instead
+    error : float, optional
+        Relative error of the whole to stay within.
+    row_sizes, column_sizes : sequence of int, optional
+        The m_k and n_k, equally many; those not given are balanced factorisations, padded where a
+        side has none (see `mode_sizes`).
+    order : int, optional
+        How many cores, by default such that m_k and n_k are near 12, two at least.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the inputs of the layer. Then sweeps of alternating least
+        squares, from the TT-SVD on, lower the error of the outputs, which never rises; what the
+        inputs do not span follows the TT-SVD (`Fit.shrinkage`). `error` is the relative error of
+        the outputs then, and the smallest uniform rank that keeps it is searched for, with a fit
+        for each rank that is tried. The system of core k has r_k n_k r_{k+1} unknowns; large ones
+        are solved by conjugate gradients.
+    mean : Tensor or array of shape (n,), optional
+        Mean input; the second moments are then taken about it, for a layer whose bias is corrected.
+    n_iter_max : int, optional
+        Most sweeps with `gram`, 100 by default.
+    tol : float, optional
+        With `gram`, stop when a sweep lowers the error by no more than this share of it; by default
+        when more sweeps would gain little.
 
-    Raises RankError for ranks below one or above the limits (a tuple), or with ends other than 1,
-    ShapeError for what is no matrix and for sizes that do not hold it, ArgumentError for other
-    input that cannot be decomposed.
+    Returns
+    -------
+    TTMatrix
+        Of `fit_tt_matrix` a `Fit` with the relative errors: one, or with `gram` those of the
+        outputs, of the TT-SVD and after each sweep.
 
-    `fit_tt_matrix` gives beside the factors their relative errors: one, or with `gram` those of the
-    outputs, of the TT-SVD and after each sweep.
+    Raises
+    ------
+    RankError
+        For ranks below one or above the limits (a tuple), or with ends other than 1.
+    ShapeError
+        For what is no matrix and for sizes that do not hold it.
+    ArgumentError
+        For other input that cannot be decomposed.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where with `gram` the default number of sweeps leaves over 2% to be gained.
+
+    References
+    ----------
+    Oseledets 2010; Novikov et al. 2015.
+
+    Examples
+    --------
+    >>> f = tensorlrf.tt_matrix(torch.rand(12, 35), 3)
+    >>> f.row_sizes, f.column_sizes, f.rank
+    ((4, 3), (7, 5), (1, 3, 1))
     """
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)

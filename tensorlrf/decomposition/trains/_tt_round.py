@@ -22,19 +22,44 @@ from tensorlrf.factors.autocast import without_autocast
 
 
 def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = None) -> Train:
-    """The train with smaller ranks, without the whole (Oseledets 2011, algorithm 2).
+    """The train with smaller ranks, without the whole.
 
     A sweep of QR factorisations from the last core to the first, then one of truncated singular
     value decompositions back, in float64: the result is that of TT-SVD on the whole. At the true
     ranks it is exact.
 
-    factors  TTFactors or a TTMatrix. Padding of a TT-matrix is rounded with the rest, and does
-             not count in the error
-    rank     most ranks of the result, as for `tt`; where the train has fewer they stay
-    error    relative error to stay within, shared as by `tt`; where rounding to the dtype of the
-             factors is too coarse for it the train is returned as it is
+    Parameters
+    ----------
+    factors : TTFactors or TTMatrix
+        Padding of a TT-matrix is rounded with the rest, and does not count in the error.
+    rank : int, tuple, float or str, optional
+        Most ranks of the result, as for `tt`; where the train has fewer they stay.
+    error : float, optional
+        Relative error to stay within, shared as by `tt`; where rounding to the dtype of the factors
+        is too coarse for it the train is returned as it is.
 
-    Raises ArgumentError where `factors` is no train, or not finite, and RankError as `tt` does.
+    Returns
+    -------
+    TTFactors or TTMatrix
+        Of `fit_tt_round` a `Fit` of it with the relative error.
+
+    Raises
+    ------
+    ArgumentError
+        Where `factors` is no train, or not finite.
+    RankError
+        As `tt` does.
+
+    References
+    ----------
+    Oseledets 2011, algorithm 2.
+
+    Examples
+    --------
+    >>> f = tensorlrf.tt(torch.rand(4, 5, 6), 2)
+    >>> twice = tensorlrf.decomposition.tt_add(f, f)
+    >>> tensorlrf.decomposition.tt_round(twice, error=1e-4).rank == f.rank
+    True
     """
     return fit_tt_round(factors, rank, error=error).factors
 
@@ -44,7 +69,29 @@ def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = 
 def fit_tt_round(
     factors: Train, rank: Rank | None = None, *, error: float | None = None
 ) -> Fit[Train]:
-    """`tt_round` with its relative error; arguments and errors as there."""
+    """The same as `tt_round`, with its relative error.
+
+    Parameters
+    ----------
+    factors, rank, error
+        As for `tt_round`.
+
+    Returns
+    -------
+    Fit
+        Of a TTFactors or TTMatrix.
+
+    Raises
+    ------
+    ArgumentError, RankError
+        As `tt_round`.
+
+    Examples
+    --------
+    >>> f = tensorlrf.tt(torch.rand(4, 5, 6), 2)
+    >>> tensorlrf.decomposition.fit_tt_round(f, 2).error < 1e-5
+    True
+    """
     if not isinstance(factors, (TTFactors, TTMatrix)):
         raise ArgumentError(
             f"factors is a {type(factors).__name__}; pass TTFactors or a TTMatrix, or use tt() "

@@ -64,55 +64,89 @@ def fit_tucker(
     differentiable: bool = False,
     batch_dims: int = 0,
 ) -> Fit[TuckerFactors] | Fit[Batch]:
-    """A core multiplied by an orthonormal factor along each mode (Tucker 1966).
+    """A core multiplied by an orthonormal factor along each mode (Tucker).
 
     For a `tensor` (n_0, n_1, ...) the core is (r_0, r_1, ...) and the factor of mode k (n_k, r_k);
     along modes that are not in `modes` the core keeps its size. Slices of the core are ordered by
     energy along each factored mode.
 
-    rank        an int for all modes; a tuple, one for each of `modes`; a share of the parameters
-                in (0, 1] (an upper bound, down to rank one); "same"; or "auto": the analytic
-                estimate of `evbmf_rank` for the unfolding of each of `modes`, whatever the
-                metric, and one at least; or instead
-    error       relative error to stay within: the squared budget is shared over the modes, each
-                rank is the smallest within its share, and so the error is at most `error`
-    modes       the modes that get a factor, all by default; (0, 1) for a Tucker-2 of a conv kernel
-    method      "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a);
-                "st_hosvd": from what earlier factors left (Vannieuwenhoven et al. 2012);
-                "hooi": from there, sweeps of higher-order orthogonal iteration, which never raise
-                the error (De Lathauwer et al. 2000b);
-                "randomized": st_hosvd with sketched ranges (Minster et al. 2020)
-    n_iter_max  most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default
-    tol         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by
-                default; with `gram` likewise for a round, by default when more would gain little
-    gram        (n, n) second moments X X^T / N of the unfolded inputs of a conv kernel
-                (O, I, *k), n = I prod k, columns as `torch.nn.functional.unfold` orders them,
-                or of the inputs of a linear weight (O, I), n = I; `modes` must be (0, 1). The
-                factors then serve the outputs: errors are relative errors of the outputs, and
-                columns of the factors are scaled so that inner values are no larger (root mean
-                square) than inputs and outputs are. What the inputs do not span follows the plain
-                fit (`Fit.shrinkage`). Needs rank=, and method="hooi"
-    mean        (n,) the mean of the same inputs, with `gram`: the factors then serve the outputs
-                about their mean, and `decomposition.bias_correction` makes good the rest
-    callback    called as callback(factors, relative error) after each sweep of hooi (not with
-                `gram`); stops the iteration by returning True
-    n_power_iter, n_oversample, random_state   of the randomised method
-    differentiable   keep the autograd graph, for first and second derivatives; else detached. The
-                whole has them wherever the last singular value kept and the first left out differ
-                along each mode (by a sketch they are those of st_hosvd), the factors by themselves
-                where those kept differ too; what has none adds nothing. Third ones are refused, and
-                second ones where values that are kept are nearly equal (UnsupportedError)
-    batch_dims  this many leading dimensions of `tensor` count equal tensors that are decomposed at
-                once, with the same ranks; `modes` count behind them. The result is a Batch of
-                TuckerFactors; needs rank=, and method="hosvd" or "st_hosvd"
+    Parameters
+    ----------
+    tensor : Tensor or array of shape (n_0, n_1, ...)
+    rank : int, tuple, float or str, optional
+        An int for all modes; a tuple, one for each of `modes`; a share of the parameters in (0, 1]
+        (an upper bound, down to rank one); "same"; or "auto": the analytic estimate of `evbmf_rank`
+        for the unfolding of each of `modes`, whatever the metric, and one at least; or instead
+    error : float, optional
+        Relative error to stay within: the squared budget is shared over the modes, each rank is the
+        smallest within its share, and so the error is at most `error`.
+    modes : sequence of int, optional
+        The modes that get a factor, all by default; (0, 1) for a Tucker-2 of a conv kernel.
+    method : str
+        "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a); "st_hosvd": from
+        what earlier factors left (Vannieuwenhoven et al. 2012); "hooi": from there, sweeps of
+        higher-order orthogonal iteration, which never raise the error (De Lathauwer et al. 2000b);
+        "randomized": st_hosvd with sketched ranges (Minster et al. 2020).
+    n_iter_max : int, optional
+        Most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default.
+    tol : float, optional
+        hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by default;
+        with `gram` likewise for a round, by default when more would gain little.
+    gram : Tensor or array of shape (n, n), optional
+        Second moments X X^T / N of the unfolded inputs of a conv kernel `(O, I, *k)`, n = I prod k,
+        columns as `torch.nn.functional.unfold` orders them, or of the inputs of a linear weight (O,
+        I), n = I; `modes` must be (0, 1). The factors then serve the outputs: errors are relative
+        errors of the outputs, and columns of the factors are scaled so that inner values are no
+        larger (root mean square) than inputs and outputs are. What the inputs do not span follows
+        the plain fit (`Fit.shrinkage`). Needs `rank=`, and "hooi".
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the factors then serve the outputs about their
+        mean, and `decomposition.bias_correction` makes good the rest.
+    callback : callable, optional
+        Called as callback(factors, relative error) after each sweep of hooi (not with `gram`);
+        stops the iteration by returning True.
+    n_power_iter, n_oversample, random_state
+        Of the randomised way.
+    differentiable : bool
+        Keep the autograd graph, for first and second derivatives; else detached. The whole has them
+        wherever the last singular value kept and the first left out differ along each mode (by a
+        sketch they are those of st_hosvd), the factors by themselves where those kept differ too;
+        what has none adds nothing. Third ones are refused, and second ones where values that are
+        kept are nearly equal (UnsupportedError).
+    batch_dims : int
+        This many leading dimensions of `tensor` count equal tensors that are decomposed at once,
+        with the same ranks; `modes` count behind them. Needs `rank=`, and "hosvd" or "st_hosvd".
 
-    `fit_tucker` gives the relative errors beside the factors: at the start, after each sweep, and
-    of the result. Errors inside the iteration are taken from the norm of the core where they are
-    well above the rounding of that, and from the residual below.
+    Returns
+    -------
+    TuckerFactors
+        With `batch_dims` a Batch of it. Of `fit_tucker` a `Fit` with the relative errors: at the
+        start, after each sweep, and of the result. Errors inside the iteration are taken from the
+        norm of the core where they are well above the rounding of that, and from the residual
+        below.
 
-    Raises RankError for ranks below one, above a mode's size or of the wrong number, ArgumentError
-    and ShapeError for what cannot be decomposed. Warns (TensorlrfWarning) where rounding to the
-    dtype of `tensor` keeps `error` out of reach.
+    Raises
+    ------
+    RankError
+        For ranks below one, above a mode's size or of the wrong number.
+    ArgumentError, ShapeError
+        For what cannot be decomposed.
+
+    Warns
+    -----
+    TensorlrfWarning
+        Where rounding to the dtype of `tensor` keeps `error` out of reach.
+
+    References
+    ----------
+    Tucker 1966; De Lathauwer et al. 2000a, 2000b; Vannieuwenhoven et al. 2012; Minster et al. 2020.
+
+    Examples
+    --------
+    >>> kernel = torch.rand(32, 16, 3, 3)
+    >>> f = tensorlrf.tucker(kernel, 0.5, modes=(0, 1))
+    >>> f.core.shape[2:], f.n_params <= kernel.numel() / 2
+    (torch.Size([3, 3]), True)
     """
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
