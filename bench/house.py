@@ -193,26 +193,34 @@ def error_budgets() -> Count:
 
 def metric_setups() -> Count:
     """Functions of decomposition/ that make a metric of what the user gave as gram= and mean=: that
-    call `input_metric`, or `Target.of` with a gram."""
-
-    def rule(function: Function) -> bool:
-        return any(
-            called(n) == "input_metric"
-            or (isinstance(n, ast.Call) and ast.unparse(n.func).endswith("Target.of")
-                and "gram" in ast.unparse(n))
-            for n in own_nodes(function)
-        )  # fmt: skip
-
-    return functions_where(rule, "tensorlrf/decomposition")
+    call what checks and shrinks moments, `second_moments` (`input_metric` before). A method that
+    hands both to `Target.of` sets up nothing.
+    """
+    return functions_where(
+        lambda function: any(
+            called(n) in ("input_metric", "second_moments") for n in own_nodes(function)
+        ),
+        "tensorlrf/decomposition",
+    )
 
 
 def metric_classes() -> Count:
-    """Classes of decomposition/ called ...Metric or Target."""
+    """Classes of decomposition/ called ...Metric or Target, or that derive from a `Quadratic`; and
+    those that are given moments of their own: a parameter of `__init__` called gram or moments."""
+
+    def holds(node: ast.ClassDef) -> bool:
+        if re.fullmatch(r"\w*(Metric|Target)", node.name):
+            return True
+        if any(ast.unparse(base) == "Quadratic" for base in node.bases):
+            return True
+        makers = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        return any(a.arg in ("gram", "moments") for m in makers for a in m.args.args)
+
     found = [
         (f"{path}:{node.name}", code_lines(node))
         for path, tree in of_folder("tensorlrf/decomposition").items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and re.fullmatch(r"\w*(Metric|Target)", node.name)
+        if isinstance(node, ast.ClassDef) and holds(node)
     ]
     return Count(len(found), [name for name, _ in found], sum(n for _, n in found))
 

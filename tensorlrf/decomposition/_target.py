@@ -14,6 +14,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Quadratic
 from tensorlrf.decomposition._source import DenseSource
 from tensorlrf.decomposition.linalg._gram import identity
+from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
 from tensorlrf.decomposition.second_moments import second_moments
 from tensorlrf.errors import ArgumentError, UnsupportedError
@@ -189,6 +190,23 @@ class Target(Generic[F]):
     def inner(self, one: Tensor, other: Tensor) -> float:
         """<A, M' B> for A and B (m, n)."""
         return float((self.apply(other) * one).sum())
+
+    def improved(
+        self,
+        block: Tensor,
+        whole: Callable[[Tensor], Tensor],
+        adjoint: Callable[[Tensor], Tensor],
+        precondition: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Some steps of conjugate gradients from a block x of factors towards the least
+        <W - L x, M' (W - L x)>, all other blocks held: for a block that no closed form gives.
+
+        whole      the linear map L of x to a matrix (m, n)
+        adjoint    L^T, of a matrix to what has the shape of x
+        """
+        return conjugate_gradients(
+            lambda x: adjoint(self.apply(whole(x))), adjoint(self.image), block, precondition
+        )
 
     @cached_property
     def given_image(self) -> Tensor:

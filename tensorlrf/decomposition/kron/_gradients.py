@@ -1,4 +1,4 @@
-"""One side of a Kronecker sum improved by conjugate gradients, in the metric of the inputs.
+"""What one side of a Kronecker sum takes by conjugate gradients, and what comes near its inverse.
 
 For many terms: their normal matrix has as many rows as s terms have columns, while an image under
 it takes two passes of a (m, n) matrix through the terms and one through G.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._quadratic import Marginals, Product
-from tensorlrf.decomposition.linalg._solve import CG_STEPS, cholesky, conjugate_gradients
+from tensorlrf.decomposition.linalg._solve import CG_STEPS, cholesky
 
 RIDGE = 1e-4
 """Of what preconditions, relative: directions that inputs hardly see are left as they are."""
@@ -38,19 +38,13 @@ def marginals(gram: Tensor, n1: int) -> tuple[Tensor, Tensor]:
     return one / root, other / root
 
 
-def improved_by_gradients(
-    x: Tensor,
-    other: Tensor,
-    mine: Marginals,
-    theirs: Marginals,
-    applied: Callable[[Tensor], Tensor],
-    wanted: Tensor,
-) -> Tensor:
-    """Steps towards the least-squares x (s, rows, w) for `other` (s, rows', v), from x.
+def preconditioner(
+    x: Tensor, other: Tensor, mine: Marginals, theirs: Marginals
+) -> Callable[[Tensor], Tensor]:
+    """What comes near the inverse of the normal map of x (s, rows, w), for `other` (s, rows', v).
 
     mine, (rows, rows) and (w, w), and theirs, (rows', rows') and (v, v), are the marginals of the
-    target, None for the identity; `applied` maps (s, rows, w) to its image under the normal matrix,
-    `wanted` is the right-hand side.
+    target, None for the identity.
     """
     s, rows, w = x.shape
     weights = Product(*theirs).apply(other).reshape(s, -1) @ other.reshape(s, -1).T
@@ -64,4 +58,4 @@ def improved_by_gradients(
         solved = over_terms.reshape(s, rows, w)
         return solved if above is None else torch.cholesky_solve(solved, above)
 
-    return conjugate_gradients(applied, wanted, x, precondition)
+    return precondition

@@ -20,7 +20,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._search import doubled, out_of_reach, smallest_within
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.kron._gradients import image_cost, improved_by_gradients, marginals
+from tensorlrf.decomposition.kron._gradients import image_cost, marginals, preconditioner
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import cholesky
@@ -68,24 +68,26 @@ class KroneckerALS:
     def sweep(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Better a's for the b's, and then better b's for these; the error does not rise."""
         s = a.shape[0]
-        wanted = self.image @ b.reshape(s, -1).T
-        wanted = wanted.T.reshape(s, self.m1, self.n1)
+
+        def over_b(matrix: Tensor) -> Tensor:
+            """The adjoint of the terms as a map of the a's."""
+            return (self._by_terms(matrix) @ b.reshape(s, -1).T).T.reshape(a.shape)
+
         if self.couplings is None or self.many_terms(s, self.n1, self.m2):
-
-            def image_a(x: Tensor) -> Tensor:
-                return (self.seen(x, b) @ b.reshape(s, -1).T).T.reshape(a.shape)
-
-            a = improved_by_gradients(a, b, self.of_a, self.of_b, image_a, wanted)
+            near = preconditioner(a, b, self.of_a, self.of_b)
+            a = self.target.improved(a, lambda x: self.dense(x, b), over_b, near)
         else:
+            wanted = over_b(self.target.image)
             a = improved(a, wanted.transpose(0, 1), b, self.couplings)
-        wanted = (a.reshape(s, -1) @ self.image).reshape(s, self.m2, self.c)
+
+        def over_a(matrix: Tensor) -> Tensor:
+            return (a.reshape(s, -1) @ self._by_terms(matrix)).reshape(b.shape)
+
         if self.couplings is None or self.many_terms(s, self.c, self.m1):
-
-            def image_b(x: Tensor) -> Tensor:
-                return (a.reshape(s, -1) @ self.seen(a, x)).reshape(b.shape)
-
-            b = improved_by_gradients(b, a, self.of_b, self.of_a, image_b, wanted)
+            near = preconditioner(b, a, self.of_b, self.of_a)
+            b = self.target.improved(b, lambda x: self.dense(a, x), over_a, near)
         else:
+            wanted = over_a(self.target.image)
             b = improved(b, wanted.transpose(0, 1), a, self.couplings.T)
         return a, b
 
@@ -99,10 +101,6 @@ class KroneckerALS:
         normal = s**2 * v**2 * (rows + w**2) + s * w * min(s * w, UNKNOWNS) ** 2 / 3
         # Products of many small matrices run at a quarter of the speed of few large ones.
         return 4 * normal > image_cost(s, m, n)
-
-    def seen(self, a: Tensor, b: Tensor) -> Tensor:
-        """What M makes of the terms, rearranged to (m1 n1, m2 c)."""
-        return self._by_terms(self.target.apply(self.dense(a, b)))
 
     def rel_error(self, a: Tensor, b: Tensor) -> float:
         """Of the terms as they are, see `Target.rel_error`."""

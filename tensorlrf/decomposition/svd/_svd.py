@@ -32,6 +32,7 @@ from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
+from tensorlrf.decomposition.svd._als import LowRankALS
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
 from tensorlrf.factors.autocast import without_autocast
@@ -172,8 +173,10 @@ def fit_svd(
     scaled = Scaled.of(work, largest)
     moving = scaled.work.reshape(m, n)
     matrix = moving.detach()
-    spectrum: Spectrum
     target: Target[LowRank] = Target.of(tensor, gram, mean, sides=_sides, scale=scaled.root**2)
+    if target.form.sides is None:
+        return _by_als(target, scaled, rank=r, error=error, shape=tuple(tensor.shape))
+    spectrum: Spectrum
     half: Tensor | None = None
     if target.is_plain:
         way = Way(method, n_power_iter, n_oversample, draws)
@@ -268,6 +271,36 @@ class SVD(Method):
 @truncates("svd")
 def _unfoldings(tensor: Tensor) -> Unfolded:
     yield "matrix", [(tensor.flatten(1), 0)]
+
+
+def _by_als(
+    target: Target[LowRank],
+    scaled: Scaled,
+    *,
+    rank: int | None,
+    error: float | None,
+    shape: tuple[int, ...],
+) -> Fit[LowRank]:
+    """In a form without a closed one: from the plain factors on, and never worse than these."""
+    if scaled.work.requires_grad:
+        raise UnsupportedError(
+            "differentiable=True is not served where no closed form is; leave it out"
+        )
+    plain, als = ShortSideEigh(target.work), LowRankALS(target)
+
+    def cast(left: Tensor, right: Tensor) -> LowRank:
+        return LowRank(*scaled.cast(left, right), shape)
+
+    def cut(r: int) -> Fit[LowRank]:
+        usual = plain.split(r)
+
+        def served() -> Fit[LowRank]:
+            run = als.descend(*(side.to(torch.float64) for side in usual))
+            return Fit(cast(*run.state), run.errors, run.converged, f"rank {r}, {run.reason}")
+
+        return fit_or_plain(target, lambda: cast(*usual), served)
+
+    return search(cut, rank, error, min(target.shape), target.dtype)
 
 
 def _sides(factors: LowRank) -> Sides:
