@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import apply, put
+from tensorlrf.compression._apply import carried_out
 from tensorlrf.compression._methods import Given
-from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
+from tensorlrf.compression.calibration._site import module_at
 from tensorlrf.compression.fit._fitting import Fitting
-from tensorlrf.compression.plan._planning import plan
+from tensorlrf.compression.plan._planning import planned
 from tensorlrf.compression.report._report import Report
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
@@ -78,10 +79,12 @@ def compress(
     >>> report.layer("2").reason
     "skipped by '2'"
     """
-    Fitting(
+    fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
-    ).check()  # a wrong word is told before the model is looked at
-    made = plan(
+    )
+    fitting.check()  # a wrong word is told before the model is looked at
+    model = uncompiled(model)
+    made, found = planned(
         model,
         keep_params=keep_params,
         error=error,
@@ -90,20 +93,7 @@ def compress(
         objective=objective,
         example=example,
     )
-    return apply(
-        model,
-        made,
-        calibration=calibration,
-        target=target,
-        affine=affine,
-        batch_norm=batch_norm,
-        holdout=holdout,
-        rerun=rerun,
-        moment_bytes=moment_bytes,
-        example=example,
-        random_state=random_state,
-        progress=progress,
-    )
+    return carried_out(model, made, found, calibration, fitting, example)
 
 
 def compress_(
@@ -188,8 +178,7 @@ def compress_(
         )
     for row in report.layers:
         if row.factored:
-            new = small if row.name == ROOT else small.get_submodule(row.name)
-            put(model, row.places, new)
+            put(model, row.places, module_at(small, row.name))
     if report.batch_norms is not None and report.batch_norms.kept:
         set_statistics(norms_of(model), statistics_of(norms_of(small)))
     return report

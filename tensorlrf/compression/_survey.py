@@ -31,37 +31,27 @@ class Found:
     places  all its qualified names; a module used twice has two
     module  the module
     reason  why it stays as it is; empty where it can be replaced
-    asked   whether it stays only because it was asked to, or as a head
+    skipped whether it stays only because skip= names it, or as a head
     """
 
     name: str
     places: tuple[str, ...]
     module: nn.Module
     reason: str
-    asked: bool = False
+    skipped: bool = False
 
     @property
     def eligible(self) -> bool:
         return not self.reason
 
-    def left(self, reason: str) -> Found:
-        """The same, staying as it is."""
-        return replace(self, reason=reason)
 
+def survey(model: nn.Module) -> list[Found]:
+    """Every module with parameters of its own, once, in the order of `named_modules`; what the user
+    wants of them is not asked.
 
-def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
-    """Every module with parameters of its own, once, in the order of `named_modules`.
-
-    A glob of `skip` is matched against qualified names and covers all that the module holds; with
-    None heads are skipped. Quantised modules, which own no parameters, are listed too.
-    Raises ArgumentError where a glob of `skip` matches no module.
+    Quantised modules, which own no parameters, are listed too.
     """
-    heads = heads_of(model) if skip is None else set()
-    skip = () if skip is None else skip
-    places: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(name or ROOT)
-    _check_globs(skip, [name for names in places.values() for name in names])
+    places = _places(model)
     owners = {
         m: n
         for m, n in places.items()
@@ -74,7 +64,6 @@ def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
     on_meta = all(p.is_meta for p in model.parameters())
     found = []
     for module, names in owners.items():
-        glob = next((g for g in skip for n in names if _covers(g, n)), None)
         reason = why_not(module, values=not on_meta)
         if not reason and module in tied:
             reason = f"shares its storage with {', '.join(tied[module])}"
@@ -82,11 +71,35 @@ def survey(model: nn.Module, skip: Sequence[str] | None = None) -> list[Found]:
             reason = read[module]
         if not reason and module in held:
             reason = f"is also held by {held[module]}, outside the tree of modules"
-        asked = not reason and (module in heads or glob is not None)
-        if asked:
-            reason = HEAD if glob is None else f"skipped by {glob!r}"
-        found.append(Found(names[0], tuple(names), module, reason, asked))
+        found.append(Found(names[0], tuple(names), module, reason))
     return found
+
+
+def without_skipped(
+    found: Sequence[Found], model: nn.Module, skip: Sequence[str] | None
+) -> list[Found]:
+    """The survey of a model with those left that could be replaced and are not to be.
+
+    A glob of `skip` is matched against qualified names and covers all that the module holds; with
+    None heads are skipped. Raises ArgumentError where a glob matches no module.
+    """
+    heads = heads_of(model) if skip is None else set()
+    _check_globs(skip or (), [name for names in _places(model).values() for name in names])
+    left = []
+    for one in found:
+        glob = next((g for g in skip or () for n in one.places if _covers(g, n)), None)
+        skipped = one.eligible and (one.module in heads or glob is not None)
+        reason = HEAD if glob is None else f"skipped by {glob!r}"
+        left.append(replace(one, reason=reason, skipped=True) if skipped else one)
+    return left
+
+
+def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Each module with all its qualified names."""
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name or ROOT)
+    return places
 
 
 def _is_quantised(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import compress, compress_
-from tensorlrf.compression import _apply
+from tensorlrf.compression import _working_copy
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 from tests.compression.networks import Snapshot, set_weights
@@ -68,14 +68,14 @@ def test_an_interrupt_leaves_the_model_as_it_was(
 ) -> None:
     model = net()
     before = Snapshot(model)
-    given, calls = _apply.factor, iter(range(99))
+    given, calls = _working_copy.factor, iter(range(99))
 
     def factor(*args: Any) -> Any:
         if next(calls) == at:
             raise error
         return given(*args)
 
-    monkeypatch.setattr(_apply, "factor", factor)
+    monkeypatch.setattr(_working_copy, "factor", factor)
     with pytest.raises(error):
         compress_(model, keep_params=0.5, calibration=data(), affine=True, skip=[])
     before.check()

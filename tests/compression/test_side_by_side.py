@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tensorlrf
-from tensorlrf.compression import _apply
+from tensorlrf.compression import _working_copy
 from tensorlrf.compression.calibration import _calibrate
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Stream
@@ -41,7 +41,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, count: int) -> set[int]:
     torch.set_num_threads(4)
     monkeypatch.setattr(parallel, "look", lambda: Cores(count, count))
     who: set[int] = set()
-    factor = _apply.factor
+    factor = _working_copy.factor
     together = threading.Barrier(min(count, 4))
 
     def watched(*args: Any) -> Any:
@@ -51,7 +51,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, count: int) -> set[int]:
             together.wait(20)
         return factor(*args)
 
-    monkeypatch.setattr(_apply, "factor", watched)
+    monkeypatch.setattr(_working_copy, "factor", watched)
     return who
 
 
@@ -94,7 +94,7 @@ def test_an_error_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch.set_num_threads(4)
     monkeypatch.setattr(parallel, "look", lambda: Cores(4, 4))
-    monkeypatch.setattr(_apply, "factor", fails)
+    monkeypatch.setattr(_working_copy, "factor", fails)
     with pytest.raises(ArgumentError, match="it cannot be") as told:
         tensorlrf.compress(model(), keep_params=0.5)
     assert told.value.__notes__ == ["while factoring 0"]
@@ -103,8 +103,8 @@ def test_an_error_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_more_at_once_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(4)
     monkeypatch.setattr(parallel, "look", lambda: Cores(4, 4))
-    monkeypatch.setattr(_apply, "ROOM", 1)
-    factor, running = _apply.factor, threading.Semaphore(1)
+    monkeypatch.setattr(_working_copy, "ROOM", 1)
+    factor, running = _working_copy.factor, threading.Semaphore(1)
 
     def alone(*args: Any) -> Any:
         assert running.acquire(blocking=False)
@@ -113,7 +113,7 @@ def test_no_more_at_once_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -
         finally:
             running.release()
 
-    monkeypatch.setattr(_apply, "factor", alone)
+    monkeypatch.setattr(_working_copy, "factor", alone)
     tensorlrf.compress(model(), keep_params=0.5)
 
 

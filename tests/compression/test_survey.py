@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tensorlrf.compression import compress
+from tensorlrf.compression import _survey, apply, compress, plan
 from tensorlrf.compression._survey import survey
 from tensorlrf.errors import ArgumentError, BudgetWarning
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
@@ -194,3 +194,22 @@ def test_a_compressed_model_is_left_alone_the_second_time() -> None:
     _, report = compress(small, keep_params=0.5)
     assert "already" in report.layer("0").reason
     assert report.layer("1").factored
+
+
+def test_a_model_is_surveyed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    surveyed = []
+    look = _survey._tied
+
+    def counted(owners: dict[nn.Module, list[str]]) -> dict[nn.Module, list[str]]:
+        surveyed.append(len(owners))
+        return look(owners)
+
+    monkeypatch.setattr(_survey, "_tied", counted)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    batches = [torch.randn(256, 32, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    compress(model, keep_params=0.5, calibration=batches, skip=[])
+    assert surveyed == [2]
+    made = plan(model, keep_params=0.5, skip=["2"])
+    assert surveyed == [2, 2]
+    apply(model, made)
+    assert surveyed == [2, 2, 2]

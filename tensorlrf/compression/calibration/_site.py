@@ -84,6 +84,11 @@ class Site:
         return x.ndim in ndims and x.shape[channels] == self.taps.channels * self.groups
 
 
+def module_at(model: nn.Module, name: str) -> nn.Module:
+    """The module of that qualified name, which for the model itself is ROOT."""
+    return model if name == ROOT else model.get_submodule(name)
+
+
 def site_at(model: nn.Module, name: str) -> Site:
     """The layer of that qualified name, which is known to be replaceable."""
-    return Site.of(model if name == ROOT else model.get_submodule(name))
+    return Site.of(module_at(model, name))

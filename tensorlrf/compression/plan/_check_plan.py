@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from tensorlrf.compression._survey import check_values, survey
+from tensorlrf.compression._survey import Found, check_values
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
 
 
-def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raise ArgumentError where the plan is not for this model, or cannot be carried out on it."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    if not isinstance(plan, Plan):
-        raise ArgumentError(
-            f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
-            "Plan.from_json(text)"
-        )
-    there = {one.name: one for one in survey(model, [])}
+def check_plan(model: nn.Module, plan: Plan, found: Sequence[Found]) -> None:
+    """Raise ArgumentError where the plan is not for this model, in which the survey has `found`
+    these modules, or cannot be carried out on it."""
+    there = {one.name: one for one in found}
     for layer in plan.layers:
         if layer.name not in there:
             raise ArgumentError(
@@ -29,21 +25,21 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
             )
         if not layer.shape:
             continue
-        found = there[layer.name]
-        if found.reason:
+        module = there[layer.name]
+        if module.reason:
             if layer.method is None and not layer.eligible:
                 continue
-            raise ArgumentError(f"plan: {layer.name} cannot be factored: {found.reason}")
+            raise ArgumentError(f"plan: {layer.name} cannot be factored: {module.reason}")
         site = site_at(model, layer.name)
         if site.shape != layer.shape or site.groups != layer.groups:
             raise ArgumentError(
                 f"plan: {layer.name} has a weight {layer.shape} in {layer.groups} groups there, "
                 f"but {site.shape} in {site.groups} in the model; it is a plan for another model"
             )
-        if set(layer.places) != set(found.places):
+        if set(layer.places) != set(module.places):
             raise ArgumentError(
                 f"plan: {layer.name} is at {', '.join(layer.places)} there, but at "
-                f"{', '.join(found.places)} in the model"
+                f"{', '.join(module.places)} in the model"
             )
         if layer.method is not None:
             if site.weight.is_meta:

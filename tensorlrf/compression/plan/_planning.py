@@ -11,7 +11,14 @@ from torch import nn
 
 from tensorlrf.compression._methods import Given, as_method, at_rung
 from tensorlrf.compression._ranks import allocate
-from tensorlrf.compression._survey import Found, check_values, kind_of, own_numbers, survey
+from tensorlrf.compression._survey import (
+    Found,
+    check_values,
+    kind_of,
+    own_numbers,
+    survey,
+    without_skipped,
+)
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.checkpoint._architecture import fingerprint
@@ -91,6 +98,29 @@ def plan(
     >>> [(layer.name, layer.rank) for layer in plan.factored]
     [('0', 8)]
     """
+    made, _ = planned(
+        model,
+        keep_params=keep_params,
+        error=error,
+        method=method,
+        skip=skip,
+        objective=objective,
+        example=example,
+    )
+    return made
+
+
+def planned(
+    model: nn.Module,
+    *,
+    keep_params: float | None,
+    error: float | None,
+    method: Given,
+    skip: str | Sequence[str] | None,
+    objective: str,
+    example: Any,
+) -> tuple[Plan, list[Found]]:
+    """`plan`, and the survey of the model that it was made from."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
@@ -101,8 +131,9 @@ def plan(
             f"objective={objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
         )
     choose = _chooser(method)
-    found = survey(model, [skip] if isinstance(skip, str) else skip)
-    drafts = [_draft(one, choose) for one in found]
+    found = survey(model)
+    wanted = without_skipped(found, model, [skip] if isinstance(skip, str) else skip)
+    drafts = [_draft(one, choose) for one in wanted]
     if isinstance(method, Mapping):
         _check_used(method, [d.found for d in drafts])
     _check_budgets(drafts, keep_params, error)
@@ -115,12 +146,13 @@ def plan(
             weight = Site.of(draft.found.module).weight
             if not weight.is_meta:
                 check_values(draft.found.name, weight)
-    return Plan(
+    made = Plan(
         fingerprint(model),
         None if keep_params is None else float(keep_params),
         None if error is None else float(error),
         tuple(_row(d) for d in drafts),
     )
+    return made, found
 
 
 @dataclass(frozen=True)
@@ -155,7 +187,7 @@ def _chooser(method: Given) -> Mapping[str, Method | None]:
 
 
 def _draft(found: Found, choose: Mapping[str, Method | None]) -> _Draft:
-    if found.reason and not found.asked:
+    if found.reason and not found.skipped:
         return _Draft(found, None, None, None, found.reason)
     site = Site.of(found.module)
     if found.reason:

@@ -24,9 +24,10 @@ def row(
     done: Factored | None,
     new: nn.Module | None,
     trace: Trace | None,
-    lent: bool,
+    without_bias: bool,
 ) -> LayerReport:
-    """The line of the report for a module: factored, or as it was. `lent`: it had no bias."""
+    """The line of the report for a module: factored, or as it was; and whether that was
+    `without_bias`."""
     params, size = own_numbers(found.module)
     kind = kind_of(found.module)
     if plan.eligible:
@@ -60,7 +61,7 @@ def row(
         held_out=held,
         samples=done.samples,
         data_aware=done.data_aware,
-        bias="" if done.shift is None else "added" if lent else "corrected",
+        bias="" if done.shift is None else "added" if without_bias else "corrected",
         path=path,
         shrinkage=done.shrinkage,
     )

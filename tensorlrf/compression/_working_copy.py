@@ -1,0 +1,273 @@
+"""The copy of a model that is compressed, on its way through a plan: layer by layer, in order of
+execution, each fitted to what the compressed ones before it deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression._survey import ROOT, Found
+from tensorlrf.compression.calibration._calibrate import (
+    Calibration,
+    Seen,
+    Trace,
+    at_once,
+    calibrated,
+    record,
+)
+from tensorlrf.compression.calibration._memory import readable, too_large
+from tensorlrf.compression.calibration._site import Site, module_at, site_at
+from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.report._report import LayerReport
+from tensorlrf.compression.report._reporting import row
+from tensorlrf.decomposition.configs import Method
+from tensorlrf.decomposition.linalg.parallel import side_by_side
+from tensorlrf.decomposition.linalg.threads import problem
+from tensorlrf.errors import (
+    CalibrationWarning,
+    ConvergenceWarning,
+    TensorlrfError,
+    warn,
+)
+from tensorlrf.nn import factored_type
+
+ROOM = 1 << 30
+"""Bytes that layers may take which are factored side by side, of one layer at the least."""
+
+
+def chosen_rank(method: Method) -> bool:
+    """Whether the user has named a rank, which then counts whatever it saves."""
+    return isinstance(method.rank, (int, tuple))
+
+
+class WorkingCopy:
+    """A model, the copy of `given`, on its way through a plan."""
+
+    def __init__(
+        self,
+        given: nn.Module,
+        model: nn.Module,
+        plan: Plan,
+        fitting: Fitting,
+        data: Calibration | None,
+    ) -> None:
+        self.given = given
+        self.model = model
+        self.rows: dict[str, LayerPlan] = {row.name: row for row in plan.layers}
+        self.fitting = fitting
+        self.data = data
+        self.trace: Trace | None = None
+        self.done: dict[str, Factored] = {}
+        self.without_bias: set[str] = set()  # of those that got zeros
+        self.advance: Callable[[str], None]
+        self.options = Options(fitting.affine, fitting.random_state)
+
+    @property
+    def names(self) -> list[str]:
+        """Layers that are to be factored."""
+        return [name for name, row in self.rows.items() if row.method is not None]
+
+    def factor_all(self) -> None:
+        """Factors of every layer of the plan, those that calibration reaches in order of execution.
+
+        With calibration the weights of `model`, a copy, are overwritten on the way by what their
+        factors stand for, so that later layers see what the earlier ones will deliver.
+        """
+        with progress_bar("compress", len(self.names), self.fitting.progress) as advance:
+            self.advance = advance
+            if self.data is not None:
+                self._calibrate()
+            self._take([(name, None) for name in self.names if name not in self.done])
+
+    def _take(self, layers: Sequence[tuple[str, Seen | None]]) -> None:
+        """Factor layers of which none waits for another, side by side where memory allows."""
+        sites = [site_at(self.model, name) for name, _ in layers]
+        # A generator that is handed from one layer to the next sets their order.
+        alone = isinstance(self.options.random_state, torch.Generator) or any(
+            site.device.type != "cpu" for site in sites
+        )
+        calls = [partial(self._factored, name, seen) for name, seen in layers]
+        sizes = [_bytes_to_factor(site) for site in sites]
+        with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
+            for (name, seen), done in zip(layers, results, strict=True):
+                self._settle(name, seen, done)
+
+    def _factored(self, name: str, seen: Seen | None) -> Factored:
+        method = self.rows[name].method
+        assert method is not None
+        site = site_at(self.model, name)
+        try:
+            with problem(max(site.weight.numel(), 0 if seen is None else site.columns**2)):
+                return factor(name, site, method, seen, self.options)
+        except TensorlrfError as error:
+            error.add_note(f"while factoring {name}")
+            raise
+
+    def _settle(self, name: str, seen: Seen | None, done: Factored) -> None:
+        row, site = self.rows[name], site_at(self.model, name)
+        assert row.method is not None
+        self.advance(name)
+        if done.factors.n_params >= site.weight.numel() and not chosen_rank(row.method):
+            within = row.method.error
+            of = f"within error={within:g}" if within is not None else "of its share"
+            self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")
+            return
+        self.done[name] = done
+        if self.data is not None and self.fitting.target != "independent":
+            self._deliver(name, done)
+
+    def _calibrate(self) -> None:
+        assert self.data is not None
+        if self.fitting.affine:
+            self._add_zero_biases()
+        working = self.model
+        target = self.fitting.target
+        self.trace = record(working, self.names, self.data.batches[0])
+        for name, reader in self.trace.readers.items():
+            reason = f"its weight is read by {reader}, which does not call it"
+            self.rows[name] = replace(self.rows[name], method=None, eligible=False, reason=reason)
+        self._take_plain()
+        names = [name for name in self.names if name not in self.done]
+        if target == "independent":
+            passes = at_once(working, names, self.trace, self.data)
+        else:
+            original = self.given if target == "original" else None
+            passes = calibrated(
+                working, names, self.trace, self.data, rerun=self.fitting.rerun, original=original
+            )
+        with closing(passes) as parts:
+            for layers in parts:
+                self._take(layers)
+        self._warn(names)
+
+    def _take_plain(self) -> None:
+        """Layers whose moments there is no memory for come first, so that those behind them see
+        what they deliver."""
+        assert self.data is not None
+        most = self.fitting.moment_bytes
+        large = too_large(
+            [(name, site_at(self.model, name)) for name in self.names],
+            most,
+            lags=self.fitting.target == "original",
+            holds_out=bool(self.data.held),
+        )
+        if large:
+            self._take([(name, None) for name in large])
+            sizes = [f"{name} ({readable(size)})" for name, size in large.items()]
+            allowed = "half of the free memory" if most is None else readable(most)
+            warn(
+                f"calibration: the second moments of {_some(sizes)} would take more than "
+                f"{allowed}: the plain method is used there; give more by moment_bytes=, or skip= "
+                "them",
+                CalibrationWarning,
+            )
+
+    def _add_zero_biases(self) -> None:
+        """Zeros for layers without a bias, so that every pass under way sees what they become."""
+        for name in self.names:
+            module = site_at(self.model, name).module
+            if module.bias is None:
+                self.without_bias.add(name)
+                site, own = site_at(self.model, name), module.weight
+                zeros = torch.zeros(site.shape[0], dtype=own.dtype, device=own.device)
+                module.bias = nn.Parameter(zeros, requires_grad=own.requires_grad)
+
+    def _deliver(self, name: str, done: Factored) -> None:
+        """Let the layers behind see what this one will deliver."""
+        site = site_at(self.model, name)
+        site.write(done.factors.to_dense())
+        if done.shift is not None:
+            _add_to_bias(site.module, done.shift)
+
+    def replaced(self, survey: Sequence[Found]) -> tuple[nn.Module, list[LayerReport]]:
+        """(the model with factored layers in all their places, its rows of the report), by the
+        `survey` of the given model."""
+        model = self.model
+        rows = []
+        for one in survey:
+            found = replace(one, module=module_at(self.model, one.name))
+            plan = self.rows[found.name]
+            done = self.done.get(found.name)
+            new = None
+            if found.name in self.without_bias and (done is None or done.shift is None):
+                found.module.bias = None  # type: ignore[assignment]
+            if done is not None:
+                if done.shift is not None and self.fitting.target == "independent":
+                    _add_to_bias(found.module, done.shift)
+                kind = factored_type(found.module)
+                assert kind is not None
+                new = kind.from_factors(done.factors, found.module)
+                new.recipe = {
+                    "method": done.method.to_dict(),
+                    "target": self.fitting.target if done.samples is not None else None,
+                    "data_aware": done.data_aware,
+                    "affine": done.shift is not None,
+                }
+                model = put(model, found.places, new)
+            rows.append(row(found, plan, done, new, self.trace, found.name in self.without_bias))
+        return model, rows
+
+    def _warn(self, names: list[str]) -> None:
+        """One warning for all layers of a kind, not one a layer."""
+        missed = [name for name in names if name not in self.done and self.rows[name].method]
+        if missed:
+            warn(
+                f"calibration does not reach {_some(missed)}: the plain method is used there; "
+                "give batches that take the model through these layers, or skip= them",
+                CalibrationWarning,
+            )
+        thin = []
+        for name, done in self.done.items():
+            n = site_at(self.model, name).columns
+            if done.samples is not None and done.samples < SAMPLES_PER_COLUMN * n:
+                thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
+        if thin:
+            warn(
+                f"calibration is thin for {_some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
+                "samples (rows, or patches of a conv) the factors fit the samples more than the "
+                "data; give more batches",
+                CalibrationWarning,
+            )
+        early = [name for name, done in self.done.items() if not done.finished]
+        if early:
+            warn(
+                f"the sweeps of {_some(early)} have over 2% of the error still to gain; give more "
+                "with n_iter_max= of the method, such as CP(n_iter_max=300)",
+                ConvergenceWarning,
+            )
+
+
+def _bytes_to_factor(site: Site) -> int:
+    """Some copies of the weight and of the second moments in float64, more or less."""
+    return 8 * (6 * site.weight.numel() + 4 * site.groups * site.columns**2)
+
+
+def put(model: nn.Module, places: Sequence[str], new: nn.Module) -> nn.Module:
+    """The model with a module at all its places; where that is the root, the module itself."""
+    for place in places:
+        if place == ROOT:
+            model = new
+            continue
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+    return model
+
+
+def _add_to_bias(module: Any, shift: Tensor) -> None:
+    """Add to the bias, in its dtype."""
+    with torch.no_grad():
+        module.bias += shift.to(module.bias.dtype)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
