@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Quadratic
 from tensorlrf.decomposition._source import DenseSource
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
 from tensorlrf.decomposition.second_moments import second_moments
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
 
 F = TypeVar("F", bound=Factors)
@@ -78,8 +79,7 @@ class Target(Generic[F]):
         Raises what `second_moments` does, and ArgumentError for a mean without moments.
         """
         source = DenseSource(tensor, scale)
-        if gram is None and mean is not None:
-            raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
+        check_moments(gram, mean)
         if gram is None:
             return cls(source, PLAIN, sides)
         if isinstance(gram, Quadratic):

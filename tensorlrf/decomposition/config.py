@@ -25,6 +25,8 @@ from tensorlrf.factors import Factors
 
 BUDGET = ("rank", "error")
 
+SWEEPS = ("n_iter_max", "tol")
+
 NO_OPTIONS = {
     *("gram", "mean", "random_state"),  # what `compress` brings itself
     *("callback", "differentiable"),  # of no use to a layer
@@ -127,6 +129,11 @@ class Method:
         """Whether it is to be fitted to inputs."""
         return registered(self.word).takes("gram")
 
+    @property
+    def sweeps_without_inputs(self) -> bool:
+        """Whether n_iter_max= and tol= are of a fit without inputs as well."""
+        return not registered(self.word).sweeps_in_metric
+
     def gram_of(self, moments: Any, weight: Tensor) -> Any:
         """What gram= is of the inputs with these second moments, for a weight to be fitted."""
         return moments
@@ -167,6 +174,8 @@ class Method:
         options = self.options()
         if gram is not None and self.in_metric is not None:
             options = {name: options[name] for name in self.in_metric}
+        if gram is None and not self.sweeps_without_inputs:
+            options = {k: v for k, v in options.items() if k not in SWEEPS}
         if method.draws:
             options["random_state"] = random_state
         if method.takes("gram"):

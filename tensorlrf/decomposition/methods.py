@@ -55,6 +55,7 @@ class Registered:
     truncates  the unfoldings whose singular values it cuts off, where it does that
     config   the class of its options for `compress`, where it serves that; see `config.py`
     order    where it stands among the methods of tensors, and among those of layers
+    sweeps_in_metric  whether n_iter_max= and tol= are of sweeps that it makes with gram= alone
     """
 
     name: str
@@ -65,6 +66,7 @@ class Registered:
     truncates: Callable[..., Unfolded] | None = None
     config: Any = None
     order: tuple[int, int] = field(default=(_LAST, _LAST))
+    sweeps_in_metric: bool = False
 
     @property
     def function(self) -> Decomposition:
@@ -107,6 +109,7 @@ def method(
     gives: type[Factors] | tuple[type[Factors], ...],
     on: Collection[Kind] | Mapping[Kind, Mapping[str, Any]],
     order: tuple[int, int] = (_LAST, _LAST),
+    sweeps_in_metric: bool = False,
 ) -> Callable[[Fitting], Fitting]:
     """Declare the function below as the decomposition called `name`; the function stays as it is.
     (An argument measure= is for the short function alone, see `factors_of`: signatures are silent
@@ -133,7 +136,14 @@ def method(
                 f"name={name!r} is registered already, for {_METHODS[name].fit.__qualname__}; "
                 "choose another"
             )
-        _METHODS[name] = Registered(name, fit, formats, MappingProxyType(serves), order=order)
+        _METHODS[name] = Registered(
+            name,
+            fit,
+            formats,
+            MappingProxyType(serves),
+            order=order,
+            sweeps_in_metric=sweeps_in_metric,
+        )
         vars(fit)["__signature__"] = _without_measure(inspect.signature(fit))
         return fit
 

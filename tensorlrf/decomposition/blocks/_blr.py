@@ -11,6 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Piece
@@ -45,7 +46,7 @@ SWEEPS = 200
 """With `gram`, at most."""
 
 
-@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7))
+@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7), sweeps_in_metric=True)
 @without_autocast()
 @threaded
 def fit_blr(
@@ -146,11 +147,12 @@ def fit_blr(
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
+    check_moments(gram, n_iter_max=n_iter_max, tol=tol)
     if not isinstance(dense_blocks, bool):
         raise ArgumentError(f"dense_blocks={dense_blocks!r} must be True or False")
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
-        check_batched_metric(rank, gram=gram, n_iter_max=n_iter_max, tol=tol)
+        check_batched_metric(rank, gram)
         weights = Weights(tensor, batch_dims)
         return fit_blr_batched(weights, Asked.of(rank, error, block, weights.shape), dense_blocks)
     target = matrix_target(tensor, gram, "blr")

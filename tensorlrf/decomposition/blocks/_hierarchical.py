@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
@@ -34,7 +35,7 @@ Rule = str | Callable[[int, int, int, int], bool]
 RULES = ("weak", "strong", "all")
 
 
-@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9))
+@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9), sweeps_in_metric=True)
 @without_autocast()
 @threaded
 def fit_hodlr(
@@ -84,7 +85,9 @@ def fit_hodlr(
 hodlr = factors_of(fit_hodlr)
 
 
-@method("hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8))
+@method(
+    "hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8), sweeps_in_metric=True
+)
 @without_autocast()
 @threaded
 def fit_hierarchical(
@@ -210,6 +213,7 @@ def _fit(
 ) -> Fit[BlockLowRank]:
     rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
+    check_moments(None if target.is_plain else target, n_iter_max=n_iter_max, tol=tol)
     if isinstance(leaf, bool) or not isinstance(leaf, int) or leaf < 1:
         raise ArgumentError(f"leaf={leaf!r} must be a whole number of rows and columns, 1 or more")
     rule = _rule(admissible)

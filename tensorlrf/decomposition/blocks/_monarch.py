@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
@@ -31,7 +32,9 @@ from tensorlrf.factors import MonarchFactors
 from tensorlrf.factors.autocast import without_autocast
 
 
-@method("monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10))
+@method(
+    "monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10), sweeps_in_metric=True
+)
 @without_autocast()
 @threaded
 def fit_monarch(
@@ -109,6 +112,7 @@ def fit_monarch(
     target = matrix_target(tensor, gram, "monarch")
     rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
+    check_moments(gram, n_iter_max=n_iter_max, tol=tol)
     m, n = target.shape
     if blocks is None:
         counts = near_root(m), near_root(n)

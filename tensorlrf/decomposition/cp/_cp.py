@@ -15,6 +15,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.cp._fit import Outcome
@@ -158,8 +159,10 @@ def fit_cp(
     checked = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, checked.dtype)
     r = None if rank is None else cp_rank(rank, checked.shape)
+    check_moments(gram, mean)
+    check_callback(callback, gram)
     if gram is not None:
-        check_served(error, callback, differentiable)
+        check_served(error, differentiable)
     options = check_options(
         checked.shape,
         r,

@@ -24,15 +24,11 @@ from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors
 
 
-def check_served(error: float | None, callback: object, differentiable: bool) -> None:
+def check_served(error: float | None, differentiable: bool) -> None:
     """Raises ArgumentError or UnsupportedError for what does not go with gram=."""
     if error is not None:
         raise UnsupportedError(
             "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
-        )
-    if callback is not None:
-        raise UnsupportedError(
-            "callback= does not go with gram=; the errors of all sweeps are in fit_cp(...).errors"
         )
     if differentiable:
         raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")

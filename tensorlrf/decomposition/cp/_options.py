@@ -75,8 +75,6 @@ def check_options(
                 f"n_samples={n_samples} belongs to solver='cprand' or 'leverage'; "
                 f"solver={solver!r} takes no samples"
             )
-    if callback is not None and not callable(callback):
-        raise ArgumentError(f"callback={callback!r} must be callable as callback(factors, error)")
     fixed = _check_fixed(fixed_modes, len(shape))
     start: str | CPFactors
     if isinstance(init, str):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor_and_largest
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Structured, config, is_pair
 from tensorlrf.decomposition.kron._problem import (
@@ -44,7 +45,9 @@ SWEEPS = 200
 """In the metric of the inputs, at most."""
 
 
-@method("kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4))
+@method(
+    "kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4), sweeps_in_metric=True
+)
 @without_autocast()
 @threaded
 def fit_kron(
@@ -162,9 +165,10 @@ def fit_kron(
             f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
             "out; for error= use method='auto'"
         )
+    check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
-        check_batched_svd(rank, method, gram, mean)
+        check_batched_svd(rank, method, gram)
     batch = tuple(tensor.shape[:batch_dims])
     stack = tensor.reshape(math.prod(batch), *tensor.shape[batch_dims:])  # (b, m, n, *k)
     if random_state is None and method == "auto":

@@ -53,25 +53,19 @@ def check_batched_rank(rank: object) -> None:
         )
 
 
-def check_batched_metric(rank: object, **given: object) -> None:
+def check_batched_metric(rank: object, gram: object) -> None:
     """What `batch_dims` does not go with; one tensor after the other serves all of it."""
     check_batched_rank(rank)
-    for name, value in given.items():
-        if value is not None:
-            raise UnsupportedError(
-                f"{name}= is not served with batch_dims=; decompose the tensors one by one, each "
-                "with its gram, and stack them with Batch.stack"
-            )
-
-
-def check_batched_svd(rank: object, method: str, gram: object, mean: object) -> None:
-    """What `batch_dims` does not go with; one matrix after the other serves all of it."""
-    check_batched_rank(rank)
-    if gram is not None or mean is not None:
+    if gram is not None:
         raise UnsupportedError(
-            "gram= is not served with batch_dims=; decompose the matrices one by one, each with "
-            "its gram, and stack them with Batch.stack"
+            "gram= is not served with batch_dims=; decompose the tensors one by one, each with its "
+            "gram, and stack them with Batch.stack"
         )
+
+
+def check_batched_svd(rank: object, method: str, gram: object) -> None:
+    """What `batch_dims` does not go with; one matrix after the other serves all of it."""
+    check_batched_metric(rank, gram)
     if method not in METHODS:
         raise UnsupportedError(
             f"method={method!r} is not served with batch_dims=; use one of {', '.join(METHODS)}"

@@ -14,6 +14,7 @@ from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.config import Method, config
@@ -153,6 +154,7 @@ def fit_svd(
     tensor, largest = as_tensor_and_largest(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
+    check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -161,7 +163,7 @@ def fit_svd(
     draws = generator(random_state, tensor.device)
     work = tensor if differentiable else tensor.detach()
     if batch_dims:
-        check_batched_svd(rank, method, gram, mean)
+        check_batched_svd(rank, method, gram)
         return fit_svd_batched(work, rank, error, method, batch_dims)
     m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
     asked = "as asked"

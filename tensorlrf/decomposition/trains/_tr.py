@@ -14,6 +14,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Structured, are_positive, config
 from tensorlrf.decomposition.ladder import LayerRank
@@ -139,6 +140,7 @@ def fit_tr(
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
     least = TOL if tol is None else tol
     check_iteration(n_iter_max, tol)
+    check_moments(gram, mean)
     if init not in INITS:
         raise unknown("init", init, INITS)
     shape = tuple(tensor.shape)

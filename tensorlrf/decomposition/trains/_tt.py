@@ -12,7 +12,8 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._input import as_tensor, check_sequence
+from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._options import check_modes, check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg.threads import threaded
@@ -30,7 +31,13 @@ SWEEPS = 50
 """In the metric of the inputs, at most."""
 
 
-@method("tt", gives=TTFactors, on={"tensor", "linear", "conv", "embedding"}, order=(4, 5))
+@method(
+    "tt",
+    gives=TTFactors,
+    on={"tensor", "linear", "conv", "embedding"},
+    order=(4, 5),
+    sweeps_in_metric=True,
+)
 @without_autocast()
 @threaded
 def fit_tt(
@@ -123,9 +130,10 @@ def fit_tt(
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
+    check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
-        check_batched_metric(rank, gram=gram, mean=mean, n_iter_max=n_iter_max, tol=tol)
+        check_batched_metric(rank, gram)
         return _solve_batched(tensor, rank, error, modes, batch_dims, measure)
     order = _order(modes, tensor.ndim)
     whole = tensor.permute(order)
@@ -136,9 +144,6 @@ def fit_tt(
 
     target: Target[TTFactors] = Target.of(tensor, gram, mean)
     if target.is_plain:
-        for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
-            if value is not None:
-                raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor, measure)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
 
@@ -195,14 +200,10 @@ def ranks_of(rank: Rank, whole: Tensor, dense: int) -> tuple[int, ...]:
 
 def _order(modes: Sequence[int] | None, n: int) -> tuple[int, ...]:
     """`modes` as an order of all n modes; negative ones count from the end."""
-    if modes is None:
-        return tuple(range(n))
-    check_sequence(modes, "modes", str(tuple(range(n))))
-    whole = [isinstance(k, int) and not isinstance(k, bool) and -n <= k < n for k in modes]
-    order = tuple(k % n for k in modes) if all(whole) else ()
-    if sorted(order) != list(range(n)):
+    order = check_modes(modes, n)
+    if len(order) < n:
         raise ArgumentError(
-            f"modes={tuple(modes)} must be an order of all {n} modes of the tensor, such as "
+            f"modes={tuple(modes or ())} must be an order of all {n} modes of the tensor, such as "
             f"{tuple(range(n))}"
         )
     return order

@@ -13,6 +13,7 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor
+from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Structured, are_positive, check_count, config
 from tensorlrf.decomposition.ladder import LayerRank
@@ -38,7 +39,7 @@ SWEEPS = 100
 """In the metric of the inputs, at most."""
 
 
-@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12))
+@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12), sweeps_in_metric=True)
 @without_autocast()
 @threaded
 def fit_tt_matrix(
@@ -123,6 +124,7 @@ def fit_tt_matrix(
     tensor = as_tensor(tensor).detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
+    check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
     if tensor.ndim != 2:
         raise ShapeError(
             f"tensor has shape {tuple(tensor.shape)}; a TT-matrix is of a matrix (m, n), reshape "
@@ -140,9 +142,6 @@ def fit_tt_matrix(
 
     target: Target[TTMatrix] = Target.of(tensor, gram, mean)
     if target.is_plain:
-        for name, value in (("n_iter_max", n_iter_max), ("tol", tol)):
-            if value is not None:
-                raise ArgumentError(f"{name}={value!r} goes with gram=, which is not given")
         return fit_train(whole, ranks, error, build, tensor)
 
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
@@ -166,8 +165,6 @@ def _of_layer(tensor: Any, rank: Rank | None = None, **options: Any) -> TTMatrix
     """A TT-matrix of a linear weight; of a kernel the train of its modes in the order in which
     its cores are convolutions. Raises ArgumentError for a kernel's row_sizes=, column_sizes= or
     order=."""
-    if options.get("gram") is None:
-        options = {k: v for k, v in options.items() if k not in ("n_iter_max", "tol")}
     if tensor.ndim == 2:
         return tt_matrix(tensor, rank, **options)
     for name in ("row_sizes", "column_sizes", "order"):

@@ -14,7 +14,7 @@ from tensorlrf.decomposition.linalg._batched import (
     BLOCK,
     as_batch,
     batched_svd,
-    check_batched_rank,
+    check_batched_metric,
     per_place,
     relative_to_whole,
     scales_of,
@@ -34,17 +34,17 @@ METHODS = ("hosvd", "st_hosvd")
 
 
 def check_batched_tucker(
-    method: str, rank: object, error: float | None, gram: object, mean: object, callback: object
+    method: str, rank: object, error: float | None, gram: object, callback: object
 ) -> None:
     """What `batch_dims` does not go with; one tensor after the other serves all of it."""
-    check_batched_rank(rank)
+    check_batched_metric(rank, gram)
     one_by_one = "decompose the tensors one by one and stack the results with Batch.stack"
     if method not in METHODS:
         raise UnsupportedError(
             f"method={method!r} is not served with batch_dims=; use method='hosvd' or 'st_hosvd', "
             f"or {one_by_one}"
         )
-    for name, value in (("error", error), ("gram", gram), ("mean", mean), ("callback", callback)):
+    for name, value in (("error", error), ("callback", callback)):
         if value is not None:
             raise UnsupportedError(
                 f"{name}= is not served with batch_dims=; give rank= alone, or {one_by_one}"

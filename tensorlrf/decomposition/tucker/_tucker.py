@@ -15,6 +15,7 @@ from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._options import check_callback, check_modes, check_moments
 from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, multiples, rounded
@@ -154,9 +155,17 @@ def fit_tucker(
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     check_iteration(n_iter_max, tol)
+    check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
-        check_batched_tucker(method, rank, error, gram, mean, callback)
+        check_batched_tucker(method, rank, error, gram, callback)
+    check_callback(callback, gram)
+    if method != "hooi":
+        for name, value in (("callback", callback), ("n_iter_max", n_iter_max), ("tol", tol)):
+            if value is not None:
+                raise ArgumentError(
+                    f"{name}= goes with method='hooi'; {method!r} makes no sweeps, leave it out"
+                )
     shape = tuple(int(n) for n in tensor.shape[batch_dims:])
     listed = check_modes(modes, len(shape))
     if isinstance(rank, str) and rank == "auto":
@@ -177,8 +186,6 @@ def fit_tucker(
         _check_served(ranks, listed, method, differentiable)
         target: Target[TuckerFactors] = Target.of(tensor, gram, mean, sides=_sides)
         return _served(target, tensor, ranks or {}, n_iter_max, tol)
-    if mean is not None:
-        raise ArgumentError("mean= goes with gram=, the second moments of the same inputs")
 
     work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
     scale = scale_of(work)
@@ -235,6 +242,10 @@ class Tucker(Method):
                 f"rank_shares={shares!r} must be two numbers in (0, 1], the relative sizes of "
                 "r_out / O and r_in / I, such as (0.7, 1.0)"
             )
+
+    @property
+    def sweeps_without_inputs(self) -> bool:
+        return self.method == "hooi"
 
     def for_shape(self, shape: tuple[int, ...]) -> Method:
         return self if math.prod(shape[2:]) > 1 else for_matrix(self)
@@ -312,25 +323,6 @@ def _pair(rank: LayerRank) -> tuple[int, ...]:
 def _unfoldings(tensor: Tensor, *, modes: Sequence[int] | None = None) -> Unfolded:
     for k in check_modes(modes, tensor.ndim):
         yield f"mode {k}", [(tensor, k)]
-
-
-def check_modes(modes: Sequence[int] | None, order: int) -> tuple[int, ...]:
-    """`modes` as ints, all of them by default; in range, none twice, at least one."""
-    if modes is None:
-        return tuple(range(order))
-    if isinstance(modes, str) or not isinstance(modes, Sequence):
-        raise ArgumentError(f"modes={modes!r} must be a sequence of modes, such as (0, 1)")
-    if not modes:
-        raise ArgumentError("modes=() leaves nothing to factor; name at least one mode")
-    for k in modes:
-        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < order:
-            raise ArgumentError(
-                f"modes={tuple(modes)} has the entry {k!r}; the modes of this tensor are 0 to "
-                f"{order - 1}"
-            )
-    if len(set(modes)) != len(modes):
-        raise ArgumentError(f"modes={tuple(modes)} names a mode twice; name each once")
-    return tuple(modes)
 
 
 def _check_served(

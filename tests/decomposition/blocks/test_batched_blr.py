@@ -319,24 +319,8 @@ def test_input_is_left_alone_and_torch_draws_nothing() -> None:
 
 def test_what_is_refused() -> None:
     stack = seeded(3, 12, 10)
-    unserved: list[tuple[dict[str, Any], str]] = [
-        ({"gram": torch.eye(10)}, r"gram= is not served with batch_dims=; .*Batch\.stack"),
-        ({"n_iter_max": 3}, "n_iter_max= is not served"),
-        ({"tol": 0.1}, "tol= is not served"),
-    ]
-    for options, message in unserved:
-        with pytest.raises(UnsupportedError, match=message):
-            blr(stack, 2, block=4, batch_dims=1, **options)
-    with pytest.raises(UnsupportedError, match="rank='auto' is not served with batch_dims="):
-        blr(stack, "auto", block=4, batch_dims=1)
     with pytest.raises(UnsupportedError, match=r"batch_dims=1 leaves tensors of shape \(4, 3, 3\)"):
         blr(seeded(2, 4, 3, 3), 2, block=2, batch_dims=1)
-    wrong: list[Any] = [-1, True, 1.0]
-    for dims in wrong:
-        with pytest.raises(ArgumentError, match="batch_dims="):
-            blr(stack, 2, block=4, batch_dims=dims)
-    with pytest.raises(ShapeError, match="batch_dims=2 leaves 1 of the 3 modes"):
-        blr(stack, 2, block=4, batch_dims=2)
     with pytest.raises(ArgumentError, match="needs block="):
         blr(stack, 2, batch_dims=1)
     with pytest.raises(RankError, match="rank=5 is above"):

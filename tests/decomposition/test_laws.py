@@ -1,0 +1,47 @@
+"""Every registered method obeys the laws of methods, by each of its algorithms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tensorlrf.decomposition.methods import names, registered
+from tensorlrf.errors import ShapeError, UnsupportedError
+from tests.laws.methods import laws_of
+
+TestSVD = laws_of("svd")
+TestSVDExact = laws_of("svd", method="exact", without=["gram"])
+TestSVDKrylov = laws_of("svd", method="krylov", without=["gram", "error", "batch_dims"])
+TestSVDSketched = laws_of("svd", method="randomized", without=["gram", "error", "batch_dims"])
+TestTucker = laws_of("tucker", (8, 6, 5), without=["gram", "batch_dims"])
+TestTuckerOfAMatrix = laws_of("tucker", without=["gram error", "batch_dims"])
+TestHOSVD = laws_of("tucker", (8, 6, 5), method="hosvd", without=["gram", "batch_dims error"])
+TestSTHOSVD = laws_of("tucker", (8, 6, 5), method="st_hosvd", without=["gram", "batch_dims error"])
+TestTuckerSketched = laws_of(
+    "tucker", (8, 6, 5), method="randomized", without=["gram", "error", "batch_dims"]
+)
+TestCP = laws_of("cp", (8, 6, 5), n_iter_max=8, without=["gram error"])
+TestCPRand = laws_of("cp", (8, 6, 5), n_iter_max=8, solver="cprand", without=["gram"])
+TestLeverage = laws_of("cp", (8, 6, 5), n_iter_max=8, solver="leverage", without=["gram"])
+TestTT = laws_of("tt", (8, 6, 5))
+TestTTMatrix = laws_of("tt_matrix")
+TestTR = laws_of("tr", (8, 6, 5), 2, n_iter_max=8, without=["gram"])
+TestTROfAMatrix = laws_of("tr", sizes=((4, 4), (4, 3)), n_iter_max=6)
+TestKron = laws_of("kron", shapes=((4, 3), (4, 4)))
+TestBLR = laws_of("blr", rank=2, block=4)
+TestHierarchical = laws_of("hierarchical", rank=2, leaf=4)
+TestHODLR = laws_of("hodlr", rank=2, leaf=4)
+TestMonarch = laws_of("monarch", rank=2)
+TestBlast = laws_of("blast", n_iter_max=4)
+
+
+def test_every_method_has_a_sample() -> None:
+    laws = [value for name, value in globals().items() if name.startswith("Test")]
+    assert {law.name for law in laws} == set(names())
+
+
+@pytest.mark.parametrize("name", ["tt_matrix", "blr", "hierarchical", "hodlr", "monarch", "blast"])
+def test_what_takes_matrices_says_so_by_its_own_name(name: str) -> None:
+    with pytest.raises((UnsupportedError, ShapeError), match=r"\(4, 4, 4\)") as refusal:
+        registered(name).function(torch.ones(4, 4, 4), 0.5)
+    assert name in str(refusal.value).lower().replace("-", "_")
