@@ -8,19 +8,22 @@ from pathlib import Path
 from tensorlrf.decomposition.methods import LAYERS, names, registered
 
 PAGE = Path(__file__).with_name("formats.md")
-HEAD = "| function | what it finds | factors | layers |"
+HEAD = "| function | what it finds | factors | layers | source |"
+REFERENCES = "References\n----------\n"
 
 
 def table() -> str:
-    """A row for each decomposition: the first sentence of its docstring, what it gives, and the
-    layers that it serves."""
-    rows = [HEAD, "| --- | --- | --- | --- |"]
+    """A row for each decomposition: the first line of its docstring, what it gives, the layers that
+    it serves, and the references of its docstring."""
+    rows = [HEAD, "| --- | --- | --- | --- | --- |"]
     for name in names():
         found = registered(name)
-        about = (inspect.getdoc(found.function) or "").partition("\n\n")[0].replace("\n", " ")
+        told = inspect.getdoc(found.function) or ""
+        about = told.partition("\n")[0]
+        source = told.partition(REFERENCES)[2].partition("\n\n")[0].replace("\n", " ")
         gives = ", ".join(f"`{kind.__name__}`" for kind in found.gives)
         serves = ", ".join(kind for kind in LAYERS if kind in found.on)
-        rows.append(f"| `{name}` | {about} | {gives} | {serves} |")
+        rows.append(f"| `{name}` | {about} | {gives} | {serves} | {source} |")
     return "\n".join(rows) + "\n"
 
 

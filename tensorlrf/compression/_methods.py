@@ -26,8 +26,24 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Method):
-    """Of the candidates at one share, the one with the least error: of the outputs on held-out
-    inputs, or on all inputs where none are held out, or of the weight without calibration."""
+    """Of the candidates at one share, the one with the least error.
+
+    That is of the outputs on held-out inputs, or on all inputs where none are held out, or of the
+    weight without calibration.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    candidates : tuple of Method
+        `SVD()`, `Tucker()` and `CP()` by default.
+
+    Examples
+    --------
+    >>> auto = tensorlrf.Auto(candidates=(tensorlrf.SVD(), tensorlrf.TT()))
+    >>> [candidate.word for candidate in auto.candidates]
+    ['svd', 'tt']
+    """
 
     candidates: tuple[Method, ...] = field(default_factory=lambda: (SVD(), Tucker(), CP()))
 

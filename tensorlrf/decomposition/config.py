@@ -37,13 +37,29 @@ NO_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A decomposition with its options; `rank` and `error` are a layer's own budget.
+    """A decomposition with its options, as a value; `rank` and `error` are a layer's own budget.
 
-    rank   an int; a tuple where the format has several; or a float, the share of the weight's
-           parameters to keep at most. Of a convolution with groups: of each group
-    error  largest relative error, of the outputs where there is calibration, else of the weight
+    With neither, the budget of the whole model decides. The methods that serve `compress` are
+    subclasses, each beside its decomposition.
 
-    With neither, the budget of the whole model decides.
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+
+    Raises
+    ------
+    ArgumentError, RankError
+        For two budgets, and for an option or a rank that cannot be.
+
+    Examples
+    --------
+    >>> method = tensorlrf.SVD(rank=64)
+    >>> isinstance(method, tensorlrf.compression.Method), str(method), method.to_dict()
+    (True, 'svd', {'name': 'svd', 'rank': 64})
     """
 
     rank: Rank | None = None
@@ -91,7 +107,7 @@ class Method:
         """Raise ArgumentError for an option that cannot be."""
 
     def params_at(self, rank: LayerRank, shape: tuple[int, ...]) -> int:
-        """Parameters of the factors of a weight (out, in, *kernel) at a rank; they rise with it."""
+        """Parameters of the factors of a weight `(out, in, *kernel)` at a rank, rising with it."""
         raise NotImplementedError
 
     def check_rank(self, rank: LayerRank, shape: tuple[int, ...]) -> None:
@@ -116,8 +132,10 @@ class Method:
         return self
 
     def finds_rank(self, data_aware: bool) -> bool:
-        """Whether the decomposition finds the least rank within an error better than by bisection
-        over `ladder_of`, with inputs and without them."""
+        """Whether the decomposition finds the least rank within an error better than by bisection.
+
+        Bisection is over `ladder_of`; with inputs and without them.
+        """
         return False
 
     def rank_of(self, factors: Factors) -> LayerRank:
@@ -141,8 +159,10 @@ class Method:
     def any_factors(
         self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
     ) -> Factors | None:
-        """Factors at a rank of tensors that `values(*shape)` gives, as times do not depend on
-        values; None where only a fit tells the sizes."""
+        """Factors at a rank of tensors that `values(*shape)` gives.
+
+        Times do not depend on values. None where only a fit tells the sizes.
+        """
         return None
 
     # ---- what all have in common -----------------------------------------------------------------
@@ -162,8 +182,10 @@ class Method:
         return self.ladder_of((shape[0] // groups, *shape[1:])).times(groups)
 
     def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
-        """Parameters of the factors at a rank; None where only the fit can tell. Raises RankError
-        for a rank that cannot be."""
+        """Parameters of the factors at a rank; None where only the fit can tell.
+
+        Raises RankError for a rank that cannot be.
+        """
         each = (shape[0] // groups, *shape[1:])
         self.check_rank(rank, each)
         return groups * self.params_at(rank, each)
@@ -206,8 +228,21 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Structured(Method):
-    """What the structured formats share. Their parameters are known when they are fitted: a plan
-    gives a layer its share of them, and the fit finds sizes and ranks within it."""
+    """What the structured formats share.
+
+    Their parameters are known when they are fitted: a plan gives a layer its share of them, and the
+    fit finds sizes and ranks within it.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+
+    Examples
+    --------
+    >>> issubclass(tensorlrf.Kron, tensorlrf.compression.Structured)
+    True
+    """
 
     by_share: ClassVar[bool] = True
 

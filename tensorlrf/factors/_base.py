@@ -89,8 +89,10 @@ class Factors(ABC):
         """What the tensors do not say, as JSON values."""
 
     def _context(self) -> dict[str, Any]:
-        """`meta()` for whoever assembles the same format again and again: values that were checked
-        before may come as they are, without being JSON."""
+        """`meta()` for whoever assembles the same format again and again.
+
+        Values that were checked before may come as they are, without being JSON.
+        """
         return self.meta()
 
     @classmethod

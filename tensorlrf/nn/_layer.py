@@ -249,8 +249,10 @@ class FactoredLayer(Freezable, ABC):
             self._choose()
 
     def _on_path(self, path: str) -> Self:
-        """A twin in eval mode on the same parameters that takes `path` for any input; the layer
-        itself is left alone, and the twin can be frozen alone."""
+        """A twin in eval mode on the same parameters that takes `path` for any input.
+
+        The layer itself is left alone, and the twin can be frozen alone.
+        """
         twin: Self = object.__new__(type(self))  # copy.copy refuses parametrized modules
         vars(twin).update(vars(self))
         twin._frozen = None
@@ -270,8 +272,10 @@ class FactoredLayer(Freezable, ABC):
     # ---- as a module ------------------------------------------------------------------------
 
     def _traced(self, x: fx.Proxy) -> Any:
-        """What torch.fx records: one call of this layer, as of torch's own layers. A path is
-        chosen by shapes, which a symbolic input does not have."""
+        """What torch.fx records: one call of this layer, as of torch's own layers.
+
+        A path is chosen by shapes, which a symbolic input does not have.
+        """
         tracer: Any = x.tracer
         if tracer.root is self:
             raise UnsupportedError(

@@ -155,7 +155,20 @@ blast = factors_of(fit_blast)
 
 @config("blast")
 class Blast(Structured):
-    """A grid of blocks with shared bases; the options are those of `tensorlrf.blast`."""
+    """A grid of blocks with shared bases, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    blocks, n_iter_max, tol
+        Those of `tensorlrf.blast`.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Blast(blocks=4))
+    blast(blocks=4)
+    """
 
     blocks: int | tuple[int, int] | None
     n_iter_max: int | None

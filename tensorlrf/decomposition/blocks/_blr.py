@@ -206,9 +206,21 @@ blr = factors_of(fit_blr)
 
 @config("blr")
 class BLR(Structured):
-    """Blocks of low rank; the options are those of `tensorlrf.blr`.
+    """Blocks of low rank, as a method of `compress`.
 
-    block   rows and columns of a block; None: searched for each layer
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    block : int or pair of int, optional
+        Rows and columns of a block; searched for each layer by default.
+    dense_blocks, n_iter_max, tol
+        Those of `tensorlrf.blr`.
+
+    Examples
+    --------
+    >>> print(tensorlrf.BLR(block=64))
+    blr(block=64)
     """
 
     block: int | tuple[int, int] | None

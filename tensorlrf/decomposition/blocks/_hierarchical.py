@@ -181,7 +181,20 @@ hierarchical = factors_of(fit_hierarchical)
 
 @config("hierarchical")
 class Hierarchical(Structured):
-    """A tree of blocks; the options are those of `tensorlrf.hierarchical`."""
+    """A tree of blocks, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    leaf, admissible, n_iter_max, tol
+        Those of `tensorlrf.hierarchical`.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Hierarchical(leaf=32))
+    hierarchical(leaf=32)
+    """
 
     leaf: int
     admissible: str

@@ -141,7 +141,20 @@ monarch = factors_of(fit_monarch)
 
 @config("monarch")
 class Monarch(Structured):
-    """A Monarch matrix; the options are those of `tensorlrf.monarch`."""
+    """A Monarch matrix, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    blocks, n_iter_max, tol
+        Those of `tensorlrf.monarch`.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Monarch(blocks=(8, 4)))
+    monarch(blocks=[8, 4])
+    """
 
     blocks: int | tuple[int, int] | None
     n_iter_max: int | None

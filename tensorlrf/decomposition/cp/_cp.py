@@ -204,8 +204,24 @@ cp = factors_of(fit_cp)
 
 @config("cp")
 class CP(Method):
-    """CP of a convolution (Lebedev et al. 2015); a matrix gets its SVD. The options are those of
-    `tensorlrf.cp`, of which n_iter_max, tol, init and n_restarts serve fits to inputs."""
+    """CP of a convolution, as a method of `compress`; a matrix gets its SVD.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    n_iter_max, init, tol, solver, n_samples, n_restarts
+        Those of `tensorlrf.cp`, of which n_iter_max, tol, init and n_restarts serve fits to inputs.
+
+    References
+    ----------
+    Lebedev et al. 2015.
+
+    Examples
+    --------
+    >>> print(tensorlrf.CP(n_restarts=3))
+    cp(n_restarts=3)
+    """
 
     n_iter_max: int | None
     init: str

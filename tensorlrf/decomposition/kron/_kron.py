@@ -210,9 +210,21 @@ kron = factors_of(fit_kron)
 
 @config("kron")
 class Kron(Structured):
-    """A sum of Kronecker products; the options are those of `tensorlrf.kron`.
+    """A sum of Kronecker products, as a method of `compress`.
 
-    shapes   ((m1, n1), (m2, n2)), or None: searched for each layer, by its error at the share
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    shapes : ((m1, n1), (m2, n2)), optional
+        Searched for each layer, by its error at the share, where they are not given.
+    method, n_iter_max, tol, n_power_iter, n_oversample
+        Those of `tensorlrf.kron`.
+
+    Examples
+    --------
+    >>> tensorlrf.Kron(shapes=[[2, 4], [8, 8]]).shapes
+    ((2, 4), (8, 8))
     """
 
     shapes: tuple[tuple[int, int], tuple[int, int]] | None

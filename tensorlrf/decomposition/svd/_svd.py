@@ -221,12 +221,27 @@ svd = factors_of(fit_svd)
 
 @config("svd")
 class SVD(Method):
-    """Truncated SVD; the options are those of `tensorlrf.svd`, which serve fits without inputs, and
+    """Truncated SVD, as a method of `compress`.
 
-    metric   with calibration: "full", the second moments of the inputs, so that the error of the
-             outputs is least; "diagonal", columns scaled by the fourth root of their mean square,
-             the activation-aware SVD (Yuan et al. 2023, "ASVD", with alpha = 1/2); "identity",
-             the plain SVD
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    method, n_power_iter, n_oversample
+        Those of `tensorlrf.svd`, which serve fits without inputs.
+    metric : {"full", "diagonal", "identity"}
+        With calibration: "full", the second moments of the inputs, so that the error of the outputs
+        is least; "diagonal", columns scaled by the fourth root of their mean square, the
+        activation-aware SVD (with alpha = 1/2); "identity", the plain SVD.
+
+    References
+    ----------
+    Yuan et al. 2023, "ASVD".
+
+    Examples
+    --------
+    >>> print(tensorlrf.SVD(metric="diagonal"))
+    svd(metric=diagonal)
     """
 
     method: str

@@ -205,9 +205,21 @@ def _of_layer(tensor: Any, rank: Rank | None = None, **options: Any) -> TRFactor
 
 @config("tr")
 class TR(Structured):
-    """A tensor ring of the digits of rows and columns; the options are those of `tensorlrf.tr`.
+    """A tensor ring of the digits of rows and columns, as a method of `compress`.
 
-    sizes   ((m_0, ...), (n_0, ...)); None: two digits each
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    sizes : ((m_0, ...), (n_0, ...)), optional
+        Two digits each by default.
+    init, n_iter_max, tol
+        Those of `tensorlrf.tr`.
+
+    Examples
+    --------
+    >>> tensorlrf.TR(sizes=[[8, 4], [6, 5]]).sizes
+    ((8, 4), (6, 5))
     """
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None

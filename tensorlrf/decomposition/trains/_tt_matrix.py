@@ -177,11 +177,25 @@ def _of_layer(tensor: Any, rank: Rank | None = None, **options: Any) -> TTMatrix
 
 @config("tt")
 class TT(Structured):
-    """A TT-matrix of a linear weight; of a convolution the train of its modes, which runs as a
-    convolution along each axis between two pointwise ones. The options are those of
-    `tensorlrf.tt_matrix`, for linear layers; n_iter_max and tol serve fits to inputs.
+    """Trains, as a method of `compress`.
 
-    order   number of cores; None: by the size
+    A TT-matrix of a linear weight; of a convolution the train of its modes, which runs as a
+    convolution along each axis between two pointwise ones.
+
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    row_sizes, column_sizes, order
+        Those of `tensorlrf.tt_matrix`, for linear layers; order is the number of cores, None: by
+        the size.
+    n_iter_max, tol
+        Those of `tensorlrf.tt_matrix`, for fits to inputs.
+
+    Examples
+    --------
+    >>> print(tensorlrf.TT(order=3))
+    tt(order=3)
     """
 
     row_sizes: tuple[int, ...] | None

@@ -214,11 +214,25 @@ tucker = factors_of(fit_tucker)
 
 @config("tucker")
 class Tucker(Method):
-    """Tucker-2 on the channels of a convolution (Kim et al. 2016); a matrix gets its SVD. The
-    options are those of `tensorlrf.tucker`, of which only n_iter_max and tol serve fits to inputs,
-    and
+    """Tucker-2 on the channels of a convolution, as a method of `compress`; a matrix gets its SVD.
 
-    rank_shares   relative sizes of r_out / O and r_in / I, where a share decides the ranks
+    Parameters
+    ----------
+    rank, error
+        As of every `Method`.
+    method, n_iter_max, tol, n_power_iter, n_oversample
+        Those of `tensorlrf.tucker`, of which only n_iter_max and tol serve fits to inputs.
+    rank_shares : pair of float
+        Relative sizes of r_out / O and r_in / I, where a share decides the ranks.
+
+    References
+    ----------
+    Kim et al. 2016.
+
+    Examples
+    --------
+    >>> tensorlrf.Tucker(rank=(16, 8)).rank
+    (16, 8)
     """
 
     method: str
