@@ -18,11 +18,16 @@ from tensorlrf.cli._targets import check_file, check_folder
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import plan as make_plan
-from tensorlrf.compression._methods import words
-from tensorlrf.decomposition.methods import names
+from tensorlrf.compression.methods import words
+from tensorlrf.decomposition.methods import installed, names
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError, printable
 
-_OF_MATRICES = tuple(w for w in words() if w in set(names("linear")) - set(names("conv")))
+
+def words_of_methods() -> str:
+    """For the help: those that are there, and those of installed packages, which are not loaded."""
+    of_matrices = [w for w in words() if w in set(names("linear")) - set(names("conv"))]
+    others = (*(w for w in words() if w not in of_matrices), *installed())
+    return f"{', '.join(others)}; for linear layers {', '.join(of_matrices)}."
 
 
 def compress(
@@ -47,8 +52,7 @@ def compress(
         typer.Option(
             "--method",
             metavar="WORD",
-            help=f"{', '.join(w for w in words() if w not in _OF_MATRICES)}; for linear layers "
-            f"{', '.join(_OF_MATRICES)}.",
+            help=words_of_methods(),
         ),
     ] = "svd",
     skip: Annotated[

@@ -17,16 +17,21 @@ from tensorlrf.cli._options import Debug, Force, Json, Seed, Target
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file
 from tensorlrf.decomposition import Fit
-from tensorlrf.decomposition.methods import find, names, registered
+from tensorlrf.decomposition.methods import find, installed, names, registered
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, RankError, printable
+
+
+def words_of_methods() -> str:
+    """For the help: those that are there, and those of installed packages, which are not loaded."""
+    return f"{', '.join((*names('tensor'), *installed()))}."
 
 
 def decompose(
     tensor: Annotated[Path, typer.Argument(metavar="TENSOR", help="A .npy or a .safetensors.")],
     target: Target,
     method: Annotated[
-        str, typer.Option("--method", metavar="WORD", help=f"{', '.join(names('tensor'))}.")
+        str, typer.Option("--method", metavar="WORD", help=words_of_methods())
     ] = "svd",
     rank: Annotated[
         str | None,

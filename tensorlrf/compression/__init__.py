@@ -3,9 +3,9 @@
 from tensorlrf.compression._apply import apply
 from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._leave import densify, export
-from tensorlrf.compression._methods import Auto
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.report._report import BatchNorms, Latency, LayerReport, Report, Totals

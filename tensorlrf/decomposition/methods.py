@@ -54,6 +54,7 @@ class Registered:
     layer    how it is called for the weight of a layer, where that is not `function` itself
     truncates  the unfoldings whose singular values it cuts off, where it does that
     config   the class of its options for `compress`, where it serves that; see `config.py`
+    estimates   whether it takes rank="auto", an analytic estimate
     order    where it stands among the methods of tensors, and among those of layers
     sweeps_in_metric  whether n_iter_max= and tol= are of sweeps that it makes with gram= alone
     """
@@ -65,6 +66,7 @@ class Registered:
     layer: Decomposition | None = None
     truncates: Callable[..., Unfolded] | None = None
     config: Any = None
+    estimates: bool = False
     order: tuple[int, int] = field(default=(_LAST, _LAST))
     sweeps_in_metric: bool = False
 
@@ -108,6 +110,7 @@ def method(
     *,
     gives: type[Factors] | tuple[type[Factors], ...],
     on: Collection[Kind] | Mapping[Kind, Mapping[str, Any]],
+    estimates: bool = False,
     order: tuple[int, int] = (_LAST, _LAST),
     sweeps_in_metric: bool = False,
 ) -> Callable[[Fitting], Fitting]:
@@ -141,6 +144,7 @@ def method(
             fit,
             formats,
             MappingProxyType(serves),
+            estimates=estimates,
             order=order,
             sweeps_in_metric=sweeps_in_metric,
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition.methods import names, registered
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors.arrays import as_dense
 
@@ -190,9 +191,10 @@ def _share(rank: Rank) -> float | None:
         if rank == "same":
             return 1.0
         if rank == "auto":
+            *first, last = (name for name in names() if registered(name).estimates)
             raise RankError(
-                "rank='auto', the analytic estimate, is not known here: svd, tucker, tt, tt_matrix "
-                "and blr take it, of one tensor at a time; use an int, a share in (0, 1] or 'same'"
+                f"rank='auto', the analytic estimate, is not known here: {', '.join(first)} and "
+                f"{last} take it, of one tensor at a time; use an int, a share in (0, 1] or 'same'"
             )
         raise RankError(
             f"rank={rank!r} is unknown; use an int, a tuple, a share in (0, 1] or 'same'"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tensorlrf import CP, SVD, Auto, Tucker, cp, svd, tucker
 from tensorlrf.compression import BLR, TR, TT, Blast, Hierarchical, Kron, Method, Monarch
-from tensorlrf.compression._methods import (
+from tensorlrf.compression.methods import (
     config_of,
     method_from_dict,
     words,

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import re
 import subprocess
 import sys
 import typing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tensorlrf import decomposition, io
-from tensorlrf.cli import main
-from tensorlrf.compression._methods import method_from_dict
+from tensorlrf import decomposition
 from tensorlrf.decomposition import fit_svd, methods, scree
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.methods import (
@@ -33,7 +29,7 @@ from tensorlrf.decomposition.methods import (
     registered,
     truncates,
 )
-from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError
+from tensorlrf.errors import ArgumentError, TensorlrfError
 from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import factorize
 from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
@@ -47,9 +43,6 @@ WEIGHTS: dict[Kind, nn.Module] = {
 }
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "extending.md").read_text()
-(PLUGIN,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "@method(" in code)
-"""The method of the page on extending, 'nearest'."""
 
 
 def fit_mine(
@@ -66,21 +59,6 @@ mine = factors_of(fit_mine)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test declares is gone after it."""
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-
-
-@pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The module of an installed package that declares a method 'nearest'."""
-    folder = tmp_path / "toys-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[tensorlrf.methods]\nnearest = a_toy_method\n")
-    module = tmp_path / "a_toy_method.py"
-    module.write_text(PLUGIN)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "a_toy_method", None)
-    del sys.modules["a_toy_method"]  # and again after the test
-    return module
 
 
 def test_every_decomposition_is_declared_and_no_other() -> None:
@@ -242,44 +220,3 @@ def test_a_type_checker_sees_what_the_short_function_takes_and_gives(tmp_path: P
 def test_the_short_function_is_pickled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     assert pickle.loads(pickle.dumps(mine)) is mine
-
-
-def test_a_package_declares_a_method_that_is_imported_when_asked_for(plugin: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"choose one of .*nearest"):
-        find("naerest")
-    with pytest.raises(ArgumentError, match="method='nearest' is unknown"):
-        registered("nearest")
-    assert "nearest" not in names()
-    with pytest.raises(ArgumentError, match=r"package 'toys', .*; import a_toy_method first"):
-        method_from_dict({"name": "nearest"})  # as a plan has it
-    assert plugin.stem not in sys.modules
-    layer = factorize(nn.Linear(3, 4), "nearest", 1)
-    assert isinstance(layer.factors, LowRank)
-    found = find("nearest", "linear")
-    assert plugin.stem in sys.modules
-    assert found is registered("nearest")
-    assert not found.draws
-    assert found.function(torch.ones(4, 3), 1).shape == (4, 3)
-    assert names()[-1] == "nearest"
-
-
-def test_the_command_line_knows_the_method_of_a_package(
-    plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.save(tmp_path / "t.npy", matrix().numpy())
-    target = tmp_path / "f.safetensors"
-    given = ["decompose", str(tmp_path / "t.npy"), "--method", "nearest", "--rank", "2"]
-    assert main([*given, "-o", str(target)]) == 0
-    assert "rank 2" in capsys.readouterr().out
-    assert isinstance(io.load_factors(target), LowRank)
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [("import no_such_module", "no_such_module"), ("", "declare it, @method..nearest.")],
-)
-def test_an_entry_point_with_a_fault_is_named(plugin: Path, source: str, words: str) -> None:
-    plugin.write_text(source)
-    with pytest.raises(UnsupportedError, match=f"method 'nearest' .*'a_toy_method'.*{words}"):
-        find("nearest")
-    assert "nearest" not in names()

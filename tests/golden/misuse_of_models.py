@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf import Plan, io
-from tensorlrf.compression._methods import config_of, words
+from tensorlrf.compression.methods import config_of, words
 from tensorlrf.ops import PathTable
 from tests.golden.misuse import lines, ones, sample
 from tests.golden.models import Net

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf import Plan, plan
 from tensorlrf.compression import Method
-from tensorlrf.compression._methods import config_of, words
+from tensorlrf.compression.methods import config_of, words
 from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import factorize

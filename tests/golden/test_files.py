@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tensorlrf import Plan, io
-from tensorlrf.compression._methods import config_of, words
+from tensorlrf.compression.methods import config_of, words
 from tensorlrf.factors import FORMATS
 from tests.golden.difference import difference
 from tests.golden.models import methods, plain_plans, plan_of

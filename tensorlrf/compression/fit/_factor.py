@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.compression._methods import Auto, at_rung
 from tensorlrf.compression.calibration._calibrate import Seen, check_statistics
 from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
+from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.second_moments import SecondMoments
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering

@@ -11,14 +11,14 @@ from fnmatch import fnmatchcase
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from tensorlrf.compression._methods import (
+from tensorlrf.compression._render import Header, Table
+from tensorlrf.compression._words import budget_words, rank_words, staying
+from tensorlrf.compression.methods import (
     MOST_ENTRIES,
     MethodLike,
     as_method,
     method_from_dict,
 )
-from tensorlrf.compression._render import Header, Table
-from tensorlrf.compression._words import budget_words, rank_words, staying
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.rank import Rank

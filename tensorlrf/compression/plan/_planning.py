@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression._methods import Given, as_method, at_rung
 from tensorlrf.compression._ranks import allocate
 from tensorlrf.compression._survey import (
     Found,
@@ -22,6 +21,7 @@ from tensorlrf.compression._survey import (
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.methods import Given, as_method, at_rung
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._worthwhile import without_slow
 from tensorlrf.decomposition.configs import Method

@@ -46,7 +46,14 @@ SWEEPS = 200
 """With `gram`, at most."""
 
 
-@method("blr", gives=BlockLowRank, on={"tensor", "linear"}, order=(8, 7), sweeps_in_metric=True)
+@method(
+    "blr",
+    gives=BlockLowRank,
+    on={"tensor", "linear"},
+    estimates=True,
+    order=(8, 7),
+    sweeps_in_metric=True,
+)
 @without_autocast()
 @threaded
 def fit_blr(

@@ -44,7 +44,9 @@ METRICS = ("full", "diagonal", "identity")
 ASVD_ALPHA = 0.5
 
 
-@method("svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, order=(1, 1))
+@method(
+    "svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, estimates=True, order=(1, 1)
+)
 @without_autocast()
 @threaded
 def fit_svd(

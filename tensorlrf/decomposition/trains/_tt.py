@@ -35,6 +35,7 @@ SWEEPS = 50
     "tt",
     gives=TTFactors,
     on={"tensor", "linear", "conv", "embedding"},
+    estimates=True,
     order=(4, 5),
     sweeps_in_metric=True,
 )

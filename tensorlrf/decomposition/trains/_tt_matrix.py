@@ -39,7 +39,14 @@ SWEEPS = 100
 """In the metric of the inputs, at most."""
 
 
-@method("tt_matrix", gives=TTMatrix, on={"tensor"}, order=(7, 12), sweeps_in_metric=True)
+@method(
+    "tt_matrix",
+    gives=TTMatrix,
+    on={"tensor"},
+    estimates=True,
+    order=(7, 12),
+    sweeps_in_metric=True,
+)
 @without_autocast()
 @threaded
 def fit_tt_matrix(

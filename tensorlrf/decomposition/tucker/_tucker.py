@@ -43,6 +43,7 @@ METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
     "tucker",
     gives=TuckerFactors,
     on={"tensor": {}, "linear": {}, "conv": {"modes": (0, 1)}, "embedding": {}},
+    estimates=True,
     order=(2, 3),
 )
 @without_autocast()

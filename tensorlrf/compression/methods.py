@@ -78,11 +78,10 @@ Given = MethodLike | Mapping[str, MethodLike | None]
 def words() -> tuple[str, ...]:
     """The words of the methods: those of which a plan gives the rank, the choice among them, and
     those of which it gives the share."""
-    served = [registered(name) for name in names("tensor")]
-    ranked = [m.name for m in served if m.config is not None and not m.config.by_share]
-    by_share = [m for m in map(registered, names("compress")) if m.config.by_share]
-    by_share.sort(key=lambda m: m.order[1])
-    return (*ranked, AUTO, *(m.name for m in by_share))
+    served = [registered(name) for name in names("compress")]
+    ranked = [m for m in served if not m.config.by_share]
+    by_share = sorted((m for m in served if m.config.by_share), key=lambda m: m.order[1])
+    return (*(m.name for m in ranked), AUTO, *(m.name for m in by_share))
 
 
 def config_of(word: str) -> type[Method]:
