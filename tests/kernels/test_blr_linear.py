@@ -3,14 +3,22 @@ dispatcher."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf_kernels.blr_linear import blr_linear, fused, launch, monarch_linear, words
+from tensorlrf_kernels.blr_linear import (
+    blast_linear,
+    blr_linear,
+    fused,
+    launch,
+    monarch_linear,
+    words,
+)
 from tensorlrf_kernels.blr_linear.forms import tiling_of
 from tensorlrf_kernels.chips import H200, KNOWN
 from tensorlrf_kernels.launches import Problem
@@ -24,6 +32,7 @@ from tests.kernels.drawn.blr import (
     grid,
     tree,
 )
+from tests.laws.kernels import KernelLaws
 
 RAGGED = grid([3, 4, 2], [5, 2, 3], lambda i, j: None if i == j == 1 else (i * 2 + j) % 4)
 FORMS: dict[str, Callable[[int], BlockOperands]] = {
@@ -59,80 +68,101 @@ def test_follows_the_dense_matrix(form: str, activation: str | None) -> None:
     assert o.run(activation).shape == (0, 3, expected.shape[1])
 
 
-@pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("form", FORMS)
-def test_gradients(form: str, activation: str | None) -> None:
+BLOCKS: Blocks = grid([4, 4], [3, 3], lambda i, j: 2)
+X, LEFT, RIGHT, DENSE = torch.ones(5, 6), torch.ones(32), torch.ones(24), torch.ones(0)
+M_LEFT, M_RIGHT = torch.ones(2, 4, 3, 1), torch.ones(3, 2, 1, 2)
+
+
+class BlockLaws(KernelLaws):
+    """Of one form, on rows of x."""
+
+    leads = ((3,), (0,))
+    compiled = ((5,), (9,), (2,))
+    activations = (None, "gelu")
+    form: str
+    drawn_last: BlockOperands
+
+    def drawn_rows(self, *lead: int) -> BlockOperands:
+        return FORMS[self.form](*lead)
+
+    def leaves(self, *lead: int) -> list[Tensor]:
+        self.drawn_last = self.drawn_rows(*lead)
+        return [t for t in self.drawn_last.tensors if t is not None]
+
+    def filled(self, operands: tuple[Tensor, ...]) -> BlockOperands:
+        given = iter(operands)
+        return self.drawn_last.map(lambda _: next(given))
+
+    def run(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return self.filled(operands).run(activation)
+
+    def chain(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return self.filled(operands).chain(activation)
+
+    def exact(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return exact(self.filled(operands), activation)
+
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        o = self.drawn_rows(3).map(lambda t: t.requires_grad_())
+        yield torch.ops.tensorlrf.blr_linear, (*o.tensors, o.text, "gelu")
+        o = o.map(lambda t: t.detach())
+        dy, x, panels = o.run(), o.x, o.tensors[1:]
+        for needed in ([True] * 5, [False, True, False, False, True]):
+            there = [n and t is not None for n, t in zip(needed, o.tensors, strict=True)]
+            args = (dy, x, *panels, o.text, "silu", there, x.shape[1])
+            yield torch.ops.tensorlrf.blr_linear_backward, args
+
+
+class TestRagged(BlockLaws):
+    form = "ragged"
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        for args, said in (
+            ((X, torch.ones(31), RIGHT, DENSE, BLOCKS, (8, 6)), r"left has shape \(31,\).*\(32,\)"),
+            ((X, LEFT, RIGHT, torch.ones(2), BLOCKS, (8, 6)), r"dense has shape \(2,\).*\(0,\)"),
+            ((X, LEFT, RIGHT.double(), DENSE, BLOCKS, (8, 6)), "right has dtype torch.float64"),
+            (
+                (X[:, :5], LEFT, RIGHT, DENSE, BLOCKS, (8, 6)),
+                r"x has shape \(5, 5\).*, 6\)",
+            ),
+            ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 7)), "blocks do not cover"),
+            ((X, LEFT, RIGHT, DENSE, BLOCKS[:3], (8, 6)), "blocks do not cover"),
+            ((X, LEFT, RIGHT, DENSE, [*BLOCKS[:3], BLOCKS[2]], (8, 6)), "blocks do not cover"),
+            ((X, LEFT, RIGHT, DENSE, BLOCKS[::-1], (8, 6)), "ascending order"),
+            ((X, LEFT, RIGHT, DENSE, [(0, 0, 8, 6, 7)], (8, 6)), "rank outside of 0 to 6"),
+            ((X, LEFT, RIGHT, DENSE, [(0, 0, 9, 6, 2)], (8, 6)), "does not lie within"),
+            ((X, LEFT, RIGHT, DENSE, "nonsense", (8, 6)), "'nonsense' is no tiling"),
+            ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 6), torch.ones(7)), r"bias has shape \(7,\)"),
+            ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 6), None, "tanh"), "'tanh'.*relu, gelu"),
+        ):
+            yield partial(blr_linear, *args), said  # type: ignore[arg-type]  # wrong on purpose
+
+
+class TestMonarch(BlockLaws):
+    form = "monarch"
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        for args, said in (
+            ((X, M_LEFT, M_RIGHT, (9, 6)), r"left has shape \(2, 4, 3, 1\).*dimension 1 to be 5"),
+            ((X, M_LEFT, M_RIGHT, (8, 7)), r"right has shape \(3, 2, 1, 2\).*dimension 3 to be 3"),
+            ((X, M_LEFT, M_RIGHT.transpose(0, 1), (8, 6)), "right has shape .* with k = 3 as left"),
+        ):
+            yield partial(monarch_linear, *args), said
+
+
+class TestBlast(BlockLaws):
+    form = "blast"
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        o = draw_blast(5, (3, 4), 3, (8, 13))
+        args = (o.x[:, :5], o.left, o.right, o.third, (8, 13))
+        yield partial(blast_linear, *args), r"x has shape \(5, 5\).*\(\.\.\., 13\)"
+
+
+@pytest.mark.parametrize("form", ["even", "tree", "dense", "nothing"])
+def test_gradients_of_other_tilings(form: str) -> None:
     o = FORMS[form](3)
-    assert torch.autograd.gradcheck(lambda *ts: call_with(o, list(ts), activation), leaves(o))
-
-
-@pytest.mark.parametrize("activation", [None, "gelu"])
-@pytest.mark.parametrize("form", ["ragged", "monarch", "blast"])
-def test_only_the_gradients_that_are_needed(form: str, activation: str | None) -> None:
-    for needed in product([True, False], repeat=5):
-        ours, theirs = FORMS[form](3), FORMS[form](3)
-        for o, run in ((ours, BlockOperands.run), (theirs, BlockOperands.chain)):
-            for t, need in zip(o.tensors, needed, strict=True):
-                if t is not None:
-                    t.requires_grad_(need)
-            y = run(o, activation)
-            if y.requires_grad:
-                y.square().sum().backward()
-        for t, expected in zip(ours.tensors, theirs.tensors, strict=True):
-            if t is not None and expected is not None:
-                torch.testing.assert_close(t.grad, expected.grad, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("form", ["ragged", "monarch", "blast"])
-def test_opcheck(form: str) -> None:
-    o = FORMS[form](3)
-    leaves(o)
-    torch.library.opcheck(torch.ops.tensorlrf.blr_linear, (*o.tensors, o.text, "gelu"))
-    x, *panels = (None if t is None else t.detach() for t in o.tensors)
-    assert x is not None
-    dy = o.run().detach()
-    for needed in ([True] * 5, [False, True, False, False, True]):
-        needed = [n and (k != 3 or form != "monarch") for k, n in enumerate(needed)]
-        args = (dy, x, *panels, o.text, "silu", needed, x.shape[1])
-        torch.library.opcheck(torch.ops.tensorlrf.blr_linear_backward, args)
-
-
-def test_compiles_in_one_graph_with_gradients() -> None:
-    for form in ("ragged", "monarch", "blast"):
-        o = FORMS[form](5)
-
-        def run(*tensors: Tensor, o: BlockOperands = o) -> Tensor:
-            return call_with(o, list(tensors), "gelu").square()
-
-        torch._dynamo.reset()
-        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-        for M in (5, 9):
-            ours, theirs = leaves(FORMS[form](M)), leaves(FORMS[form](M))
-            y, expected = compiled(*ours), run(*theirs)
-            torch.testing.assert_close(y, expected)
-            y.sum().backward()
-            expected.sum().backward()
-            for t, other in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(t.grad, other.grad)
-
-
-def test_autocast_casts_as_for_products() -> None:
-    o = FORMS["ragged"](5).map(lambda t: t.float().requires_grad_())
-    with torch.autocast("cpu", torch.bfloat16):
-        y = o.run("relu")
-        expected = o.map(lambda t: t.detach().bfloat16()).chain("relu")
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y, expected, rtol=0, atol=0)
-    y.sum().backward()
-    assert all(t is not None and t.grad.dtype == torch.float32 for t in o.tensors)
-
-
-def test_double_backward_is_refused_with_the_remedy() -> None:
-    o = FORMS["monarch"](3)
-    leaves(o)
-    (g,) = torch.autograd.grad(o.run("silu").sum(), o.x, create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"second derivative.*path='chain'"):
-        g.sum().backward()
+    assert torch.autograd.gradcheck(lambda *ts: call_with(o, list(ts), "silu"), leaves(o))
 
 
 # ---- the tables and launches --------------------------------------------------------------------
@@ -186,49 +216,6 @@ def test_what_is_not_served_is_left_to_the_library() -> None:
     config = launch.forward(problem._replace(rows=200), H200)
     assert config is not None
     assert not fused._worthwhile(small.form, config, False, torch.device("cpu"))
-
-
-# ---- bad input ----------------------------------------------------------------------------------
-
-BLOCKS: Blocks = grid([4, 4], [3, 3], lambda i, j: 2)
-X, LEFT, RIGHT, DENSE = torch.ones(5, 6), torch.ones(32), torch.ones(24), torch.ones(0)
-M_LEFT, M_RIGHT = torch.ones(2, 4, 3, 1), torch.ones(3, 2, 1, 2)
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ((X, torch.ones(31), RIGHT, DENSE, BLOCKS, (8, 6)), r"left has shape \(31,\).*\(32,\)"),
-        ((X, LEFT, RIGHT, torch.ones(2), BLOCKS, (8, 6)), r"dense has shape \(2,\).*\(0,\)"),
-        ((X, LEFT, RIGHT.double(), DENSE, BLOCKS, (8, 6)), "right has dtype torch.float64"),
-        ((X[:, :5], LEFT, RIGHT, DENSE, BLOCKS, (8, 6)), r"x has shape \(5, 5\).*\(\.\.\., 6\)"),
-        ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 7)), "blocks do not cover"),
-        ((X, LEFT, RIGHT, DENSE, BLOCKS[:3], (8, 6)), "blocks do not cover"),
-        ((X, LEFT, RIGHT, DENSE, [*BLOCKS[:3], BLOCKS[2]], (8, 6)), "blocks do not cover"),
-        ((X, LEFT, RIGHT, DENSE, BLOCKS[::-1], (8, 6)), "ascending order"),
-        ((X, LEFT, RIGHT, DENSE, [(0, 0, 8, 6, 7)], (8, 6)), "rank outside of 0 to 6"),
-        ((X, LEFT, RIGHT, DENSE, [(0, 0, 9, 6, 2)], (8, 6)), "does not lie within"),
-        ((X, LEFT, RIGHT, DENSE, "nonsense", (8, 6)), "'nonsense' is no tiling"),
-        ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 6), torch.ones(7)), r"bias has shape \(7,\)"),
-        ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 6), None, "tanh"), "'tanh'.*relu, gelu"),
-    ],
-)
-def test_bad_tilings_are_named(args: tuple[object, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        blr_linear(*args)  # type: ignore[arg-type]  # that is the test
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ((X, M_LEFT, M_RIGHT, (9, 6)), r"left has shape \(2, 4, 3, 1\).*dimension 1 to be 5"),
-        ((X, M_LEFT, M_RIGHT, (8, 7)), r"right has shape \(3, 2, 1, 2\).*dimension 3 to be 3"),
-        ((X, M_LEFT, M_RIGHT.transpose(0, 1), (8, 6)), "right has shape .* with k = 3 as left"),
-    ],
-)
-def test_bad_monarchs_are_named(args: tuple[object, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        monarch_linear(*args)  # type: ignore[arg-type]  # that is the test
 
 
 def test_words_are_read_back() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf_kernels.cp_conv2d import cp_conv2d
+from tensorlrf_kernels._activation import activate
+from tensorlrf_kernels.cp_conv2d import cp_conv2d, reference
+from tests.laws.kernels import KernelLaws
 
 GEOMETRY = [
     {},
@@ -71,50 +77,44 @@ def test_the_op_and_its_gradients(options: dict, activation: str | None) -> None
     assert torch.autograd.gradcheck(run, given)
 
 
-@pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("only", range(7))
-def test_only_the_gradients_that_are_needed(only: int, activation: str | None) -> None:
-    for others in (False, True):
-        given = [image(2, 4, 6, 5), *tensors(2)]
-        for k, t in enumerate(given):
-            t.requires_grad_((k == only) != others)
-        OP(*given, (1, 1), (1, 1), (1, 1), activation).square().sum().backward()
-        found = [t.grad for t in given]
-        for t in given:
-            t.grad = None
-        y = cp_conv2d(*given, padding=(1, 1), activation=activation)
-        y.square().sum().backward()
-        for got, t in zip(found, given, strict=True):
-            # Autograd sums over places in another order, in float64.
-            torch.testing.assert_close(got, t.grad, rtol=1e-11, atol=1e-11)
+class TestCPConv2d(KernelLaws):
+    """Of the kernel (5, 4, 3, 2), strided along the rows and padded."""
 
+    leads = ((2,), (0,))
+    compiled = ((2,), (3,), (1,))
+    activations = (None, "silu")
+    remedy = "no second derivative"
 
-def test_the_op_is_one_of_the_dispatchers() -> None:
-    given = [t.requires_grad_() for t in (image(2, 4, 6, 5), *tensors(2))]
-    torch.library.opcheck(OP, (*given, (1, 1), (1, 1), (1, 1), "gelu"))
-    compiled = torch.compile(
-        lambda *t: OP(*t, (2, 1), (1, 0), (1, 1), "relu"), fullgraph=True, backend="aot_eager"
-    )
-    y = compiled(*given)
-    y.sum().backward()
-    torch.testing.assert_close(y, OP(*given, (2, 1), (1, 0), (1, 1), "relu"))
-    y = OP(*given, (1, 1), (1, 1), (1, 1), None)
-    (g,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        g.sum().backward()
+    def leaves(self, *lead: int) -> list[Tensor]:
+        return [image(*lead, 4, 6, 5), *tensors(2)]
 
+    def run(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return OP(*operands, (2, 1), (1, 1), (1, 1), activation)  # type: ignore[no-any-return]
 
-def test_what_does_not_fit_is_named() -> None:
-    x, (out, inp, kh, kw, weights, bias) = image(2, 4, 6, 5), tensors()
-    plain = ((1, 1), (0, 0), (1, 1), None)
-    for given, message in (
-        ((x, out, inp[:3], kh, kw, weights, bias, *plain), "in_factor has shape.*with c = 4"),
-        ((x, out, inp, kh[:, :2], kw, weights, bias, *plain), "kh_factor has shape.*with r = 3"),
-        ((x[0], out, inp, kh, kw, weights, bias, *plain), r"x has shape \(4, 6, 5\); it must be"),
-        ((x, out, inp, kh, kw, weights.float(), bias, *plain), "weights has dtype"),
-        ((x, out, inp, kh, kw, weights, bias, (1, 0), *plain[1:]), r"stride=\(1, 0\) must be two"),
-        ((x[:, :, :2], out, inp, kh, kw, weights, bias, *plain), "smaller than the kernel of 3 x"),
-        ((x, out, inp, kh, kw, weights, bias, *plain[:3], "tanh"), "activation='tanh' is unknown"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            OP(*given)
+    def chain(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return reference.cp_conv2d(*operands, (2, 1), (1, 1), (1, 1), activation)
+
+    def exact(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        x, out, inp, kh, kw, weights, bias = operands
+        kernel = torch.einsum("j,oj,ij,pj,qj->oipq", weights, out, inp, kh, kw)
+        return activate(F.conv2d(x, kernel, bias, (2, 1), 1), activation)
+
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        yield OP, (*self.drawn(2), (1, 1), (1, 1), (1, 1), "gelu")
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        x, (out, inp, kh, kw, weights, bias) = image(2, 4, 6, 5), tensors()
+        plain = ((1, 1), (0, 0), (1, 1), None)
+        for args, words in (
+            ((x, out, inp[:3], kh, kw, weights, bias, *plain), "in_factor has shape.*with c = 4"),
+            ((x, out, inp, kh[:, :2], kw, weights, bias, *plain), "kh_factor has shape.*r = 3"),
+            ((x[0], out, inp, kh, kw, weights, bias, *plain), r"x has shape \(4, 6, 5\); it must"),
+            ((x, out, inp, kh, kw, weights.float(), bias, *plain), "weights has dtype"),
+            ((x, out, inp, kh, kw, weights, bias, (1, 0), *plain[1:]), r"stride=\(1, 0\) must be"),
+            (
+                (x[:, :, :2], out, inp, kh, kw, weights, bias, *plain),
+                "smaller than the kernel of 3",
+            ),
+            ((x, out, inp, kh, kw, weights, bias, *plain[:3], "tanh"), "activation='tanh' is unk"),
+        ):
+            yield partial(OP, *args), words

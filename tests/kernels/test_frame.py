@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import tensorlrf_kernels
 from tensorlrf_kernels import _counters, _tables, chips, launches
 from tensorlrf_kernels.launches import Call, LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import launch, lowrank_linear
@@ -340,6 +341,19 @@ def test_without_triton_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(launches, "HAS_TRITON", True)
     monkeypatch.setattr(launches, "chip_of", lambda device: old)
     assert execute(RuntimeError("unreachable")) == (None, [])
+
+
+def test_importing_the_ops_imports_no_compiler() -> None:
+    ops = [p.parent.name for p in Path(tensorlrf_kernels.__file__).parent.glob("*/launch.py")]
+    assert "lowrank_swiglu" in ops
+    code = (
+        "import sys, importlib, torch; before = set(sys.modules); "
+        f"[importlib.import_module('tensorlrf_kernels.' + op) for op in {ops}]; "
+        "new = set(sys.modules) - before; "
+        "print([m for m in ('triton', 'torch._dynamo') if m in new])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_the_op_runs_where_triton_cannot_be_imported() -> None:

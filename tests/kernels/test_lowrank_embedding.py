@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tensorlrf_kernels.tt_embedding import tt_embedding
 from tests.draws import seeded
 from tests.kernels.drawn.embedding import Lookup, draw_indices, matrices, trains
 from tests.kernels.drawn.lowrank import assert_within, roundoff
+from tests.laws.kernels import KernelLaws
 
 F64 = torch.float64
 SHAPE = (23, 11)  # of a train of 4 x 6 rows and 3 x 4 columns: both are padded
@@ -118,41 +121,6 @@ def test_sizes_of_zero() -> None:
     assert not left.grad.any()
 
 
-@pytest.mark.parametrize("kind", ["lowrank", "tt"])
-def test_the_op_is_one_of_the_dispatchers(kind: str) -> None:
-    o = lookup(kind, draw_indices(6, 23).view(2, 3))
-    leaves = [t.requires_grad_() for t in (o.one, o.other)]
-    detached = [t.detach() for t in leaves]
-    dy, op = seeded(2, 3, 11), torch.ops.tensorlrf
-    if kind == "tt":
-        torch.library.opcheck(op.tt_embedding, (o.indices, *leaves, *SHAPE, 2))
-        for needed in ([True, True], [False, True]):
-            args = (dy, o.indices, *detached, SHAPE[0], -1, needed)
-            torch.library.opcheck(op.tt_embedding_backward, args)
-    else:
-        torch.library.opcheck(op.lowrank_embedding, (o.indices, *leaves, 2))
-        for needed in ([True, True], [True, False]):
-            args = (dy, o.indices, *detached, -1, needed)
-            torch.library.opcheck(op.lowrank_embedding_backward, args)
-
-
-@pytest.mark.parametrize("kind", ["lowrank", "tt"])
-def test_compiles_in_one_graph_with_gradients(kind: str) -> None:
-    o = lookup(kind, draw_indices(6, 23), padding=4)
-    leaves = [t.requires_grad_() for t in (o.one, o.other)]
-
-    def step(indices: Tensor, *factors: Tensor) -> Tensor:
-        return run(Lookup(indices, *factors, SHAPE, 4)).square()
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for lead in ((5,), (9,), (2, 3)):
-        indices = draw_indices(torch.Size(lead).numel(), 23).view(lead)
-        torch.testing.assert_close(compiled(indices, *leaves), step(indices, *leaves))
-        got = torch.autograd.grad(compiled(indices, *leaves).sum(), leaves)
-        want = torch.autograd.grad(step(indices, *leaves).sum(), leaves)
-        torch.testing.assert_close(got, want)
-
-
 def test_autocast_rounds_the_rows_and_not_the_table() -> None:
     o = matrices(23, 11, 5, draw_indices(30, 23), torch.float32)
     left, right = (t.requires_grad_() for t in (o.one, o.other))
@@ -168,40 +136,74 @@ def test_autocast_rounds_the_rows_and_not_the_table() -> None:
         assert run(matrices(23, 11, 5, o.indices, F64)).dtype == F64
 
 
-@pytest.mark.parametrize("kind", ["lowrank", "tt"])
-def test_double_backward_is_refused_with_the_remedy(kind: str) -> None:
-    o = lookup(kind, draw_indices(6, 23))
-    leaves = [t.requires_grad_() for t in (o.one, o.other)]
-    (g,) = torch.autograd.grad(run(o, *leaves).square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"second derivative.*path='chain'"):
-        g.sum().backward()
-    (g,) = torch.autograd.grad(chain(o, *leaves).square().sum(), leaves[0], create_graph=True)
-    g.sum().backward()
-
-
 I, LEFT, RIGHT = torch.tensor([1, 2]), torch.ones(3, 2), torch.ones(2, 4)
 A, B = torch.ones(3, 2, 5), torch.ones(5, 4, 3)
 
 
-@pytest.mark.parametrize(
-    ("call", "args", "words"),
-    [
-        (lowrank_embedding, (I, LEFT, RIGHT[:1]), r"right has shape \(1, 4\).*with r = 2 as left"),
-        (lowrank_embedding, (I, LEFT[0], RIGHT), r"left has shape \(2,\); it must be \(n, r\)"),
-        (lowrank_embedding, (I.float(), LEFT, RIGHT), "indices has dtype torch.float32.*int32 or"),
-        (lowrank_embedding, (I, LEFT.half(), RIGHT), "right has dtype torch.float32, left"),
-        (lowrank_embedding, (I, LEFT, RIGHT[:1].half()), r"right is \(1, 4\).*r = 2"),
-        (lowrank_embedding, (I.to("meta"), LEFT, RIGHT), "indices is on meta, left on cpu"),
-        (
-            lowrank_embedding,
-            (I, LEFT, RIGHT, 3),
-            "padding_idx=3 is no row of a table of 3.*-3 to 2",
-        ),
-        (tt_embedding, (I, A, B[:4]), r"second has shape \(4, 4, 3\).*with r = 5 as first"),
-        (tt_embedding, (I, A, B, (13, 6)), r"shape=\(13, 6\).*n <= 12 and d <= 6"),
-        (tt_embedding, (I, A, B, (11, 6), 11), "padding_idx=11 is no row of a table of 11"),
-    ],
-)
-def test_bad_input_is_named(call: Callable[..., Tensor], args: tuple, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        call(*args)
+class LookupLaws(KernelLaws):
+    """The operands are the factors; `leaves` draws the indices as well, as many as its lead."""
+
+    kind: str
+    indices: Tensor
+
+    def leaves(self, *lead: int) -> list[Tensor]:
+        self.indices = draw_indices(torch.Size(lead).numel(), 23).view(lead)
+        o = lookup(self.kind, self.indices)
+        return [o.one, o.other]
+
+    def given(self, operands: tuple[Tensor, ...]) -> Lookup:
+        one, other = operands
+        return Lookup(self.indices, one, other, SHAPE, 4)
+
+    def run(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return run(self.given(operands), *operands)
+
+    def chain(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return chain(self.given(operands), *operands)
+
+    def exact(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return self.given(operands).table()[self.indices]
+
+
+class TestLowrankEmbedding(LookupLaws):
+    kind = "lowrank"
+
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        op, leaves = torch.ops.tensorlrf, self.drawn(2, 3)
+        yield op.lowrank_embedding, (self.indices, *leaves, 2)
+        detached = self.leaves(2, 3)
+        for needed in ([True, True], [True, False]):
+            args = (seeded(2, 3, 11), self.indices, *detached, -1, needed)
+            yield op.lowrank_embedding_backward, args
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        for args, words in (
+            ((I, LEFT, RIGHT[:1]), r"right has shape \(1, 4\).*with r = 2 as left"),
+            ((I, LEFT[0], RIGHT), r"left has shape \(2,\); it must be \(n, r\)"),
+            ((I.float(), LEFT, RIGHT), "indices has dtype torch.float32.*int32 or"),
+            ((I, LEFT.half(), RIGHT), "right has dtype torch.float32, left"),
+            ((I, LEFT, RIGHT[:1].half()), r"right is \(1, 4\).*r = 2"),
+            ((I.to("meta"), LEFT, RIGHT), "indices is on meta, left on cpu"),
+            ((I, LEFT, RIGHT, 3), "padding_idx=3 is no row of a table of 3.*-3 to 2"),
+        ):
+            yield partial(lowrank_embedding, *args), words  # type: ignore[arg-type]  # wrong ones
+
+
+class TestTTEmbedding(LookupLaws):
+    kind = "tt"
+
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        op, leaves = torch.ops.tensorlrf, self.drawn(2, 3)
+        yield op.tt_embedding, (self.indices, *leaves, *SHAPE, 2)
+        detached = self.leaves(2, 3)
+        for needed in ([True, True], [False, True]):
+            args = (seeded(2, 3, 11), self.indices, *detached, SHAPE[0], -1, needed)
+            yield op.tt_embedding_backward, args
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        for args, words in (
+            ((I, A, B[:4]), r"second has shape \(4, 4, 3\).*with r = 5 as first"),
+            ((I, A, B, (13, 6)), r"shape=\(13, 6\).*n <= 12 and d <= 6"),
+            ((I, A, B, (11, 6), 11), "padding_idx=11 is no row of a table of 11"),
+        ):
+            yield partial(tt_embedding, *args), words  # type: ignore[arg-type]  # wrong ones

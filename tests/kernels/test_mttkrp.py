@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from tensorlrf_kernels.mttkrp import (
 )
 from tensorlrf_kernels.mttkrp.groups import groups_of
 from tests.kernels.drawn.mttkrp import Contraction, draw, exact, others
+from tests.laws.kernels import KernelLaws
 
 SHAPES = [(4, 5), (4, 5, 6), (3, 4, 2, 5), (3, 2, 4, 2, 3)]
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}  # sums of a few hundred terms near one, in float64
@@ -99,77 +102,63 @@ def test_gradients_with_several_modes_left_or_none(modes: tuple[int, ...]) -> No
     assert torch.autograd.gradcheck(lambda t, *f: contract_modes(t, f, modes), (tensor, *given))
 
 
-def test_only_the_gradients_that_are_needed() -> None:
-    tensor, factors = leaves(3, 4, 5)
-    tensor.requires_grad_(False)
-    factors[2].requires_grad_(False)
-    mttkrp(tensor, factors, 1).sum().backward()
-    assert tensor.grad is None
-    assert factors[1].grad is None  # of the mode that is left, and never read
-    assert factors[2].grad is None
-    assert factors[0].grad is not None
-
-
-def test_opcheck() -> None:
-    tensor, factors = leaves(3, 4, 5)
-    given, modes = [factors[2], factors[0]], [2, 0]
-    torch.library.opcheck(torch.ops.tensorlrf.mttkrp, (tensor, given, modes))
-    plain = [t.detach() for t in (tensor, *given)]
-    dy = torch.ones(4, 3, dtype=torch.float64)
-    for needed in ([True] * 3, [False, False, True]):
-        args = (dy, plain[0], plain[1:], modes, needed)
-        torch.library.opcheck(torch.ops.tensorlrf.mttkrp_backward, args)
-
-
-def test_compiles_in_one_graph_with_gradients() -> None:
-    def run(tensor: Tensor, *factors: Tensor) -> Tensor:
-        return mttkrp(tensor, factors, 1).square()
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for sizes in ((3, 4, 5), (6, 4, 2)):
-        given = [(t, *f) for t, f in (leaves(*sizes), leaves(*sizes))]
-        torch.testing.assert_close(compiled(*given[0]), run(*given[1]))
-        compiled(*given[0]).sum().backward()
-        run(*given[1]).sum().backward()
-        for ours, theirs in zip(*given, strict=True):
-            torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-def test_autocast_casts_nothing() -> None:
-    o = draw((3, 4, 5), range(3), 2)
-    expected = mttkrp(o.tensor, o.factors, 0)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(mttkrp(o.tensor, o.factors, 0), expected, rtol=0, atol=0)
-
-
-def test_double_backward_is_refused_with_the_remedy() -> None:
-    tensor, factors = leaves(3, 4, 5)
-    value = mttkrp(tensor, factors, 1).square().sum()
-    (g,) = torch.autograd.grad(value, factors[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"second derivative.*mttkrp.reference"):
-        g.sum().backward()
-
-
 T, F = torch.ones(4, 5, 6), [torch.ones(n, 2) for n in (4, 5, 6)]
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ((T, F[:2], 0), r"2 factors were given for 3 modes; give one a mode"),
-        ((T, F, 3), r"mode=3 is out of range; it must be from -3 to 2"),
-        ((T[0, 0], F[2:], 0), r"tensor has shape \(6,\); it must have two modes or more"),
-        ((T, [F[0], F[1], F[1]], 0), r"factor of mode 2 has shape \(5, 2\); it must be \(6, 2\)"),
-        ((T, [F[0], F[1], torch.ones(6, 3)], 0), r"mode 2 has shape \(6, 3\); it must be \(6, 2\)"),
-        ((T, [F[0], F[1][:, 0], F[2]], 0), r"mode 1 has shape \(5,\); it must be \(5, c\)"),
-        ((T, [F[0], F[1].double(), F[2]], 0), r"mode 1 has dtype torch.float64, .* cast one"),
-        ((T, [F[0], F[1].to("meta"), F[2]], 0), r"mode 1 is on meta, tensor on cpu; move one"),
-        ((T.long(), [f.long() for f in F], 0), r"tensor has dtype torch.int64; it must be a float"),
-    ],
-)
-def test_bad_input_is_named(args: tuple[Tensor, list[Tensor], int], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        mttkrp(*args)
+class TestContraction(KernelLaws):
+    """Of modes 2 and 0 of a tensor (a, 4, 5)."""
+
+    leads = ((3,), (0,))
+    compiled = ((3,), (6,), (1,))
+    lowered = False
+    remedy = r"second derivative.*mttkrp.reference"
+
+    def leaves(self, *lead: int) -> list[Tensor]:
+        o = draw((*lead, 4, 5), (2, 0), 3, torch.float64)
+        return [o.tensor, *o.factors]
+
+    def run(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return contract_modes(operands[0], operands[1:], (2, 0))
+
+    def chain(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return reference.contract_modes(operands[0], operands[1:], (2, 0))
+
+    def exact(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return torch.einsum("abc,cr,ar->br", *operands)
+
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        tensor, *factors = self.drawn(3)
+        yield torch.ops.tensorlrf.mttkrp, (tensor, factors, [2, 0])
+        tensor, *factors = self.leaves(3)
+        dy = torch.ones(4, 3, dtype=torch.float64)
+        for needed in ([True] * 3, [False, False, True]):
+            yield torch.ops.tensorlrf.mttkrp_backward, (dy, tensor, factors, [2, 0], needed)
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        for args, words in (
+            ((T, F[:2], 0), r"2 factors were given for 3 modes; give one a mode"),
+            ((T, F, 3), r"mode=3 is out of range; it must be from -3 to 2"),
+            ((T[0, 0], F[2:], 0), r"tensor has shape \(6,\); it must have two modes or more"),
+            (
+                (T, [F[0], F[1], F[1]], 0),
+                r"factor of mode 2 has shape \(5, 2\); it must be \(6, ",
+            ),
+            (
+                (T, [F[0], F[1], torch.ones(6, 3)], 0),
+                r"mode 2 has shape \(6, 3\); it must be \(6",
+            ),
+            ((T, [F[0], F[1][:, 0], F[2]], 0), r"mode 1 has shape \(5,\); it must be \(5, c\)"),
+            ((T, [F[0], F[1].double(), F[2]], 0), r"mode 1 has dtype torch.float64, .* cast one"),
+            ((T, [F[0], F[1].to("meta"), F[2]], 0), r"mode 1 is on meta, tensor on cpu; move one"),
+            ((T.long(), [f.long() for f in F], 0), r"tensor has dtype torch.int64; it must be a f"),
+        ):
+            yield partial(mttkrp, *args), words
+
+
+def test_the_factor_of_the_mode_that_is_left_is_never_read() -> None:
+    tensor, factors = leaves(3, 4, 5)
+    mttkrp(tensor, factors, 1).sum().backward()
+    assert factors[1].grad is None
 
 
 @pytest.mark.parametrize("modes", [[], [0, 0], [3], [-1]])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from tensorlrf_kernels.tt_linear.launch import (
     merge_work,
     served_cut,
 )
+from tests.laws.kernels import KernelLaws
 
 OP = torch.ops.tensorlrf.tt_linear
 Train = list[Size]
@@ -106,6 +108,7 @@ def test_what_is_not_asked_for_is_not_made() -> None:
 
 
 BY_CORES = train((2,) * 10, (2,) * 10, (1,) * 9)  # the other one is cheaper cut in the middle
+TWO = train((2, 3), (3, 2), (2,))
 CUT = train((4, 4, 4, 4), (4, 4, 4, 4), (8, 2, 8))
 
 
@@ -131,54 +134,46 @@ def test_backward_keeps_the_input_and_nothing_of_its_size(sizes: Train) -> None:
     assert sum(t.numel() for t in others) <= (0 if sizes is BY_CORES else 6 * 2 * 8 * 16**2)
 
 
-def test_the_op_is_one_of_the_dispatchers() -> None:
-    sizes = train((2, 3), (3, 2), (2,))
-    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 2, 4)
-    given = [t.requires_grad_() for t in (x, *cores, bias, residual)]
-    torch.library.opcheck(OP, (x, cores, bias, residual, "gelu"))
+class TestTTLinear(KernelLaws):
+    """Of two cores, (1, 2, 3, 2) and (2, 3, 2, 1)."""
 
-    def run(*t: Tensor) -> Any:
-        return tt_linear(t[0], t[1:3], t[3], t[4], "relu")
+    activations = (None, *ACTIVATIONS)
+    remedy = "no second derivative"
 
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    y = compiled(*given)
-    torch.testing.assert_close(y, run(*given))
-    torch.testing.assert_close(
-        torch.autograd.grad(y.sum(), given), torch.autograd.grad(run(*given).sum(), given)
-    )
-    (g,) = torch.autograd.grad(run(*given).square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        g.sum().backward()
+    def leaves(self, *lead: int) -> list[Tensor]:
+        x, bias, residual = inputs(TWO, *lead)
+        return [x, *cores_of(TWO), bias, residual]
 
+    def run(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        x, first, second, *terms = operands
+        return tt_linear(x, [first, second], *terms, activation)
 
-def test_it_follows_autocast() -> None:
-    sizes = train((2, 3), (3, 2), (2,))
-    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 4)
-    given = [t.float() for t in (x, *cores, bias, residual)]
-    with torch.autocast("cpu", torch.bfloat16):
-        y = tt_linear(given[0], given[1:3], *given[3:])
-    assert y.dtype is torch.bfloat16
-    exact = tt_linear(x, cores, bias, residual).float()
-    # Each of five roundings, of operands and of the state between, is half a unit in the last place
-    # of bfloat16, 2^-9, and the sums here have up to twelve terms.
-    torch.testing.assert_close(y.float(), exact, rtol=12 * 5 * 2**-9, atol=12 * 5 * 2**-9)
+    def chain(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        x, first, second, *terms = operands
+        return reference.tt_linear(x, [first, second], *terms, activation)
 
+    def exact(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        x, first, second, bias, residual = operands
+        return reference.activate(F.linear(x, dense([first, second]), bias) + residual, activation)
 
-def test_what_does_not_fit_is_named() -> None:
-    sizes = train((2, 3), (3, 2), (2,))
-    cores, (x, bias, residual) = cores_of(sizes), inputs(sizes, 4)
-    for wrong, message in (
-        ((x, []), r"cores=\[\] is empty"),
-        ((x, [cores[0]]), r"cores\[0\] has shape \(1, 2, 3, 2\); its last dimension must be 1"),
-        ((x, [cores[0], cores[1][:1]]), r"cores\[1\] has shape.*must be \(2, m, n, r'\)"),
-        ((x, [cores[0], cores[1].float()]), r"cores\[1\] has dtype torch.float32, x torch.float64"),
-        ((x[:, :4], cores), "x has shape.*its last dimension must be 6, the product of the cores'"),
-        ((x, cores, bias[:3]), "bias has shape.*must be 6"),
-        ((x, cores, bias, residual[:2]), "residual has shape.*leading dimensions of x"),
-        ((x, cores, None, None, "tanh"), "activation='tanh' is unknown"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            tt_linear(*wrong)  # type: ignore[arg-type]  # of several types
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        x, first, second, *terms = self.leaves(2, 4)
+        yield OP, (x, [first, second], *terms, "gelu")
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        cores, (x, bias, residual) = cores_of(TWO), inputs(TWO, 4)
+        one, two = cores
+        for args, words in (
+            ((x, []), r"cores=\[\] is empty"),
+            ((x, [one]), r"cores\[0\] has shape \(1, 2, 3, 2\); its last dimension must be 1"),
+            ((x, [one, two[:1]]), r"cores\[1\] has shape.*must be \(2, m, n, r'\)"),
+            ((x, [one, two.float()]), r"cores\[1\] has dtype torch.float32, x torch.float64"),
+            ((x[:, :4], cores), "x has shape.*its last dimension must be 6, the product of the co"),
+            ((x, cores, bias[:3]), "bias has shape.*must be 6"),
+            ((x, cores, bias, residual[:2]), "residual has shape.*leading dimensions of x"),
+            ((x, cores, None, None, "tanh"), "activation='tanh' is unknown"),
+        ):
+            yield partial(tt_linear, *args), words  # type: ignore[arg-type]  # of several types
 
 
 def test_the_cheaper_cut_multiplies_less_than_the_cores_do() -> None:

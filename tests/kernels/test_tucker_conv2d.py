@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf_kernels.tucker_conv2d import tucker_conv2d
+from tensorlrf_kernels._activation import activate
+from tensorlrf_kernels.tucker_conv2d import reference, tucker_conv2d
+from tests.laws.kernels import KernelLaws
 
 GEOMETRY = [
     {},
@@ -102,48 +106,43 @@ def test_the_op_and_its_gradients(options: dict, activation: str | None) -> None
     assert torch.autograd.gradcheck(run, (x, core, out, bias))
 
 
-@pytest.mark.parametrize("needed", [n for n in product([True, False], repeat=4) if any(n)])
-def test_only_the_gradients_that_are_needed(needed: tuple[bool, ...]) -> None:
-    given = operands()
-    for t, need in zip(given, needed, strict=True):
-        t.requires_grad_(need)
-    OP(*given, (1, 1), (1, 1), (1, 1), "silu").square().sum().backward()
-    found = [t.grad for t in given]
-    for t in given:
-        t.grad = None
-    tucker_conv2d(
-        *given[:3], None, given[3], padding=(1, 1), activation="silu"
-    ).square().sum().backward()
-    for got, t in zip(found, given, strict=True):
-        torch.testing.assert_close(got, t.grad, rtol=1e-12, atol=1e-12)
+class TestTuckerConv2d(KernelLaws):
+    """Of the SVD form: core (3, 2, 3, 2) and out factor (5, 3), strided and padded."""
 
+    leads = ((2,), (0,))
+    compiled = ((2,), (3,), (1,))
+    activations = (None, "silu")
+    remedy = "no second derivative"
 
-def test_the_op_is_one_of_the_dispatchers() -> None:
-    given = [t.requires_grad_() for t in operands()]
-    torch.library.opcheck(OP, (*given, (1, 1), (1, 1), (1, 1), "gelu"))
-    compiled = torch.compile(
-        lambda *t: OP(*t, (2, 1), (1, 0), (1, 1), "relu"), fullgraph=True, backend="aot_eager"
-    )
-    y = compiled(*given)
-    y.sum().backward()
-    torch.testing.assert_close(y, OP(*given, (2, 1), (1, 0), (1, 1), "relu"))
-    y = OP(*given, (1, 1), (1, 1), (1, 1), None)
-    (g,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        g.sum().backward()
+    def leaves(self, *lead: int) -> list[Tensor]:
+        _, *others = operands()
+        return [image(*lead, 2, 6, 5), *others]
 
+    def run(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        return OP(*operands, (2, 1), (1, 1), (1, 1), activation)  # type: ignore[no-any-return]
 
-def test_what_does_not_fit_is_named() -> None:
-    x, core, out, bias = operands()
-    plain = ((1, 1), (0, 0), (1, 1), None)
-    for given, message in (
-        ((x, core[:, :1], out, bias, *plain), "core has shape.*with c = 2 as x has it"),
-        ((x[0], core, out, bias, *plain), r"x has shape \(2, 6, 5\); it must be \(b, c, h, w\)"),
-        ((x, core, out.float(), bias, *plain), "out_factor has dtype"),
-        ((x, core, out, bias, (0, 1), *plain[1:]), r"stride=\(0, 1\) must be two ints of at least"),
-        ((x, core, out, bias, (1, 1), (-1, 0), (1, 1), None), r"padding=\(-1, 0\)"),
-        ((x[:, :, :2], core, out, bias, *plain), "smaller than the kernel of 3 x 2.*pad more"),
-        ((x, core, out, bias, *plain[:3], "tanh"), "activation='tanh' is unknown"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            OP(*given)
+    def chain(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        x, core, out, bias = operands
+        return reference.tucker_conv2d(x, core, out, None, bias, (2, 1), (1, 1), (1, 1), activation)
+
+    def exact(self, *operands: Tensor, activation: str | None = None) -> Tensor:
+        x, core, out, bias = operands
+        kernel = torch.einsum("ripq,or->oipq", core, out)
+        return activate(F.conv2d(x, kernel, bias, (2, 1), 1), activation)
+
+    def calls(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        yield OP, (*self.drawn(2), (1, 1), (1, 1), (1, 1), "gelu")
+
+    def wrong(self) -> Iterator[tuple[Callable[[], object], str]]:
+        x, core, out, bias = operands()
+        plain = ((1, 1), (0, 0), (1, 1), None)
+        for args, words in (
+            ((x, core[:, :1], out, bias, *plain), "core has shape.*with c = 2 as x has it"),
+            ((x[0], core, out, bias, *plain), r"x has shape \(2, 6, 5\); it must be \(b, c, h, w"),
+            ((x, core, out.float(), bias, *plain), "out_factor has dtype"),
+            ((x, core, out, bias, (0, 1), *plain[1:]), r"stride=\(0, 1\) must be two ints of at"),
+            ((x, core, out, bias, (1, 1), (-1, 0), (1, 1), None), r"padding=\(-1, 0\)"),
+            ((x[:, :, :2], core, out, bias, *plain), "smaller than the kernel of 3 x 2.*pad more"),
+            ((x, core, out, bias, *plain[:3], "tanh"), "activation='tanh' is unknown"),
+        ):
+            yield partial(OP, *args), words
