@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "examples")]
 import tensorlrf  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.resident import Resident  # noqa: E402
-from tensorlrf.compression.calibration import _calibrate  # noqa: E402
+from tensorlrf.compression.calibration import _suspended  # noqa: E402
 from tensorlrf.decomposition.linalg import parallel, threads  # noqa: E402
 from tensorlrf.decomposition.linalg.cores import Cores  # noqa: E402
 
@@ -92,8 +92,8 @@ def torchs_default() -> Iterator[None]:
     with (
         mock.patch.object(threads, "threads_for", lambda kind, work, most, cores: most),
         mock.patch.object(parallel, "look", return_value=Cores(1, 1)),
-        mock.patch.object(_calibrate, "look", return_value=Cores(count, count)),
-        mock.patch.object(_calibrate, "_workers", return_value=1),
+        mock.patch.object(_suspended, "look", return_value=Cores(count, count)),
+        mock.patch.object(_suspended, "workers_for", return_value=1),
     ):
         yield
 

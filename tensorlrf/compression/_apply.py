@@ -17,10 +17,8 @@ from tensorlrf.compression.calibration._batchnorm import (
     reestimated,
     set_statistics,
 )
-from tensorlrf.compression.calibration._calibrate import (
-    Calibration,
-)
 from tensorlrf.compression.calibration._outputs import model_error
+from tensorlrf.compression.calibration._seen import Calibration
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.fit._fitting import Fitting

@@ -14,16 +14,11 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, Found
-from tensorlrf.compression.calibration._calibrate import (
-    Calibration,
-    Seen,
-    Trace,
-    at_once,
-    calibrated,
-    record,
-)
+from tensorlrf.compression.calibration._calibrate import at_once, calibrated
 from tensorlrf.compression.calibration._memory import readable, too_large
+from tensorlrf.compression.calibration._seen import Calibration, Seen
 from tensorlrf.compression.calibration._site import Site, module_at, site_at
+from tensorlrf.compression.calibration._trace import Trace, record
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._plan import LayerPlan, Plan

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tensorlrf import CP, SVD, Tucker, compress
 from tensorlrf.compression import Method
-from tensorlrf.compression.calibration._calibrate import Seen
 from tensorlrf.compression.calibration._moments import moments_of
+from tensorlrf.compression.calibration._seen import Seen
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.fit._factor import Factored, Options, factor
 from tensorlrf.nn import FactoredLayer

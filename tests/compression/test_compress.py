@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression import SVD, Tucker, compress
-from tensorlrf.compression.calibration._calibrate import Seen
+from tensorlrf.compression.calibration._seen import Seen
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError
 from tensorlrf.compression.fit import _factor

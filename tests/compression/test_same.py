@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tensorlrf import compress
 from tensorlrf.compression import Report
-from tensorlrf.compression.calibration import _calibrate
+from tensorlrf.compression.calibration import _calibrate, _suspended
 from tensorlrf.compression.calibration._correction import InputLags
 from tensorlrf.compression.calibration._moments import LinearMoments
 from tensorlrf.compression.calibration._same import Mark
@@ -91,7 +91,8 @@ def test_sums_are_made_once(target: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert added.count(LinearMoments) == 3 * len(BATCHES)
     assert added.count(InputLags) == (3 * len(BATCHES) if target == "original" else 0)
 
-    monkeypatch.setattr(_calibrate, "leaders", lambda *args, **options: {})
+    for way in (_calibrate, _suspended):
+        monkeypatch.setattr(way, "leaders", lambda *args, **options: {})
     added.clear()
     alone, told = compressed(Attention(), target=target)
     assert added.count(LinearMoments) == 5 * len(BATCHES)
@@ -104,9 +105,10 @@ def test_sums_are_made_once(target: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_passes_that_take_another_course_are_seen(
     kind: type[Attention], workers: int, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_calibrate, "_workers", lambda *_: workers)
+    monkeypatch.setattr(_suspended, "workers_for", lambda *_: workers)
     small, report = compressed(kind(), target=target)
-    monkeypatch.setattr(_calibrate, "leaders", lambda *args, **options: {})
+    for way in (_calibrate, _suspended):
+        monkeypatch.setattr(way, "leaders", lambda *args, **options: {})
     same(small, report, *compressed(kind(), target=target))
 
 

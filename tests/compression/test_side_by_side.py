@@ -14,7 +14,7 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.compression import _working_copy
-from tensorlrf.compression.calibration import _calibrate
+from tensorlrf.compression.calibration import _suspended
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.decomposition.linalg import parallel
@@ -168,7 +168,7 @@ def test_passes_side_by_side_see_the_same(
     found = []
     for cores, count in ((1, 1), (8, 4)):  # one pass for two cores
         Meets.most, Meets.wanted, Meets.threads = 0, count, frozenset()
-        for patched in (_calibrate, parallel):
+        for patched in (_suspended, parallel):
             monkeypatch.setattr(patched, "look", lambda cores=cores: Cores(cores, cores))
         small, report = tensorlrf.compress(
             nn.Sequential(Meets(), *given), keep_params=0.5, target=target, calibration=batches
@@ -183,7 +183,7 @@ def test_passes_side_by_side_see_the_same(
 
 def test_an_error_in_a_pass_leaves_no_other_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(4)
-    monkeypatch.setattr(_calibrate, "look", lambda: Cores(8, 8))
+    monkeypatch.setattr(_suspended, "look", lambda: Cores(8, 8))
     Meets.wanted = 1
     given, batches = linears()
     batches[3][5, 5] = torch.nan

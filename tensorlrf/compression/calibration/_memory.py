@@ -15,6 +15,9 @@ from tensorlrf.compression.calibration._moments import moment_bytes
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.errors import ArgumentError
 
+AT_ONCE_BYTES = 1 << 29
+"""Moments of all layers at once that are alive together (512 MB), of one layer at the least."""
+
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     (

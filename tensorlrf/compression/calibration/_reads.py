@@ -6,7 +6,7 @@ tells; a pass of the model does, in which every call of a torch function is watc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ _LOOKS = frozenset(
 )  # fmt: skip
 
 
-class _Readers(TorchFunctionMode):
+class Readers(TorchFunctionMode):
     """Notes each weight that a function takes outside its own layer's forward."""
 
     def __init__(self, layers: Mapping[str, nn.Module], names: Mapping[nn.Module, str]) -> None:
@@ -34,6 +34,15 @@ class _Readers(TorchFunctionMode):
             for name, layer in layers.items()
             for p in layer.parameters(recurse=False)
         }
+
+    def enter(self, module: nn.Module, _: Any) -> None:
+        """A hook before its forward."""
+        self.running.append(module)
+
+    def leave(self, module: nn.Module, _: Any, __: Any) -> None:
+        """A hook behind it."""
+        if self.running and self.running[-1] is module:
+            self.running.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -50,28 +59,19 @@ class _Readers(TorchFunctionMode):
 
 
 @contextmanager
-def watch_readers(
-    model: nn.Module, layers: Mapping[str, nn.Module]
-) -> Iterator[Callable[[], dict[str, str]]]:
-    """While it is entered, the model may be run; yields a function that tells for each layer whose
+def watch_readers(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Readers]:
+    """While it is entered, the model may be run. What it yields has `found`: for each layer whose
     parameters were taken outside its own forward, which module took them."""
     names = {module: name for name, module in model.named_modules()}
-    readers = _Readers(layers, names)
+    readers = Readers(layers, names)
     handles = []
 
-    def enter(module: nn.Module, _: Any) -> None:
-        readers.running.append(module)
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        if readers.running and readers.running[-1] is module:
-            readers.running.pop()
-
     for module in names:
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+        handles.append(module.register_forward_pre_hook(readers.enter))
+        handles.append(module.register_forward_hook(readers.leave, always_call=True))
     try:
         with readers:
-            yield lambda: readers.found
+            yield readers
     finally:
         for handle in handles:
             handle.remove()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.compression.calibration._calibrate import Seen, check_statistics
 from tensorlrf.compression.calibration._correction import corrected
+from tensorlrf.compression.calibration._seen import Seen, check_statistics
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.compression.methods import Auto, at_rung

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression._survey import Found, kind_of, own_numbers
-from tensorlrf.compression.calibration._calibrate import Trace
+from tensorlrf.compression.calibration._trace import Trace
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.report._report import LayerReport, Totals

@@ -1,0 +1,70 @@
+"""Calibration by running anew: for each layer all batches run up to it, one at a time, so that one
+batch's activations are alive; L layers cost about L / 2 passes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._ahead import Ahead, ahead_of
+from tensorlrf.compression.calibration._seen import Adder, Calibration, Layers, Seen
+from tensorlrf.compression.calibration._trace import Trace, Watch
+from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.decomposition.linalg.threads import most_threads
+from tensorlrf.nn.copies import replica
+
+
+class Captured(BaseException):
+    """The last input that was wanted has come; the rest of the pass is of no use."""
+
+
+def anew(
+    model: nn.Module,
+    names: list[str],
+    trace: Trace,
+    calibration: Calibration,
+    original: nn.Module | None,
+) -> Generator[Layers, None, None]:
+    """As `calibrated`, a layer at a time."""
+    add = Adder(calibration, original is not None)
+    for name in in_order(names, trace):
+        seen: dict[str, Seen] = {}
+        for batch in calibration.batches:
+            own = replica(model)
+            with (
+                contextlib.suppress(Captured),
+                ahead_of(original, [name], batch, most_threads()) as ahead,
+                Watch(own, [name], _Last(add, seen, model, batch, ahead, trace.calls.get(name))),
+            ):
+                call(own, batch)
+        if name in seen:
+            yield [(name, seen[name])]
+
+
+def in_order(names: list[str], trace: Trace) -> list[str]:
+    """Those that the first batch called as it did, then the others."""
+    called = [name for name in trace.calls if name in names]
+    return [*called, *(name for name in names if name not in trace.calls)]
+
+
+@dataclass
+class _Last:
+    """Adds what arrives at a layer, and ends the pass with its last call."""
+
+    add: Adder
+    seen: dict[str, Seen]
+    model: nn.Module
+    batch: Batch
+    ahead: Ahead | None
+    n_calls: int | None
+    calls: int = 0
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        x0 = None if self.ahead is None else self.ahead.input_of(name)
+        self.add(self.seen, name, self.model, self.batch, x, x0)
+        self.calls += 1
+        if self.calls == self.n_calls:
+            raise Captured

@@ -1,0 +1,127 @@
+"""What calibration has seen of each layer: the statistics of its inputs, those that it is fitted to
+and those that are held out to judge by.
+
+Padding is no input: rows that an attention mask leaves out are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._memory import named_where_memory_ends
+from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration._statistics import Statistics, Stream
+from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.errors import ArgumentError
+
+Layers = list[tuple[str, "Seen"]]
+"""Layers by name, none of which waits for another, with what was seen of their inputs."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The batches, and which of them are held out."""
+
+    batches: list[Batch]
+    held: frozenset[int]
+
+    @classmethod
+    def of(cls, batches: list[Batch], holdout: float) -> Calibration:
+        """Hold out floor(holdout * n) of n batches, evenly spaced: one at the least, where there
+        is another to fit to."""
+        n = len(batches)
+        count = min(max(int(holdout * n + 1e-9), int(holdout > 0)), n - 1)
+        return cls(batches, frozenset(round((k + 1) * n / count) - 1 for k in range(count)))
+
+    @property
+    def fitted(self) -> list[Batch]:
+        """Those to fit to."""
+        return [b for k, b in enumerate(self.batches) if k not in self.held]
+
+    @property
+    def held_out(self) -> list[Batch]:
+        """Those to judge by."""
+        return [b for k, b in enumerate(self.batches) if k in self.held]
+
+
+class Seen:
+    """What calibration has seen of one layer: of the inputs that it is fitted to, and of those that
+    are held out to judge the fit."""
+
+    def __init__(self, site: Site, *, lags: bool, holds_out: bool) -> None:
+        self._fit = Stream(site, lags=lags)
+        self._held = Stream(site, lags=lags) if holds_out else None
+
+    def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
+        """Take the input of one call; x0 is what the given model gets there."""
+        stream = self._held if held and self._held is not None else self._fit
+        stream.add(x, x0)
+
+    def following(self, site: Site) -> Seen:
+        """Of another layer that has been fed the very same."""
+        twin = copy.copy(self)
+        twin._fit = self._fit.following(site)
+        twin._held = None if self._held is None else self._held.following(site)
+        return twin
+
+    def merge(self, other: Seen) -> None:
+        """Take what another one has seen of the layer."""
+        for stream, more in ((self._fit, other._fit), (self._held, other._held)):
+            if stream is not None and more is not None and more.count:
+                stream.merge(more)
+
+    def fit(self) -> tuple[Statistics, ...]:
+        """Of the inputs to fit to, one for each group."""
+        return self._fit.statistics()
+
+    def held(self) -> tuple[Statistics, ...] | None:
+        """Of the inputs held out; None where there are none."""
+        if self._held is None or self._held.count == 0:
+            return None
+        return self._held.statistics()
+
+    def taken(self) -> tuple[tuple[Statistics, ...], tuple[Statistics, ...] | None]:
+        """(fit, held); what they were made of is given up, for it takes as much memory."""
+        fit = self._fit.statistics()
+        del self._fit
+        held, self._held = self.held(), None
+        return fit, held
+
+
+@dataclass(frozen=True)
+class Adder:
+    """Adds the input of a call to what is seen of a layer."""
+
+    calibration: Calibration
+    lags: bool
+
+    def __call__(
+        self,
+        seen: dict[str, Seen],
+        name: str,
+        model: nn.Module,
+        batch: Batch,
+        x: Tensor,
+        x0: Tensor | None = None,
+    ) -> None:
+        site = site_at(model, name)
+        with named_where_memory_ends(name, site):
+            if name not in seen:
+                seen[name] = Seen(site, lags=self.lags, holds_out=bool(self.calibration.held))
+            if site.taps is None:
+                x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
+            seen[name].add(x, x0, batch.index in self.calibration.held)
+
+
+def check_statistics(name: str, statistics: tuple[Statistics, ...]) -> None:
+    """Raise ArgumentError, naming the layer, where its inputs had NaN or Inf."""
+    # A value that is not finite makes the mean square of its column so: n numbers tell it all.
+    if not all(torch.isfinite(s.gram.diagonal()).all() for s in statistics):
+        raise ArgumentError(
+            f"calibration: the inputs of {name} contain NaN or Inf; look at the batches, and at "
+            f"the layers before it, or leave it out with skip=[{name!r}]"
+        )

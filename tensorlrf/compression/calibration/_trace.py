@@ -1,0 +1,111 @@
+"""Which layers a forward pass calls, in which order, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tensorlrf.compression.calibration._reads import watch_readers
+from tensorlrf.compression.calibration._same import Mark
+from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn.copies import replica
+
+Arrived = Callable[[str, Tensor], None]
+"""Told of each call of a layer: its name, and its input."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass did.
+
+    calls    how often each layer was called, in the order of the last calls; none of `readers`
+    inputs   the input shapes of those calls
+    readers  layers whose weights somebody else computed with, and who did
+    after    layers that are called once, and on the very same tensor as the one before: that one
+    """
+
+    calls: dict[str, int]
+    inputs: dict[str, list[tuple[int, ...]]]
+    readers: dict[str, str]
+    after: dict[str, str]
+
+
+def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
+    """Run the first batch and see in which order the layers are called, and on what."""
+    calls = _Calls()
+    own = replica(model)
+    layers = {name: site_at(own, name).module for name in names}
+    with watch_readers(own, layers) as readers, Watch(own, names, calls):
+        call(own, batch)
+    return calls.trace(readers.found)
+
+
+@dataclass
+class _Calls:
+    """The calls of one pass so far.
+
+    inputs  layer -> the shapes of its inputs, in the order of the last calls
+    after   layer -> the one called just before it, on the very same tensor
+    """
+
+    inputs: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    last: tuple[str, Mark | None] = ("", None)
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        # Taken out and put back in, so that the order is that of the last calls.
+        self.inputs[name] = [*self.inputs.pop(name, []), tuple(x.shape)]
+        mark = Mark.of(x)
+        if mark is not None and mark == self.last[1]:
+            self.after[name] = self.last[0]
+        self.last = name, mark
+
+    def trace(self, readers: dict[str, str]) -> Trace:
+        """What these calls come to."""
+        calls = {n: len(shapes) for n, shapes in self.inputs.items() if n not in readers}
+        after = {n: one for n, one in self.after.items() if calls.get(n) == calls.get(one) == 1}
+        return Trace(calls, self.inputs, readers, after)
+
+
+class Watch:
+    """Calls `arrived(name, input)` before each call of the named layers, while it is entered."""
+
+    def __init__(self, model: nn.Module, names: list[str], arrived: Arrived) -> None:
+        self._sites = {name: site_at(model, name) for name in names}
+        self._arrived = arrived
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for name, site in self._sites.items():
+            hook = self._hook(name, site)
+            self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str, site: Site) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            # What the layer cannot take is left to the layer, which says so better.
+            if isinstance(x, Tensor) and site.fits(x):
+                _check_device(name, site, x)
+                with without_autocast():  # the model may have one of its own
+                    self._arrived(name, x)
+
+        return hook
+
+
+def _check_device(name: str, site: Site, x: Tensor) -> None:
+    if x.device != site.device:
+        raise ArgumentError(
+            f"calibration: the input of {name} is on {x.device} but its weight is on "
+            f"{site.device}; move the batches to the device of the model"
+        )
