@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition import fit_svd
-from tensorlrf.decomposition.linalg import _batched, parallel
-from tensorlrf.decomposition.linalg._batched import GRAM_ERROR, NEAR, Matrices, short_spectra
+from tensorlrf.decomposition.linalg import _spectrum, parallel
+from tensorlrf.decomposition.linalg._batched import GRAM_ERROR, NEAR, Matrices
+from tensorlrf.decomposition.linalg._gram import short_spectra
 from tensorlrf.decomposition.linalg.parallel import over_places
 from tests.draws import seeded32
 
@@ -85,13 +86,13 @@ def test_single_precision_is_taken_where_it_will_do_and_only_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[torch.dtype] = []
-    real = _batched.short_spectra
+    real = _spectrum.short_spectra
 
     def watched(*args: object, **options: object) -> object:
         taken.append(args[3])  # type: ignore[arg-type]
         return real(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_batched, "short_spectra", watched)
+    monkeypatch.setattr(_spectrum, "short_spectra", watched)
     fit_svd(falling(8, 32, 48, 0.5), 8, batch_dims=1)
     assert set(taken) == {torch.float32}
     for stack, r, options in (

@@ -24,7 +24,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
 )
 from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
-from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Spectrum
+from tensorlrf.decomposition.linalg._spectrum import Spectrum, whole_spectrum
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
@@ -219,8 +219,7 @@ class _Solver:
     @cached_property
     def svd(self) -> Spectrum:
         """The weight taken apart as `svd` does, to be cut at any rank."""
-        matrix = self.target.work
-        return FullSVD(matrix) if matrix.dtype == torch.float64 else ShortSideEigh(matrix)
+        return whole_spectrum(self.target.work)
 
     @cached_property
     def whitened(self) -> Spectrum:

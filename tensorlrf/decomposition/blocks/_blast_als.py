@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent, beyond, descend
-from tensorlrf.decomposition.linalg._gram import identity, thin_svd
+from tensorlrf.decomposition.linalg._gram import descending_eigh, identity, thin_svd
 from tensorlrf.decomposition.linalg._spectrum import ratio
-from tensorlrf.decomposition.linalg._stacked_svd import stacked_eigh
 
 ROUNDING = 1e-16
 """By how much, relative, a sweep has to lower the error at least."""
@@ -80,7 +79,7 @@ class SharedBases:
         self.norm = float((self._seen(blocks) * blocks).sum())
         if gram is not None:
             parts = gram.view(q, self.nb, q, self.nb)
-            values, vectors = stacked_eigh(
+            values, vectors = descending_eigh(
                 torch.stack([parts[j, :, j].contiguous() for j in range(q)])
             )
             self.spectra = values, vectors  # of G_jj: (q, nb), (q, nb, nb)
@@ -173,7 +172,7 @@ class SharedBases:
             step = _solve(normal, gradient)
         else:
             # Both in their eigenvectors, where the equations fall apart.
-            values, vectors = stacked_eigh(normal)
+            values, vectors = descending_eigh(normal)
             inputs, directions = self.spectra[0][j], self.spectra[1][j]
             curvature = values[:, None] * inputs
             ridge = RIDGE * curvature.max()

@@ -20,7 +20,6 @@ from tensorlrf.decomposition.blocks._blr_fit import NOISE, fewest_steps, uniform
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, Energies, grid
 from tensorlrf.decomposition.linalg._batched import (
-    BLOCK,
     as_batch,
     per_place,
     relative_to_whole,
@@ -28,6 +27,7 @@ from tensorlrf.decomposition.linalg._batched import (
     squares,
 )
 from tensorlrf.decomposition.linalg._budget import TruncationBudget
+from tensorlrf.decomposition.linalg._gram import BLOCK
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Batch, BlockLowRank
 

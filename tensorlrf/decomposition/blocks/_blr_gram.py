@@ -22,7 +22,6 @@ from tensorlrf.decomposition.blocks._allocation import Ranks
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.decomposition.linalg._gram import descending_eigh
 from tensorlrf.decomposition.linalg._spectrum import ratio
-from tensorlrf.decomposition.linalg._stacked_svd import stacked_eigh
 
 CUTOFF = 1e-10
 """Directions of the inputs with less than this share of the largest variance are not corrected."""
@@ -94,7 +93,7 @@ class Outputs:
                 target = self._target(stack, residual)[0]
             seen = target @ stack.root
             short = seen @ seen.mT if seen.shape[1] <= seen.shape[2] else seen.mT @ seen
-            values, _ = stacked_eigh(short)
+            values, _ = descending_eigh(short)
             size = min(target.shape[1:])
             for b, i in enumerate(stack.members):
                 found[i] = values[b, :size].cpu().numpy()
@@ -190,8 +189,8 @@ def even(content: Content) -> Content:
 def _top(seen: Tensor, most: int) -> Tensor:
     """The first `most` left singular vectors of each of a stack (B, rows, k)."""
     if seen.shape[1] <= seen.shape[2]:
-        return stacked_eigh(seen @ seen.mT)[1][:, :, :most]
-    vectors = stacked_eigh(seen.mT @ seen)[1][:, :, :most]
+        return descending_eigh(seen @ seen.mT)[1][:, :, :most]
+    vectors = descending_eigh(seen.mT @ seen)[1][:, :, :most]
     spanned = seen @ vectors
     if spanned.shape[2] < most:
         missing = spanned.new_zeros(*spanned.shape[:2], most - spanned.shape[2])

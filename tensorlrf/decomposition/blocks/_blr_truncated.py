@@ -15,14 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg._batched import (
-    batched_svd,
-    gram_doubt,
-    short_grams,
-)
+from tensorlrf.decomposition.linalg._batched import gram_doubt
+from tensorlrf.decomposition.linalg._gram import descending_eigh, short_gram, thin_svd
 from tensorlrf.decomposition.linalg._krylov import EXCESS, krylov_svd
 from tensorlrf.decomposition.linalg._solver import choose
-from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD, stacked_eigh
+from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.linalg.parallel import PIECE, over_places
 
 LARGE = 384
@@ -111,7 +108,7 @@ class Ways:
             _put(parts, again, cut.triples)
             again = again[cut.again()]
         if len(again):
-            left, values, right = batched_svd(stack[again])
+            left, values, right = thin_svd(stack[again])
             _put(parts, again, (left[:, :, :r], values[:, :r], right[:, :r]))
         return parts
 
@@ -199,7 +196,7 @@ def _within(
     couples the two counts by its square, over the gap (as in Mathias 1998).
     """
     wide = coordinates.to(torch.float64)
-    energies, turn = stacked_eigh(wide @ wide.mT)
+    energies, turn = descending_eigh(wide @ wide.mT)
     turn = turn.to(basis.dtype)
     left, right = basis @ turn, turn.mT @ coordinates
     unseen, beyond = _squares(rest).sum(1), energies[:, r:].sum(1)
@@ -234,7 +231,7 @@ def _by_grams(stack: Tensor, r: int, known: Sketch | None = None) -> Cut:
         largest = torch.nn.functional.pad(known.left, (0, beside))[:, :, :r] * held[:, None]
         seen = torch.nn.functional.pad(known.right, (0, 0, 0, beside))[:, :r] * held[:, :, None]
         remains = torch.baddbmm(stack, largest, seen, alpha=-1)
-    energies, vectors = stacked_eigh(short_grams(remains, stack.dtype))
+    energies, vectors = descending_eigh(short_gram(remains, stack.dtype))
     energies = energies.to(torch.float64)
     sought = r - standing
     wanted = slots < sought[:, None]  # (B, r)

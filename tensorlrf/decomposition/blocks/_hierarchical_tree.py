@@ -14,7 +14,12 @@ from torch import Tensor
 from tensorlrf.decomposition.blocks._allocation import Piece
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.linalg._rangefinder import range_of
-from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, SketchedSVD
+from tensorlrf.decomposition.linalg._spectrum import (
+    FullSVD,
+    ShortSideEigh,
+    SketchedSVD,
+    whole_spectrum,
+)
 
 LARGE = 512
 """Blocks with a shorter side than this are taken apart without a sketch."""
@@ -176,9 +181,7 @@ class Forest:
                     return SketchedSVD(block, basis), rest
                 if not must:
                     return None
-        if block.dtype == torch.float64:
-            return FullSVD(block), 0.0
-        return ShortSideEigh(block), 0.0
+        return whole_spectrum(block), 0.0
 
 
 def least_params(

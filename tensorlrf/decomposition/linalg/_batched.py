@@ -13,14 +13,12 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.linalg._derivatives import moving_sides
-from tensorlrf.decomposition.linalg._gram import descending_eigh, thin_svd
+from tensorlrf.decomposition.linalg._gram import BLOCK, in_blocks
+from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh
 from tensorlrf.decomposition.linalg.parallel import over_places
 from tensorlrf.decomposition.rank import Rank, matrix_rank
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import Batch, Factors, LowRank
-
-BLOCK = 1 << 21
-"""Elements raised to float64 at once: 16 MB."""
 
 METHODS = ("auto", "exact", "eigh")
 
@@ -92,37 +90,18 @@ class Matrices:
         plain = bool((self.scales == 1).all())
         self.moving = work if plain else work / per_place(self.scales, work)
         self.matrices = self.moving.detach()
-        self.method = method
-        self.wide = work.shape[1] <= work.shape[2]
         self.norms = squares(self.matrices)
+        self.spectrum: FullSVD | ShortSideEigh
         if method == "exact":
-            self.left, self.values, self.right = batched_svd(self.matrices)
-            self.energies = self.values.to(torch.float64) ** 2
+            self.spectrum = FullSVD(self.matrices)
         else:
-            energies, self.vectors = short_spectra(self.matrices, keep, work.dtype, grams)
-            self.energies = energies.to(torch.float64)
-
-    def split(self, r: int) -> tuple[Tensor, Tensor]:
-        """The best left (b, m, r) and right (b, r, n) of the matrices divided by their scales."""
-        if self.method == "exact":
-            left, values, right = self.left[..., :r], self.values[:, :r], self.right[:, :r]
-        elif self.wide:
-            left = self.vectors[..., :r]
-            right = left.mT @ self.matrices
-            values = torch.linalg.vector_norm(right, dim=2)
-            right = right / torch.where(values > 0, values, 1)[:, :, None]
-        else:
-            right = self.vectors[..., :r].mT
-            left = self.matrices @ right.mT
-            values = torch.linalg.vector_norm(left, dim=1)
-            left = left / torch.where(values > 0, values, 1)[:, None]
-        roots = values.sqrt()
-        return left * roots[:, None], roots[:, :, None] * right
+            self.spectrum = ShortSideEigh(self.matrices, keep, grams)
+        self.energies = self.spectrum.energies
 
     def cut(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """left, right in the dtype and scale of the input, and the relative errors (b,)."""
         root = self.scales.sqrt().to(self.matrices.dtype)[:, None, None]
-        sides = self.split(r)
+        sides = self.spectrum.split(r)
         if self.moving.requires_grad:
             sides = moving_sides(self.moving, *sides, torch.finfo(self.dtype).eps)
         left, right = ((side * root).to(self.dtype) for side in sides)
@@ -274,58 +253,5 @@ def relative_to_whole(errors: Tensor, norms: Tensor, scales: Tensor) -> float:
 
 def squares(stack: Tensor) -> Tensor:
     """Sums of squares (b,) in float64, some places at a time."""
-    flat = stack.detach().flatten(1)
-    blocks = torch.split(flat, max(1, BLOCK // max(1, flat.shape[1])))
-    return torch.cat([block.to(torch.float64).square().sum(1) for block in blocks])
-
-
-def short_grams(stack: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The Grams of the short sides of (b, m, n) in `dtype`, (b, k, k) with k = min(m, n)."""
-    short = stack if stack.shape[1] <= stack.shape[2] else stack.mT
-    blocks = torch.split(short, max(1, BLOCK // short[0].numel()))
-    return torch.cat([wide @ wide.mT for wide in (block.to(dtype) for block in blocks)])
-
-
-def short_spectra(
-    stack: Tensor,
-    keep: int | None = None,
-    dtype: torch.dtype = torch.float64,
-    grams: torch.dtype = torch.float64,
-) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (b, k), descending and not below zero, and the first `keep` of the eigenvectors
-    (b, k, keep), in `dtype`, of `short_grams(stack, grams)`, which is never there as a whole.
-    """
-    k, rest = sorted(stack.shape[1:])
-
-    def some_spectra(some: Tensor) -> tuple[Tensor, Tensor]:
-        found = [_spectra(block) for block in torch.split(some, max(1, BLOCK // (k * rest)))]
-        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
-
-    def _spectra(block: Tensor) -> tuple[Tensor, Tensor]:
-        products = short_grams(block, grams)
-        try:
-            values, vectors = torch.linalg.eigh(products)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            # One of them; which is not said.
-            pairs = [descending_eigh(gram) for gram in products]
-            energies, vectors = (torch.stack([pair[i] for pair in pairs]) for i in range(2))
-        else:
-            energies, vectors = values.flip(1).clamp(min=0), vectors.flip(2)
-        return energies, vectors[..., :keep].to(dtype)
-
-    energies, vectors = over_places(some_spectra, (stack,), stack.shape[0] * k * k * (rest + 4 * k))
-    return energies, vectors
-
-
-def batched_svd(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`thin_svd` of matrices (b, m, n): (b, m, k), (b, k), (b, k, n)."""
-
-    def svd(some: Tensor) -> tuple[Tensor, ...]:
-        try:
-            return tuple(torch.linalg.svd(some, full_matrices=False))
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            parts = [thin_svd(matrix) for matrix in some]
-            return tuple(torch.stack([p[i] for p in parts]) for i in range(3))
-
-    left, values, right = over_places(svd, (stack,), 6 * stack.numel() * min(stack.shape[1:]))
-    return left, values, right
+    blocks = in_blocks(stack.detach().flatten(1)[:, None])
+    return torch.cat([block.to(torch.float64).square().sum((1, 2)) for block in blocks])

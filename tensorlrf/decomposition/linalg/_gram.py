@@ -7,12 +7,14 @@ itself, since its Gram would lose half of its digits.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition.linalg.parallel import over_places
 from tensorlrf.decomposition.linalg.threads import cores_for, spectrum_work
 
 Choose = Callable[[Tensor], int]
@@ -20,6 +22,9 @@ Choose = Callable[[Tensor], int]
 
 # Elements cast to float64 at once: 4 MB, so that the cast block is read back from the cache.
 _BLOCK = 1 << 19
+
+BLOCK = 1 << 21
+"""Elements of many places that are raised to float64 at once: 16 MB."""
 
 
 def left_vectors(
@@ -33,14 +38,35 @@ def left_vectors(
     """
     tensor = tensor.detach()
     n = tensor.shape[mode]
-    rest = tensor.numel() // n
-    if tensor.dtype == torch.float64:
-        vectors, energies = _by_svd(unfold(tensor, mode))
-    elif n <= rest:
-        energies, vectors = descending_eigh(mode_gram(tensor, mode, dtype=dtype))
-    else:
-        vectors, energies = _by_short_gram(unfold(tensor, mode))
+    if tensor.dtype == torch.float64 or n > tensor.numel() // n:
+        return left_singular(unfold(tensor, mode))
+    energies, vectors = descending_eigh(mode_gram(tensor, mode, dtype=dtype))
     return vectors.to(tensor.dtype), energies.to(torch.float64)
+
+
+def left_singular(matrices: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (*batch, n, k) of matrices (*batch, n, rest), in their dtype, and the
+    energies, descending, in float64; k is the short side, or no less than `keep` of it.
+
+    By Grams of the short side summed in float64, for float64 by the SVD itself. Without a graph.
+    """
+    matrices = matrices.detach()
+    dtype, (n, rest) = matrices.dtype, matrices.shape[-2:]
+    if dtype == torch.float64:
+        if n < rest:
+            # X = (Q R)^T with X^T = Q R: the left vectors of X are those of the small R^T.
+            with cores_of(matrices):
+                matrices = torch.linalg.qr(matrices.mT, mode="r")[1].mT
+        vectors, values, _ = thin_svd(matrices)
+        return vectors, values**2
+    energies, vectors = short_spectra(matrices, keep, dtype if n <= rest else torch.float64)
+    if n > rest:
+        # Columns of X V are orthogonal in exact arithmetic; QR makes them so where they are tiny.
+        pairs = zip(in_blocks(matrices), in_blocks(vectors, n * rest), strict=True)
+        with cores_of(matrices):
+            found = [torch.linalg.qr(x.to(torch.float64) @ v)[0] for x, v in pairs]
+        vectors = found[0] if len(found) == 1 else torch.cat(found)
+    return vectors.to(dtype), energies
 
 
 def leading_vectors(tensor: Tensor, mode: int, choose: Choose) -> Tensor:
@@ -90,36 +116,114 @@ def _blocked_gram(stack: Tensor, dtype: torch.dtype) -> Tensor:
     return gram
 
 
-def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (descending, not below zero) and eigenvectors of a positive semidefinite matrix.
+def short_gram(matrices: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The Grams (*batch, k, k), in `dtype`, of the short sides of (*batch, m, n), k = min(m, n)."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    if matrices.ndim == 2:
+        return mode_gram(matrices, 0 if wide else 1, dtype=dtype)
+    short = matrices if wide else matrices.mT
+    return torch.cat([x @ x.mT for x in (some.to(dtype) for some in in_blocks(short))])
+
+
+def short_spectra(
+    matrices: Tensor,
+    keep: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    grams: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (*batch, k), descending and not below zero, and the first `keep` of the
+    eigenvectors (*batch, k, keep), in `dtype`, of `short_gram(matrices, grams)`, which is never
+    there as a whole where there are many.
+    """
+    if matrices.ndim == 2:
+        energies, vectors = descending_eigh(short_gram(matrices, grams))
+        return energies, (vectors if keep is None else vectors[:, :keep]).to(dtype)
+
+    def some_spectra(some: Tensor) -> tuple[Tensor, Tensor]:
+        found = [_eigh(short_gram(block, grams)) for block in in_blocks(some)]
+        values = torch.cat([energies for energies, _ in found])
+        return values, torch.cat([vectors[..., :keep].to(dtype) for _, vectors in found])
+
+    k, rest = sorted(matrices.shape[1:])
+    work = len(matrices) * k * k * (rest + 4 * k)
+    energies, vectors = over_places(some_spectra, (matrices,), work)
+    return energies, vectors
+
+
+def in_blocks(stack: Tensor, each: int | None = None) -> Sequence[Tensor]:
+    """Some of (b, ...) at a time, of as many elements together as are raised to float64 at once;
+    `each` of one place, if it is not that of the stack. A single matrix is its own block."""
+    if stack.ndim == 2:
+        return (stack,)
+    return torch.split(stack, max(1, BLOCK // max(1, each or stack[0].numel())))
+
+
+def descending_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (*batch, n), descending and not below zero, and eigenvectors (*batch, n, n) of
+    positive semidefinite matrices.
 
     LAPACK may give up on a matrix with many equal eigenvalues; the SVD of a positive semidefinite
     matrix is the same decomposition by another algorithm.
     """
-    with cores_for("spectrum", spectrum_work(*matrix.shape)):
-        try:
-            values, vectors = torch.linalg.eigh(matrix)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            vectors, values, _ = torch.linalg.svd(matrix)
-            return values, vectors
-    return values.flip(0).clamp(min=0), vectors.flip(1)
+    if matrices.ndim > 2:
+        work = 4 * matrices.numel() * matrices.shape[-1]
+        values, vectors = over_places(_eigh, (matrices,), work)
+        return values, vectors
+    with cores_of(matrices):
+        return _eigh(matrices)
 
 
-def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, k), S (k,) descending, V^T (k, n) with k = min(m, n).
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if matrices.ndim > 2:  # one of them; which is not said
+            values, vectors = _each(_eigh, matrices)
+        else:
+            vectors, values, _ = torch.linalg.svd(matrices)
+        return values, vectors
+    return values.flip(-1).clamp(min=0), vectors.flip(-1)
+
+
+def thin_svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (*batch, m, k), S (*batch, k) descending, V^T (*batch, k, n) with k = min(m, n).
 
     The divide-and-conquer driver can fail to converge on finite input; then the singular vectors
     of the short side come from its Gram and those of the long side from a QR factorisation.
     """
+    if matrices.ndim > 2:
+        work = 6 * matrices.numel() * min(matrices.shape[-2:])
+        left, values, right = over_places(_svd, (matrices,), work)
+        return left, values, right
+    with cores_of(matrices):
+        return _svd(matrices)
+
+
+def _svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        with cores_for("spectrum", spectrum_work(*matrix.shape)):
-            left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        if matrix.shape[0] < matrix.shape[1]:
-            right, values, left = _svd_by_qr(matrix.T)
+        if matrices.ndim > 2:
+            left, values, right = _each(_svd, matrices)
+        elif matrices.shape[0] < matrices.shape[1]:
+            right, values, left = _svd_by_qr(matrices.T)
             return left.T, values, right.T
-        left, values, right = _svd_by_qr(matrix)
+        else:
+            left, values, right = _svd_by_qr(matrices)
     return left, values, right
+
+
+def _each(function: Callable[[Tensor], tuple[Tensor, ...]], stack: Tensor) -> tuple[Tensor, ...]:
+    """Of one matrix after the other."""
+    found = [function(matrix) for matrix in stack]
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
+def cores_of(matrices: Tensor) -> contextlib.AbstractContextManager[None]:
+    """The threads for a spectrum of one matrix; of many they are as they are."""
+    if matrices.ndim > 2:
+        return contextlib.nullcontext()
+    return cores_for("spectrum", spectrum_work(*matrices.shape))
 
 
 def _svd_by_qr(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,13 +245,13 @@ def identity(n: int, like: Tensor) -> Tensor:
 
 
 def complete(vectors: Tensor, r: int) -> Tensor:
-    """`vectors` (n, k) with orthonormal columns, completed to (n, r) where k < r."""
-    n, k = vectors.shape
+    """`vectors` (*batch, n, k) with orthonormal columns, completed to (*batch, n, r) if k < r."""
+    *batch, n, k = vectors.shape
     if k >= r:
         return vectors
     # Householder's Q is orthogonal whatever it factors, so columns of zeros become a complement.
-    padded = torch.cat([vectors, vectors.new_zeros(n, r - k)], dim=1)
-    return torch.cat([vectors, torch.linalg.qr(padded)[0][:, k:]], dim=1)
+    padded = torch.cat([vectors, vectors.new_zeros(*batch, n, r - k)], dim=-1)
+    return torch.cat([vectors, torch.linalg.qr(padded)[0][..., k:]], dim=-1)
 
 
 def keep(r: int) -> Choose:
@@ -180,22 +284,3 @@ def scale_of(tensor: Tensor, largest: float | None = None) -> float:
         return 1.0
     limit = 1000 if tensor.dtype == torch.float64 else 120
     return float(2.0 ** (2 * (max(-limit, min(limit, exponent)) // 2)))
-
-
-def _by_svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    m, n = matrix.shape
-    if m < n:
-        # X = (Q R)^T with X^T = Q R: the left vectors of X are those of the small R^T.
-        with cores_for("spectrum", spectrum_work(m, n)):
-            matrix = torch.linalg.qr(matrix.T, mode="r")[1].T
-    vectors, values, _ = thin_svd(matrix)
-    return vectors, values.to(torch.float64) ** 2
-
-
-def _by_short_gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """For a tall (m, n): eigenvectors of the (n, n) Gram, carried over by the matrix."""
-    energies, right = descending_eigh(mode_gram(matrix, 1))
-    # Columns of X V are orthogonal in exact arithmetic; QR makes them so where they are tiny.
-    with cores_for("spectrum", spectrum_work(*matrix.shape)):
-        left, _ = torch.linalg.qr(matrix.to(torch.float64) @ right)
-    return left, energies

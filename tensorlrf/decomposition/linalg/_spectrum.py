@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg._gram import mode_gram, thin_svd
+from tensorlrf.decomposition.linalg._gram import short_gram, short_spectra, thin_svd
 from tensorlrf.decomposition.linalg._leading import leading_eigh
 
 
@@ -27,15 +27,20 @@ class Spectrum(Protocol):
 
 
 class FullSVD:
-    """U S V^T by LAPACK."""
+    """U S V^T by LAPACK, of a matrix or of many (*batch, m, n)."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
         self.left, self.values, self.right = thin_svd(matrix)
         self.energies = self.values.to(torch.float64) ** 2
 
+    @property
+    def triples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, S and V^T."""
+        return self.left, self.values, self.right
+
     def split(self, r: int) -> tuple[Tensor, Tensor]:
-        return balanced(self.left[:, :r], self.values[:r], self.right[:r])
+        return balanced(self.left[..., :r], self.values[..., :r], self.right[..., :r, :])
 
     def rel_error(self, left: Tensor, right: Tensor) -> float:
         return frobenius_error(self.matrix, left, right)
@@ -51,38 +56,58 @@ class SketchedSVD(FullSVD):
 
 
 class ShortSideEigh:
-    """Eigenvectors of the Gram of the short side, summed in float64.
+    """Eigenvectors of the Gram of the short side, summed in float64; of a matrix or of many
+    (*batch, m, n).
 
     With `most` it is to be cut at that rank at most: no more vectors are sought than these, where
-    that is shorter.
+    that is shorter. `grams` is the dtype of the Grams of many.
     """
 
-    def __init__(self, matrix: Tensor, most: int | None = None) -> None:
+    def __init__(
+        self, matrix: Tensor, most: int | None = None, grams: torch.dtype = torch.float64
+    ) -> None:
         self.matrix = matrix
-        m, n = matrix.shape
-        self.wide = m <= n
-        gram = mode_gram(matrix, 0 if self.wide else 1)
-        self.energies, vectors = leading_eigh(gram, most or len(gram))
+        if matrix.ndim == 2:
+            gram = short_gram(matrix)
+            energies, vectors = leading_eigh(gram, most or len(gram))
+        else:
+            energies, vectors = short_spectra(matrix, most, matrix.dtype, grams)
+        self.energies = energies.to(torch.float64)
         self.vectors = vectors.to(matrix.dtype)  # of the short side
 
+    @property
+    def triples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, S and V^T."""
+        return carried(self.matrix, self.vectors)
+
     def split(self, r: int) -> tuple[Tensor, Tensor]:
-        basis = self.vectors[:, :r]
-        if self.wide:
-            other = basis.T @ self.matrix  # S V^T, rows of length s_j
-            values = torch.linalg.vector_norm(other, dim=1)
-            return balanced(basis, values, _divided(other, values[:, None]))
-        other = self.matrix @ basis  # U S
-        values = torch.linalg.vector_norm(other, dim=0)
-        return balanced(_divided(other, values), values, basis.T)
+        return balanced(*carried(self.matrix, self.vectors[..., :r]))
 
     def rel_error(self, left: Tensor, right: Tensor) -> float:
         return frobenius_error(self.matrix, left, right)
 
 
+def whole_spectrum(matrix: Tensor) -> FullSVD | ShortSideEigh:
+    """By the way that keeps the digits of its dtype and takes least."""
+    return FullSVD(matrix) if matrix.dtype == torch.float64 else ShortSideEigh(matrix)
+
+
+def carried(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V^T of matrices (*batch, m, n) from singular vectors (*batch, k, r) of the short
+    side, and the matrices themselves for the other side."""
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        right = vectors.mT @ matrix  # S V^T, rows of length s_j
+        values = torch.linalg.vector_norm(right, dim=-1)
+        return vectors, values, right / torch.where(values > 0, values, 1)[..., None]
+    left = matrix @ vectors  # U S
+    values = torch.linalg.vector_norm(left, dim=-2)
+    return left / torch.where(values > 0, values, 1)[..., None, :], values, vectors.mT
+
+
 def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of each singular value, as a root, to either side."""
+    """Half of each singular value (*batch, r), as a root, to either side."""
     roots = values.sqrt()
-    return left * roots, roots[:, None] * right
+    return left * roots[..., None, :], roots[..., None] * right
 
 
 def frobenius_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
@@ -105,7 +130,3 @@ def ratio(residual: Tensor | float, norm: Tensor | float) -> float:
     """sqrt(residual / norm) of two squares; sqrt(residual) where the norm is zero. NaN stays."""
     residual, norm = max(float(residual), 0.0), float(norm)
     return math.sqrt(residual / norm) if norm > 0 else math.sqrt(residual)
-
-
-def _divided(tensor: Tensor, norms: Tensor) -> Tensor:
-    return tensor / torch.where(norms > 0, norms, 1)

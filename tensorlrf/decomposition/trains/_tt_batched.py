@@ -11,19 +11,16 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._batched import (
-    BLOCK,
     as_batch,
-    batched_svd,
     per_place,
     relative_to_whole,
     scales_of,
-    short_spectra,
     squares,
 )
 from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_after_rounding
-from tensorlrf.decomposition.linalg._gram import identity
+from tensorlrf.decomposition.linalg._gram import BLOCK
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
-from tensorlrf.decomposition.trains._tt_sweep import swept
+from tensorlrf.decomposition.trains._tt_sweep import train_svd
 from tensorlrf.factors import Batch, TTFactors
 from tensorlrf.factors.algebra import chain_product
 
@@ -48,20 +45,7 @@ class Trains:
         self, ranks: Sequence[int] | None, budget: TruncationBudget[Tensor] | None = None
     ) -> list[Tensor]:
         """Cores (b, r, n_k, r') as they are returned."""
-
-        def truncated(matrix: Tensor, side: int, r: int | None) -> tuple[Tensor, Tensor]:
-            n = int(matrix.shape[1 + side])
-            if r == n:
-                # Nothing is left out, so any basis of this side will do.
-                return identity(n, matrix).expand(len(matrix), n, n), matrix
-            vectors, energies = side_vectors(matrix, side)
-            if r is None:
-                assert budget is not None
-                r = budget.choose(energies)
-            basis = vectors[..., :r]
-            return basis, basis.mT @ matrix if side == 0 else matrix @ basis
-
-        cores, carrier = swept(self.whole, self.sizes, ranks, truncated)
+        cores, carrier = train_svd(self.whole, ranks, budget, batch_dims=1)
         shared = share_norms(cores, carrier, self.scales)
         return [core.to(self.dtype).contiguous() for core in shared]
 
@@ -125,29 +109,6 @@ def fit_tt_batched(
     errors = trains.rel_errors(cores)
     reason = f"rounding leaves more than {asked} at a place at any ranks below the full ones"
     return trains.as_fit(cores, errors, bool((errors <= asked).all()), reason)
-
-
-def side_vectors(stack: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Singular vectors (b, n, k) of a side of (b, rows, columns), k the short one, and the energies
-    (b, k), descending, in float64.
-
-    From Grams of the short side summed in float64, for float64 by the SVD itself.
-    """
-    turned = stack if side == 0 else stack.mT
-    n, rest = turned.shape[1:]
-    if stack.dtype == torch.float64:
-        if n < rest:
-            # The left vectors of X are those of the small R^T, X^T = Q R.
-            turned = torch.linalg.qr(turned.mT, mode="r")[1].mT
-        vectors, values, _ = batched_svd(turned)
-        return vectors, values**2
-    energies, vectors = short_spectra(turned, dtype=stack.dtype if n <= rest else torch.float64)
-    if n > rest:
-        # Columns of X V are orthogonal in exact arithmetic; QR makes them so where they are tiny.
-        at_once = max(1, BLOCK // (n * rest))
-        pairs = zip(torch.split(turned, at_once), torch.split(vectors, at_once), strict=True)
-        vectors = torch.cat([torch.linalg.qr(x.to(torch.float64) @ v)[0] for x, v in pairs])
-    return vectors.to(stack.dtype), energies
 
 
 def share_norms(cores: Sequence[Tensor], carrier: int, scales: Tensor) -> list[Tensor]:

@@ -12,15 +12,11 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_after_rounding
-from tensorlrf.decomposition.linalg._gram import identity, left_vectors, scale_of
+from tensorlrf.decomposition.linalg._gram import identity, left_singular, scale_of
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.factors import Factors
 
 F = TypeVar("F", bound=Factors)
-
-Truncated = Callable[[Tensor, int, int | None], tuple[Tensor, Tensor]]
-"""(matrix, side, rank or None where a budget decides) -> leading singular vectors of that side,
-and the matrix in their coordinates."""
 
 
 def train_svd(
@@ -28,32 +24,17 @@ def train_svd(
     ranks: Sequence[int] | None,
     budget: TruncationBudget[Tensor] | None,
     *,
+    batch_dims: int = 0,
     from_the_left: bool = False,
 ) -> tuple[list[Tensor], int]:
-    """Cores (r, n_k, r') of a train near `whole`, of the given inner ranks or within `budget`, and
-    which of them carries the norm; see `swept`."""
-
-    def truncated(matrix: Tensor, side: int, r: int | None) -> tuple[Tensor, Tensor]:
-        return _truncated(matrix, side, r, budget)
-
-    return swept(whole, tuple(whole.shape), ranks, truncated, from_the_left)
-
-
-def swept(
-    whole: Tensor,
-    sizes: Sequence[int],
-    ranks: Sequence[int] | None,
-    truncated: Truncated,
-    from_the_left: bool = False,
-) -> tuple[list[Tensor], int]:
-    """Cores (*batch, r, n_k, r') of trains near `whole` (*batch, n_0, ..., n_{N-1}), and which of
-    them carries the norm.
+    """Cores (*batch, r, n_k, r') of trains near `whole` (*batch, n_0, ..., n_{N-1}), of the given
+    inner ranks or within `budget`, and which of them carries the norm.
 
     Cores are taken off either end, from the first mode on unless the other end is far cheaper
     (Oseledets 2011, algorithm 1, from both ends), or as published, `from_the_left`. Those on the
     left are orthonormal as (r n, r'), those on the right as (r, n r').
     """
-    batch = whole.shape[: whole.ndim - len(sizes)]
+    batch, sizes = whole.shape[:batch_dims], whole.shape[batch_dims:]
     left: list[Tensor] = []
     right: list[Tensor] = []
     i, j = 0, len(sizes) - 1  # modes that `rest` (*batch, a, n_i, ..., n_j, b) still has
@@ -67,12 +48,12 @@ def swept(
         turn = rows > columns if last else _from_the_right(rows, columns, size, ahead, back)
         if turn and not from_the_left:
             matrix = rest.reshape(*batch, -1, columns)
-            basis, rest = truncated(matrix, 1, back)
+            basis, rest = _truncated(matrix, 1, back, budget)
             right.append(basis.mT.reshape(*batch, -1, sizes[j], b))
             j, b = j - 1, int(basis.shape[-1])
         else:
             matrix = rest.reshape(*batch, rows, -1)
-            basis, rest = truncated(matrix, 0, ahead)
+            basis, rest = _truncated(matrix, 0, ahead, budget)
             left.append(basis.reshape(*batch, a, sizes[i], -1))
             i, a = i + 1, int(basis.shape[-1])
     return [*left, rest.reshape(*batch, a, sizes[i], b), *reversed(right)], i
@@ -92,17 +73,18 @@ def _from_the_right(rows: int, columns: int, n: int, ahead: int | None, back: in
 def _truncated(
     matrix: Tensor, side: int, r: int | None, budget: TruncationBudget[Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Leading singular vectors of one side of `matrix`, and `matrix` in their coordinates."""
-    n = matrix.shape[side]
+    """Leading singular vectors of one side of matrices (*batch, rows, columns), and these in their
+    coordinates."""
+    n = matrix.shape[side - 2]
     if r == n:
         # Nothing is left out, so any basis of this side will do.
-        return identity(n, matrix), matrix
-    vectors, energies = left_vectors(matrix, side)
+        return identity(n, matrix).expand(*matrix.shape[:-2], n, n), matrix
+    vectors, energies = left_singular(matrix if side == 0 else matrix.mT)
     if r is None:
         assert budget is not None
         r = budget.choose(energies)
-    basis = vectors[:, :r]
-    return basis, basis.T @ matrix if side == 0 else matrix @ basis
+    basis = vectors[..., :r]
+    return basis, basis.mT @ matrix if side == 0 else matrix @ basis
 
 
 def share_norm(cores: Sequence[Tensor], carrier: int, exponent: int = 0) -> list[Tensor]:

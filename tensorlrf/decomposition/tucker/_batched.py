@@ -11,18 +11,15 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._batched import (
-    BLOCK,
     as_batch,
-    batched_svd,
     check_batched_metric,
     per_place,
     relative_to_whole,
     scales_of,
-    short_spectra,
     squares,
 )
 from tensorlrf.decomposition.linalg._derivatives import kept_in_order, moving_span
-from tensorlrf.decomposition.linalg._gram import identity
+from tensorlrf.decomposition.linalg._gram import BLOCK, complete, identity, left_singular
 from tensorlrf.decomposition.tucker._hooi import mode_order
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Batch, TuckerFactors
@@ -96,28 +93,11 @@ def fit_tucker_batched(
 
 
 def left_vectors(stack: Tensor, mode: int, r: int) -> Tensor:
-    """The first r left singular vectors (b, n_mode, r) of the mode-`mode` unfoldings.
-
-    From Grams summed in float64, except for float64 input. They are completed where r exceeds the
-    number of columns, and in the graph where `stack` is.
-    """
+    """The first r left singular vectors (b, n_mode, r) of the mode-`mode` unfoldings, completed
+    where r exceeds the number of columns, and in the graph where `stack` is."""
     whole = unfolded(stack, mode)
-    rows = whole.detach()
-    n, rest = rows.shape[1:]
-    if stack.dtype == torch.float64 or n > rest:
-        if n < rest:
-            # The left vectors of X are those of the small R^T, X^T = Q R.
-            rows = torch.linalg.qr(rows.mT, mode="r")[1].mT
-        vectors = batched_svd(rows.to(torch.float64))[0]
-    else:
-        vectors = short_spectra(rows, r, stack.dtype)[1]
-    vectors = vectors[..., :r].to(stack.dtype)
-    if vectors.shape[2] < r:
-        # Householder's Q is orthogonal whatever it factors, so zeros become a complement.
-        k = vectors.shape[2]
-        padded = torch.cat([vectors, vectors.new_zeros(len(stack), n, r - k)], dim=2)
-        vectors = torch.cat([vectors, torch.linalg.qr(padded)[0][..., k:]], dim=2)
-    return moving_span(whole, vectors)
+    vectors = left_singular(whole, r)[0]
+    return moving_span(whole, complete(vectors[..., :r], r))
 
 
 def unfolded(stack: Tensor, mode: int) -> Tensor:

@@ -83,13 +83,13 @@ def test_hardly_a_block_is_taken_apart_by_lapack(
 ) -> None:
     """Which costs as much as one SVD after the other does."""
     taken: list[int] = []
-    whole = _blr_truncated.batched_svd
+    whole = _blr_truncated.thin_svd
 
     def counted(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         taken.append(len(stack))
         return whole(stack)
 
-    monkeypatch.setattr(_blr_truncated, "batched_svd", counted)
+    monkeypatch.setattr(_blr_truncated, "thin_svd", counted)
     blr(weight_of(kind, 512, dtype), r, block=128)
     assert sum(taken) <= 1
 
@@ -111,7 +111,7 @@ def test_few_blocks_are_taken_apart_once(
 
         return counted
 
-    for name in ("batched_svd", "stacked_eigh"):
+    for name in ("thin_svd", "descending_eigh"):
         monkeypatch.setattr(_blr_truncated, name, counting(getattr(_blr_truncated, name)))
     blr(weight_of(kind, 256), r, block=128)
     assert sum(taken) <= 4
@@ -122,13 +122,13 @@ def test_no_whole_spectrum_of_what_a_sketch_holds(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides: list[int] = []
-    whole = _blr_truncated.stacked_eigh
+    whole = _blr_truncated.descending_eigh
 
     def counted(stack: Tensor) -> tuple[Tensor, Tensor]:
         sides.append(stack.shape[-1])
         return whole(stack)
 
-    monkeypatch.setattr(_blr_truncated, "stacked_eigh", counted)
+    monkeypatch.setattr(_blr_truncated, "descending_eigh", counted)
     blr(weight_of(kind, 256), 6, block=64, dense_blocks=False)
     assert max(sides) <= 64 // 2
 
@@ -159,8 +159,8 @@ def test_large_blocks_come_from_krylov_spaces(monkeypatch: pytest.MonkeyPatch) -
     def refused(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise AssertionError("the whole spectrum is not wanted")
 
-    monkeypatch.setattr(_blr_truncated, "batched_svd", refused)
-    monkeypatch.setattr(_blr_truncated, "stacked_eigh", refused)
+    monkeypatch.setattr(_blr_truncated, "thin_svd", refused)
+    monkeypatch.setattr(_blr_truncated, "descending_eigh", refused)
     weight = weight_of("near field", 768)
     fit = fit_blr(weight, 4, block=384, dense_blocks=False)
     assert fit.error <= least(weight, 384, 4) * (1 + EXCESS)

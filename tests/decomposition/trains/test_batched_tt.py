@@ -14,7 +14,6 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.trains import _tt_batched as _batched_tt
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
-from tensorlrf.decomposition.trains._tt_batched import side_vectors
 from tensorlrf.decomposition.trains._tt_ranks import train_params, train_ranks
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors import Batch, TTFactors
@@ -193,25 +192,6 @@ def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = batched(stack, 3)
     torch.testing.assert_close(blocks.factors.to_dense(), whole.factors.to_dense())
     assert blocks.error == pytest.approx(whole.error, rel=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_vectors_of_a_side(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    stack = seeded(3, *shape, dtype=dtype)
-    stack[1, :, 2:] = 0
-    values = torch.linalg.svdvals(stack.double())
-    for side in (0, 1):
-        vectors, energies = side_vectors(stack, side)
-        k = min(shape)
-        assert vectors.shape == (3, shape[side], k)
-        identity = torch.eye(k, dtype=dtype).expand(3, k, k)
-        atol = 100 * torch.finfo(dtype).eps
-        torch.testing.assert_close(vectors.mT @ vectors, identity, rtol=0, atol=atol)
-        torch.testing.assert_close(energies, values**2, rtol=1e-6, atol=1e-8)
-        turned = stack if side == 0 else stack.mT
-        seen = (vectors.mT @ turned).double().norm(dim=2)
-        torch.testing.assert_close(seen, values, rtol=1e-5, atol=1e-4)
 
 
 def test_no_batch_is_one_tensor() -> None:
