@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -217,7 +218,7 @@ def _swept(
     since = begun.sweeps  # gains with steps ahead and those of a new beginning are no one series
 
     def ended(converged: bool, reason: str) -> Descent[S]:
-        return Descent(state, tuple(errors), converged, reason)
+        return Descent(state, tuple(accumulate(errors, min)), converged, reason)
 
     for _ in range(sweeps):
         if errors[-1] <= enough:
@@ -234,7 +235,7 @@ def _swept(
                 return ended(False, f"sweep {number} led to an error of {error}")
             return ended(True, f"sweep {number} met rounding")
         last, state = state, tried
-        errors.append(min(error, errors[-1]))
+        errors.append(error)
         if watch is not None and watch(state, error):
             return ended(False, f"stopped by callback after sweep {number}")
         if pace.kept(settled(errors[since:], tol)):

@@ -204,9 +204,12 @@ class Target(Generic[F]):
         whole      the linear map L of x to a matrix (m, n)
         adjoint    L^T, of a matrix to what has the shape of x
         """
-        return conjugate_gradients(
-            lambda x: adjoint(self.apply(whole(x))), adjoint(self.image), block, precondition
-        )
+
+        def normal(x: Tensor) -> Tensor:
+            return adjoint(self.apply(whole(x)))
+
+        residual = adjoint(self.image) - normal(block)
+        return conjugate_gradients(normal, residual, block, precondition)
 
     @cached_property
     def given_image(self) -> Tensor:

@@ -138,7 +138,8 @@ class FilterALS:
             half = torch.cholesky_solve(residual, left)
             return torch.cholesky_solve(half.T, right).T
 
-        return terms.with_mode(mode, conjugate_gradients(product, target, old, precondition))
+        residual = target - product(old)
+        return terms.with_mode(mode, conjugate_gradients(product, residual, old, precondition))
 
     def _normal_matrix(self, terms: Terms, mode: int, pairs: Tensor) -> Tensor:
         """(n_mode r, n_mode r): G contracted with the other factors on both sides, times A^T A."""

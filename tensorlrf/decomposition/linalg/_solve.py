@@ -34,30 +34,37 @@ def cholesky(matrix: Tensor, ridge: float = RIDGE) -> Tensor:
 
 def conjugate_gradients(
     normal: Callable[[Tensor], Tensor],
-    target: Tensor,
+    residual: Tensor,
     start: Tensor,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    steps: int = CG_STEPS,
+    least: float = 0.0,
 ) -> Tensor:
-    """Some steps towards normal(x) = target, from `start` (Hestenes & Stiefel 1952)."""
-    solution = start
-    residual = target - normal(start)
-    direction = precondition(residual)
-    slope = (residual * direction).sum()
-    for step in range(CG_STEPS):
+    """x after some steps from `start` towards normal(x) = b (Hestenes & Stiefel 1952).
+
+    normal is symmetric and positive semidefinite, `residual` is b - normal(start). No step raises
+    (x, normal x) - 2 (x, b). They end early where the residual, squared and preconditioned, is at
+    most a share `least` of what it was, and at a direction that `normal` does not see.
+    """
+    x = start
+    direction = residual if precondition is None else precondition(residual)
+    slope = first = float((residual * direction).sum())
+    for step in range(1, steps + 1):
+        if slope <= least * first:
+            break
         image = normal(direction)
-        curvature = (direction * image).sum()
-        if curvature <= 0 or slope <= 0:
+        curvature = float((direction * image).sum())
+        if not curvature > 0:
             break
         length = slope / curvature
-        solution = solution + length * direction
-        if step + 1 == CG_STEPS:
+        x = x + length * direction
+        if step == steps:
             break
         residual = residual - length * image
-        turned = precondition(residual)
-        new_slope = (residual * turned).sum()
-        direction = turned + (new_slope / slope) * direction
-        slope = new_slope
-    return solution
+        turned = residual if precondition is None else precondition(residual)
+        before, slope = slope, float((residual * turned).sum())
+        direction = turned + (slope / before) * direction
+    return x
 
 
 def symmetric(matrix: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import check_iteration, finished
+from tensorlrf.decomposition._descent import Descent, check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence
@@ -166,17 +166,17 @@ def fit_tr(
             start = ring_svd(work, ranks, draws)
         else:
             start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
-        cores, errors, settled = iterate(problem, start, sweeps, least)
-        plain = cast(cores)
+        run = iterate(problem, start, sweeps, least)
+        plain = cast(run.state)
         if target.is_plain:
-            reason = _reason(plain, len(errors) - 1, settled)
-            return Fit(plain, (*errors, true_error(plain, tensor)), settled, reason)
+            errors = (*run.errors, true_error(plain, tensor))
+            return Fit(plain, errors, run.converged, _reason(plain, run))
         metric = OutputRingProblem(target, len(split[0]))
 
         def served() -> Fit[TRFactors]:
-            ring, errors, settled = iterate(metric, cores, sweeps, tol)
-            reason = f"{_reason(plain, len(errors) - 1, settled)}, outputs, from gram"
-            return Fit(cast(ring), tuple(errors), settled, reason)
+            on = iterate(metric, run.state, sweeps, tol)
+            reason = f"{_reason(plain, on)}, outputs, from gram"
+            return Fit(cast(on.state), on.errors, on.converged, reason)
 
         return fit_or_plain(target, lambda: plain, served)
 
@@ -256,9 +256,8 @@ class TR(Structured):
         return sum(sum(digits) for digits in self.sizes or map(row_digits, shape))
 
 
-def _reason(factors: TRFactors, sweeps: int, settled: bool) -> str:
-    how = "a sweep gained nothing more" if settled else f"{sweeps} sweeps"
-    return f"rank {factors.rank}, {how}"
+def _reason(factors: TRFactors, run: Descent[list[Tensor]]) -> str:
+    return f"rank {factors.rank}, {run.how('a sweep gained nothing more')}"
 
 
 def _smallest(

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition.linalg._gram import identity
-from tensorlrf.decomposition.linalg._solve import cholesky
+from tensorlrf.decomposition.linalg._solve import cholesky, conjugate_gradients
 from tensorlrf.factors.algebra import chain_product
 
 STEPS = 8
 """Of conjugate gradients, at most, for one core; each lowers the loss."""
+
+LEAST = 1e-20
+"""Share of the squared, preconditioned residual at which they end."""
 
 MOST_UNKNOWNS = 2048
 """r r' of a core (r, n, r') that is solved for with its normal matrix, 32 MB in float64."""
@@ -98,30 +101,19 @@ def gradient_steps(
         inner = (turned @ right.T).reshape(left.shape[0], m * s)  # (y J, m s)
         return (left.T @ inner).reshape(r, m, s)
 
-    lowered: Callable[[Tensor], Tensor] = _as_it_is
+    lowered = None
     if ends is not None:
         first = left.T @ (ends[0] @ before.reshape(y, -1)).reshape(-1, r)  # (r, r)
         last = right @ (after @ ends[1].T).reshape(s, -1).T  # (s, s)
         lowered = _preconditioner(first, last)
-
-    core = cores[k]
-    residual = adjoint(target - seen(whole(core)))
-    direction = lowered(residual)
-    size = start = float((residual * direction).sum())
-    for _ in range(min(STEPS, core.numel())):
-        if size <= 1e-20 * start or size == 0.0:
-            break
-        image = adjoint(seen(whole(direction)))
-        curvature = float((direction * image).sum())
-        if not curvature > 0:
-            break
-        step = size / curvature
-        core = core + step * direction
-        residual = residual - step * image
-        low = lowered(residual)
-        former, size = size, float((residual * low).sum())
-        direction = low + (size / former) * direction
-    return core
+    return conjugate_gradients(
+        lambda core: adjoint(seen(whole(core))),
+        adjoint(target - seen(whole(cores[k]))),
+        cores[k],
+        lowered,
+        min(STEPS, cores[k].numel()),
+        LEAST,
+    )
 
 
 def _preconditioner(first: Tensor, last: Tensor) -> Callable[[Tensor], Tensor]:
@@ -134,7 +126,3 @@ def _preconditioner(first: Tensor, last: Tensor) -> Callable[[Tensor], Tensor]:
         return torch.cholesky_solve(solved.T, b).T.reshape(r, m, s)
 
     return lowered
-
-
-def _as_it_is(core: Tensor) -> Tensor:
-    return core

@@ -14,10 +14,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.factors.algebra import chain_product
 
 STEPS = 8
 """Of conjugate gradients for a core, in each half sweep."""
+
+LEAST = 1e-24
+"""Share of the squared residual at which they end."""
 
 
 def swept_by_gradients(
@@ -59,8 +63,9 @@ def _solve(
         return pull(spread(apply(dense([*cores[:k], core, *cores[k + 1 :]]))))
 
     pull = adjoint(cores, k)
-    right = pull(spread(image - apply(dense(cores))))
-    cores[k] = cores[k] + conjugate_gradients(normal, right, STEPS)
+    residual = pull(spread(image - apply(dense(cores))))
+    nothing = torch.zeros_like(residual)
+    cores[k] = cores[k] + conjugate_gradients(normal, residual, nothing, steps=STEPS, least=LEAST)
 
 
 def adjoint(cores: Sequence[Tensor], k: int) -> Callable[[Tensor], Tensor]:
@@ -77,27 +82,6 @@ def adjoint(cores: Sequence[Tensor], k: int) -> Callable[[Tensor], Tensor]:
         return (left.reshape(rows, -1) @ after.T).reshape(shape)
 
     return pull
-
-
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> Tensor:
-    """x after some steps towards apply(x) = right from zero, for a symmetric positive semidefinite
-    `apply`; each step lowers (x, apply x) - 2 (x, right)."""
-    x = torch.zeros_like(right)
-    residual, direction = right, right
-    square = first = float((residual * residual).sum())
-    for _ in range(steps):
-        if square <= 1e-24 * first or square == 0.0:
-            break
-        image = apply(direction)
-        curvature = float((direction * image).sum())
-        if curvature <= 0:  # a direction that the inputs do not see
-            break
-        step = square / curvature
-        x = x + step * direction
-        residual = residual - step * image
-        before, square = square, float((residual * residual).sum())
-        direction = residual + square / before * direction
-    return x
 
 
 def _orthonormal_from_left(cores: list[Tensor], k: int) -> None:

@@ -8,13 +8,15 @@ same for all values of the core's row digit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import settled
+from tensorlrf.decomposition._descent import ROUNDING, Descent, descend
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
@@ -26,9 +28,6 @@ MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""
 
 F = TypeVar("F", TTFactors, TTMatrix)
-
-ROUNDING = 1e-12
-"""By how much, relative, a sweep may seem to raise the error."""
 
 
 def scaled(target: Target[F], factors: F) -> list[Tensor]:
@@ -48,29 +47,36 @@ def true_error(target: Target[F], factors: F) -> float:
     return target.rel_error(target.matrix - dense.reshape(target.shape))
 
 
+def fit_by_sweeps(
+    target: Target[F],
+    plain: F,
+    sweep: Callable[[F], F],
+    carrier: int,
+    n_iter_max: int,
+    tol: float | None,
+) -> Fit[F]:
+    """Sweeps from `plain` on, each of which leaves the norm with the core `carrier`."""
+
+    def swept(train: F) -> tuple[F, float]:
+        tried = sweep(train)
+        return tried, target.rel_error(target.matrix - tried.to_dense().reshape(target.shape))
+
+    begun = replace(plain, cores=tuple(scaled(target, plain)))
+    start = Descent.at(begun, true_error(target, plain))
+    run = descend([start], swept, tol, n_iter_max, rise=ROUNDING)
+    cores = shared(target, run.state.cores, carrier)
+    factors = replace(run.state, cores=tuple(cores)).to(target.dtype)
+    how = run.how("a sweep gained nothing more")
+    reason = f"rank {factors.rank}, {how}, outputs, from gram"
+    return Fit(factors, run.errors, run.converged, reason)
+
+
 def swept(
     target: Target[TTMatrix], plain: TTMatrix, n_iter_max: int, tol: float | None
 ) -> Fit[TTMatrix]:
     """Sweeps from `plain` on."""
-    best = TTMatrix(tuple(scaled(target, plain)), plain.dense_shape)
-    errors = [true_error(target, plain)]
-    reason = f"{n_iter_max} sweeps"
-    converged = False
-    for _ in range(n_iter_max):
-        tried = _sweep(target, best)
-        error = target.rel_error(target.matrix - tried.to_dense())
-        falls = error <= errors[-1] * (1 + ROUNDING)
-        if falls:
-            best = tried
-            errors.append(error)
-        if not falls or settled(errors, tol):
-            reason, converged = "a sweep gained nothing more", True
-            break
-    # The last core of a sweep carries the norm.
-    cores = shared(target, best.cores, len(best.cores) - 1)
-    factors = TTMatrix(tuple(cores), plain.dense_shape).to(target.dtype)
-    reason = f"rank {factors.rank}, {reason}, outputs, from gram"
-    return Fit(factors, tuple(errors), converged, reason)
+    last = len(plain.cores) - 1
+    return fit_by_sweeps(target, plain, partial(_sweep, target), last, n_iter_max, tol)
 
 
 def _sweep(target: Target[TTMatrix], train: TTMatrix) -> TTMatrix:

@@ -105,7 +105,8 @@ class Tucker2ALS:
             half = torch.cholesky_solve(residual, left)
             return torch.cholesky_solve(half.T, right).T
 
-        solution = conjugate_gradients(normal, target, at.inputs, precondition)
+        residual = target - normal(at.inputs)
+        solution = conjugate_gradients(normal, residual, at.inputs, precondition)
         improved: Tensor = torch.linalg.qr(solution)[0]
         return improved
 
