@@ -282,15 +282,32 @@ M = TypeVar("M", bound=Method)
 def config(name: str) -> Callable[[type[M]], type[M]]:
     """Declare the class below as the config of the method `name`, which serves `compress` then.
 
+    As in::
+
         @config("cur")
         class Cur(Method):
-            \"\"\"Columns and rows of the weight; the options are those of `cur`.\"\"\"
+            "Columns and rows of the weight; the options are those of `cur`."
 
             def params_at(self, rank, shape): ...
 
     It becomes a frozen dataclass with the options of the decomposition, as a layer is given to it:
     their names, order and defaults. What the class annotates itself has that annotation; an option
     of its own, with a default, is one of layers alone.
+
+    Parameters
+    ----------
+    name : str
+        Of a method that is declared.
+
+    Returns
+    -------
+    callable
+        The decorator.
+
+    Raises
+    ------
+    ArgumentError
+        Where an option has a name that configs use.
     """
 
     def declare(kind: type[M]) -> type[M]:

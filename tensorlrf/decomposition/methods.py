@@ -115,15 +115,42 @@ def method(
     sweeps_in_metric: bool = False,
 ) -> Callable[[Fitting], Fitting]:
     """Declare the function below as the decomposition called `name`; the function stays as it is.
-    (An argument measure= is for the short function alone, see `factors_of`: signatures are silent
-    about it.)
+
+    As in::
 
         @method("cur", gives=Skeleton, on={"tensor", "linear", "conv"})
         def fit_cur(tensor, rank=None, *, error=None, random_state=None) -> Fit[Skeleton]: ...
 
-    Arguments as the fields of `Registered`. Those without an order come last, as they register.
-    Raises ArgumentError where the name is taken, for what is not called fit_..., and for a kind
-    that is none.
+    An argument `measure=` is for the short function alone, see `factors_of`: signatures are silent
+    about it.
+
+    Parameters
+    ----------
+    name : str
+        Its word.
+    gives : type or tuple of type
+        The formats of its factors.
+    on : set of str, or Mapping
+        What it serves -> the options that it is called with there, unless the user says otherwise:
+        "tensor" is a tensor of the user's own, "linear", "conv" and "embedding" are weights of
+        layers.
+    estimates : bool
+        Whether it takes `rank="auto"`, an analytic estimate.
+    order : pair of int
+        Where it stands among the methods of tensors, and among those of layers; those without an
+        order come last, as they register.
+    sweeps_in_metric : bool
+        Whether `n_iter_max=` and `tol=` are of sweeps that it makes with `gram=` alone.
+
+    Returns
+    -------
+    callable
+        The decorator.
+
+    Raises
+    ------
+    ArgumentError
+        Where the name is taken, for what is not called fit_..., and for a kind that is none.
     """
     kinds = dict(on) if isinstance(on, Mapping) else {kind: {} for kind in on}
     for kind in kinds:
@@ -160,8 +187,20 @@ def configured(name: str, config: type[Any]) -> None:
 
 
 def for_layers(name: str, options_of: Callable[..., Any] | None = None) -> Callable[[D], D]:
-    """Declare that the weights of layers are given to the function below by the method `name`; its
-    options are those of another function where it hands them on."""
+    """Declare that the weights of layers are given to the function below by the method `name`.
+
+    Parameters
+    ----------
+    name : str
+        Of a method that is declared.
+    options_of : callable, optional
+        The function whose options it hands on, where its own signature does not have them.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
 
     def declare(decompose: D) -> D:
         if options_of is not None:
@@ -173,8 +212,22 @@ def for_layers(name: str, options_of: Callable[..., Any] | None = None) -> Calla
 
 
 def truncates(name: str) -> Callable[[U], U]:
-    """Declare that the method `name` truncates what the function below gives; `scree` shows it. The
-    options of the function are those of `scree`."""
+    """Declare that the method `name` truncates what the function below gives; `scree` shows it.
+
+    The function takes the tensor, and options that `scree` has. It gives unfoldings in sets whose
+    singular values are truncated together: what a set is called, and its tensors, each with the
+    mode of its rows.
+
+    Parameters
+    ----------
+    name : str
+        Of a method that is declared.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
 
     def declare(unfoldings: U) -> U:
         _METHODS[name] = replace(_METHODS[name], truncates=unfoldings)
@@ -250,9 +303,31 @@ def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
     """The function that gives the factors alone: `blast = factors_of(fit_blast)`.
 
     It has the signature and the docstring of `fit`, its module, and its name without "fit_", under
-    which it must stand in that module to be pickled. Where `fit` has an argument measure: bool, it
-    is False here: errors that nothing is decided by need not be computed. What takes batch_dims=
-    has its overloads in a stub, which `make generate` writes.
+    which it must stand in that module to be pickled. Where `fit` has an argument `measure: bool`,
+    it is False here: errors that nothing is decided by need not be computed. What takes
+    `batch_dims=` has its overloads in a stub, which `make generate` writes.
+
+    Parameters
+    ----------
+    fit : callable
+        The function that gives a `Fit`.
+
+    Returns
+    -------
+    callable
+        The same, but for what it gives.
+
+    Raises
+    ------
+    ArgumentError
+        For what is not called fit_....
+
+    Examples
+    --------
+    >>> from tensorlrf.decomposition import fit_blast
+    >>> from tensorlrf.decomposition.methods import factors_of
+    >>> factors_of(fit_blast).__name__
+    'blast'
     """
     name = _short_name(fit)
     told: dict[str, Any] = {"measure": False} if "measure" in fit.__annotations__ else {}

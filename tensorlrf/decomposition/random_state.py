@@ -10,8 +10,27 @@ from tensorlrf.errors import ArgumentError
 def generator(random_state: int | torch.Generator | None, device: torch.device) -> torch.Generator:
     """A generator on `device`; torch's global one is left alone.
 
-    An int seeds a new one, a Generator is used as it is (and advances), None draws a fresh seed.
-    Raises ArgumentError for a Generator of another device and for anything else.
+    Parameters
+    ----------
+    random_state : int, Generator or None
+        An int seeds a new one, a Generator is used as it is (and advances), None draws a fresh
+        seed.
+    device : device
+
+    Returns
+    -------
+    Generator
+
+    Raises
+    ------
+    ArgumentError
+        For a Generator of another device and for anything else.
+
+    Examples
+    --------
+    >>> from tensorlrf.decomposition.random_state import generator
+    >>> generator(7, torch.device("cpu")).initial_seed()
+    7
     """
     if isinstance(random_state, torch.Generator):
         if random_state.device.type != device.type:

@@ -36,10 +36,33 @@ Rank = int | float | Literal["same", "auto"] | Sequence[int]
 def check_rank_or_error(
     rank: Rank | None, error: float | None, dtype: torch.dtype | None = None
 ) -> tuple[Rank | None, float | None]:
-    """`rank` and `error` as plain numbers: exactly one is given, and `error` lies in [0, 1).
+    """The arguments `rank` and `error` as plain numbers: exactly one is given.
 
-    Nor is it below the rounding of the dtype in which a tensor of `dtype` is decomposed: there all
-    of the tensor would be kept, its rounding errors too. 0 says that this is what is meant.
+    Parameters
+    ----------
+    rank : int, tuple, float or str, optional
+    error : float, optional
+        In [0, 1). Nor is it below the rounding of the dtype in which a tensor of `dtype` is
+        decomposed: there all of the tensor would be kept, its rounding errors too. 0 says that this
+        is what is meant.
+    dtype : dtype, optional
+        Of the tensor.
+
+    Returns
+    -------
+    tuple
+        (rank, error), one of them None.
+
+    Raises
+    ------
+    ArgumentError
+        Where both or neither are given, and for an error that cannot be.
+
+    Examples
+    --------
+    >>> from tensorlrf.decomposition.rank import check_rank_or_error
+    >>> check_rank_or_error(None, 0.1)
+    (None, 0.1)
     """
     rank, error = plain(rank, "rank"), plain(error, "error")
     for count in rank if isinstance(rank, (list, tuple)) else (rank,):
@@ -92,7 +115,29 @@ def plain(value: Any, name: str) -> Any:
 
 
 def matrix_rank(rank: Rank, m: int, n: int) -> int:
-    """The rank of an (m, n) matrix; a share counts r (m + n) parameters against m n."""
+    """The rank of an (m, n) matrix.
+
+    Parameters
+    ----------
+    rank : int, float or str
+        An int; a share, which counts r (m + n) parameters against m n; or "same".
+    m, n : int
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    RankError
+        For a rank below one or above min(m, n), and for what is none.
+
+    Examples
+    --------
+    >>> from tensorlrf.decomposition.rank import matrix_rank
+    >>> matrix_rank(0.5, 64, 64), matrix_rank(7, 64, 64)
+    (16, 7)
+    """
     share = _share(rank)
     if share is not None:
         return max(1, min(m, n, whole(share * m * n / (m + n))))
