@@ -29,9 +29,10 @@ def moments(n: int, kind: str = "full", *, seed: int = 7) -> Tensor:
     return second_moments(inputs)
 
 
-def in_moments(weight: Tensor, gram: Tensor) -> Target[Any]:
-    """The target tr(D G D^T) of a weight (m, ...), G (n, n) as it is: not shrunk, nor checked."""
-    return Target.of(weight, Product(None, gram.to(torch.float64)))
+def in_moments(weight: Tensor, gram: Tensor | None) -> Target[Any]:
+    """The target tr(D G D^T) of a weight (m, ...), G (n, n) as it is: not shrunk, nor checked; the
+    sum of squares for none."""
+    return Target.of(weight, Product(None, None if gram is None else gram.to(torch.float64)))
 
 
 def moments_within(

@@ -9,10 +9,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._options import check_moments
-from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Quadratic
+from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Product, Quadratic
 from tensorlrf.decomposition._source import DenseSource
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
@@ -121,6 +122,13 @@ class Target(Generic[F]):
     def matrix(self) -> Tensor:
         """W (m, n) in float64."""
         return self.source.matrix
+
+    def with_rows(self, matrix: Tensor) -> Target[Any]:
+        """The same form for W with rows in another order, zeros among them or behind it: columns
+        that are added are inputs that are always zero. `matrix` (m', n'), over the same scale."""
+        gram, more = self.gram, matrix.shape[1] - self.shape[1]
+        form = PLAIN if gram is None else Product(None, pad(gram, (0, more, 0, more)))
+        return Target(DenseSource(matrix, 1.0), form)
 
     # ---- the form --------------------------------------------------------------------------------
 

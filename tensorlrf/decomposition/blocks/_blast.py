@@ -207,14 +207,11 @@ class _Solver:
         self.n_iter_max, self.tol = n_iter_max, tol
         (m, n), (p, q) = target.shape, counts
         mb, nb = -(-m // p), -(-n // q)
-        wide = target.work.to(torch.float64)
-        blocks = F.pad(wide, (0, q * nb - n, 0, p * mb - m)).view(p, mb, q * nb)
-        self.plain = SharedBases(blocks, q, None)
+        padded = F.pad(target.matrix, (0, q * nb - n, 0, p * mb - m))
+        self.plain = SharedBases(Target.of(padded, scale=1.0), counts)
         self.metric: SharedBases | None = None
         if not target.is_plain:
-            # Padded columns are inputs that are always zero.
-            padded = F.pad(target.moments, (0, q * nb - n, 0, q * nb - n))
-            self.metric = SharedBases(blocks, q, padded)
+            self.metric = SharedBases(target.with_rows(padded), counts)
 
     @cached_property
     def svd(self) -> Spectrum:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent, beyond, descend
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._gram import descending_eigh, identity, thin_svd
-from tensorlrf.decomposition.linalg._spectrum import ratio
 
 ROUNDING = 1e-16
 """By how much, relative, a sweep has to lower the error at least."""
@@ -68,19 +69,18 @@ class Bases:
 
 
 class SharedBases:
-    """W (m, n), padded to (p, mb, q nb), in float64, and the moments G (q nb, q nb) of its
-    inputs, if there are any."""
+    """A target W (p mb, q nb), the moments G (q nb, q nb) of whose inputs may be known."""
 
-    def __init__(self, blocks: Tensor, q: int, gram: Tensor | None) -> None:
-        self.weight = blocks
-        self.p, self.mb, self.n = (int(k) for k in blocks.shape)
-        self.q, self.nb = q, self.n // q
-        self.gram = gram
-        self.norm = float((self._seen(blocks) * blocks).sum())
-        if gram is not None:
-            parts = gram.view(q, self.nb, q, self.nb)
+    def __init__(self, target: Target[Any], counts: tuple[int, int]) -> None:
+        self.target, self.gram = target, target.gram
+        self.p, self.q = counts
+        m, self.n = target.shape
+        self.mb, self.nb = m // self.p, self.n // self.q
+        self.weight = target.matrix.view(self.p, self.mb, self.n)
+        if self.gram is not None:
+            parts = self.gram.view(self.q, self.nb, self.q, self.nb)
             values, vectors = descending_eigh(
-                torch.stack([parts[j, :, j].contiguous() for j in range(q)])
+                torch.stack([parts[j, :, j].contiguous() for j in range(self.q)])
             )
             self.spectra = values, vectors  # of G_jj: (q, nb), (q, nb, nb)
 
@@ -94,8 +94,7 @@ class SharedBases:
 
     def rel_error(self, at: Bases) -> float:
         """Relative error, from the residual itself."""
-        off = self.weight - at.dense()
-        return ratio((self._seen(off) * off).sum(), self.norm)
+        return self.target.rel_error((self.weight - at.dense()).flatten(0, 1))
 
     def descend(
         self,
@@ -135,8 +134,8 @@ class SharedBases:
     def step_left(self, at: Bases) -> Bases:
         """All L_i at once: block rows do not meet in the error."""
         rows = (at.scales[..., None] * at.right).transpose(1, 2).flatten(2)  # (p, r, q nb)
-        seen = self._seen(rows)
-        gradient = self._seen(self.weight - at.dense()) @ rows.mT  # (p, mb, r)
+        seen = self.target.apply(rows)
+        gradient = self.target.apply(self.weight - at.dense()) @ rows.mT  # (p, mb, r)
         step = _solve(seen @ rows.mT, gradient.mT).mT
         return replace(at, left=at.left + step)
 
@@ -183,10 +182,6 @@ class SharedBases:
         residual = residual.clone()
         residual[:, :, part] -= scaled @ step
         return replace(at, right=moved), residual
-
-    def _seen(self, rows: Tensor) -> Tensor:
-        """Times G."""
-        return rows if self.gram is None else rows @ self.gram
 
     def _own(self, right: Tensor, part: slice) -> Tensor:
         """Times G_jj."""

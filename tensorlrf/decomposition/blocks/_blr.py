@@ -17,16 +17,7 @@ from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Piece
 from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
-from tensorlrf.decomposition.blocks._blr_fit import (
-    TRIAL,
-    InMetric,
-    Tiling,
-    estimated,
-    plain,
-    uniform,
-    within_error,
-)
-from tensorlrf.decomposition.blocks._blr_gram import Outputs
+from tensorlrf.decomposition.blocks._blr_fit import TRIAL, Tiling, blocks_of, estimated, uniform
 from tensorlrf.decomposition.blocks._blr_matrix import (
     check_pair,
     matrix_target,
@@ -171,22 +162,17 @@ def fit_blr(
         # The energies of all directions serve to share ranks out, or to estimate them.
         keep = asked.rank if target.is_plain and error is None else None
         tiling = on_grid(target, size, dense_blocks, keep)
-        metric = None
-        if not target.is_plain:
-            outputs = Outputs(target.work, target.moments, tiling.places)
-            metric = InMetric(tiling, outputs, most, tol)
+        given = error is None and asked.share is None
+        blocks = blocks_of(tiling, most, tol, measure or not given)
         if error is not None:
-            return metric.within_error(error) if metric else within_error(tiling, error)
+            return blocks.within_error(error)
         if asked.share is not None:
-            if metric:
-                return metric.within_params(params)
-            ranks = tiling.within_params(params)
-            return plain(tiling, ranks, f"ranks shared out over {params} parameters")
+            return blocks.within_params(params)
         if asked.rank is None:
             ranks, how = estimated(tiling.pieces, target.dtype), "ranks as estimated by evbmf"
         else:
             ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
-        return metric.solve(ranks) if metric else plain(tiling, ranks, how, measure)
+        return blocks.solve(ranks, how)
 
     def attempt(size: tuple[int, int]) -> tuple[tuple[float, ...], Fit[BlockLowRank]]:
         tried = fitted(size, min(TRIAL, sweeps))
@@ -205,7 +191,7 @@ def fit_blr(
             fit = fitted(size, sweeps)
     if error is not None and fit.error > error:
         return replace(fit, converged=False, reason=out_of_reach(error, fit.error, target.dtype))
-    return fit if target.is_plain else finished(fit, n_iter_max)
+    return finished(fit, n_iter_max)
 
 
 blr = factors_of(fit_blr)

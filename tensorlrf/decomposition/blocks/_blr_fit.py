@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -16,7 +17,7 @@ from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import smallest_within
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
-from tensorlrf.decomposition.blocks._blr_gram import Blocks, Content, Outputs, even
+from tensorlrf.decomposition.blocks._blr_gram import BlockState, Content, Outputs, even
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors
@@ -80,37 +81,70 @@ class Tiling:
         return self.ladder.within_params(params, rounding)
 
 
-def plain(tiling: Tiling, ranks: Ranks, reason: str, measure: bool = True) -> Fit[BlockLowRank]:
-    """The nearest blocks of these ranks."""
-    factors = tiling.packed(tiling.contents(ranks))
-    error = tiling.target.error(factors) if measure else math.nan
-    return Fit(factors, (error,), True, reason)
+class Blocks(Protocol):
+    """A tiling, from ranks to factors."""
+
+    def solve(self, ranks: Ranks, how: str) -> Fit[BlockLowRank]:
+        """Blocks of these ranks, which were found so."""
+
+    def within_params(self, params: int) -> Fit[BlockLowRank]:
+        """Ranks shared out over `params` parameters."""
+
+    def within_error(self, error: float) -> Fit[BlockLowRank]:
+        """Few parameters with a true error of at most `error`, after the cast."""
 
 
-def within_error(tiling: Tiling, error: float) -> Fit[BlockLowRank]:
-    """Few parameters with a true error of at most `error`, after the cast."""
-    ladder = tiling.ladder
-    lost = max(error, tiling.target.floor) ** 2 * tiling.energy
-    first = plain(tiling, ladder.within_energy(lost), f"ranks shared out within {error}")
-    if first.error <= error:
-        return first
-    reason = f"ranks shared out within {error} after rounding"
-    return fewest_steps(
-        ladder, ladder.first_within(lost), error, lambda ranks: plain(tiling, ranks, reason)
-    )
+def blocks_of(tiling: Tiling, n_iter_max: int, tol: float | None, measure: bool = True) -> Blocks:
+    """The nearest blocks, or in the metric of the inputs those that serve the outputs."""
+    if tiling.target.is_plain:
+        return NearestBlocks(tiling, measure)
+    return OutputBlocks(tiling, n_iter_max, tol)
 
 
 @dataclass(frozen=True)
-class InMetric:
-    """A tiling whose blocks serve the outputs: by block coordinate descent from the plain ones."""
+class NearestBlocks:
+    """Each block the nearest of its rank: they share no entries, so that the whole is, too.
+
+    measure   whether the error of given ranks is asked for (else it is NaN)
+    """
 
     tiling: Tiling
-    outputs: Outputs
+    measure: bool = True
+
+    def solve(self, ranks: Ranks, how: str) -> Fit[BlockLowRank]:
+        factors = self.tiling.packed(self.tiling.contents(ranks))
+        error = self.tiling.target.error(factors) if self.measure else math.nan
+        return Fit(factors, (error,), True, how)
+
+    def within_params(self, params: int) -> Fit[BlockLowRank]:
+        ranks = self.tiling.within_params(params)
+        return self.solve(ranks, f"ranks shared out over {params} parameters")
+
+    def within_error(self, error: float) -> Fit[BlockLowRank]:
+        ladder, how = self.tiling.ladder, f"ranks shared out within {error}"
+        lost = max(error, self.tiling.target.floor) ** 2 * self.tiling.energy
+        first = self.solve(ladder.within_energy(lost), how)
+        if first.error <= error:
+            return first
+        below, how = ladder.first_within(lost), f"{how} after rounding"
+        return fewest_steps(ladder, below, error, lambda ranks: self.solve(ranks, how))
+
+
+@dataclass(frozen=True)
+class OutputBlocks:
+    """Blocks that serve the outputs: by block coordinate descent from the nearest ones."""
+
+    tiling: Tiling
     n_iter_max: int
     tol: float | None
 
-    def solve(self, ranks: Ranks) -> Fit[BlockLowRank]:
-        """Blocks of these ranks, in the outputs never worse than the plain ones."""
+    @cached_property
+    def outputs(self) -> Outputs:
+        """What is descended in."""
+        return Outputs(self.tiling.target, self.tiling.places)
+
+    def solve(self, ranks: Ranks, how: str) -> Fit[BlockLowRank]:
+        """In the outputs never worse than the plain ones."""
         return self._finish(self._begin(ranks, 0), ranks)
 
     def within_params(self, params: int) -> Fit[BlockLowRank]:
@@ -128,11 +162,11 @@ class InMetric:
         best = min(best, self._begin(again, TRIAL), key=lambda run: run.error)
         return self._finish(best, by_weight)
 
-    def _begin(self, ranks: Ranks, sweeps: int) -> Descent[Blocks]:
+    def _begin(self, ranks: Ranks, sweeps: int) -> Descent[BlockState]:
         start = self.outputs.start(self.tiling.contents(ranks), ranks)
         return self.outputs.descend(start, min(sweeps, self.n_iter_max), self.tol)
 
-    def _finish(self, run: Descent[Blocks], usual_ranks: Ranks) -> Fit[BlockLowRank]:
+    def _finish(self, run: Descent[BlockState], usual_ranks: Ranks) -> Fit[BlockLowRank]:
         """`run` continued if it has not settled; or the plain blocks of `usual_ranks`, if the cast
         left these better."""
         run = self.outputs.descend(run, self.n_iter_max - run.sweeps, self.tol)

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent, beyond, descend
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Ranks
 from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
 from tensorlrf.decomposition.linalg._gram import descending_eigh
-from tensorlrf.decomposition.linalg._spectrum import ratio
 
 CUTOFF = 1e-10
 """Directions of the inputs with less than this share of the largest variance are not corrected."""
@@ -29,7 +29,7 @@ CUTOFF = 1e-10
 Content = Tensor | tuple[Tensor, Tensor]
 
 
-class Blocks(NamedTuple):
+class BlockState(NamedTuple):
     """Blocks of given ranks, in float64.
 
     residual  W - A (m, n)
@@ -42,7 +42,7 @@ class Blocks(NamedTuple):
     residual: Tensor
     apart: bool = False
 
-    def ahead(self, last: Blocks, reach: float) -> Blocks:
+    def ahead(self, last: BlockState, reach: float) -> BlockState:
         """As far ahead of here as `last` is behind, times `reach`."""
         (residual,) = beyond([self.residual], [last.residual], reach)
         return self._replace(residual=residual, apart=True)
@@ -60,13 +60,11 @@ class Stack:
 
 
 class Outputs:
-    """A matrix W (m, n), blocks that tile it, and the second moments G (n, n) of its inputs."""
+    """A target W (m, n) with the second moments G (n, n) of its inputs, and blocks that tile it."""
 
-    def __init__(self, matrix: Tensor, gram: Tensor, places: Sequence[Place]) -> None:
-        self.matrix = matrix.to(torch.float64)
-        self.gram = gram
-        self.places = tuple(places)
-        self.norm = float((self.matrix @ gram * self.matrix).sum())
+    def __init__(self, target: Target[Any], places: Sequence[Place]) -> None:
+        self.target, self.places = target, tuple(places)
+        self.matrix, self.gram = target.matrix, target.moments
         grouped: dict[tuple[int, int, int], list[int]] = {}
         for i, place in enumerate(places):
             grouped.setdefault((place.column, place.columns, place.rows), []).append(i)
@@ -75,9 +73,9 @@ class Outputs:
         for (column, width, height), members in grouped.items():
             columns = slice(column, column + width)
             if (column, width) not in roots:
-                roots[column, width] = _root_and_inverse(gram[columns, columns])
-            first = torch.tensor([places[i].row for i in members], device=gram.device)
-            rows = first[:, None] + torch.arange(height, device=gram.device)
+                roots[column, width] = _root_and_inverse(self.gram[columns, columns])
+            first = torch.tensor([places[i].row for i in members], device=self.gram.device)
+            rows = first[:, None] + torch.arange(height, device=self.gram.device)
             self.stacks.append(Stack(members, rows, columns, *roots[column, width]))
 
     def energies(self, residual: Tensor | None = None) -> list[Energies]:
@@ -99,10 +97,6 @@ class Outputs:
                 found[i] = values[b, :size].cpu().numpy()
         return [found[i] for i in range(len(self.places))]
 
-    def rel_error(self, residual: Tensor) -> float:
-        """Relative error of the outputs for W - A (m, n)."""
-        return ratio((residual @ self.gram * residual).sum(), self.norm)
-
     def residual(self, contents: Sequence[Content]) -> Tensor:
         """W - A (m, n) in float64."""
         residual = self.matrix.clone()
@@ -110,29 +104,29 @@ class Outputs:
             place.of(residual).sub_(_product(content))
         return residual
 
-    def start(self, contents: Sequence[Content], ranks: Ranks) -> Descent[Blocks]:
+    def start(self, contents: Sequence[Content], ranks: Ranks) -> Descent[BlockState]:
         """Blocks to begin with."""
         wide = [_wide(content) for content in contents]
         residual = self.residual(wide)
-        return Descent.at(Blocks(ranks, wide, residual), self.rel_error(residual))
+        return Descent.at(BlockState(ranks, wide, residual), self.target.rel_error(residual))
 
     def descend(
-        self, begun: Descent[Blocks], n_iter_max: int, tol: float | None, enough: float = 0.0
-    ) -> Descent[Blocks]:
+        self, begun: Descent[BlockState], n_iter_max: int, tol: float | None, enough: float = 0.0
+    ) -> Descent[BlockState]:
         """Blocks of the same ranks with a lower output error.
 
         Stops when a sweep lowers the squared error by no more than a share `tol` of it (None: when
         sweeps would gain little more), or where the error is at most `enough`.
         """
         half = None if tol is None else tol / 2
-        return descend([begun], self.sweep, half, n_iter_max, ahead=Blocks.ahead, enough=enough)
+        return descend([begun], self.sweep, half, n_iter_max, ahead=BlockState.ahead, enough=enough)
 
-    def sweep(self, at: Blocks) -> tuple[Blocks, float]:
+    def sweep(self, at: BlockState) -> tuple[BlockState, float]:
         """Every block once, and the relative error afterwards."""
         residual, contents = at.residual.clone(), list(at.contents)
         for stack in self.stacks:
             self._improve(stack, contents, at.ranks, residual, anew=at.apart)
-        return Blocks(at.ranks, contents, residual), self.rel_error(residual)
+        return BlockState(at.ranks, contents, residual), self.target.rel_error(residual)
 
     def _target(self, stack: Stack, residual: Tensor) -> tuple[Tensor, Tensor]:
         """T for each block, and the columns of the block of D G; (B, rows, columns)."""

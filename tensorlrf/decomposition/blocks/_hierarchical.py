@@ -16,8 +16,8 @@ from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
-from tensorlrf.decomposition.blocks._blr_fit import InMetric, Tiling, plain, uniform, within_error
-from tensorlrf.decomposition.blocks._blr_gram import Content, Outputs
+from tensorlrf.decomposition.blocks._blr_fit import Tiling, blocks_of, uniform
+from tensorlrf.decomposition.blocks._blr_gram import Content
 from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node, least_params
@@ -246,11 +246,11 @@ def _fit(
     forest = Forest(target.work, leaf, rule, final, 0.05 * asked**2, most, draws)
     sweeps = (SWEEPS if n_iter_max is None else n_iter_max, tol)
     if count is not None:
-        tiling, metric = _tiling(target, forest.topmost(), *sweeps)
-        ranks = uniform(tiling.pieces, count)
-        if metric is None:
-            return plain(tiling, ranks, f"rank {count} as asked")
-        return finished(metric.solve(ranks), n_iter_max)
+        tiling = _tiling(target, forest.topmost())
+        fit = blocks_of(tiling, *sweeps).solve(
+            uniform(tiling.pieces, count), f"rank {count} as asked"
+        )
+        return finished(fit, n_iter_max)
 
     if error is None:
         if forest.least_params > params:
@@ -267,18 +267,15 @@ def _fit(
     # Ranks are shared out anew over the blocks of each tree, in single steps.
     tried: list[Fit[BlockLowRank]] = []
     for nodes in dict.fromkeys((*(tree.nodes for tree in trees), *finest)):
-        tiling, metric = _tiling(target, nodes, *sweeps)
+        tiling = _tiling(target, nodes)
         if error is not None:
-            tried.append(metric.within_error(error) if metric else within_error(tiling, error))
+            tried.append(blocks_of(tiling, *sweeps).within_error(error))
         elif tiling.fixed <= params:
-            ranks = tiling.within_params(params)
-            reason = f"ranks shared out over {params} parameters"
-            served = metric.within_params(params) if metric else plain(tiling, ranks, reason)
-            tried.append(served)
+            tried.append(blocks_of(tiling, *sweeps).within_params(params))
     if error is None:
         over = [max(0, fit.factors.n_params - params) for fit in tried]
         best = min(range(len(tried)), key=lambda i: (over[i], target.loss(tried[i])))
-        return tried[best] if target.is_plain else finished(tried[best], n_iter_max)
+        return finished(tried[best], n_iter_max)
     fit = min(tried, key=lambda fit: (fit.error > error, fit.factors.n_params))
     if fit.error > error:
         return replace(fit, converged=False, reason=out_of_reach(error, fit.error, target.dtype))
@@ -307,10 +304,8 @@ def _leaves(node: Node) -> Iterator[Node]:
         yield from _leaves(child)
 
 
-def _tiling(
-    target: Target[Any], nodes: tuple[Node, ...], n_iter_max: int, tol: float | None
-) -> tuple[Tiling, InMetric | None]:
-    """The blocks of a pruned tree, and their descent in the metric of the inputs, if any."""
+def _tiling(target: Target[Any], nodes: tuple[Node, ...]) -> Tiling:
+    """The blocks of a pruned tree."""
 
     def cut(i: int, rank: int | None) -> Content:
         spectrum = nodes[i].spectrum
@@ -319,8 +314,4 @@ def _tiling(
             return block
         return spectrum.split(rank)
 
-    tiling = Tiling(target, [node.place for node in nodes], [node.piece for node in nodes], cut)
-    if target.is_plain:
-        return tiling, None
-    outputs = Outputs(target.work, target.moments, tiling.places)
-    return tiling, InMetric(tiling, outputs, n_iter_max, tol)
+    return Tiling(target, [node.place for node in nodes], [node.piece for node in nodes], cut)

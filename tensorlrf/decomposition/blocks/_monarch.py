@@ -133,7 +133,7 @@ def fit_monarch(
     elif rank is not None:
         r = check_block_rank(_one_int(rank), problem.S, problem.P)
     fit = search(problem.cut, r, error, limit, target.dtype, climb=(limit,))
-    return fit if target.is_plain else finished(fit, n_iter_max)
+    return finished(fit, n_iter_max)
 
 
 monarch = factors_of(fit_monarch)
@@ -205,7 +205,7 @@ class _Problem:
             return Fit(usual, (target.error(usual),), True, f"blocks of rank {r}")
 
         def fit() -> Fit[MonarchFactors]:
-            panels, run = descend(self.blocks, start, target.moments, self.n_iter_max, self.tol)
+            panels, run = descend(target, self.blocks, start, self.n_iter_max, self.tol)
             reason = run.how("a sweep gained little more")
             return Fit(self._pack(panels), run.errors, run.converged, reason)
 

@@ -7,30 +7,31 @@ matrices. Padded columns are inputs that are always zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent
-from tensorlrf.decomposition.blocks._blr_gram import Blocks, Outputs, even
+from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.blocks._blr_gram import BlockState, Outputs, even
 from tensorlrf.decomposition.blocks._blr_spectra import grid
 
 Panels = tuple[Tensor, Tensor]
 
 
 def descend(
-    blocks: Tensor, start: Panels, gram: Tensor, n_iter_max: int, tol: float | None
-) -> tuple[Panels, Descent[Blocks]]:
+    target: Target[Any], blocks: Tensor, start: Panels, n_iter_max: int, tol: float | None
+) -> tuple[Panels, Descent[BlockState]]:
     """Panels with a lower output error than `start`.
 
-    blocks (Q, K, S, P); start, and the result, left (Q, K, S, r) and right (Q, K, r, P);
-    gram (n, n) with n <= K P. Also returns the descent that led to them.
+    blocks (Q, K, S, P) of the target's weight; start, and the result, left (Q, K, S, r) and right
+    (Q, K, r, P). Also returns the descent that led to them.
     """
     Q, K, S, P = blocks.shape
     r = int(start[0].shape[3])
     by_rows = blocks.transpose(1, 2).reshape(Q * S, K * P)
-    padded = gram.new_zeros(K * P, K * P)
-    padded[: gram.shape[0], : gram.shape[0]] = gram
-    outputs = Outputs(by_rows, padded, grid((Q * S, K * P), (S, P)))
+    outputs = Outputs(target.with_rows(by_rows), grid((Q * S, K * P), (S, P)))
     pairs = [(start[0][q, k], start[1][q, k]) for q in range(Q) for k in range(K)]
     run = outputs.descend(outputs.start(pairs, [r] * len(pairs)), n_iter_max, tol)
     sides = zip(*(even(pair) for pair in run.state.contents), strict=True)

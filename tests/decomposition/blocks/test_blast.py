@@ -31,7 +31,7 @@ from tensorlrf.errors import (
 )
 from tensorlrf.factors import BlastFactors
 from tests.draws import seeded
-from tests.metrics import moments, output_error
+from tests.metrics import in_moments, moments, output_error
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -76,7 +76,7 @@ def test_planted_ones_are_found_exactly(
 
 def test_eigenvectors_give_the_bases_of_a_planted_matrix_at_once() -> None:
     weight = planted(64, 48, 4, 3, 9)
-    problem = SharedBases(weight.view(4, 16, 48), 3, None)
+    problem = SharedBases(Target.of(weight), (4, 3))
     draws = torch.Generator().manual_seed(0)
     errors = [problem.rel_error(start) for start in of_eigenvectors(problem, 9, draws)]
     assert min(errors) <= 1e-6
@@ -122,7 +122,7 @@ def test_the_loss_never_rises(mb: int, nb: int, p: int, q: int, r: int, kind: st
     n = q * nb
     r = min(r, p * mb, n)
     gram = None if kind == "none" else moments(max(n, 3), kind)[:n, :n].contiguous()
-    problem = SharedBases(seeded(p, mb, n), q, gram)
+    problem = SharedBases(in_moments(seeded(p * mb, n), gram), (p, q))
     for start in starts(problem, of_all(problem), r, torch.Generator().manual_seed(0)):
         at = start
         before = problem.rel_error(at)
@@ -143,7 +143,7 @@ def test_the_loss_never_rises(mb: int, nb: int, p: int, q: int, r: int, kind: st
 def test_each_step_solves_its_least_squares_problem() -> None:
     """The gradient with respect to what was moved last vanishes, plain and in the metric."""
     for gram in (None, moments(12, "full")):
-        problem = SharedBases(seeded(3, 5, 12), 3, gram)
+        problem = SharedBases(in_moments(seeded(15, 12), gram), (3, 3))
         start = next(iter(starts(problem, of_all(problem), 2, torch.Generator().manual_seed(0))))
         for name, moved in (("left", problem.step_left(start)), ("right", problem.sweep(start))):
             leaf = getattr(moved, name).clone().requires_grad_()
@@ -152,7 +152,7 @@ def test_each_step_solves_its_least_squares_problem() -> None:
             loss = (off * off).sum() if gram is None else (off @ gram * off).sum()
             gradient = torch.autograd.grad(loss, leaf)[0]
             last = gradient if name == "left" else gradient[-1]
-            assert float(last.norm()) <= 1e-9 * problem.norm
+            assert float(last.norm()) <= 1e-9 * problem.target.norm
 
 
 def test_balancing_keeps_the_matrix() -> None:
@@ -276,8 +276,8 @@ def test_with_white_inputs_it_is_no_worse_than_the_plain_one() -> None:
     usual = fit_blast(weight, 4, random_state=0, n_iter_max=20)
     fit = fit_blast(weight, 4, gram=torch.eye(29), random_state=0, n_iter_max=20)
     assert fit.error <= usual.error * (1 + 1e-12)
-    white = SharedBases(seeded(2, 5, 12), 3, torch.eye(12, dtype=torch.float64))
-    plain = SharedBases(seeded(2, 5, 12), 3, None)
+    white = SharedBases(in_moments(seeded(10, 12), torch.eye(12)), (2, 3))
+    plain = SharedBases(Target.of(seeded(10, 12)), (2, 3))
     start = next(iter(starts(plain, of_all(plain), 2, torch.Generator().manual_seed(0))))
     torch.testing.assert_close(white.sweep(start).dense(), plain.sweep(start).dense())
 

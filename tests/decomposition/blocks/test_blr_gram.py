@@ -14,7 +14,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, ShapeError
 from tests.draws import seeded
-from tests.metrics import moments, output_error
+from tests.metrics import in_moments, moments, output_error
 
 
 @pytest.mark.parametrize("kind", ["full", "few", "dead"])
@@ -44,7 +44,7 @@ def test_serves_the_outputs_better_than_the_plain_blocks(
 def test_a_sweep_never_raises_the_error(kind: str, rank: int) -> None:
     weight = matrix_target(seeded(24, 30, seed=3), moments(30, kind), "blr")
     tiling = on_grid(weight, (7, 8))
-    outputs = Outputs(weight.work, weight.moments, tiling.places)
+    outputs = Outputs(weight, tiling.places)
     ranks = uniform(tiling.pieces, rank)
     run = outputs.descend(outputs.start(tiling.contents(ranks), ranks), 20, 0.0)
     errors, contents = run.errors, run.state.contents
@@ -53,22 +53,22 @@ def test_a_sweep_never_raises_the_error(kind: str, rank: int) -> None:
     assert errors[-1] < 0.9 * errors[0]
     # The residual kept on the way is that of the blocks that come out.
     left = weight.work.double() - tiling.packed(contents).to(torch.float64).to_dense()
-    assert outputs.rel_error(left) == pytest.approx(errors[-1], rel=1e-9)
+    assert outputs.target.rel_error(left) == pytest.approx(errors[-1], rel=1e-9)
 
 
 def test_a_block_is_the_best_for_what_the_others_leave() -> None:
     """The gradient vanishes in the panels of the blocks that were replaced last."""
     gram = moments(20, "full")
-    weight = matrix_target(seeded(12, 20), gram, "blr")
+    weight = in_moments(seeded(12, 20), gram)
     tiling = on_grid(weight, (6, 5))
-    outputs = Outputs(weight.work, gram, tiling.places)
+    outputs = Outputs(weight, tiling.places)
     ranks = uniform(tiling.pieces, 2)
     run = outputs.descend(outputs.start(tiling.contents(ranks), ranks), 2, 0.0)
     pairs = [content for content in run.state.contents if isinstance(content, tuple)]
     leaves = [tuple(t.clone().requires_grad_() for t in pair) for pair in pairs]
     rows = [torch.cat([u @ v for u, v in leaves[4 * i : 4 * i + 4]], dim=1) for i in range(2)]
     off = weight.work - torch.cat(rows)
-    loss = (off @ gram * off).sum() / outputs.norm
+    loss = (off @ gram * off).sum() / outputs.target.norm
     assert float(loss.detach()) == pytest.approx(run.error**2, rel=1e-9)
     for i in outputs.stacks[-1].members:
         for gradient in torch.autograd.grad(loss, leaves[i], retain_graph=True):
@@ -79,7 +79,7 @@ def test_a_block_is_the_best_for_what_the_others_leave() -> None:
         turned = left + 1e-2 * seeded(*left.shape, seed=seed)
         moved = off.detach().clone()
         moved[6:, 15:] += (left - turned) @ right
-        assert float((moved @ gram * moved).sum()) / outputs.norm > float(loss.detach())
+        assert float((moved @ gram * moved).sum()) / outputs.target.norm > float(loss.detach())
 
 
 @pytest.mark.parametrize("rank", [2, 0.4])
