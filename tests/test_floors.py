@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -134,6 +135,56 @@ def test_no_two_files_import_each_other() -> None:
 def test_a_folder_holds_no_more_files_than_a_page() -> None:
     counts = Counter(path.parent.relative_to(ROOT) for path in sources())
     assert {str(folder): n for folder, n in counts.items() if n > MOST_FILES} == {}
+
+
+CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault",
+           "update"}  # fmt: skip
+Closure = ast.FunctionDef | ast.Lambda
+
+
+def closures(tree: ast.AST) -> Iterator[Closure]:
+    """Functions inside functions."""
+    for outer in ast.walk(tree):
+        if isinstance(outer, ast.FunctionDef):
+            inside = (n for n in ast.walk(outer) if n is not outer)
+            yield from (n for n in inside if isinstance(n, Closure))
+
+
+def owner(node: ast.AST) -> str:
+    """x of x.y[z]; empty where it is no name."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def changed(closure: Closure) -> Iterator[str]:
+    """What a closure changes of the variables around it, by assignment or by a method of lists,
+    dicts and sets."""
+    names = (n.id for n in ast.walk(closure) if isinstance(n, ast.Name) and not_read(n))
+    own = {a.arg for a in ast.walk(closure.args) if isinstance(a, ast.arg)} | set(names)
+    for n in ast.walk(closure):
+        if isinstance(n, ast.Nonlocal):
+            yield from n.names
+        elif isinstance(n, (ast.Attribute, ast.Subscript)) and not_read(n):
+            yield from {owner(n)} - own - {""}
+        elif isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute):
+            yield from {owner(n.func.value)} - own - {""} if n.func.attr in CHANGES else ()
+
+
+def not_read(node: ast.Name | ast.Attribute | ast.Subscript) -> bool:
+    return not isinstance(node.ctx, ast.Load)
+
+
+@pytest.mark.parametrize("package", ["compression", "cli", "nn", "files"])
+def test_no_closure_changes_what_is_around_it(package: str) -> None:
+    """State has an object, whose methods change it."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{closure.lineno} changes {name}"
+        for path in ROOT.glob(f"tensorlrf/{package}/**/*.py")
+        for closure in closures(ast.parse(path.read_text()))
+        for name in changed(closure)
+    ]
+    assert not wrong, wrong
 
 
 def test_the_kernel_core_knows_nothing_of_tensorlrf() -> None:

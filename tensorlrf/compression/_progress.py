@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @contextmanager
@@ -29,8 +34,13 @@ def progress_bar(title: str, total: int | None, enabled: bool) -> Iterator[Calla
     silent = not (enabled and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task(title, total=total, done="")
+        yield _Advance(bar, task)
 
-        def advance(name: str) -> None:
-            bar.update(task, advance=1, done=name)
 
-        yield advance
+@dataclass(frozen=True)
+class _Advance:
+    bar: Progress
+    task: TaskID
+
+    def __call__(self, name: str) -> None:
+        self.bar.update(self.task, advance=1, done=name)

@@ -97,14 +97,11 @@ def _computed(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
     in_place = name in _REFUSED or (name.endswith("_") and not name.endswith("__"))
     if in_place and _is_first(args, kwargs):
         raise refused_write(name)
-    used: list[Tensor] = []
-
-    def use(weight: DenseWeight) -> Tensor:
-        used.append(weight._like(weight._home) if name in _LIKE else weight._made())
-        return used[-1]
-
-    args, kwargs = pytree.tree_map_only(DenseWeight, use, (args, kwargs))
-    plain = [t for t in used if type(t) is Tensor and not t.is_inference()]
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    weights = {k: leaf for k, leaf in enumerate(leaves) if isinstance(leaf, DenseWeight)}
+    used = {k: w._like(w._home) if name in _LIKE else w._made() for k, w in weights.items()}
+    args, kwargs = pytree.tree_unflatten([used.get(k, x) for k, x in enumerate(leaves)], spec)
+    plain = [t for t in used.values() if type(t) is Tensor and not t.is_inference()]
     versions = [t._version for t in plain]
     out = func(*args, **kwargs)
     if versions != [t._version for t in plain]:

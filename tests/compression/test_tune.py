@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tensorlrf
-from tensorlrf.compression.tuning._tune import table_of, tune
+from tensorlrf.compression.tuning._choices import table_of
+from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.nn import _freezable
 from tensorlrf.ops.buckets import BUCKETS
 from tests.compression.tuned import ALIKE, CHAIN, DENSE, Start, conv, factored, linear, set_clock

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -111,15 +111,8 @@ _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Batch]:
     """The arguments of every call of the model itself while the function runs it."""
-    found: list[Batch] = []
-    names = _names_of(model)
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # What comes in may be written to, by the function or by the model: a cache grows.
-        args, kwargs = fresh((args, dict(kwargs)))
-        found.append(Batch(args, kwargs, len(found), names))
-
-    handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    calls = _Calls(_names_of(model))
+    handle = model.register_forward_pre_hook(calls.note, with_kwargs=True, prepend=True)
     try:
         with torch.no_grad(), OwnDraws():
             function(model)
@@ -132,12 +125,26 @@ def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Ba
         ) from error
     finally:
         handle.remove()
-    if not found:
+    if not calls.found:
         raise ArgumentError(
             "calibration: the function returned without a call of model(...); calls of its parts "
             "or of its methods are not seen, so call the model itself"
         )
-    return found
+    return calls.found
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Those of a model, whose positional arguments have these names."""
+
+    names: tuple[str, ...]
+    found: list[Batch] = field(default_factory=list)
+
+    def note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook before the forward of the model."""
+        # What comes in may be written to, by the function or by the model: a cache grows.
+        args, kwargs = fresh((args, dict(kwargs)))
+        self.found.append(Batch(args, kwargs, len(self.found), self.names))
 
 
 def fresh(value: Any) -> Any:

@@ -6,6 +6,7 @@ Times do not depend on values, so factors of the planned rank with any values te
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,25 +38,7 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
                 "the fit; give keep_params= with one method, or ranks"
             )
     working = replica(model)
-    inputs: dict[str, Tensor] = {}
-    handles = []
-    for name in methods:
-        site = site_at(working, name)
-
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: Any, name: str = name) -> None:
-            x = args[0] if args else next(iter(kwargs.values()), None)
-            # Shapes and layouts are what counts: one input is alive at a time, at the timing.
-            if isinstance(x, Tensor):
-                inputs.setdefault(
-                    name, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-                )
-
-        handles.append(site.module.register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        call(working, example, argument="example")
-    finally:
-        for handle in handles:
-            handle.remove()
+    inputs = _inputs_of(working, {site_at(working, name).module: name for name in methods}, example)
     slow = {}
     for name, method in methods.items():
         if name not in inputs:
@@ -76,6 +59,32 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
                 "the example"
             )
     return slow
+
+
+def _inputs_of(model: nn.Module, names: Mapping[nn.Module, str], example: Any) -> dict[str, Tensor]:
+    """The input of each layer's first call, on the meta device: shapes and layouts are what counts,
+    so that one input is alive at a time, at the timing."""
+    inputs = _Inputs(names)
+    handles = [m.register_forward_pre_hook(inputs.note, with_kwargs=True) for m in names]
+    try:
+        call(model, example, argument="example")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs.found
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    names: Mapping[nn.Module, str]
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+    def note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """A hook before the forward of a layer."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(x, Tensor):
+            blank = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+            self.found.setdefault(self.names[layer], blank)
 
 
 def _any_factors(site: Site, method: Method) -> Factors:

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._python_dispatch import _disable_current_modes
 
-from tensorlrf.compression._latency import (
-    TORCH,
-    comes_channels_last,
-    layout_of,
-    pick,
-    resident_bytes,
-    time_layer,
-    torch_layer,
-)
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression.calibration.batches import call
-from tensorlrf.compression.tuning._tuning import (
-    ALL_DENSE,
-    BucketTiming,
-    LayerTuning,
-    Tuning,
-    WholeTiming,
-)
-from tensorlrf.compression.tuning._whole import bytes_held, choices_of, chosen_for, time_whole
-from tensorlrf.errors import ArgumentError, TensorlrfError, UnsupportedError, unknown
+from tensorlrf.compression.tuning._choices import commit, row_of, tables_of
+from tensorlrf.compression.tuning._passes import Seen, layout_for, measure, record
+from tensorlrf.compression.tuning._tuning import ALL_DENSE, BucketTiming, Tuning, WholeTiming
+from tensorlrf.compression.tuning._whole import bytes_held, choices_of, time_whole
+from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import replica
-from tensorlrf.ops import PathTable
-from tensorlrf.ops.buckets import BUCKETS, bucket
 
 OBJECTIVES = ("size", "latency")
 SECONDS = 0.2
@@ -135,20 +114,22 @@ def tune(
         own = replica(model)  # what runs, so that the model itself does not change meanwhile
         twins = _factored(own)
         freezable = {layer for layer in twins if freeze and layer._can_freeze()}
-        seen = _record(own, list(twins), examples)
+        seen = record(own, list(twins), examples)
         if not seen and all(_is_empty(one) for one in examples):
             raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
-        alone = _measure(own, twins, freezable, seen, examples, seconds or SECONDS, progress)
+        alone = measure(own, twins, freezable, seen, examples, seconds or SECONDS, progress)
         measured, whole = _together(
             own, freezable, seen, alone, examples, objective, seconds or SECONDS, progress
         )
         rows = [
-            _row(model, layer, places[layer], objective, measured.get(twin, []), twin in freezable)
+            row_of(
+                model, layer, places[layer], objective, measured.get(twin, []), twin in freezable
+            )
             for layer, twin in zip(places, twins, strict=True)
         ]
         reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
         came = {layer: seen.get(twin, {}) for layer, twin in zip(places, twins, strict=True)}
-        _commit(model, came, reached)
+        commit(model, came, reached)
     return Tuning(objective, len(examples), tuple(rows), whole)
 
 
@@ -166,36 +147,6 @@ def list_examples(example: Any) -> list[Any]:
             where = f"example[{k}]" if isinstance(example, list) else "example"
             raise ArgumentError(f"{where} is a {type(batch).__name__}; {remedy}")
     return batches
-
-
-def table_of(layer: FactoredLayer, chosen: Mapping[int, str], frozen: bool) -> PathTable:
-    """The path table of a layer with measured choices, bucket -> path."""
-    by_cost = layer._default_path_table(frozen)
-    choices = {}
-    for rows in BUCKETS:
-        below = max((b for b in chosen if b <= rows), default=None)
-        above = min((b for b in chosen if b >= rows), default=None)
-        if below is not None and above is not None and chosen[below] == chosen[above]:
-            choices[rows] = chosen[below]
-        else:
-            choices[rows] = by_cost.lookup(rows)
-    return PathTable.from_choices(choices)
-
-
-def _tables(
-    timed: Mapping[FactoredLayer, Sequence[BucketTiming]], freezable: Container[FactoredLayer]
-) -> dict[FactoredLayer, PathTable]:
-    return {
-        layer: table_of(
-            layer,
-            {one.bucket: one.chosen for one in rows},
-            layer in freezable and any(one.chosen == "dense" for one in rows),
-        )
-        for layer, rows in timed.items()
-    }
-
-
-# ---- what comes in ------------------------------------------------------------------------------
 
 
 def _check(model: Any, objective: str, freeze: Any, seconds: Any) -> None:
@@ -241,75 +192,10 @@ def _is_empty(batch: Any) -> bool:
     return any(t.numel() == 0 for t in tensors)
 
 
-# ---- the two passes -----------------------------------------------------------------------------
-
-
-@dataclass
-class _Seen:
-    """The calls of a layer in one bucket of rows: how many, and where the one with the most rows
-    was: the example, the number of the call in its pass, and whether it came channels last."""
-
-    calls: int = 0
-    rows: int = 0
-    example: int = 0
-    call: int = 0
-    channels_last: bool = False
-
-
-def _record(
-    model: nn.Module, layers: list[FactoredLayer], examples: list[Any]
-) -> dict[FactoredLayer, dict[int, _Seen]]:
-    """What each layer is called with."""
-    seen: dict[FactoredLayer, dict[int, _Seen]] = {}
-
-    def called(layer: FactoredLayer, x: Tensor, example: int, nth: int) -> None:
-        rows = layer._rows(x)
-        if rows == 0:
-            return
-        buckets = seen.setdefault(layer, {})
-        one = buckets.setdefault(bucket(rows), _Seen())
-        one.calls += 1
-        if rows > one.rows:
-            one.rows, one.example, one.call = rows, example, nth
-            one.channels_last = comes_channels_last(layer, x)
-
-    for k, batch in enumerate(examples):
-        _pass(model, layers, batch, k, called)
-    return seen
-
-
-def _measure(
-    model: nn.Module,
-    places: dict[FactoredLayer, list[str]],
-    freezable: Container[FactoredLayer],
-    seen: dict[FactoredLayer, dict[int, _Seen]],
-    examples: list[Any],
-    seconds: float,
-    progress: bool,
-) -> dict[FactoredLayer, list[BucketTiming]]:
-    """Times of each layer in each of its buckets, in ascending order."""
-    wanted = {(layer, one.example, one.call): one for layer in seen for one in seen[layer].values()}
-    timed: dict[FactoredLayer, list[BucketTiming]] = {}
-    with progress_bar("tune", len(wanted), progress) as advance:
-
-        def called(layer: FactoredLayer, x: Tensor, example: int, nth: int) -> None:
-            one = wanted.get((layer, example, nth))
-            if one is not None:
-                timing = _time(layer, x, one, seconds, layer in freezable, places[layer][0])
-                timed.setdefault(layer, []).append(timing)
-                advance(places[layer][0])
-
-        for k, batch in enumerate(examples):
-            here = {layer for layer, example, _ in wanted if example == k}
-            if here:
-                _pass(model, [layer for layer in places if layer in here], batch, k, called)
-    return {layer: sorted(rows, key=lambda one: one.bucket) for layer, rows in timed.items()}
-
-
 def _together(
     model: nn.Module,
     freezable: set[FactoredLayer],
-    seen: dict[FactoredLayer, dict[int, _Seen]],
+    seen: Seen,
     alone: dict[FactoredLayer, list[BucketTiming]],
     examples: list[Any],
     objective: str,
@@ -320,166 +206,13 @@ def _together(
     choices = choices_of(alone)
     if len(choices) == 1:
         return alone, None
-    tables = {name: _tables(choice, freezable) for name, choice in choices.items()}
+    tables = {name: tables_of(choice, freezable) for name, choice in choices.items()}
     held = {name: bytes_held(choice, objective, freezable) for name, choice in choices.items()}
     frozen = {
-        layer: _layout(layer, seen)
+        layer: layout_for(layer, seen)
         for layer, rows in choices[ALL_DENSE].items()
         if layer in freezable and any(one.chosen == "dense" for one in rows)
     }
     with progress_bar("tune the whole model", None, progress) as advance:
         whole = time_whole(model, examples, tables, held, frozen, WHOLE * seconds, advance)
     return choices[whole.chosen], whole
-
-
-def _layout(
-    layer: FactoredLayer, seen: Mapping[FactoredLayer, Mapping[int, _Seen]]
-) -> torch.memory_format:
-    """Of a dense weight for the inputs that the layer has seen."""
-    return layout_of(layer, any(one.channels_last for one in seen[layer].values()))
-
-
-Called = Callable[[FactoredLayer, Tensor, int, int], None]
-
-
-def _pass(
-    model: nn.Module, layers: list[FactoredLayer], batch: Any, example: int, called: Called
-) -> None:
-    """One pass that tells `called` the layer, its input, the example and the number of the call.
-
-    Each draws the same random numbers, so that all take the same course.
-    """
-    counts: Counter[FactoredLayer] = Counter()
-
-    # After the layer has run: what it cannot take it has then refused in its own words.
-    def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        nth = counts[layer]
-        counts[layer] += 1
-        with _disable_current_modes():  # that of the draws would take part in what is timed
-            called(layer, x, example, nth)
-
-    with _hooked(layers, hook):
-        call(model, batch, example, "example")
-
-
-@contextmanager
-def _hooked(layers: list[FactoredLayer], hook: Callable[..., None]) -> Iterator[None]:
-    with ExitStack() as handles:
-        for layer in layers:
-            handle = layer.register_forward_hook(hook, with_kwargs=True)
-            handles.callback(handle.remove)
-        yield
-
-
-def _time(
-    layer: FactoredLayer, x: Tensor, one: _Seen, seconds: float, freeze: bool, name: str
-) -> BucketTiming:
-    try:
-        timings = time_layer(layer, x, seconds, freeze=freeze)
-    except TensorlrfError as error:
-        error.add_note(f"while timing {name}")
-        raise
-    except Exception as error:
-        raise UnsupportedError(
-            f"model: a path of {name} cannot be timed on its input {tuple(x.shape)}: "
-            f"{type(error).__name__}: {error}. Give a smaller example, or leave the model untuned"
-        ) from error
-    held = resident_bytes(layer, freeze=freeze)
-    chosen = pick(timings, {path: held[path] for path in layer.timed_paths})
-    fastest = pick(timings, {way: held[way] for way in timings.samples})
-    seconds_of = {path: timings.median(path) for path in layer.timed_paths}
-    # Of parametrised factors torch has no layer; an embedding has no time on the path "dense".
-    dense = next((way for way in (TORCH, "dense") if way in timings.samples), chosen)
-    return BucketTiming(
-        bucket=bucket(one.rows),
-        rows=one.rows,
-        input=tuple(x.shape),
-        calls=one.calls,
-        seconds=seconds_of,
-        dense_seconds=timings.median(dense),
-        chosen=chosen,
-        dense_wins=fastest in (TORCH, "dense"),
-    )
-
-
-# ---- what comes out -----------------------------------------------------------------------------
-
-
-def _row(
-    model: nn.Module,
-    layer: FactoredLayer,
-    names: list[str],
-    objective: str,
-    timings: list[BucketTiming],
-    freezable: bool,
-) -> LayerTuning:
-    factors = layer.factors
-    frozen = freezable and any(one.chosen == "dense" for one in timings)
-    row = LayerTuning(
-        name=names[0],
-        places=tuple(names),
-        kind=layer.stands_for,
-        format=factors.format,
-        rank=factors.rank,
-        device_key=layer._key(frozen),
-        timings=tuple(timings),
-        replaced=False,
-        frozen=frozen,
-        note="",
-        factor_bytes=factors.n_bytes,
-        dense_bytes=resident_bytes(layer, freeze=frozen)[TORCH],
-    )
-    if objective == "size" or not row.dense_wins:
-        return row
-    reason = _why_not_dense(model, layer, names)
-    note = f"is fastest dense, but {reason}; it keeps its factors" if reason else ""
-    return replace(row, replaced=not reason, frozen=frozen and bool(reason), note=note)
-
-
-def _why_not_dense(model: nn.Module, layer: FactoredLayer, names: list[str]) -> str:
-    """Why torch's dense layer cannot take its place; empty where it can."""
-    if ROOT in names:
-        return "it is the model itself, which cannot be replaced in place (see tensorlrf.densify)"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(layer, name) for name in hooks):
-        return "it has hooks, which a new layer would not have"
-    if "forward" in vars(layer):
-        return "its forward is replaced on the instance"
-    if is_parametrized(layer):
-        return "its factors are parametrised"
-    own = {id(p) for p in layer.parameters()}
-    for module in model.modules():
-        if module is not layer and own & {id(p) for p in module._parameters.values()}:
-            return "it shares parameters with another module"
-    return ""
-
-
-def _commit(
-    model: nn.Module,
-    seen: dict[FactoredLayer, dict[int, _Seen]],
-    rows: dict[FactoredLayer, LayerTuning],
-) -> None:
-    """Write the choices into the model: all of them or, when interrupted, none."""
-    dense = {}
-    for layer, row in rows.items():
-        if row.replaced:
-            last = any(one.channels_last for one in seen[layer].values())
-            dense[layer] = torch_layer(layer, channels_last=last)
-    with ExitStack() as undo:
-        for layer, row in rows.items():
-            undo.callback(vars(layer).update, chosen_for(layer), measured=dict(layer.measured))
-            if row.frozen:
-                layer.freeze(memory_format=_layout(layer, seen))
-            else:
-                layer.thaw()
-            # What was measured of the layer in its other state is no longer its choice.
-            layer.measured.pop(layer._key(not row.frozen), None)
-            chosen = {one.bucket: one.chosen for one in row.timings}
-            layer.set_measured(layer.device_key, table_of(layer, chosen, row.frozen))
-            for place in row.places if row.replaced else ():
-                parent, _, child = place.rpartition(".")
-                holder = model.get_submodule(parent)
-                undo.callback(setattr, holder, child, layer)
-                setattr(holder, child, dense[layer])
-        undo.pop_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -69,29 +70,33 @@ def time_whole(
     choice after each pass.
     """
     passes = timed_passes(model, examples)
-
-    def run(name: str) -> Callable[[], None]:
-        def chosen() -> None:
-            for layer, table in choices[name].items():
-                layer.path_table = table
-            passes()
-            advance(name)
-
-        return chosen
-
+    run = {name: partial(_run, passes, name, choices[name], advance) for name in choices}
     first = next(iter(choices.values()))
     device = next(layer.factors.device for layer in first)
     for layer, layout in frozen.items():
         layer.freeze(memory_format=layout)
-    timings = time_calls({name: run(name) for name in choices}, seconds=seconds, device=device)
+    timings = time_calls(run, seconds=seconds, device=device)
     chosen, pairs = pick(timings, held), None
     if chosen != ALL_DENSE:
         # What was picked out of several for its times looks faster than it is.
-        both = {name: run(name) for name in (chosen, ALL_DENSE)}
+        both = {name: run[name] for name in (chosen, ALL_DENSE)}
         again = time_calls(both, seconds=seconds / 2, device=device).samples
         pairs = median(a / b for a, b in zip(again[chosen], again[ALL_DENSE], strict=True))
         chosen = chosen if pairs <= CONFIRMED else ALL_DENSE
     return WholeTiming({name: timings.median(name) for name in choices}, chosen, pairs)
+
+
+def _run(
+    passes: Callable[[], None],
+    name: str,
+    tables: Mapping[FactoredLayer, PathTable],
+    advance: Callable[[str], None],
+) -> None:
+    """Passes with these tables."""
+    for layer, table in tables.items():
+        layer.path_table = table
+    passes()
+    advance(name)
 
 
 def bytes_held(choice: Timed, objective: str, freezable: Container[FactoredLayer]) -> int:
