@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors.arrays import as_dense, why_not_dense
+from tensorlrf.factors.arrays import as_dense
 from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
 FORMATS: dict[str, type[Factors]] = {}
@@ -298,25 +298,6 @@ def _residual_in(unit: float, tensor: Tensor, approximation: Tensor) -> tuple[fl
             residual += torch.linalg.vector_norm(block - other) ** 2
             norm += torch.linalg.vector_norm(block) ** 2
     return math.sqrt(float(residual)), math.sqrt(float(norm))
-
-
-def check_together(tensors: Mapping[str, Tensor], owner: str) -> None:
-    """All tensors of one factors object are float, of one dtype, on one device."""
-    first_name, first = next(iter(tensors.items()))
-    for name, t in tensors.items():
-        if not isinstance(t, Tensor):
-            raise ArgumentError(f"{owner}: {name} is a {type(t).__name__}; pass a torch.Tensor")
-        if (unfit := why_not_dense(t)) is not None:
-            raise ArgumentError(f"{owner}: {name} {unfit}")
-        if not t.is_floating_point():
-            raise ArgumentError(
-                f"{owner}: {name} has dtype {t.dtype}; factors are floating point, cast it first"
-            )
-        if t.dtype != first.dtype or t.device != first.device:
-            raise ArgumentError(
-                f"{owner}: {name} is {t.dtype} on {t.device} but {first_name} is {first.dtype} on "
-                f"{first.device}; bring them together with .to()"
-            )
 
 
 Context = tuple[tuple[str, ...], dict[str, Any]]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ShapeError
-from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors._base import Factors
 from tensorlrf.factors._monarch import check_padding
+from tensorlrf.factors.arrays import check_together
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors._base import Factors
+from tensorlrf.factors.arrays import check_together
 from tensorlrf.factors.tiling import Block, Tiling, by_rows
 
 

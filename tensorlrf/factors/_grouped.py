@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
-from tensorlrf.factors._base import FORMATS, Factors, check_together
+from tensorlrf.factors._base import FORMATS, Factors
+from tensorlrf.factors.arrays import check_together
 
 
 @dataclass(frozen=True, eq=False, repr=False)

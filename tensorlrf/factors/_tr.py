@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors._base import Factors
 from tensorlrf.factors._tt import Train, check_train
 from tensorlrf.factors.algebra import chain_product
+from tensorlrf.factors.arrays import check_together
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors._base import Factors
 from tensorlrf.factors.algebra import chain_product
+from tensorlrf.factors.arrays import check_together
 
 
 class Train:

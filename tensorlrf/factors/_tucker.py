@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors._base import Factors, check_together
+from tensorlrf.factors._base import Factors
 from tensorlrf.factors.algebra import mode_product
+from tensorlrf.factors.arrays import check_together
 
 
 @dataclass(frozen=True, eq=False, repr=False)

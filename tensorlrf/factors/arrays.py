@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +47,45 @@ def why_not_dense(tensor: Tensor) -> str | None:
     if tensor.is_quantized:
         return f"is quantized ({tensor.dtype}); pass .dequantize()"
     return None
+
+
+def check_together(tensors: Mapping[str, Tensor], owner: str) -> None:
+    """Check that all tensors of one factors object are float, of one dtype, on one device.
+
+    Parameters
+    ----------
+    tensors : Mapping
+        Name -> tensor.
+    owner : str
+        What an error begins with, the name of the format.
+
+    Raises
+    ------
+    ArgumentError
+        That names the tensor which is not, and the remedy.
+
+    Examples
+    --------
+    >>> from tensorlrf.factors.arrays import check_together
+    >>> check_together({"a": torch.ones(2), "b": torch.ones(3).double()}, "Mine")
+    Traceback (most recent call last):
+    tensorlrf.errors.ArgumentError: Mine: b is torch.float64 on cpu but a is torch.float32 on ...
+    """
+    first_name, first = next(iter(tensors.items()))
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise ArgumentError(f"{owner}: {name} is a {type(t).__name__}; pass a torch.Tensor")
+        if (unfit := why_not_dense(t)) is not None:
+            raise ArgumentError(f"{owner}: {name} {unfit}")
+        if not t.is_floating_point():
+            raise ArgumentError(
+                f"{owner}: {name} has dtype {t.dtype}; factors are floating point, cast it first"
+            )
+        if t.dtype != first.dtype or t.device != first.device:
+            raise ArgumentError(
+                f"{owner}: {name} is {t.dtype} on {t.device} but {first_name} is {first.dtype} on "
+                f"{first.device}; bring them together with .to()"
+            )
 
 
 def _of_array(array: np.ndarray[Any, Any], name: str) -> Tensor:
