@@ -22,14 +22,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tensorlrf.decomposition.methods import names
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("tensorlrf", "kernels/tensorlrf_kernels")
 FORMATS = ("Batch", "BlastFactors", "BlockLowRank", "CPFactors", "Grouped", "KroneckerSum",
            "LowRank", "MonarchFactors", "TRFactors", "TTFactors", "TTMatrix", "TuckerFactors",
            "HTFactors", "BlockTerm", "Sparse", "Quantized", "Dictionary", "Skeleton",
            "Composite")  # fmt: skip
-METHODS = ("svd", "cp", "tucker", "tt", "tt_matrix", "tr", "kron", "blr", "hierarchical", "hodlr",
-           "monarch", "blast")  # fmt: skip
+METHODS = names()
 FORMAT_WORDS = ("lowrank", "cp", "tucker", "kron", "tt", "tr", "blr", "monarch", "blast")
 COMPARED = (ast.Is, ast.IsNot, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 MOST_FILES = 22

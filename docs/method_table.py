@@ -8,14 +8,15 @@ from pathlib import Path
 from tensorlrf.decomposition.methods import LAYERS, names, registered
 
 PAGE = Path(__file__).with_name("formats.md")
-HEAD = "| function | what it finds | factors | layers | source |"
+HEAD = "| function | what it finds | factors | layers | in `compress` | source |"
 REFERENCES = "References\n----------\n"
 
 
 def table() -> str:
     """A row for each decomposition: the first line of its docstring, what it gives, the layers that
-    it serves, and the references of its docstring."""
-    rows = [HEAD, "| --- | --- | --- | --- | --- |"]
+    it serves, the config of its options where `compress` takes it by its word, and the references
+    of its docstring."""
+    rows = [HEAD, "| --- | --- | --- | --- | --- | --- |"]
     for name in names():
         found = registered(name)
         told = inspect.getdoc(found.function) or ""
@@ -23,7 +24,8 @@ def table() -> str:
         source = told.partition(REFERENCES)[2].partition("\n\n")[0].replace("\n", " ")
         gives = ", ".join(f"`{kind.__name__}`" for kind in found.gives)
         serves = ", ".join(kind for kind in LAYERS if kind in found.on)
-        rows.append(f"| `{name}` | {about} | {gives} | {serves} | {source} |")
+        config = "" if found.config is None else f"`{found.config.__name__}`"
+        rows.append(f"| `{name}` | {about} | {gives} | {serves} | {config} | {source} |")
     return "\n".join(rows) + "\n"
 
 

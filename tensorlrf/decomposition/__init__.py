@@ -1,12 +1,11 @@
 """Decompositions: functions from a tensor to factors.
 
 `cp(...)` gives the factors; `fit_cp(...)` takes the same arguments and gives a `Fit`, which also
-holds the errors on the way and the reason for stopping. Likewise `svd`, `tucker`, `tt`,
-`tt_matrix`, `tr`, `kron`, `blr`, `hierarchical`, `hodlr`, `monarch` and `blast`. Trains are
-rounded, added and multiplied (`tt_round`, `tt_add`, `tt_inner`), and found of functions
-(`tt_cross`). `evbmf` estimates a rank, `scree` shows what each rank would leave out, `sampled_fit`
-estimates a fit from a sample of entries, `bias_correction(...)` gives what a bias can make good of
-factors.
+holds the errors on the way and the reason for stopping. Likewise for every method that is
+registered (`methods.names()`). Trains are rounded, added and multiplied (`tt_round`, `tt_add`,
+`tt_inner`), and found of functions (`tt_cross`). `evbmf` estimates a rank, `scree` shows what each
+rank would leave out, `sampled_fit` estimates a fit from a sample of entries, `bias_correction(...)`
+gives what a bias can make good of factors.
 """
 
 from tensorlrf.decomposition._bias import bias_correction

@@ -153,9 +153,9 @@ def factorize(
         Exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
         subclass that is known to compute the same; or exactly a torch.nn.Embedding.
     method : str
-        "svd", "cp", "tucker", "kron", "tt", and for linear layers "tr", "blr", "hierarchical",
-        "hodlr", "monarch", "blast"; for an embedding "svd", "cp", "tucker", "tt". The tensor is
-        the weight, (out, in), `(out, in, *kernel)` or (num_embeddings, embedding_dim).
+        The word of a decomposition that serves such a layer, as the table of methods tells:
+        "svd" serves all. The tensor is the weight, (out, in), `(out, in, *kernel)` or
+        (num_embeddings, embedding_dim).
     rank : int, tuple, float or str, optional
         As the decomposition takes it; or instead
     error : float, optional

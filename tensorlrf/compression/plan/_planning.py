@@ -60,14 +60,11 @@ def plan(
         of its weight. Layers that do not become smaller within it stay. One of the two, unless
         every method brings its own budget.
     method : str, Method or mapping
-        "svd": a matrix of low rank, for a conv (O, I kh kw); "tucker": Tucker-2 on the channels of
-        a conv (Kim et al. 2016); "cp": CP of a conv (Lebedev et al. 2015); "auto": whichever of
-        these has the least error in a layer; "kron": a sum of Kronecker products; "tt": a
-        TT-matrix, for a conv a train; for linear layers alone "tr", "blr", "hierarchical",
-        "monarch", "blast". Or a config, `SVD(...)`, `Tucker(...)`, `CP(...)`, `Auto(...)`,
-        `Kron(...)`, `TT(...)` and so on, with all options and perhaps a rank or an error of its
-        own; or a mapping from globs of layer names to words, configs or None (stay): the first glob
-        that matches counts. A Linear has the SVD in each of the first four.
+        A word of the table of methods: "svd" is a matrix of low rank, for a conv (O, I kh kw), and
+        "auto" whichever of "svd", "tucker" and "cp" has the least error in a layer. Or the config
+        of such a method, as `SVD(...)` or `Auto(...)`, with all options and perhaps a rank or an
+        error of its own; or a mapping from globs of layer names to words, configs or None (stay):
+        the first glob that matches counts. A Linear has the SVD in each of these four.
     skip : str or sequence of str, optional
         Globs of qualified names that stay; a glob covers all that a module holds. None: heads stay
         (classifiers, poolers, the output layer of a language model); []: none.
