@@ -35,15 +35,6 @@ FORMAT_WORDS = ("lowrank", "cp", "tucker", "kron", "tt", "tr", "blr", "monarch",
 COMPARED = (ast.Is, ast.IsNot, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 MOST_FILES = 22
 MOST_LINES = 400
-FAMILIES = {
-    "svd": r"_svd|_evbmf",
-    "cp": r"_cp",
-    "tucker": r"_tucker|_hooi|_batched_tucker",
-    "trains": r"_tt|_tr|_batched_tt|_cores",
-    "kron": r"_kron",
-    "blocks": r"_blr|_batched_blr|_blast|_monarch|_hierarchical",
-}
-"""A family -> how its files begin while `decomposition/` is one folder; afterwards, its folder."""
 HELPERS = ("seeded", "moments", "output_error", "ieee_float32")
 """Functions that the tests should have once."""
 
@@ -181,13 +172,13 @@ def _halves(loop: ast.While) -> bool:
 
 
 def error_budgets() -> Count:
-    """Classes of decomposition/ that share an error out: called ...Budget, ...Budgets or Ladder; so
-    was what allocates parameters to blocks, whose share of an error is a budget now."""
+    """Classes of decomposition/ that share an error out over truncations: called ...Budget(s). (A
+    `Ladder` was one while blocks had theirs of that name; that of today knows sizes, no errors.)"""
     found = [
         (f"{path}:{node.name}", code_lines(node))
         for path, tree in of_folder("tensorlrf/decomposition").items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and re.fullmatch(r"\w*(Budgets?|Ladder)", node.name)
+        if isinstance(node, ast.ClassDef) and re.fullmatch(r"\w*Budgets?", node.name)
     ]
     return Count(len(found), [name for name, _ in found], sum(n for _, n in found))
 
@@ -385,16 +376,11 @@ def package_of(module: str) -> str:
 
 
 def family_of(module: str) -> str | None:
-    """Of a decomposition; None for what all share."""
+    """Of a decomposition: its folder; None for what all share, at the top or in linalg/."""
     parts = module.split(".")
-    if parts[:2] != ["tensorlrf", "decomposition"] or len(parts) < 3:
+    if parts[:2] != ["tensorlrf", "decomposition"] or len(parts) < 4 or parts[2] == "linalg":
         return None
-    if len(parts) > 3:
-        return parts[2] if parts[2] != "linalg" else None
-    for family, pattern in FAMILIES.items():
-        if re.match(pattern, parts[2]):
-            return family
-    return None
+    return parts[2]
 
 
 def between_families() -> Count:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.linalg.threads import entries, problem
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
+from tensorlrf.factors.autocast import without_autocast
 
 Kind = Literal["tensor", "linear", "conv", "embedding"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -114,13 +116,14 @@ def method(
     order: tuple[int, int] = (_LAST, _LAST),
     sweeps_in_metric: bool = False,
 ) -> Callable[[Fitting], Fitting]:
-    """Declare the function below as the decomposition called `name`; the function stays as it is.
+    """Declare the function below as the decomposition called `name`.
 
     As in::
 
         @method("cur", gives=Skeleton, on={"tensor", "linear", "conv"})
         def fit_cur(tensor, rank=None, *, error=None, random_state=None) -> Fit[Skeleton]: ...
 
+    It runs out of autocast, on as many threads as its work is worth.
     An argument `measure=` is for the short function alone, see `factors_of`: signatures are silent
     about it.
 
@@ -159,8 +162,14 @@ def method(
     serves = {kind: MappingProxyType(dict(kinds[kind])) for kind in KINDS if kind in kinds}
     formats = gives if isinstance(gives, tuple) else (gives,)
 
-    def declare(fit: Fitting) -> Fitting:
-        _short_name(fit)
+    def declare(function: Fitting) -> Fitting:
+        _short_name(function)
+
+        @functools.wraps(function)
+        def fit(*args: Any, **kwargs: Any) -> Fit[Any]:
+            with without_autocast(), problem(entries((*args, *kwargs.values()))):
+                return function(*args, **kwargs)
+
         if name in _METHODS:
             raise ArgumentError(
                 f"name={name!r} is registered already, for {_METHODS[name].fit.__qualname__}; "
@@ -175,8 +184,8 @@ def method(
             order=order,
             sweeps_in_metric=sweeps_in_metric,
         )
-        vars(fit)["__signature__"] = _without_measure(inspect.signature(fit))
-        return fit
+        vars(fit)["__signature__"] = _without_measure(inspect.signature(function))
+        return cast(Fitting, fit)
 
     return declare
 

@@ -104,11 +104,11 @@ def test_a_method_serves_the_layers_that_it_declares(name: str, kind: Kind) -> N
 
 
 def test_a_declared_method_is_found_with_what_it_serves() -> None:
-    assert method("mine", gives=LowRank, on={"conv": {"modes": (0,)}, "tensor": {}})(
-        fit_mine
-    ) is fit_mine  # fmt: skip
+    fit = method("mine", gives=LowRank, on={"conv": {"modes": (0,)}, "tensor": {}})(fit_mine)
+    assert (fit.__name__, fit.__doc__) == ("fit_mine", fit_mine.__doc__)
+    assert inspect.signature(fit) == inspect.signature(fit_mine)
     for found in (find("mine"), find("mine", "conv"), registered("mine")):
-        assert found.fit is fit_mine
+        assert found.fit is fit
         assert found.function is mine is found.for_layers
         assert found.gives == (LowRank,)
         assert list(found.on) == ["tensor", "conv"]
@@ -119,6 +119,26 @@ def test_a_declared_method_is_found_with_what_it_serves() -> None:
     assert "mine" not in names("linear")
     with pytest.raises(ArgumentError, match="method='mine' is unknown"):
         find("mine", "linear", "embedding")
+
+
+def fit_watched(tensor: Tensor, rank: int | None = None, *, error: float | None = None) -> Any:
+    """What it sees of the state that it runs in."""
+    seen = torch.is_autocast_enabled("cpu"), (tensor @ tensor.T).dtype, torch.get_num_threads()
+    return Fit(LowRank(tensor, tensor.T), (0.0,), True, repr(seen))
+
+
+def test_a_declared_method_runs_out_of_autocast_on_the_threads_that_it_is_worth() -> None:
+    """Whoever declares it need not think of either."""
+    fit = method("watched", gives=LowRank, on={"tensor"})(fit_watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert fit(torch.ones(4, 3), 1).reason == "(False, torch.float32, 1)"
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_layer_may_be_given_otherwise() -> None:

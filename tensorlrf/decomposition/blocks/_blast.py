@@ -25,12 +25,10 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
 from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import Spectrum, whole_spectrum
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.factors import BlastFactors
-from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 100
 TOL = 1e-4
@@ -43,8 +41,6 @@ EXACT = 1e-11
 
 
 @method("blast", gives=BlastFactors, on={"tensor", "linear"}, order=(12, 11))
-@without_autocast()
-@threaded
 def fit_blast(
     tensor: Any,
     rank: Rank | None = None,

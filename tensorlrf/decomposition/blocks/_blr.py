@@ -26,12 +26,10 @@ from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
 from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import Batch, BlockLowRank
-from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 200
 """With `gram`, at most."""
@@ -45,8 +43,6 @@ SWEEPS = 200
     order=(8, 7),
     sweeps_in_metric=True,
 )
-@without_autocast()
-@threaded
 def fit_blr(
     tensor: Any,
     rank: Rank | None = None,

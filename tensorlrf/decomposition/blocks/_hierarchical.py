@@ -22,13 +22,11 @@ from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node, least_params
 from tensorlrf.decomposition.config import Structured, check_count, config
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, _one_int, _share, check_rank_or_error
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import BlockLowRank
-from tensorlrf.factors.autocast import without_autocast
 
 Rule = str | Callable[[int, int, int, int], bool]
 
@@ -36,8 +34,6 @@ RULES = ("weak", "strong", "all")
 
 
 @method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9), sweeps_in_metric=True)
-@without_autocast()
-@threaded
 def fit_hodlr(
     tensor: Any,
     rank: Rank | None = None,
@@ -88,8 +84,6 @@ hodlr = factors_of(fit_hodlr)
 @method(
     "hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8), sweeps_in_metric=True
 )
-@without_autocast()
-@threaded
 def fit_hierarchical(
     tensor: Any,
     rank: Rank | None = None,

@@ -25,18 +25,14 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
 from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
 from tensorlrf.decomposition.config import Structured, check_blocks, config
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.rank import Rank, _one_int, _share, check_rank_or_error, whole
 from tensorlrf.factors import MonarchFactors
-from tensorlrf.factors.autocast import without_autocast
 
 
 @method(
     "monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10), sweeps_in_metric=True
 )
-@without_autocast()
-@threaded
 def fit_monarch(
     tensor: Any,
     rank: Rank | None = None,

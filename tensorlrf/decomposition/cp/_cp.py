@@ -26,21 +26,17 @@ from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.ladder import LayerRank
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.errors import ArgumentError, DegenerateWarning, RankError, TensorlrfWarning, warn
 from tensorlrf.factors import CPFactors
-from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS, TOL = 100, 1e-8
 METRIC_SWEEPS = 100
 
 
 @method("cp", gives=CPFactors, on={"tensor", "linear", "conv", "embedding"}, order=(3, 2))
-@without_autocast()
-@threaded
 def fit_cp(
     tensor: Any,
     rank: Rank | None = None,

@@ -33,13 +33,11 @@ from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Way
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Batch, KroneckerSum
-from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 200
 """In the metric of the inputs, at most."""
@@ -48,8 +46,6 @@ SWEEPS = 200
 @method(
     "kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4), sweeps_in_metric=True
 )
-@without_autocast()
-@threaded
 def fit_kron(
     tensor: Any,
     rank: Rank | None = None,

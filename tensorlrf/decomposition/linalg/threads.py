@@ -1,8 +1,8 @@
 """How many threads a problem takes: one for its small steps, the free cores for its large ones.
 
-Every decomposition is entered through `threaded`. torch's number of threads is then one, in this
-thread of the program alone, and as it was afterwards; `cores_for` gives a large step what the user
-gave torch, less what others keep busy.
+Every decomposition is entered as a `problem`, by its declaration or through `threaded`. torch's
+number of threads is then one, in this thread of the program alone, and as it was afterwards;
+`cores_for` gives a large step what the user gave torch, less what others keep busy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def threaded(function: F) -> F:
 
     @functools.wraps(function)
     def entered(*args: Any, **kwargs: Any) -> Any:
-        with problem(_entries((*args, *kwargs.values()))):
+        with problem(entries((*args, *kwargs.values()))):
             return function(*args, **kwargs)
 
     return cast(F, entered)
@@ -154,7 +154,7 @@ class _Thread(threading.local):
 _here = _Thread()
 
 
-def _entries(values: tuple[Any, ...]) -> int:
+def entries(values: tuple[Any, ...]) -> int:
     """Of the largest of the arrays, a metric included."""
     tensors = (v.numel() for v in values if isinstance(v, torch.Tensor))
     return max((*tensors, *(v.size for v in values if isinstance(v, np.ndarray))), default=0)

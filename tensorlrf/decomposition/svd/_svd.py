@@ -29,14 +29,12 @@ from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, squa
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Scaled, Way
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition.svd._als import LowRankALS
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
-from tensorlrf.factors.autocast import without_autocast
 
 METRICS = ("full", "diagonal", "identity")
 """In which a layer is fitted."""
@@ -47,8 +45,6 @@ ASVD_ALPHA = 0.5
 @method(
     "svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, estimates=True, order=(1, 1)
 )
-@without_autocast()
-@threaded
 def fit_svd(
     tensor: Any,
     rank: Rank | None = None,

@@ -18,7 +18,6 @@ from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Structured, are_positive, config
 from tensorlrf.decomposition.ladder import LayerRank
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -38,7 +37,6 @@ from tensorlrf.errors import (
     warn,
 )
 from tensorlrf.factors import TRFactors
-from tensorlrf.factors.autocast import without_autocast
 
 INITS = ("svd", "random")
 
@@ -47,8 +45,6 @@ SWEEPS, TOL = 100, 1e-5
 
 
 @method("tr", gives=TRFactors, on={"tensor", "linear"}, order=(5, 6))
-@without_autocast()
-@threaded
 def fit_tr(
     tensor: Any,
     rank: Rank | None = None,

@@ -16,7 +16,6 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_modes, check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
@@ -25,7 +24,6 @@ from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_unifo
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Batch, TTFactors
-from tensorlrf.factors.autocast import without_autocast
 
 SWEEPS = 50
 """In the metric of the inputs, at most."""
@@ -39,8 +37,6 @@ SWEEPS = 50
     order=(4, 5),
     sweeps_in_metric=True,
 )
-@without_autocast()
-@threaded
 def fit_tt(
     tensor: Any,
     rank: Rank | None = None,

@@ -17,7 +17,6 @@ from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Structured, are_positive, check_count, config
 from tensorlrf.decomposition.ladder import LayerRank
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.sizes import matrix_sizes
@@ -32,7 +31,6 @@ from tensorlrf.decomposition.trains._tt_ranks import (
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfError
 from tensorlrf.factors import TTFactors, TTMatrix
-from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.ops import train_order
 
 SWEEPS = 100
@@ -47,8 +45,6 @@ SWEEPS = 100
     order=(7, 12),
     sweeps_in_metric=True,
 )
-@without_autocast()
-@threaded
 def fit_tt_matrix(
     tensor: Any,
     rank: Rank | None = None,

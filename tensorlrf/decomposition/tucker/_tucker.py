@@ -22,7 +22,6 @@ from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, mu
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
-from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, tucker_ranks
@@ -31,7 +30,6 @@ from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, RankError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, Factors, TuckerFactors
-from tensorlrf.factors.autocast import without_autocast
 
 ROUNDS = 50
 """In the metric of the inputs, at most."""
@@ -46,8 +44,6 @@ METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
     estimates=True,
     order=(2, 3),
 )
-@without_autocast()
-@threaded
 def fit_tucker(
     tensor: Any,
     rank: Rank | None = None,
