@@ -8,13 +8,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, unknown
-from tensorlrf.factors import Factors, Grouped, KroneckerSum, LowRank, TuckerFactors
+from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.obstacles import check_layer
-from tensorlrf.ops import PathTable, conv_paths, run_conv
+from tensorlrf.ops import PathTable, conv_paths
+from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._lower import CONV, Layer
 from tensorlrf.ops.geometry import (
     CONVOLUTION,
+    Geometry,
     IntOrAxes,
     PaddingArgument,
     flat,
@@ -44,7 +47,7 @@ class FactoredConvNd(FactoredLayer):
         super().__init__(factors, bias, conv_paths(factors, self.n_axes))
         if padding_mode not in PADDING_MODES:
             raise unknown("padding_mode", padding_mode, PADDING_MODES)
-        self.groups = factors.groups if isinstance(factors, Grouped) else 1
+        self.groups = form_of(factors).groups(factors)
         self.out_channels, of_a_group, *kernel = factors.shape
         self.in_channels = self.groups * of_a_group
         self.kernel_size = tuple(kernel)
@@ -59,6 +62,8 @@ class FactoredConvNd(FactoredLayer):
         self._pad_ahead = tuple(flat(zeros.sides)) if ahead else None
         self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
         self._conv_padding = (0,) * self.n_axes if ahead else zeros.each_side
+        self._geometry = Geometry(self.stride, self._conv_padding, self.dilation)
+        self._lower(Layer("conv", self._geometry), factors)
         self._choose()
 
     @staticmethod
@@ -99,7 +104,7 @@ class FactoredConvNd(FactoredLayer):
         """
         plain = check_layer(like, cls.kind, "like")
         factors, bias = like_layer(factors, like)
-        groups = factors.groups if isinstance(factors, Grouped) else 1
+        groups = form_of(factors).groups(factors)
         if groups != plain.groups:
             raise ArgumentError(
                 f"factors have {groups} group{'s' * (groups > 1)}, like has groups={plain.groups}; "
@@ -119,65 +124,17 @@ class FactoredConvNd(FactoredLayer):
         path = self._path(x)
         if self._pad_ahead is not None:
             x = F.pad(x, self._pad_ahead, self._pad_mode)
-        bias, stride, padding = self._tensor("bias"), self.stride, self._conv_padding
+        bias = self._tensor("bias")
         if path == "dense":
             conv = CONVOLUTION[self.n_axes]
-            return conv(x, self._dense_weight(), bias, stride, padding, self.dilation, self.groups)
-        return run_conv(path, self._running(), x, bias, stride, padding, self.dilation)
+            return conv(x, self._dense_weight(), bias, *self._geometry, self.groups)
+        if x.ndim == self.n_axes + 1:
+            return self._runs[path].run(x[None], *self._held(), bias)[0]
+        return self._runs[path].run(x, *self._held(), bias)
 
-    # A kernel among the tensors is kept as it is when it runs: the right factor of a LowRank as
-    # (r, I, *k), that of groups as (g r, I, *k), their core as (g r_0, r_1, *k), the b of a
-    # Kronecker sum as (s O2, I2, *k). It can then lie in channels_last, and no call reorders it.
-
-    def _stored(self, factors: Factors) -> dict[str, Tensor]:
-        tensors = factors.tensors()
-        of = factors.of if isinstance(factors, Grouped) else factors.format
-        if of == "lowrank":
-            tensors["right"] = tensors["right"].reshape(-1, *factors.shape[1:])
-        elif isinstance(factors, Grouped) and of == "tucker":
-            tensors["core"] = tensors["core"].flatten(0, 1)
-        elif of == "kron":
-            tensors["b"] = tensors["b"].flatten(0, -self.n_axes - 2)
-        return tensors
-
-    def _assembled(self) -> Factors:
-        if self._format is Grouped:
-            parts = self._parts()
-            if self._meta["of"] == "lowrank":
-                parts["right"] = parts["right"].flatten(2)
-            return Grouped._assemble(parts, self._meta)
-        if self._format is KroneckerSum:
-            a, b = self._tensor("a"), self._tensor("b")
-            tensors = {"a": a, "b": b.unflatten(0, (a.shape[0], -1))}
-            return KroneckerSum._assemble(tensors, self._meta)
-        if self._format is not LowRank:
-            return super()._assembled()
-        return LowRank._assemble(
-            {"left": self._tensor("left"), "right": self._tensor("right").flatten(1)}, self._meta
-        )
-
-    def _parts(self) -> dict[str, Tensor]:
-        """The tensors of groups, each with a leading dimension g; the right factors as kernels."""
-        parts = {name: self._tensor(attribute) for name, attribute in self._names.items()}
-        if self._meta["of"] == "kron":
-            parts["b"] = parts["b"].unflatten(0, (*parts["a"].shape[:2], -1))
-        kernel = {"lowrank": "right", "tucker": "core"}.get(self._meta["of"])
-        if kernel is not None:
-            parts[kernel] = parts[kernel].unflatten(0, (self.groups, -1))
-        return parts
-
-    def _running(self) -> Factors:
-        """The factors in the form in which the paths run them."""
-        if self._format is LowRank:
-            core, left = self._tensor("right"), self._tensor("left")
-            return TuckerFactors._assemble({"core": core, "factors.0": left}, {"modes": (0,)})
-        if self._format is Grouped and self._meta["of"] == "lowrank":
-            parts = self._parts()
-            return Grouped._assemble(
-                {"core": parts["right"], "factors.0": parts["left"]},
-                {"of": "tucker", "groups": self.groups, "meta": {"modes": (0,)}},
-            )
-        return self.factors
+    def _kept_as(self, factors: Factors) -> dict[str, tuple[int, ...]]:
+        # A kernel can then lie in channels_last, and no call reorders it.
+        return form_of(factors).kernels(factors, CONV.conv(factors))
 
     def _rows(self, x: Tensor) -> int:
         rows = x.shape[0] if x.ndim == self.n_axes + 2 else 1

@@ -10,12 +10,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors, TuckerFactors
+from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn.obstacles import check_embedding
-from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths, run_embedding
+from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths
 from tensorlrf.ops._embedding import check_embedding_path, check_padding
 from tensorlrf.ops.buckets import BUCKETS
+from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._lower import Layer
 
 
 class FactoredEmbedding(FactoredLayer):
@@ -51,6 +53,7 @@ class FactoredEmbedding(FactoredLayer):
         super().__init__(factors, None, embedding_paths(factors))
         self.num_embeddings, self.embedding_dim = factors.shape
         self.padding_idx = check_padding(padding_idx, self.num_embeddings)
+        self._lower(Layer("embedding", padding_idx=self.padding_idx), factors)
         self._choose()
 
     @classmethod
@@ -93,21 +96,17 @@ class FactoredEmbedding(FactoredLayer):
         path = self._path(input)
         if path == "dense":
             return F.embedding(input, self._dense_weight(), self.padding_idx)
-        return run_embedding(path, self.factors, input, self.padding_idx)
+        return self._runs[path].run(input, *self._held(), None)
 
     def clear_padding(self) -> None:
         """Make the padding row zeros, by its row of the factor that holds the rows.
 
         It stays so in training. A train has none, and its padding row is as exact as the others.
         """
-        rows = {"lowrank": "left", "cp": "factors_0", "tucker": "factors_0"}.get(
-            self._format.format
-        )
-        if self._format is TuckerFactors and 0 not in self._meta["modes"]:
-            rows = "core"
+        rows = form_of(self.factors).rows_of(self.factors)
         if rows is not None and self.padding_idx is not None:
             with torch.no_grad():
-                self.get_parameter(rows)[self.padding_idx] = 0.0
+                self.get_parameter(self._names[rows])[self.padding_idx] = 0.0
 
     @property
     def timed_paths(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from tensorlrf.nn._weight import DenseWeight, refused_write
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops._fused import check_layer_path
+from tensorlrf.ops.forms._lower import Layer, Lowered, lowered, told
 
 
 class FactoredLayer(Freezable, ABC):
@@ -55,6 +56,8 @@ class FactoredLayer(Freezable, ABC):
 
     kind: ClassVar[type[nn.Module]]  # the torch layer that it stands in for
     bias: nn.Parameter | None
+    _layer: Layer
+    _runs: dict[str, Lowered]  # path -> its code
 
     def __init__(self, factors: Factors, bias: Tensor | None, paths: tuple[str, ...]) -> None:
         super().__init__()
@@ -63,7 +66,10 @@ class FactoredLayer(Freezable, ABC):
         self._format = type(factors)
         self._meta = factors._context()
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
-        for name, tensor in self._stored(factors).items():
+        kept = self._kept_as(factors)
+        self._sizes = {name: tuple(factors.tensors()[name].shape) for name in kept}
+        for name, tensor in factors.tensors().items():
+            tensor = tensor.reshape(kept[name]) if name in kept else tensor
             if tensor.numel():
                 self.register_parameter(self._names[name], _own(tensor))
             else:
@@ -108,6 +114,8 @@ class FactoredLayer(Freezable, ABC):
     def _assembled(self) -> Factors:
         # The parts were checked when the layer was built.
         tensors = {name: self._tensor(attribute) for name, attribute in self._names.items()}
+        for name, sizes in self._sizes.items():
+            tensors[name] = tensors[name].reshape(sizes)
         return self._format._assemble(tensors, self._meta)
 
     @property
@@ -139,9 +147,20 @@ class FactoredLayer(Freezable, ABC):
         factors = self.factors
         return torch.empty(factors.shape, dtype=factors.dtype, device="meta")
 
-    def _stored(self, factors: Factors) -> dict[str, Tensor]:
-        """The tensors of the factors in the shapes that the layer keeps them in."""
-        return factors.tensors()
+    def _kept_as(self, factors: Factors) -> dict[str, tuple[int, ...]]:
+        """Tensors of the factors that the layer keeps in another shape -> that shape."""
+        return {}
+
+    def _lower(self, layer: Layer, factors: Factors) -> None:
+        """Have straight code for every path that these factors have on any device."""
+        kept, paths = self._kept_as(factors), told(layer, factors).paths
+        self._layer = layer
+        self._runs = {path: lowered(layer, path, factors, kept) for path in paths}
+
+    def _held(self) -> list[Any]:
+        """The tensors of the factors as the layer keeps them."""
+        own = self._parameters
+        return [own[name] if name in own else getattr(self, name) for name in self._names.values()]
 
     def _tensor(self, attribute: str) -> Any:
         # From the dict where possible: getattr costs as much as a small product. It is needed

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn.obstacles import check_layer
-from tensorlrf.ops import PathTable, linear_paths, run_linear
+from tensorlrf.ops import PathTable, linear_paths
+from tensorlrf.ops.forms._lower import LINEAR
 
 
 class FactoredLinear(FactoredLayer):
@@ -43,6 +44,7 @@ class FactoredLinear(FactoredLayer):
     def __init__(self, factors: Factors, bias: Tensor | None = None) -> None:
         super().__init__(factors, bias, linear_paths(factors))
         self.out_features, self.in_features = factors.shape
+        self._lower(LINEAR, factors)
         self._choose()
 
     @classmethod
@@ -78,9 +80,10 @@ class FactoredLinear(FactoredLayer):
             return self._traced(input)
         x = input
         path = self._path(x)
+        bias = self._tensor("bias")
         if path == "dense":
-            return F.linear(x, self._dense_weight(), self._tensor("bias"))
-        return run_linear(path, self.factors, x, self._tensor("bias"))
+            return F.linear(x, self._dense_weight(), bias)
+        return self._runs[path].run(x, *self._held(), bias)
 
     def _rows(self, x: Tensor) -> int:
         return x.numel() // max(1, self.in_features)

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tensorlrf.errors import UnsupportedError, unknown
-from tensorlrf.factors import (
-    CPFactors,
-    Factors,
-    Grouped,
-    KroneckerSum,
-    LowRank,
-    TTFactors,
-    TTMatrix,
-    TuckerFactors,
-)
-from tensorlrf.factors.algebra import mode_product
+from tensorlrf.errors import unknown
 from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain, in_turn, torch_layer
-from tensorlrf.ops import run_embedding, run_linear
-from tensorlrf.ops._convnd import kron_convolution
-from tensorlrf.ops._embedding import table_matrices
-from tensorlrf.ops.geometry import Geometry
-from tensorlrf.ops.structured import form_of
+from tensorlrf.ops.forms._stage import NOTHING, Library, Stages, run
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -40,14 +23,6 @@ _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One library layer of a chain: its weight, and for a convolution how it slides."""
-
-    weight: Tensor
-    plain: Plain
 
 
 def to_dense_layer(layer: FactoredLayer) -> nn.Module:
@@ -106,27 +81,30 @@ def _told(stock: nn.Module, layer: FactoredLayer) -> nn.Module:
 
 def _stock(layer: FactoredLayer, path: str) -> nn.Module:
     path = "chain" if path == "fused" else path
-    if isinstance(layer, FactoredEmbedding):
-        return _dense_embedding(layer) if path == "dense" else _embedding_chain(layer)
     if path == "dense":
+        if isinstance(layer, FactoredEmbedding):
+            return _dense_embedding(layer)
         plain = plain_of_factored(layer)
         return _dense(layer, Plain("Linear") if plain.kind == HF_CONV1D else plain)
     with torch.no_grad():
-        factors = layer.factors
-        layers: list[nn.Module] = []
-        run = _structured_run(layer, factors.detach(), path)
-        if run is not None:
-            layers = [] if isinstance(layer, FactoredLinear) else _padding(layer)
-            return in_turn([*layers, _traced(run, layer)], whole=True).train(layer.training)
-        if isinstance(layer, FactoredLinear):
-            stages = _linear_stages(factors)
-        else:
-            stages = _conv_stages(factors, layer, path)
-            layers += _padding(layer)
-    for stage in stages:
-        bias = layer.bias if stage is stages[-1] else None
-        layers.append(torch_layer(stage.plain, _own(stage.weight, layer), _own_bias(bias)))
+        stages = layer._layer.paths(layer.factors.detach())[path]
+        layers = [] if layer._layer.geometry is None else _padding(layer)
+        libraries = [stage.library() for stage in stages]
+        if None in libraries:
+            return in_turn([*layers, _traced(stages, layer)], whole=True).train(layer.training)
+        found = [one for one in libraries if one is not None and one is not NOTHING]
+        for library in found:
+            bias = layer.bias if library is found[-1] else None
+            layers.append(_library_layer(library, layer, bias))
     return in_turn(layers).train(layer.training)
+
+
+def _library_layer(library: Library, layer: FactoredLayer, bias: Tensor | None) -> nn.Module:
+    """The layer of torch, its parameters copies."""
+    if library.kind == "Embedding":
+        return _torch_embedding(library.weight, layer)
+    plain = Plain(library.kind, **library.options)
+    return torch_layer(plain, _own(library.weight, layer), _own_bias(bias))
 
 
 def plain_of_factored(layer: FactoredLayer) -> Plain:
@@ -176,79 +154,39 @@ def _dense_embedding(layer: FactoredEmbedding) -> nn.Module:
     return _torch_embedding(weight, layer).train(layer.training)
 
 
-def _torch_embedding(weight: Tensor, layer: FactoredEmbedding) -> nn.Embedding:
+def _torch_embedding(weight: Tensor, layer: Any) -> nn.Embedding:
     with torch.device("meta"):  # nothing is initialised
         dense = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=layer.padding_idx)
     dense.weight = _own(weight, layer)
     return dense
 
 
-def _embedding_chain(layer: FactoredEmbedding) -> nn.Module:
-    with torch.no_grad():
-        factors = layer.factors.detach()
-        if isinstance(factors, TTMatrix):
-            run = partial(run_embedding, "chain", factors)
-            return in_turn([_traced(run, layer)], whole=True).train(layer.training)
-        rows, *others = table_matrices(factors)
-        layers: list[nn.Module] = [_torch_embedding(rows, layer)]
-        layers += [torch_layer(Plain("Linear"), _own(matrix.T, layer), None) for matrix in others]
-    return in_turn(layers).train(layer.training)
-
-
-# ---- structured formats -------------------------------------------------------------------------
-
-
-def _structured_run(
-    layer: FactoredLayer, factors: Factors, path: str
-) -> Callable[[Tensor], Tensor] | None:
-    """The path without bias as a function of x; None where library layers compute it."""
-    if isinstance(layer, FactoredLinear):
-        return None if form_of(factors) is None else partial(run_linear, path, factors)
-    one = factors.group(0) if isinstance(factors, Grouped) else factors
-    if not isinstance(one, KroneckerSum):
-        return None
-    conv: Any = layer
-    options = tuple(conv.stride), tuple(conv._conv_padding), tuple(conv.dilation)
-
-    def run(x: Tensor) -> Tensor:
-        if isinstance(factors, Grouped):
-            parts = torch.chunk(x, factors.groups, 1)
-            groups = [factors.group(k) for k in range(factors.groups)]
-            terms = [_kron(group, parts[k], options) for k, group in enumerate(groups)]
-            return torch.cat(terms, 1)
-        return _kron(factors, x, options)
-
-    return run
-
-
-def _kron(factors: Factors, x: Tensor, options: Geometry) -> Tensor:
-    assert isinstance(factors, KroneckerSum)
-    return kron_convolution(factors.a, factors.b, x, options)
+# ---- what no library layer computes -------------------------------------------------------------
 
 
 class _Traceable(nn.Module):
-    """run(x) + bias; the bias (O,) has `axes` dimensions behind its channels."""
+    """The stages, and the bias (O,), which has `axes` dimensions behind its channels."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], bias: Tensor | None, axes: int = 0) -> None:
+    def __init__(self, stages: Stages, bias: Tensor | None, axes: int = 0) -> None:
         super().__init__()
-        self.run, self.axes = run, axes
+        self.stages, self.axes = stages, axes
         # A parameter is recorded with what is made of it, where a plain tensor would be a constant.
         self.own_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.run(input)
+        y = run(self.stages, input)
         if self.own_bias is None:
             return y
         return y + (self.own_bias.reshape(-1, *(1,) * self.axes) if self.axes else self.own_bias)
 
 
-def _traced(run: Callable[[Tensor], Tensor], layer: FactoredLayer) -> fx.GraphModule:
-    """The calls of `run` with x as a graph. What it makes of the factors alone is made now: these
+def _traced(stages: Stages, layer: FactoredLayer) -> fx.GraphModule:
+    """What the stages do to x as a graph. What they make of the factors alone is made now: these
     tensors are the parameters."""
     bias = layer.bias
-    axes = 0 if isinstance(layer, FactoredLinear) else len(layer.factors.shape) - 2
+    axes = max(0, len(layer.factors.shape) - 2)
     own_bias = None if bias is None else bias.detach()
-    traced = fx.symbolic_trace(_Traceable(run, own_bias, axes))
+    traced = fx.symbolic_trace(_Traceable(stages, own_bias, axes))
     named: dict[str, str] = {}
     trained = any(layer._tensor(name).requires_grad for name in layer._names.values())
     for node in traced.graph.nodes:
@@ -267,130 +205,9 @@ def _traced(run: Callable[[Tensor], Tensor], layer: FactoredLayer) -> fx.GraphMo
     return traced
 
 
-# ---- chains -------------------------------------------------------------------------------------
-
-
-def _linear_stages(factors: Factors) -> list[_Stage]:
-    """The matrices that x passes, first to last, each (out, in)."""
-    if isinstance(factors, LowRank):
-        matrices = [factors.right, factors.left]
-    elif isinstance(factors, CPFactors):
-        out_factor, in_factor = factors.factors
-        matrices = [(in_factor * factors.weights).T, out_factor]
-    elif isinstance(factors, TuckerFactors):
-        given = dict(zip(factors.modes, factors.factors, strict=True))
-        matrices = [given[1].T] if 1 in given else []
-        matrices += [factors.core]
-        matrices += [given[0]] if 0 in given else []
-    else:
-        raise _no_chain(factors)
-    return [_Stage(matrix, Plain("Linear")) for matrix in matrices]
-
-
-def _conv_stages(factors: Factors, conv: Any, path: str) -> list[_Stage]:
-    """The convolutions that x passes, first to last, behind the padding that is put ahead."""
-    groups = factors.groups if isinstance(factors, Grouped) else 1
-    one = factors.group(0) if isinstance(factors, Grouped) else factors
-    # Of each group, one behind the other: every tensor has a leading dimension g.
-    if isinstance(factors, Grouped):
-        stacks = factors.tensors()
-    else:
-        stacks = {name: t[None] for name, t in factors.tensors().items()}
-    kernel = factors.shape[2:]
-    axes = len(kernel)
-    kind = f"Conv{axes}d"
-    ones, zeros = (1,) * axes, (0,) * axes
-    geometry = (tuple(conv.stride), tuple(conv._conv_padding), tuple(conv.dilation))
-
-    def pointwise(matrices: Tensor) -> _Stage:  # (g, m, n)
-        weight = matrices.reshape(-1, matrices.shape[2], *ones)
-        return _Stage(weight, Plain(kind, ones, zeros, ones, groups))
-
-    def sliding(weight: Tensor, groups: int, along: range = range(axes)) -> _Stage:
-        """A convolution that strides, pads and dilates along these axes and leaves the others."""
-        stride, padding, dilation = (
-            tuple(n if k in along else rest for k, n in enumerate(every))
-            for every, rest in zip(geometry, (1, 0, 1), strict=True)
-        )
-        return _Stage(weight, Plain(kind, stride, padding, dilation, groups))
-
-    if isinstance(one, LowRank):
-        return [
-            sliding(stacks["right"].reshape(-1, *factors.shape[1:]), groups),
-            pointwise(stacks["left"]),
-        ]
-    if isinstance(one, TuckerFactors):
-        given = {mode: stacks[f"factors.{k}"] for k, mode in enumerate(one.modes)}
-        cores = []
-        for k, core in enumerate(stacks["core"]):
-            for mode in range(2, axes + 2):
-                core = mode_product(core, given[mode][k], mode) if mode in given else core
-            cores.append(core)
-        stages = [pointwise(given[1].mT)] if 1 in given else []
-        stages += [sliding(torch.cat(cores), groups)]
-        stages += [pointwise(given[0])] if 0 in given else []
-        return stages
-    if isinstance(one, TTFactors):
-        cores = [stacks[f"cores.{k}"] for k in range(axes + 1, -1, -1)]  # (g, r, n, r')
-        trains = [core.transpose(2, 3).flatten(0, 1) for core in cores[1:-1]]  # (g r, r', k)
-        return [
-            pointwise(cores[0][..., 0]),
-            *(
-                sliding(_along_axis(t, k, axes), groups, range(k, k + 1))
-                for k, t in enumerate(trains)
-            ),
-            pointwise(cores[-1][:, 0]),
-        ]
-    if not isinstance(one, CPFactors):
-        raise _no_chain(factors)
-    # The taps of every axis, (g r, k); the weights go with the first.
-    taps = [stacks[f"factors.{k}"].mT.flatten(0, 1) for k in range(2, axes + 2)]
-    taps[0] = taps[0] * stacks["weights"].reshape(-1, 1)
-    into, out = pointwise(stacks["factors.1"].mT), pointwise(stacks["factors.0"])
-    rank = len(taps[0])  # g r
-    if path == "fold_depthwise":
-        merged = taps[0]
-        for t in taps[1:]:
-            merged = merged[..., None] * t.reshape(rank, *[1] * (merged.ndim - 1), -1)
-        return [into, sliding(merged[:, None], rank), out]
-    chain = [sliding(_along(t, k, axes), rank, range(k, k + 1)) for k, t in enumerate(taps)]
-    if path == "fold":
-        # The input factor goes with the first axis, the output factor with the last: (g, O, r, *k).
-        first = into.weight * chain[0].weight
-        last = chain[-1].weight.reshape(groups, 1, -1, *chain[-1].weight.shape[2:])
-        last = (out.weight.reshape(groups, -1, *out.weight.shape[1:]) * last).flatten(0, 1)
-        return [
-            sliding(first, groups, range(1)),
-            *chain[1:-1],
-            sliding(last, groups, range(axes - 1, axes)),
-        ]
-    return [into, *chain, out]
-
-
-def _along(taps: Tensor, axis: int, axes: int) -> Tensor:
-    """(g r, k) as a depthwise kernel (g r, 1, .., k, ..) along one axis."""
-    size = [1] * axes
-    size[axis] = taps.shape[1]
-    return taps.reshape(-1, 1, *size)
-
-
-def _along_axis(taps: Tensor, axis: int, axes: int) -> Tensor:
-    """(m, n, k) as a kernel (m, n, .., k, ..) along one axis."""
-    size = [1] * axes
-    size[axis] = taps.shape[2]
-    return taps.reshape(*taps.shape[:2], *size)
-
-
 def _padding(conv: Any) -> list[nn.Module]:
     """The layer that pads ahead of the convolutions, or none."""
     if conv._pad_ahead is None:
         return []
     make = _PADDING_LAYERS[conv._pad_mode][len(conv.kernel_size) - 1]
     return [make(tuple(conv._pad_ahead))]
-
-
-def _no_chain(factors: Factors) -> UnsupportedError:
-    return UnsupportedError(
-        f"factors are {type(factors).__name__}, which no chain of torch layers computes; use "
-        "path='dense'"
-    )

@@ -2,8 +2,7 @@
 and what those cost."""
 
 from tensorlrf.ops._contract import contract, inner
-from tensorlrf.ops._conv import conv2d_paths, conv_paths, run_conv, train_order
-from tensorlrf.ops._conv2d import run_conv2d
+from tensorlrf.ops._conv import conv2d_paths, conv_paths, run_conv, run_conv2d
 from tensorlrf.ops._cost import Positions, conv2d_cost, conv_cost, embedding_cost, linear_cost
 from tensorlrf.ops._counter import Cost, Step
 from tensorlrf.ops._dense import dense_weight
@@ -20,6 +19,7 @@ from tensorlrf.ops._paths import (
 )
 from tensorlrf.ops._profile import DeviceProfile, device_key, profile_of
 from tensorlrf.ops._timing import Timings, time_calls, time_paths
+from tensorlrf.ops.forms._tt import train_order
 
 __all__ = [
     "Cost",

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tensorlrf.factors import CPFactors, Factors, LowRank, TRFactors, TTFactors, TuckerFactors
+from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.factors import Factors
+from tensorlrf.ops.forms._form import form_of
 
 Term = tuple[str, Tensor]
 
@@ -125,36 +126,7 @@ def _terms(operand: Any, modes: str, fresh: Iterator[str]) -> list[Term]:
     """The tensors of an operand, each with the letters of its modes."""
     if isinstance(operand, Tensor):
         return [(modes, operand)]
-    if isinstance(operand, LowRank):
-        r = next(fresh)
-        right = operand.right.reshape(operand.rank, *operand.shape[1:])
-        return [(modes[0] + r, operand.left), (r + modes[1:], right)]
-    if isinstance(operand, CPFactors):
-        r = next(fresh)
-        factors = [(n + r, f) for n, f in zip(modes, operand.factors, strict=True)]
-        return [(r, operand.weights), *factors]
-    if isinstance(operand, TuckerFactors):
-        core = list(modes)
-        factors = []
-        for k, f in zip(operand.modes, operand.factors, strict=True):
-            core[k] = next(fresh)
-            factors.append((modes[k] + core[k], f))
-        return [("".join(core), operand.core), *factors]
-    if isinstance(operand, (TTFactors, TRFactors)) and len(operand.cores) == len(modes):
-        bonds = [next(fresh) for _ in (*operand.cores, None)]
-        if isinstance(operand, TRFactors):
-            bonds[-1] = bonds[0]
-            order: tuple[int, ...] = tuple(range(len(modes)))
-        else:
-            order = operand.modes
-        return [
-            (bonds[k] + modes[order[k]] + bonds[k + 1], core)
-            for k, core in enumerate(operand.cores)
-        ]
-    raise UnsupportedError(
-        f"operand is a {type(operand).__name__}; contract takes tensors, LowRank, CPFactors, "
-        "TuckerFactors, TTFactors and TRFactors with one core a mode, so pass operand.to_dense()"
-    )
+    return form_of(operand).network(operand, modes, fresh)
 
 
 def _fresh_symbols(taken: set[str]) -> Iterator[str]:

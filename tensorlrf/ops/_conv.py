@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
+from torch.nn import functional as F
 
 from tensorlrf.errors import ShapeError, UnsupportedError
-from tensorlrf.factors import (
-    CPFactors,
-    Factors,
-    Grouped,
-    KroneckerSum,
-    LowRank,
-    TTFactors,
-    TuckerFactors,
-)
-from tensorlrf.ops._conv2d import run_conv2d
-from tensorlrf.ops._convnd import run_convnd
-from tensorlrf.ops._fused import fused_here
-from tensorlrf.ops.geometry import Axes
+from tensorlrf.factors import Factors
+from tensorlrf.ops._fused import paths_here
+from tensorlrf.ops.forms._form import form_of, formats_with
+from tensorlrf.ops.forms._lower import CONV, Layer, run_path
+from tensorlrf.ops.forms._slide import is_channels_last
+from tensorlrf.ops.geometry import CONVOLUTION, Axes, Geometry, Pair, resolve_padding
 
 _KERNEL = {
     1: "(out_channels, in_channels, k)",
@@ -28,29 +20,26 @@ _KERNEL = {
 }
 
 
-_FORMATS = (LowRank, CPFactors, TuckerFactors, KroneckerSum, TTFactors)
-
-
-def train_order(order: int) -> tuple[int, ...]:
-    """The modes of the train that is a chain of convolutions.
-
-    From the output channels over the last to the first axis to the input channels.
-
-    Parameters
-    ----------
-    order : int
-        Of the kernel, its axes and two.
-
-    Returns
-    -------
-    tuple of int
-
-    Examples
-    --------
-    >>> tensorlrf.ops.train_order(4)
-    (0, 3, 2, 1)
-    """
-    return (0, *range(order - 1, 0, -1))
+def check_conv(factors: Factors, n_axes: int | None = None) -> None:
+    """The factors stand for a kernel of `n_axes` axes, or of 1 to 3, and their form has the layer
+    on it."""
+    form = form_of(factors)
+    one = form.of_a_group(factors)
+    if not form_of(one).has("conv"):
+        formats = [format for format in formats_with("conv") if format != "Grouped"]
+        raise UnsupportedError(
+            f"factors is a {type(one).__name__}; a convolution runs on "
+            f"{', '.join(formats)} and a Grouped of these, so use "
+            "factors.to_dense() with torch.nn.functional.conv2d"
+        )
+    shape = factors.shape
+    axes = len(shape) - 2
+    if axes not in _KERNEL or (n_axes is not None and axes != n_axes):
+        kernels = _KERNEL.values() if n_axes is None else [_KERNEL[n_axes]]
+        raise ShapeError(
+            f"factors stand for a tensor of shape {shape}; the kernel of a convolution is "
+            f"{' or '.join(kernels)}"
+        )
 
 
 def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
@@ -80,30 +69,8 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
     >>> tensorlrf.ops.conv_paths(tensorlrf.cp(torch.rand(8, 4, 3, 3), 2))
     ('dense', 'chain', 'fold', 'fold_depthwise')
     """
-    one = factors.group(0) if isinstance(factors, Grouped) else factors
-    if not isinstance(one, _FORMATS):
-        raise UnsupportedError(
-            f"factors is a {type(one).__name__}; a convolution runs on "
-            f"{', '.join(f.__name__ for f in _FORMATS)} and a Grouped of these, so use "
-            "factors.to_dense() with torch.nn.functional.conv2d"
-        )
-    shape = factors.shape
-    axes = len(shape) - 2
-    if axes not in _KERNEL or (n_axes is not None and axes != n_axes):
-        kernels = _KERNEL.values() if n_axes is None else [_KERNEL[n_axes]]
-        raise ShapeError(
-            f"factors stand for a tensor of shape {shape}; the kernel of a convolution is "
-            f"{' or '.join(kernels)}"
-        )
-    if isinstance(one, TTFactors) and one.modes != train_order(axes + 2):
-        raise UnsupportedError(
-            f"factors is a train of the modes {one.modes}; a convolution runs on one of the modes "
-            f"{train_order(axes + 2)}: decompose with modes={train_order(axes + 2)}"
-        )
-    fused = fused_here(factors)
-    if isinstance(factors, CPFactors) and axes == 2:
-        return ("dense", "chain", "fold", "fold_depthwise", *fused)
-    return ("dense", "chain", *fused)
+    check_conv(factors, n_axes)
+    return paths_here(CONV, factors)
 
 
 def conv2d_paths(factors: Factors) -> tuple[str, ...]:
@@ -160,6 +127,51 @@ def run_conv(
     >>> tensorlrf.ops.run_conv("chain", f, torch.rand(1, 4, 20), None, (1,), (2,), (1,)).shape
     torch.Size([1, 8, 20])
     """
-    own = isinstance(factors, (LowRank, CPFactors, TuckerFactors)) and len(stride) == 2
-    run: Callable[..., Tensor] = run_conv2d if own else run_convnd
-    return run(path, factors, x, bias, stride, padding, dilation)
+    axes = len(stride)
+    if x.ndim == axes + 1:
+        return run_conv(path, factors, x[None], bias, stride, padding, dilation)[0]
+    if isinstance(padding, str):
+        zeros = resolve_padding(padding, factors.shape[2:], stride, dilation)
+        padding = zeros.shared
+        if zeros.ahead:
+            x = F.pad(x, zeros.ahead)
+    if path == "dense":
+        form = form_of(factors)
+        weight = form.dense(factors, axes == 2 and is_channels_last(x))
+        groups = form.groups(factors)
+        return CONVOLUTION[axes](x, weight, bias, stride, padding, dilation, groups)
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))
+    return run_path(Layer("conv", geometry), path, factors, x, bias)
+
+
+def run_conv2d(
+    path: str,
+    factors: Factors,
+    x: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair | str = (0, 0),
+    dilation: Pair = (1, 1),
+) -> Tensor:
+    """The `conv2d` by a given path, without checks: for layers that made theirs before.
+
+    Parameters
+    ----------
+    path : str
+    factors : Factors
+    x : Tensor of shape (B, g I, H, W) or (g I, H, W)
+    bias : Tensor of shape (O,), optional
+    stride, padding, dilation : pair of int
+        Padding may be a word.
+
+    Returns
+    -------
+    Tensor of shape (B, O, H', W') or (O, H', W')
+
+    Examples
+    --------
+    >>> f = tensorlrf.svd(torch.rand(8, 4, 3, 3), 2)
+    >>> tensorlrf.ops.run_conv2d("chain", f, torch.rand(1, 4, 9, 9), padding=(1, 1)).shape
+    torch.Size([1, 8, 9, 9])
+    """
+    return run_conv(path, factors, x, bias, stride, padding, dilation)

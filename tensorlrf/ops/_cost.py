@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from tensorlrf.factors import (
-    CPFactors,
-    Factors,
-    Grouped,
-    KroneckerSum,
-    LowRank,
-    TTFactors,
-    TTMatrix,
-    TuckerFactors,
-)
-from tensorlrf.factors.algebra import product_order
+from tensorlrf.factors import Factors
 from tensorlrf.ops._check import check_path
-from tensorlrf.ops._conv import conv_paths
-from tensorlrf.ops._convnd import kron_b_first
+from tensorlrf.ops._conv import check_conv
 from tensorlrf.ops._counter import Cost, Counter
-from tensorlrf.ops._embedding import (
-    EMBEDDING_PATHS,
-    best_cut,
-    embedding_paths,
-    fuses_embedding,
-    half_sizes,
-    merges,
-    table_matrices,
-)
-from tensorlrf.ops._fused import fused_launch, fuses, linear_rank
-from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
+from tensorlrf.ops._embedding import check_table
+from tensorlrf.ops._linear import check_linear
+from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._lower import CONV, EMBEDDING, LINEAR, Layer, dense_work, told
 from tensorlrf.ops.geometry import (
     Axes,
     IntOrAxes,
@@ -39,11 +21,6 @@ from tensorlrf.ops.geometry import (
     per_axis,
     resolve_padding,
 )
-from tensorlrf.ops.structured import form_of
-from tensorlrf_kernels.chips import H200
-from tensorlrf_kernels.launches import Problem
-from tensorlrf_kernels.lowrank_embedding.launch import forward as lookup_launch
-from tensorlrf_kernels.tt_embedding.launch import forward as train_lookup_launch
 
 
 class Positions(tuple[int, ...]):
@@ -151,38 +128,11 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
     >>> tensorlrf.ops.linear_cost(f, "chain", rows=10).flops  # 2 x 10 x 2 x (6 + 8)
     560
     """
-    form, paths = form_of(factors), linear_paths(factors)  # refuses what is no linear layer
-    own = LINEAR_PATHS if form is None else paths
-    check_path(path, (*own, "fused") if fuses(factors) else own)
-    counter = Counter(factors.dtype.itemsize)
-    m, n = factors.shape
-    if form is None and path == "fused" and fused_launch(factors, rows, H200) is not None:
-        if isinstance(factors, CPFactors):
-            counter.merge(n * linear_rank(factors))
-        elif isinstance(factors, TuckerFactors) and len(factors.modes) == 2:
-            r_out, r_in = factors.core.shape
-            counter.matmul(r_in, r_out, m if r_in <= r_out else n)
-        counter.fused(rows, n, linear_rank(factors), m)
-    elif path == "dense":
-        if rebuild:
-            rebuild_cost(counter, factors)
+    check_linear(factors)
+    counter = _counted(LINEAR, factors, path, (rows,), rebuild)
+    if path == "dense":
+        m, n = factors.shape
         counter.matmul(rows, n, m)
-    elif form is not None:
-        form.cost(counter, path, factors, rows)
-    elif isinstance(factors, TuckerFactors):
-        r_out, r_in = factors.core.shape
-        if 1 in factors.modes:
-            counter.matmul(rows, n, r_in)
-        counter.matmul(rows, r_in, r_out)
-        if 0 in factors.modes:
-            counter.matmul(rows, r_out, m)
-    else:
-        rank = factors.rank
-        assert isinstance(rank, int)
-        if isinstance(factors, CPFactors):
-            counter.merge(n * rank)
-        counter.matmul(rows, n, rank)
-        counter.matmul(rows, rank, m)
     return counter.cost()
 
 
@@ -213,138 +163,17 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
     >>> cost.flops == 2 * 81 * 2 * (4 * 9 + 8)
     True
     """
-    paths = conv_paths(factors, len(positions) - 1)
-    check_path(path, tuple(dict.fromkeys((*paths, *(("fused",) if fuses(factors) else ())))))
-    counter = Counter(factors.dtype.itemsize)
-    groups, one = 1, factors
-    if isinstance(factors, Grouped):
-        groups, one = factors.groups, factors.group(0)
-    O, I, *kernel = one.shape
-    taps = math.prod(kernel)
+    check_conv(factors, len(positions) - 1)
+    counter = _counted(CONV, factors, path, positions, rebuild)
     if path == "dense":
-        if rebuild:
-            rebuild_cost(counter, factors)
-        counter.conv(positions.input, positions.output, I, O, taps, groups)
-    elif path == "fused" and _fused_conv_cost(counter, one, positions):
-        pass
-    elif isinstance(one, CPFactors):
-        _cp_conv_cost(counter, one, path, positions, groups)
-    elif isinstance(one, KroneckerSum):
-        for _ in range(groups):
-            _kron_conv_cost(counter, one, positions)
-    elif isinstance(one, TTFactors):
-        last, *cores, first = one.cores[::-1]
-        counter.pointwise(positions.input, I, last.shape[0], groups)
-        for k, core in enumerate(cores):
-            r, n, before = core.shape
-            counter.conv(positions[k], positions[k + 1], before, r, n, groups)
-        counter.pointwise(positions.output, first.shape[2], O, groups)
-    elif isinstance(one, LowRank):
-        counter.conv(positions.input, positions.output, I, one.rank, taps, groups)
-        counter.pointwise(positions.output, one.rank, O, groups)
-    else:
-        assert isinstance(one, TuckerFactors)
-        r_out, r_in = one.core.shape[:2]
-        size = list(one.core.shape)
-        for k in one.modes:
-            if k >= 2:
-                size[k] = one.shape[k]
-                others = groups * math.prod(size) // size[k]
-                counter.matmul(others, one.core.shape[k], size[k])
-        if 1 in one.modes:
-            counter.pointwise(positions.input, I, r_in, groups)
-        counter.conv(positions.input, positions.output, r_in, r_out, taps, groups)
-        if 0 in one.modes:
-            counter.pointwise(positions.output, r_out, O, groups)
+        groups = form_of(factors).groups(factors)
+        m, n, *kernel = factors.shape
+        read, written = positions.input, positions.output
+        counter.conv(read, written, n, m // groups, math.prod(kernel), groups)
     return counter.cost()
 
 
 conv2d_cost = conv_cost
-
-
-def _fused_conv_cost(counter: Counter, one: Factors, positions: Positions) -> bool:
-    """Counts what the kernel does; False, and nothing, where it does not serve."""
-    read, written = positions.input, positions.output
-    config = fused_launch(one, written, H200)
-    if config is None:
-        return False
-    O, I, kh, kw = one.shape
-    if isinstance(one, CPFactors):
-        # The first product is made anew for every vertical tap.
-        r, taps = one.rank, kh * I + kw
-        if config.blocks["EXPAND"]:
-            counter.fused_conv(read, written, I, r, O, taps)
-        else:
-            counter.fused_conv(read, written, I, r, 0, taps)
-            counter.matmul(written, r, O)
-        return True
-    if isinstance(one, LowRank):
-        r, inner = one.rank, I
-    else:
-        assert isinstance(one, TuckerFactors)
-        r, inner = one.core.shape[:2]
-        if 1 in one.modes:
-            counter.pointwise(read, I, inner, 1)
-    counter.fused_conv(read, written, inner, r, O, inner * kh * kw)
-    return True
-
-
-def _kron_conv_cost(counter: Counter, one: KroneckerSum, positions: Positions) -> None:
-    s, O1, I1 = one.a.shape
-    _, O2, I2, *kernel = one.b.shape
-    taps, read, written = math.prod(kernel), positions.input, positions.output
-    if kron_b_first(s, (O1, I1), (O2, I2, *kernel)):
-        counter.conv(read * I1, written * I1, I2, s * O2, taps)
-        counter.matmul(written * O2, I1 * s, O1)
-    else:
-        counter.matmul(read * I2, I1, O1 * s)
-        counter.conv(read * O1, written * O1, s * I2, O2, taps)
-
-
-def _cp_conv_cost(
-    counter: Counter, one: CPFactors, path: str, positions: Positions, groups: int
-) -> None:
-    O, I, *kernel = one.shape
-    r = one.rank
-    if path == "fold":
-        kh, kw = kernel
-        counter.merge(I * r * kh)
-        counter.merge(O * r * kw)
-        counter.conv(positions.input, positions.vertical, I, r, kh)
-        counter.conv(positions.vertical, positions.output, r, O, kw)
-        return
-    counter.merge(math.prod(kernel if path == "fold_depthwise" else kernel[:1]) * groups * r)
-    counter.pointwise(positions.input, I, r, groups)
-    if path == "fold_depthwise":
-        counter.depthwise(positions.input, positions.output, r, math.prod(kernel))
-    else:
-        for k, taps in enumerate(kernel):
-            counter.depthwise(positions[k], positions[k + 1], groups * r, taps)
-    counter.pointwise(positions.output, r, O, groups)
-
-
-def rebuild_cost(counter: Counter, factors: Factors) -> None:
-    """Of `dense_weight(factors)`."""
-    form = form_of(factors)
-    if form is not None:
-        form.rebuild(counter, factors)
-    elif isinstance(factors, Grouped):
-        for k in range(factors.groups):
-            rebuild_cost(counter, factors.group(k))
-    elif isinstance(factors, TTFactors):
-        for rows, inner, columns in product_order([tuple(c.shape) for c in factors.cores]):
-            counter.matmul(rows, inner, columns)
-    elif isinstance(factors, LowRank):
-        counter.matmul(factors.left.shape[0], factors.rank, factors.right.shape[1])
-    elif isinstance(factors, CPFactors):
-        others = math.prod(factors.shape[1:])
-        counter.merge(others * factors.rank)
-        counter.matmul(factors.shape[0], factors.rank, others)
-    elif isinstance(factors, TuckerFactors):
-        size = list(factors.core.shape)
-        for k, f in zip(reversed(factors.modes), reversed(factors.factors), strict=True):
-            size[k] = int(f.shape[0])
-            counter.matmul(math.prod(size[:k] + size[k + 1 :]), int(f.shape[1]), size[k])
 
 
 def embedding_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True) -> Cost:
@@ -372,61 +201,29 @@ def embedding_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = Tr
     >>> [step.kind for step in tensorlrf.ops.embedding_cost(f, "chain", rows=10).steps]
     ['gather', 'matmul']
     """
-    embedding_paths(factors)  # refuses what is no table
-    check_path(path, EMBEDDING_PATHS if fuses_embedding(factors) else EMBEDDING_PATHS[:2])
-    counter = Counter(factors.dtype.itemsize)
+    check_table(factors)
+    counter = _counted(EMBEDDING, factors, path, (rows,), rebuild)
     if path == "dense":
-        if rebuild:
-            rebuild_cost(counter, factors)
         counter.gather(rows, factors.shape[1])
-    elif isinstance(factors, TTMatrix):
-        _train_embedding_cost(counter, factors, rows, fused=path == "fused")
-    else:
-        _matrix_embedding_cost(counter, factors, rows, fused=path == "fused")
     return counter.cost()
 
 
-def _matrix_embedding_cost(counter: Counter, factors: Factors, rows: int, *, fused: bool) -> None:
-    first, *others = (m.shape for m in table_matrices(factors))
-    n, d = factors.shape
-    if isinstance(factors, CPFactors):
-        counter.merge(d * factors.rank)
-    rank = first[1]
-    if fused and lookup_launch(Problem(rows, d, n, rank, factors.dtype), H200) is not None:
-        for matrix in others[1:]:
-            counter.matmul(rank, *matrix)
-        counter.fused_gather(rows, rows * rank, rank * d, 2 * rows * rank * d, d)
-        return
-    counter.gather(rows, rank)
-    for matrix in others:
-        counter.matmul(rows, *matrix)
+def _counted(
+    layer: Layer, factors: Factors, path: str, places: Sequence[int], rebuild: bool
+) -> Counter:
+    """What the form tells of a path, and of "dense" what it takes to rebuild the weight."""
+    found = told(layer, factors)
+    check_path(path, ("dense", *found.paths))
+    counter = Counter(places, factors.dtype)
+    if path != "dense":
+        found.count(path, counter)
+    elif rebuild:
+        rebuild_cost(counter, factors)
+    return counter
 
 
-def _train_embedding_cost(counter: Counter, factors: TTMatrix, rows: int, *, fused: bool) -> None:
-    n, d = factors.shape
-    cut = best_cut(factors)
-    sizes = [tuple(core.shape) for core in factors.cores]
-    if fused and cut is not None and merges(factors, cut, rows):
-        rank = factors.rank[cut]
-        problem = Problem(rows, d, n, rank, factors.dtype)
-        if train_lookup_launch(problem, H200) is not None:
-            for half in (sizes[:cut], sizes[cut:]):
-                r, m, k, _ = half[0]
-                for inner, more_m, more_k, after in half[1:]:
-                    counter.matmul(r * m * k, inner, more_m * more_k * after)
-                    m, k = m * more_m, k * more_k
-            # Slices of the halves are read from memory once, and then from a cache.
-            wide = [math.prod(factors.column_sizes[:cut]), math.prod(factors.column_sizes[cut:])]
-            whole = half_sizes(factors, cut)
-            gathered = sum(min(rows * k * rank, size) for k, size in zip(wide, whole, strict=True))
-            counter.fused_gather(rows, gathered, 0, 2 * rows * rank * wide[0] * wide[1], d)
-            return
-    # The digits of the indices: a remainder and a quotient for each but the first, and the check.
-    for _ in range(2 * (len(sizes) - 1) + 4):
-        counter.merge(rows)
-    done = 1
-    for k, (r, _, width, after) in enumerate(sizes):
-        counter.gather(rows, r * width * after)
-        if k:
-            counter.products(rows, done, r, width * after)
-        done *= width
+def rebuild_cost(counter: Counter, factors: Factors) -> None:
+    """Of `dense_weight(factors)`."""
+    if not form_of(factors).count_dense(factors, counter):
+        for work in dense_work(factors):
+            counter.work(*work)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
 
 from tensorlrf_kernels.lowrank_linear.launch import MOST_DECODE_ROWS, pad
 
@@ -78,11 +81,26 @@ class Cost:
 
 
 class Counter:
-    """Collects steps; sizes are in elements of `itemsize` bytes."""
+    """Collects steps, and stands at a place: that of the stage that counts.
 
-    def __init__(self, itemsize: int) -> None:
-        self.itemsize = itemsize
+    places  the rows of a layer; of a convolution batch x size at each stage of its axes
+    dtype   in which sizes are counted as bytes
+    """
+
+    def __init__(self, places: Sequence[int], dtype: torch.dtype) -> None:
+        self.places, self.dtype, self.itemsize = places, dtype, dtype.itemsize
+        self.place = 0
         self.steps: list[Step] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows, or batch x positions, at this place."""
+        return self.places[self.place]
+
+    def slide(self, axes: int) -> int:
+        """Go on to where the taps of so many more axes have been applied; the rows there."""
+        self.place += axes
+        return self.rows
 
     def cost(self) -> Cost:
         return Cost(tuple(self.steps))
@@ -148,6 +166,14 @@ class Counter:
         """One filter a channel."""
         elements = (read + taps + written) * channels
         self._add("depthwise", written * channels * taps, elements)
+
+    def work(self, multiply_adds: int, elements: int) -> None:
+        """A product of factors alone: a matrix product, or with no multiply-adds an elementwise
+        one of `elements` elements."""
+        if multiply_adds:
+            self._add("matmul", multiply_adds, elements)
+        else:
+            self.merge(elements)
 
     def merge(self, elements: int) -> None:
         """An elementwise product of factors of `elements` elements."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tensorlrf.factors import CPFactors, Factors
-from tensorlrf.factors.algebra import khatri_rao
+from tensorlrf.factors import Factors
+from tensorlrf.ops.forms._form import form_of
 
 
 def dense_weight(factors: Factors, *, channels_last: bool = False) -> Tensor:
@@ -29,9 +29,4 @@ def dense_weight(factors: Factors, *, channels_last: bool = False) -> Tensor:
     >>> torch.equal(tensorlrf.ops.dense_weight(f), f.to_dense())
     True
     """
-    if not channels_last or not isinstance(factors, CPFactors):
-        return factors._dense()
-    out_factor, in_factor, *taps = factors.factors
-    matrix = out_factor @ khatri_rao((*taps, in_factor * factors.weights)).T  # (O, kh kw I)
-    sizes = [t.shape[0] for t in (*taps, in_factor)]
-    return matrix.reshape(-1, *sizes).permute(0, 3, 1, 2)
+    return form_of(factors).dense(factors, channels_last)

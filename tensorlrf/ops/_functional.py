@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.factors import Factors, Grouped
+from tensorlrf.factors import Factors
 from tensorlrf.ops._check import check_bias, check_input, check_tensor
 from tensorlrf.ops._conv import conv_paths, run_conv
 from tensorlrf.ops._embedding import (
@@ -25,6 +25,7 @@ from tensorlrf.ops._linear import linear_paths, run_linear
 from tensorlrf.ops._paths import best_embedding_path, best_path
 from tensorlrf.ops._profile import nominal_profile
 from tensorlrf.ops.buckets import bucket
+from tensorlrf.ops.forms._form import form_of
 from tensorlrf.ops.geometry import (
     IntOrAxes,
     PaddingArgument,
@@ -240,7 +241,7 @@ def _conv(
     paths = conv_paths(factors, n_axes)
     out_channels, in_channels, *rest = factors.shape
     kernel = tuple(rest)
-    groups = factors.groups if isinstance(factors, Grouped) else 1
+    groups = form_of(factors).groups(factors)
     channels = groups * in_channels
     strides = per_axis("stride", stride, 1, n_axes)
     dilations = per_axis("dilation", dilation, 1, n_axes)

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors, Grouped
+from tensorlrf.factors import Factors
 from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._cost import Positions, conv_cost, embedding_cost, linear_cost
 from tensorlrf.ops._counter import Cost, Step
@@ -18,6 +16,8 @@ from tensorlrf.ops._embedding import embedding_paths
 from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._profile import DeviceProfile, profile_of
 from tensorlrf.ops.buckets import BUCKETS
+from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._structure import of_structure
 from tensorlrf.ops.geometry import Axes
 
 
@@ -247,8 +247,7 @@ def floor_cost(factors: Factors, rows: int, *, stride: Axes | None = None) -> Co
     read, out_channels, in_channels = rows, *factors.shape[:2]
     if len(factors.shape) > 2:
         read = _positions(factors, rows, stride).input
-    if isinstance(factors, Grouped):
-        in_channels *= factors.groups
+    in_channels *= form_of(factors).groups(factors)
     elements = read * in_channels + rows * out_channels + factors.n_params
     paths = (path for path in paths_of(factors) if path != "dense")
     flops = min(path_cost(factors, path, rows, stride=stride).flops for path in paths)
@@ -291,14 +290,23 @@ def best_path(
     'chain'
     """
     profile = profile_of(factors.device) if profile is None else profile
-    dtype: torch.dtype = factors.dtype
-    best, least = "", float("inf")
-    for path in paths or paths_of(factors):
+    return _fastest(factors, paths or paths_of(factors), rows, stride, rebuild, profile)
+
+
+@of_structure
+def _fastest(
+    factors: Factors,
+    paths: Sequence[str],
+    rows: int,
+    stride: Axes | None,
+    rebuild: bool,
+    profile: DeviceProfile,
+) -> str:
+    def seconds(path: str) -> float:
         cost = path_cost(factors, path, rows, stride=stride, rebuild=rebuild)
-        seconds = profile.seconds(cost, dtype)
-        if seconds < least:
-            best, least = path, seconds
-    return best
+        return profile.seconds(cost, factors.dtype)
+
+    return min(paths, key=seconds)
 
 
 def best_embedding_path(
@@ -337,10 +345,14 @@ def best_embedding_path(
     'chain'
     """
     profile = profile_of(factors.device) if profile is None else profile
-    best, least = "", float("inf")
-    for path in paths or embedding_paths(factors):
-        cost = embedding_cost(factors, path, rows, rebuild=rebuild)
-        seconds = profile.seconds(cost, factors.dtype)
-        if seconds < least:
-            best, least = path, seconds
-    return best
+    return _fastest_lookup(factors, paths or embedding_paths(factors), rows, rebuild, profile)
+
+
+@of_structure
+def _fastest_lookup(
+    factors: Factors, paths: Sequence[str], rows: int, rebuild: bool, profile: DeviceProfile
+) -> str:
+    def seconds(path: str) -> float:
+        return profile.seconds(embedding_cost(factors, path, rows, rebuild=rebuild), factors.dtype)
+
+    return min(paths, key=seconds)

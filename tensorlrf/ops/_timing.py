@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors, Grouped
+from tensorlrf.factors import Factors
 from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import run_conv
-from tensorlrf.ops._convnd import is_channels_last
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._functional import conv1d, conv2d, conv3d, linear
 from tensorlrf.ops._linear import run_linear
 from tensorlrf.ops._paths import paths_of
+from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._slide import is_channels_last
 from tensorlrf.ops.geometry import (
     CONVOLUTION,
     Axes,
@@ -255,7 +256,7 @@ def _dense_call(
         return lambda: F.linear(x, weight, bias)
     if is_channels_last(x):
         weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
-    groups = factors.groups if isinstance(factors, Grouped) else 1
+    groups = form_of(factors).groups(factors)
     strides, shared, dilations, ahead = _geometry(factors, stride, padding, dilation)
     conv, options = CONVOLUTION[weight.ndim - 2], (bias, strides, shared, dilations, groups)
     if not ahead:

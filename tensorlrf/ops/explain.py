@@ -22,7 +22,7 @@ from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._fused import fused_launch, fuses
-from tensorlrf.ops._linear import LINEAR_PATHS, linear_paths
+from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._paths import floor_cost, path_cost
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
 from tensorlrf_kernels.chips import KNOWN, Chip, chip_of, known_chip, tf32_allowed
@@ -91,7 +91,7 @@ def explain(
     paths: tuple[str, ...]
     if len(factors.shape) == 2:
         linear_paths(factors)
-        paths = LINEAR_PATHS if chip is not None else LINEAR_PATHS[:2]
+        paths = ("dense", "chain", "fused") if chip is not None else ("dense", "chain")
     else:
         own = ("fused",) if chip is not None and fuses(factors) else ()
         paths = tuple(dict.fromkeys((*conv_paths(factors), *own)))

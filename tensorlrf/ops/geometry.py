@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from tensorlrf.errors import ArgumentError
 
 Axes = tuple[int, ...]
-Geometry = tuple[Axes, Axes, Axes]
-"""Stride, padding and dilation."""
 Pair = tuple[int, int]
 IntOrAxes = int | Sequence[int]
 PaddingArgument = str | int | Sequence[int] | Sequence[tuple[int, int]]
@@ -28,6 +26,22 @@ _WORDS = {
     2: "an int or two ints, (vertical, horizontal)",
     3: "an int or three ints, (depth, vertical, horizontal)",
 }
+
+
+class Geometry(NamedTuple):
+    """How a kernel slides; one entry an axis, the padding the same on both sides."""
+
+    stride: Axes
+    padding: Axes
+    dilation: Axes
+
+    def along(self, axes: range) -> Geometry:
+        """Along these axes alone."""
+        parts = [
+            tuple([n if k in axes else rest for k, n in enumerate(all_axes)])
+            for all_axes, rest in zip(self, (1, 0, 1), strict=True)
+        ]
+        return Geometry(*parts)
 
 
 class Padding(NamedTuple):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn import (
     FactoredConv1d,
@@ -22,7 +22,7 @@ from tensorlrf.nn import (
     FactoredLayer,
     FactoredLinear,
 )
-from tensorlrf.nn.stock import _linear_stages, to_dense_layer, to_stock_layer
+from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable
 from tests.nn.samples import FORMATS, MATRIX_FORMATS, random_factors
 
@@ -280,6 +280,3 @@ def test_refusals() -> None:
     layer = FactoredLinear(random_factors("lowrank", (7, 5)))
     with pytest.raises(ArgumentError, match="path='fold' is unknown; choose one of dense, chain"):
         to_stock_layer(layer, "fold")
-
-    with pytest.raises(UnsupportedError, match=r"are Grouped, which no chain .* use"):
-        _linear_stages(Grouped.stack([random_factors("lowrank", (4, 5))]))

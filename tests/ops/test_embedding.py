@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
-from tensorlrf.ops._embedding import EMBEDDING_PATHS, best_cut, merges
 from tensorlrf.ops._profile import CPU, H200
+from tensorlrf.ops.forms._train_lookup import best_cut, merges
 from tests.nn.samples import random_factors
 
+PATHS = ("dense", "chain", "fused")
 FORMATS = ("lowrank", "cp", "tucker", "tucker_partial", "tucker_in", "tt", "tt3")
 
 
@@ -35,7 +36,7 @@ def indices(*lead: int) -> Tensor:
     return torch.randint(0, 13, lead, generator=draws)
 
 
-@pytest.mark.parametrize("path", EMBEDDING_PATHS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("lead", [(), (60,), (2, 3), (0,)])
 def test_rows_and_gradients_are_those_of_the_dense_table(
@@ -165,7 +166,7 @@ def test_the_table_is_rebuilt_for_many_indices_at_a_high_rank_alone() -> None:
 
 def test_few_indices_are_fused_on_a_gpu() -> None:
     def best(factors: Factors, M: int) -> str:
-        return ops.best_embedding_path(factors, M, paths=EMBEDDING_PATHS, profile=H200)
+        return ops.best_embedding_path(factors, M, paths=PATHS, profile=H200)
 
     assert {best(big(), M) for M in (1, 64, 1024)} == {"fused"}
     assert {best(big_train(32), M) for M in (1, 64, 8192)} == {"fused"}
@@ -178,9 +179,9 @@ def test_a_train_is_cut_where_its_rank_is_least() -> None:
     assert best_cut(big_train(64, 8)) == 2
     assert best_cut(big_train(65, 8)) == 2
     factors = big_train(64, 8)
-    assert not merges(factors, 2, 1)
-    assert merges(factors, 2, 8192)
-    assert merges(big_train(8), 1, 1)
+    assert not merges(factors.cores, 2, 1, factors.shape[1])
+    assert merges(factors.cores, 2, 8192, factors.shape[1])
+    assert merges(big_train(8).cores, 1, 1, 1)
     few, many = (ops.embedding_cost(factors, "fused", M) for M in (1, 8192))
     assert few == ops.embedding_cost(factors, "chain", 1)
     assert many.launches == 2  # the merge of the first two cores, and the kernel

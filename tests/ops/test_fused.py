@@ -11,10 +11,10 @@ from tensorlrf import ops
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import LowRank, TuckerFactors
 from tensorlrf.nn import FactoredLinear
-from tensorlrf.ops._linear import LINEAR_PATHS, _as_two_matrices
 from tensorlrf.ops._profile import CPU, H200, chip_profile
 from tensorlrf.ops.explain import explain, main
 from tensorlrf.ops.explain import sample as empty_sample
+from tensorlrf.ops.forms._lower import LINEAR
 from tensorlrf_kernels import chips
 from tests.draws import seeded
 from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample
@@ -48,7 +48,8 @@ def test_the_core_goes_to_the_side_of_the_smaller_rank() -> None:
     for ranks in ((2, 4), (4, 2), (3, 3)):
         core, out, inp = seeded(*ranks), seeded(6, ranks[0], seed=1), seeded(8, ranks[1], seed=2)
         factors = TuckerFactors(core, (out, inp))
-        right, left = _as_two_matrices(factors)
+        (kernel,) = LINEAR.paths(factors)["fused"]
+        right, left = kernel.weights()
         assert right.shape[0] == left.shape[1] == min(ranks)
         torch.testing.assert_close(left @ right, factors.to_dense())
         assert_rounding(ops.run_linear("fused", factors, x), factors, x, None, F.linear)
@@ -65,7 +66,9 @@ def test_it_is_offered_where_a_kernel_can_run() -> None:
 
 def choice(rank: int, rows: int, dtype: torch.dtype = torch.bfloat16, size: int = 4096) -> str:
     factors = empty_sample("lowrank", (size, size), rank, dtype)
-    return ops.best_path(factors, rows, paths=LINEAR_PATHS, rebuild=False, profile=H200)
+    return ops.best_path(
+        factors, rows, paths=("dense", "chain", "fused"), rebuild=False, profile=H200
+    )
 
 
 @pytest.mark.parametrize("rank", [32, 64, 128, 256, 512])

@@ -1,0 +1,128 @@
+"""A form: what layers on one format of factors do, told once.
+
+Each layer that runs on the format is a method that takes the factors and gives paths, a name -> the
+stages on it. From these the package makes all else: the code that runs, FLOPs and bytes, which path
+to take, layers of torch to export. The path "dense", on the rebuilt weight, is every format's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.factors import Factors
+from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.forms._slide import Conv
+from tensorlrf.ops.forms._stage import Paths
+
+F = TypeVar("F", bound=Factors)
+Terms = list[tuple[str, Tensor]]
+"""Tensors of a network, each with the letters of its modes."""
+
+
+class Form(Generic[F]):
+    """Subclass it, give the layers that the format has, and `register_form` it.
+
+    The factors may be symbols (tensors of which only the sizes are known), so a method looks at
+    shapes, never at numbers, and makes weights of the factors by calls of torch.
+    """
+
+    def linear(self, f: F) -> Paths:
+        """The paths of a linear layer on factors of shape (m, n): from (..., n) to (..., m)."""
+        raise NotImplementedError
+
+    def conv(self, f: F, conv: Conv) -> Paths:
+        """The paths of a convolution: from (B, g I, *size) to (B, O, *size').
+
+        conv  the shape of the kernel, and what makes stages. Of g > 1 groups each tensor of the
+              factors is a stack, (g, ...)
+        """
+        raise NotImplementedError
+
+    def embedding(self, f: F, padding_idx: int | None) -> Paths:
+        """The paths of a lookup in a table (n, d): from indices (...) to (..., d)."""
+        raise NotImplementedError
+
+    # ---- folds that a form may override -----------------------------------------------------
+
+    def kernels(self, f: F, conv: Conv) -> dict[str, tuple[int, ...]]:
+        """Tensors that are the kernel of a convolution -> the shape in which a layer keeps them:
+        they can then lie in channels_last, and no call reorders them."""
+        return {}
+
+    def dense(self, f: F, channels_last: bool) -> Tensor:
+        """The weight, under autocast in the dtype that layers run in; a kernel in channels_last
+        where that is asked for and costs nothing."""
+        return f._dense()
+
+    def count_dense(self, f: F, counter: Counter) -> bool:
+        """Count what `dense` takes; False to have its products counted as they stand there."""
+        return False
+
+    def rows_of(self, f: F) -> str | None:
+        """The tensor of which row k belongs to row k of the whole alone; None where none does."""
+        return None
+
+    def groups(self, f: F) -> int:
+        """How many groups a convolution on the factors has."""
+        return 1
+
+    def of_a_group(self, f: F) -> Factors:
+        """The factors of one group."""
+        return f
+
+    def network(self, f: F, modes: str, fresh: Iterator[str]) -> Terms:
+        """The factors as a network of tensors: each with letters for its modes, those of the whole
+        and `fresh` ones for what is summed over."""
+        raise no_network(f)
+
+    # ---- what follows -----------------------------------------------------------------------
+
+    def has(self, layer: str) -> bool:
+        """Whether the format has a "linear", "conv" or "embedding"."""
+        return getattr(type(self), layer) is not getattr(Form, layer)
+
+
+_FORMS: dict[type[Factors], Form[Any]] = {}
+
+
+def register_form(format: type[F], form: Form[F]) -> None:
+    """Have layers on factors of this format run as `form` tells.
+
+    Raises TypeError where the format has a form already.
+    """
+    if format in _FORMS:
+        raise TypeError(
+            f"{format.__name__} has a form already, {type(_FORMS[format]).__name__}; a format has "
+            "one"
+        )
+    _FORMS[format] = form
+
+
+def form_of(factors: Any) -> Form[Any]:
+    """The form of the factors' format; one without layers where none is registered."""
+    return _FORMS.get(type(factors), _NONE)
+
+
+def form_of_format(format: type[Factors]) -> Form[Any]:
+    """Likewise, of the class of the factors."""
+    return _FORMS.get(format, _NONE)
+
+
+def formats_with(layer: str) -> list[str]:
+    """The names of the formats that have a "linear", "conv" or "embedding"."""
+    return [format.__name__ for format, form in _FORMS.items() if form.has(layer)]
+
+
+_NONE: Form[Any] = Form()
+
+
+def no_network(factors: Factors) -> UnsupportedError:
+    """The factors are no network of tensors with one letter a mode."""
+    return UnsupportedError(
+        f"operand is a {type(factors).__name__}; contract takes tensors, LowRank, CPFactors, "
+        "TuckerFactors, TTFactors and TRFactors with one core a mode, so pass operand.to_dense()"
+    )

@@ -1,0 +1,238 @@
+"""From what a form tells to straight code: once for every structure, and kept.
+
+A structure is a format, what its tensors do not say, and their sizes. Its stages are run once on
+symbols; what they record is written as a function of the tensors, one call of torch a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tensorlrf.factors import Factors
+from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._slide import Conv, lying_as
+from tensorlrf.ops.forms._stage import Kernel, Paths, Stages, count, run, weights
+from tensorlrf.ops.forms._structure import of_structure, plain, structure_of
+from tensorlrf.ops.forms._symbol import Record, Work, apart
+from tensorlrf.ops.geometry import Geometry
+
+MOST_KEPT = 1024
+"""Structures, of which the first to come is the first to go."""
+
+Sizes = tuple[int, ...]
+Code = Callable[..., Tensor]
+
+
+class Layer(NamedTuple):
+    """What kind of layer runs on the factors.
+
+    kind         "linear", "conv" or "embedding"
+    geometry     of a convolution
+    padding_idx  of an embedding
+    """
+
+    kind: str
+    geometry: Geometry | None = None
+    padding_idx: int | None = None
+
+    def paths(self, factors: Any) -> Paths:
+        """What the form of these factors, or symbols in their place, tells of such a layer."""
+        form = form_of(factors)
+        if self.kind == "linear":
+            return form.linear(factors)
+        if self.kind == "embedding":
+            return form.embedding(factors, self.padding_idx)
+        return form.conv(factors, self.conv(factors))
+
+    def is_told(self, factors: Any) -> bool:
+        """Whether the form of these factors has such a layer."""
+        return form_of(factors).has(self.kind)
+
+    def conv(self, factors: Any) -> Conv:
+        """The convolution by these factors."""
+        shape, groups = tuple(factors.shape), form_of(factors).groups(factors)
+        if self.geometry is None:
+            return Conv.resting(shape, groups)
+        return Conv(shape, groups, self.geometry)
+
+    def run(self, stages: Stages, axes: int, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x on its way through the stages."""
+        y = run(stages, x, bias, axes)
+        if self.kind == "conv" and not stages[-1].keeps_layout:
+            y = lying_as(y, x)
+        return y
+
+
+LINEAR = Layer("linear")
+CONV = Layer("conv")
+EMBEDDING = Layer("embedding")
+
+
+def axes_of(factors: Factors) -> int:
+    """Axes that a convolution on the factors slides along; 0 for other layers."""
+    return max(0, len(factors.shape) - 2)
+
+
+# ---- told on symbols ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """The paths of a layer on one structure, their weights symbols.
+
+    work  path -> the products of factors alone that its weights are made by
+    """
+
+    paths: Paths
+    work: Mapping[str, tuple[Work, ...]]
+
+    def count(self, path: str, counter: Counter) -> None:
+        """Count all that a path does."""
+        stages = self.paths[path]
+        if not all(stage.serves(counter.places[-1], counter.dtype) for stage in stages):
+            stages, path = self.paths["chain"], "chain"
+        for work in self.work[path]:
+            counter.work(*work)
+        count(stages, counter)
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The op of the path "fused", where there is one."""
+        found = [s for s in self.paths.get("fused", ()) if isinstance(s, Kernel)]
+        return found[0] if found else None
+
+
+_TOLD: dict[Hashable, Any] = {}
+_CODE: dict[Hashable, Lowered] = {}
+
+
+def told(layer: Layer, factors: Factors) -> Told:
+    """What the form of these factors tells of the layer."""
+    key = layer, *structure_of(factors)
+    found: Told | None = _TOLD.get(key)
+    if found is None:
+        with apart():
+            record = Record()
+            paths = layer.paths(symbols_of(factors, record))
+            work = {path: tuple(record.work(weights(stages))) for path, stages in paths.items()}
+        found = _keep(_TOLD, key, Told(paths, work))
+    return found
+
+
+def dense_work(factors: Factors) -> tuple[Work, ...]:
+    """The products that the dense weight is made by."""
+    key = "dense", *structure_of(factors)
+    found: tuple[Work, ...] | None = _TOLD.get(key)
+    if found is None:
+        with apart():
+            record = Record()
+            made = tuple(record.work([symbols_of(factors, record)._dense()]))
+        found = _keep(_TOLD, key, made)
+    return found
+
+
+def symbols_of(factors: Factors, record: Record, kept: Mapping[str, Sizes] | None = None) -> Any:
+    """Factors of the same structure whose tensors are symbols; those that are `kept` in another
+    shape by the layer, in that one."""
+    kept, tensors = kept or {}, factors.tensors()
+    given: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        sizes = kept.get(name, tuple(tensor.shape))
+        given[name] = record.symbol(name, sizes, tensor.dtype)
+    for name in kept:
+        given[name] = given[name].reshape(tuple(tensors[name].shape))
+    return type(factors)._assemble(given, factors._context())
+
+
+def _keep(kept: dict[Hashable, Any], key: Hashable, value: Any) -> Any:
+    if len(kept) >= MOST_KEPT:
+        kept.pop(next(iter(kept)), None)
+    kept[key] = value
+    return value
+
+
+# ---- lowered ------------------------------------------------------------------------------------
+
+
+class Lowered:
+    """Straight code for a path: run(x, *tensors, bias)."""
+
+    def __init__(self, run: Code, recipe: tuple[Any, ...]) -> None:
+        self.run, self.recipe = run, recipe
+        self.name = run.__code__.co_filename.strip("<>")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, self.recipe
+
+    def __deepcopy__(self, _: Any) -> Lowered:
+        return self
+
+
+def lowered(
+    layer: Layer, path: str, factors: Factors, kept: Mapping[str, Sizes] | None = None
+) -> Lowered:
+    """The code of a path on factors of this structure, some tensors `kept` in other shapes."""
+    key = layer, path, tuple((kept or {}).items()), *structure_of(factors)
+    found = _CODE.get(key)
+    if found is None:
+        with apart():
+            record = Record()
+            x, f = record.unsized("x"), symbols_of(factors, record, kept)
+            bias = record.unsized("bias")
+            stages = layer.paths(f)[path]
+            record.keep(weights(stages))
+            code = record.code(layer.run(stages, axes_of(factors), x, bias))
+        sizes = {name: tuple(t.shape) for name, t in factors.tensors().items()}
+        recipe = (
+            layer,
+            path,
+            type(factors),
+            factors._context(),
+            sizes,
+            factors.dtype,
+            dict(kept or {}),
+        )
+        found = _keep(_CODE, key, Lowered(code, recipe))
+    return found
+
+
+def _again(
+    layer: Layer,
+    path: str,
+    format: type[Factors],
+    context: dict[str, Any],
+    sizes: dict[str, Sizes],
+    dtype: torch.dtype,
+    kept: dict[str, Sizes],
+) -> Lowered:
+    """From a pickle."""
+    tensors = {name: torch.empty(n, dtype=dtype, device="meta") for name, n in sizes.items()}
+    return lowered(layer, path, format._assemble(tensors, context), kept)
+
+
+def run_path(layer: Layer, path: str, factors: Factors, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x by a path on the factors."""
+    code: Code = getattr(_NAMED, _name(factors, plain(layer), path))
+    return code(x, *factors.tensors().values(), bias)
+
+
+@of_structure
+def _name(factors: Factors, layer: list[Any], path: str) -> str:
+    """Under which the code is found."""
+    kind, geometry, padding_idx = layer
+    slides = None if geometry is None else Geometry(*map(tuple, geometry))
+    code = lowered(Layer(kind, slides, padding_idx), path, factors)
+    if not hasattr(_NAMED, code.name):
+        setattr(_NAMED, code.name, code.run)
+    return code.name
+
+
+_NAMED = ModuleType("lowered")
+"""Code by its name: in a module torch.compile sees what has come since it looked last."""
