@@ -14,7 +14,7 @@ import tensorlrf
 from tensorlrf.cli._checkpoint import read_checkpoint
 from tensorlrf.nn import FactoredLayer
 from tests.cli.calls import Program, cnn, listing, picture, save_state
-from tests.compression.saved import same
+from tests.compression.checkpoint.saved import same
 
 HALF = ("--keep-params", 0.5)
 

@@ -20,7 +20,7 @@ from tensorlrf.files.replace import new_part
 from tensorlrf.nn import FactoredLayer
 from tests.cli.calls import Program, listing
 from tests.cli.folders import bert_folder, gpt2_folder, llama_folder, text_file
-from tests.compression.saved import equal, same
+from tests.compression.checkpoint.saved import equal, same
 from tests.files.kills import killed
 
 HALF = ("--keep-params", 0.5)

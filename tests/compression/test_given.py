@@ -20,7 +20,7 @@ from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import factorize
 from tensorlrf.nn.copies import replica
 from tests.compression.networks import relative, set_weights
-from tests.compression.tuned import CHAIN, WHOLE, Clock
+from tests.compression.tuning.tuned import CHAIN, WHOLE, Clock
 from tests.draws import seeded32
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from tensorlrf.compression._latency import faster, measure_model, pick
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops import Timings
-from tests.compression.tuned import Start, linear, set_clock
+from tests.compression.tuning.tuned import Start, linear, set_clock
 from tests.draws import seeded32
 
 

@@ -20,7 +20,7 @@ from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.decomposition import blr, cp, kron, monarch, svd, tr, tt_matrix, tucker
 from tensorlrf.errors import TensorlrfError
 from tensorlrf.factors import Batch, Factors
-from tests.compression.saved import blank, compressed
+from tests.compression.checkpoint.saved import blank, compressed
 from tests.files.mutants import mutants
 
 SEEDS = range(6)

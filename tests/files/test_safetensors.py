@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tensorlrf.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from tensorlrf.files.safetensors import DTYPES, check_storable, opened, plain, write
-from tests.compression.saved import equal
+from tests.compression.checkpoint.saved import equal
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6).filter(
     lambda name: name != "__metadata__"

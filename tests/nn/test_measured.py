@@ -16,7 +16,7 @@ import tensorlrf
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops import PathTable
-from tests.compression.tuned import linear
+from tests.compression.tuning.tuned import linear
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -28,7 +28,7 @@ from tensorlrf.errors import (
     UnsupportedError,
 )
 from tensorlrf.nn import factorize
-from tests.compression.saved import Net, blank, compressed, net, same
+from tests.compression.checkpoint.saved import Net, blank, compressed, net, same
 
 # ---- paths -------------------------------------------------------------------------------------
 

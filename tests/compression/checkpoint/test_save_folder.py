@@ -23,7 +23,7 @@ from tensorlrf.compression.checkpoint.folder import FILES
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredHFConv1D, FactoredLinear
-from tests.compression.saved import equal, same
+from tests.compression.checkpoint.saved import equal, same
 from tests.files.kills import content, killed, quick_disk, refused
 
 __all__ = ["quick_disk"]

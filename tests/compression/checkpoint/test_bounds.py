@@ -28,7 +28,7 @@ from tensorlrf.files.safetensors import opened
 from tensorlrf.files.sealed import write_sealed
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable
-from tests.compression.saved import blank, compressed, same
+from tests.compression.checkpoint.saved import blank, compressed, same
 from tests.files.mutants import file_of, parts_of, resealed
 
 PRIME = (1 << 61) - 1

@@ -13,7 +13,7 @@ from tensorlrf.compression.tuning._tuning import Tuning
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable
-from tests.compression.tuned import CHAIN, DENSE, Start, State, linear, set_clock
+from tests.compression.tuning.tuned import CHAIN, DENSE, Start, State, linear, set_clock
 from tests.draws import seeded32
 
 

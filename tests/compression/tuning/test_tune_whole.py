@@ -15,7 +15,7 @@ from tensorlrf.compression import BucketTiming
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._whole import MARGINS, choices_of
 from tensorlrf.nn import FactoredLinear
-from tests.compression.tuned import (
+from tests.compression.tuning.tuned import (
     CHAIN,
     DENSE,
     WHOLE,

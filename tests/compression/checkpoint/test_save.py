@@ -19,7 +19,7 @@ from tensorlrf.decomposition import svd
 from tensorlrf.files.safetensors import DTYPES
 from tensorlrf.nn import FactoredLayer, factorize
 from tensorlrf.ops import PathTable
-from tests.compression.saved import Net, blank, compressed, equal, image, net, same
+from tests.compression.checkpoint.saved import Net, blank, compressed, equal, image, net, same
 
 
 def round_trip(model: nn.Module, architecture: nn.Module, folder: Path) -> Any:
@@ -146,12 +146,12 @@ def test_in_a_new_process(tmp_path: Path) -> None:
     torch.save(image(), tmp_path / "x.pt")
     script = (
         "import torch, sys; from tensorlrf.compression.checkpoint._file import load\n"
-        "from tests.compression.saved import blank\n"
+        "from tests.compression.checkpoint.saved import blank\n"
         "model = load(sys.argv[1] + '/model.safetensors', blank())\n"
         "with torch.no_grad(): y = model(torch.load(sys.argv[1] + '/x.pt'))\n"
         "torch.save(y, sys.argv[1] + '/y.pt')\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         check=True,

@@ -13,7 +13,7 @@ import tensorlrf
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
-from tests.compression.tuned import CHAIN, DENSE, Start, conv, linear, set_clock
+from tests.compression.tuning.tuned import CHAIN, DENSE, Start, conv, linear, set_clock
 from tests.draws import seeded32
 
 

@@ -19,7 +19,16 @@ from tensorlrf.compression.tuning._choices import table_of
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.nn import _freezable
 from tensorlrf.ops.buckets import BUCKETS
-from tests.compression.tuned import ALIKE, CHAIN, DENSE, Start, conv, factored, linear, set_clock
+from tests.compression.tuning.tuned import (
+    ALIKE,
+    CHAIN,
+    DENSE,
+    Start,
+    conv,
+    factored,
+    linear,
+    set_clock,
+)
 from tests.draws import seeded32
 
 

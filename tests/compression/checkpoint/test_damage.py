@@ -20,7 +20,7 @@ from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.sealed import canonical, checksum_of
-from tests.compression.saved import Net, compressed, net, same
+from tests.compression.checkpoint.saved import Net, compressed, net, same
 
 
 @pytest.fixture(scope="module")
