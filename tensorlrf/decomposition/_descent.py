@@ -31,6 +31,9 @@ that is said."""
 ROUNDING = 1e-12
 """Relative rise of a float64 error that is rounding."""
 
+FALL = -1e-16
+"""The same where the error has to fall, be it by rounding."""
+
 F = TypeVar("F", bound=Fit[Any])
 S = TypeVar("S")
 

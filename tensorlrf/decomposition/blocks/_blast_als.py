@@ -17,12 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import Descent, beyond, descend
+from tensorlrf.decomposition._descent import FALL, Descent, beyond, descend
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._gram import descending_eigh, identity, thin_svd
-
-ROUNDING = 1e-16
-"""By how much, relative, a sweep has to lower the error at least."""
 
 RIDGE = 1e-12
 """Relative to the largest eigenvalue of a normal matrix; it slows a step and moves no minimum."""
@@ -118,7 +115,7 @@ class SharedBases:
             trial=trial,
             exact=exact,
             ahead=Bases.beyond,
-            rise=-ROUNDING,
+            rise=FALL,
             enough=0.0,
         )
 

@@ -9,13 +9,13 @@ every row i2 of the b's, with (a_s^T a_t)[j1, j1'] in the place of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import StepAhead, settled
+from tensorlrf.decomposition._descent import Descent, beyond, descend
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._search import doubled, out_of_reach, smallest_within
@@ -159,40 +159,18 @@ def products(x: Tensor, y: Tensor) -> Tensor:
 
 def alternate(
     als: KroneckerALS, a: Tensor, b: Tensor, n_iter_max: int, tol: float | None
-) -> tuple[Tensor, Tensor, list[float], bool]:
-    """Sweeps from the terms a (s, m1, n1) and b (s, m2, c), kept while the error falls.
+) -> Descent[Sequence[Tensor]]:
+    """Sweeps from the terms a (s, m1, n1) and b (s, m2, c); where they end the terms are balanced
+    and by energy."""
 
-    Returns the terms in float64, balanced and by energy, the errors before and after each sweep,
-    and whether a sweep lowered the error by no more than `tol` of it (None: whether more would gain
-    little).
-    """
-    a, b = a.to(torch.float64), b.to(torch.float64)
-    errors = [als.rel_error(a, b)]
-    ended = False
-    last, step = (a, b), StepAhead()
-    for _ in range(n_iter_max):
-        ended = errors[-1] ** 2 <= EXACT
-        if ended:
-            break
-        ahead = step.reach
-        start = (new + ahead * (new - old) for new, old in zip((a, b), last, strict=True))
-        tried = als.sweep(*start)
-        error = als.rel_error(*tried)
-        if error > errors[-1]:
-            ended = ahead == 0
-            if ended:
-                break
-            step.dropped()
-            last = (a, b)
-            continue
-        last, (a, b) = (a, b), tried
-        errors.append(error)
-        step.kept()
-        ended = settled(errors, tol)
-        if ended:
-            break
-    a, b = balanced_terms(a, b)
-    return a, b, errors, ended
+    def sweep(terms: Sequence[Tensor]) -> tuple[Sequence[Tensor], float]:
+        tried = als.sweep(*terms)
+        return tried, als.rel_error(*tried)
+
+    wide = a.to(torch.float64), b.to(torch.float64)
+    start: Descent[Sequence[Tensor]] = Descent.at(wide, als.rel_error(*wide))
+    run = descend([start], sweep, tol, n_iter_max, ahead=beyond, enough=EXACT**0.5)
+    return replace(run, state=balanced_terms(*run.state))
 
 
 def balanced_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

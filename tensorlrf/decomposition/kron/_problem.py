@@ -84,11 +84,11 @@ class KroneckerProblem:
 
         def improved() -> Fit[KroneckerSum]:
             start = plain.a.double() / root, plain.b.double().reshape(s, pair[1][0], -1) / root
-            a, b, errors, settled = alternate(als, *start, self.n_iter_max, self.tol)
-            sides = [(side * root).to(self.tensor.dtype) for side in (a, b)]
-            reason = f"{s} terms, {len(errors) - 1} sweeps in the metric of gram"
+            run = alternate(als, *start, self.n_iter_max, self.tol)
+            sides = [(side * root).to(self.tensor.dtype) for side in run.state]
+            reason = f"{s} terms, {run.sweeps} sweeps in the metric of gram"
             factors = KroneckerSum(sides[0], sides[1].reshape(s, *pair[1], *kernel))
-            return Fit(factors, tuple(errors), settled, reason)
+            return Fit(factors, run.errors, run.converged, reason)
 
         return improved
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import settled
+from tensorlrf.decomposition._descent import FALL, Descent, descend
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._gram import complete, descending_eigh
 from tensorlrf.decomposition.linalg._output_spectrum import growth
@@ -132,26 +132,22 @@ class Tucker2ALS:
 
 
 def alternate(
-    metric: Tucker2ALS,
-    starts: Iterable[Tensor],
-    r_out: int,
-    rounds: int,
-    tol: float | None,
-) -> tuple[Regression, list[float], bool]:
+    als: Tucker2ALS, starts: Iterable[Tensor], r_out: int, rounds: int, tol: float | None
+) -> Descent[Regression]:
     """The best of the regressions from `starts` (I, r_in), improved by rounds of least squares.
 
-    A round improves F for U and the core, and then takes the best U and core for that F; it is
-    kept only if the error falls. Returns the result, the errors, and whether they settled.
+    A round improves F for U and the core, and then takes the best U and core for that F.
     """
-    best = max((metric.regress(f, r_out) for f in starts), key=lambda at: at.explained)
-    errors = [metric.lost(best)]
-    for _ in range(rounds):
-        tried = metric.regress(metric.improve_inputs(best), r_out)
-        error = metric.lost(tried)
-        if error >= errors[-1]:
-            return best, errors, True
-        best = tried
-        errors.append(error)
-        if settled(errors, tol):
-            return best, errors, True
-    return best, errors, False
+
+    def regress(inputs: Tensor) -> tuple[Regression, float]:
+        at = als.regress(inputs, r_out)
+        return at, als.lost(at)
+
+    return descend(
+        [Descent.at(*regress(inputs)) for inputs in starts],
+        lambda at: regress(als.improve_inputs(at)),
+        tol,
+        rounds,
+        rise=FALL,
+        enough=0.0,
+    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import Descent, descend
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.linalg._budget import TruncationBudget
 from tensorlrf.decomposition.linalg._gram import identity, keep
@@ -40,6 +42,15 @@ FINE = 0.1
 
 INNER_TOL = 2e-5
 """Gain of energy below which the sweeps on the smaller tensor stop; those on the whole go on."""
+
+
+class Iterate(NamedTuple):
+    """Where HOOI is; `first` before its first sweep."""
+
+    core: Tensor
+    basis: Basis
+    error: float
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,27 +151,24 @@ class TuckerProblem:
         """
         norm = squared_norm(self.tensor)
         order = mode_order(self.tensor.shape, list(wide), ranks)
-        basis = {k: columns[:, : ranks[k]] for k, columns in wide.items()}
-        errors = [self._error(core, basis, norm)]
-        for sweep in range(1, self.n_iter_max + 1):
-            before = core, dict(basis)
-            if sweep == 1:
+
+        def sweep(at: Iterate) -> tuple[Iterate, float]:
+            basis = dict(at.basis)
+            if at.first:
                 self._sweep_within(wide, order, basis)
-            core = hooi_sweep(self.tensor, order, basis, fine=errors[-1] < FINE)
-            now = self._error(core, basis, norm)
-            if now > errors[-1]:
-                # In exact arithmetic no sweep raises the error.
-                core, basis = before
-                return self._finish(core, basis, errors, True, f"sweep {sweep} met rounding")
-            gain = errors[-1] - now
-            errors.append(now)
-            if self.callback and self.callback(self._report(core, basis), now):
-                reason = f"stopped by callback after sweep {sweep}"
-                return self._finish(core, basis, errors, False, reason)
-            if gain <= self.tol * now:
-                reason = f"sweep {sweep} lowered the error by less than tol"
-                return self._finish(core, basis, errors, True, reason)
-        return self._finish(core, basis, errors, False, f"n_iter_max={self.n_iter_max} sweeps")
+            core = hooi_sweep(self.tensor, order, basis, fine=at.error < FINE)
+            error = self._error(core, basis, norm)
+            return Iterate(core, basis, error), error
+
+        def watch(at: Iterate, error: float) -> bool:
+            return bool(self.callback and self.callback(self._report(at.core, at.basis), error))
+
+        basis = {k: columns[:, : ranks[k]] for k, columns in wide.items()}
+        error = self._error(core, basis, norm)
+        start = Descent.at(Iterate(core, basis, error, first=True), error)
+        run = descend([start], sweep, self.tol, self.n_iter_max, watch=watch)
+        core, basis = run.state.core, run.state.basis
+        return self._finish(core, basis, run.errors, run.converged, run.reason)
 
     def _sweep_within(self, wide: Basis, order: list[int], basis: Basis) -> None:
         """HOOI on the tensor within the span of `wide`; changes `basis`."""
@@ -180,7 +188,7 @@ class TuckerProblem:
             basis[k] = wide[k] @ inner[k]
 
     def _finish(
-        self, core: Tensor, basis: Basis, errors: list[float], converged: bool, reason: str
+        self, core: Tensor, basis: Basis, errors: Sequence[float], converged: bool, reason: str
     ) -> Fit[TuckerFactors]:
         """Put the core in order, cast, and measure."""
         core, basis = order_by_energy(core, self._whole(basis), torch.finfo(self.dtype).eps)

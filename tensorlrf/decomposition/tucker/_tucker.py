@@ -379,16 +379,16 @@ def _served(
 
     def fit() -> Fit[TuckerFactors]:
         metric = Tucker2ALS(target, shape[1])
-        best, errors, settled = alternate(
+        run = alternate(
             metric,
             [metric.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
             ranks[0],
             ROUNDS if n_iter_max is None else n_iter_max,
             tol,
         )
-        outputs, core, inputs = metric.inner_values(best, target.scale)
-        reason = "a round gained nothing more" if settled else f"{len(errors) - 1} rounds"
-        return Fit(whole(core, outputs, inputs), tuple(errors), settled, reason)
+        outputs, core, inputs = metric.inner_values(run.state, target.scale)
+        reason = "a round gained nothing more" if run.converged else f"{run.sweeps} rounds"
+        return Fit(whole(core, outputs, inputs), run.errors, run.converged, reason)
 
     found = fit_or_plain(target, lambda: whole(usual.core * target.scale, *usual.factors), fit)
     return finished(found, n_iter_max)
