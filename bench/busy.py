@@ -63,7 +63,7 @@ def decompositions() -> Calls:
         "blr 512x512 r 8": lambda: tensorlrf.blr(matrix, 8, block=64),
         "tt 200x200x200 r 10": lambda: tensorlrf.tt(cube, 10),
         "svd 1024x1024 r 64": lambda: tensorlrf.svd(wide, 64),
-        "svd 2048x2048 r 64, eigh": lambda: tensorlrf.svd(large, 64, method="eigh"),
+        "svd 2048x2048 r 64, eigh": lambda: tensorlrf.svd(large, 64, solver="eigh"),
     }
 
 

@@ -62,7 +62,7 @@ def calls_of(weight: Tensor) -> dict[str, Callable[[], Any]]:
     return {
         "ours": lambda: kron(weight, TERMS, shapes=shapes, random_state=0),
         "ours randomized": lambda: kron(
-            weight, TERMS, shapes=shapes, method="randomized", random_state=0
+            weight, TERMS, shapes=shapes, solver="randomized", random_state=0
         ),
         "numpy": partial(full_svd, weight),
         FLOOR: lambda: rearranged(weight) @ columns,

@@ -54,12 +54,12 @@ def tensorly_svd(matrix: Tensor, r: int) -> LowRank:
         from tensorly.tenalg import svd_interface
 
         tensorly.set_backend("pytorch")
-    return split(*svd_interface(matrix, n_eigenvecs=r, method="truncated_svd"))
+    return split(*svd_interface(matrix, n_eigenvecs=r, solver="truncated_svd"))
 
 
 PEERS: dict[str, Callable[[Tensor, int], LowRank]] = {
     "ours": lambda w, r: svd(w, r),
-    "ours randomized": lambda w, r: svd(w, r, method="randomized", random_state=0),
+    "ours randomized": lambda w, r: svd(w, r, solver="randomized", random_state=0),
     "torch": torch_svd,
     "torch svd_lowrank": torch_svd_lowrank,
     "tensorly": tensorly_svd,

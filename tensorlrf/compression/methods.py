@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from tensorlrf.decomposition.configs import CP, SVD, Method, Tucker
 from tensorlrf.decomposition.ladder import Ladder, Rung, matrix_ladder
 from tensorlrf.decomposition.methods import declared_by, find, names, registered
+from tensorlrf.decomposition.renamed import check_words
 from tensorlrf.errors import ArgumentError, RankError, shown, unknown
 
 MOST_ENTRIES = 64
@@ -134,6 +135,7 @@ def method_from_dict(values: Any) -> Method:
         )
     kind = config_of(name)
     valid = [f.name for f in fields(kind)]
+    check_words(options, valid, f"method {name!r}")
     for option in options:
         if option not in valid:
             raise ArgumentError(

@@ -20,6 +20,7 @@ from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition.ladder import Ladder, LayerRank, matrix_ladder
 from tensorlrf.decomposition.methods import configured, registered
 from tensorlrf.decomposition.rank import Rank
+from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors import Factors
 
@@ -210,20 +211,18 @@ class Method:
         return replace(self, rank=rank, error=error)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: the word and what differs from the defaults."""
-        values: dict[str, Any] = {"name": self.word}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            factory = f.default_factory
-            default = f.default if factory is MISSING else factory()
-            if value != default:
-                values[f.name] = _plain(value)
-        return values
+        """JSON values: the word and every option, so that a plan does not depend on defaults."""
+        return {"name": self.word, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
 
     def __str__(self) -> str:
-        values = self.to_dict()
-        inner = ", ".join(f"{k}={v}" for k, v in values.items() if k not in ("name", *BUDGET))
-        return f"{self.word}({inner})" if inner else self.word
+        """The word, and what differs from the defaults."""
+        told: list[str] = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            if f.name not in BUDGET and value != default:
+                told.append(f"{f.name}={_plain(value)}")
+        return f"{self.word}({', '.join(told)})" if told else self.word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +325,7 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
         kind.__annotations__ = {**told, **own}
         kind.word = name
         made = dataclass(frozen=True, kw_only=True)(kind)
+        setattr(made, "__init__", refuses_old_words(made.__init__))  # noqa: B010
         configured(name, made)
         return made
 

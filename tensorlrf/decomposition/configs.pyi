@@ -6,14 +6,14 @@ from tensorlrf.decomposition.config import Method, Structured
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Method):
-    method: str = "auto"
+    solver: str = "auto"
     n_power_iter: int = 8
     n_oversample: int = 10
     metric: str = "full"
 
 @dataclass(frozen=True, kw_only=True)
 class Tucker(Method):
-    method: str = "hooi"
+    solver: str = "hooi"
     n_iter_max: int | None = None
     tol: float | None = None
     n_power_iter: int = 2
@@ -47,7 +47,7 @@ class TR(Structured):
 @dataclass(frozen=True, kw_only=True)
 class Kron(Structured):
     shapes: tuple[tuple[int, int], tuple[int, int]] | None = None
-    method: str = "auto"
+    solver: str = "auto"
     n_iter_max: int | None = None
     tol: float | None = None
     n_power_iter: int = 8

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.linalg.threads import entries, problem
+from tensorlrf.decomposition.renamed import check_words
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.factors.autocast import without_autocast
@@ -164,9 +165,11 @@ def method(
 
     def declare(function: Fitting) -> Fitting:
         _short_name(function)
+        valid = frozenset(inspect.signature(function).parameters)
 
         @functools.wraps(function)
         def fit(*args: Any, **kwargs: Any) -> Fit[Any]:
+            check_words(kwargs, valid, name)
             with without_autocast(), problem(entries((*args, *kwargs.values()))):
                 return function(*args, **kwargs)
 

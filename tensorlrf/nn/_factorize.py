@@ -10,6 +10,7 @@ from torch import nn
 
 from tensorlrf.decomposition.methods import LAYERS, Decomposition, find, names
 from tensorlrf.decomposition.rank import Rank
+from tensorlrf.decomposition.renamed import check_words
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding
@@ -161,7 +162,7 @@ def factorize(
     error : float, optional
         The relative error asked for.
     **options
-        Of the decomposition: `gram=`, `random_state=`, `n_iter_max=` and so on, its own `method=`
+        Of the decomposition: `gram=`, `random_state=`, `n_iter_max=` and so on, its own `solver=`
         among them. "tucker" on a convolution factors the channels (Tucker-2, modes (0, 1)) unless
         `modes=` says otherwise.
 
@@ -240,6 +241,7 @@ def _check_options(name: str, decompose: Decomposition, options: Mapping[str, An
     """Every option is one of the method's own. Raises ArgumentError that lists them."""
     _, *parameters = inspect.signature(decompose).parameters
     valid = [option for option in parameters if option not in _NOT_OPTIONS]
+    check_words(options, valid, name)
     for option in options:
         if option not in valid:
             raise ArgumentError(

@@ -59,7 +59,7 @@ def test_options_are_those_of_the_decomposition(
     [
         (lambda: Kron(shapes=((2, 3),)), r"shapes=\(\(2, 3\),\) must be"),
         (lambda: Kron(shapes=((2, 3), (0, 4))), "shapes="),
-        (lambda: Kron(method="qr"), "method='qr' is unknown; choose one of auto"),
+        (lambda: Kron(solver="qr"), "solver='qr' is unknown; choose one of auto"),
         (lambda: Kron(tol=2), r"tol=2 must lie in \[0, 1\)"),
         (lambda: Kron(n_iter_max=0), "n_iter_max=0 must be an int of at least 1"),
         (lambda: TT(order=1), "order=1 must be an int of at least 2"),
@@ -102,7 +102,7 @@ svds = st.builds(
     st.fixed_dictionaries(
         {},
         optional={
-            "method": st.sampled_from(["auto", "exact", "eigh", "randomized"]),
+            "solver": st.sampled_from(["auto", "exact", "eigh", "randomized"]),
             "metric": st.sampled_from(METRICS),
             "n_power_iter": st.integers(0, 9),
         },
@@ -114,7 +114,7 @@ tuckers = st.builds(
     st.fixed_dictionaries(
         {},
         optional={
-            "method": st.sampled_from(["hooi", "hosvd", "st_hosvd", "randomized"]),
+            "solver": st.sampled_from(["hooi", "hosvd", "st_hosvd", "randomized"]),
             "n_iter_max": st.none() | st.integers(1, 9),
             "tol": st.none() | st.floats(0, 1),
             "rank_shares": st.tuples(shares, shares),
@@ -148,10 +148,7 @@ def test_json_both_ways(method: Method) -> None:
     assert type(again) is type(method)
     assert hash(again) == hash(method)
     assert values["name"] == method.word
-    defaults = type(method)()
-    for f in fields(method):
-        same = getattr(method, f.name) == getattr(defaults, f.name)
-        assert same == (f.name not in values)
+    assert set(values) == {"name", *(f.name for f in fields(method))}
     text = str(method)
     assert text.startswith(method.word)
     assert "rank=" not in text.replace("rank_shares=", "")
@@ -194,10 +191,10 @@ def test_nonsense_is_refused_or_makes_sense(name: str, options: dict[str, Any]) 
         (lambda: Tucker(rank=(3, 0)), r"rank=\(3, 0\)"),
         (lambda: CP(error=1), r"error=1 must be a relative error in \(0, 1\)"),
         (lambda: CP(error=True), "error=True"),
-        (lambda: SVD(method="qr"), "method='qr' is unknown; choose one of auto, exact"),
+        (lambda: SVD(solver="qr"), "solver='qr' is unknown; choose one of auto, exact"),
         (lambda: SVD(metric="half"), "metric='half' is unknown; choose one of full, diagonal"),
         (lambda: SVD(n_power_iter=-1), "n_power_iter=-1"),
-        (lambda: Tucker(method="als"), "method='als' is unknown; choose one of hooi"),
+        (lambda: Tucker(solver="als"), "solver='als' is unknown; choose one of hooi"),
         (lambda: Tucker(tol="small"), "tol='small'"),  # type: ignore[arg-type]
         (lambda: Tucker(rank_shares=(0.5, 0)), r"rank_shares=\(0.5, 0\) must be two numbers"),
         (lambda: Tucker(rank_shares=0.5), "rank_shares=0.5"),  # type: ignore[arg-type]

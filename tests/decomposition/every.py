@@ -28,14 +28,14 @@ def gram_of_inputs() -> Tensor:
 
 PLAIN: dict[str, Callable[..., Any]] = {
     "svd": d.svd,
-    "svd sketched": partial(d.svd, method="randomized", random_state=0),
+    "svd sketched": partial(d.svd, solver="randomized", random_state=0),
     "cp": partial(d.cp, n_iter_max=5, random_state=0),
     "cp from svd": partial(d.cp, n_iter_max=5, init="svd"),
     "cprand": partial(d.cp, n_iter_max=5, solver="cprand", random_state=0),
     "leverage": partial(d.cp, n_iter_max=5, solver="leverage", random_state=0),
     "tucker": d.tucker,
-    "hosvd": partial(d.tucker, method="hosvd"),
-    "tucker sketched": partial(d.tucker, method="randomized", random_state=0),
+    "hosvd": partial(d.tucker, solver="hosvd"),
+    "tucker sketched": partial(d.tucker, solver="randomized", random_state=0),
     "tt": d.tt,
     "tt_matrix": d.tt_matrix,
     "tr": partial(d.tr, random_state=0),

@@ -25,8 +25,8 @@ TRAIN, KRUSKAL = d.tt(T, 4), d.cp(T, 3, n_iter_max=3, random_state=0)
 
 CALLS: dict[str, Callable[[], Any]] = {
     "svd": lambda: d.fit_svd(W, 6),
-    "svd exact": lambda: d.fit_svd(W, error=0.3, method="exact"),
-    "svd randomized": lambda: d.fit_svd(W, 6, method="randomized", random_state=0),
+    "svd exact": lambda: d.fit_svd(W, error=0.3, solver="exact"),
+    "svd randomized": lambda: d.fit_svd(W, 6, solver="randomized", random_state=0),
     "svd gram": lambda: d.fit_svd(W, 6, gram=GRAM, mean=MEAN),
     "svd batch": lambda: d.fit_svd(seeded32(3, 24, 24), 6, batch_dims=1),
     "cp": lambda: d.fit_cp(T, 4, n_iter_max=5, random_state=0),

@@ -53,7 +53,7 @@ def test_no_error_is_above_the_least_by_more_than_is_said(
     rounding = 4 * torch.finfo(torch.float32).eps
     found = errors(stack, fit_svd(stack, r, batch_dims=1).factors)
     assert (found <= least(stack, r) * (1 + 2 * NEAR) + rounding).all()
-    asked = errors(stack, fit_svd(stack, r, method="eigh", batch_dims=1).factors)
+    asked = errors(stack, fit_svd(stack, r, solver="eigh", batch_dims=1).factors)
     assert (asked <= least(stack, r) * (1 + 1e-6) + rounding).all()
 
 
@@ -97,7 +97,7 @@ def test_single_precision_is_taken_where_it_will_do_and_only_there(
     assert set(taken) == {torch.float32}
     for stack, r, options in (
         (falling(8, 32, 48, 4.0), 8, {}),  # next to nothing is left out
-        (falling(8, 32, 48, 0.5), 8, {"method": "eigh"}),
+        (falling(8, 32, 48, 0.5), 8, {"solver": "eigh"}),
         (falling(8, 32, 48, 0.5), 32, {}),
     ):
         taken.clear()
@@ -138,8 +138,8 @@ def test_places_are_the_same_in_any_number_of_threads(threaded: None, cores: int
         (values,) = over_places(lambda some: (torch.linalg.svdvals(some),), (stack,), 1.0)
         assert torch.get_num_threads() == cores
         torch.testing.assert_close(values, torch.stack(alone))
-        for method in ("auto", "eigh", "exact"):
-            fit = fit_svd(stack, 7, method=method, batch_dims=1)
+        for solver in ("auto", "eigh", "exact"):
+            fit = fit_svd(stack, 7, solver=solver, batch_dims=1)
             torch.testing.assert_close(errors(stack, fit.factors), least(stack, 7))
     finally:
         torch.set_num_threads(before)

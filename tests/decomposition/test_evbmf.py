@@ -237,7 +237,7 @@ def test_tucker_takes_it() -> None:
     kernel = torch.einsum("abkl,oa,ib->oikl", core, left, right)
     kernel = kernel / kernel.std() + 0.3 * seeded(60, 50, 3, 3, seed=3)
     assert tucker(kernel, "auto", modes=(0, 1)).core.shape == (5, 4, 3, 3)
-    assert tucker(kernel, "auto", modes=(1,), method="hosvd").core.shape == (60, 4, 3, 3)
+    assert tucker(kernel, "auto", modes=(1,), solver="hosvd").core.shape == (60, 4, 3, 3)
     gram = torch.eye(450, dtype=torch.float64)
     assert tucker(kernel, "auto", modes=(0, 1), gram=gram).core.shape == (5, 4, 3, 3)
 

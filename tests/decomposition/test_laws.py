@@ -10,15 +10,15 @@ from tensorlrf.errors import ShapeError, UnsupportedError
 from tests.laws.methods import laws_of
 
 TestSVD = laws_of("svd")
-TestSVDExact = laws_of("svd", method="exact", without=["gram"])
-TestSVDKrylov = laws_of("svd", method="krylov", without=["gram", "error", "batch_dims"])
-TestSVDSketched = laws_of("svd", method="randomized", without=["gram", "error", "batch_dims"])
+TestSVDExact = laws_of("svd", solver="exact", without=["gram"])
+TestSVDKrylov = laws_of("svd", solver="krylov", without=["gram", "error", "batch_dims"])
+TestSVDSketched = laws_of("svd", solver="randomized", without=["gram", "error", "batch_dims"])
 TestTucker = laws_of("tucker", (8, 6, 5), without=["gram", "batch_dims"])
 TestTuckerOfAMatrix = laws_of("tucker", without=["gram error", "batch_dims"])
-TestHOSVD = laws_of("tucker", (8, 6, 5), method="hosvd", without=["gram", "batch_dims error"])
-TestSTHOSVD = laws_of("tucker", (8, 6, 5), method="st_hosvd", without=["gram", "batch_dims error"])
+TestHOSVD = laws_of("tucker", (8, 6, 5), solver="hosvd", without=["gram", "batch_dims error"])
+TestSTHOSVD = laws_of("tucker", (8, 6, 5), solver="st_hosvd", without=["gram", "batch_dims error"])
 TestTuckerSketched = laws_of(
-    "tucker", (8, 6, 5), method="randomized", without=["gram", "error", "batch_dims"]
+    "tucker", (8, 6, 5), solver="randomized", without=["gram", "error", "batch_dims"]
 )
 TestCP = laws_of("cp", (8, 6, 5), n_iter_max=8, without=["gram error"])
 TestCPRand = laws_of("cp", (8, 6, 5), n_iter_max=8, solver="cprand", without=["gram"])

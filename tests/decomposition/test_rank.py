@@ -46,7 +46,7 @@ shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(shape=shapes, share=shares)
 def test_a_share_is_an_upper_bound_of_what_svd_stores(shape: tuple[int, ...], share: float) -> None:
-    factors = svd(torch.ones(shape), share, method="exact")
+    factors = svd(torch.ones(shape), share, solver="exact")
     dense = math.prod(shape)
     assert factors.n_params <= share * dense or factors.rank == 1
     m, n = shape[0], dense // shape[0]
@@ -61,7 +61,7 @@ def test_a_share_is_an_upper_bound_of_what_tucker_stores(
 ) -> None:
     subset = st.sets(st.integers(0, len(shape) - 1), min_size=1)
     modes = tuple(sorted(data.draw(subset, label="modes")))
-    factors = tucker(torch.ones(shape), share, modes=modes, method="st_hosvd")
+    factors = tucker(torch.ones(shape), share, modes=modes, solver="st_hosvd")
     dense = math.prod(shape)
     assert factors.n_params == tucker_params(shape, modes, factors.rank)
     assert factors.n_params <= share * dense or set(factors.rank) == {1}

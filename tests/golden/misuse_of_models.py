@@ -154,7 +154,6 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "n_iter_max": (0, -1, 1.5, "many", True),
     "tol": (-1.0, 2.0, "small", float("nan")),
     "init": ("unknown", 3),
-    "method": ("unknown", 3),
     "metric": ("unknown", 3),
     "solver": ("unknown", 3),
     "n_restarts": (0, 1.5),

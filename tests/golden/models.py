@@ -59,9 +59,9 @@ def net_input(name: str) -> Tensor:
 
 
 OPTIONS: dict[str, dict[str, object]] = {
-    "svd": {"method": "randomized", "n_power_iter": 3, "n_oversample": 4, "metric": "diagonal"},
+    "svd": {"solver": "randomized", "n_power_iter": 3, "n_oversample": 4, "metric": "diagonal"},
     "tucker": {
-        "method": "hosvd", "n_iter_max": 7, "tol": 1e-3, "n_power_iter": 3, "n_oversample": 4,
+        "solver": "hosvd", "n_iter_max": 7, "tol": 1e-3, "n_power_iter": 3, "n_oversample": 4,
         "rank_shares": (0.5, 0.75),
     },
     "cp": {
@@ -69,7 +69,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "n_restarts": 1,
     },
     "kron": {
-        "shapes": ((4, 3), (4, 4)), "method": "randomized", "n_iter_max": 5, "tol": 1e-3,
+        "shapes": ((4, 3), (4, 4)), "solver": "randomized", "n_iter_max": 5, "tol": 1e-3,
         "n_power_iter": 3, "n_oversample": 4,
     },
     "tt": {"row_sizes": (4, 4), "column_sizes": (4, 3), "n_iter_max": 5, "tol": 1e-3},

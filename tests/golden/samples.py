@@ -182,7 +182,7 @@ def _decomposed() -> Iterator[tuple[str, str, Factors]]:
 def _batches() -> Iterator[tuple[str, Factors]]:
     d, matrix = decomposition, whole(torch.empty(2, 16, 12)) + 9 * torch.eye(16, 12)
     yield "svd", d.svd(matrix, 2, batch_dims=1)
-    yield "tucker", d.tucker(matrix.reshape(2, 4, 4, 12), 2, method="hosvd", batch_dims=1)
+    yield "tucker", d.tucker(matrix.reshape(2, 4, 4, 12), 2, solver="hosvd", batch_dims=1)
     yield "tt", d.tt(matrix.reshape(2, 4, 4, 12), 2, batch_dims=1)
     yield "kron", d.kron(matrix, 2, shapes=((4, 3), (4, 4)), batch_dims=1)
     yield "blr", d.blr(matrix, 0.6, block=4, batch_dims=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,14 @@ class MethodRefusals(MethodLaws):
     )
     def test_what_is_no_rank(self, rank: Any) -> None:
         assert isinstance(self.refused("rank", rank), ArgumentError)
+
+    def test_the_old_word_for_a_solver_is_told_with_the_new_one(self) -> None:
+        if self.method.takes("solver"):
+            words = "^method='eigh' of .* is solver= now; write solver='eigh'$"
+            self.refused(words, method="eigh")
+            for called in (partial(self.method.function, self.weight(), 2), self.method.config):
+                with pytest.raises(ArgumentError, match=words):
+                    called(method="eigh")
 
     def test_words_that_are_none(self) -> None:
         """A word for an algorithm or a start that is not there is told with those that are."""

@@ -105,8 +105,8 @@ def test_dtype_is_that_of_the_layer(dtype: torch.dtype) -> None:
 
 def test_an_option_of_the_decomposition_may_have_our_words() -> None:
     linear = nn.Linear(6, 8)
-    layer = factorize(linear, "svd", 2, method="randomized", random_state=0)
-    again = factorize(linear, "svd", 2, method="randomized", random_state=0)
+    layer = factorize(linear, "svd", 2, solver="randomized", random_state=0)
+    again = factorize(linear, "svd", 2, solver="randomized", random_state=0)
     assert torch.equal(layer.weight, again.weight)
 
 

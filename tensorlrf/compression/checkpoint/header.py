@@ -14,6 +14,7 @@ import torch
 
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint.named_tensors import BUFFER, PARAMETER, ROLES, joined
+from tensorlrf.compression.plan._versions import recipe_of
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal
@@ -136,7 +137,7 @@ def parse(file: SafeFile) -> Header:
         tensors=tensors,
         slots=tuple(_slot(at, tensors) for at in root["slots"].entries()),
         layers=tuple(_layer(at) for at in root["layers"].entries()),
-        plan=plan,
+        plan={name: recipe_of(recipe) for name, recipe in plan.items()},
         extra_state=root["extra_state"].mapping(),
     )
     fingerprint = root["fingerprint"].maybe(At.text)

@@ -19,6 +19,7 @@ from tensorlrf.compression.methods import (
     as_method,
     method_from_dict,
 )
+from tensorlrf.compression.plan._versions import VERSION, check_version, method_of
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.rank import Rank
@@ -26,8 +27,6 @@ from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, sho
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-FORMAT_VERSION = 1
 
 HEADER: Header = (
     ("layer", "left"),
@@ -222,7 +221,7 @@ class Plan:
     def to_json(self) -> str:
         """As JSON text, indented, for people to edit."""
         values = {
-            "version": FORMAT_VERSION,
+            "version": VERSION,
             "architecture": self.architecture,
             "keep_params": self.keep_params,
             "error": self.error,
@@ -251,19 +250,14 @@ class Plan:
         """
         try:
             values = json.loads(text)
-            version = values.pop("version")
-            if version != FORMAT_VERSION:
-                raise FileFormatError(
-                    f"text is a plan of format version {version}, this is {FORMAT_VERSION}; "
-                    "update tensorlrf"
-                )
+            version = check_version(values.pop("version", 1))
             rows = values.pop("layers")
             _check_types(values, _PLAN, "it")
             _check_budgets(values)
             twice = [name for name, n in Counter(row["name"] for row in rows).items() if n > 1]
             if twice:
                 raise FileFormatError(f"text is no plan: layer {twice[0]!r} stands twice")
-            return cls(**values, layers=tuple(_layer(row) for row in rows))
+            return cls(**values, layers=tuple(_layer(row, version) for row in rows))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, TensorlrfError):
                 raise
@@ -318,12 +312,12 @@ def _total(plan: Plan) -> str:
     return f"eligible weights: {before:,} to {total:,} parameters ({share:.1%})"
 
 
-def _layer(values: Mapping[str, Any]) -> LayerPlan:
+def _layer(values: Mapping[str, Any], version: int) -> LayerPlan:
     values = dict(values)
     _check_types(values, _LAYER, f"layer {values.get('name')!r}")
     try:
         if values["method"] is not None:
-            values["method"] = method_from_dict(values["method"])
+            values["method"] = method_from_dict(method_of(version, values["method"]))
         for entry in ("places", "shape"):
             values[entry] = tuple(values[entry])
         return _checked(LayerPlan(**values))

@@ -274,7 +274,7 @@ def _triples(left: Tensor, right: Tensor) -> Triples:
 def _one(matrix: Tensor, r: int) -> Triples:
     """Those of a stack of one, (1, rows, r) and so on."""
     choice = choose((int(matrix.shape[0]), int(matrix.shape[1])), r, matrix.dtype)
-    if choice.method == "krylov":
+    if choice.solver == "krylov":
         draws = torch.Generator(matrix.device).manual_seed(0)
         found = krylov_svd(matrix, r, choice, draws)
         if found is not None:

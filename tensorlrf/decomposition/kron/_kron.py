@@ -32,7 +32,7 @@ from tensorlrf.decomposition.kron._shapes import (
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
-from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Way
+from tensorlrf.decomposition.linalg._truncation import SEED, SOLVERS, Way
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -52,7 +52,7 @@ def fit_kron(
     *,
     error: float | None = None,
     shapes: Any = None,
-    method: str = "auto",
+    solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
     n_iter_max: int | None = None,
@@ -86,7 +86,7 @@ def fit_kron(
         that are a plain low-rank matrix or a multiple of the weight (see `svd`), and terms of over
         four times (where `rank` is a number of terms: 1.25 times) the parameters of the cheapest
         pair.
-    method : str
+    solver : str
         Of the SVD of the rearrangement, as for `svd`; "auto" looks for an `error` at few terms
         first where that has over 1024 rows and columns.
     gram : Tensor or array of shape (n prod k, n prod k), optional
@@ -154,20 +154,20 @@ def fit_kron(
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
     check_iteration(n_iter_max, tol)
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if method in ("krylov", "randomized") and rank is None:
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if solver in ("krylov", "randomized") and rank is None:
         raise ArgumentError(
-            f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
-            "out; for error= use method='auto'"
+            f"solver={solver!r} needs rank=, a sketch does not see the energy that it leaves "
+            "out; for error= use solver='auto'"
         )
     check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
-        check_batched_svd(rank, method, gram)
+        check_batched_svd(rank, solver, gram)
     batch = tuple(tensor.shape[:batch_dims])
     stack = tensor.reshape(math.prod(batch), *tensor.shape[batch_dims:])  # (b, m, n, *k)
-    if random_state is None and method == "auto":
+    if random_state is None and solver == "auto":
         random_state = SEED
     draws = generator(random_state, tensor.device)
     # Weights of a batch have no moments, and their own kind of problem.
@@ -178,12 +178,12 @@ def fit_kron(
         pairs = shortlist(looked_at(stack, target.marginals[1]), rank, error or 0.0, draws)
 
     if batch_dims:
-        many = BatchedProblem(stack, batch, method)
+        many = BatchedProblem(stack, batch, solver)
         if shapes is not None:
             return many.solve(pairs[0], rank, error)
         return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
     decides = measure or error is not None or shapes is None or not target.is_plain
-    cutter = Cutter(Way(method, n_power_iter, n_oversample, draws), largest, decides)
+    cutter = Cutter(Way(solver, n_power_iter, n_oversample, draws), largest, decides)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
     one = KroneckerProblem(tensor, cutter, target, sweeps, tol)
 
@@ -214,7 +214,7 @@ class Kron(Structured):
         As of every `Method`.
     shapes : ((m1, n1), (m2, n2)), optional
         Searched for each layer, by its error at the share, where they are not given.
-    method, n_iter_max, tol, n_power_iter, n_oversample
+    solver, n_iter_max, tol, n_power_iter, n_oversample
         Those of `tensorlrf.kron`.
 
     Examples
@@ -224,7 +224,7 @@ class Kron(Structured):
     """
 
     shapes: tuple[tuple[int, int], tuple[int, int]] | None
-    method: str
+    solver: str
     n_iter_max: int | None
     tol: float | None
     n_power_iter: int
@@ -239,8 +239,8 @@ class Kron(Structured):
             raise ArgumentError(
                 f"shapes={pairs!r} must be ((m1, n1), (m2, n2)), such as ((64, 64), (64, 64))"
             )
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        if self.solver not in SOLVERS:
+            raise unknown("solver", self.solver, SOLVERS)
         check_sketch(self.n_power_iter, self.n_oversample)
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:

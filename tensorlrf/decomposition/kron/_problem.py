@@ -102,7 +102,7 @@ class BatchedProblem:
 
     stack: Tensor
     batch: tuple[int, ...]
-    method: str
+    solver: str
 
     def solve(self, pair: Pair, rank: Rank | None, error: float | None) -> Fit[Batch]:
         shape = list(self.stack.shape[1:])
@@ -118,7 +118,7 @@ class BatchedProblem:
             return as_batch(KroneckerSum, parts, {"shape": shape}, self.batch)
 
         matrices = rearranged(self.stack, pair, 1)
-        return fit_matrices(matrices, self.method, s, error or 0.0, whole_of)
+        return fit_matrices(matrices, self.solver, s, error or 0.0, whole_of)
 
 
 def best_of(

@@ -41,7 +41,7 @@ class Cutter:
         """For s terms, or the fewest within `error`."""
         if s is not None:
             return self._of(matrix, s)
-        if self.way.method == "auto" and min(matrix.shape) > LARGE:
+        if self.way.solver == "auto" and min(matrix.shape) > LARGE:
             fit = self._within(matrix, error or 0.0)
             if fit is not None:
                 return fit
@@ -52,7 +52,7 @@ class Cutter:
         wide = working_dtype(matrix.dtype)
         shape = (int(matrix.shape[0]), int(matrix.shape[1]))
         s = FIRST
-        while choose(shape, s, wide, torch.get_num_threads()).method == "krylov":
+        while choose(shape, s, wide, torch.get_num_threads()).solver == "krylov":
             fit = self._of(matrix, s)
             if fit.error <= error:
                 return self._fewer(matrix, fit, error)

@@ -20,7 +20,7 @@ from tensorlrf.decomposition.rank import Rank, matrix_rank
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import Batch, Factors, LowRank
 
-METHODS = ("auto", "exact", "eigh")
+SOLVERS = ("auto", "exact", "eigh")
 
 NEAR = 1e-4
 """How far above the least possible one an error may be for Grams in float32 to do."""
@@ -61,12 +61,12 @@ def check_batched_metric(rank: object, gram: object) -> None:
         )
 
 
-def check_batched_svd(rank: object, method: str, gram: object) -> None:
+def check_batched_svd(rank: object, solver: str, gram: object) -> None:
     """What `batch_dims` does not go with; one matrix after the other serves all of it."""
     check_batched_metric(rank, gram)
-    if method not in METHODS:
+    if solver not in SOLVERS:
         raise UnsupportedError(
-            f"method={method!r} is not served with batch_dims=; use one of {', '.join(METHODS)}"
+            f"solver={solver!r} is not served with batch_dims=; use one of {', '.join(SOLVERS)}"
         )
 
 
@@ -80,7 +80,7 @@ class Matrices:
     def __init__(
         self,
         stack: Tensor,
-        method: str,
+        solver: str,
         keep: int | None = None,
         grams: torch.dtype = torch.float64,
     ) -> None:
@@ -92,7 +92,7 @@ class Matrices:
         self.matrices = self.moving.detach()
         self.norms = squares(self.matrices)
         self.spectrum: FullSVD | ShortSideEigh
-        if method == "exact":
+        if solver == "exact":
             self.spectrum = FullSVD(self.matrices)
         else:
             self.spectrum = ShortSideEigh(self.matrices, keep, grams)
@@ -143,7 +143,7 @@ def gram_doubt(energies: Tensor, r: int, dtype: torch.dtype = torch.float32) -> 
 
 def fit_matrices(
     stack: Tensor,
-    method: str,
+    solver: str,
     r: int | None,
     error: float,
     whole_of: Callable[[Tensor, Tensor], Batch],
@@ -152,27 +152,27 @@ def fit_matrices(
 
     `whole_of` makes the batch of left (b, m, r) and right (b, r, n). Methods as for `Matrices`.
     """
-    free = method == "auto"
-    method = resolved(stack, method)
+    free = solver == "auto"
+    solver = resolved(stack, solver)
     b, m, n = stack.shape
-    how = f"method {method!r}, largest error of {b} places"
+    how = f"solver {solver!r}, largest error of {b} places"
     if r is not None:
 
         def single(some: Tensor) -> tuple[Tensor, ...] | None:
-            matrices = Matrices(some, method, r, torch.float32)
+            matrices = Matrices(some, solver, r, torch.float32)
             left, right, errors = matrices.cut(r)
             if not matrices.near_best(r, errors):
                 return None
             return left, right, errors, matrices.norms, matrices.scales
 
         # Twice as fast, where the first of many says that it will do.
-        try_single = free and method == "eigh" and b >= 4 and single(stack[:1]) is not None
+        try_single = free and solver == "eigh" and b >= 4 and single(stack[:1]) is not None
 
         def decomposed(some: Tensor) -> tuple[Tensor, ...]:
             found = single(some) if try_single else None
             if found is not None:
                 return found
-            matrices = Matrices(some, method, r)
+            matrices = Matrices(some, solver, r)
             return *matrices.cut(r), matrices.norms, matrices.scales
 
         work = 6.0 * stack.numel() * min(m, n)
@@ -181,7 +181,7 @@ def fit_matrices(
         reason = f"rank {r} as asked, {how} {float(errors.max()):.4g}"
         return Fit(whole_of(left, right), (together,), True, reason)
 
-    matrices = Matrices(stack, method)
+    matrices = Matrices(stack, solver)
 
     def cut(r: int) -> Fit[Batch]:
         left, right, errors = matrices.cut(r)
@@ -194,15 +194,15 @@ def fit_matrices(
     return Fit(fit.factors, fit.errors[:1], fit.converged, reason)
 
 
-def resolved(stack: Tensor, method: str) -> str:
+def resolved(stack: Tensor, solver: str) -> str:
     """What "auto" stands for: "exact" for float64, "eigh" else."""
-    if method != "auto":
-        return method
+    if solver != "auto":
+        return solver
     return "exact" if stack.dtype == torch.float64 else "eigh"
 
 
 def fit_svd_batched(
-    tensor: Tensor, rank: Rank | None, error: float | None, method: str, batch_dims: int
+    tensor: Tensor, rank: Rank | None, error: float | None, solver: str, batch_dims: int
 ) -> Fit[Batch]:
     """`fit_svd` of each place of a checked tensor (*batch, m, n_1, ...), one rank for all."""
     batch, shape = tuple(tensor.shape[:batch_dims]), tuple(tensor.shape[batch_dims:])
@@ -212,7 +212,7 @@ def fit_svd_batched(
     def whole(left: Tensor, right: Tensor) -> Batch:
         return as_batch(LowRank, {"left": left, "right": right}, {"shape": list(shape)}, batch)
 
-    return fit_matrices(stack, method, r, error or 0.0, whole)
+    return fit_matrices(stack, solver, r, error or 0.0, whole)
 
 
 def as_batch(

@@ -31,24 +31,24 @@ SVD = 5e-10, 7e-8
 class Choice:
     """How an (m, n) matrix is cut at rank r.
 
-    method    "exact", "eigh" or "krylov"
+    solver    "exact", "eigh" or "krylov"
     width     of the blocks of the Krylov space
     sketch    width of its first ones, by which it is seen whether wide ones are of use
     products  with the matrix that cost as much as the exact way
     """
 
-    method: str
+    solver: str
     width: int = 0
     products: int = 0
     sketch: int = 0
 
     def __str__(self) -> str:
-        if self.method != "krylov":
-            return self.method
+        if self.solver != "krylov":
+            return self.solver
         return f"krylov, blocks of {self.width}, while less than {self.products} products are left"
 
 
-def exact_method(dtype: torch.dtype) -> str:
+def exact_solver(dtype: torch.dtype) -> str:
     """The SVD itself for float64, whose Gram would lose half of its digits; that Gram for less."""
     return "exact" if dtype == torch.float64 else "eigh"
 
@@ -68,11 +68,11 @@ def choose(
         # Narrow blocks find as much with less work, and what they miss is looked for afterwards.
         sketch, width = _quads(r), max(WIDTH, _quads(r / 3))
     if r + reserve(r) + 4 * width > min(shape):
-        return Choice(exact_method(dtype))
+        return Choice(exact_solver(dtype))
     each = product_seconds(shape, r, width, dtype, threads)
     products = int(exact_seconds(shape, dtype, threads) / each)
     if products * width < USUAL * r and not forced:
-        return Choice(exact_method(dtype))
+        return Choice(exact_solver(dtype))
     return Choice("krylov", width, products, sketch)
 
 

@@ -1,4 +1,4 @@
-"""A matrix taken apart to be cut, by the method asked for or the one that should take least.
+"""A matrix taken apart to be cut, by the solver asked for or the one that should take least.
 
 What `svd` does below its checks, for whoever has a matrix of its own that needs none.
 """
@@ -15,10 +15,10 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._krylov import krylov_svd
 from tensorlrf.decomposition.linalg._rangefinder import range_of
-from tensorlrf.decomposition.linalg._solver import Choice, choose, exact_method
+from tensorlrf.decomposition.linalg._solver import Choice, choose, exact_solver
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, SketchedSVD, Spectrum
 
-METHODS = ("auto", "exact", "eigh", "krylov", "randomized")
+SOLVERS = ("auto", "exact", "eigh", "krylov", "randomized")
 
 SEED = 0
 """Of the random vectors of "auto", so that it repeats where no `random_state` is given."""
@@ -28,7 +28,7 @@ SEED = 0
 class Way:
     """How a matrix is taken apart, see `svd`."""
 
-    method: str
+    solver: str
     n_power_iter: int
     n_oversample: int
     draws: torch.Generator
@@ -40,27 +40,27 @@ class Way:
 
         What a `graph` is kept of are singular vectors, not nearly the best vectors that there are.
         """
-        if self.method == "randomized":
+        if self.solver == "randomized":
             basis = range_of(matrix, r or 1, self.n_power_iter, self.n_oversample, self.draws)
-            return SketchedSVD(matrix, basis), "method 'randomized'"
-        method = exact = exact_method(matrix.dtype)
+            return SketchedSVD(matrix, basis), "solver 'randomized'"
+        solver = exact = exact_solver(matrix.dtype)
         tried = ""
-        if self.method in ("exact", "eigh"):
-            method = self.method
+        if self.solver in ("exact", "eigh"):
+            solver = self.solver
         elif r is not None:
             choice = Choice(exact)
             if not graph:
                 shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-                forced = self.method == "krylov"
+                forced = self.solver == "krylov"
                 choice = choose(shape, r, matrix.dtype, torch.get_num_threads(), forced=forced)
-            if choice.method == "krylov":
+            if choice.solver == "krylov":
                 found = krylov_svd(matrix, r, choice, self.draws)
                 if found is not None:
-                    return found, f"method 'krylov', {found.products} products"
+                    return found, f"solver 'krylov', {found.products} products"
                 tried = ", since a Krylov space took too many products"
-        if method == "exact":
-            return FullSVD(matrix), f"method 'exact'{tried}"
-        return ShortSideEigh(matrix, None if graph else r), f"method 'eigh'{tried}"
+        if solver == "exact":
+            return FullSVD(matrix), f"solver 'exact'{tried}"
+        return ShortSideEigh(matrix, None if graph else r), f"solver 'eigh'{tried}"
 
 
 @dataclass(frozen=True)

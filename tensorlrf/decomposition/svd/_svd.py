@@ -28,7 +28,7 @@ from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, square_root
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
-from tensorlrf.decomposition.linalg._truncation import METHODS, SEED, Scaled, Way
+from tensorlrf.decomposition.linalg._truncation import SEED, SOLVERS, Scaled, Way
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
@@ -50,7 +50,7 @@ def fit_svd(
     rank: Rank | None = None,
     *,
     error: float | None = None,
-    method: str = "auto",
+    solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
     n_power_iter: int = 8,
@@ -76,7 +76,7 @@ def fit_svd(
         or instead
     error : float, optional
         The smallest rank whose relative error is at most this.
-    method : str
+    solver : str
         "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64; "krylov":
         a block Krylov space, with as many products as it takes until the residual is estimated to
         exceed the least possible one by no more than a thousandth of it, or else the exact way;
@@ -154,21 +154,21 @@ def fit_svd(
     check_sketch(n_power_iter, n_oversample)
     check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if random_state is None and method == "auto":
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if random_state is None and solver == "auto":
         random_state = SEED
     draws = generator(random_state, tensor.device)
     work = tensor if differentiable else tensor.detach()
     if batch_dims:
-        check_batched_svd(rank, method, gram)
-        return fit_svd_batched(work, rank, error, method, batch_dims)
+        check_batched_svd(rank, solver, gram)
+        return fit_svd_batched(work, rank, error, solver, batch_dims)
     m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
     asked = "as asked"
     if isinstance(rank, str) and rank == "auto":
         rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
-    _check_method(method, r, gram is not None)
+    _check_solver(solver, r, gram is not None)
 
     scaled = Scaled.of(work, largest)
     moving = scaled.work.reshape(m, n)
@@ -179,7 +179,7 @@ def fit_svd(
     spectrum: Spectrum
     half: Tensor | None = None
     if target.is_plain:
-        way = Way(method, n_power_iter, n_oversample, draws)
+        way = Way(solver, n_power_iter, n_oversample, draws)
         spectrum, how = way.take_apart(matrix, r, graph=moving.requires_grad)
     else:
         spectrum, how = OutputSpectrum(target, matrix), "outputs, from gram"
@@ -225,7 +225,7 @@ class SVD(Method):
     ----------
     rank, error
         As of every `Method`.
-    method, n_power_iter, n_oversample
+    solver, n_power_iter, n_oversample
         Those of `tensorlrf.svd`, which serve fits without inputs.
     metric : {"full", "diagonal", "identity"}
         With calibration: "full", the second moments of the inputs, so that the error of the outputs
@@ -242,7 +242,7 @@ class SVD(Method):
     svd(metric=diagonal)
     """
 
-    method: str
+    solver: str
     n_power_iter: int
     n_oversample: int
     metric: str = "full"
@@ -250,8 +250,8 @@ class SVD(Method):
     in_metric = ()
 
     def check_options(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        if self.solver not in SOLVERS:
+            raise unknown("solver", self.solver, SOLVERS)
         if self.metric not in METRICS:
             raise unknown("metric", self.metric, METRICS)
         check_sketch(self.n_power_iter, self.n_oversample)
@@ -322,15 +322,15 @@ def _sides(factors: LowRank) -> Sides:
     return factors.left, factors.right
 
 
-def _check_method(method: str, r: int | None, metric: bool) -> None:
-    """Whether the method can serve."""
-    if metric and method not in ("auto", "eigh"):
+def _check_solver(solver: str, r: int | None, metric: bool) -> None:
+    """Whether the solver can serve."""
+    if metric and solver not in ("auto", "eigh"):
         raise UnsupportedError(
-            f"method={method!r} does not take gram=, which is solved by eigenvectors of W G W^T; "
-            "leave method='auto'"
+            f"solver={solver!r} does not take gram=, which is solved by eigenvectors of W G W^T; "
+            "leave solver='auto'"
         )
-    if method in ("krylov", "randomized") and r is None:
+    if solver in ("krylov", "randomized") and r is None:
         raise ArgumentError(
-            f"method={method!r} needs rank=, a sketch does not see the energy that it leaves "
-            "out; for error= use method='auto'"
+            f"solver={solver!r} needs rank=, a sketch does not see the energy that it leaves "
+            "out; for error= use solver='auto'"
         )

@@ -27,18 +27,18 @@ from tensorlrf.factors import Batch, TuckerFactors
 Basis = dict[int, Tensor]
 """Mode -> (b, n_k, r_k) with orthonormal columns."""
 
-METHODS = ("hosvd", "st_hosvd")
+SOLVERS = ("hosvd", "st_hosvd")
 
 
 def check_batched_tucker(
-    method: str, rank: object, error: float | None, gram: object, callback: object
+    solver: str, rank: object, error: float | None, gram: object, callback: object
 ) -> None:
     """What `batch_dims` does not go with; one tensor after the other serves all of it."""
     check_batched_metric(rank, gram)
     one_by_one = "decompose the tensors one by one and stack the results with Batch.stack"
-    if method not in METHODS:
+    if solver not in SOLVERS:
         raise UnsupportedError(
-            f"method={method!r} is not served with batch_dims=; use method='hosvd' or 'st_hosvd', "
+            f"solver={solver!r} is not served with batch_dims=; use solver='hosvd' or 'st_hosvd', "
             f"or {one_by_one}"
         )
     for name, value in (("error", error), ("callback", callback)):
@@ -49,7 +49,7 @@ def check_batched_tucker(
 
 
 def fit_tucker_batched(
-    tensor: Tensor, ranks: Mapping[int, int], method: str, batch_dims: int
+    tensor: Tensor, ranks: Mapping[int, int], solver: str, batch_dims: int
 ) -> Fit[Batch]:
     """`fit_tucker` of each place of a checked tensor (*batch, n_0, n_1, ...), ranks by mode.
 
@@ -64,7 +64,7 @@ def fit_tucker_batched(
     basis: Basis = {}
     core = work
     for k in mode_order(shape, [k for k in ranks if ranks[k] < shape[k]], ranks):
-        basis[k] = left_vectors(work if method == "hosvd" else core, k, ranks[k])
+        basis[k] = left_vectors(work if solver == "hosvd" else core, k, ranks[k])
         core = mode_products(core, basis[k].mT, k)
     for k in ranks:
         if k not in basis:
@@ -87,7 +87,7 @@ def fit_tucker_batched(
     parts = dict(zip(one.tensors(), (core, *factors), strict=True))
     errors, norms = rel_errors(work, scales, core, dict(zip(modes, factors, strict=True)))
     reached = relative_to_whole(errors, norms, scales)
-    reason = f"{method} needs no iteration, largest error of {len(work)} places"
+    reason = f"{solver} needs no iteration, largest error of {len(work)} places"
     result = as_batch(TuckerFactors, parts, one.meta(), batch)
     return Fit(result, (reached,), True, f"{reason} {float(errors.max()):.4g}")
 

@@ -66,7 +66,7 @@ class TuckerProblem:
     scale: float
     dtype: torch.dtype  # of the result
     modes: tuple[int, ...]
-    method: str
+    solver: str
     n_iter_max: int
     tol: float
     callback: Callback | None
@@ -79,7 +79,7 @@ class TuckerProblem:
         shape = self.tensor.shape
         cut = [k for k in self.modes if ranks[k] < shape[k]]
         choices = {k: keep(ranks[k]) for k in mode_order(shape, cut, ranks)}
-        if self.method == "randomized":
+        if self.solver == "randomized":
             core, basis = randomized_st_hosvd(
                 self.tensor,
                 ranks,
@@ -88,15 +88,15 @@ class TuckerProblem:
                 self.n_oversample,
                 self.generator,
             )
-        elif self.method == "hosvd":
+        elif self.solver == "hosvd":
             core, basis = hosvd(self.tensor, choices)
-        elif self.method == "st_hosvd" or len(cut) < 2:
+        elif self.solver == "st_hosvd" or len(cut) < 2:
             core, basis = st_hosvd(self.tensor, choices)
         else:
             # The sweeps restore the digits that a start from float32 Grams lacks.
             start, basis = st_hosvd(self.tensor, choices, wider=WIDER, dtype=self.tensor.dtype)
             return self._iterate(start, basis, ranks)
-        return self._finish(core, basis, [], True, f"{self.method} needs no iteration")
+        return self._finish(core, basis, [], True, f"{self.solver} needs no iteration")
 
     def within(self, error: float) -> Fit[TuckerFactors]:
         """With the smallest ranks whose shares of the squared error stay within `error`.
@@ -129,19 +129,19 @@ class TuckerProblem:
         order = mode_order(self.tensor.shape, self.modes, {})
         norm = squared_norm(self.tensor)
         budget: TruncationBudget[Tensor] = TruncationBudget(
-            error**2, len(order), norm=norm, handed_on=self.method != "hosvd"
+            error**2, len(order), norm=norm, handed_on=self.solver != "hosvd"
         )
         choices = dict.fromkeys(order, budget.choose)
-        if self.method == "hosvd":
+        if self.solver == "hosvd":
             core, basis = hosvd(self.tensor, choices)
         else:
-            wider = WIDER if self.method == "hooi" else 1
+            wider = WIDER if self.solver == "hooi" else 1
             core, basis = st_hosvd(self.tensor, choices, wider=wider)
         left_out = math.sqrt(budget.planned)
-        if self.method == "hooi" and len(basis) > 1:
+        if self.solver == "hooi" and len(basis) > 1:
             return self._iterate(core, basis, {k: core.shape[k] for k in basis}), left_out
         basis = {k: factor[:, : core.shape[k]] for k, factor in basis.items()}
-        return self._finish(core, basis, [], True, f"{self.method} needs no iteration"), left_out
+        return self._finish(core, basis, [], True, f"{self.solver} needs no iteration"), left_out
 
     def _iterate(self, core: Tensor, wide: Basis, ranks: Mapping[int, int]) -> Fit[TuckerFactors]:
         """Sweeps of HOOI from a start whose factors are the first r_k columns of `wide`.

@@ -34,7 +34,7 @@ from tensorlrf.factors import Batch, Factors, TuckerFactors
 ROUNDS = 50
 """In the metric of the inputs, at most."""
 
-METHODS = ("hooi", "hosvd", "st_hosvd", "randomized")
+SOLVERS = ("hooi", "hosvd", "st_hosvd", "randomized")
 
 
 @method(
@@ -50,7 +50,7 @@ def fit_tucker(
     *,
     error: float | None = None,
     modes: Sequence[int] | None = None,
-    method: str = "hooi",
+    solver: str = "hooi",
     n_iter_max: int | None = None,
     tol: float | None = None,
     gram: Any = None,
@@ -80,7 +80,7 @@ def fit_tucker(
         smallest within its share, and so the error is at most `error`.
     modes : sequence of int, optional
         The modes that get a factor, all by default; (0, 1) for a Tucker-2 of a conv kernel.
-    method : str
+    solver : str
         "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a); "st_hosvd": from
         what earlier factors left (Vannieuwenhoven et al. 2012); "hooi": from there, sweeps of
         higher-order orthogonal iteration, which never raise the error (De Lathauwer et al. 2000b);
@@ -149,19 +149,19 @@ def fit_tucker(
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
     check_iteration(n_iter_max, tol)
     check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
-        check_batched_tucker(method, rank, error, gram, callback)
+        check_batched_tucker(solver, rank, error, gram, callback)
     check_callback(callback, gram)
-    if method != "hooi":
+    if solver != "hooi":
         for name, value in (("callback", callback), ("n_iter_max", n_iter_max), ("tol", tol)):
             if value is not None:
                 raise ArgumentError(
-                    f"{name}= goes with method='hooi'; {method!r} makes no sweeps, leave it out"
+                    f"{name}= goes with solver='hooi'; {solver!r} makes no sweeps, leave it out"
                 )
     shape = tuple(int(n) for n in tensor.shape[batch_dims:])
     listed = check_modes(modes, len(shape))
@@ -170,17 +170,17 @@ def fit_tucker(
     ranks: dict[int, int] | None = None
     if rank is not None:
         ranks = dict(zip(listed, tucker_ranks(rank, shape, listed), strict=True))
-    elif method == "randomized":
+    elif solver == "randomized":
         raise ArgumentError(
-            "method='randomized' needs rank=, a sketch does not see the energy that it leaves out; "
-            "for error= use method='st_hosvd'"
+            "solver='randomized' needs rank=, a sketch does not see the energy that it leaves out; "
+            "for error= use solver='st_hosvd'"
         )
     draws = generator(random_state, tensor.device)
     if batch_dims:
         work = tensor if differentiable else tensor.detach()
-        return fit_tucker_batched(work, ranks or {}, method, batch_dims)
+        return fit_tucker_batched(work, ranks or {}, solver, batch_dims)
     if gram is not None:
-        _check_served(ranks, listed, method, differentiable)
+        _check_served(ranks, listed, solver, differentiable)
         target: Target[TuckerFactors] = Target.of(tensor, gram, mean, sides=_sides)
         return _served(target, tensor, ranks or {}, n_iter_max, tol)
 
@@ -193,7 +193,7 @@ def fit_tucker(
         scale=scale,
         dtype=tensor.dtype,
         modes=tuple(sorted(axes.index(k) for k in listed)),
-        method=method,
+        solver=solver,
         n_iter_max=50 if n_iter_max is None else n_iter_max,
         tol=1e-5 if tol is None else tol,
         callback=callback,
@@ -217,7 +217,7 @@ class Tucker(Method):
     ----------
     rank, error
         As of every `Method`.
-    method, n_iter_max, tol, n_power_iter, n_oversample
+    solver, n_iter_max, tol, n_power_iter, n_oversample
         Those of `tensorlrf.tucker`, of which only n_iter_max and tol serve fits to inputs.
     rank_shares : pair of float
         Relative sizes of r_out / O and r_in / I, where a share decides the ranks.
@@ -232,7 +232,7 @@ class Tucker(Method):
     (16, 8)
     """
 
-    method: str
+    solver: str
     n_iter_max: int | None
     tol: float | None
     n_power_iter: int
@@ -242,8 +242,8 @@ class Tucker(Method):
     in_metric = ("n_iter_max", "tol")
 
     def check_options(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        if self.solver not in SOLVERS:
+            raise unknown("solver", self.solver, SOLVERS)
         check_iteration(self.n_iter_max, self.tol)
         check_sketch(self.n_power_iter, self.n_oversample)
         shares: Any = self.rank_shares
@@ -256,7 +256,7 @@ class Tucker(Method):
 
     @property
     def sweeps_without_inputs(self) -> bool:
-        return self.method == "hooi"
+        return self.solver == "hooi"
 
     def for_shape(self, shape: tuple[int, ...]) -> Method:
         return self if math.prod(shape[2:]) > 1 else for_matrix(self)
@@ -337,7 +337,7 @@ def _unfoldings(tensor: Tensor, *, modes: Sequence[int] | None = None) -> Unfold
 
 
 def _check_served(
-    ranks: dict[int, int] | None, modes: tuple[int, ...], method: str, differentiable: bool
+    ranks: dict[int, int] | None, modes: tuple[int, ...], solver: str, differentiable: bool
 ) -> None:
     """Raises UnsupportedError for what does not go with gram=."""
     if set(modes) != {0, 1}:
@@ -348,10 +348,10 @@ def _check_served(
         raise UnsupportedError(
             "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
         )
-    if method != "hooi":
+    if solver != "hooi":
         raise UnsupportedError(
-            f"method={method!r} does not take gram=, which has a least-squares method of its own; "
-            "leave method='hooi'"
+            f"solver={solver!r} does not take gram=, which has a least-squares solver of its own; "
+            "leave solver='hooi'"
         )
     if differentiable:
         raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")

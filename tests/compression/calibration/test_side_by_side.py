@@ -81,7 +81,7 @@ def test_a_generator_goes_from_layer_to_layer(monkeypatch: pytest.MonkeyPatch) -
         torch.set_num_threads(count)
         monkeypatch.setattr(parallel, "look", lambda count=count: Cores(count, count))
         draws = torch.Generator().manual_seed(3)
-        method = tensorlrf.SVD(method="randomized")
+        method = tensorlrf.SVD(solver="randomized")
         small, _ = tensorlrf.compress(model(), keep_params=0.5, method=method, random_state=draws)
         found.append((small.state_dict(), draws.get_state()))
     assert torch.equal(found[0][1], found[1][1])

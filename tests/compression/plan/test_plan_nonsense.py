@@ -88,8 +88,8 @@ def changed(change: str, value: Any) -> dict[str, Any]:
         ("architecture", 5, "architecture of it is 5, not str"),
         ("keep_params", "half", "keep_params of it is 'half'"),
         ("keep_params", 1.5, "keep_params is 1.5"),
-        ("version", 2, "a plan of format version 2, this is 1; update tensorlrf"),
-        ("version", ..., "text is no plan: KeyError"),
+        ("version", 3, "a plan of format version 3, this is 2; update tensorlrf"),
+        ("version", 0, "a plan of format version 0, which there is not"),
     ],
 )  # fmt: skip
 def test_nonsense_is_named(change: str, value: Any, message: str) -> None:

@@ -58,7 +58,7 @@ def residual(weight: Tensor, factors: KroneckerSum) -> float:
     kernel=st.sampled_from([(), (3,), (3, 2), (2, 1, 2)]),
     s=st.integers(1, 25),
     dtype=st.sampled_from(DTYPES),
-    method=st.sampled_from(["auto", "exact", "eigh"]),
+    solver=st.sampled_from(["auto", "exact", "eigh"]),
 )
 def test_residual_is_the_discarded_energy_of_the_rearrangement(
     one: tuple[int, int],
@@ -66,13 +66,13 @@ def test_residual_is_the_discarded_energy_of_the_rearrangement(
     kernel: tuple[int, ...],
     s: int,
     dtype: torch.dtype,
-    method: str,
+    solver: str,
 ) -> None:
     shape = (one[0] * other[0], one[1] * other[1], *kernel)
     weight = seeded(*shape, dtype=dtype)
     least = min(math.prod(one), math.prod(other) * math.prod(kernel))
     s = min(s, least)
-    fit = fit_kron(weight, s, shapes=(one, other), method=method)
+    fit = fit_kron(weight, s, shapes=(one, other), solver=solver)
     factors = fit.factors
     assert factors.shape == shape
     assert factors.a.shape == (s, *one)
@@ -148,7 +148,7 @@ def test_randomized_is_within_a_thousandth() -> None:
     scales = 0.8 ** torch.arange(30, dtype=torch.float64)
     weight = KroneckerSum(seeded(30, 8, 9) * scales[:, None, None], seeded(30, 10, 7)).to_dense()
     for seed in range(3):
-        fit = fit_kron(weight, 6, shapes=pair, method="randomized", random_state=seed)
+        fit = fit_kron(weight, 6, shapes=pair, solver="randomized", random_state=seed)
         assert fit.error <= 1.001 * discarded(weight, pair, 6)
 
 
@@ -221,7 +221,7 @@ def test_degenerate_weights_give_finite_terms(dtype: torch.dtype) -> None:
 def test_input_is_left_alone_a_seed_repeats_and_numpy_is_taken() -> None:
     weight = seeded(24, 36, dtype=torch.float32)
     copy, before = weight.clone(), torch.get_rng_state()
-    each: list[dict[str, Any]] = [{"method": "randomized"}, {}]
+    each: list[dict[str, Any]] = [{"solver": "randomized"}, {}]
     for options in each:
         first = kron(weight, 3, random_state=3, **options)
         again = kron(weight.numpy(), 3, random_state=3, **options)
@@ -293,8 +293,8 @@ def test_ranks_and_options_that_are_refused() -> None:
         ({"rank": None}, "give rank or error"),
         ({"error": 0.1}, "give rank or error"),
         ({"rank": None, "error": 1.0}, r"error=1.0 must be"),
-        ({"method": "svd"}, "method='svd' is unknown; choose one of auto"),
-        ({"rank": None, "error": 0.1, "method": "randomized"}, "needs rank="),
+        ({"solver": "svd"}, "solver='svd' is unknown; choose one of auto"),
+        ({"rank": None, "error": 0.1, "solver": "randomized"}, "needs rank="),
         ({"mean": torch.zeros(8)}, "mean= goes with gram="),
         ({"n_iter_max": -1}, "n_iter_max=-1"),
         ({"tol": -1.0}, "tol=-1.0"),

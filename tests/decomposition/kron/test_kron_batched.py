@@ -91,8 +91,8 @@ def test_what_is_refused() -> None:
     stack = seeded(3, 15, 8)
     with pytest.raises(UnsupportedError, match="gram= is not served with batch_dims="):
         kron(stack, 2, batch_dims=1, gram=torch.eye(8))
-    with pytest.raises(UnsupportedError, match="method='randomized' is not served"):
-        kron(stack, 2, batch_dims=1, method="randomized")
+    with pytest.raises(UnsupportedError, match="solver='randomized' is not served"):
+        kron(stack, 2, batch_dims=1, solver="randomized")
     with pytest.raises(ShapeError, match="batch_dims=2 leaves 1 of the 3 modes"):
         kron(stack, 2, batch_dims=2)
     with pytest.raises(ShapeError, match="m1 m2 = 15 and n1 n2 = 8"):

@@ -96,7 +96,7 @@ def test_what_is_certified_is_within_a_thousandth(
     matrix = matrix_of(values, n + 130 * tall, seed, dtype)
     matrix = matrix if seed % 2 else matrix.T
     choice = choose((int(matrix.shape[0]), int(matrix.shape[1])), r, dtype, forced=True)
-    assume(choice.method == "krylov")
+    assume(choice.solver == "krylov")
     patient = replace(choice, products=PATIENT)
     found = krylov_svd(matrix, r, patient, torch.Generator().manual_seed(seed))
     if found is None:  # the space would have filled the matrix
@@ -187,7 +187,7 @@ def test_what_a_sketch_leaves_ends_it_only_where_that_is_rounding(
     values += tail * spread / float(spread.norm())
     for seed in range(4):
         matrix = matrix_of(values, 300, seed, torch.float32)
-        fit = fit_svd(matrix * scale, r, random_state=seed, method="krylov")
+        fit = fit_svd(matrix * scale, r, random_state=seed, solver="krylov")
         norm = float(values.norm())
         left, right = fit.factors.left.double(), fit.factors.right.double() / scale
         residual = float((matrix.double() - left @ right).norm())
@@ -244,7 +244,7 @@ def _seen(space: Bidiagonal) -> Tensor:
 def vectors(matrix: Tensor, r: int) -> float:
     """That went through the matrix, for each direction that was asked for."""
     choice = choose((int(matrix.shape[0]), int(matrix.shape[1])), r, matrix.dtype)
-    assert choice.method == "krylov"
+    assert choice.solver == "krylov"
     found = krylov_svd(matrix, r, choice, torch.Generator().manual_seed(0))
     assert found is not None
     return found.products * choice.width / r
@@ -304,7 +304,7 @@ def test_a_spectrum_that_takes_too_many_is_left_to_the_exact_way() -> None:
     impatient = Choice("krylov", 20, 1, 20)
     assert krylov_svd(matrix, 8, impatient, torch.Generator().manual_seed(0)) is None
     # A space that would fill the matrix, likewise; and `svd` says so.
-    fit = fit_svd(torch.ones(100, 100).tril(), 20, method="krylov")
+    fit = fit_svd(torch.ones(100, 100).tril(), 20, solver="krylov")
     assert "eigh" in fit.reason
     least = torch.linalg.svdvals(torch.ones(100, 100).tril().double())
     assert fit.error == pytest.approx(float(least[20:].norm() / least.norm()), rel=1e-5)
@@ -314,7 +314,7 @@ def test_a_spectrum_that_takes_too_many_is_left_to_the_exact_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "r", "method"),
+    ("shape", "r", "solver"),
     [
         ((2000, 500), 16, "krylov"),
         ((4096, 4096), 64, "krylov"),
@@ -328,11 +328,11 @@ def test_a_spectrum_that_takes_too_many_is_left_to_the_exact_way() -> None:
         ((4096, 4096), 2000, "eigh"),
     ],
 )
-def test_chosen_by_work(shape: tuple[int, int], r: int, method: str) -> None:
-    assert choose(shape, r, torch.float32).method == method
+def test_chosen_by_work(shape: tuple[int, int], r: int, solver: str) -> None:
+    assert choose(shape, r, torch.float32).solver == solver
     assert choose(shape[::-1], r, torch.float32) == choose(shape, r, torch.float32)
-    exact = "exact" if method == "eigh" else "krylov"
-    assert choose(shape, r, torch.float64).method == exact
+    exact = "exact" if solver == "eigh" else "krylov"
+    assert choose(shape, r, torch.float64).solver == exact
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -349,16 +349,16 @@ def test_a_choice_is_a_value_and_has_no_cliff(
     r = min(r, m, n)
     choice = choose((m, n), r, dtype, threads)
     assert choice == choose((m, n), r, dtype, threads)
-    assert choice.method in str(choice)
+    assert choice.solver in str(choice)
     wider = choose((m + 1, n + 1), r, dtype, threads)
-    if choice.method == "krylov":
+    if choice.solver == "krylov":
         assert choice.width <= r + reserve(r) + 3
-        assert wider.method == "krylov"
+        assert wider.solver == "krylov"
         # What is given up for the exact way costs no more than that.
         spent = choice.products * product_seconds((m, n), r, choice.width, dtype, threads)
         assert spent <= exact_seconds((m, n), dtype, threads)
     else:
-        assert choice.method == ("exact" if dtype == torch.float64 else "eigh")
+        assert choice.solver == ("exact" if dtype == torch.float64 else "eigh")
 
 
 def test_auto_repeats_and_says_what_it_did() -> None:
@@ -371,8 +371,8 @@ def test_auto_repeats_and_says_what_it_did() -> None:
     assert "krylov" in one.reason
     assert "products" in one.reason
     assert not torch.equal(fit_svd(weight, 4, random_state=1).factors.left, one.factors.left)
-    assert "eigh" in fit_svd(weight, 4, method="eigh").reason
-    assert "exact" in fit_svd(weight, 4, method="exact").reason
+    assert "eigh" in fit_svd(weight, 4, solver="eigh").reason
+    assert "exact" in fit_svd(weight, 4, solver="exact").reason
     # An error asks for the whole spectrum, and a graph for its derivative.
     assert "eigh" in fit_svd(weight, error=0.9).reason
     small = weight[:300, :300].double().requires_grad_()

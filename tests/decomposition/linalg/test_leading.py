@@ -117,7 +117,7 @@ def test_a_truncation_by_eigenvectors_is_as_near_as_by_all(shape: tuple[int, int
         mock.patch.object(_leading, "SMALLEST", 1),
         mock.patch.object(_spectrum, "leading_eigh", wraps=leading_eigh) as called,
     ):
-        factors = tensorlrf.svd(weight, 8, method="eigh")
+        factors = tensorlrf.svd(weight, 8, solver="eigh")
     gram, r = called.call_args.args
     assert r == 8
     assert gram.shape == (256, 256)

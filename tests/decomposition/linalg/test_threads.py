@@ -199,7 +199,7 @@ MATRIX, CUBE, STACK, EYE = small(24, 16), small(6, 5, 4), small(5, 24, 16), torc
 SMALL: dict[str, Callable[[], object]] = {
     "svd": lambda: tensorlrf.svd(MATRIX, 3),
     "svd in a metric": lambda: tensorlrf.svd(MATRIX, 3, gram=EYE),
-    "svd randomized": lambda: tensorlrf.svd(MATRIX, 3, method="randomized", random_state=0),
+    "svd randomized": lambda: tensorlrf.svd(MATRIX, 3, solver="randomized", random_state=0),
     "svd of a batch": lambda: tensorlrf.svd(STACK, 3, batch_dims=1),
     "cp": lambda: tensorlrf.cp(CUBE, 2, random_state=0, n_iter_max=5),
     "tucker": lambda: tensorlrf.tucker(CUBE, 2),

@@ -24,7 +24,7 @@ from tensorlrf.errors import (
 from tensorlrf.factors import Batch, LowRank
 from tests.draws import seeded, seeded32
 
-METHODS = ("auto", "exact", "eigh")
+SOLVERS = ("auto", "exact", "eigh")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -50,7 +50,7 @@ def residuals(tensor: Tensor, factors: Batch, places: int) -> Tensor:
     taps=st.integers(1, 2),
     r=st.integers(1, 9),
     dtype=st.sampled_from(DTYPES),
-    method=st.sampled_from(METHODS),
+    solver=st.sampled_from(SOLVERS),
 )
 def test_each_residual_is_the_discarded_energy(
     batch: tuple[int, ...],
@@ -59,11 +59,11 @@ def test_each_residual_is_the_discarded_energy(
     taps: int,
     r: int,
     dtype: torch.dtype,
-    method: str,
+    solver: str,
 ) -> None:
     stack = seeded(*batch, m, n, taps, dtype=dtype)
     r = min(r, m, n * taps)
-    fit = batched(stack, r, batch_dims=len(batch), method=method)
+    fit = batched(stack, r, batch_dims=len(batch), solver=solver)
     factors = fit.factors
     assert factors.shape == tuple(stack.shape)
     assert factors.batch_shape == batch
@@ -83,13 +83,13 @@ def test_each_residual_is_the_discarded_energy(
     assert fit.error == pytest.approx(whole / float(stack.double().norm()), rel=1e-3, abs=floor)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_each_place_is_what_it_is_alone(method: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_each_place_is_what_it_is_alone(solver: str) -> None:
     stack = seeded32(2, 3, 10, 6, 2)
-    factors = batched(stack, 4, batch_dims=2, method=method).factors
+    factors = batched(stack, 4, batch_dims=2, solver=solver).factors
     for i in range(2):
         for j in range(3):
-            alone, one = svd(stack[i, j], 4, method=method), factors[i, j]
+            alone, one = svd(stack[i, j], 4, solver=solver), factors[i, j]
             assert isinstance(one, LowRank)
             torch.testing.assert_close(one.to_dense(), alone.to_dense(), rtol=1e-5, atol=1e-5)
             lengths = one.left.norm(dim=0)
@@ -136,19 +136,19 @@ def test_error_out_of_reach_of_the_dtype_warns() -> None:
     assert not fit.converged
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_places_of_any_scale_stand_beside_each_other(method: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_places_of_any_scale_stand_beside_each_other(solver: str) -> None:
     stack = seeded32(1, 12, 9).repeat(5, 1, 1)
     plain = fit_svd(stack[0], 3).error
     powers = torch.tensor([-30.0, -10.0, 0.0, 20.0, 30.0], dtype=torch.float64)
     scaled = (stack.double() * (10.0**powers)[:, None, None]).float()
-    fit = batched(scaled, 3, method=method)
+    fit = batched(scaled, 3, solver=solver)
     assert fit.error == pytest.approx(plain, rel=1e-5)
     for k, matrix in enumerate(scaled):
         one = fit.factors[k]
         assert one.rel_error(matrix) == pytest.approx(plain, rel=1e-5)
     wide = stack.double() * (10.0 ** (8 * powers))[:, None, None]
-    assert batched(wide, 3, method=method).error == pytest.approx(plain, rel=1e-6)
+    assert batched(wide, 3, solver=solver).error == pytest.approx(plain, rel=1e-6)
 
 
 def test_scales_are_those_of_one_tensor() -> None:
@@ -158,18 +158,18 @@ def test_scales_are_those_of_one_tensor() -> None:
         assert got.tolist() == [scale_of(x) for x in stack]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_degenerate_places_give_finite_factors(method: str, dtype: torch.dtype) -> None:
+def test_degenerate_places_give_finite_factors(solver: str, dtype: torch.dtype) -> None:
     stack = torch.stack([torch.zeros(6, 5), torch.ones(6, 5), seeded32(6, 5)]).to(dtype)
     for r in (1, 5):
-        factors = batched(stack, r, method=method).factors
+        factors = batched(stack, r, solver=solver).factors
         assert all(torch.isfinite(t).all() for t in factors.tensors().values())
         assert torch.equal(factors[0].to_dense(), torch.zeros(6, 5, dtype=dtype))
         torch.testing.assert_close(factors[1].to_dense(), stack[1], rtol=0, atol=2e-6)
-    zeros = batched(torch.zeros(2, 4, 3), 2, method=method)
+    zeros = batched(torch.zeros(2, 4, 3), 2, solver=solver)
     assert zeros.error == 0.0
-    assert batched(torch.zeros(2, 4, 3), error=0.1, method=method).factors.rank == 1
+    assert batched(torch.zeros(2, 4, 3), error=0.1, solver=solver).factors.rank == 1
 
 
 def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lapack_giving_up_on_one_place_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = seeded32(3, 6, 8)
-    expected = [batched(stack, 3, method=method).error for method in ("exact", "eigh")]
+    expected = [batched(stack, 3, solver=solver).error for solver in ("exact", "eigh")]
     eigh, full = torch.linalg.eigh, torch.linalg.svd
 
     def fails_on_batches(function: Any) -> Any:
@@ -196,7 +196,7 @@ def test_lapack_giving_up_on_one_place_is_met(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.linalg, "eigh", fails_on_batches(eigh))
     monkeypatch.setattr(torch.linalg, "svd", fails_on_batches(full))
-    got = [batched(stack, 3, method=method).error for method in ("exact", "eigh")]
+    got = [batched(stack, 3, solver=solver).error for solver in ("exact", "eigh")]
     assert got == pytest.approx(expected, rel=1e-6)
 
 
@@ -225,17 +225,17 @@ def test_input_is_left_alone_and_numpy_is_taken() -> None:
 
 def test_energies_are_those_of_each() -> None:
     stack = seeded32(3, 6, 8)
-    for method in ("exact", "eigh"):
+    for solver in ("exact", "eigh"):
         values = torch.linalg.svdvals(stack.double())
-        energies = Matrices(stack, method).energies
+        energies = Matrices(stack, solver).energies
         torch.testing.assert_close(energies, values**2, rtol=1e-5, atol=1e-10)
 
 
 def test_what_is_refused() -> None:
     stack = seeded32(3, 6, 8)
     with pytest.raises(
-        UnsupportedError, match=r"method='randomized' is not served.*auto, exact, eigh"
+        UnsupportedError, match=r"solver='randomized' is not served.*auto, exact, eigh"
     ):
-        svd(stack, 2, method="randomized", batch_dims=1)
+        svd(stack, 2, solver="randomized", batch_dims=1)
     with pytest.raises(RankError, match="rank=7 is above"):
         svd(stack, 7, batch_dims=1)

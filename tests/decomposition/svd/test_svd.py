@@ -22,7 +22,7 @@ from tensorlrf.errors import (
 )
 from tests.draws import seeded, seeded32
 
-METHODS = ("auto", "exact", "eigh")
+SOLVERS = ("auto", "exact", "eigh")
 EPS32 = torch.finfo(torch.float32).eps
 
 
@@ -52,16 +52,16 @@ def residual(matrix: Tensor, approximation: Tensor) -> float:
     taps=st.integers(1, 3),
     r=st.integers(1, 12),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-    method=st.sampled_from(METHODS),
+    solver=st.sampled_from(SOLVERS),
     turned=st.booleans(),
 )
 def test_residual_is_the_discarded_energy(
-    m: int, n: int, taps: int, r: int, dtype: torch.dtype, method: str, turned: bool
+    m: int, n: int, taps: int, r: int, dtype: torch.dtype, solver: str, turned: bool
 ) -> None:
     weight = seeded(n, m, taps, dtype=dtype).transpose(0, 1) if turned else seeded32(m, n, taps)
     weight = weight.to(dtype)
     r = min(r, m, n * taps)
-    factors = svd(weight, r, method=method)
+    factors = svd(weight, r, solver=solver)
     assert factors.shape == tuple(weight.shape)
     assert factors.rank == r
     assert factors.dtype == dtype
@@ -76,9 +76,9 @@ def test_residual_is_the_discarded_energy(
     assert best - 1e-12 <= reached <= math.hypot(best, rounding) + 1e-12
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sides_share_each_singular_value(method: str) -> None:
-    factors = svd(seeded32(30, 20), 7, method=method)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sides_share_each_singular_value(solver: str) -> None:
+    factors = svd(seeded32(30, 20), 7, solver=solver)
     values = torch.linalg.svdvals(seeded32(30, 20))[:7]
     torch.testing.assert_close(factors.left.norm(dim=0), values.sqrt(), rtol=1e-5, atol=0)
     torch.testing.assert_close(factors.right.norm(dim=1), values.sqrt(), rtol=1e-5, atol=0)
@@ -88,10 +88,10 @@ def test_sides_share_each_singular_value(method: str) -> None:
 def test_float32_takes_small_singular_values_from_the_gram(shape: tuple[int, int]) -> None:
     """A Gram in float32 would lose everything below 3e-4; summed in float64 it does not."""
     exact = decaying(*shape, lambda j: 10 ** (-j / 4) * (j <= 20))
-    error = fit_svd(exact.float(), 20, method="eigh").error
+    error = fit_svd(exact.float(), 20, solver="eigh").error
     # Rounding of two factors, and of a sum of 20 products.
     assert error <= 8 * EPS32
-    assert fit_svd(exact.float(), 16, method="eigh").error == pytest.approx(
+    assert fit_svd(exact.float(), 16, solver="eigh").error == pytest.approx(
         discarded(exact, 16), rel=1e-2
     )
 
@@ -103,17 +103,17 @@ def test_randomized_is_within_a_thousandth(
 ) -> None:
     matrix = decaying(*shape, decay)
     for seed in range(3):
-        error = fit_svd(matrix, 8, method="randomized", random_state=seed).error
+        error = fit_svd(matrix, 8, solver="randomized", random_state=seed).error
         assert error <= 1.001 * discarded(matrix, 8)
 
 
 def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
     weight = seeded32(40, 30)
     before = torch.get_rng_state()
-    first = svd(weight, 5, method="randomized", random_state=3)
-    again = svd(weight, 5, method="randomized", random_state=3)
-    drawn = svd(weight, 5, method="randomized", random_state=torch.Generator().manual_seed(3))
-    svd(weight, 5, method="randomized")
+    first = svd(weight, 5, solver="randomized", random_state=3)
+    again = svd(weight, 5, solver="randomized", random_state=3)
+    drawn = svd(weight, 5, solver="randomized", random_state=torch.Generator().manual_seed(3))
+    svd(weight, 5, solver="randomized")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.left, again.left)
     assert torch.equal(first.right, drawn.right)
@@ -129,26 +129,26 @@ def test_input_is_left_alone_and_numpy_is_taken() -> None:
     assert svd(np.asfortranarray(weight.numpy()), 3).shape == (9, 4, 3)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "krylov", "randomized"])
+@pytest.mark.parametrize("solver", [*SOLVERS, "krylov", "randomized"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_degenerate_weights_give_finite_factors(method: str, dtype: torch.dtype) -> None:
+def test_degenerate_weights_give_finite_factors(solver: str, dtype: torch.dtype) -> None:
     for weight in (torch.zeros(6, 5), torch.ones(6, 5), torch.ones(1, 5), torch.ones(4, 1)):
-        factors = svd(weight.to(dtype), 1, method=method, random_state=0)
+        factors = svd(weight.to(dtype), 1, solver=solver, random_state=0)
         assert torch.isfinite(factors.left).all()
         assert torch.isfinite(factors.right).all()
         assert torch.allclose(factors.to_dense(), weight.to(dtype), atol=1e-6)
-    assert torch.isfinite(svd(torch.ones(6, 5).to(dtype), 5, method=method).to_dense()).all()
+    assert torch.isfinite(svd(torch.ones(6, 5).to(dtype), 5, solver=solver).to_dense()).all()
 
 
-@pytest.mark.parametrize("method", [*METHODS, "krylov", "randomized"])
+@pytest.mark.parametrize("solver", [*SOLVERS, "krylov", "randomized"])
 @pytest.mark.parametrize("exponent", [-42, -30, -20, 20, 30, 37])
-def test_scale_does_not_matter(method: str, exponent: int) -> None:
+def test_scale_does_not_matter(solver: str, exponent: int) -> None:
     weight = seeded32(20, 15)
-    plain = fit_svd(weight, 4, method=method, random_state=0).error
+    plain = fit_svd(weight, 4, solver=solver, random_state=0).error
     scaled = weight * 10.0**exponent
     # Subnormal numbers have fewer digits: at 1e-42 the spacing is 1e-45.
     digits = 1e-2 if exponent < -38 else 1e-5
-    assert fit_svd(scaled, 4, method=method, random_state=0).error == pytest.approx(
+    assert fit_svd(scaled, 4, solver=solver, random_state=0).error == pytest.approx(
         plain, rel=digits
     )
 
@@ -283,12 +283,12 @@ def test_inner_values_are_no_larger_than_outputs(loud: float) -> None:
 # ---- gradients --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["auto", "eigh"])
-def test_differentiable_keeps_the_graph(method: str) -> None:
+@pytest.mark.parametrize("solver", ["auto", "eigh"])
+def test_differentiable_keeps_the_graph(solver: str) -> None:
     weight = decaying(6, 5, lambda j: 2.0**-j).requires_grad_()
 
     def dense(w: Tensor) -> Tensor:
-        return svd(w, 3, method=method, differentiable=True).to_dense()
+        return svd(w, 3, solver=solver, differentiable=True).to_dense()
 
     assert torch.autograd.gradcheck(dense, (weight,))
     assert not svd(weight, 3).left.requires_grad
@@ -315,17 +315,17 @@ def test_refusals_name_argument_value_and_remedy() -> None:
         svd(weight)
     with pytest.raises(ArgumentError, match="give rank or error"):
         svd(weight, 2, error=0.1)
-    with pytest.raises(ArgumentError, match="method='qr' is unknown; choose one of auto, exact"):
-        svd(weight, 2, method="qr")
-    for method in ("krylov", "randomized"):
-        with pytest.raises(ArgumentError, match=f"method='{method}' needs rank="):
-            svd(weight, error=0.1, method=method)
+    with pytest.raises(ArgumentError, match="solver='qr' is unknown; choose one of auto, exact"):
+        svd(weight, 2, solver="qr")
+    for solver in ("krylov", "randomized"):
+        with pytest.raises(ArgumentError, match=f"solver='{solver}' needs rank="):
+            svd(weight, error=0.1, solver=solver)
     with pytest.raises(ArgumentError, match="n_power_iter=-1"):
         svd(weight, 2, n_power_iter=-1)
     with pytest.raises(ArgumentError, match=r"n_oversample=2\.5"):
         svd(weight, 2, n_oversample=2.5)  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="method='exact' does not take gram="):
-        svd(weight, 2, method="exact", gram=torch.eye(5))
+    with pytest.raises(UnsupportedError, match="solver='exact' does not take gram="):
+        svd(weight, 2, solver="exact", gram=torch.eye(5))
     with pytest.raises(ShapeError, match=r"gram has shape \(6, 6\)"):
         svd(weight, 2, gram=torch.eye(6))
     with pytest.raises(ShapeError, match="at least 2 modes"):

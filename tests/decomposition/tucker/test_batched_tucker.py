@@ -20,11 +20,11 @@ from tensorlrf.factors import Batch, TuckerFactors
 from tests.decomposition.svd.test_batched import DTYPES, residuals
 from tests.draws import seeded, seeded32
 
-METHODS = ("hosvd", "st_hosvd")
+SOLVERS = ("hosvd", "st_hosvd")
 
 
 def batched(tensor: Tensor, rank: Any, batch_dims: int = 1, **options: Any) -> Fit[Batch]:
-    options = {"method": "hosvd", **options}
+    options = {"solver": "hosvd", **options}
     fit: Fit[Any] = fit_tucker(tensor, rank, batch_dims=batch_dims, **options)
     assert isinstance(fit.factors, Batch)
     return fit
@@ -35,14 +35,14 @@ def batched(tensor: Tensor, rank: Any, batch_dims: int = 1, **options: Any) -> F
     batch=st.sampled_from([(1,), (3,), (2, 2)]),
     sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=4),
     dtype=st.sampled_from(DTYPES),
-    method=st.sampled_from(METHODS),
+    solver=st.sampled_from(SOLVERS),
 )
 def test_each_error_is_within_the_energies_left_out(
-    batch: tuple[int, ...], sizes: list[tuple[int, int]], dtype: torch.dtype, method: str
+    batch: tuple[int, ...], sizes: list[tuple[int, int]], dtype: torch.dtype, solver: str
 ) -> None:
     shape, ranks = tuple(n for n, _ in sizes), tuple(min(n, r) for n, r in sizes)
     stack = seeded(*batch, *shape, dtype=dtype)
-    fit = batched(stack, ranks, len(batch), method=method)
+    fit = batched(stack, ranks, len(batch), solver=solver)
     factors = fit.factors
     assert factors.shape == (*batch, *shape)
     assert (factors.rank, factors.of, factors.dtype) == (ranks, "tucker", dtype)
@@ -61,16 +61,16 @@ def test_each_error_is_within_the_energies_left_out(
     assert fit.error == pytest.approx(whole / float(stack.double().norm()), rel=1e-3, abs=floor)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(("modes", "rank"), [(None, (3, 2, 4)), ((0, 1), (3, 2)), ((2,), (2,))])
 def test_each_place_is_what_it_is_alone(
-    method: str, modes: tuple[int, ...] | None, rank: tuple[int, ...]
+    solver: str, modes: tuple[int, ...] | None, rank: tuple[int, ...]
 ) -> None:
     stack = seeded32(2, 2, 6, 5, 4)
-    fit = batched(stack, rank, 2, method=method, modes=modes)
+    fit = batched(stack, rank, 2, solver=solver, modes=modes)
     for i in range(2):
         for j in range(2):
-            alone, one = tucker(stack[i, j], rank, method=method, modes=modes), fit.factors[i, j]
+            alone, one = tucker(stack[i, j], rank, solver=solver, modes=modes), fit.factors[i, j]
             assert isinstance(one, TuckerFactors)
             assert one.modes == alone.modes
             assert one.core.shape == alone.core.shape
@@ -94,9 +94,9 @@ def test_planted_ranks_are_exact() -> None:
     core = seeded(4, 2, 3, 2, dtype=torch.float64)
     sides = [seeded(4, n, r, seed=n, dtype=torch.float64) for n, r in ((6, 2), (7, 3), (5, 2))]
     stack = torch.einsum("bxyz,bix,bjy,bkz->bijk", core, *sides)
-    for method in METHODS:
-        assert batched(stack, (2, 3, 2), method=method).error <= 1e-13
-        assert batched(stack.float(), (2, 3, 2), method=method).error <= 1e-6
+    for solver in SOLVERS:
+        assert batched(stack, (2, 3, 2), solver=solver).error <= 1e-13
+        assert batched(stack.float(), (2, 3, 2), solver=solver).error <= 1e-6
 
 
 def test_a_share_is_an_upper_bound() -> None:
@@ -106,13 +106,13 @@ def test_a_share_is_an_upper_bound() -> None:
     assert factors.rank == tucker(stack[0], 0.3, modes=(0, 1)).rank
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_places_of_any_scale_stand_beside_each_other(method: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_places_of_any_scale_stand_beside_each_other(solver: str) -> None:
     one = seeded32(6, 5, 4)
-    plain = fit_tucker(one, 2, method=method).error
+    plain = fit_tucker(one, 2, solver=solver).error
     powers = torch.tensor([-30.0, 0.0, 30.0], dtype=torch.float64)
     stack = (one.double() * (10.0**powers)[:, None, None, None]).float()
-    fit = batched(stack, 2, method=method)
+    fit = batched(stack, 2, solver=solver)
     assert fit.error == pytest.approx(plain, rel=1e-5)
     for k, tensor in enumerate(stack):
         assert fit.factors[k].rel_error(tensor) == pytest.approx(plain, rel=1e-5)
@@ -144,22 +144,22 @@ def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_graph_is_kept_where_asked() -> None:
     stack = seeded(2, 3, 4, 2, dtype=torch.float64).requires_grad_()
-    assert not tucker(stack, 2, method="hosvd", batch_dims=1).to_dense().requires_grad
+    assert not tucker(stack, 2, solver="hosvd", batch_dims=1).to_dense().requires_grad
 
     def dense(x: Tensor) -> Tensor:
-        return tucker(x, (2, 2, 2), method="hosvd", batch_dims=1, differentiable=True).to_dense()
+        return tucker(x, (2, 2, 2), solver="hosvd", batch_dims=1, differentiable=True).to_dense()
 
     assert torch.autograd.gradcheck(dense, [stack])
 
 
 def test_what_is_refused() -> None:
     stack = seeded32(3, 6, 5, 4)
-    for method in ("hooi", "randomized"):
-        with pytest.raises(UnsupportedError, match=f"method='{method}' is not.*method='hosvd'"):
-            tucker(stack, 2, method=method, batch_dims=1)
+    for solver in ("hooi", "randomized"):
+        with pytest.raises(UnsupportedError, match=f"solver='{solver}' is not.*solver='hosvd'"):
+            tucker(stack, 2, solver=solver, batch_dims=1)
     with pytest.raises(UnsupportedError, match="callback= is not served"):
-        tucker(stack, 2, method="hosvd", batch_dims=1, callback=print)
+        tucker(stack, 2, solver="hosvd", batch_dims=1, callback=print)
     with pytest.raises(UnsupportedError, match="error= is not served"):
-        tucker(stack, error=0.1, method="hosvd", batch_dims=1)
+        tucker(stack, error=0.1, solver="hosvd", batch_dims=1)
     with pytest.raises(RankError, match="has 4 entries for 3"):
-        tucker(stack, (2, 2, 2, 2), method="hosvd", batch_dims=1)
+        tucker(stack, (2, 2, 2, 2), solver="hosvd", batch_dims=1)

@@ -19,7 +19,7 @@ from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors.algebra import mode_product
 from tests.draws import seeded, seeded32
 
-METHODS = ("hosvd", "st_hosvd", "hooi", "randomized")
+SOLVERS = ("hosvd", "st_hosvd", "hooi", "randomized")
 EPS32 = torch.finfo(torch.float32).eps
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
@@ -71,12 +71,12 @@ def test_errors_keep_the_order_of_the_theory(
         tensor = seeded(*reversed(shape), dtype=dtype).permute(*reversed(range(len(shape))))
     copy = tensor.clone()
     errors = {}
-    for method in ("hooi", "st_hosvd", "hosvd"):
-        factors = tucker(tensor, ranks, method=method)
+    for solver in ("hooi", "st_hosvd", "hosvd"):
+        factors = tucker(tensor, ranks, solver=solver)
         assert factors.shape == shape
         assert factors.rank == ranks
         assert factors.dtype == dtype
-        errors[method] = rel_error(factors, tensor)
+        errors[solver] = rel_error(factors, tensor)
     assert torch.equal(tensor, copy)
     # N + 1 rounded factors, each a relative error of eps / 2 an entry, and sums of n_k terms.
     rounding = (len(shape) + 1 + max(shape)) * torch.finfo(dtype).eps
@@ -87,13 +87,13 @@ def test_errors_keep_the_order_of_the_theory(
     assert bound <= math.sqrt(len(shape)) * errors["hooi"] + (len(shape) + 2) * rounding
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_factors_are_orthonormal_and_the_core_is_the_projection(
-    method: str, dtype: torch.dtype
+    solver: str, dtype: torch.dtype
 ) -> None:
     tensor = planted((30, 300, 20), (5, 6, 7), 0.5, dtype=dtype)
-    core, factors = tucker(tensor, (4, 5, 6), method=method, random_state=0)
+    core, factors = tucker(tensor, (4, 5, 6), solver=solver, random_state=0)
     eps = torch.finfo(dtype).eps
     for factor in factors:
         r = factor.shape[1]
@@ -132,7 +132,7 @@ def test_sweeps_never_raise_the_error(
     ranks = tuple(n if n < 20 else n // 4 for n in shape)
     tensor = planted(shape, ranks, 0.7, dtype=dtype)
     fit = fit_tucker(tensor, rank, modes=modes)
-    start = fit_tucker(tensor, rank, modes=modes, method="st_hosvd").error
+    start = fit_tucker(tensor, rank, modes=modes, solver="st_hosvd").error
     assert fit.converged
     assert len(fit.errors) >= 3
     assert fit.errors[0] == pytest.approx(start, rel=1e-5)
@@ -166,7 +166,7 @@ def test_a_sweep_is_the_one_of_the_definition() -> None:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("decay", [1.0, 0.4])
 @pytest.mark.parametrize(
     ("shape", "ranks", "modes"),
@@ -177,12 +177,12 @@ def test_exact_tensors_come_back_to_rounding(
     ranks: tuple[int, ...],
     modes: tuple[int, ...] | None,
     decay: float,
-    method: str,
+    solver: str,
 ) -> None:
     """Also where singular values fall to 4e-5 of the first, below what a float32 Gram sees."""
     tensor = planted(shape, ranks, decay=decay)
     rank = ranks if modes is None else ranks[:2]
-    fit = fit_tucker(tensor, rank, modes=modes, method=method, random_state=0)
+    fit = fit_tucker(tensor, rank, modes=modes, solver=solver, random_state=0)
     # Rounding of the tensor, of N + 1 factors and of the products that rebuild it.
     assert fit.error <= 12 * EPS32
 
@@ -190,17 +190,17 @@ def test_exact_tensors_come_back_to_rounding(
 @pytest.mark.parametrize("noise", [0.3, 2.0])
 def test_randomized_is_close_to_st_hosvd(noise: float) -> None:
     tensor = planted((60, 50, 40), (12, 12, 12), noise)
-    best = fit_tucker(tensor, 10, method="st_hosvd").error
+    best = fit_tucker(tensor, 10, solver="st_hosvd").error
     for seed in range(5):
-        fit = fit_tucker(tensor, 10, method="randomized", random_state=seed)
+        fit = fit_tucker(tensor, 10, solver="randomized", random_state=seed)
         assert fit.error <= 1.01 * best
 
 
 def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
     tensor = planted((20, 15, 10), (5, 5, 5), 1.0)
     before = torch.get_rng_state()
-    first = tucker(tensor, 4, method="randomized", random_state=1)
-    again = tucker(tensor, 4, method="randomized", random_state=1)
+    first = tucker(tensor, 4, solver="randomized", random_state=1)
+    again = tucker(tensor, 4, solver="randomized", random_state=1)
     tucker(tensor, 4)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.core, again.core)
@@ -222,32 +222,32 @@ def test_partial_modes_leave_the_others_whole() -> None:
 def test_of_a_matrix_it_is_the_svd() -> None:
     matrix = seeded32(15, 12)
     values = torch.linalg.svdvals(matrix)
-    for method in ("hooi", "st_hosvd", "hosvd"):
-        fit = fit_tucker(matrix, 4, method=method)
+    for solver in ("hooi", "st_hosvd", "hosvd"):
+        fit = fit_tucker(matrix, 4, solver=solver)
         assert fit.error == pytest.approx(float(values[4:].norm() / values.norm()), rel=1e-5)
         torch.testing.assert_close(fit.factors.core.diagonal().abs(), values[:4])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_degenerate_tensors_give_finite_factors(method: str, dtype: torch.dtype) -> None:
+def test_degenerate_tensors_give_finite_factors(solver: str, dtype: torch.dtype) -> None:
     for tensor in (torch.zeros(4, 5, 6), torch.ones(4, 5, 6), torch.ones(1, 5, 1)):
         rank = tuple(min(n, 3) for n in tensor.shape)
-        fit = fit_tucker(tensor.to(dtype), rank, method=method, random_state=0)
+        fit = fit_tucker(tensor.to(dtype), rank, solver=solver, random_state=0)
         assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
         assert fit.error <= 12 * torch.finfo(dtype).eps
     # More columns than the other modes have room for: completed, still orthonormal.
-    factors = tucker(seeded32(40, 2, 2).to(dtype), (10, 1, 1), method=method, random_state=0)
+    factors = tucker(seeded32(40, 2, 2).to(dtype), (10, 1, 1), solver=solver, random_state=0)
     basis = factors.factors[0].double()
     assert float((basis.T @ basis - torch.eye(10)).norm()) <= 40 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("exponent", [-30, -15, 15, 30, 37])
-def test_scale_does_not_matter(method: str, exponent: int) -> None:
+def test_scale_does_not_matter(solver: str, exponent: int) -> None:
     tensor = planted((12, 10, 8), (4, 4, 4), 0.5)
-    plain = fit_tucker(tensor, 3, method=method, random_state=0).error
-    fit = fit_tucker(tensor * 10.0**exponent, 3, method=method, random_state=0)
+    plain = fit_tucker(tensor, 3, solver=solver, random_state=0).error
+    fit = fit_tucker(tensor * 10.0**exponent, 3, solver=solver, random_state=0)
     assert fit.error == pytest.approx(plain, rel=1e-5)
     assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
 
@@ -265,13 +265,13 @@ def test_the_core_of_a_loud_half_precision_tensor_does_not_overflow() -> None:
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(
     error=st.floats(0.01, 0.8),
-    method=st.sampled_from(["hosvd", "st_hosvd", "hooi"]),
+    solver=st.sampled_from(["hosvd", "st_hosvd", "hooi"]),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.float16]),
     seed=st.integers(0, 3),
 )
-def test_error_is_kept_within(error: float, method: str, dtype: torch.dtype, seed: int) -> None:
+def test_error_is_kept_within(error: float, solver: str, dtype: torch.dtype, seed: int) -> None:
     tensor = planted((10, 9, 8), (10, 9, 8), decay=0.6, seed=seed, dtype=dtype)
-    fit = fit_tucker(tensor, error=error, method=method)
+    fit = fit_tucker(tensor, error=error, solver=solver)
     assert fit.error <= error
     assert rel_error(fit.factors, tensor) <= error * (1 + 1e-5)
     # No rank is larger than its mode alone would need with an equal share of the squared error.
@@ -318,7 +318,7 @@ def test_callback_sees_every_sweep_and_can_stop() -> None:
 def test_n_iter_max_and_tol_are_obeyed() -> None:
     tensor = planted((20, 18, 16), (8, 8, 8), 1.0)
     one = fit_tucker(tensor, 4, n_iter_max=1, tol=0)
-    start = fit_tucker(tensor, 4, method="st_hosvd")
+    start = fit_tucker(tensor, 4, solver="st_hosvd")
     assert one.errors[0] == pytest.approx(start.error, rel=1e-5)
     assert len(one.errors) == 3
     assert not one.converged
@@ -330,17 +330,17 @@ def test_n_iter_max_and_tol_are_obeyed() -> None:
 # ---- gradients --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["hosvd", "st_hosvd", "hooi"])
-def test_differentiable_keeps_the_graph(method: str) -> None:
+@pytest.mark.parametrize("solver", ["hosvd", "st_hosvd", "hooi"])
+def test_differentiable_keeps_the_graph(solver: str) -> None:
     tensor = planted((4, 3, 3), (4, 3, 3), decay=0.5, dtype=torch.float64).requires_grad_()
 
     def dense(x: Tensor) -> Tensor:
         # Two sweeps whatever the input: one more or less, decided by rounding, is no derivative.
-        factors = tucker(x, 2, method=method, n_iter_max=2, tol=0, differentiable=True)
+        factors = tucker(x, 2, solver=solver, n_iter_max=2, tol=0, differentiable=True)
         return factors.to_dense()
 
     assert torch.autograd.gradcheck(dense, (tensor,))
-    assert not tucker(tensor, 2, method=method).core.requires_grad
+    assert not tucker(tensor, 2, solver=solver).core.requires_grad
 
 
 # ---- products ---------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def public(name: str) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "method", "printed"),
+    ("name", "rank", "solver", "printed"),
     [
         ("covid", (8, 4, 4), "hooi", ".36578"),
         ("covid", (8, 4, 4), "hosvd", ".37599"),
@@ -386,12 +386,12 @@ def public(name: str) -> Tensor:
     ],
 )
 def test_figures_on_public_tensors(
-    name: str, rank: int | tuple[int, ...], method: str, printed: str
+    name: str, rank: int | tuple[int, ...], solver: str, printed: str
 ) -> None:
     tensor = public(name)
     dtypes = (torch.float32,) if name == "indian_pines" else (torch.float32, torch.float64)
     for dtype in dtypes:
-        factors = tucker(tensor.to(dtype), rank, method=method, tol=1e-8, n_iter_max=200)
+        factors = tucker(tensor.to(dtype), rank, solver=solver, tol=1e-8, n_iter_max=200)
         assert f"{rel_error(factors, tensor):.5f}".removeprefix("0") == printed
 
 
@@ -404,10 +404,10 @@ def test_refusals_name_argument_value_and_remedy() -> None:
         tucker(tensor, 5)
     with pytest.raises(RankError, match="2 entries for 3 factored modes"):
         tucker(tensor, (2, 2))
-    with pytest.raises(ArgumentError, match="method='randomized' needs rank="):
-        tucker(tensor, error=0.1, method="randomized")
+    with pytest.raises(ArgumentError, match="solver='randomized' needs rank="):
+        tucker(tensor, error=0.1, solver="randomized")
     for option, value in (("n_iter_max", 2), ("tol", 0.1), ("callback", print)):
         with pytest.raises(
-            ArgumentError, match=f"{option}= goes with method='hooi'; 'hosvd' makes"
+            ArgumentError, match=f"{option}= goes with solver='hooi'; 'hosvd' makes"
         ):
-            tucker(tensor, 2, method="hosvd", **{option: value})
+            tucker(tensor, 2, solver="hosvd", **{option: value})

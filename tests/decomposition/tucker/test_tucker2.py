@@ -206,8 +206,8 @@ def test_refusals_name_argument_value_and_remedy() -> None:
         tucker(weight, 2, gram=gram)
     with pytest.raises(UnsupportedError, match=r"error= is not served; use svd"):
         tucker(weight, error=0.1, modes=(0, 1), gram=gram)
-    with pytest.raises(UnsupportedError, match="method='hosvd' does not take gram="):
-        tucker(weight, 2, modes=(0, 1), method="hosvd", gram=gram)
+    with pytest.raises(UnsupportedError, match="solver='hosvd' does not take gram="):
+        tucker(weight, 2, modes=(0, 1), solver="hosvd", gram=gram)
     with pytest.raises(UnsupportedError, match="differentiable=True is not served"):
         tucker(weight, 2, modes=(0, 1), gram=gram, differentiable=True)
     with pytest.raises(ShapeError, match=r"gram has shape \(4, 4\)"):

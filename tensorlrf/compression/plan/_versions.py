@@ -1,0 +1,86 @@
+"""How a method of a plan was written down, version by version, and how it is read today.
+
+A plan says of every option what it is. Version 1 left out what stood at its default and called the
+algorithm of a decomposition `method`; what it left out is what these defaults were then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tensorlrf.decomposition.renamed import RENAMED
+from tensorlrf.errors import ArgumentError, FileFormatError, shown
+
+VERSION = 2
+
+_SWEEPS: dict[str, Any] = {"n_iter_max": None, "tol": None}
+_SKETCH: dict[str, Any] = {"method": "auto", "n_power_iter": 8, "n_oversample": 10}
+
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "svd": {**_SKETCH, "metric": "full"},
+    "tucker": {
+        "method": "hooi",
+        **_SWEEPS,
+        "n_power_iter": 2,
+        "n_oversample": 10,
+        "rank_shares": [0.7, 1.0],
+    },
+    "cp": {**_SWEEPS, "init": "random", "solver": "als", "n_samples": None, "n_restarts": 1},
+    "auto": {"candidates": [{"name": "svd"}, {"name": "tucker"}, {"name": "cp"}]},
+    "kron": {"shapes": None, **_SKETCH, **_SWEEPS},
+    "tt": {"row_sizes": None, "column_sizes": None, "order": None, **_SWEEPS},
+    "tr": {"sizes": None, "init": "svd", **_SWEEPS},
+    "blr": {"block": None, "dense_blocks": True, **_SWEEPS},
+    "hierarchical": {"leaf": 64, "admissible": "weak", **_SWEEPS},
+    "monarch": {"blocks": None, **_SWEEPS},
+    "blast": {"blocks": None, **_SWEEPS},
+}
+"""A method -> its options in version 1, at the defaults that they had."""
+
+RECIPE = {"method", "target", "data_aware", "affine"}
+"""What a file of version 1 says of a layer that `compress` has made."""
+
+
+def check_version(version: object, what: str = "text is a plan") -> int:
+    """A version that can be read. Raises FileFormatError for a later one, and for what is none."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise FileFormatError(f"{what} of format version {shown(version)}, which there is not")
+    if version > VERSION:
+        raise FileFormatError(
+            f"{what} of format version {version}, this is {VERSION}; update tensorlrf"
+        )
+    return version
+
+
+def method_of(version: int, method: Any) -> Any:
+    """The JSON of a method in a plan of that version as `VERSION` has it; what is none as it is."""
+    if not isinstance(method, Mapping) or not isinstance(method.get("name"), str):
+        return method
+    values = dict(method)
+    for step in range(version, VERSION):
+        values = _NEXT[step](values)
+    return values
+
+
+def recipe_of(recipe: Any) -> Any:
+    """What a file says of how a layer was made, as this version says it; what somebody else has
+    written there as it is."""
+    if not isinstance(recipe, Mapping) or set(recipe) != RECIPE:
+        return recipe
+    return {"version": VERSION, **recipe, "method": method_of(1, recipe["method"])}
+
+
+def _of_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    left_out = LEFT_OUT.get(values["name"], {})
+    for old, new in RENAMED.items():
+        if old in left_out and new in values:
+            raise ArgumentError(f"{new}= is no option of version 1, which has {old}=")
+    full = {"name": values["name"], "rank": None, "error": None, **left_out, **values}
+    if "candidates" in full and isinstance(full["candidates"], list):
+        full["candidates"] = [method_of(1, one) for one in full["candidates"]]
+    return {RENAMED.get(o, o) if o in left_out else o: value for o, value in full.items()}
+
+
+_NEXT: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _of_version_1}
+"""A version -> how a method of it is written in the next one."""
