@@ -129,29 +129,29 @@ class SharedTiling:
     def within_error(self, error: float) -> Fit[Batch]:
         """Few parameters with a true error of at most `error` in every place, after the cast.
 
-        The fewest steps along the ladder of the mean energies that serve every place, less what
+        The fewest steps along the allocation of the mean energies that serve every place, less what
         none of them needs; and again with more weight on the places that these leave worst.
         """
         target = max(error, self.weights.floor) ** 2
         weights = np.full(len(self.weights.norms), 1 / len(self.weights.norms))
         tried = []
         for _ in range(ROUNDS):
-            ladder = Allocation(self._weighted(weights))
-            first = self._first_within(ladder, target)
+            allocation = Allocation(self._weighted(weights))
+            first = self._first_within(allocation, target)
             budget = TruncationBudget(np.full(len(weights), target), norm=1.0)
-            budget.spend(self._left(ladder.state(first)))
-            ranks = ladder.given_back(first, budget, self.shares)
-            tried.append((self._params(ranks), first, ladder, ranks))
-            before = self._left(ladder.state(max(0, first - 1))) * weights
+            budget.spend(self._left(allocation.state(first)))
+            ranks = allocation.given_back(first, budget, self.shares)
+            tried.append((self._params(ranks), first, allocation, ranks))
+            before = self._left(allocation.state(max(0, first - 1))) * weights
             if not before.any():
                 break
             weights = before / before.sum()
-        _, first, ladder, ranks = min(tried, key=lambda one: one[0])
+        _, first, allocation, ranks = min(tried, key=lambda one: one[0])
         fit = self.cut(ranks, f"common ranks within {error}")
         if fit.error <= error:
             return fit
         reason = f"common ranks within {error} after rounding"
-        return fewest_steps(ladder, first - 1, error, lambda ranks: self.cut(ranks, reason))
+        return fewest_steps(allocation, first - 1, error, lambda ranks: self.cut(ranks, reason))
 
     def _weighted(self, weights: Energies) -> list[Piece]:
         """The pieces with a mean over the places of these weights."""
@@ -162,13 +162,13 @@ class SharedTiling:
         pairs = zip(self.pieces, ranks, strict=True)
         return sum(p.whole if rank is None else rank * p.each for p, rank in pairs)
 
-    def _first_within(self, ladder: Allocation, target: float) -> int:
+    def _first_within(self, allocation: Allocation, target: float) -> int:
         """The fewest steps after which no place leaves more than `target`."""
 
         def serves(k: int) -> bool:
-            return bool((self._left(ladder.state(k)) <= target).all())
+            return bool((self._left(allocation.state(k)) <= target).all())
 
-        return bisect_left(range(len(ladder)), True, key=serves)
+        return bisect_left(range(len(allocation)), True, key=serves)
 
     def _left(self, ranks: Ranks) -> Energies:
         """The energy that each place leaves out (b,), as a share of it."""

@@ -41,7 +41,7 @@ class Tiling:
     cut: Callable[[int, int | None], Content]
 
     @property
-    def ladder(self) -> Allocation:
+    def allocation(self) -> Allocation:
         return Allocation(self.pieces)
 
     @property
@@ -78,7 +78,7 @@ class Tiling:
     def within_params(self, params: int) -> Ranks:
         """Ranks shared out over `params` parameters; none goes to what is but rounding."""
         rounding = (NOISE * self.target.floor) ** 2 * self.energy
-        return self.ladder.within_params(params, rounding)
+        return self.allocation.within_params(params, rounding)
 
 
 class Blocks(Protocol):
@@ -121,13 +121,13 @@ class NearestBlocks:
         return self.solve(ranks, f"ranks shared out over {params} parameters")
 
     def within_error(self, error: float) -> Fit[BlockLowRank]:
-        ladder, how = self.tiling.ladder, f"ranks shared out within {error}"
+        allocation, how = self.tiling.allocation, f"ranks shared out within {error}"
         lost = max(error, self.tiling.target.floor) ** 2 * self.tiling.energy
-        first = self.solve(ladder.within_energy(lost), how)
+        first = self.solve(allocation.within_energy(lost), how)
         if first.error <= error:
             return first
-        below, how = ladder.first_within(lost), f"{how} after rounding"
-        return fewest_steps(ladder, below, error, lambda ranks: self.solve(ranks, how))
+        below, how = allocation.first_within(lost), f"{how} after rounding"
+        return fewest_steps(allocation, below, error, lambda ranks: self.solve(ranks, how))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class OutputBlocks:
     def within_error(self, error: float) -> Fit[BlockLowRank]:
         """Few parameters with an output error of at most `error`: a search along the steps of the
         energies of the outputs of each block."""
-        ladder = self.tiling.with_energies(self.outputs.energies()).ladder
+        allocation = self.tiling.with_energies(self.outputs.energies()).allocation
 
         def solve(ranks: Ranks) -> Fit[BlockLowRank]:
             start = self.outputs.start(self.tiling.contents(ranks), ranks)
@@ -190,15 +190,15 @@ class OutputBlocks:
             run = self.outputs.descend(start, self.n_iter_max, self.tol, 0.98 * error)
             return self._finish(run, ranks)
 
-        return fewest_steps(ladder, -1, error, solve)
+        return fewest_steps(allocation, -1, error, solve)
 
 
 def fewest_steps(
-    ladder: Allocation, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
+    allocation: Allocation, below: int, error: float, solve: Callable[[Ranks], Fit[F]]
 ) -> Fit[F]:
     """A number of steps above `below` that keeps `error` and one less does not."""
-    climb = (len(ladder),)
-    found = smallest_within(lambda k: solve(ladder.state(k)), error, climb, below=below)
+    climb = (len(allocation),)
+    found = smallest_within(lambda k: solve(allocation.state(k)), error, climb, below=below)
     return found.fit if found.within else replace(found.fit, converged=False)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Array = TypeVar("Array", Tensor, npt.NDArray[np.float64])
+Errors = TypeVar("Errors", Tensor, float)
 T = TypeVar("T")
 
 TRIES = 3
@@ -64,60 +65,80 @@ class TruncationBudget(Generic[Array]):
 
         energies  (*batch, k) squared singular values, descending
         """
-        energies = energies.detach()
+        tails = energies.detach().flip(-1).cumsum(-1).flip(-1)
         if self.norm is None:
-            self.norm = energies.sum(-1)
-        r = max(1, self.smallest(energies.flip(-1).cumsum(-1).flip(-1)))
-        self.spend(energies[..., r:].sum(-1))
+            self.norm = _of_the_host(tails[..., 0])
+        r = max(1, self.smallest(tails))
+        if r < tails.shape[-1]:
+            self.spend(_of_the_host(tails[..., r]))
         self.taken += 1
         return r
 
     def smallest(self, tails: Array) -> int:
         """The smallest rank r within the share, by what each rank leaves out, tails (*batch, r);
         as many as there are tails where none is."""
+        if tails.ndim == 1:
+            return int((tails > self.share).sum())
         return int((tails.swapaxes(0, -1) > self.share).sum(0).max())
 
     def covers(self, lost: Array) -> bool:
         """Whether the share is as much as that (*batch,) everywhere."""
         return bool((lost <= self.share).all())
 
-    def spend(self, lost: Array) -> None:
+    def spend(self, lost: Array | float) -> None:
         """Take it from what is left."""
         self.spent = self.spent + lost
 
     @property
     def planned(self: TruncationBudget[Tensor]) -> Tensor:
         """The squared relative errors (*batch,) by what truncations so far have left out."""
-        spent = torch.as_tensor(self.spent, dtype=torch.float64)
-        norm = torch.as_tensor(self.norm, dtype=torch.float64, device=spent.device)
+        spent, norm = _tensor(self.spent), _tensor(self.norm)
         return spent / torch.where(norm > 0, norm, 1)
 
 
 def within_after_rounding(
-    truncated: Callable[[TruncationBudget[Tensor]], tuple[T, Tensor]],
+    truncated: Callable[[TruncationBudget[Tensor]], tuple[T, Errors]],
     error: float,
     turns: int,
     *,
-    aims: Tensor,
+    aims: Errors,
     floor: float = 0.0,
-) -> tuple[T | None, list[Tensor]]:
+) -> tuple[T | None, list[Errors]]:
     """What `truncated` makes with a relative `error` of at most that after it was cast; None where
     rounding leaves no room for it. And the errors (*batch,) of each try.
 
     truncated  gives what it made within a budget of `turns`, and true errors (*batch,)
-    aims       (*batch,) errors to begin with
+    aims       (*batch,) errors to begin with; a number where there is no batch
     floor      the smallest error to aim at
     """
-    tried: list[Tensor] = []
+    tried: list[Errors] = []
     for _ in range(TRIES):
         budget: TruncationBudget[Tensor] = TruncationBudget(aims**2, turns)
         made, errors = truncated(budget)
         tried.append(errors)
-        if bool((errors <= error).all()):
+        if _everywhere(errors <= error):
             return made, tried
+        reached, aimed = _tensor(errors), _tensor(aims)
         # What rounding adds to the plan is taken from the budget.
-        left = error**2 - 1.1 * (errors**2 - budget.planned).clamp(min=0)
+        left = error**2 - 1.1 * (reached**2 - budget.planned).clamp(min=0)
         if not bool((left > floor**2).all()):
             break
-        aims = torch.where(errors <= error, aims, torch.minimum(left.sqrt(), 0.99 * aims))
+        aimed = torch.where(reached <= error, aimed, torch.minimum(left.sqrt(), 0.99 * aimed))
+        aims = _of_the_host(aimed)
     return None, tried
+
+
+def _everywhere(holds: Tensor | bool) -> bool:
+    return bool(holds.all()) if isinstance(holds, Tensor) else holds
+
+
+def _of_the_host(values: Tensor) -> Any:
+    """A number where there is no batch: sums of numbers cost less than those of tensors."""
+    return values if values.ndim else float(values)
+
+
+def _tensor(values: Any) -> Tensor:
+    """And back."""
+    if isinstance(values, Tensor):
+        return values
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

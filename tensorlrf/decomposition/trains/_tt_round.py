@@ -116,13 +116,13 @@ def fit_tt_round(
         return Fit(found, (distance(factors, found),), True, f"ranks of at most {ranks} as asked")
     asked = error or 0.0
 
-    def truncated(budget: TruncationBudget[Tensor]) -> tuple[Train, Tensor]:
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[Train, float]:
         made = cut(None, budget)
-        return made, cores[0].new_tensor(distance(factors, made))
+        return made, distance(factors, made)
 
-    aims = cores[0].new_tensor(asked)
-    kept, tried = within_after_rounding(truncated, asked, max(1, len(cores) - 1), aims=aims)
-    losses: list[float] = [float(loss) for loss in tried]
+    kept: Train | None
+    losses: list[float]
+    kept, losses = within_after_rounding(truncated, asked, max(1, len(cores) - 1), aims=asked)
     if kept is not None:
         reason = f"rank {kept.rank} keeps the error within {asked}"
         return Fit(kept, tuple(losses), True, reason)

@@ -131,13 +131,12 @@ def fit_train(
     asked = error or 0.0
     floor = torch.finfo(work.dtype).eps
 
-    def truncated(budget: TruncationBudget[Tensor]) -> tuple[F, Tensor]:
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[F, float]:
         made = cut(None, budget)
-        return made, work.new_tensor(true_error(made, target), dtype=torch.float64)
+        return made, true_error(made, target)
 
-    aims = work.new_tensor(max(asked, floor), dtype=torch.float64)
-    kept, tried = within_after_rounding(truncated, asked, whole.ndim - 1, aims=aims, floor=floor)
-    losses = [float(loss) for loss in tried]
+    aims = max(asked, floor)
+    kept, losses = within_after_rounding(truncated, asked, whole.ndim - 1, aims=aims, floor=floor)
     if kept is not None:
         reason = f"rank {kept.rank} keeps the error within {asked}"
         return Fit(kept, tuple(losses), True, reason)

@@ -55,39 +55,39 @@ def every(made: list[Piece]) -> list[Ranks]:
 @given(made=pieces())
 def test_no_other_ranks_leave_less_at_the_end_of_a_step(made: list[Piece]) -> None:
     """Everett 1963: a minimum of parameters + price x energy is the best for its parameters."""
-    ladder = Allocation(made)
+    allocation = Allocation(made)
     others = [(n_params(made, ranks), left(made, ranks)) for ranks in every(made)]
-    for k in range(len(ladder) + 1):
-        ranks = ladder.state(k)
+    for k in range(len(allocation) + 1):
+        ranks = allocation.state(k)
         params, energy = n_params(made, ranks), left(made, ranks)
-        assert params == ladder.cost[k]
-        assert energy == pytest.approx(ladder.left[k], abs=1e-12)
+        assert params == allocation.cost[k]
+        assert energy == pytest.approx(allocation.left[k], abs=1e-12)
         assert energy <= min(e for c, e in others if c <= params) + 1e-12
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(made=pieces(), share=st.floats(0.0, 1.1))
 def test_parameters_are_kept(made: list[Piece], share: float) -> None:
-    ladder = Allocation(made)
+    allocation = Allocation(made)
     params = int(share * sum(p.whole for p in made))
-    ranks = ladder.within_params(params)
+    ranks = allocation.within_params(params)
     assert n_params(made, ranks) <= max(params, least_params(made))
     # No worse than the last whole step that fits.
-    k = int(np.count_nonzero(ladder.cost <= params)) - 1
-    assert left(made, ranks) <= ladder.left[max(0, k)] + 1e-12
+    k = int(np.count_nonzero(allocation.cost <= params)) - 1
+    assert left(made, ranks) <= allocation.left[max(0, k)] + 1e-12
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(made=pieces(), share=st.floats(0.0, 1.0))
 def test_an_energy_is_kept(made: list[Piece], share: float) -> None:
-    ladder = Allocation(made)
+    allocation = Allocation(made)
     energy = share * sum(float(p.energies.sum()) + p.rest for p in made)
-    ranks = ladder.within_energy(energy)
-    assert left(made, ranks) <= max(energy, float(ladder.left[-1])) + 1e-12
+    ranks = allocation.within_energy(energy)
+    assert left(made, ranks) <= max(energy, float(allocation.left[-1])) + 1e-12
     # No dearer than the first whole step that is enough, nor than one rank less anywhere.
-    assert n_params(made, ranks) <= ladder.cost[ladder.first_within(energy)]
+    assert n_params(made, ranks) <= allocation.cost[allocation.first_within(energy)]
     for i, r in enumerate(ranks):
-        if r and energy >= ladder.left[-1]:
+        if r and energy >= allocation.left[-1]:
             fewer = [*ranks[:i], r - 1, *ranks[i + 1 :]]
             assert left(made, fewer) > energy - 1e-12
 
@@ -103,7 +103,7 @@ def test_a_budget_below_every_block_buys_the_cheapest() -> None:
 
 def test_tiny_energies_are_told_apart_without_cancellation() -> None:
     energies = 10.0 ** -np.arange(0.0, 40.0, 2.0)
-    ladder = Allocation([Piece(40, 40, energies, dense=False)])
+    allocation = Allocation([Piece(40, 40, energies, dense=False)])
     for rank in (3, 10, 18):
-        assert ladder.within_energy(float(energies[rank:].sum()) * (1 + 1e-9)) == [rank]
-        assert ladder.within_params(10**6, enough=float(energies[rank:].sum()) * 1.01) == [rank]
+        assert allocation.within_energy(float(energies[rank:].sum()) * (1 + 1e-9)) == [rank]
+        assert allocation.within_params(10**6, enough=float(energies[rank:].sum()) * 1.01) == [rank]

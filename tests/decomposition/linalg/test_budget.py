@@ -119,16 +119,40 @@ def test_room_is_made_for_rounding(rounding: float) -> None:
     energies = torch.logspace(0, -8, 400, dtype=torch.float64)
     norm, asked = float(energies.sum()), 0.1
 
-    def truncated(budget: TruncationBudget[Tensor]) -> tuple[int, Tensor]:
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[int, float]:
         r = budget.choose(energies)
         lost = float(energies[r:].sum()) / norm
-        return r, torch.tensor(math.sqrt(lost + rounding**2), dtype=torch.float64)
+        return r, math.sqrt(lost + rounding**2)
 
-    aims = torch.tensor(asked, dtype=torch.float64)
-    kept, tried = within_after_rounding(truncated, asked, 1, aims=aims)
+    def of_many(budget: TruncationBudget[Tensor]) -> tuple[int, Tensor]:
+        """The same tensor, and one that rounding spares."""
+        r = budget.choose(energies.expand(2, -1))
+        lost = float(energies[r:].sum()) / norm
+        return r, torch.tensor([lost + rounding**2, lost], dtype=torch.float64).sqrt()
+
+    alone, tried = within_after_rounding(truncated, asked, 1, aims=asked)
+    aims = torch.full((2,), asked, dtype=torch.float64)
+    together, of_both = within_after_rounding(of_many, asked, 1, aims=aims)
+    assert alone == together
     assert len(tried) <= 3
+    assert tried == pytest.approx([float(errors[0]) for errors in of_both], rel=1e-12)
     if rounding < 0.09:
-        assert kept is not None
-        assert float(tried[-1]) <= asked
+        assert alone is not None
+        assert tried[-1] <= asked
     else:
-        assert kept is None
+        assert alone is None
+
+
+def test_torchs_defaults_are_of_no_consequence() -> None:
+    """Sums that decide are made in float64, where the energies are."""
+
+    def truncated(budget: TruncationBudget[Tensor]) -> tuple[int, float]:
+        return budget.choose(torch.tensor([4.0, 1.0], dtype=torch.float64, device="cpu")), 0.5
+
+    torch.set_default_device("meta")
+    try:
+        kept, tried = within_after_rounding(truncated, 0.45, 1, aims=0.45)
+    finally:
+        torch.set_default_device(None)
+    assert kept is None
+    assert tried == [0.5] * 3 or len(tried) < 3
