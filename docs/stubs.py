@@ -13,6 +13,7 @@ import ast
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -173,6 +174,7 @@ def of_configs() -> str:
                 [
                     "@dataclass(frozen=True, kw_only=True)",
                     f"class {kind.__name__}({kind.__base__.__name__}):",
+                    indented(f'"""{kind.__doc__}\n"""\n'),
                     *(f"    {f.name}: {f.type} = {literal(f.default)}" for f in own),
                 ]
             )
@@ -180,6 +182,11 @@ def of_configs() -> str:
     exported = "".join(f'    "{name}",\n' for name in configs.__all__)
     body = "\n\n".join(classes)
     return f"{HEAD}\n{rendered(imports)}\n\n{body}\n\n__all__ = [\n{exported}]\n"
+
+
+def indented(text: str) -> str:
+    """As the body of a class."""
+    return textwrap.indent(text, "    ")
 
 
 def literal(value: object) -> str:

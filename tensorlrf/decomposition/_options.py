@@ -58,3 +58,27 @@ def check_modes(modes: Sequence[int] | None, order: int) -> tuple[int, ...]:
     if len(set(counted)) != len(counted):
         raise ArgumentError(f"modes={tuple(modes)} names a mode twice; name each once")
     return counted
+
+
+def are_positive(values: tuple[Any, ...]) -> bool:
+    """Whether these are ints above zero, and there is one."""
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in values)
+    return bool(values) and whole and min(values) > 0
+
+
+def is_pair(value: Any) -> bool:
+    """Whether these are two positive ints."""
+    return isinstance(value, tuple) and len(value) == 2 and are_positive(value)
+
+
+def check_blocks(name: str, value: Any) -> None:
+    """Raise ArgumentError for what is no positive int, two of them, or None."""
+    alone = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and not alone and not is_pair(value):
+        raise ArgumentError(f"{name}={value!r} must be a positive int, two of them, or None")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ArgumentError for what is no int of at least that."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name}={value!r} must be an int of at least {least}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from itertools import count
 from typing import Any, ClassVar, Self, TypeVar
@@ -34,6 +35,10 @@ NO_OPTIONS = {
     *("modes", "fixed_modes", "batch_dims"),  # what a layer fixes
 }
 """Arguments of a decomposition that mean the same in all, and are no options of a config."""
+
+SECTION = re.compile(r"^Parameters\n-+\n(.*?)(?=\n\n\S|\Z)", re.S | re.M)
+ENTRY = re.compile(r"^(\S[^\n]*(?:\n[ ][^\n]*)*)", re.M)
+"""Of a docstring: what it says of parameters, and each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,13 +290,13 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
 
         @config("cur")
         class Cur(Method):
-            "Columns and rows of the weight; the options are those of `cur`."
+            "Columns and rows of the weight."
 
             def params_at(self, rank, shape): ...
 
     It becomes a frozen dataclass with the options of the decomposition, as a layer is given to it:
-    their names, order and defaults. What the class annotates itself has that annotation; an option
-    of its own, with a default, is one of layers alone.
+    their names, order, defaults and entries in the docstring. What the class annotates or describes
+    itself is as it says; an option of its own, with a default, is one of layers alone.
 
     Parameters
     ----------
@@ -324,6 +329,9 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
         kind.of_layers = tuple(own)
         kind.__annotations__ = {**told, **own}
         kind.word = name
+        decompose = inspect.unwrap(registered(name).for_layers)
+        docs = (Method.__doc__, decompose.__doc__)
+        kind.__doc__ = with_parameters(kind.__doc__, [*BUDGET, *told, *own], docs)
         made = dataclass(frozen=True, kw_only=True)(kind)
         setattr(made, "__init__", refuses_old_words(made.__init__))  # noqa: B010
         configured(name, made)
@@ -337,33 +345,37 @@ def as_tuples(value: Any) -> Any:
     return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def are_positive(values: tuple[Any, ...]) -> bool:
-    """Whether these are ints above zero, and there is one."""
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in values)
-    return bool(values) and whole and min(values) > 0
-
-
-def is_pair(value: Any) -> bool:
-    """Whether these are two positive ints."""
-    return isinstance(value, tuple) and len(value) == 2 and are_positive(value)
-
-
-def check_blocks(name: str, value: Any) -> None:
-    """Raise ArgumentError for what is no positive int, two of them, or None."""
-    alone = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if value is not None and not alone and not is_pair(value):
-        raise ArgumentError(f"{name}={value!r} must be a positive int, two of them, or None")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ArgumentError for what is no int of at least that."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(f"{name}={value!r} must be an int of at least {least}")
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Method):
         return value.to_dict()
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     return value
+
+
+def parameters(doc: str) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """(names, the rest of their line, the text below it) of every entry under Parameters."""
+    section = SECTION.search(doc)
+    for entry in ENTRY.findall(section[1]) if section else ():
+        head, _, text = entry.partition("\n")
+        given, colon, kind = head.partition(" :")
+        yield tuple(name.strip() for name in given.split(",")), colon + kind, text
+
+
+def with_parameters(doc: str | None, names: Iterable[str], others: Iterable[str | None]) -> str:
+    """A docstring with these parameters, in this order: as it tells of them itself, or as the first
+    of the others does that knows them."""
+    doc = inspect.cleandoc(doc or "")
+    wanted = list(names)
+    told: dict[str, str] = {}
+    for source in (doc, *(inspect.cleandoc(other or "") for other in others)):
+        for given, kind, text in parameters(source):
+            new = [name for name in given if name in wanted and name not in told]
+            entry = f"{', '.join(new)}{kind}\n{text}"
+            told |= {name: entry if k == 0 else "" for k, name in enumerate(new)}
+    entries = "\n".join(filter(None, (told.get(name, "") for name in wanted)))
+    section = f"Parameters\n----------\n{entries}"
+    if SECTION.search(doc):
+        return SECTION.sub(lambda _: section, doc)
+    about, *rest = re.split(r"\n\n(?=\S[^\n]*\n-+$)", doc, maxsplit=1, flags=re.M)
+    return "\n\n".join([about, section, *rest])

@@ -6,6 +6,41 @@ from tensorlrf.decomposition.config import Method, Structured
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Method):
+    """Truncated SVD, as a method of `compress`.
+
+    Options of the decomposition serve fits without inputs.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    solver : str
+        "exact": the SVD; "eigh": eigenvectors of the Gram of the short side, in float64; "krylov":
+        a block Krylov space, with as many products as it takes until the residual is estimated to
+        exceed the least possible one by no more than a thousandth of it, or else the exact way;
+        "randomized": a sketch with a given number of power iterations; "auto": for a rank the one
+        of krylov and exact that should take less time, by a measured cost model, exact where a
+        graph is kept and for `error`. Exact means eigh below float64.
+    n_power_iter, n_oversample : int
+        Of the randomised way.
+    metric : {"full", "diagonal", "identity"}
+        With calibration: "full", the second moments of the inputs, so that the error of the outputs
+        is least; "diagonal", columns scaled by the fourth root of their mean square, the
+        activation-aware SVD (with alpha = 1/2); "identity", the plain SVD.
+
+    References
+    ----------
+    Yuan et al. 2023, "ASVD".
+
+    Examples
+    --------
+    >>> print(tensorlrf.SVD(metric="diagonal"))
+    svd(metric=diagonal)
+    """
+
     solver: str = "auto"
     n_power_iter: int = 8
     n_oversample: int = 10
@@ -13,6 +48,42 @@ class SVD(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Tucker(Method):
+    """Tucker-2 on the channels of a convolution, as a method of `compress`; a matrix gets its SVD.
+
+    Of the options of the decomposition n_iter_max and tol alone serve fits to inputs.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    solver : str
+        "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a); "st_hosvd": from
+        what earlier factors left (Vannieuwenhoven et al. 2012); "hooi": from there, sweeps of
+        higher-order orthogonal iteration, which never raise the error (De Lathauwer et al. 2000b);
+        "randomized": st_hosvd with sketched ranges (Minster et al. 2020).
+    n_iter_max : int, optional
+        Most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default.
+    tol : float, optional
+        hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by default;
+        with `gram` likewise for a round, by default when more would gain little.
+    n_power_iter, n_oversample
+        Of the randomised way.
+    rank_shares : pair of float
+        Relative sizes of r_out / O and r_in / I, where a share decides the ranks.
+
+    References
+    ----------
+    Kim et al. 2016.
+
+    Examples
+    --------
+    >>> tensorlrf.Tucker(rank=(16, 8)).rank
+    (16, 8)
+    """
+
     solver: str = "hooi"
     n_iter_max: int | None = None
     tol: float | None = None
@@ -22,6 +93,49 @@ class Tucker(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class CP(Method):
+    """CP of a convolution, as a method of `compress`; a matrix gets its SVD.
+
+    Of the options n_iter_max, tol, init and n_restarts serve fits to inputs.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    n_iter_max : int, optional
+        Sweeps over all modes, in total for each start, 100 by default; with `gram`, sweeps in its
+        metric, 100 by default.
+    init : str, CPFactors or tuple
+        "random", "svd" (leading singular vectors of the unfoldings; random columns where the rank
+        exceeds n_k), or the start itself as CPFactors or (weights, factors), whose scale is of no
+        consequence: it is fitted first. A matrix starts at its truncated SVD, which is optimal.
+    tol : float, optional
+        Stop when the true relative error falls by less than this share of itself a sweep, 1e-8 by
+        default; judged every ten sweeps. 0 makes all sweeps, and looks at the error only at the end
+        unless there is a callback. With `gram` judged after every sweep, by default when more would
+        gain little.
+    solver : str
+        "als": alternating least squares with a dimension tree and an annealed proximal ridge.
+        "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
+        leverage of the model so far; then at most ten exact sweeps.
+    n_samples : int, optional
+        "cprand" and "leverage" only: sampled rows of a least-squares system (default from the
+        rank).
+    n_restarts : int
+        Independent starts, of which the best is returned; small ones run side by side.
+
+    References
+    ----------
+    Lebedev et al. 2015.
+
+    Examples
+    --------
+    >>> print(tensorlrf.CP(n_restarts=3))
+    cp(n_restarts=3)
+    """
+
     n_iter_max: int | None = None
     init: str = "random"
     tol: float | None = None
@@ -31,6 +145,35 @@ class CP(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class TT(Structured):
+    """Trains, as a method of `compress`.
+
+    A TT-matrix of a linear weight; of a convolution the train of its modes, which runs as a
+    convolution along each axis between two pointwise ones.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    row_sizes, column_sizes : sequence of int, optional
+        The m_k and n_k, equally many; those not given are balanced factorisations, padded where a
+        side has none (see `mode_sizes`).
+    order : int, optional
+        How many cores, by default such that m_k and n_k are near 12, two at least.
+    n_iter_max : int, optional
+        Most sweeps with `gram`, 100 by default.
+    tol : float, optional
+        With `gram`, stop when a sweep lowers the error by no more than this share of it; by default
+        when more sweeps would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.TT(order=3))
+    tt(order=3)
+    """
+
     row_sizes: tuple[int, ...] | None = None
     column_sizes: tuple[int, ...] | None = None
     order: int | None = None
@@ -39,6 +182,31 @@ class TT(Structured):
 
 @dataclass(frozen=True, kw_only=True)
 class TR(Structured):
+    """A tensor ring of the digits of rows and columns, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    sizes : ((m_0, ...), (n_0, ...)), optional
+        Two digits each by default.
+    init : str
+        "svd": successive truncated SVDs (algorithm 1); "random": Gaussian cores.
+    n_iter_max : int, optional
+        Most sweeps, 100 by default.
+    tol : float, optional
+        Stop when a sweep lowers the error by no more than this share of it; by default 1e-5, and
+        with `gram` where more sweeps would gain little.
+
+    Examples
+    --------
+    >>> tensorlrf.TR(sizes=[[8, 4], [6, 5]]).sizes
+    ((8, 4), (6, 5))
+    """
+
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     init: str = "svd"
     n_iter_max: int | None = None
@@ -46,6 +214,34 @@ class TR(Structured):
 
 @dataclass(frozen=True, kw_only=True)
 class Kron(Structured):
+    """A sum of Kronecker products, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    shapes : ((m1, n1), (m2, n2)), optional
+        Searched for each layer, by its error at the share, where they are not given.
+    solver : str
+        Of the SVD of the rearrangement, as for `svd`; "auto" looks for an `error` at few terms
+        first where that has over 1024 rows and columns.
+    n_iter_max : int, optional
+        Most sweeps with `gram`, 200 by default.
+    tol : float, optional
+        With `gram` they stop when one lowers the error by no more than this share of it; by default
+        when more of them would gain little.
+    n_power_iter, n_oversample : int
+        Of the randomised way.
+
+    Examples
+    --------
+    >>> tensorlrf.Kron(shapes=[[2, 4], [8, 8]]).shapes
+    ((2, 4), (8, 8))
+    """
+
     shapes: tuple[tuple[int, int], tuple[int, int]] | None = None
     solver: str = "auto"
     n_iter_max: int | None = None
@@ -55,6 +251,31 @@ class Kron(Structured):
 
 @dataclass(frozen=True, kw_only=True)
 class BLR(Structured):
+    """Blocks of low rank, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    block : int or pair of int, optional
+        Rows and columns of a block; searched for each layer by default.
+    dense_blocks : bool
+        Whether a block whose rank would cost as much as its entries is stored as it is.
+    n_iter_max : int, optional
+        With `gram`, most sweeps over the blocks, 200 by default.
+    tol : float, optional
+        With `gram`, stops when a sweep lowers the squared error by no more than this share of it;
+        by default when more sweeps would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.BLR(block=64))
+    blr(block=64)
+    """
+
     block: int | tuple[int, int] | None = None
     dense_blocks: bool = True
     n_iter_max: int | None = None
@@ -62,6 +283,34 @@ class BLR(Structured):
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchical(Structured):
+    """A tree of blocks, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    leaf : int
+        Blocks with a side of at most this are not cut.
+    admissible : str or callable
+        "weak": blocks off the diagonal of their level, which then are never cut (HODLR); "strong":
+        blocks that do not touch the diagonal, not even with a corner; "all": every block, for a
+        matrix without an order of rows and columns; or a function (row, rows, column, columns) ->
+        bool.
+    n_iter_max : int, optional
+        With `gram`, most sweeps over the blocks, 200 by default.
+    tol : float, optional
+        With `gram`, stops when a sweep lowers the squared error by no more than this share of it;
+        by default when more sweeps would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Hierarchical(leaf=32))
+    hierarchical(leaf=32)
+    """
+
     leaf: int = 64
     admissible: str = "weak"
     n_iter_max: int | None = None
@@ -69,12 +318,58 @@ class Hierarchical(Structured):
 
 @dataclass(frozen=True, kw_only=True)
 class Monarch(Structured):
+    """A Monarch matrix, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    blocks : int or (Q, K), optional
+        By default divisors of m and n near their roots, or the rounded roots where there are none.
+    n_iter_max : int, optional
+        With `gram`, most sweeps over the blocks, 200 by default.
+    tol : float, optional
+        With `gram`, stops when a sweep lowers the squared error by no more than this share of it;
+        by default when more sweeps would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Monarch(blocks=(8, 4)))
+    monarch(blocks=[8, 4])
+    """
+
     blocks: int | tuple[int, int] | None = None
     n_iter_max: int | None = None
     tol: float | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class Blast(Structured):
+    """A grid of blocks with shared bases, as a method of `compress`.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    blocks : int or (p, q), optional
+        By default 4, less for fewer than 16 rows or columns.
+    n_iter_max : int, optional
+        Most sweeps, 100 by default; with `gram` as many again, by default 200.
+    tol : float, optional
+        Stops when a sweep lowers the error by no more than this share of it, 1e-4 by default; with
+        `gram` when more sweeps would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Blast(blocks=4))
+    blast(blocks=4)
+    """
+
     blocks: int | tuple[int, int] | None = None
     n_iter_max: int | None = None
     tol: float | None = None

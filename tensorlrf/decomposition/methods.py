@@ -216,7 +216,7 @@ def for_layers(name: str, options_of: Callable[..., Any] | None = None) -> Calla
 
     def declare(decompose: D) -> D:
         if options_of is not None:
-            vars(decompose)["__signature__"] = inspect.signature(options_of)
+            vars(decompose)["__wrapped__"] = options_of
         _METHODS[name] = replace(_METHODS[name], layer=decompose)
         return decompose
 

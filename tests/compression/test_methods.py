@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -20,6 +22,7 @@ from tensorlrf.compression.methods import (
     method_from_dict,
     words,
 )
+from tensorlrf.decomposition.config import parameters, with_parameters
 from tensorlrf.decomposition.methods import names, registered
 from tensorlrf.decomposition.svd._svd import METRICS
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
@@ -87,6 +90,32 @@ def test_an_unknown_option_is_named(config: type[Method]) -> None:
         ArgumentError, match=r"n_iters= is no option of method.*its options are.*ra"
     ):
         method_from_dict({"name": config.word, "n_iters": 3})
+
+
+@pytest.mark.parametrize("word", words())
+def test_a_config_is_documented_and_travels(word: str) -> None:
+    config = config_of(word)
+    told = [name for names, _, _ in parameters(inspect.getdoc(config) or "") for name in names]
+    assert told == [f.name for f in fields(config)], "each option once, in the order of the fields"
+    made = config(error=0.25)
+    for again in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert (again, repr(again), hash(again)) == (made, repr(made), hash(made))
+    assert pickle.loads(pickle.dumps(config)) is config
+
+
+def test_a_docstring_takes_over_what_it_does_not_tell() -> None:
+    own = "Parameters\n    ----------\n    b : int\n        Own."
+    doc = f"About.\n\n    {own}\n\n    Notes\n    -----\n    n"
+    there = "Parameters\n----------\na, x : str\n    More.\n    Lines.\nb : no"
+    other = f"O.\n\n{there}\n\nReturns\n-------\nint"
+    entries = "a : str\n    More.\n    Lines.\nb : int\n    Own."
+    section = f"Parameters\n----------\n{entries}"
+    assert with_parameters(doc, ["a", "b"], [other]) == f"About.\n\n{section}\n\nNotes\n-----\nn"
+    bare = "About.\n\nNotes\n-----\nn"
+    assert with_parameters(bare, ["x"], [None, other]) == (
+        "About.\n\nParameters\n----------\nx : str\n    More.\n    Lines.\n\nNotes\n-----\nn"
+    )
+    assert with_parameters("About.", ["b"], [other]).endswith("----------\nb : no\n")
 
 
 shares = st.floats(0.01, 1.0)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import Descent, check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._options import check_blocks
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blast_als import Bases, SharedBases
@@ -22,7 +23,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
     matrix_target,
     too_many,
 )
-from tensorlrf.decomposition.config import Structured, check_blocks, config
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import Spectrum, whole_spectrum
 from tensorlrf.decomposition.methods import factors_of, method
@@ -153,13 +154,6 @@ blast = factors_of(fit_blast)
 class Blast(Structured):
     """A grid of blocks with shared bases, as a method of `compress`.
 
-    Parameters
-    ----------
-    rank, error
-        As of every `Method`.
-    blocks, n_iter_max, tol
-        Those of `tensorlrf.blast`.
-
     Examples
     --------
     >>> print(tensorlrf.Blast(blocks=4))
@@ -167,8 +161,6 @@ class Blast(Structured):
     """
 
     blocks: int | tuple[int, int] | None
-    n_iter_max: int | None
-    tol: float | None
 
     def check_options(self) -> None:
         super().check_options()

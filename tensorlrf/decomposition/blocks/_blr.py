@@ -11,7 +11,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import check_blocks, check_moments
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Piece
@@ -24,7 +24,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
 )
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, grid
-from tensorlrf.decomposition.config import Structured, check_blocks, config
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -199,12 +199,8 @@ class BLR(Structured):
 
     Parameters
     ----------
-    rank, error
-        As of every `Method`.
     block : int or pair of int, optional
         Rows and columns of a block; searched for each layer by default.
-    dense_blocks, n_iter_max, tol
-        Those of `tensorlrf.blr`.
 
     Examples
     --------
@@ -214,8 +210,6 @@ class BLR(Structured):
 
     block: int | tuple[int, int] | None
     dense_blocks: bool
-    n_iter_max: int | None
-    tol: float | None
 
     def check_options(self) -> None:
         super().check_options()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import check_count, check_moments
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
@@ -21,7 +21,7 @@ from tensorlrf.decomposition.blocks._blr_gram import Content
 from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
 from tensorlrf.decomposition.blocks._blr_spectra import Place
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node, least_params
-from tensorlrf.decomposition.config import Structured, check_count, config
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, _one_int, _share, check_rank_or_error
@@ -177,13 +177,6 @@ hierarchical = factors_of(fit_hierarchical)
 class Hierarchical(Structured):
     """A tree of blocks, as a method of `compress`.
 
-    Parameters
-    ----------
-    rank, error
-        As of every `Method`.
-    leaf, admissible, n_iter_max, tol
-        Those of `tensorlrf.hierarchical`.
-
     Examples
     --------
     >>> print(tensorlrf.Hierarchical(leaf=32))
@@ -192,8 +185,6 @@ class Hierarchical(Structured):
 
     leaf: int
     admissible: str
-    n_iter_max: int | None
-    tol: float | None
 
     def check_options(self) -> None:
         super().check_options()

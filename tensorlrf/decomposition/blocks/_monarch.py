@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import check_blocks, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
@@ -23,7 +23,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
     too_many,
 )
 from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
-from tensorlrf.decomposition.config import Structured, check_blocks, config
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.rank import Rank, _one_int, _share, check_rank_or_error, whole
@@ -139,13 +139,6 @@ monarch = factors_of(fit_monarch)
 class Monarch(Structured):
     """A Monarch matrix, as a method of `compress`.
 
-    Parameters
-    ----------
-    rank, error
-        As of every `Method`.
-    blocks, n_iter_max, tol
-        Those of `tensorlrf.monarch`.
-
     Examples
     --------
     >>> print(tensorlrf.Monarch(blocks=(8, 4)))
@@ -153,8 +146,6 @@ class Monarch(Structured):
     """
 
     blocks: int | tuple[int, int] | None
-    n_iter_max: int | None
-    tol: float | None
 
     def check_options(self) -> None:
         super().check_options()

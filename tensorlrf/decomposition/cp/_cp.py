@@ -202,12 +202,7 @@ cp = factors_of(fit_cp)
 class CP(Method):
     """CP of a convolution, as a method of `compress`; a matrix gets its SVD.
 
-    Parameters
-    ----------
-    rank, error
-        As of every `Method`.
-    n_iter_max, init, tol, solver, n_samples, n_restarts
-        Those of `tensorlrf.cp`, of which n_iter_max, tol, init and n_restarts serve fits to inputs.
+    Of the options n_iter_max, tol, init and n_restarts serve fits to inputs.
 
     References
     ----------
@@ -219,12 +214,7 @@ class CP(Method):
     cp(n_restarts=3)
     """
 
-    n_iter_max: int | None
     init: str
-    tol: float | None
-    solver: str
-    n_samples: int | None
-    n_restarts: int
 
     in_metric = ("n_iter_max", "tol", "init", "n_restarts")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor_and_largest
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import check_moments, is_pair
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.config import Structured, config, is_pair
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.kron._problem import (
     BatchedProblem,
     KroneckerProblem,
@@ -210,12 +210,8 @@ class Kron(Structured):
 
     Parameters
     ----------
-    rank, error
-        As of every `Method`.
     shapes : ((m1, n1), (m2, n2)), optional
         Searched for each layer, by its error at the share, where they are not given.
-    solver, n_iter_max, tol, n_power_iter, n_oversample
-        Those of `tensorlrf.kron`.
 
     Examples
     --------
@@ -225,8 +221,6 @@ class Kron(Structured):
 
     shapes: tuple[tuple[int, int], tuple[int, int]] | None
     solver: str
-    n_iter_max: int | None
-    tol: float | None
     n_power_iter: int
     n_oversample: int
 

@@ -221,12 +221,10 @@ svd = factors_of(fit_svd)
 class SVD(Method):
     """Truncated SVD, as a method of `compress`.
 
+    Options of the decomposition serve fits without inputs.
+
     Parameters
     ----------
-    rank, error
-        As of every `Method`.
-    solver, n_power_iter, n_oversample
-        Those of `tensorlrf.svd`, which serve fits without inputs.
     metric : {"full", "diagonal", "identity"}
         With calibration: "full", the second moments of the inputs, so that the error of the outputs
         is least; "diagonal", columns scaled by the fourth root of their mean square, the

@@ -14,9 +14,9 @@ from tensorlrf.decomposition._descent import Descent, check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import are_positive, check_moments
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.config import Structured, are_positive, config
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.random_state import generator
@@ -205,12 +205,8 @@ class TR(Structured):
 
     Parameters
     ----------
-    rank, error
-        As of every `Method`.
     sizes : ((m_0, ...), (n_0, ...)), optional
         Two digits each by default.
-    init, n_iter_max, tol
-        Those of `tensorlrf.tr`.
 
     Examples
     --------
@@ -220,8 +216,6 @@ class TR(Structured):
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None
     init: str
-    n_iter_max: int | None
-    tol: float | None
 
     def check_options(self) -> None:
         super().check_options()

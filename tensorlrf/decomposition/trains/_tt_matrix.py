@@ -13,9 +13,9 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import are_positive, check_count, check_moments
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.config import Structured, are_positive, check_count, config
+from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -185,16 +185,6 @@ class TT(Structured):
     A TT-matrix of a linear weight; of a convolution the train of its modes, which runs as a
     convolution along each axis between two pointwise ones.
 
-    Parameters
-    ----------
-    rank, error
-        As of every `Method`.
-    row_sizes, column_sizes, order
-        Those of `tensorlrf.tt_matrix`, for linear layers; order is the number of cores, None: by
-        the size.
-    n_iter_max, tol
-        Those of `tensorlrf.tt_matrix`, for fits to inputs.
-
     Examples
     --------
     >>> print(tensorlrf.TT(order=3))
@@ -204,8 +194,6 @@ class TT(Structured):
     row_sizes: tuple[int, ...] | None
     column_sizes: tuple[int, ...] | None
     order: int | None
-    n_iter_max: int | None
-    tol: float | None
 
     def check_options(self) -> None:
         super().check_options()

@@ -213,12 +213,10 @@ tucker = factors_of(fit_tucker)
 class Tucker(Method):
     """Tucker-2 on the channels of a convolution, as a method of `compress`; a matrix gets its SVD.
 
+    Of the options of the decomposition n_iter_max and tol alone serve fits to inputs.
+
     Parameters
     ----------
-    rank, error
-        As of every `Method`.
-    solver, n_iter_max, tol, n_power_iter, n_oversample
-        Those of `tensorlrf.tucker`, of which only n_iter_max and tol serve fits to inputs.
     rank_shares : pair of float
         Relative sizes of r_out / O and r_in / I, where a share decides the ranks.
 
