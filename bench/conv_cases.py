@@ -16,7 +16,7 @@ from bench.kernel_cases import DTYPE, Case, Way
 from bench.shapes import FLAGSHIPS, Conv, conv_held_out, conv_ranks, sample
 from tensorlrf import ops
 from tensorlrf.factors import CPFactors, Factors
-from tensorlrf.ops._fused import fused_problem
+from tensorlrf.ops.fused import fused_problem
 from tensorlrf_kernels._tables import bucket, choose
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.cp_conv2d import reference as cp_reference

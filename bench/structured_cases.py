@@ -25,7 +25,7 @@ from tensorlrf.factors import (
     TTMatrix,
 )
 from tensorlrf.factors.tiling import by_rows
-from tensorlrf.ops._fused import fused_problem, fuses
+from tensorlrf.ops.fused import fused_problem, fuses
 from tensorlrf_kernels._tables import bucket, choose
 
 Make = Callable[[torch.device | str], Factors]

@@ -31,7 +31,7 @@ from bench.shapes import (
     kernel_ranks,
 )
 from bench.structured_cases import FLAGSHIP, N_GOALS, all_layers
-from tensorlrf.ops._fused import fused_problem
+from tensorlrf.ops.fused import fused_problem
 from tensorlrf_kernels._tables import bucket, dtype_key, write_table
 from tensorlrf_kernels.chips import chip_of
 from tensorlrf_kernels.kron_linear.launch import KronProblem

@@ -119,6 +119,33 @@ def test_families_do_not_import_from_each_other() -> None:
     assert not wrong, wrong
 
 
+def test_what_a_package_keeps_to_itself_no_other_imports() -> None:
+    """A file or a name with an underscore is its package's own. What a package offers to higher
+    floors stands in its files without one; what it offers to users is what its `__init__` lists,
+    which is less."""
+    wrong = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.module is None or node.level:
+                continue
+            if node.module.split(".")[0] not in ("tensorlrf", "tensorlrf_kernels"):
+                continue
+            if owner_of(node.module) != owner_of(module_name(path)):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                wrong += [f"{path.relative_to(ROOT)} imports {n}" for n in names if is_own(n)]
+    assert not wrong, wrong
+
+
+def owner_of(module: str) -> str:
+    """The package of a module, as the floors list it."""
+    return max((n for n in FLOORS if module == n or module.startswith(n + ".")), key=len)
+
+
+def is_own(name: str) -> bool:
+    parts = name.removeprefix("tensorlrf.").split(".")
+    return any(part.startswith("_") and not part.startswith("__") for part in parts)
+
+
 def test_no_two_files_import_each_other() -> None:
     """Neither directly nor through others: what both need stands below both."""
     graph = {

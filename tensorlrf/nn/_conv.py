@@ -13,8 +13,8 @@ from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.ops import PathTable, conv_paths
-from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms._lower import CONV, Layer
+from tensorlrf.ops.forms import form_of
+from tensorlrf.ops.forms.lowering import CONV, Layer
 from tensorlrf.ops.geometry import (
     CONVOLUTION,
     Geometry,

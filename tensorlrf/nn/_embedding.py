@@ -14,10 +14,11 @@ from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn.obstacles import check_embedding
 from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths
-from tensorlrf.ops._embedding import check_embedding_path, check_padding
 from tensorlrf.ops.buckets import BUCKETS
-from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms._lower import Layer
+from tensorlrf.ops.checks import padding_row
+from tensorlrf.ops.forms import form_of
+from tensorlrf.ops.forms.lowering import EMBEDDING, Layer
+from tensorlrf.ops.fused import check_layer_path
 
 
 class FactoredEmbedding(FactoredLayer):
@@ -52,7 +53,7 @@ class FactoredEmbedding(FactoredLayer):
     def __init__(self, factors: Factors, padding_idx: int | None = None) -> None:
         super().__init__(factors, None, embedding_paths(factors))
         self.num_embeddings, self.embedding_dim = factors.shape
-        self.padding_idx = check_padding(padding_idx, self.num_embeddings)
+        self.padding_idx = padding_row(padding_idx, self.num_embeddings)
         self._lower(Layer("embedding", padding_idx=self.padding_idx), factors)
         self._choose()
 
@@ -124,7 +125,7 @@ class FactoredEmbedding(FactoredLayer):
         return embedding_paths(factors)
 
     def _check_fused(self) -> None:
-        check_embedding_path("fused", self.factors)
+        check_layer_path("fused", self.paths, self.factors, EMBEDDING)
 
     def _default_path_table(self, frozen: bool = False) -> PathTable:
         if frozen:

@@ -16,8 +16,8 @@ from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.ops import PathTable, device_key, paths_of
-from tensorlrf.ops._fused import check_layer_path
-from tensorlrf.ops.forms._lower import Layer, Lowered, lowered, told
+from tensorlrf.ops.forms.lowering import Layer, Lowered, lowered, symbolic_paths
+from tensorlrf.ops.fused import check_layer_path
 
 
 class FactoredLayer(Freezable, ABC):
@@ -153,7 +153,7 @@ class FactoredLayer(Freezable, ABC):
 
     def _lower(self, layer: Layer, factors: Factors) -> None:
         """Have straight code for every path that these factors have on any device."""
-        kept, paths = self._kept_as(factors), told(layer, factors).paths
+        kept, paths = self._kept_as(factors), symbolic_paths(layer, factors).paths
         self._layer = layer
         self._runs = {path: lowered(layer, path, factors, kept) for path in paths}
 

@@ -11,7 +11,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
 from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.ops import PathTable, linear_paths
-from tensorlrf.ops.forms._lower import LINEAR
+from tensorlrf.ops.forms.lowering import LINEAR
 
 
 class FactoredLinear(FactoredLayer):

@@ -15,7 +15,7 @@ from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain, in_turn, torch_layer
-from tensorlrf.ops.forms._stage import NOTHING, Library, Stages, run
+from tensorlrf.ops.forms.stages import NOTHING, Library, Stages, run
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -35,7 +35,7 @@ def to_dense_layer(layer: FactoredLayer) -> nn.Module:
     """
     if isinstance(layer, FactoredEmbedding):
         return _dense_embedding(layer)
-    return _told(_dense(layer, plain_of_factored(layer)), layer)
+    return _with_attributes(_dense(layer, plain_of_factored(layer)), layer)
 
 
 def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
@@ -56,7 +56,7 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
     """
     if path not in (*layer.paths, "fused"):
         raise unknown("path", path, layer.paths)
-    return _told(_stock(layer, path), layer)
+    return _with_attributes(_stock(layer, path), layer)
 
 
 _OPTIONS = (
@@ -66,7 +66,7 @@ _OPTIONS = (
 )
 
 
-def _told(stock: nn.Module, layer: FactoredLayer) -> nn.Module:
+def _with_attributes(stock: nn.Module, layer: FactoredLayer) -> nn.Module:
     """With what parents read of a layer, such as `conv.stride`, where it is made of several."""
     if not isinstance(stock, nn.Sequential):
         return stock

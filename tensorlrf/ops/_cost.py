@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tensorlrf.factors import Factors
-from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import check_conv
 from tensorlrf.ops._counter import Cost, Counter
 from tensorlrf.ops._embedding import check_table
 from tensorlrf.ops._linear import check_linear
+from tensorlrf.ops.checks import check_path
 from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms._lower import CONV, EMBEDDING, LINEAR, Layer, dense_work, told
+from tensorlrf.ops.forms.lowering import CONV, EMBEDDING, LINEAR, Layer, dense_work, symbolic_paths
 from tensorlrf.ops.geometry import (
     Axes,
     IntOrAxes,
@@ -212,7 +212,7 @@ def _counted(
     layer: Layer, factors: Factors, path: str, places: Sequence[int], rebuild: bool
 ) -> Counter:
     """What the form tells of a path, and of "dense" what it takes to rebuild the weight."""
-    found = told(layer, factors)
+    found = symbolic_paths(layer, factors)
     check_path(path, ("dense", *found.paths))
     counter = Counter(places, factors.dtype)
     if path != "dense":

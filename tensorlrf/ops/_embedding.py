@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._fused import check_layer_path, fuses, paths_here
 from tensorlrf.ops.forms._form import form_of, formats_with
-from tensorlrf.ops.forms._lower import EMBEDDING, Layer, run_path
+from tensorlrf.ops.forms.lowering import EMBEDDING, Layer, run_path
+from tensorlrf.ops.fused import fuses, paths_here
 
 
 def check_table(factors: Factors) -> None:
@@ -61,11 +61,6 @@ def fuses_embedding(factors: Factors) -> bool:
     return fuses(factors, EMBEDDING)
 
 
-def check_embedding_path(path: str, factors: Factors) -> None:
-    """The path is one that these factors have where they are; else the error says why not."""
-    check_layer_path(path, embedding_paths(factors), factors, EMBEDDING)
-
-
 def run_embedding(
     path: str, factors: Factors, indices: Tensor, padding_idx: int | None = None
 ) -> Tensor:
@@ -93,16 +88,3 @@ def run_embedding(
         return F.embedding(indices, form_of(factors).dense(factors, False), padding_idx)
     layer = Layer("embedding", padding_idx=padding_idx)
     return run_path(layer, path, factors, indices, None)
-
-
-def check_padding(padding_idx: int | None, rows: int) -> int | None:
-    """`padding_idx` counted from the start. Raises ArgumentError where it is no row."""
-    if padding_idx is None:
-        return None
-    whole = isinstance(padding_idx, int) and not isinstance(padding_idx, bool)
-    if not whole or not -rows <= padding_idx < rows:
-        raise ArgumentError(
-            f"padding_idx={padding_idx!r} must be None or a row of the table, from {-rows} to "
-            f"{rows - 1}"
-        )
-    return padding_idx % rows

@@ -12,20 +12,16 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._check import check_bias, check_input, check_tensor
 from tensorlrf.ops._conv import conv_paths, run_conv
-from tensorlrf.ops._embedding import (
-    check_embedding_path,
-    check_padding,
-    embedding_paths,
-    run_embedding,
-)
-from tensorlrf.ops._fused import check_layer_path
+from tensorlrf.ops._embedding import embedding_paths, run_embedding
 from tensorlrf.ops._linear import linear_paths, run_linear
 from tensorlrf.ops._paths import best_embedding_path, best_path
 from tensorlrf.ops._profile import nominal_profile
 from tensorlrf.ops.buckets import bucket
+from tensorlrf.ops.checks import check_bias, check_input, check_tensor, padding_row
 from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms.lowering import EMBEDDING
+from tensorlrf.ops.fused import check_layer_path
 from tensorlrf.ops.geometry import (
     IntOrAxes,
     PaddingArgument,
@@ -332,10 +328,10 @@ def embedding(
             f"indices is on {indices.device}, the factors on {factors.device}; move one of them "
             "with .to()"
         )
-    padding_idx = check_padding(padding_idx, n)
+    padding_idx = padding_row(padding_idx, n)
     if path is None:
         rows, profile = bucket(indices.numel()), nominal_profile(indices.device)
         path = best_embedding_path(factors, rows, profile=profile)
     else:
-        check_embedding_path(path, factors)
+        check_layer_path(path, embedding_paths(factors), factors, EMBEDDING)
     return run_embedding(path, factors, indices, padding_idx)

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._fused import paths_here
 from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms._lower import LINEAR, run_path
+from tensorlrf.ops.forms.lowering import LINEAR, run_path
+from tensorlrf.ops.fused import paths_here
 
 
 def check_linear(factors: Factors) -> None:

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._check import check_path
 from tensorlrf.ops._conv import run_conv
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._functional import conv1d, conv2d, conv3d, linear
 from tensorlrf.ops._linear import run_linear
 from tensorlrf.ops._paths import paths_of
+from tensorlrf.ops.checks import check_path
 from tensorlrf.ops.forms._form import form_of
 from tensorlrf.ops.forms._slide import is_channels_last
 from tensorlrf.ops.geometry import (

@@ -21,10 +21,10 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.ops._conv import conv_paths
-from tensorlrf.ops._fused import fused_launch, fuses
 from tensorlrf.ops._linear import linear_paths
 from tensorlrf.ops._paths import floor_cost, path_cost
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
+from tensorlrf.ops.fused import fused_launch, fuses
 from tensorlrf_kernels.chips import KNOWN, Chip, chip_of, known_chip, tf32_allowed
 
 FORMATS = ("lowrank", "cp", "tucker")

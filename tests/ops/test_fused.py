@@ -14,7 +14,7 @@ from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops._profile import CPU, H200, chip_profile
 from tensorlrf.ops.explain import explain, main
 from tensorlrf.ops.explain import sample as empty_sample
-from tensorlrf.ops.forms._lower import LINEAR
+from tensorlrf.ops.forms.lowering import LINEAR
 from tensorlrf_kernels import chips
 from tests.draws import seeded
 from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample

@@ -9,7 +9,7 @@ from tensorlrf import ops
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
 from tensorlrf.ops._cost import Positions, conv_cost
-from tensorlrf.ops._fused import fuses
+from tensorlrf.ops.fused import fuses
 from tests.draws import seeded
 
 

@@ -20,7 +20,7 @@ from tensorlrf.factors import (
     TTMatrix,
 )
 from tensorlrf.ops._cost import linear_cost
-from tensorlrf.ops._fused import fused_problem, fuses
+from tensorlrf.ops.fused import fused_problem, fuses
 from tests.draws import seeded
 
 

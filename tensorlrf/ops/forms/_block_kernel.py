@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._stage import Kernel, Paths
+from tensorlrf.ops.forms.stages import Kernel, Paths
 from tensorlrf_kernels.blr_linear.forms import Form as Shape
 from tensorlrf_kernels.blr_linear.fused import tile_work
 from tensorlrf_kernels.blr_linear.launch import MOST_MASKED, forward

@@ -18,7 +18,7 @@ from tensorlrf.factors.tiling import Tiling
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._block_kernel import BlockKernel
 from tensorlrf.ops.forms._form import Form
-from tensorlrf.ops.forms._stage import Paths, Stage
+from tensorlrf.ops.forms.stages import Paths, Stage
 from tensorlrf_kernels.blr_linear import blr_linear
 from tensorlrf_kernels.blr_linear.forms import tiling_of
 

@@ -16,7 +16,7 @@ from tensorlrf.ops.forms._form import Form, Terms
 from tensorlrf.ops.forms._kernels import TwoMatrices
 from tensorlrf.ops.forms._lookup import lookups
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Kernel, Matrix, Paths
+from tensorlrf.ops.forms.stages import Kernel, Matrix, Paths
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.geometry import MOST_TAPS

@@ -16,7 +16,7 @@ from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Paths
+from tensorlrf.ops.forms.stages import Paths
 
 F = TypeVar("F", bound=Factors)
 Terms = list[tuple[str, Tensor]]

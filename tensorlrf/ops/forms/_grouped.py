@@ -6,7 +6,7 @@ from tensorlrf.factors import Factors, Grouped
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form, form_of
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Paths
+from tensorlrf.ops.forms.stages import Paths
 
 
 class GroupedForm(Form[Grouped]):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Kernel, Paths
+from tensorlrf.ops.forms.stages import Kernel, Paths
 from tensorlrf_kernels.geometry import MOST_TAPS
 from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.lowrank_linear import lowrank_linear

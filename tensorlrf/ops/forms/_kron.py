@@ -13,7 +13,7 @@ from tensorlrf.factors import KroneckerSum
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form
 from tensorlrf.ops.forms._slide import Conv, Groups
-from tensorlrf.ops.forms._stage import Kernel, Paths, Stage
+from tensorlrf.ops.forms.stages import Kernel, Paths, Stage
 from tensorlrf.ops.geometry import CONVOLUTION, Geometry
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.kron_linear import kron_linear, reference

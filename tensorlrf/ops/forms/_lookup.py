@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._stage import NOTHING, Kernel, Library, Lookup, Paths, Stage, Times
 from tensorlrf.ops.forms._symbol import leaf
+from tensorlrf.ops.forms.stages import NOTHING, Kernel, Library, Lookup, Paths, Stage, Times
 from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
 from tensorlrf_kernels.lowrank_embedding.reference import without_gradient

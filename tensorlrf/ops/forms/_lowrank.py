@@ -9,7 +9,7 @@ from tensorlrf.ops.forms._form import Form, Terms
 from tensorlrf.ops.forms._kernels import TwoMatrices, behind_a_convolution
 from tensorlrf.ops.forms._lookup import lookups
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Matrix, Paths
+from tensorlrf.ops.forms.stages import Matrix, Paths
 
 
 class LowRankForm(Form[LowRank]):

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._stage import Library, Stage, Stages, count, run_within
 from tensorlrf.ops.forms._symbol import leaf
+from tensorlrf.ops.forms.stages import Library, Stage, Stages, count, run_within
 from tensorlrf.ops.geometry import CONVOLUTION, Geometry
 from tensorlrf_kernels.pointwise import pointwise as in_two_axes
 

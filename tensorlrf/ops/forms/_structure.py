@@ -34,21 +34,21 @@ def of_structure(
     """A function that looks at nothing but the structure of factors: torch.compile takes what it
     gives as a constant, and does not trace how it is found."""
 
-    def constant(told: Any, *args: P.args, **kwargs: P.kwargs) -> T:
-        return function(_blank(*told), *args, **kwargs)
+    def constant(structure: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(_blank(*structure), *args, **kwargs)
 
     # What torch.compiler.assume_constant_result sets, which would import the compiler.
     constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def call(factors: Factors, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
-            return constant(_told(factors), *args, **kwargs)
+            return constant(_structure_in_values(factors), *args, **kwargs)
         return function(factors, *args, **kwargs)
 
     return call
 
 
-def _told(factors: Factors) -> tuple[Any, ...]:
+def _structure_in_values(factors: Factors) -> tuple[Any, ...]:
     """The structure in plain values, which are constants to torch.compile."""
     sizes = [(name, plain(list(t.shape))) for name, t in factors.tensors().items()]
     return factors.format, plain(factors._context()), sizes, factors.dtype

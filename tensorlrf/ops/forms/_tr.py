@@ -15,7 +15,7 @@ from tensorlrf.factors import TRFactors
 from tensorlrf.factors.algebra import chain_product
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form, Terms, no_network
-from tensorlrf.ops.forms._stage import Paths, Stage
+from tensorlrf.ops.forms.stages import Paths, Stage
 
 Cores = tuple[Tensor, ...]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tensorlrf.factors import TTMatrix
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._stage import Kernel, Paths, Stage
 from tensorlrf.ops.forms._symbol import leaf
+from tensorlrf.ops.forms.stages import Kernel, Paths, Stage
 from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.tt_embedding import reference as train
 from tensorlrf_kernels.tt_embedding import tt_embedding

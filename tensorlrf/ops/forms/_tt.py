@@ -9,7 +9,7 @@ from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import TTFactors
 from tensorlrf.ops.forms._form import Form, Terms, no_network
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Paths
+from tensorlrf.ops.forms.stages import Paths
 
 
 class TTForm(Form[TTFactors]):

@@ -12,7 +12,7 @@ from tensorlrf.ops.forms._form import Form, Terms
 from tensorlrf.ops.forms._kernels import TwoMatrices, behind_a_convolution
 from tensorlrf.ops.forms._lookup import lookups
 from tensorlrf.ops.forms._slide import Conv
-from tensorlrf.ops.forms._stage import Matrix, Paths, Stage
+from tensorlrf.ops.forms.stages import Matrix, Paths, Stage
 
 
 class TuckerForm(Form[TuckerFactors]):

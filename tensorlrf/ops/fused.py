@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._check import check_path
-from tensorlrf.ops.forms._lower import CONV, LINEAR, Layer, told
+from tensorlrf.ops.checks import check_path
 from tensorlrf.ops.forms._structure import of_structure
+from tensorlrf.ops.forms.lowering import CONV, LINEAR, Layer, symbolic_paths
 from tensorlrf_kernels.chips import Chip
 from tensorlrf_kernels.launches import HAS_TRITON, LaunchConfig, Workload
 
@@ -21,7 +21,7 @@ def fuses(factors: Factors, layer: Layer | None = None) -> bool:
     matrices, or on a structured format of sizes that its kernel takes; of a convolution in two axes
     on CP, low rank, and Tucker with a factor behind the core."""
     layer = layer_of(factors) if layer is None else layer
-    return layer.is_told(factors) and "fused" in path_names(factors, layer)
+    return layer.is_in_form(factors) and "fused" in path_names(factors, layer)
 
 
 def paths_here(layer: Layer, factors: Factors) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def paths_here(layer: Layer, factors: Factors) -> tuple[str, ...]:
 @of_structure
 def path_names(factors: Factors, layer: Layer) -> tuple[str, ...]:
     """The paths beside "dense" that the form tells of."""
-    return tuple(told(layer, factors).paths)
+    return tuple(symbolic_paths(layer, factors).paths)
 
 
 def check_layer_path(
@@ -60,7 +60,7 @@ def fused_problem(
 ) -> tuple[str, Workload] | None:
     """The op, and what it is to compute, for a layer on `factors` with M output rows; None where
     no kernel is meant for these. Of Tucker convolutions, what is behind the first 1 x 1."""
-    kernel = told(layer_of(factors), factors).kernel
+    kernel = symbolic_paths(layer_of(factors), factors).kernel
     return None if kernel is None else kernel.problem(rows, factors.dtype, tf32)
 
 
@@ -68,5 +68,5 @@ def fused_launch(
     factors: Factors, rows: int, chip: Chip, *, tf32: bool = False
 ) -> LaunchConfig | None:
     """How the kernel would be launched on the chip; None where the chain runs in its place."""
-    kernel = told(layer_of(factors), factors).kernel
+    kernel = symbolic_paths(layer_of(factors), factors).kernel
     return None if kernel is None else kernel.launch(rows, factors.dtype, chip, tf32)

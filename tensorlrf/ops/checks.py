@@ -50,3 +50,16 @@ def check_path(path: str, paths: tuple[str, ...]) -> None:
     """path is one of those that the format has."""
     if path not in paths:
         raise unknown("path", path, paths)
+
+
+def padding_row(padding_idx: int | None, rows: int) -> int | None:
+    """`padding_idx` counted from the start. Raises ArgumentError where it is no row."""
+    if padding_idx is None:
+        return None
+    whole = isinstance(padding_idx, int) and not isinstance(padding_idx, bool)
+    if not whole or not -rows <= padding_idx < rows:
+        raise ArgumentError(
+            f"padding_idx={padding_idx!r} must be None or a row of the table, from {-rows} to "
+            f"{rows - 1}"
+        )
+    return padding_idx % rows

@@ -18,9 +18,9 @@ from tensorlrf.factors import Factors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import form_of
 from tensorlrf.ops.forms._slide import Conv, lying_as
-from tensorlrf.ops.forms._stage import Kernel, Paths, Stages, count, run, weights
 from tensorlrf.ops.forms._structure import of_structure, plain, structure_of
 from tensorlrf.ops.forms._symbol import Record, Work, apart
+from tensorlrf.ops.forms.stages import Kernel, Paths, Stages, count, run, weights
 from tensorlrf.ops.geometry import Geometry
 
 MOST_KEPT = 1024
@@ -51,7 +51,7 @@ class Layer(NamedTuple):
             return form.embedding(factors, self.padding_idx)
         return form.conv(factors, self.conv(factors))
 
-    def is_told(self, factors: Any) -> bool:
+    def is_in_form(self, factors: Any) -> bool:
         """Whether the form of these factors has such a layer."""
         return form_of(factors).has(self.kind)
 
@@ -80,11 +80,11 @@ def axes_of(factors: Factors) -> int:
     return max(0, len(factors.shape) - 2)
 
 
-# ---- told on symbols ----------------------------------------------------------------------------
+# ---- paths of symbols ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Told:
+class SymbolicPaths:
     """The paths of a layer on one structure, their weights symbols.
 
     work  path -> the products of factors alone that its weights are made by
@@ -109,32 +109,32 @@ class Told:
         return found[0] if found else None
 
 
-_TOLD: dict[Hashable, Any] = {}
+_PATHS: dict[Hashable, Any] = {}
 _CODE: dict[Hashable, Lowered] = {}
 
 
-def told(layer: Layer, factors: Factors) -> Told:
+def symbolic_paths(layer: Layer, factors: Factors) -> SymbolicPaths:
     """What the form of these factors tells of the layer."""
     key = layer, *structure_of(factors)
-    found: Told | None = _TOLD.get(key)
+    found: SymbolicPaths | None = _PATHS.get(key)
     if found is None:
         with apart():
             record = Record()
             paths = layer.paths(symbols_of(factors, record))
             work = {path: tuple(record.work(weights(stages))) for path, stages in paths.items()}
-        found = _keep(_TOLD, key, Told(paths, work))
+        found = _keep(_PATHS, key, SymbolicPaths(paths, work))
     return found
 
 
 def dense_work(factors: Factors) -> tuple[Work, ...]:
     """The products that the dense weight is made by."""
     key = "dense", *structure_of(factors)
-    found: tuple[Work, ...] | None = _TOLD.get(key)
+    found: tuple[Work, ...] | None = _PATHS.get(key)
     if found is None:
         with apart():
             record = Record()
             made = tuple(record.work([symbols_of(factors, record)._dense()]))
-        found = _keep(_TOLD, key, made)
+        found = _keep(_PATHS, key, made)
     return found
 
 
