@@ -135,7 +135,8 @@ class Target(Generic[F]):
     @property
     def is_plain(self) -> bool:
         """Whether it is the sum of squares."""
-        return self.given.sides == (None, None)
+        sides = self.given.sides
+        return sides is not None and sides[0] is None and sides[1] is None
 
     @cached_property
     def form(self) -> Quadratic:
