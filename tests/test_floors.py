@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tensorlrf.factors import FORMATS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Where a module lives decides its floor; see "The house" in CONTRIBUTING.md.
@@ -157,6 +159,38 @@ def test_no_two_files_import_each_other() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" is imported by ".join(error.args[1]))
+
+
+def format_checks(path: Path) -> list[str]:
+    """Where a file asks whether a value is of one format: `isinstance`, `issubclass`, and types
+    that are compared. A format is a class that it takes from tensorlrf.factors."""
+    tree = ast.parse(path.read_text())
+    formats = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tensorlrf.factors")
+        for alias in node.names
+        if alias.name in {cls.__name__ for cls in FORMATS.values()}
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and len(node.args) == 2:
+            asks = ast.unparse(node.func) in ("isinstance", "issubclass")
+            values = node.args[1:] if asks else []
+        else:
+            values = node.comparators if isinstance(node, ast.Compare) else []
+        names = {n.id for value in values for n in ast.walk(value) if isinstance(n, ast.Name)}
+        if names & formats:
+            found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def test_formats_are_told_apart_by_their_own_files_alone() -> None:
+    """What differs from format to format stands in its factors and in its form."""
+    own = (ROOT / "tensorlrf" / "factors", ROOT / "tensorlrf" / "ops" / "forms")
+    paths = [path for path in sources() if not any(path.is_relative_to(folder) for folder in own)]
+    assert [place for path in paths for place in format_checks(path)] == []
+    assert format_checks(ROOT / "tensorlrf" / "factors" / "kinds.py")  # it does see them
 
 
 def test_a_folder_holds_no_more_files_than_a_page() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
+from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
@@ -331,17 +332,13 @@ class FactoredLayer(Freezable, ABC):
         dense = math.prod(factors.shape)
         share = factors.n_params / dense if dense else 1.0
         return (
-            f"{self._options_repr()}{self._bias_repr()}, format={self._format_repr()}, "
+            f"{self._options_repr()}{self._bias_repr()}, format={format_of(factors)}, "
             f"rank={factors.rank}, share={share:.1%}, path={self._path_table}"
             f"{', frozen' * self.is_frozen}"
         )
 
     def _bias_repr(self) -> str:
         return f", bias={self.bias is not None}"
-
-    def _format_repr(self) -> str:
-        of = self._meta.get("of")  # what the groups of a Grouped are
-        return self._format.format if of is None else f"{self._format.format} {of}"
 
     @abstractmethod
     def _options_repr(self) -> str:

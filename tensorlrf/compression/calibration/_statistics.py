@@ -31,7 +31,8 @@ from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.decomposition.second_moments import about_mean
 from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
-from tensorlrf.factors import Factors, LowRank
+from tensorlrf.factors import Factors
+from tensorlrf.factors.kinds import two_matrices
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,9 @@ def _lost(
     shift: Tensor | None,
 ) -> float:
     """E||W x0 - A x - b||^2 from W G: nothing of it is squared before it cancels."""
-    if isinstance(approximation, LowRank):  # r rows, no more, are multiplied by G
-        left, right = approximation.left.to(torch.float64), approximation.right.to(torch.float64)
+    two = two_matrices(approximation)
+    if two is not None:  # r rows, no more, are multiplied by G
+        left, right = (t.to(torch.float64) for t in two)
         dense, moved = left @ right, left @ (right @ known.gram)
     else:
         whole = approximation if isinstance(approximation, Tensor) else approximation.to_dense()

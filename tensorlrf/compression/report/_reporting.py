@@ -13,7 +13,8 @@ from tensorlrf.compression.calibration._trace import Trace
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.report._report import LayerReport, Totals
-from tensorlrf.factors import Factors, Grouped
+from tensorlrf.factors import Factors
+from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import Positions, conv_cost, linear_cost
 
@@ -47,7 +48,7 @@ def row(
         places=found.places,
         kind=kind,
         eligible=True,
-        format=_format(new.factors),
+        format=format_of(new.factors),
         rank=new.factors.rank,
         reason="",
         params_before=params,
@@ -65,10 +66,6 @@ def row(
         path=path,
         shrinkage=done.shrinkage,
     )
-
-
-def _format(factors: Factors) -> str:
-    return f"grouped {factors.of}" if isinstance(factors, Grouped) else factors.format
 
 
 def _execution(

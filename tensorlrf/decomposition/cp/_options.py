@@ -38,7 +38,7 @@ class Options:
 
     def kept(self, problem: Problem) -> dict[int, Tensor]:
         """The factors of the fixed modes as they are returned, by the mode in memory order."""
-        if not isinstance(self.init, CPFactors):
+        if isinstance(self.init, str):
             return {}
         data = problem.data.blocks
         return {

@@ -58,7 +58,7 @@ class Problem:
     ) -> CPState:
         """The first iterates, given ones of any scale; `fixed` counts in memory order."""
         tensor = self.tensor
-        if isinstance(init, CPFactors):
+        if not isinstance(init, str):
             factors = [init.factors[k] for k in self.order]
             return given_start(init.weights, factors, tensor, fixed, rng)
         if tensor.ndim == 2:

@@ -35,6 +35,7 @@ from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.factors.kinds import check_format
 
 WIDTH = 0.02
 """What the interval of a close fit may be wide by default, in units of the fit."""
@@ -259,12 +260,9 @@ def _whole(
     return SampledFit(fit, fit, fit, size, confidence)
 
 
-def _check(tensor: Tensor, factors: object, n_samples: object, confidence: object) -> None:
-    if not isinstance(factors, CPFactors):
-        raise ArgumentError(
-            f"factors is a {type(factors).__name__}; the sampled fit is that of CPFactors, for "
-            "others use factors.rel_error(tensor)"
-        )
+def _check(tensor: Tensor, factors: CPFactors, n_samples: object, confidence: object) -> None:
+    others = "the sampled fit is that of CPFactors, for others use factors.rel_error(tensor)"
+    check_format(factors, (CPFactors,), "factors", others)
     if factors.shape != tuple(tensor.shape):
         raise ShapeError(
             f"factors stand for a tensor of shape {factors.shape}, but tensor has shape "

@@ -14,7 +14,6 @@ from tensorlrf.decomposition.cp._fit import Outcome, Stopping, run_als
 from tensorlrf.decomposition.cp._options import SAMPLING, Options
 from tensorlrf.decomposition.cp._problem import Problem
 from tensorlrf.decomposition.cp._state import CPState, make_state
-from tensorlrf.factors import CPFactors
 
 # Starts run side by side while their intermediates stay small: below this many entries, or below
 # this share of the tensor.
@@ -28,7 +27,7 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
     stopping = Stopping(options.sweeps, options.tol, _watch(problem, options))
     # A matrix has one start, its singular value decomposition.
     restarts = options.restarts if len(problem.order) > 2 else 1
-    given = isinstance(options.init, CPFactors)
+    given = not isinstance(options.init, str)
     if options.solver in SAMPLING:
         run = run_cprand if options.solver == "cprand" else run_leverage
         starts = STARTS if isinstance(options.init, str) and len(problem.order) > 2 else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.factors.kinds import check_format, inner_cores, layout
 
 Train = TypeVar("Train", TTFactors, TTMatrix)
 
@@ -113,8 +113,7 @@ def tt_inner(first: Train, second: Train) -> Tensor:
 def check_alike(first: Train, second: Train) -> None:
     """Two trains of one kind, with equal sizes, dtype and device."""
     for name, train in (("first", first), ("second", second)):
-        if not isinstance(train, (TTFactors, TTMatrix)):
-            raise ArgumentError(f"{name} is a {type(train).__name__}; pass TTFactors or a TTMatrix")
+        check_format(train, (TTFactors, TTMatrix), name, "pass TTFactors or a TTMatrix")
     if type(first) is not type(second):
         raise ArgumentError(
             f"first is a {type(first).__name__} and second a {type(second).__name__}; "
@@ -132,13 +131,6 @@ def check_alike(first: Train, second: Train) -> None:
         )
 
 
-def layout(train: TTFactors | TTMatrix) -> str:
-    """What a train has beside its shape."""
-    if isinstance(train, TTFactors):
-        return f"modes {train.modes}"
-    return f"row sizes {train.row_sizes} and column sizes {train.column_sizes}"
-
-
 def rebuilt(like: Train, cores: Sequence[Tensor]) -> Train:
     """A train of the kind of `like` from cores (r, ..., r') or (r, sizes multiplied, r')."""
     named = {
@@ -146,38 +138,3 @@ def rebuilt(like: Train, cores: Sequence[Tensor]) -> Train:
         for k, (c, old) in enumerate(zip(cores, like.cores, strict=True))
     }
     return like.from_tensors(named, like.meta())
-
-
-def inner_cores(train: TTFactors | TTMatrix) -> list[Tensor]:
-    """Cores (r, n, r') of what the train stands for, a TT-matrix with zeros as padding."""
-    cores = list(train.cores)
-    if isinstance(train, TTMatrix):
-        sides = ((0, train.row_sizes), (1, train.column_sizes))
-        for side, sizes in sides:
-            if math.prod(sizes) > train.shape[side]:
-                masks = below(sizes, train.shape[side], cores[0])
-                spread = "rijs,piq->rpijsq" if side == 0 else "rijs,pjq->rpijsq"
-                pairs = zip(cores, masks, strict=True)
-                cores = [torch.einsum(spread, c, m).flatten(-2).flatten(0, 1) for c, m in pairs]
-    return [c.flatten(1, -2) for c in cores]
-
-
-def below(sizes: Sequence[int], n: int, like: Tensor) -> list[Tensor]:
-    """Cores (p, size, q) of the train that is one at numbers below n, else zero.
-
-    Read from the leading digit on, a number is so far equal to n - 1 (state 0) or below (state 1).
-    """
-    digits, rest = [], n - 1
-    for size in reversed(sizes):
-        digits.append(rest % size)
-        rest //= size
-    masks = []
-    for size, digit in zip(sizes, reversed(digits), strict=True):
-        core = like.new_zeros(2, size, 2)
-        core[0, digit, 0] = 1
-        core[0, :digit, 1] = 1
-        core[1, :, 1] = 1
-        masks.append(core)
-    masks[0] = masks[0][:1]
-    masks[-1] = masks[-1].sum(2, keepdim=True)
-    return masks

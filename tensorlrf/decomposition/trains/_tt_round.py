@@ -13,12 +13,13 @@ from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_afte
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
-from tensorlrf.decomposition.trains._tt_algebra import Train, inner_cores, rebuilt, tt_add
+from tensorlrf.decomposition.trains._tt_algebra import Train, rebuilt, tt_add
 from tensorlrf.decomposition.trains._tt_ranks import train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors, TTMatrix
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.factors.kinds import check_format, inner_cores
 
 
 def tt_round(factors: Train, rank: Rank | None = None, *, error: float | None = None) -> Train:
@@ -92,11 +93,8 @@ def fit_tt_round(
     >>> tensorlrf.decomposition.fit_tt_round(f, 2).error < 1e-5
     True
     """
-    if not isinstance(factors, (TTFactors, TTMatrix)):
-        raise ArgumentError(
-            f"factors is a {type(factors).__name__}; pass TTFactors or a TTMatrix, or use tt() "
-            "for a tensor"
-        )
+    remedy = "pass TTFactors or a TTMatrix, or use tt() for a tensor"
+    check_format(factors, (TTFactors, TTMatrix), "factors", remedy)
     rank, error = check_rank_or_error(rank, error, factors.dtype)
     factors = factors.detach()
     for name, core in factors.tensors().items():

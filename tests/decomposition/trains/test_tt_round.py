@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
-from tensorlrf.decomposition.trains._tt_algebra import below, tt_add, tt_inner
+from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
 from tensorlrf.decomposition.trains._tt_matrix import tt_matrix
 from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors.kinds import below
 from tests.draws import seeded
 
 EPS = torch.finfo(torch.float64).eps

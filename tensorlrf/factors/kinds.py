@@ -1,0 +1,78 @@
+"""What is asked of a value that may be factors of one kind or another: is it such a format, and
+what of a format is seen by those who know no formats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors._base import Factors
+from tensorlrf.factors._lowrank import LowRank
+from tensorlrf.factors._tt import TTFactors, TTMatrix
+
+
+def check_format(value: Any, formats: tuple[type[Factors], ...], name: str, remedy: str) -> None:
+    """The argument `name` is of one of these formats. Raises ArgumentError."""
+    if not isinstance(value, formats):
+        raise ArgumentError(f"{name} is a {type(value).__name__}; {remedy}")
+
+
+def format_of(factors: Factors) -> str:
+    """The name of the format, with that of the groups of a Grouped behind it."""
+    of = factors.meta().get("of")
+    return factors.format if of is None else f"{factors.format} {of}"
+
+
+def two_matrices(value: Factors | Tensor) -> tuple[Tensor, Tensor] | None:
+    """left (m, r) and right (r, n) that the factors are; None where they are something else."""
+    return (value.left, value.right) if isinstance(value, LowRank) else None
+
+
+# ---- trains -------------------------------------------------------------------------------------
+
+
+def layout(train: TTFactors | TTMatrix) -> str:
+    """What a train has beside its shape."""
+    if isinstance(train, TTFactors):
+        return f"modes {train.modes}"
+    return f"row sizes {train.row_sizes} and column sizes {train.column_sizes}"
+
+
+def inner_cores(train: TTFactors | TTMatrix) -> list[Tensor]:
+    """Cores (r, n, r') of what the train stands for, a TT-matrix with zeros as padding."""
+    cores = list(train.cores)
+    if isinstance(train, TTMatrix):
+        sides = ((0, train.row_sizes), (1, train.column_sizes))
+        for side, sizes in sides:
+            if math.prod(sizes) > train.shape[side]:
+                masks = below(sizes, train.shape[side], cores[0])
+                spread = "rijs,piq->rpijsq" if side == 0 else "rijs,pjq->rpijsq"
+                pairs = zip(cores, masks, strict=True)
+                cores = [torch.einsum(spread, c, m).flatten(-2).flatten(0, 1) for c, m in pairs]
+    return [c.flatten(1, -2) for c in cores]
+
+
+def below(sizes: Sequence[int], n: int, like: Tensor) -> list[Tensor]:
+    """Cores (p, size, q) of the train that is one at numbers below n, else zero.
+
+    Read from the leading digit on, a number is so far equal to n - 1 (state 0) or below (state 1).
+    """
+    digits, rest = [], n - 1
+    for size in reversed(sizes):
+        digits.append(rest % size)
+        rest //= size
+    masks = []
+    for size, digit in zip(sizes, reversed(digits), strict=True):
+        core = like.new_zeros(2, size, 2)
+        core[0, digit, 0] = 1
+        core[0, :digit, 1] = 1
+        core[1, :, 1] = 1
+        masks.append(core)
+    masks[0] = masks[0][:1]
+    masks[-1] = masks[-1].sum(2, keepdim=True)
+    return masks
