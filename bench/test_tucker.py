@@ -71,20 +71,20 @@ def test_tucker(benchmark: Any, case: str, peer: str) -> None:
     benchmark.extra_info.update(case=case, peer=peer, rel_error=factors.rel_error(tensor))
 
 
-@pytest.mark.parametrize("method", ["hosvd", "st_hosvd", "randomized", "hooi"])
-def test_methods(benchmark: Any, method: str) -> None:
+@pytest.mark.parametrize("solver", ["hosvd", "st_hosvd", "randomized", "hooi"])
+def test_methods(benchmark: Any, solver: str) -> None:
     """Our methods beside each other at 200 x 200 x 200."""
     case = "200x200x200 r(20, 20, 20)"
     shape, modes, ranks = CASES[case]
     tensor = noisy(shape, modes, ranks)
 
     def run() -> TuckerFactors:
-        return tucker(tensor, ranks, method=method, random_state=0)
+        return tucker(tensor, ranks, solver=solver, random_state=0)
 
     benchmark.group = f"tucker methods, {case}"
     factors = benchmark.pedantic(run, rounds=5, warmup_rounds=1)
     benchmark.extra_info.update(
-        case=f"methods, {case}", peer=f"ours {method}", rel_error=factors.rel_error(tensor)
+        case=f"methods, {case}", peer=f"ours {solver}", rel_error=factors.rel_error(tensor)
     )
 
 

@@ -24,6 +24,12 @@ def check_moments(gram: Any, mean: Any = None, **sweeps: Any) -> None:
             )
 
 
+def check_graph(differentiable: bool, gram: Any) -> None:
+    """Raise UnsupportedError where a graph is asked of sweeps in the metric of `gram`."""
+    if differentiable and gram is not None:
+        raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
+
+
 def check_callback(callback: Any, gram: Any) -> None:
     """What is called as callback(factors, error) in sweeps without `gram`. Raises ArgumentError for
     what cannot be called, UnsupportedError with `gram`."""

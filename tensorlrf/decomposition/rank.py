@@ -9,6 +9,7 @@ resolve it before they come here.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -211,23 +212,25 @@ def tucker_params(shape: Sequence[int], modes: Sequence[int], ranks: Sequence[in
     return math.prod(core) + sum(shape[k] * r for k, r in zip(modes, ranks, strict=True))
 
 
+def tucker_fractions(shape: Sequence[int], modes: Sequence[int]) -> list[float]:
+    """The fractions of the sizes of `modes` at which the ranks of all of them change, ascending."""
+    return sorted({i / shape[k] for k in modes for i in range(1, shape[k] + 1)})
+
+
+def ranks_at(fraction: float, shape: Sequence[int], modes: Sequence[int]) -> tuple[int, ...]:
+    """Ranks of `modes` that are one fraction of their sizes, one at least."""
+    # The nudge keeps floor(i / n * n) from falling to i - 1.
+    return tuple(max(1, math.floor(fraction * (1 + 1e-12) * shape[k])) for k in modes)
+
+
 def _tucker_share(share: float, shape: Sequence[int], modes: Sequence[int]) -> tuple[int, ...]:
-    budget = share * math.prod(shape)
+    budget, fractions = share * math.prod(shape), [0.0, *tucker_fractions(shape, modes)]
 
-    def ranks(fraction: float) -> tuple[int, ...]:
-        return tuple(max(1, math.floor(fraction * shape[k])) for k in modes)
+    def params(fraction: float) -> int:
+        return tucker_params(shape, modes, ranks_at(fraction, shape, modes))
 
-    # Parameters grow with the fraction and change only where some fraction * n_k is whole.
-    steps = sorted({i / shape[k] for k in modes for i in range(1, shape[k] + 1)})
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        # The nudge keeps floor(i / n * n) from falling to i - 1.
-        if tucker_params(shape, modes, ranks(steps[middle] * (1 + 1e-12))) <= budget:
-            low = middle + 1
-        else:
-            high = middle
-    return ranks(steps[low - 1] * (1 + 1e-12)) if low else ranks(0.0)
+    within = bisect_right(fractions, budget, key=params)
+    return ranks_at(fractions[max(0, within - 1)], shape, modes)
 
 
 def _share(rank: Rank) -> float | None:

@@ -49,6 +49,7 @@ def fit_blast(
     error: float | None = None,
     blocks: int | tuple[int, int] | None = None,
     gram: Any = None,
+    mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
@@ -77,6 +78,8 @@ def fit_blast(
         the sweeps go on in their metric from the plain solution, or from the SVD in that metric,
         whichever is better after some of them. What the inputs do not span follows the plain fit
         (`Fit.shrinkage`), than which the result is never worse in that metric.
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the outputs about their mean.
     n_iter_max : int, optional
         Most sweeps, 100 by default; with `gram` as many again, by default 200.
     tol : float, optional
@@ -121,7 +124,7 @@ def fit_blast(
     >>> f.rel_error(w) <= tensorlrf.svd(w, 4).rel_error(w) + 1e-6
     True
     """
-    target = matrix_target(tensor, gram, "blast")
+    target = matrix_target(tensor, gram, mean, "blast")
     rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
     m, n = target.shape

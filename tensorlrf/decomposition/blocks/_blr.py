@@ -51,6 +51,7 @@ def fit_blr(
     block: int | tuple[int, int] | None = None,
     dense_blocks: bool = True,
     gram: Any = None,
+    mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
     batch_dims: int = 0,
@@ -87,6 +88,8 @@ def fit_blr(
         leave of the outputs, and ranks are shared out by the energies of the outputs where that is
         better. Never worse in the outputs than without. What the inputs do not span follows the
         plain fit (`Fit.shrinkage`).
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the outputs about their mean.
     n_iter_max : int, optional
         With `gram`, most sweeps over the blocks, 200 by default.
     tol : float, optional
@@ -141,7 +144,7 @@ def fit_blr(
     tensor = as_tensor(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
-    check_moments(gram, n_iter_max=n_iter_max, tol=tol)
+    check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
     if not isinstance(dense_blocks, bool):
         raise ArgumentError(f"dense_blocks={dense_blocks!r} must be True or False")
     check_batch_dims(batch_dims, tensor.ndim)
@@ -149,7 +152,7 @@ def fit_blr(
         check_batched_metric(rank, gram)
         weights = Weights(tensor, batch_dims)
         return fit_blr_batched(weights, Asked.of(rank, error, block, weights.shape), dense_blocks)
-    target = matrix_target(tensor, gram, "blr")
+    target = matrix_target(tensor, gram, mean, "blr")
     asked = Asked.of(rank, error, block, target.shape)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
     params = math.floor((asked.share or 0.0) * target.work.numel())

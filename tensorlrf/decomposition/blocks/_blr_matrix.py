@@ -9,8 +9,9 @@ from tensorlrf.decomposition._target import Target
 from tensorlrf.errors import ShapeError, UnsupportedError
 
 
-def matrix_target(tensor: Any, gram: Any, who: str) -> Target[Any]:
-    """`tensor` as a checked matrix, with the second moments of its inputs where they are given.
+def matrix_target(tensor: Any, gram: Any, mean: Any, who: str) -> Target[Any]:
+    """`tensor` as a checked matrix, with the second moments of its inputs, about
+    their mean, where these are given.
 
     Raises UnsupportedError for more than two modes, ShapeError and ArgumentError for what cannot
     be decomposed.
@@ -21,7 +22,7 @@ def matrix_target(tensor: Any, gram: Any, who: str) -> Target[Any]:
             f"{who} takes a matrix (out, in), got a tensor of shape {tuple(checked.shape)}; use "
             "svd, kron or tucker for a conv kernel, or reshape it to (out, in * kh * kw)"
         )
-    return Target.of(checked, gram)
+    return Target.of(checked, gram, mean)
 
 
 def check_pair(

@@ -41,6 +41,7 @@ def fit_hodlr(
     error: float | None = None,
     leaf: int = 64,
     gram: Any = None,
+    mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
@@ -74,7 +75,7 @@ def fit_hodlr(
     >>> [block.rank for block, _ in f.panels() if block.rows == 128]
     [0, 0]
     """
-    target = matrix_target(tensor, gram, "hodlr")
+    target = matrix_target(tensor, gram, mean, "hodlr")
     return _fit(target, rank, error, leaf, "weak", n_iter_max, tol, random_state)
 
 
@@ -92,6 +93,7 @@ def fit_hierarchical(
     leaf: int = 64,
     admissible: Rule = "weak",
     gram: Any = None,
+    mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
     random_state: int | torch.Generator | None = None,
@@ -125,6 +127,8 @@ def fit_hierarchical(
         each block of the tree (that of the weight itself) becomes the best for what the others
         leave of the outputs. What the inputs do not span follows the plain fit (`Fit.shrinkage`),
         never worse in that metric.
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the outputs about their mean.
     n_iter_max : int, optional
         With `gram`, most sweeps over the blocks, 200 by default.
     tol : float, optional
@@ -166,7 +170,7 @@ def fit_hierarchical(
     >>> f.rel_error(w) <= 1e-3, f.n_params < w.numel()
     (True, True)
     """
-    target = matrix_target(tensor, gram, "hierarchical")
+    target = matrix_target(tensor, gram, mean, "hierarchical")
     return _fit(target, rank, error, leaf, admissible, n_iter_max, tol, random_state)
 
 

@@ -40,6 +40,7 @@ def fit_monarch(
     error: float | None = None,
     blocks: int | tuple[int, int] | None = None,
     gram: Any = None,
+    mean: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
 ) -> Fit[MonarchFactors]:
@@ -64,6 +65,8 @@ def fit_monarch(
         from the plain solution on each block becomes the best for what the others leave of the
         outputs. What the inputs do not span follows the plain fit (`Fit.shrinkage`), than which the
         result is never worse in that metric.
+    mean : Tensor or array of shape (n,), optional
+        The mean of the same inputs, with `gram`: the outputs about their mean.
     n_iter_max : int, optional
         With `gram`, most sweeps over the blocks, 200 by default.
     tol : float, optional
@@ -105,10 +108,10 @@ def fit_monarch(
     >>> f.blocks, f.n_params
     ((8, 8), 1024)
     """
-    target = matrix_target(tensor, gram, "monarch")
+    target = matrix_target(tensor, gram, mean, "monarch")
     rank, error = check_rank_or_error(rank, error, target.dtype)
     check_iteration(n_iter_max, tol)
-    check_moments(gram, n_iter_max=n_iter_max, tol=tol)
+    check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
     m, n = target.shape
     if blocks is None:
         counts = near_root(m), near_root(n)

@@ -15,12 +15,13 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, working_dtype
-from tensorlrf.decomposition._options import check_callback, check_moments
+from tensorlrf.decomposition._options import check_callback, check_graph, check_moments
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
-from tensorlrf.decomposition.cp._metric import check_served, fit_to_outputs, sides
+from tensorlrf.decomposition.cp._metric import fit_to_outputs, sides
 from tensorlrf.decomposition.cp._options import Callback, Options, check_options
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
@@ -101,7 +102,7 @@ def fit_cp(
         I), n = I. The factors then serve the outputs: `errors` are relative errors of the outputs,
         which no sweep raises, from that of the plain CP (or of a start whitened along the input
         channels, if that leads further). What the inputs do not span follows the plain CP
-        (`Fit.shrinkage`). Needs `rank=`.
+        (`Fit.shrinkage`).
     mean : Tensor or array of shape (n,), optional
         The mean of the same inputs, with `gram`: the factors then serve the outputs about their
         mean, and `decomposition.bias_correction` makes good the rest.
@@ -157,8 +158,7 @@ def fit_cp(
     r = None if rank is None else cp_rank(rank, checked.shape)
     check_moments(gram, mean)
     check_callback(callback, gram)
-    if gram is not None:
-        check_served(error, differentiable)
+    check_graph(differentiable, gram)
     options = check_options(
         checked.shape,
         r,
@@ -174,11 +174,15 @@ def fit_cp(
     rng = generator(random_state, checked.device)
     problem = pose(checked)
     target: Target[CPFactors] = Target.of(checked, gram, mean, sides=sides, scale=problem.scale)
-    if not target.is_plain and r is not None:
+    if not target.is_plain:
         limits = METRIC_SWEEPS if n_iter_max is None else n_iter_max, tol
         plain = replace(options, sweeps=SWEEPS, tol=TOL)
-        fit = fit_to_outputs(target, checked, problem, r, plain, limits, rng)
-        return finished(fit, n_iter_max)
+
+        def at(r: int) -> Fit[CPFactors]:
+            return fit_to_outputs(target, checked, problem, r, plain, limits, rng)
+
+        most = checked.numel() // max(checked.shape)  # where a model is exact
+        return finished(search(at, r, error, most, checked.dtype), n_iter_max)
     if r is not None:
         outcome = solve(problem, r, options, rng)
     elif error is not None:

@@ -20,18 +20,7 @@ from tensorlrf.decomposition.cp._gram import (
 from tensorlrf.decomposition.cp._options import Options
 from tensorlrf.decomposition.cp._problem import Problem, pose, spread_weights
 from tensorlrf.decomposition.cp._solve import solve
-from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import CPFactors
-
-
-def check_served(error: float | None, differentiable: bool) -> None:
-    """Raises ArgumentError or UnsupportedError for what does not go with gram=."""
-    if error is not None:
-        raise UnsupportedError(
-            "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
-        )
-    if differentiable:
-        raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
 
 
 def fit_to_outputs(

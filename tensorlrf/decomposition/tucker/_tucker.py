@@ -15,7 +15,8 @@ from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, working_dtype
-from tensorlrf.decomposition._options import check_callback, check_modes, check_moments
+from tensorlrf.decomposition._options import check_callback, check_graph, check_modes, check_moments
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, multiples, rounded
@@ -24,7 +25,13 @@ from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.decomposition.rank import Rank, check_rank_or_error, tucker_ranks
+from tensorlrf.decomposition.rank import (
+    Rank,
+    check_rank_or_error,
+    ranks_at,
+    tucker_fractions,
+    tucker_ranks,
+)
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
 from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
@@ -96,7 +103,8 @@ def fit_tucker(
         I), n = I; `modes` must be (0, 1). The factors then serve the outputs: errors are relative
         errors of the outputs, and columns of the factors are scaled so that inner values are no
         larger (root mean square) than inputs and outputs are. What the inputs do not span follows
-        the plain fit (`Fit.shrinkage`). Needs `rank=`, and "hooi".
+        the plain fit (`Fit.shrinkage`). Needs "hooi"; `error` finds ranks that are one fraction of
+        both sizes.
     mean : Tensor or array of shape (n,), optional
         The mean of the same inputs, with `gram`: the factors then serve the outputs about their
         mean, and `decomposition.bias_correction` makes good the rest.
@@ -157,6 +165,7 @@ def fit_tucker(
     if batch_dims:
         check_batched_tucker(solver, rank, error, gram, callback)
     check_callback(callback, gram)
+    check_graph(differentiable, gram)
     if solver != "hooi":
         for name, value in (("callback", callback), ("n_iter_max", n_iter_max), ("tol", tol)):
             if value is not None:
@@ -180,9 +189,19 @@ def fit_tucker(
         work = tensor if differentiable else tensor.detach()
         return fit_tucker_batched(work, ranks or {}, solver, batch_dims)
     if gram is not None:
-        _check_served(ranks, listed, solver, differentiable)
+        _check_served(listed, solver)
         target: Target[TuckerFactors] = Target.of(tensor, gram, mean, sides=_sides)
-        return _served(target, tensor, ranks or {}, n_iter_max, tol)
+        fractions = tucker_fractions(shape, (0, 1))
+
+        def at(step: int) -> Fit[TuckerFactors]:
+            own = ranks_at(fractions[step - 1], shape, (0, 1))
+            return _served(target, tensor, own, n_iter_max, tol)
+
+        if ranks is not None:
+            found = _served(target, tensor, (ranks[0], ranks[1]), n_iter_max, tol)
+        else:
+            found = search(at, None, error, len(fractions), tensor.dtype)
+        return finished(found, n_iter_max)
 
     work = (tensor if differentiable else tensor.detach()).to(working_dtype(tensor.dtype))
     scale = scale_of(work)
@@ -334,31 +353,23 @@ def _unfoldings(tensor: Tensor, *, modes: Sequence[int] | None = None) -> Unfold
         yield f"mode {k}", [(tensor, k)]
 
 
-def _check_served(
-    ranks: dict[int, int] | None, modes: tuple[int, ...], solver: str, differentiable: bool
-) -> None:
+def _check_served(modes: tuple[int, ...], solver: str) -> None:
     """Raises UnsupportedError for what does not go with gram=."""
     if set(modes) != {0, 1}:
         raise UnsupportedError(
             f"gram= is for a weight (O, I, ...) with modes (0, 1), its channels; got modes={modes}"
-        )
-    if ranks is None:
-        raise UnsupportedError(
-            "gram= needs rank= here, error= is not served; use svd(weight, error=..., gram=...)"
         )
     if solver != "hooi":
         raise UnsupportedError(
             f"solver={solver!r} does not take gram=, which has a least-squares solver of its own; "
             "leave solver='hooi'"
         )
-    if differentiable:
-        raise UnsupportedError("gram= with differentiable=True is not served; use svd for that")
 
 
 def _served(
     target: Target[TuckerFactors],
     tensor: Tensor,
-    ranks: dict[int, int],
+    ranks: tuple[int, ...],
     n_iter_max: int | None,
     tol: float | None,
 ) -> Fit[TuckerFactors]:
@@ -388,8 +399,7 @@ def _served(
         reason = "a round gained nothing more" if run.converged else f"{run.sweeps} rounds"
         return Fit(whole(core, outputs, inputs), run.errors, run.converged, reason)
 
-    found = fit_or_plain(target, lambda: whole(usual.core * target.scale, *usual.factors), fit)
-    return finished(found, n_iter_max)
+    return fit_or_plain(target, lambda: whole(usual.core * target.scale, *usual.factors), fit)
 
 
 def _sides(factors: TuckerFactors) -> Sides:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tensorlrf.decomposition.rank import ranks_at, tucker_fractions
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
-from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import TuckerFactors
 from tests.metrics import in_moments, output_error, second_moments
 
@@ -204,13 +205,20 @@ def test_refusals_name_argument_value_and_remedy() -> None:
     weight, gram = kernel(6, 4), torch.eye(36)
     with pytest.raises(UnsupportedError, match=r"modes \(0, 1\).*got modes=\(0, 1, 2, 3\)"):
         tucker(weight, 2, gram=gram)
-    with pytest.raises(UnsupportedError, match=r"error= is not served; use svd"):
-        tucker(weight, error=0.1, modes=(0, 1), gram=gram)
     with pytest.raises(UnsupportedError, match="solver='hosvd' does not take gram="):
         tucker(weight, 2, modes=(0, 1), solver="hosvd", gram=gram)
     with pytest.raises(UnsupportedError, match="differentiable=True is not served"):
         tucker(weight, 2, modes=(0, 1), gram=gram, differentiable=True)
-    with pytest.raises(ShapeError, match=r"gram has shape \(4, 4\)"):
-        tucker(weight, 2, modes=(0, 1), gram=torch.eye(4))
-    with pytest.raises(ArgumentError, match="gram is not symmetric"):
-        tucker(weight, 2, modes=(0, 1), gram=torch.triu(torch.ones(36, 36)))
+
+
+def test_an_error_is_kept_by_the_smallest_ranks_on_the_way_to_the_sizes() -> None:
+    """Ranks are one fraction of both sizes; one step less leaves more."""
+    weight = kernel(6, 4).double()
+    gram = patch_moments(pictures(3, 4, 8))
+    for error in (0.6, 0.3):
+        fit = fit_tucker(weight, error=error, modes=(0, 1), gram=gram)
+        assert output_error(weight, fit.factors, gram) <= error * (1 + 1e-9)
+        fractions = tucker_fractions(weight.shape, (0, 1))
+        path = [ranks_at(f, weight.shape, (0, 1)) for f in fractions]
+        below = path[path.index(fit.factors.rank[:2]) - 1]
+        assert fit_tucker(weight, below, modes=(0, 1), gram=gram).error > error
