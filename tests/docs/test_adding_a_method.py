@@ -24,10 +24,11 @@ from tensorlrf import Plan, io, plan
 from tensorlrf.cli import _compress, _decompose, main
 from tensorlrf.compression import Method
 from tensorlrf.compression.methods import as_method, config_of, method_from_dict, words
-from tensorlrf.decomposition import methods, scree
-from tensorlrf.decomposition.methods import find, names, registered
+from tensorlrf.decomposition import Fit, fit_monarch, methods, scree
+from tensorlrf.decomposition.config import Structured, config
+from tensorlrf.decomposition.methods import find, method, names, registered
 from tensorlrf.errors import ArgumentError, UnsupportedError
-from tensorlrf.factors import LowRank
+from tensorlrf.factors import LowRank, MonarchFactors
 from tensorlrf.nn import FactoredLayer, factorize
 from tests.decomposition.every import matrix
 
@@ -243,3 +244,71 @@ def test_scree_and_the_table_of_methods_show_it(plugin: Path) -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     assert "| `columns` | A basis of r columns" in table.table()
+
+
+def test_a_format_whose_size_the_fit_finds_gets_inputs_and_no_option_of_layers() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def fit_panels(
+        tensor: Any,
+        rank: Any = None,
+        *,
+        error: float | None = None,
+        parts: int = 2,
+        gram: Any = None,
+        random_state: Any = None,
+    ) -> Fit[MonarchFactors]:
+        """Of this test."""
+        seen.append({"rank": rank, "parts": parts, "gram": gram, "random_state": random_state})
+        return fit_monarch(tensor, rank, error=error, blocks=parts, gram=gram)
+
+    fit_panels.__qualname__ = "fit_panels"  # as of a module
+    method("panels", gives=MonarchFactors, on={"linear"})(fit_panels)
+
+    @config("panels")
+    class Panels(Structured):
+        """Of this test."""
+
+        parts: int
+        narrowest: int = 8
+
+        def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+            narrow = min(shape[:2]) < self.narrowest
+            return "too narrow" if narrow else super().why_not(shape, groups)
+
+        def least_params(self, shape: tuple[int, ...]) -> int:
+            return self.parts * sum(shape)
+
+    assert [f.name for f in fields(Panels)] == ["rank", "error", "parts", "narrowest"]
+    model = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 6), nn.Conv1d(6, 16, 3))
+    made = plan(model, keep_params=0.6, method=Panels(parts=4), skip=[])  # type: ignore[call-arg]
+    assert [row.reason for row in made.layers] == [
+        "", "too narrow", "too narrow",
+    ]  # fmt: skip
+    made = plan(model, keep_params=0.6, method=Panels(narrowest=2), skip=[])  # type: ignore[call-arg]
+    assert [row.reason for row in made.layers] == ["", "", "panels serves linear layers only"]
+    assert Plan.from_json(made.to_json()) == made
+
+    batches = [torch.randn(200, 16, generator=torch.Generator().manual_seed(0))]
+    linear = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 16))
+    small, report = tensorlrf.compress(
+        linear, keep_params=0.6, method="panels", skip=[], calibration=batches, progress=False
+    )
+    assert report.eligible.share <= 0.6
+    assert {type(m.factors) for m in small if isinstance(m, FactoredLayer)} == {MonarchFactors}
+    assert all(call["gram"] is not None and call["random_state"] == 0 for call in seen)
+    assert all(isinstance(call["rank"], float) and call["parts"] == 2 for call in seen)
+
+
+def test_an_option_that_is_a_word_of_configs_is_refused() -> None:
+    def fit_panels(tensor: Any, rank: Any = None, *, options: int = 2) -> Fit[LowRank]:
+        """Of this test."""
+        raise NotImplementedError
+
+    fit_panels.__qualname__ = "fit_panels"
+    method("panels", gives=LowRank, on={"linear"})(fit_panels)
+    with pytest.raises(ArgumentError, match="options= of 'panels' is a word of configs; rename it"):
+
+        @config("panels")
+        class Panels(Method):
+            """Of this test."""
