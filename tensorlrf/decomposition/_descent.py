@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
@@ -189,61 +188,46 @@ def descend(
     watch       sees the state and its error after each sweep that is kept, and ends the descent by
                 returning True
     """
-    on = partial(
-        _swept, sweep=sweep, tol=tol, ahead=ahead, step=step, rise=rise, enough=enough, watch=watch
-    )
-    tried: list[Descent[S]] = []
-    for one in starts:
-        tried.append(on(one, trial))
-        if tried[-1].error <= exact:
-            break
-    best = min(tried, key=lambda run: run.error)
-    best = best if best.reason else on(best, n_iter_max - trial)
-    return replace(best, reason=best.reason or f"n_iter_max={n_iter_max} sweeps")
 
+    def swept(begun: Descent[S], sweeps: int) -> Descent[S]:
+        """After so many sweeps at most; without a reason where they ran out."""
+        if begun.converged:
+            return begun
+        last = state = begun.state
+        errors, pace = list(begun.errors), step()
+        since = begun.sweeps  # gains before a new beginning and after it are no one series
 
-def _swept(
-    begun: Descent[S],
-    sweeps: int,
-    sweep: Callable[[S], tuple[S, float]],
-    tol: float | None,
-    ahead: Callable[[S, S, float], S] | None,
-    step: Callable[[], StepAhead],
-    rise: float,
-    enough: float,
-    watch: Callable[[S, float], bool | None] | None,
-) -> Descent[S]:
-    """`begun` after so many sweeps at most; without a reason where they ran out."""
-    if begun.converged:
-        return begun
-    last = state = begun.state
-    errors, pace = list(begun.errors), step()
-    since = begun.sweeps  # gains with steps ahead and those of a new beginning are no one series
+        def ended(converged: bool, reason: str) -> Descent[S]:
+            return Descent(state, tuple(accumulate(errors, min)), converged, reason)
 
-    def ended(converged: bool, reason: str) -> Descent[S]:
-        return Descent(state, tuple(accumulate(errors, min)), converged, reason)
-
-    for _ in range(sweeps):
-        if errors[-1] <= enough:
-            return ended(True, f"the error is at most {enough:.3g}")
-        reach = pace.reach if ahead else 0.0
-        tried, error = sweep(ahead(state, last, reach) if ahead and reach else state)
-        number = len(errors)
-        if not error <= errors[-1] * (1 + rise):
-            if reach:
+        for _ in range(sweeps):
+            if errors[-1] <= enough:
+                return ended(True, f"the error is at most {enough:.3g}")
+            reach = pace.reach if ahead else 0.0
+            tried, error = sweep(ahead(state, last, reach) if ahead and reach else state)
+            number = len(errors)
+            if not error <= errors[-1] * (1 + rise):
+                if not reach:
+                    reason = "met rounding" if error < math.inf else f"led to an error of {error}"
+                    return ended(error < math.inf, f"sweep {number} {reason}")
                 pace.dropped()
-                last = state
                 continue
-            if not math.isfinite(error):
-                return ended(False, f"sweep {number} led to an error of {error}")
-            return ended(True, f"sweep {number} met rounding")
-        last, state = state, tried
-        errors.append(error)
-        if watch is not None and watch(state, error):
-            return ended(False, f"stopped by callback after sweep {number}")
-        if pace.kept(settled(errors[since:], tol)):
-            return ended(True, f"sweep {number} lowered the error by less than tol")
-    return ended(False, "")
+            last, state = state, tried
+            errors.append(error)
+            if watch is not None and watch(state, error):
+                return ended(False, f"stopped by callback after sweep {number}")
+            if pace.kept(settled(errors[since:], tol)):
+                return ended(True, f"sweep {number} lowered the error by less than tol")
+        return ended(False, "")
+
+    runs: list[Descent[S]] = []
+    for start in starts:
+        runs.append(swept(start, trial))
+        if runs[-1].error <= exact:
+            break
+    best = min(runs, key=lambda run: run.error)
+    best = best if best.reason else swept(best, n_iter_max - trial)
+    return replace(best, reason=best.reason or f"n_iter_max={n_iter_max} sweeps")
 
 
 def finished(fit: F, n_iter_max: int | None) -> F:

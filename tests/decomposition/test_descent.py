@@ -215,6 +215,9 @@ def test_a_callback_sees_what_is_kept_and_ends_it() -> None:
     seen.clear()
     rises = descend([Descent.at(0, 1.0)], scripted([1.0, 0.5, 0.7]), 0.0, 3, watch=watch)
     assert (rises.state, seen) == (1, [(1, 0.5)])
+    # In a trial, too.
+    once = descend([Descent.at(0, 1.0)], scripted(script), 0.0, 3, trial=1, watch=lambda *_: True)
+    assert once == Descent(1, (1.0, 0.5), False, "stopped by callback after sweep 1")
 
 
 def test_no_sweeps_give_the_best_start() -> None:
@@ -258,6 +261,32 @@ def test_a_descent_goes_on_from_where_it_was() -> None:
     done = descend([Descent.at(0, 0.5)], scripted([0.5, 0.5]), 0.0, 4)
     assert done.converged
     assert descend([done], scripted([]), 0.0, 4) == done
+
+
+def test_gains_before_a_new_beginning_do_not_tell_of_those_after_it() -> None:
+    """To all of them together more sweeps would seem to gain little."""
+    gains = [1e-2] * 4 + [1.1e-4] * 6
+    script = [1 - sum(gains[:k]) for k in range(len(gains) + 1)]
+    assert settled(script[:10], None)
+    again = descend([Descent(8, tuple(script[:9]))], scripted(script), None, 2)
+    assert (again.state, again.converged) == (10, False)
+
+
+def test_sweeps_begin_further_and_further_ahead_until_one_is_undone() -> None:
+    """Sweeps add 1 to a number that is wanted to be 10."""
+    asked: list[tuple[float, float, float]] = []
+
+    def ahead(here: float, last: float, reach: float) -> float:
+        asked.append((here, last, reach))
+        return here + reach * (here - last)
+
+    run = descend([Descent.at(0.0, 1.0)], lambda x: (x + 1, abs(x - 9) / 10), 0.0, 20, ahead=ahead)
+    states = [3.0, 4.5, 6.625, 10.015625]
+    assert asked == [
+        (3.0, 2.0, 0.5), *zip(states[1:], states, [0.75, 1.125, 1.6875], strict=False)
+    ]  # fmt: skip
+    assert (run.state, run.sweeps) == (states[-1], 6)
+    assert run.reason == "sweep 7 met rounding"
 
 
 LONG_VALLEY = 8, 3.0, 40
