@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, FileFormatError, shown, unknown
 from tensorlrf.factors import FORMATS, Factors
-from tensorlrf.files.given import PathLike, as_device, as_path
+from tensorlrf.files.arguments import PathLike, as_device, as_path
 from tensorlrf.files.safetensors import SafeFile, check_storable, opened, plain
 from tensorlrf.files.sealed import Stored, checked, made_by, seal, unseal, write_sealed
-from tensorlrf.files.strict import At
+from tensorlrf.files.strict import JsonNode
 
 FORMAT_VERSION = 2
 """The first had no checksums."""
@@ -244,14 +244,14 @@ def read(path: PathLike, device: torch.device | str = "cpu") -> FactorsFile:
         return FactorsFile(found, "checksum" in root.mapping())
 
 
-def _header(file: SafeFile) -> tuple[At, Callable[[str], Tensor]]:
+def _header(file: SafeFile) -> tuple[JsonNode, Callable[[str], Tensor]]:
     """(the header, from the name of a tensor to its checked values)."""
     if KEY not in file.metadata:
         raise FileFormatError(
             f"path={file.path!r} is a safetensors file without factors of tensorlrf; files to load "
             "are written by tensorlrf.io.save_factors or save_factors_dict"
         )
-    root = At.of_text(file.metadata[KEY], file.path)
+    root = JsonNode.of_text(file.metadata[KEY], file.path)
     if root["version"].whole(1) == 1:
         root.keys_are(["version", "entries"])
         return root, file.tensor
@@ -261,11 +261,11 @@ def _header(file: SafeFile) -> tuple[At, Callable[[str], Tensor]]:
 
 
 def _entry(
-    at: At, file: SafeFile, tensor: Callable[[str], Tensor]
+    at: JsonNode, file: SafeFile, tensor: Callable[[str], Tensor]
 ) -> tuple[str, Factors, set[str]]:
     """(name, factors, the names of their tensors in the file)."""
     at.keys_are(["name", "format", "meta", "tensors"])
-    name, kind, keys = at["name"].text(), at["format"].text(), at["tensors"].each(At.text)
+    name, kind, keys = at["name"].text(), at["format"].text(), at["tensors"].each(JsonNode.text)
     for key in keys.values():
         if key not in file.tensors:
             at["tensors"].wrong(f"names of tensors in the file, which has no {key!r}")

@@ -114,7 +114,7 @@ def trial_image(problem: Problem, channels: int, device: torch.device) -> tuple[
     return trial_tensor(problem, (1, *size, channels), device).permute(0, 3, 1, 2), size
 
 
-def as_asked(calls: list[Call], problem: Problem) -> list[Call]:
+def in_precision_of(calls: list[Call], problem: Problem) -> list[Call]:
     """The problem says in what float32 is multiplied, whatever the switch of this process."""
     precision = {"PRECISION": "tf32" if problem.tf32 else "ieee"}
     return [

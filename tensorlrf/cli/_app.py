@@ -21,8 +21,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         package = sys.modules[__name__.partition(".")[0]]
         typer.echo(f"tensorlrf {package.__version__}")
         raise typer.Exit

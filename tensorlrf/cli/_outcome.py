@@ -163,11 +163,11 @@ def _our_warnings() -> Iterator[None]:
         warnings.simplefilter("always", TensorlrfWarning)
         others = warnings.showwarning
 
-        def told(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, TensorlrfWarning):
                 warn(str(message))
             else:
                 others(message, category, *where, **more)
 
-        warnings.showwarning = told
+        warnings.showwarning = show
         yield

@@ -2,7 +2,7 @@
 
 from tensorlrf.compression._apply import apply
 from tensorlrf.compression._compress import compress, compress_
-from tensorlrf.compression._leave import densify, export
+from tensorlrf.compression._export import densify, export
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
 from tensorlrf.compression.methods import Auto

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._latency import measure_model
-from tensorlrf.compression._survey import Found, survey
+from tensorlrf.compression._survey import Surveyed, survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._working_copy import WorkingCopy
 from tensorlrf.compression.calibration._batchnorm import (
@@ -17,8 +17,8 @@ from tensorlrf.compression.calibration._batchnorm import (
     reestimated,
     set_statistics,
 )
+from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import model_error
-from tensorlrf.compression.calibration._seen import Calibration
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.fit._fitting import Fitting
@@ -159,7 +159,7 @@ def apply(
 def carried_out(
     model: nn.Module,
     plan: Plan,
-    found: Sequence[Found],
+    found: Sequence[Surveyed],
     calibration: Any,
     fitting: Fitting,
     example: Any,

@@ -24,7 +24,7 @@ ROOT = "(model)"
 
 
 @dataclass(frozen=True)
-class Found:
+class Surveyed:
     """A module that owns parameters.
 
     name    qualified name of its first place in the model
@@ -45,7 +45,7 @@ class Found:
         return not self.reason
 
 
-def survey(model: nn.Module) -> list[Found]:
+def survey(model: nn.Module) -> list[Surveyed]:
     """Every module with parameters of its own, once, in the order of `named_modules`; what the user
     wants of them is not asked.
 
@@ -71,13 +71,13 @@ def survey(model: nn.Module) -> list[Found]:
             reason = read[module]
         if not reason and module in held:
             reason = f"is also held by {held[module]}, outside the tree of modules"
-        found.append(Found(names[0], tuple(names), module, reason))
+        found.append(Surveyed(names[0], tuple(names), module, reason))
     return found
 
 
 def without_skipped(
-    found: Sequence[Found], model: nn.Module, skip: Sequence[str] | None
-) -> list[Found]:
+    found: Sequence[Surveyed], model: nn.Module, skip: Sequence[str] | None
+) -> list[Surveyed]:
     """The survey of a model with those left that could be replaced and are not to be.
 
     A glob of `skip` is matched against qualified names and covers all that the module holds; with

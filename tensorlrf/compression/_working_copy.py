@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._survey import ROOT, Found
+from tensorlrf.compression._survey import ROOT, Surveyed
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
+from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
 from tensorlrf.compression.calibration._memory import readable, too_large
-from tensorlrf.compression.calibration._seen import Calibration, Seen
 from tensorlrf.compression.calibration._site import Site, module_at, site_at
 from tensorlrf.compression.calibration._trace import Trace, record
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
@@ -84,31 +84,31 @@ class WorkingCopy:
                 self._calibrate()
             self._take([(name, None) for name in self.names if name not in self.done])
 
-    def _take(self, layers: Sequence[tuple[str, Seen | None]]) -> None:
+    def _take(self, layers: Sequence[tuple[str, LayerMoments | None]]) -> None:
         """Factor layers of which none waits for another, side by side where memory allows."""
         sites = [site_at(self.model, name) for name, _ in layers]
         # A generator that is handed from one layer to the next sets their order.
         alone = isinstance(self.options.random_state, torch.Generator) or any(
             site.device.type != "cpu" for site in sites
         )
-        calls = [partial(self._factored, name, seen) for name, seen in layers]
+        calls = [partial(self._factored, name, moments) for name, moments in layers]
         sizes = [_bytes_to_factor(site) for site in sites]
         with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
-            for (name, seen), done in zip(layers, results, strict=True):
-                self._settle(name, seen, done)
+            for (name, moments), done in zip(layers, results, strict=True):
+                self._settle(name, moments, done)
 
-    def _factored(self, name: str, seen: Seen | None) -> Factored:
+    def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
         assert method is not None
         site = site_at(self.model, name)
         try:
-            with problem(max(site.weight.numel(), 0 if seen is None else site.columns**2)):
-                return factor(name, site, method, seen, self.options)
+            with problem(max(site.weight.numel(), 0 if moments is None else site.columns**2)):
+                return factor(name, site, method, moments, self.options)
         except TensorlrfError as error:
             error.add_note(f"while factoring {name}")
             raise
 
-    def _settle(self, name: str, seen: Seen | None, done: Factored) -> None:
+    def _settle(self, name: str, moments: LayerMoments | None, done: Factored) -> None:
         row, site = self.rows[name], site_at(self.model, name)
         assert row.method is not None
         self.advance(name)
@@ -184,7 +184,7 @@ class WorkingCopy:
         if done.shift is not None:
             _add_to_bias(site.module, done.shift)
 
-    def replaced(self, survey: Sequence[Found]) -> tuple[nn.Module, list[LayerReport]]:
+    def replaced(self, survey: Sequence[Surveyed]) -> tuple[nn.Module, list[LayerReport]]:
         """(the model with factored layers in all their places, its rows of the report), by the
         `survey` of the given model."""
         model = self.model

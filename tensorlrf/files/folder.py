@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from tensorlrf.errors import FileError, FileFormatError, MissingFileError
 from tensorlrf.files import _locks
-from tensorlrf.files.given import PathLike, as_path
+from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.replace import (
     cannot_write,
     exists,
@@ -33,7 +33,7 @@ from tensorlrf.files.replace import (
     sync_names,
     sync_written,
 )
-from tensorlrf.files.strict import At
+from tensorlrf.files.strict import JsonNode
 
 READY = ".tensorlrf.ready"
 _STEM, _LIST, _LONGEST_LIST = "tensorlrf", "names", 1 << 24
@@ -153,7 +153,7 @@ class _Names(NamedTuple):
         # Whoever made the folder may have made this too: nothing outside of it may move.
         try:
             text = os.pread(file, _LONGEST_LIST, 0).decode()
-            root = At.of_text(text, str(ready / _LIST))
+            root = JsonNode.of_text(text, str(ready / _LIST))
             found = [[at.text() for at in root[key].entries()] for key in cls._fields]
         except (UnicodeDecodeError, FileFormatError) as error:
             raise _unfinished(ready, error) from None

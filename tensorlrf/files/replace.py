@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning, warn
 from tensorlrf.files import _locks
-from tensorlrf.files.given import PathLike, as_path
+from tensorlrf.files.arguments import PathLike, as_path
 
 LONGEST_NAME = 255
 """Bytes of a name, in the file systems that are about."""

@@ -30,7 +30,7 @@ from tensorlrf.errors import (
     MissingFileError,
     UnsupportedError,
 )
-from tensorlrf.files.strict import At
+from tensorlrf.files.strict import JsonNode
 
 DTYPES = {
     torch.float64: "F64",
@@ -141,7 +141,7 @@ def _spelled(head: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Held:
+class TensorInfo:
     """A tensor that lies in a file: bytes begin to end."""
 
     dtype: str
@@ -173,10 +173,12 @@ class SafeFile:
             raise self.damaged(str(error)) from None
         if not text.startswith("{"):
             raise self.damaged("its header is no JSON")
-        head = At.of_text(text, path)
-        self.metadata = head[METADATA].each(At.text) if METADATA in head.mapping() else {}
+        head = JsonNode.of_text(text, path)
+        self.metadata = head[METADATA].each(JsonNode.text) if METADATA in head.mapping() else {}
         self._begin = 8 + length
-        self.tensors = {name: _held(head[name]) for name in head.mapping() if name != METADATA}
+        self.tensors = {
+            name: _tensor_info(head[name]) for name in head.mapping() if name != METADATA
+        }
         try:
             self.verbatim = _spelled(head.mapping()) == raw.rstrip(b" ")
         except UnicodeEncodeError as error:
@@ -243,7 +245,7 @@ _BITS = {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6
 """Of dtypes that are in the format and not read here."""
 
 
-def _held(at: At) -> Held:
+def _tensor_info(at: JsonNode) -> TensorInfo:
     at.keys_are(["dtype", "shape", "data_offsets"])
     dtype, shape = at["dtype"].text(), at["shape"].wholes()
     begin, end = at["data_offsets"].wholes() if len(at["data_offsets"].entries()) == 2 else (0, -1)
@@ -252,4 +254,4 @@ def _held(at: At) -> Held:
         at["dtype"].wrong("a dtype of safetensors")
     if math.prod(shape) * bits != (end - begin) * 8:
         at["data_offsets"].wrong(f"those of {shape} numbers of dtype {dtype}")
-    return Held(dtype, shape, begin, end)
+    return TensorInfo(dtype, shape, begin, end)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.replace import replacing
 from tensorlrf.files.safetensors import DTYPES, METADATA, SafeFile, bytes_of, write
-from tensorlrf.files.strict import At
+from tensorlrf.files.strict import JsonNode
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Stored:
         return cls(DTYPES[tensor.dtype], tuple(tensor.shape), checksum_of(bytes_of(tensor)), order)
 
     @classmethod
-    def read(cls, at: At) -> Stored:
+    def read(cls, at: JsonNode) -> Stored:
         """Inverse of `to_json`."""
         at.keys_are(["dtype", "shape", "checksum"], ["order"])
         shape = at["shape"].wholes()
@@ -85,13 +85,13 @@ def seal(values: Mapping[str, Any]) -> str:
     return json.dumps({"checksum": checksum_of(canonical(values)), **values}, allow_nan=False)
 
 
-def unseal(file: SafeFile, key: str, newest: int, oldest: int = 1) -> At:
+def unseal(file: SafeFile, key: str, newest: int, oldest: int = 1) -> JsonNode:
     """The header that `seal` made and the metadata has as `key`, once it is what it was.
 
     Raises FileFormatError where a bit of it is another, or its version is not oldest to newest.
     """
     text, path = file.metadata[key], file.path
-    root = At.of_text(text, path)
+    root = JsonNode.of_text(text, path)
     try:
         version = root["version"].whole(oldest)
         if version > newest:

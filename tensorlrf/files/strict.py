@@ -12,7 +12,7 @@ from tensorlrf.errors import FileFormatError, shown
 T = TypeVar("T")
 
 
-class At:
+class JsonNode:
     """A JSON value of a file, and the way to it for errors.
 
     Each method returns what its name says, or raises FileFormatError.
@@ -22,7 +22,7 @@ class At:
         self._value, self._where, self.path = value, where, path
 
     @classmethod
-    def of_text(cls, text: str, path: str) -> At:
+    def of_text(cls, text: str, path: str) -> JsonNode:
         """JSON in which no key stands twice and every number is finite."""
         try:
             value = json.loads(
@@ -43,11 +43,11 @@ class At:
             f"{shown(self._value)}, not {wanted}; get the file anew"
         )
 
-    def __getitem__(self, key: str | int) -> At:
+    def __getitem__(self, key: str | int) -> JsonNode:
         if isinstance(key, str) and key not in self.mapping():
             self.wrong(f"a mapping with {key!r}")
         where = f"{self._where}[{key}]" if isinstance(key, int) else f"{self._where}.{key}"
-        return At(self._value[key], where.removeprefix("."), self.path)
+        return JsonNode(self._value[key], where.removeprefix("."), self.path)
 
     def keys_are(self, keys: Iterable[str], maybe: Iterable[str] = ()) -> None:
         found = set(self.mapping())
@@ -59,10 +59,10 @@ class At:
             self.wrong("a mapping")
         return self._value
 
-    def each(self, read: Callable[[At], T]) -> dict[str, T]:
+    def each(self, read: Callable[[JsonNode], T]) -> dict[str, T]:
         return {key: read(self[key]) for key in self.mapping()}
 
-    def entries(self) -> list[At]:
+    def entries(self) -> list[JsonNode]:
         if not isinstance(self._value, list):
             self.wrong("a list")
         return [self[k] for k in range(len(self._value))]
@@ -88,7 +88,7 @@ class At:
             self.wrong("a list of at most 64 whole numbers")
         return tuple(at.whole() for at in self.entries())
 
-    def maybe(self, read: Callable[[At], T]) -> T | None:
+    def maybe(self, read: Callable[[JsonNode], T]) -> T | None:
         return None if self._value is None else read(self)
 
 

@@ -284,7 +284,7 @@ def trial(
 ) -> list[Call]:
     """The launches for a problem on operands of no account, to be compiled or timed: an even grid
     of low-rank blocks."""
-    tiling = tiling_of(even(problem.out, problem.inp, problem.rank))
+    tiling = tiling_of(uniform_grid(problem.out, problem.inp, problem.rank))
 
     def some(*size: int) -> Tensor:
         made = torch.empty(size, dtype=problem.dtype, device=device)
@@ -298,11 +298,11 @@ def trial(
         dy, needed = some(problem.rows, problem.out), [True, True, True, False, False]
         calls, _ = backward_calls(config, tiling.form, dy, x, panels, None, None, needed)
     # The problem says in what float32 is multiplied, whatever the switch of this process.
-    asked = {"PRECISION": "tf32" if problem.tf32 else "ieee"}
-    return [replace(call, constants={**call.constants, **asked}) for call in calls]
+    precision = {"PRECISION": "tf32" if problem.tf32 else "ieee"}
+    return [replace(call, constants={**call.constants, **precision}) for call in calls]
 
 
-def even(out: int, inp: int, rank: int) -> str:
+def uniform_grid(out: int, inp: int, rank: int) -> str:
     """An even grid whose rows are made of `rank` ranks: of 16 x 16 blocks, or of fewer."""
     count = next(n for n in (16, 8, 4, 2, 1) if out % n == inp % n == 0 and rank % n == 0)
     b, c = out // count, inp // count

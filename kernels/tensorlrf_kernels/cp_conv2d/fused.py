@@ -13,10 +13,10 @@ from tensorlrf_kernels.cp_conv2d.launch import REGISTERS, columns_of, tile
 from tensorlrf_kernels.geometry import (
     Geometry,
     Pair,
-    as_asked,
     empty_image,
     image_strides,
     in_channels_last,
+    in_precision_of,
     trial_image,
     trial_tensor,
 )
@@ -46,8 +46,8 @@ def forward(
     if not geometry.served((kh.shape[0], kw.shape[0])):
         return None
     tf32 = precision(x.dtype) == "tf32"
-    asked = problem_of(x, size, out.shape[0], inp.shape[0], inp.shape[1], tf32=tf32)
-    config = launch_for(OP, "forward", asked, x.device)
+    problem = problem_of(x, size, out.shape[0], inp.shape[0], inp.shape[1], tf32=tf32)
+    config = launch_for(OP, "forward", problem, x.device)
     if config is None:
         return None
     if taps_only:
@@ -135,8 +135,10 @@ def taps_backward(
     _, _, kh, kw, _ = factors
     if not geometry.served((kh.shape[0], kw.shape[0])):
         return None
-    asked = problem_of(t, (t.shape[2], t.shape[3]), t.shape[1], t.shape[1], t.shape[1], tf32=False)
-    config = launch_for(OP, "backward", asked, t.device)
+    problem = problem_of(
+        t, (t.shape[2], t.shape[3]), t.shape[1], t.shape[1], t.shape[1], tf32=False
+    )
+    config = launch_for(OP, "backward", problem, t.device)
     if config is None:
         return None
 
@@ -223,4 +225,4 @@ def trial(
         calls, _ = forward_calls(config, x, factors, None, geometry, size)
     else:
         calls, _ = backward_calls(config, x, x, factors, geometry)
-    return as_asked(calls, problem)
+    return in_precision_of(calls, problem)

@@ -59,13 +59,13 @@ def backward(
     dy (M, m1 m2); None where no kernel serves. x is read for those in a and b, and where there is
     an activation."""
     problem = problem_of(len(dy), a, b)
-    asked = (
+    problems = (
         ("forward", problem),
         ("forward", problem.turned),
         ("backward", problem),
         ("backward", problem.swapped),
     )
-    found = [launch_for(OP, direction, one, dy.device) for direction, one in asked]
+    found = [launch_for(OP, direction, one, dy.device) for direction, one in problems]
     configs = [config for config in found if config is not None]
     if len(configs) < len(found):
         return None

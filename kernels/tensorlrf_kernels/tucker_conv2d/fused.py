@@ -12,10 +12,10 @@ from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.geometry import (
     Geometry,
     Pair,
-    as_asked,
     empty_image,
     image_strides,
     in_channels_last,
+    in_precision_of,
     trial_image,
     trial_tensor,
 )
@@ -41,10 +41,10 @@ def forward(
     if not geometry.served((core.shape[2], core.shape[3])):
         return None
     tf32 = precision(x.dtype) == "tf32"
-    asked = problem_of(
+    problem = problem_of(
         x, size, out_factor.shape[0], core[0].numel(), out_factor.shape[1], tf32=tf32
     )
-    config = launch_for(OP, "forward", asked, x.device)
+    config = launch_for(OP, "forward", problem, x.device)
     if config is None:
         return None
     x, core = in_channels_last(x), in_channels_last(core)
@@ -117,4 +117,4 @@ def trial(
     out = trial_tensor(problem, (problem.out, problem.rank), device)
     geometry = Geometry(padding=(k // 2, k // 2))
     calls, _ = forward_calls(config, x, in_channels_last(core), out, None, geometry, size)
-    return as_asked(calls, problem)
+    return in_precision_of(calls, problem)

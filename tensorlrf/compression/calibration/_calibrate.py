@@ -10,7 +10,7 @@ suspended pass has made its earlier calls with the dense weight.
 
 A third way looks at all layers at once, on the inputs that the given model delivers: `at_once`.
 
-Layers that are fed the very same tensor share what is known of it (`_same`).
+Layers that are fed the very same tensor share what is known of it (`_shared_inputs`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._layer_moments import (
+    Adder,
+    Calibration,
+    LayerMoments,
+    Layers,
+)
 from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
 from tensorlrf.compression.calibration._rerun import Captured, anew, in_order
-from tensorlrf.compression.calibration._same import Course, Fed, leaders
-from tensorlrf.compression.calibration._seen import Adder, Calibration, Layers, Seen
+from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration._suspended import suspended
 from tensorlrf.compression.calibration._trace import Trace, Watch
@@ -59,20 +64,22 @@ def at_once(
     add = Adder(calibration, False)
     order = in_order(names, trace)
     for part in _parts(model, order, 2 if calibration.held else 1):
-        seen: dict[str, Seen] = {}
-        fed = Fed(leaders(model, part, trace.after, lags=False))
+        moments: dict[str, LayerMoments] = {}
+        shared = SharedInputs(leaders(model, part, trace.after, lags=False))
         for batch in calibration.batches:
             last = part[-1]
-            arrived = _Arrivals(add, seen, fed.course(), model, batch, last, trace.calls.get(last))
+            arrived = _Arrivals(
+                add, moments, shared.of_pass(), model, batch, last, trace.calls.get(last)
+            )
             own = replica(model)
             with contextlib.suppress(Captured), Watch(own, part, arrived):
                 call(own, batch)
-        for name, first in fed.leaders.items():
-            if not fed.holds(name):
-                seen.update(itertools.chain(*anew(model, [name], trace, calibration, None)))
-            elif first in seen:
-                seen[name] = seen[first].following(site_at(model, name))
-        yield [(name, seen[name]) for name in part if name in seen]
+        for name, first in shared.leaders.items():
+            if not shared.holds(name):
+                moments.update(itertools.chain(*anew(model, [name], trace, calibration, None)))
+            elif first in moments:
+                moments[name] = moments[first].following(site_at(model, name))
+        yield [(name, moments[name]) for name in part if name in moments]
 
 
 def _parts(model: nn.Module, names: list[str], copies: int) -> Iterator[list[str]]:
@@ -96,8 +103,8 @@ class _Arrivals:
     in the first pass."""
 
     add: Adder
-    seen: dict[str, Seen]
-    course: Course
+    moments: dict[str, LayerMoments]
+    inputs: PassInputs
     model: nn.Module
     batch: Batch
     last: str
@@ -105,8 +112,8 @@ class _Arrivals:
     calls: int = 0
 
     def __call__(self, name: str, x: Tensor) -> None:
-        if not self.course.follows(name, x):
-            self.add(self.seen, name, self.model, self.batch, x)
+        if not self.inputs.follows(name, x):
+            self.add(self.moments, name, self.model, self.batch, x)
         if name == self.last:
             self.calls += 1
             if self.calls == self.n_calls:

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._ahead import Ahead, ahead_of
-from tensorlrf.compression.calibration._seen import Adder, Calibration, Layers, Seen
+from tensorlrf.compression.calibration._layer_moments import (
+    Adder,
+    Calibration,
+    LayerMoments,
+    Layers,
+)
+from tensorlrf.compression.calibration._reference import ReferencePass, reference_pass
 from tensorlrf.compression.calibration._trace import Trace, Watch
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.decomposition.linalg.threads import most_threads
@@ -31,17 +36,19 @@ def anew(
     """As `calibrated`, a layer at a time."""
     add = Adder(calibration, original is not None)
     for name in in_order(names, trace):
-        seen: dict[str, Seen] = {}
+        moments: dict[str, LayerMoments] = {}
         for batch in calibration.batches:
             own = replica(model)
             with (
                 contextlib.suppress(Captured),
-                ahead_of(original, [name], batch, most_threads()) as ahead,
-                Watch(own, [name], _Last(add, seen, model, batch, ahead, trace.calls.get(name))),
+                reference_pass(original, [name], batch, most_threads()) as reference,
+                Watch(
+                    own, [name], _Last(add, moments, model, batch, reference, trace.calls.get(name))
+                ),
             ):
                 call(own, batch)
-        if name in seen:
-            yield [(name, seen[name])]
+        if name in moments:
+            yield [(name, moments[name])]
 
 
 def in_order(names: list[str], trace: Trace) -> list[str]:
@@ -55,16 +62,16 @@ class _Last:
     """Adds what arrives at a layer, and ends the pass with its last call."""
 
     add: Adder
-    seen: dict[str, Seen]
+    moments: dict[str, LayerMoments]
     model: nn.Module
     batch: Batch
-    ahead: Ahead | None
+    reference: ReferencePass | None
     n_calls: int | None
     calls: int = 0
 
     def __call__(self, name: str, x: Tensor) -> None:
-        x0 = None if self.ahead is None else self.ahead.input_of(name)
-        self.add(self.seen, name, self.model, self.batch, x, x0)
+        x0 = None if self.reference is None else self.reference.input_of(name)
+        self.add(self.moments, name, self.model, self.batch, x, x0)
         self.calls += 1
         if self.calls == self.n_calls:
             raise Captured

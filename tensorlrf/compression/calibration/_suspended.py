@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._ahead import Ahead, ahead_of
+from tensorlrf.compression.calibration._layer_moments import (
+    Adder,
+    Calibration,
+    LayerMoments,
+    Layers,
+)
 from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
 from tensorlrf.compression.calibration._moments import bytes_of
+from tensorlrf.compression.calibration._reference import ReferencePass, reference_pass
 from tensorlrf.compression.calibration._rerun import anew
-from tensorlrf.compression.calibration._same import Course, Fed, leaders
-from tensorlrf.compression.calibration._seen import Adder, Calibration, Layers, Seen
+from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
 from tensorlrf.compression.calibration._trace import Trace, Watch
@@ -37,29 +42,29 @@ def suspended(
     others = [name for name in names if name not in trace.calls]
     position = {name: k for k, name in enumerate([*others, *trace.calls])}
     passes = _Passes(model, names, trace, calibration, original)
-    seen, fed = passes.seen, passes.fed
-    leading: Seen | None = None
+    moments, shared = passes.moments, passes.shared
+    leading: LayerMoments | None = None
     try:
         passes.begin()
         while reached := {name for name in passes.waiting.values() if name is not None}:
             name = min(reached, key=position.__getitem__)
             trim(now=True)  # a fit has much to allocate
             site = site_at(model, name)
-            if name not in fed.leaders:
-                mine = seen.pop(name)
-                leading = mine.following(site) if fed.leads(name) else None
+            if name not in shared.leaders:
+                mine = moments.pop(name)
+                leading = mine.following(site) if shared.leads(name) else None
                 yield [(name, mine)]
                 del mine
-            elif leading is not None and fed.holds(name):
+            elif leading is not None and shared.holds(name):
                 yield [(name, leading.following(site))]
             else:  # here and there it was fed something else
                 yield from anew(model, [name], trace, calibration, original)
             passes.done.add(name)
-            if not fed.waiting(name, passes.done):
+            if not shared.waiting(name, passes.done):
                 leading = None
             passes.go_on_from(name)
         # Called less often than in the first pass, so never at its last call.
-        yield list(seen.items())
+        yield list(moments.items())
     finally:
         passes.close()
 
@@ -67,9 +72,9 @@ def suspended(
 class _Passes:
     """A pass for each batch, held at its layers.
 
-    seen     of each layer, over all passes
+    moments  of each layer, over all passes
     done     layers that nothing more is added to
-    fed      which layers the passes fed what
+    shared   which layers the passes fed the same
     waiting  number of a pass -> the layer that it is held at; None once it has ended
     """
 
@@ -82,20 +87,20 @@ class _Passes:
         original: nn.Module | None,
     ) -> None:
         batches, lags = calibration.batches, original is not None
-        self.seen: dict[str, Seen] = {}
+        self.moments: dict[str, LayerMoments] = {}
         self.done: set[str] = set()
-        self.fed = Fed(leaders(model, names, trace.after, lags=lags))
+        self.shared = SharedInputs(leaders(model, names, trace.after, lags=lags))
         self.waiting: dict[int, str | None] = {}
         self._workers = workers_for(model, names, len(batches))
         share = max(1, min(most_threads(), look().free) // self._workers)
         # Each pass adds up for itself, and the sums are added in the order of the batches: the
         # result is the same whichever pass is the first.
-        self._sums: list[dict[str, Seen]] = [
-            {} if self._workers > 1 else self.seen for _ in batches
+        self._sums: list[dict[str, LayerMoments]] = [
+            {} if self._workers > 1 else self.moments for _ in batches
         ]
         add = Adder(calibration, lags)
         self._calls = [
-            _Pass(model, original, names, trace, batch, share, add, own, self.done, self.fed)
+            _Pass(model, original, names, trace, batch, share, add, own, self.done, self.shared)
             for batch, own in zip(batches, self._sums, strict=True)
         ]
         self._running: list[Suspendable] = []
@@ -120,12 +125,12 @@ class _Passes:
             if j < len(which):
                 self._running[which[j]].go_on()
 
-    def _gather(self, own: dict[str, Seen]) -> None:
+    def _gather(self, own: dict[str, LayerMoments]) -> None:
         for name, part in own.items():
-            if name in self.seen:
-                self.seen[name].merge(part)
+            if name in self.moments:
+                self.moments[name].merge(part)
             else:
-                self.seen[name] = part
+                self.moments[name] = part
         own.clear()
 
     def close(self) -> None:
@@ -138,8 +143,8 @@ class _Passes:
 class _Pass:
     """What one pass runs: the batch through a replica, and with `original` in step with that.
 
-    share  of the threads
-    seen   what it adds its inputs to, of layers that are not yet `done`
+    share    of the threads
+    moments  what it adds its inputs to, of layers that are not yet `done`
     """
 
     model: nn.Module
@@ -149,16 +154,16 @@ class _Pass:
     batch: Batch
     share: int
     add: Adder
-    seen: dict[str, Seen]
+    moments: dict[str, LayerMoments]
     done: set[str]
-    fed: Fed
+    shared: SharedInputs
 
     def __call__(self, this: Suspendable) -> None:
         own = replica(self.model)
         with (
             limited(self.share),
-            ahead_of(self.original, self.names, self.batch, self.share) as ahead,
-            Watch(own, self.names, _Arrivals(self, this, own, ahead, self.fed.course())),
+            reference_pass(self.original, self.names, self.batch, self.share) as reference,
+            Watch(own, self.names, _Arrivals(self, this, own, reference, self.shared.of_pass())),
         ):
             call(own, self.batch)
 
@@ -171,19 +176,19 @@ class _Arrivals:
     of: _Pass
     this: Suspendable
     own: nn.Module
-    ahead: Ahead | None
-    course: Course
+    reference: ReferencePass | None
+    inputs: PassInputs
     calls: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, name: str, x: Tensor) -> None:
-        x0 = None if self.ahead is None else self.ahead.input_of(name)
+        x0 = None if self.reference is None else self.reference.input_of(name)
         if name in self.of.done:
             return
-        if not self.course.follows(name, x, x0):
-            self.of.add(self.of.seen, name, self.own, self.of.batch, x, x0)
+        if not self.inputs.follows(name, x, x0):
+            self.of.add(self.of.moments, name, self.own, self.of.batch, x, x0)
         del x0
-        if self.ahead is not None:
-            self.ahead.go_on()
+        if self.reference is not None:
+            self.reference.go_on()
         self.calls[name] += 1
         if self.calls[name] >= self.of.trace.calls.get(name, 1):
             self.this.suspend(name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tensorlrf.compression.calibration._reads import watch_readers
-from tensorlrf.compression.calibration._same import Mark
+from tensorlrf.compression.calibration._shared_inputs import Identity
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.errors import ArgumentError
@@ -57,15 +57,15 @@ class _Calls:
 
     inputs: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
-    last: tuple[str, Mark | None] = ("", None)
+    last: tuple[str, Identity | None] = ("", None)
 
     def __call__(self, name: str, x: Tensor) -> None:
         # Taken out and put back in, so that the order is that of the last calls.
         self.inputs[name] = [*self.inputs.pop(name, []), tuple(x.shape)]
-        mark = Mark.of(x)
-        if mark is not None and mark == self.last[1]:
+        identity = Identity.of(x)
+        if identity is not None and identity == self.last[1]:
             self.after[name] = self.last[0]
-        self.last = name, mark
+        self.last = name, identity
 
     def trace(self, readers: dict[str, str]) -> Trace:
         """What these calls come to."""

@@ -17,7 +17,7 @@ from tensorlrf.compression.checkpoint._store import pack, pack_checkpoint
 from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
-from tensorlrf.files.given import PathLike, as_device, as_path
+from tensorlrf.files.arguments import PathLike, as_device, as_path
 from tensorlrf.files.replace import check_target
 from tensorlrf.files.sealed import write_sealed
 

@@ -18,8 +18,8 @@ from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint.header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint.named_tensors import LASTING
 from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
+from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import put_right
-from tensorlrf.files.given import PathLike, as_path
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -11,7 +11,7 @@ from torch import Tensor
 from tensorlrf import io
 from tensorlrf.compression.checkpoint.header import KEY, Header, parse
 from tensorlrf.errors import FileFormatError
-from tensorlrf.files.given import PathLike, as_path
+from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.safetensors import opened
 from tensorlrf.files.sealed import checked
 

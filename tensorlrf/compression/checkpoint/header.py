@@ -18,7 +18,7 @@ from tensorlrf.compression.plan._versions import recipe_of
 from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal
-from tensorlrf.files.strict import At
+from tensorlrf.files.strict import JsonNode
 from tensorlrf.ops import PathTable
 
 FORMAT_VERSION = 1
@@ -133,14 +133,14 @@ def parse(file: SafeFile) -> Header:
     tensors = root["tensors"].each(Stored.read)
     header = Header(
         made_by=root["tensorlrf"].text(),
-        architecture=root["architecture"].maybe(lambda at: at.each(At.text)),
+        architecture=root["architecture"].maybe(lambda at: at.each(JsonNode.text)),
         tensors=tensors,
         slots=tuple(_slot(at, tensors) for at in root["slots"].entries()),
         layers=tuple(_layer(at) for at in root["layers"].entries()),
         plan={name: recipe_of(recipe) for name, recipe in plan.items()},
         extra_state=root["extra_state"].mapping(),
     )
-    fingerprint = root["fingerprint"].maybe(At.text)
+    fingerprint = root["fingerprint"].maybe(JsonNode.text)
     if fingerprint != (None if header.architecture is None else digest(header.architecture)):
         root["fingerprint"].wrong("the hash of the architecture")
     _check_names(header, root)
@@ -148,19 +148,19 @@ def parse(file: SafeFile) -> Header:
     return header
 
 
-def _slot(at: At, tensors: Mapping[str, Stored]) -> Slot:
+def _slot(at: JsonNode, tensors: Mapping[str, Stored]) -> Slot:
     at.keys_are(["tensor", "at"], ["view"])
     name = at["tensor"].text()
     if name not in tensors:
         at["tensor"].wrong("a tensor of the file")
-    roles = at["at"].each(lambda role: role.maybe(At.text))
+    roles = at["at"].each(lambda role: role.maybe(JsonNode.text))
     if not roles or any(role is not None and role not in ROLES for role in roles.values()):
         at["at"].wrong(f"names with one of the roles {', '.join(ROLES)}")
     view = _view(at["view"], tensors[name]) if "view" in at.mapping() else None
     return Slot(name, roles, view)
 
 
-def _view(at: At, stored: Stored) -> View:
+def _view(at: JsonNode, stored: Stored) -> View:
     at.keys_are(["shape", "stride", "offset"])
     view = View(at["shape"].wholes(), at["stride"].wholes(), at["offset"].whole())
     size = math.prod(stored.shape)
@@ -175,36 +175,36 @@ def _view(at: At, stored: Stored) -> View:
     return view
 
 
-def _layer(at: At) -> LayerEntry:
+def _layer(at: JsonNode) -> LayerEntry:
     at.keys_are([one.name for one in fields(LayerEntry)])
     places = tuple(place.text() for place in at["places"].entries())
     if not places:
         at["places"].wrong("a list of names")
     return LayerEntry(
         places=places,
-        type=at["type"].maybe(At.text),
-        stands_for=at["stands_for"].maybe(At.text),
+        type=at["type"].maybe(JsonNode.text),
+        stands_for=at["stands_for"].maybe(JsonNode.text),
         format=at["format"].text(),
         meta=at["meta"].mapping(),
-        parts=at["parts"].each(At.wholes),
+        parts=at["parts"].each(JsonNode.wholes),
         shape=at["shape"].wholes(),
-        bias=at["bias"].maybe(At.flag),
+        bias=at["bias"].maybe(JsonNode.flag),
         measured=at["measured"].each(_table),
     )
 
 
-def _table(at: At) -> PathTable:
+def _table(at: JsonNode) -> PathTable:
     entries = []
     for row in at.entries():
         limit, path = row.entries() if len(row.entries()) == 2 else row.wrong("[rows, path]")
-        entries.append((limit.maybe(At.whole), path.text()))
+        entries.append((limit.maybe(JsonNode.whole), path.text()))
     try:
         return PathTable(tuple(entries))
     except TensorlrfError:
         at.wrong("a path table")
 
 
-def _check_names(header: Header, root: At) -> None:
+def _check_names(header: Header, root: JsonNode) -> None:
     """No name twice or longer than it may be, and no tensor without a place."""
     for slot in header.slots:
         for name in slot.at:
@@ -217,7 +217,7 @@ def _check_names(header: Header, root: At) -> None:
         root["slots"].wrong(f"without a place for {min(unused)!r}; each tensor has one")
 
 
-def _check_parts(header: Header, root: At) -> None:
+def _check_parts(header: Header, root: JsonNode) -> None:
     """All tensors of a layer are there, in floating point, as parameters."""
     slots = {name: slot for slot in header.slots for name in slot.at}
     for entry, at in zip(header.layers, root["layers"].entries(), strict=True):
@@ -243,7 +243,7 @@ def _check_parts(header: Header, root: At) -> None:
                 at.wrong(f"a layer with the tensor {name!r}, a {slot.at[name]} of dtype {dtype}")
 
 
-def _unique(names: Iterable[str], at: At) -> None:
+def _unique(names: Iterable[str], at: JsonNode) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._correction import corrected
-from tensorlrf.compression.calibration._seen import Seen, check_statistics
+from tensorlrf.compression.calibration._layer_moments import LayerMoments, check_statistics
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.compression.methods import Auto, at_rung
@@ -71,17 +71,19 @@ class Options:
     random_state: int | torch.Generator | None = 0
 
 
-def factor(name: str, site: Site, method: Method, seen: Seen | None, options: Options) -> Factored:
+def factor(
+    name: str, site: Site, method: Method, moments: LayerMoments | None, options: Options
+) -> Factored:
     """Factors of the layer's weight by a method with a rank, a share or an error.
 
     Where part of the calibration is held out and the fit is in doubt (few samples, or a higher
     error there), more shrinkage and the plain fit are tried too, and an affine one is kept only
-    where it lowers the held-out error. `seen` is of no use afterwards.
+    where it lowers the held-out error. `moments` is of no use afterwards.
     Raises ArgumentError, naming the layer, where its inputs had NaN or Inf.
     """
     fit = held = None
-    if seen is not None:
-        fit, held = seen.taken()
+    if moments is not None:
+        fit, held = moments.taken()
         check_statistics(name, fit)
         if held is not None:
             check_statistics(name, held)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tensorlrf.compression._survey import Found, check_values
+from tensorlrf.compression._survey import Surveyed, check_values
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
 
 
-def check_plan(model: nn.Module, plan: Plan, found: Sequence[Found]) -> None:
+def check_plan(model: nn.Module, plan: Plan, found: Sequence[Surveyed]) -> None:
     """Raise ArgumentError where the plan is not for this model, in which the survey has `found`
     these modules, or cannot be carried out on it."""
     there = {one.name: one for one in found}

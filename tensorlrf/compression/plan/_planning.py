@@ -11,7 +11,7 @@ from torch import nn
 
 from tensorlrf.compression._ranks import allocate
 from tensorlrf.compression._survey import (
-    Found,
+    Surveyed,
     check_values,
     kind_of,
     own_numbers,
@@ -116,7 +116,7 @@ def planned(
     skip: str | Sequence[str] | None,
     objective: str,
     example: Any,
-) -> tuple[Plan, list[Found]]:
+) -> tuple[Plan, list[Surveyed]]:
     """`plan`, and the survey of the model that it was made from."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
@@ -156,7 +156,7 @@ def planned(
 class _Draft:
     """A module on its way into the plan; `site` where it can be factored."""
 
-    found: Found
+    found: Surveyed
     site: Site | None
     method: Method | None
     ladder: Ladder | None
@@ -183,7 +183,7 @@ def _chooser(method: Given) -> Mapping[str, Method | None]:
     }
 
 
-def _draft(found: Found, choose: Mapping[str, Method | None]) -> _Draft:
+def _draft(found: Surveyed, choose: Mapping[str, Method | None]) -> _Draft:
     if found.reason and not found.skipped:
         return _Draft(found, None, None, None, found.reason)
     site = Site.of(found.module)
@@ -205,7 +205,7 @@ def _draft(found: Found, choose: Mapping[str, Method | None]) -> _Draft:
     return _Draft(found, site, method, ladder, "")
 
 
-def _check_used(method: Mapping[str, Any], found: Sequence[Found]) -> None:
+def _check_used(method: Mapping[str, Any], found: Sequence[Surveyed]) -> None:
     names = [name for one in found for name in one.places]
     for glob in method:
         if not any(fnmatchcase(name, glob) for name in names):

@@ -1,4 +1,4 @@
-"""Whether a model has become as small as it was asked to."""
+"""Whether a model has become as small as it was wanted to."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ do. That less than this part of what was to go has gone is told in a warning."""
 
 def shortfall(report: Report) -> str:
     """What stays of a model that keeps far more than the share asked for, and why; else empty."""
-    asked, kept = report.keep_params, report.model.share
-    if asked is None or 1 - kept >= FAR * (1 - asked):
+    wanted, kept = report.keep_params, report.model.share
+    if wanted is None or 1 - kept >= FAR * (1 - wanted):
         return ""
-    if report.eligible.share > asked:  # ranks of an edited plan
+    if report.eligible.share > wanted:  # ranks of an edited plan
         return ""
     rows = sorted((r for r in report.layers if not r.factored), key=lambda r: -r.params_after)
     stays = "; ".join(f"{r.name} ({r.kind}, {r.params_after:,}): {r.reason}" for r in rows[:3])
     return (
-        f"keep_params={asked:g} was asked for, but the model keeps {kept:.1%} of its parameters: "
+        f"keep_params={wanted:g} was asked for, but the model keeps {kept:.1%} of its parameters: "
         f"only eligible layers are factored, and they had {_part(report):.1%} of these. What stays "
         f"most: {stays}"
     )

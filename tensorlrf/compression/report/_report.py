@@ -358,11 +358,11 @@ def _format(row: LayerReport) -> str:
 
 
 def _totals(report: Report) -> list[str]:
-    asked = ""
+    budget = ""
     if report.keep_params is not None:
-        asked = f", asked for at most {report.keep_params:.1%}"
+        budget = f", asked for at most {report.keep_params:.1%}"
     lines = [
-        "eligible weights: " + _change(report.eligible, asked),
+        "eligible weights: " + _change(report.eligible, budget),
         "whole model: " + _change(report.model, ""),
     ]
     if (flops := report.flops) is not None:
@@ -392,8 +392,8 @@ def _totals(report: Report) -> list[str]:
     return lines
 
 
-def _change(totals: Totals, asked: str) -> str:
+def _change(totals: Totals, budget: str) -> str:
     return (
         f"{totals.params_before:,} to {totals.params_after:,} parameters ({totals.share:.1%}"
-        f"{asked}), {bytes_words(totals.bytes_before)} to {bytes_words(totals.bytes_after)}"
+        f"{budget}), {bytes_words(totals.bytes_before)} to {bytes_words(totals.bytes_after)}"
     )

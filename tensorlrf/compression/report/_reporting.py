@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tensorlrf.compression._survey import Found, kind_of, own_numbers
+from tensorlrf.compression._survey import Surveyed, kind_of, own_numbers
 from tensorlrf.compression.calibration._trace import Trace
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.plan._plan import LayerPlan
@@ -20,7 +20,7 @@ from tensorlrf.ops import Positions, conv_cost, linear_cost
 
 
 def row(
-    found: Found,
+    found: Surveyed,
     plan: LayerPlan,
     done: Factored | None,
     new: nn.Module | None,
@@ -69,7 +69,7 @@ def row(
 
 
 def _execution(
-    found: Found, factors: Factors, new: Any, trace: Trace | None
+    found: Surveyed, factors: Factors, new: Any, trace: Trace | None
 ) -> tuple[tuple[int, int] | None, str]:
     """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone."""
     inputs = [] if trace is None else trace.inputs.get(found.name, [])

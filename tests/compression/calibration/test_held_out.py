@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf import compress
-from tensorlrf.compression.calibration._seen import Calibration
+from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
 from tests.compression.networks import relative, set_weights
 from tests.draws import seeded32

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf import compress
-from tensorlrf.compression.calibration import _seen
+from tensorlrf.compression.calibration import _layer_moments
 from tensorlrf.compression.calibration._memory import free_bytes, stream_bytes
 from tensorlrf.compression.calibration._moments import ShiftMoments, moments_of
 from tensorlrf.compression.calibration._shifts import differences, sums_of
@@ -93,8 +93,8 @@ def test_where_memory_ends_all_the_same_the_layer_is_named(
         def add(self, *_: Any) -> None:
             raise error
 
-    monkeypatch.setattr("tensorlrf.compression.calibration._seen.Stream", Full)
-    assert _seen.Stream is Full
+    monkeypatch.setattr("tensorlrf.compression.calibration._layer_moments.Stream", Full)
+    assert _layer_moments.Stream is Full
     model = nn.Sequential(nn.Linear(32, 32))
     message = r"memory ends at the second moments of 0, which take .*kB \(n = 32 columns\)"
     with pytest.raises(ArgumentError, match=message):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tensorlrf import CP, SVD, Tucker, compress
 from tensorlrf.compression import Method
+from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration._moments import moments_of
-from tensorlrf.compression.calibration._seen import Seen
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.fit._factor import Factored, Options, factor
 from tensorlrf.nn import FactoredLayer
@@ -35,7 +35,7 @@ def data(n: int = 3, offset: float = 1.5) -> list[Tensor]:
 
 def both(conv: nn.Module, method: Method, x: Tensor) -> list[Factored]:
     """The affine fit and the linear one, to the same inputs."""
-    seen = Seen(Site.of(conv), lags=False, holds_out=False)
+    seen = LayerMoments(Site.of(conv), lags=False, holds_out=False)
     seen.add(x, None, held=False)
     return [
         factor("conv", Site.of(conv), method, copy.deepcopy(seen), Options(affine=a))

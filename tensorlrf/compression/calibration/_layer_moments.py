@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.errors import ArgumentError
 
-Layers = list[tuple[str, "Seen"]]
+Layers = list[tuple[str, "LayerMoments"]]
 """Layers by name, none of which waits for another, with what was seen of their inputs."""
 
 
@@ -48,7 +48,7 @@ class Calibration:
         return [b for k, b in enumerate(self.batches) if k in self.held]
 
 
-class Seen:
+class LayerMoments:
     """What calibration has seen of one layer: of the inputs that it is fitted to, and of those that
     are held out to judge the fit."""
 
@@ -61,14 +61,14 @@ class Seen:
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
 
-    def following(self, site: Site) -> Seen:
+    def following(self, site: Site) -> LayerMoments:
         """Of another layer that has been fed the very same."""
         twin = copy.copy(self)
         twin._fit = self._fit.following(site)
         twin._held = None if self._held is None else self._held.following(site)
         return twin
 
-    def merge(self, other: Seen) -> None:
+    def merge(self, other: LayerMoments) -> None:
         """Take what another one has seen of the layer."""
         for stream, more in ((self._fit, other._fit), (self._held, other._held)):
             if stream is not None and more is not None and more.count:
@@ -101,7 +101,7 @@ class Adder:
 
     def __call__(
         self,
-        seen: dict[str, Seen],
+        moments: dict[str, LayerMoments],
         name: str,
         model: nn.Module,
         batch: Batch,
@@ -110,11 +110,13 @@ class Adder:
     ) -> None:
         site = site_at(model, name)
         with named_where_memory_ends(name, site):
-            if name not in seen:
-                seen[name] = Seen(site, lags=self.lags, holds_out=bool(self.calibration.held))
+            if name not in moments:
+                moments[name] = LayerMoments(
+                    site, lags=self.lags, holds_out=bool(self.calibration.held)
+                )
             if site.taps is None:
                 x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
-            seen[name].add(x, x0, batch.index in self.calibration.held)
+            moments[name].add(x, x0, batch.index in self.calibration.held)
 
 
 def check_statistics(name: str, statistics: tuple[Statistics, ...]) -> None:

@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._site import site_at
 
 
 @dataclass(frozen=True)
-class Mark:
+class Identity:
     """Of a tensor whose memory it does not keep.
 
     storage  goes stale with the memory, which no other is then mistaken for
@@ -29,7 +29,7 @@ class Mark:
     place: tuple[object, ...]
 
     @classmethod
-    def of(cls, x: Tensor | None) -> Mark | None:
+    def of(cls, x: Tensor | None) -> Identity | None:
         """None where one of the same values cannot be told: of no tensor, of subclasses, and of
         those that count no writes."""
         if x is None or type(x) is not Tensor or x.is_inference():
@@ -64,20 +64,20 @@ def leaders(
 
 
 @dataclass
-class Fed:
+class SharedInputs:
     """What the passes make of `leaders`.
 
-    strayed  layers that were fed something else after all
+    diverged  layers that were fed something else after all
     """
 
     leaders: Mapping[str, str]
-    strayed: set[str] = field(default_factory=set)
-    courses: list[Course] = field(default_factory=list)
+    diverged: set[str] = field(default_factory=set)
+    passes: list[PassInputs] = field(default_factory=list)
 
-    def course(self) -> Course:
+    def of_pass(self) -> PassInputs:
         """Of one more pass."""
-        self.courses.append(Course(self))
-        return self.courses[-1]
+        self.passes.append(PassInputs(self))
+        return self.passes[-1]
 
     def leads(self, name: str) -> bool:
         """Whether others follow this one."""
@@ -92,31 +92,31 @@ class Fed:
         """Whether each pass fed a layer what it fed the leader, and called none without the
         other."""
         first = self.leaders[name]
-        both = all((name in one.met) == (first in one.met) for one in self.courses)
-        return both and name not in self.strayed
+        both = all((name in one.met) == (first in one.met) for one in self.passes)
+        return both and name not in self.diverged
 
 
-class Course:
+class PassInputs:
     """One pass, call by call."""
 
-    def __init__(self, fed: Fed) -> None:
+    def __init__(self, shared: SharedInputs) -> None:
         self.met: set[str] = set()
-        self._fed = fed
+        self._shared = shared
         self._last: tuple[object, ...] = ()
 
     def follows(self, name: str, x: Tensor, x0: Tensor | None = None) -> bool:
         """Whether the layer that is called now is one that follows another: then its input is not
         to be added to anything. x0 is that of the given model, if it runs as well."""
-        first = self._fed.leaders.get(name)
+        first = self._shared.leaders.get(name)
         if first is None:
-            if self._fed.leads(name):
-                self._last = (name, Mark.of(x), Mark.of(x0), x0 is None)
+            if self._shared.leads(name):
+                self._last = (name, Identity.of(x), Identity.of(x0), x0 is None)
                 self.met.add(name)
             return False
-        told = (Mark.of(x), Mark.of(x0))
-        known = told[0] is not None and (x0 is None or told[1] is not None)
-        if known and self._last == (first, *told, x0 is None):
+        identities = (Identity.of(x), Identity.of(x0))
+        known = identities[0] is not None and (x0 is None or identities[1] is not None)
+        if known and self._last == (first, *identities, x0 is None):
             self.met.add(name)
         else:
-            self._fed.strayed.add(name)
+            self._shared.diverged.add(name)
         return True

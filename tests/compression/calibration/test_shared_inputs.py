@@ -13,7 +13,7 @@ from tensorlrf.compression import Report
 from tensorlrf.compression.calibration import _calibrate, _suspended
 from tensorlrf.compression.calibration._correction import InputLags
 from tensorlrf.compression.calibration._moments import LinearMoments
-from tensorlrf.compression.calibration._same import Mark
+from tensorlrf.compression.calibration._shared_inputs import Identity
 from tests.compression.networks import set_weights
 from tests.draws import seeded32
 
@@ -126,21 +126,21 @@ def same(small: nn.Module, report: Report, other: nn.Module, told: Report) -> No
 
 def test_what_tells_a_tensor_from_others() -> None:
     x = torch.randn(6, 4)
-    mark = Mark.of(x)
-    assert mark == Mark.of(x)
-    assert mark == Mark.of(x.detach())
+    mark = Identity.of(x)
+    assert mark == Identity.of(x)
+    assert mark == Identity.of(x.detach())
     for other in (x.clone(), x[1:], x.T, x[:, :3], x.view(4, 6), x.view(torch.int32)):
-        assert mark != Mark.of(other)
+        assert mark != Identity.of(other)
     x.add_(0)
-    assert mark != Mark.of(x)
+    assert mark != Identity.of(x)
     del x, other
     # Memory that is given out again is that of another tensor.
-    assert all(mark != Mark.of(torch.empty(6, 4)) for _ in range(50))
+    assert all(mark != Identity.of(torch.empty(6, 4)) for _ in range(50))
 
 
 def test_of_some_tensors_nothing_is_told() -> None:
     with torch.inference_mode():
-        assert Mark.of(torch.ones(3)) is None
-    assert Mark.of(torch.eye(3).to_sparse()) is None
-    assert Mark.of(nn.Parameter(torch.ones(3))) is None
-    assert Mark.of(None) is None
+        assert Identity.of(torch.ones(3)) is None
+    assert Identity.of(torch.eye(3).to_sparse()) is None
+    assert Identity.of(nn.Parameter(torch.ones(3))) is None
+    assert Identity.of(None) is None

@@ -16,7 +16,7 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import replica
 
 
-class Ahead:
+class ReferencePass:
     """A pass of the given model that stops at each of the named layers and shows its input."""
 
     def __init__(self, original: nn.Module, names: list[str], batch: Batch, share: int) -> None:
@@ -58,11 +58,11 @@ class Ahead:
 
 
 @contextlib.contextmanager
-def ahead_of(
+def reference_pass(
     original: nn.Module | None, names: list[str], batch: Batch, share: int
-) -> Iterator[Ahead | None]:
+) -> Iterator[ReferencePass | None]:
     if original is None:
         yield None
         return
-    with contextlib.closing(Ahead(original, names, batch, share)) as ahead:
-        yield ahead
+    with contextlib.closing(ReferencePass(original, names, batch, share)) as reference:
+        yield reference
