@@ -192,7 +192,7 @@ def fit_svd(
             sides = moving_sides(moving, *sides, torch.finfo(tensor.dtype).eps, half)
         return LowRank(*scaled.cast(*sides), tuple(tensor.shape))
 
-    def cut(r: int) -> Fit[LowRank]:
+    def cut(r: int, reason: str = how) -> Fit[LowRank]:
         factors = cast(spectrum, r, half)
         if not target.is_plain:
             # The optimum in closed form: only rounding could leave it behind the plain factors.
@@ -202,16 +202,16 @@ def fit_svd(
                 lambda: Fit(factors, (), True, ""),
                 float(spectrum.energies[r:].sum()),
             )
-            return Fit(best.factors, (best.error,), True, how)
+            return Fit(best.factors, (best.error,), True, reason)
         known = measure or rank is None
         loss = scaled.rel_error(spectrum, factors.left, factors.right) if known else math.nan
-        return Fit(factors, (loss,), True, how)
+        return Fit(factors, (loss,), True, reason)
 
     if r is not None:
-        fit = replace(cut(r), reason=f"rank {r} {asked}, {how}")
+        fit = cut(r, f"rank {r} {asked}, {how}")
     else:
         fit = search(cut, None, error, min(m, n), tensor.dtype, energies=spectrum.energies)
-    return replace(fit, shrinkage=target.shrinkage)
+    return fit if target.is_plain else replace(fit, shrinkage=target.shrinkage)
 
 
 svd = factors_of(fit_svd)

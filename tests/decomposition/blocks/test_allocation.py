@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
+from tensorlrf.decomposition.linalg._budget import TruncationBudget
 
 
 @st.composite
@@ -107,3 +110,35 @@ def test_tiny_energies_are_told_apart_without_cancellation() -> None:
     for rank in (3, 10, 18):
         assert allocation.within_energy(float(energies[rank:].sum()) * (1 + 1e-9)) == [rank]
         assert allocation.within_params(10**6, enough=float(energies[rank:].sum()) * 1.01) == [rank]
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(made=pieces(), share=st.floats(0.0, 1.0), seed=st.integers(0, 99), places=st.integers(1, 3))
+def test_what_is_given_back_was_spare_in_every_place(
+    made: list[Piece], share: float, seed: int, places: int
+) -> None:
+    """One set of ranks for many weights, whose energies have the means of the pieces."""
+    made = [replace(p, rest=0.0) for p in made]
+    draws = np.random.default_rng(seed)
+    energies = []
+    for p in made:
+        parts = draws.random((places, 1)) + 0.1
+        energies.append(p.energies * parts / parts.mean())
+    allocation = Allocation(made)
+
+    def left_in_each(ranks: Ranks) -> npt.NDArray[np.float64]:
+        kept = [e[:, len(e[0]) if r is None else r :] for e, r in zip(energies, ranks, strict=True)]
+        return np.sum([e.sum(1) for e in kept], axis=0)
+
+    total = share * np.sum([e.sum(1) for e in energies], axis=0)
+    reached = [k for k in range(len(allocation) + 1)
+               if (left_in_each(allocation.state(k)) <= total).all()]  # fmt: skip
+    if not reached:
+        return
+    budget = TruncationBudget(total, norm=1.0)
+    budget.spend(left_in_each(allocation.state(reached[0])))
+    ranks = allocation.given_back(reached[0], budget, energies)
+    assert (left_in_each(ranks) <= total * (1 + 1e-12) + 1e-15).all()
+    assert n_params(made, ranks) <= allocation.cost[reached[0]]
+    alone = Allocation(made).within_energy(float(total.mean())) if places == 1 else ranks
+    assert ranks == alone
