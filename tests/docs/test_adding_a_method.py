@@ -142,7 +142,8 @@ def test_its_config_has_the_options_of_its_signature(module: Any) -> None:
     assert [f.name for f in fields(config)] == ["rank", "error", "pivots"]
     assert config_of("columns") is module.Columns
     assert method_from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.to_dict() == {"name": "columns", "rank": 4, "pivots": "first"}
+    told = {"name": "columns", "rank": 4, "error": None, "pivots": "first"}
+    assert config.to_dict() == told, "every option, at its default too"
     for again in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
         assert again == config
         assert hash(again) == hash(config)
