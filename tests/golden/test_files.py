@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +40,14 @@ def test_a_plan_is_what_would_be_planned_today(word: str) -> None:
 
 
 def test_plans_without_options_are_what_would_be_planned_today() -> None:
+    """But for rings, of which a layer took fewer sweeps by default."""
+    before = config_of("tr")(error=0.3, n_iter_max=30, tol=1e-4)
     for word, plan in plain_plans().items():
-        assert Plan.from_json((FILES / f"plans/{word}.json").read_text()) == plan, word
+        old = Plan.from_json((FILES / f"plans/{word}.json").read_text())
+        for row, today in zip(old.layers, plan.layers, strict=True):
+            ring = today.method is not None and today.method.word == "tr"
+            assert row == (replace(today, method=before) if ring else today), (word, row.name)
+        assert replace(old, layers=()) == replace(plan, layers=())
 
 
 def test_every_option_is_another_than_by_default() -> None:

@@ -30,13 +30,14 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "auto": {"candidates": [{"name": "svd"}, {"name": "tucker"}, {"name": "cp"}]},
     "kron": {"shapes": None, **_SKETCH, **_SWEEPS},
     "tt": {"row_sizes": None, "column_sizes": None, "order": None, **_SWEEPS},
-    "tr": {"sizes": None, "init": "svd", **_SWEEPS},
+    "tr": {"sizes": None, "init": "svd", "n_iter_max": 30, "tol": 1e-4},
     "blr": {"block": None, "dense_blocks": True, **_SWEEPS},
     "hierarchical": {"leaf": 64, "admissible": "weak", **_SWEEPS},
     "monarch": {"blocks": None, **_SWEEPS},
     "blast": {"blocks": None, **_SWEEPS},
 }
-"""A method -> its options in version 1, at the defaults that they had."""
+"""A method -> its options in version 1, at the defaults that they had: of a ring, fewer sweeps than
+today."""
 
 RECIPE = {"method", "target", "data_aware", "affine"}
 """What a file of version 1 says of a layer that `compress` has made."""
