@@ -13,7 +13,11 @@ from tensorlrf.decomposition.linalg._gram import scale_of
 
 
 class Source(Protocol):
-    """A weight (m, ...) as a matrix W (m, n), over a power of four that brings it near one."""
+    """A weight (m, ...) as a matrix W (m, n), over a power of four that brings it near one.
+
+    The error of two sides in second moments takes `gram`, `contract` and `residual` alone, where
+    there are more rows than columns.
+    """
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -26,6 +30,10 @@ class Source(Protocol):
     @property
     def scale(self) -> float:
         """What W is to be multiplied by to be the weight."""
+
+    @property
+    def work(self) -> Tensor:
+        """W as a whole, (m, n), in the working dtype."""
 
     @property
     def matrix(self) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Product, Quadratic
-from tensorlrf.decomposition._source import DenseSource
+from tensorlrf.decomposition._source import DenseSource, Source
 from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
@@ -55,7 +55,7 @@ class Target(Generic[F]):
 
     def __init__(
         self,
-        source: DenseSource,
+        source: Source,
         given: Quadratic = PLAIN,
         sides: Callable[[F], Sides] | None = None,
     ) -> None:
@@ -152,6 +152,13 @@ class Target(Generic[F]):
     def marginals(self) -> Marginals:
         """What M' is near to, see `Quadratic.marginals`."""
         return self.form.marginals
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether M' D = D C for some C: then rows of D do not meet, and what is sought in one of
+        them is sought in all by the same normal matrix."""
+        sides = self.given.sides
+        return sides is not None and sides[0] is None
 
     @property
     def rows(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition import fit_kron, fit_svd, fit_tt, fit_tucker
+from tensorlrf.decomposition import fit_kron, fit_svd, fit_tt, fit_tt_matrix, fit_tucker
 from tensorlrf.decomposition._quadratic import Elementwise, Marginals, Product, Quadratic
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron._gram import KroneckerALS
@@ -64,6 +64,9 @@ FORMS: dict[str, Callable[[], Quadratic]] = {
 FITS: dict[str, Callable[..., Any]] = {
     "svd": lambda w, form: fit_svd(w, 3, gram=form),
     "kron": lambda w, form: fit_kron(w, 2, shapes=PAIR, gram=form),
+    "tt_matrix": lambda w, form: fit_tt_matrix(
+        w, 2, row_sizes=(3, 4), column_sizes=(5, 2), gram=form
+    ),
     "tt": lambda w, form: fit_tt(w.reshape(M, 5, 2), 2, gram=form),
 }
 

@@ -61,7 +61,7 @@ class KroneckerALS:
         over_columns = marginals(columns, self.n1)
         self.of_a, self.of_b = zip(over_rows, over_columns, strict=True)
         self.couplings: Tensor | None = None
-        if target.form.sides is not None and rows is None:
+        if target.rows_apart:
             by_sides = columns.view(self.n1, self.c, self.n1, self.c)
             self.couplings = by_sides.permute(1, 3, 0, 2).reshape(self.c**2, self.n1**2)
 

@@ -37,15 +37,16 @@ def conjugate_gradients(
     residual: Tensor,
     start: Tensor,
     precondition: Callable[[Tensor], Tensor] | None = None,
-    steps: int = CG_STEPS,
+    steps: int | None = None,
     least: float = 0.0,
 ) -> Tensor:
-    """x after some steps from `start` towards normal(x) = b (Hestenes & Stiefel 1952).
+    """x after some steps (`CG_STEPS`) from `start` towards normal(x) = b (Hestenes & Stiefel 1952).
 
     normal is symmetric and positive semidefinite, `residual` is b - normal(start). No step raises
     (x, normal x) - 2 (x, b). They end early where the residual, squared and preconditioned, is at
     most a share `least` of what it was, and at a direction that `normal` does not see.
     """
+    steps = CG_STEPS if steps is None else steps
     x = start
     direction = residual if precondition is None else precondition(residual)
     slope = first = float((residual * direction).sum())

@@ -81,7 +81,7 @@ def swept(
 
 def _sweep(target: Target[TTMatrix], train: TTMatrix) -> TTMatrix:
     unknowns = max(c.shape[0] * c.shape[2] * c.shape[3] for c in train.cores)
-    if unknowns <= MOST_UNKNOWNS:
+    if target.rows_apart and unknowns <= MOST_UNKNOWNS:
         return als_sweep(target, train)
 
     def dense(cores: list[Tensor]) -> Tensor:
