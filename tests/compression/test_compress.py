@@ -17,9 +17,9 @@ from tensorlrf.compression import SVD, Tucker, compress
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError
-from tensorlrf.compression.fit import _factor
 from tensorlrf.compression.fit._factor import Options, factor
 from tensorlrf.decomposition import cp
+from tensorlrf.decomposition.cp import _cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
@@ -339,7 +339,7 @@ def test_layers_whose_sweeps_end_early_are_told_together(monkeypatch: pytest.Mon
         warn("much still to gain", ConvergenceWarning)
         return cp(*args, **options)
 
-    monkeypatch.setattr(_factor, "cp", early)
+    monkeypatch.setattr(_cp, "cp", early)
     data = [images(64, seed=k) for k in range(3)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
