@@ -182,7 +182,7 @@ def test_chunks_share_the_cache_and_cover_the_rows(chip: str) -> None:
     problem = Problem(8192, 4096, 4096, 256, torch.bfloat16)
     config = launch.forward(problem, KNOWN[chip])
     assert config is not None
-    form = tiling_of(fused.even(4096, 4096, 256)).form
+    form = tiling_of(fused.uniform_grid(4096, 4096, 256)).form
     rows = fused.chunk_of(config, 8192, form.left.slots, torch.bfloat16)
     assert rows % config.blocks["BM"] == 0
     assert rows * form.left.slots * 2 <= KNOWN[chip].l2 / 2
