@@ -64,8 +64,8 @@ class Method:
     Examples
     --------
     >>> method = tensorlrf.SVD(rank=64)
-    >>> isinstance(method, tensorlrf.compression.Method), str(method), method.to_dict()
-    (True, 'svd', {'name': 'svd', 'rank': 64})
+    >>> isinstance(method, tensorlrf.compression.Method), str(method), method.to_dict()["rank"]
+    (True, 'svd', 64)
     """
 
     rank: Rank | None = None

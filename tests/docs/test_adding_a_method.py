@@ -34,7 +34,9 @@ from tests.decomposition.every import matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-(PLUGIN,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "@method(" in code)
+(PLUGIN,) = (
+    code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "fit_columns" in code
+)
 """The method of the page, 'columns'."""
 
 
