@@ -52,7 +52,7 @@ def fit_hodlr(
 
     Parameters
     ----------
-    tensor, rank, error, leaf, gram, n_iter_max, tol, random_state
+    tensor, rank, error, leaf, gram, mean, n_iter_max, tol, random_state
         As for `hierarchical`.
 
     Returns
