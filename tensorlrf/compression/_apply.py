@@ -144,7 +144,7 @@ def apply(
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
     )
-    fitting.check()
+    fitting.check(calibrated=calibration is not None)
     model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")

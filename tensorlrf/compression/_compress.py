@@ -82,7 +82,9 @@ def compress(
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
     )
-    fitting.check()  # a wrong word is told before the model is looked at
+    fitting.check(
+        calibrated=calibration is not None
+    )  # a wrong word is told before the model is looked at
     model = uncompiled(model)
     made, found = planned(
         model,

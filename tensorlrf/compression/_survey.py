@@ -81,10 +81,13 @@ def without_skipped(
     """The survey of a model with those left that could be replaced and are not to be.
 
     A glob of `skip` is matched against qualified names and covers all that the module holds; with
-    None heads are skipped. Raises ArgumentError where a glob matches no module.
+    None heads are skipped. Raises ArgumentError for what is no list of globs, and where one matches
+    no module.
     """
     heads = heads_of(model) if skip is None else set()
-    _check_globs(skip or (), [name for names in _places(model).values() for name in names])
+    _check_globs(
+        () if skip is None else skip, [name for names in _places(model).values() for name in names]
+    )
     left = []
     for one in found:
         glob = next((g for g in skip or () for n in one.places if _covers(g, n)), None)
@@ -219,6 +222,10 @@ def _covers(glob: str, name: str) -> bool:
 
 
 def _check_globs(skip: Sequence[str], names: list[str]) -> None:
+    if not isinstance(skip, (list, tuple)) or not all(isinstance(glob, str) for glob in skip):
+        raise ArgumentError(
+            f"skip={skip!r} must be a glob, or several of them, such as ['head*', '*.norm']"
+        )
     for glob in skip:
         if not any(fnmatchcase(name, glob) for name in names):
             some = ", ".join(n for n in names if n != ROOT) or ROOT

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from tensorlrf.errors import ArgumentError
 from tensorlrf.ops._counter import Cost, Step
 from tensorlrf_kernels import chips
 from tensorlrf_kernels.chips import Chip, chip_of, tf32_allowed
@@ -172,12 +173,20 @@ def profile_of(device: torch.device | str) -> DeviceProfile:
         Of its GPU, or the CPU's scaled by the number of threads. Tensors on "meta" are planned for
         the CPU.
 
+    Raises
+    ------
+    ArgumentError
+        For what is no device.
+
     Examples
     --------
     >>> tensorlrf.ops.profile_of("meta") == tensorlrf.ops.profile_of("cpu")
     True
     """
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device={device!r} is none that torch knows: {error}") from None
     nominal = nominal_profile(device)
     if device.type == "cuda":
         return chip_profile(chip_of(device), tf32=tf32_allowed())

@@ -266,6 +266,16 @@ def test_under_inference_mode_and_no_grad_the_result_can_be_trained() -> None:
         ({"keep_params": 0.5, "method": {}}, "method={} is empty"),
         ({"keep_params": 0.5, "method": 3}, "method is a int"),
         ({"keep_params": 0.5, "target": "nearest"}, "target='nearest'"),
+        (
+            {"keep_params": 0.5, "target": "prefix"},
+            "target='prefix' is of a fit to inputs; give cal",
+        ),
+        (
+            {"keep_params": 0.5, "affine": True},
+            "affine=True is of a fit to inputs; give calibration",
+        ),
+        ({"keep_params": 0.5, "skip": 3}, r"skip=3 must be a glob, or several of them"),
+        ({"keep_params": 0.5, "skip": ["0", None]}, r"skip=\['0', None\] must be a glob"),
         ({"keep_params": 0.5, "holdout": 1}, "holdout=1 must be"),
         ({"keep_params": 0.5, "objective": "speed"}, "objective='speed'"),
         ({"keep_params": 0.5, "objective": "latency"}, "needs example="),

@@ -137,6 +137,8 @@ def test_profiles_scale_with_the_device() -> None:
         CPU.rate["conv"] * torch.get_num_threads() / 2
     )
     assert ops.profile_of("meta") == ops.profile_of("cpu")
+    with pytest.raises(ArgumentError, match="device='odd' is none that torch knows"):
+        ops.profile_of("odd")
 
 
 def test_rows_alone_estimate_the_positions() -> None:

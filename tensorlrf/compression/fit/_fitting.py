@@ -25,10 +25,16 @@ class Fitting:
     random_state: int | torch.Generator | None
     progress: bool
 
-    def check(self) -> None:
-        """Raise ArgumentError for a value that cannot be."""
+    def check(self, *, calibrated: bool) -> None:
+        """Raise ArgumentError for a value that cannot be, or that is of a fit to inputs where there
+        are none."""
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
+        for name, value in (("target", self.target), ("affine", self.affine)):
+            if not calibrated and value not in (TARGETS[0], False):
+                raise ArgumentError(
+                    f"{name}={value!r} is of a fit to inputs; give calibration=, or leave it out"
+                )
         number = isinstance(self.holdout, (int, float)) and not isinstance(self.holdout, bool)
         if not number or not 0 <= self.holdout < 1:
             raise ArgumentError(

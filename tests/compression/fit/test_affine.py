@@ -156,12 +156,6 @@ def test_layers_left_by_their_error_are_given_back_as_they_were() -> None:
     assert report.layer("2").bias == "added"
 
 
-def test_without_calibration_there_is_nothing_to_correct() -> None:
-    small, report = compress(net(bias=False), keep_params=0.6, affine=True)
-    assert [row.bias for row in report.layers] == ["", ""]
-    assert small[0].bias is None
-
-
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
 @pytest.mark.parametrize("target", ["original", "independent"])
 @pytest.mark.parametrize("method", ["svd", "kron", "blr"])
