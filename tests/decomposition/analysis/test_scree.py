@@ -192,7 +192,7 @@ def test_no_import_of_matplotlib_before_a_picture() -> None:
     ("options", "error", "words"),
     [
         ({"method": "cp"}, UnsupportedError, "'cp' has no singular values"),
-        ({"solver": "hosvd"}, ArgumentError, "solver='hosvd'.*svd, tucker, tt, kron, blr"),
+        ({"method": "hosvd"}, ArgumentError, "method='hosvd'.*svd, tucker, tt, kron, blr"),
         ({"modes": (0,)}, ArgumentError, "modes=.*belongs to method='tucker'"),
         ({"method": "tt", "block": 2}, ArgumentError, "block=2 belongs to method='blr'"),
         ({"method": "kron"}, ArgumentError, "needs shapes="),
