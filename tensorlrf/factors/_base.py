@@ -18,6 +18,8 @@ from tensorlrf.factors.arrays import as_dense
 from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
 FORMATS: dict[str, type[Factors]] = {}
+FOUND = "_found"
+"""An attribute of factors that is none of their value, and is not copied."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +69,9 @@ class Factors(ABC):
 
     def __post_init__(self) -> None:
         self.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != FOUND}
 
     # ---- what a format supplies -------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors._base import Factors
+from tensorlrf.factors._base import FOUND, Factors
 from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 
@@ -20,6 +20,16 @@ def check_format(value: Any, formats: tuple[type[Factors], ...], name: str, reme
     """The argument `name` is of one of these formats. Raises ArgumentError."""
     if not isinstance(value, formats):
         raise ArgumentError(f"{name} is a {type(value).__name__}; {remedy}")
+
+
+def found_of(factors: Factors) -> dict[Any, Any]:
+    """A place beside the factors, in no copy of them, for what follows from their structure: they
+    are values, so it does not change."""
+    own = vars(factors)
+    found: dict[Any, Any] | None = own.get(FOUND)
+    if found is None:
+        found = own[FOUND] = {}
+    return found
 
 
 def format_of(factors: Factors) -> str:

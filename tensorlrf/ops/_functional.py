@@ -15,8 +15,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.ops._conv import conv_paths, run_conv
 from tensorlrf.ops._embedding import embedding_paths, run_embedding
 from tensorlrf.ops._linear import linear_paths, run_linear
-from tensorlrf.ops._paths import best_embedding_path, best_path
-from tensorlrf.ops._profile import nominal_profile
+from tensorlrf.ops._paths import nominal_embedding_path, nominal_path
 from tensorlrf.ops.buckets import bucket
 from tensorlrf.ops.checks import check_bias, check_input, check_tensor, padding_row
 from tensorlrf.ops.forms._form import form_of
@@ -79,8 +78,8 @@ def linear(
         )
     check_bias(bias, m, factors)
     if path is None:
-        rows, profile = bucket(x.shape[:-1].numel()), nominal_profile(x.device)
-        path = best_path(factors, rows, profile=profile)
+        rows = bucket(x.shape[:-1].numel())
+        path = nominal_path(factors, paths, rows, None, x.device.type)
     else:
         check_layer_path(path, paths, factors)
     return run_linear(path, factors, x, bias)
@@ -264,7 +263,7 @@ def _conv(
             )
         rows *= n
     if path is None:
-        path = best_path(factors, bucket(rows), stride=strides, profile=nominal_profile(x.device))
+        path = nominal_path(factors, paths, bucket(rows), strides, x.device.type)
     else:
         check_layer_path(path, paths, factors)
     if zeros.ahead:
@@ -317,7 +316,7 @@ def embedding(
     >>> torch.allclose(rows, f.to_dense()[[3, 99]], atol=1e-5)
     True
     """
-    embedding_paths(factors)
+    paths = embedding_paths(factors)
     n, _ = factors.shape
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
@@ -330,8 +329,8 @@ def embedding(
         )
     padding_idx = padding_row(padding_idx, n)
     if path is None:
-        rows, profile = bucket(indices.numel()), nominal_profile(indices.device)
-        path = best_embedding_path(factors, rows, profile=profile)
+        rows = bucket(indices.numel())
+        path = nominal_embedding_path(factors, paths, rows, indices.device.type)
     else:
-        check_layer_path(path, embedding_paths(factors), factors, EMBEDDING)
+        check_layer_path(path, paths, factors, EMBEDDING)
     return run_embedding(path, factors, indices, padding_idx)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
 from tensorlrf.ops._conv import conv_paths
@@ -14,7 +16,7 @@ from tensorlrf.ops._cost import Positions, conv_cost, embedding_cost, linear_cos
 from tensorlrf.ops._counter import Cost, Step
 from tensorlrf.ops._embedding import embedding_paths
 from tensorlrf.ops._linear import linear_paths
-from tensorlrf.ops._profile import DeviceProfile, profile_of
+from tensorlrf.ops._profile import DeviceProfile, nominal_profile, profile_of
 from tensorlrf.ops.buckets import BUCKETS
 from tensorlrf.ops.forms._form import form_of
 from tensorlrf.ops.forms._structure import of_structure
@@ -290,23 +292,12 @@ def best_path(
     'chain'
     """
     profile = profile_of(factors.device) if profile is None else profile
-    return _fastest(factors, paths or paths_of(factors), rows, stride, rebuild, profile)
 
-
-@of_structure
-def _fastest(
-    factors: Factors,
-    paths: Sequence[str],
-    rows: int,
-    stride: Axes | None,
-    rebuild: bool,
-    profile: DeviceProfile,
-) -> str:
     def seconds(path: str) -> float:
         cost = path_cost(factors, path, rows, stride=stride, rebuild=rebuild)
         return profile.seconds(cost, factors.dtype)
 
-    return min(paths, key=seconds)
+    return min(paths or paths_of(factors), key=seconds)
 
 
 def best_embedding_path(
@@ -345,14 +336,24 @@ def best_embedding_path(
     'chain'
     """
     profile = profile_of(factors.device) if profile is None else profile
-    return _fastest_lookup(factors, paths or embedding_paths(factors), rows, rebuild, profile)
 
-
-@of_structure
-def _fastest_lookup(
-    factors: Factors, paths: Sequence[str], rows: int, rebuild: bool, profile: DeviceProfile
-) -> str:
     def seconds(path: str) -> float:
         return profile.seconds(embedding_cost(factors, path, rows, rebuild=rebuild), factors.dtype)
 
-    return min(paths, key=seconds)
+    return min(paths or embedding_paths(factors), key=seconds)
+
+
+@of_structure
+def nominal_path(
+    factors: Factors, paths: tuple[str, ...], rows: int, stride: Axes | None, device: str
+) -> str:
+    """`best_path` by the nominal profile of a kind of device."""
+    profile = nominal_profile(torch.device(device))
+    return best_path(factors, rows, stride=stride, paths=paths, profile=profile)
+
+
+@of_structure
+def nominal_embedding_path(factors: Factors, paths: tuple[str, ...], rows: int, device: str) -> str:
+    """Likewise of a lookup."""
+    profile = nominal_profile(torch.device(device))
+    return best_embedding_path(factors, rows, paths=paths, profile=profile)

@@ -28,7 +28,8 @@ def paths_here(layer: Layer, factors: Factors) -> tuple[str, ...]:
     """The paths that the form tells of, where the factors are: "fused" needs an NVIDIA GPU and
     Triton."""
     names = path_names(factors, layer)
-    return ("dense", *[path for path in names if path != "fused" or not _lacking(factors)])
+    here = HAS_TRITON and factors.device.type == "cuda"
+    return ("dense", *names) if here else ("dense", *[n for n in names if n != "fused"])
 
 
 @of_structure

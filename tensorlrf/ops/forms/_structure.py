@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from tensorlrf.factors import FORMATS, Factors
+from tensorlrf.factors.kinds import found_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,8 +32,8 @@ def hashable(value: Any) -> Hashable:
 def of_structure(
     function: Callable[Concatenate[Factors, P], T],
 ) -> Callable[Concatenate[Factors, P], T]:
-    """A function that looks at nothing but the structure of factors: torch.compile takes what it
-    gives as a constant, and does not trace how it is found."""
+    """A function that looks at nothing but the structure of factors: what it gives is kept with
+    them, and torch.compile takes it as a constant, without tracing how it is found."""
 
     def constant(structure: Any, *args: P.args, **kwargs: P.kwargs) -> T:
         return function(_blank(*structure), *args, **kwargs)
@@ -43,7 +44,12 @@ def of_structure(
     def call(factors: Factors, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
             return constant(_structure_in_values(factors), *args, **kwargs)
-        return function(factors, *args, **kwargs)
+        kept = found_of(factors)
+        key = function, *args, *kwargs.items()
+        found: T | None = kept.get(key)
+        if found is None:
+            found = kept[key] = function(factors, *args, **kwargs)
+        return found
 
     return call
 

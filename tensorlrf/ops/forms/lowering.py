@@ -219,13 +219,21 @@ def _again(
 
 def run_path(layer: Layer, path: str, factors: Factors, x: Tensor, bias: Tensor | None) -> Tensor:
     """x by a path on the factors."""
-    code: Code = getattr(_NAMED, _name(factors, plain(layer), path))
+    if torch.compiler.is_compiling():
+        code: Code = getattr(_NAMED, _name(factors, plain(layer), path))
+    else:
+        code = _code(factors, layer, path)
     return code(x, *factors.tensors().values(), bias)
 
 
 @of_structure
+def _code(factors: Factors, layer: Layer, path: str) -> Code:
+    return lowered(layer, path, factors).run
+
+
+@of_structure
 def _name(factors: Factors, layer: list[Any], path: str) -> str:
-    """Under which the code is found."""
+    """Under which torch.compile finds the code."""
     kind, geometry, padding_idx = layer
     slides = None if geometry is None else Geometry(*map(tuple, geometry))
     code = lowered(Layer(kind, slides, padding_idx), path, factors)
