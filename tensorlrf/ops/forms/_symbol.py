@@ -107,6 +107,12 @@ class Record(GraphAppendingTracer):
             node.meta["flat"] = first
         return Symbol(node, self)
 
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Of what is known there are so many parts as it has."""
+        known = "sizes" in obj.node.meta
+        own: Any = obj
+        return iter([own[k] for k in range(len(own))]) if known else super().iter(obj)
+
     # ---- what is read of it -----------------------------------------------------------------
 
     def work(self, weights: Iterable[Symbol]) -> Iterator[Work]:

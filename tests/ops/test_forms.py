@@ -1,0 +1,177 @@
+"""A format and its form from outside the package get all that the package has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tensorlrf
+from tensorlrf import ops
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.factors import BlockLowRank, Factors, Grouped
+from tensorlrf.nn import FactoredConv2d, FactoredLinear
+from tensorlrf.nn.stock import to_stock_layer
+from tensorlrf.ops import PathTable
+from tensorlrf.ops.forms import (
+    Concat,
+    Conv,
+    Form,
+    Matrix,
+    Paths,
+    Slice,
+    Sum,
+    form_of,
+    register_form,
+)
+from tests.draws import seeded
+from tests.laws.forms import FormLaws, Sample
+from tests.ops.samples import structured
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scaled(Factors):
+    """rows[i] * base[i, ...]: a tensor whose first mode is scaled, stored as both."""
+
+    rows: Tensor
+    base: Tensor
+
+    format: ClassVar[str] = "scaled (of a test)"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.base.shape)
+
+    @property
+    def rank(self) -> int:
+        return 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows, "base": self.base}
+
+    def meta(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        return {"rows": tensors["rows"], "base": tensors["base"]}
+
+    def check(self) -> None:
+        tensorlrf.factors.arrays.check_together(self.tensors(), "Scaled")
+        if self.rows.ndim != 1 or self.base.shape[:1] != self.rows.shape or self.base.ndim < 2:
+            raise tensorlrf.errors.ShapeError(f"Scaled: rows must be ({len(self.base)},)")
+
+    def _dense(self) -> Tensor:
+        return self.rows.reshape(-1, *(1,) * (self.base.ndim - 1)) * self.base
+
+
+class ScaledForm(Form[Scaled]):
+    """The base, then the scales; or both in one."""
+
+    def linear(self, f: Scaled) -> Paths:
+        return {
+            "chain": (Matrix(f.base), Matrix(torch.diag(f.rows))),
+            "fold": (Matrix(f.rows[:, None] * f.base),),
+        }
+
+    def conv(self, f: Scaled, conv: Conv) -> Paths:
+        return {"chain": (conv.taps(f.base), conv.pointwise(torch.diag(f.rows)))}
+
+
+register_form(Scaled, ScaledForm())
+
+
+def scaled(*shape: int) -> Scaled:
+    return Scaled(seeded(shape[0], seed=1), seeded(*shape, seed=2))
+
+
+class TestScaledForm(FormLaws):
+    def samples(self) -> Iterator[Sample]:
+        f = scaled(5, 4)
+        linear = nn.Linear(4, 5, dtype=torch.float64)
+        kernel = scaled(5, 4, 3, 3)
+        conv = nn.Conv2d(4, 5, 3, stride=2, padding=1, dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.copy_(f.to_dense())
+            conv.weight.copy_(kernel.to_dense())
+        yield f, linear, seeded(2, 4)
+        yield kernel, conv, seeded(2, 4, 6, 7)
+
+
+def test_its_layers_have_paths_costs_and_tables_and_are_exported() -> None:
+    layer = FactoredLinear(scaled(5, 4), seeded(5))
+    assert layer.paths == ("dense", "chain", "fold")
+    assert set(PathTable.from_cost(layer.factors).paths) <= set(layer.paths)
+    kinds = [step.kind for step in ops.linear_cost(layer.factors, "fold", 3).steps]
+    assert kinds == ["merge", "matmul"]
+    stock = to_stock_layer(layer, "chain")
+    assert [type(part) for part in stock] == [nn.Linear, nn.Linear]
+    assert ops.conv_paths(scaled(5, 4, 3, 3)) == ("dense", "chain")
+
+
+def test_it_is_saved_and_loaded_in_a_model(tmp_path: Path) -> None:
+    model = nn.Sequential(FactoredLinear(scaled(5, 4)), nn.ReLU())
+    tensorlrf.save(model, tmp_path / "m.safetensors")
+    again = tensorlrf.load(tmp_path / "m.safetensors", nn.Sequential(nn.Linear(4, 5), nn.ReLU()))
+    x = seeded(3, 4)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_layers_that_its_form_does_not_have_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="in which no rows are looked up"):
+        ops.embedding(torch.tensor([1]), scaled(5, 4))
+    with pytest.raises(UnsupportedError, match="operand is a Scaled"):
+        ops.contract("ij->i", scaled(5, 4))
+    assert not FactoredConv2d(scaled(5, 4, 3, 3)).factors.rank - 1
+
+
+def test_a_format_has_one_form() -> None:
+    with pytest.raises(TypeError, match="Scaled has a form already, ScaledForm"):
+        register_form(Scaled, ScaledForm())
+    assert not form_of(scaled(5, 4)).has("embedding")
+    assert form_of(Grouped.stack([scaled(5, 4, 3)] * 2)).has("conv")
+
+
+# ---- blocks of low rank from stages that exist --------------------------------------------------
+
+
+class Blocks(BlockLowRank):
+    """The same factors under another name, for a form of their own."""
+
+    format: ClassVar[str] = "blocks (of a test)"
+
+
+class BlocksForm(Form[Blocks]):
+    """Of every strip of rows the sum of its blocks, each on its columns of x; the strips one behind
+    the other. No stage but those that other formats have."""
+
+    def linear(self, f: Blocks) -> Paths:
+        strips: dict[int, list[Any]] = {}
+        for block, content in f.panels():
+            part = Slice(block.column, block.columns)
+            if isinstance(content, tuple):
+                left, right = content
+                strips.setdefault(block.row, []).append((part, Matrix(right), Matrix(left)))
+            else:
+                strips.setdefault(block.row, []).append((part, Matrix(content)))
+        return {"chain": (Concat(tuple([(Sum(tuple(paths)),) for paths in strips.values()])),)}
+
+
+register_form(Blocks, BlocksForm())
+
+
+class TestBlocksFromStages(FormLaws):
+    def samples(self) -> Iterator[Sample]:
+        for kind in ("grid", "ragged"):
+            given = structured(kind, (2, 3, 2, 4), 2)
+            f = Blocks.from_tensors(given.tensors(), given.meta())
+            m, n = f.shape
+            dense = nn.Linear(n, m, dtype=torch.float64)
+            with torch.no_grad():
+                dense.weight.copy_(f.to_dense())
+            yield f, dense, seeded(2, n)
