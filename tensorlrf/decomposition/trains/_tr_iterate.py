@@ -13,7 +13,7 @@ from tensorlrf.decomposition._descent import ROUNDING, Descent, StepAhead, beyon
 from tensorlrf.decomposition.trains._tr_als import balanced, ridge_at
 
 STEP = partial(StepAhead, plain=4, most=4.0, back=4.0, confirmed=True)
-"""Rings go wrong from far ahead more often than sums of terms do."""
+"""Shorter than elsewhere, and a small gain from ahead is confirmed by a sweep from where it led."""
 
 
 class Swept(Protocol):
