@@ -19,7 +19,7 @@ from tensorlrf.decomposition.linalg._gram import identity
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
 from tensorlrf.decomposition.second_moments import second_moments
-from tensorlrf.errors import UnsupportedError
+from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import Factors
 
 F = TypeVar("F", bound=Factors)
@@ -84,6 +84,8 @@ class Target(Generic[F]):
         if gram is None:
             return cls(source, PLAIN, sides)
         if isinstance(gram, Quadratic):
+            if mean is not None:
+                raise ArgumentError("mean= goes with second moments, not with a form made of them")
             return cls(source, gram, sides)
         return cls(source, second_moments(gram, mean, source.shape[1], tensor), sides)
 
@@ -182,7 +184,7 @@ class Target(Generic[F]):
         if self.rows is not None:
             raise UnsupportedError(
                 "this decomposition is fitted to second moments of inputs, a form D G of what is "
-                "left; other forms are served by svd and kron"
+                "left; other forms are served by svd, kron and trains"
             )
         return self.columns
 
@@ -195,7 +197,7 @@ class Target(Generic[F]):
         if form.sides is None:
             raise UnsupportedError(
                 "this decomposition is fitted to second moments of inputs, or to a form R D C of "
-                "what is left; other forms are served by svd and kron"
+                "what is left; other forms are served by svd, kron and trains"
             )
         return form.sides
 
@@ -287,7 +289,7 @@ class Target(Generic[F]):
         return self.of_factors(factors).error
 
     def loss(self, fit: Fit[F]) -> float:
-        """By what fits are compared: the error, or where M was shrunk the loss."""
+        """By what fits are compared: the error of a plain one, else the loss in M'."""
         return fit.error if self.is_plain else self.of_factors(fit.factors).loss
 
     @property
