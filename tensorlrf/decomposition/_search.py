@@ -67,27 +67,27 @@ def search(
     """
     if rank is not None:
         return fit_of_rank(rank)
-    asked = error or 0.0
+    bound = error or 0.0
     if energies is None:
-        found = smallest_within(fit_of_rank, asked, climb or doubled(limit))
+        found = smallest_within(fit_of_rank, bound, climb or doubled(limit))
         if found.within:
             return found.fit
-        reason = out_of_reach(asked, found.fit.error, dtype)
+        reason = out_of_reach(bound, found.fit.error, dtype)
         return replace(found.fit, converged=False, reason=reason)
-    target = max(asked, torch.finfo(working_dtype(dtype)).eps)
+    target = max(bound, torch.finfo(working_dtype(dtype)).eps)
     first = keep_within(target**2 * float(energies.sum()))(energies)
     begun = fit_of_rank(first)
-    if begun.error <= asked:
-        reason = f"rank {first} is the smallest within {asked}, {begun.reason}"
+    if begun.error <= bound:
+        reason = f"rank {first} is the smallest within {bound}, {begun.reason}"
         return replace(begun, reason=reason)
     if first == limit:
         found = Found(first, begun, False)
     else:
-        found = smallest_within(fit_of_rank, asked, (limit,), below=first)
+        found = smallest_within(fit_of_rank, bound, (limit,), below=first)
     if not found.within:
-        reason = f"{out_of_reach(asked, found.fit.error, dtype)}, {begun.reason}"
+        reason = f"{out_of_reach(bound, found.fit.error, dtype)}, {begun.reason}"
         return replace(begun, converged=False, reason=reason)
-    reason = f"rank {found.rank} is the smallest within {asked} after rounding, {found.fit.reason}"
+    reason = f"rank {found.rank} is the smallest within {bound} after rounding, {found.fit.reason}"
     return replace(found.fit, reason=reason)
 
 

@@ -14,7 +14,7 @@ from tensorlrf.decomposition import fit_svd
 from tensorlrf.decomposition.linalg import _spectrum, parallel
 from tensorlrf.decomposition.linalg._batched import GRAM_ERROR, NEAR, Matrices
 from tensorlrf.decomposition.linalg._gram import short_spectra
-from tensorlrf.decomposition.linalg.parallel import over_places
+from tensorlrf.decomposition.linalg.parallel import over_batch
 from tests.draws import seeded32
 
 
@@ -135,7 +135,7 @@ def test_places_are_the_same_in_any_number_of_threads(threaded: None, cores: int
     torch.set_num_threads(cores)
     try:
         alone = [torch.linalg.svdvals(matrix) for matrix in stack]
-        (values,) = over_places(lambda some: (torch.linalg.svdvals(some),), (stack,), 1.0)
+        (values,) = over_batch(lambda some: (torch.linalg.svdvals(some),), (stack,), 1.0)
         assert torch.get_num_threads() == cores
         torch.testing.assert_close(values, torch.stack(alone))
         for solver in ("auto", "eigh", "exact"):
@@ -153,7 +153,7 @@ def test_an_error_in_a_thread_is_raised_and_the_threads_are_as_before(threaded: 
     torch.set_num_threads(2)
     try:
         with pytest.raises(RuntimeError, match="places"):
-            over_places(fails, (seeded32(8, 3, 3),), 1.0)
+            over_batch(fails, (seeded32(8, 3, 3),), 1.0)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -186,7 +186,7 @@ def test_threads_that_begin_meanwhile_have_all_cores(threaded: None) -> None:
         return (stack,)
 
     try:
-        over_places(some, (seeded32(8, 30, 30),), 1.0)
+        over_batch(some, (seeded32(8, 30, 30),), 1.0)
     finally:
         torch.set_num_threads(before)
     assert len(seen) >= 4

@@ -15,8 +15,8 @@ from tensorlrf.decomposition._options import check_blocks, check_moments
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Piece
-from tensorlrf.decomposition.blocks._blr_asked import Asked
 from tensorlrf.decomposition.blocks._blr_batched import Weights, fit_blr_batched
+from tensorlrf.decomposition.blocks._blr_criterion import Criterion
 from tensorlrf.decomposition.blocks._blr_fit import TRIAL, Tiling, blocks_of, estimated, uniform
 from tensorlrf.decomposition.blocks._blr_matrix import (
     check_pair,
@@ -151,26 +151,28 @@ def fit_blr(
     if batch_dims:
         check_batched_metric(rank, gram)
         weights = Weights(tensor, batch_dims)
-        return fit_blr_batched(weights, Asked.of(rank, error, block, weights.shape), dense_blocks)
+        return fit_blr_batched(
+            weights, Criterion.of(rank, error, block, weights.shape), dense_blocks
+        )
     target = matrix_target(tensor, gram, mean, "blr")
-    asked = Asked.of(rank, error, block, target.shape)
+    criterion = Criterion.of(rank, error, block, target.shape)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
-    params = math.floor((asked.share or 0.0) * target.work.numel())
+    params = math.floor((criterion.share or 0.0) * target.work.numel())
 
     def fitted(size: tuple[int, int], most: int) -> Fit[BlockLowRank]:
         # The energies of all directions serve to share ranks out, or to estimate them.
-        keep = asked.rank if target.is_plain and error is None else None
+        keep = criterion.rank if target.is_plain and error is None else None
         tiling = on_grid(target, size, dense_blocks, keep)
-        given = error is None and asked.share is None
+        given = error is None and criterion.share is None
         blocks = blocks_of(tiling, most, tol, measure or not given)
         if error is not None:
             return blocks.within_error(error)
-        if asked.share is not None:
+        if criterion.share is not None:
             return blocks.within_params(params)
-        if asked.rank is None:
+        if criterion.rank is None:
             ranks, how = estimated(tiling.pieces, target.dtype), "ranks as estimated by evbmf"
         else:
-            ranks, how = uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked"
+            ranks, how = uniform(tiling.pieces, criterion.rank), f"rank {criterion.rank} as asked"
         return blocks.solve(ranks, how)
 
     def attempt(size: tuple[int, int]) -> tuple[tuple[float, ...], Fit[BlockLowRank]]:
@@ -181,8 +183,8 @@ def fit_blr(
             return (over, target.loss(tried)), tried
         return (math.inf if tried.error > error else tried.factors.n_params,), tried
 
-    if asked.block is not None:
-        fit = fitted(asked.block, sweeps)
+    if criterion.block is not None:
+        fit = fitted(criterion.block, sweeps)
     else:
         # In the metric sizes are compared after some sweeps, and the best is continued.
         size, fit = best_of(target.shape, attempt)

@@ -15,14 +15,14 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
-from tensorlrf.decomposition.blocks._blr_asked import Asked
+from tensorlrf.decomposition.blocks._blr_criterion import Criterion
 from tensorlrf.decomposition.blocks._blr_fit import NOISE, fewest_steps, uniform
 from tensorlrf.decomposition.blocks._blr_search import best_of
 from tensorlrf.decomposition.blocks._blr_spectra import BlockSpectra, Energies, grid
 from tensorlrf.decomposition.linalg._batched import (
     as_batch,
-    per_place,
-    relative_to_whole,
+    per_item,
+    relative_to_batch,
     scales_of,
     squares,
 )
@@ -53,7 +53,7 @@ class Weights:
         work = tensor.detach().to(working_dtype(tensor.dtype)).flatten(0, -3)
         self.scales = scales_of(work)  # (b,)
         # A copy in rows, so that equal values give equal factors however they lie in memory.
-        self.matrices = (work / per_place(self.scales, work)).contiguous()
+        self.matrices = (work / per_item(self.scales, work)).contiguous()
         self.norms = squares(self.matrices)
         self.shape = int(tensor.shape[-2]), int(tensor.shape[-1])
 
@@ -71,7 +71,7 @@ class Weights:
             some = slice(start, start + at_once)
             wide = pytree.tree_map(lambda t, some=some: t[some].to(self.matrices.dtype), stacked)
             dense = torch.vmap(BlockLowRank.to_dense)(wide)
-            lost.append(squares(self.matrices[some] - dense / per_place(self.scales[some], dense)))
+            lost.append(squares(self.matrices[some] - dense / per_item(self.scales[some], dense)))
         errors = (torch.cat(lost) / torch.where(self.norms > 0, self.norms, 1)).sqrt()
         # Factors that overflow in the dtype of the weights are infinitely far off.
         return torch.nan_to_num(errors, nan=math.inf, posinf=math.inf)
@@ -98,7 +98,7 @@ class SharedTiling:
     def cut(self, ranks: Ranks, reason: str) -> Fit[Batch]:
         """The nearest blocks of these ranks. The errors are the root mean square over the places,
         that of the whole batch, and last the largest."""
-        root = per_place(self.weights.scales.sqrt(), self.weights.matrices)
+        root = per_item(self.weights.scales.sqrt(), self.weights.matrices)
         places, dtype = self.spectra.places, self.weights.dtype
         contents: list[Tensor | tuple[Tensor, Tensor]] = []
         for i, rank in enumerate(ranks):
@@ -114,7 +114,7 @@ class SharedTiling:
 
         stacked: BlockLowRank = torch.vmap(packed)(contents)
         errors = self.weights.rel_errors(stacked)
-        together = relative_to_whole(errors, self.weights.norms, self.weights.scales)
+        together = relative_to_batch(errors, self.weights.norms, self.weights.scales)
         worst, typical = float(errors.max()), float(errors.square().mean().sqrt())
         factors = as_batch(BlockLowRank, stacked.tensors(), stacked.meta(), self.weights.batch)
         told = f"{reason}, largest error of {len(errors)} places {worst:.4g}"
@@ -179,20 +179,22 @@ class SharedTiling:
         return left
 
 
-def fit_blr_batched(weights: Weights, asked: Asked, dense_blocks: bool) -> Fit[Batch]:
+def fit_blr_batched(weights: Weights, criterion: Criterion, dense_blocks: bool) -> Fit[Batch]:
     """`fit_blr` of all places, with one grid of blocks and one set of ranks.
 
     Where no block is given, sizes are compared by the mean over the places.
     """
-    error = asked.error
-    params = math.floor((asked.share or 0.0) * math.prod(weights.shape))
+    error = criterion.error
+    params = math.floor((criterion.share or 0.0) * math.prod(weights.shape))
 
     def fitted(size: tuple[int, int]) -> Fit[Batch]:
         tiling = SharedTiling(weights, size, dense_blocks)
         if error is not None:
             return tiling.within_error(error)
-        if asked.rank is not None:
-            return tiling.cut(uniform(tiling.pieces, asked.rank), f"rank {asked.rank} as asked")
+        if criterion.rank is not None:
+            return tiling.cut(
+                uniform(tiling.pieces, criterion.rank), f"rank {criterion.rank} as asked"
+            )
         reason = f"ranks shared out over {params} parameters a place"
         return tiling.cut(tiling.within_params(params), reason)
 
@@ -203,7 +205,7 @@ def fit_blr_batched(weights: Weights, asked: Asked, dense_blocks: bool) -> Fit[B
             return (max(0, tried.factors.n_params - allowed), tried.errors[0]), tried
         return (math.inf if tried.error > error else tried.factors.n_params,), tried
 
-    fit = best_of(weights.shape, attempt)[1] if asked.block is None else fitted(asked.block)
+    fit = best_of(weights.shape, attempt)[1] if criterion.block is None else fitted(criterion.block)
     _, together, worst = fit.errors
     if error is not None and worst > error:
         return Fit(fit.factors, (together,), False, out_of_reach(error, worst, weights.dtype))

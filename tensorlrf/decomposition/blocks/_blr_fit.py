@@ -17,8 +17,8 @@ from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import smallest_within
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
-from tensorlrf.decomposition.blocks._blr_gram import BlockState, Content, Outputs, even
-from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
+from tensorlrf.decomposition.blocks._blr_gram import BlockState, Content, Outputs, balanced_panels
+from tensorlrf.decomposition.blocks._blr_spectra import BlockRange, Energies
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors
 
@@ -36,7 +36,7 @@ class Tiling:
     """Blocks that tile a weight; `pieces` know their energies, `cut` gives block i at a rank."""
 
     target: Target[Any]
-    places: Sequence[Place]
+    places: Sequence[BlockRange]
     pieces: Sequence[Piece]
     cut: Callable[[int, int | None], Content]
 
@@ -171,7 +171,7 @@ class OutputBlocks:
         left these better."""
         run = self.outputs.descend(run, self.n_iter_max - run.sweeps, self.tol)
         tiling = self.tiling
-        served = tiling.packed([even(content) for content in run.state.contents])
+        served = tiling.packed([balanced_panels(content) for content in run.state.contents])
         fit = Fit(served, run.errors, run.converged, run.how("a sweep gained little more"))
 
         def usual() -> BlockLowRank:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import Descent, beyond, descend
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Ranks
-from tensorlrf.decomposition.blocks._blr_spectra import Energies, Place
+from tensorlrf.decomposition.blocks._blr_spectra import BlockRange, Energies
 from tensorlrf.decomposition.linalg._gram import descending_eigh
 
 CUTOFF = 1e-10
@@ -62,7 +62,7 @@ class Stack:
 class Outputs:
     """A target W (m, n) with the second moments G (n, n) of its inputs, and blocks that tile it."""
 
-    def __init__(self, target: Target[Any], places: Sequence[Place]) -> None:
+    def __init__(self, target: Target[Any], places: Sequence[BlockRange]) -> None:
         self.target, self.places = target, tuple(places)
         self.matrix, self.gram = target.matrix, target.moments
         grouped: dict[tuple[int, int, int], list[int]] = {}
@@ -169,7 +169,7 @@ class Outputs:
                 contents[i] = target[b] if r is None else (basis[b, :, :r], right[b, :r])
 
 
-def even(content: Content) -> Content:
+def balanced_panels(content: Content) -> Content:
     """Panels whose columns of left and rows of right have equal norms, pair by pair."""
     if isinstance(content, Tensor):
         return content

@@ -17,7 +17,7 @@ Energies = npt.NDArray[np.float64]
 """Squared singular values, descending."""
 
 
-class Place(NamedTuple):
+class BlockRange(NamedTuple):
     """Where a block lies: its first row and column, and its size."""
 
     row: int
@@ -31,11 +31,11 @@ class Place(NamedTuple):
         return matrix[..., rows, self.column : self.column + self.columns]
 
 
-def grid(shape: tuple[int, int], block: tuple[int, int]) -> list[Place]:
+def grid(shape: tuple[int, int], block: tuple[int, int]) -> list[BlockRange]:
     """Blocks of one size, row by row; those of the last row and column may be smaller."""
     (m, n), (mb, nb) = shape, block
     return [
-        Place(row, column, min(mb, m - row), min(nb, n - column))
+        BlockRange(row, column, min(mb, m - row), min(nb, n - column))
         for row in range(0, m, mb)
         for column in range(0, n, nb)
     ]
@@ -48,7 +48,9 @@ class BlockSpectra:
     energies   of every block: (k,), or (b, k); the first `keep` where no more are asked for
     """
 
-    def __init__(self, matrix: Tensor, places: Sequence[Place], keep: int | None = None) -> None:
+    def __init__(
+        self, matrix: Tensor, places: Sequence[BlockRange], keep: int | None = None
+    ) -> None:
         self.matrix = matrix
         self.places = tuple(places)
         many = tuple(matrix.shape[:-2])

@@ -20,7 +20,7 @@ from tensorlrf.decomposition.linalg._gram import descending_eigh, short_gram, th
 from tensorlrf.decomposition.linalg._krylov import EXCESS, krylov_svd
 from tensorlrf.decomposition.linalg._solver import choose
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
-from tensorlrf.decomposition.linalg.parallel import PIECE, over_places
+from tensorlrf.decomposition.linalg.parallel import PIECE, over_batch
 
 LARGE = 384
 """The shorter side of matrices from which on one is worth a Krylov space."""
@@ -40,7 +40,7 @@ def truncated(stack: Tensor, r: int) -> StackedSVD:
     rounding of sums.
     """
     work = 6.0 * stack.numel() * min(stack.shape[1:])
-    left, values, right = over_places(partial(_truncated, r=r), (stack,), work)
+    left, values, right = over_batch(partial(_truncated, r=r), (stack,), work)
     return StackedSVD(left, values, right, values.to(torch.float64) ** 2)
 
 

@@ -19,7 +19,7 @@ from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import Tiling, blocks_of, uniform
 from tensorlrf.decomposition.blocks._blr_gram import Content
 from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
-from tensorlrf.decomposition.blocks._blr_spectra import Place
+from tensorlrf.decomposition.blocks._blr_spectra import BlockRange
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node, least_params
 from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.methods import factors_of, method
@@ -197,7 +197,7 @@ class Hierarchical(Structured):
             raise unknown("admissible", self.admissible, RULES)
 
     def least_params(self, shape: tuple[int, ...]) -> int:
-        whole = Place(0, 0, shape[0], shape[1])
+        whole = BlockRange(0, 0, shape[0], shape[1])
         fixed = least_params(whole, self.leaf, _rule(self.admissible), 0, 0, 0)
         # And one block of rank one beside them, if there are any.
         return fixed + 2
@@ -224,15 +224,15 @@ def _fit(
     count = None if rank is None or share is not None else _one_int(rank)
     params = 0 if share is None else math.floor(share * target.work.numel())
     # What sketches leave unseen may be a twentieth of the energy that may be lost.
-    asked = max(error or 0.0, target.floor)
-    most: Callable[[Place], int] | None = None
+    bound = max(error or 0.0, target.floor)
+    most: Callable[[BlockRange], int] | None = None
     if count is not None:
         most = lambda place: count  # noqa: E731
     elif share is not None:
         most = lambda place: max(1, params // (place.rows + place.columns))  # noqa: E731
     # An int asks for the largest admissible blocks, none of which need be cut.
     final = admissible == "weak" or count is not None
-    forest = Forest(target.work, leaf, rule, final, 0.05 * asked**2, most, draws)
+    forest = Forest(target.work, leaf, rule, final, 0.05 * bound**2, most, draws)
     sweeps = (SWEEPS if n_iter_max is None else n_iter_max, tol)
     if count is not None:
         tiling = _tiling(target, forest.topmost())
@@ -250,7 +250,7 @@ def _fit(
             )
         trees = forest.around(lambda pruning: pruning.params > params)
     else:
-        trees = forest.around(lambda pruning: pruning.left <= asked**2 * forest.energy)
+        trees = forest.around(lambda pruning: pruning.left <= bound**2 * forest.energy)
     # A budget below one rank of the whole may pay for one of the smallest blocks only.
     finest = [tuple(_leaves(forest.root))] if error is None and params < sum(target.shape) else []
     # Ranks are shared out anew over the blocks of each tree, in single steps.
@@ -273,9 +273,9 @@ def _fit(
 
 def _rule(admissible: Rule) -> Admissible:
     if callable(admissible):
-        asked = admissible
+        admits = admissible
         return lambda place, level, i, j: bool(
-            asked(place.row, place.rows, place.column, place.columns)
+            admits(place.row, place.rows, place.column, place.columns)
         )
     if admissible not in RULES:
         raise unknown("admissible", admissible, RULES)

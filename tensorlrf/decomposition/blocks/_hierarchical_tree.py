@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition.blocks._allocation import Piece
-from tensorlrf.decomposition.blocks._blr_spectra import Place
+from tensorlrf.decomposition.blocks._blr_spectra import BlockRange
 from tensorlrf.decomposition.linalg._rangefinder import range_of
 from tensorlrf.decomposition.linalg._spectrum import (
     FullSVD,
@@ -30,7 +30,7 @@ PORTION = 6
 FIRST = 16
 """The rank that a sketch begins with; it is doubled until the block is within what is asked."""
 
-Admissible = Callable[[Place, int, int, int], bool]
+Admissible = Callable[[BlockRange, int, int, int], bool]
 """From a block, its level, and its row and column among the blocks of that level."""
 
 
@@ -42,7 +42,7 @@ class Node:
     spectrum  where it may be one
     """
 
-    place: Place
+    place: BlockRange
     piece: Piece
     spectrum: FullSVD | ShortSideEigh | None
     children: tuple[Node, ...] = ()
@@ -100,7 +100,7 @@ class Forest:
         admissible: Admissible,
         final: bool,
         within: float,
-        most: Callable[[Place], int] | None,
+        most: Callable[[BlockRange], int] | None,
         draws: torch.Generator,
     ) -> None:
         self.matrix, self.leaf, self.draws = matrix, leaf, draws
@@ -108,7 +108,9 @@ class Forest:
         self.energy = float(matrix.to(torch.float64).square().sum())
         # Per entry, so that what all blocks lose unseen adds up to the share.
         self.unseen = within * self.energy / matrix.numel()
-        self.root = self._grow(Place(0, 0, int(matrix.shape[0]), int(matrix.shape[1])), 0, 0, 0)
+        self.root = self._grow(
+            BlockRange(0, 0, int(matrix.shape[0]), int(matrix.shape[1])), 0, 0, 0
+        )
 
     def topmost(self) -> tuple[Node, ...]:
         """The largest admissible blocks, and the dense ones between them."""
@@ -140,7 +142,7 @@ class Forest:
         """Parameters of the blocks that can only be dense."""
         return self.root.priced(0.0).params
 
-    def _grow(self, place: Place, level: int, i: int, j: int) -> Node:
+    def _grow(self, place: BlockRange, level: int, i: int, j: int) -> Node:
         block = place.of(self.matrix)
         energy = float(block.to(torch.float64).square().sum())
         divisible = min(place.rows, place.columns) > self.leaf
@@ -162,7 +164,7 @@ class Forest:
         return Node(place, piece, spectrum, children)
 
     def _take_apart(
-        self, block: Tensor, energy: float, place: Place, must: bool
+        self, block: Tensor, energy: float, place: BlockRange, must: bool
     ) -> tuple[FullSVD | ShortSideEigh, float] | None:
         """The singular values that matter and the energy of the others; None for a large block
         that does not compress, unless it `must` be taken apart."""
@@ -185,7 +187,7 @@ class Forest:
 
 
 def least_params(
-    place: Place, leaf: int, admissible: Admissible, level: int, i: int, j: int
+    place: BlockRange, leaf: int, admissible: Admissible, level: int, i: int, j: int
 ) -> int:
     """Parameters of the blocks at `place` that can only be dense, whatever the matrix."""
     if admissible(place, level, i, j):
@@ -198,14 +200,14 @@ def least_params(
     )
 
 
-def quarters(place: Place) -> Iterator[tuple[int, int, Place]]:
+def quarters(place: BlockRange) -> Iterator[tuple[int, int, BlockRange]]:
     """The row and the column, 0 or 1, of each quarter of a block, and the quarter."""
     up, left = -(-place.rows // 2), -(-place.columns // 2)
     rows = ((place.row, up), (place.row + up, place.rows - up))
     columns = ((place.column, left), (place.column + left, place.columns - left))
     for a, (row, height) in enumerate(rows):
         for b, (column, width) in enumerate(columns):
-            yield a, b, Place(row, column, height, width)
+            yield a, b, BlockRange(row, column, height, width)
 
 
 def adaptive_range(

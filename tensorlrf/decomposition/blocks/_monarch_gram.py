@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.blocks._blr_gram import BlockState, Outputs, even
+from tensorlrf.decomposition.blocks._blr_gram import BlockState, Outputs, balanced_panels
 from tensorlrf.decomposition.blocks._blr_spectra import grid
 
 Panels = tuple[Tensor, Tensor]
@@ -34,6 +34,6 @@ def descend(
     outputs = Outputs(target.with_rows(by_rows), grid((Q * S, K * P), (S, P)))
     pairs = [(start[0][q, k], start[1][q, k]) for q in range(Q) for k in range(K)]
     run = outputs.descend(outputs.start(pairs, [r] * len(pairs)), n_iter_max, tol)
-    sides = zip(*(even(pair) for pair in run.state.contents), strict=True)
+    sides = zip(*(balanced_panels(pair) for pair in run.state.contents), strict=True)
     left, right = (torch.stack(list(side)) for side in sides)
     return (left.view(Q, K, S, r), right.view(Q, K, r, P)), run

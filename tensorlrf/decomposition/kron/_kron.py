@@ -18,7 +18,7 @@ from tensorlrf.decomposition.kron._problem import (
     BatchedProblem,
     KroneckerProblem,
     best_of,
-    looked_at,
+    normalised,
 )
 from tensorlrf.decomposition.kron._shapes import (
     Pair,
@@ -175,7 +175,7 @@ def fit_kron(
     if shapes is not None:
         pairs = [check_shapes(shapes, *stack.shape[1:3])]
     else:
-        pairs = shortlist(looked_at(stack, target.marginals[1]), rank, error or 0.0, draws)
+        pairs = shortlist(normalised(stack, target.marginals[1]), rank, error or 0.0, draws)
 
     if batch_dims:
         many = BatchedProblem(stack, batch, solver)

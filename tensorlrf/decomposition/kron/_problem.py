@@ -18,7 +18,7 @@ from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron._gram import KroneckerALS, alternate, fewest
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged, terms
 from tensorlrf.decomposition.kron._solve import LARGE, Cutter, as_terms
-from tensorlrf.decomposition.linalg._batched import as_batch, fit_matrices, per_place, scales_of
+from tensorlrf.decomposition.linalg._batched import as_batch, fit_matrices, per_item, scales_of
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import TensorlrfWarning, warn
 from tensorlrf.factors import Batch, Factors, KroneckerSum
@@ -157,14 +157,14 @@ def best_of(
     return replace(best, reason=f"{best.reason}, {chosen}")
 
 
-def looked_at(stack: Tensor, gram: Tensor | None) -> Tensor:
+def normalised(stack: Tensor, gram: Tensor | None) -> Tensor:
     """Weights (b, m, n, taps) of which pairs are estimated, from (b, m, n, *kernel).
 
     With their inputs of unit length where `gram` is given.
     """
     b, m, n = stack.shape[:3]
     work = stack.to(working_dtype(stack.dtype)).reshape(b, m, n, -1)
-    work = work / per_place(scales_of(work), work)
+    work = work / per_item(scales_of(work), work)
     if gram is None:
         return work
     largest = float(gram.diagonal().max())

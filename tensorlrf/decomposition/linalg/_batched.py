@@ -15,7 +15,7 @@ from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._gram import BLOCK, in_blocks
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh
-from tensorlrf.decomposition.linalg.parallel import over_places
+from tensorlrf.decomposition.linalg.parallel import over_batch
 from tensorlrf.decomposition.rank import Rank, matrix_rank
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import Batch, Factors, LowRank
@@ -88,7 +88,7 @@ class Matrices:
         work = stack.to(working_dtype(stack.dtype))
         self.scales = scales_of(work)  # (b,)
         plain = bool((self.scales == 1).all())
-        self.moving = work if plain else work / per_place(self.scales, work)
+        self.moving = work if plain else work / per_item(self.scales, work)
         self.matrices = self.moving.detach()
         self.norms = squares(self.matrices)
         self.spectrum: FullSVD | ShortSideEigh
@@ -117,7 +117,7 @@ class Matrices:
             blocks = zip(*(torch.split(part, at_once) for part in parts), strict=True)
             return (torch.cat([squares(w - u @ v) for w, u, v in blocks]),)
 
-        (lost,) = over_places(squared, (self.matrices, left, right), left.numel() * n)
+        (lost,) = over_batch(squared, (self.matrices, left, right), left.numel() * n)
         return torch.where(self.norms > 0, lost / self.norms.clamp(min=1e-300), lost).sqrt()
 
     def near_best(self, r: int, errors: Tensor) -> bool:
@@ -176,8 +176,8 @@ def fit_matrices(
             return *matrices.cut(r), matrices.norms, matrices.scales
 
         work = 6.0 * stack.numel() * min(m, n)
-        left, right, errors, norms, scales = over_places(decomposed, (stack,), work)
-        together = relative_to_whole(errors, norms, scales)
+        left, right, errors, norms, scales = over_batch(decomposed, (stack,), work)
+        together = relative_to_batch(errors, norms, scales)
         reason = f"rank {r} as asked, {how} {float(errors.max()):.4g}"
         return Fit(whole_of(left, right), (together,), True, reason)
 
@@ -185,7 +185,7 @@ def fit_matrices(
 
     def cut(r: int) -> Fit[Batch]:
         left, right, errors = matrices.cut(r)
-        together = relative_to_whole(errors, matrices.norms, matrices.scales)
+        together = relative_to_batch(errors, matrices.norms, matrices.scales)
         return Fit(whole_of(left, right), (together, float(errors.max())), True, how)
 
     worst = matrices.worst_energies()
@@ -233,12 +233,12 @@ def scales_of(stack: Tensor) -> Tensor:
     return torch.where(near_one, 1.0, torch.ldexp(torch.ones_like(largest), even))
 
 
-def per_place(values: Tensor, like: Tensor) -> Tensor:
+def per_item(values: Tensor, like: Tensor) -> Tensor:
     """(b,) shaped and typed to multiply (b, ...)."""
     return values.to(like.dtype).reshape(-1, *(1 for _ in like.shape[1:]))
 
 
-def relative_to_whole(errors: Tensor, norms: Tensor, scales: Tensor) -> float:
+def relative_to_batch(errors: Tensor, norms: Tensor, scales: Tensor) -> float:
     """The relative error of a batch from those of its places (b,), their squared norms and scales.
 
     Places that are zero have absolute errors.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.linalg.parallel import over_places
+from tensorlrf.decomposition.linalg.parallel import over_batch
 from tensorlrf.decomposition.linalg.threads import cores_for, spectrum_work
 
 Choose = Callable[[Tensor], int]
@@ -146,7 +146,7 @@ def short_spectra(
 
     k, rest = sorted(matrices.shape[1:])
     work = len(matrices) * k * k * (rest + 4 * k)
-    energies, vectors = over_places(some_spectra, (matrices,), work)
+    energies, vectors = over_batch(some_spectra, (matrices,), work)
     return energies, vectors
 
 
@@ -167,7 +167,7 @@ def descending_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """
     if matrices.ndim > 2:
         work = 4 * matrices.numel() * matrices.shape[-1]
-        values, vectors = over_places(_eigh, (matrices,), work)
+        values, vectors = over_batch(_eigh, (matrices,), work)
         return values, vectors
     with cores_of(matrices):
         return _eigh(matrices)
@@ -193,7 +193,7 @@ def thin_svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     if matrices.ndim > 2:
         work = 6 * matrices.numel() * min(matrices.shape[-2:])
-        left, values, right = over_places(_svd, (matrices,), work)
+        left, values, right = over_batch(_svd, (matrices,), work)
         return left, values, right
     with cores_of(matrices):
         return _svd(matrices)

@@ -50,7 +50,7 @@ def side_by_side(
             yield crew.result(k)
 
 
-def over_places(
+def over_batch(
     function: Callable[..., tuple[Tensor, ...]], stacks: tuple[Tensor, ...], work: float
 ) -> tuple[Tensor, ...]:
     """`function(*stacks)`, computed for some of the places (b, ...) at a time, side by side.

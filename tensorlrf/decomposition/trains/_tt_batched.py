@@ -12,8 +12,8 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._batched import (
     as_batch,
-    per_place,
-    relative_to_whole,
+    per_item,
+    relative_to_batch,
     scales_of,
     squares,
 )
@@ -36,7 +36,7 @@ class Trains:
         work = stack.to(working_dtype(stack.dtype))
         self.dtype, self.order, self.batch = stack.dtype, order, batch
         self.scales = scales_of(work)  # (b,)
-        work = work / per_place(self.scales, work)
+        work = work / per_item(self.scales, work)
         self.whole = work.permute(0, *(k + 1 for k in order))
         self.sizes = tuple(int(n) for n in self.whole.shape[1:])
         self.norms = squares(work)
@@ -58,7 +58,7 @@ class Trains:
             some = slice(start, start + at_once)
             dense = multiplied(*(core[some].to(self.whole.dtype) for core in cores))
             rebuilt = dense.reshape(-1, *self.sizes)
-            lost.append(squares(self.whole[some] - rebuilt / per_place(self.scales[some], rebuilt)))
+            lost.append(squares(self.whole[some] - rebuilt / per_item(self.scales[some], rebuilt)))
         squared = torch.cat(lost)
         norms = torch.where(self.norms > 0, self.norms, 1)
         return (squared / norms).sqrt()
@@ -71,7 +71,7 @@ class Trains:
         factors = as_batch(TTFactors, parts, {"modes": list(self.order)}, self.batch)
         if errors is None:
             return Fit(factors, (math.nan,), kept, how)
-        together = relative_to_whole(errors, self.norms, self.scales)
+        together = relative_to_batch(errors, self.norms, self.scales)
         worst = f"largest error of {len(errors)} places {float(errors.max()):.4g}"
         return Fit(factors, (together,), kept, f"{how}, {worst}")
 
@@ -93,22 +93,22 @@ def fit_tt_batched(
         cores = trains.cut(ranks)
         errors = trains.rel_errors(cores) if measure else None
         return trains.as_fit(cores, errors, True, f"inner ranks {tuple(ranks)} as asked")
-    asked = error or 0.0
+    bound = error or 0.0
     floor = torch.finfo(trains.whole.dtype).eps
 
     def truncated(budget: TruncationBudget[Tensor]) -> tuple[list[Tensor], Tensor]:
         cores = trains.cut(None, budget)
         return cores, trains.rel_errors(cores)
 
-    aims = torch.full_like(trains.norms, max(asked, floor))
-    kept, tried = within_after_rounding(truncated, asked, len(order) - 1, aims=aims, floor=floor)
+    aims = torch.full_like(trains.norms, max(bound, floor))
+    kept, tried = within_after_rounding(truncated, bound, len(order) - 1, aims=aims, floor=floor)
     if kept is not None:
-        return trains.as_fit(kept, tried[-1], True, f"common ranks keep each within {asked}")
+        return trains.as_fit(kept, tried[-1], True, f"common ranks keep each within {bound}")
     # Trains of full rank have cores of zeros and ones, and one that holds the numbers as they are.
     cores = trains.cut(rank_limits(trains.sizes))
     errors = trains.rel_errors(cores)
-    reason = f"rounding leaves more than {asked} at a place at any ranks below the full ones"
-    return trains.as_fit(cores, errors, bool((errors <= asked).all()), reason)
+    reason = f"rounding leaves more than {bound} at a place at any ranks below the full ones"
+    return trains.as_fit(cores, errors, bool((errors <= bound).all()), reason)
 
 
 def share_norms(cores: Sequence[Tensor], carrier: int, scales: Tensor) -> list[Tensor]:
@@ -119,6 +119,6 @@ def share_norms(cores: Sequence[Tensor], carrier: int, scales: Tensor) -> list[T
     steps = torch.where(norms > 0, steps, 0)
     own = torch.where(norms > 0, exponents - steps * (len(cores) - 1), 0)
     return [
-        core * per_place(torch.exp2(own if k == carrier else steps), core)
+        core * per_item(torch.exp2(own if k == carrier else steps), core)
         for k, core in enumerate(cores)
     ]

@@ -111,8 +111,8 @@ def fit_tt_cross(
     draws = generator(random_state, torch.device("cpu"))
     values = Values(function)
     cross = Cross(values, sizes, most, draws)
-    asked = error if error is not None else 0.0
-    aim = asked / 2
+    bound = error if error is not None else 0.0
+    aim = bound / 2
     errors: list[float] = []
     best: tuple[float, TTFactors] | None = None
     idle = 0
@@ -128,9 +128,9 @@ def fit_tt_cross(
             idle += 1
         if best is None or estimate < best[0]:
             best = estimate, factors
-        if error is not None and best[0] <= asked:
+        if error is not None and best[0] <= bound:
             again, worst = values.estimate(best[1], _drawn(sizes, n_samples, draws))
-            if again <= asked:
+            if again <= bound:
                 errors.append(again)
                 converged = True
                 break

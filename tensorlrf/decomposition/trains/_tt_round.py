@@ -112,7 +112,7 @@ def fit_tt_round(
     if ranks is not None:
         found = cut(ranks)
         return Fit(found, (distance(factors, found),), True, f"ranks of at most {ranks} as asked")
-    asked = error or 0.0
+    bound = error or 0.0
 
     def truncated(budget: TruncationBudget[Tensor]) -> tuple[Train, float]:
         made = cut(None, budget)
@@ -120,11 +120,11 @@ def fit_tt_round(
 
     kept: Train | None
     losses: list[float]
-    kept, losses = within_after_rounding(truncated, asked, max(1, len(cores) - 1), aims=asked)
+    kept, losses = within_after_rounding(truncated, bound, max(1, len(cores) - 1), aims=bound)
     if kept is not None:
-        reason = f"rank {kept.rank} keeps the error within {asked}"
+        reason = f"rank {kept.rank} keeps the error within {bound}"
         return Fit(kept, tuple(losses), True, reason)
-    reason = f"rounding leaves more than {asked}, so the train is as it was"
+    reason = f"rounding leaves more than {bound}, so the train is as it was"
     return Fit(factors, (*losses, 0.0), True, reason)
 
 

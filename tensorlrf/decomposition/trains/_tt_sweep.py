@@ -128,23 +128,23 @@ def fit_train(
         loss = true_error(factors, target) if measure else math.nan
         return Fit(factors, (loss,), True, f"rank {factors.rank} as asked")
 
-    asked = error or 0.0
+    bound = error or 0.0
     floor = torch.finfo(work.dtype).eps
 
     def truncated(budget: TruncationBudget[Tensor]) -> tuple[F, float]:
         made = cut(None, budget)
         return made, true_error(made, target)
 
-    aims = max(asked, floor)
-    kept, losses = within_after_rounding(truncated, asked, whole.ndim - 1, aims=aims, floor=floor)
+    aims = max(bound, floor)
+    kept, losses = within_after_rounding(truncated, bound, whole.ndim - 1, aims=aims, floor=floor)
     if kept is not None:
-        reason = f"rank {kept.rank} keeps the error within {asked}"
+        reason = f"rank {kept.rank} keeps the error within {bound}"
         return Fit(kept, tuple(losses), True, reason)
     # Trains of full rank have cores of zeros and ones, and one that holds the numbers as they are.
     factors = cut(rank_limits(tuple(whole.shape)))
     losses.append(true_error(factors, target))
-    reason = f"rounding leaves more than {asked} at any rank below the full {factors.rank}"
-    return Fit(factors, tuple(losses), losses[-1] <= asked, reason)
+    reason = f"rounding leaves more than {bound} at any rank below the full {factors.rank}"
+    return Fit(factors, tuple(losses), losses[-1] <= bound, reason)
 
 
 def true_error(factors: Factors, target: Tensor) -> float:

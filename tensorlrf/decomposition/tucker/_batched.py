@@ -13,8 +13,8 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.linalg._batched import (
     as_batch,
     check_batched_metric,
-    per_place,
-    relative_to_whole,
+    per_item,
+    relative_to_batch,
     scales_of,
     squares,
 )
@@ -60,7 +60,7 @@ def fit_tucker_batched(
     stack = tensor.reshape(math.prod(batch), *shape)
     work = stack.to(working_dtype(stack.dtype))
     scales = scales_of(work)
-    work = work / per_place(scales, work)
+    work = work / per_item(scales, work)
     basis: Basis = {}
     core = work
     for k in mode_order(shape, [k for k in ranks if ranks[k] < shape[k]], ranks):
@@ -80,13 +80,13 @@ def fit_tucker_batched(
         core, basis = kept_in_order(core, basis, grams, torch.finfo(stack.dtype).eps, 1)
     modes = tuple(sorted(basis))
     shifts = shares(core, scales, len(modes), stack.dtype)
-    factors = [(basis[k] * per_place(shifts, basis[k])).to(stack.dtype) for k in modes]
-    scaled = core * per_place(scales / shifts ** len(modes), core)
+    factors = [(basis[k] * per_item(shifts, basis[k])).to(stack.dtype) for k in modes]
+    scaled = core * per_item(scales / shifts ** len(modes), core)
     core = scaled.to(stack.dtype)
     one = TuckerFactors(core[0], tuple(factor[0] for factor in factors), modes)
     parts = dict(zip(one.tensors(), (core, *factors), strict=True))
     errors, norms = rel_errors(work, scales, core, dict(zip(modes, factors, strict=True)))
-    reached = relative_to_whole(errors, norms, scales)
+    reached = relative_to_batch(errors, norms, scales)
     reason = f"{solver} needs no iteration, largest error of {len(work)} places"
     result = as_batch(TuckerFactors, parts, one.meta(), batch)
     return Fit(result, (reached,), True, f"{reason} {float(errors.max()):.4g}")
@@ -126,7 +126,7 @@ def rel_errors(
     """True relative errors (b,) of factors as returned, absolute where a tensor is zero, and the
     squared norms of `stack`, which is divided by `scales`."""
     stack = stack.detach()
-    rebuilt = core.detach().to(stack.dtype) / per_place(scales, core).to(stack.dtype)
+    rebuilt = core.detach().to(stack.dtype) / per_item(scales, core).to(stack.dtype)
     at_once = max(1, BLOCK // stack[0].numel())
     wide = {k: factor.detach().to(stack.dtype) for k, factor in factors.items()}
     lost = []

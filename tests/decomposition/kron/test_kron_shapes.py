@@ -92,15 +92,15 @@ def test_an_estimate_from_the_whole_weight_is_exact(
 ) -> None:
     weight = seeded(24, 30, *kernel)
     draws = torch.Generator().manual_seed(0)
-    looked_at = weight.reshape(1, 24, 30, -1)
-    lost = estimate(looked_at, pair, 4, 0.0, draws)
+    normalised = weight.reshape(1, 24, 30, -1)
+    lost = estimate(normalised, pair, 4, 0.0, draws)
     assert math.sqrt(lost) == pytest.approx(discarded(weight, pair, 4), rel=1e-7)
     values = singular_values(weight, pair)
     fewest = int((values.flip(0).square().cumsum(0).flip(0) > 0.25 * values.norm() ** 2).sum())
     cost = fewest * sum(sides(pair, math.prod(kernel)))
-    assert estimate(looked_at, pair, None, 0.5, draws) == cost
+    assert estimate(normalised, pair, None, 0.5, draws) == cost
     # Of two equal places it says the same.
-    twice = torch.cat([looked_at, looked_at])
+    twice = torch.cat([normalised, normalised])
     assert estimate(twice, pair, 4, 0.0, draws) == pytest.approx(lost, rel=1e-7)
 
 

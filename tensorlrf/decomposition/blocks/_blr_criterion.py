@@ -1,4 +1,4 @@
-"""What a block low-rank approximation is asked for."""
+"""The criterion by which a block low-rank approximation is truncated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tensorlrf.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class Asked:
+class Criterion:
     """One of a rank for every block, ranks by estimate, a share of the parameters and an error;
     and the size of a block, where it is not to be searched for.
 
@@ -30,7 +30,7 @@ class Asked:
         error: float | None,
         block: int | tuple[int, int] | None,
         shape: tuple[int, int],
-    ) -> Asked:
+    ) -> Criterion:
         """From the arguments, of which one of `rank` and `error` is given, for an (m, n) matrix.
 
         Raises RankError, ShapeError and ArgumentError as `blr` does.
