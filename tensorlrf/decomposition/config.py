@@ -290,13 +290,13 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
 
         @config("cur")
         class Cur(Method):
-            "Columns and rows of the weight."
+            "Columns and rows of the weight; the options are those of `cur`."
 
             def params_at(self, rank, shape): ...
 
     It becomes a frozen dataclass with the options of the decomposition, as a layer is given to it:
-    their names, order, defaults and entries in the docstring. What the class annotates or describes
-    itself is as it says; an option of its own, with a default, is one of layers alone.
+    their names, order and defaults. What the class annotates itself has that annotation; an option
+    of its own, with a default, is one of layers alone.
 
     Parameters
     ----------

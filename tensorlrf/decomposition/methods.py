@@ -117,14 +117,13 @@ def method(
     order: tuple[int, int] = (_LAST, _LAST),
     sweeps_in_metric: bool = False,
 ) -> Callable[[Fitting], Fitting]:
-    """Declare the function below as the decomposition called `name`.
+    """Declare the function below as the decomposition called `name`; the function stays as it is.
 
     As in::
 
         @method("cur", gives=Skeleton, on={"tensor", "linear", "conv"})
         def fit_cur(tensor, rank=None, *, error=None, random_state=None) -> Fit[Skeleton]: ...
 
-    It runs out of autocast, on as many threads as its work is worth.
     An argument `measure=` is for the short function alone, see `factors_of`: signatures are silent
     about it.
 
@@ -154,7 +153,7 @@ def method(
     Raises
     ------
     ArgumentError
-        Where the name is taken, for what is not called fit_..., and for a kind that is none.
+        Where the name is taken, for what is not called `fit_...`, and for a kind that is none.
     """
     kinds = dict(on) if isinstance(on, Mapping) else {kind: {} for kind in on}
     for kind in kinds:
@@ -314,9 +313,9 @@ def _load(name: str) -> None:
 def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
     """The function that gives the factors alone: `blast = factors_of(fit_blast)`.
 
-    It has the signature and the docstring of `fit`, its module, and its name without "fit_", under
-    which it must stand in that module to be pickled. Where `fit` has an argument `measure: bool`,
-    it is False here: errors that nothing is decided by need not be computed. What takes
+    It has the signature and the docstring of `fit`, its module, and its name without `"fit_"`,
+    under which it must stand in that module to be pickled. Where `fit` has an argument `measure:
+    bool`, it is False here: errors that nothing is decided by need not be computed. What takes
     `batch_dims=` has its overloads in a stub, which `make generate` writes.
 
     Parameters
@@ -332,7 +331,7 @@ def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
     Raises
     ------
     ArgumentError
-        For what is not called fit_....
+        For what is not called `fit_...`.
 
     Examples
     --------

@@ -24,10 +24,18 @@ Terms = list[tuple[str, Tensor]]
 
 
 class Form(Generic[F]):
-    """Subclass it, give the layers that the format has, and `register_form` it.
+    """What layers on one format of factors do: subclass it, and `register_form` it.
 
-    The factors may be symbols (tensors of which only the sizes are known), so a method looks at
-    shapes, never at numbers, and makes weights of the factors by calls of torch.
+    Each layer that the format has is a method that gives paths. The factors may be symbols (tensors
+    of which only the sizes are known), so a method looks at shapes, never at numbers, and makes
+    weights of the factors by calls of torch.
+
+    Examples
+    --------
+    >>> from tensorlrf.ops.forms import form_of
+    >>> form = form_of(tensorlrf.tt(torch.rand(4, 5, 6), 2))
+    >>> form.has("conv"), form.has("linear")
+    (True, False)
     """
 
     def linear(self, f: F) -> Paths:
@@ -35,10 +43,19 @@ class Form(Generic[F]):
         raise NotImplementedError
 
     def conv(self, f: F, conv: Conv) -> Paths:
-        """The paths of a convolution: from (B, g I, *size) to (B, O, *size').
+        """The paths of a convolution, from (B, g I, ...) to (B, O, ...).
 
-        conv  the shape of the kernel, and what makes stages. Of g > 1 groups each tensor of the
-              factors is a stack, (g, ...)
+        Parameters
+        ----------
+        f : Factors
+            Of g > 1 groups each tensor is a stack, (g, ...).
+        conv : Conv
+            The shape of the kernel, and what makes stages.
+
+        Returns
+        -------
+        dict
+            Name of a path -> its stages.
         """
         raise NotImplementedError
 
@@ -49,13 +66,17 @@ class Form(Generic[F]):
     # ---- folds that a form may override -----------------------------------------------------
 
     def kernels(self, f: F, conv: Conv) -> dict[str, tuple[int, ...]]:
-        """Tensors that are the kernel of a convolution -> the shape in which a layer keeps them:
-        they can then lie in channels_last, and no call reorders them."""
+        """Tensors that are the kernel of a convolution -> the shape in which a layer keeps them.
+
+        They can then lie in channels_last, and no call reorders them.
+        """
         return {}
 
     def dense(self, f: F, channels_last: bool) -> Tensor:
-        """The weight, under autocast in the dtype that layers run in; a kernel in channels_last
-        where that is asked for and costs nothing."""
+        """The weight, under autocast in the dtype that layers run in.
+
+        A kernel is in channels_last where that is asked for and costs nothing.
+        """
         return f._dense()
 
     def count_dense(self, f: F, counter: Counter) -> bool:
@@ -75,8 +96,10 @@ class Form(Generic[F]):
         return f
 
     def network(self, f: F, modes: str, fresh: Iterator[str]) -> Terms:
-        """The factors as a network of tensors: each with letters for its modes, those of the whole
-        and `fresh` ones for what is summed over."""
+        """The factors as a network of tensors.
+
+        Each has letters for its modes, those of the whole and `fresh` ones for what is summed over.
+        """
         raise no_network(f)
 
     # ---- what follows -----------------------------------------------------------------------
@@ -90,9 +113,18 @@ _FORMS: dict[type[Factors], Form[Any]] = {}
 
 
 def register_form(format: type[F], form: Form[F]) -> None:
-    """Have layers on factors of this format run as `form` tells.
+    """Have layers on factors of a format run as a form tells.
 
-    Raises TypeError where the format has a form already.
+    Parameters
+    ----------
+    format : type
+        A subclass of `Factors`.
+    form : Form
+
+    Raises
+    ------
+    TypeError
+        Where the format has a form already.
     """
     if format in _FORMS:
         raise TypeError(
@@ -103,7 +135,23 @@ def register_form(format: type[F], form: Form[F]) -> None:
 
 
 def form_of(factors: Any) -> Form[Any]:
-    """The form of the factors' format; one without layers where none is registered."""
+    """The form of the factors' format.
+
+    Parameters
+    ----------
+    factors : Factors
+
+    Returns
+    -------
+    Form
+        One without layers where none is registered.
+
+    Examples
+    --------
+    >>> from tensorlrf.ops.forms import form_of
+    >>> list(form_of(tensorlrf.svd(torch.rand(8, 6), 2)).linear(tensorlrf.svd(torch.rand(8, 6), 2)))
+    ['chain', 'fused']
+    """
     return _FORMS.get(type(factors), _NONE)
 
 
@@ -113,7 +161,22 @@ def form_of_format(format: type[Factors]) -> Form[Any]:
 
 
 def formats_with(layer: str) -> list[str]:
-    """The names of the formats that have a "linear", "conv" or "embedding"."""
+    """The names of the formats that have a "linear", "conv" or "embedding".
+
+    Parameters
+    ----------
+    layer : str
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> from tensorlrf.ops.forms import formats_with
+    >>> "LowRank" in formats_with("embedding")
+    True
+    """
     return [format.__name__ for format, form in _FORMS.items() if form.has(layer)]
 
 

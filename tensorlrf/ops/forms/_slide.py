@@ -24,10 +24,16 @@ from tensorlrf_kernels.pointwise import pointwise as in_two_axes
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution: what its factors stand for, and how it slides.
+    """A convolution: what its factors stand for, and how it slides. Its methods make stages.
 
-    shape   of the kernel, (O, I, *k): all output channels, the input channels of a group
-    groups  g; the factors of more than one are stacks
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the kernel, (O, I, ...): all output channels, the input channels of a group.
+    groups : int
+        The number of groups g; the factors of more than one are stacks.
+    geometry : Geometry
+        Stride, padding and dilation along every axis.
     """
 
     shape: tuple[int, ...]
@@ -42,10 +48,12 @@ class Conv:
 
     @property
     def axes(self) -> int:
+        """How many axes it slides along."""
         return len(self.shape) - 2
 
     @property
     def kernel(self) -> tuple[int, ...]:
+        """The sizes of the kernel along them."""
         return self.shape[2:]
 
     def pointwise(self, matrix: Tensor, *, inner: bool = False) -> Pointwise:
@@ -53,13 +61,15 @@ class Conv:
         return Pointwise(matrix, self.axes, self.groups, inner)
 
     def taps(self, kernel: Tensor, axes: range | None = None, *, made: bool = False) -> Taps:
-        """A kernel (g m, n, *k) that slides along `axes`, all of them by default; `made` in the
-        call, and not a tensor that is kept."""
+        """A kernel `(g m, n, *k)` that slides along `axes`, all of them by default.
+
+        With `made` it is made in the call, and not a tensor that is kept.
+        """
         axes = range(self.axes) if axes is None else axes
         return Taps(kernel, self.groups, axes, self.geometry.along(axes), made)
 
     def depthwise(self, kernel: Tensor, axes: range | None = None) -> Depthwise:
-        """Likewise of one filter a channel, (channels, 1, *k)."""
+        """Likewise of one filter a channel, `(channels, 1, *k)`."""
         axes = range(self.axes) if axes is None else axes
         channels = int(kernel.shape[0])
         return Depthwise(kernel, channels, axes, self.geometry.along(axes))
@@ -71,7 +81,19 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class Taps(Stage):
-    """A convolution along some axes, its kernel one wide along the others."""
+    """A convolution along some axes, its kernel one wide along the others.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (g m, n, ...)
+    groups : int
+    axes : range
+        Those it slides along.
+    geometry : Geometry
+        Stride, padding and dilation along every axis.
+    made : bool
+        Whether the kernel is made in the call, and not a tensor that is kept.
+    """
 
     kernel: Tensor
     groups: int
@@ -82,6 +104,7 @@ class Taps(Stage):
 
     @property
     def keeps_layout(self) -> bool:  # type: ignore[override]
+        """Whether the result lies in memory as x."""
         return self.made
 
     def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
@@ -103,7 +126,13 @@ class Taps(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Depthwise(Taps):
-    """Likewise, one filter a channel."""
+    """The same as `Taps`, one filter a channel.
+
+    Parameters
+    ----------
+    kernel, groups, axes, geometry, made
+        As of `Taps`.
+    """
 
     def count(self, counter: Counter) -> None:
         channels, _, *kernel = self.kernel.shape
@@ -114,11 +143,16 @@ class Depthwise(Taps):
 
 @dataclass(frozen=True, eq=False)
 class Pointwise(Stage):
-    """A matrix for every place: y[b, (k, :), s] = matrices[k] @ x[b, (k, :), s] + bias.
+    """A matrix for every place: `y[b, (k, :), s] = matrices[k] @ x[b, (k, :), s] + bias`.
 
-    matrix  (m, n), or a stack (g, m, n)
-    inner   whether the result is an intermediate of a chain in two axes, which is in channels_last:
-            convolutions run best in it
+    Parameters
+    ----------
+    matrix : Tensor of shape (m, n) or (g, m, n)
+    axes : int
+    groups : int
+    inner : bool
+        Whether the result is an intermediate of a chain in two axes, which is in channels_last:
+        convolutions run best in it.
     """
 
     matrix: Tensor
@@ -129,10 +163,12 @@ class Pointwise(Stage):
 
     @property
     def in_two_axes(self) -> bool:
+        """Whether it is one in two axes without groups."""
         return self.axes == 2 and self.groups == 1
 
     @property
     def keeps_layout(self) -> bool:  # type: ignore[override]
+        """Whether the result lies in memory as x."""
         return self.in_two_axes
 
     def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
@@ -161,7 +197,13 @@ class Pointwise(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Groups(Stage):
-    """The channels of each group on a path of their own: where no single call does all."""
+    """The channels of each group on a path of their own: where no single call does all.
+
+    Parameters
+    ----------
+    paths : tuple of tuple of Stage
+        One a group.
+    """
 
     paths: tuple[Stages, ...]
     keeps_layout = False

@@ -27,9 +27,14 @@ from tensorlrf_kernels.launches import LaunchConfig, Workload
 class Library(NamedTuple):
     """The layer of torch that computes what a stage does.
 
-    kind     "Linear", "Embedding", "Conv1d", "Conv2d" or "Conv3d"
-    weight   as that layer has it
-    options  of a convolution: stride, padding, dilation and groups
+    Parameters
+    ----------
+    kind : str
+        "Linear", "Embedding", "Conv1d", "Conv2d" or "Conv3d".
+    weight : Tensor
+        As that layer has it.
+    options : dict
+        Of a convolution: stride, padding, dilation and groups.
     """
 
     kind: str
@@ -43,7 +48,18 @@ NOTHING = Library("Identity", torch.empty(0), {})
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of a path. Subclasses are frozen dataclasses of weights and numbers."""
+    """One step of a path. Subclasses are frozen dataclasses of weights and numbers.
+
+    A stage says how it runs, what it costs, whether torch has a layer for it, and whether it can
+    add the layer's bias.
+
+    Examples
+    --------
+    >>> from tensorlrf.ops.forms import Matrix
+    >>> step = Matrix(torch.ones(3, 2))
+    >>> step.run(torch.ones(1, 2), None, torch.ones(1, 2)), step.library().kind
+    (tensor([[2., 2., 2.]]), 'Linear')
+    """
 
     adds_bias: ClassVar[bool] = False
     """Whether `run` takes the bias of the layer, where the stage is the last one."""
@@ -137,7 +153,12 @@ def add_bias(y: Tensor, bias: Tensor | None, axes: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Matrix(Stage):
-    """x @ weight^T + bias, for a weight (m, n)."""
+    """One product, x @ weight^T + bias.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (m, n)
+    """
 
     weight: Tensor
     adds_bias = True
@@ -155,7 +176,12 @@ class Matrix(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Times(Stage):
-    """x @ matrix, for a matrix (n, m)."""
+    """One product, x @ matrix.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (n, m)
+    """
 
     matrix: Tensor
 
@@ -172,7 +198,12 @@ class Times(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Lookup(Stage):
-    """The rows of a table (n, r) that x, which are indices, names."""
+    """The rows of a table that x, which are indices, names.
+
+    Parameters
+    ----------
+    table : Tensor of shape (n, r)
+    """
 
     table: Tensor
 
@@ -190,7 +221,12 @@ class Lookup(Stage):
 class Einsum(Stage):
     """Products side by side, as "...kn,kmn->...km" for a block-diagonal weight (K, m, n).
 
-    copied  whether what follows has to bring the result in order
+    Parameters
+    ----------
+    equation : str
+    weight : Tensor
+    copied : bool
+        Whether what follows has to bring the result in order.
     """
 
     equation: str
@@ -216,7 +252,13 @@ class Einsum(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Pad(Stage):
-    """x with zeros on either side of its last dimension."""
+    """Zeros on either side of the last dimension of x.
+
+    Parameters
+    ----------
+    before, after : int
+        How many.
+    """
 
     before: int
     after: int
@@ -227,7 +269,15 @@ class Pad(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Slice(Stage):
-    """`size` numbers of the last dimension of x, from `start` on."""
+    """Some numbers of the last dimension of x.
+
+    Parameters
+    ----------
+    start : int
+        The first of them.
+    size : int
+        How many.
+    """
 
     start: int
     size: int
@@ -238,7 +288,12 @@ class Slice(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Split(Stage):
-    """The last dimension of x as `sizes`: (..., K n) to (..., K, n)."""
+    """The last dimension of x as several: (..., K n) to (..., K, n).
+
+    Parameters
+    ----------
+    sizes : tuple of int
+    """
 
     sizes: tuple[int, ...]
 
@@ -256,7 +311,14 @@ class Join(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Permute(Stage):
-    """(..., K, Q r) to (..., Q, K r), a copy."""
+    """The last two dimensions of x, (..., K, Q r), as (..., Q, K r): a copy.
+
+    Parameters
+    ----------
+    K : int
+    Q : int
+    r : int
+    """
 
     K: int
     Q: int
@@ -295,7 +357,12 @@ def cut(padded: int, rows: int) -> Stages:
 
 @dataclass(frozen=True, eq=False)
 class Concat(Stage):
-    """Several paths from x, whose ends are one behind the other in the last dimension."""
+    """Several paths from x, whose ends are one behind the other in the last dimension.
+
+    Parameters
+    ----------
+    paths : tuple of tuple of Stage
+    """
 
     paths: tuple[Stages, ...]
 
@@ -309,7 +376,12 @@ class Concat(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Stage):
-    """Several paths from x, whose ends are added."""
+    """Several paths from x, whose ends are added.
+
+    Parameters
+    ----------
+    paths : tuple of tuple of Stage
+    """
 
     paths: tuple[Stages, ...]
 
@@ -329,7 +401,15 @@ class Sum(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Kernel(Stage):
-    """An op of the kernel core: op(x, *operands, bias, *options)."""
+    """An op of the kernel core: `op(x, *operands, bias, *options)`.
+
+    Parameters
+    ----------
+    operands : tuple
+        Its tensors.
+    options : tuple
+        Its other arguments.
+    """
 
     operands: tuple[Any, ...]
     options: tuple[Any, ...] = ()
@@ -342,8 +422,10 @@ class Kernel(Stage):
         return y
 
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, Workload] | None:
-        """The name of the op, and what its kernel is to compute for so many rows; None where no
-        kernel is meant for that."""
+        """The name of the op, and what its kernel is to compute for so many rows.
+
+        None where no kernel is meant for that.
+        """
         raise NotImplementedError
 
     def launch(
