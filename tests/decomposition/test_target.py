@@ -212,6 +212,8 @@ def test_what_a_caller_gives_is_checked_in_one_place() -> None:
         Target.of(weight, torch.eye(4))
     with pytest.raises(ArgumentError, match="gram is indefinite"):
         Target.of(weight, 2 * torch.ones(5, 5) - torch.eye(5))
+    with pytest.raises(ArgumentError, match="mean= goes with second moments"):
+        Target.of(weight, Product(None, torch.eye(5).double()), torch.zeros(5))
     for form in (Elementwise(torch.ones(4, 5).double()), Product(torch.eye(4).double(), None)):
         target: Target[LowRank] = Target.of(weight, form)
         with pytest.raises(UnsupportedError, match="fitted to second moments"):

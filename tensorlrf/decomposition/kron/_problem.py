@@ -71,16 +71,15 @@ class KroneckerProblem:
 
         def solve(s: int) -> Fit[KroneckerSum]:
             usual = plain_of(s)
-            improved = self._improver(als, pair, self.target.root, usual)
+            improved = self._improver(als, pair, usual)
             return fit_or_plain(self.target, lambda: usual, improved)
 
         return solve(s) if s is not None else fewest(solve, limit, error, self.tensor.dtype)
 
     def _improver(
-        self, als: KroneckerALS, pair: Pair, root: float, plain: KroneckerSum
+        self, als: KroneckerALS, pair: Pair, plain: KroneckerSum
     ) -> Callable[[], Fit[KroneckerSum]]:
-        kernel = self._kernel()
-        s = plain.rank
+        kernel, root, s = self._kernel(), self.target.root, plain.rank
 
         def improved() -> Fit[KroneckerSum]:
             start = plain.a.double() / root, plain.b.double().reshape(s, pair[1][0], -1) / root

@@ -167,10 +167,10 @@ def fit_tr(
         if target.is_plain:
             errors = (*run.errors, true_error(plain, tensor))
             return Fit(plain, errors, run.converged, _reason(plain, run))
-        metric = OutputRingProblem(target, len(split[0]))
+        outputs = OutputRingProblem(target, len(split[0]))
 
         def served() -> Fit[TRFactors]:
-            on = iterate(metric, run.state, sweeps, tol)
+            on = iterate(outputs, run.state, sweeps, tol)
             reason = f"{_reason(plain, on)}, outputs, from gram"
             return Fit(cast(on.state), on.errors, on.converged, reason)
 

@@ -387,15 +387,15 @@ def _served(
         return TuckerFactors(core.contiguous(), tuple(sides), (0, 1))
 
     def fit() -> Fit[TuckerFactors]:
-        metric = Tucker2ALS(target, shape[1])
+        als = Tucker2ALS(target, shape[1])
         run = alternate(
-            metric,
-            [metric.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
+            als,
+            [als.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
             ranks[0],
             ROUNDS if n_iter_max is None else n_iter_max,
             tol,
         )
-        outputs, core, inputs = metric.inner_values(run.state, target.scale)
+        outputs, core, inputs = als.inner_values(run.state, target.scale)
         reason = "a round gained nothing more" if run.converged else f"{run.sweeps} rounds"
         return Fit(whole(core, outputs, inputs), run.errors, run.converged, reason)
 
