@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
+from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.ops import PathTable, conv_paths

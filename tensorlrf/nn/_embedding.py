@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
-from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
+from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.obstacles import check_embedding
 from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths
 from tensorlrf.ops.buckets import BUCKETS

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors import Factors
-from tensorlrf.nn._layer import like_layer, take_over
+from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.nn.plain import HF_CONV1D

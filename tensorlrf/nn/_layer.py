@@ -15,7 +15,6 @@ from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
-from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops.forms.lowering import Layer, Lowered, lowered, symbolic_paths
 from tensorlrf.ops.fused import check_layer_path
@@ -357,44 +356,6 @@ def check_bias(bias: Tensor | None, factors: Factors) -> None:
             f"bias is {bias.dtype} on {bias.device}, the factors {factors.dtype} on "
             f"{factors.device}; bring them together with .to()"
         )
-
-
-def like_layer(factors: Factors, like: Any) -> tuple[Factors, Tensor | None]:
-    """The factors in the dtype, on the device and in the memory format of the layer, and its bias.
-
-    Raises ArgumentError where `factors` is no factors object and ShapeError where they do not
-    stand for a tensor of the weight's shape.
-    """
-    if not isinstance(factors, Factors):
-        raise ArgumentError(
-            f"factors is a {type(factors).__name__}; pass a factors object, such as LowRank"
-        )
-    weight = like.weight
-    if factors.shape != tuple(weight.shape):
-        raise ShapeError(
-            f"factors stand for a tensor of shape {factors.shape}, but like.weight has shape "
-            f"{tuple(weight.shape)}; decompose that weight"
-        )
-    channels_last = is_channels_last(weight)
-
-    def fit(t: Tensor) -> Tensor:
-        t = t.detach().to(weight.device, weight.dtype)
-        if channels_last and t.ndim == weight.ndim:
-            return t.contiguous(memory_format=CHANNELS_LAST[t.ndim])
-        return t.contiguous()
-
-    return factors.map(fit), like.bias
-
-
-def take_over(layer: FactoredLayer, like: Any) -> None:
-    """The type's name, the training flag, and requires_grad of the weight and of the bias."""
-    layer.stands_for = type(like).__name__
-    layer.train(like.training)
-    for attribute in layer._names.values():
-        if attribute in layer._parameters:
-            layer.get_parameter(attribute).requires_grad_(like.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias.requires_grad_(like.bias.requires_grad)
 
 
 def _own(tensor: Tensor) -> nn.Parameter:

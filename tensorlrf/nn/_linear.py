@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.factors import Factors
-from tensorlrf.nn._layer import FactoredLayer, like_layer, take_over
+from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.obstacles import check_layer
 from tensorlrf.ops import PathTable, linear_paths
 from tensorlrf.ops.forms.lowering import LINEAR

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
@@ -19,6 +18,7 @@ from tensorlrf.compression.methods import (
     as_method,
     method_from_dict,
 )
+from tensorlrf.compression.plan._schema import LAYER, PLAN, check_budgets, check_types
 from tensorlrf.compression.plan._versions import VERSION, check_version, method_of
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
@@ -252,8 +252,8 @@ class Plan:
             values = json.loads(text)
             version = check_version(values.pop("version", 1))
             rows = values.pop("layers")
-            _check_types(values, _PLAN, "it")
-            _check_budgets(values)
+            check_types(values, PLAN, "it")
+            check_budgets(values)
             twice = [name for name, n in Counter(row["name"] for row in rows).items() if n > 1]
             if twice:
                 raise FileFormatError(f"text is no plan: layer {twice[0]!r} stands twice")
@@ -314,7 +314,7 @@ def _total(plan: Plan) -> str:
 
 def _layer(values: Mapping[str, Any], version: int) -> LayerPlan:
     values = dict(values)
-    _check_types(values, _LAYER, f"layer {values.get('name')!r}")
+    check_types(values, LAYER, f"layer {values.get('name')!r}")
     try:
         if values["method"] is not None:
             values["method"] = method_from_dict(method_of(version, values["method"]))
@@ -323,52 +323,6 @@ def _layer(values: Mapping[str, Any], version: int) -> LayerPlan:
         return _checked(LayerPlan(**values))
     except TensorlrfError as error:
         raise type(error)(f"plan: layer {values['name']!r}: {error}") from None
-
-
-_TEXT: tuple[type, ...] = (str,)
-_PLAN: dict[str, tuple[type, ...]] = {
-    "architecture": _TEXT,
-    "keep_params": (float, int, NoneType),
-    "error": (float, int, NoneType),
-}
-_LAYER: dict[str, tuple[type, ...]] = {
-    "name": _TEXT,
-    "places": (list,),
-    "kind": _TEXT,
-    "shape": (list,),
-    "groups": (int,),
-    "method": (dict, NoneType),
-    "params": (int,),
-    "eligible": (bool,),
-    "reason": _TEXT,
-}
-_ENTRIES: dict[str, type] = {"places": str, "shape": int}
-
-
-def _check_types(values: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
-    """Raise FileFormatError unless the entries are just these, each of its type."""
-    if set(values) != set(types):
-        raise FileFormatError(
-            f"text is no plan: {where} has the entries {', '.join(sorted(values))}; they must be "
-            f"{', '.join(types)}"
-        )
-    for entry, kinds in types.items():
-        value = values[entry]
-        inner = _ENTRIES.get(entry)
-        good = type(value) in kinds and (inner is None or all(type(v) is inner for v in value))
-        if not good:
-            words = " or ".join("null" if k is NoneType else k.__name__ for k in kinds)
-            of = "" if inner is None else f" of {inner.__name__}"
-            raise FileFormatError(
-                f"text is no plan: {entry} of {where} is {shown(value)}, not {words}{of}"
-            )
-
-
-def _check_budgets(values: Mapping[str, Any]) -> None:
-    for entry in ("keep_params", "error"):
-        value = values[entry]
-        if value is not None and not 0 < value <= 1:
-            raise FileFormatError(f"text is no plan: {entry} is {value!r}, not a share in (0, 1]")
 
 
 def _checked(row: LayerPlan) -> LayerPlan:
