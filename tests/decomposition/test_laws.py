@@ -26,6 +26,7 @@ TestLeverage = laws_of("cp", (8, 6, 5), n_iter_max=8, solver="leverage", without
 TestTT = laws_of("tt", (8, 6, 5))
 TestTTMatrix = laws_of("tt_matrix")
 TestTR = laws_of("tr", (8, 6, 5), 2, n_iter_max=8, without=["gram"])
+TestTRRandom = laws_of("tr", (8, 6, 5), 2, init="random", n_iter_max=8, without=["gram", "error"])
 TestTROfAMatrix = laws_of("tr", sizes=((4, 4), (4, 3)), n_iter_max=6)
 TestKron = laws_of("kron", shapes=((4, 3), (4, 4)))
 TestBLR = laws_of("blr", rank=2, block=4)

@@ -302,21 +302,6 @@ def test_rounding_out_of_reach_is_told() -> None:
     assert batched(stack, error=1e-4, block=4).error == 0.0
 
 
-def test_input_is_left_alone_and_torch_draws_nothing() -> None:
-    stack = seeded(2, 20, 15, dtype=torch.float32)
-    copy, before = stack.clone(), torch.get_rng_state()
-    one = batched(stack, 0.5, block=6).factors
-    assert torch.equal(stack, copy)
-    assert torch.equal(torch.get_rng_state(), before)
-    turned = stack.mT.contiguous().mT.requires_grad_()
-    for same in (stack.numpy(), turned):
-        other: Any = blr(same, 0.5, block=6, batch_dims=1)
-        for name, part in one.tensors().items():
-            assert not other.tensors()[name].requires_grad
-            assert torch.equal(part, other.tensors()[name])
-    assert torch.equal(blr(stack[0], 2, block=6, batch_dims=0).left, blr(stack[0], 2, block=6).left)
-
-
 def test_what_is_refused() -> None:
     stack = seeded(3, 12, 10)
     with pytest.raises(UnsupportedError, match=r"batch_dims=1 leaves tensors of shape \(4, 3, 3\)"):

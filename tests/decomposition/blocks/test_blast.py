@@ -26,7 +26,6 @@ from tensorlrf.errors import (
     ArgumentError,
     RankError,
     ShapeError,
-    TensorlrfWarning,
     UnsupportedError,
 )
 from tensorlrf.factors import BlastFactors
@@ -234,21 +233,6 @@ def test_a_share_is_an_upper_bound(share: float | str) -> None:
     assert factors.n_params * (factors.rank + 1) / factors.rank > allowed
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("error", [0.05, 0.4])
-def test_an_error_is_kept(error: float, dtype: torch.dtype) -> None:
-    weight = (planted(24, 32, 2, 4, 3) + 0.05 * seeded(24, 32, seed=9)).to(dtype)
-    fit = fit_blast(weight, error=error, blocks=(2, 4), n_iter_max=20, random_state=0)
-    assert fit.error <= error
-    assert fit.factors.to(torch.float64).rel_error(weight.double()) <= error * (1 + 1e-5)
-
-
-def test_rounding_out_of_reach_is_told() -> None:
-    with pytest.warns(TensorlrfWarning, match="out of reach"):
-        fit = fit_blast(seeded(8, 8, dtype=torch.bfloat16), error=1e-4, n_iter_max=2)
-    assert not fit.converged
-
-
 @pytest.mark.parametrize("kind", ["full", "few", "dead"])
 @pytest.mark.parametrize("sides", [(24, 30), (23, 29)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -299,19 +283,6 @@ def test_degenerate_weights_give_finite_factors() -> None:
                 fit = fit_blast(weight, 1, blocks=blocks, gram=gram, random_state=0)
                 assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
                 assert fit.error <= 1e-6
-
-
-def test_a_seed_repeats_and_the_global_generator_is_left_alone() -> None:
-    weight = seeded(24, 20, dtype=torch.float32)
-    copy, before = weight.clone(), torch.get_rng_state()
-    first = blast(weight, 4, n_iter_max=4, random_state=3)
-    draws = torch.Generator().manual_seed(3)
-    again = blast(weight.numpy(), 4, n_iter_max=4, random_state=draws)
-    blast(weight, 2, n_iter_max=4)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.left, again.left)
-    assert torch.equal(weight, copy)
-    assert not blast(weight.clone().requires_grad_(), 2, n_iter_max=4).left.requires_grad
 
 
 def test_refusals() -> None:

@@ -6,7 +6,6 @@ import math
 import warnings
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -314,19 +313,6 @@ def test_degenerate_weights_give_finite_factors() -> None:
             fit = fit_blr(weight, block=1 if weight.shape == (1, 1) else (1, 2), **arguments)
             assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
             assert math.isfinite(fit.error)
-
-
-def test_input_is_left_alone_and_numpy_is_taken() -> None:
-    weight = seeded(20, 15, dtype=torch.float32)
-    copy = weight.clone()
-    one = blr(weight, 0.5, block=6)
-    assert torch.equal(weight, copy)
-    for same in (weight.numpy(), np.asfortranarray(weight.numpy())):
-        other = blr(same, 0.5, block=6)
-        assert torch.equal(one.left, other.left)
-        assert torch.equal(one.right, other.right)
-    assert not one.left.requires_grad
-    assert not blr(weight.clone().requires_grad_(), 0.5, block=6).left.requires_grad
 
 
 def test_rounding_out_of_reach_is_told() -> None:

@@ -210,19 +210,6 @@ def test_the_graph_is_kept_where_asked() -> None:
     assert torch.autograd.gradcheck(dense, [stack])
 
 
-def test_input_is_left_alone_and_numpy_is_taken() -> None:
-    stack = seeded32(3, 6, 8)
-    copy = stack.clone()
-    first = batched(stack, 3).factors
-    again = batched(stack.numpy(), 3).factors  # type: ignore[arg-type]
-    assert torch.equal(stack, copy)
-    assert torch.equal(first.parts["left"], again.parts["left"])
-    turned = batched(stack.permute(2, 1, 0), 3).factors
-    torch.testing.assert_close(
-        turned.to_dense(), batched(stack.permute(2, 1, 0).contiguous(), 3).factors.to_dense()
-    )
-
-
 def test_energies_are_those_of_each() -> None:
     stack = seeded32(3, 6, 8)
     for solver in ("exact", "eigh"):

@@ -322,10 +322,3 @@ def test_refusals() -> None:
     for bad in (torch.ones(3, 3, dtype=torch.int64), torch.full((3, 3), math.nan), [[1.0]]):
         with pytest.raises(ArgumentError, match="tensor"):
             tt(bad, 2)
-
-
-def test_results_are_detached_and_numpy_is_taken() -> None:
-    tensor = seeded(6, 5, 4).requires_grad_()
-    assert not any(c.requires_grad for c in tt(tensor, 2))
-    plain = tensor.detach()
-    torch.testing.assert_close(tt(plain.numpy(), 2).to_dense(), tt(plain, 2).to_dense())

@@ -106,18 +106,6 @@ def test_a_share_is_an_upper_bound() -> None:
     assert factors.rank == tucker(stack[0], 0.3, modes=(0, 1)).rank
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_places_of_any_scale_stand_beside_each_other(solver: str) -> None:
-    one = seeded32(6, 5, 4)
-    plain = fit_tucker(one, 2, solver=solver).error
-    powers = torch.tensor([-30.0, 0.0, 30.0], dtype=torch.float64)
-    stack = (one.double() * (10.0**powers)[:, None, None, None]).float()
-    fit = batched(stack, 2, solver=solver)
-    assert fit.error == pytest.approx(plain, rel=1e-5)
-    for k, tensor in enumerate(stack):
-        assert fit.factors[k].rel_error(tensor) == pytest.approx(plain, rel=1e-5)
-
-
 def test_a_core_beyond_half_precision_is_shared_with_the_factors() -> None:
     stack = torch.stack([torch.full((8, 8, 8), 6e4), torch.ones(8, 8, 8)]).half()
     fit = batched(stack, 1)

@@ -186,21 +186,6 @@ def test_inner_values_are_no_larger_than_inputs_and_outputs(loud: float) -> None
     assert left.shape == (40, 6)
 
 
-def test_leaves_its_arguments_alone_and_repeats() -> None:
-    weight, gram = kernel(10, 8), patch_moments(pictures(2, 8, 8))
-    copies = weight.clone(), gram.clone()
-    before = torch.get_rng_state()
-    first = tucker(weight, (4, 3), modes=(0, 1), gram=gram)
-    again = tucker(
-        weight.transpose(2, 3).contiguous().transpose(2, 3), (4, 3), modes=(0, 1), gram=gram
-    )
-    assert isinstance(first, TuckerFactors)
-    assert torch.equal(first.core, again.core)
-    assert torch.equal(weight, copies[0])
-    assert torch.equal(gram, copies[1])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_refusals_name_argument_value_and_remedy() -> None:
     weight, gram = kernel(6, 4), torch.eye(36)
     with pytest.raises(UnsupportedError, match=r"modes \(0, 1\).*got modes=\(0, 1, 2, 3\)"):
