@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops.forms._form import form_of, formats_with
-from tensorlrf.ops.forms._slide import is_channels_last
 from tensorlrf.ops.forms.lowering import CONV, Layer, run_path
+from tensorlrf.ops.forms.shared._slide import is_channels_last
 from tensorlrf.ops.fused import paths_here
 from tensorlrf.ops.geometry import CONVOLUTION, Axes, Geometry, Pair, resolve_padding
 

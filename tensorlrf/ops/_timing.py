@@ -22,7 +22,7 @@ from tensorlrf.ops._linear import run_linear
 from tensorlrf.ops._paths import paths_of
 from tensorlrf.ops.checks import check_path
 from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms._slide import is_channels_last
+from tensorlrf.ops.forms.shared._slide import is_channels_last
 from tensorlrf.ops.geometry import (
     CONVOLUTION,
     Axes,

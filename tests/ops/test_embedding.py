@@ -11,7 +11,7 @@ from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
 from tensorlrf.ops._profile import CPU, H200
-from tensorlrf.ops.forms._train_lookup import best_cut, merges
+from tensorlrf.ops.forms.shared._train_lookup import best_cut, merges
 from tests.nn.samples import random_factors
 
 PATHS = ("dense", "chain", "fused")

@@ -39,20 +39,6 @@ def test_every_path_is_the_dense_layer(
         assert_rounding(y, factors, x, bias, F.linear)
 
 
-@pytest.mark.parametrize("format", LINEAR_FORMATS)
-def test_gradients_reach_input_bias_and_every_factor(format: str) -> None:
-    factors = sample(format, (4, 3), 2)
-    names = list(factors.tensors())
-    leaves = [seeded(2, 3, seed=20), seeded(4, seed=21), *factors.tensors().values()]
-    for path in ops.linear_paths(factors):
-
-        def run(x, bias, *tensors, path=path):
-            parts = dict(zip(names, tensors, strict=True))
-            return ops.linear(x, type(factors).from_tensors(parts, factors.meta()), bias, path=path)
-
-        assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in leaves])
-
-
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.sampled_from(LINEAR_FORMATS), sizes, sizes, st.integers(1, 5), st.integers(1, 7))
 def test_counted_flops_are_those_of_torch(

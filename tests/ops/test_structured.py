@@ -60,21 +60,6 @@ def test_counted_flops_are_those_of_torch(
         assert ops.linear_cost(factors, path, rows).flops == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("format", STRUCTURED_FORMATS)
-def test_gradients_reach_input_bias_and_every_factor(format: str) -> None:
-    factors = structured(format, (2, 3, 2, 3), 2)
-    m, n = factors.shape
-    names = list(factors.tensors())
-    leaves = [seeded(2, n, seed=20), seeded(m, seed=21), *factors.tensors().values()]
-    for path in ops.linear_paths(factors):
-
-        def run(x: Tensor, bias: Tensor, *tensors: Tensor, path: str = path) -> Tensor:
-            parts = dict(zip(names, tensors, strict=True))
-            return ops.linear(x, type(factors).from_tensors(parts, factors.meta()), bias, path=path)
-
-        assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in leaves])
-
-
 class Runs(nn.Module):
     def __init__(self, factors: Factors, path: str) -> None:
         super().__init__()

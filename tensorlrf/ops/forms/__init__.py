@@ -25,11 +25,11 @@ from tensorlrf.ops.forms._grouped import GroupedForm
 from tensorlrf.ops.forms._kron import KroneckerForm
 from tensorlrf.ops.forms._lowrank import LowRankForm
 from tensorlrf.ops.forms._monarch import MonarchForm
-from tensorlrf.ops.forms._slide import Conv, Depthwise, Groups, Pointwise, Taps
 from tensorlrf.ops.forms._tr import TRForm
 from tensorlrf.ops.forms._tt import TTForm
 from tensorlrf.ops.forms._tt_matrix import TTMatrixForm
 from tensorlrf.ops.forms._tucker import TuckerForm
+from tensorlrf.ops.forms.shared._slide import Conv, Depthwise, Groups, Pointwise, Taps
 from tensorlrf.ops.forms.stages import (
     Concat,
     Einsum,

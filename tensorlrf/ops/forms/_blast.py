@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from tensorlrf.factors import BlastFactors
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._block_kernel import BlockKernel
 from tensorlrf.ops.forms._form import Form
+from tensorlrf.ops.forms.shared._block_kernel import BlockKernel
 from tensorlrf.ops.forms.stages import Einsum, Join, Paths, Split, cut, widened
 from tensorlrf_kernels.blr_linear import blast_linear
 from tensorlrf_kernels.blr_linear.forms import blast_form

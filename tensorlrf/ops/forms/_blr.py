@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from tensorlrf.factors import Block, BlockLowRank
 from tensorlrf.factors.tiling import Tiling
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._block_kernel import BlockKernel
 from tensorlrf.ops.forms._form import Form
+from tensorlrf.ops.forms.shared._block_kernel import BlockKernel
 from tensorlrf.ops.forms.stages import Paths, Stage
 from tensorlrf_kernels.blr_linear import blr_linear
 from tensorlrf_kernels.blr_linear.forms import tiling_of

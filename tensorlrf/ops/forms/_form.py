@@ -15,7 +15,7 @@ from torch import Tensor
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms._slide import Conv
+from tensorlrf.ops.forms.shared._slide import Conv
 from tensorlrf.ops.forms.stages import Paths
 
 F = TypeVar("F", bound=Factors)

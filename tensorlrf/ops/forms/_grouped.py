@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form, form_of
-from tensorlrf.ops.forms._slide import Conv
+from tensorlrf.ops.forms.shared._slide import Conv
 from tensorlrf.ops.forms.stages import Paths
 
 

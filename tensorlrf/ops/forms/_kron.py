@@ -12,7 +12,7 @@ from torch import Tensor
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form
-from tensorlrf.ops.forms._slide import Conv, Groups
+from tensorlrf.ops.forms.shared._slide import Conv, Groups
 from tensorlrf.ops.forms.stages import Kernel, Paths, Stage
 from tensorlrf.ops.geometry import CONVOLUTION, Geometry
 from tensorlrf_kernels.chips import H200

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from tensorlrf.factors import LowRank
 from tensorlrf.ops.forms._form import Form, Terms
-from tensorlrf.ops.forms._kernels import TwoMatrices, behind_a_convolution
-from tensorlrf.ops.forms._lookup import lookups
-from tensorlrf.ops.forms._slide import Conv
+from tensorlrf.ops.forms.shared._kernels import TwoMatrices, behind_a_convolution
+from tensorlrf.ops.forms.shared._lookup import lookups
+from tensorlrf.ops.forms.shared._slide import Conv
 from tensorlrf.ops.forms.stages import Matrix, Paths
 
 

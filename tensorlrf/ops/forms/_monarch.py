@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tensorlrf.factors import MonarchFactors
-from tensorlrf.ops.forms._block_kernel import BlockKernel
 from tensorlrf.ops.forms._form import Form
+from tensorlrf.ops.forms.shared._block_kernel import BlockKernel
 from tensorlrf.ops.forms.stages import Einsum, Join, Paths, Permute, Split, cut, widened
 from tensorlrf_kernels.blr_linear import monarch_linear
 from tensorlrf_kernels.blr_linear.forms import monarch_form

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import TTFactors
 from tensorlrf.ops.forms._form import Form, Terms, no_network
-from tensorlrf.ops.forms._slide import Conv
+from tensorlrf.ops.forms.shared._slide import Conv
 from tensorlrf.ops.forms.stages import Paths
 
 

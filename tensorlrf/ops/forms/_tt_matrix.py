@@ -14,7 +14,7 @@ from tensorlrf.factors import TTMatrix
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form
 from tensorlrf.ops.forms._kron import Kronecker, count_kernel
-from tensorlrf.ops.forms._train_lookup import train_lookups
+from tensorlrf.ops.forms.shared._train_lookup import train_lookups
 from tensorlrf.ops.forms.stages import Kernel, Paths, Stage, count, cut, widened
 from tensorlrf_kernels.kron_linear.launch import KronProblem
 from tensorlrf_kernels.tt_linear import reference, tt_linear

@@ -9,9 +9,9 @@ from torch import Tensor
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors.algebra import mode_product
 from tensorlrf.ops.forms._form import Form, Terms
-from tensorlrf.ops.forms._kernels import TwoMatrices, behind_a_convolution
-from tensorlrf.ops.forms._lookup import lookups
-from tensorlrf.ops.forms._slide import Conv
+from tensorlrf.ops.forms.shared._kernels import TwoMatrices, behind_a_convolution
+from tensorlrf.ops.forms.shared._lookup import lookups
+from tensorlrf.ops.forms.shared._slide import Conv
 from tensorlrf.ops.forms.stages import Matrix, Paths, Stage
 
 

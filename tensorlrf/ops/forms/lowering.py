@@ -17,9 +17,9 @@ from torch import Tensor
 from tensorlrf.factors import Factors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms._slide import Conv, lying_as
 from tensorlrf.ops.forms._structure import of_structure, plain, structure_of
 from tensorlrf.ops.forms._symbol import Record, Work, apart
+from tensorlrf.ops.forms.shared._slide import Conv, lying_as
 from tensorlrf.ops.forms.stages import Kernel, Paths, Stages, count, run, weights
 from tensorlrf.ops.geometry import Geometry
 
