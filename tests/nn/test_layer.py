@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils.parametrize import register_parametrization
 
 from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.nn import FactoredLayer, FactoredLinear
+from tensorlrf.factors import Factors
+from tensorlrf.nn import FactoredEmbedding, FactoredHFConv1D, FactoredLayer, FactoredLinear
 from tensorlrf.ops import PathTable
+from tests.laws.layers import Case, LayerLaws
 from tests.nn.samples import (
     FORMATS,
     MATRIX_FORMATS,
@@ -24,6 +25,7 @@ from tests.nn.samples import (
     of_kind,
     random_factors,
 )
+from tests.nn.test_hf_conv1d import Conv1D
 
 LAYERS = [(format, kind) for format in FORMATS for kind in ("linear", "conv")]
 LAYERS += [
@@ -42,118 +44,44 @@ def example(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
     return input_of(kind, dtype)
 
 
-@pytest.mark.parametrize(("format", "kind"), LAYERS)
-class TestEveryLayer:
-    def test_parameters_are_the_tensors_of_the_factors(self, format: str, kind: str) -> None:
-        layer = make(format, kind)
-        named = dict(layer.named_parameters())
-        bias = named.pop("bias")
-        assert isinstance(bias, nn.Parameter)
-        tensors = layer.factors.tensors()
-        full = [name.replace(".", "_") for name, t in tensors.items() if t.numel()]
-        assert list(named) == full
-        # Without elements, as the dense blocks of a matrix that has none, it is a buffer.
-        assert {**named, **dict(layer.named_buffers())}.keys() == {
-            name.replace(".", "_") for name in tensors
-        }
-        for p, t in zip(named.values(), (t for t in tensors.values() if t.numel()), strict=True):
-            # A kernel among the factors is kept as the kernel that runs; all else is itself.
-            assert p is t or torch.equal(p.reshape(t.shape), t)
+def case_of(format: str, kind: str) -> Case:
+    """A linear layer or a convolution."""
+    return Case(f"{kind}-{format}", lambda s: of_kind(format, kind, s), factored, input_of(kind))
 
-    def test_factors_given_are_copied(self, format: str, kind: str) -> None:
-        f, like = of_kind(format, kind)
-        before = f.map(torch.clone)
-        state = {name: t.clone() for name, t in like.state_dict().items()}
-        layer = factored(f, like)
+
+def transposed(format: str) -> Case:
+    """The Conv1D of transformers."""
+
+    def parts(seed: int) -> tuple[Factors, Any]:
+        f = random_factors(format, (5, 4), seed=seed)
+        like: Any = Conv1D(5, 4).double()
         with torch.no_grad():
-            for p in layer.parameters():
-                p.mul_(2)
-        for name, t in f.tensors().items():
-            assert torch.equal(t, before.tensors()[name])
-        for name, t in like.state_dict().items():
-            assert torch.equal(t, state[name])
+            like.weight.copy_(f.to_dense().T)
+            like.bias.copy_(f.to_dense()[:, 0])
+        return f, like
 
-    def test_state_dict_round_trip(self, format: str, kind: str) -> None:
-        layer, other = make(format, kind), make(format, kind, seed=7)
-        x = example(kind)
-        other(x)
-        layer.path_table = PathTable.single("dense")
-        state = layer.state_dict()
-        named = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-        assert set(state) == set(named)
-        assert other.load_state_dict(state, strict=True).missing_keys == []
-        other.path_table = layer.path_table
-        assert torch.equal(other(x), layer(x))
+    return Case(f"hf_conv1d-{format}", parts, FactoredHFConv1D.from_factors, input_of("linear"))
 
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-    def test_copies_compute_the_same_and_are_independent(
-        self, format: str, kind: str, how: str
-    ) -> None:
-        layer, x = make(format, kind), example(kind)
-        layer.path_table = PathTable(((1, "chain"), (None, "dense")))
-        twin = copy.deepcopy(layer) if how == "deepcopy" else pickle.loads(pickle.dumps(layer))
-        assert twin.path_table == layer.path_table
-        assert repr(twin) == repr(layer)
-        before = layer(x)
-        assert torch.equal(twin(x), before)
-        with torch.no_grad():
-            for p in twin.parameters():
-                p.zero_()
-        assert torch.equal(layer(x), before)
-        assert torch.count_nonzero(twin(x)) == 0
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_dtype_can_be_changed(self, format: str, kind: str, dtype: torch.dtype) -> None:
-        layer = make(format, kind).to(dtype)
-        assert all(p.dtype == dtype for p in layer.parameters())
-        for path in layer.paths:
-            layer.path_table = PathTable.single(path)
-            y = layer(example(kind, dtype))
-            assert y.dtype == dtype
-            assert torch.isfinite(y).all()
+def table(format: str) -> Case:
+    """An embedding of twelve rows."""
 
-    def test_vector_of_parameters(self, format: str, kind: str) -> None:
-        layer, x = make(format, kind).eval(), example(kind)
-        layer.path_table = PathTable.single("dense")
-        vector = parameters_to_vector(layer.parameters()).detach()
-        with torch.no_grad():
-            before = layer(x)
-            vector_to_parameters(torch.zeros_like(vector), layer.parameters())
-            assert torch.count_nonzero(layer(x)) == 0
-            vector_to_parameters(vector, layer.parameters())
-            assert torch.equal(layer(x), before)
+    def parts(seed: int) -> tuple[Factors, Any]:
+        f = random_factors(format, (12, 4), seed=seed)
+        return f, nn.Embedding(12, 4, _weight=f.to_dense())
 
-    def test_freezing_leaves_only_the_input_in_the_graph(self, format: str, kind: str) -> None:
-        layer, x = make(format, kind).requires_grad_(False), example(kind)
-        for path in layer.paths:
-            layer.path_table = PathTable.single(path)
-            assert not layer(x).requires_grad
-            assert layer(x.clone().requires_grad_()).requires_grad
+    indices = torch.tensor([[0, 11, 3], [7, 7, 1]])
+    return Case(f"embedding-{format}", parts, FactoredEmbedding.from_factors, indices)
 
-    def test_moving_to_another_kind_of_device_remakes_the_path_table(
-        self, format: str, kind: str
-    ) -> None:
-        layer = make(format, kind)
-        default = layer.path_table
-        tuned = PathTable(((3, "dense"), (None, "chain")))
-        layer.path_table = tuned
-        assert layer.float().double().path_table == tuned
-        layer.to("meta")
-        assert layer(example(kind).to("meta")).device.type == "meta"
-        assert layer.path_table == default  # meta tensors are planned for the CPU
-        layer.path_table = tuned
-        layer.load_state_dict(make(format, kind).state_dict(), assign=True)
-        assert layer.factors.device.type == "cpu"
-        assert layer.path_table == default
-        assert torch.equal(layer(example(kind)), make(format, kind)(example(kind)))
 
-    def test_autocast_runs_every_path(self, format: str, kind: str) -> None:
-        layer, x = make(format, kind).float(), example(kind, torch.float32)
-        for path in layer.paths:
-            layer.path_table = PathTable.single(path)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                assert layer(x).dtype == torch.bfloat16
-            assert layer(x).dtype == torch.float32
+CASES = [case_of(format, kind) for format, kind in LAYERS]
+CASES += [transposed(format) for format in (*FORMATS, *MATRIX_FORMATS)]
+CASES += [table(format) for format in ("lowrank", "cp", "tucker", "tucker_partial", "tt")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+class TestEveryLayer(LayerLaws):
+    pass
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
