@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +177,12 @@ class TestBlocksFromStages(FormLaws):
             with torch.no_grad():
                 dense.weight.copy_(f.to_dense())
             yield f, dense, seeded(2, n)
+
+
+@pytest.mark.slow
+def test_layers_are_built_without_the_compiler() -> None:
+    code = (
+        "import sys; from tests.golden.samples import layers; list(layers()); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

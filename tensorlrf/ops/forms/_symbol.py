@@ -152,7 +152,9 @@ class Record(GraphAppendingTracer):
     def code(self, result: Any) -> Callable[..., Any]:
         """A function of the symbols that makes `result`: one call of torch a line."""
         self.graph.output(result.node)
-        self.graph.eliminate_dead_code()
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
         written = self.graph.python_code("self")
         source = written.src.replace("def forward(self, ", "def lowered(")
         file = f"<lowered_{next(_numbers)}>"
@@ -192,9 +194,26 @@ def _sizes_of(node: fx.Node) -> Any:
     if not all("sizes" in n.meta for n in node.all_input_nodes):
         return None
     args, kwargs = _sizes(node.args), _sizes(node.kwargs)
+    shape = _shape_of(node, args, kwargs)
+    if shape is not None:
+        return torch.empty(shape, dtype=_sizes(node.all_input_nodes[0]).dtype, device="meta")
     if isinstance(node.target, str):
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     return node.target(*args, **kwargs)
+
+
+def _shape_of(node: fx.Node, args: Any, kwargs: Any) -> list[int] | None:
+    """Where torch finds the sizes of meta tensors in Python, and imports its compiler for that."""
+    if _is(node, MERGE):
+        shapes = [t.shape for t in args if isinstance(t, Tensor)]
+        return list(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    if node.target is torch.cat:
+        tensors, *dim = args
+        k = dim[0] if dim else kwargs.get("dim", 0)
+        shape = list(tensors[0].shape)
+        shape[k] = sum(t.shape[k] for t in tensors)
+        return shape
+    return None
 
 
 def _is(node: fx.Node, kind: tuple[Any, str]) -> bool:
