@@ -61,6 +61,8 @@ golden: $(READY)
 mutants: $(READY)
 	$(RUN) -m bench.mutants reach
 	$(RUN) -m bench.mutants run
+	$(RUN) -m bench.mutants run --again --seconds 200
+	$(RUN) -m bench.mutants compare
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

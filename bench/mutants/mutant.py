@@ -16,9 +16,46 @@ LIST = Path(__file__).with_name("mutants.json")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+class Fault:
+    """One edit of one line: `was`, that begins at `column` of `line` without its indentation,
+    becomes `now`."""
+
+    line: str
+    column: int
+    was: str
+    now: str
+
+    @property
+    def name(self) -> str:
+        """As it is called in the results; the same after a move."""
+        raise NotImplementedError
+
+    @property
+    def changed(self) -> str:
+        """The line with the fault, without its indentation."""
+        end = self.column + len(self.was)
+        return self.line[: self.column] + self.now + self.line[end:]
+
+    def find(self, root: Path = ROOT) -> tuple[Path, int] | None:
+        """(file, number of the line from 0), or None where it is no more or cannot be told from
+        another."""
+        raise NotImplementedError
+
+    def apply(self, root: Path) -> Path:
+        """Plant the fault in the tree under `root`; returns the file. Raises LookupError."""
+        place = self.find(root)
+        if place is None:
+            raise LookupError(self.name)
+        path, number = place
+        lines = path.read_text().splitlines(keepends=True)
+        lines[number] = lines[number].replace(self.line, self.changed)
+        path.write_text("".join(lines))
+        return path
+
+
 @dataclass(frozen=True)
-class Mutant:
-    """One edit of one line of a function.
+class Mutant(Fault):
+    """One as it was drawn.
 
     folder      where the file was when the mutant was drawn; no part of how it is found
     stem        of the file, "package/" before it where the file is an __init__
@@ -41,19 +78,11 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """As it is called in the results; the same after a move."""
         change = f"{self.was.strip() or self.was} -> {self.now.strip() or self.now}"
         return f"{self.stem}:{self.function}:{self.line}#{self.nth}@{self.column}: {change}"
 
-    @property
-    def changed(self) -> str:
-        """The line with the fault, without its indentation."""
-        end = self.column + len(self.was)
-        return self.line[: self.column] + self.now + self.line[end:]
-
     def find(self, root: Path = ROOT) -> tuple[Path, int] | None:
-        """(file, number of the line from 0), or None where it is no more or cannot be told from
-        another: in the file of that stem, else in the one file that has such a line in such a
+        """In the file of that stem, else in the one file that has such a line in such a
         function, else the one such line in any function."""
         alike, anywhere = [], []
         for path in sources(root):
@@ -66,17 +95,6 @@ class Mutant:
         at_home = [place for place in alike if stem_of(place[0]) == self.stem]
         candidates = at_home or alike or anywhere
         return candidates[0] if len(candidates) == 1 else None
-
-    def apply(self, root: Path) -> Path:
-        """Plant the fault in the tree under `root`; returns the file. Raises LookupError."""
-        place = self.find(root)
-        if place is None:
-            raise LookupError(self.name)
-        path, number = place
-        lines = path.read_text().splitlines(keepends=True)
-        lines[number] = lines[number].replace(self.line, self.changed)
-        path.write_text("".join(lines))
-        return path
 
 
 def read_list(path: Path = LIST) -> list[Mutant]:

@@ -68,6 +68,8 @@ def reached(notes: Path, n: int) -> tuple[list[list[str]], dict[str, float]]:
     seconds: dict[str, float] = {}
     for line in notes.read_text().splitlines():
         value, test = json.loads(line)
+        if value is None:  # a file, that has been run to its end
+            continue
         if isinstance(value, int):
             tests[value].add(test)
         elif value < LONGEST:

@@ -9,7 +9,9 @@ from pathlib import Path
 from bench.mutants.mutant import Mutant
 from bench.mutants.run import Outcome
 
-RESULTS = Path(__file__).with_name("results.jsonl")
+BEFORE = Path(__file__).with_name("results.jsonl")
+"""Of the day on which they were drawn."""
+AFTER = Path(__file__).with_name("after.jsonl")
 
 
 def add_result(path: Path, name: str, outcome: Outcome) -> None:
@@ -45,3 +47,16 @@ def table(mutants: list[Mutant], results: dict[str, Outcome]) -> str:
     alive = [m for m in mutants if results.get(m.name, Outcome("not run")).result != "killed"]
     lines += ["", *(f"- {results.get(m.name, Outcome('not run')).result}: {m.name}" for m in alive)]
     return "\n".join(lines)
+
+
+def beside(before: dict[str, Outcome], after: dict[str, Outcome]) -> tuple[str, list[str]]:
+    """(a row each as Markdown, the names of those that died before and do not now)."""
+    lines = ["| mutant | before | now | killed now by |", "| --- | --- | --- | --- |"]
+    worse = []
+    for name, was in before.items():
+        now = after.get(name, Outcome("not run"))
+        if was.result == "killed" and now.result != "killed":
+            worse.append(name)
+        cells = (f"`{name}`", was.result, now.result, f"`{now.killer}`" if now.killer else "")
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join([*lines, "", f"before: {counts(before)}", f"now: {counts(after)}"]), worse

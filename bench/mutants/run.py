@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.mutants import reach
-from bench.mutants.mutant import PACKAGES, ROOT, Mutant
+from bench.mutants.moved import Moved
+from bench.mutants.mutant import PACKAGES, ROOT, Fault
 
 COPIED = (
     *PACKAGES,
@@ -26,7 +27,7 @@ COPIED = (
 )
 START = 60.0
 """Seconds that a run may compute beside its tests: for imports, mostly."""
-WAIT = 10.0
+WAIT = 5.0
 """Times these seconds pass before a run that does not compute is ended: it may have been paused, or
 have had no core for itself."""
 MEMORY = 6 * 2**30
@@ -59,16 +60,24 @@ def copy_tree(target: Path, root: Path = ROOT) -> Path:
     return target
 
 
-def nearest(tests: list[str], seconds: dict[str, float], mutant: Mutant, most: float) -> list[str]:
-    """Those that take `most` seconds together: of the mutant's own folder first, then of others,
-    the files in turn and quick tests first, golden ones last; a single one at least."""
+def nearest(tests: list[str], seconds: dict[str, float], fault: Moved, most: float) -> list[str]:
+    """Those that take `most` seconds together, the likely killers first: of the file that mirrors
+    the fault's own, of its folder, laws, of its package, of others, golden ones last. Among them
+    the files come in turn and quick tests first. A single one at least."""
     turns: dict[str, int] = {}
+    own, folder, package = mirrored(fault.path)
 
-    def order(test: str) -> tuple[bool, bool, int, float]:
-        file = test.partition("::")[0]
+    def order(test: str) -> tuple[int, int, float]:
+        file, _, name = test.partition("::")
         turns[file] = turns.get(file, 0) + 1
-        at_home = mutant.folder.split("/")[0] in file
-        return file.startswith(LAST), not at_home, turns[file], seconds[test]
+        near = (
+            f"/test_{own}.py" in file,
+            file.startswith(folder),
+            "test_laws" in file or "Law" in name,
+            file.startswith(package),
+            not file.startswith(LAST),
+        )
+        return (*near, True).index(True), turns[file], seconds[test]
 
     chosen: list[str] = []
     spent = 0.0
@@ -80,15 +89,29 @@ def nearest(tests: list[str], seconds: dict[str, float], mutant: Mutant, most: f
     return chosen
 
 
-def outcome(mutant: Mutant, tests: list[str], seconds: float, tree: Path) -> Outcome:
+def mirrored(path: str) -> tuple[str, str, str]:
+    """(what the test file of a source file is called after, folder of tests, package of tests)."""
+    inside = path.split("/")[1:]
+    if path.startswith("kernels/"):
+        op = inside[1] if len(inside) > 2 else Path(inside[-1]).stem
+        return op, "tests/kernels/", "tests/kernels/"
+    own = Path(inside[-1]).stem.lstrip("_")
+    folder, package = (
+        "/".join(["tests", *inside[:-1], ""]),
+        "/".join(["tests", *inside[:-1][:1], ""]),
+    )
+    return own, folder if inside[:-1] else f"tests/test_{own}.py", package
+
+
+def outcome(fault: Fault, tests: list[str], seconds: float, tree: Path) -> Outcome:
     """Of a tree that is as it was afterwards."""
-    place = mutant.find(tree)
+    place = fault.find(tree)
     if place is None:
         return Outcome("gone")
     if not tests:
         return Outcome("not reached")
     text = place[0].read_text()
-    mutant.apply(tree)
+    fault.apply(tree)
     try:
         killer = killer_among(tests, 4 * seconds + START, tree)
     finally:

@@ -9,13 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from bench.mutants.__main__ import compare
+from bench.mutants.__main__ import compare, reach
 from bench.mutants.draw import draw, mutants_of
 from bench.mutants.edits import edits_of
+from bench.mutants.moved import (
+    ALIKE,
+    BY_HAND,
+    SAME,
+    Moved,
+    followed,
+    read_moved,
+    relocated,
+    write_moved,
+)
 from bench.mutants.mutant import Mutant, read_list, write_list
 from bench.mutants.reach import put_probes, reached
 from bench.mutants.results import add_result, counts, read_results, table
-from bench.mutants.run import Outcome, copy_tree, killer_among, nearest, outcome, run_tests
+from bench.mutants.run import (
+    Outcome,
+    copy_tree,
+    killer_among,
+    mirrored,
+    nearest,
+    outcome,
+    run_tests,
+)
 
 SOURCE = '''\
 """Sums."""
@@ -190,42 +208,115 @@ def test_a_file_that_cannot_be_imported_kills(tree: Path) -> None:
     assert killer_among(["tests/test_sums.py::test_total"], 60, tree) == "tests/test_sums.py"
 
 
-def test_tests_of_its_folder_come_first_and_golden_ones_last(tree: Path) -> None:
-    fault = replace(mutant(tree, "return a - b"), folder="nn")
+def test_likely_killers_come_first_and_golden_ones_last() -> None:
+    change = ("return a + b", 9, "+", "-")
+    fault = Moved("a", "tensorlrf/nn/trains/_sums.py", "total", *change, SAME)
     seconds = {
         "tests/golden/test_frozen.py::test_calls": 0.1,
-        "tests/ops/test_a.py::test_x": 0.2,
-        "tests/nn/test_b.py::test_y": 1.0,
-        "tests/nn/test_b.py::test_z": 2.0,
-        "tests/nn/test_c.py::test_long": 50.0,
+        "tests/ops/test_a.py::test_other": 0.2,
+        "tests/nn/test_b.py::test_package": 1.0,
+        "tests/nn/trains/test_b.py::test_first": 1.0,
+        "tests/nn/trains/test_b.py::test_second": 2.0,
+        "tests/nn/trains/test_c.py::test_long": 50.0,
+        "tests/nn/trains/test_sums.py::test_own": 2.5,
+        "tests/ops/test_laws.py::TestSums::test_law": 0.3,
     }
-    chosen = nearest(list(seconds), seconds, fault, 4.0)
-    assert [test.rpartition("_")[2] for test in chosen] == ["y", "z", "x", "calls"]
-    assert nearest([*seconds][-1:], seconds, fault, 4.0) == [*seconds][-1:]  # one at least
+    chosen = nearest(list(seconds), seconds, fault, 8.0)
+    told = ["own", "first", "second", "law", "package", "other", "calls"]
+    assert [test.rpartition("_")[2] for test in chosen] == told
+    assert nearest([*seconds][5:6], seconds, fault, 4.0) == [*seconds][5:6]  # one at least
 
 
-def test_compare_names_what_died_before_and_lives(
+def test_tests_mirror_the_packages() -> None:
+    trains = "tests/decomposition/trains/", "tests/decomposition/"
+    assert mirrored("tensorlrf/decomposition/trains/_tt_round.py") == ("tt_round", *trains)
+    assert mirrored("tensorlrf/io.py") == ("io", "tests/test_io.py", "tests/")
+    kernels = "tests/kernels/"
+    path = "kernels/tensorlrf_kernels/kron_linear/launch.py"
+    assert mirrored(path) == ("kron_linear", kernels, kernels)
+    assert mirrored("kernels/tensorlrf_kernels/tune.py") == ("tune", kernels, kernels)
+
+
+def test_every_drawn_one_is_planted_in_the_line_that_is_there_today() -> None:
+    rows = read_moved()
+    assert [row.mutant for row in rows] == [mutant.name for mutant in read_list()]
+    for row in rows:
+        place = row.find()
+        remedy = "run `python -m bench.mutants relocate`, and tell in moved.json what it cannot"
+        assert place is not None, f"{row.line!r} is not once in {row.function}: {remedy}"
+        assert row.line[row.column : row.column + len(row.was)] == row.was
+        assert row.how in (SAME, ALIKE) or row.how.startswith(f"{BY_HAND}: ")
+        lines = place[0].read_text().splitlines()
+        lines[place[1]] = lines[place[1]].replace(row.line, row.changed)
+        ast.parse("\n".join(lines))
+
+
+def test_a_line_is_followed_and_a_rewritten_one_is_changed_likewise(tree: Path) -> None:
+    fault, path = mutant(tree, "return m / n"), tree / "tensorlrf/_sums.py"
+    (tree / "tensorlrf/sums").mkdir()
+    moved = path.rename(tree / "tensorlrf/sums/_shape.py")
+    row = relocated(fault, tree)
+    assert row is not None
+    assert (row.how, row.path, row.changed) == (SAME, "tensorlrf/sums/_shape.py", fault.changed)
+    moved.write_text(SOURCE.replace("return m * n", "return m * int(n)").replace("area", "size"))
+    assert row.find(tree) is None
+    row = relocated(fault, tree)  # in a class of that name
+    assert row is not None
+    assert (row.how, row.function, row.changed) == (ALIKE, "Shape.size", "return m / int(n)")
+    assert row.find(tree) == (moved, 12)
+    write_moved([row], tree / "moved.json")
+    moved = moved.rename(tree / "tensorlrf/_forms.py")  # told by hand, it is followed there
+    assert row.find(tree) is None
+    row = followed(replace(row, how=f"{BY_HAND}: rewritten"), tree)
+    assert row is not None
+    assert row.path == "tensorlrf/_forms.py"
+    assert json.loads((tree / "moved.json").read_text())[0]["now"] == "/"
+    row.apply(tree)
+    assert "return m / int(n)" in moved.read_text()
+    moved.write_text(SOURCE.replace("return m * n", "return sum(n for _ in range(m))"))
+    assert relocated(fault, tree) is None  # to be told by hand
+
+
+def test_a_map_of_which_tests_reach_what_is_continued(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.mutants.__main__.MAP", tree / "map/reached.jsonl")
+    monkeypatch.setattr("bench.mutants.__main__.copy_tree", lambda to: copy_tree(to, tree))
+    faults = [mutant(tree, "return a - b"), mutant(tree, "return m / n")]
+    rows = [relocated(fault, tree) for fault in faults]
+    monkeypatch.setattr("bench.mutants.__main__.read_moved", lambda: rows)
+    reach(["tests/test_sums.py"], 1, "tensorlrf/other/*")
+    reach(["tests"], 1)  # that file has been run
+    assert reached(tree / "map/reached.jsonl", 2)[0] == [[], []]
+    reach(["tests"], 1, anew=True)
+    assert [len(tests) for tests in reached(tree / "map/reached.jsonl", 2)[0]] == [2, 1]
+
+
+def test_compare_sets_before_beside_after_and_names_what_died_before_and_lives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for name in "abc":
         add_result(old, name, Outcome("killed", 3, f"test_{name}"))
-    add_result(old, "d", Outcome("survived", 3))
+    add_result(old, "d | e", Outcome("survived", 3))
     add_result(new, "a", Outcome("killed", 1, "test_law"))
     add_result(new, "b", Outcome("survived", 1))
-    add_result(new, "c", Outcome("gone"))
-    add_result(new, "d", Outcome("survived", 1))
+    add_result(new, "d | e", Outcome("killed", 1, "test_law"))
     assert compare(old, new) == 1
     said = capsys.readouterr().out
-    assert "survived     b, killed before by test_b" in said
-    assert "gone         c, killed before by test_c" in said
-    assert "now:    2 survived, 1 killed, 1 gone" in said
+    assert "| `a` | killed | killed | `test_law` |" in said
+    assert "| `d &#124; e` | survived | killed | `test_law` |" in said
+    assert "died before, not now: b\ndied before, not now: c" in said
+    assert "now: 2 killed, 1 survived" in said
     add_result(new, "b", Outcome("killed", 9, "test_b"))  # run again: the last word counts
+    add_result(new, "c", Outcome("gone"))
+    assert compare(old, new) == 1  # whoever rewrote its line tells where the fault would be today
+    add_result(new, "c", Outcome("killed", 1, "test_c"))
     assert compare(old, new) == 0
     with new.open("a") as file:
         file.write(json.dumps(["a", "surv"])[:-2])  # a run that was ended in the middle of a line
     assert read_results(new)["a"].result == "killed"
-    assert counts(read_results(new)) == "2 killed, 1 gone, 1 survived"
+    assert counts(read_results(new)) == "4 killed"
 
 
 def test_what_became_of_them_is_told_by_folder(tree: Path) -> None:
