@@ -42,7 +42,7 @@ def test_serves_the_outputs_better_than_the_plain_blocks(
 @pytest.mark.parametrize("kind", ["full", "few", "dead"])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_sweep_never_raises_the_error(kind: str, rank: int) -> None:
-    weight = matrix_target(seeded(24, 30, seed=3), moments(30, kind), "blr")
+    weight = matrix_target(seeded(24, 30, seed=3), moments(30, kind), None, "blr")
     tiling = on_grid(weight, (7, 8))
     outputs = Outputs(weight, tiling.places)
     ranks = uniform(tiling.pieces, rank)
