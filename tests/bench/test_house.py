@@ -71,7 +71,9 @@ def test_modules_that_reach_each_other_are_a_circle() -> None:
     ],
 )
 def test_checks_of_formats(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    trees = {"tensorlrf/ops/_a.py": ast.parse(text), "tensorlrf/factors/_b.py": ast.parse(text)}
+    taken = f"from tensorlrf.factors import {', '.join(house.FORMATS)}\n{text}"
+    trees = {"tensorlrf/ops/_a.py": ast.parse(taken), "tensorlrf/factors/_b.py": ast.parse(taken)}
+    trees["tensorlrf/nn/_c.py"] = ast.parse(text)  # a name of its own, which is no format
     monkeypatch.setattr(house, "trees", lambda: trees)
     assert house.format_checks().number == count
 

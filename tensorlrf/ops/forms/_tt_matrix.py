@@ -105,7 +105,7 @@ class TrainKernel(Kernel):
         if served is not None:
             count_kernel(counter, kron_problem(self.sizes, found, counter.rows, counter.dtype))
         else:
-            cores = [torch.empty(size, device="meta") for size in self.sizes]
+            cores = [torch.empty(size, dtype=counter.dtype, device="meta") for size in self.sizes]
             count((Kronecker(*reference.halves(cores, found)),), counter)
 
 

@@ -42,7 +42,7 @@ class Library(NamedTuple):
     options: dict[str, Any]
 
 
-NOTHING = Library("Identity", torch.empty(0), {})
+NOTHING = Library("Identity", torch.empty(0, dtype=torch.float32, device="cpu"), {})
 """Of a stage that the layers of torch around it do by themselves."""
 
 
