@@ -28,6 +28,7 @@ from tensorlrf.ops.forms import (
     Paths,
     Slice,
     Sum,
+    _form,
     form_of,
     register_form,
 )
@@ -83,9 +84,6 @@ class ScaledForm(Form[Scaled]):
 
     def conv(self, f: Scaled, conv: Conv) -> Paths:
         return {"chain": (conv.taps(f.base), conv.pointwise(torch.diag(f.rows)))}
-
-
-register_form(Scaled, ScaledForm())
 
 
 def scaled(*shape: int) -> Scaled:
@@ -164,7 +162,14 @@ class BlocksForm(Form[Blocks]):
         return {"chain": (Concat(tuple([(Sum(tuple(paths)),) for paths in strips.values()])),)}
 
 
-register_form(Blocks, BlocksForm())
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    """For the tests of this file alone: errors elsewhere list the formats that have a form."""
+    register_form(Scaled, ScaledForm())
+    register_form(Blocks, BlocksForm())
+    yield
+    for format in (Scaled, Blocks):
+        del _form._FORMS[format]
 
 
 class TestBlocksFromStages(FormLaws):
