@@ -13,24 +13,32 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-layers test-whole test-compiled test-slow test-triton-3.6 golden mutants lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-triton-3.6 golden mutants lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
 
-# Three processes of one thread, two at a time. Triton reads TRITON_INTERPRET when it is imported, and
-# compiles nothing under it.
-WHOLE := tests/compression tests/cli tests/examples tests/bench tests/kernels
+# Processes of one thread, two at a time, the long ones first. Triton reads TRITON_INTERPRET when it
+# is imported, and compiles nothing under it.
+WHOLE := tests/compression tests/cli tests/examples tests/bench
+APART := $(WHOLE) tests/decomposition tests/kernels
+QUICK := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu and not aot and not slow"
 ALONE := OMP_NUM_THREADS=1 $(RUN) -m pytest -q
 
 test: $(READY)
-	$(MAKE) --no-print-directory -j2 test-layers test-whole test-compiled
-
-test-layers: $(READY)
-	TRITON_INTERPRET=1 $(ALONE) -m "not gpu and not aot and not slow" tests $(WHOLE:%=--ignore=%)
+	$(MAKE) --no-print-directory -j2 test-whole test-decomposition test-layers test-kernels test-compiled
 
 test-whole: $(READY)
-	TRITON_INTERPRET=1 $(ALONE) -m "not gpu and not aot and not slow" $(WHOLE)
+	$(QUICK) $(WHOLE)
+
+test-decomposition: $(READY)
+	$(QUICK) tests/decomposition
+
+test-layers: $(READY)
+	$(QUICK) tests $(APART:%=--ignore=%)
+
+test-kernels: $(READY)
+	$(QUICK) tests/kernels
 
 test-compiled: $(READY)
 	$(ALONE) -m "aot and not slow" tests/kernels
