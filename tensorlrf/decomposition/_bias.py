@@ -52,6 +52,7 @@ def bias_correction(tensor: Any, factors: Factors, mean: Any) -> Tensor:
     >>> w, mean = torch.rand(8, 6), torch.ones(6)
     >>> f = tensorlrf.svd(w, 2)
     >>> shift = tensorlrf.decomposition.bias_correction(w, f, mean)
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(f.to_dense() @ mean + shift, w @ mean, atol=1e-5)
     True
     """

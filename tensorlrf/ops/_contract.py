@@ -48,6 +48,7 @@ def contract(expression: str, *operands: Tensor | Factors) -> Tensor:
     >>> f = tensorlrf.cp(torch.rand(4, 5, 6), 2)
     >>> v = torch.rand(5)
     >>> product = tensorlrf.ops.contract("ijk,j->ik", f, v)
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(product, torch.einsum("ijk,j->ik", f.to_dense(), v), atol=1e-5)
     True
     """

@@ -66,6 +66,7 @@ def linear(
     --------
     >>> f = tensorlrf.svd(torch.rand(8, 6), 2)
     >>> x = torch.rand(5, 6)
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(tensorlrf.ops.linear(x, f), x @ f.to_dense().T, atol=1e-5)
     True
     """
@@ -174,6 +175,7 @@ def conv2d(
     >>> f = tensorlrf.cp(torch.rand(8, 4, 3, 3), 2)
     >>> x = torch.rand(1, 4, 9, 9)
     >>> y = tensorlrf.ops.conv2d(x, f, stride=2, padding=1, path="fold")
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(y, tensorlrf.ops.conv2d(x, f, stride=2, padding=1, path="dense"), atol=1e-4)
     True
     """
@@ -313,6 +315,7 @@ def embedding(
     --------
     >>> f = tensorlrf.svd(torch.rand(100, 16), 4)
     >>> rows = tensorlrf.ops.embedding(torch.tensor([3, 99]), f)
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(rows, f.to_dense()[[3, 99]], atol=1e-5)
     True
     """

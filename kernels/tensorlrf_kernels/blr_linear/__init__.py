@@ -139,6 +139,7 @@ def monarch_linear(
     >>> f = tensorlrf.monarch(torch.rand(6, 8), 1, blocks=2)
     >>> x = torch.rand(3, 8)
     >>> y = monarch_linear(x, f.left, f.right, f.shape)
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(y, x @ f.to_dense().T, atol=1e-5)
     True
     """

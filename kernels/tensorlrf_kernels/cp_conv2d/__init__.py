@@ -74,6 +74,7 @@ def cp_conv2d(
     >>> f = tensorlrf.cp(torch.rand(8, 4, 3, 3), 2)
     >>> x = torch.rand(1, 4, 9, 9)
     >>> y = cp_conv2d(x, *f.factors, f.weights, stride=(2, 2))
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(y, torch.nn.functional.conv2d(x, f.to_dense(), stride=2), atol=1e-4)
     True
     """

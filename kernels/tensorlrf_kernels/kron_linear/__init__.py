@@ -70,6 +70,7 @@ def kron_linear(
     >>> from tensorlrf_kernels.kron_linear import kron_linear
     >>> x, a, b = torch.rand(5, 12), torch.rand(2, 2, 3), torch.rand(2, 6, 4)
     >>> w = torch.kron(a[0], b[0]) + torch.kron(a[1], b[1])
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(kron_linear(x, a, b), x @ w.T, atol=1e-5)
     True
     """

@@ -69,6 +69,7 @@ def tt_linear(
     >>> from tensorlrf_kernels.tt_linear import tt_linear
     >>> f = tensorlrf.tt_matrix(torch.rand(12, 20), 3)
     >>> x = torch.rand(5, 20)
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(tt_linear(x, f.cores), x @ f.to_dense().T, atol=1e-4)
     True
     """

@@ -77,6 +77,7 @@ def tucker_conv2d(
     >>> f = tensorlrf.tucker(torch.rand(8, 4, 3, 3), (3, 2), modes=(0, 1))
     >>> x = torch.rand(1, 4, 9, 9)
     >>> y = tucker_conv2d(x, f.core, *f.factors, padding=(1, 1))
+    >>> # Both sides sum in float32, each in an order of its own.
     >>> torch.allclose(y, torch.nn.functional.conv2d(x, f.to_dense(), padding=1), atol=1e-4)
     True
     """

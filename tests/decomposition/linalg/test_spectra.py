@@ -106,9 +106,12 @@ def test_left_singular_vectors_of_one_and_of_many(stack: Tensor, side: int) -> N
         assert vectors.shape == (*matrices.shape[:-1], k)
         assert vectors.dtype == dtype
         assert orthonormal(vectors)
-        torch.testing.assert_close(energies, exact**2, rtol=1e-6, atol=1e-6)
+        near(energies, exact**2, torch.float64)
         seen = torch.linalg.vector_norm((vectors.mT @ matrices).double(), dim=-1)
-        torch.testing.assert_close(seen, exact, rtol=1e-5, atol=1e-4)
+        # Vectors of a Gram know what is below the root of float64's rounding no better than that.
+        blind = 4 * torch.finfo(torch.float64).eps ** 0.5
+        atol = max(200 * torch.finfo(dtype).eps, blind) * max(float(exact.max()), 1.0)
+        torch.testing.assert_close(seen, exact, rtol=0, atol=atol)
         few = left_singular(matrices, 1)[0]
         torch.testing.assert_close(few[..., :1], vectors[..., :1], rtol=0, atol=0)
 
