@@ -1,4 +1,4 @@
-"""The counts of `bench/house.py` follow the rules that they state."""
+"""The counts of `bench/house` follow the rules that they state."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import ast
 
 import pytest
 
-from bench import house
-from bench.house import Count, _components, _descends, _halves, code_lines, table
+from bench.house import counts
+from bench.house.counts import _descends, _halves
+from bench.house.imports import _components
+from bench.house.rendering import table
+from bench.house.trees import Count, code_lines
 
 DESCENT = """
 for sweep in range(n_iter_max):
@@ -71,11 +74,11 @@ def test_modules_that_reach_each_other_are_a_circle() -> None:
     ],
 )
 def test_checks_of_formats(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = f"from tensorlrf.factors import {', '.join(house.FORMATS)}\n{text}"
+    taken = f"from tensorlrf.factors import {', '.join(counts.FORMATS)}\n{text}"
     trees = {"tensorlrf/ops/_a.py": ast.parse(taken), "tensorlrf/factors/_b.py": ast.parse(taken)}
     trees["tensorlrf/nn/_c.py"] = ast.parse(text)  # a name of its own, which is no format
-    monkeypatch.setattr(house, "trees", lambda: trees)
-    assert house.format_checks().number == count
+    monkeypatch.setattr(counts, "trees", lambda: trees)
+    assert counts.format_checks().number == count
 
 
 def test_two_checkouts_stand_side_by_side() -> None:

@@ -1,0 +1,1 @@
+"""How the house stands, counted: `python -m bench.house`."""
