@@ -20,7 +20,7 @@ from torch import Tensor
 from tensorlrf.decomposition import fit_kron, fit_svd, fit_tt, fit_tt_matrix, fit_tucker
 from tensorlrf.decomposition._quadratic import Elementwise, Marginals, Product, Quadratic
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.kron._gram import KroneckerALS
+from tensorlrf.decomposition.kron._als import KroneckerALS
 from tensorlrf.decomposition.linalg import _solve
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tensorlrf_kernels._counters import counters
 from tensorlrf_kernels.blr_linear.forms import Form, cuts_of
-from tensorlrf_kernels.blr_linear.tables import expand_table, grads_table, shrink_table, sides
+from tensorlrf_kernels.blr_linear.tables import expand_table, shrink_table, sides
 from tensorlrf_kernels.launches import Call, LaunchConfig
 from tensorlrf_kernels.lowrank_linear.fused import kept_dtype, precision
 from tensorlrf_kernels.lowrank_linear.launch import pad
@@ -95,7 +94,7 @@ def shrink_call(
     config: LaunchConfig, form: Form, transposed: bool, x: Tensor, panels: Panels, t: Tensor
 ) -> Call:
     blocks = fitted(form, config, transposed)
-    table = _there(shrink_table(form, transposed, blocks["BR"], blocks["BK"], x.device))
+    table = there(shrink_table(form, transposed, blocks["BR"], blocks["BK"], x.device))
     args = {
         "x": x,
         "right": panels.left if transposed else panels.right,
@@ -115,7 +114,7 @@ def shrink_call(
         "RUN": table.run,
         "PRECISION": precision(x.dtype),
     }
-    one = _of(config, "shrink", {name: blocks[name] for name in ("BM", "BR", "BK")})
+    one = of_kernel(config, "shrink", {name: blocks[name] for name in ("BM", "BR", "BK")})
     return Call(OP, one, _tiles(x, blocks) * table.total, args, constants)
 
 
@@ -133,7 +132,7 @@ def expand_call(
 ) -> Call:
     """With dy (M, columns of y), y becomes dy activation'(z)."""
     blocks = fitted(form, config, transposed)
-    table = _there(expand_table(form, transposed, blocks["BN"], blocks["BE"], x.device))
+    table = there(expand_table(form, transposed, blocks["BN"], blocks["BE"], x.device))
     g = y if dy is None else dy
     args = {
         "x": x,
@@ -166,7 +165,7 @@ def expand_call(
         "RANKS": table.ranks,
         "PRECISION": precision(x.dtype),
     }
-    one = _of(config, "expand", {name: blocks[name] for name in ("BM", "BN", "BE")})
+    one = of_kernel(config, "expand", {name: blocks[name] for name in ("BM", "BN", "BE")})
     return Call(OP, one, _tiles(x, blocks) * table.total, args, constants)
 
 
@@ -181,8 +180,8 @@ def decode_call(
     y: Tensor,
 ) -> Call:
     blocks = fitted(form, config, False)
-    into = _there(shrink_table(form, False, blocks["BR"], blocks["BK"], x.device))
-    out = _there(expand_table(form, False, blocks["BN"], blocks["BE"], x.device))
+    into = there(shrink_table(form, False, blocks["BR"], blocks["BK"], x.device))
+    out = there(expand_table(form, False, blocks["BN"], blocks["BE"], x.device))
     args = {
         "x": x,
         "right": panels.right,
@@ -267,7 +266,7 @@ def weave_call(
     }
     # Strips are loaded side by side: a pipeline for each would only take long to compile.
     one = replace(
-        _of(config, "weave", blocks),
+        of_kernel(config, "weave", blocks),
         num_warps=8 if BM == 64 else 4,
         num_stages=1,
         # Products without tensor cores are unrolled into as many registers as they are given.
@@ -308,10 +307,10 @@ def mix_call(
     }
     blocks = {**MIXED, "BR": min(MIXED["BR"], pad(r))}
     grid = -(-rows // blocks["BM"]) * -(-(t.shape[1] // q) // blocks["BR"])
-    return Call(OP, replace(_of(config, "mix", blocks), num_warps=4), grid, args, {})
+    return Call(OP, replace(of_kernel(config, "mix", blocks), num_warps=4), grid, args, {})
 
 
-def _of(config: LaunchConfig, kernel: str, blocks: dict[str, int]) -> LaunchConfig:
+def of_kernel(config: LaunchConfig, kernel: str, blocks: dict[str, int]) -> LaunchConfig:
     """The launch of one of the kernels that `config` stands for."""
     return replace(config, kernel=kernel, blocks=blocks, programs=0, cooperative=False)
 
@@ -320,106 +319,8 @@ def _tiles(x: Tensor, blocks: dict[str, int]) -> int:
     return -(-len(x) // blocks["BM"])
 
 
-def _there(table: Any) -> Any:
+def there(table: Any) -> Any:
     """The table, of which `_worthwhile` has seen that it can be had."""
     if table is None:
         raise RuntimeError("blr_linear: a table is missing inside a CUDA graph")
     return table
-
-
-# ---- gradients ---------------------------------------------------------------------------------
-
-
-def intermediates_back(form: Form, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """As `intermediates` for the transposed matrix."""
-    dtype = kept_dtype(like.dtype)
-    if form.name == "blast":
-        before, behind = intermediates(form, like, rows)
-        return behind, before
-    dt = like.new_empty(rows, max(1, form.right.slots), dtype=dtype)
-    return dt, dt
-
-
-def unwoven(form: Form, dy: Tensor, left: Tensor) -> Tensor:
-    """dy (M, m) with the rows of each strip beside each other, padded: (M, Q S)."""
-    Q, S = left.shape[:2]
-    padded = torch.unflatten(F.pad(dy, (0, S * Q - dy.shape[1])), 1, (S, Q))  # (M, S, Q)
-    return padded.transpose(1, 2).flatten(1)
-
-
-def unwoven_bias(form: Form, bias: Tensor | None, left: Tensor) -> Tensor | None:
-    return None if bias is None else unwoven(form, bias[None], left)[0]
-
-
-def named(panels: Panels, name: str) -> Tensor:
-    return {"left": panels.left, "right": panels.right, "dense": panels.third}[name]
-
-
-def parts_of(
-    config: LaunchConfig, form: Form, which: str, M: int, rows: int, panels: Panels, like: Tensor
-) -> Tensor:
-    """(splits of all chunks, numbers) in float32; zeros where no panel comes to everything."""
-    size = named(panels, which).numel()
-    those = form.dense if which == "dense" else getattr(form, which).panels
-    make = torch.empty if sum(p.width * p.ranks for p in those) == size else torch.zeros
-    blocks = config.blocks
-    table = _there(grads_table(form, which, blocks["BR"], blocks["BC"], like.device))
-    each, full = _splits(config, table.total, rows)
-    chunks = (M - 1) // rows
-    return make(
-        chunks * full + -(-(M - chunks * rows) // each),
-        size,
-        dtype=torch.float32,
-        device=like.device,
-    )
-
-
-def _splits(config: LaunchConfig, tasks: int, rows: int) -> tuple[int, int]:
-    """Rows of a program of `panels`, and how many that makes of a chunk of `rows`: programs enough
-    for two on each of some hundred multiprocessors."""
-    BM = config.blocks["BP"]
-    splits = max(1, min(256 // max(1, tasks), rows // (4 * BM)))
-    each = -(-rows // (splits * BM)) * BM
-    return each, -(-rows // each)
-
-
-def panels_calls(
-    config: LaunchConfig,
-    form: Form,
-    which: str,
-    u: Tensor,
-    v: Tensor,
-    parts: Tensor,
-    first: int,
-    rows: int,
-) -> list[Call]:
-    """The launch that makes u^T v for every panel, into the parts of the chunk of `rows` rows that
-    begins at the `first`."""
-    blocks = {name: config.blocks[name] for name in ("BR", "BC")}
-    table = _there(grads_table(form, which, blocks["BR"], blocks["BC"], v.device))
-    if not table.total:
-        return []
-    each, full = _splits(config, table.total, rows)
-    splits = -(-len(v) // each)
-    into = parts[first // rows * full :][:splits]
-    args = {
-        "u": u,
-        "v": v,
-        "tasks": table.tasks,
-        "parts": into,
-        "M": len(v),
-        "size": parts.shape[1],
-        "TASKS": table.total,
-        "ROWS": each,
-        "u_row": u.stride(0),
-        "u_col": u.stride(1),
-        "v_row": v.stride(0),
-        "v_col": v.stride(1),
-    }
-    constants = {
-        "ADJACENT": table.adjacent,
-        "ALIGN": table.align,
-        "PRECISION": precision(v.dtype),
-    }
-    one = _of(config, "panels", {"BM": config.blocks["BP"], **blocks})
-    return [Call(OP, one, table.total * splits, args, constants)]

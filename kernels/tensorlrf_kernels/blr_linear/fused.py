@@ -18,16 +18,18 @@ from tensorlrf_kernels.blr_linear.calls import (
     expand_call,
     fitted,
     intermediates,
+    shrinks,
+    weave_call,
+)
+from tensorlrf_kernels.blr_linear.forms import Form, tiling_of, words
+from tensorlrf_kernels.blr_linear.gradient_calls import (
     intermediates_back,
     named,
     panels_calls,
     parts_of,
-    shrinks,
     unwoven,
     unwoven_bias,
-    weave_call,
 )
-from tensorlrf_kernels.blr_linear.forms import Form, tiling_of, words
 from tensorlrf_kernels.blr_linear.launch import MOST_MASKED
 from tensorlrf_kernels.blr_linear.tables import (
     expand_table,

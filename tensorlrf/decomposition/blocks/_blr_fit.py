@@ -17,7 +17,12 @@ from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._search import smallest_within
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Allocation, Piece, Ranks
-from tensorlrf.decomposition.blocks._blr_gram import BlockState, Content, Outputs, balanced_panels
+from tensorlrf.decomposition.blocks._blr_outputs import (
+    BlockState,
+    Content,
+    Outputs,
+    balanced_panels,
+)
 from tensorlrf.decomposition.blocks._blr_spectra import BlockRange, Energies
 from tensorlrf.errors import RankError
 from tensorlrf.factors import BlockLowRank, Factors

@@ -17,8 +17,8 @@ from tensorlrf.decomposition._search import out_of_reach
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._blr import SWEEPS
 from tensorlrf.decomposition.blocks._blr_fit import Tiling, blocks_of, uniform
-from tensorlrf.decomposition.blocks._blr_gram import Content
 from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
+from tensorlrf.decomposition.blocks._blr_outputs import Content
 from tensorlrf.decomposition.blocks._blr_spectra import BlockRange
 from tensorlrf.decomposition.blocks._hierarchical_tree import Admissible, Forest, Node, least_params
 from tensorlrf.decomposition.config import Structured, config

@@ -22,7 +22,7 @@ from tensorlrf.decomposition.blocks._blr_matrix import (
     matrix_target,
     too_many,
 )
-from tensorlrf.decomposition.blocks._monarch_gram import Panels, descend
+from tensorlrf.decomposition.blocks._monarch_outputs import Panels, descend
 from tensorlrf.decomposition.config import Structured, config
 from tensorlrf.decomposition.linalg._stacked_svd import StackedSVD
 from tensorlrf.decomposition.methods import factors_of, method

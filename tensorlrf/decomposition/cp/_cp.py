@@ -21,8 +21,8 @@ from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
-from tensorlrf.decomposition.cp._metric import fit_to_outputs, sides
 from tensorlrf.decomposition.cp._options import Callback, Options, check_options
+from tensorlrf.decomposition.cp._outputs import fit_to_outputs, sides
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState

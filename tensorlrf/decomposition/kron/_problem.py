@@ -15,7 +15,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.kron._gram import KroneckerALS, alternate, fewest
+from tensorlrf.decomposition.kron._als import KroneckerALS, alternate, fewest
 from tensorlrf.decomposition.kron._shapes import Pair, rearranged, terms
 from tensorlrf.decomposition.kron._solve import LARGE, Cutter, as_terms
 from tensorlrf.decomposition.linalg._batched import as_batch, fit_matrices, per_item, scales_of

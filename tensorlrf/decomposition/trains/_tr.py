@@ -23,8 +23,8 @@ from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.sizes import row_digits
 from tensorlrf.decomposition.trains._tr_als import RingProblem, balanced
-from tensorlrf.decomposition.trains._tr_gram import OutputRingProblem
 from tensorlrf.decomposition.trains._tr_iterate import iterate
+from tensorlrf.decomposition.trains._tr_outputs import OutputRingProblem
 from tensorlrf.decomposition.trains._tr_start import ring_random, ring_ranks, ring_svd
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import true_error

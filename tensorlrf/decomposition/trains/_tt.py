@@ -19,7 +19,7 @@ from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batc
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
-from tensorlrf.decomposition.trains._tt_kernel_gram import swept
+from tensorlrf.decomposition.trains._tt_kernel_outputs import swept
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
 from tensorlrf.errors import ArgumentError

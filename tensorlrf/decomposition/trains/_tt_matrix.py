@@ -21,7 +21,7 @@ from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.sizes import matrix_sizes
 from tensorlrf.decomposition.trains._tt import ranks_of, tt
-from tensorlrf.decomposition.trains._tt_gram import swept
+from tensorlrf.decomposition.trains._tt_outputs import swept
 from tensorlrf.decomposition.trains._tt_ranks import (
     rank_limits,
     smallest_uniform,

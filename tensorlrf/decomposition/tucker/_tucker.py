@@ -13,11 +13,10 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition._options import check_callback, check_graph, check_modes, check_moments
 from tensorlrf.decomposition._search import search
-from tensorlrf.decomposition._target import Sides, Target
+from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, multiples, rounded
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
@@ -33,13 +32,10 @@ from tensorlrf.decomposition.rank import (
     tucker_ranks,
 )
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
-from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
+from tensorlrf.decomposition.tucker._outputs import check_served, fit_to_outputs, sides
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
-from tensorlrf.errors import ArgumentError, RankError, UnsupportedError, unknown
+from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import Batch, Factors, TuckerFactors
-
-ROUNDS = 50
-"""In the metric of the inputs, at most."""
 
 SOLVERS = ("hooi", "hosvd", "st_hosvd", "randomized")
 
@@ -189,16 +185,20 @@ def fit_tucker(
         work = tensor if differentiable else tensor.detach()
         return fit_tucker_batched(work, ranks or {}, solver, batch_dims)
     if gram is not None:
-        _check_served(listed, solver)
-        target: Target[TuckerFactors] = Target.of(tensor, gram, mean, sides=_sides)
+        check_served(listed, solver)
+        target: Target[TuckerFactors] = Target.of(tensor, gram, mean, sides=sides)
         fractions = tucker_fractions(shape, (0, 1))
 
+        def served(*own: int) -> Fit[TuckerFactors]:
+            kernel = target.work.reshape(*shape[:2], -1)
+            plain = cast(TuckerFactors, tucker(kernel, own, modes=(0, 1)))
+            return fit_to_outputs(target, plain, shape, n_iter_max, tol)
+
         def at(step: int) -> Fit[TuckerFactors]:
-            own = ranks_at(fractions[step - 1], shape, (0, 1))
-            return _served(target, tensor, own, n_iter_max, tol)
+            return served(*ranks_at(fractions[step - 1], shape, (0, 1)))
 
         if ranks is not None:
-            found = _served(target, tensor, (ranks[0], ranks[1]), n_iter_max, tol)
+            found = served(ranks[0], ranks[1])
         else:
             found = search(at, None, error, len(fractions), tensor.dtype)
         return finished(found, n_iter_max)
@@ -351,60 +351,3 @@ def _pair(rank: LayerRank) -> tuple[int, ...]:
 def _unfoldings(tensor: Tensor, *, modes: Sequence[int] | None = None) -> Unfolded:
     for k in check_modes(modes, tensor.ndim):
         yield f"mode {k}", [(tensor, k)]
-
-
-def _check_served(modes: tuple[int, ...], solver: str) -> None:
-    """Raises UnsupportedError for what does not go with gram=."""
-    if set(modes) != {0, 1}:
-        raise UnsupportedError(
-            f"gram= is for a weight (O, I, ...) with modes (0, 1), its channels; got modes={modes}"
-        )
-    if solver != "hooi":
-        raise UnsupportedError(
-            f"solver={solver!r} does not take gram=, which has a least-squares solver of its own; "
-            "leave solver='hooi'"
-        )
-
-
-def _served(
-    target: Target[TuckerFactors],
-    tensor: Tensor,
-    ranks: tuple[int, ...],
-    n_iter_max: int | None,
-    tol: float | None,
-) -> Fit[TuckerFactors]:
-    """Tucker-2 that serves the outputs; never worse in them than plain Tucker-2."""
-    shape = tuple(tensor.shape)
-    kernel = target.work.reshape(shape[0], shape[1], -1)
-    usual = cast(TuckerFactors, tucker(kernel, (ranks[0], ranks[1]), modes=(0, 1)))
-
-    def whole(core: Tensor, outputs: Tensor, inputs: Tensor) -> TuckerFactors:
-        excess = 2 * float(core.abs().max()) / torch.finfo(tensor.dtype).max
-        # What the core cannot hold the factors take over.
-        share = 2.0 ** math.ceil(math.log2(excess) / 2) if excess > 1 else 1.0
-        core = (core / share**2).to(tensor.dtype).reshape(ranks[0], ranks[1], *shape[2:])
-        sides = ((side * share).to(tensor.dtype) for side in (outputs, inputs))
-        return TuckerFactors(core.contiguous(), tuple(sides), (0, 1))
-
-    def fit() -> Fit[TuckerFactors]:
-        als = Tucker2ALS(target, shape[1])
-        run = alternate(
-            als,
-            [als.recipe_inputs(ranks[1]), usual.factors[1].to(torch.float64)],
-            ranks[0],
-            ROUNDS if n_iter_max is None else n_iter_max,
-            tol,
-        )
-        outputs, core, inputs = als.inner_values(run.state, target.scale)
-        reason = "a round gained nothing more" if run.converged else f"{run.sweeps} rounds"
-        return Fit(whole(core, outputs, inputs), run.errors, run.converged, reason)
-
-    return fit_or_plain(target, lambda: whole(usual.core * target.scale, *usual.factors), fit)
-
-
-def _sides(factors: TuckerFactors) -> Sides:
-    """The output factor, and the core with its input side multiplied out, (r_out, I prod k)."""
-    outputs, inputs = (factor.detach().to(torch.float64) for factor in factors.factors)
-    core = factors.core.detach().to(torch.float64)
-    core = core.reshape(*core.shape[:2], -1)  # (r_out, r_in, taps)
-    return outputs, torch.einsum("ort,ir->oit", core, inputs).flatten(1)

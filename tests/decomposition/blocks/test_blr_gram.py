@@ -9,8 +9,8 @@ import torch
 
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr, on_grid
 from tensorlrf.decomposition.blocks._blr_fit import uniform
-from tensorlrf.decomposition.blocks._blr_gram import Outputs
 from tensorlrf.decomposition.blocks._blr_matrix import matrix_target
+from tensorlrf.decomposition.blocks._blr_outputs import Outputs
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import ArgumentError, ShapeError
 from tests.draws import seeded

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition.cp import _gram as _cp_gram
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
-from tensorlrf.decomposition.cp._gram import FilterALS, Terms, unwhitened
+from tensorlrf.decomposition.cp._filter_als import FilterALS, Terms, unwhitened
 from tensorlrf.decomposition.linalg import _solve
 from tensorlrf.decomposition.svd._svd import fit_svd
 from tensorlrf.errors import DegenerateWarning, UnsupportedError

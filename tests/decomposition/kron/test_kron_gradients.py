@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from tensorlrf.decomposition import fit_kron
 from tensorlrf.decomposition.kron import _gram as _kron_gram
+from tensorlrf.decomposition.kron._als import KroneckerALS
 from tensorlrf.decomposition.kron._gradients import marginals
-from tensorlrf.decomposition.kron._gram import KroneckerALS
 from tests.decomposition.kron.test_kron import planted
 from tests.decomposition.kron.test_kron_gram import inputs_of
 from tests.draws import seeded

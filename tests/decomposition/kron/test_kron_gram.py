@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron import _gram as _kron_gram
-from tensorlrf.decomposition.kron._gram import KroneckerALS, balanced_terms
+from tensorlrf.decomposition.kron._als import KroneckerALS, balanced_terms
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import KroneckerSum

@@ -20,7 +20,7 @@ from tensorlrf.decomposition.trains._tr_als import (
     half_sweep,
     self_product,
 )
-from tensorlrf.decomposition.trains._tr_gram import OutputRingProblem
+from tensorlrf.decomposition.trains._tr_outputs import OutputRingProblem
 from tensorlrf.decomposition.trains._tr_start import ring_ranks, ring_svd
 from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning

@@ -22,7 +22,7 @@ from tensorlrf.decomposition.trains._tr_gradients import (
     seen_through,
     too_wide,
 )
-from tensorlrf.decomposition.trains._tr_gram import OutputRingProblem
+from tensorlrf.decomposition.trains._tr_outputs import OutputRingProblem
 from tensorlrf.factors.algebra import chain_product
 from tests.draws import seeded
 from tests.metrics import in_moments, moments_within

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tt import fit_tt
-from tensorlrf.decomposition.trains._tt_gram import als_sweep
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tensorised, tt_matrix
+from tensorlrf.decomposition.trains._tt_outputs import als_sweep
 from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTMatrix

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tensorlrf.decomposition.rank import ranks_at, tucker_fractions
 from tensorlrf.decomposition.svd._svd import fit_svd
-from tensorlrf.decomposition.tucker._gram import Tucker2ALS, alternate
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
+from tensorlrf.decomposition.tucker._tucker2_als import Tucker2ALS, alternate
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import TuckerFactors
 from tests.metrics import in_moments, output_error, second_moments

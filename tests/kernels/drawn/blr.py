@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import activate
-from tensorlrf_kernels.blr_linear import _form, _panels, blast_linear, blr_linear, monarch_linear
+from tensorlrf_kernels.blr_linear import blast_linear, blr_linear, monarch_linear
 from tensorlrf_kernels.blr_linear import reference as chains
+from tensorlrf_kernels.blr_linear._op import form_of, panels_of
 from tensorlrf_kernels.blr_linear.calls import Panels
 from tensorlrf_kernels.blr_linear.forms import Block, Form, tiling_of, words
 from tests.draws import seeded
@@ -33,11 +34,11 @@ class BlockOperands:
 
     @property
     def form(self) -> Form:
-        return _form(self.text, self.left, self.right)
+        return form_of(self.text, self.left, self.right)
 
     @property
     def panels(self) -> Panels:
-        return _panels(self.left, self.right, self.third)
+        return panels_of(self.left, self.right, self.third)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

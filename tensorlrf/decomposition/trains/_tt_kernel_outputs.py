@@ -8,7 +8,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
-from tensorlrf.decomposition.trains._tt_gram import fit_by_sweeps
+from tensorlrf.decomposition.trains._tt_outputs import fit_by_sweeps
 from tensorlrf.factors import TTFactors
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._target import Sides, Target
-from tensorlrf.decomposition.cp._gram import (
+from tensorlrf.decomposition.cp._filter_als import (
     FilterALS,
     Terms,
     best_descent,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.blocks._blr_gram import BlockState, Outputs, balanced_panels
+from tensorlrf.decomposition.blocks._blr_outputs import BlockState, Outputs, balanced_panels
 from tensorlrf.decomposition.blocks._blr_spectra import grid
 
 Panels = tuple[Tensor, Tensor]
