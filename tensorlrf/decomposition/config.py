@@ -311,10 +311,13 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
     Raises
     ------
     ArgumentError
-        Where an option has a name that configs use.
+        For what is no `Method`, where the method has a config, and where an option has no default
+        or a name that configs use.
     """
 
     def declare(kind: type[M]) -> type[M]:
+        if not issubclass(kind, Method):
+            raise ArgumentError(f"{kind.__name__} must be a subclass of Method")
         own = dict(inspect.get_annotations(kind))
         told: dict[str, Any] = {}
         _, *given = inspect.signature(registered(name).for_layers).parameters.values()
@@ -323,6 +326,11 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
                 if hasattr(Structured, option.name):
                     raise ArgumentError(
                         f"{option.name}= of {name!r} is a word of configs; rename it"
+                    )
+                if option.default is option.empty:
+                    raise ArgumentError(
+                        f"{option.name}= of {name!r} has no default, which a config needs; give it "
+                        "one by name"
                     )
                 told[option.name] = own.pop(option.name, option.annotation)
                 setattr(kind, option.name, option.default)

@@ -194,7 +194,7 @@ def method(
 
 def configured(name: str, config: type[Any]) -> None:
     """Declare that the method `name` serves `compress`, with options of that class."""
-    _METHODS[name] = replace(_METHODS[name], config=config)
+    _add(name, config=config)
 
 
 def for_layers(name: str, options_of: Callable[..., Any] | None = None) -> Callable[[D], D]:
@@ -211,12 +211,17 @@ def for_layers(name: str, options_of: Callable[..., Any] | None = None) -> Calla
     -------
     callable
         The decorator.
+
+    Raises
+    ------
+    ArgumentError
+        Where the method is not declared, or has such a function.
     """
 
     def declare(decompose: D) -> D:
         if options_of is not None:
             vars(decompose)["__wrapped__"] = options_of
-        _METHODS[name] = replace(_METHODS[name], layer=decompose)
+        _add(name, layer=decompose)
         return decompose
 
     return declare
@@ -238,13 +243,29 @@ def truncates(name: str) -> Callable[[U], U]:
     -------
     callable
         The decorator.
+
+    Raises
+    ------
+    ArgumentError
+        Where the method is not declared, or has such a function.
     """
 
     def declare(unfoldings: U) -> U:
-        _METHODS[name] = replace(_METHODS[name], truncates=unfoldings)
+        _add(name, truncates=unfoldings)
         return unfoldings
 
     return declare
+
+
+def _add(name: str, **more: Any) -> None:
+    """To what a method has declared of itself, once each."""
+    (entry,) = more
+    had = getattr(registered(name), entry)
+    if had is not None:
+        raise ArgumentError(
+            f"name={name!r} has its {entry} already, {had.__qualname__}; a method has one"
+        )
+    _METHODS[name] = replace(_METHODS[name], **more)
 
 
 def names(*uses: Use) -> tuple[str, ...]:
@@ -266,6 +287,8 @@ def find(
     stands there is imported. Words from files are looked up in `registered`.
     Raises ArgumentError that lists the names, UnsupportedError where an entry point has a fault.
     """
+    if not isinstance(name, str):
+        raise unknown(argument, name, others or names(*uses))
     if name not in _METHODS:
         _load(name)
     found = _METHODS.get(name)
@@ -297,11 +320,20 @@ def registered(name: str) -> Registered:
 
 def _load(name: str) -> None:
     """Import what installed packages declare under that name."""
-    for point in entry_points(group=ENTRY_POINTS, name=name):
+    points = {point.value: point for point in entry_points(group=ENTRY_POINTS, name=name)}
+    if len(points) > 1:
+        raise UnsupportedError(
+            f"method {name!r} is declared by {len(points)} installed packages, in the modules "
+            f"{', '.join(sorted(points))}; remove all but one of them"
+        )
+    for point in points.values():
         told = f"method {name!r} of the entry point {point.value!r}"
         try:
             point.load()
         except Exception as error:
+            # What a module declared before it failed would be in the way of the next try.
+            for word in [w for w, m in _METHODS.items() if m.fit.__module__ not in sys.modules]:
+                del _METHODS[word]
             raise UnsupportedError(f"{told} cannot be loaded: {error}") from error
         if name not in _METHODS:
             raise UnsupportedError(

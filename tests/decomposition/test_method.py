@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tensorlrf import decomposition
 from tensorlrf.decomposition import fit_svd, methods, scree
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.config import Method, config
 from tensorlrf.decomposition.methods import (
     LAYERS,
     Kind,
@@ -187,9 +189,53 @@ def test_refusals() -> None:
     with pytest.raises(ArgumentError, match=r"mine must be a function .* begins with fit_"):
         method("other", gives=LowRank, on={"tensor"})(mine)  # type: ignore[type-var]
     assert "other" not in names()
+    for declare in (truncates, for_layers, lambda name: config(name)(Method)):
+        with pytest.raises(ArgumentError, match="method='other' is unknown"):
+            declare("other")(mine)  # type: ignore[operator]
+    for no_word in (["svd"], 5, None):
+        with pytest.raises(ArgumentError, match=r"method=.* is unknown; choose one of svd"):
+            find(no_word)  # type: ignore[arg-type]
     for look_up in (find, registered):
         with pytest.raises(ArgumentError, match=r"method='mnie' is unknown; choose one of .*mine"):
             look_up("mnie")
+
+
+def test_what_belongs_to_a_method_is_declared_once() -> None:
+    """Nobody takes the place of what others have declared."""
+    method("mine", gives=LowRank, on={"linear", "tensor"})(fit_mine)
+
+    def declared(name: str) -> None:
+        @config(name)
+        class Mine(Method):
+            """Of these tests."""
+
+    again: list[Callable[[str], object]] = [
+        declared,
+        lambda name: for_layers(name)(mine),
+        lambda name: truncates(name)(lambda tensor: []),
+    ]
+    for declare in again:
+        declare("mine")
+        before = registered("mine")
+        with pytest.raises(ArgumentError, match=r"name='mine' has its \w+ already.*; a method has"):
+            declare("mine")
+        assert registered("mine") is before
+    with pytest.raises(ArgumentError, match="name='svd' has its config already, SVD"):
+        declared("svd")
+
+
+def fit_bare(tensor: Any, rank: int, *, error: float | None = None, power: int) -> Fit[LowRank]:
+    """Of these tests."""
+    return fit_svd(tensor, rank, error=error)
+
+
+def test_a_config_is_a_method_whose_options_have_defaults() -> None:
+    method("bare", gives=LowRank, on={"linear"})(fit_bare)
+    with pytest.raises(ArgumentError, match="power= of 'bare' has no default"):
+        config("bare")(type("Bare", (Method,), {}))
+    with pytest.raises(ArgumentError, match="Bare must be a subclass of Method"):
+        config("bare")(type("Bare", (), {}))
+    assert "bare" not in names("compress")
 
 
 def test_the_short_function_is_the_long_one_but_for_what_it_gives() -> None:

@@ -92,13 +92,28 @@ def test_the_command_line_knows_the_method_of_a_package(
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("import no_such_module", "no_such_module"), ("", "declare it, @method..columns.")],
+    [
+        ("import no_such_module", "no_such_module"),
+        (f"{PLUGIN}\nimport no_such_module", "no_such_module"),  # after it has declared one
+        ("", "declare it, @method..columns."),
+    ],
 )
 def test_an_entry_point_with_a_fault_is_named(plugin: Path, source: str, words: str) -> None:
     plugin.write_text(source)
-    with pytest.raises(UnsupportedError, match=f"method 'columns' .*'a_toy_method'.*{words}"):
-        find("columns")
-    assert "columns" not in names()
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match=f"method 'columns' .*'a_toy_method'.*{words}"):
+            find("columns")
+        assert "columns" not in names()
+
+
+def test_a_word_of_two_packages_is_refused(plugin: Path) -> None:
+    folder = plugin.with_name("others-1.0.dist-info")
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[tensorlrf.methods]\ncolumns = another_module\n")
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match=r"2 .* modules a_toy_method, another_module;"):
+            find("columns")
 
 
 @pytest.fixture
