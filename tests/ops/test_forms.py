@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,8 +32,10 @@ from tensorlrf.ops.forms import (
     Sum,
     _form,
     form_of,
+    lowering,
     register_form,
 )
+from tensorlrf.ops.forms.lowering import LINEAR
 from tests.draws import seeded
 from tests.laws.forms import FormLaws, Sample
 from tests.ops.samples import structured
@@ -130,6 +134,58 @@ def test_layers_that_its_form_does_not_have_are_refused() -> None:
     assert not FactoredConv2d(scaled(5, 4, 3, 3)).factors.rank - 1
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Said(Scaled):
+    """The same with values of JSON that only its form looks at."""
+
+    said: Any = ()
+
+    format: ClassVar[str] = "said (of a test)"
+
+    def meta(self) -> dict[str, Any]:
+        return {"said": self.said}
+
+    @classmethod
+    def _fields(cls, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+        return {**tensors, "said": meta["said"]}
+
+
+class SaidForm(ScaledForm):
+    def linear(self, f: Any) -> Paths:
+        SEEN.append(f.said)
+        return super().linear(f)
+
+
+SEEN: list[Any] = []
+
+
+def test_a_form_sees_what_the_factors_say_compiled_or_not() -> None:
+    torch._dynamo.reset()
+    said = {"axis": -1, "sizes": [0, 3], "flipped": False, "first": True, "name": None, "step": 0.5}
+    f = Said(seeded(5), seeded(5, 4), said)
+    SEEN.clear()
+    torch.compile(lambda x: ops.linear(x, f, path="chain"), fullgraph=True, backend="eager")(
+        seeded(2, 4)
+    )
+    assert SEEN
+    assert all(repr(one) == repr(said) for one in SEEN)
+
+
+def test_the_source_of_straight_code_goes_with_it() -> None:
+    def held() -> set[str]:
+        gc.collect()
+        return {name for name in linecache.cache if name.startswith("<lowered_")}
+
+    before = held()
+    f = scaled(7, 4)
+    code = lowering.lowered(LINEAR, "chain", f)
+    assert len(held() - before) == 1
+    lowering._CODE.clear()
+    assert len(held() - before) == 1, "of code that a layer runs on"
+    del code
+    assert not held() - before
+
+
 def test_a_format_has_one_form() -> None:
     with pytest.raises(TypeError, match="Scaled has a form already, ScaledForm"):
         register_form(Scaled, ScaledForm())
@@ -167,8 +223,9 @@ def registered() -> Iterator[None]:
     """For the tests of this file alone: errors elsewhere list the formats that have a form."""
     register_form(Scaled, ScaledForm())
     register_form(Blocks, BlocksForm())
+    register_form(Said, SaidForm())
     yield
-    for format in (Scaled, Blocks):
+    for format in (Scaled, Blocks, Said):
         del _form._FORMS[format]
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,6 +82,21 @@ def test_a_run_can_be_traced(format: str) -> None:
             x = seeded(*lead, factors.shape[1])
             expected = ops.linear(x, factors, path=path)
             torch.testing.assert_close(traced(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("format", STRUCTURED_FORMATS)
+def test_torch_func_differentiates_along_factors(format: str) -> None:
+    """Factors that it has put together are asked for their paths, too."""
+    factors = structured(format, (2, 3, 2, 4), 2)
+    x, weights = seeded(3, factors.shape[1]), seeded(3, factors.shape[0], seed=7)
+
+    def gradient(layer: Callable[[Any], Tensor]) -> Any:
+        return torch.func.grad(lambda f: (layer(f) * weights).sum())(factors)
+
+    expected = gradient(lambda f: x @ f.to_dense().T).tensors()
+    for path in (None, *ops.linear_paths(factors)):
+        found = gradient(partial(ops.linear, x, path=path)).tensors()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("format", STRUCTURED_FORMATS)

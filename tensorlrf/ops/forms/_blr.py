@@ -35,6 +35,7 @@ class BLRForm(Form[BlockLowRank]):
 
     def linear(self, f: BlockLowRank) -> Paths:
         tiling = f.tiling
+        tiling.check(f.shape)  # of factors that a pytree has put together it is not known
         columns, rows = columns_of(tiling), rows_of(tiling)
         right, left = panels(f.right, columns, "columns"), panels(f.left, rows, "rows")
         m, dense = f.shape[0], tiles(f.dense, tiling)

@@ -66,8 +66,10 @@ def plain(value: Any) -> Any:
         return {name: plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
     # A size that is a symbol becomes the number that it stands for, as the length of a range.
-    return len(range(value)) if isinstance(value, int) and value is not True else value
+    return len(range(value)) if value >= 0 else -len(range(-value))
 
 
 def _blank(

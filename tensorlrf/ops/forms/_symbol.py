@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -162,6 +163,7 @@ class Record(GraphAppendingTracer):
         names = dict(written.globals)
         exec(compile(source, file, "exec"), names)
         found: Callable[..., Any] = names["lowered"]
+        weakref.finalize(found, linecache.cache.pop, file, None).atexit = False
         return found
 
 
