@@ -94,8 +94,8 @@ class WorkingCopy:
         calls = [partial(self._factored, name, moments) for name, moments in layers]
         sizes = [_bytes_to_factor(site) for site in sites]
         with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
-            for (name, moments), done in zip(layers, results, strict=True):
-                self._settle(name, moments, done)
+            for (name, _), done in zip(layers, results, strict=True):
+                self._settle(name, done)
 
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
@@ -108,7 +108,7 @@ class WorkingCopy:
             error.add_note(f"while factoring {name}")
             raise
 
-    def _settle(self, name: str, moments: LayerMoments | None, done: Factored) -> None:
+    def _settle(self, name: str, done: Factored) -> None:
         row, site = self.rows[name], site_at(self.model, name)
         assert row.method is not None
         self.advance(name)

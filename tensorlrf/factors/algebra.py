@@ -50,17 +50,6 @@ def chain_product(cores: Sequence[Tensor]) -> Tensor:
     return parts[0]
 
 
-def product_order(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(rows, inner, columns) of every product in `chain_product` of cores of these sizes."""
-    left, steps = [tuple(size) for size in sizes], []
-    while len(left) > 1:
-        k = _smallest_pair(left)
-        (r, n, inner), (_, more, after) = left[k], left[k + 1]
-        steps.append((r * n, inner, more * after))
-        left[k : k + 2] = [(r, n * more, after)]
-    return steps
-
-
 def _smallest_pair(sizes: Sequence[Sequence[int]]) -> int:
     results = [a[0] * a[1] * b[1] * b[2] for a, b in pairwise(sizes)]
     return results.index(min(results))

@@ -9,7 +9,7 @@ from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops.forms._form import form_of, formats_with
 from tensorlrf.ops.forms.lowering import EMBEDDING, Layer, run_path
-from tensorlrf.ops.fused import fuses, paths_here
+from tensorlrf.ops.fused import paths_here
 
 
 def check_table(factors: Factors) -> None:
@@ -54,11 +54,6 @@ def embedding_paths(factors: Factors) -> tuple[str, ...]:
     """
     check_table(factors)
     return paths_here(EMBEDDING, factors)
-
-
-def fuses_embedding(factors: Factors) -> bool:
-    """Whether a kernel looks up rows in such factors, on a GPU."""
-    return fuses(factors, EMBEDDING)
 
 
 def run_embedding(

@@ -33,9 +33,10 @@ from tensorlrf.ops import (
     path_cost,
     paths_of,
 )
-from tensorlrf.ops._embedding import fuses_embedding
 from tensorlrf.ops._profile import CPU, H200
 from tensorlrf.ops.explain import explain
+from tensorlrf.ops.forms.lowering import EMBEDDING
+from tensorlrf.ops.fused import fuses
 from tests.golden.command_line import command_line
 from tests.golden.interface import public_names
 from tests.golden.misuse import MISUSED
@@ -209,7 +210,7 @@ def _calls() -> Iterator[str]:
 def _has_kernel(kind: str, layer: FactoredLayer) -> bool:
     """Whether a GPU would have one for that layer."""
     if kind == "embedding":
-        return fuses_embedding(layer.factors)
+        return fuses(layer.factors, EMBEDDING)
     return "fused" not in layer.paths and _fuses(layer.factors)
 
 

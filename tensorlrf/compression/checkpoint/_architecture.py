@@ -48,7 +48,7 @@ def describe(model: nn.Module) -> dict[str, str]:
         # What a layer is made of, such as the padding of a subclass, goes when it is factored.
         if name and any(above in layers for above in ancestors_of(name)):
             continue
-        lines[name] = _line(name, module)
+        lines[name] = _line(module)
         if isinstance(module, _LAYERS):
             layers.add(name)
     return lines
@@ -76,7 +76,7 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str], most: int =
     return [*lines[:most], *([f"and {rest} more"] if rest > 0 else [])]
 
 
-def _line(name: str, module: nn.Module) -> str:
+def _line(module: nn.Module) -> str:
     factored = isinstance(module, FactoredLayer)
     kind = module.stands_for if factored else type(module).__name__
     parts = [f"{key}={value}" for key, value in _shapes(module).items()]

@@ -155,11 +155,6 @@ def form_of(factors: Any) -> Form[Any]:
     return _FORMS.get(type(factors), _NONE)
 
 
-def form_of_format(format: type[Factors]) -> Form[Any]:
-    """Likewise, of the class of the factors."""
-    return _FORMS.get(format, _NONE)
-
-
 def formats_with(layer: str) -> list[str]:
     """The names of the formats that have a "linear", "conv" or "embedding".
 
