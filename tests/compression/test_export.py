@@ -23,7 +23,7 @@ from tensorlrf.nn import (
 )
 from tensorlrf.nn.obstacles import plain_layer
 from tensorlrf.ops import PathTable
-from tests.nn.samples import random_factors
+from tests.ops.samples import random_factors
 
 ROOT = Path(__file__).resolve().parents[2]
 

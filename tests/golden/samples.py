@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from tensorlrf import decomposition
 from tensorlrf.factors import Batch, Factors, Grouped
 from tensorlrf.nn import FactoredLayer, factored_type
-from tests.nn.samples import (
-    FORMATS,
-    KINDS,
-    MATRIX_FORMATS,
-    dense_conv,
-    dense_linear,
-    random_factors,
-    random_grouped,
-)
+from tests.nn.samples import KINDS, dense_conv, dense_linear
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors, random_grouped
 
 ALL_FORMATS = (*FORMATS, *MATRIX_FORMATS)
 EMBEDDED = ("lowrank", "cp", "tucker", "tucker_partial", "tt")

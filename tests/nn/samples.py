@@ -1,27 +1,12 @@
-"""Random factors, torch layers to compare with, and the error that rounding may make."""
+"""Torch layers that have the weight of random factors, and layers on these factors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from tensorlrf.factors import (
-    BlastFactors,
-    BlockLowRank,
-    CPFactors,
-    Factors,
-    Grouped,
-    KroneckerSum,
-    LowRank,
-    MonarchFactors,
-    TRFactors,
-    TTFactors,
-    TTMatrix,
-    TuckerFactors,
-)
+from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
@@ -30,10 +15,8 @@ from tensorlrf.nn import (
     FactoredLinear,
 )
 from tensorlrf.ops import PathTable
+from tests.ops.samples import assert_rounding, random_grouped
 
-FORMATS = ("lowrank", "cp", "tucker", "tucker_partial", "kron", "tt")
-MATRIX_FORMATS = ("tr", "blr", "tree", "monarch", "blast")
-"""Of matrices alone."""
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS: dict[int, tuple[type[Conv], type[FactoredLayer]]] = {
     1: (nn.Conv1d, FactoredConv1d),
@@ -49,86 +32,6 @@ KINDS = {
     "grouped1d": ((6, 2, 3), 3),
 }
 """A name -> the shape of its weight, and its groups."""
-
-
-def random_factors(
-    format: str,
-    shape: tuple[int, ...],
-    rank: int = 2,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> Factors:
-    """Factors of a weight of `shape`; "tucker_partial" leaves the last modes whole (for a matrix
-    the input mode, for a kernel the two spatial ones)."""
-    draws = torch.Generator().manual_seed(seed)
-
-    def randn(*size: int) -> Tensor:
-        return torch.randn(size, generator=draws, dtype=dtype)
-
-    if format == "lowrank":
-        return LowRank(randn(shape[0], rank), randn(rank, math.prod(shape[1:])), shape)
-    if format == "cp":
-        return CPFactors(randn(rank), tuple(randn(n, rank) for n in shape))
-    if format == "kron":
-        m1, n1 = (next(d for d in (2, 3, 1) if n % d == 0) for n in shape[:2])
-        b = randn(rank, shape[0] // m1, shape[1] // n1, *shape[2:])
-        return KroneckerSum(randn(rank, m1, n1), b)
-    if format == "tt" and len(shape) > 2:
-        modes = (0, *range(len(shape) - 1, 0, -1))
-        sizes = [shape[k] for k in modes]
-        ends = [1, *[rank] * (len(shape) - 1), 1]
-        return TTFactors(tuple(randn(ends[k], n, ends[k + 1]) for k, n in enumerate(sizes)), modes)
-    if format == "tt":  # padded to even sizes
-        m, n = (-(-size // 2) for size in shape)
-        cores = randn(1, 2, 1, rank), randn(rank, m, 2, rank), randn(rank, 1, n, 1)
-        return TTMatrix(cores, shape)
-    if format in MATRIX_FORMATS:
-        return _matrix_factors(format, shape, rank, randn)
-    modes = range(len(shape) // 2) if format == "tucker_partial" else range(len(shape))
-    core = [min(rank, n) if k in modes else n for k, n in enumerate(shape)]
-    factors = tuple(randn(shape[k], core[k]) for k in modes)
-    return TuckerFactors(randn(*core), factors, tuple(modes))
-
-
-def _matrix_factors(
-    format: str, shape: tuple[int, ...], rank: int, randn: Callable[..., Tensor]
-) -> Factors:
-    m, n = shape
-    if format == "tr":
-        cores = randn(rank, 1, rank), randn(rank, m, rank), randn(rank, n, 1), randn(1, 1, rank)
-        return TRFactors(cores, shape)
-    halves = -(-m // 2), -(-n // 2)
-    if format == "monarch":
-        return MonarchFactors(randn(2, halves[0], 2, rank), randn(2, 2, rank, halves[1]), shape)
-    if format == "blast":
-        parts = randn(2, halves[0], rank), randn(2, rank, halves[1]), randn(2, 2, rank)
-        return BlastFactors(*parts, shape)
-    contents: list[tuple[int, int, Tensor | tuple[Tensor, Tensor]]] = []
-    if format == "tree":
-        contents.append((0, 0, randn(halves[0], n)))
-    for row in (0, halves[0]):
-        for column in (0, halves[1]):
-            if format == "tree" and row == 0:
-                continue
-            rows = min(halves[0], m - row)
-            columns = min(halves[1], n - column)
-            contents.append((row, column, (randn(rows, 1), randn(1, columns))))
-    return BlockLowRank.pack(contents, shape)
-
-
-def random_grouped(
-    format: str,
-    shape: tuple[int, ...],
-    groups: int,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> Factors:
-    """Factors of a weight of `shape`, of each of its groups apart where there are more than one."""
-    if groups == 1:
-        return random_factors(format, shape, seed=seed, dtype=dtype)
-    one = (shape[0] // groups, *shape[1:])
-    draws = [random_factors(format, one, seed=100 * k + seed, dtype=dtype) for k in range(groups)]
-    return Grouped.stack(draws)
 
 
 def of_kind(
@@ -186,38 +89,12 @@ def factored(factors: Factors, like: nn.Linear | Conv, path: str | None = None) 
     return layer
 
 
-def magnitude_of(like: nn.Linear | Conv, factors: Factors) -> nn.Linear | Conv:
-    """The same layer with every number made positive: on |x| it gives the sum of the sizes of all
-    terms of an output, which is what rounding errors are relative to."""
-    positive = factors.map(torch.abs)
-    if isinstance(like, nn.Linear):
-        layer: nn.Linear | Conv = dense_linear(positive, like.bias is not None)
-    else:
-        layer = dense_conv(
-            positive,
-            like.bias is not None,
-            stride=like.stride,
-            padding=like.padding,
-            dilation=like.dilation,
-            padding_mode=like.padding_mode,
-        )
-    if like.bias is not None and layer.bias is not None:
-        with torch.no_grad():
-            layer.bias.copy_(like.bias.abs())
-    return layer
+def assert_as_dense(y: Tensor, factors: Factors, like: nn.Linear | Conv, x: Tensor) -> None:
+    """y is like(x), with the weight of the factors, to the rounding of its sums."""
 
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        y: Tensor = functional_call(like, given, (x,))
+        return y
 
-def assert_within_rounding(
-    got: Tensor, want: Tensor, magnitude: Tensor, factors: Factors, rows: int = 1
-) -> None:
-    """|got - want| <= 2 n eps sum |terms|, elementwise: both were computed by sums whose lengths
-    come to n at most (Higham 2002, section 3.1), over the modes, the ranks and for gradients the
-    rows."""
-    assert got.shape == want.shape
-    assert got.dtype == want.dtype
-    ranks = (factors.rank,) if isinstance(factors.rank, int) else factors.rank
-    lengths = sum(math.prod(factors.shape) // n for n in factors.shape) + sum(ranks) + rows + 8
-    bound = 2 * lengths * torch.finfo(got.dtype).eps * magnitude.abs()
-    excess = (got - want).abs() - bound
-    assert not torch.isnan(got).any()
-    assert (excess <= 0).all(), f"beyond rounding by {float(excess.max()):.3g}"
+    assert_rounding(y, factors, x, like.bias, run)

@@ -12,15 +12,8 @@ from torch.export import Dim, export
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable, linear_paths
 from tests.draws import seeded
-from tests.nn.samples import (
-    assert_within_rounding,
-    factored,
-    input_of,
-    magnitude_of,
-    of_kind,
-    random_factors,
-)
-from tests.ops.samples import STRUCTURED_FORMATS, structured
+from tests.nn.samples import assert_within_rounding, factored, input_of, magnitude_of, of_kind
+from tests.ops.samples import STRUCTURED_FORMATS, random_factors, structured
 
 FORMATS = ("lowrank", "cp", "tucker")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,39 +26,24 @@ def indices(*lead: int) -> Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_path_looks_up_rows_of_the_weight(method: str) -> None:
-    like = dense()
-    layer = factorize(like, method, 4)
+def test_it_stands_for_the_embedding_and_becomes_one_again(method: str) -> None:
+    like, i = dense(), indices(2, 7).int()
+    layer = factorize(like, method, 4).eval()
     assert type(layer) is FactoredEmbedding is factored_type(like)
     assert (layer.num_embeddings, layer.embedding_dim, layer.padding_idx) == (50, 24, 3)
     assert layer.bias is None
-    for path in layer.paths:
-        layer.path_table = PathTable.single(path)
-        for i in (indices(2, 5), indices(), indices(3).int(), indices(0)):
-            torch.testing.assert_close(layer(i), layer.weight[i.long()])
+    torch.testing.assert_close(layer(i), layer.weight[i.long()])
+    whole, stock = to_dense_layer(layer), to_stock_layer(layer)
+    assert type(whole) is nn.Embedding
+    assert whole.padding_idx == 3
+    torch.testing.assert_close(whole(i), layer(i))
+    assert not {id(p) for p in layer.parameters()} & {id(p) for p in stock.parameters()}
+    for m in stock.modules():
+        assert type(m).__module__.startswith("torch.")
     with pytest.raises(IndexError):
         layer(torch.tensor([50]))
     with pytest.raises(ArgumentError, match=r"input has dtype torch\.float32"):
         layer(torch.ones(3))
-
-
-def test_at_full_rank_it_is_the_embedding() -> None:
-    like = dense()
-    layer = factorize(like, "svd", 24)
-    torch.testing.assert_close(layer(indices(9)), like(indices(9)))
-
-
-@pytest.mark.parametrize("path", ["dense", "chain"])
-@pytest.mark.parametrize("method", METHODS)
-def test_gradients_are_those_through_the_dense_weight(method: str, path: str) -> None:
-    layer = factorize(dense(), method, 4)
-    layer.path_table = PathTable.single(path)
-    i, dy = indices(40) % 6, torch.randn(40, 24, dtype=torch.float64)
-    parameters = list(layer.parameters())
-    got = torch.autograd.grad(layer(i), parameters, dy)
-    want = torch.autograd.grad(nn.functional.embedding(i, layer.weight, 3), parameters, dy)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["svd", "cp", "tucker"])
@@ -103,52 +86,6 @@ def test_the_path_table_maps_numbers_of_indices() -> None:
     wide = LowRank(torch.empty(131072, 64, device="meta"), torch.empty(64, 1024, device="meta"))
     table = FactoredEmbedding(wide).path_table
     assert {table.lookup(M) for M in (1, 64, 8192)} == {"chain"}  # the table is not kept
-
-
-def test_a_kept_table_follows_the_factors() -> None:
-    layer = factorize(dense(), "svd", 6).eval()
-    layer.path_table = PathTable.single("dense")
-    with torch.no_grad():
-        before = layer(indices(5))
-        layer.left.mul_(2)
-        torch.testing.assert_close(layer(indices(5)), 2 * before)
-
-
-def test_it_moves_compiles_and_copies() -> None:
-    layer = factorize(dense(), "tt", 4)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for i in (indices(4), indices(2, 3)):
-        torch.testing.assert_close(compiled(i), layer(i))
-    meta = copy.deepcopy(layer).to("meta")
-    assert meta.paths == ("dense", "chain")
-    assert meta(indices(5).to("meta")).shape == (5, 24)
-    torch.testing.assert_close(copy.deepcopy(layer)(indices(4)), layer(indices(4)))
-
-
-def test_autocast_looks_up_in_half_precision() -> None:
-    layer = factorize(dense(dtype=torch.float32), "svd", 6)
-    layer.path_table = PathTable.single("chain")
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(indices(5))
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert layer.left.grad is not None
-    assert layer.left.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_layers_of_torch_in_its_place(method: str) -> None:
-    layer = factorize(dense(), method, 4).eval()
-    i = indices(2, 7)
-    whole = to_dense_layer(layer)
-    assert type(whole) is nn.Embedding
-    assert whole.padding_idx == 3
-    torch.testing.assert_close(whole(i), layer(i))
-    stock = to_stock_layer(layer)
-    torch.testing.assert_close(stock(i), layer(i))
-    assert not {id(p) for p in layer.parameters()} & {id(p) for p in stock.parameters()}
-    for m in stock.modules():
-        assert type(m).__module__.startswith("torch.")
 
 
 @pytest.mark.parametrize(

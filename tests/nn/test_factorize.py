@@ -1,4 +1,4 @@
-"""factorize: decompose the weight, keep everything else."""
+"""factorize: decompose the weight, of each group apart, and keep everything else."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tensorlrf import decomposition
-from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
-from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.nn import FactoredConv2d, FactoredLinear, factorize
+from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
+from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.nn import FactoredLayer, FactoredLinear, factored_type, factorize
+from tensorlrf.nn._groups import decompose_groups
+from tests.draws import generator, seeded
+from tests.metrics import second_moments
 
 EPS = torch.finfo(torch.float64).eps
+TORCH: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+FORMAT: dict[str, type[Factors]] = {"svd": LowRank, "cp": CPFactors, "tucker": TuckerFactors}
 
 
-def conv(**options: Any) -> nn.Conv2d:
-    layer = nn.Conv2d(6, 8, 3, dtype=torch.float64, **options)
+def conv(axes: int = 2, groups: int = 1, **options: Any) -> Any:
+    layer = TORCH[axes](
+        4 * groups, 5 * groups, (3, 2, 2)[:axes], groups=groups, dtype=torch.float64, **options
+    )
+    with torch.no_grad():
+        layer.weight.copy_(seeded(*layer.weight.shape, seed=axes))
     return layer.requires_grad_(False)
+
+
+def blocks(layer: Any) -> tuple[Tensor, ...]:
+    return layer.weight.detach().chunk(layer.groups)  # type: ignore[no-any-return]
 
 
 def brief(method: str) -> dict[str, Any]:
@@ -26,14 +39,47 @@ def brief(method: str) -> dict[str, Any]:
     return {"random_state": 0, "n_iter_max": 3} if method == "cp" else {}
 
 
-@pytest.mark.parametrize(
-    ("method", "format"), [("svd", LowRank), ("tucker", TuckerFactors), ("cp", CPFactors)]
-)
-def test_at_full_rank_the_layer_computes_the_same(method: str, format: type[Factors]) -> None:
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("method", FORMAT)
+def test_every_option_is_kept_and_the_layer_is_unchanged(
+    method: str, axes: int, groups: int
+) -> None:
+    options = {"stride": (2, 1, 1), "padding": (1, 2, 1), "dilation": (1, 2, 1)}
+    given = {name: value[:axes] for name, value in options.items()}
+    layer = conv(axes, groups, padding_mode="circular", **given).eval()
+    state = {name: t.clone() for name, t in layer.state_dict().items()}
+    small = factorize(layer, method, 2, **brief(method))
+    assert type(small) is factored_type(layer)
+    for name in ("stride", "padding", "dilation", "padding_mode", "groups", "training"):
+        assert getattr(small, name) == getattr(layer, name)
+    assert torch.equal(small.bias, layer.bias)
+    assert not any(p.requires_grad for p in small.parameters())
+    f = small.factors
+    assert type(f.group(0) if isinstance(f, Grouped) else f) is FORMAT[method]
+    assert isinstance(f, Grouped) == (groups > 1)
+    assert (f.shape, f.dtype) == (layer.weight.shape, layer.weight.dtype)
+    assert f.rank == ((2, 2) if method == "tucker" else 2)  # Tucker-2: the channels
+    assert type(layer) is TORCH[axes]
+    for name, t in layer.state_dict().items():
+        assert torch.equal(t, state[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtype_and_flags_are_those_of_the_layer(dtype: torch.dtype) -> None:
+    for layer in (nn.Linear(6, 8), conv(1, 2)):
+        small: FactoredLayer = factorize(layer.to(dtype).requires_grad_(), "svd", 2)
+        assert {p.dtype for p in small.parameters()} == {dtype}
+        assert all(p.requires_grad for p in small.parameters())
+        assert small.training
+
+
+@pytest.mark.parametrize("method", FORMAT)
+def test_at_full_rank_a_linear_layer_computes_the_same(method: str) -> None:
     linear = nn.Linear(6, 8, dtype=torch.float64)
     layer = factorize(linear, method, 6, **({"random_state": 0} if method == "cp" else {}))
     assert isinstance(layer, FactoredLinear)
-    assert isinstance(layer.factors, format)
+    assert isinstance(layer.factors, FORMAT[method])
     x = torch.randn(5, 6, dtype=torch.float64)
     # CP is iterative: it ends at its tolerance, the others at rounding.
     size = float(linear.weight.detach().norm() * x.norm())
@@ -41,31 +87,28 @@ def test_at_full_rank_the_layer_computes_the_same(method: str, format: type[Fact
     assert float((layer(x) - linear(x)).detach().norm()) <= tolerance * size
 
 
-@pytest.mark.parametrize("method", ["svd", "cp", "tucker"])
-def test_conv_keeps_every_option_and_the_layer_is_unchanged(method: str) -> None:
-    layer = conv(stride=(2, 1), padding=(1, 2), dilation=(1, 2), padding_mode="reflect").eval()
-    state = {name: t.clone() for name, t in layer.state_dict().items()}
-    small = factorize(layer, method, 2, **brief(method))
-    assert isinstance(small, FactoredConv2d)
-    for name in ("stride", "padding", "dilation", "padding_mode", "training"):
-        assert getattr(small, name) == getattr(layer, name)
-    assert torch.equal(small.bias, layer.bias)
-    assert small.weight.dtype == layer.weight.dtype
-    assert not any(p.requires_grad for p in small.parameters())
-    assert type(layer) is nn.Conv2d
-    for name, t in layer.state_dict().items():
-        assert torch.equal(t, state[name])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("method", ["svd", "tucker"])
+def test_at_full_rank_a_convolution_computes_the_same(method: str, axes: int) -> None:
+    layer = conv(axes, 2)
+    small = factorize(layer, method, 5 if method == "svd" else (5, 4))
+    x = torch.randn(2, 8, *(4,) * axes, dtype=torch.float64)
+    size = float(layer.weight.norm() * x.norm())
+    assert float((small(x) - layer(x)).norm()) <= 64 * EPS * size
 
 
-@pytest.mark.parametrize("method", ["svd", "cp", "tucker"])
-def test_the_two_steps_in_one(method: str) -> None:
-    layer = conv()
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("method", FORMAT)
+def test_the_two_steps_in_one_for_each_group(method: str, groups: int) -> None:
+    layer = conv(2, groups)
     options = {"modes": (0, 1)} if method == "tucker" else brief(method)
-    f = getattr(decomposition, method)(layer.weight, 3, **options)
-    small = factorize(layer, method, 3, **brief(method))
-    for name, t in small.factors.tensors().items():
-        assert torch.equal(t, f.tensors()[name])
-    assert small.factors.meta() == f.meta()
+    f: Any = factorize(layer, method, 2, **brief(method)).factors
+    for k, block in enumerate(blocks(layer)):
+        want = getattr(decomposition, method)(block, 2, **options)
+        got = f.group(k) if groups > 1 else f
+        assert got.meta() == want.meta()
+        for name, t in got.tensors().items():
+            assert torch.equal(t, want.tensors()[name])
 
 
 def test_tucker_of_a_convolution_is_tucker_2_unless_told() -> None:
@@ -73,34 +116,85 @@ def test_tucker_of_a_convolution_is_tucker_2_unless_told() -> None:
     full = factorize(conv(), "tucker", (4, 3, 2, 2), modes=(0, 1, 2, 3))
     assert full.factors.meta()["modes"] == [0, 1, 2, 3]
     assert full.factors.rank == (4, 3, 2, 2)
+    small = factorize(conv(3, 2), "tucker", (3, 2, 2, 1, 1), modes=(0, 1, 2, 3, 4))
+    assert small.factors.rank == (3, 2, 2, 1, 1)
+    assert small.factors.n_params == 2 * (12 + 5 * 3 + 4 * 2 + 3 * 2 + 2 + 2)
 
 
-def test_an_error_instead_of_a_rank() -> None:
-    layer = conv()
-    for method in ("svd", "tucker"):
-        small = factorize(layer, method, error=0.5)
-        assert small.factors.rel_error(layer.weight) <= 0.5
-        assert small.factors.n_params < layer.weight.numel()
+@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("method", FORMAT)
+def test_a_share_of_each_group_is_one_of_the_whole(method: str, share: float) -> None:
+    layer = conv(2, 3)
+    f: Any = factorize(layer, method, share, **brief(method)).factors
+    assert f.n_params <= share * layer.weight.numel()
+    assert f.n_params == 3 * f.group(0).n_params
+
+
+@pytest.mark.parametrize(
+    ("method", "format"),
+    [
+        ("kron", "kron"), ("tt", "tt_matrix"), ("tr", "tr"), ("blr", "blr"), ("hodlr", "blr"),
+        ("hierarchical", "blr"), ("monarch", "monarch"), ("blast", "blast"),
+    ],
+)  # fmt: skip
+def test_each_structured_format_within_its_share(method: str, format: str) -> None:
+    options = {"leaf": 6} if method in ("hodlr", "hierarchical") else {}
+    layers: list[Any] = [nn.Linear(24, 36)]
+    if method in ("kron", "tt"):
+        layers.append(nn.Conv2d(8, 12, 3, stride=(1, 2), padding=1))
+    for layer in layers:
+        f = factorize(layer, method, 0.5, **options).factors
+        assert f.format == (format if isinstance(layer, nn.Linear) else method)
+        assert f.n_params <= 0.5 * layer.weight.numel()
+        assert f.rel_error(layer.weight.detach()) < 1
 
 
 @pytest.mark.parametrize("method", ["svd", "tucker"])
-def test_gram_makes_the_outputs_nearer(method: str) -> None:
-    linear = nn.Linear(6, 8, bias=False, dtype=torch.float64)
-    scales = torch.tensor([10.0, 5.0, 2.0, 0.5, 0.1, 0.01], dtype=torch.float64)
-    draws = torch.Generator().manual_seed(11)
+def test_for_an_error_all_get_the_largest_rank_that_a_group_needs(method: str) -> None:
+    layer = conv(1, 3)
+    with torch.no_grad():  # one group of rank one, one of rank two, one of full rank
+        for k, r in enumerate((1, 2)):
+            layer.weight[5 * k : 5 * k + 5] = decomposition.tucker(
+                blocks(layer)[k], (r, r), modes=(0, 1)
+            ).to_dense()
+    one = getattr(decomposition, method)
+    options = {"modes": (0, 1)} if method == "tucker" else {}
+    needed = [one(block, error=0.2, **options).rank for block in blocks(layer)]
+    f = factorize(layer, method, error=0.2).factors
+    assert isinstance(f, Grouped)
+    most = max(needed) if method == "svd" else tuple(map(max, zip(*needed, strict=True)))
+    assert len(set(needed)) > 1
+    assert f.rank == most
+    for k, block in enumerate(blocks(layer)):
+        assert f.group(k).rel_error(block) <= 0.2
+
+
+@pytest.mark.parametrize("method", ["svd", "tucker"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gram_makes_the_outputs_nearer(method: str, groups: int) -> None:
+    kind = nn.Linear(8, 10, bias=False) if groups == 1 else nn.Conv1d(8, 10, 1, 1, 0, 1, 2, False)
+    layer: Any = kind.double()
+    draws = generator(11)
     with torch.no_grad():
-        linear.weight.copy_(torch.randn(8, 6, generator=draws))
-    x = torch.randn(200, 6, dtype=torch.float64, generator=draws) * scales
-    aware = factorize(linear, method, 2, gram=x.T @ x / len(x))
-    plain = factorize(linear, method, 2)
-    want = linear(x)
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws))
+    scales = torch.tensor([9.0, 3, 1, 0.1, 0.1, 1, 3, 9], dtype=torch.float64)
+    x = torch.randn(200, 8, dtype=torch.float64, generator=draws) * scales
+    gram = torch.stack([second_moments(part.T) for part in x.chunk(groups, dim=1)])
+    if groups == 1:
+        gram = gram[0]
+    else:
+        x = x[..., None]
+    aware, plain = factorize(layer, method, 2, gram=gram), factorize(layer, method, 2)
+    want = layer(x)
     assert (aware(x) - want).norm() < (plain(x) - want).norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtype_is_that_of_the_layer(dtype: torch.dtype) -> None:
-    layer = factorize(nn.Linear(6, 8).to(dtype), "svd", 2)
-    assert {p.dtype for p in layer.parameters()} == {dtype}
+def test_moments_that_are_not_those_of_the_groups() -> None:
+    layer = conv(1, 2)
+    with pytest.raises(ShapeError, match=r"gram has shape \(12, 12\); .*\(2, n, n\)"):
+        factorize(layer, "svd", 2, gram=torch.eye(12))
+    with pytest.raises(ArgumentError, match="gram is a str"):
+        factorize(layer, "svd", 2, gram="gram")
 
 
 def test_an_option_of_the_decomposition_may_have_our_words() -> None:
@@ -122,36 +216,7 @@ def test_unknown_words_are_refused_with_the_known_ones() -> None:
         factorize(linear, "svd", 2, differentiable=True)
 
 
-@pytest.mark.parametrize(
-    ("method", "format"),
-    [
-        ("kron", "kron"), ("tt", "tt_matrix"), ("tr", "tr"), ("blr", "blr"), ("hodlr", "blr"),
-        ("hierarchical", "blr"), ("monarch", "monarch"), ("blast", "blast"),
-    ],
-)  # fmt: skip
-def test_a_linear_layer_on_each_structured_format(method: str, format: str) -> None:
-    torch.manual_seed(0)
-    linear = nn.Linear(24, 36)
-    options = {"leaf": 6} if method in ("hodlr", "hierarchical") else {}
-    layer = factorize(linear, method, 0.5, **options)
-    assert layer.factors.format == format
-    assert layer.factors.n_params <= 0.5 * 24 * 36
-    x = torch.randn(3, 24)
-    dense = nn.functional.linear(x, layer.weight, linear.bias)
-    torch.testing.assert_close(layer(x), dense, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["kron", "tt"])
-def test_a_convolution_on_a_structured_format(method: str) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(8, 12, 3, stride=(1, 2), padding=1)
-    layer = factorize(conv, method, 0.5)
-    x = torch.randn(2, 8, 7, 9)
-    dense = nn.functional.conv2d(x, layer.weight, conv.bias, (1, 2), 1)
-    torch.testing.assert_close(layer(x), dense, rtol=1e-4, atol=1e-5)
-
-
-def test_structured_formats_say_what_they_do_not_serve() -> None:
+def test_formats_say_what_they_do_not_serve() -> None:
     conv = nn.Conv2d(8, 12, 3)
     with pytest.raises(UnsupportedError, match="ring"):
         factorize(conv, "tr", 2)
@@ -163,11 +228,14 @@ def test_structured_formats_say_what_they_do_not_serve() -> None:
 
 def test_what_the_decomposition_refuses() -> None:
     linear = nn.Linear(6, 8)
-    with pytest.raises(RankError, match="rank=7"):
-        factorize(linear, "svd", 7)
-    with pytest.raises(ArgumentError, match="give rank or error"):
-        factorize(linear, "svd")
+    for layer, rank in ((linear, 7), (conv(2, 2), 6)):
+        with pytest.raises(RankError, match=f"rank={rank}"):
+            factorize(layer, "svd", rank)
+        with pytest.raises(ArgumentError, match="give rank or error"):
+            factorize(layer, "svd")
     with torch.no_grad():
         linear.weight[0, 0] = torch.nan
     with pytest.raises(ArgumentError, match="NaN"):
         factorize(linear, "svd", 2)
+    with pytest.raises(ShapeError, match="must be a multiple of groups=2"):
+        decompose_groups(decomposition.svd, torch.zeros(3, 4), 2, 1)

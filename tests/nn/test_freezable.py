@@ -17,17 +17,8 @@ import tensorlrf
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, FactoredLinear, _freezable
 from tensorlrf.ops import PathTable
-from tests.nn.samples import (
-    FORMATS,
-    KINDS,
-    MATRIX_FORMATS,
-    dense_conv,
-    dense_linear,
-    factored,
-    input_of,
-    of_kind,
-    random_factors,
-)
+from tests.nn.samples import KINDS, dense_conv, dense_linear, factored, input_of, of_kind
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors
 
 EVERY = [
     *((format, kind) for format in FORMATS for kind in KINDS if format != "tucker_partial"),

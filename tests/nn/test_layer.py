@@ -12,20 +12,18 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
-from tensorlrf.nn import FactoredEmbedding, FactoredHFConv1D, FactoredLayer, FactoredLinear
+from tensorlrf.nn import (
+    FactoredConv2d,
+    FactoredEmbedding,
+    FactoredHFConv1D,
+    FactoredLinear,
+    factorize,
+)
 from tensorlrf.ops import PathTable
 from tests.laws.layers import Case, LayerLaws
-from tests.nn.samples import (
-    FORMATS,
-    MATRIX_FORMATS,
-    dense_conv,
-    dense_linear,
-    factored,
-    input_of,
-    of_kind,
-    random_factors,
-)
+from tests.nn.samples import dense_conv, dense_linear, factored, input_of, of_kind
 from tests.nn.test_hf_conv1d import Conv1D
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors
 
 LAYERS = [(format, kind) for format in FORMATS for kind in ("linear", "conv")]
 LAYERS += [
@@ -34,14 +32,6 @@ LAYERS += [
 LAYERS += [(format, "linear") for format in MATRIX_FORMATS]
 LAYERS += [("kron", "grouped"), ("tt", "grouped"), ("tt", "conv1d"), ("kron", "conv3d")]
 LAYERS += [("tucker_partial", "conv3d"), ("lowrank", "conv3d"), ("tucker_partial", "grouped1d")]
-
-
-def make(format: str, kind: str, seed: int = 0) -> FactoredLayer:
-    return factored(*of_kind(format, kind, seed))
-
-
-def example(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    return input_of(kind, dtype)
 
 
 def case_of(format: str, kind: str) -> Case:
@@ -84,34 +74,28 @@ class TestEveryLayer(LayerLaws):
     pass
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_flags_of_the_layer_are_taken_over(kind: str) -> None:
-    shape = (5, 4) if kind == "linear" else (5, 4, 3, 3)
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3, 3)], ids=["linear", "conv"])
+def test_flags_and_dtype_of_the_layer_are_taken_over_and_no_bias_is_added(
+    shape: tuple[int, ...],
+) -> None:
     f = random_factors("cp", shape)
+    make: Any = dense_linear if len(shape) == 2 else dense_conv
     for weight_flag, bias_flag, training in ((True, False, False), (False, True, True)):
-        like = (dense_linear(f) if kind == "linear" else dense_conv(f)).train(training)
+        like = make(f).train(training)
         like.weight.requires_grad_(weight_flag)
-        assert like.bias is not None
         like.bias.requires_grad_(bias_flag)
         layer = factored(f, like)
         assert layer.training == training
         for name, p in layer.named_parameters():
             assert p.requires_grad == (bias_flag if name == "bias" else weight_flag)
-
-
-@pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_dtype_of_the_layer_is_taken_over_and_no_bias_is_added(kind: str) -> None:
-    shape = (5, 4) if kind == "linear" else (5, 4, 3, 3)
-    f = random_factors("cp", shape)
-    like = (dense_linear if kind == "linear" else dense_conv)(f, bias=False).to(torch.bfloat16)
-    layer = factored(f, like)
+    layer = factored(f, make(f, bias=False).to(torch.bfloat16))
     assert layer.bias is None
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     assert f.dtype == torch.float64
 
 
 def test_a_step_of_an_optimiser_moves_the_weight() -> None:
-    layer, x = make("cp", "conv"), example("conv")
+    layer, x = factored(*of_kind("cp", "conv")), input_of("conv")
     optimiser = torch.optim.SGD(layer.parameters(), lr=1e-3)
     losses = []
     for _ in range(20):
@@ -128,7 +112,7 @@ def test_a_parametrized_factor_is_what_runs() -> None:
         def forward(self, t: Tensor) -> Tensor:
             return 2 * t
 
-    layer, x = make("lowrank", "linear").eval(), example("linear")
+    layer, x = factored(*of_kind("lowrank", "linear")).eval(), input_of("linear")
     layer.bias = None
     for path in layer.paths:
         layer.path_table = PathTable.single(path)
@@ -141,7 +125,7 @@ def test_a_parametrized_factor_is_what_runs() -> None:
 
 
 def test_a_path_table_must_fit_the_layer() -> None:
-    layer = make("lowrank", "conv")
+    layer = factored(*of_kind("lowrank", "conv"))
     with pytest.raises(ArgumentError, match="'fold' is unknown; choose one of dense, chain"):
         layer.path_table = PathTable.single("fold")
     with pytest.raises(ArgumentError, match=r"path_table='chain' is a str; .*single\('chain'\)"):
@@ -154,3 +138,39 @@ def test_a_bias_must_fit_the_factors() -> None:
         FactoredLinear(f, torch.zeros(4, dtype=torch.float64))
     with pytest.raises(ArgumentError, match=r"bias is torch\.float32"):
         FactoredLinear(f, torch.zeros(5))
+
+
+def test_the_path_table_decides_by_rows() -> None:
+    layer = FactoredLinear(random_factors("lowrank", (5, 4)))
+    layer.path_table = PathTable(((6, "dense"), (None, "chain")))
+    assert layer._path(torch.empty(2, 3, 4)) == "dense"
+    assert layer._path(torch.empty(7, 4)) == "chain"
+    assert layer._path(torch.empty(4)) == "dense"
+
+
+def test_sizes_and_repr_are_those_of_the_torch_layer() -> None:
+    layer = FactoredLinear(random_factors("lowrank", (6, 8)), torch.zeros(6, dtype=torch.float64))
+    assert (layer.in_features, layer.out_features) == (8, 6)
+    layer.path_table = PathTable.single("chain")
+    assert repr(layer) == (
+        "FactoredLinear(in_features=8, out_features=6, bias=True, format=lowrank, rank=2, "
+        "share=58.3%, path=chain)"
+    )
+
+
+def test_factors_of_another_shape_and_what_is_neither_factors_nor_a_layer() -> None:
+    f, linear = random_factors("cp", (4, 5)), nn.Linear(4, 5)
+    with pytest.raises(ShapeError, match=r"shape \(4, 5\), but like.weight has shape \(5, 4\)"):
+        FactoredLinear.from_factors(f, linear)
+    with pytest.raises(ShapeError, match=r"\(6, 4, 3, 3\)"):
+        FactoredConv2d.from_factors(random_factors("cp", (6, 4, 3, 1)), nn.Conv2d(4, 6, 3))
+    with pytest.raises(ShapeError, match="weight of a linear layer is"):
+        FactoredLinear(random_factors("cp", (4, 5, 2)))
+    with pytest.raises(ShapeError, match="kernel of a convolution is"):
+        FactoredConv2d(f)
+    with pytest.raises(ArgumentError, match="factors is a Parameter; pass a factors object"):
+        FactoredLinear.from_factors(linear.weight, linear)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"like is a Tensor; pass a torch\.nn\.Linear"):
+        FactoredLinear.from_factors(f, torch.zeros(5, 4))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="layer is a Tensor"):
+        factorize(torch.zeros(5, 4), "svd", 2)  # type: ignore[call-overload]

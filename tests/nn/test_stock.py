@@ -24,7 +24,7 @@ from tensorlrf.nn import (
 )
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable
-from tests.nn.samples import FORMATS, MATRIX_FORMATS, random_factors
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors
 
 CONVS: dict[int, Any] = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}
 STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Sequential)

@@ -21,15 +21,8 @@ from tensorlrf.errors import TensorlrfError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, FactoredLinear
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
-from tests.nn.samples import (
-    FORMATS,
-    KINDS,
-    MATRIX_FORMATS,
-    factored,
-    input_of,
-    of_kind,
-    random_factors,
-)
+from tests.nn.samples import KINDS, factored, input_of, of_kind
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors
 
 EVERY = [
     *((format, kind) for format in FORMATS for kind in KINDS if format != "tucker_partial"),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tensorlrf.errors import UnsupportedError
+from tensorlrf.errors import TensorlrfError, UnsupportedError
 from tensorlrf.nn import FactoredConv2d, FactoredLinear, factorize
 from tensorlrf.nn.obstacles import check_layer, plain_layer, why_not
-from tests.nn.samples import random_factors
+from tests.ops.samples import random_factors
 
 
 def with_(layer: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
@@ -107,8 +107,27 @@ BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Linear8bit(4, 5), "subclass of Linear; only the exact type"),
     "norm": (lambda: nn.LayerNorm(4), "neither Linear nor a convolution"),
     "embedding": (lambda: nn.Embedding(4, 5), "neither Linear nor a convolution"),
+    "read by its parent": (
+        lambda: nn.MultiheadAttention(4, 2).out_proj,
+        "its weight is read by MultiheadAttention",
+    ),
     "container": (lambda: nn.Sequential(nn.Linear(4, 5)), "neither Linear nor a convolution"),
 }
+
+
+REMEDIES = {
+    "lazy": "is a LazyLinear; lazy: run the model once",
+    "parametrised": "remove_parametrizations",
+    "orthogonal": "remove_parametrizations",
+    "pruned": "a Linear; its weight is computed by a hook .*prune.*; remove it first",
+    "hook": "register them on the new",
+    "forward": r"its forward is replaced on the instance; restore it first \(del",
+    "subclass": "is a Linear8bit; subclass of Linear; only the exact type .*register_plain",
+    "depthwise": "leave it dense",
+    "transposed": "is a ConvTranspose1d; transposed convolution; leave it dense",
+    "factored": "runs on factors already",
+}
+"""What `factorize` says can be done."""
 
 
 @pytest.mark.parametrize("make", GOOD)
@@ -129,6 +148,9 @@ def test_the_reason(case: str) -> None:
     layer = make()
     assert reason in why_not(layer)
     assert not why_not(layer).endswith((".", ";", " "))
+    if case != "embedding":  # which has a layer of its own
+        with pytest.raises(TensorlrfError, match=REMEDIES.get(case, "^layer is |meta device")):
+            factorize(layer, "svd", 2)
     if case == "meta":
         # A layer may be made like it; only its values are missing.
         assert check_layer(layer, nn.Linear, "like") == plain_layer(layer)

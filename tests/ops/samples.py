@@ -1,9 +1,9 @@
-"""Random factors of layers for the tests of ops, and the rounding they may show."""
+"""Random factors of layers, and the rounding that their outputs may show."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tensorlrf.factors import (
     BlockLowRank,
     CPFactors,
     Factors,
+    Grouped,
     KroneckerSum,
     LowRank,
     MonarchFactors,
@@ -23,54 +24,100 @@ from tensorlrf.factors import (
 )
 from tests.draws import seeded
 
-CONV_FORMATS = (
-    "lowrank", "cp", "tucker2", "tucker_out", "tucker_in", "tucker4", "tucker_kernel", "kron", "tt"
-)  # fmt: skip
-LINEAR_FORMATS = ("lowrank", "cp", "tucker2", "tucker_out", "tucker_in")
-MODES = {
-    "tucker2": (0, 1),
-    "tucker_out": (0,),
-    "tucker_in": (1,),
-    "tucker4": (0, 1, 2, 3),
-    "tucker_kernel": (2, 3),
+FORMATS = ("lowrank", "cp", "tucker", "tucker_partial", "kron", "tt")
+MATRIX_FORMATS = ("tr", "blr", "tree", "monarch", "blast")
+"""Of matrices alone."""
+TUCKER_MODES: dict[str, Callable[[int], Sequence[int]]] = {
+    "tucker": range,
+    "tucker_partial": lambda order: range(order // 2),
+    "tucker2": lambda _: (0, 1),
+    "tucker_out": lambda _: (0,),
+    "tucker_in": lambda _: (1,),
+    "tucker_kernel": lambda order: range(2, order),
 }
+"""A name -> of the number of modes, those that have a factor."""
+LINEAR_FORMATS = ("lowrank", "cp", "tucker2", "tucker_out", "tucker_in")
+CONV_FORMATS = (*LINEAR_FORMATS, "tucker", "tucker_kernel", "kron", "tt")
 
 
-def sample(
-    format: str, shape: tuple[int, ...], rank: int, dtype: torch.dtype = torch.float64
+def random_factors(
+    format: str,
+    shape: tuple[int, ...],
+    rank: int = 2,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> Factors:
-    """Factors of a weight of `shape`; Tucker ranks are cut to the size of the mode."""
+    """Factors of a weight of `shape`; a Tucker leaves modes whole, or cuts ranks to their sizes."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, generator=draws, dtype=dtype)
+
     if format == "lowrank":
-        n = math.prod(shape[1:])
-        return LowRank(
-            seeded(shape[0], rank, seed=1, dtype=dtype),
-            seeded(rank, n, seed=2, dtype=dtype),
-            shape,
-        )
+        return LowRank(randn(shape[0], rank), randn(rank, math.prod(shape[1:])), shape)
     if format == "cp":
-        factors = tuple(seeded(n, rank, seed=k, dtype=dtype) for k, n in enumerate(shape))
-        return CPFactors(seeded(rank, seed=9, dtype=dtype), factors)
+        return CPFactors(randn(rank), tuple(randn(n, rank) for n in shape))
     if format == "kron":
-        (m1, n1), (m, n, *kernel) = [_divisor(n) for n in shape[:2]], shape
-        return KroneckerSum(
-            seeded(rank, m1, n1, seed=1, dtype=dtype),
-            seeded(rank, m // m1, n // n1, *kernel, seed=2, dtype=dtype),
-        )
-    if format == "tt":
+        m1, n1 = (next(d for d in (2, 3, 1) if n % d == 0) for n in shape[:2])
+        b = randn(rank, shape[0] // m1, shape[1] // n1, *shape[2:])
+        return KroneckerSum(randn(rank, m1, n1), b)
+    if format == "tt" and len(shape) > 2:
         modes = (0, *range(len(shape) - 1, 0, -1))
-        ranks = (1, *(min(rank, n) for n in shape[1:]), 1)
-        sizes = [(ranks[k], shape[mode], ranks[k + 1]) for k, mode in enumerate(modes)]
-        cores = tuple(seeded(*size, seed=k, dtype=dtype) for k, size in enumerate(sizes))
-        return TTFactors(cores, modes)
-    modes = MODES[format]
+        sizes = [shape[k] for k in modes]
+        ends = [1, *[rank] * (len(shape) - 1), 1]
+        return TTFactors(tuple(randn(ends[k], n, ends[k + 1]) for k, n in enumerate(sizes)), modes)
+    if format == "tt":  # padded to even sizes
+        m, n = (-(-size // 2) for size in shape)
+        cores = randn(1, 2, 1, rank), randn(rank, m, 2, rank), randn(rank, 1, n, 1)
+        return TTMatrix(cores, shape)
+    if format in MATRIX_FORMATS:
+        return _matrix_factors(format, shape, rank, randn)
+    modes = TUCKER_MODES[format](len(shape))
     core = [min(rank, n) if k in modes else n for k, n in enumerate(shape)]
-    factors = tuple(seeded(shape[k], core[k], seed=k, dtype=dtype) for k in modes)
-    return TuckerFactors(seeded(*core, seed=9, dtype=dtype), factors, modes)
+    factors = tuple(randn(shape[k], core[k]) for k in modes)
+    return TuckerFactors(randn(*core), factors, tuple(modes))
 
 
-def _divisor(n: int) -> int:
-    """The largest one up to the root of n."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and d * d <= n)
+def _matrix_factors(
+    format: str, shape: tuple[int, ...], rank: int, randn: Callable[..., Tensor]
+) -> Factors:
+    m, n = shape
+    if format == "tr":
+        cores = randn(rank, 1, rank), randn(rank, m, rank), randn(rank, n, 1), randn(1, 1, rank)
+        return TRFactors(cores, shape)
+    halves = -(-m // 2), -(-n // 2)
+    if format == "monarch":
+        return MonarchFactors(randn(2, halves[0], 2, rank), randn(2, 2, rank, halves[1]), shape)
+    if format == "blast":
+        parts = randn(2, halves[0], rank), randn(2, rank, halves[1]), randn(2, 2, rank)
+        return BlastFactors(*parts, shape)
+    contents: list[tuple[int, int, Tensor | tuple[Tensor, Tensor]]] = []
+    if format == "tree":
+        contents.append((0, 0, randn(halves[0], n)))
+    for row in (0, halves[0]):
+        for column in (0, halves[1]):
+            if format == "tree" and row == 0:
+                continue
+            rows = min(halves[0], m - row)
+            columns = min(halves[1], n - column)
+            contents.append((row, column, (randn(rows, 1), randn(1, columns))))
+    return BlockLowRank.pack(contents, shape)
+
+
+def random_grouped(
+    format: str,
+    shape: tuple[int, ...],
+    groups: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    rank: int = 2,
+) -> Factors:
+    """Factors of a weight of `shape`, of each of its groups apart where there are more than one."""
+    if groups == 1:
+        return random_factors(format, shape, rank, seed, dtype)
+    one = (shape[0] // groups, *shape[1:])
+    seeds = [100 * k + seed for k in range(groups)]
+    return Grouped.stack([random_factors(format, one, rank, k, dtype) for k in seeds])
 
 
 def assert_rounding(

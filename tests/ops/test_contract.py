@@ -10,7 +10,7 @@ from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import TRFactors
 from tests.draws import seeded
-from tests.ops.samples import CONV_FORMATS, sample, structured
+from tests.ops.samples import CONV_FORMATS, random_factors, structured
 
 FORMATS = [format for format in CONV_FORMATS if format != "kron"]
 
@@ -28,7 +28,7 @@ FORMATS = [format for format in CONV_FORMATS if format != "kron"]
 def test_is_einsum_of_the_dense_tensor(
     format: str, expression: str, sizes: list[tuple[int, ...]]
 ) -> None:
-    factors = sample(format, (5, 4, 3, 2), 2)
+    factors = random_factors(format, (5, 4, 3, 2), 2)
     others = [seeded(*size, seed=30 + k) for k, size in enumerate(sizes)]
     expected = torch.einsum(expression, factors.to_dense(), *others)
     torch.testing.assert_close(
@@ -39,7 +39,7 @@ def test_is_einsum_of_the_dense_tensor(
 @pytest.mark.parametrize("a", FORMATS)
 @pytest.mark.parametrize("b", FORMATS)
 def test_inner_product_of_two_formats(a: str, b: str) -> None:
-    f, g = sample(a, (5, 4, 3, 2), 2), sample(b, (5, 4, 3, 2), 3)
+    f, g = random_factors(a, (5, 4, 3, 2), 2), random_factors(b, (5, 4, 3, 2), 3)
     expected = (f.to_dense() * g.to_dense()).sum()
     torch.testing.assert_close(ops.inner(f, g), expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(ops.inner(f, g.to_dense()), expected, rtol=1e-11, atol=1e-11)
@@ -58,7 +58,7 @@ def test_a_ring_is_contracted_core_by_core() -> None:
 
 def test_nothing_of_the_size_of_the_whole_is_made() -> None:
     """2 TB would be needed for the tensor of which this is the norm."""
-    f = sample("cp", (800,) * 4, 2)
+    f = random_factors("cp", (800,) * 4, 2)
     grams = torch.ones(2, 2, dtype=torch.float64)
     for factor in f.factors:
         grams = grams * (factor.T @ factor)
@@ -67,7 +67,7 @@ def test_nothing_of_the_size_of_the_whole_is_made() -> None:
 
 
 def test_gradients() -> None:
-    f = sample("cp", (3, 2, 2), 2)
+    f = random_factors("cp", (3, 2, 2), 2)
     leaves = [t.requires_grad_() for t in (seeded(2), *f.tensors().values())]
 
     def run(v, *tensors):
@@ -78,7 +78,7 @@ def test_gradients() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    f, v = sample("cp", (5, 4, 3), 2), seeded(4)
+    f, v = random_factors("cp", (5, 4, 3), 2), seeded(4)
     with pytest.raises(ArgumentError, match="explicit output"):
         ops.contract("abc,b", f, v)
     with pytest.raises(ArgumentError, match="ellipses"):

@@ -12,7 +12,7 @@ from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTMatrix, TuckerFactors
 from tensorlrf.ops._profile import CPU, H200
 from tensorlrf.ops.forms.shared._train_lookup import best_cut, merges
-from tests.nn.samples import random_factors
+from tests.ops.samples import random_factors
 
 PATHS = ("dense", "chain", "fused")
 FORMATS = ("lowrank", "cp", "tucker", "tucker_partial", "tucker_in", "tt", "tt3")
@@ -26,8 +26,6 @@ def table(format: str, shape: tuple[int, int] = (13, 9)) -> Factors:
 
     if format == "tt3":  # padded in both modes
         return TTMatrix((normal(1, 2, 3, 2), normal(2, 3, 2, 4), normal(4, 3, 2, 1)), shape)
-    if format == "tucker_in":
-        return TuckerFactors(normal(shape[0], 3), (normal(shape[1], 3),), (1,))
     return random_factors(format, shape, 3)
 
 
@@ -54,18 +52,17 @@ def test_rows_and_gradients_are_those_of_the_dense_table(
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("path", ["chain", "fused"])
-@pytest.mark.parametrize("format", ["lowrank", "tt3"])
-def test_it_compiles_in_one_graph(format: str, path: str) -> None:
-    f = table(format)
-    torch._dynamo.reset()  # every case compiles the function below anew
-    compiled = torch.compile(
-        lambda i: ops.run_embedding(path, f, i), fullgraph=True, backend="aot_eager"
-    )
+def test_all_compile_into_one_graph() -> None:
+    torch._dynamo.reset()
+    tables = [table("lowrank"), table("tt3")]
+
+    def run(i: Tensor) -> list[Tensor]:
+        rows = [ops.run_embedding(path, f, i) for f in tables for path in ("chain", "fused")]
+        return [*rows, *(ops.embedding(i, f) for f in tables)]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for i in (indices(4), indices(60), indices(2, 3)):
-        torch.testing.assert_close(compiled(i), ops.run_embedding(path, f, i))
-    chosen = torch.compile(lambda i: ops.embedding(i, f), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(chosen(indices(4)), ops.embedding(indices(4), f))
+        torch.testing.assert_close(compiled(i), run(i))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorlrf.factors import Factors
+from tests.draws import seeded
 from tests.laws.forms import FormLaws, Sample
-from tests.nn.samples import KINDS, MATRIX_FORMATS, input_of, of_kind, random_factors
-from tests.ops.samples import structured
+from tests.nn.samples import KINDS, dense_linear, input_of, of_kind
+from tests.ops.samples import MATRIX_FORMATS, STRUCTURED_FORMATS, random_factors, structured
+from tests.ops.test_fused_structured import FACTORS
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "conv": {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
@@ -52,6 +55,10 @@ class TestPartialTucker(OfEveryLayer):
     format = "tucker_partial"
 
 
+class TestTuckerOfTheInputs(OfEveryLayer):
+    format = "tucker_in"
+
+
 class TestKronecker(OfEveryLayer):
     format = "kron"
     looks_up = False
@@ -64,34 +71,39 @@ class TestTrain(OfEveryLayer):
 class OfMatrices(FormLaws):
     """A linear layer alone."""
 
+    def matrices(self) -> Iterator[Factors]:
+        raise NotImplementedError
+
     def samples(self) -> Iterator[Sample]:
-        for format in MATRIX_FORMATS:
-            f, dense = of_kind(format, "linear")
-            yield f, dense, input_of("linear")
+        for f in self.matrices():
+            yield f, dense_linear(f), seeded(2, f.shape[1], seed=3)
 
 
 class TestMatrices(OfMatrices):
     """Ring, blocks, tree of blocks, Monarch, BLAST: small ones, padded."""
 
+    def matrices(self) -> Iterator[Factors]:
+        yield from (random_factors(format, (5, 4)) for format in MATRIX_FORMATS)
 
-class TestLargerMatrices(FormLaws):
+
+class TestLargerMatrices(OfMatrices):
     """Likewise of more cores, ragged and even blocks, no padding."""
 
-    def samples(self) -> Iterator[Sample]:
-        for format in ("tt", "tt_padded", "tr", "grid", "ragged", "tree", "monarch", "blast"):
-            f = structured(format, (2, 3, 2, 4), 2)
-            m, n = f.shape
-            dense = nn.Linear(n, m, dtype=torch.float64)
-            with torch.no_grad():
-                dense.weight.copy_(f.to_dense())
-            draws = torch.Generator().manual_seed(3)
-            yield f, dense, torch.randn(2, n, generator=draws, dtype=torch.float64)
+    def matrices(self) -> Iterator[Factors]:
+        yield from (structured(format, (2, 3, 2, 4), 2) for format in STRUCTURED_FORMATS)
+
+
+class TestMatricesThatAKernelServes(OfMatrices):
+    """Of the sizes that it takes."""
+
+    def matrices(self) -> Iterator[Factors]:
+        yield from (make() for make in FACTORS.values())
 
 
 def looked_up(format: str) -> Sample:
-    """A table of 12 rows of 6."""
+    """A table of 12 rows of 6, of which one gets no gradient."""
     f = random_factors(format, (12, 6))
-    dense = nn.Embedding(12, 6, dtype=torch.float64)
+    dense = nn.Embedding(12, 6, padding_idx=3, dtype=torch.float64)
     with torch.no_grad():
         dense.weight.copy_(f.to_dense())
     return f, dense, torch.tensor([[0, 3, 11], [7, 7, 1]])

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf import ops
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import LowRank, TuckerFactors
-from tensorlrf.nn import FactoredLinear
+from tensorlrf.nn import FactoredConv2d, FactoredLinear
 from tensorlrf.ops._profile import CPU, H200, chip_profile
 from tensorlrf.ops.explain import explain, main
 from tensorlrf.ops.explain import sample as empty_sample
 from tensorlrf.ops.forms.lowering import LINEAR
+from tensorlrf.ops.fused import fuses
 from tensorlrf_kernels import chips
 from tests.draws import seeded
-from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample
-
-
-@pytest.mark.parametrize("format", LINEAR_FORMATS)
-@pytest.mark.parametrize("lead", [(), (5,), (2, 3), (0,)])
-def test_as_two_matrices_a_format_is_what_it_was(format: str, lead: tuple[int, ...]) -> None:
-    factors, x, bias = sample(format, (6, 8), 3), seeded(*lead, 8), seeded(6, seed=3)
-    y = ops.run_linear("fused", factors, x, bias)
-    assert_rounding(y, factors, x, bias, F.linear)
-
-
-@pytest.mark.parametrize("format", ["lowrank", "cp", "tucker2"])
-def test_it_compiles_in_one_graph(format: str) -> None:
-    factors = sample(format, (6, 8), 3)
-
-    def run(x: Tensor) -> Tensor:
-        return ops.run_linear("fused", factors, x).square()
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for lead in ((5,), (2, 3), (7,)):
-        x = seeded(*lead, 8).requires_grad_()
-        torch.testing.assert_close(compiled(x), run(x))
-        (ours,) = torch.autograd.grad(compiled(x).sum(), x)
-        torch.testing.assert_close(ours, torch.autograd.grad(run(x).sum(), x)[0])
+from tests.ops.samples import assert_rounding, random_factors
+from tests.ops.test_fused_structured import FACTORS
 
 
 def test_the_core_goes_to_the_side_of_the_smaller_rank() -> None:
@@ -55,13 +33,26 @@ def test_the_core_goes_to_the_side_of_the_smaller_rank() -> None:
         assert_rounding(ops.run_linear("fused", factors, x), factors, x, None, F.linear)
 
 
-def test_it_is_offered_where_a_kernel_can_run() -> None:
-    factors = sample("lowrank", (6, 8), 3)
-    assert ops.linear_paths(factors) == ("dense", "chain")
-    with pytest.raises(UnsupportedError, match=r"path='fused'.*on cpu.*\.to\('cuda'\).*'chain'"):
-        ops.linear(seeded(5, 8), factors, path="fused")
-    with pytest.raises(UnsupportedError, match=r"path='fused'.*on cpu"):
-        FactoredLinear(factors).path_table = ops.PathTable.single("fused")
+OFFERED = {
+    **{f"conv of {f}": random_factors(f, (64, 48, 3, 3), 16) for f in ("cp", "tucker2", "lowrank")},
+    **{name: make() for name, make in FACTORS.items()},
+    "lowrank": random_factors("lowrank", (6, 8), 3),
+}
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_it_is_offered_where_a_kernel_can_run(name: str) -> None:
+    factors = OFFERED[name]
+    assert fuses(factors)
+    assert "fused" not in ops.paths_of(factors)
+    words = r"path='fused' is a GPU kernel.*on cpu; move them.*\.to\('cuda'\).*'chain'"
+    linear, conv = (ops.linear, FactoredLinear), (ops.conv2d, FactoredConv2d)
+    call, layer = linear if len(factors.shape) == 2 else conv
+    x = seeded(2, factors.shape[1], *(5,) * (len(factors.shape) - 2))
+    with pytest.raises(UnsupportedError, match=words):
+        call(x, factors, path="fused")
+    with pytest.raises(UnsupportedError, match=words):
+        layer(factors).path_table = ops.PathTable.single("fused")
 
 
 def choice(rank: int, rows: int, dtype: torch.dtype = torch.bfloat16, size: int = 4096) -> str:

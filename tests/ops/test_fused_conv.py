@@ -5,41 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tensorlrf import ops
-from tensorlrf.errors import UnsupportedError
-from tensorlrf.factors import CPFactors, Factors, Grouped, LowRank, TuckerFactors
+from tensorlrf.factors import Factors, Grouped
 from tensorlrf.ops._cost import Positions, conv_cost
 from tensorlrf.ops.fused import fuses
-from tests.draws import seeded
+from tests.ops.samples import random_factors
 
 
-def of(format: str, r: int, shape: tuple[int, ...] = (64, 48, 3, 3)) -> Factors:
-    O, I, kh, kw = shape
-    if format == "cp":
-        factors = tuple(seeded(n, r, seed=k, dtype=torch.float32) for k, n in enumerate(shape))
-        return CPFactors(seeded(r, seed=9, dtype=torch.float32), factors)
-    if format == "tucker":
-        core = seeded(r, r, kh, kw, seed=0, dtype=torch.float32)
-        sides = (seeded(O, r, seed=1, dtype=torch.float32), seeded(I, r, seed=2).float())
-        return TuckerFactors(core, sides, (0, 1))
-    left, right = seeded(O, r, seed=1), seeded(r, I * kh * kw, seed=2)
-    return LowRank(left.float(), right.float(), shape)
+def of(format: str, rank: int, shape: tuple[int, ...] = (64, 48, 3, 3)) -> Factors:
+    return random_factors(format, shape, rank, dtype=torch.float32)
 
 
-FORMATS = ("cp", "tucker", "lowrank")
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_off_the_gpu_it_is_the_chain_and_no_path_of_its_own(format: str) -> None:
-    factors = of(format, 16)
-    assert fuses(factors)
-    assert "fused" not in ops.conv2d_paths(factors)
-    x = seeded(2, 48, 9, 7, seed=5, dtype=torch.float32)
-    geometry = ((2, 1), (1, 1), (1, 1))
-    chain = ops.run_conv2d("chain", factors, x, None, *geometry)
-    torch.testing.assert_close(ops.run_conv2d("fused", factors, x, None, *geometry), chain)
-    with pytest.raises(UnsupportedError, match=r"on cpu; move them to an NVIDIA GPU.*'chain'"):
-        ops.conv2d(x, factors, path="fused")
+FORMATS = ("cp", "tucker2", "lowrank")
 
 
 @pytest.mark.parametrize("rank", [16, 40])
@@ -73,8 +49,7 @@ def test_above_rank_128_the_last_product_of_cp_is_the_librarys() -> None:
 
 
 def test_formats_without_a_kernel() -> None:
-    core = seeded(16, 8, 3, 3, seed=0, dtype=torch.float32)
-    half = TuckerFactors(core, (seeded(48, 8, seed=1).float(),), (1,))
-    assert not fuses(half)
-    assert not fuses(LowRank(seeded(4, 2, seed=0), seeded(2, 9, seed=1), (4, 3, 3)))
+    assert all(fuses(of(format, 8)) for format in FORMATS)
+    assert not fuses(of("tucker_in", 8))
+    assert not fuses(of("lowrank", 2, (4, 3, 3)))
     assert not fuses(Grouped.stack([of("cp", 8), of("cp", 8)]))

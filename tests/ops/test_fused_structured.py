@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tensorlrf import ops
-from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import (
     BlastFactors,
     BlockLowRank,
@@ -22,6 +21,7 @@ from tensorlrf.factors import (
 from tensorlrf.ops._cost import linear_cost
 from tensorlrf.ops.fused import fused_problem, fuses
 from tests.draws import seeded
+from tests.ops.samples import random_factors
 
 
 def kron(terms: int = 2, sizes: tuple[int, ...] = (16, 24, 32, 16)) -> KroneckerSum:
@@ -64,34 +64,23 @@ OPS = dict.fromkeys(FACTORS, "blr_linear") | dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize("name", FACTORS)
-def test_it_is_the_dense_layer_where_there_is_no_gpu(name: str) -> None:
-    factors = FACTORS[name]()
-    assert fuses(factors)
-    assert "fused" not in ops.linear_paths(factors)
-    m, n = factors.shape
-    x, bias = seeded(3, n, seed=7), seeded(m, seed=8)
-    dense = torch.nn.functional.linear(x, factors.to_dense(), bias)
-    # Of float64 sums of at most 625 x 16 terms near one.
-    torch.testing.assert_close(
-        ops.run_linear("fused", factors, x, bias), dense, rtol=1e-9, atol=1e-9
-    )
-    with pytest.raises(UnsupportedError, match=r"path='fused' is a GPU kernel.*on cpu"):
-        ops.linear(x, factors, bias, path="fused")
+def test_all_compile_into_one_graph() -> None:
+    some = [
+        *(make() for make in FACTORS.values()),
+        *(random_factors(format, (6, 8), 3) for format in ("lowrank", "cp", "tucker")),
+    ]
 
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        return [ops.run_linear("fused", f, x) for f, x in zip(some, inputs, strict=True)]
 
-@pytest.mark.parametrize("name", FACTORS)
-def test_it_compiles_whole(name: str) -> None:
-    factors = FACTORS[name]()
-    x = seeded(3, factors.shape[1], seed=7).requires_grad_()
-
-    def run(x: Tensor) -> Tensor:
-        return ops.run_linear("fused", factors, x)
-
-    y = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(y, run(x), rtol=1e-12, atol=1e-12)  # the same products
-    (dx,) = torch.autograd.grad(y.sum(), x)
-    torch.testing.assert_close(dx[0], factors.to_dense().sum(0), rtol=1e-9, atol=1e-9)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    inputs = [seeded(3, f.shape[1], seed=7).requires_grad_() for f in some]
+    ours, eager = compiled(inputs), run(inputs)
+    gradients = torch.autograd.grad(torch.stack([y.sum() for y in ours]).sum(), inputs)
+    for y, own, dx, f in zip(ours, eager, gradients, some, strict=True):
+        torch.testing.assert_close(y, own, rtol=1e-12, atol=1e-12)  # the same products
+        expected = f.to_dense().sum(0).expand_as(dx)
+        torch.testing.assert_close(dx, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 2048])

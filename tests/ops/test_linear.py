@@ -1,54 +1,61 @@
-"""ops.linear by every path against the dense layer."""
+"""ops.linear by every path against the dense layer, and what it costs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tensorlrf.factors import CPFactors, LowRank
+from tensorlrf.factors import BlockLowRank, CPFactors, Factors, LowRank
 from tests.draws import seeded
-from tests.ops.samples import LINEAR_FORMATS, assert_rounding, sample
-
-sizes = st.integers(1, 9)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    st.sampled_from(LINEAR_FORMATS),
-    sizes,
-    sizes,
-    st.integers(1, 5),
-    st.lists(st.integers(0, 3), max_size=3),
-    st.booleans(),
-    st.sampled_from([torch.float64, torch.float32]),
+from tests.ops.samples import (
+    LINEAR_FORMATS,
+    STRUCTURED_FORMATS,
+    assert_rounding,
+    random_factors,
+    structured,
 )
-def test_every_path_is_the_dense_layer(
-    format: str, m: int, n: int, rank: int, lead: list[int], with_bias: bool, dtype: torch.dtype
+
+
+@pytest.mark.parametrize("formats", [LINEAR_FORMATS, STRUCTURED_FORMATS], ids=["two", "structured"])
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_path_is_the_dense_layer_and_costs_what_is_counted(
+    formats: tuple[str, ...], data: st.DataObject
 ) -> None:
-    factors = sample(format, (m, n), rank, dtype)
+    draw = data.draw
+    format, rank = draw(st.sampled_from(formats)), draw(st.integers(1, 5))
+    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    if formats is LINEAR_FORMATS:
+        sizes = draw(st.tuples(*[st.integers(1, 9)] * 2))
+        factors = random_factors(format, sizes, rank, dtype=dtype)
+    else:
+        sizes = draw(st.tuples(*[st.integers(1, 4)] * 4))
+        factors = structured(format, sizes, rank, dtype)
+    m, n = factors.shape
+    lead = draw(st.lists(st.integers(0, 3), max_size=3))
     x = seeded(*lead, n, seed=20, dtype=dtype)
-    bias = seeded(m, seed=21, dtype=dtype) if with_bias else None
-    for path in (None, *ops.linear_paths(factors)):
-        y = ops.linear(x, factors, bias, path=path)
-        assert_rounding(y, factors, x, bias, F.linear)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.sampled_from(LINEAR_FORMATS), sizes, sizes, st.integers(1, 5), st.integers(1, 7))
-def test_counted_flops_are_those_of_torch(
-    format: str, m: int, n: int, rank: int, rows: int
-) -> None:
-    factors = sample(format, (m, n), rank)
+    bias = seeded(m, seed=21, dtype=dtype) if draw(st.booleans()) else None
+    assert_rounding(ops.linear(x, factors, bias), factors, x, bias, F.linear)
+    rows = x.shape[:-1].numel()
+    # einsum multiplies where it has nothing to sum, which torch does not count.
+    counted = formats is LINEAR_FORMATS or min(*sizes, rank, rows) > 1
     for path in ops.linear_paths(factors):
         with FlopCounterMode(display=False) as counter:
-            ops.linear(seeded(rows, n), factors, path=path)
-        assert ops.linear_cost(factors, path, rows).flops == counter.get_total_flops()
+            y = ops.linear(x, factors, bias, path=path)
+        assert_rounding(y, factors, x, bias, F.linear)
+        if counted:
+            assert ops.linear_cost(factors, path, rows).flops == counter.get_total_flops()
 
 
 def test_costs_of_a_low_rank_layer_by_hand() -> None:
@@ -60,17 +67,69 @@ def test_costs_of_a_low_rank_layer_by_hand() -> None:
     assert ops.linear_cost(f, "dense", 3, rebuild=False).flops == 2 * 3 * 4 * 8
 
 
-@pytest.mark.parametrize("path", [None, "chain"])
-def test_compiles_whole(path: str | None) -> None:
+class Runs(nn.Module):
+    def __init__(self, factors: Factors, path: str) -> None:
+        super().__init__()
+        self.factors, self.path = factors, path
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.run_linear(self.path, self.factors, x)
+
+
+@pytest.mark.parametrize("format", STRUCTURED_FORMATS)
+def test_a_run_can_be_traced(format: str) -> None:
+    factors = structured(format, (2, 3, 2, 4), 2)
+    for path in ops.linear_paths(factors):
+        traced = fx.symbolic_trace(Runs(factors, path))
+        for lead in ((), (3,), (2, 0, 3)):
+            x = seeded(*lead, factors.shape[1])
+            expected = ops.linear(x, factors, path=path)
+            torch.testing.assert_close(traced(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("format", STRUCTURED_FORMATS)
+def test_torch_func_differentiates_along_factors(format: str) -> None:
+    """Factors that it has put together are asked for their paths, too."""
+    factors = structured(format, (2, 3, 2, 4), 2)
+    x, weights = seeded(3, factors.shape[1]), seeded(3, factors.shape[0], seed=7)
+
+    def gradient(layer: Callable[[Any], Tensor]) -> Any:
+        return torch.func.grad(lambda f: (layer(f) * weights).sum())(factors)
+
+    expected = gradient(lambda f: x @ f.to_dense().T).tensors()
+    for path in (None, *ops.linear_paths(factors)):
+        found = gradient(partial(ops.linear, x, path=path)).tensors()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_compiles_whole_with_factors_as_arguments() -> None:
     torch._dynamo.reset()
-    factors = sample("lowrank", (6, 5), 2)
-    run = torch.compile(
-        lambda x, f: ops.linear(x, f, path=path), fullgraph=True, backend="eager", dynamic=True
-    )
+    some = [random_factors(format, (6, 5)) for format in ("lowrank", "cp", "tucker2")]
+
+    def run(x: Tensor, factors: list[Any]) -> list[Tensor]:
+        return [ops.linear(x, f, path=path) for f in factors for path in (None, "chain")]
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager", dynamic=True)
     for rows in (3, 7):
         x = seeded(rows, 5)
-        expected = ops.linear(x, factors, path=path)
-        torch.testing.assert_close(run(x, factors), expected, rtol=1e-12, atol=1e-12)
+        for ours, eager in zip(compiled(x, some), run(x, some), strict=True):
+            torch.testing.assert_close(ours, eager, rtol=1e-12, atol=1e-12)
+
+
+def test_paths_follow_the_format() -> None:
+    def paths(format: str) -> tuple[str, ...]:
+        return ops.linear_paths(structured(format, (2, 3, 2, 4), 2))
+
+    assert paths("kron") == paths("monarch") == paths("blast") == ("dense", "chain")
+    assert paths("tt") == paths("tr") == paths("grid") == ("dense", "chain", "fold")
+    assert paths("ragged") == paths("tree") == ("dense", "chain")
+
+
+def test_blocks_without_rank_give_zeros() -> None:
+    zero = BlockLowRank.pack([(0, 0, (torch.zeros(3, 0), torch.zeros(0, 2)))], (3, 2))
+    for path in ops.linear_paths(zero):
+        y = ops.linear(torch.ones(4, 2), zero, torch.arange(3.0), path=path)
+        torch.testing.assert_close(y, torch.arange(3.0).expand(4, 3))
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tensorlrf import decomposition, ops
 from tensorlrf.errors import ArgumentError
 from tests.draws import seeded
-from tests.ops.samples import CONV_FORMATS, LINEAR_FORMATS, sample
+from tests.ops.samples import CONV_FORMATS, LINEAR_FORMATS, random_factors
 
 CASES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "coo": (Tensor.to_sparse, r"layout torch\.sparse_coo; pass \.to_dense\(\)"),
@@ -29,7 +29,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 def test_linear(format: str, case: str) -> None:
     make, told = CASES[case]
     m, n = 8, 6
-    factors = sample(format, (m, n), 3)
+    factors = random_factors(format, (m, n), 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: nested tensors are in beta
         x, bias = make(seeded(3, n)), make(seeded(m))
@@ -41,7 +41,7 @@ def test_linear(format: str, case: str) -> None:
 
 @pytest.mark.parametrize("format", CONV_FORMATS)
 def test_conv2d(format: str) -> None:
-    factors = sample(format, (8, 6, 3, 3), 3)
+    factors = random_factors(format, (8, 6, 3, 3), 3)
     x = seeded(2, 6, 6, 6)
     for value, told in ((x.to_sparse(), r"pass \.to_dense\(\)"), (x.numpy(), "is a ndarray")):
         with pytest.raises(ArgumentError, match=f"^x .*{told}"):

@@ -14,7 +14,7 @@ from tensorlrf import ops
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops._profile import CPU, H200
 from tensorlrf.ops.buckets import BUCKETS, bucket
-from tests.ops.samples import sample
+from tests.ops.samples import random_factors, random_grouped
 
 choices = st.dictionaries(
     st.sampled_from(BUCKETS), st.sampled_from(["dense", "chain", "fold"]), min_size=1
@@ -83,38 +83,46 @@ def test_what_is_no_table_is_refused() -> None:
 
 
 @pytest.mark.parametrize("profile", [CPU, H200], ids=["cpu", "h200"])
-@pytest.mark.parametrize("format", ["lowrank", "cp", "tucker2"])
+@pytest.mark.parametrize(("axes", "groups"), [(2, 1), (1, 1), (3, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_the_table_by_cost_takes_the_least_predicted_time(
-    profile: ops.DeviceProfile, format: str, rebuild: bool
+    profile: ops.DeviceProfile, axes: int, groups: int, rebuild: bool
 ) -> None:
-    factors = sample(format, (64, 64, 3, 3), 16, torch.float32).to("meta")
-    table = ops.PathTable.from_cost(factors, stride=(2, 1), rebuild=rebuild, profile=profile)
-    for rows in (1, 64, 4096, 2**20):
-        times = {
-            path: profile.seconds(
-                ops.path_cost(factors, path, rows, stride=(2, 1), rebuild=rebuild), torch.float32
-            )
-            for path in ops.paths_of(factors)
-        }
-        assert times[table.lookup(rows)] == min(times.values())
+    stride: tuple[int, ...] = (2, 1, 1)[:axes]
+    shape, dtype = (64 * groups, 64, *(3,) * axes), torch.float32
+    for format in ("lowrank", "cp", "tucker2"):
+        factors = random_grouped(format, shape, groups, dtype=dtype, rank=16).to("meta")
+        table = ops.PathTable.from_cost(factors, stride=stride, rebuild=rebuild, profile=profile)
+        for rows in (1, 64, 4096, 2**20):
+            times = {
+                path: profile.seconds(
+                    ops.path_cost(factors, path, rows, stride=stride, rebuild=rebuild), dtype
+                )
+                for path in ops.paths_of(factors)
+            }
+            assert times[table.lookup(rows)] == min(times.values())
+        floor = ops.floor_cost(factors, 4096, stride=stride)
+        least = {ops.path_cost(factors, path, 4096, stride=stride).flops for path in times}
+        assert floor.flops == min(least)
+        elements = (2 + 1) * 4096 * groups * 64 + factors.n_params
+        assert floor.bytes == 4 * elements
 
 
 def test_the_table_by_cost_can_be_kept_to_some_paths() -> None:
-    factors = sample("cp", (64, 64, 3, 3), 16)
+    factors = random_factors("cp", (64, 64, 3, 3), 16)
     assert ops.PathTable.from_cost(factors, paths=("fold",)) == ops.PathTable.single("fold")
     with pytest.raises(ArgumentError, match="unknown"):
         ops.PathTable.from_cost(factors, paths=("folded",))
 
 
 def test_a_high_rank_runs_dense_and_a_low_rank_in_factors() -> None:
-    low, high = (sample("lowrank", (512, 512), r, torch.float32) for r in (16, 500))
+    low, high = (random_factors("lowrank", (512, 512), r, dtype=torch.float32) for r in (16, 500))
     assert ops.PathTable.from_cost(low, rebuild=False).lookup(1024) == "chain"
     assert ops.PathTable.from_cost(high, rebuild=False).lookup(1024) == "dense"
 
 
 def test_a_weight_that_is_rebuilt_in_each_call_is_counted_by_default() -> None:
-    factors = sample("lowrank", (512, 512), 300, torch.float32)
+    factors = random_factors("lowrank", (512, 512), 300, dtype=torch.float32)
     rebuilt, kept = (ops.linear_cost(factors, "dense", 64, rebuild=r).flops for r in (True, False))
     assert rebuilt - kept == 2 * 512 * 300 * 512
     assert ops.path_cost(factors, "dense", 64).flops == rebuilt
@@ -123,13 +131,15 @@ def test_a_weight_that_is_rebuilt_in_each_call_is_counted_by_default() -> None:
 
 
 def test_fewer_launches_win_where_launches_are_all() -> None:
-    factors = sample("cp", (8, 8, 3, 3), 2, torch.float32)
+    factors = random_factors("cp", (8, 8, 3, 3), 2, dtype=torch.float32)
     slow = replace(CPU, launch=dict.fromkeys(CPU.launch, 1.0))
     assert ops.best_path(factors, 64, rebuild=False, profile=slow) == "dense"
 
 
 def test_profiles_scale_with_the_device() -> None:
-    cost = ops.path_cost(sample("lowrank", (512, 512), 16, torch.float32), "chain", 4096)
+    cost = ops.path_cost(
+        random_factors("lowrank", (512, 512), 16, dtype=torch.float32), "chain", 4096
+    )
     launches = sum(CPU.launch[step.kind] for step in cost.steps)
     whole, half = (p.seconds(cost, torch.float32) for p in (CPU, CPU.scaled("half", 0.5)))
     assert half - launches == pytest.approx(2 * (whole - launches))

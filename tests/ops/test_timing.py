@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from tensorlrf import ops
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.ops import _timing
 from tests.draws import seeded
-from tests.ops.samples import sample
+from tests.ops.samples import random_factors, random_grouped
 
 
 def test_calls_alternate_forwards_and_backwards() -> None:
@@ -59,23 +58,24 @@ def test_best_is_the_smallest_median_and_the_table_says_so() -> None:
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
-@pytest.mark.parametrize("padding", [1, "same"])
-def test_all_paths_of_a_convolution_are_timed(rebuild: bool, padding: int | str) -> None:
-    factors = sample("cp", (8, 4, 2, 3), 2)
-    x = seeded(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    timings = ops.time_paths(factors, x, seeded(8), padding=padding, rebuild=rebuild, seconds=1e-3)
-    assert tuple(timings.samples) == ops.conv2d_paths(factors)
-    assert all(t > 0 for samples in timings.samples.values() for t in samples)
+@pytest.mark.parametrize(("axes", "groups"), [(2, 1), (1, 1), (3, 1), (2, 3)])
+def test_all_paths_of_a_convolution_are_timed(axes: int, groups: int, rebuild: bool) -> None:
+    factors = random_grouped("cp", (8 * groups, 4, *(2, 3, 2)[:axes]), groups)
+    x, bias = seeded(1, 4 * groups, *(6, 5, 4)[:axes]), seeded(8 * groups)
+    for padding in (1, "same", ((0, 1),) * axes):
+        timings = ops.time_paths(factors, x, bias, padding=padding, rebuild=rebuild, seconds=1e-4)
+        assert tuple(timings.samples) == ops.conv_paths(factors)
+        assert all(t > 0 for samples in timings.samples.values() for t in samples)
 
 
 def test_chosen_paths_of_a_linear_layer_are_timed() -> None:
-    factors = sample("lowrank", (8, 4), 2)
+    factors = random_factors("lowrank", (8, 4), 2)
     timings = ops.time_paths(factors, seeded(5, 4), paths=["chain"], seconds=1e-3)
     assert tuple(timings.samples) == ("chain",)
 
 
 def test_wrong_arguments_are_named() -> None:
-    factors = sample("lowrank", (8, 4), 2)
+    factors = random_factors("lowrank", (8, 4), 2)
     with pytest.raises(ArgumentError, match="calls"):
         ops.time_calls({})
     with pytest.raises(ArgumentError, match="seconds=0"):
