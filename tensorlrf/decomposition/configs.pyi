@@ -25,7 +25,7 @@ class SVD(Method):
         of krylov and exact that should take less time, by a measured cost model, exact where a
         graph is kept and for `error`. Exact means eigh below float64.
     n_power_iter, n_oversample : int
-        Of the randomised way.
+        Of the randomised way: refused with another solver, and unread in a config of one.
     metric : {"full", "diagonal", "identity"}
         With calibration: "full", the second moments of the inputs, so that the error of the outputs
         is least; "diagonal", columns scaled by the fourth root of their mean square, the
@@ -69,8 +69,8 @@ class Tucker(Method):
     tol : float, optional
         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by default;
         with `gram` likewise for a round, by default when more would gain little.
-    n_power_iter, n_oversample
-        Of the randomised way.
+    n_power_iter, n_oversample : int
+        Of the randomised way: refused with another solver, and unread in a config of one.
     rank_shares : pair of float
         Relative sizes of r_out / O and r_in / I, where a share decides the ranks.
 
@@ -234,7 +234,7 @@ class Kron(Structured):
         With `gram` they stop when one lowers the error by no more than this share of it; by default
         when more of them would gain little.
     n_power_iter, n_oversample : int
-        Of the randomised way.
+        Of the randomised way: refused with another solver, and unread in a config of one.
 
     Examples
     --------

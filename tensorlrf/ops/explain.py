@@ -20,11 +20,9 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, TensorlrfError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
-from tensorlrf.ops._conv import conv_paths
-from tensorlrf.ops._linear import linear_paths
-from tensorlrf.ops._paths import floor_cost, path_cost
+from tensorlrf.ops._paths import floor_cost, path_cost, paths_of
 from tensorlrf.ops._profile import DeviceProfile, chip_profile, profile_of
-from tensorlrf.ops.fused import fused_launch, fuses
+from tensorlrf.ops.fused import fused_launch, layer_of, path_names
 from tensorlrf_kernels.chips import KNOWN, Chip, chip_of, known_chip, tf32_allowed
 
 FORMATS = ("lowrank", "cp", "tucker")
@@ -88,13 +86,9 @@ def explain(
     Raises ArgumentError for a device that is not known.
     """
     profile, chip = _device(factors.device if device is None else device)
-    paths: tuple[str, ...]
-    if len(factors.shape) == 2:
-        linear_paths(factors)
-        paths = ("dense", "chain", "fused") if chip is not None else ("dense", "chain")
-    else:
-        own = ("fused",) if chip is not None and fuses(factors) else ()
-        paths = tuple(dict.fromkeys((*conv_paths(factors), *own)))
+    paths_of(factors)  # checks that the format has the layer
+    told = path_names(factors, layer_of(factors))
+    paths = ("dense", *(path for path in told if chip is not None or path != "fused"))
     seconds, chosen, floor, launches = {}, {}, {}, {}
     for M in rows:
         costs = {path: path_cost(factors, path, M, rebuild=rebuild) for path in paths}

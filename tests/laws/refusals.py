@@ -116,6 +116,22 @@ class MethodRefusals(MethodLaws):
             if self.method.takes(option):
                 self.refused(f"^{option}='odd' is unknown; choose one of ", **{option: "odd"})
 
+    @pytest.mark.parametrize(
+        ("option", "solver"),
+        [("n_power_iter", "randomized"), ("n_oversample", "randomized"), ("n_samples", "cprand")],
+    )
+    def test_options_of_one_solver(self, option: str, solver: str) -> None:
+        """With another one they would do nothing: the refusal tells whose they are."""
+        if not self.method.takes(option):
+            return
+        words = f"^{option}=3 .*solver='{solver}'"
+        self.refused(words, **{option: 3, "solver": self.method.config().solver})
+        config = self.method.config
+        assert config(**{option: 3, "solver": solver}).read_options()[option] == 3
+        if option != "n_samples":
+            assert option not in config(**{option: 3}).read_options()
+        self.refused(f"^{option}=-1 ", **{option: -1, "solver": solver})
+
     def test_sweeps_and_tolerances(self) -> None:
         """At least one sweep, and a share of the error below one; with moments as without."""
         for given in self.with_and_without_moments():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import tensorlrf
 from tensorlrf import ops
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import LowRank, TuckerFactors
@@ -13,6 +14,7 @@ from tensorlrf.nn import FactoredConv2d, FactoredLinear
 from tensorlrf.ops._profile import CPU, H200, chip_profile
 from tensorlrf.ops.explain import explain, main
 from tensorlrf.ops.explain import sample as empty_sample
+from tensorlrf.ops.forms import form_of
 from tensorlrf.ops.forms.lowering import LINEAR
 from tensorlrf.ops.fused import fuses
 from tensorlrf_kernels import chips
@@ -156,6 +158,20 @@ def test_explain_chooses_what_the_table_chooses() -> None:
     explained = explain(factors, [1, 64, 1024])
     table = ops.PathTable.from_cost(factors)
     assert explained.chosen == {rows: table.lookup(rows) for rows in (1, 64, 1024)}
+
+
+def test_explain_asks_the_form_for_its_paths() -> None:
+    weight = seeded(64, 64, dtype=torch.float32)
+    for factors in (
+        tensorlrf.blr(weight, 4, block=16),
+        tensorlrf.tr(weight, 3, sizes=((8, 8), (8, 8)), n_iter_max=2, random_state=0),
+        tensorlrf.tt_matrix(weight, 3, order=3),
+        tensorlrf.kron(weight, 2, shapes=((2, 2), (32, 32))),
+    ):
+        here = explain(factors, [1, 64])
+        assert tuple(here.seconds[1]) == ops.linear_paths(factors)
+        there = explain(factors, [1, 64], device="H200").seconds[64]
+        assert tuple(there) == ("dense", *form_of(factors).linear(factors))
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from tensorlrf.decomposition.kron._shapes import (
 )
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
-from tensorlrf.decomposition.linalg._rangefinder import check_sketch
-from tensorlrf.decomposition.linalg._truncation import SEED, SOLVERS, Way
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
+from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Way
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -103,7 +103,7 @@ def fit_kron(
         With `gram` they stop when one lowers the error by no more than this share of it; by default
         when more of them would gain little.
     n_power_iter, n_oversample : int
-        Of the randomised way.
+        Of the randomised way: refused with another solver, and unread in a config of one.
     random_state : int or Generator, optional
         Of the ways with random vectors and of the estimates for `shapes`; "auto" repeats where none
         is given.
@@ -152,10 +152,11 @@ def fit_kron(
     tensor, largest = as_tensor_and_largest(tensor)
     tensor = tensor.detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
-    check_sketch(n_power_iter, n_oversample)
     check_iteration(n_iter_max, tol)
+    check_sketch(n_power_iter, n_oversample)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
+    check_sketches(solver, n_power_iter, n_oversample, POWER_STEPS)
     if solver in ("krylov", "randomized") and rank is None:
         raise ArgumentError(
             f"solver={solver!r} needs rank=, a sketch does not see the energy that it leaves "
@@ -236,6 +237,9 @@ class Kron(Structured):
         if self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
         check_sketch(self.n_power_iter, self.n_oversample)
+
+    def read_options(self) -> dict[str, Any]:
+        return read_by(self.solver, self.options())
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         m, n = shape[:2]

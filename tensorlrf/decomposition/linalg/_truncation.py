@@ -20,6 +20,9 @@ from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh, Ske
 
 SOLVERS = ("auto", "exact", "eigh", "krylov", "randomized")
 
+POWER_STEPS = 8
+"""Of a sketch, by default."""
+
 SEED = 0
 """Of the random vectors of "auto", so that it repeats where no `random_state` is given."""
 

@@ -26,9 +26,9 @@ from tensorlrf.decomposition.linalg._batched import (
 )
 from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, square_root
-from tensorlrf.decomposition.linalg._rangefinder import check_sketch
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
-from tensorlrf.decomposition.linalg._truncation import SEED, SOLVERS, Scaled, Way
+from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Scaled, Way
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
@@ -92,7 +92,7 @@ def fit_svd(
     mean : Tensor or array of shape (n,), optional
         The mean of the same inputs, with `gram`: the outputs about their mean.
     n_power_iter, n_oversample : int
-        Of the randomised way.
+        Of the randomised way: refused with another solver, and unread in a config of one.
     random_state : int or Generator, optional
         Of the ways with random vectors; "auto" repeats where none is given.
     differentiable : bool
@@ -151,11 +151,12 @@ def fit_svd(
     # matrix.
     tensor, largest = as_tensor_and_largest(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
-    check_sketch(n_power_iter, n_oversample)
     check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
+    check_sketch(n_power_iter, n_oversample)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
+    check_sketches(solver, n_power_iter, n_oversample, POWER_STEPS)
     if random_state is None and solver == "auto":
         random_state = SEED
     draws = generator(random_state, tensor.device)
@@ -253,6 +254,9 @@ class SVD(Method):
         if self.metric not in METRICS:
             raise unknown("metric", self.metric, METRICS)
         check_sketch(self.n_power_iter, self.n_oversample)
+
+    def read_options(self) -> dict[str, Any]:
+        return read_by(self.solver, self.options())
 
     def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
         return int(rank * (shape[0] + math.prod(shape[1:])))

@@ -21,7 +21,7 @@ from tensorlrf.decomposition.config import Method, config, for_matrix
 from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, multiples, rounded
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
-from tensorlrf.decomposition.linalg._rangefinder import check_sketch
+from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import (
@@ -36,6 +36,9 @@ from tensorlrf.decomposition.tucker._outputs import check_served, fit_to_outputs
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import Batch, Factors, TuckerFactors
+
+POWER_STEPS = 2
+"""Of a sketch, by default."""
 
 SOLVERS = ("hooi", "hosvd", "st_hosvd", "randomized")
 
@@ -107,7 +110,9 @@ def fit_tucker(
     callback : callable, optional
         Called as callback(factors, relative error) after each sweep of hooi (not with `gram`);
         stops the iteration by returning True.
-    n_power_iter, n_oversample, random_state
+    n_power_iter, n_oversample : int
+        Of the randomised way: refused with another solver, and unread in a config of one.
+    random_state : int or Generator, optional
         Of the randomised way.
     differentiable : bool
         Keep the autograd graph, for first and second derivatives; else detached. The whole has them
@@ -155,6 +160,7 @@ def fit_tucker(
     check_sketch(n_power_iter, n_oversample)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
+    check_sketches(solver, n_power_iter, n_oversample, POWER_STEPS)
     check_iteration(n_iter_max, tol)
     check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
@@ -270,6 +276,9 @@ class Tucker(Method):
                 f"rank_shares={shares!r} must be two numbers in (0, 1], the relative sizes of "
                 "r_out / O and r_in / I, such as (0.7, 1.0)"
             )
+
+    def read_options(self) -> dict[str, Any]:
+        return read_by(self.solver, self.options())
 
     @property
     def sweeps_without_inputs(self) -> bool:
