@@ -5,13 +5,15 @@
 
 OLD and NEW are checkouts. A drift of the machine meets both alike, and a pair takes a fraction of a
 second. Cases are told by public names alone, so that both know them: decompositions as their users
-call them, and layers of every format at one and at four rows, where the time is that of Python.
+call them, layers of every format at one and at four rows, where the time is that of Python, and
+layers of every format on a structure that is new to the process.
 Over one, the new one is faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import math
@@ -31,6 +33,11 @@ Call = Callable[[], Any]
 
 LINEAR = "svd cp tucker tt tr kron blr hierarchical monarch blast"
 CONV = "svd cp tucker tt kron"
+EMBEDDING = "svd cp tucker tt"
+
+FIRST = "first layer"
+"""How the rows begin whose every call is on another structure, and how many calls these take."""
+FIRST_CALLS = 3
 
 
 # ---- cases, made in the process that times them ------------------------------------------------
@@ -40,6 +47,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Call]]]:
     """(name, what makes the call), decompositions and then layers."""
     yield from decompositions()
     yield from layers()
+    yield from first_layers()
 
 
 def decompositions() -> Iterator[tuple[str, Callable[[], Call]]]:
@@ -168,6 +176,72 @@ def layer(
     return make
 
 
+OF_FIRST_LAYERS: dict[str, dict[str, Any]] = {
+    "cp": {"n_iter_max": 1},
+    "hierarchical": {"leaf": 8},
+}
+"""What their decompositions are told: that of CP need not be good, small ones need small leaves."""
+
+_SIZES: dict[tuple[str, str], Iterator[tuple[int, int]]] = {}
+"""The sizes that no row of a kind of layer on a format has had."""
+
+
+def first_layers() -> Iterator[tuple[str, Callable[[], Call]]]:
+    """Layers on a structure that the process meets for the first time: built, and built and run
+    once on the path of their table."""
+    from torch import nn
+
+    kinds: tuple[tuple[str, Callable[[int, int], nn.Module], str], ...] = (
+        ("linear", lambda m, n: nn.Linear(n, m), LINEAR),
+        ("conv", lambda m, n: nn.Conv2d(n, m, 3, padding=1), CONV),
+        ("embedding", lambda m, n: nn.Embedding(m, n), EMBEDDING),
+    )
+    for kind, dense, words in kinds:
+        for word in words.split():
+            for end in ("", " and run"):
+                made = functools.partial(FirstLayer, kind, word, dense, run=bool(end))
+                yield f"{FIRST} {word} {kind}{end}", made
+
+
+class FirstLayer:
+    """A call that builds a layer of sizes that no call before had, from factors that `prepare` has
+    made: in another dtype, so that they tell the library nothing of the layer."""
+
+    def __init__(
+        self, kind: str, word: str, dense: Callable[[int, int], Any], *, run: bool
+    ) -> None:
+        import torch
+
+        self.word, self.dense, self.run = word, dense, run
+        self.options = OF_FIRST_LAYERS.get(word, {})
+        self.x = {
+            "linear": lambda n: torch.ones(1, n),
+            "conv": lambda n: torch.ones(1, n, 7, 7),
+            "embedding": lambda n: torch.zeros(1, dtype=torch.int64),
+        }[kind]
+        self.sizes = _SIZES.setdefault(
+            (kind, word), ((8 * k, 8 * (s - k)) for s in range(5, 40) for k in range(2, s - 1))
+        )
+        self.waiting: list[Call] = []
+
+    def prepare(self, count: int) -> None:
+        """What so many calls take."""
+        import torch
+
+        from tensorlrf import nn
+
+        while len(self.waiting) < count:
+            m, n = next(self.sizes)
+            like = self.dense(m, n)
+            made: Any = nn.factorize(like.double(), self.word, rank=0.5, **self.options)
+            factors, x = made.factors.map(torch.Tensor.detach).to(torch.float32), self.x(n)
+            build = functools.partial(type(made).from_factors, factors, like.float())
+            self.waiting.append(lambda b=build, x=x: b()(x) if self.run else b())
+
+    def __call__(self) -> Any:
+        return self.waiting.pop()()
+
+
 # ---- the process of one checkout ---------------------------------------------------------------
 
 
@@ -181,11 +255,19 @@ def serve() -> None:
         if name not in made:
             made.clear()
             made[name] = known[name]()
+            ready(made[name], 1)
             made[name]()
+        ready(made[name], count)
         start = time.perf_counter()
         for _ in range(count):
             made[name]()
         answer(time.perf_counter() - start)
+
+
+def ready(call: Call, count: int) -> None:
+    """What is not timed."""
+    if isinstance(call, FirstLayer):
+        call.prepare(count)
 
 
 def answer(value: Any) -> None:
@@ -242,6 +324,7 @@ def paired(old: Checkout, new: Checkout, name: str, rounds: int) -> dict[str, An
     """A row: seconds of a call in each, and the median, least and largest ratio old / new."""
     first = max(side.seconds(name, 1) for side in (old, new))
     count = max(1, math.ceil(LEAST_S / max(first, 1e-6)))
+    count = FIRST_CALLS if name.startswith(FIRST) else count
     taken: dict[Checkout, list[float]] = {old: [], new: []}
     for k in range(rounds):
         for side in (old, new)[:: 1 if k % 2 == 0 else -1]:

@@ -20,7 +20,7 @@ from tensorlrf.decomposition.linalg.threads import entries, problem
 from tensorlrf.decomposition.renamed import check_words
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
 Kind = Literal["tensor", "linear", "conv", "embedding"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -169,7 +169,10 @@ def method(
         @functools.wraps(function)
         def fit(*args: Any, **kwargs: Any) -> Fit[Any]:
             check_words(kwargs, valid, name)
-            with without_autocast(), problem(entries((*args, *kwargs.values()))):
+            if autocast_is_on():
+                with without_autocast():
+                    return fit(*args, **kwargs)
+            with problem(entries((*args, *kwargs.values()))):
                 return function(*args, **kwargs)
 
         if name in _METHODS:

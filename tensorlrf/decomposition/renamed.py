@@ -19,6 +19,8 @@ T = TypeVar("T")
 def check_words(given: Mapping[str, Any], valid: Collection[str], who: str) -> None:
     """Raise ArgumentError for an old word among the options that `who` is given, where the new one
     is among its `valid` ones."""
+    if RENAMED.keys().isdisjoint(given):
+        return
     for old, new in RENAMED.items():
         if old in given and old not in valid and new in valid:
             value = shown(given[old])

@@ -64,7 +64,7 @@ class FactoredConvNd(FactoredLayer):
         self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
         self._conv_padding = (0,) * self.n_axes if ahead else zeros.each_side
         self._geometry = Geometry(self.stride, self._conv_padding, self.dilation)
-        self._lower(Layer("conv", self._geometry), factors)
+        self._layer = Layer("conv", self._geometry)
         self._choose()
 
     @staticmethod

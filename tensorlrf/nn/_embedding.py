@@ -55,7 +55,7 @@ class FactoredEmbedding(FactoredLayer):
         super().__init__(factors, None, embedding_paths(factors))
         self.num_embeddings, self.embedding_dim = factors.shape
         self.padding_idx = padding_row(padding_idx, self.num_embeddings)
-        self._lower(Layer("embedding", padding_idx=self.padding_idx), factors)
+        self._layer = Layer("embedding", padding_idx=self.padding_idx)
         self._choose()
 
     @classmethod

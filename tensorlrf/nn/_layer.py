@@ -16,7 +16,7 @@ from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
 from tensorlrf.ops import PathTable, device_key, paths_of
-from tensorlrf.ops.forms.lowering import Layer, Lowered, lowered, symbolic_paths
+from tensorlrf.ops.forms.lowering import Layer, Lowered, lowered
 from tensorlrf.ops.fused import check_layer_path
 
 
@@ -56,11 +56,12 @@ class FactoredLayer(Freezable, ABC):
 
     kind: ClassVar[type[nn.Module]]  # the torch layer that it stands in for
     bias: nn.Parameter | None
-    _layer: Layer
-    _runs: dict[str, Lowered]  # path -> its code
+    _layer: Layer  # what it is to a form
+    _runs: dict[str, Lowered]  # path of a table that it has had -> its code
 
     def __init__(self, factors: Factors, bias: Tensor | None, paths: tuple[str, ...]) -> None:
         super().__init__()
+        self._runs = {}
         check_bias(bias, factors)
         self._paths = paths
         self._format = type(factors)
@@ -151,11 +152,14 @@ class FactoredLayer(Freezable, ABC):
         """Tensors of the factors that the layer keeps in another shape -> that shape."""
         return {}
 
-    def _lower(self, layer: Layer, factors: Factors) -> None:
-        """Have straight code for every path that these factors have on any device."""
-        kept, paths = self._kept_as(factors), symbolic_paths(layer, factors).paths
-        self._layer = layer
-        self._runs = {path: lowered(layer, path, factors, kept) for path in paths}
+    def _run_by(self, table: PathTable) -> None:
+        """Take the path that the table names, for which there is straight code from here on."""
+        for path in table.paths:
+            if path != "dense" and path not in self._runs:
+                factors = self.factors
+                kept = self._kept_as(factors)
+                self._runs[path] = lowered(self._layer, path, factors, kept)
+        self._path_table = table
 
     def _held(self) -> list[Any]:
         """The tensors of the factors as the layer keeps them."""
@@ -206,7 +210,7 @@ class FactoredLayer(Freezable, ABC):
                 self._check_fused()
             if path not in self.paths:
                 raise unknown("path_table: path", path, self.paths)
-        self._path_table = table
+        self._run_by(table)
         self._own_table = False
 
     @property
@@ -260,7 +264,7 @@ class FactoredLayer(Freezable, ABC):
 
     def _choose(self) -> None:
         """The table that the layer would choose itself."""
-        self._path_table = self._known_path_table()
+        self._run_by(self._known_path_table())
         self._own_table = True
 
     def _rechoose(self) -> None:

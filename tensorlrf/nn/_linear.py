@@ -41,11 +41,11 @@ class FactoredLinear(FactoredLayer):
     """
 
     kind = nn.Linear
+    _layer = LINEAR
 
     def __init__(self, factors: Factors, bias: Tensor | None = None) -> None:
         super().__init__(factors, bias, linear_paths(factors))
         self.out_features, self.in_features = factors.shape
-        self._lower(LINEAR, factors)
         self._choose()
 
     @classmethod

@@ -114,6 +114,8 @@ class PathTable:
         -------
         PathTable
         """
+        paths = paths or paths_of(factors)
+        profile = profile_of(factors.device) if profile is None else profile
         choices = {
             rows: best_path(
                 factors, rows, stride=stride, paths=paths, rebuild=rebuild, profile=profile

@@ -192,7 +192,7 @@ def _calls() -> Iterator[str]:
         x = input_of(kind, layer)
         own = layer.path_table
         for path in (*layer.paths, *(("fused",) if _has_kernel(kind, layer) else ())):
-            layer._path_table = PathTable.single(path)  # as on a GPU; here the op is its reference
+            layer._run_by(PathTable.single(path))  # as on a GPU; here the op is its reference
             with torch.no_grad(), _Calls() as seen:
                 layer(x)
             yield f"{format}, {kind}, {path}"

@@ -22,6 +22,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.stock import to_stock_layer
 from tensorlrf.ops import PathTable
+from tensorlrf.ops.fused import path_names
 
 Sample = tuple[Factors, Any, Tensor]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -42,9 +43,9 @@ class FormLaws:
             kind = factored_type(dense)
             assert kind is not None
             layer = kind.from_factors(factors, dense).eval()
-            for path in ("dense", *layer._runs):
+            for path in ("dense", *path_names(factors, layer._layer)):
                 on_path: FactoredLayer = copy.deepcopy(layer)
-                on_path._path_table = PathTable.single(path)
+                on_path._run_by(PathTable.single(path))
                 yield on_path, dense, x
 
     # ---- what it computes -------------------------------------------------------------------
@@ -79,7 +80,7 @@ class FormLaws:
             dy = torch.randn_like(y)
             wanted = [*leaves, x] if x.requires_grad else leaves
             got = torch.autograd.grad(y, wanted, dy)
-            layer._path_table = PathTable.single("dense")
+            layer._run_by(PathTable.single("dense"))
             for ours, theirs in zip(got, torch.autograd.grad(layer(x), wanted, dy), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 

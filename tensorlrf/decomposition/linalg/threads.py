@@ -20,6 +20,8 @@ import torch
 
 from tensorlrf.decomposition.linalg.cores import Cores, look
 
+_NOTHING = contextlib.nullcontext()
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 Kind = Literal["sweep", "product", "spectrum"]
@@ -51,12 +53,13 @@ def threaded(function: F) -> F:
     return cast(F, entered)
 
 
-@contextlib.contextmanager
-def problem(entries: int = 0) -> Iterator[None]:
+def problem(entries: int = 0) -> contextlib.AbstractContextManager[None]:
     """While entered this thread works on one problem of so many entries."""
-    if _here.most is not None:
-        yield
-        return
+    return _NOTHING if _here.most is not None else _problem(entries)
+
+
+@contextlib.contextmanager
+def _problem(entries: int) -> Iterator[None]:
     _here.most = most = torch.get_num_threads()
     try:
         with _at_most("sweep", entries, most):
@@ -65,15 +68,12 @@ def problem(entries: int = 0) -> Iterator[None]:
         _here.most = None
 
 
-@contextlib.contextmanager
-def cores_for(kind: Kind, work: float) -> Iterator[None]:
+def cores_for(kind: Kind, work: float) -> contextlib.AbstractContextManager[None]:
     """Within a problem, the threads for one step; as it is outside of one."""
     most = _here.most
     if most is None or work < CROSSOVER[kind]:
-        yield
-        return
-    with _at_most(kind, work, most):
-        yield
+        return _NOTHING
+    return _at_most(kind, work, most)
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def spectrum_work(m: int, n: int) -> float:
 
 def _at_most(kind: Kind, work: float, most: int) -> contextlib.AbstractContextManager[None]:
     if most == 1:
-        return contextlib.nullcontext()  # one it is by now
+        return _NOTHING  # one it is by now
     cores = look() if work >= CROSSOVER[kind] else Cores(1, 1)
     return _number(threads_for(kind, work, most, cores))
 
@@ -156,5 +156,10 @@ _here = _Thread()
 
 def entries(values: tuple[Any, ...]) -> int:
     """Of the largest of the arrays, a metric included."""
-    tensors = (v.numel() for v in values if isinstance(v, torch.Tensor))
-    return max((*tensors, *(v.size for v in values if isinstance(v, np.ndarray))), default=0)
+    most = 0
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            most = max(most, value.numel())
+        elif isinstance(value, np.ndarray):
+            most = max(most, value.size)
+    return most

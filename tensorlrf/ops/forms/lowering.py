@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tensorlrf.factors import Factors
+from tensorlrf.factors.kinds import found_of
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import form_of
 from tensorlrf.ops.forms._structure import of_structure, plain, structure_of
@@ -26,6 +27,7 @@ from tensorlrf.ops.geometry import Geometry
 MOST_KEPT = 1024
 """Structures, of which the first to come is the first to go."""
 
+T = TypeVar("T")
 Sizes = tuple[int, ...]
 Code = Callable[..., Tensor]
 
@@ -115,26 +117,35 @@ _CODE: dict[Hashable, Lowered] = {}
 
 def symbolic_paths(layer: Layer, factors: Factors) -> SymbolicPaths:
     """What the form of these factors tells of the layer."""
-    key = layer, *structure_of(factors)
-    found: SymbolicPaths | None = _PATHS.get(key)
-    if found is None:
-        with apart():
-            record = Record()
-            paths = layer.paths(symbols_of(factors, record))
-            work = {path: tuple(record.work(weights(stages))) for path, stages in paths.items()}
-        found = _keep(_PATHS, key, SymbolicPaths(paths, work))
-    return found
+
+    def told(record: Record) -> SymbolicPaths:
+        paths = layer.paths(symbols_of(factors, record))
+        work = {path: tuple(record.work(weights(stages))) for path, stages in paths.items()}
+        return SymbolicPaths(paths, work)
+
+    return _once(layer, factors, told)
 
 
 def dense_work(factors: Factors) -> tuple[Work, ...]:
     """The products that the dense weight is made by."""
-    key = "dense", *structure_of(factors)
-    found: tuple[Work, ...] | None = _PATHS.get(key)
+
+    def made(record: Record) -> tuple[Work, ...]:
+        return tuple(record.work([symbols_of(factors, record)._dense()]))
+
+    return _once("dense", factors, made)
+
+
+def _once(what: Hashable, factors: Factors, recorded: Callable[[Record], T]) -> T:
+    """What is recorded of a structure, kept for all factors of it, and beside these."""
+    beside = found_of(factors)
+    found: T | None = beside.get(what)
     if found is None:
-        with apart():
-            record = Record()
-            made = tuple(record.work([symbols_of(factors, record)._dense()]))
-        found = _keep(_PATHS, key, made)
+        key = what, *structure_of(factors)
+        found = _PATHS.get(key)
+        if found is None:
+            with apart():
+                found = _keep(_PATHS, key, recorded(Record()))
+        beside[what] = found
     return found
 
 
