@@ -6,63 +6,134 @@ of every weight are read, the products of factors alone are counted, and straigh
 
 from __future__ import annotations
 
-import itertools
-import linecache
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
-from torch.fx.proxy import GraphAppendingTracer
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-MERGE, PRODUCT = (torch.mul, "mul"), (torch.matmul, "matmul")
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.ops.forms._source import Source, name_of
+
+MERGE, PRODUCT = "mul", "matmul"
 _SAME_ORDER = ("flatten", "reshape", "unflatten")
-_numbers = itertools.count()
 
 
-class Symbol(fx.Proxy):
-    """A tensor by its name, or what torch makes of such."""
+class Symbol:
+    """A tensor by its name, or what torch makes of such.
+
+    function  what makes it, a method by its name; None where it is an argument
+    args      of the function; of an argument its name
+    operands  the symbols among these, each once
+    users     the symbols that it is an operand of
+    sizes     a tensor of these sizes that has no numbers; None where nothing is known of it
+    flat      the symbol of the same numbers in the same order that it is a shape of
+    placed    whether it is a view that has its place
+    """
+
+    __slots__ = (
+        "args",
+        "flat",
+        "function",
+        "kwargs",
+        "operands",
+        "placed",
+        "record",
+        "sizes",
+        "users",
+    )
+
+    def __init__(
+        self,
+        record: Record,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        operands: Sequence[Symbol],
+        sizes: Any,
+    ) -> None:
+        self.record, self.function, self.args, self.kwargs = record, function, args, kwargs
+        self.operands, self.sizes = operands, sizes
+        self.users: list[Symbol] = []
+        self.flat, self.placed = self, False
 
     @property
-    def sizes(self) -> Tensor:
-        """A tensor of these sizes that has no numbers."""
-        value: Tensor = self.node.meta["sizes"]
-        return value
+    def shape(self) -> Any:
+        return self._of_sizes("shape")
 
     @property
-    def shape(self) -> torch.Size:
-        return self.sizes.shape
+    def ndim(self) -> Any:
+        return self._of_sizes("ndim")
 
     @property
-    def ndim(self) -> int:
-        return self.sizes.ndim
+    def dtype(self) -> Any:
+        return self._of_sizes("dtype")
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.sizes.dtype
+    def device(self) -> Any:
+        return self._of_sizes("device")
 
-    @property
-    def device(self) -> torch.device:
-        return self.sizes.device
+    def _of_sizes(self, name: str) -> Any:
+        known = self.sizes is not None
+        return getattr(self.sizes, name) if known else self.record.made(getattr, (self, name))
 
-    @property
-    def T(self) -> Any:
-        return self.tracer.create_proxy("call_function", getattr, (self, "T"), {})
+    def __getattr__(self, name: str) -> Any:
+        if callable(getattr(Tensor, name)):
+            return partial(self._call, name)
+        return self.record.made(getattr, (self, name))
 
-    @property
-    def mT(self) -> Any:
-        return self.tracer.create_proxy("call_function", getattr, (self, "mT"), {})
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Symbol:
+        return self.record.made(name, (self, *args), kwargs)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Symbol:
+        kwargs = kwargs or {}
+        return next(_symbols((args, kwargs))).record.made(function, args, kwargs)
+
+    def __getitem__(self, index: Any) -> Symbol:
+        return self.record.made(operator.getitem, (self, index))
+
+    def __neg__(self) -> Symbol:
+        return self.record.made(operator.neg, (self,))
 
     def __len__(self) -> int:
+        if self.sizes is None:
+            raise UnsupportedError("a form looks at the sizes of its weights, never at those of x")
         return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Symbol]:
+        return iter([self[k] for k in range(len(self))])
+
+    def __bool__(self) -> bool:
+        raise UnsupportedError("a form looks at sizes alone: it decides nothing by numbers")
 
     def take(self) -> None:
         """Wanted now: what is but a view is taken here."""
-        record: Any = self.tracer
-        record.place(self.node)
+        self.record.place(self)
+
+
+def _operator(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """How a symbol is the first and the second operand of it."""
+
+    def first(self: Symbol, other: Any) -> Symbol:
+        return self.record.made(function, (self, other))
+
+    def second(self: Symbol, other: Any) -> Symbol:
+        return self.record.made(function, (other, self))
+
+    return first, second
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    _first, _second = _operator(getattr(operator, _name))
+    setattr(Symbol, f"__{_name}__", _first)
+    setattr(Symbol, f"__r{_name}__", _second)
 
 
 class Work(NamedTuple):
@@ -73,46 +144,46 @@ class Work(NamedTuple):
     elements: int
 
 
-class Record(GraphAppendingTracer):
-    """What is made of symbols, in order."""
+class Record:
+    """What is made of symbols, in order.
+
+    arguments  the symbols that it is made of
+    calls      the others
+    """
 
     def __init__(self) -> None:
-        super().__init__(fx.Graph())
+        self.arguments: list[Symbol] = []
+        self.calls: list[Symbol] = []
 
     def symbol(self, name: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Any:
         """A tensor by that name."""
-        node = self.graph.placeholder(name.replace(".", "_"))
-        node.meta["sizes"] = torch.empty(sizes, dtype=dtype, device="meta")
-        return Symbol(node, self)
+        return self._argument(name, torch.empty(sizes, dtype=dtype, device="meta"))
 
     def unsized(self, name: str) -> Any:
         """An argument of which nothing is known."""
-        return fx.Proxy(self.graph.placeholder(name), self)
+        return self._argument(name, None)
 
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **others: Any
-    ) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **others)
-        node = proxy.node
-        sizes = _sizes_of(node)
-        if sizes is None:
-            return proxy
-        node.meta["sizes"] = sizes
-        if kind == "call_method" and target in _SAME_ORDER:
+    def _argument(self, name: str, sizes: Any) -> Symbol:
+        found = Symbol(self, None, (name,), {}, (), sizes)
+        self.arguments.append(found)
+        return found
+
+    def made(self, function: Any, args: tuple[Any, ...], kwargs: Any = None) -> Symbol:
+        """What the function makes of these."""
+        kwargs = kwargs or {}
+        operands = list(dict.fromkeys(_symbols((args, kwargs))))
+        known = all(one.sizes is not None for one in operands)
+        sizes = _sizes_of(function, args, kwargs) if known else None
+        made = Symbol(self, function, args, kwargs, operands, sizes)
+        if known and function in _SAME_ORDER:
             # A tensor that is kept in one shape, passed in another and asked for in the first.
-            base: Any = node.args[0]
-            first: fx.Node = base.meta.get("flat", base)
-            if first.meta["sizes"].shape == sizes.shape:
-                self.graph.erase_node(node)
-                return Symbol(first, self)
-            node.meta["flat"] = first
-        return Symbol(node, self)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Of what is known there are so many parts as it has."""
-        known = "sizes" in obj.node.meta
-        own: Any = obj
-        return iter([own[k] for k in range(len(own))]) if known else super().iter(obj)
+            made.flat = args[0].flat
+            if made.flat.shape == made.shape:
+                return made.flat
+        for one in operands:
+            one.users.append(made)
+        self.calls.append(made)
+        return made
 
     # ---- what is read of it -----------------------------------------------------------------
 
@@ -120,51 +191,45 @@ class Record(GraphAppendingTracer):
         """The products of factors alone that these weights are made by. One that becomes part of
         another elementwise product is not counted beside it."""
         wanted = _behind(weights)
-        made = [node for node in self.graph.nodes if node in wanted]
-        merged = {one for node in made if _is(node, MERGE) for one in _seen_through(node)}
-        for node in made:
-            if _is(node, MERGE) and node not in merged:
-                yield Work(0, node.meta["sizes"].numel())
-            elif _is(node, PRODUCT):
-                a, b = (_sizes(arg) for arg in node.args)
-                size = node.meta["sizes"].numel()
+        made = [one for one in self.calls if one in wanted]
+        merged = {part for one in made if _is(one, MERGE) for part in _seen_through(one)}
+        for one in made:
+            if _is(one, MERGE) and one not in merged:
+                yield Work(0, one.sizes.numel())
+            elif _is(one, PRODUCT):
+                a, b = _in_sizes(one.args)
+                size = one.sizes.numel()
                 yield Work(size * a.shape[-1], a.numel() + b.numel() + size)
 
     def keep(self, weights: Iterable[Symbol]) -> None:
         """Forget what is no part of these weights."""
         wanted = _behind(weights)
-        for node in reversed(self.graph.nodes):
-            if node.op != "placeholder" and node not in wanted:
-                self.graph.erase_node(node)
+        self.calls = [one for one in self.calls if one in wanted]
+        for one in (*self.arguments, *self.calls):
+            one.users = [user for user in one.users if user in wanted]
 
-    def place(self, node: fx.Node) -> None:
-        """The views, on products or on what is there, that make up this node are taken from here
+    def place(self, one: Symbol) -> None:
+        """The views, on products or on what is there, that make up this one are taken from here
         on: each just before the stage that wants it."""
-        views: list[fx.Node] = []
-        while not _is_made(node) and "placed" not in node.meta:
-            node.meta["placed"] = True
-            views.append(node)
-            node = node.all_input_nodes[0]
+        views: list[Symbol] = []
+        while not _is_made(one) and not one.placed:
+            one.placed = True
+            views.append(one)
+            (one,) = one.operands
         for view in reversed(views):
-            last = next(iter(reversed(self.graph.nodes)))
-            if last is not view:
-                last.append(view)
+            self.calls.remove(view)
+            self.calls.append(view)
 
     def code(self, result: Any) -> Callable[..., Any]:
-        """A function of the symbols that makes `result`: one call of torch a line."""
-        self.graph.output(result.node)
-        for node in reversed(self.graph.nodes):
-            if not node.users and node.op not in ("placeholder", "output"):
-                self.graph.erase_node(node)
-        written = self.graph.python_code("self")
-        source = written.src.replace("def forward(self, ", "def lowered(")
-        file = f"<lowered_{next(_numbers)}>"
-        linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-        names = dict(written.globals)
-        exec(compile(source, file, "exec"), names)
-        found: Callable[..., Any] = names["lowered"]
-        weakref.finalize(found, linecache.cache.pop, file, None).atexit = False
-        return found
+        """A function of the arguments that makes `result`: one call of torch a line."""
+        wanted = _behind([result])
+        calls = [one for one in self.calls if one in wanted]
+        last = {part: one for one in calls for part in one.operands if part.function is not None}
+        source = Source((one, one.args[0]) for one in self.arguments)
+        for one in calls:
+            gone = [part for part in one.operands if last.get(part) is one]
+            source.call(one, one.function, one.args, one.kwargs, gone)
+        return source.function(result)
 
 
 def apart() -> AbstractContextManager[None]:
@@ -178,82 +243,97 @@ def leaf(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         for arg in (*args, *kwargs.values()):
-            if isinstance(arg, fx.Proxy) and isinstance(arg.tracer, Record):
-                return arg.tracer.create_proxy("call_function", function, args, kwargs)
+            if isinstance(arg, Symbol):
+                return arg.record.made(function, args, kwargs)
         return function(*args, **kwargs)
 
     return call
 
 
-def _sizes(arg: Any) -> Any:
-    return fx.node.map_arg(arg, lambda node: node.meta["sizes"])
+def _symbols(value: Any) -> Iterator[Symbol]:
+    """Those in it."""
+    if isinstance(value, Symbol):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _symbols(one)
+    elif isinstance(value, dict):
+        yield from _symbols(list(value.values()))
 
 
-def _sizes_of(node: fx.Node) -> Any:
-    """Of what the node makes; None where an input has none."""
-    if node.op not in ("call_function", "call_method"):
-        return None
-    if not all("sizes" in n.meta for n in node.all_input_nodes):
-        return None
-    args, kwargs = _sizes(node.args), _sizes(node.kwargs)
-    shape = _shape_of(node, args, kwargs)
-    if shape is not None:
-        return torch.empty(shape, dtype=_sizes(node.all_input_nodes[0]).dtype, device="meta")
-    if isinstance(node.target, str):
-        return getattr(args[0], node.target)(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)
+def _in_sizes(value: Any) -> Any:
+    """The sizes in place of the symbols."""
+    if isinstance(value, Symbol):
+        return value.sizes
+    if type(value) in (tuple, list):
+        return type(value)([_in_sizes(one) for one in value])
+    return value
 
 
-def _shape_of(node: fx.Node, args: Any, kwargs: Any) -> list[int] | None:
-    """Where torch finds the sizes of meta tensors in Python, and imports its compiler for that."""
-    if _is(node, MERGE):
-        shapes = [t.shape for t in args if isinstance(t, Tensor)]
-        return list(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
-    if node.target is torch.cat:
+def _sizes_of(function: Any, args: Any, kwargs: Any) -> Any:
+    """Of what the function makes."""
+    args, kwargs = _in_sizes(args), {name: _in_sizes(one) for name, one in kwargs.items()}
+    if isinstance(function, str):
+        return getattr(args[0], function)(*args[1:], **kwargs)
+    name = name_of(function)
+    # Here torch finds the sizes of meta tensors in Python, and imports its compiler for that.
+    if name == MERGE:
+        first, *_ = tensors = [t for t in args if isinstance(t, Tensor)]
+        return torch.empty(_broadcast([t.shape for t in tensors]), dtype=first.dtype, device="meta")
+    if name == PRODUCT and args[0].ndim > 1 and args[1].ndim > 1:
+        a, b = args
+        shape = [*_broadcast([a.shape[:-2], b.shape[:-2]]), a.shape[-2], b.shape[-1]]
+        return torch.empty(shape, dtype=a.dtype, device="meta")
+    if name == "cat":
         tensors, *dim = args
         k = dim[0] if dim else kwargs.get("dim", 0)
         shape = list(tensors[0].shape)
         shape[k] = sum(t.shape[k] for t in tensors)
-        return shape
-    return None
+        return torch.empty(shape, dtype=tensors[0].dtype, device="meta")
+    return function(*args, **kwargs)
 
 
-def _is(node: fx.Node, kind: tuple[Any, str]) -> bool:
-    function, name = kind
-    return node.target in (function, name) or getattr(node.target, "__name__", "") == name
+def _broadcast(shapes: Sequence[Sequence[int]]) -> list[int]:
+    most = max(map(len, shapes), default=0)
+    aligned = [(*(1,) * (most - len(shape)), *shape) for shape in shapes]
+    return [next((n for n in sizes if n != 1), 1) for sizes in zip(*aligned, strict=True)]
 
 
-def _is_made(node: fx.Node) -> bool:
+def _is(one: Symbol, kind: str) -> bool:
+    return one.function is not None and name_of(one.function) == kind
+
+
+def _is_product(one: Symbol) -> bool:
+    return one.function is not None and name_of(one.function) in (MERGE, PRODUCT)
+
+
+def _is_made(one: Symbol) -> bool:
     """It is there, or is made ahead: a product, or a part of one."""
-    if node.op == "placeholder" or len(node.all_input_nodes) != 1 or _is_product(node):
+    if len(one.operands) != 1 or _is_product(one):
         return True
-    return any(_is_product(user) for user in node.users)
+    return any(map(_is_product, one.users))
 
 
-def _is_product(node: fx.Node) -> bool:
-    return _is(node, MERGE) or _is(node, PRODUCT)
-
-
-def _behind(weights: Iterable[Symbol]) -> set[fx.Node]:
+def _behind(weights: Iterable[Symbol]) -> set[Symbol]:
     """What the weights are made of."""
-    found: set[fx.Node] = set()
-    waiting = [weight.node for weight in weights]
+    found: set[Symbol] = set()
+    waiting = list(weights)
     while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += one.operands
     return found
 
 
-def _seen_through(node: fx.Node) -> set[fx.Node]:
+def _seen_through(one: Symbol) -> set[Symbol]:
     """The elementwise products that are its operands, or views of which are."""
-    found: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
+    found: set[Symbol] = set()
+    waiting = list(one.operands)
     while waiting:
-        one = waiting.pop()
-        if _is(one, MERGE):
-            found.add(one)
-        elif not _is(one, PRODUCT):
-            waiting += one.all_input_nodes
+        part = waiting.pop()
+        if _is(part, MERGE):
+            found.add(part)
+        elif not _is(part, PRODUCT):
+            waiting += part.operands
     return found

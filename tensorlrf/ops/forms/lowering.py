@@ -232,14 +232,14 @@ def run_path(layer: Layer, path: str, factors: Factors, x: Tensor, bias: Tensor 
     """x by a path on the factors."""
     if torch.compiler.is_compiling():
         code: Code = getattr(_NAMED, _name(factors, plain(layer), path))
-    else:
-        code = _code(factors, layer, path)
-    return code(x, *factors.tensors().values(), bias)
-
-
-@of_structure
-def _code(factors: Factors, layer: Layer, path: str) -> Code:
-    return lowered(layer, path, factors).run
+        return code(x, *factors.tensors().values(), bias)
+    beside, key = found_of(factors), (layer, path)
+    found: tuple[Code, tuple[Tensor, ...]] | None = beside.get(key)
+    if found is None:
+        run, tensors = lowered(layer, path, factors).run, tuple(factors.tensors().values())
+        found = beside[key] = run, tensors
+    run, tensors = found
+    return run(x, *tensors, bias)
 
 
 @of_structure
