@@ -248,3 +248,39 @@ def test_layers_are_built_without_the_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_layer_has_code_for_the_paths_of_its_table() -> None:
+    layer = tensorlrf.nn.factorize(nn.Conv2d(8, 8, 3), "cp", 2)
+    assert set(layer._runs) == {*layer.path_table.paths} - {"dense"}
+    for path in layer.paths:
+        layer.path_table = PathTable.single(path)
+    assert set(layer._runs) == {*layer.paths} - {"dense"}
+
+
+def test_code_that_names_no_size_is_shared_by_all_sizes() -> None:
+    codes = set()
+    for n in (8, 12):
+        layer = tensorlrf.nn.factorize(nn.Linear(n, n), "svd", 2)
+        layer.path_table = PathTable.single("chain")
+        codes.add(layer._runs["chain"].run)
+    assert len(codes) == 1
+
+
+class Deciding(Scaled):
+    """Whose form looks at numbers."""
+
+    format: ClassVar[str] = "deciding (of a test)"
+
+
+class DecidingForm(Form[Deciding]):
+    """A form that breaks the rule."""
+
+    def linear(self, f: Deciding) -> Paths:
+        return {"chain": (Matrix(f.base if f.rows.sum() else -f.base),)}
+
+
+def test_a_form_decides_nothing_by_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_form._FORMS, Deciding, DecidingForm())
+    with pytest.raises(UnsupportedError, match="sizes alone"):
+        ops.linear(torch.ones(1, 3), Deciding(torch.ones(2), torch.ones(2, 3)))
