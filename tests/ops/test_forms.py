@@ -35,7 +35,7 @@ from tensorlrf.ops.forms import (
     lowering,
     register_form,
 )
-from tensorlrf.ops.forms.lowering import LINEAR
+from tensorlrf.ops.geometry import Geometry
 from tests.draws import seeded
 from tests.laws.forms import FormLaws, Sample
 from tests.ops.samples import structured
@@ -177,8 +177,9 @@ def test_the_source_of_straight_code_goes_with_it() -> None:
         return {name for name in linecache.cache if name.startswith("<lowered_")}
 
     before = held()
-    f = scaled(7, 4)
-    code = lowering.lowered(LINEAR, "chain", f)
+    # Strides that no other code has, which this one would share.
+    layer = lowering.Layer("conv", Geometry((7,), (1,), (5,)))
+    code = lowering.lowered(layer, "chain", tensorlrf.svd(seeded(6, 4, 3), 2))
     assert len(held() - before) == 1
     lowering._CODE.clear()
     assert len(held() - before) == 1, "of code that a layer runs on"
