@@ -173,21 +173,12 @@ def test_groups_of_factors_and_layer_must_agree() -> None:
         FactoredConv2d.from_factors(three, conv)
     with pytest.raises(ArgumentError, match=r"factors have 3 groups, like has groups=1"):
         FactoredConv2d.from_factors(three, nn.Conv2d(2, 6, 3))
+    one = Grouped.stack([random_factors("lowrank", (6, 2, 3, 3))])
+    assert FactoredConv2d.from_factors(one, nn.Conv2d(2, 6, 3)).groups == 1
     with pytest.raises(
         UnsupportedError, match=r"factors is a Grouped, on which no linear layer runs"
     ):
         FactoredLinear(Grouped.stack([LowRank(torch.ones(2, 1), torch.ones(1, 3))]))
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_one_group_is_no_groups(format: str) -> None:
-    f, like = of_kind(format, "conv")
-    x = input_of("conv")
-    layer = factored(Grouped.stack([f]), like)
-    assert layer.groups == 1
-    for path in layer.paths:
-        layer.path_table = PathTable.single(path)
-        assert_as_dense(layer(x), f, like, x)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def test_it_computes_what_the_layer_does(format: str) -> None:
         like.weight.copy_(f.to_dense().T)
     layer = FactoredHFConv1D.from_factors(f, like)
     assert (layer.nf, layer.nx, layer.stands_for) == (7, 5, "Conv1D")
+    assert copy.deepcopy(layer).stands_for == "Conv1D"
     assert layer.weight.shape == like.weight.shape
     torch.testing.assert_close(layer.weight.clone(), like.weight)
     assert layer.factors.shape == (7, 5)

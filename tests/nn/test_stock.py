@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
@@ -24,7 +23,9 @@ from tensorlrf.nn import (
 )
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable
-from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors
+from tests.draws import seeded
+from tests.nn.samples import factored
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors, random_grouped
 
 CONVS: dict[int, Any] = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}
 STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Sequential)
@@ -33,17 +34,6 @@ PADS = (
     *(nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 )
-
-
-def conv_factors(format: str, axes: int, groups: int, kernel: int) -> Factors:
-    shape = (6, 4, *(kernel + (k == axes - 1) for k in range(axes)))
-    if groups == 1:
-        return random_factors(format, shape)
-    return Grouped.stack([random_factors(format, shape, seed=k) for k in range(groups)])
-
-
-def bias_of(n: int) -> Tensor:
-    return torch.randn(n, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
 def agree(got: Tensor, want: Tensor) -> None:
@@ -110,11 +100,13 @@ def check(layer: FactoredLayer, x: Tensor) -> None:
 @pytest.mark.parametrize("format", [*FORMATS, *MATRIX_FORMATS])
 def test_linear(format: str, bias: bool) -> None:
     f = random_factors(format, (7, 5))
-    check(FactoredLinear(f, bias_of(7) if bias else None), torch.randn(2, 3, 5, dtype=f.dtype))
+    check(
+        FactoredLinear(f, seeded(7, seed=9) if bias else None), torch.randn(2, 3, 5, dtype=f.dtype)
+    )
 
 
 def test_a_chain_is_one_layer_a_factor() -> None:
-    chain = to_stock_layer(FactoredLinear(random_factors("lowrank", (7, 5), 3), bias_of(7)))
+    chain = to_stock_layer(FactoredLinear(random_factors("lowrank", (7, 5), 3), seeded(7, seed=9)))
     assert [(m.in_features, m.out_features) for m in chain.children()] == [(5, 3), (3, 7)]
     chain = to_stock_layer(FactoredLinear(random_factors("tucker_partial", (7, 5), 3)))
     assert len(list(chain.children())) == 2
@@ -151,7 +143,8 @@ def test_convolutions(
     bias: bool,
     batched: bool,
 ) -> None:
-    f = conv_factors(format, axes, groups, kernel)
+    shape = (6 * groups, 4, *(kernel + (k == axes - 1) for k in range(axes)))
+    f = random_grouped(format, shape, groups)
     batched = batched or format == "kron"  # which takes batches only
     if padding == "same":
         stride = 1
@@ -159,7 +152,7 @@ def test_convolutions(
         padding, padding_mode = tuple((k, 1) for k in range(axes)), "zeros"
     layer = CONVS[axes](
         f,
-        bias_of(f.shape[0]) if bias else None,
+        seeded(f.shape[0], seed=9) if bias else None,
         stride=stride,
         padding=padding,
         dilation=dilation,
@@ -202,12 +195,8 @@ def test_dense_layers_are_what_they_were() -> None:
         nn.Conv2d(8, 6, 3, stride=(1, 2), dilation=2, groups=2),
         nn.Conv3d(4, 6, 2, padding="valid"),
     ):
-        make = FactoredLinear if isinstance(like, nn.Linear) else CONVS[like.weight.ndim - 2]
-        groups = getattr(like, "groups", 1)
-        shape = (like.weight.shape[0] // groups, *like.weight.shape[1:])
-        parts = [random_factors("cp", tuple(shape), seed=k) for k in range(groups)]
-        f = parts[0] if groups == 1 else Grouped.stack(parts)
-        dense = to_dense_layer(make.from_factors(f, like))
+        f = random_grouped("cp", tuple(like.weight.shape), getattr(like, "groups", 1))
+        dense = to_dense_layer(factored(f, like))
         assert type(dense) is type(like)
         assert repr(dense) == repr(like)
         assert dense.state_dict().keys() == like.state_dict().keys()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.factors import Factors
+from tensorlrf.factors import Factors, Grouped
 from tests.draws import seeded
 from tests.laws.forms import FormLaws, Sample
 from tests.nn.samples import KINDS, dense_linear, input_of, of_kind
@@ -35,6 +35,8 @@ class OfEveryLayer(FormLaws):
         for kind in KINDS:
             f, dense = of_kind(self.format, kind, **CONVOLUTIONS.get(kind, {}))
             yield f, dense.requires_grad_(), input_of(kind)
+            if kind == "conv":
+                yield Grouped.stack([f]), dense, input_of(kind)  # one group is no groups
         if self.looks_up:
             yield looked_up(self.format)
 
