@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,8 +71,9 @@ def test_two_steps_of_data_parallel_training() -> None:
 
 
 @pytest.mark.parametrize("make", [without_dense_blocks, dense_blocks_only])
-def test_tensors_without_elements_are_kept_moved_and_saved(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_tensors_without_elements_are_kept_moved_and_saved(
+    make: Callable[[], FactoredLinear], tmp_path: Path
+) -> None:
     layer = make()
     assert layer.factors.tensors().keys() == {"left", "right", "dense"}
     x = torch.randn(3, 16)
