@@ -15,7 +15,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._quadratic import PLAIN, Marginals, Product, Quadratic
 from tensorlrf.decomposition._source import DenseSource, Source
-from tensorlrf.decomposition.linalg._gram import identity
+from tensorlrf.decomposition.linalg._gram import identity, scale_of
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
 from tensorlrf.decomposition.second_moments import second_moments
@@ -313,8 +313,11 @@ class Target(Generic[F]):
         return self._verdict(squared, residual)
 
     def _of_sides(self, left: Tensor, right: Tensor) -> Verdict:
-        left = left.detach().to(torch.float64) / self.scale
-        right = right.detach().to(torch.float64)
+        left, right = (side.detach().to(torch.float64) for side in (left, right))
+        if self.scale != 1.0:
+            # By so much that squares of either side stay away from overflow, whichever is large.
+            size = scale_of(left)
+            left, right = left / size, right * (size / self.scale)
         squared = self._squared(self.given, left, right, self.energy)
         if squared is None:
             return self._of_residual(self.source.residual(left @ right))

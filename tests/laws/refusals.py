@@ -102,6 +102,16 @@ class MethodRefusals(MethodLaws):
     def test_what_is_no_rank(self, rank: Any) -> None:
         assert isinstance(self.refused("rank", rank), ArgumentError)
 
+    def test_counts_beyond_every_size(self) -> None:
+        """The last has too many digits to be shown."""
+        for power in (63, 70, 17000):
+            for rank, shown in (
+                (2**power, rf"2\^{power} or more"),
+                (-(2**power), rf"-2\^{power} or less"),
+                ((2, 2**power), rf"a sequence with 2\^{power} or more"),
+            ):
+                self.refused(rf"rank={shown} is beyond 2\^63.*; use a count", rank)
+
     def test_the_old_word_for_a_solver_is_told_with_the_new_one(self) -> None:
         if self.method.takes("solver"):
             words = "^method='eigh' of .* is solver= now; write solver='eigh'$"
@@ -186,19 +196,24 @@ class ErrorRefusals(MethodRefusals, ErrorLaws):
 
     @pytest.mark.parametrize(
         "error",
-        [-0.1, 1.0, 7, math.nan, True, "little", 1e-9, torch.tensor(True), np.array([0.1, 0.2])],
+        [-0.1, 1.0, 7, math.nan, True, "little", torch.tensor(True), np.array([0.1, 0.2])],
         ids=repr,
     )
     def test_what_is_no_relative_error(self, error: Any) -> None:
         self.refused("error", weight=self.weight(torch.float32), error=error)
+
+    def test_an_error_below_rounding(self) -> None:
+        words = r"error=1e-08 is below 1.2e-07, .* float32.*float64"
+        for dtype in (torch.float32, torch.bfloat16):
+            self.refused(words, weight=self.weight(dtype), error=1e-8)
 
 
 class GramRefusals(MethodRefusals, GramLaws):
     """For those that take gram=."""
 
     def test_moments_that_are_none(self) -> None:
-        weight = self.wide()
-        n = weight.shape[1]
+        weight = self.weight()
+        n = weight[0].numel()
         white = torch.eye(n, dtype=torch.float64)
         for gram, words in (
             (torch.eye(n + 1), rf"gram has shape .*columns, so .* are \({n}, {n}\)"),
@@ -217,8 +232,8 @@ class MeanRefusals(MethodRefusals, MeanLaws):
     """For those that take mean= as well."""
 
     def test_means_that_are_none(self) -> None:
-        weight = self.wide()
-        n = weight.shape[1]
+        weight = self.weight()
+        n = weight[0].numel()
         mean, gram = torch.zeros(n), torch.eye(n)
         self.refused("^mean= goes with gram=, the second moments", weight=weight, mean=mean)
         for odd, words in (
