@@ -10,7 +10,6 @@ from torch import Tensor
 
 import tensorlrf
 from tensorlrf.decomposition import bias_correction
-from tensorlrf.errors import ArgumentError, ShapeError
 
 
 def inputs(n: int, seed: int, rows: int = 200) -> Tensor:
@@ -61,19 +60,3 @@ def test_tucker_about_the_mean_serves_a_layer_with_a_bias() -> None:
     assert best < error(kernel, plain.to_dense(), x)
     # Any other bias does worse.
     assert best < error(kernel, about.to_dense(), x, shift + 1e-3)
-
-
-@pytest.mark.parametrize("decompose", [tensorlrf.svd, tensorlrf.tucker])
-def test_bad_means_are_named(decompose: object) -> None:
-    weight, x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), inputs(4, 0)
-    gram, mean = x.T @ x / len(x), x.mean(0)
-    call = decompose
-    assert callable(call)
-    with pytest.raises(ArgumentError, match=r"mean= goes with gram="):
-        call(weight, 2, mean=mean)
-    with pytest.raises(ShapeError, match="mean has shape"):
-        call(weight, 2, gram=gram, mean=mean[:3])
-    with pytest.raises(ArgumentError, match="contradicts"):
-        call(weight, 2, gram=gram, mean=10 * mean)
-    with pytest.raises(ArgumentError, match="mean contains NaN"):
-        call(weight, 2, gram=gram, mean=mean * float("nan"))

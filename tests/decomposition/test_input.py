@@ -1,14 +1,17 @@
-"""What every decomposition checks before it begins."""
+"""What the laws of methods leave out: several ranks, and what is made of no weight."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from tensorlrf import decomposition
 from tensorlrf.decomposition._input import as_tensor, working_dtype
-from tensorlrf.decomposition.random_state import generator
-from tensorlrf.errors import ArgumentError, ShapeError
+from tests.decomposition.every import matrix
+from tests.torch_defaults import defaults
 
 
 def test_numpy_is_shared_and_left_alone() -> None:
@@ -21,30 +24,6 @@ def test_numpy_is_shared_and_left_alone() -> None:
     assert torch.equal(as_tensor(fixed), torch.ones(2, 3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([[1.0, 2.0]], "weight is a list; pass a torch.Tensor or a numpy array"),
-        (torch.ones(2, 2, dtype=torch.int64), "weight has dtype torch.int64.*cast it first"),
-        (torch.ones(2, 2, dtype=torch.bool), "weight has dtype torch.bool"),
-        (torch.ones(2, 2, dtype=torch.complex64), "real and imaginary parts apart"),
-        (torch.tensor([[1.0, float("nan")]]), "weight contains NaN"),
-        (torch.tensor([[1.0, float("inf")]]), "weight contains Inf"),
-        (torch.tensor([[1.0, -float("inf")]]), "weight contains Inf"),
-    ],
-)
-def test_values_that_cannot_be_decomposed(value: object, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        as_tensor(value, "weight")
-
-
-def test_shapes_that_cannot_be_decomposed() -> None:
-    with pytest.raises(ShapeError, match=r"shape \(3,\); at least 2 modes"):
-        as_tensor(torch.ones(3))
-    with pytest.raises(ShapeError, match=r"shape \(3, 0\), which holds no element"):
-        as_tensor(torch.ones(3, 0))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_is_raised(dtype: torch.dtype) -> None:
     assert working_dtype(dtype) == torch.float32
@@ -52,15 +31,20 @@ def test_half_precision_is_raised(dtype: torch.dtype) -> None:
     assert working_dtype(torch.float64) == torch.float64
 
 
-def test_generator_seeds_repeat_and_leave_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    device = torch.device("cpu")
-    first = torch.rand(3, generator=generator(5, device))
-    assert torch.equal(first, torch.rand(3, generator=generator(5, device)))
-    given = torch.Generator().manual_seed(5)
-    assert generator(given, device) is given
-    assert generator(None, device).initial_seed() != generator(None, device).initial_seed()
-    assert torch.equal(torch.get_rng_state(), before)
-    for wrong in ("7", 1.5, True):
-        with pytest.raises(ArgumentError, match="random_state="):
-            generator(wrong, device)  # type: ignore[arg-type]
+def test_ranks_of_several_modes_may_be_arrays() -> None:
+    expected = decomposition.tucker(matrix(), (3, 2)).tensors()
+    for ranks in (np.array([3, 2]), torch.tensor([3, 2]), (np.int64(3), torch.tensor(2))):
+        for key, tensor in decomposition.tucker(matrix(), ranks).tensors().items():
+            assert torch.equal(tensor, expected[key])
+
+
+@pytest.mark.parametrize("kind", ["meta", "float64", "float16"])
+def test_torchs_defaults_do_not_reach_what_is_made_of_no_weight(kind: str) -> None:
+    with defaults(kind):
+        spectrum = decomposition.evbmf(matrix())
+        widths = decomposition.scree(matrix()).shape
+        train = decomposition.tt_cross(lambda at: 1 / (1 + at.sum(1).double()), (6, 6, 6), 3)
+    assert math.isfinite(spectrum.noise_variance)
+    assert widths == (16, 12)
+    assert {t.device.type for t in train.tensors().values()} == {"cpu"}
+    assert train.dtype == torch.float64

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tensorlrf.decomposition.blocks._blast_als import Bases
 from tensorlrf.factors import BlastFactors
 from tests.factors.test_tt import cores
-
-
-class Largest(TorchDispatchMode):
-    """The most numbers that a result has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
+from tests.largest import Largest
 
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (1, 8), (8, 1), (4, 4), (8, 8)])
@@ -37,10 +20,10 @@ def test_rebuilding_makes_nothing_larger_than_the_whole(p: int, q: int, r: int) 
     most = max(m * n, (m + n) * r)
     with Largest() as largest:
         whole = BlastFactors(left, right, scales).to_dense()
-    assert largest.elements <= most
+    assert largest.numbers <= most
     with Largest() as largest:
         again = Bases(left, right, scales).dense()
-    assert largest.elements <= most
+    assert largest.numbers <= most
     expected = torch.einsum("iar,ijr,jrb->iajb", left, scales, right).reshape(m, n)
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(again.reshape(m, n), expected)
@@ -52,5 +35,5 @@ def test_gradients_need_nothing_larger_either() -> None:
     leaves = [leaf.requires_grad_() for leaf in leaves]
     with Largest() as largest:
         BlastFactors(*leaves).to_dense().square().sum().backward()
-    assert largest.elements <= max(m * n, (m + n) * r)
+    assert largest.numbers <= max(m * n, (m + n) * r)
     assert all(leaf.grad is not None and leaf.grad.norm() > 0 for leaf in leaves)

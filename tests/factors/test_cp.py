@@ -6,17 +6,14 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors, Factors
+from tests.factors.test_tt import cores
 from tests.laws.factors import FactorLaws
 
 
 class TestCPFactors(FactorLaws):
     def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> CPFactors:
-        g = torch.Generator().manual_seed(seed)
-
-        def draw(*size: int) -> Tensor:
-            return torch.randn(*size, generator=g, dtype=torch.float64).to(dtype)
-
-        return CPFactors(draw(3), tuple(draw(n, 3) for n in (5, 4, 2, 3)))
+        weights, *factors = cores([(3,), (5, 3), (4, 3), (2, 3), (3, 3)], seed, dtype)
+        return CPFactors(weights, tuple(factors))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
         assert isinstance(factors, CPFactors)
@@ -32,8 +29,7 @@ def test_unpacks_as_weights_and_factors() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_any_order(order: int) -> None:
-    g = torch.Generator().manual_seed(order)
-    factors = tuple(torch.randn(k + 2, 3, generator=g, dtype=torch.float64) for k in range(order))
+    factors = cores([(k + 2, 3) for k in range(order)], order, torch.float64)
     f = CPFactors(torch.ones(3, dtype=torch.float64), factors)
     expected = torch.zeros(f.shape, dtype=torch.float64)
     for j in range(3):

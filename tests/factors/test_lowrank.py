@@ -6,19 +6,13 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors import Factors, LowRank
+from tests.factors.test_tt import cores
 from tests.laws.factors import FactorLaws
-
-
-def random_lowrank(seed: int, dtype: torch.dtype) -> LowRank:
-    g = torch.Generator().manual_seed(seed)
-    left = torch.randn(6, 3, generator=g, dtype=torch.float64).to(dtype)
-    right = torch.randn(3, 20, generator=g, dtype=torch.float64).to(dtype)
-    return LowRank(left, right, (6, 5, 2, 2))
 
 
 class TestLowRank(FactorLaws):
     def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> LowRank:
-        return random_lowrank(seed, dtype)
+        return LowRank(*cores([(6, 3), (3, 20)], seed, dtype), (6, 5, 2, 2))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
         assert isinstance(factors, LowRank)

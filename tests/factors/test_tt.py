@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors, TTFactors, TTMatrix
+from tests.draws import generator
 from tests.laws.factors import FactorLaws
 
 
-def cores(sizes: list[tuple[int, ...]], seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(*size, generator=g, dtype=torch.float64).to(dtype) for size in sizes)
+def cores(sizes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    draws = generator(seed)
+    return tuple(torch.randn(s, generator=draws, dtype=torch.float64).to(dtype) for s in sizes)
 
 
 class TestTT(FactorLaws):

@@ -9,17 +9,13 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors, TuckerFactors
 from tensorlrf.factors.algebra import mode_product
+from tests.factors.test_tt import cores
 from tests.laws.factors import FactorLaws
-
-
-def draw(seed: int, dtype: torch.dtype, *sizes: tuple[int, ...]) -> list[Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return [torch.randn(*s, generator=g, dtype=torch.float64).to(dtype) for s in sizes]
 
 
 class TestTuckerFactors(FactorLaws):
     def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> TuckerFactors:
-        core, a, b, c = draw(seed, dtype, (3, 2, 4), (5, 3), (4, 2), (3, 4))
+        core, a, b, c = cores([(3, 2, 4), (5, 3), (4, 2), (3, 4)], seed, dtype)
         return TuckerFactors(core, (a, b, c))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
@@ -29,7 +25,7 @@ class TestTuckerFactors(FactorLaws):
 
 class TestPartialTuckerFactors(FactorLaws):
     def sample(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> TuckerFactors:
-        core, b, d = draw(seed, dtype, (5, 3, 4, 2), (6, 3), (7, 2))
+        core, b, d = cores([(5, 3, 4, 2), (6, 3), (7, 2)], seed, dtype)
         return TuckerFactors(core, (b, d), (1, 3))
 
     def dense_by_definition(self, factors: Factors) -> Tensor:
@@ -60,7 +56,7 @@ def test_refuses_a_factor_too_few() -> None:
 def test_mode_product_is_the_unfolding_product(data: st.DataObject) -> None:
     sizes = tuple(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4)))
     mode = data.draw(st.integers(0, len(sizes) - 1))
-    tensor, matrix = draw(0, torch.float64, sizes, (3, sizes[mode]))
+    tensor, matrix = cores([sizes, (3, sizes[mode])], 0, torch.float64)
     if data.draw(st.booleans()):
         tensor = tensor.transpose(0, -1).contiguous().transpose(0, -1)
     expected = torch.tensordot(matrix, tensor, dims=([1], [mode])).movedim(0, mode)

@@ -29,7 +29,6 @@ from tests.decomposition.blocks.test_blr import (
     block_energies,
     blocky,
     exhaustive,
-    residual,
     seeded,
 )
 from tests.decomposition.svd.test_batched import residuals
@@ -255,51 +254,6 @@ def test_the_search_does_not_pay_for_error_beyond_the_budget(share: float) -> No
         # One rank of a block of 8 x 8, the smallest size that is tried.
         assert 0 < factors.n_params <= 2 * max(math.floor(share * 64 * 64), 16)
     assert batched(seeded(2, 1, 64), 0.01).factors.n_params == 2 * 64
-
-
-def test_places_of_any_scale_stand_beside_each_other() -> None:
-    weight = blocky(30, 40, 10).float()
-    alone = fit_blr(weight, 0.4, block=10)
-    stack = torch.stack([weight * 1e-30, weight, torch.zeros_like(weight), weight * 1e30])
-    cases: list[dict[str, Any]] = [{"rank": 0.4}, {"error": alone.error * 1.001}]
-    for options in cases:
-        fit = batched(stack, block=10, **options)
-        assert math.isfinite(fit.error)
-        assert torch.equal(fit.factors[2].to_dense(), stack[2])
-        for k in (0, 1, 3):
-            one = at(fit.factors, k)
-            assert residual(stack[k], one) == pytest.approx(alone.error, rel=2e-3)
-            assert [b.rank for b in one.blocks] == [b.rank for b in alone.factors.blocks]
-    wide = torch.stack([weight.double() * 1e-180, weight.double() * 1e180])
-    assert batched(wide, 0.4, block=10).error == pytest.approx(alone.error, rel=1e-5)
-
-
-def test_degenerate_places_give_finite_factors() -> None:
-    stack = torch.stack([torch.zeros(6, 5), torch.ones(6, 5), seeded(6, 5, dtype=torch.float32)])
-    cases: list[dict[str, Any]] = [{"rank": 1}, {"rank": 0.5}, {"error": 0.1}]
-    for options in cases:
-        for tensor in (stack, torch.zeros(2, 6, 5)):
-            fit = batched(tensor, block=(1, 2), **options)
-            assert all(torch.isfinite(t).all() for t in fit.factors.tensors().values())
-            assert math.isfinite(fit.error)
-            assert torch.equal(fit.factors[0].to_dense(), torch.zeros(6, 5))
-
-
-def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = seeded(7, 9, 8)
-    whole = batched(stack, 0.5, block=4)
-    monkeypatch.setattr(_batched_blr, "BLOCK", 150)
-    blocks = batched(stack, 0.5, block=4)
-    assert torch.equal(blocks.factors.to_dense(), whole.factors.to_dense())
-    assert blocks.error == pytest.approx(whole.error, rel=1e-12)
-
-
-def test_rounding_out_of_reach_is_told() -> None:
-    stack = seeded(2, 12, 12, dtype=torch.bfloat16)
-    with pytest.warns(TensorlrfWarning, match=r"error=0\.0001 is out of reach"):
-        fit = batched(stack, error=1e-4, block=4, dense_blocks=False)
-    assert not fit.converged
-    assert batched(stack, error=1e-4, block=4).error == 0.0
 
 
 def test_what_is_refused() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +13,8 @@ from torch import Tensor
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.errors import DegenerateWarning
 from tensorlrf.factors import CPFactors
+from tests.metrics import moments
+from tests.public import public
 
 
 def planted(
@@ -95,45 +95,12 @@ def test_the_optimum_is_stationary() -> None:
 
 
 def test_components_are_unit_columns_with_falling_weights() -> None:
-    factors = cp(planted((8, 9, 10), 4, noise=0.1), 4, random_state=0)
-    for f in factors.factors:
-        torch.testing.assert_close(f.norm(dim=0), torch.ones(4, dtype=torch.float64))
-    assert bool((factors.weights.diff() <= 0).all())
-    assert float(factors.weights.min()) >= 0
-
-
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda t: t.permute(2, 0, 1),
-        lambda t: t[:, ::2],
-        lambda t: t.flip(0),
-        lambda t: t[:1].expand(5, -1, -1),
-    ],
-)
-def test_any_strides(view: Any) -> None:
-    tensor = view(planted((8, 10, 6), 3, noise=0.1))
-    copy, version = tensor.clone(), tensor._version
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateWarning)
-        fit = fit_cp(tensor, 3, n_restarts=4, n_iter_max=300, random_state=0)
-        other = fit_cp(copy.contiguous(), 3, n_restarts=4, n_iter_max=300, random_state=1)
-    assert fit.factors.shape == tuple(tensor.shape)
-    assert fit.factors.rel_error(copy) == pytest.approx(fit.error, rel=1e-9)
-    assert fit.error == pytest.approx(other.error, rel=1e-3)
-    assert torch.equal(tensor, copy)
-    assert tensor._version == version
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_raised_and_cast_back(dtype: torch.dtype) -> None:
-    tensor = planted((8, 9, 10), 3, noise=0.1).to(dtype)
-    fit = fit_cp(tensor, 3, n_restarts=3, random_state=0)
-    assert fit.factors.dtype == dtype
-    best = fit_cp(tensor.double(), 3, n_restarts=3, random_state=0).error
-    # Each of the three factors and the weights is rounded once, to half an eps.
-    assert fit.error <= math.hypot(best, 4 * torch.finfo(dtype).eps / 2) * 1.001
-    assert fit.error == pytest.approx(fit.factors.rel_error(tensor), rel=1e-2)
+    for gram in (None, moments(90)):
+        factors = cp(planted((8, 9, 10), 4, noise=0.1), 4, gram=gram, random_state=0)
+        for f in factors.factors:
+            torch.testing.assert_close(f.norm(dim=0), torch.ones(4, dtype=torch.float64))
+        assert bool((factors.weights.diff() <= 0).all())
+        assert float(factors.weights.min()) >= 0
 
 
 def test_float16_weights_that_would_overflow_are_spread() -> None:
@@ -141,14 +108,6 @@ def test_float16_weights_that_would_overflow_are_spread() -> None:
     factors = cp(tensor, 1, random_state=0)
     assert all_finite(factors)
     assert factors.rel_error(tensor) < 4 * torch.finfo(torch.float16).eps
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_extreme_scales(scale: float) -> None:
-    tensor = planted((5, 6, 7), 2, dtype=torch.float32) * scale
-    fit = fit_cp(tensor, 2, n_iter_max=500, n_restarts=3, random_state=0)
-    assert fit.error < 1e-6
-    assert all_finite(fit.factors)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +207,6 @@ def test_rank_from_an_error() -> None:
     assert fit_cp(tensor, error=0.99, random_state=0).factors.rank == 1
 
 
-def test_rank_as_a_share() -> None:
-    tensor = gaussian(8, 9, 10)
-    assert cp(tensor, 0.25).n_params <= 0.25 * tensor.numel()
-    assert cp(tensor, "same", n_iter_max=3).n_params <= tensor.numel()
-
-
 @pytest.mark.parametrize("order", [3, 4])
 def test_gradients_are_those_of_the_optimum(order: int) -> None:
     """Against central differences of the whole, converged decomposition."""
@@ -278,10 +231,16 @@ def test_gradients_are_those_of_the_optimum(order: int) -> None:
     assert float((x.grad * direction).sum()) == pytest.approx(numeric, rel=1e-5)
 
 
-def test_results_are_detached_unless_asked() -> None:
-    tensor = planted((4, 5, 6), 2, noise=0.1).requires_grad_()
-    assert not cp(tensor, 2, random_state=0).weights.requires_grad
-    kept = cp(tensor, 2, random_state=0, differentiable=True)
-    assert kept.weights.requires_grad
-    plain = cp(tensor, 2, random_state=0)
-    torch.testing.assert_close(kept.weights, plain.weights, rtol=1e-4, atol=0)
+@pytest.mark.parametrize(
+    ("name", "rank", "figure", "sweeps"),
+    [
+        ("covid19_serology", 3, 0.4697, 500),
+        ("covid19_serology", 8, 0.3401, 500),
+        ("kinetic", 3, 0.0498, 200),
+    ],
+)
+def test_reference_figures(name: str, rank: int, figure: float, sweeps: int) -> None:
+    """Best of ten starts, as the published figures are."""
+    tensor = public(name)
+    fit = fit_cp(tensor, rank, n_restarts=10, n_iter_max=sweeps, random_state=0)
+    assert round(fit.factors.rel_error(tensor), 4) <= figure

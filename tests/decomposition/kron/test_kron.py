@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -195,60 +193,8 @@ def test_a_share_is_an_upper_bound(share: float, seed: int) -> None:
     assert searched.error <= fit_kron(weight, share, shapes=pair).error * (1 + 1e-6)
 
 
-def test_same_is_the_share_one() -> None:
-    weight, pair = seeded(12, 12), ((3, 4), (4, 3))
-    assert kron(weight, "same", shapes=pair).rank == kron(weight, 1.0, shapes=pair).rank == 6
-
-
-@pytest.mark.parametrize("exponent", [-42, -30, -20, 20, 30, 37])
-def test_scale_does_not_matter(exponent: int) -> None:
-    weight = seeded(20, 12, dtype=torch.float32)
-    plain = fit_kron(weight, 4, random_state=0)
-    scaled = fit_kron(weight * 10.0**exponent, 4, random_state=0)
-    assert scaled.factors.a.shape == plain.factors.a.shape
-    # Subnormal numbers have fewer digits: at 1e-42 the spacing is 1e-45.
-    assert scaled.error == pytest.approx(plain.error, rel=1e-2 if exponent < -38 else 1e-5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_degenerate_weights_give_finite_terms(dtype: torch.dtype) -> None:
-    for weight in (torch.zeros(6, 8, dtype=dtype), torch.ones(6, 8, dtype=dtype)):
-        for factors in (kron(weight, 1), kron(weight, 2), kron(weight, error=0.1)):
-            assert torch.isfinite(factors.to_dense()).all()
-            assert torch.allclose(factors.to_dense(), weight, atol=8 * torch.finfo(dtype).eps)
-
-
-def test_input_is_left_alone_a_seed_repeats_and_numpy_is_taken() -> None:
-    weight = seeded(24, 36, dtype=torch.float32)
-    copy, before = weight.clone(), torch.get_rng_state()
-    each: list[dict[str, Any]] = [{"solver": "randomized"}, {}]
-    for options in each:
-        first = kron(weight, 3, random_state=3, **options)
-        again = kron(weight.numpy(), 3, random_state=3, **options)
-        drawn = torch.Generator().manual_seed(3)
-        third = kron(weight, 3, random_state=drawn, **options)
-        for other in (again, third):
-            assert torch.equal(first.a, other.a)
-            assert torch.equal(first.b, other.b)
-        kron(weight, 3, **options)
-    assert torch.equal(weight, copy)
-    assert torch.equal(torch.get_rng_state(), before)
-    turned = kron(np.asfortranarray(weight.numpy()), 3, shapes=((4, 6), (6, 6)))
-    straight = kron(weight, 3, shapes=((4, 6), (6, 6)))
-    torch.testing.assert_close(turned.to_dense(), straight.to_dense())
-
-
-def test_the_result_is_detached() -> None:
-    factors = kron(seeded(6, 6).requires_grad_(), 2)
-    assert not factors.a.requires_grad
-    assert not factors.b.requires_grad
-
-
 def test_error_out_of_reach_of_the_dtype_warns() -> None:
     weight = seeded(12, 12, dtype=torch.bfloat16)
-    with pytest.warns(TensorlrfWarning, match="error=0.0005 is out of reach"):
-        fit = fit_kron(weight, error=5e-4, shapes=((3, 4), (4, 3)))
-    assert not fit.converged
     with pytest.warns(TensorlrfWarning, match="out of reach with every pair") as seen:
         fit = fit_kron(weight, error=5e-4)
     assert len(seen) == 1
@@ -259,7 +205,17 @@ def test_error_out_of_reach_of_the_dtype_warns() -> None:
 
 
 @pytest.mark.parametrize(
-    "shapes", [((3, 4), (4, 4)), ((3, 4),), (3, 4), "ab", ((0, 4), (4, 3)), ((3.5, 4), (4, 3)), 7]
+    "shapes",
+    [
+        ((3, 4), (4, 4)),
+        ((3, 4),),
+        (3, 4),
+        "ab",
+        ((0, 4), (4, 3)),
+        ((3.5, 4), (4, 3)),
+        ((math.inf, 4), (4, 3)),
+        7,
+    ],
 )
 def test_shapes_that_do_not_multiply_to_the_weights(shapes: object) -> None:
     with pytest.raises(ShapeError, match=r"m1 m2 = 12 and n1 n2 = 12.*\(\(.*more"):
@@ -279,36 +235,14 @@ def test_prime_sides_have_no_proper_pair(kernel: tuple[int, ...]) -> None:
 
 def test_ranks_and_options_that_are_refused() -> None:
     weight = seeded(6, 8)
-    pair = ((2, 2), (3, 4))
     with pytest.raises(RankError, match=r"rank=5 is above 4, the terms that .*use at most 4"):
-        kron(weight, 5, shapes=pair)
+        kron(weight, 5, shapes=((2, 2), (3, 4)))
     with pytest.raises(RankError, match="rank=99 is above 6, the most"):
         kron(weight, 99)
-    ranks: list[Any] = [0, -1, 1.5, 0.0, "many", True, (2, 2)]
-    for rank in ranks:
-        for shapes in (pair, None):
-            with pytest.raises(RankError, match="rank="):
-                kron(weight, rank, shapes=shapes)
-    refused: list[tuple[dict[str, Any], str]] = [
-        ({"rank": None}, "give rank or error"),
-        ({"error": 0.1}, "give rank or error"),
-        ({"rank": None, "error": 1.0}, r"error=1.0 must be"),
-        ({"solver": "svd"}, "solver='svd' is unknown; choose one of auto"),
-        ({"rank": None, "error": 0.1, "solver": "randomized"}, "needs rank="),
-        ({"mean": torch.zeros(8)}, "mean= goes with gram="),
-        ({"n_iter_max": -1}, "n_iter_max=-1"),
-        ({"tol": -1.0}, "tol=-1.0"),
-        ({"n_power_iter": 1.5}, "n_power_iter=1.5"),
-        ({"random_state": "x"}, "random_state='x'"),
-    ]
-    for wrong, message in refused:
-        with pytest.raises(ArgumentError, match=message):
-            kron(weight, **{"rank": 2, **wrong})
-    for bad, error in (
-        (torch.full((4, 4), math.nan), ArgumentError),
-        (torch.ones(4, 4, dtype=torch.int64), ArgumentError),
-        (torch.ones(4), ShapeError),
-        (torch.ones(0, 4), ShapeError),
-    ):
-        with pytest.raises(error, match="tensor"):
-            kron(bad, 1)
+    for rank in (0, "many"):
+        with pytest.raises(RankError, match="rank="):
+            kron(weight, rank)
+    with pytest.raises(ArgumentError, match="needs rank="):
+        kron(weight, error=0.1, solver="randomized")
+    with pytest.raises(ArgumentError, match=r"n_power_iter=1\.5"):
+        kron(weight, 2, n_power_iter=1.5)  # type: ignore[arg-type]

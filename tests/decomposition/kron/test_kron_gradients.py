@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tensorlrf.decomposition import fit_kron
 from tensorlrf.decomposition.kron import _gram as _kron_gram
@@ -16,6 +12,7 @@ from tensorlrf.decomposition.kron._gradients import marginals
 from tests.decomposition.kron.test_kron import planted
 from tests.decomposition.kron.test_kron_gram import inputs_of
 from tests.draws import seeded
+from tests.largest import Largest
 from tests.metrics import in_moments, second_moments
 
 
@@ -48,28 +45,12 @@ def test_one_term_goes_by_its_normal_matrix() -> None:
     assert not metric.many_terms(1, 8, 16)
 
 
-class Largest(TorchDispatchMode):
-    """The most elements that a result has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor):
-                # Views that repeat an element take no memory.
-                self.elements = max(self.elements, one.untyped_storage().nbytes() // 8)
-        return result
-
-
 @pytest.mark.parametrize("s", [1, 8])
 def test_lopsided_pairs_need_no_more_memory_than_the_moments(s: int) -> None:
     weight, gram = seeded(64, 512, dtype=torch.float32), second_moments(inputs_of(512, 40))
     with Largest() as largest:
         fit_kron(weight, s, shapes=((16, 2), (4, 256)), gram=gram, n_iter_max=2)
-    assert largest.elements <= max(_kron_gram.PRODUCTS, 4 * gram.numel())
+    assert largest.numbers <= max(_kron_gram.PRODUCTS, 4 * gram.numel())
 
 
 def test_an_error_just_above_rounding_is_reached_with_inputs_too() -> None:

@@ -15,7 +15,6 @@ from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.kron import _gram as _kron_gram
 from tensorlrf.decomposition.kron._als import KroneckerALS, balanced_terms
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
-from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import KroneckerSum
 from tests.decomposition.kron.test_kron import planted
 from tests.draws import seeded
@@ -68,25 +67,6 @@ def test_outputs_are_nearer_than_those_of_the_plain_solution(
     at_first = error_on_inputs(weight, usual, torch.linalg.cholesky(seen))
     assert fit.errors[0] == pytest.approx(at_first, rel=1e-6, abs=2e-8)
     assert all(b <= a for a, b in zip(fit.errors[:-1], fit.errors[1:-1], strict=False))
-
-
-def test_uneven_inputs_gain_much() -> None:
-    weight, inputs = seeded(15, 8, 3), inputs_of(24, 100)
-    fit = fit_kron(weight, 4, shapes=PAIR, gram=second_moments(inputs))
-    assert fit.error < 0.9 * fit.errors[0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_identity_gives_the_plain_solution(dtype: torch.dtype) -> None:
-    weight = seeded(15, 8, 3, dtype=dtype)
-    plain = fit_kron(weight, 4, shapes=PAIR)
-    fit = fit_kron(weight, 4, shapes=PAIR, gram=2 * torch.eye(24))
-    assert fit.error == pytest.approx(plain.error, rel=1e-6)
-    # The best sum of four terms is unique, and a stationary point to the rounding of its start.
-    tolerance = 64 * torch.finfo(dtype).eps
-    torch.testing.assert_close(
-        fit.factors.to_dense(), plain.factors.to_dense(), rtol=tolerance, atol=tolerance
-    )
 
 
 @pytest.mark.parametrize("unknowns", [2048, 4])
@@ -178,11 +158,8 @@ def test_error_is_that_of_the_outputs(error: float, seed: int, low: bool) -> Non
         assert fit_kron(weight, fit.factors.rank - 1, shapes=PAIR, gram=gram).error > error
 
 
-def test_error_out_of_reach() -> None:
-    weight, gram = seeded(15, 8), second_moments(inputs_of(8, 30))
-    with pytest.warns(TensorlrfWarning, match="error=0.0001 is out of reach.*bfloat16"):
-        fit = fit_kron(weight.bfloat16(), error=1e-4, shapes=PAIR, gram=gram)
-    assert not fit.converged
+def test_no_error_is_that_of_the_planted_terms() -> None:
+    gram = second_moments(inputs_of(8, 30))
     exact = fit_kron(planted(2, PAIR), error=0.0, shapes=PAIR, gram=gram)
     assert exact.factors.rank == 2
 
@@ -202,23 +179,6 @@ def test_a_pair_is_looked_for_in_the_metric(error: float | None) -> None:
         assert fit.factors.n_params <= 0.2 * weight.numel()
 
 
-@pytest.mark.parametrize("exponent", [-30, 30])
-def test_scale_does_not_matter(exponent: int) -> None:
-    weight, gram = seeded(15, 8, dtype=torch.float32), second_moments(inputs_of(8, 30))
-    plain = fit_kron(weight, 3, shapes=PAIR, gram=gram)
-    scaled = fit_kron(weight * 10.0**exponent, 3, shapes=PAIR, gram=gram * 10.0**-exponent)
-    assert scaled.error == pytest.approx(plain.error, rel=1e-5)
-
-
-def test_inputs_that_are_all_dead_leave_the_plain_solution() -> None:
-    weight = seeded(15, 8)
-    plain = kron(weight, 3, shapes=PAIR)
-    factors = kron(weight, 3, shapes=PAIR, gram=torch.zeros(8, 8))
-    assert torch.equal(factors.a, plain.a)
-    assert kron(torch.zeros(15, 8), 2, gram=torch.eye(8), shapes=PAIR).to_dense().abs().max() == 0
-    assert kron(weight[:, :6], 2, gram=torch.zeros(6, 6)).shape == (15, 6)
-
-
 def test_tol_stops_the_sweeps() -> None:
     weight, gram = seeded(15, 8, 3), second_moments(inputs_of(24, 60))
     one = fit_kron(weight, 3, shapes=PAIR, gram=gram, n_iter_max=1)
@@ -230,29 +190,3 @@ def test_tol_stops_the_sweeps() -> None:
     assert many.converged
     assert len(few.errors) < len(many.errors)
     assert many.error < few.error
-
-
-def test_the_mean_is_taken_out() -> None:
-    weight, inputs = seeded(15, 8), inputs_of(8, 40) + 1
-    mean = inputs.mean(dim=1)
-    with_mean = fit_kron(weight, 3, shapes=PAIR, gram=second_moments(inputs), mean=mean)
-    centred = fit_kron(weight, 3, shapes=PAIR, gram=second_moments(inputs - mean[:, None]))
-    assert with_mean.error == pytest.approx(centred.error, rel=1e-8)
-
-
-def test_nothing_given_is_changed() -> None:
-    weight, gram = seeded(15, 8), second_moments(inputs_of(8, 40))
-    copies = weight.clone(), gram.clone()
-    kron(weight, 3, gram=gram)
-    assert torch.equal(weight, copies[0])
-    assert torch.equal(gram, copies[1])
-
-
-def test_what_is_refused() -> None:
-    weight = seeded(15, 8)
-    with pytest.raises(ShapeError, match=r"gram has shape \(7, 7\)"):
-        kron(weight, 2, gram=torch.eye(7))
-    with pytest.raises(ArgumentError, match="gram is not symmetric"):
-        kron(weight, 2, gram=seeded(8, 8))
-    with pytest.raises(ArgumentError, match="mean contradicts gram"):
-        kron(weight, 2, gram=torch.eye(8), mean=torch.full((8,), 2.0))

@@ -141,18 +141,3 @@ def test_room_is_made_for_rounding(rounding: float) -> None:
         assert tried[-1] <= asked
     else:
         assert alone is None
-
-
-def test_torchs_defaults_are_of_no_consequence() -> None:
-    """Sums that decide are made in float64, where the energies are."""
-
-    def truncated(budget: TruncationBudget[Tensor]) -> tuple[int, float]:
-        return budget.choose(torch.tensor([4.0, 1.0], dtype=torch.float64, device="cpu")), 0.5
-
-    torch.set_default_device("meta")
-    try:
-        kept, tried = within_after_rounding(truncated, 0.45, 1, aims=0.45)
-    finally:
-        torch.set_default_device(None)
-    assert kept is None
-    assert tried == [0.5] * 3 or len(tried) < 3

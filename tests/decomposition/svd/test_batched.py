@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition.linalg import _batched
 from tensorlrf.decomposition.linalg._batched import Matrices, scales_of
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
 from tensorlrf.errors import (
     RankError,
-    TensorlrfWarning,
     UnsupportedError,
 )
 from tensorlrf.factors import Batch, LowRank
@@ -97,17 +95,6 @@ def test_each_place_is_what_it_is_alone(solver: str) -> None:
             torch.testing.assert_close(lengths, alone.left.norm(dim=0), rtol=1e-5, atol=0)
 
 
-def test_a_share_is_one_of_each_matrix() -> None:
-    stack = seeded32(3, 20, 30)
-    assert batched(stack, 0.5).factors.rank == svd(stack[0], 0.5).rank
-    assert batched(stack, "same").factors.rank == 12
-
-
-def test_no_batch_is_one_matrix() -> None:
-    stack = seeded32(8, 5, 3)
-    assert torch.equal(svd(stack, 3, batch_dims=0).to_dense(), svd(stack, 3).to_dense())
-
-
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(
     error=st.floats(0.02, 0.9),
@@ -130,55 +117,11 @@ def test_error_holds_at_every_place_with_the_smallest_rank(
     assert fit.factors.rank == max(ranks)
 
 
-def test_error_out_of_reach_of_the_dtype_warns() -> None:
-    with pytest.warns(TensorlrfWarning, match="error=0.0005 is out of reach.*bfloat16"):
-        fit = batched(seeded(2, 12, 10, dtype=torch.bfloat16), error=5e-4)
-    assert not fit.converged
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_places_of_any_scale_stand_beside_each_other(solver: str) -> None:
-    stack = seeded32(1, 12, 9).repeat(5, 1, 1)
-    plain = fit_svd(stack[0], 3).error
-    powers = torch.tensor([-30.0, -10.0, 0.0, 20.0, 30.0], dtype=torch.float64)
-    scaled = (stack.double() * (10.0**powers)[:, None, None]).float()
-    fit = batched(scaled, 3, solver=solver)
-    assert fit.error == pytest.approx(plain, rel=1e-5)
-    for k, matrix in enumerate(scaled):
-        one = fit.factors[k]
-        assert one.rel_error(matrix) == pytest.approx(plain, rel=1e-5)
-    wide = stack.double() * (10.0 ** (8 * powers))[:, None, None]
-    assert batched(wide, 3, solver=solver).error == pytest.approx(plain, rel=1e-6)
-
-
 def test_scales_are_those_of_one_tensor() -> None:
     for dtype in (torch.float32, torch.float64):
         stack = torch.tensor([0.0, 1e-42, 1e-30, 3e-8, 0.7, 5.0, 2e7, 1e30, 3e38]).to(dtype)
         got = scales_of(stack[:, None])
         assert got.tolist() == [scale_of(x) for x in stack]
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_degenerate_places_give_finite_factors(solver: str, dtype: torch.dtype) -> None:
-    stack = torch.stack([torch.zeros(6, 5), torch.ones(6, 5), seeded32(6, 5)]).to(dtype)
-    for r in (1, 5):
-        factors = batched(stack, r, solver=solver).factors
-        assert all(torch.isfinite(t).all() for t in factors.tensors().values())
-        assert torch.equal(factors[0].to_dense(), torch.zeros(6, 5, dtype=dtype))
-        torch.testing.assert_close(factors[1].to_dense(), stack[1], rtol=0, atol=2e-6)
-    zeros = batched(torch.zeros(2, 4, 3), 2, solver=solver)
-    assert zeros.error == 0.0
-    assert batched(torch.zeros(2, 4, 3), error=0.1, solver=solver).factors.rank == 1
-
-
-def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = seeded32(7, 6, 8)
-    whole = batched(stack, 3)
-    monkeypatch.setattr(_batched, "BLOCK", 100)
-    blocks = batched(stack, 3)
-    torch.testing.assert_close(blocks.factors.to_dense(), whole.factors.to_dense())
-    assert blocks.error == pytest.approx(whole.error, rel=1e-6)
 
 
 def test_lapack_giving_up_on_one_place_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,16 +141,6 @@ def test_lapack_giving_up_on_one_place_is_met(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.linalg, "svd", fails_on_batches(full))
     got = [batched(stack, 3, solver=solver).error for solver in ("exact", "eigh")]
     assert got == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_graph_is_kept_where_asked() -> None:
-    stack = seeded(2, 5, 4, dtype=torch.float64).requires_grad_()
-    assert not svd(stack, 2, batch_dims=1).to_dense().requires_grad
-
-    def dense(x: Tensor) -> Tensor:
-        return svd(x, 2, batch_dims=1, differentiable=True).to_dense()
-
-    assert torch.autograd.gradcheck(dense, [stack])
 
 
 def test_energies_are_those_of_each() -> None:

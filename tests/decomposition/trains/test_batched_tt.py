@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition.trains import _tt_batched as _batched_tt
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
-from tensorlrf.decomposition.trains._tt_ranks import train_params, train_ranks
+from tensorlrf.decomposition.trains._tt_ranks import train_ranks
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors import Batch, TTFactors
 from tests.decomposition.svd.test_batched import residuals
@@ -135,32 +134,11 @@ def test_below_the_rounding_of_the_dtype_trains_are_of_full_rank() -> None:
     assert (residuals(stack, batched(stack, error=asked).factors, 2) <= asked).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_places_of_any_scale_stand_beside_each_other(dtype: torch.dtype) -> None:
-    tensor = planted((8, 9, 10), (4, 4), 0.2).to(dtype)
-    stack = torch.stack([tensor * 2.0**-100, tensor, torch.zeros_like(tensor), tensor * 2.0**100])
-    cases: list[dict[str, Any]] = [{"rank": 3}, {"error": 0.2}]
-    for options in cases:
-        alone = fit_tt(tensor, **options)
-        fit = batched(stack, **options)
-        assert fit.factors.rank == alone.factors.rank
-        assert math.isfinite(fit.error)
-        for k in (0, 1, 3):
-            place = fit.factors[k].to(torch.float64)
-            assert place.rel_error(stack[k]) == pytest.approx(alone.error, rel=1e-4)
-        assert torch.equal(fit.factors[2].to_dense(), stack[2])
-
-
 def test_large_values_fit_in_half_precision() -> None:
     tensor = (planted((64, 32, 64), (3, 3), 0.01) * 8000).clamp(-60000, 60000).half()
     fit = batched(torch.stack([tensor, tensor / 1000]), 3)
     assert all(bool(t.isfinite().all()) for t in fit.factors.tensors().values())
     assert fit.error <= fit_tt(tensor.double(), 3).error + 3 * torch.finfo(torch.float16).eps
-
-
-def test_nothing_but_zeros() -> None:
-    assert batched(torch.zeros(2, 3, 4, 5), 2).error == 0.0
-    assert batched(torch.zeros(2, 3, 4, 5), error=0.1).factors.rank == (1, 1, 1, 1)
 
 
 def test_modes_are_those_of_one_place() -> None:
@@ -173,30 +151,6 @@ def test_modes_are_those_of_one_place() -> None:
         assert [c.shape[1] for c in place.cores] == [12, 3, 3, 10]
         other = tt(kernel, (6, 9, 3), modes=(0, 2, 3, 1))
         torch.testing.assert_close(place.to_dense(), other.to_dense())
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, "same"])
-def test_a_share_is_one_of_each_tensor(share: Any) -> None:
-    stack = seeded(3, 8, 9, 10)
-    factors = batched(stack, share).factors
-    ranks = train_ranks(share, (8, 9, 10), 720)
-    assert factors.rank == (1, *ranks, 1)
-    assert factors.n_params == 3 * train_params((8, 9, 10), ranks)
-    assert factors.n_params <= (1 if share == "same" else share) * stack.numel()
-
-
-def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = seeded(7, 3, 4, 20, dtype=torch.float32)
-    whole = batched(stack, 3)
-    monkeypatch.setattr(_batched_tt, "BLOCK", 500)
-    blocks = batched(stack, 3)
-    torch.testing.assert_close(blocks.factors.to_dense(), whole.factors.to_dense())
-    assert blocks.error == pytest.approx(whole.error, rel=1e-6)
-
-
-def test_no_batch_is_one_tensor() -> None:
-    tensor = seeded(8, 5, 3)
-    assert torch.equal(tt(tensor, 3, batch_dims=0).to_dense(), tt(tensor, 3).to_dense())
 
 
 def test_what_is_refused() -> None:

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensorlrf.decomposition.sizes import matrix_sizes
 from tensorlrf.decomposition.trains import _tr_gradients
@@ -25,27 +23,13 @@ from tensorlrf.decomposition.trains._tr_gradients import (
 from tensorlrf.decomposition.trains._tr_outputs import OutputRingProblem
 from tensorlrf.factors.algebra import chain_product
 from tests.draws import seeded
+from tests.largest import Largest
 from tests.metrics import in_moments, moments_within
 
 
 def ring(sizes: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> list[Tensor]:
     pairs = zip(sizes, pairwise((*ranks, ranks[0])), strict=True)
     return [seeded(r, n, s, seed=seed + k) for k, (n, (r, s)) in enumerate(pairs)]
-
-
-class Largest(TorchDispatchMode):
-    """Entries of the largest tensor that any operation makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.numel = max(self.numel, leaf.numel())
-        return result
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -79,7 +63,7 @@ def test_no_matrix_of_squared_bonds(metric: bool) -> None:
             OutputRingProblem(in_moments(weight, moments_within(64)), 2).sweep(cores, 1e-10)
         else:
             RingProblem(weight.reshape(sizes)).sweep(cores, 1e-10)
-    assert largest.numel <= 4 * halves < r**4
+    assert largest.numbers <= 4 * halves < r**4
 
 
 def test_the_error_of_a_sweep_is_that_of_its_ring(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,10 @@ def test_arguments_that_are_refused() -> None:
         tt_cross(total, size, 2)
     with pytest.raises(ArgumentError, match="neither"):
         tt_cross(total, (5, 5))
+    with pytest.raises(ArgumentError, match="error=1e-17 is below"):
+        tt_cross(total, (5, 5), error=1e-17)
+    with pytest.raises(RankError, match="beyond 2"):
+        tt_cross(total, (5, 5), 2**70)
     with pytest.raises(RankError, match="use at most 5"):
         tt_cross(total, (5, 6), (6,))
     options: list[dict[str, Any]] = [{"n_iter_max": 0}, {"n_samples": 0}, {"n_samples": 2.0}]

@@ -13,7 +13,6 @@ from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.trains import _tt_gram
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
 from tensorlrf.decomposition.trains._tt_matrix import tt_matrix
-from tensorlrf.errors import ArgumentError, ShapeError
 from tests.draws import seeded
 from tests.metrics import moments_within, output_error
 
@@ -45,21 +44,6 @@ def test_outputs_are_never_worse_than_of_the_plain_train(
     assert math.isclose(fit.error, found, rel_tol=1e-6, abs_tol=1e-7)
 
 
-def test_it_gains_where_inputs_are_unequal() -> None:
-    kernel = seeded(16, 8, 3, 3)
-    gram = moments_within(72, 72)
-    plain = output_error(kernel, tt(kernel, 4, modes=ORDER).to_dense(), gram)
-    aware = output_error(kernel, tt(kernel, 4, modes=ORDER, gram=gram).to_dense(), gram)
-    assert aware < 0.8 * plain
-
-
-def test_with_equal_inputs_it_is_no_better_than_the_best_train_of_a_matrix() -> None:
-    # Of two modes the TT-SVD is the truncated SVD, which is optimal where G is the identity.
-    matrix = seeded(9, 7)
-    fit = fit_tt(matrix, 3, gram=torch.eye(7, dtype=torch.float64))
-    assert math.isclose(fit.error, fit_tt(matrix, 3).error, rel_tol=1e-9)
-
-
 def test_an_error_of_the_outputs_is_kept() -> None:
     kernel, gram = seeded(8, 6, 3, 3), moments_within(54, 54)
     for error in (0.5, 0.1):
@@ -76,26 +60,6 @@ def test_conjugate_gradients_solve_a_singular_system_they_can_solve() -> None:
     wanted = matrix @ seeded(6, seed=3)
     x = conjugate_gradients(lambda v: matrix @ v, wanted, torch.zeros_like(wanted), steps=12)
     torch.testing.assert_close(matrix @ x, matrix @ seeded(6, seed=3))
-
-
-@pytest.mark.parametrize("factor", [1e160, 1e200, 1e305, 1e-200, 1e-300])
-def test_the_range_of_float64(factor: float) -> None:
-    # Steps that end before they settle would show the rounding of another factor.
-    factor = 2.0 ** round(math.log2(factor))
-    kernel, gram = seeded(6, 4, 2, 2), moments_within(16, 16)
-    one = fit_tt(kernel, 2, modes=ORDER, gram=gram)
-    other = fit_tt(kernel * factor, 2, modes=ORDER, gram=gram)
-    assert other.errors == pytest.approx(one.errors, rel=1e-9)
-    near = other.factors.map(lambda c: c / factor**0.25)
-    assert output_error(kernel, near.to_dense(), gram) == pytest.approx(one.error, rel=1e-9)
-
-
-def test_wrong_arguments_are_named() -> None:
-    kernel = seeded(8, 6, 3, 3)
-    with pytest.raises(ShapeError, match="gram"):
-        tt(kernel, 2, modes=ORDER, gram=torch.eye(6, dtype=torch.float64))
-    with pytest.raises(ArgumentError, match="n_iter_max=3 goes with gram="):
-        tt(kernel, 2, n_iter_max=3)
 
 
 def test_analytic_ranks_find_a_planted_train() -> None:

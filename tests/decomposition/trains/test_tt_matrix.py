@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tensorised, tt_matrix
 from tensorlrf.decomposition.trains._tt_outputs import als_sweep
@@ -111,48 +110,6 @@ def test_a_share_bounds_the_parameters(share: Any) -> None:
     assert more.n_params > bound or more.rank == factors.rank
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("order", [2, 3])
-@pytest.mark.parametrize(("dead", "directions"), [(0, None), (7, None), (0, 9)])
-def test_outputs_are_nearer_than_the_plain_ones(
-    dead: int, directions: int | None, order: int, dtype: torch.dtype
-) -> None:
-    weight = seeded(24, 35, dtype=dtype)
-    gram = moments_within(35, dead=dead, directions=directions)
-    copy = weight.clone()
-    plain = tt_matrix(weight, 4, order=order)
-    fit = fit_tt_matrix(weight, 4, order=order, gram=gram, n_iter_max=6)
-    assert torch.equal(weight, copy)
-    assert fit.factors.dtype == dtype
-    assert fit.factors.rank == plain.rank
-    # On the way errors are those of the shrunk moments, in which the sweeps go.
-    seen = Target.of(weight, gram).moments
-    assert fit.errors[0] == pytest.approx(output_error(weight, plain, seen), rel=1e-6)
-    assert fit.error == pytest.approx(output_error(weight, fit.factors, gram), rel=1e-6, abs=1e-9)
-    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(fit.errors[:-1]))
-    assert fit.error < fit.errors[0]
-    if dtype not in (torch.float32, torch.float64):
-        return
-    scaled = fit_tt_matrix(weight.double() * 1e-30, 4, order=order, gram=gram * 1e20, n_iter_max=6)
-    assert scaled.errors[1] == pytest.approx(fit.errors[1], rel=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(24, 35), (23, 29)])
-def test_the_identity_brings_the_plain_solution(shape: tuple[int, int]) -> None:
-    weight = seeded(*shape)
-    gram = torch.eye(shape[1], dtype=torch.float64)
-    if shape == (24, 35):
-        # With two digits and no padding TT-SVD is optimal (Eckart & Young).
-        plain, fit = fit_tt_matrix(weight, 4), fit_tt_matrix(weight, 4, gram=gram)
-        assert fit.converged
-        assert fit.error == pytest.approx(plain.error, rel=1e-9)
-        torch.testing.assert_close(fit.factors.to_dense(), plain.factors.to_dense())
-    plain = fit_tt_matrix(weight, 4, order=3)
-    fit = fit_tt_matrix(weight, 4, order=3, gram=gram)
-    assert fit.errors[0] == pytest.approx(plain.error, rel=1e-9)
-    assert fit.error <= plain.error * (1 + 1e-12)
-
-
 def test_a_step_is_the_least_squares_solution() -> None:
     """Of the whole output error, by a step that has no structure to lose."""
     weight, gram = seeded(6, 8), moments_within(8)
@@ -188,24 +145,6 @@ def test_an_exact_train_stays_exact_in_the_metric() -> None:
     assert found.factors.rank == (1, 3, 1)
 
 
-@pytest.mark.parametrize("factor", [1e160, 1e200, 1e305, 1e-200, 1e-300])
-def test_the_range_of_float64(factor: float) -> None:
-    weight, gram = seeded(24, 30), moments_within(30)
-    one, other = fit_tt_matrix(weight, 1), fit_tt_matrix(weight * factor, 1)
-    assert other.error == pytest.approx(one.error, rel=1e-9)
-    cases: list[dict[str, Any]] = [{"rank": 2}, {"error": 0.3}]
-    for options in cases:
-        one = fit_tt_matrix(weight, gram=gram, **options)
-        other = fit_tt_matrix(weight * factor, gram=gram, **options)
-        assert other.errors == pytest.approx(one.errors, rel=1e-9)
-        size = factor ** (1 / len(other.factors.cores))
-        assert output_error(weight, other.factors.map(lambda c, s=size: c / s), gram) == (
-            pytest.approx(one.error, rel=1e-9)
-        )
-        scaled = fit_tt_matrix(weight, gram=gram * factor, **options)
-        assert scaled.error == pytest.approx(one.error, rel=1e-9)
-
-
 def test_error_in_the_outputs_is_kept_with_the_smallest_rank() -> None:
     weight, gram = seeded(24, 35), moments_within(35)
     for error in (0.4, 0.1):
@@ -218,20 +157,6 @@ def test_error_in_the_outputs_is_kept_with_the_smallest_rank() -> None:
     exact = fit_tt_matrix(weight.bfloat16(), error=1e-5, gram=gram, n_iter_max=1)
     assert exact.converged
     assert exact.error == 0.0
-
-
-def test_moments_about_a_mean_and_no_inputs() -> None:
-    weight, gram = seeded(12, 10), moments_within(10)
-    mean = 0.1 * gram.diagonal().sqrt() * torch.linspace(-1, 1, 10, dtype=torch.float64)
-    one = fit_tt_matrix(weight, 2, gram=gram, mean=mean)
-    other = fit_tt_matrix(weight, 2, gram=gram - torch.outer(mean, mean))
-    assert one.error == pytest.approx(other.error, rel=1e-9)
-    nothing = fit_tt_matrix(weight, 2, gram=torch.zeros(10, 10))
-    assert nothing.error == 0.0
-    fit = fit_tt_matrix(weight, 2, gram=gram, n_iter_max=1)
-    plain = weight.double() - tt_matrix(weight, 2).to_dense().double()
-    lost = (plain @ gram * plain).sum() / (weight.double() @ gram * weight).sum()
-    assert fit.errors[0] == pytest.approx(float(lost.sqrt()), rel=1e-5)
 
 
 def test_refusals() -> None:
@@ -249,15 +174,3 @@ def test_refusals() -> None:
         tt_matrix(weight, (2, 3, 1))
     with pytest.raises(RankError, match="use at most 24"):
         tt_matrix(weight, (25,), row_sizes=(6, 4), column_sizes=(5, 6))
-    with pytest.raises(ArgumentError, match="neither"):
-        tt_matrix(weight)
-    with pytest.raises(ShapeError, match="gram"):
-        tt_matrix(weight, 2, gram=torch.eye(24))
-    alone: list[dict[str, Any]] = [{"mean": torch.zeros(30)}, {"n_iter_max": 3}, {"tol": 0.1}]
-    for options in alone:
-        with pytest.raises(ArgumentError, match="goes with gram"):
-            tt_matrix(weight, 2, **options)
-    with pytest.raises(ArgumentError, match="n_iter_max=-1"):
-        tt_matrix(weight, 2, gram=torch.eye(30), n_iter_max=-1)
-    with pytest.raises(ArgumentError, match="NaN"):
-        tt_matrix(weight / 0 * 0, 2)

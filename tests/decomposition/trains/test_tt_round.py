@@ -209,6 +209,10 @@ def test_refusals() -> None:
         tt_round(dense, 1)
     with pytest.raises(ArgumentError, match="neither"):
         tt_round(factors)
+    with pytest.raises(ArgumentError, match="error=1e-08 is below"):
+        tt_round(factors.to(torch.float32), error=1e-8)
+    with pytest.raises(RankError, match="beyond 2"):
+        tt_round(factors, 2**70)
     with pytest.raises(RankError, match="use at most 4"):
         tt_round(factors, (5, 2))
     with pytest.raises(ArgumentError, match=r"cores\.0 contains NaN"):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.linalg._gram import unfold
-from tensorlrf.decomposition.tucker import _batched as _batched_tucker
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 from tensorlrf.errors import RankError, UnsupportedError
 from tensorlrf.factors import Batch, TuckerFactors
@@ -99,13 +98,6 @@ def test_planted_ranks_are_exact() -> None:
         assert batched(stack.float(), (2, 3, 2), solver=solver).error <= 1e-6
 
 
-def test_a_share_is_an_upper_bound() -> None:
-    stack = seeded32(3, 10, 12, 3)
-    factors = batched(stack, 0.3, modes=(0, 1)).factors
-    assert factors.n_params <= 0.3 * stack.numel()
-    assert factors.rank == tucker(stack[0], 0.3, modes=(0, 1)).rank
-
-
 def test_a_core_beyond_half_precision_is_shared_with_the_factors() -> None:
     stack = torch.stack([torch.full((8, 8, 8), 6e4), torch.ones(8, 8, 8)]).half()
     fit = batched(stack, 1)
@@ -113,31 +105,6 @@ def test_a_core_beyond_half_precision_is_shared_with_the_factors() -> None:
     assert fit.error <= 8 * torch.finfo(torch.float16).eps
     torch.testing.assert_close(fit.factors[1].to_dense(),
                                stack[1], rtol=4e-3, atol=0)  # fmt: skip
-
-
-def test_degenerate_places_give_finite_factors() -> None:
-    for dtype in DTYPES:
-        stack = torch.stack([torch.zeros(4, 3, 2), torch.ones(4, 3, 2)]).to(dtype)
-        factors = batched(stack, 2).factors
-        assert torch.isfinite(factors.to_dense()).all()
-        torch.testing.assert_close(factors.to_dense(), stack, rtol=0, atol=0.02)
-
-
-def test_many_places_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = seeded32(7, 6, 4, 3)
-    whole = batched(stack, 2)
-    monkeypatch.setattr(_batched_tucker, "BLOCK", 100)
-    assert batched(stack, 2).error == pytest.approx(whole.error, rel=1e-6)
-
-
-def test_the_graph_is_kept_where_asked() -> None:
-    stack = seeded(2, 3, 4, 2, dtype=torch.float64).requires_grad_()
-    assert not tucker(stack, 2, solver="hosvd", batch_dims=1).to_dense().requires_grad
-
-    def dense(x: Tensor) -> Tensor:
-        return tucker(x, (2, 2, 2), solver="hosvd", batch_dims=1, differentiable=True).to_dense()
-
-    assert torch.autograd.gradcheck(dense, [stack])
 
 
 def test_what_is_refused() -> None:
