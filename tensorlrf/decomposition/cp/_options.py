@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,8 @@ def _check_count(name: str, value: object) -> None:
 
 
 def _check_fixed(fixed_modes: Sequence[int], order: int) -> frozenset[int]:
+    if not isinstance(fixed_modes, Iterable):
+        raise ArgumentError(f"fixed_modes={fixed_modes!r} must be a sequence, such as (0,)")
     fixed = set()
     for k in fixed_modes:
         if isinstance(k, bool) or not isinstance(k, int) or not -order <= k < order:
