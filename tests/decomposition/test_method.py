@@ -167,8 +167,10 @@ def test_scree_shows_what_a_method_declares_that_it_truncates() -> None:
         scree(matrix(), "mine")
 
     @truncates("mine")
-    def columns_and_rows(tensor: Tensor, *, modes: tuple[int, ...] = (1, 0)) -> Unfolded:
-        yield "both", [(tensor, mode) for mode in modes]
+    def columns_and_rows(
+        tensor: Tensor, *, modes: tuple[int, ...] = (1, 0), word: str = "both"
+    ) -> Unfolded:
+        yield word, [(tensor, mode) for mode in modes]
 
     assert names("scree")[-1] == "mine"
     (seen,) = scree(matrix(), "mine").spectra

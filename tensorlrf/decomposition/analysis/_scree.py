@@ -204,7 +204,7 @@ def _own(method: str, given: dict[str, Any]) -> dict[str, Any]:
             raise ArgumentError(f"{name}={value!r} belongs to method={owner!r}, not {method!r}")
         if value is None and name in own[method] and own[method][name].default is Parameter.empty:
             raise ArgumentError(f"method={method!r} needs {name}=, such as {_SUCH_AS[name]}")
-    return {name: given[name] for name in own[method] if given[name] is not None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _options_of(unfoldings: Callable[..., Any]) -> dict[str, Parameter]:
