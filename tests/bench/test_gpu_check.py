@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench import gpu_check
 from tests.gpu.conftest import belongs
+from tests.processes import python
 
 SUITE = """
 import pytest
@@ -39,13 +38,7 @@ sys.exit(pytest.main([*given, "--collect-only"], plugins=[Bare()]))
 
 
 def test_a_gpu_machine_needs_torch_triton_numpy_and_pytest_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BARE],
-        cwd=gpu_check.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", BARE)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from bench import constants, kernel_cases, shapes
 from bench.clock import Times
 from bench.harvest import check, environment, plan, tune
 from bench.harvest import time as timing
-from bench.harvest.__main__ import ROOT, ending, start
+from bench.harvest.__main__ import ending, start
 from bench.harvest.check import CHECKS, Check
 from bench.harvest.driver import Driver
 from bench.harvest.journal import Journal, rows
@@ -29,9 +26,7 @@ from bench.report import Row
 from tensorlrf.ops._profile import H200 as PROFILE
 from tensorlrf_kernels import launches
 from tensorlrf_kernels.launches import LaunchConfig, Launched
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-
+from tests.processes import printed, python
 
 # ---- the plan is what the workers know ----------------------------------------------------------
 
@@ -222,11 +217,8 @@ sys.exit(main(["fake"]))
 
 def test_a_worker_tells_rows_and_reasons_and_nothing_else() -> None:
     asked = [{"case": case, "seconds": 2.0, "skip": ["a"]} for case in ("one", "broken", "two")]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVED],
-        input="".join(json.dumps(each) + "\n" for each in asked),
-        capture_output=True, text=True, check=True, env=ENVIRONMENT,
-    )  # fmt: skip
+    done = python("-c", SERVED, said="".join(json.dumps(each) + "\n" for each in asked))
+    assert done.returncode == 0
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"ready": "fake"},
         {"row": {"case": "one", "seconds": 2.0, "skip": ["a"]}}, {"done": "one"},
@@ -261,10 +253,7 @@ def test_each_test_is_told_and_one_that_breaks_the_gpu_ends_the_process(tmp_path
     suite.write_text(SUITE)
 
     def tested(*skip: str) -> tuple[int, dict[str, str], list[str]]:
-        done = subprocess.run(
-            [sys.executable, "-c", TESTED, str(suite), *skip],
-            capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=tmp_path,
-        )  # fmt: skip
+        done = python("-c", TESTED, suite, *skip, cwd=tmp_path)
         lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
         found = [line["row"] for line in lines if "row" in line]
         return (
@@ -311,11 +300,7 @@ def test_the_real_workers_run_under_the_driver(tmp_path: Path) -> None:
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.harvest", "--out", str(out)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    done = python("-m", "bench.harvest", "--out", out, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert "no CUDA GPU is visible" in done.stderr
     assert not out.exists()
@@ -323,10 +308,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 def test_the_driver_itself_imports_no_torch() -> None:
     code = "import sys, bench.harvest.__main__; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
-    )
-    assert done.stdout.strip() == "False"
+    assert printed(code) == "False"
 
 
 def test_the_end_of_what_is_printed_fits_what_is_kept_of_it() -> None:

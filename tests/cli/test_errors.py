@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -23,8 +22,8 @@ from tensorlrf.cli import _compress, _inspect
 from tensorlrf.decomposition import methods
 from tensorlrf.errors import TensorlrfWarning
 from tests.cli.calls import Program, cnn, listing, save_state
+from tests.processes import printed, python
 
-ROOT = Path(__file__).resolve().parents[2]
 HALF = ("--keep-params", 0.5)
 
 
@@ -294,40 +293,20 @@ def test_a_terminal_gets_whole_numbers(
     assert [line.rstrip() for line in shown.splitlines()] == plain.splitlines()
 
 
-def process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
-        cwd=ROOT,
-    )
-
-
 def test_a_process_of_its_own(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.safetensors"
-    done = process("tensorlrf", "compress", source, "-o", target, *HALF, "--json")
+    done = python("-m", "tensorlrf", "compress", source, "-o", target, *HALF, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["keep_params"] == 0.5
     tensorlrf.load(target, cnn())
 
 
 def test_a_process_that_is_refused(tmp_path: Path) -> None:
-    done = process("tensorlrf.cli", "inspect", tmp_path / "none")
+    done = python("-m", "tensorlrf.cli", "inspect", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
 
 
 def test_the_library_does_not_import_the_parser() -> None:
-    code = "import sys, tensorlrf; print('typer' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
-        cwd=ROOT,
-    )
-    assert done.stdout == "False\n"
+    assert printed("import sys, tensorlrf; print('typer' in sys.modules)") == "False"

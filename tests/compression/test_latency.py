@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 
 import pytest
 from torch import nn
@@ -10,13 +9,8 @@ from torch import nn
 from tensorlrf.compression._latency import faster, measure_model, pick
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops import Timings
-from tests.compression.tuning.tuned import Start, linear, set_clock
+from tests.compression.tuning.tuned import Start, linear
 from tests.draws import seeded32
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Start:
-    return partial(set_clock, monkeypatch)
 
 
 def test_a_tie_is_within_two_percent_or_the_scatter_but_five_at_most() -> None:

@@ -1,15 +1,12 @@
-"""The kernels of lowrank_embedding and tt_embedding on a GPU: against float64, in graphs, compiled.
+"""The kernels of lowrank_embedding and tt_embedding on a GPU: the laws, and what is their own.
 
 Needs torch, Triton and pytest alone.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +17,6 @@ from tensorlrf.ops import PathTable
 from tensorlrf_kernels.lowrank_embedding import fused, lowrank_embedding
 from tensorlrf_kernels.tt_embedding import tt_embedding
 from tests.draws import seeded
-from tests.gpu.sanitizer import assert_sane, needs_sanitizer
 from tests.kernels.drawn.embedding import (
     Lookup,
     draw_indices,
@@ -30,136 +26,139 @@ from tests.kernels.drawn.embedding import (
     trains,
 )
 from tests.kernels.drawn.lowrank import LAYOUTS, assert_within
+from tests.laws.device import GradientLaws, SanitizerLaws, beyond_the_result
+from tests.processes import python
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
-ROOT = Path(__file__).resolve().parents[2]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-LOOKUPS = (  # M, n, d, r
-    (1, 1, 1, 1),
-    (1, 5000, 4096, 256),
-    (7, 333, 1001, 33),
-    (64, 5000, 4096, 256),
-    (65, 129, 70, 17),
-    (300, 2000, 768, 96),
-    (1000, 257, 130, 300),
-    (8192, 5000, 1024, 256),
-)
-TRAINS = (  # M, (n1, n2, d1, d2), R, rows and columns of padding
-    (1, (1, 1, 1, 1), 1, 0),
-    (64, (50, 60, 64, 64), 64, 0),
-    (300, (7, 9, 33, 20), 5, 4),
-    (4096, (70, 71, 100, 30), 32, 7),
-)
+HALF = torch.bfloat16
 
 
-def run(o: Lookup) -> Tensor:
-    # Memory that the op gets was last full of NaN.
-    size = (o.indices.numel(), o.shape[1])
-    poison = [torch.full(size, math.nan, device="cuda", dtype=o.other.dtype) for _ in range(3)]
-    del poison
-    if o.one.ndim == 3:
-        return tt_embedding(o.indices, o.one, o.other, o.shape, o.padding_idx)
-    return lowrank_embedding(o.indices, o.one, o.other, o.padding_idx)
+class LookupLaws(GradientLaws):
+    """Of an op whose leaves are the factors of a table; its data are the indices."""
 
+    ways = ((True, None, "rows"),)
+    backward_too = True
+    slack = 2.0  # library products may round float16 sums of many terms once more
 
-def lookup(M: int, n: int, d: int, r: int, dtype: torch.dtype, spread: int | None = None) -> Lookup:
-    return matrices(n, d, r, draw_indices(M, n, spread=spread).cuda(), dtype)
+    def leaves(self, o: Lookup) -> list[Tensor]:
+        return [o.one, o.other]
 
+    def filled(self, o: Lookup, tensors: Iterable[Tensor]) -> Lookup:
+        return Lookup(o.indices, *tensors, o.shape, o.padding_idx)
 
-def train(M: int, sizes: tuple[int, int, int, int], R: int, pad: int, dtype: torch.dtype) -> Lookup:
-    shape = (sizes[0] * sizes[1] - pad, sizes[2] * sizes[3] - pad)
-    return trains(sizes, R, draw_indices(M, shape[0]).cuda(), dtype, shape)
+    def run(self, o: Lookup, activation: str | None = None) -> Tensor:
+        if o.one.ndim == 3:
+            return tt_embedding(o.indices, o.one, o.other, o.shape, o.padding_idx)
+        return lowrank_embedding(o.indices, o.one, o.other, o.padding_idx)
 
+    def agrees(self, y: Tensor, o: Lookup, activation: str | None) -> None:
+        assert_within(y.detach(), o.table()[o.indices.cpu()], forward_bound(o), "y")
 
-def check(o: Lookup) -> None:
-    y = run(o)
-    assert y.dtype == o.other.dtype
-    assert_within(y.detach(), o.table()[o.indices.cpu()], forward_bound(o), "y")
+    def gradients(
+        self, o: Lookup, dy: Tensor, activation: str | None
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        return zip(o.gradients(dy), gradient_bounds(o, dy), strict=True)
 
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_agrees_with_float64(dtype: torch.dtype) -> None:
-    for sizes in LOOKUPS:
-        check(lookup(*sizes, dtype))
-    for case in TRAINS:
-        check(train(*case, dtype))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides_and_either_index(layout: str) -> None:
-    for dtype in DTYPES:
-        o = lookup(300, 90, 200, 40, dtype)
-        o.one, o.other = LAYOUTS[layout](o.one), LAYOUTS[layout](o.other)
-        check(o)
-        o.indices = o.indices.int().view(3, 100).T
-        check(o)
-    o = lookup(300, 90, 200, 40, torch.bfloat16)
-    o.one = o.one.float()
-    check(o)
-
-
-def check_gradients(o: Lookup) -> None:
-    o.one, o.other = (t.requires_grad_() for t in (o.one, o.other))
-    dy = seeded(*o.indices.shape, o.shape[1], seed=5).to("cuda", o.other.dtype)
-    got = torch.autograd.grad(run(o), (o.one, o.other), dy)
-    expected, bounds = o.gradients(dy), gradient_bounds(o, dy)
-    for g, want, bound, t in zip(got, expected, bounds, (o.one, o.other), strict=True):
-        assert g.dtype == t.dtype
-        # Library products may round float16 sums of many terms once more.
-        assert_within(g, want, 2 * bound, f"gradient {tuple(g.shape)}")
-
-
-@pytest.mark.parametrize("spread", [1, 3, None], ids=["one index", "three", "many"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_agree_with_float64(dtype: torch.dtype, spread: int | None) -> None:
-    for sizes in ((70, 40, 33, 5), (3000, 900, 200, 64), (2048, 300, 130, 200)):
-        o = lookup(*sizes, dtype, spread)
-        check_gradients(o)
-        o = lookup(*sizes, dtype, spread)
+    def check_gradients(self, o: Lookup, dy: Tensor, activation: str | None) -> None:
+        """With a row of padding as well."""
+        super().check_gradients(o, dy, activation)
         o.padding_idx = int(o.indices[3])
-        check_gradients(o)
-    o = train(500, (20, 30, 16, 12), 8, 3, dtype)
-    o.padding_idx = int(o.indices[3])
-    check_gradients(o)
+        super().check_gradients(o, dy, activation)
+
+    def renew(self, o: Lookup) -> None:
+        o.indices.copy_(draw_indices(len(o.indices), o.shape[0], seed=1))
 
 
-def test_float32_rows_beside_half_precision() -> None:
-    o = lookup(500, 90, 200, 40, torch.bfloat16)
-    o.one = o.one.float()
-    check_gradients(o)
-    o = lookup(500, 90, 200, 40, torch.float32)
-    with torch.autocast("cuda", torch.bfloat16):
-        y = lowrank_embedding(o.indices, o.one, o.other)
-    torch.testing.assert_close(
-        y, lowrank_embedding(o.indices, o.one, o.other.bfloat16()), rtol=0, atol=0
+class TestLowrankEmbedding(LookupLaws, SanitizerLaws):
+    """Sizes are M, n, d, r and of how many rows the indices are."""
+
+    cases = (
+        (1, 1, 1, 1),
+        (1, 5000, 4096, 256),
+        (7, 333, 1001, 33),
+        (64, 5000, 4096, 256),
+        (65, 129, 70, 17),
+        (300, 2000, 768, 96),
+        (1000, 257, 130, 300),
+        (8192, 5000, 1024, 256),
+    )
+    few = (
+        (16, 500, 700, 64),
+        (300, 90, 200, 40),
+        (8192, 500, 700, 64, 40),
+        (8192, 500, 700, 200, 40),
+    )
+    traineds = tuple(
+        (*sizes, spread)
+        for sizes in ((70, 40, 33, 5), (3000, 900, 200, 64), (2048, 300, 130, 200))
+        for spread in (1, 3, None)
+    )
+    empty = (0, 9, 20, 4)
+    sanitized = (
+        "from tensorlrf_kernels.lowrank_embedding import lowrank_embedding\n"
+        "from tensorlrf_kernels.tt_embedding import tt_embedding\n"
+        "i = torch.arange(70, device='cuda') % 9\n"
+        "a = torch.ones(9, 33, device='cuda', dtype=torch.bfloat16, requires_grad=True)\n"
+        "b = torch.ones(33, 65, device='cuda', dtype=torch.bfloat16, requires_grad=True)\n"
+        "lowrank_embedding(i, a, b).sum().backward()\n"
+        "c, d = torch.ones(3, 7, 5).cuda().half(), torch.ones(5, 3, 9).cuda().half()\n"
+        "tt_embedding(i, c, d)\n"
     )
 
+    def draw(
+        self, case: Any, dtype: torch.dtype, *, terms: bool = True, layout: str = "rows"
+    ) -> Lookup:
+        M, n, d, r, *spread = case
+        indices = draw_indices(M, n, spread=spread[0] if spread else None).cuda()
+        o = matrices(n, d, r, indices, dtype)
+        o.one, o.other = LAYOUTS[layout](o.one), LAYOUTS[layout](o.other)
+        return o
 
-def test_results_repeat_to_the_bit() -> None:
-    for o in (
-        lookup(8192, 500, 700, 64, torch.bfloat16, spread=40),
-        lookup(8192, 500, 700, 200, torch.bfloat16, spread=40),
-        train(4096, (20, 30, 16, 12), 8, 0, torch.bfloat16),
-    ):
-        o.one, o.other = (t.requires_grad_() for t in (o.one, o.other))
-        runs = []
-        for _ in range(3):
-            y = run(o)
-            runs.append((y, *torch.autograd.grad(y.float().square().sum(), (o.one, o.other))))
-        for again in runs[1:]:
-            for a, b in zip(runs[0], again, strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=0)
+    def test_indices_in_int32_and_of_any_strides(self) -> None:
+        for dtype in self.dtypes:
+            o = self.draw(self.few[1], dtype)
+            o.indices = o.indices.int().view(3, 100).T
+            self.check(o)
+
+    def test_float32_rows_beside_half_precision(self) -> None:
+        o = self.draw((500, 90, 200, 40), HALF)
+        o.one = o.one.float()
+        self.check(o)
+        self.check_gradients(o, self.upstream(o), None)
+        o = self.draw((500, 90, 200, 40), torch.float32)
+        with torch.autocast("cuda", HALF):
+            y = self.run(o)
+        o.other = o.other.to(HALF)
+        torch.testing.assert_close(y, self.run(o), rtol=0, atol=0)
+
+    def test_a_row_far_from_the_others(self) -> None:
+        o = self.draw((4, 3, 40, 16), torch.float16)
+        far = torch.empty(2**31 + 64, dtype=torch.float16, device="cuda")
+        o.one = far.as_strided((3, 16), (2**30 + 8, 1)).copy_(o.one)
+        self.check(o)
 
 
-def test_nothing_to_look_up() -> None:
-    for o in (lookup(0, 9, 20, 4, torch.bfloat16), train(0, (3, 3, 4, 4), 2, 0, torch.bfloat16)):
-        o.one = o.one.requires_grad_()
-        y = run(o)
-        assert y.shape == (0, o.shape[1])
-        y.sum().backward()
-        assert o.one.grad is not None
-        assert not o.one.grad.any()
+class TestTTEmbedding(LookupLaws):
+    """Sizes are M, (n1, n2, d1, d2), R, and of the rows and columns that are padding."""
+
+    cases = (
+        (1, (1, 1, 1, 1), 1, 0),
+        (64, (50, 60, 64, 64), 64, 0),
+        (300, (7, 9, 33, 20), 5, 4),
+        (4096, (70, 71, 100, 30), 32, 7),
+    )
+    few = ((16, (20, 30, 16, 12), 8, 0), (4096, (20, 30, 16, 12), 8, 0))
+    traineds = ((500, (20, 30, 16, 12), 8, 3),)
+    layouts = ("rows",)
+    empty = (0, (3, 3, 4, 4), 2, 0)
+
+    def draw(
+        self, case: Any, dtype: torch.dtype, *, terms: bool = True, layout: str = "rows"
+    ) -> Lookup:
+        M, sizes, R, pad = case
+        shape = (sizes[0] * sizes[1] - pad, sizes[2] * sizes[3] - pad)
+        return trains(sizes, R, draw_indices(M, shape[0]).cuda(), dtype, shape)
 
 
 @pytest.mark.parametrize("op", ["lowrank", "tt"])
@@ -178,29 +177,14 @@ def test_an_index_out_of_range_stops_the_device(op: str, index: int) -> None:
         "run(i.clamp(0, 22)); torch.cuda.synchronize(); print('before', flush=True)\n"
         "run(i); torch.cuda.synchronize(); print('after', flush=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
-        timeout=300,
-    )
+    done = python("-c", code)
     assert "before" in done.stdout, done.stderr[-2000:]
     assert "after" not in done.stdout
     assert "CUDA error" in done.stderr
 
 
-def test_offsets_beyond_31_bits() -> None:
-    o = lookup(4, 3, 40, 16, torch.float16)
-    far = torch.empty(2**31 + 64, dtype=torch.float16, device="cuda")
-    left = far.as_strided((3, 16), (2**30 + 8, 1))
-    left.copy_(o.one)
-    o.one = left
-    check(o)
-    del far, left
-    M = 2**31 // 4096 + 3  # y has more than 2^31 elements
+def test_results_of_more_than_31_bits() -> None:
+    M = 2**31 // 4096 + 3
     indices = torch.zeros(M, dtype=torch.int64, device="cuda")
     indices[-2:] = 1
     table = torch.tensor([[0.0], [1.0]], device="cuda").half()
@@ -211,25 +195,6 @@ def test_offsets_beyond_31_bits() -> None:
     y = tt_embedding(indices, first, torch.ones(16, 1, 64, device="cuda").half())
     assert not y[:-2].any()
     assert bool((y[-2:] == 16).all())
-
-
-@pytest.mark.parametrize("M", [16, 300])
-def test_cuda_graphs_replay_on_new_indices(M: int) -> None:
-    for o in (
-        lookup(M, 500, 700, 64, torch.bfloat16),
-        train(M, (20, 30, 16, 12), 8, 0, torch.bfloat16),
-    ):
-        run(o)
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        call = tt_embedding if o.one.ndim == 3 else lowrank_embedding
-        with torch.cuda.graph(graph):
-            y = call(o.indices, o.one, o.other)
-        for seed in (1, 2):
-            o.indices.copy_(draw_indices(M, o.shape[0], seed))
-            y.fill_(math.nan)
-            graph.replay()
-            assert_within(y, o.table()[o.indices.cpu()], forward_bound(o), "y")
 
 
 @pytest.mark.parametrize("method", ["svd", "tt"])
@@ -251,26 +216,9 @@ def test_a_layer_on_the_kernel(method: str) -> None:
 
 
 def test_neither_gathered_rows_nor_table_are_in_memory() -> None:
-    o = lookup(8192, 20000, 1024, 256, torch.bfloat16)
-    run(o)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    y = lowrank_embedding(o.indices, o.one, o.other)
-    torch.cuda.synchronize()
-    assert torch.cuda.max_memory_allocated() - before - y.nbytes < 8192 * 256 * 2 // 4
-
-
-def test_it_does_not_synchronise() -> None:
-    o = lookup(300, 500, 700, 64, torch.bfloat16)
-    o.one, o.other = (t.requires_grad_() for t in (o.one, o.other))
-    run(o).sum().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        lowrank_embedding(o.indices, o.one, o.other).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    o = matrices(20000, 1024, 256, draw_indices(8192, 20000).cuda(), HALF)
+    beyond = beyond_the_result(lambda: lowrank_embedding(o.indices, o.one, o.other))
+    assert beyond < 8192 * 256 * 2 // 4
 
 
 def test_sums_of_equal_indices_have_the_sums_of_torch() -> None:
@@ -278,19 +226,3 @@ def test_sums_of_equal_indices_have_the_sums_of_torch() -> None:
     got = fused.segment_sums(values, indices, 900, 3, torch.float32)
     want = torch.ops.aten.embedding_dense_backward(values, indices, 900, 3, False)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
-@needs_sanitizer
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_under_the_sanitizer(tool: str) -> None:
-    code = (
-        "import torch; from tensorlrf_kernels.lowrank_embedding import lowrank_embedding\n"
-        "from tensorlrf_kernels.tt_embedding import tt_embedding\n"
-        "i = torch.arange(70, device='cuda') % 9\n"
-        "a = torch.ones(9, 33, device='cuda', dtype=torch.bfloat16, requires_grad=True)\n"
-        "b = torch.ones(33, 65, device='cuda', dtype=torch.bfloat16, requires_grad=True)\n"
-        "lowrank_embedding(i, a, b).sum().backward()\n"
-        "c, d = torch.ones(3, 7, 5).cuda().half(), torch.ones(5, 3, 9).cuda().half()\n"
-        "tt_embedding(i, c, d); torch.cuda.synchronize()\n"
-    )
-    assert_sane(code, tool)

@@ -1,4 +1,4 @@
-"""mttkrp's kernel on a GPU: against float64, in graphs, and behind cp.
+"""mttkrp's kernel on a GPU: the laws, and what is its own, also behind cp.
 
 Needs torch, Triton and pytest alone.
 """
@@ -17,13 +17,12 @@ from tensorlrf.decomposition.cp import _mttkrp
 from tensorlrf.decomposition.cp._cp import fit_cp
 from tensorlrf.factors import CPFactors
 from tensorlrf_kernels.mttkrp import contract_modes, fused, kernel_wins, reference
-from tests.gpu.sanitizer import assert_sane, needs_sanitizer
-from tests.kernels.drawn.lowrank import LAYOUTS, assert_within, roundoff
+from tests.kernels.drawn.lowrank import assert_within, roundoff
 from tests.kernels.drawn.mttkrp import Contraction, bound, draw, exact, norm_bound, others
+from tests.laws.device import DeviceLaws, SanitizerLaws, beyond_the_result
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ieee_float32", "launches_succeed")]
 
-DTYPES = (torch.float32, torch.float64)
 SHAPES = (  # sizes, columns
     ((100, 120, 140), 64),
     ((37, 129, 53), 100),
@@ -33,68 +32,86 @@ SHAPES = (  # sizes, columns
     ((2000, 3), 200),
     ((1, 1, 1), 1),
 )
+DTYPES = (torch.float32, torch.float64)
 
 
-def made(o: Contraction) -> Tensor:
-    """By the op, in memory that was last full of NaN."""
-    size = (64, exact_rows(o), o.factors[0].shape[1])
-    poison = torch.full(size, math.nan, device="cuda", dtype=o.tensor.dtype)
-    del poison
+def contract(o: Contraction) -> Tensor:
     return contract_modes(o.tensor, o.factors, o.modes)
 
 
-def exact_rows(o: Contraction) -> int:
-    return math.prod(n for k, n in enumerate(o.tensor.shape) if k not in o.modes)
+def off(y: Tensor, right: Tensor) -> float:
+    return float((y.double().cpu() - right).norm() / right.norm())
 
 
-def check(o: Contraction, what: str = "") -> None:
-    y = made(o)
-    right = exact(o)
-    assert_within(y, right, bound(o), what)
-    if right.numel() >= 1000:  # in the norm, where there are many
-        off = float((y.double().cpu() - right).norm() / right.norm())
-        assert off < norm_bound(o), what
+class TestMttkrp(DeviceLaws, SanitizerLaws):
+    """A case is sizes, the modes that are contracted, and columns: every mode of the shapes is
+    left once, and then several are."""
 
+    cases = (
+        *((n, others(len(n), mode), c) for n, c in SHAPES for mode in range(len(n))),
+        ((70, 300, 9), (1,), 40),
+        ((15, 16, 17, 18), (1, 2), 40),
+        ((15, 16, 17, 18), (3, 0), 40),
+    )
+    few = (((100, 120, 140), (1, 2), 64),)
+    dtypes = DTYPES
+    ways = ((True, None, "rows"),)
+    sanitized = (
+        "from tensorlrf_kernels.mttkrp import mttkrp\n"
+        "for sizes in ((20, 30, 70), (33, 17, 3, 3)):\n"
+        "    t = torch.randn(sizes, device='cuda')\n"
+        "    f = [torch.randn(n, 20, device='cuda') for n in sizes]\n"
+        "    for mode in range(len(sizes)): mttkrp(t, f, mode)\n"
+    )
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("sizes", "columns"), SHAPES, ids=str)
-def test_every_mode_agrees_with_float64(
-    sizes: tuple[int, ...], columns: int, dtype: torch.dtype
-) -> None:
-    for mode in range(len(sizes)):
-        check(draw(sizes, others(len(sizes), mode), columns, dtype, device="cuda"), f"mode {mode}")
+    def draw(
+        self, case: Any, dtype: torch.dtype, *, terms: bool = True, layout: str = "rows"
+    ) -> Contraction:
+        return draw(*case, dtype, layout=layout, device="cuda")
 
+    def leaves(self, o: Contraction) -> list[Tensor]:
+        return [o.tensor, *o.factors]
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("sizes", "modes"),
-    [((70, 300, 9), (1,)), ((15, 16, 17, 18), (1, 2)), ((15, 16, 17, 18), (3, 0))],
-    ids=str,
-)
-def test_several_modes_are_left(
-    sizes: tuple[int, ...], modes: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    check(draw(sizes, modes, 40, dtype, device="cuda"))
+    def filled(self, o: Contraction, tensors: Any) -> Contraction:
+        tensor, *factors = tensors
+        return Contraction(tensor, factors, o.modes)
 
+    def run(self, o: Contraction, activation: str | None = None) -> Tensor:
+        return contract(o)
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("gap", [1, 2])
-def test_any_strides(layout: str, gap: int) -> None:
-    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
-        for mode in range(3):
-            o = draw(
-                (40, 50, 60), others(3, mode), 24, order=order, gap=gap, layout=layout,
-                device="cuda",
-            )  # fmt: skip
-            check(o, f"mode {mode} in memory order {order}")
+    def scratch(self, o: Contraction, y: Tensor) -> tuple[int, ...]:
+        return 64, *y.shape
+
+    def agrees(self, y: Tensor, o: Contraction, activation: str | None) -> None:
+        right = exact(o)
+        assert_within(y.detach(), right, bound(o), "y")
+        if right.numel() >= 1000:  # in the norm, where there are many
+            assert off(y.detach(), right) < norm_bound(o)
+
+    @pytest.mark.parametrize("gap", [1, 2])
+    def test_any_order_in_memory(self, layout: str, gap: int) -> None:
+        for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+            for mode in range(3):
+                given = {"order": order, "gap": gap, "layout": layout, "device": "cuda"}
+                self.check(draw((40, 50, 60), others(3, mode), 24, **given))
+
+    @pytest.mark.parametrize("far", [0, 1, 2])
+    @pytest.mark.parametrize("mode", [0, 1, 2])
+    def test_offsets_beyond_31_bits(self, mode: int, far: int) -> None:
+        """Entries that lie more than 2^31 elements apart in one mode."""
+        o = draw((3, 4, 5), others(3, mode), 6, device="cuda")
+        step = 2**30 + 60
+        strides = [step if k == far else stride for k, stride in enumerate(o.tensor.stride())]
+        view = torch.empty(4 * step + 60, device="cuda").as_strided((3, 4, 5), strides)
+        self.check(replace(o, tensor=view.copy_(o.tensor)))
 
 
 def test_tf32_by_torchs_switch() -> None:
     o = draw((100, 120, 140), (1, 2), 64, device="cuda")
     right = exact(o)
-    single = (made(o).double().cpu() - right).norm() / right.norm()
+    single = off(contract(o), right)
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    tf32 = (made(o).double().cpu() - right).norm() / right.norm()
+    tf32 = off(contract(o), right)
     assert single < norm_bound(o)
     assert 1e-5 < tf32 < 1e-3
 
@@ -104,12 +121,8 @@ def test_no_less_accurate_than_the_library(dtype: torch.dtype) -> None:
     """1.5 times the error of the library product in full precision, at the most."""
     o = draw((200, 200, 200), (1, 2), 64, dtype, device="cuda")
     right = exact(o)
-
-    def off(y: Tensor) -> float:
-        return float((y.double().cpu() - right).norm() / right.norm())
-
-    library = off(reference.contract_modes(o.tensor, o.factors, o.modes))
-    assert off(made(o)) < max(1.5 * library, 12 * roundoff(dtype))
+    library = off(reference.contract_modes(o.tensor, o.factors, o.modes), right)
+    assert off(contract(o), right) < max(1.5 * library, 12 * roundoff(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -124,73 +137,24 @@ def test_gradients_agree_with_float64(dtype: torch.dtype) -> None:
     expected = torch.autograd.grad(z, wide, dy.double())
     for got, right in zip(found, expected, strict=True):
         # Sums of at most 3000 terms of random sign, and what is lost of a product.
-        off = float((got.double() - right).norm() / right.norm())
-        assert off < (math.sqrt(3000) + 12) * 2 * roundoff(dtype)
-
-
-def test_results_repeat_to_the_bit_in_graphs_and_compiled() -> None:
-    o = draw((100, 120, 140), (1, 2), 64, device="cuda")
-    first = made(o)
-    torch.testing.assert_close(made(o), first, rtol=0, atol=0)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = contract_modes(o.tensor, o.factors, o.modes)
-    captured.fill_(math.nan)
-    graph.replay()
-    torch.testing.assert_close(captured, first, rtol=0, atol=0)
-    fresh = draw((100, 120, 140), (1, 2), 64, device="cuda", seed=1)
-    o.tensor.copy_(fresh.tensor)
-    graph.replay()
-    torch.testing.assert_close(captured, made(o), rtol=0, atol=0)
-    compiled = torch.compile(lambda t, *f: contract_modes(t, f, o.modes), fullgraph=True)
-    torch.testing.assert_close(compiled(o.tensor, *o.factors), made(o), rtol=0, atol=0)
+        assert off(got, right.cpu()) < (math.sqrt(3000) + 12) * 2 * roundoff(dtype)
 
 
 def test_autocast_and_zero_sizes() -> None:
     o = draw((30, 40, 50), (1, 2), 8, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
-        torch.testing.assert_close(made(o), made(o), rtol=0, atol=0)
-        assert made(o).dtype == torch.float32
+        torch.testing.assert_close(contract(o), contract(o), rtol=0, atol=0)
+        assert contract(o).dtype == torch.float32
     for sizes in ((0, 4, 5), (3, 0, 5)):
-        y = made(draw(sizes, (1, 2), 8, device="cuda"))
+        y = contract(draw(sizes, (1, 2), 8, device="cuda"))
         assert y.shape == (sizes[0], 8)
         assert not y.any()
 
 
-@pytest.mark.parametrize("far", [0, 1, 2])
-@pytest.mark.parametrize("mode", [0, 1, 2])
-def test_offsets_beyond_31_bits(mode: int, far: int) -> None:
-    """Entries that lie more than 2^31 elements apart in one mode."""
-    o = draw((3, 4, 5), others(3, mode), 6, device="cuda")
-    step = 2**30 + 60
-    strides = [step if k == far else stride for k, stride in enumerate(o.tensor.stride())]
-    memory = torch.empty(4 * step + 60, device="cuda")
-    view = memory.as_strided((3, 4, 5), strides)
-    view.copy_(o.tensor)
-    check(replace(o, tensor=view))
-
-
 def test_the_khatri_rao_product_is_not_in_memory() -> None:
     o = draw((200, 200, 200), (1, 2), 64, device="cuda")
-    y = contract_modes(o.tensor, o.factors, o.modes)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    contract_modes(o.tensor, o.factors, o.modes)
-    torch.cuda.synchronize()
-    beyond = torch.cuda.max_memory_allocated() - before - y.nbytes
     # Its parts of the sum are; the product itself would take 10 MB.
-    assert beyond < 200 * 200 * 64 * 4 // 2
-
-
-def test_it_does_not_synchronise() -> None:
-    o = draw((30, 40, 50), (1, 2), 8, device="cuda")
-    made(o)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        contract_modes(o.tensor, o.factors, o.modes)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert beyond_the_result(lambda: contract(o)) < 200 * 200 * 64 * 4 // 2
 
 
 # ---- behind cp ----------------------------------------------------------------------------------
@@ -237,17 +201,3 @@ def test_cp_takes_the_kernel_for_a_large_tensor_alone(monkeypatch: pytest.Monkey
     assert not seen
     fit_cp(planted((400, 400, 400), 4), 64, n_iter_max=2)
     assert seen
-
-
-@needs_sanitizer
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_under_the_sanitizer(tool: str) -> None:
-    code = (
-        "import torch; from tensorlrf_kernels.mttkrp import mttkrp\n"
-        "for sizes in ((20, 30, 70), (33, 17, 3, 3)):\n"
-        "    t = torch.randn(sizes, device='cuda')\n"
-        "    f = [torch.randn(n, 20, device='cuda') for n in sizes]\n"
-        "    for mode in range(len(sizes)): mttkrp(t, f, mode)\n"
-        "torch.cuda.synchronize()\n"
-    )
-    assert_sane(code, tool)

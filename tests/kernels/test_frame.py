@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import weakref
@@ -20,6 +19,7 @@ import tensorlrf_kernels
 from tensorlrf_kernels import _counters, _tables, chips, launches
 from tensorlrf_kernels.launches import Call, LaunchConfig, Problem
 from tensorlrf_kernels.lowrank_linear import launch, lowrank_linear
+from tests.processes import printed
 
 BF16 = torch.bfloat16
 PROBLEM = Problem(8192, 4096, 4096, 64, BF16)
@@ -352,8 +352,7 @@ def test_importing_the_ops_imports_no_compiler() -> None:
         "new = set(sys.modules) - before; "
         "print([m for m in ('triton', 'torch._dynamo') if m in new])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_the_op_runs_where_triton_cannot_be_imported() -> None:
@@ -363,15 +362,7 @@ def test_the_op_runs_where_triton_cannot_be_imported() -> None:
         "y = lowrank_linear(torch.ones(2, 3), torch.ones(1, 3), torch.ones(4, 1)); "
         "print(y.sum().item())"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": ".:kernels", "PATH": ""},
-        cwd=Path(__file__).resolve().parents[2],
-    )
-    assert float(run.stdout) == 24.0
+    assert float(printed(code)) == 24.0
 
 
 def test_too_large_a_rank_for_the_chip_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

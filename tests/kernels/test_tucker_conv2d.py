@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf_kernels._activation import activate
+from tensorlrf_kernels._activation import ACTIVATIONS, activate
 from tensorlrf_kernels.tucker_conv2d import reference, tucker_conv2d
 from tests.laws.kernels import KernelLaws
 
@@ -91,17 +91,16 @@ def operands() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return image(2, 2, 6, 5), core, out, bias
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("options", GEOMETRY)
-def test_the_op_and_its_gradients(options: dict, activation: str | None) -> None:
+def test_the_op_and_its_gradients(options: dict) -> None:
     pairs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), **options}
     x, core, out, bias = (t.requires_grad_() for t in operands())
-    y = OP(x, core, out, bias, *pairs.values(), activation)
-    expected = tucker_conv2d(x, core, out, None, bias, **pairs, activation=activation)
+    y = OP(x, core, out, bias, *pairs.values(), "gelu")
+    expected = tucker_conv2d(x, core, out, None, bias, **pairs, activation="gelu")
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
     def run(*given: Tensor) -> Tensor:
-        return OP(*given, *pairs.values(), activation)
+        return OP(*given, *pairs.values(), "gelu")
 
     assert torch.autograd.gradcheck(run, (x, core, out, bias))
 
@@ -111,7 +110,7 @@ class TestTuckerConv2d(KernelLaws):
 
     leads = ((2,), (0,))
     compiled = ((2,), (3,), (1,))
-    activations = (None, "silu")
+    activations = (None, *ACTIVATIONS)
     remedy = "no second derivative"
 
     def leaves(self, *lead: int) -> list[Tensor]:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from tensorlrf.files.safetensors import DTYPES
 from tensorlrf.nn import FactoredLayer, factorize
 from tensorlrf.ops import PathTable
 from tests.compression.checkpoint.saved import Net, blank, compressed, equal, image, net, same
+from tests.processes import printed
 
 
 def round_trip(model: nn.Module, architecture: nn.Module, folder: Path) -> Any:
@@ -144,19 +143,13 @@ def test_in_a_new_process(tmp_path: Path) -> None:
     model = compressed()
     save(model, tmp_path / "model.safetensors")
     torch.save(image(), tmp_path / "x.pt")
-    script = (
-        "import torch, sys; from tensorlrf.compression.checkpoint._file import load\n"
+    printed(
+        "import torch; from tensorlrf.compression.checkpoint._file import load\n"
         "from tests.compression.checkpoint.saved import blank\n"
-        "model = load(sys.argv[1] + '/model.safetensors', blank())\n"
-        "with torch.no_grad(): y = model(torch.load(sys.argv[1] + '/x.pt'))\n"
-        "torch.save(y, sys.argv[1] + '/y.pt')\n"
-    )
-    root = Path(__file__).parents[3]
-    subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        check=True,
-        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "PATH": ""},
-        cwd=root,
+        f"folder = {str(tmp_path)!r}\n"
+        "model = load(folder + '/model.safetensors', blank())\n"
+        "with torch.no_grad(): y = model(torch.load(folder + '/x.pt'))\n"
+        "torch.save(y, folder + '/y.pt')\n"
     )
     with torch.no_grad():
         assert equal(torch.load(tmp_path / "y.pt"), model(image()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import UserDict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,8 @@ from tests.compression.tuning.tuned import (
     conv,
     factored,
     linear,
-    set_clock,
 )
 from tests.draws import seeded32
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Start:
-    return partial(set_clock, monkeypatch)
 
 
 class Adder(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 
 import pytest
 import torch
@@ -13,13 +12,8 @@ import tensorlrf
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
-from tests.compression.tuning.tuned import CHAIN, DENSE, Start, conv, linear, set_clock
+from tests.compression.tuning.tuned import CHAIN, DENSE, Start, conv, linear
 from tests.draws import seeded32
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Start:
-    return partial(set_clock, monkeypatch)
 
 
 def test_latency_puts_torch_layers_where_dense_is_fastest(clock: Start) -> None:

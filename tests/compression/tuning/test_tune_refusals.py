@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 from torch import nn
@@ -13,13 +12,8 @@ from tensorlrf.compression.tuning._tuning import Tuning
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable
-from tests.compression.tuning.tuned import CHAIN, DENSE, Start, State, linear, set_clock
+from tests.compression.tuning.tuned import CHAIN, DENSE, Start, State, linear
 from tests.draws import seeded32
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Start:
-    return partial(set_clock, monkeypatch)
 
 
 @pytest.mark.parametrize("objective", ["size", "latency"])

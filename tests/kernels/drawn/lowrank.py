@@ -74,6 +74,14 @@ def repeated(t: Tensor) -> Tensor:
     return t[:1].expand(t.shape) if len(t) else t
 
 
+def far_apart(t: Tensor) -> Tensor:
+    """The same values in rows of which the last lies more than 2^31 elements behind the first."""
+    rows, columns = t.shape
+    step = 2**31 // (rows - 1) + 2
+    far = torch.empty((rows - 1) * step + columns, dtype=t.dtype, device=t.device)
+    return far.as_strided((rows, columns), (step, 1)).copy_(t)
+
+
 LAYOUTS = {"rows": lambda t: t, "columns": transposed, "gaps": strided, "one row": repeated}
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import python
+
 pytestmark = pytest.mark.interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import torch, triton
 import triton.language as tl
@@ -38,19 +36,7 @@ run(2, 3)
 
 def test_a_debug_run_bounds_the_wait(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(SCRIPT)
-    run = subprocess.run(
-        [sys.executable, "waiting.py"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-            "TRITON_INTERPRET": "1",
-            "TENSORLRF_POLLS": "50",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = python("waiting.py", cwd=tmp_path, TRITON_INTERPRET="1", TENSORLRF_POLLS="50")
     assert run.stdout.splitlines() == ["passed 1.0"]
     assert run.returncode != 0
     assert "grid barrier: the other programs have not come" in run.stderr

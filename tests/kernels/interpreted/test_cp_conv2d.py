@@ -44,31 +44,14 @@ CASES = {
     **CASES,
 )
 @example(
-    batch=1,
-    channels=(1, 1),
-    rank=1,
-    image=(1, 1),
-    kernel=(1, 1),
-    geometry=Geometry(),
-    dtype=torch.float16,
-    bias=True,
-    activation="gelu",
-    layout="rows",
-    whole=True,
-)
+    batch=1, channels=(1, 1), rank=1, image=(1, 1), kernel=(1, 1), geometry=Geometry(),
+    dtype=torch.float16, bias=True, activation="gelu", layout="rows", whole=True,
+)  # fmt: skip
 @example(
-    batch=1,
-    channels=(70, 65),
-    rank=200,
-    image=(5, 140),
-    kernel=(3, 7),
-    geometry=Geometry((2, 1), (1, 3), (1, 4)),
-    dtype=torch.float16,
-    bias=False,
-    activation=None,
-    layout="gaps",
-    whole=False,
-)
+    batch=1, channels=(70, 65), rank=200, image=(5, 140), kernel=(3, 7),
+    geometry=Geometry((2, 1), (1, 3), (1, 4)), dtype=torch.float16, bias=False, activation=None,
+    layout="gaps", whole=False,
+)  # fmt: skip
 def test_forward(  # type: ignore[no-untyped-def]
     batch, channels, rank, image, kernel, geometry, dtype, bias, activation, layout, whole
 ) -> None:
@@ -97,16 +80,9 @@ def test_forward(  # type: ignore[no-untyped-def]
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(want_t=st.booleans(), want_parts=st.booleans(), chunk=st.sampled_from([64, 128]), **CASES)
 @example(
-    batch=2,
-    rank=70,
-    image=(9, 11),
-    kernel=(3, 3),
-    geometry=Geometry((2, 3), (1, 2), (2, 1)),
-    dtype=torch.float16,
-    want_t=True,
-    want_parts=True,
-    chunk=64,
-)
+    batch=2, rank=70, image=(9, 11), kernel=(3, 3), geometry=Geometry((2, 3), (1, 2), (2, 1)),
+    dtype=torch.float16, want_t=True, want_parts=True, chunk=64,
+)  # fmt: skip
 def test_backward_of_the_taps(  # type: ignore[no-untyped-def]
     batch, rank, image, kernel, geometry, dtype, want_t, want_parts, chunk
 ) -> None:

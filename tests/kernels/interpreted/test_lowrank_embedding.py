@@ -39,27 +39,13 @@ pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
     M=1, n=1, d=1, r=1, dtype=torch.float16, layout="rows", index=torch.int64, split=1, mixed=True
 )
 @example(  # a rank in several blocks
-    M=70,
-    n=40,
-    d=130,
-    r=300,
-    dtype=torch.float16,
-    layout="columns",
-    index=torch.int32,
-    split=2,
+    M=70, n=40, d=130, r=300, dtype=torch.float16, layout="columns", index=torch.int32, split=2,
     mixed=False,
-)
+)  # fmt: skip
 @example(  # one that is held
-    M=130,
-    n=40,
-    d=260,
-    r=200,
-    dtype=torch.float16,
-    layout="gaps",
-    index=torch.int64,
-    split=2,
+    M=130, n=40, d=260, r=200, dtype=torch.float16, layout="gaps", index=torch.int64, split=2,
     mixed=True,
-)
+)  # fmt: skip
 def test_forward(M, n, d, r, dtype, layout, index, split, mixed) -> None:  # type: ignore[no-untyped-def]
     o = matrices(n, d, r, draw_indices(M, n).to(index), dtype)
     if mixed:

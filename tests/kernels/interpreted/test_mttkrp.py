@@ -61,13 +61,9 @@ def contractions(draw_from: st.DrawFn) -> dict[str, Any]:
     tile=st.sampled_from([16, 64]),
 )
 @example(
-    case={"sizes": [33, 5, 70], "modes": (0, 2), "order": [0, 1, 2]},
-    columns=130,
-    dtype=torch.float32,
-    layout="gaps",
-    splits=3,
-    tile=64,
-)
+    case={"sizes": [33, 5, 70], "modes": (0, 2), "order": [0, 1, 2]}, columns=130,
+    dtype=torch.float32, layout="gaps", splits=3, tile=64,
+)  # fmt: skip
 def test_mttkrp(case, columns, dtype, layout, splits, tile) -> None:  # type: ignore[no-untyped-def]  # of strategies
     o = draw(**case, columns=columns, dtype=dtype, layout=layout)
     assert_within(made(o, SPLITS=splits, BM=tile), exact(o), bound(o))

@@ -36,31 +36,14 @@ pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("ieee_float32")]
     split=st.sampled_from([1, 2]),
 )
 @example(
-    batch=1,
-    channels=(1, 1),
-    rank=1,
-    image=(1, 1),
-    kernel=(1, 1),
-    geometry=Geometry(),
-    dtype=torch.float16,
-    bias=True,
-    activation="gelu",
-    layout="rows",
-    split=1,
-)
+    batch=1, channels=(1, 1), rank=1, image=(1, 1), kernel=(1, 1), geometry=Geometry(),
+    dtype=torch.float16, bias=True, activation="gelu", layout="rows", split=1,
+)  # fmt: skip
 @example(
-    batch=2,
-    channels=(130, 65),
-    rank=256,
-    image=(7, 9),
-    kernel=(3, 3),
-    geometry=Geometry((2, 1), (1, 1), (1, 2)),
-    dtype=torch.float16,
-    bias=False,
-    activation=None,
-    layout="gaps",
-    split=2,
-)
+    batch=2, channels=(130, 65), rank=256, image=(7, 9), kernel=(3, 3),
+    geometry=Geometry((2, 1), (1, 1), (1, 2)), dtype=torch.float16, bias=False, activation=None,
+    layout="gaps", split=2,
+)  # fmt: skip
 def test_forward(  # type: ignore[no-untyped-def]
     batch, channels, rank, image, kernel, geometry, dtype, bias, activation, layout, split
 ) -> None:
