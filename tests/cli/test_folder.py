@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -318,13 +318,6 @@ def test_texts_that_cannot_be(bert: Path, made: Path, tmp_path: Path, program: P
 def test_without_transformers_the_extra_is_named(
     made: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *args: Any) -> Any:
-        if name == "transformers":
-            raise ImportError(name)
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     error = program("compress", made / "bert", "-o", tmp_path / "small", *HALF).error
     assert "pip install 'tensorlrf[hf]'" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -34,33 +35,45 @@ def set_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Snapshot:
-    """What a model was: values, flags, hooks, attributes and the modules themselves."""
+    """All that a model is: values, flags, gradients, versions, attributes, hooks and modules."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.state = {k: v.clone() for k, v in _state(model).items()}
+        self.tensors = {k: (t, t.detach().clone()) for k, t in self._tensors().items()}
         self.rest = self._rest()
 
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name, m in self.model.named_modules()
+            for part in (m._parameters, m._buffers, vars(m))
+            for key, value in part.items()
+            if isinstance(value, Tensor)
+        }
+
     def _rest(self) -> list[Any]:
-        named = list(self.model.named_modules(remove_duplicate=False))
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+        plain = (int, float, bool, list, str)
         return [
-            (n, id(m), type(m), m.training, [list(getattr(m, h)) for h in hooks], set(vars(m)))
-            for n, m in named
-        ] + [(n, id(p), p.requires_grad, p._version) for n, p in self.model.named_parameters()]
+            (
+                (name, id(m), type(m), set(vars(m))),
+                [list(getattr(m, h)) for h in hooks],
+                {k: copy.copy(v) for k, v in vars(m).items() if isinstance(v, plain)},
+            )
+            for name, m in self.model.named_modules(remove_duplicate=False)
+        ] + [
+            (name, id(p), p.data_ptr(), p.requires_grad, p.grad, p._version)
+            for name, p in self.model.named_parameters()
+        ]
 
     def check(self) -> None:
         """The model is bit for bit what it was."""
-        now = _state(self.model)
-        assert list(now) == list(self.state)
-        for name, tensor in now.items():
-            if not tensor.is_meta:
-                assert torch.equal(tensor, self.state[name]), name
+        now = self._tensors()
+        assert list(now) == list(self.tensors)
+        for name, (tensor, value) in self.tensors.items():
+            assert now[name] is tensor, name
+            assert tensor.is_meta or torch.equal(tensor, value), name
         assert self._rest() == self.rest
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
 def check_report(model: nn.Module, small: nn.Module, report: Report) -> None:

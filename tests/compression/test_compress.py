@@ -23,6 +23,7 @@ from tensorlrf.decomposition.cp import _cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
+from tests.compression.networks import Snapshot
 from tests.draws import seeded32
 
 METHODS = ("svd", "tucker", "cp")
@@ -88,13 +89,6 @@ def test_ranks_are_multiples_of_eight_and_the_share_is_used() -> None:
     assert 0.37 < report.eligible.share <= 0.4
 
 
-def modes_and_hooks(model: nn.Module) -> list[Any]:
-    return [
-        (name, m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks), set(vars(m)))
-        for name, m in model.named_modules()
-    ]
-
-
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -103,20 +97,11 @@ def test_the_given_model_is_as_it_was(method: str, calibrated: bool) -> None:
     model[1].eval()
     model[3].weight.requires_grad_(False)
     model[2].register_forward_hook(lambda *_: None)
-    state = {name: t.clone() for name, t in model.state_dict().items()}
-    parameters = {
-        name: (id(p), p._version, p.requires_grad) for name, p in model.named_parameters()
-    }
-    flags = modes_and_hooks(model)
+    before = Snapshot(model)
     rng = torch.get_rng_state()
     data = [images(40, seed=k) for k in range(3)] if calibrated else None
     small, _ = compress(model, keep_params=0.5, method=method, calibration=data)
-    for name, t in model.state_dict().items():
-        assert torch.equal(t, state[name])
-    assert parameters == {
-        name: (id(p), p._version, p.requires_grad) for name, p in model.named_parameters()
-    }
-    assert flags == modes_and_hooks(model)
+    before.check()
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.is_grad_enabled()
     # The copy has its flags and shares no memory with it.
@@ -130,7 +115,7 @@ def test_the_given_model_is_as_it_was(method: str, calibrated: bool) -> None:
     assert not mine & theirs
     # Buffers that training would move were not moved by calibration.
     for name, buffer in small.named_buffers():
-        assert torch.equal(buffer, state[name])
+        assert torch.equal(buffer, model.get_buffer(name))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,7 +19,7 @@ from tensorlrf.compression.calibration.batches import call, fresh, list_batches
 from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import factorize
 from tensorlrf.nn.copies import replica
-from tests.compression.networks import relative, set_weights
+from tests.compression.networks import Snapshot, relative, set_weights
 from tests.compression.tuning.tuned import CHAIN, WHOLE, Clock
 from tests.draws import seeded32
 
@@ -133,45 +133,6 @@ def net(part: str) -> nn.Module:
     return set_weights(model).train()
 
 
-class Whole:
-    """All that a model is: values, flags, grads, versions, attributes, hooks."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.tensors = {k: (v, v.detach().clone()) for k, v in self._tensors().items()}
-        self.rest = self._rest()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": value
-            for name, m in self.model.named_modules()
-            for part in (m._parameters, m._buffers, vars(m))
-            for key, value in part.items()
-            if isinstance(value, Tensor)
-        }
-
-    def _rest(self) -> list[Any]:
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-        plain = (int, float, bool, list, str)
-        return [
-            (
-                id(m),
-                m.training,
-                [list(getattr(m, h)) for h in hooks],
-                {k: copy.copy(v) for k, v in vars(m).items() if isinstance(v, plain)},
-            )
-            for m in self.model.modules()
-        ] + [(id(p), p.data_ptr(), p.requires_grad, p.grad) for p in self.model.parameters()]
-
-    def check(self) -> None:
-        now = self._tensors()
-        assert list(now) == list(self.tensors)
-        for name, (tensor, value) in self.tensors.items():
-            assert now[name] is tensor, name
-            assert torch.equal(tensor, value), name
-        assert self._rest() == self.rest
-
-
 XS = [seeded32(160, 32, seed=k) for k in range(3)]
 
 
@@ -209,7 +170,7 @@ def test_the_given_model_stays_as_it_is(part: str) -> None:
     given = net(part)
     given(XS[0].clone())  # so that there is a state to lose
     given.zero_grad(set_to_none=True)
-    before, draws = Whole(given), torch.get_rng_state()
+    before, draws = Snapshot(given), torch.get_rng_state()
     values = [x.clone() for x in XS]
     for name, step in steps(given).items():
         step()
@@ -224,7 +185,7 @@ def test_tuning_changes_path_tables_alone(part: str, monkeypatch: pytest.MonkeyP
     model[0] = factorize(model[0], "svd", 8)
     monkeypatch.setattr(_latency, "time_calls", Clock(CHAIN))
     monkeypatch.setattr(_whole, "time_calls", Clock(WHOLE))
-    before, draws = Whole(model), torch.get_rng_state()
+    before, draws = Snapshot(model), torch.get_rng_state()
     tensorlrf.tune(model, XS[0])
     before.check()
     assert torch.equal(torch.get_rng_state(), draws)

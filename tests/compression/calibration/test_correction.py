@@ -21,15 +21,8 @@ from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.errors import ArgumentError
+from tests.compression.calibration.unfolded import outputs
 from tests.draws import seeded
-
-
-def outputs(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
-    """What the layer makes of x with another weight and no bias."""
-    state = {"weight": weight}
-    if layer.bias is not None:
-        state["bias"] = torch.zeros_like(layer.bias)
-    return torch.func.functional_call(layer, state, x)
 
 
 def accumulators(layer: nn.Module) -> tuple[Moments, LagMoments]:

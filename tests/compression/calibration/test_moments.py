@@ -18,6 +18,7 @@ from tensorlrf.compression.calibration._moments import (
 )
 from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._taps import Taps
+from tests.compression.calibration.unfolded import patches
 
 sides = st.integers(1, 4)
 CPU = torch.device("cpu")
@@ -45,26 +46,6 @@ def convs(draw: st.DrawFn, *, strided: bool) -> nn.Conv2d:
     )
 
 
-def unfolded(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """All patches as columns (n, N), by torch's own convolution with one-hot kernels."""
-    I, (kh, kw) = conv.in_channels, conv.kernel_size
-    probe = nn.Conv2d(
-        I,
-        I * kh * kw,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        bias=False,
-        padding_mode=conv.padding_mode,
-        dtype=x.dtype,
-    )
-    with torch.no_grad():
-        probe.weight.copy_(torch.eye(I * kh * kw, dtype=x.dtype).reshape(probe.weight.shape))
-        y = probe(x)  # (batch, n, H', W')
-    return y.transpose(0, 1).flatten(1)
-
-
 def drawn_input(conv: nn.Conv2d, seed: int, extra: tuple[int, int]) -> Tensor:
     reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     size = [r + e + 3 for r, e in zip(reach, extra, strict=True)]
@@ -80,21 +61,21 @@ def taps_of(conv: nn.Module) -> Taps:
 
 def check(moments: ShiftMoments | PatchMoments, conv: nn.Conv2d, x: Tensor) -> None:
     before = x.clone()
-    patches = unfolded(x, conv)
+    (columns,) = patches(conv, x)
     moments.add(x)
     moments.add(x[:1])
     moments.add(x[1])  # without a batch dimension
     assert torch.equal(x, before)
-    assert moments.count == 2 * patches.shape[1]
+    assert moments.count == 2 * columns.shape[1]
     gram = moments.gram()
     # Sums of at most (positions of the grid) products, corrections included.
     grid = x.shape[0] * (x.shape[2] + 8) * (x.shape[3] + 8)
     tolerance = 8 * grid * torch.finfo(torch.float64).eps * float(x.abs().max()) ** 2
-    expected = patches @ patches.T / patches.shape[1]
+    expected = columns @ columns.T / columns.shape[1]
     assert (gram - expected).abs().max() <= tolerance
     assert torch.equal(gram, gram.T)
     bound = grid * torch.finfo(torch.float64).eps * float(x.abs().max())
-    assert (moments.mean() - patches.mean(1)).abs().max() <= bound
+    assert (moments.mean() - columns.mean(1)).abs().max() <= bound
 
 
 # torch says once that an even kernel with padding="same" costs it a copy.

@@ -20,10 +20,10 @@ from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn import Plain, register_plain
+from tests.compression.calibration.unfolded import CONVS, outputs, patches
 from tests.compression.networks import relative, set_weights
 from tests.draws import seeded32
 
-CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MODES = ["zeros", "zeros", "reflect", "replicate", "circular"]
 
 
@@ -47,23 +47,6 @@ def convs(draw: st.DrawFn) -> Any:
         groups * channels, groups * 2, kernel, stride, draw(st.one_of(paddings)), each(1, 2),
         groups, padding_mode=mode, dtype=torch.float64,
     )  # fmt: skip
-
-
-def patches(conv: Any, x: Tensor) -> list[Tensor]:
-    """The patches of each group as columns (n, N), by torch's convolution with one-hot kernels."""
-    n = conv.weight[0].numel()
-    eye = torch.eye(n, dtype=x.dtype).reshape(n, *conv.weight.shape[1:])
-    axes = conv.weight.ndim - 2
-    found = []
-    for part in x.chunk(conv.groups, dim=1):
-        probe = CONVS[axes](
-            part.shape[1], n, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            bias=False, padding_mode=conv.padding_mode, dtype=x.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            probe.weight.copy_(eye)
-            found.append(probe(part).transpose(0, 1).flatten(1))
-    return found
 
 
 # torch says once that an even kernel with padding="same" costs it a copy.
@@ -106,11 +89,6 @@ def test_moments_of_every_group_are_those_of_its_patches(
     told = OutputError(Site.of(conv).group_weights(), statistics).of(other.chunk(conv.groups))
     assert axes == Site.of(conv).taps.axes  # type: ignore[union-attr]
     assert told == pytest.approx(float((lost / whole).sqrt()), rel=1e-9)
-
-
-def outputs(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
-    bias = torch.zeros(weight.shape[0], dtype=weight.dtype)
-    return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
 
 class Uneven(nn.Conv2d):

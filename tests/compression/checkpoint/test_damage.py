@@ -21,6 +21,7 @@ from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.sealed import canonical, checksum_of
 from tests.compression.checkpoint.saved import Net, compressed, net, same
+from tests.json_trees import put, ways
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +148,7 @@ def attacked(file: Path, change: Callable[[Any], Any], path: Path) -> Path:
 
 
 def set_at(*keys: Any, to: Any) -> Callable[[Any], None]:
-    def change(values: Any) -> None:
-        for key in keys[:-1]:
-            values = values[key]
-        values[keys[-1]] = to
-
-    return change
+    return lambda values: put(values, keys, to)
 
 
 def swap(values: Any) -> None:
@@ -297,15 +293,6 @@ def test_tensors_that_change_places_in_the_file(
             read(tmp_path / "m")
 
 
-def paths_in(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every value in a JSON value."""
-    found = [at] if at else []
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            found += paths_in(value[key], (*at, key))
-    return found
-
-
 NASTY = st.one_of(
     st.none(),
     st.booleans(),
@@ -328,7 +315,7 @@ def test_any_value_anywhere_in_the_header(
     """With right checksums, a lie may pass where nothing hangs on it; it never passes on as
     another error, and the tensors stay those of the file."""
     _, values, _ = split(file.read_bytes())
-    keys = data.draw(st.sampled_from(paths_in(values)))
+    keys = data.draw(st.sampled_from(ways(values)))
     path = attacked(file, set_at(*keys, to=value), tmp_path / "m")
     try:
         loaded = load(path, architecture)

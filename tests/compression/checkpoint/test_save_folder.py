@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import importlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,14 +256,7 @@ def test_without_transformers_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(factored(bert()), tmp_path / "new")
-    real = builtins.__import__
-
-    def missing(name: str, *args: Any) -> Any:
-        if name == "transformers":
-            raise ImportError(name)
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tensorlrf\[hf\]'"):
         load(tmp_path / "new")
 

@@ -14,6 +14,7 @@ from torch import nn
 from tensorlrf import Plan, apply, plan
 from tensorlrf.errors import TensorlrfError
 from tests.compression.networks import set_weights
+from tests.json_trees import Way, put, ways
 
 
 def net() -> nn.Module:
@@ -37,17 +38,10 @@ def carried_out(values: Any) -> None:
     apply(MODEL, made)
 
 
-def changed(change: str, value: Any) -> dict[str, Any]:
-    """The plan with one entry replaced, such as "layers.0.method.rank"; ... takes it out."""
+def changed(way: Way, value: Any) -> dict[str, Any]:
+    """The plan with one entry replaced; ... takes it out."""
     values: dict[str, Any] = json.loads(TEXT)
-    at: Any = values
-    *way, last = (int(part) if part.isdigit() else part for part in change.split("."))
-    for part in way:
-        at = at[part]
-    if value is ...:
-        del at[last]
-    else:
-        at[last] = value
+    put(values, way, value)
     return values
 
 
@@ -93,8 +87,10 @@ def changed(change: str, value: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_nonsense_is_named(change: str, value: Any, message: str) -> None:
+    """A change is such as "layers.0.method.rank"."""
+    way = tuple(int(part) if part.isdigit() else part for part in change.split("."))
     with pytest.raises(TensorlrfError, match=message):
-        carried_out(changed(change, value))
+        carried_out(changed(way, value))
 
 
 @pytest.mark.parametrize(
@@ -103,18 +99,6 @@ def test_nonsense_is_named(change: str, value: Any, message: str) -> None:
 def test_other_text_is_no_plan(text: str) -> None:
     with pytest.raises(TensorlrfError, match="no plan"):
         Plan.from_json(text)
-
-
-def paths(values: Any, way: str = "") -> list[str]:
-    """Ways to every value of a JSON tree."""
-    items = values.items() if isinstance(values, dict) else enumerate(values)
-    found = []
-    for key, value in items:
-        here = f"{way}.{key}".lstrip(".")
-        found.append(here)
-        if isinstance(value, (dict, list)):
-            found += paths(value, here)
-    return found
 
 
 scalars = (
@@ -135,8 +119,8 @@ anything = st.recursive(
 )
 
 
-@given(st.sampled_from(paths(json.loads(TEXT))), anything | st.just(...))
+@given(st.sampled_from(ways(json.loads(TEXT))), anything | st.just(...))
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_any_change_is_carried_out_or_refused(change: str, value: Any) -> None:
+def test_any_change_is_carried_out_or_refused(change: Way, value: Any) -> None:
     with contextlib.suppress(TensorlrfError):  # and nothing else
         carried_out(changed(change, value))

@@ -12,6 +12,7 @@ from torch import nn
 
 from tensorlrf.compression import Report, compress
 from tensorlrf.errors import FileFormatError
+from tests.json_trees import put
 
 
 def small_report(method: str = "svd") -> tuple[nn.Module, nn.Module, Report]:
@@ -58,10 +59,7 @@ def test_json_entries_of_another_type_are_named() -> None:
         (("batch_norms",), {"count": 1}, "batch_norms of it has the entries count; they must be"),
     ):
         values = json.loads(report.to_json())
-        inner = values
-        for entry in entries[:-1]:
-            inner = inner[entry]
-        inner[entries[-1]] = value
+        put(values, entries, value)
         with pytest.raises(FileFormatError, match=message):
             Report.from_json(json.dumps(values))
 

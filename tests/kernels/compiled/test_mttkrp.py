@@ -7,17 +7,18 @@ import math
 import pytest
 import torch
 
-from tensorlrf_kernels._aot import compile_call
 from tensorlrf_kernels.chips import KNOWN, Chip
 from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.mttkrp import fused
 from tensorlrf_kernels.mttkrp.groups import groups_of
 from tensorlrf_kernels.mttkrp.launch import DTYPES, forward
-from tests.kernels.compiled.fitting import TENSOR_CORES
+from tests.kernels.compiled.fitting import assert_fits
 from tests.kernels.drawn.mttkrp import others
 
 pytestmark = pytest.mark.aot
 
+TF32 = (torch.float32,)
+"""Of which three products for one are on tensor cores."""
 SHAPES = (
     ((400, 400, 400), 64),
     ((512, 512, 3, 3), 128),
@@ -44,22 +45,10 @@ def calls_of(
     return fused.forward_calls(config, tensor, factors, modes, groups, tf32=tf32)[0]
 
 
-def check(calls: list[Call], chip: Chip, dtype: torch.dtype) -> None:
-    for call in calls:
-        code = compile_call(call, chip)
-        what = f"{call.config} on {chip.name}, {dtype}: {code}"
-        assert not code.problems(chip), f"{'; '.join(code.problems(chip))}: {what}"
-        if dtype is torch.float32:
-            # Three products of TF32 are on tensor cores: the chip's own from 64 rows on.
-            wide = call.config.blocks["BM"] >= 64
-            wanted = TENSOR_CORES[chip.capability] if wide else "HMMA"
-            assert code.tensor_ops.get(wanted), f"no {wanted}: {what}"
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("chip", KNOWN)
 def test_fits_the_chip(chip: str, dtype: torch.dtype) -> None:
-    check(calls_of((400, 400, 400), (1, 2), 64, dtype, KNOWN[chip]), KNOWN[chip], dtype)
+    assert_fits(calls_of((400, 400, 400), (1, 2), 64, dtype, KNOWN[chip]), KNOWN[chip], TF32)
 
 
 def test_two_rows_to_a_tile_fit_as_well() -> None:
@@ -67,20 +56,17 @@ def test_two_rows_to_a_tile_fit_as_well() -> None:
     chip = KNOWN["NVIDIA H200"]
     calls = calls_of((512, 512, 3, 3), (0, 2, 3), 128, torch.float32, chip)
     assert calls[0].constants["LEFT"]
-    check(calls, chip, torch.float32)
+    assert_fits(calls, chip, TF32)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tf32", [False, True], ids=["tf32x3", "tf32"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "tf32"), [*((d, False) for d in DTYPES), (*TF32, True)])
 @pytest.mark.parametrize(("sizes", "columns"), SHAPES, ids=str)
 @pytest.mark.parametrize("chip", KNOWN)
 def test_every_heuristic_launch_fits(
     chip: str, sizes: tuple[int, ...], columns: int, dtype: torch.dtype, tf32: bool
 ) -> None:
-    if tf32 and dtype is not torch.float32:
-        return  # the same launch as without
     nodes = [others(len(sizes), mode) for mode in range(len(sizes))]
     for modes in (*nodes[:3], (1,), (0, 1)):
         calls = calls_of(sizes, modes, columns, dtype, KNOWN[chip], tf32=tf32)
-        check(calls, KNOWN[chip], dtype)
+        assert_fits(calls, KNOWN[chip], TF32)

@@ -17,12 +17,8 @@ pytestmark = pytest.mark.aot
 
 LAST = torch.channels_last
 LAYERS = (
-    (32, 64, 56, 64),
-    (32, 128, 28, 64),
-    (32, 256, 14, 128),
-    (1, 512, 7, 256),
-    (8, 96, 20, 24),
-)
+    (32, 64, 56, 64), (32, 128, 28, 64), (32, 256, 14, 128), (1, 512, 7, 256), (8, 96, 20, 24)
+)  # fmt: skip
 """Batch, channels, side of the image and rank."""
 
 
@@ -42,7 +38,7 @@ def check(layer: tuple[int, int, int, int], chip: str, dtype: torch.dtype, full:
     bias = empty(C) if full else None
     activation = "gelu" if full else None
     calls, _ = fused.forward_calls(config, x, core, empty(C, R), bias, geometry, size, activation)
-    assert_fits(calls, KNOWN[chip], dtype, config.blocks["BM"])
+    assert_fits(calls, KNOWN[chip])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,11 +50,8 @@ def test_fits_the_chip(chip: str, dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("chip", KNOWN)
 def test_every_layer_fits(
-    chip: str, dtype: torch.dtype, layer: tuple[int, int, int, int], full: bool, tf32: bool
+    chip: str, kind: tuple[torch.dtype, bool], layer: tuple[int, int, int, int], full: bool
 ) -> None:
-    if tf32 and dtype is not torch.float32:
-        dtype = torch.float32
-    check(layer, chip, dtype, full)
+    check(layer, chip, kind[0], full)

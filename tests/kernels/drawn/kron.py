@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import activate
 from tests.kernels.drawn.lowrank import BEND, STEEPEST, roundoff
+from tests.kernels.drawn.operands import Drawn
 
 NAMES = ("x", "a", "b", "bias", "residual")
 SLACK = 1.1  # for products of two roundings, of which the bounds count the first order
 
 
 @dataclass
-class KronOperands:
+class KronOperands(Drawn):
     """x (M, n1 n2), a (s, m1, n1), b (s, m2, n2), bias (m1 m2,), residual (M, m1 m2)."""
 
     x: Tensor
@@ -24,15 +25,6 @@ class KronOperands:
     b: Tensor
     bias: Tensor | None = None
     residual: Tensor | None = None
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> KronOperands:
-        return KronOperands(*(None if t is None else f(t) for t in self.each()))
-
-    def each(self) -> tuple[Tensor | None, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
-
-    def wide(self) -> KronOperands:
-        return self.map(lambda t: t.detach().double().cpu())
 
     def sum(self) -> Tensor:
         """The value before the activation, by the dense weight."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import activate
+from tests.kernels.drawn.operands import Drawn
 
 # The steepest slope of each activation, and the largest change of its slope.
 STEEPEST = {None: 1.0, "relu": 1.0, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
@@ -16,7 +17,7 @@ BEND = {None: 0.0, "relu": 0.0, "gelu": 0.8, "gelu_tanh": 0.9, "silu": 0.5}
 
 
 @dataclass
-class Operands:
+class Operands(Drawn):
     """x (M, K), right (R, K), left (N, R), bias (N,), residual (M, N)."""
 
     x: Tensor
@@ -24,12 +25,6 @@ class Operands:
     left: Tensor
     bias: Tensor | None = None
     residual: Tensor | None = None
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Operands:
-        return Operands(*(None if t is None else f(t) for t in self.each()))
-
-    def each(self) -> tuple[Tensor | None, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
 
 
 def draw(
@@ -91,7 +86,7 @@ def roundoff(dtype: torch.dtype) -> float:
 
 def exact(operands: Operands, activation: str | None) -> Tensor:
     """The value in float64."""
-    return activate(_sum(operands.map(lambda t: t.detach().double().cpu())), activation)
+    return activate(_sum(operands.wide()), activation)
 
 
 def forward_bound(operands: Operands, activation: str | None) -> Tensor:
@@ -101,7 +96,7 @@ def forward_bound(operands: Operands, activation: str | None) -> Tensor:
     absolute values (Higham 2002, section 3.1). Operands of half precision are exact, but t is
     rounded to them once, and y at the end.
     """
-    wide = operands.map(lambda t: t.detach().double().cpu())
+    wide = operands.wide()
     y = activate(_sum(wide), activation)
     return STEEPEST[activation] * sum_bound(operands) + _last(operands.x.dtype) * y.abs() + 1e-30
 
@@ -109,7 +104,7 @@ def forward_bound(operands: Operands, activation: str | None) -> Tensor:
 def sum_bound(operands: Operands) -> Tensor:
     """How far z, the value before the activation, may be off."""
     dtype = operands.x.dtype
-    absolute = operands.map(lambda t: t.detach().double().cpu().abs())
+    absolute = operands.wide().map(torch.abs)
     n = operands.x.shape[1] + operands.right.shape[0] + 8
     small = torch.finfo(dtype).smallest_normal if dtype is torch.float16 else 0.0
     # Of what lies beneath float16's normal numbers only absolute precision is left.
@@ -119,7 +114,7 @@ def sum_bound(operands: Operands) -> Tensor:
 
 def backward_bounds(operands: Operands, dy: Tensor, activation: str | None) -> dict[str, Tensor]:
     """The same for the gradients in x, right, left, bias and residual."""
-    wide = operands.map(lambda t: t.detach().double().cpu())
+    wide = operands.wide()
     dtype = operands.x.dtype
     u, u32 = _last(dtype), roundoff(torch.float32)
     g, z, t = dy.double().cpu().abs(), _sum(wide), wide.x @ wide.right.T
@@ -150,7 +145,7 @@ def backward_bounds(operands: Operands, dy: Tensor, activation: str | None) -> d
 
 def gradients(operands: Operands, dy: Tensor, activation: str | None) -> dict[str, Tensor]:
     """The gradients in float64, by autograd through the definition."""
-    wide = operands.map(lambda t: t.detach().double().cpu().requires_grad_())
+    wide = operands.wide().map(lambda t: t.requires_grad_())
     activate(_sum(wide), activation).backward(dy.double().cpu())
     return {
         f.name: getattr(wide, f.name).grad

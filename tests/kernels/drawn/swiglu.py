@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tensorlrf_kernels.lowrank_swiglu.reference import Projection, lowrank_swiglu
 from tests.kernels.drawn.lowrank import BEND, STEEPEST, Operands, roundoff, sum_bound
 from tests.kernels.drawn.lowrank import draw as draw_linear
+from tests.kernels.drawn.operands import Drawn
 
 # Of silu and its slope in float32, relative to what they are of: an exponential, whose argument's
 # rounding it magnifies as far as float32 reaches, a quotient and a few products.
@@ -19,7 +20,7 @@ EVALUATION = 128 * roundoff(torch.float32)
 
 
 @dataclass
-class GatedOperands:
+class GatedOperands(Drawn):
     """x (M, K), gate_right (G, K), gate_left (N, G), up_right (U, K), up_left (N, U), biases
     (N,)."""
 
@@ -38,12 +39,6 @@ class GatedOperands:
     @property
     def up(self) -> Projection:
         return Projection(self.up_right, self.up_left, self.up_bias)
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> GatedOperands:
-        return GatedOperands(*(None if t is None else f(t) for t in self.each()))
-
-    def each(self) -> tuple[Tensor | None, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
 
 
 NAMES = tuple(f.name for f in fields(GatedOperands))
@@ -75,13 +70,13 @@ def draw(
 
 def exact(o: GatedOperands) -> Tensor:
     """The value in float64."""
-    return lowrank_swiglu(*_wide(o).each())
+    return lowrank_swiglu(*o.wide().each())
 
 
 def forward_bound(o: GatedOperands) -> Tensor:
     """How far each element of y = silu(a) b may be off, by the roundings that are made: those of
     a and b, of silu in float32, and of y at the end."""
-    a, b = _projections(_wide(o))
+    a, b = _projections(o.wide())
     off_a, off_b = _off(o)
     off_silu = STEEPEST["silu"] * off_a + EVALUATION * a.abs()
     y = F.silu(a) * b
@@ -91,7 +86,7 @@ def forward_bound(o: GatedOperands) -> Tensor:
 
 def kept(o: GatedOperands) -> Tensor:
     """t (M, G + U) in float64."""
-    wide = _wide(o)
+    wide = o.wide()
     return wide.x @ torch.cat([wide.gate_right, wide.up_right]).T
 
 
@@ -110,7 +105,7 @@ def backward_bounds(o: GatedOperands, dh: Tensor) -> dict[str, Tensor]:
     """
     dtype = o.x.dtype
     u, u32, least = roundoff(dtype), roundoff(torch.float32), _least(dtype)
-    wide = _wide(o)
+    wide = o.wide()
     a, b = _projections(wide)
     off_a, off_b = _off(o)
     g = dh.double().cpu().abs()
@@ -149,17 +144,13 @@ def backward_bounds(o: GatedOperands, dh: Tensor) -> dict[str, Tensor]:
 
 def gradients(o: GatedOperands, dh: Tensor) -> dict[str, Tensor]:
     """The gradients in float64, by autograd through the definition."""
-    wide = o.map(lambda t: t.detach().double().cpu().requires_grad_())
+    wide = o.wide().map(lambda t: t.requires_grad_())
     lowrank_swiglu(*wide.each()).backward(dh.double().cpu())
     return {
         name: t.grad
         for name, t in zip(NAMES, wide.each(), strict=True)
         if t is not None and t.grad is not None
     }
-
-
-def _wide(o: GatedOperands) -> GatedOperands:
-    return o.map(lambda t: t.detach().double().cpu())
 
 
 def _projections(o: GatedOperands) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.launches import LaunchConfig, Problem
