@@ -132,6 +132,8 @@ class FactoredEmbedding(FactoredLayer):
         if frozen:
             return PathTable.single("dense")
         factors, paths = self.factors, self.timed_paths
+        if len(paths) == 1:
+            return PathTable.single(paths[0])
         return PathTable.from_choices(
             {n: best_embedding_path(factors, n, paths=paths) for n in BUCKETS}
         )

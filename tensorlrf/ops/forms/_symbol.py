@@ -94,7 +94,8 @@ class Symbol:
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Symbol:
         kwargs = kwargs or {}
-        return next(_symbols((args, kwargs))).record.made(function, args, kwargs)
+        first, *_ = _symbols((*args, *kwargs.values()))
+        return first.record.made(function, args, kwargs)
 
     def __getitem__(self, index: Any) -> Symbol:
         return self.record.made(operator.getitem, (self, index))
@@ -171,7 +172,7 @@ class Record:
     def made(self, function: Any, args: tuple[Any, ...], kwargs: Any = None) -> Symbol:
         """What the function makes of these."""
         kwargs = kwargs or {}
-        operands = list(dict.fromkeys(_symbols((args, kwargs))))
+        operands = list(dict.fromkeys(_symbols((*args, *kwargs.values()))))
         known = all(one.sizes is not None for one in operands)
         sizes = _sizes_of(function, args, kwargs) if known else None
         made = Symbol(self, function, args, kwargs, operands, sizes)
@@ -250,15 +251,15 @@ def leaf(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _symbols(value: Any) -> Iterator[Symbol]:
-    """Those in it."""
-    if isinstance(value, Symbol):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for one in value:
-            yield from _symbols(one)
-    elif isinstance(value, dict):
-        yield from _symbols(list(value.values()))
+def _symbols(values: Iterable[Any]) -> list[Symbol]:
+    """Those among the values, and within lists of them."""
+    found: list[Symbol] = []
+    for one in values:
+        if isinstance(one, Symbol):
+            found.append(one)
+        elif isinstance(one, (tuple, list)):
+            found += _symbols(one)
+    return found
 
 
 def _in_sizes(value: Any) -> Any:
