@@ -7,8 +7,9 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
+from bench.house.trees import functions
 from bench.mutants.edits import edits_of
-from bench.mutants.mutant import ROOT, Mutant, functions, owners, sources, stem_of
+from bench.mutants.mutant import ROOT, Mutant, owners, sources, stem_of
 
 LEAST = 4
 """Of a folder."""

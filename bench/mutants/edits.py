@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.mutants.mutant import Function, functions
+from bench.house.trees import Function, functions
 
 COMPARED = {
     "<": "<=",

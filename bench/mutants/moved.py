@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from bench.house.trees import functions
 from bench.mutants.edits import edits_of
-from bench.mutants.mutant import ROOT, Fault, Mutant, functions, owners, read_list, sources
+from bench.mutants.mutant import ROOT, Fault, Mutant, owners, read_list, sources
 
 MOVED = Path(__file__).with_name("moved.json")
 BY_HAND = "by hand"

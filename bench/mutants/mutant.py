@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from bench.house.trees import functions
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tensorlrf", "kernels/tensorlrf_kernels")
 LIST = Path(__file__).with_name("mutants.json")
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Fault:
@@ -117,18 +116,6 @@ def stem_of(path: Path) -> str:
     """The name of the file; of an __init__ and of files that every op has, the folder's too."""
     plain = path.stem.startswith("_") and path.stem != "__init__"
     return path.stem if plain else f"{path.parent.name}/{path.stem}"
-
-
-def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, Function]]:
-    """(qualified name, function), the outer ones first."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (*Function.__args__, ast.ClassDef)):
-            name = f"{inside}{node.name}"
-            if not isinstance(node, ast.ClassDef):
-                yield name, node
-            yield from functions(node, f"{name}.")
-        else:
-            yield from functions(node, inside)
 
 
 @cache

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -88,6 +88,24 @@ class LaunchConfig:
     programs: int = 0
     cooperative: bool = False
     registers: int = 0
+
+    def rescheduled(self, least_warps: int = 2) -> Iterator[LaunchConfig]:
+        """The same tiles by half or twice the warps, or with a stage more or less in the pipeline;
+        for tuning to try."""
+        for warps in (self.num_warps // 2, self.num_warps * 2):
+            if least_warps <= warps <= 16:
+                yield replace(self, num_warps=warps)
+        for stages in (self.num_stages - 1, self.num_stages + 1):
+            if 1 <= stages <= 5:
+                yield replace(self, num_stages=stages)
+
+    def regridded(self, chip: Chip, most: int) -> Iterator[LaunchConfig]:
+        """A persistent grid of half or twice the programs, at most so many a multiprocessor;
+        likewise."""
+        each = 2 * chip.multiprocessors
+        for programs in (self.programs // 2, self.programs * 2):
+            if self.programs and each // 2 <= 2 * programs <= most * each:
+                yield replace(self, programs=programs)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensorlrf.errors import printable
 
@@ -50,13 +50,7 @@ class Table:
         return Group(grid, *(Text(printable(line)) for line in lines))
 
     def __str__(self) -> str:
-        """What rich shows, as text without colours."""
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return as_text(self, WIDTH)
 
     def to_markdown(self) -> str:
         """The same in Markdown, with all rows."""
@@ -67,3 +61,13 @@ class Table:
         told = ([f"- {printable(line)}" for line in one] for one in self.below)
         blocks = [[f"**{printable(self.title)}**"], table, *told]
         return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def as_text(shown: Any, width: int) -> str:
+    """What rich shows of something, as text without colours in so many columns."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

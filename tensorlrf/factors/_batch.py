@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.factors._alike import stacked
 from tensorlrf.factors._base import FORMATS, Factors
 from tensorlrf.factors.arrays import check_together
 
@@ -77,41 +78,14 @@ class Batch(Factors):
             Where there are none, they differ in one of these, or do not fill `batch_shape`.
         """
         places = tuple(places)
-        if not places:
-            raise ArgumentError("places=() is empty; give the factors of one place at least")
+        parts = stacked("place", places, Batch)
         sizes = (len(places),) if batch_shape is None else tuple(batch_shape)
         if math.prod(sizes) != len(places):
             raise ShapeError(
                 f"batch_shape={sizes} has {math.prod(sizes)} places, {len(places)} were given"
             )
-        first = places[0]
-        for k, f in enumerate(places):
-            if not isinstance(f, Factors) or isinstance(f, Batch):
-                raise ArgumentError(
-                    f"places[{k}] is a {type(f).__name__}; pass the factors of one place, such as "
-                    "LowRank"
-                )
-            if type(f) is not type(first):
-                raise ArgumentError(
-                    f"places[{k}] is a {type(f).__name__}, places[0] a {type(first).__name__}; all "
-                    "places must have one format"
-                )
-            if f.shape != first.shape or f.rank != first.rank or f.meta() != first.meta():
-                raise ShapeError(
-                    f"places[{k}] has shape {f.shape} and rank {f.rank}, places[0] {first.shape} "
-                    f"and {first.rank}; all places must have the same"
-                )
-            if f.dtype != first.dtype or f.device != first.device:
-                raise ArgumentError(
-                    f"places[{k}] is {f.dtype} on {f.device}, places[0] {first.dtype} on "
-                    f"{first.device}; bring them together with .to()"
-                )
-        named = [f.tensors() for f in places]
-        parts = {
-            name: torch.stack([tensors[name] for tensors in named]).reshape(*sizes, *t.shape)
-            for name, t in named[0].items()
-        }
-        return cls(parts, first.format, sizes, first.meta())
+        parts = {name: t.reshape(*sizes, *t.shape[1:]) for name, t in parts.items()}
+        return cls(parts, places[0].format, sizes, places[0].meta())
 
     def __len__(self) -> int:
         return self.batch_shape[0]

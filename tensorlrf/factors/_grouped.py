@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
+from tensorlrf.factors._alike import stacked
 from tensorlrf.factors._base import FORMATS, Factors
 from tensorlrf.factors.arrays import check_together
 
@@ -72,33 +73,8 @@ class Grouped(Factors):
             Where there are none, or where they differ in one of these.
         """
         groups = tuple(groups)
-        if not groups:
-            raise ArgumentError("groups=() is empty; give the factors of one group at least")
-        first = groups[0]
-        for k, f in enumerate(groups):
-            if not isinstance(f, Factors) or isinstance(f, Grouped):
-                raise ArgumentError(
-                    f"groups[{k}] is a {type(f).__name__}; pass the factors of one group, such as "
-                    "LowRank"
-                )
-            if type(f) is not type(first):
-                raise ArgumentError(
-                    f"groups[{k}] is a {type(f).__name__}, groups[0] a {type(first).__name__}; all "
-                    "groups must have one format"
-                )
-            if f.shape != first.shape or f.rank != first.rank or f.meta() != first.meta():
-                raise ShapeError(
-                    f"groups[{k}] has shape {f.shape} and rank {f.rank}, groups[0] {first.shape} "
-                    f"and {first.rank}; all groups must have the same"
-                )
-            if f.dtype != first.dtype or f.device != first.device:
-                raise ArgumentError(
-                    f"groups[{k}] is {f.dtype} on {f.device}, groups[0] {first.dtype} on "
-                    f"{first.device}; bring them together with .to()"
-                )
-        named = [f.tensors() for f in groups]
-        parts = {name: torch.stack([tensors[name] for tensors in named]) for name in named[0]}
-        return cls(parts, first.format, len(groups), first.meta())
+        parts = stacked("group", groups, Grouped)
+        return cls(parts, groups[0].format, len(groups), groups[0].meta())
 
     def group(self, k: int) -> Factors:
         """The factors of group k, views of the stack; k may count from the end."""

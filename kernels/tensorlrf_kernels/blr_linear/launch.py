@@ -64,15 +64,8 @@ def neighbours(config: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[L
         for other in (size // 2, size * 2):
             if least <= other <= most and (name != "BM" or other >= rows):
                 yield replace(config, blocks={**config.blocks, name: other})
-    for warps in (config.num_warps // 2, config.num_warps * 2):
-        if 2 <= warps <= 16:
-            yield replace(config, num_warps=warps)
-    for stages in (config.num_stages - 1, config.num_stages + 1):
-        if 1 <= stages <= 5:
-            yield replace(config, num_stages=stages)
-    for programs in (config.programs // 2, config.programs * 2):
-        if config.programs and chip.multiprocessors <= 2 * programs <= 8 * chip.multiprocessors:
-            yield replace(config, programs=programs)
+    yield from config.rescheduled()
+    yield from config.regridded(chip, 4)
 
 
 def _serves(problem: Problem) -> bool:

@@ -65,12 +65,7 @@ def neighbours(config: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[L
             blocks = {**config.blocks, name: size}
             if least <= size <= most and blocks.get("CHUNK", size) % blocks["BM"] == 0:
                 yield replace(config, blocks=blocks)
-    for warps in (config.num_warps // 2, config.num_warps * 2):
-        if 2 <= warps <= 16:
-            yield replace(config, num_warps=warps)
-    for stages in (config.num_stages - 1, config.num_stages + 1):
-        if 1 <= stages <= 5:
-            yield replace(config, num_stages=stages)
+    yield from config.rescheduled()
 
 
 def tile(places: int, size: Pair, kernel_width: int, geometry: Geometry) -> tuple[int, int]:

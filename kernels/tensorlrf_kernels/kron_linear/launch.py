@@ -220,15 +220,8 @@ def neighbours(config: LaunchConfig, problem: KronProblem, chip: Chip) -> Iterat
             blocks = {**config.blocks, name: 1 - config.blocks[name]}
             if holds(blocks, problem):
                 yield replace(config, blocks=blocks)
-    for warps in (config.num_warps // 2, config.num_warps * 2):
-        if 1 <= warps <= 16:
-            yield replace(config, num_warps=warps)
-    for stages in (config.num_stages - 1, config.num_stages + 1):
-        if 1 <= stages <= 5:
-            yield replace(config, num_stages=stages)
-    for programs in (config.programs // 2, config.programs * 2):
-        if config.programs and chip.multiprocessors <= 2 * programs <= 32 * chip.multiprocessors:
-            yield replace(config, programs=programs)
+    yield from config.rescheduled(least_warps=1)
+    yield from config.regridded(chip, 16)
 
 
 def holds(blocks: Mapping[str, int], problem: KronProblem) -> bool:

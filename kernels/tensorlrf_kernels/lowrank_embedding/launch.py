@@ -61,12 +61,7 @@ def neighbours(config: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[L
             fits = "SPLIT" not in blocks or blocks["SPLIT"] <= -(-problem.out // blocks["BN"])
             if least <= size <= most and fits:
                 yield replace(config, blocks=blocks)
-    for warps in (config.num_warps // 2, config.num_warps * 2):
-        if 2 <= warps <= 16:
-            yield replace(config, num_warps=warps)
-    for stages in (config.num_stages - 1, config.num_stages + 1):
-        if 1 <= stages <= 5:
-            yield replace(config, num_stages=stages)
+    yield from config.rescheduled()
 
 
 def _split(rows: int, out: int, BM: int, BN: int, chip: Chip) -> int:

@@ -73,16 +73,9 @@ def neighbours(config: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[L
                     splits = -(-problem.inp // blocks["CHUNK"])
                     blocks["BS"] = max(1, min(pad(splits), 8192 // (blocks["BM"] * blocks["BR"])))
                 yield replace(config, blocks=blocks)
-    for warps in (config.num_warps // 2, config.num_warps * 2):
-        if 2 <= warps <= 16:
-            yield replace(config, num_warps=warps)
-    for stages in (config.num_stages - 1, config.num_stages + 1):
-        if 1 <= stages <= 5:
-            yield replace(config, num_stages=stages)
+    yield from config.rescheduled()
     yield replace(config, registers=0 if config.registers else 255)
-    for programs in (config.programs // 2, config.programs * 2):
-        if config.programs and chip.multiprocessors <= 2 * programs <= 8 * chip.multiprocessors:
-            yield replace(config, programs=programs)
+    yield from config.regridded(chip, 4)
 
 
 def _consistent(kernel: str, blocks: dict[str, int], problem: Problem) -> bool:

@@ -57,12 +57,7 @@ def neighbours(config: LaunchConfig, problem: Problem, chip: Chip) -> Iterator[L
         for size in (config.blocks[name] // 2, config.blocks[name] * 2):
             if least <= size <= most:
                 yield replace(config, blocks={**config.blocks, name: size})
-    for warps in (config.num_warps // 2, config.num_warps * 2):
-        if 2 <= warps <= 16:
-            yield replace(config, num_warps=warps)
-    for stages in (config.num_stages - 1, config.num_stages + 1):
-        if 1 <= stages <= 5:
-            yield replace(config, num_stages=stages)
+    yield from config.rescheduled()
     yield replace(config, registers=0 if config.registers else 255)
 
 

@@ -72,20 +72,13 @@ class Moments(ABC):
         """The mean column so far: (n,), float64."""
 
 
-class LinearMoments(Moments):
-    """Over all leading dimensions of the input (..., n)."""
+class ColumnMoments(Moments):
+    """Of columns that are there as they stand: sums of their products, and of themselves."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         super().__init__(n, device)
         self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
         self._sum = torch.zeros(n, dtype=torch.float64, device=device)
-
-    def add(self, x: Tensor) -> None:
-        rows = raised(x.detach()).reshape(-1, x.shape[-1])  # (N, n)
-        add_squares(self._products, rows)
-        self.lengths.add(rows)
-        self._sum += rows.sum(0).to(torch.float64)
-        self.count += rows.shape[0]
 
     def merge(self, other: Self) -> None:
         super().merge(other)
@@ -99,16 +92,24 @@ class LinearMoments(Moments):
         return self._sum / max(1, self.count)
 
 
-class PatchMoments(Moments):
+class LinearMoments(ColumnMoments):
+    """Over all leading dimensions of the input (..., n)."""
+
+    def add(self, x: Tensor) -> None:
+        rows = raised(x.detach()).reshape(-1, x.shape[-1])  # (N, n)
+        add_squares(self._products, rows)
+        self.lengths.add(rows)
+        self._sum += rows.sum(0).to(torch.float64)
+        self.count += rows.shape[0]
+
+
+class PatchMoments(ColumnMoments):
     """Of a conv with any stride and any number of axes, by unfolding a bounded block of output
     rows at a time. The input is that of one group."""
 
     def __init__(self, taps: Taps, device: torch.device) -> None:
         super().__init__(taps.patch, device)
         self._taps = taps
-        n = taps.patch
-        self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
-        self._sum = torch.zeros(n, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor) -> None:
         taps = self._taps
@@ -125,17 +126,6 @@ class PatchMoments(Moments):
             self._sum += taps.sums(padded)
             self.lengths.add_patches(padded, taps)
             self.count += padded.shape[0] * height * width
-
-    def merge(self, other: Self) -> None:
-        super().merge(other)
-        self._products += other._products
-        self._sum += other._sum
-
-    def gram(self) -> Tensor:
-        return mirrored(self._products) / max(1, self.count)
-
-    def mean(self) -> Tensor:
-        return self._sum / max(1, self.count)
 
 
 class ShiftMoments(Moments):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tensorlrf.compression._render import as_text
 from tensorlrf.compression.checkpoint import folder
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
@@ -114,12 +114,7 @@ class FileReport:
         return json.dumps(asdict(self))
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            console.print(self.__rich__())
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return as_text(self.__rich__(), WIDTH)
 
     def __rich__(self) -> Group:
         from rich.console import Group

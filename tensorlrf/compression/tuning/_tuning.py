@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from tensorlrf.compression._render import as_text
 from tensorlrf.errors import printable
 
 if TYPE_CHECKING:
@@ -256,12 +256,7 @@ class Tuning:
         return json.dumps(values, allow_nan=False)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            console.print(self.__rich__())
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return as_text(self.__rich__(), WIDTH)
 
     def __rich__(self) -> Group:
         from rich.console import Group

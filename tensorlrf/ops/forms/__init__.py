@@ -22,6 +22,7 @@ from tensorlrf.ops.forms._blr import BLRForm
 from tensorlrf.ops.forms._cp import CPForm
 from tensorlrf.ops.forms._form import Form, form_of, formats_with, register_form
 from tensorlrf.ops.forms._grouped import GroupedForm
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms._kron import KroneckerForm
 from tensorlrf.ops.forms._lowrank import LowRankForm
 from tensorlrf.ops.forms._monarch import MonarchForm
@@ -34,7 +35,6 @@ from tensorlrf.ops.forms.stages import (
     Concat,
     Einsum,
     Join,
-    Kernel,
     Library,
     Lookup,
     Matrix,

@@ -6,7 +6,7 @@ one batched product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ from tensorlrf_kernels.blr_linear.forms import tiling_of
 PADDED = 16
 
 Strip = tuple[Block, ...]
+Interval = tuple[int, int]
+"""The first row or column, and how many."""
 Pieces = dict[Block, Tensor]
 """Block -> its right panel times its part of x, (..., r_b)."""
 
@@ -77,18 +79,20 @@ def is_even(tiling: Tiling) -> bool:
 
 def columns_of(tiling: Tiling) -> tuple[Strip, ...]:
     """Low-rank blocks that lie above each other, as their right panels do."""
-    lying: dict[tuple[int, int], list[Block]] = {}
-    for b in tiling.low_rank_by_columns:
-        lying.setdefault((b.column, b.columns), []).append(b)
-    return tuple(map(tuple, lying.values()))
+    return _strips(tiling.low_rank_by_columns, lambda b: (b.column, b.columns))
 
 
 def rows_of(tiling: Tiling) -> tuple[Strip, ...]:
     """Low-rank blocks that lie beside each other, as their left panels do."""
-    lying: dict[tuple[int, int], list[Block]] = {}
-    for b in tiling.low_rank:
-        lying.setdefault((b.row, b.rows), []).append(b)
-    return tuple(map(tuple, lying.values()))
+    return _strips(tiling.low_rank, lambda b: (b.row, b.rows))
+
+
+def _strips(blocks: Iterable[Block], interval: Callable[[Block], Interval]) -> tuple[Strip, ...]:
+    """The blocks of each interval of columns or rows."""
+    found: dict[Interval, list[Block]] = {}
+    for b in blocks:
+        found.setdefault(interval(b), []).append(b)
+    return tuple(map(tuple, found.values()))
 
 
 def ranks_of(strip: Iterable[Block]) -> list[int]:
@@ -160,7 +164,7 @@ class Up(Stage):
 
     def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
         pieces: Pieces = x  # type: ignore[assignment]
-        ends: dict[tuple[int, int], list[Tensor]] = {}
+        ends: dict[Interval, list[Tensor]] = {}
         for panel, strip in zip(self.panels, self.strips, strict=True):
             if panel is not None:
                 t = torch.cat([pieces[b] for b in strip if b.rank], -1)
@@ -182,7 +186,7 @@ class Up(Stage):
         counter.merge(rows * self.m)
 
 
-def put_together(ends: dict[tuple[int, int], list[Tensor]], m: int) -> Tensor:
+def put_together(ends: dict[Interval, list[Tensor]], m: int) -> Tensor:
     """The sum of what belongs to intervals of rows, by (first row, how many): intervals that do not
     overlap are put one behind the other, gaps between them are zeros."""
     waiting = sorted(ends)

@@ -13,10 +13,11 @@ from tensorlrf.factors import CPFactors
 from tensorlrf.factors.algebra import khatri_rao
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form, Terms
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms.shared._kernels import TwoMatrices
 from tensorlrf.ops.forms.shared._lookup import lookups
 from tensorlrf.ops.forms.shared._slide import Conv
-from tensorlrf.ops.forms.stages import Kernel, Matrix, Paths
+from tensorlrf.ops.forms.stages import Matrix, Paths
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.cp_conv2d import cp_conv2d
 from tensorlrf_kernels.geometry import MOST_TAPS

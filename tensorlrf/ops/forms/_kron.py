@@ -12,8 +12,9 @@ from torch import Tensor
 from tensorlrf.factors import KroneckerSum
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms.shared._slide import Conv, Groups
-from tensorlrf.ops.forms.stages import Kernel, Paths, Stage
+from tensorlrf.ops.forms.stages import Paths, Stage
 from tensorlrf.ops.geometry import CONVOLUTION, Geometry
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.kron_linear import kron_linear, reference
@@ -68,12 +69,6 @@ class KroneckerKernel(Kernel):
     """Both products in one kernel."""
 
     op = kron_linear
-
-    @property
-    def is_meant(self) -> bool:
-        """Whether a kernel takes these sizes in some dtype, for few rows or many: a layer keeps
-        its paths when its dtype changes."""
-        return any(self.problem(rows, torch.bfloat16, False) for rows in (1, 8192))
 
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, KronProblem] | None:
         (s, m1, n1), (_, m2, n2) = (t.shape for t in self.operands)

@@ -13,9 +13,10 @@ from torch import Tensor
 from tensorlrf.factors import TTMatrix
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import Form
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms._kron import Kronecker, count_kernel
-from tensorlrf.ops.forms.shared._train_lookup import train_lookups
-from tensorlrf.ops.forms.stages import Kernel, Paths, Stage, count, cut, widened
+from tensorlrf.ops.forms.shared._train_lookup import count_merges, train_lookups
+from tensorlrf.ops.forms.stages import Paths, Stage, count, cut, widened
 from tensorlrf_kernels.kron_linear.launch import KronProblem
 from tensorlrf_kernels.tt_linear import reference, tt_linear
 from tensorlrf_kernels.tt_linear.launch import (
@@ -79,11 +80,6 @@ class TrainKernel(Kernel):
     def sizes(self) -> list[Size]:
         return reference.sizes_of(self.operands[0])
 
-    @property
-    def is_meant(self) -> bool:
-        """Whether the kernel takes these sizes in some dtype, for few rows or many."""
-        return any(self.problem(rows, torch.bfloat16, False) for rows in (1, 8192))
-
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, KronProblem] | None:
         found = served_cut(self.sizes, rows, dtype)
         if found is None:
@@ -107,15 +103,6 @@ class TrainKernel(Kernel):
         else:
             cores = [torch.empty(size, dtype=counter.dtype, device="meta") for size in self.sizes]
             count((Kronecker(*reference.halves(cores, found)),), counter)
-
-
-def count_merges(counter: Counter, sizes: Sequence[Size], where: int) -> None:
-    """What it takes to merge the cores of each half."""
-    for cores in (sizes[:where], sizes[where:]):
-        r, m, n, _ = cores[0]
-        for inner, more_m, more_n, after in cores[1:]:
-            counter.matmul(r * m * n, inner, more_m * more_n * after)
-            m, n = m * more_m, n * more_n
 
 
 def _cheapest_cut(sizes: Sequence[Size]) -> int:

@@ -18,10 +18,11 @@ from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import found_of
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms._structure import of_structure, plain, structure_of
 from tensorlrf.ops.forms._symbol import Record, Work, apart
 from tensorlrf.ops.forms.shared._slide import Conv, lying_as
-from tensorlrf.ops.forms.stages import Kernel, Paths, Stages, count, run, weights
+from tensorlrf.ops.forms.stages import Paths, Stages, count, run, weights
 from tensorlrf.ops.geometry import Geometry
 
 MOST_KEPT = 1024

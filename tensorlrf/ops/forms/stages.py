@@ -8,9 +8,8 @@ never at that of x, so that they hold for any number of leading dimensions and c
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,8 +19,6 @@ from torch.nn import functional as F
 
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._symbol import Symbol, leaf
-from tensorlrf_kernels.chips import H200, Chip
-from tensorlrf_kernels.launches import LaunchConfig, Workload
 
 
 class Library(NamedTuple):
@@ -394,51 +391,3 @@ class Sum(Stage):
     def count(self, counter: Counter) -> None:
         for path in self.paths:
             count(path, counter)
-
-
-# ---- a kernel of ours ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Kernel(Stage):
-    """An op of the kernel core: `op(x, *operands, bias, *options)`.
-
-    Parameters
-    ----------
-    operands : tuple
-        Its tensors.
-    options : tuple
-        Its other arguments.
-    """
-
-    operands: tuple[Any, ...]
-    options: tuple[Any, ...] = ()
-    op: ClassVar[Callable[..., Tensor]]
-    adds_bias = True
-
-    def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
-        op = leaf(type(self).op)
-        y: Tensor = op(x, *self.operands, bias, *self.options)
-        return y
-
-    def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, Workload] | None:
-        """The name of the op, and what its kernel is to compute for so many rows.
-
-        None where no kernel is meant for that.
-        """
-        raise NotImplementedError
-
-    def launch(
-        self, rows: int, dtype: torch.dtype, chip: Chip, tf32: bool = False
-    ) -> LaunchConfig | None:
-        """How the kernel would be launched; None where library calls run in its place."""
-        asked = self.problem(rows, dtype, tf32)
-        if asked is None:
-            return None
-        op, problem = asked
-        launches = importlib.import_module(f"tensorlrf_kernels.{op}.launch")
-        config: LaunchConfig | None = launches.forward(problem, chip)
-        return config
-
-    def serves(self, rows: int, dtype: torch.dtype) -> bool:
-        return self.launch(rows, dtype, H200) is not None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from tensorlrf.ops._counter import Counter
-from tensorlrf.ops.forms.stages import Kernel, Paths
+from tensorlrf.ops.forms._kernel import Kernel
+from tensorlrf.ops.forms.stages import Paths
 from tensorlrf_kernels.blr_linear.forms import Form as Shape
 from tensorlrf_kernels.blr_linear.fused import tile_work
 from tensorlrf_kernels.blr_linear.launch import MOST_MASKED, forward
@@ -24,10 +25,8 @@ class BlockKernel(Kernel):
     blocks: Shape = field(kw_only=True)
 
     def path(self) -> Paths:
-        """The path "fused", where the kernels serve in some dtype, for few rows or many: a layer
-        keeps its paths when its dtype changes."""
-        served = any(self.problem(rows, torch.bfloat16, False) for rows in (1, 8192))
-        return {"fused": (self,)} if served else {}
+        """The path "fused", where there is one."""
+        return {"fused": (self,)} if self.is_meant else {}
 
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, Workload] | None:
         problem = Problem(rows, *self.blocks.shape, self.blocks.rank, dtype, tf32)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms.shared._slide import Conv
-from tensorlrf.ops.forms.stages import Kernel, Paths
+from tensorlrf.ops.forms.stages import Paths
 from tensorlrf_kernels.geometry import MOST_TAPS
 from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.lowrank_linear import lowrank_linear

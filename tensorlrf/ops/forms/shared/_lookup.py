@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms._symbol import leaf
-from tensorlrf.ops.forms.stages import NOTHING, Kernel, Library, Lookup, Paths, Stage, Times
+from tensorlrf.ops.forms.stages import NOTHING, Library, Lookup, Paths, Stage, Times
 from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.lowrank_embedding import lowrank_embedding
 from tensorlrf_kernels.lowrank_embedding.reference import without_gradient
@@ -37,10 +38,6 @@ class FusedLookup(Kernel):
 
     op = lowrank_embedding
     adds_bias = False
-
-    def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
-        y: Tensor = leaf(lowrank_embedding)(x, *self.operands, *self.options)
-        return y
 
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, Workload]:
         (n, rank), (_, d) = (t.shape for t in self.operands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from tensorlrf.factors import TTMatrix
 from tensorlrf.ops._counter import Counter
+from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms._symbol import leaf
-from tensorlrf.ops.forms.stages import Kernel, Paths, Stage
+from tensorlrf.ops.forms.stages import Paths, Stage
 from tensorlrf_kernels.launches import Problem, Workload
 from tensorlrf_kernels.tt_embedding import reference as train
 from tensorlrf_kernels.tt_embedding import tt_embedding
@@ -57,17 +59,23 @@ class TrainLookup(Stage):
             done *= width
 
 
+def looked_up(
+    indices: Tensor, cores: Cores, shape: tuple[int, int], where: int, padding_idx: int | None
+) -> Tensor:
+    """What `CutTrainLookup` runs: which way depends on the number of indices."""
+    if not merges(cores, where, indices.numel(), shape[1]):
+        return train.tt_embedding(indices, cores, shape, padding_idx)
+    first, second = merged(cores[:where])[0], merged(cores[where:])[..., 0]
+    return tt_embedding(indices, first, second, shape, padding_idx)
+
+
 @dataclass(frozen=True, eq=False)
 class CutTrainLookup(Kernel):
     """The train cut in two, each half merged, and both looked up and multiplied in one kernel;
     slice by slice where too few rows are looked up to merge for."""
 
     adds_bias: ClassVar[bool] = False
-    op = tt_embedding
-
-    def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
-        y: Tensor = leaf(looked_up)(x, *self.operands, *self.options)
-        return y
+    op = looked_up
 
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, Workload] | None:
         cores, (n, d), where = self.operands
@@ -78,27 +86,12 @@ class CutTrainLookup(Kernel):
     def count(self, counter: Counter) -> None:
         cores, (_, d), where = self.operands
         rows, rank = counter.rows, cores[where].shape[0]
-        for half in (cores[:where], cores[where:]):
-            r, m, k, _ = half[0].shape
-            for core in half[1:]:
-                inner, more_m, more_k, after = core.shape
-                counter.matmul(r * m * k, inner, more_m * more_k * after)
-                m, k = m * more_m, k * more_k
+        count_merges(counter, [tuple(core.shape) for core in cores], where)
         # Slices of the halves are read from memory once, and then from a cache.
         wide = [math.prod([c.shape[2] for c in half]) for half in (cores[:where], cores[where:])]
         whole = half_sizes(cores, where)
         gathered = sum(min(rows * k * rank, size) for k, size in zip(wide, whole, strict=True))
         counter.fused_gather(rows, gathered, 0, 2 * rows * rank * wide[0] * wide[1], d)
-
-
-def looked_up(
-    indices: Tensor, cores: Cores, shape: tuple[int, int], where: int, padding_idx: int | None
-) -> Tensor:
-    """What `CutTrainLookup` runs: which way depends on the number of indices."""
-    if not merges(cores, where, indices.numel(), shape[1]):
-        return train.tt_embedding(indices, cores, shape, padding_idx)
-    first, second = merged(cores[:where])[0], merged(cores[where:])[..., 0]
-    return tt_embedding(indices, first, second, shape, padding_idx)
 
 
 def best_cut(factors: TTMatrix) -> int | None:
@@ -125,3 +118,12 @@ def merges(cores: Cores, where: int, rows: int, d: int) -> bool:
     """Whether the halves are merged to look up so many rows of d: those of two cores are there as
     they stand, others must hold fewer numbers than what is looked up."""
     return len(cores) == 2 or sum(half_sizes(cores, where)) < rows * d
+
+
+def count_merges(counter: Counter, sizes: Sequence[tuple[int, ...]], where: int) -> None:
+    """What it takes to merge the cores before the cut, and those behind it."""
+    for cores in (sizes[:where], sizes[where:]):
+        r, m, n, _ = cores[0]
+        for inner, more_m, more_n, after in cores[1:]:
+            counter.matmul(r * m * n, inner, more_m * more_n * after)
+            m, n = m * more_m, n * more_n
