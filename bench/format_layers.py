@@ -10,8 +10,8 @@ from typing import Any
 from common import Batch, call
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._moments import Moments, moments_of
-from tensorlrf.compression.calibration._site import Site
 
 LINEAR = ("svd", "kron", "tt", "tr", "blr", "monarch", "blast", "hierarchical")
 CONV = ("svd", "tucker", "cp", "kron", "tt")
@@ -89,7 +89,7 @@ def layer_of(module: nn.Module, gram: Tensor, held: Tensor, x: Tensor) -> Layer:
 def moments(model: nn.Module, paths: Iterable[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
     """G = X X^T / N of each layer's inputs over the batches, padded tokens left out."""
     sums: dict[str, Moments] = {
-        path: moments_of(Site.of(model.get_submodule(path))) for path in paths
+        path: moments_of(DenseLayer.of(model.get_submodule(path))) for path in paths
     }
     for batch in batches:
         mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")

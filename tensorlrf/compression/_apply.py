@@ -17,9 +17,9 @@ from tensorlrf.compression.calibration._batchnorm import (
     reestimated,
     set_statistics,
 )
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import model_error
-from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._check_plan import check_plan
@@ -170,7 +170,7 @@ def carried_out(
         check_plan(model, plan, found)
         small = copy_of(model)
         for row in plan.factored:
-            site_at(small, row.name).make_ordinary()
+            dense_layer_at(small, row.name).make_ordinary()
         data = None
         if calibration is not None:
             data = Calibration.of(list_batches(calibration, replica(model)), fitting.holdout)

@@ -12,7 +12,7 @@ from tensorlrf.compression._apply import carried_out
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
-from tensorlrf.compression.calibration._site import module_at
+from tensorlrf.compression.calibration._dense_layer import module_at
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._planning import planned

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, Surveyed
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
 from tensorlrf.compression.calibration._memory import readable, too_large
-from tensorlrf.compression.calibration._site import Site, module_at, site_at
 from tensorlrf.compression.calibration._trace import Trace, record
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
 from tensorlrf.compression.fit._fitting import Fitting
@@ -86,13 +86,13 @@ class WorkingCopy:
 
     def _take(self, layers: Sequence[tuple[str, LayerMoments | None]]) -> None:
         """Factor layers of which none waits for another, side by side where memory allows."""
-        sites = [site_at(self.model, name) for name, _ in layers]
+        dense = [dense_layer_at(self.model, name) for name, _ in layers]
         # A generator that is handed from one layer to the next sets their order.
         alone = isinstance(self.options.random_state, torch.Generator) or any(
-            site.device.type != "cpu" for site in sites
+            each.device.type != "cpu" for each in dense
         )
         calls = [partial(self._factored, name, moments) for name, moments in layers]
-        sizes = [_bytes_to_factor(site) for site in sites]
+        sizes = [_bytes_to_factor(each) for each in dense]
         with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
             for (name, _), done in zip(layers, results, strict=True):
                 self._settle(name, done)
@@ -100,19 +100,19 @@ class WorkingCopy:
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
         assert method is not None
-        site = site_at(self.model, name)
+        layer = dense_layer_at(self.model, name)
         try:
-            with problem(max(site.weight.numel(), 0 if moments is None else site.columns**2)):
-                return factor(name, site, method, moments, self.options)
+            with problem(max(layer.weight.numel(), 0 if moments is None else layer.columns**2)):
+                return factor(name, layer, method, moments, self.options)
         except TensorlrfError as error:
             error.add_note(f"while factoring {name}")
             raise
 
     def _settle(self, name: str, done: Factored) -> None:
-        row, site = self.rows[name], site_at(self.model, name)
+        row, layer = self.rows[name], dense_layer_at(self.model, name)
         assert row.method is not None
         self.advance(name)
-        if done.factors.n_params >= site.weight.numel() and not chosen_rank(row.method):
+        if done.factors.n_params >= layer.weight.numel() and not chosen_rank(row.method):
             within = row.method.error
             of = f"within error={within:g}" if within is not None else "of its share"
             self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")
@@ -151,7 +151,7 @@ class WorkingCopy:
         assert self.data is not None
         most = self.fitting.moment_bytes
         large = too_large(
-            [(name, site_at(self.model, name)) for name in self.names],
+            [(name, dense_layer_at(self.model, name)) for name in self.names],
             most,
             lags=self.fitting.target == "original",
             holds_out=bool(self.data.held),
@@ -170,19 +170,19 @@ class WorkingCopy:
     def _add_zero_biases(self) -> None:
         """Zeros for layers without a bias, so that every pass under way sees what they become."""
         for name in self.names:
-            module = site_at(self.model, name).module
+            module = dense_layer_at(self.model, name).module
             if module.bias is None:
                 self.without_bias.add(name)
-                site, own = site_at(self.model, name), module.weight
-                zeros = torch.zeros(site.shape[0], dtype=own.dtype, device=own.device)
+                layer, own = dense_layer_at(self.model, name), module.weight
+                zeros = torch.zeros(layer.shape[0], dtype=own.dtype, device=own.device)
                 module.bias = nn.Parameter(zeros, requires_grad=own.requires_grad)
 
     def _deliver(self, name: str, done: Factored) -> None:
         """Let the layers behind see what this one will deliver."""
-        site = site_at(self.model, name)
-        site.write(done.factors.to_dense())
+        layer = dense_layer_at(self.model, name)
+        layer.write(done.factors.to_dense())
         if done.shift is not None:
-            _add_to_bias(site.module, done.shift)
+            _add_to_bias(layer.module, done.shift)
 
     def replaced(self, survey: Sequence[Surveyed]) -> tuple[nn.Module, list[LayerReport]]:
         """(the model with factored layers in all their places, its rows of the report), by the
@@ -224,7 +224,7 @@ class WorkingCopy:
             )
         thin = []
         for name, done in self.done.items():
-            n = site_at(self.model, name).columns
+            n = dense_layer_at(self.model, name).columns
             if done.samples is not None and done.samples < SAMPLES_PER_COLUMN * n:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
         if thin:
@@ -243,9 +243,9 @@ class WorkingCopy:
             )
 
 
-def _bytes_to_factor(site: Site) -> int:
+def _bytes_to_factor(layer: DenseLayer) -> int:
     """Some copies of the weight and of the second moments in float64, more or less."""
-    return 8 * (6 * site.weight.numel() + 4 * site.groups * site.columns**2)
+    return 8 * (6 * layer.weight.numel() + 4 * layer.groups * layer.columns**2)
 
 
 def put(model: nn.Module, places: Sequence[str], new: nn.Module) -> nn.Module:

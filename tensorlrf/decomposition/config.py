@@ -225,13 +225,13 @@ class Method:
 
     def __str__(self) -> str:
         """The word, and what differs from the defaults."""
-        told: list[str] = []
+        changed: list[str] = []
         for f in fields(self):
             value = getattr(self, f.name)
             default = f.default if f.default_factory is MISSING else f.default_factory()
             if f.name not in BUDGET and value != default:
-                told.append(f"{f.name}={_plain(value)}")
-        return f"{self.word}({', '.join(told)})" if told else self.word
+                changed.append(f"{f.name}={_plain(value)}")
+        return f"{self.word}({', '.join(changed)})" if changed else self.word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +323,7 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
         if not issubclass(kind, Method):
             raise ArgumentError(f"{kind.__name__} must be a subclass of Method")
         own = dict(inspect.get_annotations(kind))
-        told: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         _, *given = inspect.signature(registered(name).for_layers).parameters.values()
         for option in given:
             if option.name not in (*BUDGET, *NO_OPTIONS):
@@ -336,14 +336,14 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
                         f"{option.name}= of {name!r} has no default, which a config needs; give it "
                         "one by name"
                     )
-                told[option.name] = own.pop(option.name, option.annotation)
+                options[option.name] = own.pop(option.name, option.annotation)
                 setattr(kind, option.name, option.default)
         kind.of_layers = tuple(own)
-        kind.__annotations__ = {**told, **own}
+        kind.__annotations__ = {**options, **own}
         kind.word = name
         decompose = inspect.unwrap(registered(name).for_layers)
         docs = (Method.__doc__, decompose.__doc__)
-        kind.__doc__ = with_parameters(kind.__doc__, [*BUDGET, *told, *own], docs)
+        kind.__doc__ = with_parameters(kind.__doc__, [*BUDGET, *options, *own], docs)
         made = dataclass(frozen=True, kw_only=True)(kind)
         setattr(made, "__init__", refuses_old_words(made.__init__))  # noqa: B010
         configured(name, made)
@@ -379,13 +379,13 @@ def with_parameters(doc: str | None, names: Iterable[str], others: Iterable[str 
     of the others does that knows them."""
     doc = inspect.cleandoc(doc or "")
     wanted = list(names)
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     for source in (doc, *(inspect.cleandoc(other or "") for other in others)):
         for given, kind, text in parameters(source):
-            new = [name for name in given if name in wanted and name not in told]
+            new = [name for name in given if name in wanted and name not in found]
             entry = f"{', '.join(new)}{kind}\n{text}"
-            told |= {name: entry if k == 0 else "" for k, name in enumerate(new)}
-    entries = "\n".join(filter(None, (told.get(name, "") for name in wanted)))
+            found |= {name: entry if k == 0 else "" for k, name in enumerate(new)}
+    entries = "\n".join(filter(None, (found.get(name, "") for name in wanted)))
     section = f"Parameters\n----------\n{entries}"
     if SECTION.search(doc):
         return SECTION.sub(lambda _: section, doc)

@@ -330,17 +330,17 @@ def _load(name: str) -> None:
             f"{', '.join(sorted(points))}; remove all but one of them"
         )
     for point in points.values():
-        told = f"method {name!r} of the entry point {point.value!r}"
+        whose = f"method {name!r} of the entry point {point.value!r}"
         try:
             point.load()
         except Exception as error:
             # What a module declared before it failed would be in the way of the next try.
             for word in [w for w, m in _METHODS.items() if m.fit.__module__ not in sys.modules]:
                 del _METHODS[word]
-            raise UnsupportedError(f"{told} cannot be loaded: {error}") from error
+            raise UnsupportedError(f"{whose} cannot be loaded: {error}") from error
         if name not in _METHODS:
             raise UnsupportedError(
-                f"{told} is not there after its import; its module must declare it, "
+                f"{whose} is not there after its import; its module must declare it, "
                 f"@method({name!r}, ...)"
             )
 
@@ -376,11 +376,11 @@ def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
     'blast'
     """
     name = _short_name(fit)
-    told: dict[str, Any] = {"measure": False} if "measure" in fit.__annotations__ else {}
+    unmeasured: dict[str, Any] = {"measure": False} if "measure" in fit.__annotations__ else {}
 
     @functools.wraps(fit)
     def short(*args: P.args, **kwargs: P.kwargs) -> G:
-        return fit(*args, **kwargs, **told).factors
+        return fit(*args, **kwargs, **unmeasured).factors
 
     short.__name__ = short.__qualname__ = name
     own = _without_measure(inspect.signature(fit))

@@ -204,18 +204,18 @@ def plain_of(layer: nn.Module) -> Plain | str:
         return Plain.of(layer)
     describe = _REGISTERED.get(cls) or _known(cls)
     if describe is not None:
-        told = describe(layer)
-        if not isinstance(told, (Plain, str)) or told == "":
+        given = describe(layer)
+        if not isinstance(given, (Plain, str)) or given == "":
             raise ArgumentError(
-                f"describe of {cls.__qualname__} gave {told!r}; it must give a Plain or a sentence "
-                "why there is none"
+                f"describe of {cls.__qualname__} gave {given!r}; it must give a Plain or a "
+                "sentence why there is none"
             )
-        if isinstance(told, Plain) and told.kind != base_of(layer):
+        if isinstance(given, Plain) and given.kind != base_of(layer):
             raise ArgumentError(
-                f"describe of {cls.__qualname__} gave kind={told.kind!r}; its base is a "
+                f"describe of {cls.__qualname__} gave kind={given.kind!r}; its base is a "
                 f"{base_of(layer)}"
             )
-        return told
+        return given
     base = base_of(layer)
     if base is not None:
         return f"subclass of {base}; only the exact type is replaced"

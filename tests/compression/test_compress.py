@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression import SVD, Tucker, compress
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError
 from tensorlrf.compression.fit._factor import Options, factor
 from tensorlrf.decomposition import cp
@@ -164,7 +164,7 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
         conv.weight.copy_(seeded32(12, channels, 3, 3, seed=seed))
     mixing = seeded32(channels, channels, seed=seed + 1) * torch.linspace(0.02, 1, channels)
     x = torch.einsum("bihw,ij->bjhw", seeded32(6, channels, 9, 9, seed=seed + 2), mixing)
-    site = Site.of(conv)
+    site = DenseLayer.of(conv)
     seen = LayerMoments(site, lags=False, holds_out=False)
     seen.add(x, None, held=False)
     inputs = seen.fit()

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
     Calibration,
@@ -31,7 +32,6 @@ from tensorlrf.compression.calibration._layer_moments import (
 from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
 from tensorlrf.compression.calibration._rerun import Captured, anew, in_order
 from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
-from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration._suspended import suspended
 from tensorlrf.compression.calibration._trace import Trace, Watch
 from tensorlrf.compression.calibration.batches import Batch, call
@@ -78,7 +78,7 @@ def at_once(
             if not shared.holds(name):
                 moments.update(itertools.chain(*anew(model, [name], trace, calibration, None)))
             elif first in moments:
-                moments[name] = moments[first].following(site_at(model, name))
+                moments[name] = moments[first].following(dense_layer_at(model, name))
         yield [(name, moments[name]) for name in part if name in moments]
 
 
@@ -86,8 +86,8 @@ def _parts(model: nn.Module, names: list[str], copies: int) -> Iterator[list[str
     part: list[str] = []
     room = AT_ONCE_BYTES
     for name in names:
-        site = site_at(model, name)
-        size = 8 * copies * site.groups * site.columns**2
+        layer = dense_layer_at(model, name)
+        size = 8 * copies * layer.groups * layer.columns**2
         if part and size > room:
             yield part
             part, room = [], AT_ONCE_BYTES

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._memory import named_where_memory_ends
-from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.errors import ArgumentError
@@ -52,20 +52,20 @@ class LayerMoments:
     """What calibration has seen of one layer: of the inputs that it is fitted to, and of those that
     are held out to judge the fit."""
 
-    def __init__(self, site: Site, *, lags: bool, holds_out: bool) -> None:
-        self._fit = Stream(site, lags=lags)
-        self._held = Stream(site, lags=lags) if holds_out else None
+    def __init__(self, layer: DenseLayer, *, lags: bool, holds_out: bool) -> None:
+        self._fit = Stream(layer, lags=lags)
+        self._held = Stream(layer, lags=lags) if holds_out else None
 
     def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
         """Take the input of one call; x0 is what the given model gets there."""
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
 
-    def following(self, site: Site) -> LayerMoments:
+    def following(self, layer: DenseLayer) -> LayerMoments:
         """Of another layer that has been fed the very same."""
         twin = copy.copy(self)
-        twin._fit = self._fit.following(site)
-        twin._held = None if self._held is None else self._held.following(site)
+        twin._fit = self._fit.following(layer)
+        twin._held = None if self._held is None else self._held.following(layer)
         return twin
 
     def merge(self, other: LayerMoments) -> None:
@@ -108,13 +108,13 @@ class Adder:
         x: Tensor,
         x0: Tensor | None = None,
     ) -> None:
-        site = site_at(model, name)
-        with named_where_memory_ends(name, site):
+        layer = dense_layer_at(model, name)
+        with named_where_memory_ends(name, layer):
             if name not in moments:
                 moments[name] = LayerMoments(
-                    site, lags=self.lags, holds_out=bool(self.calibration.held)
+                    layer, lags=self.lags, holds_out=bool(self.calibration.held)
                 )
-            if site.taps is None:
+            if layer.taps is None:
                 x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
             moments[name].add(x, x0, batch.index in self.calibration.held)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from tensorlrf.compression.calibration._correction import lag_bytes
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._moments import moment_bytes
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.errors import ArgumentError
 
 AT_ONCE_BYTES = 1 << 29
@@ -27,13 +27,13 @@ _CGROUPS = (
 )
 
 
-def stream_bytes(site: Site, *, lags: bool, holds_out: bool) -> int:
+def stream_bytes(layer: DenseLayer, *, lags: bool, holds_out: bool) -> int:
     """Of all that calibration gathers about a layer, at the most: twice as much with inputs held
     out."""
-    one = moment_bytes(site)
+    one = moment_bytes(layer)
     if lags:
-        one += lag_bytes((site.shape[0] // site.groups, *site.shape[1:]), site.taps)
-    return (1 + holds_out) * site.groups * one
+        one += lag_bytes((layer.shape[0] // layer.groups, *layer.shape[1:]), layer.taps)
+    return (1 + holds_out) * layer.groups * one
 
 
 def free_bytes(device: torch.device) -> float:
@@ -73,7 +73,7 @@ def _number(path: str) -> float:
 
 
 @contextmanager
-def named_where_memory_ends(name: str, site: Site) -> Iterator[None]:
+def named_where_memory_ends(name: str, layer: DenseLayer) -> Iterator[None]:
     """Have what is too large for the memory tell the layer that it is for."""
     try:
         yield
@@ -81,10 +81,10 @@ def named_where_memory_ends(name: str, site: Site) -> Iterator[None]:
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not full and "DefaultCPUAllocator" not in str(error):
             raise
-        size = readable(site.groups * moment_bytes(site))
+        size = readable(layer.groups * moment_bytes(layer))
         raise ArgumentError(
             f"calibration: memory ends at the second moments of {name}, which take {size} "
-            f"(n = {site.columns:,} columns). Give moment_bytes=, above which a layer gets the "
+            f"(n = {layer.columns:,} columns). Give moment_bytes=, above which a layer gets the "
             f"plain method; or rerun=True, smaller batches, or skip=[{name!r}]"
         ) from error
 
@@ -99,13 +99,13 @@ def readable(size: float) -> str:
 
 
 def too_large(
-    sites: Sequence[tuple[str, Site]], limit: int | None, *, lags: bool, holds_out: bool
+    layers: Sequence[tuple[str, DenseLayer]], limit: int | None, *, lags: bool, holds_out: bool
 ) -> dict[str, int]:
     """Name -> bytes of the layers whose moments take more than `limit`, by default half of the
     memory that is free."""
     large = {}
-    for name, site in sites:
-        size = stream_bytes(site, lags=lags, holds_out=holds_out)
-        if size > (free_bytes(site.device) / 2 if limit is None else limit):
+    for name, layer in layers:
+        size = stream_bytes(layer, lags=lags, holds_out=holds_out)
+        if size > (free_bytes(layer.device) / 2 if limit is None else limit):
             large[name] = size
     return large

@@ -24,9 +24,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._lengths import Lengths
 from tensorlrf.compression.calibration._shifts import ShiftedCorrelations, sums_of
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._taps import Taps
 
 COLUMNS = 1 << 14
@@ -169,27 +169,27 @@ class ShiftMoments(Moments):
         return self._sum / max(1, self.count)
 
 
-def moments_of(site: Site) -> Moments:
+def moments_of(layer: DenseLayer) -> Moments:
     """An empty accumulator for the inputs of one group of a layer, the cheapest that serves it."""
-    taps = site.taps
+    taps = layer.taps
     if taps is None or _is_pointwise(taps):
-        n = site.columns
-        return LinearMoments(n, site.device) if taps is None else _Pointwise(n, site.device, taps)
+        n = layer.columns
+        return LinearMoments(n, layer.device) if taps is None else _Pointwise(n, layer.device, taps)
     taps = taps.one_group()
-    return (ShiftMoments if _shifts(taps) else PatchMoments)(taps, site.device)
+    return (ShiftMoments if _shifts(taps) else PatchMoments)(taps, layer.device)
 
 
-def bytes_of(site: Site) -> int:
+def bytes_of(layer: DenseLayer) -> int:
     """What the accumulators of all groups of a layer hold, more or less."""
-    products = site.columns**2
-    if site.taps is not None and _shifts(site.taps.one_group()):
-        products = 2 * products // math.prod(site.taps.kernel)
-    return 8 * site.groups * products
+    products = layer.columns**2
+    if layer.taps is not None and _shifts(layer.taps.one_group()):
+        products = 2 * products // math.prod(layer.taps.kernel)
+    return 8 * layer.groups * products
 
 
-def moment_bytes(site: Site) -> int:
-    """What `moments_of(site)` takes at the most: the sums, and the matrix that is made of them."""
-    matrix, taps = 8 * site.columns**2, site.taps
+def moment_bytes(layer: DenseLayer) -> int:
+    """What `moments_of(layer)` takes at the most: the sums, and the matrix that is made of them."""
+    matrix, taps = 8 * layer.columns**2, layer.taps
     if taps is None or _is_pointwise(taps) or not _shifts(taps):
         return 2 * matrix
     kernel = (1, *taps.kernel) if taps.axes == 1 else taps.kernel

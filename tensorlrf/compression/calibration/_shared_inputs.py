@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def leaders(
         first = found.get(before, before)
         if name not in names or first not in names:
             continue
-        one, other = site_at(model, name), site_at(model, first)
+        one, other = dense_layer_at(model, name), dense_layer_at(model, first)
         by_inputs = other.taps is None and other.columns <= other.shape[0]
         alike = (one.taps, one.columns, one.device) == (other.taps, other.columns, other.device)
         if alike and (by_inputs or not lags):

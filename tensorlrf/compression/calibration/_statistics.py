@@ -26,9 +26,9 @@ from tensorlrf.compression.calibration._correction import (
     LagMoments,
     lag_moments,
 )
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._lengths import fourth_about_mean
 from tensorlrf.compression.calibration._moments import Moments, moments_of
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.decomposition.second_moments import about_mean
 from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
 from tensorlrf.factors import Factors
@@ -214,27 +214,27 @@ def _lost(
 class Stream:
     """Collects the `Statistics` of every group of a layer, call by call."""
 
-    def __init__(self, site: Site, *, lags: bool) -> None:
-        self._site = site
-        self._moments: list[Moments] = [moments_of(site) for _ in range(site.groups)]
+    def __init__(self, layer: DenseLayer, *, lags: bool) -> None:
+        self._layer = layer
+        self._moments: list[Moments] = [moments_of(layer) for _ in range(layer.groups)]
         self._inputs: list[Inputs] = []
         self._lags: list[LagMoments] | None = None
         if lags:
-            self._lags = [lag_moments(w, site.taps) for w in site.group_weights()]
+            self._lags = [lag_moments(w, layer.taps) for w in layer.group_weights()]
 
     @property
     def count(self) -> int:
         """Columns of each group so far."""
         return (self._moments or self._inputs)[0].count
 
-    def following(self, site: Site) -> Stream:
+    def following(self, layer: DenseLayer) -> Stream:
         """Of another layer that is fed the very same, with the same moments: nothing is added to
         either any more."""
         self._end()
         twin = copy.copy(self)
-        twin._site = site
+        twin._layer = layer
         if self._lags is not None:
-            pairs = zip(self._lags, site.group_weights(), strict=True)
+            pairs = zip(self._lags, layer.group_weights(), strict=True)
             twin._lags = [lag.of(w) for lag, w in pairs if isinstance(lag, InputLags)]
         return twin
 
@@ -269,5 +269,5 @@ class Stream:
             self._inputs.append(Inputs.of(self._moments.pop(0)))
 
     def _split(self, x: Tensor) -> Sequence[Tensor]:
-        taps = self._site.taps
-        return (x,) if taps is None else x.chunk(self._site.groups, dim=-taps.axes - 1)
+        taps = self._layer.taps
+        return (x,) if taps is None else x.chunk(self._layer.groups, dim=-taps.axes - 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
     Calibration,
@@ -21,7 +22,6 @@ from tensorlrf.compression.calibration._moments import bytes_of
 from tensorlrf.compression.calibration._reference import ReferencePass, reference_pass
 from tensorlrf.compression.calibration._rerun import anew
 from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
-from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
 from tensorlrf.compression.calibration._trace import Trace, Watch
 from tensorlrf.compression.calibration.batches import Batch, call
@@ -49,14 +49,14 @@ def suspended(
         while reached := {name for name in passes.waiting.values() if name is not None}:
             name = min(reached, key=position.__getitem__)
             trim(now=True)  # a fit has much to allocate
-            site = site_at(model, name)
+            layer = dense_layer_at(model, name)
             if name not in shared.leaders:
                 mine = moments.pop(name)
-                leading = mine.following(site) if shared.leads(name) else None
+                leading = mine.following(layer) if shared.leads(name) else None
                 yield [(name, mine)]
                 del mine
             elif leading is not None and shared.holds(name):
-                yield [(name, leading.following(site))]
+                yield [(name, leading.following(layer))]
             else:  # here and there it was fed something else
                 yield from anew(model, [name], trace, calibration, original)
             passes.done.add(name)
@@ -197,8 +197,8 @@ class _Arrivals:
 def workers_for(model: nn.Module, names: list[str], batches: int) -> int:
     """How many passes run side by side, with sums of their own within bounds: one for two cores. On
     two, one pass after the other takes no longer (MiniLM: 40 s either way), and 300 MB less."""
-    sites = [site_at(model, name) for name in names]
-    if any(site.device.type != "cpu" for site in sites):
+    layers = [dense_layer_at(model, name) for name in names]
+    if any(layer.device.type != "cpu" for layer in layers):
         return 1
-    room = AT_ONCE_BYTES // max(1, max(map(bytes_of, sites), default=1))
+    room = AT_ONCE_BYTES // max(1, max(map(bytes_of, layers), default=1))
     return max(1, min(batches, most_threads(), look().own // 2, room))

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._reads import watch_readers
 from tensorlrf.compression.calibration._shared_inputs import Identity
-from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -41,7 +41,7 @@ def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
     """Run the first batch and see in which order the layers are called, and on what."""
     calls = _Calls()
     own = replica(model)
-    layers = {name: site_at(own, name).module for name in names}
+    layers = {name: dense_layer_at(own, name).module for name in names}
     with watch_readers(own, layers) as readers, Watch(own, names, calls):
         call(own, batch)
     return calls.trace(readers.found)
@@ -78,34 +78,34 @@ class Watch:
     """Calls `arrived(name, input)` before each call of the named layers, while it is entered."""
 
     def __init__(self, model: nn.Module, names: list[str], arrived: Arrived) -> None:
-        self._sites = {name: site_at(model, name) for name in names}
+        self._layers = {name: dense_layer_at(model, name) for name in names}
         self._arrived = arrived
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> None:
-        for name, site in self._sites.items():
-            hook = self._hook(name, site)
-            self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
+        for name, layer in self._layers.items():
+            hook = self._hook(name, layer)
+            self._handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, name: str, site: Site) -> Callable[..., None]:
+    def _hook(self, name: str, layer: DenseLayer) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
             # What the layer cannot take is left to the layer, which says so better.
-            if isinstance(x, Tensor) and site.fits(x):
-                _check_device(name, site, x)
+            if isinstance(x, Tensor) and layer.fits(x):
+                _check_device(name, layer, x)
                 with without_autocast():  # the model may have one of its own
                     self._arrived(name, x)
 
         return hook
 
 
-def _check_device(name: str, site: Site, x: Tensor) -> None:
-    if x.device != site.device:
+def _check_device(name: str, layer: DenseLayer, x: Tensor) -> None:
+    if x.device != layer.device:
         raise ArgumentError(
             f"calibration: the input of {name} is on {x.device} but its weight is on "
-            f"{site.device}; move the batches to the device of the model"
+            f"{layer.device}; move the batches to the device of the model"
         )

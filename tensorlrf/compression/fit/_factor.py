@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._correction import corrected
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments, check_statistics
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
@@ -32,7 +32,7 @@ OVERFITTED = 1.1
 class Factored:
     """Factors of one weight, and how far they are from it.
 
-    factors        in the layout of the site's weight
+    factors        in the layout of the layer's weight
     method         with the rank that was taken
     weight_error   relative Frobenius error, of the factors as stored
     fit_error      relative error of the outputs on the inputs that they were fitted to, against the
@@ -72,7 +72,7 @@ class Options:
 
 
 def factor(
-    name: str, site: Site, method: Method, moments: LayerMoments | None, options: Options
+    name: str, layer: DenseLayer, method: Method, moments: LayerMoments | None, options: Options
 ) -> Factored:
     """Factors of the layer's weight by a method with a rank, a share or an error.
 
@@ -87,21 +87,21 @@ def factor(
         check_statistics(name, fit)
         if held is not None:
             check_statistics(name, held)
-    job = _Job(site, fit, held, options)
+    job = _Job(layer, fit, held, options)
     if not isinstance(method, Auto):
         return job.best(method)
     share = method.rank
     assert isinstance(share, float) or method.error is not None
-    candidates = {c.for_shape(site.shape) for c in method.candidates}
+    candidates = {c.for_shape(layer.shape) for c in method.candidates}
     tried = []
     for candidate in sorted(candidates, key=lambda c: c.word != "svd"):
         given = candidate
-        if candidate.why_not(site.shape, site.groups):
+        if candidate.why_not(layer.shape, layer.groups):
             continue
         if candidate.by_share and isinstance(share, float):
             given = candidate.with_budget(rank=share)
         elif isinstance(share, float):
-            rung = candidate.ladder(site.shape, site.groups).within(share)
+            rung = candidate.ladder(layer.shape, layer.groups).within(share)
             if rung is None:
                 continue
             given = at_rung(candidate, rung)
@@ -122,13 +122,13 @@ class _Job:
 
     def __init__(
         self,
-        site: Site,
+        layer: DenseLayer,
         fit: Sequence[Statistics] | None,
         held: Sequence[Statistics] | None,
         options: Options,
     ) -> None:
-        self.site = site
-        self.weights = site.group_weights()
+        self.layer = layer
+        self.weights = layer.group_weights()
         self.known = fit is not None and any(s.known for s in fit)
         self.stats = fit if self.known else None
         self.count = None if fit is None else fit[0].count
@@ -165,7 +165,7 @@ class _Job:
     def _in_doubt(self, fit: Factored) -> bool:
         """Whether the samples may be too few: by their number, or by what the fit to them does on
         others."""
-        thin = (self.count or 0) < SAMPLES_PER_COLUMN * self.site.columns
+        thin = (self.count or 0) < SAMPLES_PER_COLUMN * self.layer.columns
         return thin or fit.judged > OVERFITTED * (fit.fit_error or 0.0)
 
     def fitted(
@@ -192,7 +192,7 @@ class _Job:
             shifts = [s.shift(w - f.to_dense().to(w.dtype)) for s, w, f in groups]
         whole = factors[0] if len(factors) == 1 else Grouped.stack(factors)
 
-        weight_error = whole.rel_error(self.site.weight)
+        weight_error = whole.rel_error(self.layer.weight)
         judged = None if self.judging is None else self.judging.of(factors, shifts)
         return Factored(
             whole,
@@ -217,11 +217,11 @@ class _Job:
             ranks = [part.rank_for(method, state) for part in parts]
             method = method.with_budget(rank=_largest(ranks))
         elif isinstance(method.rank, float):
-            rung = method.ladder(self.site.shape, self.site.groups).within(method.rank)
+            rung = method.ladder(self.layer.shape, self.layer.groups).within(method.rank)
             if rung is None:
                 raise ArgumentError(
                     f"rank={method.rank:g}: no rank of {method.word} fits into this share of the "
-                    f"{self.site.weight.numel():,} parameters"
+                    f"{self.layer.weight.numel():,} parameters"
                 )
             method = at_rung(method, rung)
         return [part.decompose(method, state) for part in parts], method

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tensorlrf.compression._survey import Surveyed, check_values
-from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.checkpoint._architecture import describe, digest
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
@@ -30,11 +30,11 @@ def check_plan(model: nn.Module, plan: Plan, found: Sequence[Surveyed]) -> None:
             if layer.method is None and not layer.eligible:
                 continue
             raise ArgumentError(f"plan: {layer.name} cannot be factored: {module.reason}")
-        site = site_at(model, layer.name)
-        if site.shape != layer.shape or site.groups != layer.groups:
+        own = dense_layer_at(model, layer.name)
+        if own.shape != layer.shape or own.groups != layer.groups:
             raise ArgumentError(
                 f"plan: {layer.name} has a weight {layer.shape} in {layer.groups} groups there, "
-                f"but {site.shape} in {site.groups} in the model; it is a plan for another model"
+                f"but {own.shape} in {own.groups} in the model; it is a plan for another model"
             )
         if set(layer.places) != set(module.places):
             raise ArgumentError(
@@ -42,12 +42,12 @@ def check_plan(model: nn.Module, plan: Plan, found: Sequence[Surveyed]) -> None:
                 f"{', '.join(module.places)} in the model"
             )
         if layer.method is not None:
-            if site.weight.is_meta:
+            if own.weight.is_meta:
                 raise ArgumentError(
                     f"model: the weight of {layer.name} is on the meta device and has no values; a "
                     "plan can be made there, but give apply the model with its weights"
                 )
-            check_values(layer.name, site.weight)
+            check_values(layer.name, own.weight)
     listed = {layer.name for layer in plan.layers}
     for name in there:
         if name not in listed:

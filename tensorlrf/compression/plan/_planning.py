@@ -19,7 +19,7 @@ from tensorlrf.compression._survey import (
     without_skipped,
 )
 from tensorlrf.compression._uncompiled import uncompiled
-from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.methods import Given, as_method, at_rung
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
@@ -140,7 +140,7 @@ def planned(
         drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]
     for draft in drafts:
         if draft.method is not None:
-            weight = Site.of(draft.found.module).weight
+            weight = DenseLayer.of(draft.found.module).weight
             if not weight.is_meta:
                 check_values(draft.found.name, weight)
     made = Plan(
@@ -157,7 +157,7 @@ class _Draft:
     """A module on its way into the plan; `site` where it can be factored."""
 
     found: Surveyed
-    site: Site | None
+    layer: DenseLayer | None
     method: Method | None
     ladder: Ladder | None
     reason: str
@@ -186,23 +186,23 @@ def _chooser(method: Given) -> Mapping[str, Method | None]:
 def _draft(found: Surveyed, choose: Mapping[str, Method | None]) -> _Draft:
     if found.reason and not found.skipped:
         return _Draft(found, None, None, None, found.reason)
-    site = Site.of(found.module)
+    layer = DenseLayer.of(found.module)
     if found.reason:
-        return _Draft(found, site, None, None, found.reason)
+        return _Draft(found, layer, None, None, found.reason)
     glob = next((g for g in choose for n in found.places if fnmatchcase(n, g)), None)
     if glob is None:
-        return _Draft(found, site, None, None, "no glob of method= matches it")
+        return _Draft(found, layer, None, None, "no glob of method= matches it")
     method = choose[glob]
     if method is None:
-        return _Draft(found, site, None, None, f"left by method= for {glob!r}")
-    method = method.for_shape(site.shape)
-    reason = method.why_not(site.shape, site.groups)
+        return _Draft(found, layer, None, None, f"left by method= for {glob!r}")
+    method = method.for_shape(layer.shape)
+    reason = method.why_not(layer.shape, layer.groups)
     if reason:
-        return _Draft(found, site, None, None, reason)
-    ladder = method.ladder(site.shape, site.groups)
+        return _Draft(found, layer, None, None, reason)
+    ladder = method.ladder(layer.shape, layer.groups)
     if not ladder.rungs and not isinstance(method.rank, (int, tuple)):
-        return _Draft(found, site, None, None, "no factored form is smaller")
-    return _Draft(found, site, method, ladder, "")
+        return _Draft(found, layer, None, None, "no factored form is smaller")
+    return _Draft(found, layer, method, ladder, "")
 
 
 def _check_used(method: Mapping[str, Any], found: Sequence[Surveyed]) -> None:
@@ -273,33 +273,33 @@ def _with_ranks(
 
 def _own_rank(draft: _Draft) -> _Draft:
     """A layer's own share becomes a rank, and its own rank is checked."""
-    method, site = draft.method, draft.site
-    if method is None or site is None or method.rank is None:
+    method, layer = draft.method, draft.layer
+    if method is None or layer is None or method.rank is None:
         return draft
     if method.by_share and isinstance(method.rank, (float, str)):
         return draft
     try:
         if isinstance(method.rank, float):
-            rung = method.ladder(site.shape, site.groups).within(method.rank)
+            rung = method.ladder(layer.shape, layer.groups).within(method.rank)
             if rung is None:
                 reason = f"no rank fits into its share, {method.rank:g}"
                 return replace(draft, method=None, reason=reason)
             return replace(draft, method=at_rung(method, rung))
-        method.planned_params(method.rank, site.shape, site.groups)  # type: ignore[arg-type]
+        method.planned_params(method.rank, layer.shape, layer.groups)  # type: ignore[arg-type]
     except TensorlrfError as error:
         raise type(error)(f"method of {draft.found.name}: {error}") from None
     return draft
 
 
 def _row(draft: _Draft) -> LayerPlan:
-    found, site = draft.found, draft.site
-    params = own_numbers(found.module)[0] if site is None else site.weight.numel()
+    found, layer = draft.found, draft.layer
+    params = own_numbers(found.module)[0] if layer is None else layer.weight.numel()
     return LayerPlan(
         found.name,
         found.places,
         kind_of(found.module),
-        () if site is None else site.shape,
-        1 if site is None else site.groups,
+        () if layer is None else layer.shape,
+        1 if layer is None else layer.groups,
         draft.method,
         params,
         draft.eligible,

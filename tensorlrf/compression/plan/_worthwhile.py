@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._latency import faster
-from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import call
 from tensorlrf.decomposition.configs import Method, Structured
 from tensorlrf.errors import ArgumentError
@@ -38,20 +38,22 @@ def without_slow(model: nn.Module, methods: Mapping[str, Method], example: Any) 
                 "the fit; give keep_params= with one method, or ranks"
             )
     working = replica(model)
-    inputs = _inputs_of(working, {site_at(working, name).module: name for name in methods}, example)
+    inputs = _inputs_of(
+        working, {dense_layer_at(working, name).module: name for name in methods}, example
+    )
     slow = {}
     for name, method in methods.items():
         if name not in inputs:
             continue
-        site = site_at(working, name)
+        layer = dense_layer_at(working, name)
         seen = inputs[name]
-        x = torch.empty_strided(seen.shape, seen.stride(), dtype=seen.dtype, device=site.device)
+        x = torch.empty_strided(seen.shape, seen.stride(), dtype=seen.dtype, device=layer.device)
         draws = torch.Generator("cpu").manual_seed(0)
         x.copy_(torch.rand(seen.shape, generator=draws, dtype=torch.float32, device="cpu"))
-        kind = factored_type(site.module)
+        kind = factored_type(layer.module)
         assert kind is not None
         dense, best = faster(
-            site.module, kind.from_factors(_any_factors(site, method), site.module), x
+            layer.module, kind.from_factors(_any_factors(layer, method), layer.module), x
         )
         if best > dense * (1 - NOISE):
             slow[name] = (
@@ -87,19 +89,19 @@ class _Inputs:
             self.found.setdefault(self.names[layer], blank)
 
 
-def _any_factors(site: Site, method: Method) -> Factors:
+def _any_factors(layer: DenseLayer, method: Method) -> Factors:
     """Factors of the planned rank, of small random values; of a format whose sizes depend on the
     weight, those of the weight itself."""
     draws = torch.Generator("cpu").manual_seed(0)
 
     def values(*shape: int) -> Tensor:
         return torch.rand(shape, generator=draws, dtype=torch.float32, device="cpu").to(
-            site.device, site.weight.dtype
+            layer.device, layer.weight.dtype
         )
 
     def one(weight: Tensor) -> Factors:
         given = method.any_factors(method.rank, tuple(weight.shape), values)
         return method.decompose(weight.detach(), None, 0) if given is None else given
 
-    parts = [one(weight) for weight in site.group_weights()]
+    parts = [one(weight) for weight in layer.group_weights()]
     return parts[0] if len(parts) == 1 else Grouped.stack(parts)

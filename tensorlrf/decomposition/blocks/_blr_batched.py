@@ -117,8 +117,8 @@ class SharedTiling:
         together = relative_to_batch(errors, self.weights.norms, self.weights.scales)
         worst, typical = float(errors.max()), float(errors.square().mean().sqrt())
         factors = as_batch(BlockLowRank, stacked.tensors(), stacked.meta(), self.weights.batch)
-        told = f"{reason}, largest error of {len(errors)} places {worst:.4g}"
-        return Fit(factors, (typical, together, worst), True, told)
+        reason = f"{reason}, largest error of {len(errors)} places {worst:.4g}"
+        return Fit(factors, (typical, together, worst), True, reason)
 
     def within_params(self, params: int) -> Ranks:
         """Ranks shared out over `params` parameters a place; none goes to what is but rounding."""

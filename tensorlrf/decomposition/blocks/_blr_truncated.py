@@ -50,14 +50,14 @@ def _truncated(stack: Tensor, r: int) -> Triples:
         return left.mT, values, right.mT
     if stack.shape[1] >= LARGE:
         return _joined([_one(matrix, r) for matrix in stack])
-    ways = Ways.of(stack, r)
-    pieces = torch.split(stack, max(1, PIECE // stack[0].numel()))
-    return _joined([ways.cut(piece, r) for piece in pieces])
+    shortcuts = Shortcuts.of(stack, r)
+    parts = torch.split(stack, max(1, PIECE // stack[0].numel()))
+    return _joined([shortcuts.cut(part, r) for part in parts])
 
 
 @dataclass(frozen=True)
-class Ways:
-    """Which ways to go before LAPACK's.
+class Shortcuts:
+    """What is tried before LAPACK.
 
     sketch   for how many directions there is a sketch: r, or those that stand out; none for 0
     grams    whether Grams take apart what that leaves
@@ -67,7 +67,7 @@ class Ways:
     grams: bool
 
     @classmethod
-    def of(cls, stack: Tensor, r: int) -> Ways:
+    def of(cls, stack: Tensor, r: int) -> Shortcuts:
         """By a trial, where there are enough matrices for one to cost little; else a sketch if it
         is small, and Grams after it."""
         count = len(stack) // SHARE
@@ -79,7 +79,7 @@ class Ways:
         return cls.tried(stack[some.to(stack.device)], r)
 
     @classmethod
-    def tried(cls, some: Tensor, r: int) -> Ways:
+    def tried(cls, some: Tensor, r: int) -> Shortcuts:
         """Those that leave no more than half of some matrices in doubt."""
 
         def serves(cut: Cut) -> bool:

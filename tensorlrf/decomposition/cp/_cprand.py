@@ -282,7 +282,7 @@ def _exact_phase(
         return [_progress(problem, sweeps)]
 
     made = 0 if stopped else MAX_EXACT_SWEEPS
-    history, converged, asked = watched(
+    history, converged, halted = watched(
         run,
         sweeps.state,
         replace(stopping, sweeps=made),
@@ -292,7 +292,7 @@ def _exact_phase(
     reason = f"{MAX_EXACT_SWEEPS} exact sweeps were made"
     if converged:
         reason = f"exact sweeps lower the error by less than {_SETTLED:g} of itself"
-    elif stopped or asked:
+    elif stopped or halted:
         reason = "the callback asked to stop"
     errors = [errors[0] for errors in history]
     error = _true_error(problem, sweeps)

@@ -32,7 +32,7 @@ from tensorlrf.decomposition.kron._shapes import (
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
-from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Way
+from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, SVDSolver
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -184,7 +184,7 @@ def fit_kron(
             return many.solve(pairs[0], rank, error)
         return best_of(lambda pair: many.solve(pair, rank, error), pairs, error, tensor.dtype)
     decides = measure or error is not None or shapes is None or not target.is_plain
-    cutter = Cutter(Way(solver, n_power_iter, n_oversample, draws), largest, decides)
+    cutter = Cutter(SVDSolver(solver, n_power_iter, n_oversample, draws), largest, decides)
     sweeps = SWEEPS if n_iter_max is None else n_iter_max
     one = KroneckerProblem(tensor, cutter, target, sweeps, tol)
 

@@ -14,7 +14,7 @@ from tensorlrf.decomposition._search import search, smallest_within
 from tensorlrf.decomposition.kron._shapes import Pair
 from tensorlrf.decomposition.linalg._solver import choose
 from tensorlrf.decomposition.linalg._spectrum import frobenius_error
-from tensorlrf.decomposition.linalg._truncation import Scaled, Way
+from tensorlrf.decomposition.linalg._truncation import Scaled, SVDSolver
 from tensorlrf.factors import KroneckerSum, LowRank
 
 LARGE = 1024
@@ -33,7 +33,7 @@ class Cutter:
     measure   whether the error of given terms is asked for (else it is NaN)
     """
 
-    way: Way
+    svd: SVDSolver
     largest: float
     measure: bool = True
 
@@ -41,7 +41,7 @@ class Cutter:
         """For s terms, or the fewest within `error`."""
         if s is not None:
             return self._of(matrix, s)
-        if self.way.solver == "auto" and min(matrix.shape) > LARGE:
+        if self.svd.solver == "auto" and min(matrix.shape) > LARGE:
             fit = self._within(matrix, error or 0.0)
             if fit is not None:
                 return fit
@@ -79,7 +79,7 @@ class Cutter:
     def _fewest(self, matrix: Tensor, error: float) -> Fit[LowRank]:
         """The fewest terms within `error`, of the whole spectrum."""
         scaled = Scaled.of(matrix, self.largest)
-        spectrum, how = self.way.take_apart(scaled.work, None)
+        spectrum, how = self.svd.spectrum(scaled.work, None)
 
         def cut(s: int) -> Fit[LowRank]:
             left, right = scaled.cast(*spectrum.split(s))
@@ -92,7 +92,7 @@ class Cutter:
     def _of(self, matrix: Tensor, s: int) -> Fit[LowRank]:
         """Of s terms. What `svd` would check of the matrix was seen of the weight."""
         scaled = Scaled.of(matrix, self.largest)
-        spectrum, how = self.way.take_apart(scaled.work, s)
+        spectrum, how = self.svd.spectrum(scaled.work, s)
         left, right = scaled.cast(*spectrum.split(s))
         error = scaled.rel_error(spectrum, left, right) if self.measure else math.nan
         return Fit(LowRank(left, right), (error,), True, f"rank {s} as asked, {how}")

@@ -28,7 +28,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Way:
+class SVDSolver:
     """How a matrix is taken apart, see `svd`."""
 
     solver: str
@@ -36,7 +36,7 @@ class Way:
     n_oversample: int
     draws: torch.Generator
 
-    def take_apart(
+    def spectrum(
         self, matrix: Tensor, r: int | None, *, graph: bool = False
     ) -> tuple[Spectrum, str]:
         """To be cut at rank r, or anywhere, and how it went; of a `matrix` in a working dtype.

@@ -103,7 +103,7 @@ class _Crew(Generic[T]):
         self._calls, self._sizes, self._room = calls, sizes, room
         self._next, self._free, self._used = 0, workers, 0
         # These queues hold no lock that an error raised in a thread could leave locked.
-        self._asked: SimpleQueue[int | None] = SimpleQueue()
+        self._requests: SimpleQueue[int | None] = SimpleQueue()
         self._back: SimpleQueue[tuple[int, _Outcome[T]]] = SimpleQueue()
         self._outcomes: dict[int, _Outcome[T]] = {}
         self._threads: list[threading.Thread] = []
@@ -119,7 +119,7 @@ class _Crew(Generic[T]):
                 torch.set_grad_enabled(grad),
                 limited(share),
             ):
-                while (k := self._asked.get()) is not None:
+                while (k := self._requests.get()) is not None:
                     self._back.put((k, _Outcome.of(self._calls[k])))
 
         for _ in range(workers):
@@ -149,13 +149,13 @@ class _Crew(Generic[T]):
             size = self._sizes[self._next]
             if self._free < idle and self._used + size > self._room:
                 return
-            self._asked.put(self._next)
+            self._requests.put(self._next)
             self._next, self._free, self._used = self._next + 1, self._free - 1, self._used + size
 
     def close(self) -> None:
         """End the threads, whatever they are at, as soon as they are back at a line of Python."""
         for _ in self._threads:
-            self._asked.put(None)
+            self._requests.put(None)
         for thread in self._threads:
             thread.join(0.01)
             while thread.is_alive():

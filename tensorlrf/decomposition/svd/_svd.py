@@ -28,7 +28,7 @@ from tensorlrf.decomposition.linalg._derivatives import moving_sides
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, square_root
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
-from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Scaled, Way
+from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Scaled, SVDSolver
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
@@ -165,9 +165,9 @@ def fit_svd(
         check_batched_svd(rank, solver, gram)
         return fit_svd_batched(work, rank, error, solver, batch_dims)
     m, n = tensor.shape[0], tensor.numel() // tensor.shape[0]
-    asked = "as asked"
+    source = "as asked"
     if isinstance(rank, str) and rank == "auto":
-        rank, asked = analytic_matrix_rank(tensor), "as estimated by evbmf"
+        rank, source = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
     _check_solver(solver, r, gram is not None)
 
@@ -180,8 +180,8 @@ def fit_svd(
     spectrum: Spectrum
     half: Tensor | None = None
     if target.is_plain:
-        way = Way(solver, n_power_iter, n_oversample, draws)
-        spectrum, how = way.take_apart(matrix, r, graph=moving.requires_grad)
+        chosen = SVDSolver(solver, n_power_iter, n_oversample, draws)
+        spectrum, how = chosen.spectrum(matrix, r, graph=moving.requires_grad)
     else:
         spectrum, how = OutputSpectrum(target, matrix), "outputs, from gram"
         if moving.requires_grad and target.gram is not None:
@@ -209,7 +209,7 @@ def fit_svd(
         return Fit(factors, (loss,), True, reason)
 
     if r is not None:
-        fit = cut(r, f"rank {r} {asked}, {how}")
+        fit = cut(r, f"rank {r} {source}, {how}")
     else:
         fit = search(cut, None, error, min(m, n), tensor.dtype, energies=spectrum.energies)
     return fit if target.is_plain else replace(fit, shrinkage=target.shrinkage)

@@ -154,8 +154,8 @@ def fit_tr(
 
     def cast(cores: Sequence[Tensor]) -> TRFactors:
         each = target.scale ** (1 / len(cores))  # to one core alone it could be too large
-        even = [core * each for core in balanced(cores)]
-        return TRFactors(tuple(c.to(tensor.dtype).contiguous() for c in even), shape)
+        shared = [core * each for core in balanced(cores)]
+        return TRFactors(tuple(c.to(tensor.dtype).contiguous() for c in shared), shape)
 
     def fit(ranks: Sequence[int]) -> Fit[TRFactors]:
         if init == "svd":

@@ -17,8 +17,8 @@ from tensorlrf.compression.calibration._correction import (
     corrected,
     lag_moments,
 )
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._moments import Moments, moments_of
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.errors import ArgumentError
 from tests.compression.calibration.unfolded import outputs
@@ -26,7 +26,7 @@ from tests.draws import seeded
 
 
 def accumulators(layer: nn.Module) -> tuple[Moments, LagMoments]:
-    site = Site.of(layer)
+    site = DenseLayer.of(layer)
     return moments_of(site), lag_moments(site.weight, site.taps)
 
 
@@ -60,7 +60,7 @@ def test_moments_tell_the_error_of_any_weight(
     layer, shape = case
     weight = seeded(*layer.weight.shape, seed=seed)
     layer.weight.data.copy_(weight)
-    site = Site.of(layer)
+    site = DenseLayer.of(layer)
     stream = Stream(site, lags=True)
     lost = total = 0.0
     other = seeded(*layer.weight.shape, seed=seed + 7)

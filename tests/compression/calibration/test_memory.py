@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tensorlrf import compress
 from tensorlrf.compression.calibration import _layer_moments
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._memory import free_bytes, stream_bytes
 from tensorlrf.compression.calibration._moments import ShiftMoments, moments_of
 from tensorlrf.compression.calibration._shifts import differences, sums_of
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.errors import ArgumentError, CalibrationWarning
 from tests.compression.networks import set_weights
@@ -123,7 +123,7 @@ def test_moments_take_no_more_than_was_said(
 ) -> None:
     make: Any = nn.Conv1d if len(kernel) == 1 else nn.Conv2d
     conv = make(channels, 4, tuple(kernel), padding=padding, stride=stride)
-    site = Site.of(conv)
+    site = DenseLayer.of(conv)
     moments = moments_of(site)
     moments.add(seeded32(2, channels, *(9 for _ in kernel)))
     held = 8 * site.columns**2

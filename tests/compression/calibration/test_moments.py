@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration import _moments
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._moments import (
     LinearMoments,
     PatchMoments,
     ShiftMoments,
     moments_of,
 )
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.calibration._taps import Taps
 from tests.compression.calibration.unfolded import patches
 
@@ -54,7 +54,7 @@ def drawn_input(conv: nn.Conv2d, seed: int, extra: tuple[int, int]) -> Tensor:
 
 
 def taps_of(conv: nn.Module) -> Taps:
-    taps = Site.of(conv).taps
+    taps = DenseLayer.of(conv).taps
     assert taps is not None
     return taps
 
@@ -104,7 +104,7 @@ def test_order_of_columns_is_that_of_unfold() -> None:
     conv = nn.Conv2d(9, 4, (3, 2), padding=(1, 0))
     x = torch.randn(2, 9, 6, 5, generator=torch.Generator().manual_seed(0))
     columns = F.unfold(x.double(), (3, 2), padding=(1, 0)).transpose(0, 1).flatten(1)
-    moments = moments_of(Site.of(conv))
+    moments = moments_of(DenseLayer.of(conv))
     assert isinstance(moments, ShiftMoments)
     moments.add(x)
     expected = columns @ columns.T / columns.shape[1]
@@ -117,7 +117,7 @@ def test_order_of_columns_is_that_of_unfold() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_linear_counts_all_leading_dimensions(dtype: torch.dtype) -> None:
     x = torch.randn(3, 5, 7, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
-    moments = moments_of(Site.of(nn.Linear(6, 2, dtype=dtype)))
+    moments = moments_of(DenseLayer.of(nn.Linear(6, 2, dtype=dtype)))
     assert isinstance(moments, LinearMoments)
     moments.add(x)
     moments.add(x[0])
@@ -141,6 +141,6 @@ def test_float32_sums_do_not_drift() -> None:
 
 
 def test_few_channels_and_strides_are_unfolded() -> None:
-    assert isinstance(moments_of(Site.of(nn.Conv2d(3, 8, 3))), PatchMoments)
-    assert isinstance(moments_of(Site.of(nn.Conv2d(64, 8, 3, stride=2))), PatchMoments)
-    assert isinstance(moments_of(Site.of(nn.Conv2d(64, 8, 3, dilation=2))), ShiftMoments)
+    assert isinstance(moments_of(DenseLayer.of(nn.Conv2d(3, 8, 3))), PatchMoments)
+    assert isinstance(moments_of(DenseLayer.of(nn.Conv2d(64, 8, 3, stride=2))), PatchMoments)
+    assert isinstance(moments_of(DenseLayer.of(nn.Conv2d(64, 8, 3, dilation=2))), ShiftMoments)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf.compression import Method, Report, compress
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._lengths import Lengths, fourth_about_mean
-from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration._statistics import Stream
 from tests.compression.networks import relative
 from tests.draws import seeded32
@@ -167,7 +167,7 @@ def test_lengths_are_those_of_the_patches(
         return
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
     conv = kind(4, 4, kernel, stride, padding, dilation, groups)
-    site = site_at(nn.Sequential(conv), "0")
+    site = dense_layer_at(nn.Sequential(conv), "0")
     x = seeded32(3, 4, *size, seed=seed) + 0.3
     taps = site.taps
     assert taps is not None

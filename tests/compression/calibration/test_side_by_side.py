@@ -15,7 +15,7 @@ from torch import nn
 import tensorlrf
 from tensorlrf.compression import _working_copy
 from tensorlrf.compression.calibration import _suspended
-from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.decomposition.linalg import parallel
 from tensorlrf.decomposition.linalg.cores import Cores
@@ -201,7 +201,7 @@ def test_merged_streams_are_one(kind: str, lags: bool) -> None:
         "patches": (nn.Conv2d(9, 6, 3, stride=2), (2, 9, 8, 7)),
         "groups": (nn.Conv2d(6, 6, 3, groups=2), (2, 6, 8, 7)),
     }[kind]
-    site = Site.of(layer)
+    site = DenseLayer.of(layer)
     whole, *parts = (Stream(site, lags=lags) for _ in range(4))
     for part in parts:
         x = torch.randn(*shape)

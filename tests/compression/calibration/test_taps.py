@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf import compress
 from tensorlrf.compression.calibration import _moments
-from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.nn import Plain, register_plain
@@ -62,7 +62,7 @@ def test_moments_of_every_group_are_those_of_its_patches(
     with pytest.MonkeyPatch.context() as patch:
         if in_blocks:
             patch.setattr(_moments, "PATCH_NUMBERS", 50)
-        stream = Stream(Site.of(conv), lags=True)
+        stream = Stream(DenseLayer.of(conv), lags=True)
         stream.add(x, x)
         stream.add(x[0], x[0])  # without a batch dimension
     before = x.clone()
@@ -86,8 +86,8 @@ def test_moments_of_every_group_are_those_of_its_patches(
     lost = (wanted - outputs(conv, other, x)).square().sum()
     lost = lost + (first - outputs(conv, other, x[:1])).square().sum()
     whole = wanted.square().sum() + first.square().sum()
-    told = OutputError(Site.of(conv).group_weights(), statistics).of(other.chunk(conv.groups))
-    assert axes == Site.of(conv).taps.axes  # type: ignore[union-attr]
+    told = OutputError(DenseLayer.of(conv).group_weights(), statistics).of(other.chunk(conv.groups))
+    assert axes == DenseLayer.of(conv).taps.axes  # type: ignore[union-attr]
     assert told == pytest.approx(float((lost / whole).sqrt()), rel=1e-9)
 
 
@@ -200,7 +200,7 @@ def test_memory_is_bounded_whatever_the_batch(
 ) -> None:
     """As `_moments` says. Blocks are small here, so that a copy of the batch would stand out."""
     monkeypatch.setattr(_moments, "PATCH_NUMBERS", 1 << 16)
-    site = Site.of(conv)
+    site = DenseLayer.of(conv)
     assert isinstance(site.taps, Taps)
     x = seeded32(*shape)
     padded = site.taps.padded(x[:1])

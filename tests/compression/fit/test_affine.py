@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tensorlrf import CP, SVD, Tucker, compress
 from tensorlrf.compression import Method
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration._moments import moments_of
-from tensorlrf.compression.calibration._site import Site
 from tensorlrf.compression.fit._factor import Factored, Options, factor
 from tensorlrf.nn import FactoredLayer
 from tests.compression.networks import relative, set_weights
@@ -35,10 +35,10 @@ def data(n: int = 3, offset: float = 1.5) -> list[Tensor]:
 
 def both(conv: nn.Module, method: Method, x: Tensor) -> list[Factored]:
     """The affine fit and the linear one, to the same inputs."""
-    seen = LayerMoments(Site.of(conv), lags=False, holds_out=False)
+    seen = LayerMoments(DenseLayer.of(conv), lags=False, holds_out=False)
     seen.add(x, None, held=False)
     return [
-        factor("conv", Site.of(conv), method, copy.deepcopy(seen), Options(affine=a))
+        factor("conv", DenseLayer.of(conv), method, copy.deepcopy(seen), Options(affine=a))
         for a in (True, False)
     ]
 
@@ -84,7 +84,7 @@ def test_the_bias_is_the_exact_correction(method: Method, target: str) -> None:
         holdout=0,
     )  # fmt: skip
     conv, new = model[0], small[0]
-    moments = moments_of(Site.of(conv))
+    moments = moments_of(DenseLayer.of(conv))
     for x in data():
         moments.add(x)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tensorlrf
-from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf
 from tensorlrf.factors import LowRank
@@ -51,7 +51,7 @@ def test_a_thin_layer_takes_no_more_of_its_moments_apart_than_its_corrections_ne
 def test_the_error_of_factors_of_low_rank_is_that_of_what_they_stand_for() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(24, 40)
-    stream = Stream(Site.of(layer), lags=True)
+    stream = Stream(DenseLayer.of(layer), lags=True)
     x = torch.randn(300, 24)
     stream.add(x, x + 0.1 * torch.randn(300, 24))
     weight = layer.weight.detach()
@@ -80,7 +80,7 @@ def test_moments_are_drawn_as_if_they_had_been_taken_apart(
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, n, generator=draws) * torch.logspace(0, -spread, n) + offset
-    stream = Stream(Site.of(nn.Linear(n, 3)), lags=False)
+    stream = Stream(DenseLayer.of(nn.Linear(n, 3)), lags=False)
     stream.add(x)
     seen = stream.statistics()[0].inputs
     if centred:

@@ -16,7 +16,7 @@ from tensorlrf.nn.tensors import values_of
 
 
 @dataclass(frozen=True)
-class Site:
+class DenseLayer:
     """module  the layer
     plain      what it computes
     taps       how a convolution reads its input; None for a linear layer
@@ -27,7 +27,7 @@ class Site:
     taps: Taps | None
 
     @classmethod
-    def of(cls, module: nn.Module) -> Site:
+    def of(cls, module: nn.Module) -> DenseLayer:
         """For a module that is known to be replaceable."""
         plain = plain_of(module)
         assert isinstance(plain, Plain)
@@ -89,6 +89,6 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
     return model if name == ROOT else model.get_submodule(name)
 
 
-def site_at(model: nn.Module, name: str) -> Site:
+def dense_layer_at(model: nn.Module, name: str) -> DenseLayer:
     """The layer of that qualified name, which is known to be replaceable."""
-    return Site.of(module_at(model, name))
+    return DenseLayer.of(module_at(model, name))
