@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf.errors import ArgumentError, UnsupportedError
-from tensorlrf.nn import (
-    FactoredHFConv1D,
-    FactoredLayer,
-    FactoredLinear,
-    factored_type,
-    factorize,
-)
+from tensorlrf.nn import FactoredHFConv1D, FactoredLayer, FactoredLinear, factored_type, factorize
 from tensorlrf.nn.obstacles import plain_layer
 from tensorlrf.ops import PathTable
 from tests.ops.samples import random_factors

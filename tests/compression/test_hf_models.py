@@ -108,12 +108,7 @@ CASES = {
         {"lm_head": "shares its storage with", "shared": "neither"},
         ("encoder.block.0.layer.1.DenseReluDense.wo", "decoder.block.1.layer.1.EncDecAttention.k"),
     ),
-    "clip vision": Case(
-        clip,
-        PIXELS,
-        {},
-        ("embeddings.patch_embedding", "layers.1.mlp.fc2"),
-    ),
+    "clip vision": Case(clip, PIXELS, {}, ("embeddings.patch_embedding", "layers.1.mlp.fc2")),
     "vit": Case(vit, PIXELS, {"classifier": "a head"}, ("patch_embeddings.projection",)),
 }
 

@@ -42,11 +42,7 @@ class ConvLaws(NormLaws):
     cases = traineds = LAYERS
     few = LAYERS[1:3]
     layouts = tuple(conv.LAYOUTS)
-    ways = (
-        (False, None, "channels last"),
-        (True, "gelu", "rows"),
-        (True, "silu", "gaps"),
-    )
+    ways = ((False, None, "channels last"), (True, "gelu", "rows"), (True, "silu", "gaps"))
 
     def off(self, dtype: torch.dtype) -> float:
         # Intermediates are rounded to the dtype three times on the longest way.

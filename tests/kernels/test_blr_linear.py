@@ -121,10 +121,7 @@ class TestRagged(BlockLaws):
             ((X, torch.ones(31), RIGHT, DENSE, BLOCKS, (8, 6)), r"left has shape \(31,\).*\(32,\)"),
             ((X, LEFT, RIGHT, torch.ones(2), BLOCKS, (8, 6)), r"dense has shape \(2,\).*\(0,\)"),
             ((X, LEFT, RIGHT.double(), DENSE, BLOCKS, (8, 6)), "right has dtype torch.float64"),
-            (
-                (X[:, :5], LEFT, RIGHT, DENSE, BLOCKS, (8, 6)),
-                r"x has shape \(5, 5\).*, 6\)",
-            ),
+            ((X[:, :5], LEFT, RIGHT, DENSE, BLOCKS, (8, 6)), r"x has shape \(5, 5\).*, 6\)"),
             ((X, LEFT, RIGHT, DENSE, BLOCKS, (8, 7)), "blocks do not cover"),
             ((X, LEFT, RIGHT, DENSE, BLOCKS[:3], (8, 6)), "blocks do not cover"),
             ((X, LEFT, RIGHT, DENSE, [*BLOCKS[:3], BLOCKS[2]], (8, 6)), "blocks do not cover"),

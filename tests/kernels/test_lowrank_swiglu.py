@@ -87,10 +87,7 @@ class TestLowrankSwiglu(KernelLaws):
         ):
             yield partial(lowrank_swiglu, **{**GOOD, name: tensor}), words
         integers = [t.long() for t in GOOD.values()]
-        yield (
-            partial(lowrank_swiglu, *integers),
-            r"x has dtype torch.int64; it must be a flo",
-        )
+        yield (partial(lowrank_swiglu, *integers), r"x has dtype torch.int64; it must be a flo")
 
 
 @pytest.mark.parametrize("absent", [(5,), (6,), (5, 6)])

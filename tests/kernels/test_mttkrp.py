@@ -139,14 +139,8 @@ class TestContraction(KernelLaws):
             ((T, F[:2], 0), r"2 factors were given for 3 modes; give one a mode"),
             ((T, F, 3), r"mode=3 is out of range; it must be from -3 to 2"),
             ((T[0, 0], F[2:], 0), r"tensor has shape \(6,\); it must have two modes or more"),
-            (
-                (T, [F[0], F[1], F[1]], 0),
-                r"factor of mode 2 has shape \(5, 2\); it must be \(6, ",
-            ),
-            (
-                (T, [F[0], F[1], torch.ones(6, 3)], 0),
-                r"mode 2 has shape \(6, 3\); it must be \(6",
-            ),
+            ((T, [F[0], F[1], F[1]], 0), r"factor of mode 2 has shape \(5, 2\); it must be \(6, "),
+            ((T, [F[0], F[1], torch.ones(6, 3)], 0), r"mode 2 has shape \(6, 3\); it must be \(6"),
             ((T, [F[0], F[1][:, 0], F[2]], 0), r"mode 1 has shape \(5,\); it must be \(5, c\)"),
             ((T, [F[0], F[1].double(), F[2]], 0), r"mode 1 has dtype torch.float64, .* cast one"),
             ((T, [F[0], F[1].to("meta"), F[2]], 0), r"mode 1 is on meta, tensor on cpu; move one"),

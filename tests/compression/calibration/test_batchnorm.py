@@ -7,11 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import SVD, compress, compress_
-from tensorlrf.compression.calibration._batchnorm import (
-    norms_of,
-    reestimated,
-    set_statistics,
-)
+from tensorlrf.compression.calibration._batchnorm import norms_of, reestimated, set_statistics
 from tensorlrf.compression.calibration.batches import Batch
 from tests.compression.networks import Snapshot, relative
 from tests.draws import seeded32

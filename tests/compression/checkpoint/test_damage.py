@@ -232,9 +232,7 @@ def test_a_header_that_lies(name: str, file: Path, architecture: Net, tmp_path: 
         load(attacked(file, change, tmp_path / "m"), architecture)
 
 
-OF_THE_MODEL = {
-    *("unknown place", "other rank", "extra state of nothing", "extra state of a relu"),
-}
+OF_THE_MODEL = {*("unknown place", "other rank", "extra state of nothing", "extra state of a relu")}
 """Lies that only the model can tell."""
 
 

@@ -18,15 +18,7 @@ from tensorlrf.compression.tuning._choices import table_of
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.nn import _freezable
 from tensorlrf.ops.buckets import BUCKETS
-from tests.compression.tuning.tuned import (
-    ALIKE,
-    CHAIN,
-    DENSE,
-    Start,
-    conv,
-    factored,
-    linear,
-)
+from tests.compression.tuning.tuned import ALIKE, CHAIN, DENSE, Start, conv, factored, linear
 from tests.draws import seeded32
 
 

@@ -14,13 +14,7 @@ from tensorlrf_kernels.chips import KNOWN, Chip
 from tensorlrf_kernels.launches import Call, Problem
 from tensorlrf_kernels.lowrank_linear.launch import DTYPES
 from tests.kernels.compiled.fitting import assert_fits
-from tests.kernels.drawn.blr import (
-    BlockOperands,
-    draw_blast,
-    draw_monarch,
-    draw_tiling,
-    grid,
-)
+from tests.kernels.drawn.blr import BlockOperands, draw_blast, draw_monarch, draw_tiling, grid
 
 pytestmark = pytest.mark.aot
 

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from tensorlrf_kernels import kron_linear as op
 from tensorlrf_kernels._activation import ACTIVATIONS
 from tensorlrf_kernels.kron_linear import fused
-from tensorlrf_kernels.kron_linear.launch import (
-    KronProblem,
-    backward,
-    forward,
-    holds,
-    neighbours,
-)
+from tensorlrf_kernels.kron_linear.launch import KronProblem, backward, forward, holds, neighbours
 from tensorlrf_kernels.launches import LaunchConfig
 from tests.kernels.drawn.kron import (
     NAMES,
