@@ -287,6 +287,14 @@ class GramLaws(MethodLaws):
         assert same(found.factors, usual.factors)
         assert found.errors == usual.errors
 
+    @pytest.mark.parametrize("kind", ["meta", "float64", "float16"])
+    def test_torchs_defaults_do_not_reach_the_result_in_moments_either(self, kind: str) -> None:
+        weight, gram = self.weight(torch.float32), self.moments()
+        with quiet():
+            usual = self.fit(weight, gram=gram).factors
+            with defaults(kind):
+                assert same(self.fit(weight, gram=gram).factors, usual)
+
     def test_leaves_moments_alone_and_takes_them_in_any_dtype(self) -> None:
         weight = self.weight(torch.float32)
         with quiet(), untouched(weight, self.moments().float()) as (_, gram):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorlrf.decomposition.cp import _gram as _cp_gram
+from tensorlrf.decomposition.cp import _filter_als
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._filter_als import FilterALS, Terms, unwhitened
 from tensorlrf.decomposition.linalg import _solve
@@ -88,7 +88,7 @@ def test_every_mode_is_the_least_squares_solution(
     shape: tuple[int, ...], rank: int, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient vanishes; conjugate gradients reach the same with enough steps."""
-    monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 1 << 20 if exact else 0)
+    monkeypatch.setattr(_filter_als, "EXACT_UNKNOWNS", 1 << 20 if exact else 0)
     if not exact:
         monkeypatch.setattr(_solve, "CG_STEPS", 400)
     weight = seeded(*shape)
@@ -107,8 +107,17 @@ def test_every_mode_is_the_least_squares_solution(
         assert float(gradient.norm() * unknown.detach().norm()) <= 1e-8 * float(loss.detach())
 
 
+def test_inputs_that_are_alike_at_all_places_have_the_channels_moments() -> None:
+    """Of patches whose places do not correlate the mean over places is that of each."""
+    channels = seeded(4, 9) @ seeded(4, 9).T
+    gram = torch.kron(channels, torch.eye(6, dtype=torch.float64))
+    metric = FilterALS(in_moments(seeded(5, 24), gram), (5, 4, 2, 3))
+    root = metric.channel_root()
+    torch.testing.assert_close(root @ root.T, channels)
+
+
 def test_few_conjugate_gradients_do_not_raise_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cp_gram, "EXACT_UNKNOWNS", 0)
+    monkeypatch.setattr(_filter_als, "EXACT_UNKNOWNS", 0)
     weight = kernel(10, 8).double()
     for gram in (patch_moments(pictures(3, 8, 9)), moments_within(72, 9)):
         fit = fit_cp(weight, 5, gram=gram, random_state=0)
