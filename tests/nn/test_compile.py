@@ -12,7 +12,7 @@ from torch.export import Dim, export
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable, linear_paths
 from tests.draws import seeded
-from tests.nn.samples import assert_within_rounding, factored, input_of, magnitude_of, of_kind
+from tests.nn.samples import assert_as_dense, factored, input_of, of_kind
 from tests.ops.samples import STRUCTURED_FORMATS, random_factors, structured
 
 FORMATS = ("lowrank", "cp", "tucker")
@@ -56,9 +56,7 @@ class EveryPath(nn.Module):
     def check(self, got: list[Tensor], inputs: tuple[Tensor, ...], scale: float = 1.0) -> None:
         """`got` is what the dense layers give, times `scale`."""
         for k, y in zip(self.input_of, got, strict=True):
-            x, like, f = inputs[k], self.like[k], self.factors[k]
-            magnitude = magnitude_of(like, f)(x.abs())
-            assert_within_rounding(y, scale * like(x), scale * magnitude, f)
+            assert_as_dense(y / scale, self.factors[k], self.like[k], inputs[k])
 
     def double_outputs(self) -> None:
         """Twice the output: one factor of each layer and its bias, in place."""
