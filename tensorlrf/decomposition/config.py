@@ -183,7 +183,7 @@ class Method:
         others = (*BUDGET, *self.of_layers)
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
-    def read_options(self) -> dict[str, Any]:
+    def _read_options(self) -> dict[str, Any]:
         """Those of `options` that its solver reads."""
         return self.options()
 
@@ -203,7 +203,7 @@ class Method:
     def decompose(self, weight: Tensor, gram: Any, random_state: Any) -> Factors:
         """Factors of a weight, in the metric of its inputs where they are known."""
         method = registered(self.word)
-        options = self.read_options()
+        options = self._read_options()
         if gram is not None and self.in_metric is not None:
             options = {name: options[name] for name in self.in_metric}
         if gram is None and not self.sweeps_without_inputs:

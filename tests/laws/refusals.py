@@ -137,9 +137,9 @@ class MethodRefusals(MethodLaws):
         words = f"^{option}=3 .*solver='{solver}'"
         self.refused(words, **{option: 3, "solver": self.method.config().solver})
         config = self.method.config
-        assert config(**{option: 3, "solver": solver}).read_options()[option] == 3
+        assert config(**{option: 3, "solver": solver})._read_options()[option] == 3
         if option != "n_samples":
-            assert option not in config(**{option: 3}).read_options()
+            assert option not in config(**{option: 3})._read_options()
         self.refused(f"^{option}=-1 ", **{option: -1, "solver": solver})
 
     def test_sweeps_and_tolerances(self) -> None:

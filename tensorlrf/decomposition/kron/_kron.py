@@ -238,7 +238,7 @@ class Kron(Structured):
             raise unknown("solver", self.solver, SOLVERS)
         check_sketch(self.n_power_iter, self.n_oversample)
 
-    def read_options(self) -> dict[str, Any]:
+    def _read_options(self) -> dict[str, Any]:
         return read_by(self.solver, self.options())
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:

@@ -255,7 +255,7 @@ class SVD(Method):
             raise unknown("metric", self.metric, METRICS)
         check_sketch(self.n_power_iter, self.n_oversample)
 
-    def read_options(self) -> dict[str, Any]:
+    def _read_options(self) -> dict[str, Any]:
         return read_by(self.solver, self.options())
 
     def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:

@@ -277,7 +277,7 @@ class Tucker(Method):
                 "r_out / O and r_in / I, such as (0.7, 1.0)"
             )
 
-    def read_options(self) -> dict[str, Any]:
+    def _read_options(self) -> dict[str, Any]:
         return read_by(self.solver, self.options())
 
     @property
