@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tensorlrf import ops
@@ -23,6 +25,8 @@ from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.stock import to_stock_layer
 from tensorlrf.ops import PathTable
 from tensorlrf.ops.fused import path_names
+from tests.laws.compiled import FEW, batch
+from tests.traced import Traced
 
 Sample = tuple[Factors, Any, Tensor]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -101,13 +105,10 @@ class FormLaws:
                 cost = ops.linear_cost(factors, path, rows)
             else:
                 conv: Any = layer
-                places = ops.Positions.of(
-                    (x.shape[0], *x.shape[2:]),
-                    factors.shape[2:],
-                    conv.stride,
-                    conv.padding,
-                    conv.dilation,
-                )
+                padded = F.pad(x, conv._pad_ahead) if conv._pad_ahead else x
+                stride, padding, dilation = conv._geometry
+                size = (x.shape[0], *padded.shape[2:])
+                places = ops.Positions.of(size, factors.shape[2:], stride, padding, dilation)
                 cost = ops.conv_cost(factors, path, places)
             assert cost.flops == counter.get_total_flops(), (layer, path)
 
@@ -139,25 +140,6 @@ class FormLaws:
             again.load_state_dict(layer.state_dict())
             torch.testing.assert_close(again(x), y, rtol=0, atol=0)
 
-    @pytest.mark.slow
-    def test_all_compile_into_one_graph_for_any_batch(self) -> None:
-        torch.compiler.reset()
-        beside = Beside([(layer, x) for layer, _, x in self.layers()])
-        graphs = []
-
-        def backend(graph: fx.GraphModule, _: list[Tensor]) -> fx.GraphModule:
-            graphs.append(graph)
-            return graph
-
-        compiled = torch.compile(beside, fullgraph=True, dynamic=True, backend=backend)
-        with torch.no_grad():
-            for times in (11, 13):  # no size of a layer, which would be one symbol with it
-                inputs = [torch.cat([x[:1]] * times) for x in beside.inputs]
-                for ours, eager in zip(compiled(inputs), beside(inputs), strict=True):
-                    torch.testing.assert_close(ours, eager, **EXACT)
-        assert len(graphs) == 1
-        torch.compiler.reset()
-
     def test_autocast_runs_it_as_torch_runs_its_own(self) -> None:
         for layer, dense, x in self.layers():
             small, own = layer.float(), copy.deepcopy(dense).float()
@@ -171,6 +153,59 @@ class FormLaws:
             scale = exact.abs().max()
             torch.testing.assert_close(y.float() / scale, exact / scale, rtol=0, atol=0.1)
 
+    # ---- all of them traced at once ---------------------------------------------------------
+
+    def test_all_compile_into_one_graph_for_any_batch(self) -> None:
+        """Which keeps what it may need for gradients, and reads the parameters as they are."""
+        beside = self.beside()
+        compiled = Traced(beside)
+        for times in FEW:
+            inputs = beside.batches(times)
+            for ours, eager in zip(compiled.for_any_batch(*inputs), beside(*inputs), strict=True):
+                torch.testing.assert_close(ours, eager, **EXACT)
+            for p in beside.parameters():
+                p.data.mul_(1.25)
+        assert compiled.graphs == 1
+
+    @pytest.mark.slow
+    def test_compiled_training_follows_the_eager_one(self) -> None:
+        beside = self.beside()
+        compiled = Traced(beside, "aot_eager")
+        leaves = [p for p in beside.parameters() if p.requires_grad]
+        for times in FEW:
+            inputs, found = beside.batches(times), []
+            for run in (compiled.for_any_batch, beside):
+                loss = torch.stack([y.square().mean() for y in run(*inputs)]).sum()
+                found.append(torch.autograd.grad(loss, leaves))
+            for ours, eager in zip(*found, strict=True):
+                torch.testing.assert_close(ours, eager, **EXACT)
+        assert compiled.graphs == 1
+
+    # Importing Inductor, torch itself uses what it deprecates.
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+    @pytest.mark.slow
+    def test_inductor_computes_the_same(self) -> None:
+        beside = self.beside()
+        compiled, inputs = Traced(beside, "inductor"), beside.batches(FEW[0])
+        with torch.no_grad():
+            for ours, eager in zip(compiled(*inputs), beside(*inputs), strict=True):
+                torch.testing.assert_close(ours, eager, **EXACT)
+        assert compiled.graphs == 1
+
+    @pytest.mark.slow
+    def test_all_are_exported_for_any_batch(self) -> None:
+        beside = self.beside()
+        shapes = (tuple({0: Dim.DYNAMIC} for _ in beside.inputs),)
+        program = export(beside, beside.batches(FEW[0]), dynamic_shapes=shapes)
+        runner = program.module()
+        assert dict(runner.named_parameters()).keys() == dict(beside.named_parameters()).keys()
+        inputs = beside.batches(FEW[1])
+        for ours, eager in zip(runner(*inputs), beside(*inputs), strict=True):
+            torch.testing.assert_close(ours, eager, **EXACT)
+
+    def beside(self) -> Beside:
+        return Beside([(layer, x) for layer, _, x in self.layers()])
+
 
 class Beside(nn.Module):
     """Each of the layers on its own input."""
@@ -180,5 +215,8 @@ class Beside(nn.Module):
         self.layers = nn.ModuleList([layer for layer, _ in pairs])
         self.inputs = [x for _, x in pairs]
 
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
         return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+
+    def batches(self, size: int) -> tuple[Tensor, ...]:
+        return tuple(batch(x, size) for x in self.inputs)

@@ -157,3 +157,50 @@ class LayerLaws:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert layer(x).dtype == torch.bfloat16
             assert layer(x).dtype == torch.float32
+
+    # ---- training ---------------------------------------------------------------------------
+
+    def test_gradients_are_those_through_the_dense_weight(self, case: Case) -> None:
+        """Of the torch layer's weight, pulled back to the factors, all of which they reach."""
+        f, like = case.parts(0)
+        layer, x = case.build(f, like), case.input()
+        leaves = [p for name, p in layer.named_parameters() if name != "bias"]
+        y = like.requires_grad_()(x)
+        dy = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+        dweight, *rest = torch.autograd.grad(y, list(like.parameters()), dy)
+        expected = [*torch.autograd.grad(layer.weight.clone(), leaves, dweight), *rest]
+        for path in layer.paths:
+            layer.path_table = PathTable.single(path)
+            found = torch.autograd.grad(layer(x), [*leaves, *[layer.bias][: len(rest)]], dy)
+            assert all(map(torch.count_nonzero, found))
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+    def test_a_step_lowers_the_loss_by_what_its_gradients_say(self, case: Case) -> None:
+        layer, x = case.layer().train(), case.input()
+        for path in layer.paths:
+            layer.path_table = PathTable.single(path)
+            layer.zero_grad()
+            loss = layer(x).square().mean()
+            loss.backward()
+            slope = sum(float(p.grad.square().sum()) for p in layer.parameters())
+            wanted = 1e-5 * loss.item()  # what is of second order is small beside it
+            torch.optim.SGD(layer.parameters(), lr=wanted / slope).step()
+            assert loss.item() - layer(x).square().mean().item() == pytest.approx(wanted, rel=0.01)
+
+    def test_training_thaws_and_eval_is_of_what_was_learnt(self, case: Case) -> None:
+        layer, x = case.layer().eval(), case.input()
+        layer.path_table = PathTable.single("dense")
+        with torch.no_grad():
+            before = layer(x)
+            layer.freeze()
+            torch.testing.assert_close(layer(x), before, rtol=1e-12, atol=1e-12)
+        layer.train()
+        assert not layer.is_frozen
+        layer(x).square().sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=1e-3).step()
+        with torch.no_grad():
+            learnt = layer(x)
+            assert not torch.equal(learnt, before)
+            assert torch.equal(layer.eval()(x), learnt)
+            torch.testing.assert_close(layer.freeze()(x), learnt, rtol=1e-12, atol=1e-12)

@@ -20,6 +20,7 @@ from tensorlrf.nn import (
     factorize,
 )
 from tensorlrf.ops import PathTable
+from tests.laws.compiled import CompiledLaws
 from tests.laws.layers import Case, LayerLaws
 from tests.nn.samples import dense_conv, dense_linear, factored, input_of, of_kind
 from tests.nn.test_hf_conv1d import Conv1D
@@ -74,6 +75,17 @@ class TestEveryLayer(LayerLaws):
     pass
 
 
+KINDS = {str(case).split("-")[0]: case for case in reversed(CASES)}  # the first of each
+TRACED = [
+    pytest.param(case, marks=() if case in KINDS.values() else pytest.mark.slow) for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", TRACED, ids=str)
+class TestEveryLayerCompiled(CompiledLaws):
+    pass
+
+
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3, 3)], ids=["linear", "conv"])
 def test_flags_and_dtype_of_the_layer_are_taken_over_and_no_bias_is_added(
     shape: tuple[int, ...],
@@ -92,19 +104,6 @@ def test_flags_and_dtype_of_the_layer_are_taken_over_and_no_bias_is_added(
     assert layer.bias is None
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     assert f.dtype == torch.float64
-
-
-def test_a_step_of_an_optimiser_moves_the_weight() -> None:
-    layer, x = factored(*of_kind("cp", "conv")), input_of("conv")
-    optimiser = torch.optim.SGD(layer.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(20):
-        optimiser.zero_grad()
-        loss = layer(x).square().mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)
 
 
 def test_a_parametrized_factor_is_what_runs() -> None:

@@ -17,8 +17,8 @@ from tests.ops.test_fused_structured import FACTORS
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "conv": {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
-    "conv1d": {"stride": 2},
-    "conv3d": {},
+    "conv1d": {"stride": 2, "padding_mode": "circular"},
+    "conv3d": {"padding_mode": "replicate"},
     "grouped": {"padding": 0},
     "grouped1d": {},
 }

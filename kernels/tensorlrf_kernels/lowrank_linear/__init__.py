@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,7 +155,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     _check(x, right, left, bias, residual, activation)
     lead, (out, rank) = x.shape[:-1], left.shape
-    kept = (lead.numel(), rank) if keep else (0,)
+    # Not lead.numel(), which takes a symbolic size for a constant.
+    kept = (math.prod(lead), rank) if keep else (0,)
     t = x.new_empty(kept, dtype=fused.kept_dtype(x.dtype) if keep else x.dtype)
     return x.new_empty((*lead, out)), t
 

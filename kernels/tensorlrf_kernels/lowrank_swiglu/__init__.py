@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,7 +160,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     gate, up = _check(x, gate_right, gate_left, up_right, up_left, gate_bias, up_bias)
     lead = x.shape[:-1]
-    kept = (lead.numel(), gate.rank + up.rank) if keep else (0,)
+    # Not lead.numel(), which takes a symbolic size for a constant.
+    kept = (math.prod(lead), gate.rank + up.rank) if keep else (0,)
     t = x.new_empty(kept, dtype=kept_dtype(x.dtype) if keep else x.dtype)
     return x.new_empty((*lead, gate_left.shape[0])), t
 
