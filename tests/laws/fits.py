@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition import Fit
+from tensorlrf.decomposition import Fit, _fit_or_plain
 from tensorlrf.decomposition.methods import Registered, registered
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfWarning
 from tests.draws import generator, seeded
@@ -294,6 +295,33 @@ class GramLaws(MethodLaws):
             usual = self.fit(weight, gram=gram).factors
             with defaults(kind):
                 assert same(self.fit(weight, gram=gram).factors, usual)
+
+    def test_a_fit_that_serves_worse_than_the_plain_one_gives_the_plain_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Here one that was lost on the way, and is zero."""
+        weight, gram = self.weight(), self.moments()
+        usual, compared = [], _fit_or_plain.fit_or_plain
+
+        def lost(
+            target: Any, plain: Callable[[], Any], fit: Callable[[], Fit[Any]], least: float = 0.0
+        ) -> Fit[Any]:
+            def noted() -> Any:
+                usual.append(plain())
+                return usual[-1]
+
+            def zero() -> Fit[Any]:
+                found = fit()
+                return replace(found, factors=found.factors.map(torch.zeros_like))
+
+            return compared(target, noted, zero, least)
+
+        for module in [m for m in sys.modules.values() if vars(m).get("fit_or_plain")]:
+            monkeypatch.setattr(module, "fit_or_plain", lost)
+        with quiet():
+            fit = self.fit(weight, gram=gram)
+        assert any(same(fit.factors, plain) for plain in usual)
+        assert fit.error == pytest.approx(output_error(weight, fit.factors, gram), rel=1e-4)
 
     def test_leaves_moments_alone_and_takes_them_in_any_dtype(self) -> None:
         weight = self.weight(torch.float32)
