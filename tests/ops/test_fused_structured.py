@@ -103,6 +103,11 @@ def test_it_moves_less_than_the_chain_in_fewer_launches(name: str, rows: int) ->
         # The products themselves are the same, but for scales that are no matrix product here.
         assert fused.flops == chain.flops or name in ("blast", "monarch")
         assert fused.flops <= chain.flops
+    if OPS[name] == "blr_linear":
+        # Products that share a launch wait for each other, and keep what lies between them.
+        assert (kernel.kind == "fused_few") == (fused.launches == 1)
+        if fused.launches == 1:
+            assert fused.bytes == 2 * (rows * sum(factors.shape) + factors.n_params)
 
 
 @pytest.mark.parametrize(
