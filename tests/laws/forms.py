@@ -26,6 +26,7 @@ from tensorlrf.nn.stock import to_stock_layer
 from tensorlrf.ops import PathTable
 from tensorlrf.ops.fused import path_names
 from tests.laws.compiled import FEW, batch
+from tests.laws.stock import check_stock
 from tests.traced import Traced
 
 Sample = tuple[Factors, Any, Tensor]
@@ -123,11 +124,16 @@ class FormLaws:
 
     # ---- what becomes of it -----------------------------------------------------------------
 
-    def test_export_computes_the_same(self) -> None:
+    def test_export_computes_the_same_in_layers_of_torch(self) -> None:
+        """With a bias and without; the kernel becomes the chain."""
         for layer, _, x in self.layers():
-            stock = to_stock_layer(layer, layer.path_table.paths[0])
-            assert not any(isinstance(m, FactoredLayer) for m in stock.modules())
-            torch.testing.assert_close(stock(x), layer(x), **EXACT)
+            path = layer.path_table.paths[0]
+            check_stock(layer, path, x)
+            layer.bias = None
+            check_stock(layer, path, x)
+            if path == "fused":
+                fused, chain = to_stock_layer(layer, path), to_stock_layer(layer, "chain")
+                assert torch.equal(fused(x), chain(x))
 
     def test_state_dict_copies_and_pickles(self) -> None:
         for layer, _, x in self.layers():

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+import tensorlrf
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import PathTable
@@ -157,6 +158,14 @@ class LayerLaws:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert layer(x).dtype == torch.bfloat16
             assert layer(x).dtype == torch.float32
+
+    def test_export_is_in_layers_of_torch(self, case: Case) -> None:
+        layer, x = case.layer().eval(), case.input()
+        stock = tensorlrf.export(nn.Sequential(layer))
+        assert not any(isinstance(m, FactoredLayer) for m in stock.modules())
+        torch.testing.assert_close(stock(x), layer(x), rtol=1e-11, atol=1e-11)
+        program = torch.export.export(stock, (x,))
+        assert torch.equal(program.module()(x), stock(x))
 
     # ---- training ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import (
@@ -18,91 +18,15 @@ from tensorlrf.nn import (
     FactoredConv2d,
     FactoredConv3d,
     FactoredHFConv1D,
-    FactoredLayer,
     FactoredLinear,
 )
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
-from tensorlrf.ops import PathTable
 from tests.draws import seeded
+from tests.laws.stock import agree, check_every_path
 from tests.nn.samples import factored
-from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors, random_grouped
+from tests.ops.samples import FORMATS, random_factors, random_grouped
 
 CONVS: dict[int, Any] = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}
-STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Sequential)
-PADS = (
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
-    *(nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-)
-
-
-def agree(got: Tensor, want: Tensor) -> None:
-    """To rounding in float64, in which all of it is computed."""
-    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
-
-
-READ = {
-    FactoredLinear: ("in_features", "out_features"),
-    FactoredHFConv1D: ("nx", "nf"),
-    **dict.fromkeys(
-        CONVS.values(),
-        (
-            *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
-            *("groups", "padding_mode"),
-        ),
-    ),
-}
-"""What models read of their layers."""
-
-
-def check_attributes(stock: nn.Module, layer: FactoredLayer) -> None:
-    whole: Any = stock
-    if isinstance(stock, nn.Sequential):  # one alone has those of its own class
-        for name in READ[type(layer)]:
-            assert getattr(whole, name) == getattr(layer, name), name
-    if layer.bias is None:
-        assert whole.bias is None
-        return
-    # By one name more, but the one parameter of the last layer, wherever it is moved.
-    assert any(whole.bias is p for p in stock.parameters())
-    assert whole.bias.dtype == whole.weight.dtype
-    torch.testing.assert_close(whole.bias.double(), layer.bias.double(), rtol=1e-3, atol=1e-3)
-
-
-def check(layer: FactoredLayer, x: Tensor) -> None:
-    """Every path of the layer, and its dense layer, against the layer itself."""
-    before = {name: p.clone() for name, p in layer.named_parameters()}
-    layer.path_table = PathTable.single("dense")
-    want = layer(x)
-    agree(to_dense_layer(layer)(x), want)
-    for path in layer.paths:
-        stock = to_stock_layer(layer, path)
-        for m in stock.modules():
-            if isinstance(m, fx.GraphModule):
-                assert "tensorlrf" not in m.code
-            else:
-                assert type(m) in (*STOCK, *PADS)
-        agree(stock(x), want)
-        check_attributes(stock, layer)
-        check_attributes(copy.deepcopy(stock).half(), layer)
-        layers = [m for m in stock.modules() if next(m.parameters(recurse=False), None) is not None]
-        assert [m.bias is not None for m in layers[:-1]] == [False] * (len(layers) - 1)
-        own = {id(p) for p in layer.parameters()}
-        assert not own & {id(p) for p in stock.parameters()}
-        with torch.no_grad():
-            for p in stock.parameters():
-                p.zero_()
-    for name, p in layer.named_parameters():
-        assert torch.equal(p, before[name])
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("format", [*FORMATS, *MATRIX_FORMATS])
-def test_linear(format: str, bias: bool) -> None:
-    f = random_factors(format, (7, 5))
-    check(
-        FactoredLinear(f, seeded(7, seed=9) if bias else None), torch.randn(2, 3, 5, dtype=f.dtype)
-    )
 
 
 def test_a_chain_is_one_layer_a_factor() -> None:
@@ -160,7 +84,7 @@ def test_convolutions(
     )
     size = range(8, 8 + axes)
     x = torch.randn(2, layer.in_channels, *size, dtype=f.dtype)
-    check(layer, x if batched else x[0])
+    check_every_path(layer, x if batched else x[0])
 
 
 def test_padding_that_differs_from_side_to_side_is_put_ahead() -> None:
@@ -231,17 +155,6 @@ def test_a_chain_answers_for_dtype_and_device() -> None:
         assert (weight.dtype, weight.device) == (own.dtype, own.device)
         assert weight.numel() == 0
         assert set(stock.state_dict()) == {"0.weight", "1.weight"}
-
-
-@pytest.mark.parametrize("format", [*FORMATS, *MATRIX_FORMATS])
-def test_fused_becomes_the_chain(format: str) -> None:
-    layer = FactoredLinear(random_factors(format, (70, 65)))
-    fused, chain = to_stock_layer(layer, "fused"), to_stock_layer(layer, "chain")
-    assert fused.state_dict().keys() == chain.state_dict().keys()
-    for m in fused.modules():
-        assert not isinstance(m, fx.GraphModule) or "tensorlrf" not in m.code
-    x = torch.randn(3, 65, dtype=torch.float64)
-    assert torch.equal(fused(x), chain(x))
 
 
 def test_nothing_is_drawn_and_a_copy_is_independent() -> None:
