@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.kron import _gram as _kron_gram
+from tensorlrf.decomposition.kron import _als as _kron_als
 from tensorlrf.decomposition.kron._als import KroneckerALS, balanced_terms
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.factors import KroneckerSum
@@ -75,7 +75,7 @@ def test_no_sweep_raises_the_error(
     unknowns: int, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the terms of one side are taken one after the other."""
-    monkeypatch.setattr(_kron_gram, "UNKNOWNS", unknowns)
+    monkeypatch.setattr(_kron_als, "UNKNOWNS", unknowns)
     weight, inputs = seeded(15, 8, 3), inputs_of(24, samples)
     metric = KroneckerALS(in_moments(weight, second_moments(inputs)), PAIR)
     a, b = seeded(3, 3, 4, seed=1), seeded(3, 5, 6, seed=2)

@@ -19,13 +19,13 @@ from unittest import mock
 import torch
 from tests.decomposition.every import EVERY, decomposed, gram_of_inputs, matrix
 from tensorlrf import decomposition as d
-from tensorlrf.decomposition.trains import _tt_gram
+from tensorlrf.decomposition.trains import _tt_outputs
 warnings.simplefilter("ignore")
 before = "torch._dynamo" in sys.modules
 for name in EVERY:
     decomposed(name, matrix())
 d.tt(matrix().reshape(16, 3, 2, 2), 3, gram=gram_of_inputs())
-with mock.patch.object(_tt_gram, "MOST_UNKNOWNS", 1):
+with mock.patch.object(_tt_outputs, "MOST_UNKNOWNS", 1):
     d.tt_matrix(matrix(), 3, gram=gram_of_inputs())
 print(before, "torch._dynamo" in sys.modules)
 """

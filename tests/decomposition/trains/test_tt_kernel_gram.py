@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
-from tensorlrf.decomposition.trains import _tt_gram
+from tensorlrf.decomposition.trains import _tt_outputs
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
 from tensorlrf.decomposition.trains._tt_matrix import tt_matrix
 from tests.draws import seeded
@@ -88,7 +88,7 @@ def test_a_tt_matrix_by_gradients_comes_near_the_one_by_solves(
     sizes = {"row_sizes": (4, 3, 2), "column_sizes": (5, 3, 2)}
     plain = output_error(matrix, tt_matrix(matrix, 4, **sizes).to_dense(), gram)
     solved = output_error(matrix, tt_matrix(matrix, 4, gram=gram, **sizes).to_dense(), gram)
-    monkeypatch.setattr(_tt_gram, "MOST_UNKNOWNS", 0)
+    monkeypatch.setattr(_tt_outputs, "MOST_UNKNOWNS", 0)
     descended = output_error(matrix, tt_matrix(matrix, 4, gram=gram, **sizes).to_dense(), gram)
     assert descended < plain
     # Both end in local minima; neither is far from the other.
