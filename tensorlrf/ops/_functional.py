@@ -6,6 +6,8 @@ it costs, `_paths.py` which is fastest.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,7 +81,8 @@ def linear(
         )
     check_bias(bias, m, factors)
     if path is None:
-        rows = bucket(x.shape[:-1].numel())
+        # Not x.shape[:-1].numel(), which takes a symbolic size for a constant.
+        rows = bucket(math.prod(x.shape[:-1]))
         path = nominal_path(factors, paths, rows, None, x.device.type)
     else:
         check_layer_path(path, paths, factors)

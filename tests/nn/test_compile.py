@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim, export
 
+from tensorlrf import ops
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.ops import PathTable
+from tests.draws import seeded
 from tests.ops import test_form_laws
 from tests.ops.samples import random_factors
 
@@ -52,3 +55,15 @@ def test_a_frozen_layer_is_compiled_with_its_weight_until_it_is_thawed() -> None
     compiled(x).sum().backward()
     assert layer.left.grad is not None
     assert layer.is_frozen
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_op_that_chooses_its_path_is_exported_for_any_batch(strict: bool) -> None:
+    class Op(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ops.linear(x, factors)
+
+    factors = random_factors("lowrank", (6, 4))
+    program = export(Op(), (seeded(11, 4),), dynamic_shapes=({0: Dim.DYNAMIC},), strict=strict)
+    x = seeded(13, 4)
+    torch.testing.assert_close(program.module()(x), ops.linear(x, factors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,8 @@ def tt_linear(
     """
     cores = list(cores)
     _check(x, cores, bias, residual, activation)
-    rows, sizes = x.shape[:-1].numel(), reference.sizes_of(cores)
+    # Not x.shape[:-1].numel(), which takes a symbolic size for a constant.
+    rows, sizes = math.prod(x.shape[:-1]), reference.sizes_of(cores)
     cut = None
     if x.device.type == "cuda" and HAS_TRITON:
         cut = served_cut(sizes, rows, _run_dtype(x))
