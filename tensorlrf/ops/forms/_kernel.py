@@ -42,8 +42,10 @@ class Kernel(Stage):
 
     @property
     def is_meant(self) -> bool:
-        """Whether there is a problem in some dtype, for few rows or many: a layer keeps its paths
-        when its dtype changes."""
+        """Whether there is a problem in some dtype, for few rows or many.
+
+        A layer keeps its paths when its dtype changes.
+        """
         return any(self.problem(rows, torch.bfloat16, False) for rows in (1, 8192))
 
     def problem(self, rows: int, dtype: torch.dtype, tf32: bool) -> tuple[str, Workload] | None:
