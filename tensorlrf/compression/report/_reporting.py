@@ -17,6 +17,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.ops import Positions, conv_cost, linear_cost
+from tensorlrf.ops.geometry import resolve_padding
 
 
 def row(
@@ -85,14 +86,25 @@ def _execution(
             cost = linear_cost(factors, path, rows)
         else:
             axes = len(new.kernel_size)
-            size = (shape[0] if len(shape) == axes + 2 else 1, *shape[-axes:])
-            positions = Positions.of(size, new.kernel_size, new.stride, new.padding, new.dilation)
+            batch, size = shape[0] if len(shape) == axes + 2 else 1, shape[-axes:]
+            positions = _positions(batch, size, new)
             path = new.path_table.lookup(positions.output)
             dense = conv_cost(factors, "dense", positions, rebuild=False)
             cost = conv_cost(factors, path, positions)
         before, after = before + dense.flops, after + cost.flops
         paths[path] = None
     return (before, after), ", ".join(paths)
+
+
+def _positions(batch: int, size: tuple[int, ...], layer: Any) -> Positions:
+    """Where a convolution is evaluated. What is not padded by zeros, alike on both sides, is padded
+    before: then all of the larger input is met."""
+    zeros = resolve_padding(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
+    padding: Any = layer.padding
+    if layer.padding_mode != "zeros" or any(zeros.excess):
+        size = tuple(n + more for n, more in zip(size, zeros.total, strict=True))
+        padding = 0
+    return Positions.of((batch, *size), layer.kernel_size, layer.stride, padding, layer.dilation)
 
 
 def totals(before: nn.Module, after: nn.Module) -> Totals:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from tensorlrf.compression import Report, compress
+from tensorlrf.compression import Report, Tucker, compress
 from tensorlrf.errors import FileFormatError
 from tests.json_trees import put
 
@@ -116,3 +118,25 @@ def test_a_report_is_frozen_and_looks_up_layers() -> None:
     with pytest.raises(KeyError):
         report.layer("nowhere")
     assert report.layer("3").format == "lowrank"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"padding": 2, "stride": 2},
+        {"padding": 1, "padding_mode": "circular"},
+        {"padding": "same", "padding_mode": "reflect"},
+        {"padding": "same", "kernel_size": (4, 3)},  # one row more behind than before
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_flops_are_those_that_run(options: dict[str, Any]) -> None:
+    conv = nn.Conv2d(16, 16, **{"kernel_size": 3, **options})
+    x = torch.randn(20, 16, 9, 7, generator=torch.Generator().manual_seed(0))
+    method = {"0": Tucker(rank=(6, 5)), "*": None}
+    small, report = compress(nn.Sequential(conv, nn.ReLU()), method=method, calibration=[x])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(x)
+    assert report.layer("0").flops_after == counter.get_total_flops()
