@@ -231,7 +231,7 @@ class ErrorLaws(MethodLaws):
 class GramLaws(MethodLaws):
     """For those that take gram=, the second moments of inputs."""
 
-    def moments(self, kind: str = "full") -> Tensor:
+    def of_inputs(self, kind: str = "full") -> Tensor:
         """Of inputs of the weight, which is a matrix or a kernel."""
         return moments(math.prod(self.shape[1:]), kind)
 
@@ -243,7 +243,7 @@ class GramLaws(MethodLaws):
         self, kind: str, dtype: torch.dtype
     ) -> None:
         weight = self.weight(dtype)
-        gram = self.moments(kind)
+        gram = self.of_inputs(kind)
         with quiet():
             served, plain = self.fit(weight, gram=gram), self.fit(weight)
         found = output_error(weight, served.factors, gram)
@@ -272,7 +272,7 @@ class GramLaws(MethodLaws):
     @pytest.mark.parametrize("exponent", [-600, 80])
     def test_a_power_of_two_changes_nothing_in_moments_either(self, exponent: int) -> None:
         weight = self.weight(torch.float64 if abs(exponent) > 99 else torch.float32)
-        gram = self.moments()
+        gram = self.of_inputs()
         with quiet():
             usual, fit = (self.fit(w, gram=gram) for w in (weight, weight * 2.0**exponent))
         assert fit.error == pytest.approx(usual.error, rel=1e-3)
@@ -280,7 +280,7 @@ class GramLaws(MethodLaws):
 
     def test_autocast_has_no_say_in_moments_either(self) -> None:
         weight = self.weight(torch.float32)
-        gram = self.moments().float()
+        gram = self.of_inputs().float()
         with quiet():
             usual = self.fit(weight, gram=gram)
             with torch.autocast("cpu", torch.bfloat16):
@@ -290,7 +290,7 @@ class GramLaws(MethodLaws):
 
     @pytest.mark.parametrize("kind", ["meta", "float64", "float16"])
     def test_torchs_defaults_do_not_reach_the_result_in_moments_either(self, kind: str) -> None:
-        weight, gram = self.weight(torch.float32), self.moments()
+        weight, gram = self.weight(torch.float32), self.of_inputs()
         with quiet():
             usual = self.fit(weight, gram=gram).factors
             with defaults(kind):
@@ -300,7 +300,7 @@ class GramLaws(MethodLaws):
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Here one that was lost on the way, and is zero."""
-        weight, gram = self.weight(), self.moments()
+        weight, gram = self.weight(), self.of_inputs()
         usual, compared = [], _fit_or_plain.fit_or_plain
 
         def lost(
@@ -325,7 +325,7 @@ class GramLaws(MethodLaws):
 
     def test_leaves_moments_alone_and_takes_them_in_any_dtype(self) -> None:
         weight = self.weight(torch.float32)
-        with quiet(), untouched(weight, self.moments().float()) as (_, gram):
+        with quiet(), untouched(weight, self.of_inputs().float()) as (_, gram):
             usual = self.fit(weight, gram=gram)
             assert same(self.fit(weight, gram=gram.double().numpy()).factors, usual.factors)
 
@@ -342,13 +342,13 @@ class GramLaws(MethodLaws):
         """Then the plain factors are as good as any, and no output is off."""
         weight = self.weight()
         with quiet():
-            plain, fit = self.fit(weight), self.fit(weight, gram=torch.zeros_like(self.moments()))
+            plain, fit = self.fit(weight), self.fit(weight, gram=torch.zeros_like(self.of_inputs()))
         assert (fit.error, fit.shrinkage) == (0.0, 1.0)
         off, usual = (true_error(one.factors, weight) for one in (fit, plain))
         assert off <= usual * (1 + 1e-6)
 
     def test_a_degenerate_weight_gives_finite_factors(self) -> None:
-        gram = self.moments()
+        gram = self.of_inputs()
         for degenerate in DEGENERATE.values():
             with quiet():
                 fit = self.fit(degenerate(self.weight(torch.float32)), gram=gram)
@@ -361,7 +361,7 @@ class GramErrorLaws(GramLaws):
 
     @pytest.mark.parametrize("error", ERRORS)
     def test_keeps_the_error_of_the_outputs(self, error: float) -> None:
-        weight, gram = self.weight(), self.moments()
+        weight, gram = self.weight(), self.of_inputs()
         with quiet():
             fit = self.fit(weight, error=error, gram=gram)
         kept = output_error(weight, fit.factors, gram) <= error * (1 + 1e-9)
@@ -374,7 +374,7 @@ class MeanLaws(GramLaws):
     def test_with_a_mean_the_moments_are_those_about_it(self) -> None:
         weight = self.weight()
         n = weight[0].numel()
-        centred, mean = self.moments(), seeded(n, seed=9)
+        centred, mean = self.of_inputs(), seeded(n, seed=9)
         with quiet():
             fit = self.fit(weight, gram=centred + torch.outer(mean, mean), mean=mean)
             usual = self.fit(weight, gram=centred)
