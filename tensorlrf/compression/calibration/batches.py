@@ -183,9 +183,10 @@ def call(
     index: int = 0,
     argument: str = "calibration",
     draws: AbstractContextManager[Any] | None = None,
+    grad: bool = False,
 ) -> Any:
-    """One forward pass without grad on a `Batch`, or on what `Batch.of` takes; returns what the
-    model returns. The model gets a copy of the arguments, and what it draws is drawn in `draws`:
+    """One forward pass on a `Batch`, or on what `Batch.of` takes, without grad unless `grad`;
+    returns what the model returns. The model gets a copy of the arguments, and what it draws is drawn in `draws`:
     by default from generators seeded by the index of the batch.
 
     Raises ArgumentError, with the layer and the model's own error in it, where the model cannot
@@ -194,7 +195,7 @@ def call(
     batch = Batch.of(batch, index)
     args, kwargs = fresh((batch.args, dict(batch.kwargs)))
     try:
-        with torch.no_grad(), OwnDraws(batch.index) if draws is None else draws:
+        with torch.set_grad_enabled(grad), OwnDraws(batch.index) if draws is None else draws:
             return model(*args, **kwargs)
     except TensorlrfError:
         raise

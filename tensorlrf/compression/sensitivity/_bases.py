@@ -1,0 +1,105 @@
+"""Of each layer the directions of its outputs, by energy: U with E[y y^T] = W G W^T = U S U^T.
+
+The truncation of rank r whose outputs are nearest is U_r U_r^T W (Hsu et al. 2022; Wang et al.
+2024), so that its error is seen in the outputs alone: the parts of y along all other directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorlrf.compression.calibration._site import Site
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Of every group of a layer.
+
+    vectors   (groups, m, k), orthonormal columns, in float32
+    energies  (groups, k), of the mean square of the outputs, falling, in float64
+    """
+
+    vectors: Tensor
+    energies: Tensor
+
+    @property
+    def full(self) -> int:
+        """The full rank k of each group."""
+        return self.vectors.shape[-1]
+
+    def truncated(self, site: Site, rank: int) -> Tensor:
+        """U_r U_r^T W in the shape of the site's weight."""
+        parts = []
+        for vectors, weight in zip(self.vectors, site.group_weights(), strict=True):
+            u = vectors[:, :rank]
+            w = weight.flatten(1).to(u.dtype)
+            parts.append((u @ (u.T @ w)).reshape(weight.shape).to(weight.dtype))
+        return torch.cat(parts)
+
+
+class OutputMoments:
+    """Sums of y y^T over the outputs of a layer, without its bias; of a linear layer that is taller
+    than wide, of x x^T over its inputs in their place."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        m = site.shape[0] // site.groups
+        self.of_inputs = site.taps is None and site.columns < m
+        n = site.columns if self.of_inputs else m
+        self._sums = torch.zeros(site.groups, n, n, dtype=torch.float64, device=site.device)
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Rows (N, groups, n) of one call."""
+        part = rows.transpose(0, 1)  # (groups, N, n)
+        part = part if part.dtype == torch.float64 else part.float()
+        self._sums += (part.mT @ part).to(torch.float64)
+        self.count += len(rows)
+
+    def basis(self) -> Basis:
+        """What has been added up, taken apart."""
+        sums = self._sums / max(1, self.count)
+        if not torch.isfinite(sums.diagonal(dim1=-2, dim2=-1)).all():
+            raise FloatingPointError
+        values, vectors = torch.linalg.eigh(sums)
+        values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
+        if not self.of_inputs:
+            k = min(self._site.columns, sums.shape[-1])
+            return Basis(vectors[..., :k].float(), values[..., :k])
+        # W G^1/2 has the same left singular vectors as W G W^T.
+        weight = self._site.weight.to(torch.float64)
+        half = weight @ (vectors[0] * values[0].sqrt())  # (m, n)
+        energies, right = torch.linalg.eigh(half.T @ half)
+        left = half @ right.flip(-1)
+        lengths = torch.linalg.vector_norm(left, dim=0)
+        left = left / torch.where(lengths > 0, lengths, 1)
+        return Basis(left[None].float(), energies.flip(-1).clamp(min=0)[None])
+
+
+def rows_of(site: Site, y: Tensor, samples: int) -> Tensor | None:
+    """The outputs (samples, positions, groups, m) of one call of a layer, from its own layout; None
+    where they do not divide into the samples of a batch."""
+    if site.taps is not None:
+        y = y.movedim(-site.taps.axes - 1, -1)  # (*batch, *positions, O)
+        y = y if y.ndim == site.taps.axes + 2 else y[None]
+    groups, m = site.groups, y.shape[-1] // site.groups
+    if y.ndim > 2 and y.shape[0] != samples and y.shape[1] == samples:
+        y = y.transpose(0, 1)  # tokens come first
+    rows = y.reshape(-1, groups, m)
+    if len(rows) % samples:
+        return None
+    return rows.reshape(samples, -1, groups, m)
+
+
+def spectra(bases: Mapping[str, Basis]) -> dict[str, Sequence[float]]:
+    """Of each layer the share of its outputs' energy beyond each rank, from 0 on to the full."""
+    found: dict[str, Sequence[float]] = {}
+    for name, basis in bases.items():
+        energies = basis.energies.sum(0)
+        tails = torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
+        found[name] = (tails / tails[0] if float(tails[0]) > 0 else tails).tolist()
+    return found

@@ -1,0 +1,187 @@
+"""Predicted losses of all truncations of all layers, from one backward pass a batch.
+
+A cut at rank r leaves out the parts of a layer's outputs y along u_k, k > r. To second order it
+costs
+
+    L(r) = 1/2 E (sum over k > r of c_k)^2,   c_k = sum over positions of (g . u_k)(y . u_k),
+
+with g the gradient at y of what a random cotangent sees of the outputs: the quadratic form of the
+Gauss-Newton matrix, in which what the positions of one sample lose adds up before it is squared.
+Where one position is a sample the expectation is that of Kronecker-factored curvature without its
+factorisation (Martens & Grosse 2015); where outputs are pooled over positions, errors that agree
+are not lost in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.sensitivity._bases import Basis, OutputMoments, rows_of
+from tensorlrf.compression.sensitivity._output_loss import OutputLoss
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn.copies import replica
+
+Advance = Callable[[], None]
+
+
+def bases_of(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], advance: Advance
+) -> dict[str, Basis]:
+    """The directions of the outputs of each layer that the batches reach, one pass a batch.
+
+    Raises ArgumentError, naming the layer, for outputs with NaN or Inf.
+    """
+    moments: dict[str, OutputMoments] = {}
+    for batch in batches:
+        own = replica(model)
+        handles = []
+        for name in names:
+            site = site_at(own, name)
+            take = moments.setdefault(name, OutputMoments(site))
+            handles.append(_watched(site, take, batch))
+        try:
+            call(own, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        advance()
+    found = {}
+    for name in names:
+        if moments[name].count:
+            try:
+                found[name] = moments.pop(name).basis()
+            except FloatingPointError:
+                raise ArgumentError(
+                    f"calibration: the outputs of {name} contain NaN or Inf; look at the batches, "
+                    f"or leave it out with skip=[{name!r}]"
+                ) from None
+    return found
+
+
+def _watched(site: Site, moments: OutputMoments, batch: Batch) -> Any:
+    """A hook on a layer that adds what it puts out, or takes in, to its moments."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not site.fits(x):
+            return
+        with without_autocast():
+            if moments.of_inputs:
+                rows = batch.tokens_of(x).reshape(-1, 1, x.shape[-1])
+            else:
+                y = without_bias(site, y)
+                y = batch.tokens_of(y) if site.taps is None else y
+                found = rows_of(site, y, 1)
+                assert found is not None
+                rows = found[0]
+            moments.add(rows)
+
+    return site.module.register_forward_hook(hook, with_kwargs=True)
+
+
+def without_bias(site: Site, y: Tensor) -> Tensor:
+    """Outputs as the weight alone makes them, in float32 at the least."""
+    y = y.detach()
+    y = y if y.dtype == torch.float64 else y.float()
+    bias = site.module.bias
+    if bias is None:
+        return y
+    axes = 0 if site.taps is None else site.taps.axes
+    return y - bias.detach().to(y.dtype).reshape(-1, *[1] * axes)
+
+
+def fisher_losses(
+    model: nn.Module,
+    bases: Mapping[str, Basis],
+    batches: Sequence[Batch],
+    loss: OutputLoss,
+    draws: torch.Generator,
+    advance: Advance,
+) -> dict[str, list[float]]:
+    """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach.
+
+    Raises what the model does where it cannot be differentiated.
+    """
+    sums: dict[str, Tensor] = {}
+    whole = 0.0
+    for batch in batches:
+        parts, count = _parts(model, bases, batch, loss, draws)
+        whole += count
+        for name, c in parts.items():  # (samples, k)
+            tails = c.double().flip(-1).cumsum(-1).flip(-1).square().sum(0)
+            sums[name] = sums[name] + tails if name in sums else tails
+        advance()
+    return {
+        name: [*(0.5 * tails / max(whole, math.ulp(0.0))).tolist(), 0.0]
+        for name, tails in sums.items()
+    }
+
+
+def _parts(
+    model: nn.Module,
+    bases: Mapping[str, Basis],
+    batch: Batch,
+    loss: OutputLoss,
+    draws: torch.Generator,
+) -> tuple[dict[str, Tensor], float]:
+    """(of each layer c_k of every sample, (samples, k); the weight of the batch in the loss)."""
+    own = replica(model)
+    for parameter in own.parameters():
+        parameter.requires_grad_(False)
+    found: dict[str, Tensor] = {}
+    samples = _samples(batch)
+
+    def watched(name: str, site: Site) -> Any:
+        basis = bases[name].vectors
+
+        def hook(_: nn.Module, args: Any, y: Any) -> Tensor | None:
+            if not isinstance(y, Tensor) or not torch.is_grad_enabled():
+                return None
+            rows = rows_of(site, without_bias(site, y), samples)
+            n = samples if rows is not None else 1
+            rows = rows if rows is not None else rows_of(site, without_bias(site, y), 1)
+            assert rows is not None
+            seen = torch.einsum("stgm,gmk->stgk", rows.to(basis.dtype), basis)
+
+            def back(g: Tensor) -> None:
+                grads = rows_of(site, g.detach().to(basis.dtype), n)
+                assert grads is not None
+                felt = torch.einsum("stgm,gmk->stgk", grads, basis)
+                c = (seen * felt).sum((1, 2))
+                found[name] = found[name] + c if name in found else c
+
+            if y.requires_grad:
+                y.register_hook(back)
+                return None
+            # The graph begins here. What follows may work in place, which a leaf does not take.
+            leaf = y.detach().requires_grad_()
+            leaf.register_hook(back)
+            return leaf.clone()
+
+        return site.module.register_forward_hook(hook)
+
+    handles = [watched(name, site_at(own, name)) for name in bases]
+    try:
+        output = call(own, batch, grad=True)
+        scalar, count = loss.cotangent(output, batch, draws)
+        if scalar.requires_grad:
+            scalar.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, count
+
+
+def _samples(batch: Batch) -> int:
+    """How many there are in a batch, by its first tensor."""
+    values = (*batch.args, *batch.kwargs.values())
+    first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 0), None)
+    return 1 if first is None else max(1, int(first.shape[0]))

@@ -1,0 +1,85 @@
+"""Losses that are measured: the outputs of the model with one layer cut at a time.
+
+Between the ranks at which it is cut, a layer's loss follows its own spectrum: a power of the share
+of its outputs' energy that is left out, of which two cuts tell the exponent and the height
+(after LEMS, 2026, which has one cut and the exponent 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.sensitivity._bases import Basis
+from tensorlrf.compression.sensitivity._output_loss import OutputLoss
+from tensorlrf.nn.copies import copy_of, replica
+
+SHARES = (0.5, 0.2)
+"""Of a layer's parameters that its cuts keep."""
+
+EXPONENTS = (0.5, 2.0)
+"""Least and largest: what two noisy losses say beyond that is noise."""
+
+
+def measured_losses(
+    model: nn.Module,
+    bases: Mapping[str, Basis],
+    energies: Mapping[str, Sequence[float]],
+    batches: Sequence[Batch],
+    loss: OutputLoss,
+    advance: Callable[[], None],
+) -> dict[str, list[float]]:
+    """Name -> the loss at every rank from 0 on to the full.
+
+    energies  of each layer the share of its outputs' energy that lies beyond each rank
+    """
+    wanted = [call(replica(model), batch) for batch in batches]
+    working = copy_of(model)
+    found = {}
+    for name, basis in bases.items():
+        site = site_at(working, name)
+        whole = site.weight.clone()
+        a_rank = site.shape[0] + site.groups * site.columns
+        ranks = {min(basis.full, max(1, round(s * whole.numel() / a_rank))) for s in SHARES}
+        cuts = []
+        for rank in sorted(ranks, reverse=True):
+            site.write(basis.truncated(site, rank))
+            cuts.append((energies[name][rank], loss_of(working, wanted, batches, loss)))
+        site.write(whole)
+        found[name] = along(energies[name], cuts)
+        advance()
+    return found
+
+
+def loss_of(
+    model: nn.Module, wanted: Sequence[Any], batches: Sequence[Batch], loss: OutputLoss
+) -> float:
+    """The loss of a model beside the outputs that are wanted; infinite where it has NaN or Inf."""
+    lost = whole = 0.0
+    for batch, one in zip(batches, wanted, strict=True):
+        part, weight = loss.between(one, call(replica(model), batch), batch)
+        lost, whole = lost + part, whole + weight
+    if not math.isfinite(lost):
+        return math.inf
+    return max(0.0, lost) / whole if whole > 0 else 0.0
+
+
+def along(energies: Sequence[float], cuts: Sequence[tuple[float, float]]) -> list[float]:
+    """Losses at all ranks by the energy left out there, from (energy left out, loss) of one or two
+    cuts, the smaller one first. At no loss, or no energy, the exponent is 1."""
+    known = [(e, v) for e, v in cuts if e > 0 and 0 < v < math.inf]
+    if not known:
+        height = max((v for _, v in cuts if v < math.inf), default=0.0)
+        return [height * e for e in energies]
+    energy, height = known[-1]
+    power = 1.0
+    if len(known) > 1 and known[0][0] < energy:
+        slope = math.log(height / known[0][1]) / math.log(energy / known[0][0])
+        power = min(max(slope, EXPONENTS[0]), EXPONENTS[1])
+    return [height * (e / energy) ** power if e > 0 else 0.0 for e in energies]

@@ -1,0 +1,139 @@
+"""How far the outputs of two models are apart, in units that mean something; and its gradients.
+
+All three losses are, near the given model, half the mean square of what a random cotangent sees of
+a change of the outputs: of labels drawn from the model's own distribution for the KL divergence
+(whose Hessian is then the Fisher information: Amari 1998; Martens 2020), of Gaussian directions for
+distances. One backward pass a draw tells of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tensorlrf.compression.calibration._outputs import tensors_of
+from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.errors import ArgumentError, unknown
+
+UNITS = {
+    "kl": "nats a row",
+    "cosine": "1 - cosine",
+    "relative": "squared relative error",
+}
+LOSSES = ("auto", *UNITS)
+
+Readout = Callable[[Any], Tensor]
+"""Of what a model returns the tensor that counts."""
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """What an error in the outputs costs.
+
+    kind     "kl" of logits (..., classes), "cosine" of embeddings (..., d), "relative" of anything
+    readout  what counts of the outputs; None for all their floating-point tensors, of transformers'
+             outputs with logits these
+    """
+
+    kind: str
+    readout: Readout | None = None
+
+    @classmethod
+    def of(cls, kind: str, readout: Readout | None, output: Any, classifies: bool) -> OutputLoss:
+        """With "auto", the one that suits the outputs: KL for logits, of a classifier's single
+        tensor too, else relative error. Raises ArgumentError."""
+        if kind not in LOSSES:
+            raise unknown("loss", kind, LOSSES)
+        if readout is not None and not callable(readout):
+            raise ArgumentError(
+                f"readout is a {type(readout).__name__}; pass a function of what the model returns"
+            )
+        if kind == "auto":
+            found = cls("kl", readout)._rows(output)
+            single = len(found) == 1 and found[0].ndim >= 2
+            has_logits = readout is None and isinstance(getattr(output, "logits", None), Tensor)
+            kind = "kl" if has_logits or (classifies and single) else "relative"
+        return cls(kind, readout)
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.kind]
+
+    def cotangent(
+        self, output: Any, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, float]:
+        """(a scalar whose gradient is the drawn cotangent, what its squares are to be divided by).
+
+        Over draws, the mean square of its change, over twice the second number summed over all
+        batches, is the loss.
+        """
+        total, count = None, 0.0
+        for rows in self.rows(output, batch):
+            part, weight = self._drawn(rows, draws)
+            total, count = part if total is None else total + part, count + weight
+        if total is None:
+            raise ArgumentError("readout: there is no floating-point tensor in the outputs")
+        return total, count
+
+    def between(self, wanted: Any, got: Any, batch: Batch) -> tuple[float, float]:
+        """(the loss of `got` beside `wanted`, summed; what it is to be divided by)."""
+        total, count = 0.0, 0.0
+        pairs = zip(self.rows(wanted, batch), self.rows(got, batch), strict=True)
+        for one, other in pairs:
+            if one.shape != other.shape:
+                raise ArgumentError(
+                    f"readout: outputs of {tuple(one.shape)} and {tuple(other.shape)} cannot be "
+                    "compared"
+                )
+            lost, weight = self._between(one.double(), other.double())
+            total, count = total + lost, count + weight
+        return total, count
+
+    def rows(self, output: Any, batch: Batch) -> list[Tensor]:
+        """The tensors that count, each as (rows, ...), without padding."""
+        mask = batch.mask if self.readout is None else None
+        found = []
+        for t in self._rows(output):
+            if mask is not None and t.device == mask.device and t.shape[:2] == mask.shape:
+                found.append(t[mask])
+            else:
+                found.append(t.flatten(0, -2) if t.ndim > 1 else t[None])
+        return found
+
+    def _rows(self, output: Any) -> list[Tensor]:
+        if self.readout is not None:
+            told = self.readout(output)
+            if not isinstance(told, Tensor) or not told.is_floating_point():
+                raise ArgumentError(
+                    f"readout returns a {type(told).__name__}; it must return a floating-point "
+                    "tensor"
+                )
+            return [told]
+        logits = getattr(output, "logits", None)
+        return [logits] if isinstance(logits, Tensor) else list(tensors_of(output))
+
+    def _drawn(self, rows: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
+        if self.kind == "kl":
+            logs = F.log_softmax(rows.float(), dim=-1)
+            labels = torch.multinomial(logs.detach().exp(), 1, generator=draws)
+            return -logs.gather(-1, labels).sum(), float(rows.shape[0])
+        values = F.normalize(rows, dim=-1) if self.kind == "cosine" else rows
+        v = torch.randn(values.shape, generator=draws, dtype=torch.float32, device=draws.device)
+        v = v.to(values.device, values.dtype)
+        if self.kind == "cosine":
+            return (v * values).sum(), float(rows.shape[0])
+        # The loss is the square itself, not half of it.
+        return (v * values).sum(), float(rows.detach().double().square().sum()) / 2
+
+    def _between(self, wanted: Tensor, got: Tensor) -> tuple[float, float]:
+        if self.kind == "kl":
+            logs, others = F.log_softmax(wanted, dim=-1), F.log_softmax(got, dim=-1)
+            return float((logs.exp() * (logs - others)).sum()), float(wanted.shape[0])
+        if self.kind == "cosine":
+            return float((1 - F.cosine_similarity(wanted, got, dim=-1)).sum()), float(len(wanted))
+        return float((wanted - got).square().sum()), float(wanted.square().sum())

@@ -1,0 +1,244 @@
+"""From a model and calibration inputs to what each of its layers can lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression._heads import heads_of
+from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression._survey import check_values, kind_of, survey, without_skipped
+from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration.batches import Batch, call, list_batches
+from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.plan.allocation import AUTO, LOSSES
+from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
+from tensorlrf.compression.sensitivity._bases import Basis, spectra
+from tensorlrf.compression.sensitivity._fisher import bases_of, fisher_losses
+from tensorlrf.compression.sensitivity._measured import loss_of, measured_losses
+from tensorlrf.compression.sensitivity._output_loss import OutputLoss, Readout
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.errors import ArgumentError, CalibrationWarning, unknown, warn
+from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn.copies import copy_of, replica
+
+KNOTS = 64
+"""Ranks of a layer whose losses are told, about."""
+
+OF_WEIGHTS = "squared relative error of the weight"
+OF_OUTPUTS = "squared relative error of the layer's outputs"
+
+
+def sensitivity(
+    model: nn.Module,
+    calibration: Any = None,
+    *,
+    rule: str = AUTO,
+    skip: str | Sequence[str] | None = None,
+    loss: str = AUTO,
+    readout: Readout | None = None,
+    holdout: float = 0.1,
+    random_state: int | torch.Generator | None = 0,
+    progress: bool = True,
+) -> Sensitivity:
+    """What each layer of a model can lose, rank by rank, the others left as they are.
+
+    It holds for every budget and every format: plans are made of it without another pass.
+
+    Parameters
+    ----------
+    model : Module
+        Stays as it is.
+    calibration : iterable of batches, DataLoader or callable, optional
+        Inputs, as `apply` takes them. Without, the spectra of the weights tell what they can.
+    rule : {"auto", "fisher", "measured", "energy"}
+        "fisher": from gradients of the outputs, one pass forward and one forth and back a batch.
+        "measured": from the outputs with one layer cut at a time, two passes over the inputs held
+        out for each layer. "energy": the share of the energy of a layer's own outputs that a cut
+        leaves out, whatever becomes of it. "auto": measured where convolutions hold most of the
+        weights, else fisher.
+    skip : str or sequence of str, optional
+        Layers that are not looked at, as in `plan`.
+    loss : {"auto", "kl", "cosine", "relative"}
+        What an error of the outputs costs: the KL divergence from the given model's distribution,
+        of logits; 1 - cosine, of embeddings; the squared relative error, of anything. "auto": KL
+        for logits, else the relative error.
+    readout : callable, optional
+        What counts of the model's outputs: a function of what it returns to one tensor, as the mean
+        over tokens of a sentence encoder. By default all its floating-point tensors.
+    holdout : float
+        Share of the batches on which "measured" judges, as in `apply`.
+    random_state : int or Generator, optional
+        Of the directions that are drawn.
+    progress : bool
+        A bar on stderr, where that is a terminal.
+
+    Returns
+    -------
+    Sensitivity
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown word, a rule that needs calibration where there is none, batches or outputs
+        that cannot be, and NaN or Inf on the way.
+
+    Warns
+    -----
+    CalibrationWarning
+        Where the model cannot be differentiated, so that losses are measured instead.
+
+    References
+    ----------
+    Martens 2020 (curvature); Hsu et al. 2022 (Fisher-weighted low rank).
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> found = tensorlrf.sensitivity(model, [torch.rand(64, 64)], skip=[], progress=False)
+    >>> found.layer("0").loss_at(2048) >= found.layer("0").loss_at(3072)
+    True
+    """
+    if rule not in (AUTO, *LOSSES):
+        raise unknown("rule", rule, (AUTO, *LOSSES))
+    model = uncompiled(model)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    wanted = without_skipped(survey(model), model, [skip] if isinstance(skip, str) else skip)
+    names = [one.name for one in wanted if one.eligible]
+    if not names:
+        raise ArgumentError("model has no layer that could be factored; see tensorlrf.plan")
+    data = None
+    with torch.inference_mode(False), without_autocast():
+        if calibration is not None:
+            data = Calibration.of(list_batches(calibration, replica(model)), holdout)
+        probe = Probe(model, names, data, loss, readout, random_state, progress)
+        return probe.sensitivity(rule)
+
+
+@dataclass
+class Probe:
+    """A model whose layers are cut, to see what that costs: all that rules have in common."""
+
+    model: nn.Module
+    names: Sequence[str]
+    data: Calibration | None
+    loss: str = AUTO
+    readout: Readout | None = None
+    random_state: int | torch.Generator | None = 0
+    progress: bool = True
+    _known: dict[str, Sensitivity] = field(default_factory=dict)
+
+    @property
+    def judging(self) -> list[Batch]:
+        """The batches held out; where there are none, those to fit to."""
+        assert self.data is not None
+        return self.data.held_out or self.data.fitted
+
+    @cached_property
+    def output_loss(self) -> OutputLoss:
+        """What counts of the outputs, as the first batch has them."""
+        output = call(replica(self.model), self.judging[0])
+        return OutputLoss.of(self.loss, self.readout, output, bool(heads_of(self.model)))
+
+    @cached_property
+    def bases(self) -> dict[str, Basis]:
+        """Of the layers that calibration reaches."""
+        assert self.data is not None
+        with progress_bar("look at outputs", len(self.data.fitted), self.progress) as advance:
+            return bases_of(self.model, self.names, self.data.fitted, lambda: advance(""))
+
+    def sensitivity(self, rule: str) -> Sensitivity:
+        """By a rule. Raises ArgumentError for one that needs calibration where there is none."""
+        if self.data is None:
+            if rule not in (AUTO, "energy"):
+                raise ArgumentError(f"rule={rule!r} looks at inputs; give calibration=")
+            losses = {name: _weight_energies(site_at(self.model, name), name) for name in self.names}
+            return self._told("energy", OF_WEIGHTS, losses)
+        if rule == AUTO:
+            rule = self._suitable()
+        if rule not in self._known:
+            self._known[rule] = self._by(rule)
+        return self._known[rule]
+
+    def _by(self, rule: str) -> Sensitivity:
+        assert self.data is not None
+        energies = spectra(self.bases)
+        if rule == "energy":
+            return self._told(rule, OF_OUTPUTS, energies)
+        unit = self.output_loss.unit
+        if rule == "fisher":
+            draws = generator(self.random_state, next(iter(self.bases.values())).vectors.device)
+            try:
+                with progress_bar("differentiate", len(self.data.fitted), self.progress) as advance:
+                    losses = fisher_losses(
+                        self.model, self.bases, self.data.fitted, self.output_loss, draws,
+                        lambda: advance(""),
+                    )  # fmt: skip
+                if losses:
+                    return self._told(rule, unit, losses)
+                reason = "its outputs have no gradient"
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+            warn(
+                f"the model cannot be differentiated ({reason}): losses are measured instead",
+                CalibrationWarning,
+            )
+        with progress_bar("measure", len(self.bases), self.progress) as advance:
+            losses = measured_losses(
+                self.model, self.bases, energies, self.judging, self.output_loss,
+                lambda: advance(""),
+            )  # fmt: skip
+        return self._told("measured", unit, losses)
+
+    def loss_at(self, ranks: dict[str, int]) -> float:
+        """The loss of the whole model on the inputs held out, with these layers cut to these ranks
+        of their own bases."""
+        working = copy_of(self.model)
+        for name, rank in ranks.items():
+            if name in self.bases:
+                site = site_at(working, name)
+                site.write(self.bases[name].truncated(site, rank))
+        wanted = [call(replica(self.model), batch) for batch in self.judging]
+        return loss_of(working, wanted, self.judging, self.output_loss)
+
+    def _suitable(self) -> str:
+        sites = [site_at(self.model, name) for name in self.names]
+        convs = sum(site.weight.numel() for site in sites if site.taps is not None)
+        return "measured" if 2 * convs > sum(site.weight.numel() for site in sites) else "fisher"
+
+    def _told(self, rule: str, unit: str, losses: dict[str, Sequence[float]]) -> Sensitivity:
+        rows = [
+            _row(name, site_at(self.model, name), losses[name])
+            for name in self.names
+            if name in losses
+        ]
+        return Sensitivity(fingerprint(self.model), rule, unit, tuple(rows))
+
+
+def _row(name: str, site: Site, losses: Sequence[float]) -> LayerSensitivity:
+    """Losses at ranks from 0 on to the full, at some of them."""
+    full = len(losses) - 1
+    step = 1 if full <= KNOTS else 8 * -(-full // (8 * KNOTS))
+    ranks = [*range(0, full, step), full]
+    values = falling([losses[r] for r in ranks])
+    kind = kind_of(site.module)
+    return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)
+
+
+def _weight_energies(site: Site, name: str) -> Sequence[float]:
+    check_values(name, site.weight)
+    energies: Tensor | float = 0.0
+    for weight in site.group_weights():
+        energies = energies + torch.linalg.svdvals(weight.flatten(1).double()).square()
+    assert isinstance(energies, Tensor)
+    basis = Basis(energies[None, None], energies[None])
+    return spectra({name: basis})[name]
