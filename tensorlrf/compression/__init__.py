@@ -8,7 +8,10 @@ from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, ins
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
+from tensorlrf.compression.plan.allocation import Allocation
+from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
 from tensorlrf.compression.report._report import BatchNorms, Latency, LayerReport, Report, Totals
+from tensorlrf.compression.sensitivity._sensitivity import sensitivity
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.decomposition.configs import (
@@ -32,6 +35,7 @@ __all__ = [
     "SVD",
     "TR",
     "TT",
+    "Allocation",
     "Auto",
     "BatchNorms",
     "Blast",
@@ -43,11 +47,13 @@ __all__ = [
     "Latency",
     "LayerPlan",
     "LayerReport",
+    "LayerSensitivity",
     "LayerTuning",
     "Method",
     "Monarch",
     "Plan",
     "Report",
+    "Sensitivity",
     "Structured",
     "Totals",
     "Tucker",
@@ -62,6 +68,7 @@ __all__ = [
     "load",
     "plan",
     "save",
+    "sensitivity",
     "tune",
     "write_checkpoint",
 ]

@@ -153,14 +153,23 @@ def apply(
             f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
             "Plan.from_json(text)"
         )
-    return carried_out(model, plan, survey(model), calibration, fitting, example)
+    data = read(calibration, model, fitting)
+    return carried_out(model, plan, survey(model), data, fitting, example)
+
+
+def read(calibration: Any, model: nn.Module, fitting: Fitting) -> Calibration | None:
+    """The batches of `calibration`, part of them held out; None where there is none."""
+    if calibration is None:
+        return None
+    with torch.inference_mode(False), without_autocast():
+        return Calibration.of(list_batches(calibration, replica(model)), fitting.holdout)
 
 
 def carried_out(
     model: nn.Module,
     plan: Plan,
     found: Sequence[Surveyed],
-    calibration: Any,
+    data: Calibration | None,
     fitting: Fitting,
     example: Any,
 ) -> tuple[nn.Module, Report]:
@@ -171,9 +180,6 @@ def carried_out(
         small = copy_of(model)
         for row in plan.factored:
             dense_layer_at(small, row.name).make_ordinary()
-        data = None
-        if calibration is not None:
-            data = Calibration.of(list_batches(calibration, replica(model)), fitting.holdout)
         work = WorkingCopy(model, small, plan, fitting, data)
         work.factor_all()
         small, rows = work.replaced(found)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import carried_out
+from tensorlrf.compression._apply import carried_out, read
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
@@ -16,7 +16,11 @@ from tensorlrf.compression.calibration._dense_layer import module_at
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._planning import planned
+from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._report import Report
+from tensorlrf.compression.sensitivity._output_loss import Readout
+from tensorlrf.compression.sensitivity._sensitivity import Probe
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 
@@ -37,6 +41,10 @@ def compress(
     moment_bytes: int | None = None,
     objective: str = "size",
     example: Any = None,
+    allocation: str | Allocation = UNIFORM,
+    sensitivity: Sensitivity | None = None,
+    loss: str = AUTO,
+    readout: Readout | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Report]:
@@ -54,6 +62,15 @@ def compress(
         How it is fitted, as in `apply`.
     example : Tensor, tuple or dict, optional
         A batch to time layers on (`objective="latency"`) and both models, for the report.
+    allocation : str or Allocation
+        How `keep_params` is shared out over layers, as in `plan`; with calibration also "fisher" or
+        "measured", by what the outputs of the whole model would lose, or "auto", the one of the two
+        that suits the model, where the model then loses less on inputs held out than with uniform
+        ranks.
+    sensitivity : Sensitivity, optional
+        Found before, as in `plan`.
+    loss, readout
+        What counts of the outputs, as in `sensitivity`.
     random_state, progress
         As in `apply`.
 
@@ -86,6 +103,13 @@ def compress(
         calibrated=calibration is not None
     )  # a wrong word is told before the model is looked at
     model = uncompiled(model)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    data = read(calibration, model, fitting)
+
+    def probe(names: list[str]) -> Probe:
+        return Probe(model, names, data, loss, readout, random_state, progress)
+
     made, found = planned(
         model,
         keep_params=keep_params,
@@ -94,8 +118,11 @@ def compress(
         skip=skip,
         objective=objective,
         example=example,
+        allocation=allocation,
+        sensitivity=sensitivity,
+        probe=probe if data is not None else None,
     )
-    return carried_out(model, made, found, calibration, fitting, example)
+    return carried_out(model, made, found, data, fitting, example)
 
 
 def compress_(
@@ -114,6 +141,10 @@ def compress_(
     moment_bytes: int | None = None,
     objective: str = "size",
     example: Any = None,
+    allocation: str | Allocation = UNIFORM,
+    sensitivity: Sensitivity | None = None,
+    loss: str = AUTO,
+    readout: Readout | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Report:
@@ -129,7 +160,7 @@ def compress_(
         As in `plan`.
     calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
         As in `apply`.
-    example, random_state, progress
+    example, allocation, sensitivity, loss, readout, random_state, progress
         As in `compress`.
 
     Returns
@@ -170,6 +201,10 @@ def compress_(
         moment_bytes=moment_bytes,
         objective=objective,
         example=example,
+        allocation=allocation,
+        sensitivity=sensitivity,
+        loss=loss,
+        readout=readout,
         random_state=random_state,
         progress=progress,
     )

@@ -186,8 +186,8 @@ def call(
     grad: bool = False,
 ) -> Any:
     """One forward pass on a `Batch`, or on what `Batch.of` takes, without grad unless `grad`;
-    returns what the model returns. The model gets a copy of the arguments, and what it draws is drawn in `draws`:
-    by default from generators seeded by the index of the batch.
+    returns what the model returns. The model gets a copy of the arguments, and what it draws is
+    drawn in `draws`: by default from generators seeded by the index of the batch.
 
     Raises ArgumentError, with the layer and the model's own error in it, where the model cannot
     take the batch; `argument` is what the user knows it by.

@@ -16,6 +16,7 @@ References: Sinha & Zoltners 1979; Pisinger 1995; Shoham & Gersho 1988 for the a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def _climbed(items: Sequence[Options], budget: float) -> tuple[list[int], float]
             float(item.cost[high] - item.cost[low]),
         )
         for k, (item, hull) in enumerate(zip(items, hulls, strict=True))
-        for low, high in zip(hull[:-1], hull[1:], strict=True)
+        for low, high in itertools.pairwise(hull)
     ]
     # Slopes fall along a hull, so that a stable order keeps the steps of an item in theirs.
     steps.sort(key=lambda step: -step[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -22,10 +24,14 @@ from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.methods import Given, as_method, at_rung
+from tensorlrf.compression.plan._allocated import Layer, allocated
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._worthwhile import without_slow
+from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.sensitivity import Sensitivity
+from tensorlrf.compression.sensitivity._sensitivity import Probe
 from tensorlrf.decomposition.configs import Method
-from tensorlrf.decomposition.ladder import Ladder
+from tensorlrf.decomposition.ladder import Ladder, Rung
 from tensorlrf.errors import ArgumentError, TensorlrfError
 
 OBJECTIVES = ("size", "latency")
@@ -40,6 +46,8 @@ def plan(
     skip: str | Sequence[str] | None = None,
     objective: str = "size",
     example: Any = None,
+    allocation: str | Allocation = UNIFORM,
+    sensitivity: Sensitivity | None = None,
 ) -> Plan:
     """What `compress` would do with the model, as a value that can be looked at and edited.
 
@@ -52,8 +60,8 @@ def plan(
     model : Module
     keep_params : float, optional
         Share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers that must
-        stay dense for want of a rank included; biases are not counted. Ranks are uniform: every
-        layer keeps about the same share, in multiples of 8 (below 8, in ones). Or instead
+        stay dense for want of a rank included; biases are not counted. Ranks are multiples of 8
+        (below 8, ones), shared out as `allocation` says. Or instead
     error : float, optional
         The relative error that each layer may have, in (0, 1): of its outputs where `apply` gets
         calibration (with `target="original"` beside the best outputs that its inputs allow), else
@@ -72,6 +80,13 @@ def plan(
         "latency": layers that do not get faster on this device at the planned rank stay.
     example : Tensor, tuple or dict, optional
         A batch to time them on, for `objective="latency"`.
+    allocation : str or Allocation
+        How `keep_params` is shared out over layers: "uniform", about the same share for every
+        layer; "energy", by the spectra of the weights, so that the squared errors have the least
+        sum; or an `Allocation` with conditions on the ranks.
+    sensitivity : Sensitivity, optional
+        What each layer can lose, from `tensorlrf.sensitivity`: the losses then have the least sum,
+        and layers that cannot lose anything stay dense.
 
     Returns
     -------
@@ -103,6 +118,8 @@ def plan(
         skip=skip,
         objective=objective,
         example=example,
+        allocation=allocation,
+        sensitivity=sensitivity,
     )
     return made
 
@@ -116,8 +133,15 @@ def planned(
     skip: str | Sequence[str] | None,
     objective: str,
     example: Any,
+    allocation: str | Allocation,
+    sensitivity: Sensitivity | None,
+    probe: Callable[[list[str]], Probe] | None = None,
 ) -> tuple[Plan, list[Surveyed]]:
-    """`plan`, and the survey of the model that it was made from."""
+    """`plan`, and the survey of the model that it was made from.
+
+    probe  gives, of the layers that share a budget, what tells how sensitive they are, where there
+           are inputs
+    """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
@@ -127,6 +151,7 @@ def planned(
         raise ArgumentError(
             f"objective={objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
         )
+    rule = Allocation.of(allocation)
     choose = _chooser(method)
     found = survey(model)
     wanted = without_skipped(found, model, [skip] if isinstance(skip, str) else skip)
@@ -134,7 +159,10 @@ def planned(
     if isinstance(method, Mapping):
         _check_used(method, [d.found for d in drafts])
     _check_budgets(drafts, keep_params, error)
-    drafts = _with_ranks(drafts, keep_params, error)
+    if keep_params is None:
+        drafts = _with_ranks(drafts, None, error, rule, None)
+    else:
+        drafts = _shared_out(model, drafts, keep_params, rule, sensitivity, probe)
     if objective == "latency":
         slow = without_slow(model, {d.found.name: d.method for d in drafts if d.method}, example)
         drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]
@@ -243,32 +271,79 @@ def _check_budgets(
         )
 
 
+def _shared_out(
+    model: nn.Module,
+    drafts: list[_Draft],
+    keep_params: float,
+    allocation: Allocation,
+    sensitivity: Sensitivity | None,
+    probe: Callable[[list[str]], Probe] | None,
+) -> list[_Draft]:
+    """The drafts with ranks by the allocation's rule; with "auto" as they would be with uniform
+    ones, where the model then loses less on inputs held out."""
+    uniform = partial(_with_ranks, drafts, keep_params, None, allocation, None)
+    if sensitivity is not None:
+        sensitivity.check(fingerprint(model))
+        return _with_ranks(drafts, keep_params, None, allocation, sensitivity)
+    names = [d.found.name for d in drafts if d.method is not None and not d.method.budgeted]
+    if allocation.rule == UNIFORM or (allocation.rule == AUTO and probe is None):
+        return uniform()
+    looked = Probe(model, names, None) if probe is None else probe(names)
+    made = _with_ranks(drafts, keep_params, None, allocation, looked.sensitivity(allocation.rule))
+    if allocation.rule != AUTO:
+        return made
+    others = uniform()
+    return min((made, others), key=lambda some: looked.loss_at(_matrix_ranks(some)))
+
+
+def _matrix_ranks(drafts: Sequence[_Draft]) -> dict[str, int]:
+    """The ranks of low-rank matrices that have as many parameters, of layers that are factored."""
+    ranks = {}
+    for draft in drafts:
+        row = _row(draft)
+        if row.method is not None and row.params_after is not None:
+            a_rank = row.shape[0] + row.groups * math.prod(row.shape[1:])
+            ranks[row.name] = max(1, row.params_after // a_rank)
+    return ranks
+
+
 def _with_ranks(
-    drafts: list[_Draft], keep_params: float | None, error: float | None
+    drafts: list[_Draft],
+    keep_params: float | None,
+    error: float | None,
+    allocation: Allocation,
+    sensitivity: Sensitivity | None,
 ) -> list[_Draft]:
     """The drafts with a rank, an error or a share each."""
     shared = [k for k, d in enumerate(drafts) if d.method is not None and not d.method.budgeted]
     drafts = [_own_rank(d) for d in drafts]
     if keep_params is not None:
-        ladders = [drafts[k].ladder for k in shared]
-        rungs = allocate([ladder for ladder in ladders if ladder is not None], keep_params)
-        for k, rung in zip(shared, rungs, strict=True):
-            draft = drafts[k]
-            assert draft.method is not None
-            assert draft.ladder is not None
-            if rung is None:
-                drafts[k] = replace(draft, method=None, reason="no rank fits into the share")
-            elif draft.method.by_share:
-                share = rung.params / draft.ladder.dense
-                drafts[k] = replace(draft, method=draft.method.with_budget(rank=share))
-            else:
-                drafts[k] = replace(draft, method=at_rung(draft.method, rung))
+        layers = [Layer(d.found.places, d.ladder) for d in (drafts[k] for k in shared) if d.ladder]
+        if sensitivity is None:
+            choices = allocate([layer.ladder for layer in layers], keep_params)
+        else:
+            choices = allocated(layers, sensitivity, allocation, keep_params)
+        why = "no rank fits into the share" if sensitivity is None else "every rank costs more"
+        for k, choice in zip(shared, choices, strict=True):
+            drafts[k] = _chosen(drafts[k], choice, why)
     elif error is not None:
         for k in shared:
             method = drafts[k].method
             assert method is not None
             drafts[k] = replace(drafts[k], method=method.with_budget(error=error))
     return drafts
+
+
+def _chosen(draft: _Draft, choice: Rung | None, why_dense: str) -> _Draft:
+    """The draft at a rung of its ladder; None lets it stay dense."""
+    method, ladder = draft.method, draft.ladder
+    assert method is not None
+    assert ladder is not None
+    if choice is None:
+        return replace(draft, method=None, reason=why_dense)
+    if method.by_share:
+        return replace(draft, method=method.with_budget(rank=choice.params / ladder.dense))
+    return replace(draft, method=at_rung(method, choice))
 
 
 def _own_rank(draft: _Draft) -> _Draft:

@@ -11,12 +11,9 @@ from tensorlrf.errors import ArgumentError, unknown
 LOSSES = ("fisher", "measured", "energy")
 """Rules that predict losses, of which a knapsack makes the ranks."""
 
-SHARES = ("uniform", "effective_rank", "spectrum_shape", "block_influence")
-"""Rules that give each layer its share at once."""
+AUTO, UNIFORM = "auto", "uniform"
 
-AUTO = "auto"
-
-RULES = (AUTO, *LOSSES, *SHARES)
+RULES = (AUTO, *LOSSES, UNIFORM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,7 @@ class Allocation:
         whole model on inputs held out is lower than with uniform ranks; uniform without. "fisher":
         losses from gradients of the outputs, one backward pass a batch. "measured": from the
         outputs of the model with one layer cut at a time. "energy": from the spectra alone.
-        "uniform": the same share for all. "effective_rank", "spectrum_shape", "block_influence":
-        rules of others.
+        "uniform": the same share for all.
     least_share : float
         Of its parameters that a layer keeps at the least.
     multiple : int

@@ -64,9 +64,7 @@ class OutputLoss:
     def unit(self) -> str:
         return UNITS[self.kind]
 
-    def cotangent(
-        self, output: Any, batch: Batch, draws: torch.Generator
-    ) -> tuple[Tensor, float]:
+    def cotangent(self, output: Any, batch: Batch, draws: torch.Generator) -> tuple[Tensor, float]:
         """(a scalar whose gradient is the drawn cotangent, what its squares are to be divided by).
 
         Over draws, the mean square of its change, over twice the second number summed over all

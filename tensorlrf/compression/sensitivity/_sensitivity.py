@@ -161,7 +161,8 @@ class Probe:
         if self.data is None:
             if rule not in (AUTO, "energy"):
                 raise ArgumentError(f"rule={rule!r} looks at inputs; give calibration=")
-            losses = {name: _weight_energies(site_at(self.model, name), name) for name in self.names}
+            sites = {name: site_at(self.model, name) for name in self.names}
+            losses = {name: _weight_energies(site, name) for name, site in sites.items()}
             return self._told("energy", OF_WEIGHTS, losses)
         if rule == AUTO:
             rule = self._suitable()
