@@ -5,13 +5,13 @@ from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._export import densify, export
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression.losses._probe import sensitivity
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
 from tensorlrf.compression.report._report import BatchNorms, Latency, LayerReport, Report, Totals
-from tensorlrf.compression.sensitivity._sensitivity import sensitivity
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.decomposition.configs import (

@@ -14,13 +14,13 @@ from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at
 from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._planning import planned
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._report import Report
-from tensorlrf.compression.sensitivity._output_loss import Readout
-from tensorlrf.compression.sensitivity._sensitivity import Probe
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 

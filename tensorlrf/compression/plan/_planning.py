@@ -23,13 +23,13 @@ from tensorlrf.compression._survey import (
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.methods import Given, as_method, at_rung
 from tensorlrf.compression.plan._allocated import Layer, allocated
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._worthwhile import without_slow
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
 from tensorlrf.compression.plan.sensitivity import Sensitivity
-from tensorlrf.compression.sensitivity._sensitivity import Probe
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import Ladder, Rung
 from tensorlrf.errors import ArgumentError, TensorlrfError

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration.batches import Batch, call
-from tensorlrf.compression.sensitivity._bases import Basis, OutputMoments, rows_of
-from tensorlrf.compression.sensitivity._output_loss import OutputLoss
+from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
+from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -95,7 +97,8 @@ def without_bias(site: Site, y: Tensor) -> Tensor:
     if bias is None:
         return y
     axes = 0 if site.taps is None else site.taps.axes
-    return y - bias.detach().to(y.dtype).reshape(-1, *[1] * axes)
+    unbiased: Tensor = y - bias.detach().to(y.dtype).reshape(-1, *[1] * axes)
+    return unbiased
 
 
 def fisher_losses(
@@ -137,38 +140,11 @@ def _parts(
     for parameter in own.parameters():
         parameter.requires_grad_(False)
     found: dict[str, Tensor] = {}
-    samples = _samples(batch)
-
-    def watched(name: str, site: Site) -> Any:
-        basis = bases[name].vectors
-
-        def hook(_: nn.Module, args: Any, y: Any) -> Tensor | None:
-            if not isinstance(y, Tensor) or not torch.is_grad_enabled():
-                return None
-            rows = rows_of(site, without_bias(site, y), samples)
-            n = samples if rows is not None else 1
-            rows = rows if rows is not None else rows_of(site, without_bias(site, y), 1)
-            assert rows is not None
-            seen = torch.einsum("stgm,gmk->stgk", rows.to(basis.dtype), basis)
-
-            def back(g: Tensor) -> None:
-                grads = rows_of(site, g.detach().to(basis.dtype), n)
-                assert grads is not None
-                felt = torch.einsum("stgm,gmk->stgk", grads, basis)
-                c = (seen * felt).sum((1, 2))
-                found[name] = found[name] + c if name in found else c
-
-            if y.requires_grad:
-                y.register_hook(back)
-                return None
-            # The graph begins here. What follows may work in place, which a leaf does not take.
-            leaf = y.detach().requires_grad_()
-            leaf.register_hook(back)
-            return leaf.clone()
-
-        return site.module.register_forward_hook(hook)
-
-    handles = [watched(name, site_at(own, name)) for name in bases]
+    samples, handles = _samples(batch), []
+    for name, basis in bases.items():
+        site = site_at(own, name)
+        felt = _Felt(name, site, basis.vectors, samples, found)
+        handles.append(site.module.register_forward_hook(felt.forward))
     try:
         output = call(own, batch, grad=True)
         scalar, count = loss.cotangent(output, batch, draws)
@@ -178,6 +154,48 @@ def _parts(
         for handle in handles:
             handle.remove()
     return found, count
+
+
+@dataclass(frozen=True)
+class _Felt:
+    """Hooks on one layer: what the cotangent feels of its outputs, along each direction.
+
+    vectors  (groups, m, k)
+    found    name -> c_k of every sample, to which this one adds its own
+    """
+
+    name: str
+    site: Site
+    vectors: Tensor
+    samples: int
+    found: dict[str, Tensor]
+
+    def forward(self, _: nn.Module, args: tuple[Any, ...], y: Any) -> Tensor | None:
+        """After a call of the layer."""
+        if not isinstance(y, Tensor) or not torch.is_grad_enabled():
+            return None
+        seen = self._along(without_bias(self.site, y))
+        if y.requires_grad:
+            y.register_hook(partial(self.backward, seen))  # type: ignore[no-untyped-call]
+            return None
+        # The graph begins here. What follows may work in place, which a leaf does not take.
+        leaf = y.detach().requires_grad_()
+        leaf.register_hook(partial(self.backward, seen))  # type: ignore[no-untyped-call]
+        return leaf.clone()
+
+    def backward(self, seen: Tensor, g: Tensor) -> None:
+        """With the gradient at its output."""
+        c = (seen * self._along(g.detach())).sum((1, 2))
+        self.found[self.name] = self.found[self.name] + c if self.name in self.found else c
+
+    def _along(self, y: Tensor) -> Tensor:
+        """Of outputs the parts along the directions: (samples, positions, groups, k)."""
+        y = y.to(self.vectors.dtype)
+        rows = rows_of(self.site, y, self.samples)
+        if rows is None:  # as one sample
+            rows = rows_of(self.site, y, 1)
+        assert rows is not None
+        return torch.einsum("stgm,gmk->stgk", rows, self.vectors)
 
 
 def _samples(batch: Batch) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,12 +18,12 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._site import Site, site_at
 from tensorlrf.compression.calibration.batches import Batch, call, list_batches
 from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.losses._bases import Basis, spectra
+from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
+from tensorlrf.compression.losses._measured import loss_of, measured_losses
+from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
 from tensorlrf.compression.plan.allocation import AUTO, LOSSES
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
-from tensorlrf.compression.sensitivity._bases import Basis, spectra
-from tensorlrf.compression.sensitivity._fisher import bases_of, fisher_losses
-from tensorlrf.compression.sensitivity._measured import loss_of, measured_losses
-from tensorlrf.compression.sensitivity._output_loss import OutputLoss, Readout
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, unknown, warn
 from tensorlrf.factors.autocast import without_autocast
@@ -216,7 +216,7 @@ class Probe:
         convs = sum(site.weight.numel() for site in sites if site.taps is not None)
         return "measured" if 2 * convs > sum(site.weight.numel() for site in sites) else "fisher"
 
-    def _told(self, rule: str, unit: str, losses: dict[str, Sequence[float]]) -> Sensitivity:
+    def _told(self, rule: str, unit: str, losses: Mapping[str, Sequence[float]]) -> Sensitivity:
         rows = [
             _row(name, site_at(self.model, name), losses[name])
             for name in self.names

@@ -15,8 +15,8 @@ from torch import nn
 
 from tensorlrf.compression.calibration._site import site_at
 from tensorlrf.compression.calibration.batches import Batch, call
-from tensorlrf.compression.sensitivity._bases import Basis
-from tensorlrf.compression.sensitivity._output_loss import OutputLoss
+from tensorlrf.compression.losses._bases import Basis
+from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.nn.copies import copy_of, replica
 
 SHARES = (0.5, 0.2)
