@@ -16,11 +16,12 @@ from tensorlrf.cli._options import Debug, Json, Seed
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_file, check_folder
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
+from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import plan as make_plan
 from tensorlrf.compression.methods import words
 from tensorlrf.decomposition.methods import installed, names
-from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError, printable
+from tensorlrf.errors import ArgumentError, FileError, printable
 
 
 def words_of_methods() -> str:
@@ -43,9 +44,44 @@ def compress(
         float | None,
         typer.Option("--keep-params", help="Share of the weights to keep, at most: .5 is half."),
     ] = None,
+    keep_bytes: Annotated[
+        float | None, typer.Option("--keep-bytes", help="Or of their bytes.")
+    ] = None,
+    keep_flops: Annotated[
+        float | None,
+        typer.Option("--keep-flops", help="Or of the FLOPs on the first batch of --text."),
+    ] = None,
+    keep_latency: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-latency", help="Or of the time that the layers take on it, on this machine."
+        ),
+    ] = None,
     error: Annotated[
         float | None,
         typer.Option("--error", help="Relative error that each layer may have; or this."),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            "--allocation",
+            metavar="WORD",
+            help="How the share is shared out over layers: uniform (default), energy; with --text "
+            "fisher, measured or auto, by what the model would lose.",
+        ),
+    ] = None,
+    least_share: Annotated[
+        float | None,
+        typer.Option("--least-share", help="Of its parameters that a layer keeps at the least."),
+    ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            "--sensitivity",
+            metavar="FILE",
+            help="What layers can lose, found before: JSON of tensorlrf.sensitivity. In place of "
+            "--allocation.",
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -129,6 +165,7 @@ def compress(
     Examples:
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --text news.txt
       tensorlrf compress net.safetensors -o small.safetensors --keep-params .5 --skip 'fc*'
+      tensorlrf compress minilm/ -o minilm-small/ --keep-flops .5 --allocation auto --text news.txt
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
@@ -138,17 +175,22 @@ def compress(
             max_batches, dtype, seed,
         )  # fmt: skip
         options.check()
+        budgets = {
+            "keep_params": keep_params, "keep_bytes": keep_bytes, "keep_flops": keep_flops,
+            "keep_latency": keep_latency, "error": error,
+        }  # fmt: skip
+        wanted = Wanted(budgets, method, skip or [], allocation, least_share, sensitivity)
+        wanted.check(source, with_text=bool(text))
         given = None
         if plan is not None:
-            _check_alone(keep_params, error, method, skip)
-            given = _read_plan(plan)
+            wanted.check_alone()
+            given = read_value(Plan, "--plan", plan)
+        arguments = wanted.arguments()
         job = _folder_job(options) if source.is_dir() else _checkpoint_job(options)
         if given is None:
-            globs = None if not skip else [glob for glob in skip if glob]
-            given = make_plan(
-                job.model, keep_params=keep_params, error=error, method=method, skip=globs
+            given = job.explain(
+                make_plan(job.model, calibration=job.batches, random_state=seed, **arguments)
             )
-            given = job.explain(given)
         if plan_only:
             show(given, as_json)
             return
@@ -257,23 +299,3 @@ def _folder_job(options: _Options) -> _Job:
         write_model(small, options.source, options.target, options.force)
 
     return _Job(model, batches, lambda plan: plan, write)
-
-
-def _read_plan(path: Path) -> Plan:
-    if not path.is_file():
-        raise FileError(f"--plan {path} is not a file")
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"--plan {path} is no text: {error}") from None
-    except TensorlrfError as error:
-        raise type(error)(f"--plan {path}: {error}") from None
-
-
-def _check_alone(*given: Any) -> None:
-    keep_params, error, method, skip = given
-    if keep_params is not None or error is not None or method != "svd" or skip:
-        raise ArgumentError(
-            "--plan says what becomes of every layer: leave out --keep-params, --error, --method "
-            "and --skip, or edit the plan"
-        )

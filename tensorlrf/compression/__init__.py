@@ -9,9 +9,10 @@ from tensorlrf.compression.losses._probe import sensitivity
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
-from tensorlrf.compression.plan.allocation import Allocation
+from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
-from tensorlrf.compression.report._report import BatchNorms, Latency, LayerReport, Report, Totals
+from tensorlrf.compression.report._report import Report
+from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.decomposition.configs import (
@@ -36,10 +37,12 @@ __all__ = [
     "TR",
     "TT",
     "Allocation",
+    "Allotment",
     "Auto",
     "BatchNorms",
     "Blast",
     "BucketTiming",
+    "Candidate",
     "FileLayer",
     "FileReport",
     "Hierarchical",

@@ -10,7 +10,7 @@ from torch import nn
 
 from tensorlrf.compression._latency import measure_model
 from tensorlrf.compression._survey import Surveyed, survey
-from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression._working_copy import WorkingCopy
 from tensorlrf.compression.calibration._batchnorm import (
     norms_of,
@@ -20,13 +20,13 @@ from tensorlrf.compression.calibration._batchnorm import (
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import model_error
-from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._check_plan import check_plan
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.report._budget import shortfall
-from tensorlrf.compression.report._report import BatchNorms, Latency, Report
+from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._reporting import totals
+from tensorlrf.compression.report._rows import BatchNorms, Latency
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,
@@ -145,24 +145,14 @@ def apply(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
     )
     fitting.check(calibrated=calibration is not None)
-    model = uncompiled(model)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    model = own_model(model)
     if not isinstance(plan, Plan):
         raise ArgumentError(
             f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
             "Plan.from_json(text)"
         )
-    data = read(calibration, model, fitting)
+    data = Calibration.read(calibration, model, fitting.holdout)
     return carried_out(model, plan, survey(model), data, fitting, example)
-
-
-def read(calibration: Any, model: nn.Module, fitting: Fitting) -> Calibration | None:
-    """The batches of `calibration`, part of them held out; None where there is none."""
-    if calibration is None:
-        return None
-    with torch.inference_mode(False), without_autocast():
-        return Calibration.of(list_batches(calibration, replica(model)), fitting.holdout)
 
 
 def carried_out(
@@ -188,8 +178,7 @@ def carried_out(
             error = model_error(model, small, data.held_out)
         latency = None if example is None else _latency(model, small, example)
     report = Report(
-        keep_params=plan.keep_params,
-        error=plan.error,
+        **plan.budgets,
         target=fitting.target if data is not None else None,
         affine=fitting.affine,
         batches=0 if data is None else len(data.fitted),
@@ -199,6 +188,7 @@ def carried_out(
         model_error=error,
         batch_norms=norms,
         latency=latency,
+        allotment=plan.allotment,
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

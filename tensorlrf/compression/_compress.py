@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import carried_out, read
-from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._apply import carried_out
+from tensorlrf.compression._uncompiled import own_model, uncompiled
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at
+from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.losses._output_loss import Readout
-from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._planning import planned
+from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._report import Report
 from tensorlrf.errors import ArgumentError
@@ -29,6 +31,9 @@ def compress(
     model: nn.Module,
     *,
     keep_params: float | None = None,
+    keep_bytes: float | None = None,
+    keep_flops: float | None = None,
+    keep_latency: float | None = None,
     error: float | None = None,
     method: Given = "svd",
     calibration: Any = None,
@@ -55,22 +60,16 @@ def compress(
     Parameters
     ----------
     model : Module
-    keep_params, error, method, skip, objective
-        What is to become of which layer, as in `plan`. Give one budget, keep_params (share of the
-        weights to keep) or error, or a rank to every method.
+    keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
+        What is to become of which layer, as in `plan`. Give one budget, such as keep_params (share
+        of the weights to keep) or error, or a rank to every method.
     calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
         How it is fitted, as in `apply`.
     example : Tensor, tuple or dict, optional
-        A batch to time layers on (`objective="latency"`) and both models, for the report.
-    allocation : str or Allocation
-        How `keep_params` is shared out over layers, as in `plan`; with calibration also "fisher" or
-        "measured", by what the outputs of the whole model would lose, or "auto", the one of the two
-        that suits the model, where the model then loses less on inputs held out than with uniform
-        ranks.
-    sensitivity : Sensitivity, optional
-        Found before, as in `plan`.
-    loss, readout
-        What counts of the outputs, as in `sensitivity`.
+        A batch to time layers on (`objective="latency"`, `keep_latency`) or to count on
+        (`keep_flops`), and to time both models on, for the report.
+    allocation, sensitivity, loss, readout
+        How the budget is shared out over layers, as in `plan`.
     random_state, progress
         As in `apply`.
 
@@ -96,39 +95,27 @@ def compress(
     >>> report.layer("2").reason
     "skipped by '2'"
     """
+    request = Request.of(
+        Budget.of(
+            keep_params=keep_params, keep_bytes=keep_bytes, keep_flops=keep_flops,
+            keep_latency=keep_latency, error=error,
+        ),
+        method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
+        progress,
+    )  # fmt: skip
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
     )
-    fitting.check(
-        calibrated=calibration is not None
-    )  # a wrong word is told before the model is looked at
-    model = uncompiled(model)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    data = read(calibration, model, fitting)
-
-    def probe(names: list[str]) -> Probe:
-        return Probe(model, names, data, loss, readout, random_state, progress)
-
-    made, found = planned(
-        model,
-        keep_params=keep_params,
-        error=error,
-        method=method,
-        skip=skip,
-        objective=objective,
-        example=example,
-        allocation=allocation,
-        sensitivity=sensitivity,
-        probe=probe if data is not None else None,
-    )
-    return carried_out(model, made, found, data, fitting, example)
+    return _compressed(model, request, fitting, calibration)
 
 
 def compress_(
     model: nn.Module,
     *,
     keep_params: float | None = None,
+    keep_bytes: float | None = None,
+    keep_flops: float | None = None,
+    keep_latency: float | None = None,
     error: float | None = None,
     method: Given = "svd",
     calibration: Any = None,
@@ -156,7 +143,7 @@ def compress_(
     ----------
     model : Module
         Its layers are replaced.
-    keep_params, error, method, skip, objective
+    keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
         As in `plan`.
     calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
         As in `apply`.
@@ -180,34 +167,24 @@ def compress_(
     >>> type(model[0]).__name__
     'FactoredLinear'
     """
+    request = Request.of(
+        Budget.of(
+            keep_params=keep_params, keep_bytes=keep_bytes, keep_flops=keep_flops,
+            keep_latency=keep_latency, error=error,
+        ),
+        method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
+        progress,
+    )  # fmt: skip
+    fitting = Fitting(
+        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
+    )
     given, model = model, uncompiled(model)
     if model is not given and model is not getattr(given, "_orig_mod", None):
         raise ArgumentError(
             "model holds modules that torch.compile wrapped, which would go on with their old "
             "layers; compile them after compress_, or use compress"
         )
-    small, report = compress(
-        model,
-        keep_params=keep_params,
-        error=error,
-        method=method,
-        calibration=calibration,
-        skip=skip,
-        target=target,
-        affine=affine,
-        batch_norm=batch_norm,
-        holdout=holdout,
-        rerun=rerun,
-        moment_bytes=moment_bytes,
-        objective=objective,
-        example=example,
-        allocation=allocation,
-        sensitivity=sensitivity,
-        loss=loss,
-        readout=readout,
-        random_state=random_state,
-        progress=progress,
-    )
+    small, report = _compressed(model, request, fitting, calibration)
     if isinstance(small, FactoredLayer):
         raise ArgumentError(
             f"model is a {type(model).__name__}, one layer, which cannot become another in place; "
@@ -219,3 +196,14 @@ def compress_(
     if report.batch_norms is not None and report.batch_norms.kept:
         set_statistics(norms_of(model), statistics_of(norms_of(small)))
     return report
+
+
+def _compressed(
+    model: nn.Module, request: Request, fitting: Fitting, calibration: Any
+) -> tuple[nn.Module, Report]:
+    # A wrong word is told before the model is looked at.
+    fitting.check(calibrated=calibration is not None)
+    model = own_model(model)
+    data = Calibration.read(calibration, model, fitting.holdout)
+    made, found = planned(model, request, data)
+    return carried_out(model, made, found, data, fitting, request.example)

@@ -103,12 +103,22 @@ def faster(
     "dense" of the factored layer is none of the candidates. Takes about `seconds`; neither layer is
     changed.
     """
-    paths = [path for path in factored.paths if path != "dense"]
+    dense, (best,) = times_of(layer, [factored], x, seconds=seconds)
+    return dense, best
+
+
+def times_of(
+    layer: nn.Module, factored: Sequence[FactoredLayer], x: Tensor, *, seconds: float
+) -> tuple[float, list[float]]:
+    """Likewise of several factored layers in its place, all of them in turn."""
     calls: dict[str, Callable[[], object]] = {TORCH: lambda: layer.forward(x)}
-    calls |= {path: _call(factored._on_path(path), x) for path in paths}
+    paths = [[path for path in one.paths if path != "dense"] for one in factored]
+    for k, one in enumerate(factored):
+        calls |= {f"{k} {path}": _call(one._on_path(path), x) for path in paths[k]}
     with torch.no_grad():
         timings = time_calls(calls, seconds=seconds, device=x.device, hopeless=HOPELESS)
-    return timings.median(TORCH), min(map(timings.median, paths))
+    best = [min(timings.median(f"{k} {path}") for path in own) for k, own in enumerate(paths)]
+    return timings.median(TORCH), best
 
 
 def measure_model(

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from tensorlrf.errors import ArgumentError
+
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """The model without the wrappers of torch.compile, at the root and inside.
@@ -22,6 +24,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
     if wrapper is None or not isinstance(model, nn.Module):
         return model
     return _without(wrapper, model, {})
+
+
+def own_model(model: Any) -> nn.Module:
+    """The same of what a user gives. Raises ArgumentError for what is no model."""
+    model = uncompiled(model)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    return model
 
 
 def _without(wrapper: type, module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:

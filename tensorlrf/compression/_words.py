@@ -6,13 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def budget_words(keep_params: float | None, error: float | None) -> str:
-    """The budget asked for."""
-    if keep_params is not None:
-        return f"keep_params {keep_params:g}"
-    return "ranks of its own" if error is None else f"error {error:g}"
-
-
 def rank_words(rank: Any) -> str:
     """An int as it is, ranks of several modes with commas."""
     return ", ".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)

@@ -22,7 +22,7 @@ from tensorlrf.compression.calibration._trace import Trace, record
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
-from tensorlrf.compression.plan._versions import VERSION
+from tensorlrf.compression.plan._versions import METHODS
 from tensorlrf.compression.report._report import LayerReport
 from tensorlrf.compression.report._reporting import row
 from tensorlrf.decomposition.configs import Method
@@ -203,7 +203,7 @@ class WorkingCopy:
                 assert kind is not None
                 new = kind.from_factors(done.factors, found.module)
                 new.recipe = {
-                    "version": VERSION,
+                    "version": METHODS,
                     "method": done.method.to_dict(),
                     "target": self.fitting.target if done.samples is not None else None,
                     "data_aware": done.data_aware,

@@ -50,6 +50,41 @@ def test_the_file_loads_into_the_model(
     assert torch.equal(small(picture()), ours(picture()))
 
 
+def test_budgets_and_allocations(source: Path, tmp_path: Path, program: Program) -> None:
+    """The same words as in Python, of what weights alone can tell."""
+    dense, target = cnn(), tmp_path / "small.safetensors"
+    found = tensorlrf.sensitivity(read_checkpoint(source).model, skip=[])
+    (tmp_path / "found.json").write_text(found.to_json())
+    for more, options in (
+        (("--allocation", "energy"), {"allocation": "energy"}),
+        (
+            ("--allocation", "energy", "--least-share", 0.3),
+            {"allocation": tensorlrf.Allocation(rule="energy", least_share=0.3)},
+        ),
+        (("--sensitivity", tmp_path / "found.json"), {"allocation": "energy"}),
+    ):
+        done = program(
+            "compress", source, "-o", target, "--keep-bytes", 0.5, *more, "--json", "--force"
+        )
+        assert (done.code, done.err) == (0, "")
+        report = tensorlrf.compression.Report.from_json(done.out)
+        made = tensorlrf.plan(dense, keep_bytes=0.5, skip=[], **options)  # type: ignore[arg-type]
+        assert report.eligible.bytes_after <= 0.5 * report.eligible.bytes_before
+        assert report.allotment.rule == "energy"
+        ranks = {row.name: row.rank for row in report.layers if row.factored}
+        assert ranks == {row.name: row.rank for row in made.factored}
+    (tmp_path / "found.json").write_text(found.to_json().replace(found.architecture, "0" * 64))
+    wrong = program(
+        "compress", source, "--plan-only", *HALF, "--sensitivity", tmp_path / "found.json"
+    )
+    assert "sensitivity is of a model of architecture 000000000000" in wrong.error
+    (tmp_path / "found.json").write_text("{")
+    wrong = program(
+        "compress", source, "--plan-only", *HALF, "--sensitivity", tmp_path / "found.json"
+    )
+    assert "found.json: text is no sensitivity" in wrong.error
+
+
 def test_dtypes_and_other_tensors_stay(source: Path, tmp_path: Path, program: Program) -> None:
     tensors = {
         k: t.bfloat16() if t.is_floating_point() else t for k, t in load_file(source).items()

@@ -69,6 +69,22 @@ def test_help_and_version(program: Program) -> None:
         ((*HALF, "--target", "prefix"), "--target needs --text"),
         ((*HALF, "--tokens", 64), "--tokens needs --text"),
         (("--plan", "none.json"), "none.json is not a file"),
+        ((*HALF, "--keep-bytes", 0.5), "keep_params=0.5 and keep_bytes=0.5 are two budgets"),
+        (("--keep-bytes", 2), "keep_bytes=2.0 must be a share"),
+        (("--keep-flops", 0.5), "--keep-flops looks at inputs, and so is for folders"),
+        (("--keep-latency", 0.5), "--keep-latency looks at inputs"),
+        ((*HALF, "--allocation", "fisher"), "--allocation fisher looks at inputs"),
+        ((*HALF, "--allocation", "greed"), "allocation='greed' is unknown"),
+        ((*HALF, "--least-share", 1.5), "least_share=1.5 must be a share"),
+        ((*HALF, "--sensitivity", "none.json"), "--sensitivity none.json is not a file"),
+        (
+            (*HALF, "--sensitivity", "none.json", "--allocation", "energy"),
+            "leave out one of them",
+        ),
+        (
+            (*HALF, "--plan", "none.json", "--least-share", 0.1),
+            "leave out --keep-params and --least-share",
+        ),
     ],
 )
 def test_options_that_cannot_be(

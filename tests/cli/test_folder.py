@@ -57,6 +57,7 @@ def output(model: Any) -> torch.Tensor:
         ("bert", ("--target", "original", "--affine"), {"target": "original", "affine": True}),
         ("llama", ("--skip", ""), {"skip": []}),
         ("gpt2", ("--max-batches", 3), {}),
+        ("bert", ("--allocation", "auto"), {"allocation": "auto"}),
     ],
 )
 def test_the_folder_is_what_compress_gives(
@@ -93,6 +94,19 @@ def test_the_folder_is_what_compress_gives(
     assert report.held_out == max(1, len(batches) // 10)
     assert all(row.data_aware for row in report.layers if row.factored)
     assert any(isinstance(m, FactoredLayer) for m in again.modules())
+
+
+def test_a_budget_of_flops_is_counted_on_the_text(made: Path, program: Program) -> None:
+    text = ("--text", made / "news.txt", *SMALL)
+    done = program("compress", made / "bert", "--plan-only", "--keep-flops", 0.5, *text, "--json")
+    assert (done.code, done.err) == (0, "")
+    allotment = tensorlrf.Plan.from_json(done.out).allotment
+    assert allotment.dense_cost is not None
+    assert allotment.cost is not None
+    assert 0 < allotment.cost <= 0.5 * allotment.dense_cost
+    for more in (("--keep-flops", 0.5), ("--keep-latency", 0.5), ("--allocation", "measured")):
+        wrong = program("compress", made / "bert", "--plan-only", *more)
+        assert "needs --text, from which the inputs come" in wrong.error
 
 
 def test_small_files_go_along_and_weights_do_not(

@@ -14,7 +14,7 @@ from torch import nn
 import tensorlrf
 from tensorlrf import Plan, plan
 from tensorlrf.compression.methods import config_of, method_from_dict, words
-from tensorlrf.compression.plan._versions import LEFT_OUT, VERSION, method_of, recipe_of
+from tensorlrf.compression.plan._versions import LEFT_OUT, METHODS, VERSION, method_of, recipe_of
 from tensorlrf.errors import ArgumentError, FileFormatError
 
 NET = nn.Sequential(nn.Linear(12, 16), nn.Conv2d(8, 8, 3))
@@ -24,6 +24,9 @@ def text_of(version: Any, method: dict[str, Any]) -> str:
     """A plan of that version in which the first layer has that method."""
     values = json.loads(plan(NET, method={"0": tensorlrf.SVD(rank=2), "*": None}).to_json())
     values["version"] = version
+    if version in (1, 2, None):
+        for later in ("keep_bytes", "keep_flops", "keep_latency", "allotment"):
+            del values[later]
     values["layers"][0]["method"] = method
     return json.dumps(values)
 
@@ -90,11 +93,19 @@ def test_versions_that_cannot_be_read(version: Any, words: str) -> None:
         Plan.from_json(text_of(version, {"name": "svd", "rank": 2}))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_before_version_3_ranks_were_uniform(version: int) -> None:
+    made = Plan.from_json(text_of(version, {"name": "svd", "rank": 2}))
+    assert made.allotment == tensorlrf.compression.Allotment("uniform")
+    assert (made.keep_bytes, made.keep_flops, made.keep_latency) == (None, None, None)
+    assert Plan.from_json(made.to_json()) == made
+
+
 def test_what_a_file_says_of_a_layer_is_of_its_version_too(tmp_path: Path) -> None:
     small, _ = tensorlrf.compress(NET, method="svd", keep_params=0.5, progress=False)
     layer = small[0]
     made = layer.recipe
-    assert made["version"] == VERSION
+    assert made["version"] == METHODS
     assert method_from_dict(made["method"]).rank == layer.factors.rank
     old = {name: value for name, value in made.items() if name != "version"}
     layer.recipe = {**old, "method": {"name": "svd", "rank": 3, "method": "eigh"}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._memory import named_where_memory_ends
 from tensorlrf.compression.calibration._statistics import Statistics, Stream
-from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.calibration.batches import Batch, list_batches
 from tensorlrf.errors import ArgumentError
+from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn.copies import replica
 
 Layers = list[tuple[str, "LayerMoments"]]
 """Layers by name, none of which waits for another, with what was seen of their inputs."""
@@ -37,6 +40,15 @@ class Calibration:
         count = min(max(int(holdout * n + 1e-9), int(holdout > 0)), n - 1)
         return cls(batches, frozenset(round((k + 1) * n / count) - 1 for k in range(count)))
 
+    @classmethod
+    def read(cls, calibration: Any, model: nn.Module, holdout: float) -> Calibration | None:
+        """What the user gives; None where that is nothing. Raises ArgumentError."""
+        check_holdout(holdout)
+        if calibration is None:
+            return None
+        with torch.inference_mode(False), without_autocast():
+            return cls.of(list_batches(calibration, replica(model)), holdout)
+
     @property
     def fitted(self) -> list[Batch]:
         """Those to fit to."""
@@ -46,6 +58,15 @@ class Calibration:
     def held_out(self) -> list[Batch]:
         """Those to judge by."""
         return [b for k, b in enumerate(self.batches) if k in self.held]
+
+
+def check_holdout(holdout: Any) -> None:
+    """Raise ArgumentError for what is no share of the batches."""
+    number = isinstance(holdout, (int, float)) and not isinstance(holdout, bool)
+    if not number or not 0 <= holdout < 1:
+        raise ArgumentError(
+            f"holdout={holdout!r} must be a share of the batches in [0, 1), such as 0.1"
+        )
 
 
 class LayerMoments:

@@ -37,13 +37,16 @@ class Trace:
     after: dict[str, str]
 
 
-def record(model: nn.Module, names: list[str], batch: Batch) -> Trace:
-    """Run the first batch and see in which order the layers are called, and on what."""
+def record(
+    model: nn.Module, names: list[str], batch: Batch, argument: str = "calibration"
+) -> Trace:
+    """Run the first batch and see in which order the layers are called, and on what; `argument` is
+    what the user knows it by."""
     calls = _Calls()
     own = replica(model)
     layers = {name: dense_layer_at(own, name).module for name in names}
     with watch_readers(own, layers) as readers, Watch(own, names, calls):
-        call(own, batch)
+        call(own, batch, argument=argument)
     return calls.trace(readers.found)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tensorlrf.compression.calibration._layer_moments import check_holdout
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, unknown
 
@@ -35,11 +36,7 @@ class Fitting:
                 raise ArgumentError(
                     f"{name}={value!r} is of a fit to inputs; give calibration=, or leave it out"
                 )
-        number = isinstance(self.holdout, (int, float)) and not isinstance(self.holdout, bool)
-        if not number or not 0 <= self.holdout < 1:
-            raise ArgumentError(
-                f"holdout={self.holdout!r} must be a share of the batches in [0, 1), such as 0.1"
-            )
+        check_holdout(self.holdout)
         most = self.moment_bytes
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
             raise ArgumentError(

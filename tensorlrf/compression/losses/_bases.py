@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorlrf.compression.calibration._site import Site
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Basis:
         """The full rank k of each group."""
         return self.vectors.shape[-1]
 
-    def truncated(self, site: Site, rank: int) -> Tensor:
+    def truncated(self, site: DenseLayer, rank: int) -> Tensor:
         """U_r U_r^T W in the shape of the site's weight."""
         parts = []
         for vectors, weight in zip(self.vectors, site.group_weights(), strict=True):
@@ -45,7 +45,7 @@ class OutputMoments:
     """Sums of y y^T over the outputs of a layer, without its bias; of a linear layer that is taller
     than wide, of x x^T over its inputs in their place."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: DenseLayer) -> None:
         self._site = site
         m = site.shape[0] // site.groups
         self.of_inputs = site.taps is None and site.columns < m
@@ -80,7 +80,7 @@ class OutputMoments:
         return Basis(left[None].float(), energies.flip(-1).clamp(min=0)[None])
 
 
-def rows_of(site: Site, y: Tensor, samples: int) -> Tensor | None:
+def rows_of(site: DenseLayer, y: Tensor, samples: int) -> Tensor | None:
     """The outputs (samples, positions, groups, m) of one call of a layer, from its own layout; None
     where they do not divide into the samples of a batch."""
     if site.taps is not None:

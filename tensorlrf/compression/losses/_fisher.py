@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._site import Site, site_at
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
 from tensorlrf.compression.losses._output_loss import OutputLoss
@@ -46,7 +46,7 @@ def bases_of(
         own = replica(model)
         handles = []
         for name in names:
-            site = site_at(own, name)
+            site = dense_layer_at(own, name)
             take = moments.setdefault(name, OutputMoments(site))
             handles.append(_watched(site, take, batch))
         try:
@@ -68,7 +68,7 @@ def bases_of(
     return found
 
 
-def _watched(site: Site, moments: OutputMoments, batch: Batch) -> Any:
+def _watched(site: DenseLayer, moments: OutputMoments, batch: Batch) -> Any:
     """A hook on a layer that adds what it puts out, or takes in, to its moments."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
@@ -89,7 +89,7 @@ def _watched(site: Site, moments: OutputMoments, batch: Batch) -> Any:
     return site.module.register_forward_hook(hook, with_kwargs=True)
 
 
-def without_bias(site: Site, y: Tensor) -> Tensor:
+def without_bias(site: DenseLayer, y: Tensor) -> Tensor:
     """Outputs as the weight alone makes them, in float32 at the least."""
     y = y.detach()
     y = y if y.dtype == torch.float64 else y.float()
@@ -142,7 +142,7 @@ def _parts(
     found: dict[str, Tensor] = {}
     samples, handles = _samples(batch), []
     for name, basis in bases.items():
-        site = site_at(own, name)
+        site = dense_layer_at(own, name)
         felt = _Felt(name, site, basis.vectors, samples, found)
         handles.append(site.module.register_forward_hook(felt.forward))
     try:
@@ -165,7 +165,7 @@ class _Felt:
     """
 
     name: str
-    site: Site
+    site: DenseLayer
     vectors: Tensor
     samples: int
     found: dict[str, Tensor]

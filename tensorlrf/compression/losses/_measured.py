@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from tensorlrf.compression.calibration._site import site_at
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis
 from tensorlrf.compression.losses._output_loss import OutputLoss
@@ -42,7 +42,7 @@ def measured_losses(
     working = copy_of(model)
     found = {}
     for name, basis in bases.items():
-        site = site_at(working, name)
+        site = dense_layer_at(working, name)
         whole = site.weight.clone()
         a_rank = site.shape[0] + site.groups * site.columns
         ranks = {min(basis.full, max(1, round(s * whole.numel() / a_rank))) for s in SHARES}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import check_values, kind_of, survey, without_skipped
-from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._uncompiled import own_model
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.calibration._site import Site, site_at
-from tensorlrf.compression.calibration.batches import Batch, call, list_batches
+from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._bases import Basis, spectra
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
@@ -109,17 +109,13 @@ def sensitivity(
     """
     if rule not in (AUTO, *LOSSES):
         raise unknown("rule", rule, (AUTO, *LOSSES))
-    model = uncompiled(model)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    model = own_model(model)
     wanted = without_skipped(survey(model), model, [skip] if isinstance(skip, str) else skip)
     names = [one.name for one in wanted if one.eligible]
     if not names:
         raise ArgumentError("model has no layer that could be factored; see tensorlrf.plan")
-    data = None
+    data = Calibration.read(calibration, model, holdout)
     with torch.inference_mode(False), without_autocast():
-        if calibration is not None:
-            data = Calibration.of(list_batches(calibration, replica(model)), holdout)
         probe = Probe(model, names, data, loss, readout, random_state, progress)
         return probe.sensitivity(rule)
 
@@ -161,7 +157,7 @@ class Probe:
         if self.data is None:
             if rule not in (AUTO, "energy"):
                 raise ArgumentError(f"rule={rule!r} looks at inputs; give calibration=")
-            sites = {name: site_at(self.model, name) for name in self.names}
+            sites = {name: dense_layer_at(self.model, name) for name in self.names}
             losses = {name: _weight_energies(site, name) for name, site in sites.items()}
             return self._told("energy", OF_WEIGHTS, losses)
         if rule == AUTO:
@@ -206,26 +202,26 @@ class Probe:
         working = copy_of(self.model)
         for name, rank in ranks.items():
             if name in self.bases:
-                site = site_at(working, name)
+                site = dense_layer_at(working, name)
                 site.write(self.bases[name].truncated(site, rank))
         wanted = [call(replica(self.model), batch) for batch in self.judging]
         return loss_of(working, wanted, self.judging, self.output_loss)
 
     def _suitable(self) -> str:
-        sites = [site_at(self.model, name) for name in self.names]
+        sites = [dense_layer_at(self.model, name) for name in self.names]
         convs = sum(site.weight.numel() for site in sites if site.taps is not None)
         return "measured" if 2 * convs > sum(site.weight.numel() for site in sites) else "fisher"
 
     def _told(self, rule: str, unit: str, losses: Mapping[str, Sequence[float]]) -> Sensitivity:
         rows = [
-            _row(name, site_at(self.model, name), losses[name])
+            _row(name, dense_layer_at(self.model, name), losses[name])
             for name in self.names
             if name in losses
         ]
         return Sensitivity(fingerprint(self.model), rule, unit, tuple(rows))
 
 
-def _row(name: str, site: Site, losses: Sequence[float]) -> LayerSensitivity:
+def _row(name: str, site: DenseLayer, losses: Sequence[float]) -> LayerSensitivity:
     """Losses at ranks from 0 on to the full, at some of them."""
     full = len(losses) - 1
     step = 1 if full <= KNOTS else 8 * -(-full // (8 * KNOTS))
@@ -235,7 +231,7 @@ def _row(name: str, site: Site, losses: Sequence[float]) -> LayerSensitivity:
     return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)
 
 
-def _weight_energies(site: Site, name: str) -> Sequence[float]:
+def _weight_energies(site: DenseLayer, name: str) -> Sequence[float]:
     check_values(name, site.weight)
     energies: Tensor | float = 0.0
     for weight in site.group_weights():

@@ -1,15 +1,17 @@
-"""Ranks where they matter: one budget shared out over layers by what each would lose."""
+"""One budget shared out over layers: uniformly, or by what each would lose."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from tensorlrf.compression.plan._knapsack import Options, knapsack
+from tensorlrf.compression.plan._uniform import ROUNDING, Scale, uniform
 from tensorlrf.compression.plan.allocation import Allocation
+from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
 from tensorlrf.decomposition.ladder import Ladder, LayerRank, Rung
 from tensorlrf.errors import ArgumentError
@@ -24,72 +26,127 @@ class Layer:
 
     places  its qualified names, the first one first
     ladder  what it can become beside staying as it is
+    scale   what that costs: each rung more than the one before, and less than staying
     """
 
     places: tuple[str, ...]
     ladder: Ladder
+    scale: Scale
+
+    @classmethod
+    def of(cls, places: tuple[str, ...], ladder: Ladder, scale: Scale) -> Layer:
+        """With the rungs that neither a later one nor staying undercuts."""
+        kept: list[tuple[Rung, float]] = []
+        for rung, cost in zip(reversed(ladder.rungs), reversed(scale.rungs), strict=True):
+            if cost < (kept[-1][1] if kept else scale.dense):
+                kept.append((rung, cost))
+        rungs, costs = tuple(r for r, _ in reversed(kept)), tuple(c for _, c in reversed(kept))
+        return cls(places, replace(ladder, rungs=rungs), Scale(scale.dense, costs))
 
     @property
     def name(self) -> str:
         return self.places[0]
 
+    def cost(self, choice: Choice) -> float:
+        """Of the budget."""
+        if choice is None:
+            return self.scale.dense
+        return self.scale.rungs[self.ladder.rungs.index(choice)]
 
-Cost = Callable[[Layer, Choice], float]
-"""What a choice costs of the budget."""
+    def choices(self, allocation: Allocation) -> dict[LayerRank, tuple[Rung, float]]:
+        """Rank -> rung and cost of those that the allocation allows, beside staying."""
+        least = allocation.least_share * self.ladder.dense
+        return {
+            rung.rank: (rung, cost)
+            for rung, cost in zip(self.ladder.rungs, self.scale.rungs, strict=True)
+            if rung.params >= least and _is_multiple(rung.rank, allocation.multiple)
+        }
+
+    def weight(self, allocation: Allocation) -> float:
+        """Of its loss."""
+        return math.prod(
+            factor
+            for glob, factor in allocation.weights.items()
+            if any(fnmatchcase(name, glob) for name in self.places)
+        )
 
 
-def params_of(layer: Layer, choice: Choice) -> float:
-    """The cost that `keep_params` counts."""
-    return layer.ladder.dense if choice is None else choice.params
+@dataclass(frozen=True)
+class _Joint:
+    """Layers of one rank, or a single one: what they can become together, cheapest first, to stay
+    the last; each option maps the number of a layer to its choice."""
+
+    options: list[dict[int, Choice]]
+    costs: list[float]
+
+    def highest(self, share: float) -> _Joint:
+        """The highest option within a share, or to stay where there is none."""
+        within = [k for k, cost in enumerate(self.costs[:-1]) if cost <= share * self.costs[-1]]
+        at = within[-1] if within else -1
+        return _Joint([self.options[at]], [self.costs[at]])
 
 
 def allocated(
     layers: Sequence[Layer],
-    sensitivity: Sensitivity,
+    sensitivity: Sensitivity | None,
     allocation: Allocation,
-    share: float,
-    cost: Cost = params_of,
+    budget: Budget,
 ) -> list[Choice]:
-    """A choice for each layer: the least predicted loss at `share` of what they cost when dense.
+    """A choice for each layer within the budget: the least predicted loss, or without a sensitivity
+    about the same share for all.
 
     Layers that the sensitivity does not know get the highest rung within the share.
     Raises ArgumentError where the cheapest choices cost more than that, and for a glob of the
     allocation that matches no layer.
     """
     _check_globs(layers, allocation)
-    known = {row.name: row for row in sensitivity.layers}
-    sets = [_choices(layer, known.get(layer.name), allocation, share) for layer in layers]
-    groups = _together(layers, sets, allocation)
-    items = []
-    for group in groups:
-        costs = [sum(cost(layers[k], c) for k, c in row.items()) for row in group]
-        losses = [
-            sum(_loss(layers[k], known.get(layers[k].name), c, allocation) for k, c in row.items())
-            for row in group
+    joints = _joints(layers, allocation)
+    known = {} if sensitivity is None else {row.name: row for row in sensitivity.layers}
+    if sensitivity is not None:
+        names = [[layers[k].name for k in joint.options[-1]] for joint in joints]
+        joints = [
+            joint if any(name in known for name in own) else joint.highest(budget.value)
+            for joint, own in zip(joints, names, strict=True)
         ]
-        items.append(Options.of(costs, losses))
-    whole = sum(cost(layer, None) for layer in layers)
-    budget = share * whole * (1 + 1e-12)
-    least = sum(float(item.cost.min()) for item in items)
-    if least > budget:
-        raise ArgumentError(
-            f"a share of {share:g} is below {math.ceil(least / whole * 1e4) / 1e4:g}, the least "
-            f"that these layers can do with (least_share={allocation.least_share:g})"
-        )
+    whole = sum(layer.scale.dense for layer in layers)
+    _check_least(joints, whole, allocation, budget)
+    if sensitivity is None:
+        scales = [Scale(joint.costs[-1], tuple(joint.costs[:-1])) for joint in joints]
+        rungs = uniform(scales, budget.value)
+        picked = [-1 if rung is None else rung for rung in rungs]
+    else:
+        items = [
+            Options.of(joint.costs, _losses(layers, known, joint, allocation)) for joint in joints
+        ]
+        picked = knapsack(items, budget.value * whole * ROUNDING)
     chosen: dict[int, Choice] = {}
-    for group, at in zip(groups, knapsack(items, budget), strict=True):
-        chosen |= group[at]
+    for joint, at in zip(joints, picked, strict=True):
+        chosen |= joint.options[at]
     return [chosen[k] for k in range(len(layers))]
 
 
-def _choices(
-    layer: Layer, known: LayerSensitivity | None, allocation: Allocation, share: float
-) -> list[Choice]:
-    rungs = [r for r in layer.ladder.rungs if _is_multiple(r.rank, allocation.multiple)]
-    rungs = [r for r in rungs if r.params >= allocation.least_share * layer.ladder.dense]
-    if known is None:
-        rungs = [r for r in rungs if r.params <= share * layer.ladder.dense][-1:]
-    return [*rungs, None] if known is not None or not rungs else list(rungs)
+def _joints(layers: Sequence[Layer], allocation: Allocation) -> list[_Joint]:
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for k, layer in enumerate(layers):
+        glob = next((g for g in allocation.together if fnmatchcase(layer.name, g)), None)
+        key = ("", layer.name) if glob is None else (glob, layer.name.rpartition(".")[0])
+        members[key].append(k)
+    return [_joint(layers, numbers, allocation) for numbers in members.values()]
+
+
+def _joint(layers: Sequence[Layer], numbers: Sequence[int], allocation: Allocation) -> _Joint:
+    by_rank = [layers[k].choices(allocation) for k in numbers]
+    ranks = [rank for rank in by_rank[0] if all(rank in own for own in by_rank)]
+    if not ranks and all(by_rank):
+        names = ", ".join(layers[k].name for k in numbers)
+        raise ArgumentError(f"together: {names} have no rank in common; take one of them out")
+    options: list[dict[int, Choice]] = [
+        {k: own[rank][0] for k, own in zip(numbers, by_rank, strict=True)} for rank in ranks
+    ]
+    costs = [sum(own[rank][1] for own in by_rank) for rank in ranks]
+    options.append(dict.fromkeys(numbers))
+    costs.append(sum(layers[k].scale.dense for k in numbers))
+    return _Joint(options, costs)
 
 
 def _is_multiple(rank: LayerRank, multiple: int) -> bool:
@@ -97,40 +154,37 @@ def _is_multiple(rank: LayerRank, multiple: int) -> bool:
     return all(r < multiple or r % multiple == 0 for r in ranks)
 
 
-def _loss(
-    layer: Layer, known: LayerSensitivity | None, choice: Choice, allocation: Allocation
-) -> float:
-    if known is None or choice is None:
-        return 0.0
-    weight = math.prod(
-        factor
-        for glob, factor in allocation.weights.items()
-        if any(fnmatchcase(name, glob) for name in layer.places)
-    )
-    return weight * known.loss_at(choice.params)
+def _losses(
+    layers: Sequence[Layer],
+    known: Mapping[str, LayerSensitivity],
+    joint: _Joint,
+    allocation: Allocation,
+) -> list[float]:
+    """What the layers of each option are predicted to lose, weighted."""
+    losses = [0.0] * len(joint.options)
+    for k in joint.options[-1]:
+        row, weight = known.get(layers[k].name), layers[k].weight(allocation)
+        for at, option in enumerate(joint.options):
+            choice = option[k]
+            if row is not None and choice is not None:
+                losses[at] += weight * row.loss_at(choice.params)
+    return losses
 
 
-def _together(
-    layers: Sequence[Layer], sets: Sequence[list[Choice]], allocation: Allocation
-) -> list[list[dict[int, Choice]]]:
-    """Of layers that have their rank in common, or of a single one, the joint choices, each as a
-    mapping from the number of a layer."""
-    members: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for k, layer in enumerate(layers):
-        glob = next((g for g in allocation.together if fnmatchcase(layer.name, g)), None)
-        key = ("", layer.name) if glob is None else (glob, layer.name.rpartition(".")[0])
-        members[key].append(k)
-    groups = []
-    for numbers in members.values():
-        by_rank = [{None if c is None else c.rank: c for c in sets[k]} for k in numbers]
-        ranks = [rank for rank in by_rank[0] if all(rank in one for one in by_rank)]
-        if not ranks:
-            names = ", ".join(layers[k].name for k in numbers)
-            raise ArgumentError(f"together: {names} have no rank in common")
-        groups.append(
-            [{k: one[rank] for k, one in zip(numbers, by_rank, strict=True)} for rank in ranks]
+def _check_least(
+    joints: Sequence[_Joint], whole: float, allocation: Allocation, budget: Budget
+) -> None:
+    least, room = sum(min(joint.costs) for joint in joints), budget.value * whole
+    if least > room * ROUNDING:
+        of = f" with least_share={allocation.least_share:g}" if allocation.least_share else ""
+        # A share that is enough, in four digits.
+        share = math.ceil(least / whole * 1e4) / 1e4
+        need = budget.amount(least).removesuffix(f" {budget.unit}")
+        raise ArgumentError(
+            f"{budget.word}={budget.value:g} leaves {budget.amount(room)}, but the eligible "
+            f"layers need {need} at the smallest ranks there are{of}; {budget.word}={share} is "
+            "the least they can do with"
         )
-    return groups
 
 
 def _check_globs(layers: Sequence[Layer], allocation: Allocation) -> None:

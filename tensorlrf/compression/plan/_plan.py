@@ -6,20 +6,28 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
-from tensorlrf.compression._words import budget_words, rank_words, staying
+from tensorlrf.compression._words import rank_words, staying
 from tensorlrf.compression.methods import (
     MOST_ENTRIES,
     MethodLike,
     as_method,
     method_from_dict,
 )
-from tensorlrf.compression.plan._schema import LAYER, PLAN, check_budgets, check_types
+from tensorlrf.compression.plan._schema import (
+    LAYER,
+    PLAN,
+    allotment_of,
+    check_budgets,
+    check_types,
+)
 from tensorlrf.compression.plan._versions import VERSION, check_version, method_of
+from tensorlrf.compression.plan.allocation import Allotment
+from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.rank import Rank
@@ -129,6 +137,10 @@ class Plan:
         The relative error asked for, likewise.
     layers : tuple of LayerPlan
         In the order of the model.
+    keep_bytes, keep_flops, keep_latency : float or None
+        As `keep_params`: one budget at the most is given.
+    allotment : Allotment
+        How the ranks came about.
 
     Examples
     --------
@@ -146,6 +158,15 @@ class Plan:
     keep_params: float | None
     error: float | None
     layers: tuple[LayerPlan, ...]
+    keep_bytes: float | None = None
+    keep_flops: float | None = None
+    keep_latency: float | None = None
+    allotment: Allotment = field(default_factory=Allotment)
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        """What was asked for, by the arguments of `plan`."""
+        return {word: getattr(self, word) for word in BUDGETS}
 
     def layer(self, name: str) -> LayerPlan:
         """The row of a layer, by any of its names. Raises KeyError."""
@@ -216,15 +237,15 @@ class Plan:
             raise ArgumentError(
                 f"glob={glob!r} matches no layer that can be factored; there are {names}"
             )
-        return replace(self, layers=tuple(rows))
+        return replace(self, layers=tuple(rows), allotment=self.allotment.edited())
 
     def to_json(self) -> str:
         """As JSON text, indented, for people to edit."""
         values = {
             "version": VERSION,
             "architecture": self.architecture,
-            "keep_params": self.keep_params,
-            "error": self.error,
+            **self.budgets,
+            "allotment": asdict(self.allotment),
             "layers": [row.to_dict() for row in self.layers],
         }
         return json.dumps(values, indent=1)
@@ -252,8 +273,10 @@ class Plan:
             values = json.loads(text)
             version = check_version(values.pop("version", 1))
             rows = values.pop("layers")
-            check_types(values, PLAN, "it")
+            check_types(values, PLAN[min(version, max(PLAN))], "it")
             check_budgets(values)
+            if "allotment" in values:
+                values["allotment"] = allotment_of(values["allotment"])
             twice = [name for name, n in Counter(row["name"] for row in rows).items() if n > 1]
             if twice:
                 raise FileFormatError(f"text is no plan: layer {twice[0]!r} stands twice")
@@ -275,10 +298,13 @@ class Plan:
 
     def _table(self) -> Table:
         """The layers that get factors, the totals, and what stays."""
-        budget = budget_words(self.keep_params, self.error)
+        budget = budget_words(self.budgets)
         title = f"plan, {budget}, architecture {self.architecture[:12]}"
         rows = [_cells(row) for row in self.factored]
-        lines = [_total(self), *staying(self.layers, "params")]
+        costs = cost_words(self.budgets, self.allotment.dense_cost, self.allotment.cost)
+        lines = [
+            _total(self), *costs, *self.allotment.words, *staying(self.layers, "params")
+        ]  # fmt: skip
         return Table(title, HEADER, rows, [lines])
 
 

@@ -1,59 +1,58 @@
-"""From a model and a budget to a plan. Looks at shapes and types; needs no data."""
+"""From a model and a budget to a plan: ranks of layers, and how they came about."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from tensorlrf.compression._ranks import allocate
-from tensorlrf.compression._survey import (
-    Surveyed,
-    check_values,
-    kind_of,
-    own_numbers,
-    survey,
-    without_skipped,
-)
-from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._survey import Surveyed, check_values, survey, without_skipped
+from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
+from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.checkpoint._architecture import fingerprint
-from tensorlrf.compression.losses._probe import Probe
-from tensorlrf.compression.methods import Given, as_method, at_rung
-from tensorlrf.compression.plan._allocated import Layer, allocated
-from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.methods import Given
+from tensorlrf.compression.plan._drafts import check_budget, drafts_of, own_rank
+from tensorlrf.compression.plan._plan import Plan
+from tensorlrf.compression.plan._request import Request
+from tensorlrf.compression.plan._sharing import Sharing
 from tensorlrf.compression.plan._worthwhile import without_slow
-from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation, Allotment
+from tensorlrf.compression.plan.budget import BUDGETS, Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
-from tensorlrf.decomposition.configs import Method
-from tensorlrf.decomposition.ladder import Ladder, Rung
-from tensorlrf.errors import ArgumentError, TensorlrfError
-
-OBJECTIVES = ("size", "latency")
+from tensorlrf.factors.autocast import without_autocast
 
 
 def plan(
     model: nn.Module,
     *,
     keep_params: float | None = None,
+    keep_bytes: float | None = None,
+    keep_flops: float | None = None,
+    keep_latency: float | None = None,
     error: float | None = None,
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
     objective: str = "size",
     example: Any = None,
+    calibration: Any = None,
+    holdout: float = 0.1,
     allocation: str | Allocation = UNIFORM,
     sensitivity: Sensitivity | None = None,
+    loss: str = AUTO,
+    readout: Readout | None = None,
+    random_state: int | torch.Generator | None = 0,
+    progress: bool = True,
 ) -> Plan:
     """What `compress` would do with the model, as a value that can be looked at and edited.
 
     Eligible are Linear, Conv1d, Conv2d, Conv3d, the Conv1D of transformers, and subclasses that are
     known to compute the same, where a factored form is smaller. All other modules stay, each with
-    its reason. Nothing is computed but ranks, so a plan is quick.
+    its reason. Nothing is computed but ranks, so a plan is quick unless it looks at inputs.
 
     Parameters
     ----------
@@ -62,11 +61,16 @@ def plan(
         Share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers that must
         stay dense for want of a rank included; biases are not counted. Ranks are multiples of 8
         (below 8, ones), shared out as `allocation` says. Or instead
+    keep_bytes, keep_flops, keep_latency : float, optional
+        Likewise the share of the bytes of these weights; of the FLOPs that the layers do on the
+        example or the first calibration batch; of the time that they take on it, on this device,
+        each layer timed alone at a few ranks on its fastest path, as `tune` finds it. Layers that
+        the batch does not reach then stay. Or
     error : float, optional
         The relative error that each layer may have, in (0, 1): of its outputs where `apply` gets
         calibration (with `target="original"` beside the best outputs that its inputs allow), else
-        of its weight. Layers that do not become smaller within it stay. One of the two, unless
-        every method brings its own budget.
+        of its weight. Layers that do not become smaller within it stay. One of the five,
+        unless every method brings its own budget.
     method : str, Method or mapping
         A word of the table of methods: "svd" is a matrix of low rank, for a conv (O, I kh kw), and
         "auto" whichever of "svd", "tucker" and "cp" has the least error in a layer. Or the config
@@ -79,14 +83,25 @@ def plan(
     objective : {"size", "latency"}
         "latency": layers that do not get faster on this device at the planned rank stay.
     example : Tensor, tuple or dict, optional
-        A batch to time them on, for `objective="latency"`.
+        A batch to time or count on, for `objective="latency"`, `keep_flops` and `keep_latency`.
+    calibration : iterable of batches, DataLoader or callable, optional
+        Inputs that tell what layers can lose, as `apply` takes them.
+    holdout : float
+        Share of the batches that serve to judge, as in `apply`.
     allocation : str or Allocation
-        How `keep_params` is shared out over layers: "uniform", about the same share for every
-        layer; "energy", by the spectra of the weights, so that the squared errors have the least
-        sum; or an `Allocation` with conditions on the ranks.
+        How the budget is shared out over layers: "uniform", about the same share for every layer;
+        "energy", by the spectra of the weights, or with calibration of the layers' outputs, so that
+        the squared errors have the least sum; with calibration also "fisher" or "measured", by what
+        the outputs of the whole model would lose, or "auto", the one of the two that suits the
+        model, where the model then loses less on inputs held out than with uniform ranks. Or an
+        `Allocation` with conditions on the ranks.
     sensitivity : Sensitivity, optional
         What each layer can lose, from `tensorlrf.sensitivity`: the losses then have the least sum,
         and layers that cannot lose anything stay dense.
+    loss, readout
+        What counts of the outputs, as in `sensitivity`.
+    random_state, progress
+        As in `sensitivity`.
 
     Returns
     -------
@@ -96,7 +111,9 @@ def plan(
     ------
     ArgumentError
         For two budgets or none, a share too small for any rank, an unknown method or option, a glob
-        that matches nothing, no eligible layer, NaN or Inf in a weight.
+        that matches nothing, no eligible layer, NaN or Inf in a weight; a budget of FLOPs or time
+        without a batch, or with a method whose sizes only the fit can tell; a sensitivity of
+        another model.
 
     References
     ----------
@@ -110,291 +127,52 @@ def plan(
     >>> [(layer.name, layer.rank) for layer in plan.factored]
     [('0', 8)]
     """
-    made, _ = planned(
-        model,
-        keep_params=keep_params,
-        error=error,
-        method=method,
-        skip=skip,
-        objective=objective,
-        example=example,
-        allocation=allocation,
-        sensitivity=sensitivity,
-    )
+    request = Request.of(
+        Budget.of(
+            keep_params=keep_params, keep_bytes=keep_bytes, keep_flops=keep_flops,
+            keep_latency=keep_latency, error=error,
+        ),
+        method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
+        progress,
+    )  # fmt: skip
+    model = own_model(model)
+    made, _ = planned(model, request, Calibration.read(calibration, model, holdout))
     return made
 
 
 def planned(
-    model: nn.Module,
-    *,
-    keep_params: float | None,
-    error: float | None,
-    method: Given,
-    skip: str | Sequence[str] | None,
-    objective: str,
-    example: Any,
-    allocation: str | Allocation,
-    sensitivity: Sensitivity | None,
-    probe: Callable[[list[str]], Probe] | None = None,
+    model: nn.Module, request: Request, data: Calibration | None
 ) -> tuple[Plan, list[Surveyed]]:
-    """`plan`, and the survey of the model that it was made from.
-
-    probe  gives, of the layers that share a budget, what tells how sensitive they are, where there
-           are inputs
-    """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    model = uncompiled(model)
-    _check_budget("keep_params", keep_params)
-    _check_budget("error", error)
-    if objective not in OBJECTIVES:
-        raise ArgumentError(
-            f"objective={objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
-        )
-    rule = Allocation.of(allocation)
-    choose = _chooser(method)
+    """`plan`, and the survey of the model that it was made from."""
     found = survey(model)
-    wanted = without_skipped(found, model, [skip] if isinstance(skip, str) else skip)
-    drafts = [_draft(one, choose) for one in wanted]
-    if isinstance(method, Mapping):
-        _check_used(method, [d.found for d in drafts])
-    _check_budgets(drafts, keep_params, error)
-    if keep_params is None:
-        drafts = _with_ranks(drafts, None, error, rule, None)
-    else:
-        drafts = _shared_out(model, drafts, keep_params, rule, sensitivity, probe)
-    if objective == "latency":
-        slow = without_slow(model, {d.found.name: d.method for d in drafts if d.method}, example)
-        drafts = [_left(d, slow[d.found.name]) if d.found.name in slow else d for d in drafts]
+    drafts = drafts_of(without_skipped(found, model, request.skip), request.methods)
+    budget = request.budget
+    check_budget(drafts, budget)
+    open_ = [k for k, draft in enumerate(drafts) if draft.open]
+    drafts = [own_rank(draft) for draft in drafts]
+    allotment = Allotment()
+    if budget is not None and budget.shared:
+        with torch.inference_mode(False), without_autocast():
+            sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data)
+            shared, allotment = sharing.shared_out()
+        for k, draft in zip(open_, shared, strict=True):
+            drafts[k] = draft
+    elif budget is not None:
+        for k in open_:
+            method = drafts[k].method
+            assert method is not None
+            drafts[k] = replace(drafts[k], method=method.with_budget(error=budget.value))
+    if request.objective == "latency":
+        methods = {d.name: d.method for d in drafts if d.method}
+        slow = without_slow(model, methods, request.example)
+        drafts = [d.left(slow[d.name]) if d.name in slow else d for d in drafts]
+        if slow:
+            allotment = allotment.edited()
     for draft in drafts:
         if draft.method is not None:
             weight = DenseLayer.of(draft.found.module).weight
             if not weight.is_meta:
-                check_values(draft.found.name, weight)
-    made = Plan(
-        fingerprint(model),
-        None if keep_params is None else float(keep_params),
-        None if error is None else float(error),
-        tuple(_row(d) for d in drafts),
-    )
-    return made, found
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A module on its way into the plan; `site` where it can be factored."""
-
-    found: Surveyed
-    layer: DenseLayer | None
-    method: Method | None
-    ladder: Ladder | None
-    reason: str
-
-    @property
-    def eligible(self) -> bool:
-        return self.ladder is not None
-
-
-def _left(draft: _Draft, reason: str) -> _Draft:
-    return replace(draft, method=None, ladder=None, reason=reason)
-
-
-def _chooser(method: Given) -> Mapping[str, Method | None]:
-    """Glob -> method. One method for all is that of "*"."""
-    if not isinstance(method, Mapping):
-        return {"*": as_method(method)}
-    if not method:
-        raise ArgumentError("method={} is empty; map globs of layer names to methods")
-    return {
-        glob: None if value is None else as_method(value, f"method[{glob!r}]")
-        for glob, value in method.items()
-    }
-
-
-def _draft(found: Surveyed, choose: Mapping[str, Method | None]) -> _Draft:
-    if found.reason and not found.skipped:
-        return _Draft(found, None, None, None, found.reason)
-    layer = DenseLayer.of(found.module)
-    if found.reason:
-        return _Draft(found, layer, None, None, found.reason)
-    glob = next((g for g in choose for n in found.places if fnmatchcase(n, g)), None)
-    if glob is None:
-        return _Draft(found, layer, None, None, "no glob of method= matches it")
-    method = choose[glob]
-    if method is None:
-        return _Draft(found, layer, None, None, f"left by method= for {glob!r}")
-    method = method.for_shape(layer.shape)
-    reason = method.why_not(layer.shape, layer.groups)
-    if reason:
-        return _Draft(found, layer, None, None, reason)
-    ladder = method.ladder(layer.shape, layer.groups)
-    if not ladder.rungs and not isinstance(method.rank, (int, tuple)):
-        return _Draft(found, layer, None, None, "no factored form is smaller")
-    return _Draft(found, layer, method, ladder, "")
-
-
-def _check_used(method: Mapping[str, Any], found: Sequence[Surveyed]) -> None:
-    names = [name for one in found for name in one.places]
-    for glob in method:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise ArgumentError(
-                f"method: the glob {glob!r} matches no layer; there are {', '.join(names)[:300]}"
-            )
-
-
-def _check_budgets(
-    drafts: Sequence[_Draft], keep_params: float | None, error: float | None
-) -> None:
-    eligible = [d for d in drafts if d.method is not None]
-    if not eligible:
-        reasons = "; ".join(f"{d.found.name}: {d.reason}" for d in drafts[:20])
-        more = f"; and {len(drafts) - 20} more" if len(drafts) > 20 else ""
-        raise ArgumentError(
-            "model has no eligible layer, which is a Linear or a convolution that becomes smaller "
-            f"as factors ({reasons or 'it has no parameters'}{more})"
-        )
-    if keep_params is not None and error is not None:
-        raise ArgumentError(
-            f"keep_params={keep_params!r} and error={error!r} are two budgets; give one of them"
-        )
-    open_ = [d.found.name for d in eligible if d.method is not None and not d.method.budgeted]
-    if keep_params is None and error is None and open_:
-        raise ArgumentError(
-            f"there is no budget for {_some(open_)}: give keep_params=, the share of the weights "
-            "to keep, or error=, or a rank to every method"
-        )
-    if (keep_params is not None or error is not None) and not open_:
-        given = "keep_params" if keep_params is not None else "error"
-        raise ArgumentError(
-            f"{given}= and the methods' own ranks or errors are two budgets: every layer has one "
-            f"of its own, so leave {given}= out"
-        )
-
-
-def _shared_out(
-    model: nn.Module,
-    drafts: list[_Draft],
-    keep_params: float,
-    allocation: Allocation,
-    sensitivity: Sensitivity | None,
-    probe: Callable[[list[str]], Probe] | None,
-) -> list[_Draft]:
-    """The drafts with ranks by the allocation's rule; with "auto" as they would be with uniform
-    ones, where the model then loses less on inputs held out."""
-    uniform = partial(_with_ranks, drafts, keep_params, None, allocation, None)
-    if sensitivity is not None:
-        sensitivity.check(fingerprint(model))
-        return _with_ranks(drafts, keep_params, None, allocation, sensitivity)
-    names = [d.found.name for d in drafts if d.method is not None and not d.method.budgeted]
-    if allocation.rule == UNIFORM or (allocation.rule == AUTO and probe is None):
-        return uniform()
-    looked = Probe(model, names, None) if probe is None else probe(names)
-    made = _with_ranks(drafts, keep_params, None, allocation, looked.sensitivity(allocation.rule))
-    if allocation.rule != AUTO:
-        return made
-    others = uniform()
-    return min((made, others), key=lambda some: looked.loss_at(_matrix_ranks(some)))
-
-
-def _matrix_ranks(drafts: Sequence[_Draft]) -> dict[str, int]:
-    """The ranks of low-rank matrices that have as many parameters, of layers that are factored."""
-    ranks = {}
-    for draft in drafts:
-        row = _row(draft)
-        if row.method is not None and row.params_after is not None:
-            a_rank = row.shape[0] + row.groups * math.prod(row.shape[1:])
-            ranks[row.name] = max(1, row.params_after // a_rank)
-    return ranks
-
-
-def _with_ranks(
-    drafts: list[_Draft],
-    keep_params: float | None,
-    error: float | None,
-    allocation: Allocation,
-    sensitivity: Sensitivity | None,
-) -> list[_Draft]:
-    """The drafts with a rank, an error or a share each."""
-    shared = [k for k, d in enumerate(drafts) if d.method is not None and not d.method.budgeted]
-    drafts = [_own_rank(d) for d in drafts]
-    if keep_params is not None:
-        layers = [Layer(d.found.places, d.ladder) for d in (drafts[k] for k in shared) if d.ladder]
-        if sensitivity is None:
-            choices = allocate([layer.ladder for layer in layers], keep_params)
-        else:
-            choices = allocated(layers, sensitivity, allocation, keep_params)
-        why = "no rank fits into the share" if sensitivity is None else "every rank costs more"
-        for k, choice in zip(shared, choices, strict=True):
-            drafts[k] = _chosen(drafts[k], choice, why)
-    elif error is not None:
-        for k in shared:
-            method = drafts[k].method
-            assert method is not None
-            drafts[k] = replace(drafts[k], method=method.with_budget(error=error))
-    return drafts
-
-
-def _chosen(draft: _Draft, choice: Rung | None, why_dense: str) -> _Draft:
-    """The draft at a rung of its ladder; None lets it stay dense."""
-    method, ladder = draft.method, draft.ladder
-    assert method is not None
-    assert ladder is not None
-    if choice is None:
-        return replace(draft, method=None, reason=why_dense)
-    if method.by_share:
-        return replace(draft, method=method.with_budget(rank=choice.params / ladder.dense))
-    return replace(draft, method=at_rung(method, choice))
-
-
-def _own_rank(draft: _Draft) -> _Draft:
-    """A layer's own share becomes a rank, and its own rank is checked."""
-    method, layer = draft.method, draft.layer
-    if method is None or layer is None or method.rank is None:
-        return draft
-    if method.by_share and isinstance(method.rank, (float, str)):
-        return draft
-    try:
-        if isinstance(method.rank, float):
-            rung = method.ladder(layer.shape, layer.groups).within(method.rank)
-            if rung is None:
-                reason = f"no rank fits into its share, {method.rank:g}"
-                return replace(draft, method=None, reason=reason)
-            return replace(draft, method=at_rung(method, rung))
-        method.planned_params(method.rank, layer.shape, layer.groups)  # type: ignore[arg-type]
-    except TensorlrfError as error:
-        raise type(error)(f"method of {draft.found.name}: {error}") from None
-    return draft
-
-
-def _row(draft: _Draft) -> LayerPlan:
-    found, layer = draft.found, draft.layer
-    params = own_numbers(found.module)[0] if layer is None else layer.weight.numel()
-    return LayerPlan(
-        found.name,
-        found.places,
-        kind_of(found.module),
-        () if layer is None else layer.shape,
-        1 if layer is None else layer.groups,
-        draft.method,
-        params,
-        draft.eligible,
-        draft.reason,
-    )
-
-
-def _check_budget(argument: str, value: Any) -> None:
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if argument == "keep_params" and not (number and 0 < value <= 1):
-        raise ArgumentError(
-            f"keep_params={value!r} must be a share in (0, 1]: 0.25 keeps at most a quarter "
-            "of the eligible layers' parameters"
-        )
-    if argument == "error" and not (number and 0 < value < 1):
-        raise ArgumentError(f"error={value!r} must be a relative error in (0, 1), such as 0.05")
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+                check_values(draft.name, weight)
+    given = {word: None if budget is None else budget.kept_as(word) for word in BUDGETS}
+    rows = tuple(draft.row() for draft in drafts)
+    return Plan(fingerprint(model), layers=rows, allotment=allotment, **given), found

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
+from tensorlrf.compression.plan.allocation import AUTO, RULES, Allotment
+from tensorlrf.compression.plan.budget import BUDGETS
+from tensorlrf.compression.report._json import read_dataclass
 from tensorlrf.errors import FileFormatError, shown
 
 _TEXT: tuple[type, ...] = (str,)
-PLAN: dict[str, tuple[type, ...]] = {
+_SHARE: tuple[type, ...] = (float, int, NoneType)
+_OLD: dict[str, tuple[type, ...]] = {
     "architecture": _TEXT,
-    "keep_params": (float, int, NoneType),
-    "error": (float, int, NoneType),
+    "keep_params": _SHARE,
+    "error": _SHARE,
 }
+PLAN: dict[int, dict[str, tuple[type, ...]]] = {
+    1: _OLD,
+    2: _OLD,
+    3: {"architecture": _TEXT, **dict.fromkeys(BUDGETS, _SHARE), "allotment": (dict,)},
+}
+"""Version -> what a plan of it says beside its layers. Before version 3 ranks were uniform."""
 LAYER: dict[str, tuple[type, ...]] = {
     "name": _TEXT,
     "places": (list,),
@@ -48,8 +59,24 @@ def check_types(values: Any, types: Mapping[str, tuple[type, ...]], where: str) 
 
 
 def check_budgets(values: Mapping[str, Any]) -> None:
-    """Raise FileFormatError unless each budget is null or a share."""
-    for entry in ("keep_params", "error"):
-        value = values[entry]
-        if value is not None and not 0 < value <= 1:
-            raise FileFormatError(f"text is no plan: {entry} is {value!r}, not a share in (0, 1]")
+    """Raise FileFormatError unless each budget is null or a share, and one at the most is given."""
+    given = [entry for entry in BUDGETS if values.get(entry) is not None]
+    for entry in given:
+        if not 0 < values[entry] <= 1:
+            raise FileFormatError(
+                f"text is no plan: {entry} is {values[entry]!r}, not a share in (0, 1]"
+            )
+    if len(given) > 1:
+        raise FileFormatError(f"text is no plan: {' and '.join(given)} are two budgets")
+
+
+def allotment_of(values: Any) -> Allotment:
+    """As `dataclasses.asdict` wrote it. Raises ValueError or FileFormatError for anything else."""
+    made = read_dataclass(Allotment, values, "allotment")
+    numbers = (made.predicted_loss, made.dense_cost, made.cost, *(c.loss for c in made.candidates))
+    if not all(n is None or 0 <= n < math.inf for n in numbers):
+        raise FileFormatError("text is no plan: allotment has a number that is no loss, or no cost")
+    for rule in (made.rule, *(c.rule for c in made.candidates)):
+        if rule == AUTO or rule not in RULES:
+            raise FileFormatError(f"text is no plan: allotment has the rule {shown(rule)}")
+    return made

@@ -1,7 +1,9 @@
 """How a method of a plan was written down, version by version, and how it is read today.
 
 A plan says of every option what it is. Version 1 left out what stood at its default and called the
-algorithm of a decomposition `method`; what it left out is what these defaults were then.
+algorithm of a decomposition `method`; what it left out is what these defaults were then. Version 3
+says how the ranks came about and knows more budgets; methods are written as in version 2, and so
+are the recipes of files.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ from typing import Any
 from tensorlrf.decomposition.renamed import RENAMED
 from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
-VERSION = 2
+VERSION = 3
+"""Of plans."""
+
+METHODS = 2
+"""Of methods in plans, and of what files say of layers: the last version that changed them."""
 
 _SWEEPS: dict[str, Any] = {"n_iter_max": None, "tol": None}
 _SKETCH: dict[str, Any] = {"method": "auto", "n_power_iter": 8, "n_oversample": 10}
@@ -55,11 +61,11 @@ def check_version(version: object, what: str = "text is a plan") -> int:
 
 
 def method_of(version: int, method: Any) -> Any:
-    """The JSON of a method in a plan of that version as `VERSION` has it; what is none as it is."""
+    """The JSON of a method in a plan of that version as `METHODS` has it; what is none as it is."""
     if not isinstance(method, Mapping) or not isinstance(method.get("name"), str):
         return method
     values = dict(method)
-    for step in range(version, VERSION):
+    for step in range(version, METHODS):
         values = _NEXT[step](values)
     return values
 
@@ -69,7 +75,7 @@ def recipe_of(recipe: Any) -> Any:
     written there as it is."""
     if not isinstance(recipe, Mapping) or set(recipe) != RECIPE:
         return recipe
-    return {"version": VERSION, **recipe, "method": method_of(1, recipe["method"])}
+    return {"version": METHODS, **recipe, "method": method_of(1, recipe["method"])}
 
 
 def _of_version_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Allocation:
         Globs; the layers that one of them matches within one parent module have one rank, as
         "*.self_attn.[qkv]_proj".
     weights : mapping of str to float
-        Globs to factors by which the losses of layers are multiplied.
+        Globs to factors by which the losses of layers are multiplied; "uniform" predicts none.
 
     Raises
     ------
@@ -77,6 +77,11 @@ class Allocation:
                 f"together={self.together!r} must be globs such as ('*.[qkv]_proj',)"
             )
         object.__setattr__(self, "together", globs)
+        if self.weights and self.rule == UNIFORM:
+            raise ArgumentError(
+                f"weights={dict(self.weights)!r} are factors of predicted losses, of which "
+                f"rule='uniform' has none; choose one of {', '.join((AUTO, *LOSSES))}"
+            )
         for glob, weight in self.weights.items():
             if not isinstance(glob, str) or not _is_number(weight) or not weight > 0:
                 raise ArgumentError(
@@ -94,6 +99,80 @@ class Allocation:
             f"allocation is a {type(value).__name__}; pass one of {', '.join(RULES)}, or a "
             "tensorlrf.Allocation"
         )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Ranks that were judged on inputs held out.
+
+    Parameters
+    ----------
+    rule : str
+        By which they were shared out.
+    loss : float or None
+        Of the whole model with its layers cut to them; None where that gives NaN or Inf.
+    """
+
+    rule: str
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """How the ranks of a plan came about, and what is expected of them.
+
+    Parameters
+    ----------
+    rule : str
+        By which the budget was shared out over layers: never "auto", but what that chose.
+    unit : str
+        Of the losses; empty where none were predicted.
+    predicted_loss : float or None
+        The sum over layers; None where nothing predicts it, and after an edit.
+    candidates : tuple of Candidate
+        Of "auto": the allocations that were judged on inputs held out.
+    dense_cost, cost : float or None
+        What the eligible layers cost when dense and as planned, in bytes, FLOPs or seconds, where
+        the budget is of these.
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    >>> plan = tensorlrf.plan(model, keep_bytes=0.5, skip=[], allocation="energy")
+    >>> allotment = plan.allotment
+    >>> allotment.rule, allotment.unit, allotment.dense_cost
+    ('energy', 'squared relative error of the weight', 32768.0)
+    >>> allotment.cost <= 0.5 * allotment.dense_cost
+    True
+    """
+
+    rule: str = UNIFORM
+    unit: str = ""
+    predicted_loss: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    dense_cost: float | None = None
+    cost: float | None = None
+
+    def edited(self) -> Allotment:
+        """Of a plan whose ranks are no longer those: the numbers are not known any more."""
+        return Allotment(self.rule, self.unit)
+
+    @property
+    def words(self) -> list[str]:
+        """A line on what is known beyond uniform ranks; no line where that is nothing."""
+        if self.rule == UNIFORM and not self.candidates:
+            return []
+        told = [f"ranks by {self.rule}"]
+        if self.predicted_loss is not None:
+            told.append(f"predicted loss {self.predicted_loss:.3g} {self.unit}")
+        if self.candidates:
+            judged = (
+                f"{c.rule} {'NaN or Inf' if c.loss is None else f'{c.loss:.3g}'}"
+                for c in self.candidates
+            )
+            told.append(f"on inputs held out {' and '.join(judged)}")
+        return [", ".join(told)]
 
 
 def _is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tensorlrf.compression.report._report import Report
+from tensorlrf.compression.report._rows import Totals
 
 FAR = 0.25
 """Embeddings, heads and norms stay in every model, so that it keeps more than its eligible weights
@@ -11,19 +12,36 @@ do. That less than this part of what was to go has gone is told in a warning."""
 
 def shortfall(report: Report) -> str:
     """What stays of a model that keeps far more than the share asked for, and why; else empty."""
-    wanted, kept = report.keep_params, report.model.share
-    if wanted is None or 1 - kept >= FAR * (1 - wanted):
+    for word, wanted, what in (
+        ("keep_params", report.keep_params, "params"),
+        ("keep_bytes", report.keep_bytes, "bytes"),
+    ):
+        if wanted is not None:
+            return _shortfall(report, word, wanted, what)
+    return ""
+
+
+def _shortfall(report: Report, word: str, wanted: float, what: str) -> str:
+    kept = _kept(report.model, what)
+    if 1 - kept >= FAR * (1 - wanted):
         return ""
-    if report.eligible.share > wanted:  # ranks of an edited plan
+    if _kept(report.eligible, what) > wanted:  # ranks of an edited plan
         return ""
-    rows = sorted((r for r in report.layers if not r.factored), key=lambda r: -r.params_after)
-    stays = "; ".join(f"{r.name} ({r.kind}, {r.params_after:,}): {r.reason}" for r in rows[:3])
+    rows = [row for row in report.layers if not row.factored]
+    rows.sort(key=lambda row: -getattr(row, f"{what}_after"))
+    stays = "; ".join(
+        f"{r.name} ({r.kind}, {getattr(r, f'{what}_after'):,}): {r.reason}" for r in rows[:3]
+    )
+    part = getattr(report.eligible, f"{what}_before") / getattr(report.model, f"{what}_before")
+    called = "parameters" if what == "params" else what
     return (
-        f"keep_params={wanted:g} was asked for, but the model keeps {kept:.1%} of its parameters: "
-        f"only eligible layers are factored, and they had {_part(report):.1%} of these. What stays "
+        f"{word}={wanted:g} was asked for, but the model keeps {kept:.1%} of its {called}: "
+        f"only eligible layers are factored, and they had {part:.1%} of these. What stays "
         f"most: {stays}"
     )
 
 
-def _part(report: Report) -> float:
-    return report.eligible.params_before / report.model.params_before
+def _kept(totals: Totals, what: str) -> float:
+    before: int = getattr(totals, f"{what}_before")
+    after: int = getattr(totals, f"{what}_after")
+    return after / before if before else 1.0

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression._words import (
-    budget_words,
     bytes_words,
     error_words,
     rank_words,
     short,
     staying,
 )
+from tensorlrf.compression.plan.allocation import Allotment
+from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
 from tensorlrf.compression.report._json import read_dataclass
 from tensorlrf.compression.report._plot import plot_layers
+from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -37,145 +39,6 @@ HEADER: Header = (
     ("output error", "right"),
     ("path", "left"),
 )
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One module that owns parameters.
-
-    Parameters
-    ----------
-    name, places
-        Qualified names: the first one, and all.
-    kind : str
-        Its type before.
-    eligible : bool
-        Whether it could be factored; only such layers count in `keep_params`.
-    format, rank
-        Of its factors; None where it stays as it is.
-    reason : str
-        Why it stays; empty where it is factored.
-    params_before, params_after : int
-        Of the weight for an eligible layer (the bias stays), else all of its own.
-    bytes_before, bytes_after : int
-        Of the same.
-    flops_before, flops_after : int or None
-        2 x multiply-adds in one pass over the first calibration batch; None where that did not
-        reach it.
-    weight_error : float or None
-        Relative Frobenius error of the factors as stored.
-    output_error : float or None
-        Relative error of the outputs without bias, root mean square, against the target of the fit:
-        on the inputs held out where there are any, else on those fitted to.
-    held_out : bool
-        Whether it is on inputs held out.
-    samples : int or None
-        Input rows (for a conv: patches) that the fit is made of.
-    data_aware : bool
-        Whether the factors were fitted to the inputs.
-    bias : str
-        "corrected" or "added" where the affine form gave it something; else empty.
-    path : str or None
-        How it is executed, at the rows of the first calibration batch where known.
-    shrinkage : float or None
-        Where the factors were fitted to the inputs, how far the second moments of these were drawn
-        towards their mean eigenvalue, 0 to 1; the less the more samples there are.
-    """
-
-    name: str
-    places: tuple[str, ...]
-    kind: str
-    eligible: bool
-    format: str | None
-    rank: int | tuple[int, ...] | None
-    reason: str
-    params_before: int
-    params_after: int
-    bytes_before: int
-    bytes_after: int
-    flops_before: int | None = None
-    flops_after: int | None = None
-    weight_error: float | None = None
-    output_error: float | None = None
-    held_out: bool = False
-    samples: int | None = None
-    data_aware: bool = False
-    bias: str = ""
-    path: str | None = None
-    shrinkage: float | None = field(default=None, metadata={"later": True})
-
-    @property
-    def factored(self) -> bool:
-        """Whether it has factors now."""
-        return self.format is not None
-
-    @property
-    def share(self) -> float:
-        """Parameters kept."""
-        return self.params_after / self.params_before if self.params_before else 1.0
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over layers.
-
-    Parameters
-    ----------
-    params_before, params_after : int
-    bytes_before, bytes_after : int
-
-    Examples
-    --------
-    >>> tensorlrf.compression.Totals(1000, 250, 4000, 1000).share
-    0.25
-    """
-
-    params_before: int
-    params_after: int
-    bytes_before: int
-    bytes_after: int
-
-    @property
-    def share(self) -> float:
-        """Parameters kept."""
-        return self.params_after / self.params_before if self.params_before else 1.0
-
-
-@dataclass(frozen=True)
-class BatchNorms:
-    """New statistics of batch normalisations, tried.
-
-    Parameters
-    ----------
-    count : int
-        How many there are.
-    kept : bool
-        Whether the new statistics stayed.
-    error_before, error_after : float
-        Relative error of the model's outputs on the held-out batches with the old ones, and with
-        the new ones.
-    """
-
-    count: int
-    kept: bool
-    error_before: float
-    error_after: float
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median seconds of a forward pass on the example, measured in turn.
-
-    Parameters
-    ----------
-    dense : float
-        Of the given model.
-    compressed : float
-        Of the compressed one.
-    """
-
-    dense: float
-    compressed: float
 
 
 @dataclass(frozen=True)
@@ -206,6 +69,10 @@ class Report:
         What became of batch normalisations, where new statistics were tried.
     latency : Latency or None
         Where an example was given.
+    keep_bytes, keep_flops, keep_latency : float or None
+        The budget that was asked for, where it is one of these.
+    allotment : Allotment
+        How the ranks came about, as in the plan.
 
     Examples
     --------
@@ -227,6 +94,15 @@ class Report:
     model_error: float | None = None
     batch_norms: BatchNorms | None = None
     latency: Latency | None = None
+    keep_bytes: float | None = field(default=None, metadata={"later": True})
+    keep_flops: float | None = field(default=None, metadata={"later": True})
+    keep_latency: float | None = field(default=None, metadata={"later": True})
+    allotment: Allotment = field(default_factory=Allotment, metadata={"later": True})
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        """What was asked for, by the arguments of `compress`."""
+        return {word: getattr(self, word) for word in BUDGETS}
 
     @property
     def eligible(self) -> Totals:
@@ -325,7 +201,7 @@ def _title(report: Report) -> str:
         affine = ", affine" if report.affine else ""
         data = f"{report.batches} calibration batches{held}, target {report.target}{affine}"
     kept = f"the whole model keeps {report.model.share:.1%}"
-    return f"{budget_words(report.keep_params, report.error)} ({kept}), {data}"
+    return f"{budget_words(report.budgets)} ({kept}), {data}"
 
 
 def _cells(row: LayerReport) -> list[str]:
@@ -364,6 +240,8 @@ def _totals(report: Report) -> list[str]:
     lines = [
         "eligible weights: " + _change(report.eligible, budget),
         "whole model: " + _change(report.model, ""),
+        *cost_words(report.budgets, report.allotment.dense_cost, report.allotment.cost),
+        *report.allotment.words,
     ]
     if (flops := report.flops) is not None:
         before, after = flops

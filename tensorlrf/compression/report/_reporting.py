@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression._survey import Surveyed, kind_of, own_numbers
+from tensorlrf.compression._work import work
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._trace import Trace
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.plan._plan import LayerPlan
-from tensorlrf.compression.report._report import LayerReport, Totals
+from tensorlrf.compression.report._rows import LayerReport, Totals
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.ops import Positions, conv_cost, linear_cost
-from tensorlrf.ops.geometry import resolve_padding
+from tensorlrf.ops import PathTable
 
 
 def row(
@@ -74,37 +74,11 @@ def _execution(
 ) -> tuple[tuple[int, int] | None, str]:
     """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone."""
     inputs = [] if trace is None else trace.inputs.get(found.name, [])
+    table: PathTable = new.path_table
     if not inputs:
-        return None, ", ".join(new.path_table.paths)
-    before = after = 0
-    paths: dict[str, None] = {}
-    for shape in inputs:
-        if len(factors.shape) == 2:
-            rows = math.prod(shape[:-1])
-            path = new.path_table.lookup(rows)
-            dense = linear_cost(factors, "dense", rows, rebuild=False)
-            cost = linear_cost(factors, path, rows)
-        else:
-            axes = len(new.kernel_size)
-            batch, size = shape[0] if len(shape) == axes + 2 else 1, shape[-axes:]
-            positions = _positions(batch, size, new)
-            path = new.path_table.lookup(positions.output)
-            dense = conv_cost(factors, "dense", positions, rebuild=False)
-            cost = conv_cost(factors, path, positions)
-        before, after = before + dense.flops, after + cost.flops
-        paths[path] = None
-    return (before, after), ", ".join(paths)
-
-
-def _positions(batch: int, size: tuple[int, ...], layer: Any) -> Positions:
-    """Where a convolution is evaluated. What is not padded by zeros, alike on both sides, is padded
-    before: then all of the larger input is met."""
-    zeros = resolve_padding(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
-    padding: Any = layer.padding
-    if layer.padding_mode != "zeros" or any(zeros.excess):
-        size = tuple(n + more for n, more in zip(size, zeros.total, strict=True))
-        padding = 0
-    return Positions.of((batch, *size), layer.kernel_size, layer.stride, padding, layer.dilation)
+        return None, ", ".join(table.paths)
+    done = work(DenseLayer.of(found.module).plain, factors, inputs, table.lookup)
+    return (done.dense, done.factored), ", ".join(done.paths)
 
 
 def totals(before: nn.Module, after: nn.Module) -> Totals:

@@ -1,0 +1,99 @@
+"""What a plan is to be made by, as a command line says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tensorlrf.compression import Allocation, Plan, Sensitivity
+from tensorlrf.compression.plan.allocation import AUTO, UNIFORM
+from tensorlrf.compression.plan.budget import ON_INPUTS
+from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan is to be made by; see the command.
+
+    budgets  by the arguments of `plan`
+    """
+
+    budgets: Mapping[str, float | None]
+    method: str
+    skip: list[str]
+    allocation: str | None
+    least_share: float | None
+    sensitivity: Path | None
+
+    def check(self, source: Path, *, with_text: bool) -> None:
+        """Raise for what needs inputs where there are none."""
+        if with_text:
+            return
+        looks = [_option(w) for w in ON_INPUTS if self.budgets[w] is not None]
+        if self.allocation in ("fisher", "measured"):
+            looks.append(f"--allocation {self.allocation}")
+        if looks and not source.is_dir():
+            raise ArgumentError(
+                f"{looks[0]} looks at inputs, and so is for folders with a model of transformers; "
+                f"{source} is a file, which is compressed by its weights alone"
+            )
+        if looks:
+            raise ArgumentError(f"{looks[0]} needs --text, from which the inputs come")
+
+    def check_alone(self) -> None:
+        """Raise where there is anything beside a plan that is given."""
+        options = [_option(word) for word, value in self.budgets.items() if value is not None]
+        others = {
+            "--method": self.method != "svd",
+            "--skip": bool(self.skip),
+            "--allocation": self.allocation is not None,
+            "--least-share": self.least_share is not None,
+            "--sensitivity": self.sensitivity is not None,
+        }
+        options += [option for option, there in others.items() if there]
+        if options:
+            raise ArgumentError(
+                f"--plan says what becomes of every layer: leave out {' and '.join(options)}, or "
+                "edit the plan"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `plan`."""
+        if self.sensitivity is not None and self.allocation is not None:
+            raise ArgumentError(
+                "--sensitivity says what layers can lose, and --allocation how to find it; leave "
+                "out one of them"
+            )
+        rule = UNIFORM if self.allocation is None and self.sensitivity is None else self.allocation
+        least = 0.0 if self.least_share is None else self.least_share
+        return {
+            **self.budgets,
+            "method": self.method,
+            "skip": [glob for glob in self.skip if glob] if self.skip else None,
+            "allocation": Allocation(rule=AUTO if rule is None else rule, least_share=least),
+            "sensitivity": None
+            if self.sensitivity is None
+            else read_value(Sensitivity, "--sensitivity", self.sensitivity),
+        }
+
+
+V = TypeVar("V", Plan, Sensitivity)
+
+
+def read_value(kind: type[V], option: str, path: Path) -> V:
+    """A value from its JSON."""
+    if not path.is_file():
+        raise FileError(f"{option} {path} is not a file")
+    try:
+        return kind.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{option} {path} is no text: {error}") from None
+    except TensorlrfError as error:
+        raise type(error)(f"{option} {path}: {error}") from None
+
+
+def _option(word: str) -> str:
+    """By which an argument is given on the command line."""
+    return f"--{word.replace('_', '-')}"

@@ -1,0 +1,72 @@
+"""What a plan is asked for, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.methods import Given
+from tensorlrf.compression.plan._drafts import chooser
+from tensorlrf.compression.plan.allocation import Allocation
+from tensorlrf.compression.plan.budget import Budget
+from tensorlrf.compression.plan.sensitivity import Sensitivity
+from tensorlrf.decomposition.configs import Method
+from tensorlrf.errors import ArgumentError
+
+OBJECTIVES = ("size", "latency")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `plan` beside the model and the calibration inputs, looked at.
+
+    methods  glob -> method
+    skip     globs; None for heads
+    """
+
+    budget: Budget | None
+    methods: Mapping[str, Method | None]
+    skip: Sequence[str] | None
+    objective: str
+    example: Any
+    allocation: Allocation
+    sensitivity: Sensitivity | None
+    loss: str
+    readout: Readout | None
+    random_state: int | torch.Generator | None
+    progress: bool
+
+    @classmethod
+    def of(
+        cls,
+        budget: Budget | None,
+        method: Given,
+        skip: str | Sequence[str] | None,
+        objective: str,
+        example: Any,
+        allocation: str | Allocation,
+        sensitivity: Sensitivity | None,
+        loss: str,
+        readout: Readout | None,
+        random_state: int | torch.Generator | None,
+        progress: bool,
+    ) -> Request:
+        """Raises ArgumentError for what cannot be with any model."""
+        if objective not in OBJECTIVES:
+            raise ArgumentError(
+                f"objective={objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
+            )
+        if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
+            raise ArgumentError(
+                f"sensitivity is a {type(sensitivity).__name__}; pass what "
+                "tensorlrf.sensitivity(model, ...) or Sensitivity.from_json(text) gives"
+            )
+        globs = [skip] if isinstance(skip, str) else skip
+        return cls(
+            budget, chooser(method), globs, objective, example, Allocation.of(allocation),
+            sensitivity, loss, readout, random_state, progress,
+        )  # fmt: skip

@@ -1,0 +1,106 @@
+"""What may be kept of a model, as a value: one share of what its layers cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tensorlrf.compression._words import short
+from tensorlrf.errors import ArgumentError
+
+ERROR = "error"
+
+KEEPS = {
+    "keep_params": "parameters",
+    "keep_bytes": "bytes",
+    "keep_flops": "FLOPs",
+    "keep_latency": "time",
+}
+"""Budgets that are shares -> of what of the eligible layers."""
+
+ON_INPUTS = ("keep_flops", "keep_latency")
+"""Those that depend on what the layers are called with."""
+
+BUDGETS = (*KEEPS, ERROR)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One number that all layers share, or of each of them.
+
+    word   the argument that it is given by: one of `BUDGETS`
+    value  a share in (0, 1]; of "error" the relative error of each layer, in (0, 1)
+    """
+
+    word: str
+    value: float
+
+    @classmethod
+    def of(cls, **given: float | None) -> Budget | None:
+        """Of the arguments by these words, all but one of which are None; None where all are.
+
+        Raises ArgumentError for two of them, and for a value that cannot be.
+        """
+        for word, value in given.items():
+            _check(word, value)
+        found = [cls(word, float(value)) for word, value in given.items() if value is not None]
+        if len(found) > 1:
+            one, other = (f"{b.word}={given[b.word]!r}" for b in found[:2])
+            raise ArgumentError(f"{one} and {other} are two budgets; give one of them")
+        return found[0] if found else None
+
+    @property
+    def shared(self) -> bool:
+        """Whether layers share it, so that what one has is what another has not."""
+        return self.word in KEEPS
+
+    @property
+    def unit(self) -> str:
+        """What it is a share of."""
+        return KEEPS[self.word]
+
+    def amount(self, cost: float) -> str:
+        """A cost in words."""
+        if self.word == "keep_latency":
+            return f"{cost * 1e3:.3g} ms"
+        return f"{math.floor(cost * (1 + 1e-12)):,} {self.unit}"
+
+    def kept_as(self, word: str) -> float | None:
+        """The value where it is the budget of that word, else None."""
+        return self.value if self.word == word else None
+
+
+def _check(word: str, value: Any) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if word in KEEPS and not (number and 0 < value <= 1):
+        raise ArgumentError(
+            f"{word}={value!r} must be a share in (0, 1]: 0.25 keeps at most a quarter "
+            f"of the eligible layers' {KEEPS[word]}"
+        )
+    if word == ERROR and not (number and 0 < value < 1):
+        raise ArgumentError(f"error={value!r} must be a relative error in (0, 1), such as 0.05")
+
+
+def budget_words(budgets: Mapping[str, float | None]) -> str:
+    """The budget asked for, the others None."""
+    given = [f"{word} {value:g}" for word, value in budgets.items() if value is not None]
+    return given[0] if given else "ranks of its own"
+
+
+def cost_words(
+    budgets: Mapping[str, float | None], dense: float | None, planned: float | None
+) -> list[str]:
+    """A line on what the eligible layers cost, where that is known."""
+    given = [word for word in KEEPS if budgets[word] is not None]
+    if not given or dense is None or planned is None:
+        return []
+    unit = "s" if given[0] == "keep_latency" else KEEPS[given[0]]
+    share = planned / dense if dense else 1.0
+    return [
+        f"eligible layers: {short(dense)} to {short(planned)} {unit} as planned "
+        f"({share:.1%}, asked for at most {budgets[given[0]]:.1%})"
+    ]

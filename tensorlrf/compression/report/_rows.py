@@ -1,0 +1,144 @@
+"""What a report says of layers and sums, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One module that owns parameters.
+
+    Parameters
+    ----------
+    name, places
+        Qualified names: the first one, and all.
+    kind : str
+        Its type before.
+    eligible : bool
+        Whether it could be factored; only such layers count in `keep_params`.
+    format, rank
+        Of its factors; None where it stays as it is.
+    reason : str
+        Why it stays; empty where it is factored.
+    params_before, params_after : int
+        Of the weight for an eligible layer (the bias stays), else all of its own.
+    bytes_before, bytes_after : int
+        Of the same.
+    flops_before, flops_after : int or None
+        2 x multiply-adds in one pass over the first calibration batch; None where that did not
+        reach it.
+    weight_error : float or None
+        Relative Frobenius error of the factors as stored.
+    output_error : float or None
+        Relative error of the outputs without bias, root mean square, against the target of the fit:
+        on the inputs held out where there are any, else on those fitted to.
+    held_out : bool
+        Whether it is on inputs held out.
+    samples : int or None
+        Input rows (for a conv: patches) that the fit is made of.
+    data_aware : bool
+        Whether the factors were fitted to the inputs.
+    bias : str
+        "corrected" or "added" where the affine form gave it something; else empty.
+    path : str or None
+        How it is executed, at the rows of the first calibration batch where known.
+    shrinkage : float or None
+        Where the factors were fitted to the inputs, how far the second moments of these were drawn
+        towards their mean eigenvalue, 0 to 1; the less the more samples there are.
+    """
+
+    name: str
+    places: tuple[str, ...]
+    kind: str
+    eligible: bool
+    format: str | None
+    rank: int | tuple[int, ...] | None
+    reason: str
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    flops_before: int | None = None
+    flops_after: int | None = None
+    weight_error: float | None = None
+    output_error: float | None = None
+    held_out: bool = False
+    samples: int | None = None
+    data_aware: bool = False
+    bias: str = ""
+    path: str | None = None
+    shrinkage: float | None = field(default=None, metadata={"later": True})
+
+    @property
+    def factored(self) -> bool:
+        """Whether it has factors now."""
+        return self.format is not None
+
+    @property
+    def share(self) -> float:
+        """Parameters kept."""
+        return self.params_after / self.params_before if self.params_before else 1.0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over layers.
+
+    Parameters
+    ----------
+    params_before, params_after : int
+    bytes_before, bytes_after : int
+
+    Examples
+    --------
+    >>> tensorlrf.compression.Totals(1000, 250, 4000, 1000).share
+    0.25
+    """
+
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def share(self) -> float:
+        """Parameters kept."""
+        return self.params_after / self.params_before if self.params_before else 1.0
+
+
+@dataclass(frozen=True)
+class BatchNorms:
+    """New statistics of batch normalisations, tried.
+
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    kept : bool
+        Whether the new statistics stayed.
+    error_before, error_after : float
+        Relative error of the model's outputs on the held-out batches with the old ones, and with
+        the new ones.
+    """
+
+    count: int
+    kept: bool
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median seconds of a forward pass on the example, measured in turn.
+
+    Parameters
+    ----------
+    dense : float
+        Of the given model.
+    compressed : float
+        Of the compressed one.
+    """
+
+    dense: float
+    compressed: float

@@ -1,0 +1,275 @@
+"""Budgets of parameters, bytes, FLOPs and time: upper bounds, by every rule, told as they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensorlrf import Allocation, Plan, apply, compress, compress_, plan
+from tensorlrf.compression import Report
+from tensorlrf.compression.plan import _prices
+from tensorlrf.errors import ArgumentError
+from tensorlrf.nn import FactoredLayer
+from tests.compression.networks import set_weights
+from tests.draws import seeded32
+
+pytestmark = pytest.mark.filterwarnings("ignore:calibration is thin")
+
+RULES = ("uniform", "energy", "fisher", "measured", "auto")
+
+
+class Net(nn.Module):
+    """Convolutions with groups and with a stride, a layer that is called twice, one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 16, 3, padding=1)
+        self.wide = nn.Conv2d(16, 32, 3, stride=2, bias=False)
+        self.groups = nn.Conv2d(32, 32, 3, padding=1, groups=2)
+        self.twice = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 24)
+        self.unused = nn.Linear(40, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.wide(torch.relu(self.stem(x))))
+        x = torch.relu(self.groups(x)).mean((2, 3))
+        y: Tensor = self.head(self.twice(torch.relu(self.twice(x))))
+        return y
+
+
+def net() -> nn.Module:
+    return set_weights(Net())
+
+
+def data(n: int = 3) -> list[Tensor]:
+    return [seeded32(6, 4, 9, 9, seed=k) for k in range(n)]
+
+
+def dense_flops(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """2 x multiply-adds of every layer, told by its outputs."""
+    found: dict[str, int] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda m, _, y, name=name: found.__setitem__(
+                name, found.get(name, 0) + 2 * y.numel() * m.weight[0].numel()
+            )
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("share", [0.35, 0.7])
+def test_flops_are_those_of_the_first_batch(rule: str, share: float) -> None:
+    model, batches = net(), data()
+    made = plan(model, keep_flops=share, skip=[], calibration=batches, allocation=rule)
+    small, report = apply(model, made, calibration=batches)
+    whole = dense_flops(model, batches[0])
+    after = sum(
+        row.flops_after if row.flops_after is not None else whole.get(row.name, 0)
+        for row in report.layers
+    )
+    assert made.allotment.dense_cost == sum(whole.values())
+    assert made.allotment.cost == after <= share * sum(whole.values())
+    assert after > 0.5 * share * sum(whole.values())  # the budget is used
+    assert any(isinstance(m, FactoredLayer) for m in small.modules())
+    # What the batch does not reach stays, and says so.
+    assert made.layer("unused").reason == "the batch that costs are counted on does not reach it"
+    assert "FLOPs as planned" in str(made)
+    assert "FLOPs as planned" in str(report)
+    assert f"keep_flops {share:g}" in str(made)
+
+
+def test_an_example_comes_before_the_calibration() -> None:
+    model, x = net(), seeded32(2, 4, 13, 13)
+    for more in ({}, {"calibration": data()}):
+        made = plan(model, keep_flops=0.5, skip=[], example=x, **more)  # type: ignore[arg-type]
+        assert made.allotment.dense_cost == sum(dense_flops(model, x).values())
+
+
+@pytest.mark.parametrize("rule", ["uniform", "energy"])
+@pytest.mark.parametrize("method", ["svd", "tucker", "cp", "auto", "tt"])
+def test_bytes_are_those_that_are_stored(rule: str, method: str) -> None:
+    """Of layers in two dtypes, so that they are no share of the parameters."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 96).bfloat16(), nn.Conv2d(16, 16, 3))
+    set_weights(model)
+    made = plan(model, keep_bytes=0.5, skip=[], method=method, allocation=rule)
+    _, report = apply(model, made)
+    assert report.eligible.bytes_before == made.allotment.dense_cost
+    assert report.eligible.bytes_after <= 0.5 * report.eligible.bytes_before
+    assert report.keep_bytes == 0.5
+    assert Report.from_json(report.to_json()) == report
+
+
+def clock(layer: nn.Module, factored: Sequence[FactoredLayer], x: Tensor, *, seconds: float) -> Any:
+    """Seconds that follow from the sizes, with a call of its own and noise that does not rise."""
+    assert seconds > 0
+    params = [one.factors.n_params for one in factored]
+    assert params == sorted(params)
+    dense = math.prod(layer.weight.shape)  # type: ignore[union-attr]
+    rows = x.shape[0]
+    noise = [0.97 if k % 2 else 1.03 for k in range(len(params))]
+    with torch.no_grad():
+        for one in factored:
+            one(x)
+    times = [rows * 1e-9 * (p + 40) * e for p, e in zip(params, noise, strict=True)]
+    return rows * 1e-9 * dense, times
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_times_are_those_of_a_clock(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_prices, "times_of", clock)
+    model, batches = net(), data()
+    made = plan(model, keep_latency=0.6, skip=[], calibration=batches, allocation=rule)
+    allotment = made.allotment
+    assert allotment.dense_cost is not None
+    assert allotment.cost is not None
+    # Six rows a call, and the layer that is called twice counts twice.
+    weights = {name: m.weight.numel() for name, m in model.named_modules() if hasattr(m, "weight")}
+    reached = sum(n for name, n in weights.items() if name != "unused") + weights["twice"]
+    assert allotment.dense_cost == pytest.approx(6e-9 * reached)
+    assert 0.3 * allotment.dense_cost < allotment.cost <= 0.6 * allotment.dense_cost
+    assert "s as planned" in str(made)
+
+
+def test_what_is_alike_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(layer: nn.Module, factored: Any, x: Tensor, *, seconds: float) -> Any:
+        asked.append(len(factored))
+        return clock(layer, factored, x, seconds=seconds)
+
+    monkeypatch.setattr(_prices, "times_of", counted)
+    model = set_weights(nn.Sequential(*(nn.Linear(64, 64) for _ in range(5)), nn.Linear(64, 48)))
+    plan(model, keep_latency=0.6, skip=[], example=torch.zeros(4, 64))
+    assert len(asked) == 2
+    assert max(asked) <= _prices.TIMED
+
+
+def test_monotone_is_the_nearest_that_does_not_fall() -> None:
+    assert _prices.monotone([1.0, 3.0, 2.0, 2.5, 4.0]) == [1.0, 2.5, 2.5, 2.5, 4.0]
+    assert _prices.monotone([3.0, 2.0, 1.0]) == [2.0, 2.0, 2.0]
+    assert _prices.monotone([1.0, 2.0]) == [1.0, 2.0]
+    assert _prices.spread(3, 5) == [0, 1, 2]
+    assert _prices.spread(100, 5)[0::4] == [0, 99]
+    assert [_prices.between([1, 3], [10, 20], at) for at in (0, 1, 2, 3, 9)] == [10, 10, 15, 20, 20]
+
+
+@pytest.mark.parametrize("word", ["keep_params", "keep_bytes", "keep_flops"])
+@pytest.mark.parametrize("rule", RULES)
+def test_plans_and_reports_tell_how_ranks_came_about(word: str, rule: str) -> None:
+    model, batches = net(), data()
+    budget: dict[str, Any] = {word: 0.6}
+    made = plan(model, calibration=batches, skip=["unused"], allocation=rule, **budget)
+    small, report = compress(
+        model, calibration=batches, skip=["unused"], allocation=rule, progress=False, **budget
+    )
+    assert report.allotment == made.allotment
+    assert report.budgets == made.budgets
+    assert made.budgets[word] == 0.6
+    assert [b for b in made.budgets.values() if b is not None] == [0.6]
+    assert Plan.from_json(made.to_json()) == made
+    assert Report.from_json(report.to_json()) == report
+    allotment = made.allotment
+    assert allotment.rule == rule or rule == "auto"
+    if rule == "uniform":
+        assert (allotment.unit, allotment.predicted_loss) == ("", None)
+        assert not allotment.words
+    else:
+        assert allotment.predicted_loss is not None
+        assert allotment.predicted_loss >= 0
+        assert allotment.unit
+        assert f"ranks by {allotment.rule}" in str(made)
+        assert f"ranks by {allotment.rule}" in str(report)
+    if rule == "auto":
+        assert {c.rule for c in allotment.candidates} == {"measured", "uniform"}
+        held = {c.rule: c.loss for c in allotment.candidates}
+        assert held[allotment.rule] == min(loss for loss in held.values() if loss is not None)
+        assert "on inputs held out" in str(report)
+    other = net()
+    again = compress_(
+        other, calibration=batches, skip=["unused"], allocation=rule, progress=False, **budget
+    )
+    assert again == report
+    for a, b in zip(small.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_report_of_before_is_read_as_uniform() -> None:
+    _, report = compress(net(), keep_params=0.5, progress=False)
+    values = json.loads(report.to_json())
+    for later in ("keep_bytes", "keep_flops", "keep_latency", "allotment"):
+        del values[later]
+    assert Report.from_json(json.dumps(values)) == report
+
+
+def test_conditions_on_ranks_hold_for_uniform_ones_too() -> None:
+    model = set_weights(nn.Sequential(nn.Linear(96, 96), nn.Linear(96, 64), nn.Linear(64, 96)))
+    conditions = Allocation(rule="uniform", multiple=16, together=("[12]",))
+    for share in (0.45, 0.6, 0.75):
+        made = plan(model, keep_params=share, skip=[], allocation=conditions)
+        ranks = [layer.rank for layer in made.layers]
+        assert ranks[1] == ranks[2]
+        assert all(isinstance(rank, int) and rank % 16 == 0 for rank in ranks)
+    least = Allocation(rule="uniform", least_share=0.5)
+    made = plan(model, keep_params=0.6, skip=[], allocation=least)
+    assert all(
+        layer.params_after is not None and layer.params_after >= 0.5 * layer.params
+        for layer in made.layers
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep_bytes": 0}, r"keep_bytes=0 must be a share in \(0, 1\].* layers' bytes"),
+        ({"keep_flops": "half"}, "keep_flops='half' must be a share"),
+        ({"keep_latency": 2}, "keep_latency=2 must be a share .* layers' time"),
+        ({"keep_bytes": True}, "keep_bytes=True must be a share"),
+        ({"keep_flops": math.nan}, "keep_flops=nan must be a share"),
+        ({"keep_bytes": 0.5, "keep_params": 0.5}, "keep_params=0.5 and keep_bytes=0.5 are two"),
+        ({"keep_flops": 0.5, "error": 0.5}, "keep_flops=0.5 and error=0.5 are two budgets"),
+        ({"keep_flops": 0.5}, "keep_flops= depends on what the layers are called with; give"),
+        ({"keep_latency": 0.5}, "keep_latency= depends on what the layers are called with"),
+        ({"keep_bytes": 0.001}, "keep_bytes=0.001 leaves .* bytes, .* is the least they can do"),
+        (
+            {"keep_flops": 0.5, "example": torch.zeros(2, 4, 9, 9), "method": "auto"},
+            "the sizes of stem as auto are decided by the fit",
+        ),
+        (
+            {"keep_latency": 0.5, "example": torch.zeros(2, 4, 9, 9), "method": "auto"},
+            "the sizes of stem as auto are decided by the fit",
+        ),
+        (
+            {"keep_flops": 0.5, "example": torch.zeros(2, 3, 9, 9)},
+            "example: the model cannot take batch 0",
+        ),
+        (
+            {"keep_flops": 0.5, "calibration": [torch.zeros(2, 3, 9, 9)]},
+            "calibration: the model cannot take batch 0",
+        ),
+        (
+            {"keep_flops": 0.5, "example": torch.zeros(2, 4, 9, 9), "method": {"unused": "svd"}},
+            "example: the batch takes the model through none of the layers",
+        ),
+        ({"keep_params": 0.5, "allocation": "fisher"}, "rule='fisher' looks at inputs; give"),
+        ({"keep_params": 0.5, "allocation": "greed"}, "allocation='greed' is unknown"),
+        ({"keep_params": 0.5, "allocation": 3}, "allocation is a int; pass one of auto"),
+        ({"keep_params": 0.5, "holdout": 2, "calibration": data()}, "holdout=2 must be a share"),
+    ],
+)
+def test_what_cannot_be(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        plan(net(), **options)
