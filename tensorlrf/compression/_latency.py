@@ -112,13 +112,14 @@ def times_of(
 ) -> tuple[float, list[float]]:
     """Likewise of several factored layers in its place, all of them in turn."""
     calls: dict[str, Callable[[], object]] = {TORCH: lambda: layer.forward(x)}
-    paths = [[path for path in one.paths if path != "dense"] for one in factored]
+    names: list[list[str]] = []  # of each layer's paths, those of the first as they are
     for k, one in enumerate(factored):
-        calls |= {f"{k} {path}": _call(one._on_path(path), x) for path in paths[k]}
+        paths = {f"{path} {k}" if k else path: path for path in one.paths if path != "dense"}
+        calls |= {name: _call(one._on_path(path), x) for name, path in paths.items()}
+        names.append(list(paths))
     with torch.no_grad():
         timings = time_calls(calls, seconds=seconds, device=x.device, hopeless=HOPELESS)
-    best = [min(timings.median(f"{k} {path}") for path in own) for k, own in enumerate(paths)]
-    return timings.median(TORCH), best
+    return timings.median(TORCH), [min(map(timings.median, own)) for own in names]
 
 
 def measure_model(

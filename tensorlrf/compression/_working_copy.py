@@ -23,8 +23,8 @@ from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Opti
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._versions import METHODS
-from tensorlrf.compression.report._report import LayerReport
 from tensorlrf.compression.report._reporting import row
+from tensorlrf.compression.report._rows import LayerReport
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.linalg.parallel import side_by_side
 from tensorlrf.decomposition.linalg.threads import problem

@@ -70,23 +70,32 @@ def bases_of(
 
 def _watched(site: DenseLayer, moments: OutputMoments, batch: Batch) -> Any:
     """A hook on a layer that adds what it puts out, or takes in, to its moments."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
-        x = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not site.fits(x):
-            return
-        with without_autocast():
-            if moments.of_inputs:
-                rows = batch.tokens_of(x).reshape(-1, 1, x.shape[-1])
-            else:
-                y = without_bias(site, y)
-                y = batch.tokens_of(y) if site.taps is None else y
-                found = rows_of(site, y, 1)
-                assert found is not None
-                rows = found[0]
-            moments.add(rows)
-
+    hook = partial(_add_call, site, moments, batch)
     return site.module.register_forward_hook(hook, with_kwargs=True)
+
+
+def _add_call(
+    site: DenseLayer,
+    moments: OutputMoments,
+    batch: Batch,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    y: Any,
+) -> None:
+    x = args[0] if args else next(iter(kwargs.values()), None)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not site.fits(x):
+        return
+    with without_autocast():
+        if moments.of_inputs:
+            rows = batch.tokens_of(x).reshape(-1, 1, x.shape[-1])
+        else:
+            y = without_bias(site, y)
+            y = batch.tokens_of(y) if site.taps is None else y
+            found = rows_of(site, y, 1)
+            assert found is not None
+            rows = found[0]
+        moments.add(rows)
 
 
 def without_bias(site: DenseLayer, y: Tensor) -> Tensor:

@@ -117,13 +117,13 @@ def _flops(model: nn.Module, drafts: Sequence[Draft], sample: Sample) -> list[Sc
             continue
         key = (layer.plain, layer.shape, layer.weight.dtype, draft.method, tuple(inputs))
         if key not in known:
-            done = [work_at(layer, method, inputs) for method in _rungs(draft)]
+            done = [_work_at(layer, method, inputs) for method in _rungs(draft)]
             known[key] = Scale(done[0][0], tuple(after for _, after in done))
         found.append(known[key])
     return found
 
 
-def work_at(
+def _work_at(
     layer: DenseLayer, method: Method, inputs: Sequence[tuple[int, ...]]
 ) -> tuple[int, int]:
     """(FLOPs dense, at the method's rank) on inputs of these shapes."""

@@ -24,6 +24,9 @@ SHOWN = (0.8, 0.5, 0.25)
 
 MOST_RANKS = 1 << 16
 
+_NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON that is none of ours may raise."""
+
 
 @dataclass(frozen=True)
 class LayerSensitivity:
@@ -195,7 +198,7 @@ class Sensitivity:
                 )
             rows = tuple(_row(row) for row in values.pop("layers"))
             made = cls(**values, layers=rows)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except _NONSENSE as error:
             if isinstance(error, TensorlrfError):
                 raise
             raise FileFormatError(

@@ -51,7 +51,7 @@ found = st.builds(Sensitivity, names, names, names, st.lists(rows(), max_size=4)
 
 
 @given(found)
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_json_both_ways(found: Sensitivity) -> None:
     text = found.to_json()
     assert Sensitivity.from_json(text) == found
