@@ -11,6 +11,8 @@ from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
+from tensorlrf.compression.refinement._refine import refine
+from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.compression.tuning._tune import tune
@@ -43,6 +45,7 @@ __all__ = [
     "Blast",
     "BucketTiming",
     "Candidate",
+    "Checkpoint",
     "FileLayer",
     "FileReport",
     "Hierarchical",
@@ -55,6 +58,7 @@ __all__ = [
     "Method",
     "Monarch",
     "Plan",
+    "Refinement",
     "Report",
     "Sensitivity",
     "Structured",
@@ -70,6 +74,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "refine",
     "save",
     "sensitivity",
     "tune",

@@ -72,27 +72,27 @@ REMEDY = (
 )
 
 
-def list_batches(calibration: Any, model: nn.Module) -> list[Batch]:
+def list_batches(calibration: Any, model: nn.Module, argument: str = "calibration") -> list[Batch]:
     """All batches of an iterable or DataLoader, drawn once; or the calls that a function makes of
-    `model`, a replica in eval mode.
+    `model`, a replica in eval mode; `argument` is what the user knows them by.
 
     Raises ArgumentError where there is none, and for anything else.
     """
     is_function = callable(calibration) and not isinstance(calibration, (nn.Module, type))
     if is_function and not isinstance(calibration, Iterable):
-        return _calls_of(calibration, model)
+        return _calls_of(calibration, model, argument)
     if isinstance(calibration, (Tensor, Mapping, str, bytes)) or not isinstance(
         calibration, Iterable
     ):
-        hint = "; for one batch write calibration=[batch]"
-        raise ArgumentError(f"calibration is a {type(calibration).__name__}; {REMEDY}{hint}")
+        hint = f"; for one batch write {argument}=[batch]"
+        raise ArgumentError(f"{argument} is a {type(calibration).__name__}; {REMEDY}{hint}")
     with OwnDraws():  # a DataLoader draws an order, and its data may be drawn as well
         values = list(calibration)
     if not values:
-        raise ArgumentError(f"calibration yields nothing (was an iterator used up?); {REMEDY}")
+        raise ArgumentError(f"{argument} yields nothing (was an iterator used up?); {REMEDY}")
     for k, value in enumerate(values):
         if not isinstance(value, (Tensor, tuple, list, Mapping)):
-            raise ArgumentError(f"calibration: batch {k} is a {type(value).__name__}; {REMEDY}")
+            raise ArgumentError(f"{argument}: batch {k} is a {type(value).__name__}; {REMEDY}")
     names = _names_of(model)
     return [replace(Batch.of(value, k), names=names) for k, value in enumerate(values)]
 
@@ -109,7 +109,7 @@ def _names_of(model: nn.Module) -> tuple[str, ...]:
 _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Batch]:
+def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module, argument: str) -> list[Batch]:
     """The arguments of every call of the model itself while the function runs it."""
     calls = _Calls(_names_of(model))
     handle = model.register_forward_pre_hook(calls.note, with_kwargs=True, prepend=True)
@@ -120,14 +120,14 @@ def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module) -> list[Ba
         raise
     except Exception as error:
         raise ArgumentError(
-            f"calibration: the function fails on the model"
+            f"{argument}: the function fails on the model"
             f"{_where(model, error.__traceback__)}: {type(error).__name__}: {error}"
         ) from error
     finally:
         handle.remove()
     if not calls.found:
         raise ArgumentError(
-            "calibration: the function returned without a call of model(...); calls of its parts "
+            f"{argument}: the function returned without a call of model(...); calls of its parts "
             "or of its methods are not seen, so call the model itself"
         )
     return calls.found

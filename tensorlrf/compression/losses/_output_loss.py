@@ -8,7 +8,7 @@ distances. One backward pass a draw tells of all layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +79,32 @@ class OutputLoss:
         return total, count
 
     def between(self, wanted: Any, got: Any, batch: Batch) -> tuple[float, float]:
-        """(the loss of `got` beside `wanted`, summed; what it is to be divided by)."""
-        total, count = 0.0, 0.0
-        pairs = zip(self.rows(wanted, batch), self.rows(got, batch), strict=True)
-        for one, other in pairs:
-            if one.shape != other.shape:
-                raise ArgumentError(
-                    f"readout: outputs of {tuple(one.shape)} and {tuple(other.shape)} cannot be "
-                    "compared"
-                )
-            lost, weight = self._between(one.double(), other.double())
-            total, count = total + lost, count + weight
+        """(the loss of `got` beside `wanted`, summed; what it is to be divided by), in float64."""
+        lost, whole = self.apart(self.rows(wanted, batch), got, batch, torch.float64)
+        return float(lost), whole
+
+    def apart(
+        self,
+        wanted: Sequence[Tensor],
+        got: Any,
+        batch: Batch,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, float]:
+        """The same beside the `rows` of an output, with the loss as a tensor, to be differentiated
+        in `got`.
+
+        Raises ArgumentError where outputs cannot be compared.
+        """
+        total, count = torch.zeros((), dtype=dtype), 0.0
+        found = self.rows(got, batch)
+        if [t.shape for t in wanted] != [t.shape for t in found]:
+            shapes = [", ".join(str(tuple(t.shape)) for t in side) for side in (wanted, found)]
+            raise ArgumentError(
+                f"readout: outputs of {shapes[0]} and {shapes[1]} cannot be compared"
+            )
+        for one, other in zip(wanted, found, strict=True):
+            lost, weight = self._between(one.to(dtype), other.to(dtype))
+            total, count = total.to(lost.device) + lost, count + weight
         return total, count
 
     def rows(self, output: Any, batch: Batch) -> list[Tensor]:
@@ -128,10 +143,10 @@ class OutputLoss:
         # The loss is the square itself, not half of it.
         return (v * values).sum(), float(rows.detach().double().square().sum()) / 2
 
-    def _between(self, wanted: Tensor, got: Tensor) -> tuple[float, float]:
+    def _between(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, float]:
         if self.kind == "kl":
             logs, others = F.log_softmax(wanted, dim=-1), F.log_softmax(got, dim=-1)
-            return float((logs.exp() * (logs - others)).sum()), float(wanted.shape[0])
+            return (logs.exp() * (logs - others)).sum(), float(wanted.shape[0])
         if self.kind == "cosine":
-            return float((1 - F.cosine_similarity(wanted, got, dim=-1)).sum()), float(len(wanted))
-        return float((wanted - got).square().sum()), float(wanted.square().sum())
+            return (1 - F.cosine_similarity(wanted, got, dim=-1)).sum(), float(len(wanted))
+        return (wanted - got).square().sum(), float(wanted.square().sum())

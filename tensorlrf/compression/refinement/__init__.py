@@ -1,0 +1,1 @@
+"""Distillation: factors, norms and biases of a compressed model follow the given one."""

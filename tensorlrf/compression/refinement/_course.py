@@ -1,0 +1,279 @@
+"""The course of a refinement: phase after phase of AdamW under one budget, judged on held-out
+batches, the best state kept.
+
+The batch of a step is a function of the seed and of the number of the step alone, so that a course
+goes on from a journal as it would have gone on by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.refinement._objective import Objective, Wanted
+from tensorlrf.compression.refinement._phases import Phase
+from tensorlrf.compression.refinement._processes import Processes
+from tensorlrf.compression.refinement._refinement import Checkpoint
+from tensorlrf.compression.refinement._settings import Settings
+from tensorlrf.compression.refinement._student import State, Student
+
+CHECKPOINTS = 20
+"""About so many, over the whole budget."""
+
+JUDGING = 0.2
+"""Most of the time that judging may take, more or less."""
+
+WARM = 5
+"""Steps in which the rate of a phase rises."""
+
+LOSS_SCALE = 2.0**14
+"""Of gradients in float16, at first."""
+
+
+@dataclass
+class Progress:
+    """Where a course is: all that a journal holds beside tensors.
+
+    phase      index of the phase
+    began      share of the budget that was spent when it began
+    first      step at which it began
+    step       steps so far
+    judged_at  step of the last checkpoint
+    stale      checkpoints of the phase since the best
+    seconds    so far
+    best       least held-out loss
+    scale      of losses on the way back
+    summed, counted   training losses since the last checkpoint
+    """
+
+    phase: int = 0
+    began: float = 0.0
+    first: int = 0
+    step: int = 0
+    judged_at: int = -1
+    stale: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    skipped: int = 0
+    scale: float = 1.0
+    summed: float = 0.0
+    counted: int = 0
+    curve: tuple[Checkpoint, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class Course:
+    """fitted  batches to train on
+    judging   batches held out, and what the given model returns for them
+    started   when, by the monotonic clock
+    advance   called with a word after each step
+    save      called at each checkpoint, where set
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        phases: Sequence[Phase],
+        objective: Objective,
+        fitted: Sequence[Batch],
+        judging: tuple[Sequence[Batch], Sequence[Wanted]],
+        settings: Settings,
+        seed: int,
+        started: float,
+        processes: Processes,
+        advance: Callable[[str], None],
+    ) -> None:
+        self.student, self.phases, self.objective = student, phases, objective
+        self.fitted, self.judging, self.settings = fitted, judging, settings
+        self.seed, self.processes = seed, processes
+        self.advance = advance
+        self.save: Callable[[Course], None] | None = None
+        self.at = Progress(scale=LOSS_SCALE if settings.dtype is torch.float16 else 1.0)
+        self.best: State = student.state()
+        self.optimiser: torch.optim.AdamW | None = None
+        self._ends = settings.ends([phase.name for phase in phases])
+        self._started = started
+        self._lasted = {"step": 0.0, "judge": 0.0}
+
+    def go_on(self, at: Progress, best: State, now: State, moments: dict[str, State]) -> None:
+        """From where a journal ends: `moments` are those of AdamW, by the name of a parameter."""
+        self.at, self.best = at, best
+        self._started = time.monotonic() - at.seconds
+        self.student.restore(now)
+        self.optimiser = self._made_optimiser(moments)
+
+    def run(self) -> str:
+        """Until the budget ends, or nothing gets better; why it ended.
+
+        Ctrl-C ends it too, once the model has been judged as it came. The student has the best
+        state then.
+        """
+        reason = "the budget is spent"
+        try:
+            if not self.at.curve:
+                self._judge("given")
+            while self.at.phase < len(self.phases):
+                self._run_phase()
+                if self.at.stale >= self.settings.patience:
+                    reason = f"no better for {self.settings.patience} checkpoints"
+                else:
+                    reason = "the budget is spent"
+                self._next_phase()
+        except KeyboardInterrupt:
+            if not self.at.curve:
+                raise
+            reason = "interrupted"
+        self.student.restore(self.best)
+        return reason
+
+    # ---- a phase ----------------------------------------------------------------------------
+
+    def _run_phase(self) -> None:
+        phase, at = self.phases[self.at.phase], self.at
+        if self.optimiser is None:
+            self.optimiser = self._made_optimiser({})
+        while at.stale < self.settings.patience and not self._is_over():
+            began = time.monotonic()
+            self._step(phase)
+            self._lasted["step"] = time.monotonic() - began
+            self.advance(f"{phase.name}, held-out loss {at.best or math.inf:.4g}")
+            if self._is_due():
+                self._judge(phase.name)
+        if at.judged_at < at.step:
+            self._judge(phase.name)
+
+    def _next_phase(self) -> None:
+        self.student.restore(self.best)
+        self.optimiser = None
+        at = self.at
+        at.phase, at.stale, at.first, at.began = at.phase + 1, 0, at.step, self._spent()
+        at.summed, at.counted = 0.0, 0
+
+    def _made_optimiser(self, moments: dict[str, State]) -> torch.optim.AdamW:
+        """With a rate of its own for each tensor: factors of one weight differ in scale as their
+        format has it."""
+        groups = [
+            {"params": [p], "scale": self.student.scales[name]}
+            for name, p in self.student.masters.items()
+        ]
+        made = torch.optim.AdamW(groups, lr=self.settings.lr, weight_decay=0.0)
+        for name, p in self.student.masters.items():
+            if name in moments:
+                made.state[p] = {key: t.clone() for key, t in moments[name].items()}
+        return made
+
+    # ---- a step -----------------------------------------------------------------------------
+
+    def _step(self, phase: Phase) -> None:
+        at, accumulate = self.at, self.settings.accumulate
+        assert self.optimiser is not None
+        self.optimiser.zero_grad(set_to_none=True)
+        lost = 0.0
+        for k in range(accumulate):
+            twin = self.student.twin(lambda name: phase.trains(name, at.step - at.first))
+            batch = self._batch(at.step * accumulate + k)
+            lost += phase.backward(twin, batch, at.step - at.first, at.scale) / accumulate
+            self.student.take(twin, at.scale * accumulate)
+        masters = list(self.student.masters.values())
+        self.processes.average(masters)
+        at.step += 1
+        if self._is_finite(lost, masters):
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.settings.lr * group["scale"] * self._rate()
+            self.optimiser.step()
+            self.student.write()
+            at.summed, at.counted = at.summed + lost, at.counted + 1
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _is_finite(self, lost: float, masters: Sequence[Tensor]) -> bool:
+        """Whether a step can be made. Gradients that float16 has no room for halve their scale; all
+        else that is no finite number is counted."""
+        grads = [p.grad for p in masters if p.grad is not None] or [torch.zeros(1)]
+        sums = torch.stack([grad.double().sum().to(masters[0].device) for grad in grads])
+        (wrong,) = self.processes.summed([0.0 if math.isfinite(lost) else 1.0], masters[0])
+        if not wrong and bool(sums.isfinite().all()):
+            return True
+        if not wrong and self.at.scale > 1:
+            self.at.scale /= 2
+        else:
+            self.at.skipped += 1
+        return False
+
+    def _batch(self, k: int) -> Batch:
+        """The k-th of all: each once, in an order drawn anew, then again."""
+        epoch, place = divmod(k, len(self.fitted))
+        draws = torch.Generator().manual_seed((self.seed + epoch) % 2**63)
+        return self.fitted[int(torch.randperm(len(self.fitted), generator=draws)[place])]
+
+    def _rate(self) -> float:
+        """A warm-up, then half a cosine over the phase (Loshchilov & Hutter 2017)."""
+        at = self.at
+        room = self._ends[at.phase] - at.began
+        done = min(1.0, max(0.0, (self._spent() - at.began) / room)) if room > 0 else 1.0
+        return min(1.0, (at.step - at.first) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
+
+    # ---- the budget -------------------------------------------------------------------------
+
+    def _seconds(self) -> float:
+        like = next(iter(self.student.masters.values()))
+        self.at.seconds = self.processes.agreed(time.monotonic() - self._started, like)
+        return self.at.seconds
+
+    def _spent(self) -> float:
+        """Share of the budget."""
+        if self.settings.steps is not None:
+            return self.at.step / self.settings.steps
+        assert self.settings.seconds is not None
+        return self._seconds() / self.settings.seconds
+
+    def _is_over(self) -> bool:
+        """Whether there is no room in the phase for one more step, and to judge it."""
+        if self.settings.steps is not None:
+            return self.at.step >= round(self._ends[self.at.phase] * self.settings.steps)
+        assert self.settings.seconds is not None
+        like = next(iter(self.student.masters.values()))
+        more = self.processes.agreed(self._lasted["step"] + self._lasted["judge"], like)
+        end = self._ends[self.at.phase] * self.settings.seconds
+        return self._seconds() + more > end
+
+    def _is_due(self) -> bool:
+        at = self.at
+        if self.settings.steps is not None:
+            return at.step - at.judged_at >= max(1, self.settings.steps // CHECKPOINTS)
+        assert self.settings.seconds is not None
+        like = next(iter(self.student.masters.values()))
+        least = self.processes.agreed(self._lasted["judge"] / JUDGING, like)
+        since = self._seconds() - at.curve[-1].seconds
+        return since >= max(self.settings.seconds / CHECKPOINTS, least)
+
+    # ---- judging ----------------------------------------------------------------------------
+
+    def _judge(self, phase: str) -> None:
+        at, began = self.at, time.monotonic()
+        batches, wanted = self.judging
+        sums = self.objective.sums(self.student.model, wanted, batches)
+        like = next(iter(self.student.masters.values()))
+        lost, whole, told, count = self.processes.summed(sums, like)
+        value = self.objective.value(lost, whole, told, count)
+        self._lasted["judge"] = time.monotonic() - began
+        training = at.summed / at.counted if at.counted else None
+        held = value if math.isfinite(value) else None
+        if held is not None and (at.best is None or held < at.best):
+            self.best, at.best, at.stale = self.student.state(), held, 0
+        elif at.curve:
+            at.stale += 1
+        judged = Checkpoint(phase, at.step, round(self._seconds(), 3), training, held)
+        at.curve, at.judged_at = (*at.curve, judged), at.step
+        at.summed, at.counted = 0.0, 0
+        if self.save is not None and self.processes.is_first:
+            self.save(self)

@@ -1,0 +1,267 @@
+"""From a compressed model to a better one, by the outputs of the given model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorlrf.compression._heads import heads_of
+from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration.batches import call, list_batches
+from tensorlrf.compression.checkpoint._architecture import describe
+from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.refinement._blocks import blocks_of
+from tensorlrf.compression.refinement._course import Course
+from tensorlrf.compression.refinement._journal import (
+    Journal,
+    checksum_of_batches,
+    checksum_of_model,
+)
+from tensorlrf.compression.refinement._objective import Loss, Objective, Wanted
+from tensorlrf.compression.refinement._phases import (
+    PHASES,
+    Block,
+    Global,
+    Local,
+    Passes,
+    Phase,
+)
+from tensorlrf.compression.refinement._processes import Processes
+from tensorlrf.compression.refinement._refinement import Refinement
+from tensorlrf.compression.refinement._settings import Settings
+from tensorlrf.compression.refinement._student import Student, within
+from tensorlrf.decomposition.random_state import generator
+from tensorlrf.errors import ArgumentError
+from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.copies import replica
+
+
+def refine(
+    small: nn.Module,
+    model: nn.Module,
+    data: Any,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    loss: Loss = "auto",
+    readout: Readout | None = None,
+    labels: Iterable[Any] | None = None,
+    phases: Sequence[str] | None = None,
+    look_ahead: bool = False,
+    lr: float = 3e-3,
+    patience: int = 4,
+    holdout: float = 0.1,
+    accumulate: int = 1,
+    dtype: torch.dtype | None = None,
+    checkpointing: bool = False,
+    lora: int | None = None,
+    journal: str | None = None,
+    random_state: int | torch.Generator | None = 0,
+    progress: bool = True,
+) -> tuple[nn.Module, Refinement]:
+    """A copy of a compressed model, trained to follow the given one, and how that went.
+
+    Three phases share one budget. In "local" each factored layer follows the given one on its
+    inputs; in "block" each block (what a ModuleList or Sequential repeats) follows the given one,
+    on what the compressed blocks before it deliver; in "global" the outputs follow, or the user's
+    own loss falls. What a phase does not need the next one has. Only factors, norms and biases
+    (parameters with one axis) are trained, in eval mode, by AdamW. The model is judged on held-out
+    batches, at the beginning and then at about twenty checkpoints, and the best state is returned:
+    on these batches it is never worse than it was. Ctrl-C ends it and returns the best so far.
+
+    Parameters
+    ----------
+    small : Module
+        The compressed model, which stays as it is. Inside DistributedDataParallel its processes
+        train one copy together, each on batches of its own.
+    model : Module
+        The given one, which stays as it is.
+    data : iterable of batches, DataLoader or callable
+        Inputs, as `apply` takes them; two batches at the least.
+    seconds, steps : float, int
+        The budget, one of them: seconds, or steps of the optimiser.
+    loss : {"auto", "kl", "cosine", "relative"}, callable, or a tuple of one of each
+        What is brought down, and judged by: how far the outputs are from those of `model`, as in
+        `sensitivity`; a function from what the model returns, and the labels of the batch where
+        there are `labels`, to one number; or the sum of both.
+    readout : callable, optional
+        What counts of the outputs, as in `sensitivity`.
+    labels : iterable, optional
+        What a function in `loss` takes beside the outputs: an entry for each batch of `data`.
+    phases : sequence of {"local", "block", "global"}, optional
+        Only these. By default all, those aside that the model has no parts for.
+    look_ahead : bool
+        In "block", one block at a time, judged also by the outputs of the whole model through the
+        blocks behind it.
+    lr : float
+        The rate, relative to the root mean square of each tensor; half a cosine in every phase.
+    patience : int
+        Checkpoints in a row without a better state after which a phase ends.
+    holdout : float
+        Share of the batches to judge by, as in `apply`.
+    accumulate : int
+        Batches for one step.
+    dtype : dtype, optional
+        torch.bfloat16 or torch.float16: autocast runs the training passes in it. Steps and
+        judgements are in the dtypes of the model, in float32 at the least where numbers add up.
+    checkpointing : bool
+        Keep only the inputs of blocks for the pass back through the whole model, and run them
+        again.
+    lora : int, optional
+        Train changes of this rank in place of the factors that have more numbers, which saves
+        memory of gradients and of the optimiser; they are merged at the end.
+    journal : str or PathLike, optional
+        A folder. At each checkpoint it gets all that is needed to go on; the same call goes on from
+        there.
+    random_state : int or Generator, optional
+        Of the order of batches; torch's own generator stays as it was.
+    progress : bool
+        A bar on stderr, where that is a terminal.
+
+    Returns
+    -------
+    model : Module
+        The copy, its flags as in `small`; without DistributedDataParallel.
+    report : Refinement
+        Its held-out loss over seconds.
+
+    Raises
+    ------
+    ArgumentError
+        For models of different architectures; where nothing can be trained, or no batch be held
+        out; for batches, labels or outputs that do not fit; for a journal of another run.
+    FileError, FileFormatError
+        For a journal that cannot be written, or is damaged.
+
+    References
+    ----------
+    Hinton, Vinyals & Dean 2015 (distillation); Hu et al. 2022 (low-rank changes).
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    >>> small, _ = tensorlrf.compress(model, keep_params=0.5, skip=[])
+    >>> batches = [torch.rand(16, 32) for _ in range(8)]
+    >>> better, report = tensorlrf.refine(small, model, batches, steps=20)
+    >>> report.after <= report.before
+    True
+    """
+    settings = Settings(
+        seconds, steps, phases, look_ahead, lr, patience, holdout, accumulate, dtype,
+        checkpointing, lora,
+    )  # fmt: skip
+    settings.check()
+    started = time.monotonic()
+    given, processes = Processes.of(uncompiled(small))
+    teacher, _ = Processes.of(uncompiled(model))
+    given, teacher = uncompiled(given), uncompiled(teacher)
+    _check_models(given, teacher)
+    with torch.inference_mode(False), without_autocast():
+        data = list_batches(data, replica(teacher), argument="data")
+        held = Calibration.of(data, holdout)
+        if not held.held_out:
+            raise ArgumentError(
+                f"data has {len(data)} batch, and none can be held out to judge by; give two at "
+                "the least"
+            )
+        first = call(replica(teacher), held.held_out[0], argument="data")
+        objective = Objective.of(loss, readout, labels, data, first, bool(heads_of(teacher)))
+        wanted = _wanted(objective, teacher, held)
+        seed, kept = int(torch.randint(2**62, (1,), generator=_cpu(random_state))), None
+        if journal is not None:
+            run = {
+                **settings.to_dict(),
+                "loss": objective.unit,
+                "small": checksum_of_model(given),
+                "model": checksum_of_model(teacher),
+                "data": checksum_of_batches(data, objective.labels),
+            }
+            kept = Journal.at(journal, run)
+            seed = kept.seed(otherwise=seed)
+        student = Student(given, lora, torch.Generator().manual_seed(seed))
+        todo = _phases(student, teacher, objective, settings)
+        with progress_bar("refine", steps, progress) as advance:
+            course = Course(
+                student, todo, objective, held.fitted, (held.held_out, wanted), settings, seed,
+                started, processes, advance,
+            )  # fmt: skip
+            if kept is not None:
+                kept.follow(course)
+            reason = course.run()
+        made = student.finished()
+    report = Refinement(
+        unit=objective.unit,
+        trained=student.size,
+        batches=len(held.fitted),
+        held_out=len(held.held_out),
+        skipped=course.at.skipped,
+        reason=reason,
+        curve=course.at.curve,
+    )
+    return made, report
+
+
+def _wanted(objective: Objective, teacher: nn.Module, held: Calibration) -> list[Wanted]:
+    """What the given model returns for the batches held out. Labels of all batches are looked at:
+    better told before anything is trained."""
+    if objective.labels is not None:
+        for batch in held.fitted:
+            objective.of_function(call(replica(teacher), batch, argument="data"), batch)
+    outputs = (call(replica(teacher), batch, argument="data") for batch in held.held_out)
+    return [objective.wanted(y, batch) for y, batch in zip(outputs, held.held_out, strict=True)]
+
+
+def _cpu(random_state: int | torch.Generator | None) -> torch.Generator:
+    return generator(random_state, torch.device("cpu"))
+
+
+def _check_models(small: Any, model: Any) -> None:
+    """Raise ArgumentError for what is no pair of a compressed model and the one it was."""
+    for name, one in (("small", small), ("model", model)):
+        if not isinstance(one, nn.Module):
+            raise ArgumentError(f"{name} is a {type(one).__name__}; pass a torch.nn.Module")
+    ours, given = describe(small), describe(model)
+    for place in {**ours, **given}:
+        a, b = ours.get(place), given.get(place)
+        if a != b:
+            shown = repr(place) if place else "the model itself"
+            raise ArgumentError(
+                f"small and model are of different architectures: {shown} is {a or 'missing'} in "
+                f"small, {b or 'missing'} in model; give the model that small was made of"
+            )
+
+
+def _phases(
+    student: Student, teacher: nn.Module, objective: Objective, settings: Settings
+) -> list[Phase]:
+    """Those that are wanted and have something to train. Raises ArgumentError where one that was
+    asked for has not."""
+    layers = [n for n, m in student.given.named_modules() if isinstance(m, FactoredLayer)]
+    blocks = blocks_of(teacher)
+    if settings.checkpointing and not blocks:
+        raise ArgumentError(
+            "checkpointing=True runs blocks again, and model has none: no ModuleList or Sequential "
+            "repeats a module in it"
+        )
+    passes = Passes(settings.dtype, blocks if settings.checkpointing else ())
+    holding = [b for b in blocks if any(within(name, b) for name in student.names)]
+    ahead = objective if settings.look_ahead else None
+    found: dict[str, Phase | None] = {
+        "local": Local(teacher, passes, layers) if layers else None,
+        "block": Block(teacher, passes, holding, ahead) if holding else None,
+        "global": Global(teacher, passes, objective),
+    }
+    for name in settings.phases or ():
+        if found[name] is None:
+            lack = "factored layer" if name == "local" else "block with something to train"
+            raise ArgumentError(f"phases has {name!r}, and small has no {lack}; leave it out")
+    wanted = settings.phases or PHASES
+    return [phase for name in PHASES if name in wanted and (phase := found[name]) is not None]
