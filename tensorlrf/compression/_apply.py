@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._latency import measure_model
+from tensorlrf.compression._metric import with_metrics
 from tensorlrf.compression._survey import Surveyed, survey
 from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression._working_copy import WorkingCopy
@@ -20,7 +21,8 @@ from tensorlrf.compression.calibration._batchnorm import (
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import model_error
-from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
+from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.plan._check_plan import check_plan
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.report._budget import shortfall
@@ -51,6 +53,9 @@ def apply(
     rerun: bool = False,
     moment_bytes: int | None = None,
     example: Any = None,
+    metric: str = OUTPUTS,
+    loss: str = AUTO,
+    readout: Readout | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Report]:
@@ -101,6 +106,15 @@ def apply(
         method.
     example : Tensor, tuple or dict, optional
         A batch to time the given and the compressed model on, for the report.
+    metric : {"outputs", "loss", "auto"}
+        In what the outputs of a layer are to be near. "outputs": the sum of squares. "loss": what
+        an error of them costs the model, to second order, by the gradients there (one pass forth
+        and back a batch); formats that cannot have it are fitted as by "outputs", and so are layers
+        that no gradient reaches. `error` of a plan is then counted in it. "auto": whichever of the
+        two leaves the lower loss of the whole model on inputs held out, with all layers truncated
+        at once.
+    loss, readout
+        What counts of the model's outputs, for `metric`, as in `sensitivity`.
     random_state : int or Generator, optional
         Of the methods that draw; torch's own generator stays as it was.
     progress : bool
@@ -116,21 +130,22 @@ def apply(
     Raises
     ------
     ArgumentError, RankError
-        For a plan of another model, or one edited into something that cannot be; NaN or Inf in a
-        weight or in the inputs of a layer; batches that the model cannot take (the layer and the
-        model's own error are named).
+        For an unknown word, and a plan of another model, or one edited into something that cannot
+        be; NaN or Inf in a weight or in the inputs of a layer; batches that the model cannot take
+        (the layer and the model's own error are named).
 
     Warns
     -----
     CalibrationWarning
         Of layers with fewer than 4 n samples, and of layers that calibration does not reach, or
-        whose moments are too large, and that get the plain method.
+        whose moments are too large, and that get the plain method. Of a model that cannot be
+        differentiated, where `metric` asks for it.
     BudgetWarning
         Of a model that keeps far more than `keep_params` since most of it is not eligible.
 
     References
     ----------
-    Ledoit & Wolf 2004; Zhang et al. 2016.
+    Ledoit & Wolf 2004; Zhang et al. 2016; Martens & Grosse 2015 (the metric of the loss).
 
     Examples
     --------
@@ -142,8 +157,9 @@ def apply(
     True
     """
     fitting = Fitting(
-        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
-    )
+        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress,
+        metric, loss, readout,
+    )  # fmt: skip
     fitting.check(calibrated=calibration is not None)
     model = own_model(model)
     if not isinstance(plan, Plan):
@@ -170,6 +186,8 @@ def carried_out(
         small = copy_of(model)
         for row in plan.factored:
             dense_layer_at(small, row.name).make_ordinary()
+        if data is not None:
+            data = with_metrics(model, plan, data, fitting)
         work = WorkingCopy(model, small, plan, fitting, data)
         work.factor_all()
         small, rows = work.replaced(found)
@@ -180,6 +198,7 @@ def carried_out(
     report = Report(
         **plan.budgets,
         target=fitting.target if data is not None else None,
+        metric=None if data is None else LOSS if data.metrics else OUTPUTS,
         affine=fitting.affine,
         batches=0 if data is None else len(data.fitted),
         held_out=0 if data is None else len(data.held_out),

@@ -14,7 +14,7 @@ from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._planning import planned
@@ -48,6 +48,7 @@ def compress(
     example: Any = None,
     allocation: str | Allocation = UNIFORM,
     sensitivity: Sensitivity | None = None,
+    metric: str = OUTPUTS,
     loss: str = AUTO,
     readout: Readout | None = None,
     random_state: int | torch.Generator | None = 0,
@@ -70,6 +71,8 @@ def compress(
         (`keep_flops`), and to time both models on, for the report.
     allocation, sensitivity, loss, readout
         How the budget is shared out over layers, as in `plan`.
+    metric
+        In what outputs of layers are to be near, as in `apply`.
     random_state, progress
         As in `apply`.
 
@@ -104,8 +107,9 @@ def compress(
         progress,
     )  # fmt: skip
     fitting = Fitting(
-        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
-    )
+        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress,
+        metric, loss, readout,
+    )  # fmt: skip
     return _compressed(model, request, fitting, calibration)
 
 
@@ -130,6 +134,7 @@ def compress_(
     example: Any = None,
     allocation: str | Allocation = UNIFORM,
     sensitivity: Sensitivity | None = None,
+    metric: str = OUTPUTS,
     loss: str = AUTO,
     readout: Readout | None = None,
     random_state: int | torch.Generator | None = 0,
@@ -147,7 +152,7 @@ def compress_(
         As in `plan`.
     calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
         As in `apply`.
-    example, allocation, sensitivity, loss, readout, random_state, progress
+    example, allocation, sensitivity, metric, loss, readout, random_state, progress
         As in `compress`.
 
     Returns
@@ -176,8 +181,9 @@ def compress_(
         progress,
     )  # fmt: skip
     fitting = Fitting(
-        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress
-    )
+        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress,
+        metric, loss, readout,
+    )  # fmt: skip
     given, model = model, uncompiled(model)
     if model is not given and model is not getattr(given, "_orig_mod", None):
         raise ArgumentError(

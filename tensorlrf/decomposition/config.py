@@ -158,6 +158,12 @@ class Method:
         """Whether n_iter_max= and tol= are of a fit without inputs as well."""
         return not registered(self.word).sweeps_in_metric
 
+    @property
+    def takes_any_form(self) -> bool:
+        """Whether gram= may be any quadratic form of what is left, with outputs that count by what
+        is made of them: `Target` has them all, most methods are fitted to inputs alone."""
+        return False
+
     def gram_of(self, moments: Any, weight: Tensor) -> Any:
         """What gram= is of the inputs with these second moments, for a weight to be fitted."""
         return moments

@@ -82,6 +82,37 @@ class SecondMoments(Quadratic):
         return replace(self, outputs=weight.detach().flatten(1).to(torch.float64) @ self.given)
 
 
+@dataclass(frozen=True)
+class OutputMetric:
+    """What an error e of the outputs costs, <e, R e>, for R (m, m), positive definite.
+
+    With R the second moments of the gradients at the outputs, <D, R D G> is the error of the
+    weight D in Kronecker-factored curvature (Martens & Grosse 2015).
+    """
+
+    rows: Tensor
+
+    @property
+    def root(self) -> Tensor:
+        """L (m, m) with R = L L^T, lower triangular, in float64. Made anew each time: kept, those
+        of all layers would take twice the memory of R."""
+        root: Tensor = torch.linalg.cholesky(self.rows.to(torch.float64))
+        return root
+
+    def turned(self, outputs: Tensor) -> Tensor:
+        """L^T y for y (m, ...) in float64: outputs whose plain norm is the metric of these."""
+        whole = outputs.to(torch.float64)
+        return (self.root.T @ whole.reshape(len(whole), -1)).reshape(whole.shape)
+
+    def energy(self, outputs: Tensor) -> float:
+        """The sum of <y, R y> over the columns of y (m, ...)."""
+        return float(self.turned(outputs).square().sum())
+
+    def over(self, inputs: SecondMoments) -> Product:
+        """The form R D G."""
+        return Product(self.rows.to(torch.float64), inputs.given)
+
+
 def second_moments(gram: Any, mean: Any, n: int, like: Tensor) -> SecondMoments:
     """`gram`, checked, about `mean` (n,) where that is given, and shrunk by the least amount.
 

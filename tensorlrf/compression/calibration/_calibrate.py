@@ -78,7 +78,8 @@ def at_once(
             if not shared.holds(name):
                 moments.update(itertools.chain(*anew(model, [name], trace, calibration, None)))
             elif first in moments:
-                moments[name] = moments[first].following(dense_layer_at(model, name))
+                layer, metrics = dense_layer_at(model, name), calibration.metrics_of(name)
+                moments[name] = moments[first].following(layer, metrics)
         yield [(name, moments[name]) for name in part if name in moments]
 
 

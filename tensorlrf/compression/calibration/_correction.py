@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from tensorlrf.compression.calibration._moments import add_products, add_squares, mirrored, raised
 from tensorlrf.compression.calibration._taps import Taps
+from tensorlrf.decomposition.second_moments import OutputMetric
 
 RIDGE = 0.01
 """Of the mean eigenvalue of G: directions with less energy keep their weights."""
@@ -36,14 +37,30 @@ class Lag:
     """What the compressed prefix makes the outputs of a layer, or of one of its groups, lose, in
     moments over N positions.
 
-    cross   E[e x^T] (O, n), e = W (x0 - x)
-    mean    E[e] (O,)
-    lost    E||e||^2
+    cross     E[e x^T] (O, n), e = W (x0 - x)
+    mean      E[e] (O,)
+    lost      E||e||^2
+    weighted  E<e, R e>, where there is a metric R of the outputs
     """
 
     cross: Tensor
     mean: Tensor
     lost: float
+    weighted: float = 0.0
+
+    def about(self, mu: Tensor, metric: OutputMetric | None) -> Lag:
+        """The same about the means, E[x] = `mu` and E[e]."""
+        felt = 0.0 if metric is None else metric.energy(self.mean)
+        return Lag(
+            self.cross - torch.outer(self.mean, mu),
+            torch.zeros_like(self.mean),
+            max(0.0, self.lost - float(self.mean.square().sum())),
+            max(0.0, self.weighted - felt),
+        )
+
+    def turned(self, metric: OutputMetric) -> Lag:
+        """Of outputs whose plain norm is the metric of these."""
+        return Lag(metric.turned(self.cross), metric.turned(self.mean), self.weighted)
 
 
 class LagMoments(Protocol):
@@ -61,12 +78,14 @@ class LagMoments(Protocol):
         """The moments so far."""
 
 
-def lag_moments(weight: Tensor, taps: Taps | None) -> LagMoments:
+def lag_moments(
+    weight: Tensor, taps: Taps | None, metric: OutputMetric | None = None
+) -> LagMoments:
     """An empty accumulator for a group's weight (O, I, *kernel) or (O, I), the cheaper one. The
     weight is kept, so that the layer's may be overwritten later."""
     if taps is None and weight.shape[1] <= weight.shape[0]:
-        return InputLags(weight)
-    return OutputLags(weight, taps)
+        return InputLags(weight, metric)
+    return OutputLags(weight, taps, metric)
 
 
 def lag_bytes(shape: Sequence[int], taps: Taps | None) -> int:
@@ -81,8 +100,9 @@ class InputLags:
     """Of a linear layer, from the moments of its inputs: with d = x0 - x, E[e x^T] = W E[d x^T] and
     E||e||^2 = tr(W E[d d^T] W^T). No more than 2 n^2 products a row, whatever the outputs."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, metric: OutputMetric | None = None) -> None:
         self._weight = weight.detach().to(torch.float64, copy=True)
+        self._metric = metric
         n = weight.shape[1]
         self._cross = torch.zeros(n, n, dtype=torch.float64, device=weight.device)
         self._squares = torch.zeros_like(self._cross)
@@ -108,27 +128,40 @@ class InputLags:
 
     def lag(self) -> Lag:
         """The moments so far."""
-        n, weight = max(1, self.count), self._weight
-        lost = ((weight @ mirrored(self._squares)) * weight).sum() / n
-        return Lag(weight @ self._cross / n, weight @ self._sum / n, max(0.0, float(lost)))
+        n, weight, squares = max(1, self.count), self._weight, mirrored(self._squares)
+        weighted = 0.0
+        if self._metric is not None:
+            weighted = _energy(self._metric.turned(weight), squares) / n
+        lost = _energy(weight, squares) / n
+        return Lag(weight @ self._cross / n, weight @ self._sum / n, lost, weighted)
 
-    def of(self, weight: Tensor) -> Self:
+    def of(self, weight: Tensor, metric: OutputMetric | None = None) -> Self:
         """The same sums, to which nothing is added any more, for another weight."""
         twin = copy.copy(self)
         twin._weight = weight.detach().to(torch.float64, copy=True)
+        twin._metric = metric
         return twin
+
+
+def _energy(weight: Tensor, squares: Tensor) -> float:
+    """tr(W S W^T)."""
+    return max(0.0, float(((weight @ squares) * weight).sum()))
 
 
 class OutputLags:
     """Of any layer, from the outputs: 2 n O products a row or patch."""
 
-    def __init__(self, weight: Tensor, taps: Taps | None) -> None:
+    def __init__(
+        self, weight: Tensor, taps: Taps | None, metric: OutputMetric | None = None
+    ) -> None:
         self._weight = raised(weight.detach()).clone()
+        self._root = None if metric is None else metric.root.to(self._weight.dtype)
         self._taps = None if taps is None else taps.one_group()
         like = {"dtype": torch.float64, "device": weight.device}
         self._cross = torch.zeros(weight.shape[0], weight[0].numel(), **like)  # type: ignore[call-overload]
         self._sum = torch.zeros(weight.shape[0], **like)  # type: ignore[call-overload]
         self._lost = torch.zeros((), **like)  # type: ignore[call-overload]
+        self._weighted = torch.zeros_like(self._lost)
         self.count = 0
 
     def add(self, x: Tensor, x0: Tensor) -> None:
@@ -151,19 +184,29 @@ class OutputLags:
         self._cross += cross
         self._sum += summed
         rows = e.flatten(2) if e.ndim > 2 else e  # of places, or of outputs
-        self._lost += torch.linalg.vector_norm(rows, dim=-1).to(torch.float64).square().sum()
+        self._lost += _squared(rows)
+        if self._root is not None:
+            self._weighted += _squared(self._root.T @ rows if e.ndim > 2 else rows @ self._root)
 
     def merge(self, other: Self) -> None:
         """Take what another one of the same layer has seen."""
         self._cross += other._cross
         self._sum += other._sum
         self._lost += other._lost
+        self._weighted += other._weighted
         self.count += other.count
 
     def lag(self) -> Lag:
         """The moments so far."""
         n = max(1, self.count)
-        return Lag(self._cross / n, self._sum / n, float(self._lost) / n)
+        lost, weighted = float(self._lost) / n, float(self._weighted) / n
+        return Lag(self._cross / n, self._sum / n, lost, weighted)
+
+
+def _squared(rows: Tensor) -> Tensor:
+    """The sum of squares, in float64."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return lengths.to(torch.float64).square().sum()
 
 
 def corrected(weight: Tensor, gram: Tensor, lag: Lag, ridge: float = RIDGE) -> Tensor:

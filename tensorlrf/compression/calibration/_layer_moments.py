@@ -7,7 +7,8 @@ Padding is no input: rows that an attention mask leaves out are left out.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._memory import named_where_memory_ends
-from tensorlrf.compression.calibration._statistics import Statistics, Stream
+from tensorlrf.compression.calibration._statistics import Metrics, Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch, list_batches
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -26,11 +27,31 @@ Layers = list[tuple[str, "LayerMoments"]]
 
 
 @dataclass(frozen=True)
+class LayerMetrics:
+    """Metrics of the outputs of one layer: of those that it is fitted to, and of those held out."""
+
+    fit: Metrics = None
+    held: Metrics = None
+
+
+PLAIN = LayerMetrics()
+"""All errors count alike."""
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """The batches, and which of them are held out."""
+    """The batches, and which of them are held out.
+
+    metrics  layer -> what errors of its outputs cost, where they are not all alike
+    """
 
     batches: list[Batch]
     held: frozenset[int]
+    metrics: Mapping[str, LayerMetrics] = field(default_factory=dict)
+
+    def metrics_of(self, name: str) -> LayerMetrics:
+        """Those of a layer."""
+        return self.metrics.get(name, PLAIN)
 
     @classmethod
     def of(cls, batches: list[Batch], holdout: float) -> Calibration:
@@ -59,6 +80,11 @@ class Calibration:
         """Those to judge by."""
         return [b for k, b in enumerate(self.batches) if k in self.held]
 
+    @property
+    def judging(self) -> list[Batch]:
+        """Those held out; where there are none, those to fit to."""
+        return self.held_out or self.fitted
+
 
 def check_holdout(holdout: Any) -> None:
     """Raise ArgumentError for what is no share of the batches."""
@@ -73,20 +99,27 @@ class LayerMoments:
     """What calibration has seen of one layer: of the inputs that it is fitted to, and of those that
     are held out to judge the fit."""
 
-    def __init__(self, layer: DenseLayer, *, lags: bool, holds_out: bool) -> None:
-        self._fit = Stream(layer, lags=lags)
-        self._held = Stream(layer, lags=lags) if holds_out else None
+    def __init__(
+        self,
+        layer: DenseLayer,
+        *,
+        lags: bool,
+        holds_out: bool,
+        metrics: LayerMetrics = PLAIN,
+    ) -> None:
+        self._fit = Stream(layer, lags=lags, metrics=metrics.fit)
+        self._held = Stream(layer, lags=lags, metrics=metrics.held) if holds_out else None
 
     def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
         """Take the input of one call; x0 is what the given model gets there."""
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
 
-    def following(self, layer: DenseLayer) -> LayerMoments:
+    def following(self, layer: DenseLayer, metrics: LayerMetrics) -> LayerMoments:
         """Of another layer that has been fed the very same."""
         twin = copy.copy(self)
-        twin._fit = self._fit.following(layer)
-        twin._held = None if self._held is None else self._held.following(layer)
+        twin._fit = self._fit.following(layer, metrics.fit)
+        twin._held = None if self._held is None else self._held.following(layer, metrics.held)
         return twin
 
     def merge(self, other: LayerMoments) -> None:
@@ -133,14 +166,17 @@ class Adder:
         with named_where_memory_ends(name, layer):
             if name not in moments:
                 moments[name] = LayerMoments(
-                    layer, lags=self.lags, holds_out=bool(self.calibration.held)
+                    layer,
+                    lags=self.lags,
+                    holds_out=bool(self.calibration.held),
+                    metrics=self.calibration.metrics_of(name),
                 )
             if layer.taps is None:
                 x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
             moments[name].add(x, x0, batch.index in self.calibration.held)
 
 
-def check_statistics(name: str, statistics: tuple[Statistics, ...]) -> None:
+def check_statistics(name: str, statistics: Sequence[Statistics]) -> None:
     """Raise ArgumentError, naming the layer, where its inputs had NaN or Inf."""
     # A value that is not finite makes the mean square of its column so: n numbers tell it all.
     if not all(torch.isfinite(s.gram.diagonal()).all() for s in statistics):

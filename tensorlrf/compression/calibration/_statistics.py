@@ -29,10 +29,13 @@ from tensorlrf.compression.calibration._correction import (
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._lengths import fourth_about_mean
 from tensorlrf.compression.calibration._moments import Moments, moments_of
-from tensorlrf.decomposition.second_moments import about_mean
+from tensorlrf.decomposition.second_moments import OutputMetric, about_mean
 from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import two_matrices
+
+Metrics = Sequence[OutputMetric | None] | None
+"""Of the outputs of each group of a layer."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,12 @@ class Statistics:
 
     inputs  their moments
     lag     of the outputs behind those of the given model; None where that is not the target
+    metric  of the outputs, where errors of some count more than of others
     """
 
     inputs: Inputs
     lag: Lag | None
+    metric: OutputMetric | None = None
 
     @property
     def gram(self) -> Tensor:
@@ -118,14 +123,8 @@ class Statistics:
 
     def centred(self) -> Statistics:
         """The same about the mean."""
-        mu, lag = self.mean, self.lag
-        if lag is not None:
-            lag = Lag(
-                lag.cross - torch.outer(lag.mean, mu),
-                torch.zeros_like(lag.mean),
-                max(0.0, lag.lost - float(lag.mean.square().sum())),
-            )
-        return Statistics(self.inputs.centred(), lag)
+        lag = None if self.lag is None else self.lag.about(self.mean, self.metric)
+        return Statistics(self.inputs.centred(), lag, self.metric)
 
     def shrunk(self, amount: float) -> Statistics:
         """The same, drawn so far; what earlier layers lose is then that much less known from x."""
@@ -133,8 +132,15 @@ class Statistics:
             return self
         lag = self.lag
         if lag is not None:
-            lag = Lag((1 - amount) * lag.cross, lag.mean, lag.lost)
-        return Statistics(replace(self.inputs, gram=shrunk(self.gram, amount)), lag)
+            lag = replace(lag, cross=(1 - amount) * lag.cross)
+        return replace(self, inputs=replace(self.inputs, gram=shrunk(self.gram, amount)), lag=lag)
+
+    def turned(self) -> Statistics:
+        """The same of outputs whose plain norm is the metric of these."""
+        if self.metric is None:
+            return self
+        lag = None if self.lag is None else self.lag.turned(self.metric)
+        return Statistics(self.inputs, lag)
 
     def shift(self, difference: Tensor) -> Tensor:
         """The best b for D = W - A, (O, n) or as the weight is: (O,), float64."""
@@ -155,11 +161,23 @@ def _matrix(weight: Tensor) -> Tensor:
 
 class OutputError:
     """Relative error of the outputs of all groups of a layer together, root mean square, without
-    bias: of one approximation after another, while what they are relative to is known."""
+    bias: of one approximation after another, while what they are relative to is known.
 
-    def __init__(self, weights: Sequence[Tensor], statistics: Sequence[Statistics]) -> None:
-        self.weights = weights
-        self.statistics = statistics
+    weighted  in the metrics of the outputs, where there are some
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        statistics: Sequence[Statistics],
+        *,
+        weighted: bool = False,
+    ) -> None:
+        self.metrics = [s.metric if weighted else None for s in statistics]
+        self.weights = [
+            w if r is None else r.turned(w) for w, r in zip(weights, self.metrics, strict=True)
+        ]
+        self.statistics = [s.turned() for s in statistics] if weighted else statistics
 
     @cached_property
     def products(self) -> list[Tensor]:
@@ -180,10 +198,10 @@ class OutputError:
     ) -> float:
         """Of an approximation of each group's weight, with a shift of its bias or None."""
         shifts = [None] * len(self.weights) if shifts is None else shifts
-        groups = zip(
-            self.weights, self.products, approximations, self.statistics, shifts, strict=True
-        )
-        lost = sum(_lost(w, product, f, s, b) for w, product, f, s, b in groups)
+        lost = 0.0
+        for k, (approximation, shift) in enumerate(zip(approximations, shifts, strict=True)):
+            known, metric = self.statistics[k], self.metrics[k]
+            lost += _lost(self.weights[k], self.products[k], approximation, known, shift, metric)
         return math.sqrt(lost / self.whole) if self.whole > 0 else 0.0
 
 
@@ -193,49 +211,60 @@ def _lost(
     approximation: Factors | Tensor,
     known: Statistics,
     shift: Tensor | None,
+    metric: OutputMetric | None,
 ) -> float:
-    """E||W x0 - A x - b||^2 from W G: nothing of it is squared before it cancels."""
+    """E||W x0 - A x - b||^2 from W G, of what `metric` makes of A and b: nothing of it is squared
+    before it cancels."""
     two = two_matrices(approximation)
     if two is not None:  # r rows, no more, are multiplied by G
         left, right = (t.to(torch.float64) for t in two)
+        left = left if metric is None else metric.turned(left)
         dense, moved = left @ right, left @ (right @ known.gram)
     else:
         whole = approximation if isinstance(approximation, Tensor) else approximation.to_dense()
         dense = _matrix(whole.to(weight.dtype))
+        dense = dense if metric is None else metric.turned(dense)
         moved = dense @ known.gram
     difference = _matrix(weight) - dense
     lost = known.energy(difference, product - moved)
     if shift is None:
         return lost
     best = known.shift(difference)
+    shift = shift if metric is None else metric.turned(shift)
     return max(0.0, lost + float((shift * (shift - 2 * best)).sum()))
 
 
 class Stream:
     """Collects the `Statistics` of every group of a layer, call by call."""
 
-    def __init__(self, layer: DenseLayer, *, lags: bool) -> None:
-        self._layer = layer
+    def __init__(self, layer: DenseLayer, *, lags: bool, metrics: Metrics = None) -> None:
+        self._layer, self._metrics = layer, metrics
         self._moments: list[Moments] = [moments_of(layer) for _ in range(layer.groups)]
         self._inputs: list[Inputs] = []
         self._lags: list[LagMoments] | None = None
         if lags:
-            self._lags = [lag_moments(w, layer.taps) for w in layer.group_weights()]
+            groups = zip(layer.group_weights(), self._of_groups, strict=True)
+            self._lags = [lag_moments(w, layer.taps, metric) for w, metric in groups]
 
     @property
     def count(self) -> int:
         """Columns of each group so far."""
         return (self._moments or self._inputs)[0].count
 
-    def following(self, layer: DenseLayer) -> Stream:
+    @property
+    def _of_groups(self) -> Sequence[OutputMetric | None]:
+        """The metric of each group's outputs."""
+        return self._metrics or (None,) * self._layer.groups
+
+    def following(self, layer: DenseLayer, metrics: Metrics = None) -> Stream:
         """Of another layer that is fed the very same, with the same moments: nothing is added to
         either any more."""
         self._end()
         twin = copy.copy(self)
-        twin._layer = layer
+        twin._layer, twin._metrics = layer, metrics
         if self._lags is not None:
-            pairs = zip(self._lags, layer.group_weights(), strict=True)
-            twin._lags = [lag.of(w) for lag, w in pairs if isinstance(lag, InputLags)]
+            groups = zip(self._lags, layer.group_weights(), twin._of_groups, strict=True)
+            twin._lags = [lag.of(w, r) for lag, w, r in groups if isinstance(lag, InputLags)]
         return twin
 
     def add(self, x: Tensor, x0: Tensor | None = None) -> None:
@@ -261,7 +290,8 @@ class Stream:
         lags: list[Lag | None] = [None] * len(self._inputs)
         if self._lags is not None:
             lags = [lag.lag() for lag in self._lags]
-        return tuple(Statistics(*pair) for pair in zip(self._inputs, lags, strict=True))
+        groups = zip(self._inputs, lags, self._of_groups, strict=True)
+        return tuple(Statistics(*group) for group in groups)
 
     def _end(self) -> None:
         """Make moments of the sums, which are given up, for they take as much memory."""

@@ -49,14 +49,14 @@ def suspended(
         while reached := {name for name in passes.waiting.values() if name is not None}:
             name = min(reached, key=position.__getitem__)
             trim(now=True)  # a fit has much to allocate
-            layer = dense_layer_at(model, name)
+            layer, metrics = dense_layer_at(model, name), calibration.metrics_of(name)
             if name not in shared.leaders:
                 mine = moments.pop(name)
-                leading = mine.following(layer) if shared.leads(name) else None
+                leading = mine.following(layer, metrics) if shared.leads(name) else None
                 yield [(name, mine)]
                 del mine
             elif leading is not None and shared.holds(name):
-                yield [(name, leading.following(layer))]
+                yield [(name, leading.following(layer, metrics))]
             else:  # here and there it was fed something else
                 yield from anew(model, [name], trace, calibration, original)
             passes.done.add(name)

@@ -17,12 +17,16 @@ from tensorlrf.compression.calibration._layer_moments import LayerMoments, check
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
-from tensorlrf.decomposition.second_moments import SecondMoments
+from tensorlrf.decomposition.second_moments import OutputMetric, SecondMoments
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
 from tensorlrf.factors import Factors, Grouped
 
 SAMPLES_PER_COLUMN = 4
 """With fewer samples than this times n, the moments fit the samples more than the data."""
+
+INPUT_SHRINKAGE = 0.1
+"""Least amount by which moments of inputs are drawn where outputs have a metric as well: what
+both sides say little of would otherwise count for next to nothing."""
 
 OVERFITTED = 1.1
 """A held-out error above this many times the one of the fit casts doubt on it."""
@@ -38,14 +42,16 @@ class Factored:
     fit_error      relative error of the outputs on the inputs that they were fitted to, against the
                    target; None where there were none
     held_error     the same on inputs held out
-    judged         by what candidates are compared: the error on inputs held out; where there are
-                   none, the one of the outputs in the moments as shrunk as these samples warrant,
-                   or of the weight where there are no inputs
+    judged         by what candidates are compared: the error on inputs held out, in the metric of
+                   the outputs where there is one; without inputs held out, the one in the moments
+                   as shrunk as these samples warrant, or of the weight where there are no inputs
+    expected       the same on the inputs of the fit as they are
     samples        columns that the fit is made of
     data_aware     whether these took part in it
     shrinkage      how far their moments were drawn towards their mean eigenvalue, 0 to 1
     shift          (O,) to be added to the bias; None where the bias stays
     finished       whether its sweeps came near their end
+    weighted       whether they were fitted in a metric of the outputs too
     """
 
     factors: Factors
@@ -59,6 +65,8 @@ class Factored:
     shrinkage: float | None = None
     shift: Tensor | None = None
     finished: bool = True
+    weighted: bool = False
+    expected: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,23 @@ def factor(
     where it lowers the held-out error. `moments` is of no use afterwards.
     Raises ArgumentError, naming the layer, where its inputs had NaN or Inf.
     """
-    fit = held = None
-    if moments is not None:
-        fit, held = moments.taken()
-        check_statistics(name, fit)
-        if held is not None:
-            check_statistics(name, held)
+    fit, held = (None, None) if moments is None else moments.taken()
+    return factor_in(name, layer, method, fit, held, options)
+
+
+def factor_in(
+    name: str,
+    layer: DenseLayer,
+    method: Method,
+    fit: Sequence[Statistics] | None,
+    held: Sequence[Statistics] | None,
+    options: Options,
+) -> Factored:
+    """The same with the statistics of each group's inputs: of those to fit to, and of those held
+    out."""
+    for seen in (fit, held):
+        if seen is not None:
+            check_statistics(name, seen)
     job = _Job(layer, fit, held, options)
     if not isinstance(method, Auto):
         return job.best(method)
@@ -145,6 +164,8 @@ class _Job:
             if aware and self._in_doubt(tried[0]):
                 tried.append(self.fitted(method, aware=True, affine=affine, further=True))
                 tried.append(self.fitted(method, aware=False, affine=False))
+                if tried[0].weighted:
+                    tried.append(self.fitted(method, aware=True, affine=affine, weighted=False))
         return min(tried, key=lambda f: f.judged)
 
     @cached_property
@@ -152,27 +173,49 @@ class _Job:
         """By what candidates are compared: inputs held out, or those of the fit, as shrunk as so
         many samples warrant; None where there are none."""
         if self.held is not None:
-            return OutputError(self.weights, self.held)
+            return OutputError(self.weights, self.held, weighted=True)
         if self.stats is None:
             return None
-        return OutputError(self.weights, [s.shrunk(s.warranted) for s in self.stats])
+        shrunk = [s.shrunk(s.warranted) for s in self.stats]
+        return OutputError(self.weights, shrunk, weighted=True)
+
+    @cached_property
+    def told(self) -> OutputError | None:
+        """Of the outputs as they are, on inputs held out."""
+        if self.held is None or all(s.metric is None for s in self.held):
+            return None if self.held is None else self.judging
+        return OutputError(self.weights, self.held)
 
     @cached_property
     def fitting(self) -> OutputError | None:
-        """On the inputs that factors are fitted to."""
+        """Of the outputs as they are, on the inputs that factors are fitted to."""
         return None if self.stats is None else OutputError(self.weights, self.stats)
+
+    @cached_property
+    def expecting(self) -> OutputError | None:
+        """As `judging`, on the inputs that factors are fitted to."""
+        if self.stats is None or all(s.metric is None for s in self.stats):
+            return self.fitting
+        return OutputError(self.weights, self.stats, weighted=True)
 
     def _in_doubt(self, fit: Factored) -> bool:
         """Whether the samples may be too few: by their number, or by what the fit to them does on
         others."""
         thin = (self.count or 0) < SAMPLES_PER_COLUMN * self.layer.columns
-        return thin or fit.judged > OVERFITTED * (fit.fit_error or 0.0)
+        return thin or fit.judged > OVERFITTED * fit.expected
 
     def fitted(
-        self, method: Method, *, aware: bool, affine: bool, further: bool = False
+        self,
+        method: Method,
+        *,
+        aware: bool,
+        affine: bool,
+        further: bool = False,
+        weighted: bool = True,
     ) -> Factored:
         """By a method; with `further`, in moments half way between the shrinkage that the number of
-        samples warrants and that which leaves nothing of them, in its logarithm."""
+        samples warrants and that which leaves nothing of them, in its logarithm. In the metric of
+        the outputs, where there is one and the method takes it, unless not to be `weighted`."""
         affine = affine and self.stats is not None
         parts, amounts = [], []
         for k, weight in enumerate(self.weights):
@@ -181,9 +224,12 @@ class _Job:
                 parts.append(_Part(weight, None))
                 continue
             statistics = self.stats[k].centred() if affine else self.stats[k]
+            metric = statistics.metric if weighted and method.takes_any_form else None
             amount = statistics.warranted
+            if metric is not None:
+                amount = max(amount, INPUT_SHRINKAGE)
             amounts.append(amount**0.5 if further else amount)
-            parts.append(_Part(weight, statistics.shrunk(amounts[-1])))
+            parts.append(_Part(weight, statistics.shrunk(amounts[-1]), metric))
         with gathering(ConvergenceWarning) as unfinished:
             factors, method = self._decompose(method, parts)
         shifts: list[Tensor | None] = [None] * len(parts)
@@ -193,19 +239,25 @@ class _Job:
         whole = factors[0] if len(factors) == 1 else Grouped.stack(factors)
 
         weight_error = whole.rel_error(self.layer.weight)
-        judged = None if self.judging is None else self.judging.of(factors, shifts)
+        errors: dict[OutputError | None, float | None] = {None: None}
+        for measure in (self.judging, self.told, self.fitting, self.expecting):
+            if measure is not None and measure not in errors:
+                errors[measure] = measure.of(factors, shifts)
+        judged = errors[self.judging]
         return Factored(
             whole,
             method,
             weight_error,
             weight_error if judged is None else judged,
-            None if self.fitting is None else self.fitting.of(factors, shifts),
-            None if self.held is None else judged,
+            errors[self.fitting],
+            errors[self.told],
             self.count,
             data_aware=aware,
             shrinkage=max(amounts, default=None),
             shift=torch.cat([s for s in shifts if s is not None]) if affine else None,
             finished=not unfinished,
+            weighted=any(part.outputs is not None for part in parts),
+            expected=errors[self.expecting] or 0.0,
         )
 
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
@@ -228,10 +280,13 @@ class _Job:
 
 
 class _Part:
-    """One group's weight, and what its inputs are known to be."""
+    """One group's weight, what its inputs are known to be, and what its outputs count."""
 
-    def __init__(self, weight: Tensor, statistics: Statistics | None) -> None:
+    def __init__(
+        self, weight: Tensor, statistics: Statistics | None, outputs: OutputMetric | None = None
+    ) -> None:
         self.weight = weight
+        self.outputs = outputs
         self.gram = None if statistics is None else statistics.gram
         self.wanted = weight
         if statistics is not None and statistics.lag is not None:
@@ -268,6 +323,8 @@ class _Part:
             return factors.rel_error(self.weight)
         lost = (self.wanted - factors.to_dense()).flatten(1).double()
         whole = self.wanted.flatten(1).double()
+        if self.outputs is not None:
+            lost, whole = self.outputs.turned(lost), self.outputs.turned(whole)
 
         def energy(w: Tensor) -> float:
             return max(0.0, float(((w @ gram) * w).sum()))
@@ -276,7 +333,11 @@ class _Part:
 
     def decompose(self, method: Method, state: Any) -> Factors:
         """At the method's rank, or within its share or its error."""
-        gram = None if self.metric is None else method.gram_of(self.metric, self.wanted)
+        gram = None
+        if self.metric is not None and self.outputs is not None:
+            gram = self.outputs.over(self.metric)
+        elif self.metric is not None:
+            gram = method.gram_of(self.metric, self.wanted)
         return method.decompose(self.wanted, gram, state)
 
 

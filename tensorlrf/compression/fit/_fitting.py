@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from tensorlrf.compression.calibration._layer_moments import check_holdout
+from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, unknown
 
 TARGETS = ("original", "prefix", "independent")
+
+OUTPUTS, LOSS, AUTO = "outputs", "loss", "auto"
+
+METRICS = (OUTPUTS, LOSS, AUTO)
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,20 @@ class Fitting:
     moment_bytes: int | None
     random_state: int | torch.Generator | None
     progress: bool
+    metric: str = OUTPUTS
+    loss: str = AUTO
+    readout: Readout | None = None
 
     def check(self, *, calibrated: bool) -> None:
         """Raise ArgumentError for a value that cannot be, or that is of a fit to inputs where there
         are none."""
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
-        for name, value in (("target", self.target), ("affine", self.affine)):
-            if not calibrated and value not in (TARGETS[0], False):
+        if self.metric not in METRICS:
+            raise unknown("metric", self.metric, METRICS)
+        given = (("target", self.target), ("affine", self.affine), ("metric", self.metric))
+        for name, value in given:
+            if not calibrated and value not in (TARGETS[0], False, OUTPUTS):
                 raise ArgumentError(
                     f"{name}={value!r} is of a fit to inputs; give calibration=, or leave it out"
                 )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
+from tensorlrf.compression.losses._gradients import differentiate, samples_of
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -145,70 +146,41 @@ def _parts(
     draws: torch.Generator,
 ) -> tuple[dict[str, Tensor], float]:
     """(of each layer c_k of every sample, (samples, k); the weight of the batch in the loss)."""
-    own = replica(model)
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)
     found: dict[str, Tensor] = {}
-    samples, handles = _samples(batch), []
-    for name, basis in bases.items():
-        site = dense_layer_at(own, name)
-        felt = _Felt(name, site, basis.vectors, samples, found)
-        handles.append(site.module.register_forward_hook(felt.forward))
-    try:
-        output = call(own, batch, grad=True)
-        scalar, count = loss.cotangent(output, batch, draws)
-        if scalar.requires_grad:
-            scalar.backward()  # type: ignore[no-untyped-call]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found, count
+    samples = samples_of(batch)
+    felt = {name: _Felt(name, basis.vectors, samples, found) for name, basis in bases.items()}
+    return found, differentiate(model, felt, batch, loss, draws)
 
 
 @dataclass(frozen=True)
 class _Felt:
-    """Hooks on one layer: what the cotangent feels of its outputs, along each direction.
+    """What the cotangent feels of one layer's outputs, along each direction.
 
     vectors  (groups, m, k)
     found    name -> c_k of every sample, to which this one adds its own
     """
 
     name: str
-    site: DenseLayer
     vectors: Tensor
     samples: int
     found: dict[str, Tensor]
 
-    def forward(self, _: nn.Module, args: tuple[Any, ...], y: Any) -> Tensor | None:
+    def forward(
+        self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
+    ) -> Callable[[Tensor], None]:
         """After a call of the layer."""
-        if not isinstance(y, Tensor) or not torch.is_grad_enabled():
-            return None
-        seen = self._along(without_bias(self.site, y))
-        if y.requires_grad:
-            y.register_hook(partial(self.backward, seen))  # type: ignore[no-untyped-call]
-            return None
-        # The graph begins here. What follows may work in place, which a leaf does not take.
-        leaf = y.detach().requires_grad_()
-        leaf.register_hook(partial(self.backward, seen))  # type: ignore[no-untyped-call]
-        return leaf.clone()
+        return partial(self.backward, site, self._along(site, without_bias(site, y)))
 
-    def backward(self, seen: Tensor, g: Tensor) -> None:
+    def backward(self, site: DenseLayer, seen: Tensor, g: Tensor) -> None:
         """With the gradient at its output."""
-        c = (seen * self._along(g.detach())).sum((1, 2))
+        c = (seen * self._along(site, g.detach())).sum((1, 2))
         self.found[self.name] = self.found[self.name] + c if self.name in self.found else c
 
-    def _along(self, y: Tensor) -> Tensor:
+    def _along(self, site: DenseLayer, y: Tensor) -> Tensor:
         """Of outputs the parts along the directions: (samples, positions, groups, k)."""
         y = y.to(self.vectors.dtype)
-        rows = rows_of(self.site, y, self.samples)
+        rows = rows_of(site, y, self.samples)
         if rows is None:  # as one sample
-            rows = rows_of(self.site, y, 1)
+            rows = rows_of(site, y, 1)
         assert rows is not None
         return torch.einsum("stgm,gmk->stgk", rows, self.vectors)
-
-
-def _samples(batch: Batch) -> int:
-    """How many there are in a batch, by its first tensor."""
-    values = (*batch.args, *batch.kwargs.values())
-    first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 0), None)
-    return 1 if first is None else max(1, int(first.shape[0]))

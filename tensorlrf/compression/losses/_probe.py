@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import check_values, kind_of, survey, without_skipped
 from tensorlrf.compression._uncompiled import own_model
@@ -137,13 +136,12 @@ class Probe:
     def judging(self) -> list[Batch]:
         """The batches held out; where there are none, those to fit to."""
         assert self.data is not None
-        return self.data.held_out or self.data.fitted
+        return self.data.judging
 
     @cached_property
     def output_loss(self) -> OutputLoss:
         """What counts of the outputs, as the first batch has them."""
-        output = call(replica(self.model), self.judging[0])
-        return OutputLoss.of(self.loss, self.readout, output, bool(heads_of(self.model)))
+        return OutputLoss.of_model(self.loss, self.readout, self.model, self.judging[0])
 
     @cached_property
     def bases(self) -> dict[str, Basis]:

@@ -73,6 +73,8 @@ class Report:
         The budget that was asked for, where it is one of these.
     allotment : Allotment
         How the ranks came about, as in the plan.
+    metric : str or None
+        As given, or as "auto" has chosen; None without calibration.
 
     Examples
     --------
@@ -98,6 +100,7 @@ class Report:
     keep_flops: float | None = field(default=None, metadata={"later": True})
     keep_latency: float | None = field(default=None, metadata={"later": True})
     allotment: Allotment = field(default_factory=Allotment, metadata={"later": True})
+    metric: str | None = field(default=None, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -227,7 +230,7 @@ def _format(row: LayerReport) -> str:
     parts = [str(row.format)]
     if row.data_aware:
         drawn = f" ({row.shrinkage:.2g} shrunk)" if (row.shrinkage or 0.0) >= 0.005 else ""
-        parts.append("data-aware" + drawn)
+        parts.append(("loss-aware" if row.metric == "loss" else "data-aware") + drawn)
     if row.bias:
         parts.append(f"bias {row.bias}")
     return ", ".join(parts)

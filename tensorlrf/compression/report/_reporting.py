@@ -66,6 +66,7 @@ def row(
         bias="" if done.shift is None else "added" if without_bias else "corrected",
         path=path,
         shrinkage=done.shrinkage,
+        metric=None if not done.data_aware else "loss" if done.weighted else "outputs",
     )
 
 

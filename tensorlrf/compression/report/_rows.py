@@ -46,6 +46,8 @@ class LayerReport:
     shrinkage : float or None
         Where the factors were fitted to the inputs, how far the second moments of these were drawn
         towards their mean eigenvalue, 0 to 1; the less the more samples there are.
+    metric : str or None
+        Then in what its outputs are near: "outputs", or "loss".
     """
 
     name: str
@@ -69,6 +71,7 @@ class LayerReport:
     bias: str = ""
     path: str | None = None
     shrinkage: float | None = field(default=None, metadata={"later": True})
+    metric: str | None = field(default=None, metadata={"later": True})
 
     @property
     def factored(self) -> bool:

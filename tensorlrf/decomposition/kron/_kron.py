@@ -241,6 +241,10 @@ class Kron(Structured):
     def _read_options(self) -> dict[str, Any]:
         return read_by(self.solver, self.options())
 
+    @property
+    def takes_any_form(self) -> bool:
+        return True
+
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         m, n = shape[:2]
         if self.shapes is None and not has_proper_pairs(m, n):

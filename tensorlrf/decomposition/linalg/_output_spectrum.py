@@ -70,7 +70,7 @@ class OutputSpectrum:
         share = growth(self.energies[:r], self.norm / self.matrix.shape[0]).to(self.matrix.dtype)
         right = (basis.T @ self.matrix) / share[:, None]
         if self.root is not None:
-            basis = (torch.linalg.pinv(self.root.T) @ wide).to(self.matrix.dtype)
+            basis = _unturned(self.root, wide).to(self.matrix.dtype)
         return basis * share, right
 
     def rel_error(self, left: Tensor, right: Tensor) -> float:
@@ -80,6 +80,15 @@ class OutputSpectrum:
 
 def _whole(columns: Tensor | None, wide: Tensor) -> Tensor:
     return identity(wide.shape[1], wide) if columns is None else columns
+
+
+def _unturned(root: Tensor, wide: Tensor) -> Tensor:
+    """L^-T B, of least norm where L has no inverse."""
+    if torch.equal(root, root.tril()):
+        solved: Tensor = torch.linalg.solve_triangular(root.T, wide, upper=True)
+        return solved
+    least: Tensor = torch.linalg.pinv(root.T) @ wide
+    return least
 
 
 def growth(energies: Tensor, usual: Tensor) -> Tensor:

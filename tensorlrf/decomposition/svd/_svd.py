@@ -273,6 +273,10 @@ class SVD(Method):
     def fits_inputs(self) -> bool:
         return self.metric != "identity"
 
+    @property
+    def takes_any_form(self) -> bool:
+        return self.metric == "full"
+
     def gram_of(self, moments: Any, weight: Tensor) -> Any:
         if self.metric == "full":
             return moments.with_outputs(weight)

@@ -204,6 +204,10 @@ class TT(Structured):
         if self.order is not None:
             check_count("order", self.order, 2)
 
+    @property
+    def takes_any_form(self) -> bool:
+        return True
+
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         digits = self.row_sizes or self.column_sizes or self.order
         if len(shape) > 2 and digits:

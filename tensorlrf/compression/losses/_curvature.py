@@ -1,0 +1,159 @@
+"""What errors of each layer's outputs cost the model: second moments of the gradients there.
+
+With g the gradient at a layer's outputs of what a random cotangent sees of the model's, the loss
+of an error D of the weight is, to second order, half the mean square of what g makes of D x. Taken
+apart into a product of both sides (Martens & Grosse 2015, "Optimizing neural networks with
+Kronecker-factored approximate curvature") it is
+
+    1/2 tr(R D G D^T),   R = E[g g^T],   G = E[x x^T].
+
+R over few samples is worse known than G, for a model has fewer outputs than a layer has inputs. It
+is drawn towards its mean eigenvalue, and no gradient counts for more than a multiple of the usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
+from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMetrics
+from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
+from tensorlrf.compression.calibration._moments import add_squares, mirrored
+from tensorlrf.compression.calibration._statistics import Metrics
+from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.losses._bases import rows_of
+from tensorlrf.compression.losses._gradients import differentiate
+from tensorlrf.compression.losses._output_loss import OutputLoss
+from tensorlrf.decomposition.second_moments import OutputMetric
+from tensorlrf.decomposition.shrinkage import mean_eigenvalue, shrunk
+from tensorlrf.factors.autocast import without_autocast
+
+SHRINKAGE = 0.3
+"""How far R is drawn towards its mean eigenvalue."""
+
+CLIP = 10.0
+"""Times the median norm of the gradients at one layer in one pass: longer ones are cut to that."""
+
+
+def output_metrics(
+    model: nn.Module,
+    names: Sequence[str],
+    data: Calibration,
+    loss: OutputLoss,
+    draws: torch.Generator,
+    advance: Callable[[], None],
+) -> dict[str, LayerMetrics]:
+    """Name -> metrics of its outputs, of the layers that gradients reach: from the batches to fit
+    to, and from those held out. One pass forth and back a batch, or several where the sums of all
+    layers at once would take too much memory.
+
+    Raises what the model does where it cannot be differentiated.
+    """
+    found: dict[str, LayerMetrics] = {}
+    for part in _parts(model, names):
+        fit = _summed(model, part, data.fitted, loss, draws, advance)
+        held = _summed(model, part, data.held_out, loss, draws, advance)
+        for name in part:
+            if any(metric is not None for metric in fit[name]):
+                found[name] = LayerMetrics(fit[name], _where_fitted(fit[name], held[name]))
+    return found
+
+
+def _where_fitted(
+    fit: Sequence[OutputMetric | None], held: Sequence[OutputMetric | None]
+) -> Metrics:
+    return tuple(h if f is not None else None for f, h in zip(fit, held, strict=True))
+
+
+def _parts(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
+    """Layers whose sums fit into memory together, one at the least."""
+    part: list[str] = []
+    room = AT_ONCE_BYTES
+    for name in names:
+        site = dense_layer_at(model, name)
+        size = 8 * site.shape[0] ** 2 // site.groups
+        if part and size > room:
+            yield part
+            part, room = [], AT_ONCE_BYTES
+        part.append(name)
+        room -= size
+    if part:
+        yield part
+
+
+def _summed(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    loss: OutputLoss,
+    draws: torch.Generator,
+    advance: Callable[[], None],
+) -> Mapping[str, Sequence[OutputMetric | None]]:
+    sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in names}
+    for batch in batches:
+        differentiate(model, sums, batch, loss, draws)
+        advance()
+    return {name: one.metrics() for name, one in sums.items()}
+
+
+@dataclass(frozen=True)
+class GradientMoments:
+    """Sums of g g^T over the positions of a layer's outputs, group by group.
+
+    products  (groups, m, m), float64
+    """
+
+    products: Tensor
+
+    @classmethod
+    def of(cls, site: DenseLayer) -> GradientMoments:
+        """Of a layer, none so far."""
+        m = site.shape[0] // site.groups
+        return cls(torch.zeros(site.groups, m, m, dtype=torch.float64, device=site.device))
+
+    def forward(
+        self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
+    ) -> Callable[[Tensor], None]:
+        """After a call of the layer."""
+        return partial(self.add, site)
+
+    def add(self, site: DenseLayer, g: Tensor) -> None:
+        """The gradient at the outputs of one call, as they are laid out."""
+        with torch.no_grad(), without_autocast():
+            found = rows_of(site, g.detach(), 1)
+            assert found is not None
+            for total, rows in zip(self.products, found[0].unbind(1), strict=True):
+                add_squares(total, clipped(rows))
+
+    def metrics(self) -> list[OutputMetric | None]:
+        """Of what has been added up, which is given up; None for groups without gradient."""
+        found: list[OutputMetric | None] = []
+        for products in self.products:
+            whole = mirrored(products)
+            mean = float(whole.diagonal().mean())
+            known = mean > 0 and bool(torch.isfinite(whole.diagonal()).all())
+            found.append(OutputMetric(_normal(whole)) if known else None)
+        return found
+
+
+def _normal(products: Tensor) -> Tensor:
+    """Shrunk, with mean eigenvalue one, in float32."""
+    return shrunk(products / mean_eigenvalue(products), SHRINKAGE).float()
+
+
+def clipped(rows: Tensor) -> Tensor:
+    """Gradients (N, m), in float32 at the least, none longer than `CLIP` times the median of those
+    that are not zero."""
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    felt = lengths[lengths > 0]
+    if len(felt) == 0:
+        return rows
+    most = CLIP * felt.median()
+    return rows * (most / lengths.clamp(min=most))[:, None]

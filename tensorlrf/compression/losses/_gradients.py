@@ -1,0 +1,89 @@
+"""One pass forth and back of a model, with a look at gradients where layers put out something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
+from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.losses._output_loss import OutputLoss
+from tensorlrf.nn.copies import replica
+
+
+class Watcher(Protocol):
+    """Of one layer."""
+
+    def forward(
+        self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
+    ) -> Callable[[Tensor], None] | None:
+        """After a call of the layer: what is to be done with the gradient at y, if anything."""
+
+
+def differentiate(
+    model: nn.Module,
+    watchers: Mapping[str, Watcher],
+    batch: Batch,
+    loss: OutputLoss,
+    draws: torch.Generator,
+) -> float:
+    """Pull one drawn cotangent of the outputs back to the layers; the weight of the batch in the
+    loss.
+
+    Raises what the model does where it cannot be differentiated.
+    """
+    own = replica(model)
+    for parameter in own.parameters():
+        parameter.requires_grad_(False)
+    handles = []
+    for name, watcher in watchers.items():
+        site = dense_layer_at(own, name)
+        hook = _Hook(watcher, site, batch).after
+        handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        output = call(own, batch, grad=True)
+        scalar, count = loss.cotangent(output, batch, draws)
+        if scalar.requires_grad:
+            scalar.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return count
+
+
+@dataclass(frozen=True)
+class _Hook:
+    """On one layer."""
+
+    watcher: Watcher
+    site: DenseLayer
+    batch: Batch
+
+    def after(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any
+    ) -> Tensor | None:
+        """A call of the layer."""
+        if not isinstance(y, Tensor) or not torch.is_grad_enabled():
+            return None
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        take = self.watcher.forward(self.site, self.batch, x, y)
+        if take is None:
+            return None
+        if y.requires_grad:
+            y.register_hook(take)  # type: ignore[no-untyped-call]
+            return None
+        # The graph begins here. What follows may work in place, which a leaf does not take.
+        leaf = y.detach().requires_grad_()
+        leaf.register_hook(take)  # type: ignore[no-untyped-call]
+        return leaf.clone()
+
+
+def samples_of(batch: Batch) -> int:
+    """How many there are in a batch, by its first tensor."""
+    values = (*batch.args, *batch.kwargs.values())
+    first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 0), None)
+    return 1 if first is None else max(1, int(first.shape[0]))
