@@ -160,8 +160,7 @@ class Method:
 
     @property
     def takes_any_form(self) -> bool:
-        """Whether gram= may be any quadratic form of what is left, with outputs that count by what
-        is made of them: `Target` has them all, most methods are fitted to inputs alone."""
+        """Whether gram= may be any quadratic form of what is left, not moments of inputs alone."""
         return False
 
     def gram_of(self, moments: Any, weight: Tensor) -> Any:
