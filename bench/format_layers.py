@@ -11,7 +11,7 @@ from common import Batch, call
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._moments import Moments, moments_of
+from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
 
 LINEAR = ("svd", "kron", "tt", "tr", "blr", "monarch", "blast", "hierarchical")
 CONV = ("svd", "tucker", "cp", "kron", "tt")

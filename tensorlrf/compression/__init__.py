@@ -13,6 +13,7 @@ from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candida
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
 from tensorlrf.compression.refinement._refine import refine
 from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
+from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.compression.tuning._tune import tune
@@ -51,10 +52,12 @@ __all__ = [
     "Hierarchical",
     "Kron",
     "Latency",
+    "LayerMemory",
     "LayerPlan",
     "LayerReport",
     "LayerSensitivity",
     "LayerTuning",
+    "MemoryForecast",
     "Method",
     "Monarch",
     "Plan",

@@ -29,6 +29,7 @@ from tensorlrf.compression.report._budget import shortfall
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._reporting import totals
 from tensorlrf.compression.report._rows import BatchNorms, Latency
+from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,
@@ -41,6 +42,7 @@ ROOM = 1 << 30
 """Bytes that layers may take which are factored side by side, of one layer at the least."""
 
 
+@refuses_old_words
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -51,7 +53,7 @@ def apply(
     batch_norm: bool = True,
     holdout: float = 0.1,
     rerun: bool = False,
-    moment_bytes: int | None = None,
+    memory_limit: int | None = None,
     example: Any = None,
     metric: str = OUTPUTS,
     loss: str = AUTO,
@@ -99,11 +101,12 @@ def apply(
         calibration costs two passes for the first batch and one for each other, and the activations
         of all batches are alive at once. True: one batch's activations at a time, for about L / 2
         passes a batch with L layers.
-    moment_bytes : int, optional
-        Most bytes that the second moments of one layer's inputs may take, by default half of the
-        memory that is free: some 16 n^2, or 32 n^2 with batches held out, for n input columns (a
-        convolution has as many as a patch has numbers). A layer that would take more gets the plain
-        method.
+    memory_limit : int, optional
+        Most bytes that calibration and fit of one layer may take beside the model, the batches and
+        activations, by default half of the memory that is free: with n input columns (a convolution
+        has as many as a patch has numbers) some 32 n^2, or 40 n^2 with batches held out. A layer
+        that would take more has a sketch of its second moments (Ghashami et al. 2016) in their
+        place, as large as fits. `Report.memory` tells of every layer what was forecast.
     example : Tensor, tuple or dict, optional
         A batch to time the given and the compressed model on, for the report.
     metric : {"outputs", "loss", "auto"}
@@ -132,20 +135,23 @@ def apply(
     ArgumentError, RankError
         For an unknown word, and a plan of another model, or one edited into something that cannot
         be; NaN or Inf in a weight or in the inputs of a layer; batches that the model cannot take
-        (the layer and the model's own error are named).
+        (the layer and the model's own error are named); a `memory_limit` below what a layer takes
+        at the least.
 
     Warns
     -----
     CalibrationWarning
-        Of layers with fewer than 4 n samples, and of layers that calibration does not reach, or
-        whose moments are too large, and that get the plain method. Of a model that cannot be
-        differentiated, where `metric` asks for it.
+        Of layers with fewer than 4 n samples, of layers whose moments are sketched for want of
+        memory, and of layers that calibration does not reach, or that have no room for a sketch
+        either, and that get the plain method. Of a model that cannot be differentiated, where
+        `metric` asks for it.
     BudgetWarning
         Of a model that keeps far more than `keep_params` since most of it is not eligible.
 
     References
     ----------
-    Ledoit & Wolf 2004; Zhang et al. 2016; Martens & Grosse 2015 (the metric of the loss).
+    Ghashami et al. 2016; Ledoit & Wolf 2004; Zhang et al. 2016; Martens & Grosse 2015 (the metric
+    of the loss).
 
     Examples
     --------
@@ -157,7 +163,7 @@ def apply(
     True
     """
     fitting = Fitting(
-        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress,
+        target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout,
     )  # fmt: skip
     fitting.check(calibrated=calibration is not None)
@@ -167,7 +173,7 @@ def apply(
             f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
             "Plan.from_json(text)"
         )
-    data = Calibration.read(calibration, model, fitting.holdout)
+    data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit)
     return carried_out(model, plan, survey(model), data, fitting, example)
 
 
@@ -208,6 +214,7 @@ def carried_out(
         batch_norms=norms,
         latency=latency,
         allotment=plan.allotment,
+        memory=work.memory,
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

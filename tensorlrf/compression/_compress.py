@@ -23,10 +23,12 @@ from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._report import Report
+from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 
 
+@refuses_old_words
 def compress(
     model: nn.Module,
     *,
@@ -43,7 +45,7 @@ def compress(
     batch_norm: bool = True,
     holdout: float = 0.1,
     rerun: bool = False,
-    moment_bytes: int | None = None,
+    memory_limit: int | None = None,
     objective: str = "size",
     example: Any = None,
     allocation: str | Allocation = UNIFORM,
@@ -64,7 +66,7 @@ def compress(
     keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
         What is to become of which layer, as in `plan`. Give one budget, such as keep_params (share
         of the weights to keep) or error, or a rank to every method.
-    calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
+    calibration, target, affine, batch_norm, holdout, rerun, memory_limit
         How it is fitted, as in `apply`.
     example : Tensor, tuple or dict, optional
         A batch to time layers on (`objective="latency"`, `keep_latency`) or to count on
@@ -107,12 +109,13 @@ def compress(
         progress,
     )  # fmt: skip
     fitting = Fitting(
-        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress,
+        target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout,
     )  # fmt: skip
     return _compressed(model, request, fitting, calibration)
 
 
+@refuses_old_words
 def compress_(
     model: nn.Module,
     *,
@@ -129,7 +132,7 @@ def compress_(
     batch_norm: bool = True,
     holdout: float = 0.1,
     rerun: bool = False,
-    moment_bytes: int | None = None,
+    memory_limit: int | None = None,
     objective: str = "size",
     example: Any = None,
     allocation: str | Allocation = UNIFORM,
@@ -150,7 +153,7 @@ def compress_(
         Its layers are replaced.
     keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
         As in `plan`.
-    calibration, target, affine, batch_norm, holdout, rerun, moment_bytes
+    calibration, target, affine, batch_norm, holdout, rerun, memory_limit
         As in `apply`.
     example, allocation, sensitivity, metric, loss, readout, random_state, progress
         As in `compress`.
@@ -181,7 +184,7 @@ def compress_(
         progress,
     )  # fmt: skip
     fitting = Fitting(
-        target, affine, batch_norm, holdout, rerun, moment_bytes, random_state, progress,
+        target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout,
     )  # fmt: skip
     given, model = model, uncompiled(model)
@@ -210,6 +213,6 @@ def _compressed(
     # A wrong word is told before the model is looked at.
     fitting.check(calibrated=calibration is not None)
     model = own_model(model)
-    data = Calibration.read(calibration, model, fitting.holdout)
+    data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit)
     made, found = planned(model, request, data)
     return carried_out(model, made, found, data, fitting, request.example)

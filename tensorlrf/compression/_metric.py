@@ -14,7 +14,7 @@ from tensorlrf.compression._working_copy import chosen_rank
 from tensorlrf.compression.calibration._calibrate import at_once
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.calibration._memory import too_large
+from tensorlrf.compression.calibration._memory import Gathered
 from tensorlrf.compression.calibration._statistics import Statistics
 from tensorlrf.compression.calibration._trace import record
 from tensorlrf.compression.calibration.batches import call
@@ -73,14 +73,17 @@ def trial(
     models = {OUTPUTS: copy_of(model), LOSS: copy_of(model)}
     names = [row.name for row in plan.factored]
     trace = record(model, names, data.batches[0])
-    sites = [(name, dense_layer_at(model, name)) for name in names if name not in trace.readers]
-    large = too_large(sites, fitting.moment_bytes, lags=False, holds_out=bool(data.held))
-    names = [name for name, _ in sites if name not in large]
+    sites = {name: dense_layer_at(model, name) for name in names if name not in trace.readers}
+    methods = {name: _quick(plan.layer(name), fitting.target) for name in sites}
+    matrix = [name for name, method in methods.items() if not method.multiplies_moments]
+    needs = Gathered(lags=False, held=bool(data.held)).within(sites, fitting.memory_limit, matrix)
+    forms = {name: need.form for name, need in needs.items() if need.form is not None}
+    names, data = list(forms), replace(data, forms=forms)
     options = Options(random_state=fitting.random_state)
     with progress_bar("try metrics", len(names), fitting.progress) as advance:
         for layers in at_once(model, names, trace, data):
             for name, moments in layers:
-                site, method = dense_layer_at(model, name), _quick(plan.layer(name), fitting.target)
+                site, method = dense_layer_at(model, name), methods[name]
                 fit, held = moments.taken()
                 for word, tried in models.items():
                     seen = (fit, held) if word == LOSS else (_plain(fit), _plain(held))

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, Surveyed
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
-from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
-from tensorlrf.compression.calibration._memory import readable, too_large
+from tensorlrf.compression.calibration._memory import Gathered, some
 from tensorlrf.compression.calibration._trace import Trace, record
+from tensorlrf.compression.calibration.moments._form import FULL
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._versions import METHODS
+from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._reporting import row
 from tensorlrf.compression.report._rows import LayerReport
 from tensorlrf.decomposition.configs import Method
@@ -62,6 +64,7 @@ class WorkingCopy:
         self.fitting = fitting
         self.data = data
         self.trace: Trace | None = None
+        self.memory: MemoryForecast | None = None
         self.done: dict[str, Factored] = {}
         self.without_bias: set[str] = set()  # of those that got zeros
         self.advance: Callable[[str], None]
@@ -92,10 +95,15 @@ class WorkingCopy:
             each.device.type != "cpu" for each in dense
         )
         calls = [partial(self._factored, name, moments) for name, moments in layers]
-        sizes = [_bytes_to_factor(each) for each in dense]
+        sizes = [self._bytes_to_factor(name) for name, _ in layers]
         with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
             for (name, _), done in zip(layers, results, strict=True):
                 self._settle(name, done)
+
+    def _bytes_to_factor(self, name: str) -> int:
+        """More or less."""
+        form = FULL if self.data is None else self.data.form_of(name)
+        return Gathered(lags=False, held=False).need(dense_layer_at(self.model, name), form).work
 
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
@@ -131,7 +139,7 @@ class WorkingCopy:
         for name, reader in self.trace.readers.items():
             reason = f"its weight is read by {reader}, which does not call it"
             self.rows[name] = replace(self.rows[name], method=None, eligible=False, reason=reason)
-        self._take_plain()
+        self._keep_within(self.fitting.memory_limit)
         names = [name for name in self.names if name not in self.done]
         if target == "independent":
             passes = at_once(working, names, self.trace, self.data)
@@ -145,27 +153,31 @@ class WorkingCopy:
                 self._take(layers)
         self._warn(names)
 
-    def _take_plain(self) -> None:
-        """Layers whose moments there is no memory for come first, so that those behind them see
-        what they deliver."""
+    def _keep_within(self, limit: int | None) -> None:
+        """Choose in which form the moments of each layer are kept, by the memory that it may take.
+        Layers that have no room for any come first, so that those behind them see what they
+        deliver."""
         assert self.data is not None
-        most = self.fitting.moment_bytes
-        large = too_large(
-            [(name, dense_layer_at(self.model, name)) for name in self.names],
-            most,
-            lags=self.fitting.target == "original",
-            holds_out=bool(self.data.held),
+        assert self.trace is not None
+        fitting = self.fitting
+        layers = {name: dense_layer_at(self.model, name) for name in self.names}
+        waits = not fitting.rerun and fitting.target != "independent"
+        gathered = Gathered(
+            lags=fitting.target == "original",
+            held=bool(self.data.held),
+            waiting=len(self.data.batches) if waits else 1,
         )
-        if large:
-            self._take([(name, None) for name in large])
-            sizes = [f"{name} ({readable(size)})" for name, size in large.items()]
-            allowed = "half of the free memory" if most is None else readable(most)
-            warn(
-                f"calibration: the second moments of {_some(sizes)} would take more than "
-                f"{allowed}: the plain method is used there; give more by moment_bytes=, or skip= "
-                "them",
-                CalibrationWarning,
-            )
+        needs = gathered.within(layers, limit, [n for n in layers if self._takes_matrix(n)])
+        self.memory = gathered.forecast(layers, needs, limit, self.trace.inputs)
+        forms = {name: need.form for name, need in needs.items() if need.form is not None}
+        self.data = replace(self.data, forms=forms)
+        self._take([(name, None) for name in needs if name not in forms])
+        for message in gathered.told(layers, needs, limit):
+            warn(message, CalibrationWarning)
+
+    def _takes_matrix(self, name: str) -> bool:
+        method = self.rows[name].method
+        return method is not None and not method.multiplies_moments
 
     def _add_zero_biases(self) -> None:
         """Zeros for layers without a bias, so that every pass under way sees what they become."""
@@ -218,7 +230,7 @@ class WorkingCopy:
         missed = [name for name in names if name not in self.done and self.rows[name].method]
         if missed:
             warn(
-                f"calibration does not reach {_some(missed)}: the plain method is used there; "
+                f"calibration does not reach {some(missed)}: the plain method is used there; "
                 "give batches that take the model through these layers, or skip= them",
                 CalibrationWarning,
             )
@@ -229,7 +241,7 @@ class WorkingCopy:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
         if thin:
             warn(
-                f"calibration is thin for {_some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
+                f"calibration is thin for {some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
                 "samples (rows, or patches of a conv) the factors fit the samples more than the "
                 "data; give more batches",
                 CalibrationWarning,
@@ -237,15 +249,10 @@ class WorkingCopy:
         early = [name for name, done in self.done.items() if not done.finished]
         if early:
             warn(
-                f"the sweeps of {_some(early)} have over 2% of the error still to gain; give more "
+                f"the sweeps of {some(early)} have over 2% of the error still to gain; give more "
                 "with n_iter_max= of the method, such as CP(n_iter_max=300)",
                 ConvergenceWarning,
             )
-
-
-def _bytes_to_factor(layer: DenseLayer) -> int:
-    """Some copies of the weight and of the second moments in float64, more or less."""
-    return 8 * (6 * layer.weight.numel() + 4 * layer.groups * layer.columns**2)
 
 
 def put(model: nn.Module, places: Sequence[str], new: nn.Module) -> nn.Module:
@@ -263,8 +270,3 @@ def _add_to_bias(module: Any, shift: Tensor) -> None:
     """Add to the bias, in its dtype."""
     with torch.no_grad():
         module.bias += shift.to(module.bias.dtype)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tensorlrf.decomposition.linalg.compact import Gram, dense
+
 Marginals = tuple[Tensor | None, Tensor | None]
 """R (m, m) and C (n, n), either None for the identity."""
+
+Sides = tuple[Tensor | None, Gram | None]
+"""The same, with C in any form."""
 
 
 class Quadratic(ABC):
@@ -37,7 +42,7 @@ class Quadratic(ABC):
         return None
 
     @property
-    def sides(self) -> Marginals | None:
+    def sides(self) -> Sides | None:
         """R and C where M D = R D C; None where M is no such product."""
         return None
 
@@ -61,7 +66,7 @@ class Product(Quadratic):
     """
 
     rows: Tensor | None = None
-    columns: Tensor | None = None
+    columns: Gram | None = None
 
     def apply(self, matrix: Tensor) -> Tensor:
         if self.columns is not None:
@@ -69,12 +74,12 @@ class Product(Quadratic):
         return matrix if self.rows is None else self.rows @ matrix
 
     @property
-    def sides(self) -> Marginals:
+    def sides(self) -> Sides:
         return self.rows, self.columns
 
     @property
     def marginals(self) -> Marginals:
-        return self.rows, self.columns
+        return self.rows, None if self.columns is None else dense(self.columns)
 
 
 PLAIN = Product()

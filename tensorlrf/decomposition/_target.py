@@ -18,6 +18,7 @@ from tensorlrf.decomposition._source import DenseSource, Source
 from tensorlrf.decomposition.linalg._gram import identity, scale_of
 from tensorlrf.decomposition.linalg._solve import conjugate_gradients
 from tensorlrf.decomposition.linalg._spectrum import ratio, squared_norm
+from tensorlrf.decomposition.linalg.compact import dense
 from tensorlrf.decomposition.second_moments import second_moments
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import Factors
@@ -168,12 +169,19 @@ class Target(Generic[F]):
 
         Raises UnsupportedError for any other form.
         """
-        return self._product(self.given)[0]
+        return None if self.rows_apart else self._product(self.given)[0]
 
     @property
     def columns(self) -> Tensor | None:
         """C (n, n)."""
         return self._product(self.form)[1]
+
+    def by_columns(self, matrix: Tensor) -> Tensor:
+        """D C for D (m, n), whatever C is held as."""
+        if self.form.sides is None or self.form.sides[1] is None:
+            return matrix
+        product: Tensor = matrix @ self.form.sides[1]
+        return product
 
     @property
     def gram(self) -> Tensor | None:
@@ -199,7 +207,8 @@ class Target(Generic[F]):
                 "this decomposition is fitted to second moments of inputs, or to a form R D C of "
                 "what is left; other forms are served by svd, kron and trains"
             )
-        return form.sides
+        rows, columns = form.sides
+        return rows, None if columns is None else dense(columns)
 
     def apply(self, matrix: Tensor) -> Tensor:
         """M' D for D (m, n), float64."""
@@ -259,7 +268,7 @@ class Target(Generic[F]):
         m, n = self.shape
         rows, columns = self.given.sides or (None, None)
         if m > n and self.given.image is None and rows is None and columns is not None:
-            return float((self.square * columns).sum())
+            return float((self.square * dense(columns)).sum())
         return float((self.given_image * self.matrix).sum())
 
     # ---- what is left ----------------------------------------------------------------------------

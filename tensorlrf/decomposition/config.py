@@ -76,6 +76,9 @@ class Method:
     """Whether a plan gives a layer its share of the parameters, and the fit finds the rank."""
     in_metric: ClassVar[tuple[str, ...] | None] = None
     """The options that serve fits to inputs, where these are not all."""
+    multiplies_moments: ClassVar[bool] = False
+    """Whether products with second moments are all that it takes of them: they need be no matrix
+    then."""
     of_layers: ClassVar[tuple[str, ...]] = ()
     """The options that the decomposition does not have."""
 

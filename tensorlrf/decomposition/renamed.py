@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from tensorlrf.errors import ArgumentError, shown
 
-RENAMED = {"method": "solver"}
+RENAMED = {"method": "solver", "moment_bytes": "memory_limit"}
 """The word of before -> the word of now."""
 
 P = ParamSpec("P")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._quadratic import Marginals, Product, Quadratic
+from tensorlrf.decomposition._quadratic import Marginals, Product, Quadratic, Sides
+from tensorlrf.decomposition.linalg.compact import Compact, Gram, about_mean, dense
 from tensorlrf.decomposition.shrinkage import (
     ROUNDING,
     is_definite,
@@ -38,7 +39,7 @@ class SecondMoments(Quadratic):
                knows the moments knows that as well: the `image`
     """
 
-    given: Tensor
+    given: Gram
     shrinkage: float = 0.0
     outputs: Tensor | None = None
 
@@ -47,7 +48,7 @@ class SecondMoments(Quadratic):
         return self.outputs
 
     @cached_property
-    def gram(self) -> Tensor:
+    def gram(self) -> Gram:
         """Shrunk, so that every direction counts."""
         return shrunk(self.given, self.shrinkage)
 
@@ -57,23 +58,27 @@ class SecondMoments(Quadratic):
         return self.shrinkage * mean_eigenvalue(self.given)
 
     def apply(self, matrix: Tensor) -> Tensor:
-        return matrix @ self.given
+        product: Tensor = matrix @ self.given
+        return product
 
     @property
-    def sides(self) -> Marginals:
+    def sides(self) -> Sides:
         return None, self.given
 
     @property
     def marginals(self) -> Marginals:
-        return None, self.given
+        return None, dense(self.given)
 
     def shrunk(self) -> Quadratic:
         return Product(None, self.gram)
 
     @classmethod
-    def known(cls, gram: Tensor) -> SecondMoments:
+    def known(cls, gram: Gram) -> SecondMoments:
         """Of moments (n, n) in float64 that are sums of squares in which every direction counts,
         and need no check. They are not changed."""
+        if isinstance(gram, Compact):
+            root = _root_of(float(gram.diagonal().max()))
+            return cls(gram.times(1 / root).times(1 / root))
         root = _root_of(_largest(gram))
         return cls(gram if root == 1.0 else (gram / root).div_(root))
 
@@ -243,14 +248,4 @@ def _about(mean: Any, gram: Any, matrix: Tensor, root: float) -> Tensor:
             f"mean contradicts gram: G - mean mean^T has the eigenvalue {least * root * root:.3g}, "
             "and a covariance has none below zero; give both over the same inputs"
         )
-    return centred
-
-
-def about_mean(gram: Tensor, mean: Tensor, eps: float) -> Tensor:
-    """G - mean mean^T, (n, n), where inputs that do not vary have no variance: what is left of it
-    when values of relative rounding `eps` cancel has either sign."""
-    centred = gram - torch.outer(mean, mean)
-    constant = centred.diagonal() <= 16 * eps * gram.diagonal()
-    centred[constant] = 0.0
-    centred[:, constant] = 0.0
     return centred

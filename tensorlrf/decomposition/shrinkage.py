@@ -12,8 +12,12 @@ matrices").
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
+
+from tensorlrf.decomposition.linalg.compact import Compact, Gram, has_cholesky, squared
 
 ROUNDING = float(torch.finfo(torch.float32).eps)
 """Relative rounding of second moments: they are sums of products of float32 inputs at best,
@@ -29,22 +33,28 @@ LARGE = 512
 """Sides from which on half of a Cholesky factorisation is worth a trial."""
 
 
-def mean_eigenvalue(gram: Tensor) -> float:
+def mean_eigenvalue(gram: Gram) -> float:
     """tr(G) / n; one where there are no inputs, since the plain norm has that."""
     mean = float(gram.diagonal().mean())
     return mean if mean > 0 else 1.0
 
 
-def shrunk(gram: Tensor, amount: float) -> Tensor:
+@overload
+def shrunk(gram: Tensor, amount: float) -> Tensor: ...
+@overload
+def shrunk(gram: Gram, amount: float) -> Gram: ...
+def shrunk(gram: Gram, amount: float) -> Gram:
     """(1 - amount) G + amount m I, (n, n); G itself where the amount is zero."""
     if amount == 0.0:
         return gram
+    if isinstance(gram, Compact):
+        return gram.times(1 - amount).plus(amount * mean_eigenvalue(gram))
     drawn = gram * (1 - amount)
     drawn.diagonal().add_(amount * mean_eigenvalue(gram))
     return drawn
 
 
-def ledoit_wolf(gram: Tensor, fourth: float, samples: int) -> float:
+def ledoit_wolf(gram: Gram, fourth: float, samples: int) -> float:
     """The amount that leaves the least mean square error of G' as an estimate of what more samples
     would come to (Ledoit & Wolf 2004, equations 14 and theorem 3.1; with N - 1 in place of N, for
     the samples vary about their own mean).
@@ -52,7 +62,7 @@ def ledoit_wolf(gram: Tensor, fourth: float, samples: int) -> float:
     gram     (n, n) over `samples` inputs x
     fourth   mean of |x|^4
     """
-    whole = float(torch.linalg.vector_norm(gram)) ** 2
+    whole = squared(gram)
     scatter = whole - float(gram.diagonal().sum()) ** 2 / len(gram)  # |G - m I|^2
     if samples < 2:
         return 1.0
@@ -63,7 +73,7 @@ def ledoit_wolf(gram: Tensor, fourth: float, samples: int) -> float:
     return min(1.0, variance / scatter) if scatter > 0 else 1.0
 
 
-def least_amount(gram: Tensor) -> float:
+def least_amount(gram: Gram) -> float:
     """The amount for moments of unknown samples: none where every direction holds `LEAST` of a
     typical variance, else so much that it does; all of it where there are no inputs.
 
@@ -72,7 +82,7 @@ def least_amount(gram: Tensor) -> float:
     return 0.0 if is_spanned(gram) else spanning_amount(gram)
 
 
-def share_of_least(gram: Tensor) -> float:
+def share_of_least(gram: Gram) -> float:
     """What each direction is to hold at the least, over the mean eigenvalue; more than rounding
     takes from any direction of sums of squares."""
     variances = gram.diagonal()
@@ -85,7 +95,7 @@ def share_of_least(gram: Tensor) -> float:
     return float(max(LEAST * typical / mean, 4 * len(gram) ** 0.5 * ROUNDING))
 
 
-def is_spanned(gram: Tensor) -> bool:
+def is_spanned(gram: Gram) -> bool:
     """Whether every direction holds half of what it is to hold at the least.
 
     A Cholesky factor in float32 stands for a matrix that is off by no more than its rounding of
@@ -94,12 +104,14 @@ def is_spanned(gram: Tensor) -> bool:
     """
     least = share_of_least(gram) * float(gram.diagonal().mean()) / 2
     room = 4 * ROUNDING * float(gram.diagonal().sum())
+    if isinstance(gram, Compact):
+        return gram.is_definite(-least)
     if len(gram) >= LARGE and is_definite(gram.to(torch.float32), -least - room):
         return True
     return is_definite(gram, -least)
 
 
-def spanning_amount(gram: Tensor) -> float:
+def spanning_amount(gram: Gram) -> float:
     """The least amount after which every direction holds as much."""
     mean = float(gram.diagonal().mean())
     amount = share_of_least(gram)
@@ -109,10 +121,8 @@ def spanning_amount(gram: Tensor) -> float:
     return float(min(amount, 1.0))
 
 
-def is_definite(gram: Tensor, shift: float) -> bool:
-    """Whether G + shift I is positive definite, (n, n): whether it has a Cholesky factor."""
-    shifted = gram.clone()
-    shifted.diagonal().add_(shift)
-    info = torch.empty((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(shifted, out=(shifted, info))  # no more than one copy of G
-    return not bool(info)
+def is_definite(gram: Gram, shift: float) -> bool:
+    """Whether G + shift I is positive definite, (n, n)."""
+    if isinstance(gram, Compact):
+        return gram.is_definite(shift)
+    return has_cholesky(gram, shift)

@@ -100,7 +100,7 @@ FITTED: dict[str, dict[str, Any]] = {
     "calibration that does not fit": {"calibration": [ones(2, 3)]},
     "holdout=1": {"calibration": [ones(2, 12)], "holdout": 1.0},
     "holdout=-1": {"calibration": [ones(2, 12)], "holdout": -1.0},
-    "moment_bytes=0": {"calibration": [ones(2, 12)], "moment_bytes": 0},
+    "memory_limit=0": {"calibration": [ones(2, 12)], "memory_limit": 0},
     "random_state of a word": {"random_state": "seed"},
 }
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from tensorlrf.compression.calibration._layer_moments import (
     LayerMoments,
     Layers,
 )
-from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
+from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._rerun import Captured, anew, in_order
 from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
 from tensorlrf.compression.calibration._suspended import suspended
@@ -60,10 +60,10 @@ def at_once(
     model: nn.Module, names: list[str], trace: Trace, calibration: Calibration
 ) -> Generator[Layers, None, None]:
     """As `calibrated`, but on the inputs that the model as it is delivers: one pass a batch for as
-    many layers as have their moments within `AT_ONCE_BYTES`."""
+    many layers as have room for their moments."""
     add = Adder(calibration, False)
-    order = in_order(names, trace)
-    for part in _parts(model, order, 2 if calibration.held else 1):
+    sizes = {name: calibration.bytes_at(model, name) for name in in_order(names, trace)}
+    for part in parted(sizes, calibration.room):
         moments: dict[str, LayerMoments] = {}
         shared = SharedInputs(leaders(model, part, trace.after, lags=False))
         for batch in calibration.batches:
@@ -81,21 +81,6 @@ def at_once(
                 layer, metrics = dense_layer_at(model, name), calibration.metrics_of(name)
                 moments[name] = moments[first].following(layer, metrics)
         yield [(name, moments[name]) for name in part if name in moments]
-
-
-def _parts(model: nn.Module, names: list[str], copies: int) -> Iterator[list[str]]:
-    part: list[str] = []
-    room = AT_ONCE_BYTES
-    for name in names:
-        layer = dense_layer_at(model, name)
-        size = 8 * copies * layer.groups * layer.columns**2
-        if part and size > room:
-            yield part
-            part, room = [], AT_ONCE_BYTES
-        part.append(name)
-        room -= size
-    if part:
-        yield part
 
 
 @dataclass

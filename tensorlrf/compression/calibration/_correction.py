@@ -21,8 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.compression.calibration._moments import add_products, add_squares, mirrored, raised
 from tensorlrf.compression.calibration._taps import Taps
+from tensorlrf.compression.calibration.moments._sums import (
+    add_products,
+    add_squares,
+    mirrored,
+    raised,
+)
+from tensorlrf.decomposition.linalg.compact import Compact, Gram
 from tensorlrf.decomposition.second_moments import OutputMetric
 
 RIDGE = 0.01
@@ -209,11 +215,14 @@ def _squared(rows: Tensor) -> Tensor:
     return lengths.to(torch.float64).square().sum()
 
 
-def corrected(weight: Tensor, gram: Tensor, lag: Lag, ridge: float = RIDGE) -> Tensor:
+def corrected(weight: Tensor, gram: Gram, lag: Lag, ridge: float = RIDGE) -> Tensor:
     """W* = W + E[e x^T] (G + ridge * mean eigenvalue * I)^-1, in the shape of the weight."""
     scale = float(gram.diagonal().mean())
     if not scale > 0:
         return weight
+    if isinstance(gram, Compact):
+        step = gram.plus(ridge * scale).solve(lag.cross)
+        return weight + step.reshape(weight.shape).to(weight.dtype)
     failed = True
     while failed:
         # The ridge bounds the condition number by n / ridge. Only what cancelling about the mean

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
-from tensorlrf.compression.calibration._memory import named_where_memory_ends
+from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES, named_where_memory_ends
 from tensorlrf.compression.calibration._statistics import Metrics, Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch, list_batches
+from tensorlrf.compression.calibration.moments._form import FULL, Form
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -43,15 +44,29 @@ class Calibration:
     """The batches, and which of them are held out.
 
     metrics  layer -> what errors of its outputs cost, where they are not all alike
+    room   bytes of moments of several layers at once, which are of one layer at the least
+    forms  of the second moments of layers that have no room for all of them
     """
 
     batches: list[Batch]
     held: frozenset[int]
     metrics: Mapping[str, LayerMetrics] = field(default_factory=dict)
+    room: int = AT_ONCE_BYTES
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
     def metrics_of(self, name: str) -> LayerMetrics:
         """Those of a layer."""
         return self.metrics.get(name, PLAIN)
+
+    def bytes_at(self, model: nn.Module, name: str) -> int:
+        """Of the second moments of a layer, those of inputs held out among them."""
+        layer = dense_layer_at(model, name)
+        numbers = self.form_of(name).numbers(layer.columns)
+        return 8 * (2 if self.held else 1) * layer.groups * numbers
+
+    def form_of(self, name: str) -> Form:
+        """In which the second moments of a layer are kept."""
+        return self.forms.get(name, FULL)
 
     @classmethod
     def of(cls, batches: list[Batch], holdout: float) -> Calibration:
@@ -62,13 +77,17 @@ class Calibration:
         return cls(batches, frozenset(round((k + 1) * n / count) - 1 for k in range(count)))
 
     @classmethod
-    def read(cls, calibration: Any, model: nn.Module, holdout: float) -> Calibration | None:
-        """What the user gives; None where that is nothing. Raises ArgumentError."""
+    def read(
+        cls, calibration: Any, model: nn.Module, holdout: float, limit: int | None = None
+    ) -> Calibration | None:
+        """What the user gives, with a limit of memory; None where that is nothing. Raises
+        ArgumentError."""
         check_holdout(holdout)
         if calibration is None:
             return None
         with torch.inference_mode(False), without_autocast():
-            return cls.of(list_batches(calibration, replica(model)), holdout)
+            found = cls.of(list_batches(calibration, replica(model)), holdout)
+        return found if limit is None else replace(found, room=min(limit, AT_ONCE_BYTES))
 
     @property
     def fitted(self) -> list[Batch]:
@@ -106,9 +125,12 @@ class LayerMoments:
         lags: bool,
         holds_out: bool,
         metrics: LayerMetrics = PLAIN,
+        form: Form = FULL,
     ) -> None:
-        self._fit = Stream(layer, lags=lags, metrics=metrics.fit)
-        self._held = Stream(layer, lags=lags, metrics=metrics.held) if holds_out else None
+        self._fit = Stream(layer, lags=lags, metrics=metrics.fit, form=form)
+        self._held = None
+        if holds_out:
+            self._held = Stream(layer, lags=lags, metrics=metrics.held, form=form)
 
     def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
         """Take the input of one call; x0 is what the given model gets there."""
@@ -162,14 +184,15 @@ class Adder:
         x: Tensor,
         x0: Tensor | None = None,
     ) -> None:
-        layer = dense_layer_at(model, name)
-        with named_where_memory_ends(name, layer):
+        layer, form = dense_layer_at(model, name), self.calibration.form_of(name)
+        with named_where_memory_ends(name, layer, form):
             if name not in moments:
                 moments[name] = LayerMoments(
                     layer,
                     lags=self.lags,
                     holds_out=bool(self.calibration.held),
                     metrics=self.calibration.metrics_of(name),
+                    form=form,
                 )
             if layer.taps is None:
                 x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)

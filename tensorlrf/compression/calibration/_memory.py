@@ -1,79 +1,181 @@
-"""What the moments of a layer take in memory, before they are asked for, and what there is."""
+"""What layers take in memory while they are calibrated and fitted, told before anything is
+allocated; and the form of moments with which each of them stays within a limit."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
 from tensorlrf.compression.calibration._correction import lag_bytes
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._moments import moment_bytes
+from tensorlrf.compression.calibration._free_memory import free_bytes
+from tensorlrf.compression.calibration.moments._form import FULL, Form
+from tensorlrf.compression.calibration.moments._moments import moment_bytes
+from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
 from tensorlrf.errors import ArgumentError
 
 AT_ONCE_BYTES = 1 << 29
 """Moments of all layers at once that are alive together (512 MB), of one layer at the least."""
 
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
-)
+WEIGHTS, COPIES = 6, 3
+"""In a fit, more or less: copies of the weight, and of moments beside those that are given."""
+
+LEAST_ROWS = 16
+"""Of a sketch: fewer tell little more than the variances."""
+
+Layers = Mapping[str, DenseLayer]
 
 
-def stream_bytes(layer: DenseLayer, *, lags: bool, holds_out: bool) -> int:
-    """Of all that calibration gathers about a layer, at the most: twice as much with inputs held
-    out."""
-    one = moment_bytes(layer)
-    if lags:
-        one += lag_bytes((layer.shape[0] // layer.groups, *layer.shape[1:]), layer.taps)
-    return (1 + holds_out) * layer.groups * one
+@dataclass(frozen=True)
+class Need:
+    """Of one layer, in bytes at the most; the model, the batches and activations come on top.
+
+    form     of its second moments; None where none are gathered
+    moments  of the inputs to fit to and of those held out, as sums and as what is made of them
+    lags     of what the layers before it have lost
+    work     the moments and copies of them and of the weight, while it is fitted
+    """
+
+    form: Form | None
+    moments: int
+    lags: int
+    work: int
+
+    @property
+    def whole(self) -> int:
+        """Sums are given up before the fit."""
+        return self.lags + max(self.moments, self.work)
 
 
-def free_bytes(device: torch.device) -> float:
-    """Memory that is free there; infinite where nobody tells."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return math.inf
-    free = [_available()]
-    for limit, used in _CGROUPS:
-        numbers = [_number(limit), _number(used)]
-        if not any(map(math.isnan, numbers)):
-            free.append(max(0.0, numbers[0] - numbers[1]))
-    return min(free)
+@dataclass(frozen=True)
+class Gathered:
+    """What calibration gathers of every layer.
+
+    lags     whether what earlier layers lose is gathered too
+    held     whether there are inputs held out
+    waiting  batches whose activations are alive at once
+    """
+
+    lags: bool
+    held: bool
+    waiting: int = 1
+
+    def need(self, layer: DenseLayer, form: Form | None = FULL, *, as_matrix: bool = False) -> Need:
+        """Of a layer with moments in a form; `as_matrix` where its method takes all n^2 of them."""
+        n, weights = layer.columns, WEIGHTS * math.prod(layer.shape)
+        if form is None:
+            return Need(None, 0, 0, 8 * weights)
+        copies = (1 + self.held) * layer.groups
+        lags = lag_bytes((layer.shape[0] // layer.groups, *layer.shape[1:]), layer.taps)
+        matrices = (1 + self.held + COPIES) * form.numbers(n)
+        if as_matrix and form != FULL:
+            matrices += COPIES * n * n
+        work = 8 * (weights + layer.groups * matrices)
+        return Need(form, copies * moment_bytes(layer, form), self.lags * copies * lags, work)
+
+    def within(
+        self, layers: Layers, limit: int | None, matrix: Collection[str] = ()
+    ) -> dict[str, Need]:
+        """Of each layer, with the most of its moments that it has room for: all of them, or the
+        largest sketch. Where no limit is given it is half of the memory that is free, and a layer
+        that is too large even so has no moments.
+
+        matrix  layers whose method takes moments as a matrix
+
+        Raises ArgumentError for a given limit below what a layer takes at the least.
+        """
+        needs: dict[str, Need] = {}
+        least: dict[str, Need] = {}
+        for name, layer in layers.items():
+            room = free_bytes(layer.device) / 2 if limit is None else limit
+            forms = [FULL, *(Form("sketch", rows) for rows in sketch_sizes(layer.columns))]
+            tried = [self.need(layer, form, as_matrix=name in matrix) for form in forms]
+            found = next((need for need in tried if need.whole <= room), None)
+            needs[name] = self.need(layer, None) if found is None else found
+            if found is None:
+                least[name] = min(tried, key=lambda need: need.whole)
+        if least and limit is not None:
+            name = max(least, key=lambda name: least[name].whole)
+            need, n = least[name], layers[name].columns
+            raise ArgumentError(
+                f"memory_limit={limit} is below what {name} takes at the least, "
+                f"{readable(need.whole)} (n = {n:,} columns, second moments: {need.form}); give "
+                f"memory_limit={need.whole}, or skip=[{name!r}]"
+            )
+        return needs
+
+    def told(self, layers: Layers, needs: Mapping[str, Need], limit: int | None) -> Iterator[str]:
+        """Of layers that have not all of their moments."""
+        allowed = "half of the free memory" if limit is None else f"memory_limit={limit}"
+        sketched, plain = [], []
+        for name, need in needs.items():
+            size = readable(self.need(layers[name]).whole)
+            if need.form is None:
+                plain.append(f"{name} ({size})")
+            elif need.form != FULL:
+                sketched.append(f"{name} ({size}; {readable(need.whole)} as a {need.form} rows)")
+        if sketched:
+            yield (
+                f"calibration: with all second moments {some(sketched)} would take more than "
+                f"{allowed}: sketches serve there; give more by memory_limit=, or skip= them"
+            )
+        if plain:
+            yield (
+                f"calibration: {some(plain)} would take more than {allowed}, with a sketch of the "
+                "second moments too: the plain method is used there; give more by memory_limit=, "
+                "or skip= them"
+            )
+
+    def forecast(
+        self,
+        layers: Layers,
+        needs: Mapping[str, Need],
+        limit: int | None,
+        inputs: Mapping[str, Sequence[Sequence[int]]],
+    ) -> MemoryForecast:
+        """As a value, with what the first batch tells of `inputs`, the shapes of each layer."""
+        rows = []
+        for name, need in needs.items():
+            layer = layers[name]
+            numbers = sum(map(math.prod, inputs.get(name, [])))
+            alive = self.waiting * (1 + self.lags) * numbers * layer.module.weight.element_size()
+            form = "none" if need.form is None else str(need.form)
+            rows.append(
+                LayerMemory(name, layer.columns, form, need.moments, need.lags, need.work, alive)
+            )
+        return MemoryForecast(limit, tuple(rows))
 
 
-def _available() -> float:
-    """As Linux tells it; elsewhere all that the machine has."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
-        return 1024.0 * int(line.split()[1])
-    except (OSError, StopIteration, ValueError, IndexError):
-        pass
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
+def parted(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """Names one after the other in parts of no more than `room` bytes, of one name at the least."""
+    parts: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        if not parts or size > left:
+            parts.append([])
+            left = room
+        parts[-1].append(name)
+        left -= size
+    return parts
 
 
-def _number(path: str) -> float:
-    """Of a file that holds one; NaN where it does not, as for a limit that is none."""
-    try:
-        return float(Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return math.nan
+def sketch_sizes(n: int) -> list[int]:
+    """Rows that a sketch of n columns may have, falling. With more than n / 16 it takes longer than
+    all products."""
+    sizes = []
+    size = LEAST_ROWS
+    while 16 * size <= n:
+        sizes.append(size)
+        size *= 2
+    return sizes[::-1]
 
 
 @contextmanager
-def named_where_memory_ends(name: str, layer: DenseLayer) -> Iterator[None]:
+def named_where_memory_ends(name: str, layer: DenseLayer, form: Form = FULL) -> Iterator[None]:
     """Have what is too large for the memory tell the layer that it is for."""
     try:
         yield
@@ -81,11 +183,11 @@ def named_where_memory_ends(name: str, layer: DenseLayer) -> Iterator[None]:
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not full and "DefaultCPUAllocator" not in str(error):
             raise
-        size = readable(layer.groups * moment_bytes(layer))
+        size = readable(layer.groups * moment_bytes(layer, form))
         raise ArgumentError(
             f"calibration: memory ends at the second moments of {name}, which take {size} "
-            f"(n = {layer.columns:,} columns). Give moment_bytes=, above which a layer gets the "
-            f"plain method; or rerun=True, smaller batches, or skip=[{name!r}]"
+            f"(n = {layer.columns:,} columns). Give memory_limit=, above which a layer's moments "
+            f"are sketched; or rerun=True, smaller batches, or skip=[{name!r}]"
         ) from error
 
 
@@ -98,14 +200,7 @@ def readable(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def too_large(
-    layers: Sequence[tuple[str, DenseLayer]], limit: int | None, *, lags: bool, holds_out: bool
-) -> dict[str, int]:
-    """Name -> bytes of the layers whose moments take more than `limit`, by default half of the
-    memory that is free."""
-    large = {}
-    for name, layer in layers:
-        size = stream_bytes(layer, lags=lags, holds_out=holds_out)
-        if size > (free_bytes(layer.device) / 2 if limit is None else limit):
-            large[name] = size
-    return large
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

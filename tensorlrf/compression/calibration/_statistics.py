@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ from tensorlrf.compression.calibration._correction import (
     lag_moments,
 )
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._lengths import fourth_about_mean
-from tensorlrf.compression.calibration._moments import Moments, moments_of
-from tensorlrf.decomposition.second_moments import OutputMetric, about_mean
+from tensorlrf.compression.calibration.moments._form import FULL, Form
+from tensorlrf.compression.calibration.moments._lengths import fourth_about_mean
+from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
+from tensorlrf.decomposition.linalg.compact import Compact, Gram, about_mean
+from tensorlrf.decomposition.second_moments import OutputMetric
 from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import two_matrices
@@ -43,7 +45,7 @@ class Inputs:
     """Moments of the inputs of one group over `count` columns: one value for all layers that are
     fed the same.
 
-    gram       (n, n), float64
+    gram       (n, n), float64, as a matrix or in less room
     mean       (n,), float64
     cubes      E|x|^2 x, (n,), float64
     fourth     E|x|^4
@@ -51,7 +53,7 @@ class Inputs:
                from positive semidefinite than rounding leaves a sum of squares
     """
 
-    gram: Tensor
+    gram: Gram
     mean: Tensor
     count: int
     cubes: Tensor
@@ -67,8 +69,9 @@ class Inputs:
 
     def centred(self) -> Inputs:
         """The same about the mean."""
-        mu = self.mean
-        centred = about_mean(self.gram, mu, torch.finfo(torch.float32).eps)
+        mu, gram, eps = self.mean, self.gram, torch.finfo(torch.float32).eps
+        about = gram.about if isinstance(gram, Compact) else partial(about_mean, gram)
+        centred = about(mu, eps)
         fourth = fourth_about_mean(self.fourth, self.cubes, self.gram, mu)
         zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
         return Inputs(centred, zeros, self.count, zeros, fourth, cancelled=True)
@@ -97,7 +100,7 @@ class Statistics:
     metric: OutputMetric | None = None
 
     @property
-    def gram(self) -> Tensor:
+    def gram(self) -> Gram:
         """G, (n, n), float64."""
         return self.inputs.gram
 
@@ -237,9 +240,11 @@ def _lost(
 class Stream:
     """Collects the `Statistics` of every group of a layer, call by call."""
 
-    def __init__(self, layer: DenseLayer, *, lags: bool, metrics: Metrics = None) -> None:
+    def __init__(
+        self, layer: DenseLayer, *, lags: bool, metrics: Metrics = None, form: Form = FULL
+    ) -> None:
         self._layer, self._metrics = layer, metrics
-        self._moments: list[Moments] = [moments_of(layer) for _ in range(layer.groups)]
+        self._moments: list[Moments] = [moments_of(layer, form) for _ in range(layer.groups)]
         self._inputs: list[Inputs] = []
         self._lags: list[LagMoments] | None = None
         if lags:

@@ -17,14 +17,13 @@ from tensorlrf.compression.calibration._layer_moments import (
     LayerMoments,
     Layers,
 )
-from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
-from tensorlrf.compression.calibration._moments import bytes_of
 from tensorlrf.compression.calibration._reference import ReferencePass, reference_pass
 from tensorlrf.compression.calibration._rerun import anew
 from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
 from tensorlrf.compression.calibration._suspend import Suspendable, trim
 from tensorlrf.compression.calibration._trace import Trace, Watch
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.calibration.moments._moments import bytes_of
 from tensorlrf.decomposition.linalg.cores import look
 from tensorlrf.decomposition.linalg.threads import limited, most_threads
 from tensorlrf.nn.copies import replica
@@ -91,7 +90,7 @@ class _Passes:
         self.done: set[str] = set()
         self.shared = SharedInputs(leaders(model, names, trace.after, lags=lags))
         self.waiting: dict[int, str | None] = {}
-        self._workers = workers_for(model, names, len(batches))
+        self._workers = workers_for(model, names, calibration)
         share = max(1, min(most_threads(), look().free) // self._workers)
         # Each pass adds up for itself, and the sums are added in the order of the batches: the
         # result is the same whichever pass is the first.
@@ -194,11 +193,12 @@ class _Arrivals:
             self.this.suspend(name)
 
 
-def workers_for(model: nn.Module, names: list[str], batches: int) -> int:
+def workers_for(model: nn.Module, names: list[str], calibration: Calibration) -> int:
     """How many passes run side by side, with sums of their own within bounds: one for two cores. On
     two, one pass after the other takes no longer (MiniLM: 40 s either way), and 300 MB less."""
     layers = [dense_layer_at(model, name) for name in names]
     if any(layer.device.type != "cpu" for layer in layers):
         return 1
-    room = AT_ONCE_BYTES // max(1, max(map(bytes_of, layers), default=1))
-    return max(1, min(batches, most_threads(), look().own // 2, room))
+    sizes = [bytes_of(*pair) for pair in zip(layers, map(calibration.form_of, names), strict=True)]
+    room = calibration.room // max(1, max(sizes, default=1))
+    return max(1, min(len(calibration.batches), most_threads(), look().own // 2, room))

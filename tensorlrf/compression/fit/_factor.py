@@ -17,6 +17,7 @@ from tensorlrf.compression.calibration._layer_moments import LayerMoments, check
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
+from tensorlrf.decomposition.linalg.compact import Compact
 from tensorlrf.decomposition.second_moments import OutputMetric, SecondMoments
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
 from tensorlrf.factors import Factors, Grouped
@@ -49,6 +50,7 @@ class Factored:
     samples        columns that the fit is made of
     data_aware     whether these took part in it
     shrinkage      how far their moments were drawn towards their mean eigenvalue, 0 to 1
+    moments        what there is of them where that is not all
     shift          (O,) to be added to the bias; None where the bias stays
     finished       whether its sweeps came near their end
     weighted       whether they were fitted in a metric of the outputs too
@@ -63,6 +65,7 @@ class Factored:
     samples: int | None = None
     data_aware: bool = False
     shrinkage: float | None = None
+    moments: str = ""
     shift: Tensor | None = None
     finished: bool = True
     weighted: bool = False
@@ -198,6 +201,12 @@ class _Job:
             return self.fitting
         return OutputError(self.weights, self.stats, weighted=True)
 
+    @property
+    def kept(self) -> str:
+        """What there is of the second moments, of the first group that has some; empty for all."""
+        grams = [] if self.stats is None else [s.gram for s in self.stats if s.known]
+        return str(grams[0]) if grams and isinstance(grams[0], Compact) else ""
+
     def _in_doubt(self, fit: Factored) -> bool:
         """Whether the samples may be too few: by their number, or by what the fit to them does on
         others."""
@@ -254,6 +263,7 @@ class _Job:
             self.count,
             data_aware=aware,
             shrinkage=max(amounts, default=None),
+            moments=self.kept if aware else "",
             shift=torch.cat([s for s in shifts if s is not None]) if affine else None,
             finished=not unfinished,
             weighted=any(part.outputs is not None for part in parts),

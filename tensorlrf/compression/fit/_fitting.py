@@ -27,7 +27,7 @@ class Fitting:
     batch_norm: bool
     holdout: float
     rerun: bool
-    moment_bytes: int | None
+    memory_limit: int | None
     random_state: int | torch.Generator | None
     progress: bool
     metric: str = OUTPUTS
@@ -48,10 +48,10 @@ class Fitting:
                     f"{name}={value!r} is of a fit to inputs; give calibration=, or leave it out"
                 )
         check_holdout(self.holdout)
-        most = self.moment_bytes
+        most = self.memory_limit
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
             raise ArgumentError(
-                f"moment_bytes={most!r} must be None, for half of the memory that is free, or a "
+                f"memory_limit={most!r} must be None, for half of the memory that is free, or a "
                 "number of bytes such as 8 * 2**30"
             )
         if not isinstance(self.random_state, torch.Generator):

@@ -41,15 +41,28 @@ class Basis:
         return torch.cat(parts)
 
 
+def sums_bytes(site: DenseLayer) -> int:
+    """Of the `OutputMoments` of a layer, which are more than what they come to."""
+    return 8 * site.groups * _side(site) ** 2
+
+
+def _side(site: DenseLayer) -> int:
+    """Of the outputs of a group; of the inputs of a linear layer that is taller than wide."""
+    m = site.shape[0] // site.groups
+    return site.columns if _of_inputs(site) else m
+
+
+def _of_inputs(site: DenseLayer) -> bool:
+    return site.taps is None and site.columns < site.shape[0] // site.groups
+
+
 class OutputMoments:
     """Sums of y y^T over the outputs of a layer, without its bias; of a linear layer that is taller
     than wide, of x x^T over its inputs in their place."""
 
     def __init__(self, site: DenseLayer) -> None:
         self._site = site
-        m = site.shape[0] // site.groups
-        self.of_inputs = site.taps is None and site.columns < m
-        n = site.columns if self.of_inputs else m
+        self.of_inputs, n = _of_inputs(site), _side(site)
         self._sums = torch.zeros(site.groups, n, n, dtype=torch.float64, device=site.device)
         self.count = 0
 

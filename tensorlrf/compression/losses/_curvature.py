@@ -13,7 +13,7 @@ is drawn towards its mean eigenvalue, and no gradient counts for more than a mul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMetrics
-from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES
-from tensorlrf.compression.calibration._moments import add_squares, mirrored
+from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.calibration.moments._sums import add_squares, mirrored
 from tensorlrf.compression.losses._bases import rows_of
 from tensorlrf.compression.losses._gradients import differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
@@ -56,7 +56,8 @@ def output_metrics(
     Raises what the model does where it cannot be differentiated.
     """
     found: dict[str, LayerMetrics] = {}
-    for part in _parts(model, names):
+    sizes = {name: _sums_bytes(dense_layer_at(model, name)) for name in names}
+    for part in parted(sizes, data.room):
         fit = _summed(model, part, data.fitted, loss, draws, advance)
         held = _summed(model, part, data.held_out, loss, draws, advance)
         for name in part:
@@ -71,20 +72,8 @@ def _where_fitted(
     return tuple(h if f is not None else None for f, h in zip(fit, held, strict=True))
 
 
-def _parts(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
-    """Layers whose sums fit into memory together, one at the least."""
-    part: list[str] = []
-    room = AT_ONCE_BYTES
-    for name in names:
-        site = dense_layer_at(model, name)
-        size = 8 * site.shape[0] ** 2 // site.groups
-        if part and size > room:
-            yield part
-            part, room = [], AT_ONCE_BYTES
-        part.append(name)
-        room -= size
-    if part:
-        yield part
+def _sums_bytes(site: DenseLayer) -> int:
+    return 8 * site.shape[0] ** 2 // site.groups
 
 
 def _summed(

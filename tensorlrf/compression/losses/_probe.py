@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,10 @@ from tensorlrf.compression._survey import check_values, kind_of, survey, without
 from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
-from tensorlrf.compression.losses._bases import Basis, spectra
+from tensorlrf.compression.losses._bases import Basis, spectra, sums_bytes
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
 from tensorlrf.compression.losses._measured import loss_of, measured_losses
 from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
@@ -131,6 +132,7 @@ class Probe:
     random_state: int | torch.Generator | None = 0
     progress: bool = True
     _known: dict[str, Sensitivity] = field(default_factory=dict)
+    _bases: dict[str, Basis] = field(default_factory=dict)
 
     @property
     def judging(self) -> list[Batch]:
@@ -143,12 +145,22 @@ class Probe:
         """What counts of the outputs, as the first batch has them."""
         return OutputLoss.of_model(self.loss, self.readout, self.model, self.judging[0])
 
-    @cached_property
-    def bases(self) -> dict[str, Basis]:
-        """Of the layers that calibration reaches."""
+    def parts(self) -> Iterator[dict[str, Basis]]:
+        """Bases of the layers that calibration reaches, of as many at a time as there is room for;
+        of all of them they are kept."""
+        assert self.data is not None
+        sizes = {name: sums_bytes(dense_layer_at(self.model, name)) for name in self.names}
+        parts = parted(sizes, self.data.room)
+        for names in parts:
+            bases = self._bases or self._bases_of(names)
+            if len(parts) == 1:
+                self._bases = bases
+            yield bases
+
+    def _bases_of(self, names: Sequence[str]) -> dict[str, Basis]:
         assert self.data is not None
         with progress_bar("look at outputs", len(self.data.fitted), self.progress) as advance:
-            return bases_of(self.model, self.names, self.data.fitted, lambda: advance(""))
+            return bases_of(self.model, names, self.data.fitted, lambda: advance(""))
 
     def sensitivity(self, rule: str) -> Sensitivity:
         """By a rule. Raises ArgumentError for one that needs calibration where there is none."""
@@ -165,19 +177,15 @@ class Probe:
         return self._known[rule]
 
     def _by(self, rule: str) -> Sensitivity:
-        assert self.data is not None
-        energies = spectra(self.bases)
+        losses: dict[str, Sequence[float]] = {}
         if rule == "energy":
-            return self._told(rule, OF_OUTPUTS, energies)
+            for bases in self.parts():
+                losses |= spectra(bases)
+            return self._told(rule, OF_OUTPUTS, losses)
         unit = self.output_loss.unit
         if rule == "fisher":
-            draws = generator(self.random_state, next(iter(self.bases.values())).vectors.device)
             try:
-                with progress_bar("differentiate", len(self.data.fitted), self.progress) as advance:
-                    losses = fisher_losses(
-                        self.model, self.bases, self.data.fitted, self.output_loss, draws,
-                        lambda: advance(""),
-                    )  # fmt: skip
+                losses = self._fisher()
                 if losses:
                     return self._told(rule, unit, losses)
                 reason = "its outputs have no gradient"
@@ -187,21 +195,37 @@ class Probe:
                 f"the model cannot be differentiated ({reason}): losses are measured instead",
                 CalibrationWarning,
             )
-        with progress_bar("measure", len(self.bases), self.progress) as advance:
-            losses = measured_losses(
-                self.model, self.bases, energies, self.judging, self.output_loss,
-                lambda: advance(""),
-            )  # fmt: skip
+        with progress_bar("measure", len(self.names), self.progress) as advance:
+            for bases in self.parts():
+                losses |= measured_losses(
+                    self.model, bases, spectra(bases), self.judging, self.output_loss,
+                    lambda: advance(""),
+                )  # fmt: skip
         return self._told("measured", unit, losses)
+
+    def _fisher(self) -> dict[str, Sequence[float]]:
+        """With the same cotangents for each part of the layers."""
+        assert self.data is not None
+        losses: dict[str, Sequence[float]] = {}
+        draws = generator(self.random_state, dense_layer_at(self.model, self.names[0]).device)
+        begin = draws.get_state()
+        for bases in self.parts():
+            draws.set_state(begin)
+            with progress_bar("differentiate", len(self.data.fitted), self.progress) as advance:
+                losses |= fisher_losses(
+                    self.model, bases, self.data.fitted, self.output_loss, draws,
+                    lambda: advance(""),
+                )  # fmt: skip
+        return losses
 
     def loss_at(self, ranks: dict[str, int]) -> float:
         """The loss of the whole model on the inputs held out, with these layers cut to these ranks
         of their own bases."""
         working = copy_of(self.model)
-        for name, rank in ranks.items():
-            if name in self.bases:
+        for bases in self.parts():
+            for name in ranks.keys() & bases.keys():
                 site = dense_layer_at(working, name)
-                site.write(self.bases[name].truncated(site, rank))
+                site.write(bases[name].truncated(site, ranks[name]))
         wanted = [call(replica(self.model), batch) for batch in self.judging]
         return loss_of(working, wanted, self.judging, self.output_loss)
 

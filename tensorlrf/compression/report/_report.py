@@ -18,6 +18,7 @@ from tensorlrf.compression._words import (
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
 from tensorlrf.compression.report._json import read_dataclass
+from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.errors import FileFormatError
@@ -75,6 +76,8 @@ class Report:
         How the ranks came about, as in the plan.
     metric : str or None
         As given, or as "auto" has chosen; None without calibration.
+    memory : MemoryForecast or None
+        What calibration was to take of it, told before.
 
     Examples
     --------
@@ -101,6 +104,7 @@ class Report:
     keep_latency: float | None = field(default=None, metadata={"later": True})
     allotment: Allotment = field(default_factory=Allotment, metadata={"later": True})
     metric: str | None = field(default=None, metadata={"later": True})
+    memory: MemoryForecast | None = field(default=None, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -229,8 +233,9 @@ def _cells(row: LayerReport) -> list[str]:
 def _format(row: LayerReport) -> str:
     parts = [str(row.format)]
     if row.data_aware:
+        by = row.moments and f" by {row.moments}"
         drawn = f" ({row.shrinkage:.2g} shrunk)" if (row.shrinkage or 0.0) >= 0.005 else ""
-        parts.append(("loss-aware" if row.metric == "loss" else "data-aware") + drawn)
+        parts.append(("loss-aware" if row.metric == "loss" else "data-aware") + drawn + by)
     if row.bias:
         parts.append(f"bias {row.bias}")
     return ", ".join(parts)

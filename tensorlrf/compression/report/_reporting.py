@@ -67,6 +67,7 @@ def row(
         path=path,
         shrinkage=done.shrinkage,
         metric=None if not done.data_aware else "loss" if done.weighted else "outputs",
+        moments=done.moments,
     )
 
 

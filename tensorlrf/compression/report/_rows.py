@@ -48,6 +48,9 @@ class LayerReport:
         towards their mean eigenvalue, 0 to 1; the less the more samples there are.
     metric : str or None
         Then in what its outputs are near: "outputs", or "loss".
+    moments : str
+        What there was of these second moments where memory had no room for all: a sketch of so many
+        rows, with a bound of what it is off by, in the largest eigenvalue; else empty.
     """
 
     name: str
@@ -72,6 +75,7 @@ class LayerReport:
     path: str | None = None
     shrinkage: float | None = field(default=None, metadata={"later": True})
     metric: str | None = field(default=None, metadata={"later": True})
+    moments: str = field(default="", metadata={"later": True})
 
     @property
     def factored(self) -> bool:

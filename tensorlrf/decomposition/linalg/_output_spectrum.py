@@ -40,7 +40,7 @@ class OutputSpectrum:
         m, n = matrix.shape
         self.turn: Tensor | None = None
         if m <= n:
-            image = target.image if self.root is None else wide @ _whole(target.columns, wide)
+            image = target.image if self.root is None else target.by_columns(wide)
             energies, self.basis = descending_eigh(image @ wide.T)
         else:
             half = square_root(_whole(target.columns, wide))

@@ -15,6 +15,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest
 from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._quadratic import Product
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.config import Method, config
@@ -29,6 +30,7 @@ from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, squa
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Scaled, SVDSolver
+from tensorlrf.decomposition.linalg.compact import Compact, LowRankPlusDiagonal
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
@@ -247,6 +249,7 @@ class SVD(Method):
     metric: str = "full"
 
     in_metric = ()
+    multiplies_moments = True
 
     def check_options(self) -> None:
         if self.solver not in SOLVERS:
@@ -281,7 +284,10 @@ class SVD(Method):
         if self.metric == "full":
             return moments.with_outputs(weight)
         # (E x_i^2)^alpha: columns scaled by the root of it, rms^alpha.
-        return torch.diag(moments.gram.diagonal().clamp(min=0) ** ASVD_ALPHA)
+        scales = moments.gram.diagonal().clamp(min=0) ** ASVD_ALPHA
+        if isinstance(moments.gram, Compact):
+            return Product(None, LowRankPlusDiagonal(scales.new_zeros(0, len(scales)), scales))
+        return torch.diag(scales)
 
     def any_factors(
         self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]

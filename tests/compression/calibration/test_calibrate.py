@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tensorlrf.compression import Report, compress
-from tensorlrf.compression.calibration._moments import LinearMoments
+from tensorlrf.compression.calibration.moments._moments import LinearMoments
 from tensorlrf.errors import ArgumentError, CalibrationWarning
 from tests.draws import seeded32
 

@@ -18,8 +18,8 @@ from tensorlrf.compression.calibration._correction import (
     lag_moments,
 )
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._moments import Moments, moments_of
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
+from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
 from tensorlrf.errors import ArgumentError
 from tests.compression.calibration.unfolded import outputs
 from tests.draws import seeded

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration import _moments
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._moments import (
+from tensorlrf.compression.calibration._taps import Taps
+from tensorlrf.compression.calibration.moments import _moments, _sums
+from tensorlrf.compression.calibration.moments._moments import (
     LinearMoments,
     PatchMoments,
     ShiftMoments,
     moments_of,
 )
-from tensorlrf.compression.calibration._taps import Taps
 from tests.compression.calibration.unfolded import patches
 
 sides = st.integers(1, 4)
@@ -96,7 +96,7 @@ def test_unfolding_in_blocks_is_the_patches_gram(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_moments, "PATCH_NUMBERS", 100)  # a row or two at a time
-        patch.setattr(_moments, "COLUMNS", 7)
+        patch.setattr(_sums, "COLUMNS", 7)
         check(PatchMoments(taps_of(conv), CPU), conv, drawn_input(conv, seed, extra))
 
 

@@ -12,8 +12,8 @@ from tensorlrf import compress
 from tensorlrf.compression import Report
 from tensorlrf.compression.calibration import _calibrate, _suspended
 from tensorlrf.compression.calibration._correction import InputLags
-from tensorlrf.compression.calibration._moments import LinearMoments
 from tensorlrf.compression.calibration._shared_inputs import Identity
+from tensorlrf.compression.calibration.moments._moments import LinearMoments
 from tests.compression.networks import set_weights
 from tests.draws import seeded32
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf.compression import Method, Report, compress
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
-from tensorlrf.compression.calibration._lengths import Lengths, fourth_about_mean
 from tensorlrf.compression.calibration._statistics import Stream
+from tensorlrf.compression.calibration.moments._lengths import Lengths, fourth_about_mean
 from tests.compression.networks import relative
 from tests.draws import seeded32
 

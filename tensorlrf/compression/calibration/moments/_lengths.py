@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._taps import Taps
+from tensorlrf.decomposition.linalg.compact import Gram
 
 
 class Lengths:
@@ -64,7 +65,7 @@ class Lengths:
         return torch.where(largest > 0, largest, 1.0)
 
 
-def fourth_about_mean(fourth: float, cubes: Tensor, gram: Tensor, mean: Tensor) -> float:
+def fourth_about_mean(fourth: float, cubes: Tensor, gram: Gram, mean: Tensor) -> float:
     """E|x - mu|^4 from E|x|^4, E|x|^2 x (n,), G (n, n) and mu (n,).
 
     |x - mu|^2 = |x|^2 - 2 x.mu + |mu|^2, squared and multiplied out.

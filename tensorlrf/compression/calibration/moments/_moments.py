@@ -25,18 +25,15 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._lengths import Lengths
-from tensorlrf.compression.calibration._shifts import ShiftedCorrelations, sums_of
 from tensorlrf.compression.calibration._taps import Taps
-
-COLUMNS = 1 << 14
-"""Columns of X in one product."""
+from tensorlrf.compression.calibration.moments._form import FULL, Form
+from tensorlrf.compression.calibration.moments._lengths import Lengths
+from tensorlrf.compression.calibration.moments._shifts import ShiftedCorrelations, sums_of
+from tensorlrf.compression.calibration.moments._sums import raised
+from tensorlrf.decomposition.linalg.compact import Gram
 
 PATCH_NUMBERS = 1 << 22
 """Numbers in one block of unfolded patches (16 MB in float32); at the least one output row."""
-
-SQUARE = 256
-"""Columns of a block of a symmetric product, at the least: smaller ones are no faster."""
 
 FEW_CHANNELS = 8
 """Up to here unfolding is cheaper than one correlation for each difference of taps."""
@@ -64,8 +61,8 @@ class Moments(ABC):
         self.count += other.count
 
     @abstractmethod
-    def gram(self) -> Tensor:
-        """G so far: (n, n), symmetric, float64."""
+    def gram(self) -> Gram:
+        """G so far: (n, n), symmetric, float64; nothing is added any more."""
 
     @abstractmethod
     def mean(self) -> Tensor:
@@ -75,18 +72,18 @@ class Moments(ABC):
 class ColumnMoments(Moments):
     """Of columns that are there as they stand: sums of their products, and of themselves."""
 
-    def __init__(self, n: int, device: torch.device) -> None:
+    def __init__(self, n: int, device: torch.device, form: Form = FULL) -> None:
         super().__init__(n, device)
-        self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
+        self._products = form.sums(n, device)
         self._sum = torch.zeros(n, dtype=torch.float64, device=device)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
-        self._products += other._products
+        self._products.merge(other._products)
         self._sum += other._sum
 
-    def gram(self) -> Tensor:
-        return mirrored(self._products) / max(1, self.count)
+    def gram(self) -> Gram:
+        return self._products.mean(max(1, self.count))
 
     def mean(self) -> Tensor:
         return self._sum / max(1, self.count)
@@ -97,7 +94,7 @@ class LinearMoments(ColumnMoments):
 
     def add(self, x: Tensor) -> None:
         rows = raised(x.detach()).reshape(-1, x.shape[-1])  # (N, n)
-        add_squares(self._products, rows)
+        self._products.take(rows)
         self.lengths.add(rows)
         self._sum += rows.sum(0).to(torch.float64)
         self.count += rows.shape[0]
@@ -107,8 +104,8 @@ class PatchMoments(ColumnMoments):
     """Of a conv with any stride and any number of axes, by unfolding a bounded block of output
     rows at a time. The input is that of one group."""
 
-    def __init__(self, taps: Taps, device: torch.device) -> None:
-        super().__init__(taps.patch, device)
+    def __init__(self, taps: Taps, device: torch.device, form: Form = FULL) -> None:
+        super().__init__(taps.patch, device, form)
         self._taps = taps
 
     def add(self, x: Tensor) -> None:
@@ -122,7 +119,7 @@ class PatchMoments(ColumnMoments):
             for image in patches:
                 for top in range(0, height, step):
                     block = image[top : top + step].reshape(-1, taps.patch)  # (N, n)
-                    add_squares(self._products, block)
+                    self._products.take(block)
             self._sum += taps.sums(padded)
             self.lengths.add_patches(padded, taps)
             self.count += padded.shape[0] * height * width
@@ -169,29 +166,33 @@ class ShiftMoments(Moments):
         return self._sum / max(1, self.count)
 
 
-def moments_of(layer: DenseLayer) -> Moments:
+def moments_of(layer: DenseLayer, form: Form = FULL) -> Moments:
     """An empty accumulator for the inputs of one group of a layer, the cheapest that serves it."""
-    taps = layer.taps
-    if taps is None or _is_pointwise(taps):
-        n = layer.columns
-        return LinearMoments(n, layer.device) if taps is None else _Pointwise(n, layer.device, taps)
+    taps, n, device = layer.taps, layer.columns, layer.device
+    if taps is None:
+        return LinearMoments(n, device, form)
+    if _is_pointwise(taps):
+        return _Pointwise(n, device, taps, form)
     taps = taps.one_group()
-    return (ShiftMoments if _shifts(taps) else PatchMoments)(taps, layer.device)
+    if form == FULL and _shifts(taps):
+        return ShiftMoments(taps, device)
+    return PatchMoments(taps, device, form)
 
 
-def bytes_of(layer: DenseLayer) -> int:
+def bytes_of(layer: DenseLayer, form: Form = FULL) -> int:
     """What the accumulators of all groups of a layer hold, more or less."""
-    products = layer.columns**2
-    if layer.taps is not None and _shifts(layer.taps.one_group()):
+    products = form.numbers(layer.columns)
+    if form == FULL and layer.taps is not None and _shifts(layer.taps.one_group()):
         products = 2 * products // math.prod(layer.taps.kernel)
     return 8 * layer.groups * products
 
 
-def moment_bytes(layer: DenseLayer) -> int:
-    """What `moments_of(layer)` takes at the most: the sums, and the matrix that is made of them."""
+def moment_bytes(layer: DenseLayer, form: Form = FULL) -> int:
+    """What `moments_of` one group takes at the most: the sums, and the matrix that is made of
+    them."""
     matrix, taps = 8 * layer.columns**2, layer.taps
-    if taps is None or _is_pointwise(taps) or not _shifts(taps):
-        return 2 * matrix
+    if form != FULL or taps is None or _is_pointwise(taps) or not _shifts(taps):
+        return form.held(layer.columns)
     kernel = (1, *taps.kernel) if taps.axes == 1 else taps.kernel
     return 8 * taps.channels**2 * sums_of(*kernel) + 2 * matrix
 
@@ -207,8 +208,8 @@ def _shifts(taps: Taps) -> bool:
 class _Pointwise(LinearMoments):
     """Of a conv with a kernel of one element that reads every pixel: a linear layer on channels."""
 
-    def __init__(self, n: int, device: torch.device, taps: Taps) -> None:
-        super().__init__(n, device)
+    def __init__(self, n: int, device: torch.device, taps: Taps, form: Form = FULL) -> None:
+        super().__init__(n, device, form)
         self._axes = taps.axes
 
     def add(self, x: Tensor) -> None:
@@ -227,35 +228,3 @@ def _in_parts(x: Tensor, axes: int) -> Iterator[Tensor]:
 
 def _reads_all(taps: Taps) -> bool:
     return set(taps.stride) == {1} and not any(n for pair in taps.sides for n in pair)
-
-
-def raised(x: Tensor) -> Tensor:
-    """float64 stays, all else becomes float32."""
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
-
-
-def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left^T right for (N, n) matrices; `total` is float64."""
-    for start in range(0, left.shape[0], COLUMNS):
-        total += left[start : start + COLUMNS].T @ right[start : start + COLUMNS]
-
-
-def add_squares(total: Tensor, rows: Tensor) -> None:
-    """total += rows^T rows for (N, n) rows, in the blocks on and above the diagonal alone:
-    `mirrored` makes it whole. Wide matrices save up to half of the work."""
-    n = rows.shape[1]
-    step = max(SQUARE, -(-n // 8))
-    for start in range(0, rows.shape[0], COLUMNS):
-        part = rows[start : start + COLUMNS]
-        for top in range(0, n, step):
-            total[top : top + step, top:] += part[:, top : top + step].T @ part[:, top:]
-
-
-def mirrored(total: Tensor) -> Tensor:
-    """`total`, made exactly symmetric in place after one half of it, which `add_squares` makes."""
-    for top in range(0, len(total), SQUARE):
-        rows = total[top : top + SQUARE, top:]
-        corner, others = rows[:, : len(rows)], rows[:, len(rows) :]
-        corner.copy_(corner.triu() + corner.triu(1).T)
-        total[top + SQUARE :, top : top + SQUARE] = others.T
-    return total

@@ -1,0 +1,1 @@
+"""Second moments of what a layer is fed, streamed: in full, in blocks, or sketched."""
