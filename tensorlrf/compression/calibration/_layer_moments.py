@@ -44,8 +44,8 @@ class Calibration:
     """The batches, and which of them are held out.
 
     metrics  layer -> what errors of its outputs cost, where they are not all alike
-    room   bytes of moments of several layers at once, which are of one layer at the least
-    forms  of the second moments of layers that have no room for all of them
+    room     bytes of moments of several layers at once, which are of one layer at the least
+    forms    of the second moments of layers that have no room for all of them
     """
 
     batches: list[Batch]

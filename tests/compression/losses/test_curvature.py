@@ -25,10 +25,13 @@ from tests.compression.networks import set_weights
 from tests.draws import seeded32
 
 
-def metrics_of(model: nn.Module, names: list[str], batches: list[Tensor], held: int = 0) -> dict:
+def metrics_of(
+    model: nn.Module, names: list[str], batches: list[Tensor], held: int = 0, room: int = 1 << 29
+) -> dict:
     data = Calibration(
         [Batch.of(x, k) for k, x in enumerate(batches)],
         frozenset(range(len(batches) - held, len(batches))),
+        room=room,
     )
     draws = torch.Generator().manual_seed(0)
     return output_metrics(model, names, data, OutputLoss("relative"), draws, lambda: None)
@@ -127,8 +130,7 @@ def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_curvature, "differentiate", counted)
     whole = metrics_of(model, names, batches, held=1)
     assert len(passes) == 3
-    monkeypatch.setattr(_curvature, "AT_ONCE_BYTES", 8 * 10**2)
-    parts = metrics_of(model, names, batches, held=1)
+    parts = metrics_of(model, names, batches, held=1, room=8 * 10**2)
     assert len(passes) == 3 + 6
     torch.testing.assert_close(parts["0"].fit[0].rows, whole["0"].fit[0].rows)
 
