@@ -215,6 +215,7 @@ def carried_out(
         latency=latency,
         allotment=plan.allotment,
         memory=work.memory,
+        refinement=None,
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
@@ -22,9 +25,13 @@ from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
+from tensorlrf.compression.refinement._processes import Processes
+from tensorlrf.compression.refinement._refine import refined
+from tensorlrf.compression.refinement._settings import Settings
 from tensorlrf.compression.report._report import Report
 from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError
+from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn import FactoredLayer
 
 
@@ -53,6 +60,7 @@ def compress(
     metric: str = OUTPUTS,
     loss: str = AUTO,
     readout: Readout | None = None,
+    refine: float | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Report]:
@@ -75,6 +83,9 @@ def compress(
         How the budget is shared out over layers, as in `plan`.
     metric
         In what outputs of layers are to be near, as in `apply`.
+    refine : float, optional
+        Seconds for `tensorlrf.refine` on the batches of `calibration`, by `loss` and `readout`, at
+        the end.
     random_state, progress
         As in `apply`.
 
@@ -112,7 +123,12 @@ def compress(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout,
     )  # fmt: skip
-    return _compressed(model, request, fitting, calibration)
+    settings = None if refine is None else Settings(seconds=refine, holdout=holdout)
+    if settings is not None:
+        settings.check("refine")
+        if calibration is None:
+            raise ArgumentError(f"refine={refine!r} trains on inputs; give calibration=")
+    return _compressed(model, request, fitting, calibration, settings)
 
 
 @refuses_old_words
@@ -208,11 +224,25 @@ def compress_(
 
 
 def _compressed(
-    model: nn.Module, request: Request, fitting: Fitting, calibration: Any
+    model: nn.Module,
+    request: Request,
+    fitting: Fitting,
+    calibration: Any,
+    settings: Settings | None = None,
 ) -> tuple[nn.Module, Report]:
+    """`settings` are those of refinement; None for none."""
     # A wrong word is told before the model is looked at.
     fitting.check(calibrated=calibration is not None)
     model = own_model(model)
     data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit)
     made, found = planned(model, request, data)
-    return carried_out(model, made, found, data, fitting, request.example)
+    small, report = carried_out(model, made, found, data, fitting, request.example)
+    if settings is None or data is None:
+        return small, report
+    with torch.inference_mode(False), without_autocast():
+        small, told = refined(
+            small, model, data, settings, request.loss, request.readout, None, None,
+            fitting.random_state, fitting.progress, Processes(), time.monotonic(),
+        )  # fmt: skip
+        error = model_error(model, small, data.held_out)
+    return small, replace(report, model_error=error, refinement=told)

@@ -39,6 +39,7 @@ from tensorlrf.compression.refinement._student import Student, within
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import replica
 
@@ -62,7 +63,7 @@ def refine(
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
     lora: int | None = None,
-    journal: str | None = None,
+    journal: PathLike | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Refinement]:
@@ -165,48 +166,67 @@ def refine(
     given, teacher = uncompiled(given), uncompiled(teacher)
     _check_models(given, teacher)
     with torch.inference_mode(False), without_autocast():
-        data = list_batches(data, replica(teacher), argument="data")
-        held = Calibration.of(data, holdout)
-        if not held.held_out:
-            raise ArgumentError(
-                f"data has {len(data)} batch, and none can be held out to judge by; give two at "
-                "the least"
-            )
-        first = call(replica(teacher), held.held_out[0], argument="data")
-        objective = Objective.of(loss, readout, labels, data, first, bool(heads_of(teacher)))
-        wanted = _wanted(objective, teacher, held)
-        seed, kept = int(torch.randint(2**62, (1,), generator=_cpu(random_state))), None
-        if journal is not None:
-            run = {
-                **settings.to_dict(),
-                "loss": objective.unit,
-                "small": checksum_of_model(given),
-                "model": checksum_of_model(teacher),
-                "data": checksum_of_batches(data, objective.labels),
-            }
-            kept = Journal.at(journal, run)
-            seed = kept.seed(otherwise=seed)
-        student = Student(given, lora, torch.Generator().manual_seed(seed))
-        todo = _phases(student, teacher, objective, settings)
-        with progress_bar("refine", steps, progress) as advance:
-            course = Course(
-                student, todo, objective, held.fitted, (held.held_out, wanted), settings, seed,
-                started, processes, advance,
-            )  # fmt: skip
-            if kept is not None:
-                kept.follow(course)
-            reason = course.run()
-        made = student.finished()
+        held = Calibration.of(list_batches(data, replica(teacher), argument="data"), holdout)
+        return refined(
+            given, teacher, held, settings, loss, readout, labels, journal, random_state, progress,
+            processes, started,
+        )  # fmt: skip
+
+
+def refined(
+    small: nn.Module,
+    model: nn.Module,
+    data: Calibration,
+    settings: Settings,
+    loss: Loss,
+    readout: Readout | None,
+    labels: Iterable[Any] | None,
+    journal: PathLike | None,
+    random_state: int | torch.Generator | None,
+    progress: bool,
+    processes: Processes,
+    started: float,
+) -> tuple[nn.Module, Refinement]:
+    """`refine` on batches of which some are held out, from `started` on by the monotonic clock."""
+    if not data.held_out:
+        raise ArgumentError(
+            f"data has {len(data.batches)} batch, and none can be held out to judge by; give two "
+            "at the least"
+        )
+    first = call(replica(model), data.held_out[0], argument="data")
+    objective = Objective.of(loss, readout, labels, data.batches, first, bool(heads_of(model)))
+    wanted = _wanted(objective, model, data)
+    seed, kept = int(torch.randint(2**62, (1,), generator=_cpu(random_state))), None
+    if journal is not None:
+        run = {
+            **settings.to_dict(),
+            "loss": objective.unit,
+            "small": checksum_of_model(small),
+            "model": checksum_of_model(model),
+            "data": checksum_of_batches(data.batches, objective.labels),
+        }
+        kept = Journal.at(journal, run)
+        seed = kept.seed(otherwise=seed)
+    student = Student(small, settings.lora, torch.Generator().manual_seed(seed))
+    phases = _phases(student, model, objective, settings)
+    with progress_bar("refine", settings.steps, progress) as advance:
+        course = Course(
+            student, phases, objective, data.fitted, (data.held_out, wanted), settings, seed,
+            started, processes, advance,
+        )  # fmt: skip
+        if kept is not None:
+            kept.follow(course)
+        reason = course.run()
     report = Refinement(
         unit=objective.unit,
         trained=student.size,
-        batches=len(held.fitted),
-        held_out=len(held.held_out),
+        batches=len(data.fitted),
+        held_out=len(data.held_out),
         skipped=course.at.skipped,
         reason=reason,
         curve=course.at.curve,
     )
-    return made, report
+    return student.finished(), report
 
 
 def _wanted(objective: Objective, teacher: nn.Module, held: Calibration) -> list[Wanted]:

@@ -118,6 +118,14 @@ class Refinement:
         """Until the last checkpoint, those of the journal included."""
         return self.curve[-1].seconds
 
+    @property
+    def title(self) -> str:
+        """What was won, in a line."""
+        return (
+            f"refinement: held-out loss {_number(self.before)} to {_number(self.after)} "
+            f"{self.unit} in {self.steps:,} steps, {self.seconds:.1f} s"
+        )
+
     def to_json(self) -> str:
         """As JSON text."""
         return json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
@@ -205,11 +213,7 @@ class Refinement:
         ]
         if self.skipped:
             below.append(f"steps skipped, since the loss was no finite number: {self.skipped}")
-        title = (
-            f"refinement: {_number(self.before)} to {_number(self.after)} {self.unit} "
-            f"in {self.steps:,} steps, {self.seconds:.1f} s"
-        )
-        return Table(title, HEADER, rows, [below])
+        return Table(self.title, HEADER, rows, [below])
 
 
 def _number(value: float | None) -> str:

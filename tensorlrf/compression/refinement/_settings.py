@@ -17,26 +17,27 @@ from tensorlrf.errors import ArgumentError, unknown
 class Settings:
     """The arguments of `refine` that are numbers and words."""
 
-    seconds: float | None
-    steps: int | None
-    phases: Sequence[str] | None
-    look_ahead: bool
-    lr: float
-    patience: int
-    holdout: float
-    accumulate: int
-    dtype: torch.dtype | None
-    checkpointing: bool
-    lora: int | None
+    seconds: float | None = None
+    steps: int | None = None
+    phases: Sequence[str] | None = None
+    look_ahead: bool = False
+    lr: float = 3e-3
+    patience: int = 4
+    holdout: float = 0.1
+    accumulate: int = 1
+    dtype: torch.dtype | None = None
+    checkpointing: bool = False
+    lora: int | None = None
 
-    def check(self) -> None:
-        """Raise ArgumentError for a value that cannot be."""
+    def check(self, seconds: str = "seconds") -> None:
+        """Raise ArgumentError for a value that cannot be; `seconds` is what the user knows those
+        by."""
         if (self.seconds is None) == (self.steps is None):
             raise ArgumentError(
                 "give one budget: seconds=, such as 600, or steps= of the optimiser"
             )
         if self.seconds is not None:
-            _check_number("seconds", self.seconds, "a number of seconds above 0")
+            _check_number(seconds, self.seconds, "a number of seconds above 0")
         for name in ("steps", "patience", "accumulate", "lora"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)

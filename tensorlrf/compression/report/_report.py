@@ -17,6 +17,7 @@ from tensorlrf.compression._words import (
 )
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
+from tensorlrf.compression.refinement._refinement import Refinement
 from tensorlrf.compression.report._json import read_dataclass
 from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._plot import plot_layers
@@ -78,6 +79,8 @@ class Report:
         As given, or as "auto" has chosen; None without calibration.
     memory : MemoryForecast or None
         What calibration was to take of it, told before.
+    refinement : Refinement or None
+        How the model was refined, with `refine=`. Errors of layers are those before it.
 
     Examples
     --------
@@ -105,6 +108,7 @@ class Report:
     allotment: Allotment = field(default_factory=Allotment, metadata={"later": True})
     metric: str | None = field(default=None, metadata={"later": True})
     memory: MemoryForecast | None = field(default=None, metadata={"later": True})
+    refinement: Refinement | None = field(default=None, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -259,6 +263,8 @@ def _totals(report: Report) -> list[str]:
         )
     if report.model_error is not None:
         lines.append(f"model outputs: relative error {report.model_error:.3g} on held-out batches")
+    if report.refinement is not None:
+        lines.append(report.refinement.title)
     norms = report.batch_norms
     if norms is not None:
         verb = "kept" if norms.kept else "tried and dropped"

@@ -4,7 +4,9 @@ was given as it was."""
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from torch.nn import functional as F
 import tensorlrf
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import list_batches
+from tensorlrf.compression.refinement import _course, _refine
+from tensorlrf.compression.refinement._phases import PHASES
+from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 from tests.compression.networks import Snapshot
 from tests.compression.refinement.students import Tower, batches, cnn, ends, images, pair
@@ -149,11 +154,19 @@ def test_few_batches_overfit_and_that_is_seen() -> None:
         assert float(own(better(data[1]), labels[1])) == pytest.approx(after, rel=1e-5)
 
 
-def test_seconds_are_kept_to() -> None:
+def test_seconds_are_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a hundredth each time that it is read."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 100)
+    for module in (_course, _refine):
+        monkeypatch.setattr(module, "time", clock)
     model, small = pair()
-    _, report = tensorlrf.refine(small, model, batches(), seconds=0.6, patience=100, **QUIET)
-    assert report.seconds <= 0.8
-    assert {one.phase for one in report.curve} >= {"local", "block", "global"}
+    _, report = tensorlrf.refine(small, model, batches(), seconds=3.0, patience=100, **QUIET)
+    assert 2.5 <= report.seconds <= 3.0
+    spent = {phase: [c.seconds for c in report.curve if c.phase == phase] for phase in PHASES}
+    assert 0.2 <= max(spent["local"]) <= 0.15 * 3 + 0.2
+    assert max(spent["local"]) < min(spent["block"]) < max(spent["block"]) < min(spent["global"])
+    assert max(spent["block"]) <= 0.6 * 3 + 0.2
 
 
 def test_the_same_seed_takes_the_same_course() -> None:
@@ -163,6 +176,26 @@ def test_the_same_seed_takes_the_same_course() -> None:
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name])
     assert [c.held_out for c in first.curve] == [c.held_out for c in second.curve]
+
+
+def test_compress_refines_at_its_end() -> None:
+    model, data = pair()[0], batches(size=12)
+    options: dict[str, Any] = {"keep_params": 0.4, "skip": ["embedding", "head"], **QUIET}
+    plain, _ = tensorlrf.compress(model, calibration=data, **options)
+    small, report = tensorlrf.compress(model, calibration=data, refine=1.0, **options)
+    told = report.refinement
+    assert told is not None
+    judged = held_out(data)
+    assert told.before == pytest.approx(divergence(model, plain, judged), rel=1e-4)
+    assert told.after == pytest.approx(divergence(model, small, judged), rel=1e-4)
+    before, after = ends(told)
+    assert after <= before
+    assert told.title in str(report)
+    assert tensorlrf.Report.from_json(report.to_json()) == report
+    with pytest.raises(ArgumentError, match=r"refine=1\.0 trains on inputs"):
+        tensorlrf.compress(model, refine=1.0, **options)
+    with pytest.raises(ArgumentError, match="refine=-1"):
+        tensorlrf.compress(model, calibration=data, refine=-1, **options)
 
 
 # ---- losses ------------------------------------------------------------------------------------
