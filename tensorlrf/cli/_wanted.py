@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tensorlrf.compression import Allocation, Plan, Sensitivity
-from tensorlrf.compression.plan.allocation import AUTO, UNIFORM
+from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS, UNIFORM
 from tensorlrf.compression.plan.budget import ON_INPUTS
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
 
@@ -32,7 +32,7 @@ class Wanted:
         if with_text:
             return
         looks = [_option(w) for w in ON_INPUTS if self.budgets[w] is not None]
-        if self.allocation in ("fisher", "measured"):
+        if self.allocation in RULES_ON_INPUTS:
             looks.append(f"--allocation {self.allocation}")
         if looks and not source.is_dir():
             raise ArgumentError(

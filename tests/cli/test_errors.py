@@ -74,6 +74,7 @@ def test_help_and_version(program: Program) -> None:
         (("--keep-flops", 0.5), "--keep-flops looks at inputs, and so is for folders"),
         (("--keep-latency", 0.5), "--keep-latency looks at inputs"),
         ((*HALF, "--allocation", "fisher"), "--allocation fisher looks at inputs"),
+        ((*HALF, "--allocation", "block_influence"), "--allocation block_influence looks at"),
         ((*HALF, "--allocation", "greed"), "allocation='greed' is unknown"),
         ((*HALF, "--least-share", 1.5), "least_share=1.5 must be a share"),
         ((*HALF, "--sensitivity", "none.json"), "--sensitivity none.json is not a file"),

@@ -3,13 +3,15 @@
 A cut at rank r leaves out the parts of a layer's outputs y along u_k, k > r. To second order it
 costs
 
-    L(r) = 1/2 E (sum over k > r of c_k)^2,   c_k = sum over positions of (g . u_k)(y . u_k),
+    L(r) = 1/2 sum over k > r of E c_k^2,   c_k = sum over positions of (g . u_k)(y . u_k),
 
 with g the gradient at y of what a random cotangent sees of the outputs: the quadratic form of the
 Gauss-Newton matrix, in which what the positions of one sample lose adds up before it is squared.
-Where one position is a sample the expectation is that of Kronecker-factored curvature without its
-factorisation (Martens & Grosse 2015); where outputs are pooled over positions, errors that agree
-are not lost in it.
+Mixed terms of two directions are left out. They have no mean where gradients do not depend on
+outputs, whose parts along the u_k are uncorrelated; what a few samples say of them is noise, for a
+sum over many k has but one square a sample. Where one position is a sample this is the curvature
+in Kronecker factors, without its factorisation (Martens & Grosse 2015); where outputs are pooled
+over positions, errors that agree are not lost in it.
 """
 
 from __future__ import annotations
@@ -129,12 +131,12 @@ def fisher_losses(
         parts, count = _parts(model, bases, batch, loss, draws)
         whole += count
         for name, c in parts.items():  # (samples, k)
-            tails = c.double().flip(-1).cumsum(-1).flip(-1).square().sum(0)
-            sums[name] = sums[name] + tails if name in sums else tails
+            squares = c.double().square().sum(0)
+            sums[name] = sums[name] + squares if name in sums else squares
         advance()
+    tails = {name: c.flip(-1).cumsum(-1).flip(-1) for name, c in sums.items()}
     return {
-        name: [*(0.5 * tails / max(whole, math.ulp(0.0))).tolist(), 0.0]
-        for name, tails in sums.items()
+        name: [*(0.5 * c / max(whole, math.ulp(0.0))).tolist(), 0.0] for name, c in tails.items()
     }
 
 

@@ -46,7 +46,8 @@ def differentiate(
         handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
     try:
         output = call(own, batch, grad=True)
-        scalar, count = loss.cotangent(output, batch, draws)
+        with torch.enable_grad():
+            scalar, count = loss.cotangent(output, batch, draws)
         if scalar.requires_grad:
             scalar.backward()  # type: ignore[no-untyped-call]
     finally:

@@ -20,9 +20,16 @@ from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._bases import Basis, spectra, sums_bytes
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
+from tensorlrf.compression.losses._influence import influences
 from tensorlrf.compression.losses._measured import loss_of, measured_losses
 from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
-from tensorlrf.compression.plan.allocation import AUTO, LOSSES
+from tensorlrf.compression.losses._published import (
+    Sizes,
+    block_influence_losses,
+    effective_rank_losses,
+    spectrum_shape_losses,
+)
+from tensorlrf.compression.plan.allocation import AUTO, LOSSES, RULES_ON_INPUTS
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, unknown, warn
@@ -58,12 +65,15 @@ def sensitivity(
         Stays as it is.
     calibration : iterable of batches, DataLoader or callable, optional
         Inputs, as `apply` takes them. Without, the spectra of the weights tell what they can.
-    rule : {"auto", "fisher", "measured", "energy"}
+    rule : str
         "fisher": from gradients of the outputs, one pass forward and one forth and back a batch.
         "measured": from the outputs with one layer cut at a time, two passes over the inputs held
         out for each layer. "energy": the share of the energy of a layer's own outputs that a cut
         leaves out, whatever becomes of it. "auto": measured where convolutions hold most of the
-        weights, else fisher.
+        weights, else fisher. Published rules, each as the loss that its ranks make least:
+        "effective_rank" (D-Rank), "spectrum_shape" (WeLore; of the weights alone) and
+        "block_influence" (MoDeGPT; for models with blocks whose outputs have the shape of their
+        inputs).
     skip : str or sequence of str, optional
         Layers that are not looked at, as in `plan`.
     loss : {"auto", "kl", "cosine", "relative"}
@@ -97,7 +107,8 @@ def sensitivity(
 
     References
     ----------
-    Martens 2020 (curvature); Hsu et al. 2022 (Fisher-weighted low rank).
+    Martens 2020 (curvature); Hsu et al. 2022 (Fisher-weighted low rank); Mi et al. 2025 (D-Rank);
+    Jaiswal et al. 2024 (WeLore); Lin et al. 2025 (MoDeGPT); Men et al. 2024 (block influence).
 
     Examples
     --------
@@ -165,11 +176,9 @@ class Probe:
     def sensitivity(self, rule: str) -> Sensitivity:
         """By a rule. Raises ArgumentError for one that needs calibration where there is none."""
         if self.data is None:
-            if rule not in (AUTO, "energy"):
+            if rule in RULES_ON_INPUTS:
                 raise ArgumentError(f"rule={rule!r} looks at inputs; give calibration=")
-            sites = {name: dense_layer_at(self.model, name) for name in self.names}
-            losses = {name: _weight_energies(site, name) for name, site in sites.items()}
-            return self._told("energy", OF_WEIGHTS, losses)
+            return self._by_spectra("energy" if rule == AUTO else rule, self._weight_energies())
         if rule == AUTO:
             rule = self._suitable()
         if rule not in self._known:
@@ -177,11 +186,15 @@ class Probe:
         return self._known[rule]
 
     def _by(self, rule: str) -> Sensitivity:
+        if rule == "block_influence":
+            return self._by_influence()
+        if rule == "spectrum_shape":
+            return self._by_spectra(rule, self._weight_energies())
         losses: dict[str, Sequence[float]] = {}
-        if rule == "energy":
+        if rule not in RULES_ON_INPUTS:
             for bases in self.parts():
                 losses |= spectra(bases)
-            return self._told(rule, OF_OUTPUTS, losses)
+            return self._by_spectra(rule, losses)
         unit = self.output_loss.unit
         if rule == "fisher":
             try:
@@ -218,16 +231,52 @@ class Probe:
                 )  # fmt: skip
         return losses
 
+    def _by_spectra(self, rule: str, energies: Mapping[str, Sequence[float]]) -> Sensitivity:
+        """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
+        if rule == "energy":
+            return self._told(rule, OF_WEIGHTS if self.data is None else OF_OUTPUTS, energies)
+        unit, losses = {
+            "effective_rank": ("effective rank over rank", effective_rank_losses),
+            "spectrum_shape": ("parameters by singular values", spectrum_shape_losses),
+        }[rule]
+        sizes = {name: _sizes(dense_layer_at(self.model, name)) for name in energies}
+        return self._told(rule, unit, {n: losses(sizes[n], energies[n]) for n in energies})
+
+    def _by_influence(self) -> Sensitivity:
+        assert self.data is not None
+        with progress_bar("look at blocks", len(self.data.fitted), self.progress) as advance:
+            found = influences(self.model, self.names, self.data.fitted, lambda: advance(""))
+        if not found:
+            raise ArgumentError(
+                "rule='block_influence' compares what blocks get and give, and no layer of the "
+                "model lies in a list of modules whose outputs have the shape of their inputs; "
+                "take rule='fisher' or 'measured'"
+            )
+        least = min(found.values())
+        losses = {
+            name: block_influence_losses(_sizes(dense_layer_at(self.model, name)), value - least)
+            for name, value in found.items()
+        }
+        return self._told("block_influence", "parameters by influence", losses)
+
+    def _weight_energies(self) -> dict[str, Sequence[float]]:
+        return {
+            name: _weight_energies(dense_layer_at(self.model, name), name) for name in self.names
+        }
+
     def loss_at(self, ranks: dict[str, int]) -> float:
-        """The loss of the whole model on the inputs held out, with these layers cut to these ranks
-        of their own bases."""
+        """The loss of the whole model on the inputs held out, with its layers `cut`."""
+        wanted = [call(replica(self.model), batch) for batch in self.judging]
+        return loss_of(self.cut(ranks), wanted, self.judging, self.output_loss)
+
+    def cut(self, ranks: Mapping[str, int]) -> nn.Module:
+        """A copy of the model with these layers cut to these ranks of their own bases."""
         working = copy_of(self.model)
         for bases in self.parts():
             for name in ranks.keys() & bases.keys():
                 site = dense_layer_at(working, name)
                 site.write(bases[name].truncated(site, ranks[name]))
-        wanted = [call(replica(self.model), batch) for batch in self.judging]
-        return loss_of(working, wanted, self.judging, self.output_loss)
+        return working
 
     def _suitable(self) -> str:
         sites = [dense_layer_at(self.model, name) for name in self.names]
@@ -251,6 +300,13 @@ def _row(name: str, site: DenseLayer, losses: Sequence[float]) -> LayerSensitivi
     values = falling([losses[r] for r in ranks])
     kind = kind_of(site.module)
     return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)
+
+
+def _sizes(site: DenseLayer) -> Sizes:
+    m = site.shape[0] // site.groups
+    return Sizes(
+        site.weight.numel(), site.shape[0] + site.groups * site.columns, min(m, site.columns)
+    )
 
 
 def _weight_energies(site: DenseLayer, name: str) -> Sequence[float]:

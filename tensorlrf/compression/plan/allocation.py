@@ -8,8 +8,14 @@ from typing import Any
 
 from tensorlrf.errors import ArgumentError, unknown
 
-LOSSES = ("fisher", "measured", "energy")
+PUBLISHED = ("effective_rank", "spectrum_shape", "block_influence")
+"""Rules of others, for comparison."""
+
+LOSSES = ("fisher", "measured", "energy", *PUBLISHED)
 """Rules that predict losses, of which a knapsack makes the ranks."""
+
+RULES_ON_INPUTS = ("fisher", "measured", "block_influence")
+"""Of these the ones that look at inputs; the weights alone can serve the others."""
 
 AUTO, UNIFORM = "auto", "uniform"
 
@@ -27,7 +33,8 @@ class Allocation:
         whole model on inputs held out is lower than with uniform ranks; uniform without. "fisher":
         losses from gradients of the outputs, one backward pass a batch. "measured": from the
         outputs of the model with one layer cut at a time. "energy": from the spectra alone.
-        "uniform": the same share for all.
+        "effective_rank", "spectrum_shape", "block_influence": as published, for comparison (see
+        `tensorlrf.sensitivity`). "uniform": the same share for all.
     least_share : float
         Of its parameters that a layer keeps at the least.
     multiple : int
@@ -45,7 +52,8 @@ class Allocation:
 
     References
     ----------
-    Sinha & Zoltners 1979 (the knapsack).
+    Sinha & Zoltners 1979 (the knapsack); Mi et al. 2025 (D-Rank, effective rank); Jaiswal et al.
+    2024 (WeLore, shapes of spectra); Lin et al. 2025 (MoDeGPT, influence of blocks).
 
     Examples
     --------
