@@ -81,8 +81,9 @@ class Gathered:
         self, layers: Layers, limit: int | None, matrix: Collection[str] = ()
     ) -> dict[str, Need]:
         """Of each layer, with the most of its moments that it has room for: all of them, or the
-        largest sketch. Where no limit is given it is half of the memory that is free, and a layer
-        that is too large even so has no moments.
+        largest sketch, which serves better than blocks of as many bytes (bench/sketches.py). Where
+        no limit is given it is half of the memory that is free, and a layer that is too large even
+        so has no moments.
 
         matrix  layers whose method takes moments as a matrix
 
