@@ -30,6 +30,9 @@ CHECKPOINTS = 20
 JUDGING = 0.2
 """Most of the time that judging may take, more or less."""
 
+SMALLER = 0.4
+"""Of the rate, after a checkpoint that is no better than the best."""
+
 WARM = 5
 """Steps in which the rate of a phase rises."""
 
@@ -49,6 +52,7 @@ class Progress:
     stale      checkpoints of the phase since the best
     seconds    so far
     best       least held-out loss
+    rate       of the phase, as a share of the one that was given
     scale      of losses on the way back
     summed, counted   training losses since the last checkpoint
     """
@@ -62,6 +66,7 @@ class Progress:
     seconds: float = 0.0
     best: float | None = None
     skipped: int = 0
+    rate: float = 1.0
     scale: float = 1.0
     summed: float = 0.0
     counted: int = 0
@@ -157,7 +162,13 @@ class Course:
         self.optimiser = None
         at = self.at
         at.phase, at.stale, at.first, at.began = at.phase + 1, 0, at.step, self._spent()
-        at.summed, at.counted = 0.0, 0
+        at.summed, at.counted, at.rate = 0.0, 0, 1.0
+
+    def _go_back(self) -> None:
+        """To the best state, from which the phase goes on in smaller steps."""
+        self.student.restore(self.best)
+        self.optimiser = self._made_optimiser({})
+        self.at.stale, self.at.rate = self.at.stale + 1, self.at.rate * SMALLER
 
     def _made_optimiser(self, moments: dict[str, State]) -> torch.optim.AdamW:
         """With a rate of its own for each tensor: factors of one weight differ in scale as their
@@ -189,7 +200,7 @@ class Course:
         at.step += 1
         if self._is_finite(lost, masters):
             for group in self.optimiser.param_groups:
-                group["lr"] = self.settings.lr * group["scale"] * self._rate()
+                group["lr"] = self.settings.lr * group["scale"] * at.rate * self._rate()
             self.optimiser.step()
             self.student.write()
             at.summed, at.counted = at.summed + lost, at.counted + 1
@@ -271,7 +282,7 @@ class Course:
         if held is not None and (at.best is None or held < at.best):
             self.best, at.best, at.stale = self.student.state(), held, 0
         elif at.curve:
-            at.stale += 1
+            self._go_back()
         judged = Checkpoint(phase, at.step, round(self._seconds(), 3), training, held)
         at.curve, at.judged_at = (*at.curve, judged), at.step
         at.summed, at.counted = 0.0, 0

@@ -74,8 +74,9 @@ def refine(
     on what the compressed blocks before it deliver; in "global" the outputs follow, or the user's
     own loss falls. What a phase does not need the next one has. Only factors, norms and biases
     (parameters with one axis) are trained, in eval mode, by AdamW. The model is judged on held-out
-    batches, at the beginning and then at about twenty checkpoints, and the best state is returned:
-    on these batches it is never worse than it was. Ctrl-C ends it and returns the best so far.
+    batches, at the beginning and then at about twenty checkpoints: after one that is no better than
+    the best it goes on from the best in smaller steps. The best state is returned: on these batches
+    it is never worse than it was. Ctrl-C ends it and returns the best so far.
 
     Parameters
     ----------
