@@ -10,6 +10,7 @@ import typer
 
 from tensorlrf.cli._compress import compress
 from tensorlrf.cli._decompose import decompose
+from tensorlrf.cli._frontier import frontier
 from tensorlrf.cli._inspect import inspect
 from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, ending_cleanly, refuse
 
@@ -41,6 +42,7 @@ def tensorlrf(
     Examples:
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --text news.txt
       tensorlrf compress net.safetensors -o small.safetensors --keep-params .5
+      tensorlrf frontier minilm/ --text news.txt --plot frontier.png
       tensorlrf inspect minilm-small/ --verify
       tensorlrf decompose kernel.npy --method cp --rank 32 -o factors.safetensors
 
@@ -53,6 +55,7 @@ def tensorlrf(
 
 
 app.command()(compress)
+app.command()(frontier)
 app.command()(inspect)
 app.command()(decompose)
 

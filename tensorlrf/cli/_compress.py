@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 
-from tensorlrf.cli._checkpoint import read_checkpoint
-from tensorlrf.cli._huggingface import read_model, read_tokenizer, write_model
+from tensorlrf.cli._evaluate import read_evaluate
+from tensorlrf.cli._job import Options, checkpoint_job, folder_job
 from tensorlrf.cli._options import Debug, Json, Seed
 from tensorlrf.cli._outcome import guard, show
-from tensorlrf.cli._targets import check_file, check_folder
-from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
+from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
+from tensorlrf.compression import compress as compress_model
 from tensorlrf.compression import plan as make_plan
 from tensorlrf.compression.methods import words
 from tensorlrf.decomposition.methods import installed, names
-from tensorlrf.errors import ArgumentError, FileError, printable
+from tensorlrf.errors import printable
 
 
 def words_of_methods() -> str:
@@ -60,6 +57,22 @@ def compress(
     error: Annotated[
         float | None,
         typer.Option("--error", help="Relative error that each layer may have; or this."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            help="Or how far what --evaluate says may fall; the smallest model is looked for.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate",
+            metavar="MODULE:FUNCTION",
+            help="A metric of your own, the higher the better: a function of the model to a "
+            "number, or to a score of each example; a module here, whose code is run.",
+        ),
     ] = None,
     allocation: Annotated[
         str | None,
@@ -166,136 +179,48 @@ def compress(
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --text news.txt
       tensorlrf compress net.safetensors -o small.safetensors --keep-params .5 --skip 'fc*'
       tensorlrf compress minilm/ -o minilm-small/ --keep-flops .5 --allocation auto --text news.txt
+      tensorlrf compress minilm/ -o small/ --max-drop .01 --evaluate metrics:f1 --text news.txt
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
     with guard(debug, target):
-        options = _Options(
+        options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
             max_batches, dtype, seed,
         )  # fmt: skip
         options.check()
         budgets = {
             "keep_params": keep_params, "keep_bytes": keep_bytes, "keep_flops": keep_flops,
-            "keep_latency": keep_latency, "error": error,
+            "keep_latency": keep_latency, "error": error, "max_drop": max_drop,
         }  # fmt: skip
-        wanted = Wanted(budgets, method, skip or [], allocation, least_share, sensitivity)
+        wanted = Wanted(budgets, method, skip or [], allocation, least_share, sensitivity, evaluate)
         wanted.check(source, with_text=bool(text))
         given = None
         if plan is not None:
             wanted.check_alone()
             given = read_value(Plan, "--plan", plan)
         arguments = wanted.arguments()
-        job = _folder_job(options) if source.is_dir() else _checkpoint_job(options)
-        if given is None:
+        metric = read_evaluate(evaluate)
+        job = folder_job(options) if source.is_dir() else checkpoint_job(options)
+        fit: dict[str, Any] = {
+            "calibration": job.batches, "target": fit_target or "original", "affine": affine,
+            "random_state": seed,
+        }  # fmt: skip
+        if given is None and (plan_only or metric is None):
+            more: dict[str, Any] = {} if max_drop is None else {"evaluate": metric}
             given = job.explain(
-                make_plan(job.model, calibration=job.batches, random_state=seed, **arguments)
+                make_plan(
+                    job.model, calibration=job.batches, random_state=seed, **arguments, **more
+                )
             )
-        if plan_only:
+        if plan_only and given is not None:
             show(given, as_json)
             return
-        small, report = apply(
-            job.model,
-            given,
-            calibration=job.batches,
-            target=fit_target or "original",
-            affine=affine,
-            random_state=seed,
-        )
+        if given is None:
+            small, report = compress_model(job.model, evaluate=metric, **arguments, **fit)
+        else:
+            small, report = apply(job.model, given, **fit)
         job.write(small)
         show(report, as_json)
         if not as_json:
             typer.echo(f"written to {printable(str(target))}")
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What was asked for beside the plan; see the command."""
-
-    source: Path
-    target: Path | None
-    plan_only: bool
-    force: bool
-    text: list[Path]
-    fit_target: str | None
-    affine: bool
-    tokens: int | None
-    batch_size: int | None
-    max_batches: int | None
-    dtype: str | None
-    seed: int
-
-    def check(self) -> None:
-        """Raise for what can be told before anything is read."""
-        if not self.source.exists():
-            raise FileError(f"{self.source} is not there; give a .safetensors file or a folder")
-        if self.target is None and not self.plan_only:
-            raise ArgumentError("-o is missing: say where to write, or give --plan-only")
-        if self.target is not None and not self.plan_only:
-            look = check_folder if self.source.is_dir() else check_file
-            look(self.target, self.source, self.force)
-        if not self.source.is_dir():
-            for option, given in (("--text", self.text), ("--dtype", self.dtype)):
-                if given:
-                    raise ArgumentError(
-                        f"{option} is for folders with a model of transformers; {self.source} is a "
-                        "file, which is compressed by its weights alone"
-                    )
-        if not self.text:
-            fitting: dict[str, object] = {
-                "--target": self.fit_target,
-                "--affine": self.affine or None,
-                "--tokens": self.tokens,
-                "--batch-size": self.batch_size,
-                "--max-batches": self.max_batches,
-            }
-            for option, value in fitting.items():
-                if value is not None:
-                    raise ArgumentError(f"{option} needs --text, from which the inputs come")
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A model to compress.
-
-    batches  to fit to, or None
-    explain  from a plan to the same with better reasons
-    write    from the compressed model to the target
-    """
-
-    model: nn.Module
-    batches: list[dict[str, Any]] | None
-    explain: Callable[[Plan], Plan]
-    write: Callable[[nn.Module], None]
-
-
-def _checkpoint_job(options: _Options) -> _Job:
-    checkpoint = read_checkpoint(options.source)
-
-    def write(small: nn.Module) -> None:
-        assert options.target is not None
-        checkpoint.write(small, options.target, options.force)
-
-    return _Job(checkpoint.model, None, checkpoint.explained, write)
-
-
-def _folder_job(options: _Options) -> _Job:
-    texts = read_texts(options.text) if options.text else None
-    model = read_model(options.source, options.dtype or "float32")
-    batches = None
-    if texts is not None:
-        batches = batches_of(
-            texts,
-            read_tokenizer(options.source),
-            model,
-            tokens=TOKENS if options.tokens is None else options.tokens,
-            batch_size=BATCH if options.batch_size is None else options.batch_size,
-            max_batches=options.max_batches,
-            seed=options.seed,
-        )
-
-    def write(small: nn.Module) -> None:
-        assert options.target is not None
-        write_model(small, options.source, options.target, options.force)
-
-    return _Job(model, batches, lambda plan: plan, write)

@@ -26,12 +26,20 @@ class Wanted:
     allocation: str | None
     least_share: float | None
     sensitivity: Path | None
+    evaluate: str | None = None
 
     def check(self, source: Path, *, with_text: bool) -> None:
-        """Raise for what needs inputs where there are none."""
+        """Raise for what needs inputs, or a model that runs, where there are none."""
+        if self.evaluate is not None and not source.is_dir():
+            raise ArgumentError(
+                f"--evaluate runs the model, and so is for folders with a model of transformers; "
+                f"{source} is a file, which is compressed by its weights alone"
+            )
+        if self.budgets["max_drop"] is not None and self.evaluate is None:
+            raise ArgumentError("--max-drop needs --evaluate, the metric that may fall so far")
         if with_text:
             return
-        looks = [_option(w) for w in ON_INPUTS if self.budgets[w] is not None]
+        looks = [_option(w) for w in (*ON_INPUTS, "max_drop") if self.budgets[w] is not None]
         if self.allocation in RULES_ON_INPUTS:
             looks.append(f"--allocation {self.allocation}")
         if looks and not source.is_dir():
@@ -51,6 +59,7 @@ class Wanted:
             "--allocation": self.allocation is not None,
             "--least-share": self.least_share is not None,
             "--sensitivity": self.sensitivity is not None,
+            "--evaluate": self.evaluate is not None,
         }
         options += [option for option, there in others.items() if there]
         if options:

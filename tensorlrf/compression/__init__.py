@@ -5,6 +5,8 @@ from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._export import densify, export
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression.frontier._frontier import frontier
+from tensorlrf.compression.frontier._points import Frontier, FrontierPoint
 from tensorlrf.compression.losses._probe import sensitivity
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
@@ -14,6 +16,7 @@ from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
 from tensorlrf.compression.refinement._refine import refine
 from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
+from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.compression.tuning._tune import tune
@@ -49,6 +52,8 @@ __all__ = [
     "Checkpoint",
     "FileLayer",
     "FileReport",
+    "Frontier",
+    "FrontierPoint",
     "Hierarchical",
     "Kron",
     "Latency",
@@ -61,6 +66,7 @@ __all__ = [
     "Method",
     "Monarch",
     "Plan",
+    "Quality",
     "Refinement",
     "Report",
     "Sensitivity",
@@ -74,6 +80,7 @@ __all__ = [
     "compress_",
     "densify",
     "export",
+    "frontier",
     "inspect",
     "load",
     "plan",

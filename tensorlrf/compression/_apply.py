@@ -20,7 +20,7 @@ from tensorlrf.compression.calibration._batchnorm import (
 )
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.calibration._outputs import model_error
+from tensorlrf.compression.calibration._outputs import Apart
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.plan._check_plan import check_plan
@@ -52,6 +52,7 @@ def apply(
     affine: bool = False,
     batch_norm: bool = True,
     holdout: float = 0.1,
+    groups: Any = None,
     rerun: bool = False,
     memory_limit: int | None = None,
     example: Any = None,
@@ -96,6 +97,10 @@ def apply(
     holdout : float
         Share of the batches that is not fitted to, but serves to judge: rounded down, and one at
         the least of two or more. 0 holds none out.
+    groups : sequence, optional
+        Of each batch the label of what it is of, as of a picture or a document, or a list of the
+        labels of its examples. Batches that have one in common are all fitted to or all held out,
+        and the interval of the report's model error is one over groups.
     rerun : bool
         False: each batch's forward pass is held where it is while a layer is factored, so that
         calibration costs two passes for the first batch and one for each other, and the activations
@@ -164,7 +169,7 @@ def apply(
     """
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout,
+        metric, loss, readout, groups,
     )  # fmt: skip
     fitting.check(calibrated=calibration is not None)
     model = own_model(model)
@@ -173,7 +178,7 @@ def apply(
             f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
             "Plan.from_json(text)"
         )
-    data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit)
+    data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit, groups)
     return carried_out(model, plan, survey(model), data, fitting, example)
 
 
@@ -199,7 +204,7 @@ def carried_out(
         small, rows = work.replaced(found)
         norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
         if error is None and data is not None and data.held_out:
-            error = model_error(model, small, data.held_out)
+            error = data.apart(model, small)
         latency = None if example is None else _latency(model, small, example)
     report = Report(
         **plan.budgets,
@@ -210,9 +215,11 @@ def carried_out(
         held_out=0 if data is None else len(data.held_out),
         layers=tuple(rows),
         model=totals(model, small),
-        model_error=error,
+        model_error=None if error is None else error.error,
+        model_error_interval=None if error is None else error.interval,
         batch_norms=norms,
         latency=latency,
+        quality=None,
         allotment=plan.allotment,
         memory=work.memory,
         refinement=None,
@@ -224,14 +231,15 @@ def carried_out(
 
 def batch_norms(
     model: nn.Module, small: nn.Module, data: Calibration | None
-) -> tuple[BatchNorms | None, float | None]:
+) -> tuple[BatchNorms | None, Apart | None]:
     """Try new statistics of the batch normalisations of `small`, and keep them where that helps;
-    what came of it, and the error of the model's outputs then. (None, None) where none are tried.
+    what came of it, and how far the outputs are from those of the given model then. (None, None)
+    where none are tried.
     """
     norms = norms_of(small)
     if not norms or data is None or not data.held_out:
         return None, None
-    before = model_error(model, small, data.held_out)
+    before = data.apart(model, small)
     if before is None:
         return None, None
     try:
@@ -240,11 +248,12 @@ def batch_norms(
         return None, None
     tried = replica(small)
     set_statistics(norms_of(tried), found)
-    after = model_error(model, tried, data.held_out)
-    kept = after is not None and after < before
+    after = data.apart(model, tried)
+    kept = after is not None and after.error < before.error
     if kept:
         set_statistics(norms, found)
-    row = BatchNorms(len(norms), kept, before, after if after is not None else float("nan"))
+    error_after = float("nan") if after is None else after.error
+    row = BatchNorms(len(norms), kept, before.error, error_after)
     return row, after if kept else before
 
 

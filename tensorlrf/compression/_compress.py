@@ -11,16 +11,18 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._apply import carried_out
+from tensorlrf.compression._survey import survey
 from tensorlrf.compression._uncompiled import own_model, uncompiled
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.calibration._outputs import model_error
 from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
+from tensorlrf.compression.frontier._metric import Metric, with_quality
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
-from tensorlrf.compression.plan._planning import planned
+from tensorlrf.compression.plan._plan import Plan
+from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
 from tensorlrf.compression.plan.budget import Budget
@@ -44,6 +46,8 @@ def compress(
     keep_flops: float | None = None,
     keep_latency: float | None = None,
     error: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Any = None,
     method: Given = "svd",
     calibration: Any = None,
     skip: str | Sequence[str] | None = None,
@@ -51,6 +55,7 @@ def compress(
     affine: bool = False,
     batch_norm: bool = True,
     holdout: float = 0.1,
+    groups: Any = None,
     rerun: bool = False,
     memory_limit: int | None = None,
     objective: str = "size",
@@ -73,8 +78,17 @@ def compress(
     model : Module
     keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
         What is to become of which layer, as in `plan`. Give one budget, such as keep_params (share
-        of the weights to keep) or error, or a rank to every method.
-    calibration, target, affine, batch_norm, holdout, rerun, memory_limit
+        of the weights to keep) or error, or a rank to every method. Or instead
+    max_drop : float, optional
+        How far the metric of `evaluate` may fall: the smallest model within it is looked for, in
+        at most eight evaluations and three fits. The bound on the drop counts, with 95% confidence.
+    evaluate : callable or pair of callables, optional
+        A metric of your own, the higher the better: a function of a model to a number, to a score
+        of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of the
+        label of each one's group (as the picture that a crop is of). By scores the drop has a bound
+        from their paired differences, group by group. Of a pair of functions the second one, on
+        data that the search does not see, confirms what is found. The report says what it says.
+    calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         How it is fitted, as in `apply`.
     example : Tensor, tuple or dict, optional
         A batch to time layers on (`objective="latency"`, `keep_latency`) or to count on
@@ -99,7 +113,13 @@ def compress(
     Raises
     ------
     ArgumentError, RankError
-        What `plan` and `apply` raise.
+        What `plan` and `apply` raise; for an `evaluate` that fails, or returns NaN or what is no
+        metric; a `max_drop` below what its data tell apart from none, and one that no model meets,
+        with the closest one named.
+
+    References
+    ----------
+    Clopper & Pearson 1934; Liang & Zeger 1986 (the bounds).
 
     Examples
     --------
@@ -119,16 +139,22 @@ def compress(
         method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
         progress,
     )  # fmt: skip
+    judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout,
+        metric, loss, readout, groups,
     )  # fmt: skip
     settings = None if refine is None else Settings(seconds=refine, holdout=holdout)
     if settings is not None:
         settings.check("refine")
+        if max_drop is not None:
+            raise ArgumentError(
+                f"refine={refine!r} and max_drop={max_drop!r}: what is found is judged before it "
+                "is refined; leave out refine=, and pass the result to tensorlrf.refine"
+            )
         if calibration is None:
             raise ArgumentError(f"refine={refine!r} trains on inputs; give calibration=")
-    return _compressed(model, request, fitting, calibration, settings)
+    return _compressed(model, request, judging, fitting, calibration, settings)
 
 
 @refuses_old_words
@@ -140,6 +166,8 @@ def compress_(
     keep_flops: float | None = None,
     keep_latency: float | None = None,
     error: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Any = None,
     method: Given = "svd",
     calibration: Any = None,
     skip: str | Sequence[str] | None = None,
@@ -147,6 +175,7 @@ def compress_(
     affine: bool = False,
     batch_norm: bool = True,
     holdout: float = 0.1,
+    groups: Any = None,
     rerun: bool = False,
     memory_limit: int | None = None,
     objective: str = "size",
@@ -169,9 +198,11 @@ def compress_(
         Its layers are replaced.
     keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
         As in `plan`.
-    calibration, target, affine, batch_norm, holdout, rerun, memory_limit
+    calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         As in `apply`.
-    example, allocation, sensitivity, metric, loss, readout, random_state, progress
+    max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout
+        As in `compress`.
+    random_state, progress
         As in `compress`.
 
     Returns
@@ -199,9 +230,10 @@ def compress_(
         method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
         progress,
     )  # fmt: skip
+    judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout,
+        metric, loss, readout, groups,
     )  # fmt: skip
     given, model = model, uncompiled(model)
     if model is not given and model is not getattr(given, "_orig_mod", None):
@@ -209,7 +241,7 @@ def compress_(
             "model holds modules that torch.compile wrapped, which would go on with their old "
             "layers; compile them after compress_, or use compress"
         )
-    small, report = _compressed(model, request, fitting, calibration)
+    small, report = _compressed(model, request, judging, fitting, calibration)
     if isinstance(small, FactoredLayer):
         raise ArgumentError(
             f"model is a {type(model).__name__}, one layer, which cannot become another in place; "
@@ -226,6 +258,7 @@ def compress_(
 def _compressed(
     model: nn.Module,
     request: Request,
+    judging: Metric,
     fitting: Fitting,
     calibration: Any,
     settings: Settings | None = None,
@@ -234,15 +267,29 @@ def _compressed(
     # A wrong word is told before the model is looked at.
     fitting.check(calibrated=calibration is not None)
     model = own_model(model)
-    data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit)
+    data = Calibration.read(
+        calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups
+    )
+    if judging.max_drop is not None and data is not None:
+
+        def carry_out(plan: Plan) -> tuple[nn.Module, Report]:
+            return carried_out(model, plan, survey(model), data, fitting, request.example)
+
+        return judging.fitted(model, request, data, carry_out)
     made, found = planned(model, request, data)
+    judge = judging.judge(model)  # what fails is to fail before the fit
     small, report = carried_out(model, made, found, data, fitting, request.example)
-    if settings is None or data is None:
-        return small, report
-    with torch.inference_mode(False), without_autocast():
-        small, told = refined(
-            small, model, data, settings, request.loss, request.readout, None, None,
-            fitting.random_state, fitting.progress, Processes(), time.monotonic(),
-        )  # fmt: skip
-        error = model_error(model, small, data.held_out)
-    return small, replace(report, model_error=error, refinement=told)
+    if settings is not None and data is not None:
+        with torch.inference_mode(False), without_autocast():
+            small, told = refined(
+                small, model, data, settings, request.loss, request.readout, None, None,
+                fitting.random_state, fitting.progress, Processes(), time.monotonic(),
+            )  # fmt: skip
+            error = data.apart(model, small)
+        report = replace(
+            report,
+            model_error=None if error is None else error.error,
+            model_error_interval=None if error is None else error.interval,
+            refinement=told,
+        )
+    return small, with_quality(report, judge, small)

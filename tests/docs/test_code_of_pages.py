@@ -74,6 +74,7 @@ def supposed(page: str) -> dict[str, Any]:
     }
     if page == "docs/compress.md":
         names["model"] = Net(n_layers=12)
+        names["accuracy"] = names["accuracy_on_others"] = lambda model: 1.0
     if page == "docs/formats.md":
         inputs = torch.rand(128, 400)
         names |= {"weight": linear.weight, "weights": torch.rand(3, 128, 128), "x": inputs.T}

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._held_out import groups_of, held_out, whole_groups_held_out
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES, named_where_memory_ends
+from tensorlrf.compression.calibration._outputs import Apart, apart
 from tensorlrf.compression.calibration._statistics import Metrics, Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch, list_batches
 from tensorlrf.compression.calibration.moments._form import FULL, Form
@@ -46,6 +48,7 @@ class Calibration:
     metrics  layer -> what errors of its outputs cost, where they are not all alike
     room     bytes of moments of several layers at once, which are of one layer at the least
     forms    of the second moments of layers that have no room for all of them
+    groups   of each batch the number of what it belongs to, where that is known
     """
 
     batches: list[Batch]
@@ -53,6 +56,7 @@ class Calibration:
     metrics: Mapping[str, LayerMetrics] = field(default_factory=dict)
     room: int = AT_ONCE_BYTES
     forms: Mapping[str, Form] = field(default_factory=dict)
+    groups: tuple[int, ...] | None = None
 
     def metrics_of(self, name: str) -> LayerMetrics:
         """Those of a layer."""
@@ -69,24 +73,36 @@ class Calibration:
         return self.forms.get(name, FULL)
 
     @classmethod
-    def of(cls, batches: list[Batch], holdout: float) -> Calibration:
+    def of(cls, batches: list[Batch], holdout: float, groups: Any = None) -> Calibration:
         """Hold out floor(holdout * n) of n batches, evenly spaced: one at the least, where there
-        is another to fit to."""
-        n = len(batches)
-        count = min(max(int(holdout * n + 1e-9), int(holdout > 0)), n - 1)
-        return cls(batches, frozenset(round((k + 1) * n / count) - 1 for k in range(count)))
+        is another to fit to. With labels of groups these stay whole.
+
+        Raises ArgumentError for labels that do not fit.
+        """
+        if groups is None:
+            return cls(batches, frozenset(held_out(len(batches), holdout)))
+        found = groups_of(groups, len(batches))
+        held = frozenset(whole_groups_held_out(found, holdout))
+        return cls(batches, held, groups=tuple(found))
 
     @classmethod
     def read(
-        cls, calibration: Any, model: nn.Module, holdout: float, limit: int | None = None
+        cls,
+        calibration: Any,
+        model: nn.Module,
+        holdout: float,
+        limit: int | None = None,
+        groups: Any = None,
     ) -> Calibration | None:
         """What the user gives, with a limit of memory; None where that is nothing. Raises
         ArgumentError."""
         check_holdout(holdout)
         if calibration is None:
+            if groups is not None:
+                raise ArgumentError("groups= are those of batches; give calibration= as well")
             return None
         with torch.inference_mode(False), without_autocast():
-            found = cls.of(list_batches(calibration, replica(model)), holdout)
+            found = cls.of(list_batches(calibration, replica(model)), holdout, groups)
         return found if limit is None else replace(found, room=min(limit, AT_ONCE_BYTES))
 
     @property
@@ -103,6 +119,11 @@ class Calibration:
     def judging(self) -> list[Batch]:
         """Those held out; where there are none, those to fit to."""
         return self.held_out or self.fitted
+
+    def apart(self, model: nn.Module, small: nn.Module) -> Apart | None:
+        """How far the outputs of two models are apart on those held out."""
+        groups = None if self.groups is None else dict(enumerate(self.groups))
+        return apart(model, small, self.held_out, groups)
 
 
 def check_holdout(holdout: Any) -> None:

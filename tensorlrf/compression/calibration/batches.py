@@ -53,6 +53,13 @@ class Batch:
             return None
         return mask != 0
 
+    @property
+    def samples(self) -> int:
+        """How many there are, by the first tensor."""
+        values = (*self.args, *self.kwargs.values())
+        first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 0), None)
+        return 1 if first is None else max(1, int(first.shape[0]))
+
     def tokens_of(self, x: Tensor) -> Tensor:
         """The rows of a linear layer's input (..., n) that stand for tokens: (N, n). An input that
         is not laid out by tokens stays as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ class Fitting:
     metric: str = OUTPUTS
     loss: str = AUTO
     readout: Readout | None = None
+    groups: Any = None
 
     def check(self, *, calibrated: bool) -> None:
         """Raise ArgumentError for a value that cannot be, or that is of a fit to inputs where there

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
-from tensorlrf.compression.losses._gradients import differentiate, samples_of
+from tensorlrf.compression.losses._gradients import differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -149,7 +149,7 @@ def _parts(
 ) -> tuple[dict[str, Tensor], float]:
     """(of each layer c_k of every sample, (samples, k); the weight of the batch in the loss)."""
     found: dict[str, Tensor] = {}
-    samples = samples_of(batch)
+    samples = batch.samples
     felt = {name: _Felt(name, basis.vectors, samples, found) for name, basis in bases.items()}
     return found, differentiate(model, felt, batch, loss, draws)
 

@@ -81,10 +81,3 @@ class _Hook:
         leaf = y.detach().requires_grad_()
         leaf.register_hook(take)  # type: ignore[no-untyped-call]
         return leaf.clone()
-
-
-def samples_of(batch: Batch) -> int:
-    """How many there are in a batch, by its first tensor."""
-    values = (*batch.args, *batch.kwargs.values())
-    first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 0), None)
-    return 1 if first is None else max(1, int(first.shape[0]))

@@ -52,6 +52,7 @@ def sensitivity(
     loss: str = AUTO,
     readout: Readout | None = None,
     holdout: float = 0.1,
+    groups: Any = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Sensitivity:
@@ -85,6 +86,8 @@ def sensitivity(
         over tokens of a sentence encoder. By default all its floating-point tensors.
     holdout : float
         Share of the batches on which "measured" judges, as in `apply`.
+    groups : sequence, optional
+        Labels of what batches are of, as in `apply`.
     random_state : int or Generator, optional
         Of the directions that are drawn.
     progress : bool
@@ -125,7 +128,7 @@ def sensitivity(
     names = [one.name for one in wanted if one.eligible]
     if not names:
         raise ArgumentError("model has no layer that could be factored; see tensorlrf.plan")
-    data = Calibration.read(calibration, model, holdout)
+    data = Calibration.read(calibration, model, holdout, groups=groups)
     with torch.inference_mode(False), without_autocast():
         probe = Probe(model, names, data, loss, readout, random_state, progress)
         return probe.sensitivity(rule)
@@ -264,19 +267,28 @@ class Probe:
             name: _weight_energies(dense_layer_at(self.model, name), name) for name in self.names
         }
 
-    def loss_at(self, ranks: dict[str, int]) -> float:
-        """The loss of the whole model on the inputs held out, with its layers `cut`."""
-        wanted = [call(replica(self.model), batch) for batch in self.judging]
-        return loss_of(self.cut(ranks), wanted, self.judging, self.output_loss)
-
     def cut(self, ranks: Mapping[str, int]) -> nn.Module:
         """A copy of the model with these layers cut to these ranks of their own bases."""
         working = copy_of(self.model)
         for bases in self.parts():
             for name in ranks.keys() & bases.keys():
                 site = dense_layer_at(working, name)
+                site.make_ordinary()
                 site.write(bases[name].truncated(site, ranks[name]))
         return working
+
+    def loss_at(self, ranks: Mapping[str, int]) -> float:
+        """The loss of the whole model on the inputs held out, with these layers cut so."""
+        return self.loss_of(self.cut(ranks))
+
+    def loss_of(self, model: nn.Module) -> float:
+        """The loss of any model beside the given one, on the same inputs."""
+        return loss_of(model, self._wanted, self.judging, self.output_loss)
+
+    @cached_property
+    def _wanted(self) -> list[Any]:
+        """What the given model puts out there."""
+        return [call(replica(self.model), batch) for batch in self.judging]
 
     def _suitable(self) -> str:
         sites = [dense_layer_at(self.model, name) for name in self.names]

@@ -1,30 +1,25 @@
-"""From a model and a budget to a plan: ranks of layers, and how they came about."""
+"""What `compress` would do with a model: the public function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from tensorlrf.compression._survey import Surveyed, check_values, survey, without_skipped
 from tensorlrf.compression._uncompiled import own_model
-from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.frontier._metric import Metric
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
-from tensorlrf.compression.plan._drafts import check_budget, drafts_of, own_rank
 from tensorlrf.compression.plan._plan import Plan
+from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
-from tensorlrf.compression.plan._sharing import Sharing
-from tensorlrf.compression.plan._worthwhile import without_slow
-from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation, Allotment
-from tensorlrf.compression.plan.budget import BUDGETS, Budget
+from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
-from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.errors import ArgumentError
 
 
 def plan(
@@ -35,12 +30,15 @@ def plan(
     keep_flops: float | None = None,
     keep_latency: float | None = None,
     error: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Any = None,
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
     objective: str = "size",
     example: Any = None,
     calibration: Any = None,
     holdout: float = 0.1,
+    groups: Any = None,
     allocation: str | Allocation = UNIFORM,
     sensitivity: Sensitivity | None = None,
     loss: str = AUTO,
@@ -71,6 +69,9 @@ def plan(
         calibration (with `target="original"` beside the best outputs that its inputs allow), else
         of its weight. Layers that do not become smaller within it stay. One of the five,
         unless every method brings its own budget.
+    max_drop, evaluate : optional
+        How far a metric of your own may fall, as in `compress`; the smallest plan within it, judged
+        by layers cut along the directions of their outputs: a full fit falls less.
     method : str, Method or mapping
         A word of the table of methods: "svd" is a matrix of low rank, for a conv (O, I kh kw), and
         "auto" whichever of "svd", "tucker" and "cp" has the least error in a layer. Or the config
@@ -86,8 +87,8 @@ def plan(
         A batch to time or count on, for `objective="latency"`, `keep_flops` and `keep_latency`.
     calibration : iterable of batches, DataLoader or callable, optional
         Inputs that tell what layers can lose, as `apply` takes them.
-    holdout : float
-        Share of the batches that serve to judge, as in `apply`.
+    holdout, groups
+        Which batches serve to judge, as in `apply`.
     allocation : str or Allocation
         How the budget is shared out over layers: "uniform", about the same share for every layer;
         "energy", by the spectra of the weights, or with calibration of the layers' outputs, so that
@@ -135,44 +136,12 @@ def plan(
         method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
         progress,
     )  # fmt: skip
+    metric = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
+    if metric.max_drop is None and evaluate is not None:
+        raise ArgumentError("evaluate= judges what max_drop= allows; give both, or leave it out")
     model = own_model(model)
-    made, _ = planned(model, request, Calibration.read(calibration, model, holdout))
+    data = Calibration.read(calibration, model, holdout, groups=groups)
+    if metric.max_drop is not None and data is not None:
+        return metric.planned(model, request, data)
+    made, _ = planned(model, request, data)
     return made
-
-
-def planned(
-    model: nn.Module, request: Request, data: Calibration | None
-) -> tuple[Plan, list[Surveyed]]:
-    """`plan`, and the survey of the model that it was made from."""
-    found = survey(model)
-    drafts = drafts_of(without_skipped(found, model, request.skip), request.methods)
-    budget = request.budget
-    check_budget(drafts, budget)
-    open_ = [k for k, draft in enumerate(drafts) if draft.open]
-    drafts = [own_rank(draft) for draft in drafts]
-    allotment = Allotment()
-    if budget is not None and budget.shared:
-        with torch.inference_mode(False), without_autocast():
-            sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data)
-            shared, allotment = sharing.shared_out()
-        for k, draft in zip(open_, shared, strict=True):
-            drafts[k] = draft
-    elif budget is not None:
-        for k in open_:
-            method = drafts[k].method
-            assert method is not None
-            drafts[k] = replace(drafts[k], method=method.with_budget(error=budget.value))
-    if request.objective == "latency":
-        methods = {d.name: d.method for d in drafts if d.method}
-        slow = without_slow(model, methods, request.example)
-        drafts = [d.left(slow[d.name]) if d.name in slow else d for d in drafts]
-        if slow:
-            allotment = allotment.edited()
-    for draft in drafts:
-        if draft.method is not None:
-            weight = DenseLayer.of(draft.found.module).weight
-            if not weight.is_meta:
-                check_values(draft.name, weight)
-    given = {word: None if budget is None else budget.kept_as(word) for word in BUDGETS}
-    rows = tuple(draft.row() for draft in drafts)
-    return Plan(fingerprint(model), layers=rows, allotment=allotment, **given), found

@@ -21,6 +21,7 @@ from tensorlrf.compression.refinement._refinement import Refinement
 from tensorlrf.compression.report._json import read_dataclass
 from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._plot import plot_layers
+from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
 from tensorlrf.errors import FileFormatError
 
@@ -81,6 +82,11 @@ class Report:
         What calibration was to take of it, told before.
     refinement : Refinement or None
         How the model was refined, with `refine=`. Errors of layers are those before it.
+    model_error_interval : tuple of float or None
+        The 95% interval of `model_error`, by bootstrap over the samples held out, or over their
+        groups where these were told.
+    quality : Quality or None
+        What a metric of the user's own says, where there is one.
 
     Examples
     --------
@@ -109,6 +115,8 @@ class Report:
     metric: str | None = field(default=None, metadata={"later": True})
     memory: MemoryForecast | None = field(default=None, metadata={"later": True})
     refinement: Refinement | None = field(default=None, metadata={"later": True})
+    model_error_interval: tuple[float, float] | None = field(default=None, metadata={"later": True})
+    quality: Quality | None = field(default=None, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -262,7 +270,11 @@ def _totals(report: Report) -> list[str]:
             "the first calibration batch"
         )
     if report.model_error is not None:
-        lines.append(f"model outputs: relative error {report.model_error:.3g} on held-out batches")
+        span = report.model_error_interval
+        within = "" if span is None else f" [{span[0]:.3g}, {span[1]:.3g}]"
+        lines.append(
+            f"model outputs: relative error {report.model_error:.3g}{within} on held-out batches"
+        )
     if report.refinement is not None:
         lines.append(report.refinement.title)
     norms = report.batch_norms
@@ -272,6 +284,8 @@ def _totals(report: Report) -> list[str]:
             f"batch normalisation: new statistics of {norms.count} {verb}, held-out error "
             f"{norms.error_before:.3g} before and {norms.error_after:.3g} after"
         )
+    if report.quality is not None:
+        lines += report.quality.lines()
     added = [row.name for row in report.layers if row.bias == "added"]
     if added:
         lines.append(f"biases added to layers that had none: {', '.join(added)}")

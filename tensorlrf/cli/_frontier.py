@@ -1,0 +1,127 @@
+"""`tensorlrf frontier`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tensorlrf.cli._evaluate import read_evaluate
+from tensorlrf.cli._job import Options, folder_job
+from tensorlrf.cli._options import Debug, Json, Seed
+from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._texts import BATCH, TOKENS
+from tensorlrf.compression import frontier as make_frontier
+from tensorlrf.compression.plan.allocation import AUTO
+from tensorlrf.errors import ArgumentError
+
+
+def frontier(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder with a model of transformers.")
+    ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Plain text to look at the layers with, again for more: documents between blank "
+            "lines or, without these, one a line.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate",
+            metavar="MODULE:FUNCTION",
+            help="A metric of your own, the higher the better: a function of the model to a "
+            "number, or to a score of each example; a module here, whose code is run.",
+        ),
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(
+            "--shares", metavar="NUMBERS", help="Of the weights to keep, as in .9,.6,.4 [from .9]."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="A picture to draw, such as frontier.png."),
+    ] = None,
+    allocation: Annotated[
+        str,
+        typer.Option(
+            "--allocation",
+            metavar="WORD",
+            help="How a share is shared out over layers: auto (default), fisher, measured, energy, "
+            "uniform.",
+        ),
+    ] = AUTO,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip",
+            metavar="GLOB",
+            help="Layers that stay, again for more. By default heads stay; '' skips none.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
+    ] = None,
+    max_batches: Annotated[
+        int | None, typer.Option("--max-batches", help="Batches to look at, at most [all].")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What a model of every size is worth, before anything is compressed.
+
+    Plans for many shares from one look at the layers, what each is predicted to lose, what the
+    model loses on text held out with all its layers cut, and, with --evaluate, what a metric of
+    your own says; the model with weights in 8 and 4 bits beside. Writes nothing but the picture.
+
+    \b
+    Examples:
+      tensorlrf frontier minilm/ --text news.txt --plot frontier.png
+      tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4
+    """
+    with guard(debug):
+        if source.exists() and not source.is_dir():
+            raise ArgumentError(
+                f"{source} is a file, and a frontier runs the model; give a folder with a model of "
+                "transformers"
+            )
+        if not text and source.exists():
+            raise ArgumentError("--text is missing: a frontier looks at inputs")
+        options = Options(
+            source, None, True, False, text or [], None, False, tokens, batch_size, max_batches,
+            None, seed,
+        )  # fmt: skip
+        options.check()
+        wanted: dict[str, Any] = {} if shares is None else {"shares": _numbers(shares)}
+        metric = read_evaluate(evaluate)
+        job = folder_job(options)
+        found = make_frontier(
+            job.model,
+            job.batches,
+            evaluate=metric,
+            skip=None if not skip else [glob for glob in skip if glob],
+            allocation=allocation,
+            random_state=seed,
+            **wanted,
+        )
+        if plot is not None:
+            found.plot(plot)
+        show(found, as_json)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentError(f"--shares {text} must be numbers, as in .9,.6,.4") from None

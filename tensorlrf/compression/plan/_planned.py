@@ -1,0 +1,59 @@
+"""From what a plan is asked for to the plan: ranks of layers, and how they came about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from tensorlrf.compression._survey import Surveyed, check_values, survey, without_skipped
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
+from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.plan._drafts import check_budget, drafts_of, own_rank
+from tensorlrf.compression.plan._plan import Plan
+from tensorlrf.compression.plan._request import Request
+from tensorlrf.compression.plan._sharing import Sharing
+from tensorlrf.compression.plan._worthwhile import without_slow
+from tensorlrf.compression.plan.allocation import Allotment
+from tensorlrf.compression.plan.budget import BUDGETS
+from tensorlrf.factors.autocast import without_autocast
+
+
+def planned(
+    model: nn.Module, request: Request, data: Calibration | None
+) -> tuple[Plan, list[Surveyed]]:
+    """`plan`, and the survey of the model that it was made from."""
+    found = survey(model)
+    drafts = drafts_of(without_skipped(found, model, request.skip), request.methods)
+    budget = request.budget
+    check_budget(drafts, budget)
+    open_ = [k for k, draft in enumerate(drafts) if draft.open]
+    drafts = [own_rank(draft) for draft in drafts]
+    allotment = Allotment()
+    if budget is not None and budget.shared:
+        with torch.inference_mode(False), without_autocast():
+            sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data)
+            shared, allotment = sharing.shared_out()
+        for k, draft in zip(open_, shared, strict=True):
+            drafts[k] = draft
+    elif budget is not None:
+        for k in open_:
+            method = drafts[k].method
+            assert method is not None
+            drafts[k] = replace(drafts[k], method=method.with_budget(error=budget.value))
+    if request.objective == "latency":
+        methods = {d.name: d.method for d in drafts if d.method}
+        slow = without_slow(model, methods, request.example)
+        drafts = [d.left(slow[d.name]) if d.name in slow else d for d in drafts]
+        if slow:
+            allotment = allotment.edited()
+    for draft in drafts:
+        if draft.method is not None:
+            weight = DenseLayer.of(draft.found.module).weight
+            if not weight.is_meta:
+                check_values(draft.name, weight)
+    given = {word: None if budget is None else budget.kept_as(word) for word in BUDGETS}
+    rows = tuple(draft.row() for draft in drafts)
+    return Plan(fingerprint(model), layers=rows, allotment=allotment, **given), found

@@ -1,0 +1,108 @@
+"""What a model is worth at every size, and a drop that is asked for, from a shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tensorlrf
+from tests.cli.calls import Program, cnn, save_state
+from tests.cli.folders import bert_folder, text_file
+
+METRICS = """
+import torch
+
+IDS = torch.arange(4, 28).reshape(4, 6)
+wanted = []
+
+
+def cosine(model):
+    found = model(input_ids=IDS).last_hidden_state.mean(1)
+    if not wanted:
+        wanted.append(found)
+    return torch.nn.functional.cosine_similarity(found, wanted[0])
+
+
+def broken(model):
+    raise RuntimeError("no data")
+
+
+number = 3
+"""
+
+TEXT = ("--tokens", 16, "--batch-size", 8, "--max-batches", 4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders that tests only read."""
+    folder = tmp_path_factory.mktemp("models")
+    bert_folder(folder / "bert")
+    text_file(folder / "news.txt")
+    (folder / "judged_by.py").write_text(METRICS)
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)
+    return made
+
+
+def test_a_frontier_is_a_table_json_and_a_picture(
+    program: Program, here: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "frontier.svg"
+    options = ("--text", "news.txt", "--shares", ".8,.4", *TEXT)
+    done = program(
+        "frontier", "bert", *options, "--evaluate", "judged_by:cosine", "--plot", picture
+    )
+    assert done.code == 0, done.err
+    assert "int8" in done.out
+    assert picture.stat().st_size > 1000
+    done = program("frontier", "bert", *options, "--json")
+    found = tensorlrf.Frontier.from_json(done.out)
+    assert [point.share for point in found.factored] == [0.8, 0.4]
+
+
+def test_a_drop_is_asked_for(program: Program, here: Path, tmp_path: Path) -> None:
+    drop = ("--max-drop", 0.3, "--evaluate", "judged_by:cosine", "--text", "news.txt", *TEXT)
+    done = program("compress", "bert", "-o", tmp_path / "small", *drop, "--json")
+    assert done.code == 0, done.err
+    report = tensorlrf.Report.from_json(done.out)
+    assert report.quality is not None
+    assert report.quality.bound <= 0.3
+    assert (tmp_path / "small").is_dir()
+    done = program("compress", "bert", *drop, "--plan-only", "--json")
+    assert tensorlrf.Plan.from_json(done.out).factored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--max-drop", 0.1, "--text", "news.txt"), "--max-drop needs --evaluate"),
+        (("--max-drop", 0.1, "--evaluate", "judged_by:cosine"), "--max-drop needs --text"),
+        (("--evaluate", "judged_by", "--keep-params", 0.5), "must be module:function"),
+        (("--evaluate", "nowhere:f", "--keep-params", 0.5), "ModuleNotFoundError"),
+        (("--evaluate", "judged_by:f1", "--keep-params", 0.5), "judged_by has no f1"),
+        (("--evaluate", "judged_by:number", "--keep-params", 0.5), "evaluate is a int"),
+        (("--evaluate", "judged_by:broken", "--keep-params", 0.5), "RuntimeError: no data"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    program: Program, here: Path, tmp_path: Path, arguments: tuple[object, ...], says: str
+) -> None:
+    assert says in program("compress", "bert", "-o", tmp_path / "x", *arguments).error
+
+
+def test_files_are_not_judged(program: Program, here: Path, tmp_path: Path) -> None:
+    file = save_state(cnn(), tmp_path / "net.safetensors")
+    out = ("-o", tmp_path / "x.safetensors", "--keep-params", 0.5)
+    done = program("compress", file, *out, "--evaluate", "judged_by:cosine")
+    assert "--evaluate runs the model" in done.error
+    assert "is a file, and a frontier runs the model" in program("frontier", file).error
+    assert "--text is missing" in program("frontier", "bert").error
+    assert "is not there" in program("frontier", "nowhere", "--text", "news.txt").error
+    done = program("frontier", "bert", "--text", "news.txt", "--shares", "half", *TEXT)
+    assert "--shares half must be numbers" in done.error
