@@ -104,7 +104,7 @@ class OutputLoss:
 
         Raises ArgumentError where outputs cannot be compared.
         """
-        total, count = torch.zeros((), dtype=dtype), 0.0
+        total, count = torch.zeros((), dtype=dtype, device="cpu"), 0.0
         found = self.rows(got, batch)
         if [t.shape for t in wanted] != [t.shape for t in found]:
             shapes = [", ".join(str(tuple(t.shape)) for t in side) for side in (wanted, found)]

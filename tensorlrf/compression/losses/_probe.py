@@ -180,7 +180,7 @@ class Probe:
         """By a rule. Raises ArgumentError for one that needs calibration where there is none."""
         if self.data is None:
             if rule in RULES_ON_INPUTS:
-                raise ArgumentError(f"rule={rule!r} looks at inputs; give calibration=")
+                raise ArgumentError(f"the rule {rule!r} looks at inputs; give calibration=")
             return self._by_spectra("energy" if rule == AUTO else rule, self._weight_energies())
         if rule == AUTO:
             rule = self._suitable()

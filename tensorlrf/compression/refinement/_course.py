@@ -209,7 +209,7 @@ class Course:
     def _is_finite(self, lost: float, masters: Sequence[Tensor]) -> bool:
         """Whether a step can be made. Gradients that float16 has no room for halve their scale; all
         else that is no finite number is counted."""
-        grads = [p.grad for p in masters if p.grad is not None] or [torch.zeros(1)]
+        grads = [p.grad for p in masters if p.grad is not None] or [masters[0].new_zeros(1)]
         sums = torch.stack([grad.double().sum().to(masters[0].device) for grad in grads])
         (wrong,) = self.processes.summed([0.0 if math.isfinite(lost) else 1.0], masters[0])
         if not wrong and bool(sums.isfinite().all()):
@@ -223,8 +223,9 @@ class Course:
     def _batch(self, k: int) -> Batch:
         """The k-th of all: each once, in an order drawn anew, then again."""
         epoch, place = divmod(k, len(self.fitted))
-        draws = torch.Generator().manual_seed((self.seed + epoch) % 2**63)
-        return self.fitted[int(torch.randperm(len(self.fitted), generator=draws)[place])]
+        draws = torch.Generator("cpu").manual_seed((self.seed + epoch) % 2**63)
+        order = torch.randperm(len(self.fitted), generator=draws, dtype=torch.int64, device="cpu")
+        return self.fitted[int(order[place])]
 
     def _rate(self) -> float:
         """A warm-up, then half a cosine over the phase (Loshchilov & Hutter 2017)."""

@@ -19,7 +19,8 @@ class LowRankChange(nn.Module):
         super().__init__()
         rows, columns = tensor.shape[0], tensor.numel() // tensor.shape[0]
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        drawn = torch.randn(rank, columns, generator=draws, dtype=dtype) / rank**0.5
+        drawn = torch.randn(rank, columns, generator=draws, dtype=dtype, device=draws.device)
+        drawn = drawn / rank**0.5
         self.up = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=tensor.device))
         self.down = nn.Parameter(drawn.to(tensor.device))
 

@@ -197,7 +197,9 @@ def refined(
     first = call(replica(model), data.held_out[0], argument="data")
     objective = Objective.of(loss, readout, labels, data.batches, first, bool(heads_of(model)))
     wanted = _wanted(objective, model, data)
-    seed, kept = int(torch.randint(2**62, (1,), generator=_cpu(random_state))), None
+    draws = _cpu(random_state)
+    drawn = torch.randint(2**62, (1,), generator=draws, dtype=torch.int64, device=draws.device)
+    seed, kept = int(drawn), None
     if journal is not None:
         run = {
             **settings.to_dict(),

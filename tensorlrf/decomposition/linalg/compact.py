@@ -145,7 +145,7 @@ class BlockDiagonal(Compact):
     def dense(self) -> Tensor:
         n = len(self)
         gram = self.blocks[0].new_zeros(n, n)
-        for part, block in self._parts(torch.arange(n)):
+        for part, block in self._parts(torch.arange(n, device=gram.device, dtype=torch.int64)):
             gram[part[0] : part[-1] + 1, part[0] : part[-1] + 1] = block
         return gram
 

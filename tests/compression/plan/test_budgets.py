@@ -264,7 +264,7 @@ def test_conditions_on_ranks_hold_for_uniform_ones_too() -> None:
             {"keep_flops": 0.5, "example": torch.zeros(2, 4, 9, 9), "method": {"unused": "svd"}},
             "example: the batch takes the model through none of the layers",
         ),
-        ({"keep_params": 0.5, "allocation": "fisher"}, "rule='fisher' looks at inputs; give"),
+        ({"keep_params": 0.5, "allocation": "fisher"}, "the rule 'fisher' looks at inputs; give"),
         ({"keep_params": 0.5, "allocation": "greed"}, "allocation='greed' is unknown"),
         ({"keep_params": 0.5, "allocation": 3}, "allocation is a int; pass one of auto"),
         ({"keep_params": 0.5, "holdout": 2, "calibration": data()}, "holdout=2 must be a share"),
