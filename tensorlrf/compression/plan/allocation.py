@@ -41,7 +41,7 @@ class Allocation:
         Of which ranks are multiples, above it; 16 suits tensor cores.
     together : tuple of str
         Globs; the layers that one of them matches within one parent module have one rank, as
-        "*.self_attn.[qkv]_proj".
+        ``"*.self_attn.[qkv]_proj"``.
     weights : mapping of str to float
         Globs to factors by which the losses of layers are multiplied; "uniform" predicts none.
 
