@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+# The examples are no package: what follows is found only from here on.
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "examples")]
 
 import tensorlrf  # noqa: E402

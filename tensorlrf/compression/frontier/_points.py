@@ -12,8 +12,8 @@ from tensorlrf.compression._words import bytes_words
 from tensorlrf.compression.frontier._picture import plot_frontier
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan.sensitivity import Sensitivity
-from tensorlrf.compression.report._json import read_dataclass
-from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, shown
+from tensorlrf.compression.report._json import check_version, read_as, read_dataclass
+from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -183,13 +183,9 @@ class Frontier:
         FileFormatError
             For what is none.
         """
-        try:
+        with read_as("frontier"):
             values = json.loads(text)
-            version = values.pop("version")
-            if version != VERSION:
-                raise FileFormatError(
-                    f"text is a frontier of format version {shown(version)}, this is {VERSION}"
-                )
+            check_version(values.pop("version"), VERSION, "frontier")
             plans = tuple(Plan.from_json(json.dumps(plan)) for plan in values.pop("plans"))
             told = read_dataclass(
                 _Rest, {k: values.pop(k) for k in ("unit", "noise", "points")}, "it"
@@ -199,10 +195,6 @@ class Frontier:
                 raise FileFormatError(
                     f"text is no frontier: it has {', '.join(map(shown, values))}"
                 )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            if isinstance(error, TensorlrfError):
-                raise
-            raise FileFormatError(f"text is no frontier: {type(error).__name__}: {error}") from None
         made = cls(told.unit, told.noise, told.points, plans, sensitivity)
         if len(made.factored) != len(plans) or any(p.share is None for p in made.factored):
             raise FileFormatError("text is no frontier: each plan must have a point with a share")

@@ -28,6 +28,7 @@ from tensorlrf.compression.plan._schema import (
 from tensorlrf.compression.plan._versions import VERSION, check_version, method_of
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
+from tensorlrf.compression.report._json import read_as
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.rank import Rank
@@ -269,7 +270,7 @@ class Plan:
         ArgumentError, RankError
             Naming the layer, for a method, an option or a rank that cannot be.
         """
-        try:
+        with read_as("plan"):
             values = json.loads(text)
             version = check_version(values.pop("version", 1))
             rows = values.pop("layers")
@@ -281,10 +282,6 @@ class Plan:
             if twice:
                 raise FileFormatError(f"text is no plan: layer {twice[0]!r} stands twice")
             return cls(**values, layers=tuple(_layer(row, version) for row in rows))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            if isinstance(error, TensorlrfError):
-                raise
-            raise FileFormatError(f"text is no plan: {type(error).__name__}: {error}") from None
 
     def to_markdown(self) -> str:
         """The table in Markdown."""

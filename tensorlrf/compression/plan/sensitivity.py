@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression.plan._plan import Plan
-from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, shown
+from tensorlrf.compression.report._json import check_version, read_as
+from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,9 +24,6 @@ SHOWN = (0.8, 0.5, 0.25)
 """Shares of a layer's parameters at which its loss is printed."""
 
 MOST_RANKS = 1 << 16
-
-_NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-"""What reading JSON that is none of ours may raise."""
 
 
 @dataclass(frozen=True)
@@ -189,21 +187,11 @@ class Sensitivity:
         FileFormatError
             For what is none.
         """
-        try:
+        with read_as("sensitivity"):
             values = json.loads(text)
-            version = values.pop("version")
-            if version != VERSION:
-                raise FileFormatError(
-                    f"text is a sensitivity of format version {shown(version)}, this is {VERSION}"
-                )
+            check_version(values.pop("version"), VERSION, "sensitivity")
             rows = tuple(_row(row) for row in values.pop("layers"))
             made = cls(**values, layers=rows)
-        except _NONSENSE as error:
-            if isinstance(error, TensorlrfError):
-                raise
-            raise FileFormatError(
-                f"text is no sensitivity: {type(error).__name__}: {error}"
-            ) from None
         for entry in ("architecture", "rule", "unit"):
             if not isinstance(getattr(made, entry), str):
                 raise FileFormatError(f"text is no sensitivity: {entry} is no text")

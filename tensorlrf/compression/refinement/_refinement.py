@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tensorlrf.compression._render import Header, Table
-from tensorlrf.compression.report._json import read_dataclass
-from tensorlrf.errors import FileFormatError, TensorlrfError, shown
+from tensorlrf.compression.report._json import check_version, read_as, read_dataclass
+from tensorlrf.errors import FileFormatError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -147,23 +147,12 @@ class Refinement:
         FileFormatError
             For what is none.
         """
-        try:
+        with read_as("refinement"):
             values = json.loads(text)
-            version = values.pop("version")
-            if version != FORMAT_VERSION:
-                raise FileFormatError(
-                    f"text is a refinement of format version {shown(version)}, this is "
-                    f"{FORMAT_VERSION}"
-                )
+            check_version(values.pop("version"), FORMAT_VERSION, "refinement")
             made = read_dataclass(cls, values, "the text")
             if not made.curve:
                 raise FileFormatError("text is no refinement: its curve has no checkpoint")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            if isinstance(error, TensorlrfError):
-                raise
-            raise FileFormatError(
-                f"text is no refinement: {type(error).__name__}: {error}"
-            ) from None
         return made
 
     def to_markdown(self) -> str:

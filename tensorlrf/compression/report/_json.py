@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tensorlrf.errors import shown
+from tensorlrf.errors import FileFormatError, TensorlrfError, shown
 
 T = TypeVar("T")
+
+NONSENSE = (
+    ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError,
+)  # fmt: skip
+"""What reading a text that is something else may raise; a whole number may be beyond any float."""
+
+
+@contextmanager
+def read_as(what: str) -> Iterator[None]:
+    """Have a text that cannot be read say that it is no `what`: raises FileFormatError."""
+    try:
+        yield
+    except NONSENSE as error:
+        if isinstance(error, TensorlrfError):
+            raise
+        raise FileFormatError(f"text is no {what}: {type(error).__name__}: {error}") from None
+
+
+def check_version(version: Any, known: int, what: str) -> None:
+    """Raise FileFormatError for a text of another format version than the one that is known."""
+    if version != known:
+        raise FileFormatError(
+            f"text is a {what} of format version {shown(version)}, this is {known}"
+        )
 
 
 def read_dataclass(kind: type[T], values: Any, where: str) -> T:

@@ -18,7 +18,7 @@ from tensorlrf.compression._words import (
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
 from tensorlrf.compression.refinement._refinement import Refinement
-from tensorlrf.compression.report._json import read_dataclass
+from tensorlrf.compression.report._json import NONSENSE, read_dataclass
 from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.compression.report._quality import Quality
@@ -169,7 +169,7 @@ class Report:
             return read_dataclass(cls, values, "it")
         except FileFormatError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except NONSENSE as error:
             raise FileFormatError(f"text is no report: {type(error).__name__}: {error}") from None
 
     def to_markdown(self) -> str:

@@ -130,7 +130,8 @@ def test_a_stream_gives_the_same_moments_however_it_is_split(
     for one, other in zip(whole.statistics(), split.statistics(), strict=True):
         assert one.count == other.count
         eye = torch.eye(12, dtype=torch.float64)
-        # float32 products, which do not depend on where else a batch ends, summed up in float64.
+        # float32 products of entries near one, some eps = 1.2e-7 each; the sketch's are turned by
+        # an SVD, which is off by as much for each of its rows.
         assert torch.allclose(eye @ one.gram, eye @ other.gram, atol=1e-5)
         assert torch.allclose(one.mean, other.mean, atol=1e-6)
 
@@ -147,6 +148,7 @@ def test_blocks_are_those_of_all_moments(kind: str) -> None:
         assert [len(block) for block in blocks.gram.blocks] == [4, 4, 4]
         for k, block in enumerate(blocks.gram.blocks):
             part = slice(4 * k, 4 * k + 4)
+            # Some eps of float32: BLAS sums the products of a block in another order.
             assert torch.allclose(block, full.gram[part, part], atol=1e-6)
         assert torch.equal(blocks.mean, full.mean)
 
@@ -161,6 +163,7 @@ def test_a_sketch_of_few_rows_is_exact() -> None:
     gram = sketch.gram()
     assert isinstance(gram, LowRankPlusDiagonal)
     assert gram.off == 0
+    # Some eps of float32 for each row that the SVD of the sketch turns.
     assert torch.allclose(gram.dense(), full.gram(), atol=1e-5)
 
 
@@ -179,6 +182,7 @@ def test_long_streams_do_not_drift() -> None:
     for _ in range(200):
         sketch.take(rows)
     whole = 200 * rows.T @ rows
+    # 200 times 50 rows are turned, each off by eps of float64 at the most, and some more.
     assert torch.allclose(
         sketch.mean(1).dense(), whole, rtol=1e-10, atol=1e-10 * whole.max().item()
     )
