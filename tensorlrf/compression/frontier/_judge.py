@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.frontier._paired import Floats, Ints, excess, student
+from tensorlrf.compression._paired import Floats, Ints, excess, student
 from tensorlrf.compression.report._quality import Quality
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import replica

@@ -8,7 +8,7 @@ distances. One backward pass a draw tells of all layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,30 @@ class OutputLoss:
         Raises ArgumentError where outputs cannot be compared.
         """
         total, count = torch.zeros((), dtype=dtype, device="cpu"), 0.0
+        for lost, whole in self._apart(wanted, got, batch, dtype):
+            total, count = total.to(lost.device) + lost.sum(), count + float(whole.sum())
+        return total, count
+
+    def by_sample(self, wanted: Sequence[Tensor], got: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(samples,) each, in float64 on the CPU: what `apart` sums up. Outputs that are not laid
+        out by samples count as those of one.
+        """
+        outputs = self._rows(got)
+        places = [self._samples_of_rows(t, batch) for t in outputs]
+        n = 1 if any(at is None for at in places) else batch.samples
+        sums = torch.zeros(2, n, dtype=torch.float64, device="cpu")
+        for at, row in zip(places, self._apart(wanted, got, batch, torch.float64), strict=True):
+            parts = torch.stack(row).cpu()
+            if n == 1 or at is None:
+                sums += parts.sum(1, keepdim=True)
+            else:
+                sums.index_add_(1, at.cpu(), parts)
+        return sums[0], sums[1]
+
+    def _apart(
+        self, wanted: Sequence[Tensor], got: Any, batch: Batch, dtype: torch.dtype
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each tensor that counts the loss of its rows, and what these are to be divided by."""
         found = self.rows(got, batch)
         if [t.shape for t in wanted] != [t.shape for t in found]:
             shapes = [", ".join(str(tuple(t.shape)) for t in side) for side in (wanted, found)]
@@ -112,19 +136,29 @@ class OutputLoss:
                 f"readout: outputs of {shapes[0]} and {shapes[1]} cannot be compared"
             )
         for one, other in zip(wanted, found, strict=True):
-            lost, weight = self._between(one.to(dtype), other.to(dtype))
-            total, count = total.to(lost.device) + lost, count + weight
-        return total, count
+            yield self._between(one.to(dtype), other.to(dtype))
+
+    def _samples_of_rows(self, t: Tensor, batch: Batch) -> Tensor | None:
+        """The sample that each of the `rows` of an output is of; None where these are none."""
+        n = batch.samples
+        if t.ndim < 2 or t.shape[0] != n:
+            return None
+        of = torch.arange(n, device=t.device)
+        mask = batch.mask if self.readout is None else None
+        if mask is not None and t.device == mask.device and t.shape[:2] == mask.shape:
+            if t.ndim < 3:
+                return None
+            return of[:, None].expand(mask.shape)[mask].repeat_interleave(t[0, 0, ..., 0].numel())
+        return of.repeat_interleave(t[0, ..., 0].numel())
 
     def rows(self, output: Any, batch: Batch) -> list[Tensor]:
-        """The tensors that count, each as (rows, ...), without padding."""
+        """The tensors that count, each as (rows, n), without padding."""
         mask = batch.mask if self.readout is None else None
         found = []
         for t in self._rows(output):
             if mask is not None and t.device == mask.device and t.shape[:2] == mask.shape:
-                found.append(t[mask])
-            else:
-                found.append(t.flatten(0, -2) if t.ndim > 1 else t[None])
+                t = t[mask]
+            found.append(t.flatten(0, -2) if t.ndim > 1 else t[None])
         return found
 
     def _rows(self, output: Any) -> list[Tensor]:
@@ -152,10 +186,13 @@ class OutputLoss:
         # The loss is the square itself, not half of it.
         return (v * values).sum(), float(rows.detach().double().square().sum()) / 2
 
-    def _between(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, float]:
+    def _between(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows,) each: the loss of each row, and what their sum is to be divided by."""
         if self.kind == "kl":
             logs, others = F.log_softmax(wanted, dim=-1), F.log_softmax(got, dim=-1)
-            return (logs.exp() * (logs - others)).sum(), float(wanted.shape[0])
+            lost = (logs.exp() * (logs - others)).sum(-1)
+            return lost, torch.ones_like(lost)
         if self.kind == "cosine":
-            return (1 - F.cosine_similarity(wanted, got, dim=-1)).sum(), float(len(wanted))
-        return (wanted - got).square().sum(), float(wanted.square().sum())
+            lost = 1 - F.cosine_similarity(wanted, got, dim=-1)
+            return lost, torch.ones_like(lost)
+        return (wanted - got).square().sum(-1), wanted.square().sum(-1)

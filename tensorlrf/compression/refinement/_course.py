@@ -1,5 +1,9 @@
 """The course of a refinement: phase after phase of AdamW under one budget, judged on held-out
-batches, the best state kept.
+batches.
+
+Training goes on from the state with the lowest held-out loss. What is returned is another matter:
+a state is kept where its loss is lower than that of the one kept before by more than chance. Small
+gains add up: the next one is compared with what was kept, not with the last checkpoint.
 
 The batch of a step is a function of the seed and of the number of the step alone, so that a course
 goes on from a journal as it would have gone on by itself.
@@ -17,7 +21,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration.batches import Batch
-from tensorlrf.compression.refinement._objective import Objective, Wanted
+from tensorlrf.compression.refinement._judgement import HeldOut, Judgement
+from tensorlrf.compression.refinement._objective import Objective
 from tensorlrf.compression.refinement._phases import Phase
 from tensorlrf.compression.refinement._processes import Processes
 from tensorlrf.compression.refinement._refinement import Checkpoint
@@ -49,9 +54,10 @@ class Progress:
     first      step at which it began
     step       steps so far
     judged_at  step of the last checkpoint
-    stale      checkpoints of the phase since the best
+    stale      checkpoints of the phase since the lowest held-out loss
     seconds    so far
-    best       least held-out loss
+    lowest     held-out loss
+    kept       how the state that is kept was judged; None while that is no number
     rate       of the phase, as a share of the one that was given
     scale      of losses on the way back
     summed, counted   training losses since the last checkpoint
@@ -64,7 +70,8 @@ class Progress:
     judged_at: int = -1
     stale: int = 0
     seconds: float = 0.0
-    best: float | None = None
+    lowest: float | None = None
+    kept: Judgement | None = None
     skipped: int = 0
     rate: float = 1.0
     scale: float = 1.0
@@ -79,7 +86,7 @@ class Progress:
 
 class Course:
     """fitted  batches to train on
-    judging   batches held out, and what the given model returns for them
+    held_out  what is judged by
     started   when, by the monotonic clock
     advance   called with a word after each step
     save      called at each checkpoint, where set
@@ -91,7 +98,7 @@ class Course:
         phases: Sequence[Phase],
         objective: Objective,
         fitted: Sequence[Batch],
-        judging: tuple[Sequence[Batch], Sequence[Wanted]],
+        held_out: HeldOut,
         settings: Settings,
         seed: int,
         started: float,
@@ -99,20 +106,23 @@ class Course:
         advance: Callable[[str], None],
     ) -> None:
         self.student, self.phases, self.objective = student, phases, objective
-        self.fitted, self.judging, self.settings = fitted, judging, settings
+        self.fitted, self.held_out, self.settings = fitted, held_out, settings
         self.seed, self.processes = seed, processes
         self.advance = advance
         self.save: Callable[[Course], None] | None = None
         self.at = Progress(scale=LOSS_SCALE if settings.dtype is torch.float16 else 1.0)
-        self.best: State = student.state()
+        self.kept: State = student.state()
+        self.lowest = self.kept
         self.optimiser: torch.optim.AdamW | None = None
         self._ends = settings.ends([phase.name for phase in phases])
         self._started = started
         self._lasted = {"step": 0.0, "judge": 0.0}
 
-    def go_on(self, at: Progress, best: State, now: State, moments: dict[str, State]) -> None:
+    def go_on(
+        self, at: Progress, kept: State, lowest: State, now: State, moments: dict[str, State]
+    ) -> None:
         """From where a journal ends: `moments` are those of AdamW, by the name of a parameter."""
-        self.at, self.best = at, best
+        self.at, self.kept, self.lowest = at, kept, lowest
         self._started = time.monotonic() - at.seconds
         self.student.restore(now)
         self.optimiser = self._made_optimiser(moments)
@@ -120,8 +130,8 @@ class Course:
     def run(self) -> str:
         """Until the budget ends, or nothing gets better; why it ended.
 
-        Ctrl-C ends it too, once the model has been judged as it came. The student has the best
-        state then.
+        Ctrl-C ends it too, once the model has been judged as it came. The student has the state
+        that was kept then.
         """
         reason = "the budget is spent"
         try:
@@ -138,7 +148,7 @@ class Course:
             if not self.at.curve:
                 raise
             reason = "interrupted"
-        self.student.restore(self.best)
+        self.student.restore(self.kept)
         return reason
 
     # ---- a phase ----------------------------------------------------------------------------
@@ -151,22 +161,22 @@ class Course:
             began = time.monotonic()
             self._step(phase)
             self._lasted["step"] = time.monotonic() - began
-            self.advance(f"{phase.name}, held-out loss {at.best or math.inf:.4g}")
+            self.advance(f"{phase.name}, held-out loss {at.lowest or math.inf:.4g}")
             if self._is_due():
                 self._judge(phase.name)
         if at.judged_at < at.step:
             self._judge(phase.name)
 
     def _next_phase(self) -> None:
-        self.student.restore(self.best)
+        self.student.restore(self.lowest)
         self.optimiser = None
         at = self.at
         at.phase, at.stale, at.first, at.began = at.phase + 1, 0, at.step, self._spent()
         at.summed, at.counted, at.rate = 0.0, 0, 1.0
 
     def _go_back(self) -> None:
-        """To the best state, from which the phase goes on in smaller steps."""
-        self.student.restore(self.best)
+        """To the lowest loss, from which the phase goes on in smaller steps."""
+        self.student.restore(self.lowest)
         self.optimiser = self._made_optimiser({})
         self.at.stale, self.at.rate = self.at.stale + 1, self.at.rate * SMALLER
 
@@ -272,20 +282,20 @@ class Course:
 
     def _judge(self, phase: str) -> None:
         at, began = self.at, time.monotonic()
-        batches, wanted = self.judging
-        sums = self.objective.sums(self.student.model, wanted, batches)
         like = next(iter(self.student.masters.values()))
-        lost, whole, told, count = self.processes.summed(sums, like)
-        value = self.objective.value(lost, whole, told, count)
+        judged = self.held_out.judge(self.student.model, self.objective, self.processes, like)
         self._lasted["judge"] = time.monotonic() - began
-        training = at.summed / at.counted if at.counted else None
-        held = value if math.isfinite(value) else None
-        if held is not None and (at.best is None or held < at.best):
-            self.best, at.best, at.stale = self.student.state(), held, 0
+        held = judged.value if math.isfinite(judged.value) else None
+        kept = not at.curve
+        if held is not None and (at.lowest is None or held < at.lowest):
+            self.lowest, at.lowest, at.stale = self.student.state(), held, 0
+            if at.kept is None or judged.fall(at.kept) > 0:
+                self.kept, at.kept, kept = self.lowest, judged, True
         elif at.curve:
             self._go_back()
-        judged = Checkpoint(phase, at.step, round(self._seconds(), 3), training, held)
-        at.curve, at.judged_at = (*at.curve, judged), at.step
+        training = at.summed / at.counted if at.counted else None
+        told = Checkpoint(phase, at.step, round(self._seconds(), 3), training, held, kept)
+        at.curve, at.judged_at = (*at.curve, told), at.step
         at.summed, at.counted = 0.0, 0
         if self.save is not None and self.processes.is_first:
             self.save(self)

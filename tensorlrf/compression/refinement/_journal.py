@@ -36,7 +36,8 @@ from tensorlrf.files.sealed import (
 
 NAME = "refinement.safetensors"
 KEY = "tensorlrf.refinement"
-VERSION = 1
+VERSION = 2
+STATES = ("now", "lowest", "kept")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -63,7 +64,8 @@ class Journal:
         """Write where a course is. Raises FileError."""
         states: dict[str, Mapping[str, Tensor]] = {
             "now": course.student.masters,
-            "best": course.best,
+            "lowest": course.lowest,
+            "kept": {} if course.kept is course.lowest else course.kept,
             **{key: {} for key in MOMENTS},
         }
         if course.optimiser is not None:
@@ -115,14 +117,15 @@ class Journal:
             root = unseal(file, KEY, VERSION)
             read = checked(file, root["tensors"].each(Stored.read))
             device = next(iter(course.student.masters.values())).device
-            states: dict[str, State] = {kind: {} for kind in ("now", "best", *MOMENTS)}
+            states: dict[str, State] = {kind: {} for kind in (*STATES, *MOMENTS)}
             for key in file.tensors:
                 kind, _, name = key.partition("/")
                 if kind not in states or name not in course.student.masters:
                     raise file.damaged(f"it has a tensor {key!r}")
                 # AdamW counts steps on the CPU.
                 states[kind][name] = read(key) if kind == "step" else read(key).to(device)
-            if any(set(states[kind]) != set(course.student.masters) for kind in ("now", "best")):
+            states["kept"] = states["kept"] or states["lowest"]
+            if any(set(states[kind]) != set(course.student.masters) for kind in STATES):
                 raise file.damaged("it lacks tensors")
             try:
                 at = read_dataclass(Progress, root["progress"].mapping(), "progress")
@@ -133,7 +136,7 @@ class Journal:
             for name in states["step"]
             if all(name in states[key] for key in MOMENTS)
         }
-        course.go_on(at, states["best"], states["now"], moments)
+        course.go_on(at, states["kept"], states["lowest"], states["now"], moments)
 
 
 def checksum_of_model(model: nn.Module) -> str:

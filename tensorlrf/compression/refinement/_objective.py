@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._paired import Floats
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
 from tensorlrf.errors import ArgumentError, TensorlrfError
@@ -96,25 +98,21 @@ class Objective:
         assert total is not None
         return total
 
-    def sums(
-        self, model: nn.Module, wanted: Sequence[Wanted], batches: Sequence[Batch]
-    ) -> tuple[float, float, float, float]:
-        """Of a model over batches: (distances, what they are to be divided by, values of the
-        function, how many)."""
-        lost = whole = told = 0.0
-        for batch, one in zip(batches, wanted, strict=True):
-            got = call(replica(model), batch, argument="data")
-            if self.distance is not None:
-                part, weight = self.distance.apart(one, got, batch, torch.float64)
-                lost, whole = lost + float(part), whole + weight
-            if self.function is not None:
-                told += float(self.of_function(got, batch).detach())
-        return lost, whole, told, float(len(batches))
-
-    def value(self, lost: float, whole: float, told: float, count: float) -> float:
-        """The loss that `sums` make; infinite where they are no numbers."""
-        found = (lost / whole if whole > 0 else lost) + told / max(1.0, count)
-        return found if math.isfinite(found) else math.inf
+    def parts(self, model: nn.Module, wanted: Wanted, batch: Batch) -> Floats:
+        """(4, n): of each sample of a batch the distance, what the sum of all distances is to be
+        divided by, the value of the function, and how many values that is. A function says
+        nothing of single samples: then n is 1.
+        """
+        got = call(replica(model), batch, argument="data")
+        found = np.zeros((4, 1))
+        if self.distance is not None:
+            told = self.distance.by_sample(wanted, got, batch)
+            found = np.zeros((4, len(told[0])))
+            found[0], found[1] = (t.numpy() for t in told)
+        if self.function is not None:
+            found = found.sum(1, keepdims=True)
+            found[2:, 0] = float(self.of_function(got, batch).detach()), 1.0
+        return found
 
     def of_function(self, got: Any, batch: Batch) -> Tensor:
         """What the user's function says of a batch. Raises ArgumentError where it cannot."""

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.calibration.draws import OwnDraws
@@ -34,6 +35,32 @@ LEAST_ROW = 1e-3
 
 ROOM = 1 << 28
 """Bytes of outputs of the teacher that are kept."""
+
+
+Outputs = dict[str, list[Tensor | None]]
+"""Of blocks, by name, in the order of their calls."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Known:
+    """What the teacher has told of batches, which come again; as far as there is room."""
+
+    told: dict[int, Any] = field(default_factory=dict)
+    room: int = ROOM
+
+    def of(self, batch: Batch, tell: Callable[[], T]) -> T:
+        """What is known of a batch, or else is told."""
+        if batch.index in self.told:
+            known: T = self.told[batch.index]
+            return known
+        told = tell()
+        leaves = [t for t in pytree.tree_leaves(told) if isinstance(t, Tensor)]
+        size = sum(t.numel() * t.element_size() for t in leaves)
+        if size <= self.room:
+            self.told[batch.index], self.room = told, self.room - size
+        return told
 
 
 @dataclass(frozen=True)
@@ -132,10 +159,12 @@ class Block(Phase):
     blocks      names
     objective   of the outputs of the whole model, which is looked at through the blocks behind;
                 then one block is trained at a time. None for none
+    known       what the teacher's blocks give for a batch
     """
 
     blocks: Sequence[str]
     objective: Objective | None = None
+    known: Known = field(default_factory=Known)
 
     name = "block"
 
@@ -146,12 +175,11 @@ class Block(Phase):
         return self.blocks if self.objective is None else [self.blocks[step % len(self.blocks)]]
 
     def backward(self, twin: nn.Module, batch: Batch, step: int, scale: float) -> float:
-        chosen, own, wanted = self._chosen(step), replica(self.teacher), _Outputs()
-        with ExitStack() as stack:
-            for name in chosen:
-                hook = partial(wanted.note, name)
-                stack.callback(own.get_submodule(name).register_forward_hook(hook).remove)
-            final = self.passes.forward(own, batch)
+        chosen = self._chosen(step)
+        tell = partial(self._wanted, batch, chosen)
+        # One block at a time, another has been looked at when the batch comes again.
+        found, final = self.known.of(batch, tell) if self.objective is None else tell()
+        wanted = {name: list(outputs) for name, outputs in found.items()}
         seen = _Losses(batch, scale, goes_on=self.objective is not None)
         if seen.goes_on:
             checkpoint_blocks(twin, list(self.passes.checkpointed))
@@ -159,7 +187,7 @@ class Block(Phase):
             for name in chosen:
                 block = twin.get_submodule(name)
                 before = block.register_forward_pre_hook(_cut, with_kwargs=True)
-                after = block.register_forward_hook(partial(seen.block, wanted.found.get(name, [])))
+                after = block.register_forward_hook(partial(seen.block, wanted.get(name, [])))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             got = self.passes.forward(twin, batch, grad=True)
@@ -171,16 +199,27 @@ class Block(Phase):
             loss = loss + one
         return back(loss, scale) if loss.requires_grad else float(loss.detach())
 
+    def _wanted(self, batch: Batch, blocks: Sequence[str]) -> tuple[Outputs, Any]:
+        """(outputs of the teacher's blocks, in the order of their calls; those of the teacher,
+        where they are looked at)."""
+        own, outputs = replica(self.teacher), _Noted()
+        with ExitStack() as stack:
+            for name in blocks:
+                hook = partial(outputs.note, name)
+                stack.callback(own.get_submodule(name).register_forward_hook(hook).remove)
+            final = self.passes.forward(own, batch)
+        return outputs.found, None if self.objective is None else final
+
 
 @dataclass
 class Global(Phase):
     """The outputs of the whole model.
 
-    known  index of a batch -> what the teacher has told of it; not all need to be there
+    known  those of the teacher for a batch
     """
 
     objective: Objective
-    known: dict[int, Wanted] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
     name = "global"
 
@@ -203,16 +242,10 @@ class Global(Phase):
     def _wanted(self, batch: Batch) -> Wanted:
         if self.objective.distance is None:
             return []
-        if batch.index in self.known:
-            return self.known[batch.index]
-        told = self.objective.wanted(self.passes.forward(replica(self.teacher), batch), batch)
-        if sum(_bytes(one) for one in (*self.known.values(), told)) <= ROOM:
-            self.known[batch.index] = told
-        return told
+        return self.known.of(batch, partial(self._told, batch))
 
-
-def _bytes(tensors: Wanted) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    def _told(self, batch: Batch) -> Wanted:
+        return self.objective.wanted(self.passes.forward(replica(self.teacher), batch), batch)
 
 
 def _cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -221,10 +254,10 @@ def _cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """Of the teacher's blocks, in the order of their calls."""
+class _Noted:
+    """Outputs of the teacher's blocks."""
 
-    found: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    found: Outputs = field(default_factory=dict)
 
     def note(self, name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A hook behind a block. What follows may write to its output."""

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from tensorlrf.compression._paired import Floats
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,22 @@ class Processes:
         told = torch.tensor(values, dtype=torch.float64, device=like.device)
         torch.distributed.all_reduce(told, group=self.group)
         return told.tolist()
+
+    def gathered(self, columns: Floats, like: Tensor) -> Floats:
+        """(rows, n) of all processes beside one another, each with an n of its own."""
+        if self.group is None:
+            return columns
+        own = torch.from_numpy(columns).to(like.device)
+        n = own.new_tensor([own.shape[1]])
+        sizes = [torch.empty_like(n) for _ in range(torch.distributed.get_world_size(self.group))]
+        torch.distributed.all_gather(sizes, n, group=self.group)
+        counts = [int(size) for size in sizes]
+        padded = own.new_zeros(len(own), max(counts))
+        padded[:, : own.shape[1]] = own
+        found = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(found, padded, group=self.group)
+        parts = [one[:, :count] for one, count in zip(found, counts, strict=True)]
+        return np.asarray(torch.cat(parts, 1).cpu().numpy())
 
     def agreed(self, value: float, like: Tensor) -> float:
         """The value that the first process has."""

@@ -23,6 +23,7 @@ from tensorlrf.compression.refinement._journal import (
     checksum_of_batches,
     checksum_of_model,
 )
+from tensorlrf.compression.refinement._judgement import HeldOut
 from tensorlrf.compression.refinement._objective import Loss, Objective, Wanted
 from tensorlrf.compression.refinement._phases import (
     PHASES,
@@ -59,6 +60,7 @@ def refine(
     lr: float = 3e-3,
     patience: int = 4,
     holdout: float = 0.1,
+    groups: Any = None,
     accumulate: int = 1,
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
@@ -75,8 +77,10 @@ def refine(
     own loss falls. What a phase does not need the next one has. Only factors, norms and biases
     (parameters with one axis) are trained, in eval mode, by AdamW. The model is judged on held-out
     batches, at the beginning and then at about twenty checkpoints: after one that is no better than
-    the best it goes on from the best in smaller steps. The best state is returned: on these batches
-    it is never worse than it was. Ctrl-C ends it and returns the best so far.
+    the best it goes on from the best in smaller steps. A state is kept where its loss is lower than
+    that of the one kept before by more than chance: by the bound on paired differences over groups,
+    or samples, with 95% confidence. The last one kept is returned, which may be the model as it
+    came: it is never worse than it was. Ctrl-C ends it and returns what was kept so far.
 
     Parameters
     ----------
@@ -108,6 +112,9 @@ def refine(
         Checkpoints in a row without a better state after which a phase ends.
     holdout : float
         Share of the batches to judge by, as in `apply`.
+    groups : sequence, optional
+        What each batch is of, as in `apply`: a picture or a document that is judged by is none that
+        is trained on, and states are compared group by group. Without it, sample by sample.
     accumulate : int
         Batches for one step.
     dtype : dtype, optional
@@ -144,7 +151,8 @@ def refine(
 
     References
     ----------
-    Hinton, Vinyals & Dean 2015 (distillation); Hu et al. 2022 (low-rank changes).
+    Hinton, Vinyals & Dean 2015 (distillation); Hu et al. 2022 (low-rank changes); Liang & Zeger
+    1986 (the bound).
 
     Examples
     --------
@@ -167,7 +175,9 @@ def refine(
     given, teacher = uncompiled(given), uncompiled(teacher)
     _check_models(given, teacher)
     with torch.inference_mode(False), without_autocast():
-        held = Calibration.of(list_batches(data, replica(teacher), argument="data"), holdout)
+        held = Calibration.of(
+            list_batches(data, replica(teacher), argument="data"), holdout, groups
+        )
         return refined(
             given, teacher, held, settings, loss, readout, labels, journal, random_state, progress,
             processes, started,
@@ -196,7 +206,7 @@ def refined(
         )
     first = call(replica(model), data.held_out[0], argument="data")
     objective = Objective.of(loss, readout, labels, data.batches, first, bool(heads_of(model)))
-    wanted = _wanted(objective, model, data)
+    held = HeldOut.of(data.held_out, _wanted(objective, model, data), data.groups)
     draws = _cpu(random_state)
     drawn = torch.randint(2**62, (1,), generator=draws, dtype=torch.int64, device=draws.device)
     seed, kept = int(drawn), None
@@ -207,6 +217,7 @@ def refined(
             "small": checksum_of_model(small),
             "model": checksum_of_model(model),
             "data": checksum_of_batches(data.batches, objective.labels),
+            "groups": list(data.groups or ()),
         }
         kept = Journal.at(journal, run)
         seed = kept.seed(otherwise=seed)
@@ -214,8 +225,8 @@ def refined(
     phases = _phases(student, model, objective, settings)
     with progress_bar("refine", settings.steps, progress) as advance:
         course = Course(
-            student, phases, objective, data.fitted, (data.held_out, wanted), settings, seed,
-            started, processes, advance,
+            student, phases, objective, data.fitted, held, settings, seed, started, processes,
+            advance,
         )  # fmt: skip
         if kept is not None:
             kept.follow(course)
@@ -225,6 +236,7 @@ def refined(
         trained=student.size,
         batches=len(data.fitted),
         held_out=len(data.held_out),
+        groups=0 if course.at.kept is None else len(course.at.kept.lost),
         skipped=course.at.skipped,
         reason=reason,
         curve=course.at.curve,

@@ -43,6 +43,8 @@ class Checkpoint:
         where no step was made.
     held_out : float or None
         Loss of the outputs on batches held out; None where it is no finite number.
+    kept : bool
+        Whether it was better than what had been kept, by more than chance.
     """
 
     phase: str
@@ -50,6 +52,7 @@ class Checkpoint:
     seconds: float
     training: float | None
     held_out: float | None
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Refinement:
         Numbers that were trained.
     batches, held_out : int
         How many batches were trained on, and how many judged by.
+    groups : int
+        By how many groups, or samples where groups are not told, states were compared in pairs. Of
+        a single one any fall of its loss counts, for nothing tells how much of it is chance.
     skipped : int
         Steps that were not made since the loss or its gradient was no finite number.
     reason : str
@@ -88,6 +94,7 @@ class Refinement:
     trained: int
     batches: int
     held_out: int
+    groups: int
     skipped: int
     reason: str
     curve: tuple[Checkpoint, ...]
@@ -104,9 +111,8 @@ class Refinement:
 
     @property
     def best(self) -> Checkpoint:
-        """The first checkpoint with the least held-out loss, whose state was returned."""
-        judged = [one for one in self.curve if one.held_out is not None]
-        return min(judged, key=lambda one: one.held_out or 0.0, default=self.curve[0])
+        """The last checkpoint that was kept, whose state was returned."""
+        return [one for one in self.curve if one.kept][-1]
 
     @property
     def steps(self) -> int:
@@ -153,6 +159,10 @@ class Refinement:
             made = read_dataclass(cls, values, "the text")
             if not made.curve:
                 raise FileFormatError("text is no refinement: its curve has no checkpoint")
+            if not made.curve[0].kept:
+                raise FileFormatError(
+                    "text is no refinement: its curve does not begin with a kept one"
+                )
         return made
 
     def to_markdown(self) -> str:
@@ -192,13 +202,13 @@ class Refinement:
                 f"{one.seconds:.1f}",
                 _number(one.training),
                 _number(one.held_out),
-                "returned" if one is best else "",
+                "returned" if one is best else "kept" if one.kept else "",
             ]
             for one in self.curve
         ]
         below = [
             f"{self.trained:,} numbers trained on {self.batches} batches, judged on "
-            f"{self.held_out} held out; ended: {self.reason}"
+            f"{self.held_out} held out, {self.groups} pairs; ended: {self.reason}"
         ]
         if self.skipped:
             below.append(f"steps skipped, since the loss was no finite number: {self.skipped}")

@@ -131,6 +131,20 @@ def trained(model: nn.Module) -> Iterator[str]:
                 yield name
 
 
+def take_over(model: nn.Module, small: nn.Module) -> None:
+    """Give a model, in place, the values of what was trained in `small`."""
+    frozen = [m for m in model.modules() if isinstance(m, FactoredLayer) and m.is_frozen]
+    for layer in frozen:
+        layer.thaw()
+    for name in trained(small):
+        own, value = model.get_parameter(name), small.get_parameter(name)
+        if own is not value:
+            with torch.inference_mode(own.is_inference()), torch.no_grad():
+                own.copy_(value)
+    for layer in frozen:
+        layer.freeze()
+
+
 def within(parameter: str, module: str) -> bool:
     """Whether a module holds a parameter, by their names."""
     return not module or parameter.startswith(f"{module}.")

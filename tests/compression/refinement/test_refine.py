@@ -198,6 +198,18 @@ def test_compress_refines_at_its_end() -> None:
         tensorlrf.compress(model, calibration=data, refine=-1, **options)
 
 
+def test_compress_refines_on_whole_groups() -> None:
+    model, data = pair()[0], batches(8, size=12)
+    options: dict[str, Any] = {"keep_params": 0.4, "skip": ["embedding", "head"], **QUIET}
+    groups = [0, 0, 1, 1, 2, 2, 3, 3]
+    _, report = tensorlrf.compress(
+        model, calibration=data, groups=groups, holdout=0.5, refine=0.2, **options
+    )
+    told = report.refinement
+    assert told is not None
+    assert (told.held_out, told.groups) == (4, 2)
+
+
 # ---- losses ------------------------------------------------------------------------------------
 
 

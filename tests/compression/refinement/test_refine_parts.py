@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,12 @@ def test_a_token_with_a_large_norm_counts_as_one() -> None:
 
 def report() -> Refinement:
     curve = (
-        Checkpoint("given", 0, 0.5, None, 0.4),
-        Checkpoint("local", 3, 1.5, 0.2, 0.3),
-        Checkpoint("global", 6, 2.5, 0.1, None),
-        Checkpoint("global", 9, 3.5, 0.1, 0.35),
+        Checkpoint("given", 0, 0.5, None, 0.4, kept=True),
+        Checkpoint("local", 3, 1.5, 0.2, 0.3, kept=True),
+        Checkpoint("global", 6, 2.5, 0.1, None, kept=False),
+        Checkpoint("global", 9, 3.5, 0.1, 0.29, kept=False),
     )
-    return Refinement("nats a row", 100, 5, 1, 2, "the budget is spent", curve)
+    return Refinement("nats a row", 100, 5, 1, 4, 2, "the budget is spent", curve)
 
 
 def test_the_report_is_json_and_a_table() -> None:
@@ -95,7 +96,14 @@ def test_the_report_is_json_and_a_table() -> None:
     assert (told.before, told.after, told.steps, told.seconds) == (0.4, 0.3, 9, 3.5)
     assert told.best is told.curve[1]
     text = str(told)
-    for words in ("0.4 to 0.3 nats a row", "returned", "skipped", "5 batches", "budget is spent"):
+    for words in (
+        "0.4 to 0.3 nats a row",
+        "returned",
+        "skipped",
+        "5 batches",
+        "4 pairs",
+        "budget is spent",
+    ):
         assert words in text
     assert "| local | 3 |" in told.to_markdown()
 
@@ -106,6 +114,7 @@ def test_the_report_is_json_and_a_table() -> None:
         {"version": 2},
         {"curve": []},
         {"curve": [{"phase": 3}]},
+        {"curve": [asdict(Checkpoint("given", 0, 0.5, None, 0.4, kept=False))]},
         {"steps": 3},
         {"reason": None},
     ],

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorlrf.compression.frontier._paired import excess, most_events, student
+from tensorlrf.compression._paired import (
+    clustered_error,
+    deviations,
+    excess,
+    most_events,
+    student,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +80,21 @@ def test_it_holds_for_groups_that_lose_together() -> None:
 
 def test_a_single_group_tells_nothing() -> None:
     assert excess(np.ones(7), np.zeros(7, np.int64), 0.95, 1.0) == math.inf
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.floats(0.1, 4)), min_size=2, max_size=9),
+    st.floats(0.1, 10),
+)
+def test_the_error_of_a_mean_is_that_of_its_groups(
+    drawn: list[tuple[float, float]], scale: float
+) -> None:
+    sums, counts = (np.array(row) for row in zip(*drawn, strict=True))
+    moved = deviations(sums, counts)
+    assert abs(moved.sum()) <= 1e-12 * max(1.0, np.abs(sums).sum() / counts.sum())
+    error = clustered_error(moved)
+    assert clustered_error(deviations(scale * sums, counts)) == pytest.approx(scale * error)
+    # Of groups that count alike it is the standard error of a mean.
+    alike = clustered_error(deviations(sums, np.ones(len(sums))))
+    assert alike == pytest.approx(sums.std(ddof=1) / math.sqrt(len(sums)), abs=1e-9)
+    assert not deviations(sums, np.zeros(len(sums))).any()

@@ -31,8 +31,7 @@ def excess(differences: Floats, groups: Ints, level: float, size: float) -> floa
     n, clusters = len(differences), len(counts)
     if clusters < 2:
         return math.inf
-    residuals = sums - counts * differences.mean()
-    error = math.sqrt(clusters / (clusters - 1) * float(residuals @ residuals)) / n
+    error = clustered_error(deviations(np.asarray(sums, np.float64), counts))
     differing = np.bincount(groups, weights=differences != 0) > 0
     k = int(differing.sum())
     if k:
@@ -40,6 +39,26 @@ def excess(differences: Floats, groups: Ints, level: float, size: float) -> floa
         size = math.sqrt(float(scaled @ scaled) / k)
     unseen = most_events(k, clusters, level) - k / clusters
     return max(student(level, clusters - 1) * error, size * unseen)
+
+
+def deviations(sums: Floats, counts: Floats | Ints) -> Floats:
+    """By how much each group moves the mean of all, sum(sums) / sum(counts); 0 where nothing is
+    counted.
+
+    sums    (groups,)
+    counts  (groups,), by which the sums are divided: examples, or what weighs them
+    """
+    total = float(counts.sum())
+    if not total:
+        return np.zeros(len(sums))
+    return np.asarray((sums - counts * (float(sums.sum()) / total)) / total, np.float64)
+
+
+def clustered_error(moved: Floats) -> float:
+    """The standard error of a mean, by the `deviations` of two groups or more (Liang & Zeger
+    1986)."""
+    n = len(moved)
+    return math.sqrt(n / (n - 1) * float(moved @ moved))
 
 
 def most_events(k: int, n: int, level: float) -> float:
