@@ -13,6 +13,8 @@ from tensorlrf.cli._decompose import decompose
 from tensorlrf.cli._frontier import frontier
 from tensorlrf.cli._inspect import inspect
 from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, ending_cleanly, refuse
+from tensorlrf.cli._refine import refine
+from tensorlrf.cli._sensitivity import sensitivity
 
 app = typer.Typer(
     name="tensorlrf",
@@ -42,7 +44,9 @@ def tensorlrf(
     Examples:
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --text news.txt
       tensorlrf compress net.safetensors -o small.safetensors --keep-params .5
+      tensorlrf refine minilm-small/ minilm/ -o better/ --seconds 600 --text news.txt
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png
+      tensorlrf sensitivity minilm/ --text news.txt -o layers.json
       tensorlrf inspect minilm-small/ --verify
       tensorlrf decompose kernel.npy --method cp --rank 32 -o factors.safetensors
 
@@ -55,7 +59,9 @@ def tensorlrf(
 
 
 app.command()(compress)
+app.command()(refine)
 app.command()(frontier)
+app.command()(sensitivity)
 app.command()(inspect)
 app.command()(decompose)
 

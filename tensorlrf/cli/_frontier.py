@@ -9,7 +9,7 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import Debug, Json, Seed
+from tensorlrf.cli._options import Debug, Groups, Json, Seed
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.compression import frontier as make_frontier
@@ -66,6 +66,7 @@ def frontier(
             help="Layers that stay, again for more. By default heads stay; '' skips none.",
         ),
     ] = None,
+    groups: Groups = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
     ] = None,
@@ -100,7 +101,7 @@ def frontier(
             raise ArgumentError("--text is missing: a frontier looks at inputs")
         options = Options(
             source, None, True, False, text or [], None, False, tokens, batch_size, max_batches,
-            None, seed,
+            None, seed, groups=groups,
         )  # fmt: skip
         options.check()
         wanted: dict[str, Any] = {} if shares is None else {"shares": _numbers(shares)}
@@ -112,6 +113,7 @@ def frontier(
             evaluate=metric,
             skip=None if not skip else [glob for glob in skip if glob],
             allocation=allocation,
+            groups=job.groups,
             random_state=seed,
             **wanted,
         )

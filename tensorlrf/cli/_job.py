@@ -12,7 +12,7 @@ from torch import nn
 from tensorlrf.cli._checkpoint import read_checkpoint
 from tensorlrf.cli._huggingface import read_model, read_tokenizer, write_model
 from tensorlrf.cli._targets import check_file, check_folder
-from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
+from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_labels, read_texts
 from tensorlrf.compression import Plan
 from tensorlrf.errors import ArgumentError, FileError
 
@@ -33,6 +33,9 @@ class Options:
     max_batches: int | None
     dtype: str | None
     seed: int
+    metric: str | None = None
+    refine: float | None = None
+    groups: str | None = None
 
     def check(self) -> None:
         """Raise for what can be told before anything is read."""
@@ -57,6 +60,9 @@ class Options:
                 "--tokens": self.tokens,
                 "--batch-size": self.batch_size,
                 "--max-batches": self.max_batches,
+                "--metric": self.metric,
+                "--refine": self.refine,
+                "--groups": self.groups,
             }
             for option, value in fitting.items():
                 if value is not None:
@@ -68,12 +74,14 @@ class Job:
     """A model to compress.
 
     batches  to fit to, or None
+    groups   of each batch the labels of what it is of, where that is told
     explain  from a plan to the same with better reasons
     write    from the compressed model to the target
     """
 
     model: nn.Module
     batches: list[dict[str, Any]] | None
+    groups: list[list[str]] | None
     explain: Callable[[Plan], Plan]
     write: Callable[[nn.Module], None]
 
@@ -85,15 +93,16 @@ def checkpoint_job(options: Options) -> Job:
         assert options.target is not None
         checkpoint.write(small, options.target, options.force)
 
-    return Job(checkpoint.model, None, checkpoint.explained, write)
+    return Job(checkpoint.model, None, None, checkpoint.explained, write)
 
 
 def folder_job(options: Options) -> Job:
     texts = read_texts(options.text) if options.text else None
+    labels = None if texts is None else read_labels(options.groups, texts)
     model = read_model(options.source, options.dtype or "float32")
-    batches = None
+    batches = groups = None
     if texts is not None:
-        batches = batches_of(
+        batches, groups = batches_of(
             texts,
             read_tokenizer(options.source),
             model,
@@ -101,10 +110,11 @@ def folder_job(options: Options) -> Job:
             batch_size=BATCH if options.batch_size is None else options.batch_size,
             max_batches=options.max_batches,
             seed=options.seed,
+            labels=labels,
         )
 
     def write(small: nn.Module) -> None:
         assert options.target is not None
         write_model(small, options.source, options.target, options.force)
 
-    return Job(model, batches, lambda plan: plan, write)
+    return Job(model, batches, groups, lambda plan: plan, write)

@@ -13,18 +13,18 @@ from tensorlrf.files.replace import foreign
 
 def check_file(target: Path, source: Path, force: bool) -> None:
     """Raise FileError where a file cannot become `target`, or may not replace what is there."""
-    if target.is_dir():
-        raise FileError(f"-o {target} is a folder; give the name of a file")
-    if target.suffix != ".safetensors":
-        raise FileError(f"-o {target}: files are written as .safetensors; give such a name")
-    _check_parent(target)
-    if foreign(target):
-        raise FileError(f"-o {target} is no file, and no file replaces it; give another name")
+    _check_name(target, ".safetensors")
     if os.path.lexists(target):
         if source.exists() and target.exists() and os.path.samefile(source, target):
             raise FileError(f"-o {target} is the source itself; give another name")
-        if not force:
-            raise FileError(f"-o {target} exists; give another name, or --force to replace it")
+        _check_may_replace(target, force)
+
+
+def check_json(target: Path, force: bool) -> None:
+    """Raise FileError where a text cannot become `target`, or may not replace what is there."""
+    _check_name(target, ".json")
+    if os.path.lexists(target):
+        _check_may_replace(target, force)
 
 
 def check_folder(target: Path, source: Path, force: bool) -> None:
@@ -46,6 +46,20 @@ def check_folder(target: Path, source: Path, force: bool) -> None:
             f"-o {target} exists and has no {TENSORS}, so it was not written by compress and is "
             "not replaced; give another name"
         )
+    _check_may_replace(target, force)
+
+
+def _check_name(target: Path, suffix: str) -> None:
+    if target.is_dir():
+        raise FileError(f"-o {target} is a folder; give the name of a file")
+    if target.suffix != suffix:
+        raise FileError(f"-o {target}: files are written as {suffix}; give such a name")
+    _check_parent(target)
+    if foreign(target):
+        raise FileError(f"-o {target} is no file, and no file replaces it; give another name")
+
+
+def _check_may_replace(target: Path, force: bool) -> None:
     if not force:
         raise FileError(f"-o {target} exists; give another name, or --force to replace it")
 

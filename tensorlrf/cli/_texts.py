@@ -1,4 +1,4 @@
-"""Plain text as calibration batches."""
+"""Plain text as calibration batches, and what each of them is of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 
 TOKENS = 128
 BATCH = 16
+DOCUMENTS = "documents"
+"""For `--groups`: each document is a group of its own."""
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
@@ -42,6 +44,35 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     return documents
 
 
+def read_labels(groups: str | None, texts: Sequence[str]) -> list[str] | None:
+    """Of each text the label that `--groups` gives it: its own number, or a line of a file. None
+    where it is not given.
+
+    Raises FileError, FileFormatError, ArgumentError.
+    """
+    if groups is None:
+        return None
+    if groups == DOCUMENTS:
+        return [str(k) for k in range(len(texts))]
+    path = Path(groups)
+    if not path.is_file():
+        raise FileError(
+            f"--groups {groups} is neither the word {DOCUMENTS} nor a file with a label for each "
+            "document, one a line"
+        )
+    try:
+        labels = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"--groups {groups} is no UTF-8 text: {error}") from None
+    labels = [label.strip() for label in labels if label.strip()]
+    if len(labels) != len(texts):
+        raise ArgumentError(
+            f"--groups {groups} has {len(labels)} labels, and --text {len(texts)} documents; give "
+            "a label for each, one a line"
+        )
+    return labels
+
+
 def batches_of(
     texts: Sequence[str],
     tokenizer: Any,
@@ -51,11 +82,14 @@ def batches_of(
     batch_size: int,
     max_batches: int | None,
     seed: int,
-) -> list[dict[str, Any]]:
-    """Windows of at most `tokens` tokens of all texts, in padded batches with an attention mask.
+    labels: Sequence[str] | None = None,
+) -> tuple[list[dict[str, Any]], list[list[str]] | None]:
+    """(windows of at most `tokens` tokens of all texts, in padded batches with an attention mask;
+    of each batch the labels of its texts, where these have any).
 
     Windows of a batch are of like length, so that there is little padding; the order of the batches
-    and, where there are more than `max_batches`, the choice of windows are drawn by `seed`.
+    and, where there are more than `max_batches`, the choice of windows are drawn by `seed`. With
+    labels, a batch has whole groups, or a part of one.
     """
     _check_sizes(model, tokens, batch_size, max_batches)
     accepted = inspect.signature(model.forward).parameters
@@ -66,18 +100,52 @@ def batches_of(
     draw = random.Random(seed)
     if max_batches is not None and len(windows) > max_batches * batch_size:
         windows = draw.sample(windows, max_batches * batch_size)
-    windows.sort(key=lambda window: len(window["input_ids"]))
-    pad = tokenizer.pad_token_id
-    chunks = [windows[k : k + batch_size] for k in range(0, len(windows), batch_size)]
+    windows.sort(key=lambda window: len(window.keys["input_ids"]))
+    chunks = _chunks(windows, batch_size) if labels is None else _whole(windows, labels, batch_size)
     # Shuffled, so that the batches held out are not of one length.
     draw.shuffle(chunks)
+    pad = tokenizer.pad_token_id
     more = {"use_cache": False} if "use_cache" in accepted else {}
-    return [{**_padded(chunk, 0 if pad is None else pad), **more} for chunk in chunks]
+    made = [{**_padded(chunk, 0 if pad is None else pad), **more} for chunk in chunks]
+    if labels is None:
+        return made, None
+    return made, [sorted({labels[window.text] for window in chunk}) for chunk in chunks]
+
+
+class Window(NamedTuple):
+    """text  number of the text that it is of
+    keys  what the tokenizer makes of it
+    """
+
+    text: int
+    keys: dict[str, list[int]]
+
+
+def _chunks(windows: Sequence[Window], size: int) -> list[list[Window]]:
+    return [list(windows[k : k + size]) for k in range(0, len(windows), size)]
+
+
+def _whole(windows: Sequence[Window], labels: Sequence[str], size: int) -> list[list[Window]]:
+    """Chunks of one group each, or of several that are small."""
+    groups: dict[str, list[Window]] = {}
+    for window in windows:
+        groups.setdefault(labels[window.text], []).append(window)
+    chunks: list[list[Window]] = []
+    small: list[Window] = []
+    for own in groups.values():
+        if len(own) >= size:
+            chunks += _chunks(own, size)
+            continue
+        if len(small) + len(own) > size:
+            chunks.append(small)
+            small = []
+        small = [*small, *own]
+    return [*chunks, small] if small else chunks
 
 
 def _windows(
     texts: Sequence[str], tokenizer: Any, tokens: int, keys: Sequence[str]
-) -> list[dict[str, list[int]]]:
+) -> list[Window]:
     """All windows of the texts; of a tokenizer that cannot go on, the first one of each."""
     encoded = tokenizer(
         list(texts),
@@ -85,20 +153,24 @@ def _windows(
         max_length=tokens,
         return_overflowing_tokens=bool(tokenizer.is_fast),
     )
-    rows = zip(*(encoded[key] for key in keys), strict=True)
-    windows = [dict(zip(keys, row, strict=True)) for row in rows]
-    return [window for window in windows if window["input_ids"]]
+    rows = list(zip(*(encoded[key] for key in keys), strict=True))
+    of = encoded.get("overflow_to_sample_mapping", range(len(rows)))
+    windows = [
+        Window(text, dict(zip(keys, row, strict=True))) for text, row in zip(of, rows, strict=True)
+    ]
+    return [window for window in windows if window.keys["input_ids"]]
 
 
-def _padded(windows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
+def _padded(windows: Sequence[Window], pad: int) -> dict[str, Tensor]:
     """(batch, longest) each; the mask is 0 on padding, which is on the right."""
-    shape = len(windows), max(len(window["input_ids"]) for window in windows)
-    batch = {key: torch.zeros(shape, dtype=torch.long, device="cpu") for key in (*windows[0], MASK)}
+    shape = len(windows), max(len(window.keys["input_ids"]) for window in windows)
+    names = (*windows[0].keys, MASK)
+    batch = {key: torch.zeros(shape, dtype=torch.long, device="cpu") for key in names}
     batch["input_ids"].fill_(pad)
     for k, window in enumerate(windows):
-        for key, ids in window.items():
+        for key, ids in window.keys.items():
             batch[key][k, : len(ids)] = torch.tensor(ids, device="cpu")
-        batch[MASK][k, : len(window["input_ids"])] = 1
+        batch[MASK][k, : len(window.keys["input_ids"])] = 1
     return batch
 
 

@@ -80,7 +80,7 @@ def test_the_folder_is_what_compress_gives(
     again = tensorlrf.load(target)
 
     model = read_model(source, "float32")
-    batches = batches_of(
+    batches, _ = batches_of(
         read_texts([text]), read_tokenizer(source), model, tokens=32, batch_size=4,
         max_batches=3 if thin else None, seed=0,
     )  # fmt: skip

@@ -28,7 +28,7 @@ class Model:
 
 def batches(texts: list[str], pad: bool = True, **options: Any) -> list[dict[str, Any]]:
     sizes = {"tokens": 16, "batch_size": 4, "max_batches": None, "seed": 0, **options}
-    return batches_of(texts, tokenizer(pad), Model(), **sizes)
+    return batches_of(texts, tokenizer(pad), Model(), **sizes)[0]
 
 
 @settings(deadline=None, max_examples=30)
