@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorlrf
+from tensorlrf.compression.losses._published import matrix_type
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity
 
 SHARES = tuple(k / 10 for k in range(1, 10))
@@ -39,14 +40,14 @@ def svd_llm_v2(
     layers: Sequence[LayerSensitivity], energy: Mapping[str, float], keep: float
 ) -> dict[str, float]:
     """What is taken from a layer goes with 1 / log of its truncation loss at the common share,
-    among the layers of one kind, by the last part of their names (Wang et al. 2025, algorithm 1).
+    among the layers of one type, as all queries are (Wang et al. 2025, section 3.1, algorithm 1).
 
     layers  with the share of the energy that is lost at each rank
     energy  of each layer's outputs over all calibration inputs, which are summed there
     """
     kinds: dict[str, list[LayerSensitivity]] = defaultdict(list)
     for row in layers:
-        kinds[row.name.rpartition(".")[-1]].append(row)
+        kinds[matrix_type(row.name)].append(row)
     kept = {}
     for rows in kinds.values():
         parts = {}
@@ -60,7 +61,8 @@ def svd_llm_v2(
 
 def asvd(layers: Sequence[LayerSensitivity], keep: float) -> dict[str, float]:
     """The lowest of a few shares at which a layer alone loses no more than all others may, by
-    search for that bound (Yuan et al. 2023, section 3.4).
+    search for that bound (Yuan et al. 2023, section 3.4, whose sensitivity is the perplexity of the
+    model with that layer alone cut).
 
     layers  with measured losses
     """

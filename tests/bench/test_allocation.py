@@ -67,26 +67,26 @@ def test_peers_keep_to_the_budget(keep: float) -> None:
 
 
 def test_peers_give_equal_layers_equal_shares_and_the_more_the_more_they_lose() -> None:
-    equal, unequal = layers({"a.q": 1.0, "b.q": 1.0}), layers({"a.q": 1.0, "b.q": 4.0})
+    equal, unequal = layers({"0.q": 1.0, "1.q": 1.0}), layers({"0.q": 1.0, "1.q": 4.0})
     assert len(set(allocation_peers.asvd(equal, 0.5).values())) == 1
-    assert len(set(allocation_peers.svd_llm_v2(equal, dict.fromkeys(("a.q", "b.q"), 1e4), 0.5)
+    assert len(set(allocation_peers.svd_llm_v2(equal, dict.fromkeys(("0.q", "1.q"), 1e4), 0.5)
                    .values())) == 1  # fmt: skip
     kept = allocation_peers.asvd(unequal, 0.4)
-    assert kept["b.q"] > kept["a.q"]
-    kept = allocation_peers.svd_llm_v2(equal, {"a.q": 1e4, "b.q": 1e6}, 0.5)
-    assert kept["b.q"] > kept["a.q"]
+    assert kept["1.q"] > kept["0.q"]
+    kept = allocation_peers.svd_llm_v2(equal, {"0.q": 1e4, "1.q": 1e6}, 0.5)
+    assert kept["1.q"] > kept["0.q"]
 
 
 def test_what_is_taken_goes_with_one_over_the_logarithm_of_the_loss() -> None:
-    rows = layers({"a.q": 1.0, "b.q": 1.0, "a.k": 1.0})
-    energy = {"a.q": 2 * 1e4, "b.q": 2 * 1e8, "a.k": 2e5}
+    rows = layers({"0.q": 1.0, "1.q": 1.0, "0.k": 1.0})
+    energy = {"0.q": 2 * 1e4, "1.q": 2 * 1e8, "0.k": 2e5}
     kept = allocation_peers.svd_llm_v2(rows, energy, 0.5)
     logs = [math.log(math.sqrt(energy[n] * row.loss_at(0.5 * row.params)))
             for n, row in zip(energy, rows, strict=True)]  # fmt: skip
     parts = [1 / logs[0], 1 / logs[1]]
-    scale = kept["a.k"] / 0.5  # alone among its kind; one multiplier meets the budget
+    scale = kept["0.k"] / 0.5  # alone among its kind; one multiplier meets the budget
     wanted = [scale * (1 - 0.5 * part / (sum(parts) / 2)) for part in parts]
-    assert [kept["a.q"], kept["b.q"]] == pytest.approx(wanted, rel=1e-6)
+    assert [kept["0.q"], kept["1.q"]] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_two_models_are_compared_on_the_same_examples() -> None:

@@ -238,12 +238,12 @@ class Probe:
         """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
         if rule == "energy":
             return self._told(rule, OF_WEIGHTS if self.data is None else OF_OUTPUTS, energies)
-        unit, losses = {
-            "effective_rank": ("effective rank over rank", effective_rank_losses),
-            "spectrum_shape": ("parameters by singular values", spectrum_shape_losses),
-        }[rule]
         sizes = {name: _sizes(dense_layer_at(self.model, name)) for name in energies}
-        return self._told(rule, unit, {n: losses(sizes[n], energies[n]) for n in energies})
+        if rule == "effective_rank":
+            told = effective_rank_losses(sizes, energies)
+            return self._told(rule, "effective rank over rank, by type", told)
+        told = {name: spectrum_shape_losses(sizes[name], energies[name]) for name in energies}
+        return self._told(rule, "parameters by singular values", told)
 
     def _by_influence(self) -> Sensitivity:
         assert self.data is not None

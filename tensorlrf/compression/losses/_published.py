@@ -4,19 +4,23 @@ All three share a budget out by one multiplier: what a unit of cost buys is the 
 So each is the knapsack's own condition, for a loss of its own. These are told beside staying dense:
 what a layer would lose at its break-even, where factors are as large as the weight, is taken off.
 
-References: Mi, Sun, Zhang & Huang 2025 (D-Rank); Jaiswal et al. 2024 (WeLore); Lin et al. 2025
-(MoDeGPT).
+References: Mi, Sun, Zhang & Huang 2025 (D-Rank, equations 1 to 7); Jaiswal et al. 2024 (WeLore,
+whose code normalises spectra from their least value to their largest); Lin et al. 2025 (MoDeGPT,
+equations 10 and 11).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TEMPERATURE = 0.015
-"""How evenly MoDeGPT spreads sparsity over blocks: its epsilon."""
+"""How evenly MoDeGPT spreads sparsity over blocks: its epsilon, of which this value and the bound
+below are those of an open implementation (github.com/cbacary/MoDeGPT)."""
 
 MOST_SPARSITY = 0.8
 """Of what a layer may lose there, unless the budget asks for more."""
@@ -27,6 +31,8 @@ not."""
 
 BEYOND = 1e3
 """What a unit of sparsity costs above the most: more than anything below."""
+
+NUMBER = re.compile(r"(?:^|\.)\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -61,31 +67,53 @@ def effective_rank(energies: Sequence[float]) -> float:
     return math.exp(-sum(p / total * math.log(p / total) for p in parts if p > 0))
 
 
-def effective_rank_losses(sizes: Sizes, energies: Sequence[float]) -> list[float]:
-    """R / r, with R the effective rank of the layer's outputs, so that r ~ sqrt(R / cost of a
-    rank).
+def matrix_type(name: str) -> str:
+    """What a layer has in common with those of other blocks: its name without numbers."""
+    return NUMBER.sub("", name)
+
+
+def effective_rank_losses(
+    sizes: Mapping[str, Sizes], energies: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """R / r, with R the effective rank of a layer's outputs, so that r ~ sqrt(R / cost of a rank)
+    among the layers of one type, as all queries are; weighted so that one multiplier gives each
+    type the share that the whole model keeps.
 
     D-Rank, without its bases that several layers share and its shift from queries and keys to
     values.
     """
-    height = effective_rank(energies)
-    known = [height * max(0.0, 1 / r - 1 / sizes.break_even) for r in range(1, sizes.full + 1)]
-    return [2 * height, *known]
+    heights = {name: effective_rank(energies[name]) for name in sizes}
+    params: dict[str, float] = defaultdict(float)
+    roots: dict[str, float] = defaultdict(float)
+    for name, size in sizes.items():
+        params[matrix_type(name)] += size.params
+        roots[matrix_type(name)] += math.sqrt(heights[name] * size.a_rank)
+    losses = {}
+    for name, size in sizes.items():
+        kind = matrix_type(name)
+        # The ranks of loss w R / r spend sqrt(w / multiplier) sum of sqrt(R cost): the share of
+        # the type's parameters is the same for all where that is so of w over params squared.
+        weight = (params[kind] / roots[kind]) ** 2 if roots[kind] > 0 else 1.0
+        height = weight * heights[name]
+        known = [height * max(0.0, 1 / r - 1 / size.break_even) for r in range(1, size.full + 1)]
+        losses[name] = [2 * height, *known]
+    return losses
 
 
 def spectrum_shape_losses(sizes: Sizes, energies: Sequence[float]) -> list[float]:
-    """The singular values beyond r in shares of the largest, each at the cost of a rank, so that
-    all layers keep those above one threshold.
+    """The singular values beyond r, each from 0 for the least to 1 for the largest and at the cost
+    of a rank, so that all layers keep those above one threshold.
 
     WeLore, whose spectra are those of the weights.
     """
     values = [math.sqrt(step) for step in _steps(energies)]
-    top = max(values, default=0.0)
+    low, top = min(values, default=0.0), max(values, default=0.0)
     losses = [0.0]
     for r in reversed(range(sizes.full)):
         # Beyond the break-even there is nothing to be bought.
         bought = sizes.a_rank * min(1.0, max(0.0, sizes.break_even - r))
-        losses.append(losses[-1] + (bought * values[r] / top if top > 0 else 0.0))
+        height = (values[r] - low) / (top - low) if top > low else float(top > 0)
+        losses.append(losses[-1] + bought * height)
     return losses[::-1]
 
 

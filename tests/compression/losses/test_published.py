@@ -62,11 +62,29 @@ def test_ranks_go_with_the_root_of_the_effective_rank_over_their_cost() -> None:
         ((Sizes(4096, 16, 64), Sizes(4096, 16, 64)), (few, many)),
         ((Sizes(16384, 64, 64), Sizes(4096, 16, 64)), (many, many)),
     ):
-        items = [
-            options(s, effective_rank_losses(s, e)) for s, e in zip(sizes, energies, strict=True)
-        ]
+        named = dict(zip(("blocks.0.q", "blocks.1.q"), sizes, strict=True))
+        losses = effective_rank_losses(named, dict(zip(named, energies, strict=True)))
+        items = [options(named[name], losses[name]) for name in named]
         low, high = (k + 1 for k in knapsack(items, 16 * 3 * 16 * (sizes[0].a_rank // 16) ** 0.5))
         assert high / low == pytest.approx(2, rel=0.13)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.5])
+def test_each_type_of_matrix_keeps_the_share_of_the_model(share: float) -> None:
+    """Queries of low effective rank, values of a high one: all of one size, in two blocks."""
+    few, some, many = (tails([1.0] * n + [1e-3] * (256 - n)) for n in (4, 16, 200))
+    energies = {"0.q": few, "1.q": some, "0.v": some, "1.v": many}
+    sizes = dict.fromkeys(energies, Sizes(256 * 256, 256, 256))
+    losses = effective_rank_losses(sizes, energies)
+    items = [options(sizes[name], losses[name]) for name in sizes]
+    whole = sum(size.params for size in sizes.values())
+    chosen = knapsack(items, share * whole)
+    kept = {name: items[k].cost[i] for k, (name, i) in enumerate(zip(sizes, chosen, strict=True))}
+    for kind in "qv":
+        own = kept[f"0.{kind}"] + kept[f"1.{kind}"]
+        assert own == pytest.approx(share * whole / 2, rel=0.03)
+        ratio = effective_rank(energies[f"1.{kind}"]) / effective_rank(energies[f"0.{kind}"])
+        assert kept[f"1.{kind}"] / kept[f"0.{kind}"] == pytest.approx(ratio**0.5, rel=0.05)
 
 
 @given(spectra, spectra, st.floats(0.2, 0.9))
@@ -80,7 +98,7 @@ def test_the_largest_normalised_singular_values_of_all_layers_are_kept(
     ]
     room = max(2, int(share * sum(s.full for s in sizes)))  # ranks, one at the least of each
     kept = [k + 1 for k in knapsack(items, 10 * room)]
-    normal = [[x / v[0] for x in v] for v in values]
+    normal = [[(x - v[-1]) / (v[0] - v[-1]) if v[0] > v[-1] else 1.0 for x in v] for v in values]
     lost = sum(sum(v[k:]) for v, k in zip(normal, kept, strict=True))
     rest = sorted([x for v in normal for x in v[1:]], reverse=True)
     assert lost <= sum(rest[room - 2 :]) * (1 + 2e-3) + 1e-6
@@ -109,7 +127,7 @@ def test_losses_fall_to_nothing_at_the_break_even(values: list[float], above: fl
     sizes = Sizes(7 * len(values), 10, len(values))
     energies = tails(values)
     for losses in (
-        effective_rank_losses(sizes, energies),
+        effective_rank_losses({"0": sizes}, {"0": energies})["0"],
         spectrum_shape_losses(sizes, energies),
         block_influence_losses(sizes, above),
     ):
