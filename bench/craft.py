@@ -194,6 +194,8 @@ class Bench:
                 else setting.method
             ),
             target=setting.target,
+            allocation="uniform",
+            metric="outputs",
             calibration=calibration_batches() if setting.calibrated else None,
             skip=SKIP,
         )

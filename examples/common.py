@@ -19,6 +19,7 @@ from tensorlrf.ops import time_calls
 FORMATS = ("tucker", "cp", "kron", "tt", "tr", "blr", "hierarchical", "monarch", "blast")
 
 VARIANTS = (
+    "auto",  # ranks where they matter, in whichever metric loses less, in order
     "plain",  # truncated SVD of the weights, no inputs
     "asvd",  # columns scaled by their inputs (Yuan et al. 2023), all layers at once
     "independent",  # data-aware, all layers at once, each on the given model's inputs
@@ -28,6 +29,7 @@ VARIANTS = (
     "original+affine",
     *FORMATS,  # as "original", in another format than low rank
 )
+"""All but the first with uniform ranks, and errors of outputs as sums of squares."""
 
 OUTPUT = Path("demo-output")
 
@@ -54,14 +56,17 @@ def options(variant: str) -> dict[str, Any]:
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if variant == "auto":
+        return {"allocation": "auto", "metric": "auto"}
+    given: dict[str, Any] = {"allocation": "uniform", "metric": "outputs", "method": "svd"}
     if variant == "plain":
-        return {"method": "svd"}
+        return given
     if variant == "asvd":
-        return {"method": tensorlrf.SVD(metric="diagonal"), "target": "independent"}
+        return given | {"method": tensorlrf.SVD(metric="diagonal"), "target": "independent"}
     if variant in FORMATS:
-        return {"method": variant, "target": "original"}
+        return given | {"method": variant, "target": "original"}
     target, _, affine = variant.partition("+")
-    return {"method": "svd", "target": target} | ({"affine": True} if affine else {})
+    return given | {"target": target} | ({"affine": True} if affine else {})
 
 
 def compress(
@@ -71,14 +76,17 @@ def compress(
     calibration: Iterable[Batch],
     skip: Sequence[str],
     *,
+    loss: str = "auto",
+    readout: Callable[[Any], Tensor] | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, tensorlrf.Report]:
     """`tensorlrf.compress` in one of the VARIANTS; "plain" leaves the calibration alone."""
     given = options(variant)
     batches = None if variant == "plain" else calibration
     return tensorlrf.compress(
-        model, keep_params=keep, calibration=batches, skip=list(skip), progress=progress, **given
-    )
+        model, keep_params=keep, calibration=batches, skip=list(skip), loss=loss, readout=readout,
+        progress=progress, **given,
+    )  # fmt: skip
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
