@@ -9,7 +9,7 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import Debug, Json, Seed
+from tensorlrf.cli._options import Debug, Groups, Json, Seed
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.cli._wanted import Wanted, read_value
@@ -18,7 +18,7 @@ from tensorlrf.compression import compress as compress_model
 from tensorlrf.compression import plan as make_plan
 from tensorlrf.compression.methods import words
 from tensorlrf.decomposition.methods import installed, names
-from tensorlrf.errors import printable
+from tensorlrf.errors import ArgumentError, printable
 
 
 def words_of_methods() -> str:
@@ -129,9 +129,23 @@ def compress(
             help="What outputs are fitted to: original (default), prefix or independent.",
         ),
     ] = None,
+    fit_metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="WORD",
+            help="In what outputs of layers are to be near: outputs (their squares), loss (what "
+            "errors of them cost the model), or auto, whichever loses less on text held out.",
+        ),
+    ] = None,
     affine: Annotated[
         bool, typer.Option("--affine", help="Let biases make good what they can.")
     ] = False,
+    refine: Annotated[
+        float | None,
+        typer.Option("--refine", metavar="SECONDS", help="Of distillation at the end, on --text."),
+    ] = None,
+    groups: Groups = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
     ] = None,
@@ -186,7 +200,7 @@ def compress(
     with guard(debug, target):
         options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
-            max_batches, dtype, seed,
+            max_batches, dtype, seed, fit_metric, refine, groups,
         )  # fmt: skip
         options.check()
         budgets = {
@@ -198,26 +212,38 @@ def compress(
         given = None
         if plan is not None:
             wanted.check_alone()
+            if refine is not None:
+                raise ArgumentError(
+                    "--refine is not for --plan: refine what comes out with `tensorlrf refine`"
+                )
             given = read_value(Plan, "--plan", plan)
         arguments = wanted.arguments()
         metric = read_evaluate(evaluate)
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
         fit: dict[str, Any] = {
             "calibration": job.batches, "target": fit_target or "original", "affine": affine,
-            "random_state": seed,
+            "random_state": seed, "groups": job.groups,
         }  # fmt: skip
-        if given is None and (plan_only or metric is None):
+        fit |= {} if fit_metric is None else {"metric": fit_metric}
+        if given is None and (plan_only or (metric is None and refine is None)):
             more: dict[str, Any] = {} if max_drop is None else {"evaluate": metric}
             given = job.explain(
                 make_plan(
-                    job.model, calibration=job.batches, random_state=seed, **arguments, **more
+                    job.model,
+                    calibration=job.batches,
+                    groups=job.groups,
+                    random_state=seed,
+                    **arguments,
+                    **more,
                 )
             )
         if plan_only and given is not None:
             show(given, as_json)
             return
         if given is None:
-            small, report = compress_model(job.model, evaluate=metric, **arguments, **fit)
+            small, report = compress_model(
+                job.model, evaluate=metric, refine=refine, **arguments, **fit
+            )
         else:
             small, report = apply(job.model, given, **fit)
         job.write(small)

@@ -30,6 +30,7 @@ from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.refinement._processes import Processes
 from tensorlrf.compression.refinement._refine import refined
 from tensorlrf.compression.refinement._settings import Settings
+from tensorlrf.compression.refinement._student import take_over
 from tensorlrf.compression.report._report import Report
 from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError
@@ -99,7 +100,7 @@ def compress(
         In what outputs of layers are to be near, as in `apply`.
     refine : float, optional
         Seconds for `tensorlrf.refine` on the batches of `calibration`, by `loss` and `readout`, at
-        the end.
+        the end; it is judged by the same that are held out.
     random_state, progress
         As in `apply`.
 
@@ -144,16 +145,7 @@ def compress(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout, groups,
     )  # fmt: skip
-    settings = None if refine is None else Settings(seconds=refine, holdout=holdout)
-    if settings is not None:
-        settings.check("refine")
-        if max_drop is not None:
-            raise ArgumentError(
-                f"refine={refine!r} and max_drop={max_drop!r}: what is found is judged before it "
-                "is refined; leave out refine=, and pass the result to tensorlrf.refine"
-            )
-        if calibration is None:
-            raise ArgumentError(f"refine={refine!r} trains on inputs; give calibration=")
+    settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
     return _compressed(model, request, judging, fitting, calibration, settings)
 
 
@@ -185,6 +177,7 @@ def compress_(
     metric: str = OUTPUTS,
     loss: str = AUTO,
     readout: Readout | None = None,
+    refine: float | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Report:
@@ -200,7 +193,7 @@ def compress_(
         As in `plan`.
     calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         As in `apply`.
-    max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout
+    max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout, refine
         As in `compress`.
     random_state, progress
         As in `compress`.
@@ -235,13 +228,14 @@ def compress_(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout, groups,
     )  # fmt: skip
+    settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
     given, model = model, uncompiled(model)
     if model is not given and model is not getattr(given, "_orig_mod", None):
         raise ArgumentError(
             "model holds modules that torch.compile wrapped, which would go on with their old "
             "layers; compile them after compress_, or use compress"
         )
-    small, report = _compressed(model, request, judging, fitting, calibration)
+    small, report = _compressed(model, request, judging, fitting, calibration, settings)
     if isinstance(small, FactoredLayer):
         raise ArgumentError(
             f"model is a {type(model).__name__}, one layer, which cannot become another in place; "
@@ -250,9 +244,29 @@ def compress_(
     for row in report.layers:
         if row.factored:
             put(model, row.places, module_at(small, row.name))
+    if report.refinement is not None:
+        take_over(model, small)
     if report.batch_norms is not None and report.batch_norms.kept:
         set_statistics(norms_of(model), statistics_of(norms_of(small)))
     return report
+
+
+def _refinement(
+    refine: Any, holdout: float, max_drop: float | None, *, calibrated: bool
+) -> Settings | None:
+    """Of refinement at the end; None for none. Raises ArgumentError."""
+    if refine is None:
+        return None
+    settings = Settings(seconds=refine, holdout=holdout)
+    settings.check("refine")
+    if max_drop is not None:
+        raise ArgumentError(
+            f"refine={refine!r} and max_drop={max_drop!r}: what is found is judged before it is "
+            "refined; leave out refine=, and pass the result to tensorlrf.refine"
+        )
+    if not calibrated:
+        raise ArgumentError(f"refine={refine!r} trains on inputs; give calibration=")
+    return settings
 
 
 def _compressed(
@@ -261,7 +275,7 @@ def _compressed(
     judging: Metric,
     fitting: Fitting,
     calibration: Any,
-    settings: Settings | None = None,
+    settings: Settings | None,
 ) -> tuple[nn.Module, Report]:
     """`settings` are those of refinement; None for none."""
     # A wrong word is told before the model is looked at.

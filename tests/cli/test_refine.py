@@ -151,6 +151,21 @@ def test_sensitivities_of_weights_alone(program: Program, tmp_path: Path) -> Non
     assert "is not there" in program("sensitivity", tmp_path / "none").error
 
 
+def test_compress_takes_a_metric_and_refines(program: Program, made: Path, tmp_path: Path) -> None:
+    given = ("compress", made / "bert", *HALF, "--text", made / "news.txt", *TEXT, "--json")
+    more = ("--metric", "loss", "--refine", 0.5, "--groups", "documents")
+    done = program(*given, "-o", tmp_path / "small", *more)
+    assert done.code == 0, done.err
+    report = tensorlrf.Report.from_json(done.out)
+    assert report.metric == "loss"
+    assert report.refinement is not None
+    done = program(*given, "-o", tmp_path / "other", "--metric", "errors")
+    assert "metric='errors' is unknown" in done.error
+    for option, value in (("--metric", "loss"), ("--refine", 1), ("--groups", "documents")):
+        done = program("compress", made / "bert", *HALF, option, value, "-o", tmp_path / "other")
+        assert f"{option} needs --text" in done.error
+
+
 def test_a_batch_is_of_whole_groups_or_part_of_one() -> None:
     texts = [" ".join(["w0"] * n) for n in (60, 5, 5, 40, 7, 3, 9, 30)]
     labels = list("aabbccde")

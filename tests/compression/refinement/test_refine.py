@@ -198,6 +198,25 @@ def test_compress_refines_at_its_end() -> None:
         tensorlrf.compress(model, calibration=data, refine=-1, **options)
 
 
+def test_in_place_the_norms_and_biases_of_the_model_are_trained_too() -> None:
+    """Those of layers that stay are the same tensors as before, with new values."""
+    model, data = copy.deepcopy(pair()[0]), batches(size=12)
+    norm, old = model.norm.weight, copy.deepcopy(model.norm.weight)
+    options: dict[str, Any] = {"keep_params": 0.4, "skip": ["embedding", "head"], **QUIET}
+    report = tensorlrf.compress_(model, calibration=data, refine=1.0, **options)
+    told = report.refinement
+    assert told is not None
+    assert told.after == pytest.approx(divergence(pair()[0], model, held_out(data)), rel=1e-4)
+    assert model.norm.weight is norm
+    assert not torch.equal(norm, old)
+    with pytest.raises(ArgumentError, match=r"refine=1\.0 trains on inputs"):
+        tensorlrf.compress_(model, refine=1.0, **options)
+    with pytest.raises(ArgumentError, match=r"refine=1\.0 and max_drop"):
+        tensorlrf.compress_(
+            model, calibration=data, refine=1.0, max_drop=0.1, evaluate=lambda _: 1.0
+        )
+
+
 def test_compress_refines_on_whole_groups() -> None:
     model, data = pair()[0], batches(8, size=12)
     options: dict[str, Any] = {"keep_params": 0.4, "skip": ["embedding", "head"], **QUIET}
