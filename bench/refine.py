@@ -80,9 +80,9 @@ class Spec:
         phases = None if found[3] == "all" else found[3].split(",")
         return cls(head.partition(":")[0], phases, {key: _value(v) for key, _, v in pairs})
 
-    def case(self) -> Case:
+    def case(self, work: Path) -> Case:
         model, _, share = self.name.partition("@")
-        return CASES[model](float(share))
+        return CASES[model](float(share), work)
 
 
 def _value(text: str) -> Any:
@@ -110,7 +110,7 @@ def measure(text: str, seconds: float, work: Path, *, tests: bool) -> dict[str, 
     """Figures of a row; those on test inputs only where `tests`."""
     torch.set_num_threads(1)
     spec = Spec.of(text)
-    case = spec.case()
+    case = spec.case(work)
     small = compressed(spec, case, work)
     budget = {} if "steps" in spec.options else {"seconds": seconds}
     resident, began = Resident(), time.process_time()

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.subjects import Judge, spoken, subject
@@ -69,7 +71,7 @@ class Pooled(nn.Module):
         return (hidden * mask).sum(1) / mask.sum(1)
 
 
-def minilm(keep: float) -> Case:
+def minilm(keep: float, _: Path) -> Case:
     """The encoder with its mean over tokens. Every fifth of 300 documents is held out of both; it
     is fitted to the first 96 tokens of a third of the others, and refined on all their text."""
     import minilm as example
@@ -100,7 +102,7 @@ def _cut(words: list[str], n: int) -> list[list[str]]:
     return [part for part in parts if len(part) > n // 2] or parts[:1]
 
 
-def efficientnet(keep: float) -> Case:
+def efficientnet(keep: float, _: Path) -> Case:
     """The classifier. Every fifth of 15 pictures is held out of both; a batch mixes crops of the
     others. It is refined on more crops of them than it is fitted to."""
     import efficientnet as example
@@ -127,19 +129,23 @@ def efficientnet(keep: float) -> Case:
     return Case(dense, fit, budget, data, share, about.judge(dense), "kl", groups)
 
 
-def own_cnn(keep: float) -> Case:
-    """The CNN of digits as CP, on its training pictures."""
+def own_cnn(keep: float, work: Path) -> Case:
+    """The CNN of digits as CP, on its training pictures. It is trained once."""
     import own_cnn as example
 
-    about = subject("own_cnn")
-    dense, (x, _) = about.load(), example.digits("train", 2560)
+    about, trained = subject("own_cnn"), work / "own_cnn.safetensors"
+    if not trained.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        save_file(about.load().state_dict(), trained)
+    dense, (x, _) = example.Net().eval(), example.digits("train", 2560)
+    dense.load_state_dict(load_file(trained))
     fit, held = list(x[:512].split(64)), list(x[2048:].split(64))
     data, share = placed(list(x[:2048].split(64)), held)
     budget = {"keep_params": keep, "method": "cp"}
     return Case(dense, fit, budget, data, share, about.judge(dense))
 
 
-def smollm2(keep: float) -> Case:
+def smollm2(keep: float, _: Path) -> Case:
     """The language model: fitted to 32 windows of news, refined on these and 26 more, 6 more held
     out; judged on other news, and on Python's own pages of help, a text of another kind."""
     import smollm2 as example
@@ -172,10 +178,10 @@ def help_pages(tokenizer: Any, n: int) -> torch.Tensor:
     return whole[[math.floor(k * every / n) for k in range(n)]]
 
 
-CASES: dict[str, Callable[[float], Case]] = {
+CASES: dict[str, Callable[[float, Path], Case]] = {
     "minilm": minilm,
     "efficientnet": efficientnet,
     "own_cnn": own_cnn,
     "smollm2": smollm2,
 }
-"""Name -> the case at a share of the parameters to keep."""
+"""Name -> the case at a share of the parameters to keep; the folder may hold what was made once."""
