@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import tensorlrf
@@ -19,6 +20,7 @@ from bench.plan_order import output_energies
 from bench.resident import Resident
 from bench.subjects import Subject
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.losses._curvature import output_metrics
 from tensorlrf.compression.losses._probe import Probe
 
 SENSED = (
@@ -47,36 +49,58 @@ SHARES: dict[str, tuple[float, ...]] = {
 }
 
 
+FITS = ("independent", "original")
+METRICS = ("outputs", "loss", "auto")
+
+ALSO = (
+    ("uniform", "original", "outputs"),
+    ("fisher", "original", "outputs"),
+    ("measured", "original", "outputs"),
+    ("fisher", "independent", "loss"),
+    ("fisher", "original", "loss"),
+    ("auto", "original", "auto"),
+)
+"""(rule, target, metric) of the rows that are fitted otherwise."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """A row: a model, a rule and the share of the parameters to keep; the dense model keeps 1."""
+    """A row: a model, a rule and the share of the parameters to keep; the dense model keeps 1. And
+    `target` and `metric` of the fit."""
 
     model: str
     rule: str
     keep: float
+    target: str = "independent"
+    metric: str = "outputs"
 
     @classmethod
     def of(cls, text: str) -> Spec:
-        """ "minilm:fisher:.6". Raises ValueError."""
-        parts = text.split(":")
+        """ "minilm:fisher:.6" or "minilm:fisher:.6:original:loss". Raises ValueError."""
+        model, rule, share, *fit = [*text.split(":"), *[""] * 2][: max(3, text.count(":") + 1)]
         try:
-            model, rule, keep = parts[0], parts[1], float(parts[2])
-        except (IndexError, ValueError):
+            keep = float(share)
+        except ValueError:
+            keep = 0.0
+        known = len(fit) <= 2 and all(w in ws for w, ws in zip(fit, (FITS, METRICS), strict=False))
+        if not 0 < keep <= 1 or not known:
             raise ValueError(
-                f"a row is MODEL:RULE:SHARE such as minilm:fisher:.6, got {text!r}"
-            ) from None
+                "a row is MODEL:RULE:SHARE[:TARGET[:METRIC]] with a share in (0, 1], such as "
+                f"minilm:fisher:.6 or minilm:fisher:.6:original:loss, got {text!r}"
+            )
         if model not in SHARES:
             raise ValueError(f"the model must be one of {', '.join(SHARES)}, got {model!r}")
         if rule not in ("dense", *RULES, *ORDERS):
             raise ValueError(
                 f"the rule must be dense or one of {', '.join((*RULES, *ORDERS))}, got {rule!r}"
             )
-        if len(parts) != 3 or not 0 < keep <= 1:
-            raise ValueError(f"a row is MODEL:RULE:SHARE with a share in (0, 1], got {text!r}")
-        return cls(model, rule, keep)
+        return cls(model, rule, keep, *fit)
 
     def __str__(self) -> str:
-        return f"{self.model}:{self.rule}:{self.keep:g}"
+        usual = Spec(self.model, self.rule, self.keep)
+        fit = [] if self == usual else [self.target]
+        fit += [] if self.metric == usual.metric else [self.metric]
+        return ":".join([self.model, self.rule, f"{self.keep:g}", *fit])
 
 
 def specs_of(model: str) -> list[Spec]:
@@ -84,6 +108,7 @@ def specs_of(model: str) -> list[Spec]:
     rows = [Spec(model, "dense", 1.0)]
     for keep in SHARES[model]:
         rows += [Spec(model, rule, keep) for rule in (*RULES, *ORDERS)]
+        rows += [Spec(model, rule, keep, *fit) for rule, *fit in ALSO]
     return rows
 
 
@@ -113,6 +138,13 @@ class Finder:
         for _ in self.probe.parts():
             pass
         return time.process_time() - start
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What errors of the layers' outputs cost the model."""
+        data, names = self.probe.data, list(self.probe.names)
+        draws = torch.Generator().manual_seed(0)
+        return output_metrics(self.dense, names, data, self.probe.output_loss, draws, lambda: None)
 
     def plan(self, rule: str, keep: float) -> tuple[tensorlrf.Plan, float]:
         """(the plan of a rule, the CPU seconds that it takes from the model on)."""
@@ -152,14 +184,15 @@ class Finder:
         known = tensorlrf.Sensitivity.from_json(json.dumps(content["sensitivity"]))
         return known, content["seconds"]
 
-    def compressed(self, keep: float) -> tuple[nn.Module, tensorlrf.Report]:
+    def compressed(self, spec: Spec) -> tuple[nn.Module, tensorlrf.Report]:
         """With the ranks that "auto" chooses."""
         return tensorlrf.compress(
             self.dense,
-            keep_params=keep,
+            keep_params=spec.keep,
             calibration=self.batches,
             skip=self.skip,
-            target="independent",
+            target=spec.target,
+            metric=spec.metric,
             allocation="auto",
             loss=self.figure.loss,
             readout=self.figure.readout,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,11 @@ from common import call, interval
 from torch import Tensor, nn
 
 Scores = np.ndarray
-"""(examples, k): what a model did on each document, picture, scene or block of tokens."""
+"""(examples, k): what a model did on each document, picture, scene or block of tokens; and what
+else figures need, as the text that a block is of, or a document's embedding."""
+
+Told = tuple[float, tuple[float, float]]
+"""A figure, and its 95% interval over examples."""
 
 
 Scorer = Callable[[nn.Module], Scores]
@@ -26,30 +30,57 @@ class Figure:
     of       the figure of the scores of some examples
     loss     what errors of the outputs cost, as `tensorlrf.sensitivity` takes it
     readout  and what counts of them
+    part     the examples that it is a figure of, where these are not all
+    also     other figures of the same examples
+    columns  of the scores that two models are compared by, which are kept
     """
 
     name: str
     of: Callable[[Scores], float]
     loss: str = "auto"
     readout: Callable[[Any], Tensor] | None = None
+    part: Callable[[Scores], Scores] = np.asarray
+    also: Mapping[str, Callable[[Scores], Told]] = field(default_factory=dict)
+    columns: int = 1
 
-    def told(self, scores: Scores) -> tuple[float, tuple[float, float]]:
-        """(figure, its 95% interval over examples)."""
-        return self.of(scores), interval(lambda k: self.of(scores[k]), len(scores))
+    def told(self, scores: Scores) -> Told:
+        """The figure of a model."""
+        own = self.part(scores)
+        return self.of(own), interval(lambda k: self.of(own[k]), len(own))
 
-    def beside(self, scores: Scores, others: Scores) -> tuple[float, tuple[float, float]]:
-        """(how much higher the figure is than with the others, its 95% interval over examples that
-        are drawn for both alike)."""
-        higher = self.of(scores) - self.of(others)
-        return higher, interval(lambda k: self.of(scores[k]) - self.of(others[k]), len(scores))
+    def beside(self, scores: Scores, others: Scores) -> Told:
+        """How much higher the figure is than with the others, over examples that are drawn for both
+        alike."""
+        own, other = self.part(scores), self.part(others)
+        higher = self.of(own) - self.of(other)
+        return higher, interval(lambda k: self.of(own[k]) - self.of(other[k]), len(own))
 
 
 def _mean(scores: Scores) -> float:
     return float(scores.mean())
 
 
+def _first(scores: Scores) -> float:
+    return float(scores[:, 0].mean())
+
+
 def _perplexity(nats: Scores) -> float:
-    return float(np.exp(nats.mean()))
+    return float(np.exp(nats[:, 0].mean()))
+
+
+def _pearson(scores: Scores) -> Told:
+    import texts
+
+    judged, embeddings = texts.human_similarities(), scores[:, 1:]
+    return texts.pearson(embeddings, judged), texts.pearson_interval(embeddings, judged)
+
+
+HEAD, NEWS, TOPICS = range(3)
+"""Texts by number: the first windows of lee.cor, the others, and topics of Python's manual."""
+
+
+def _text(*numbers: int) -> Callable[[Scores], Scores]:
+    return lambda scores: scores[np.isin(scores[:, 1], numbers)]
 
 
 def _f1(counts: Scores) -> float:
@@ -60,8 +91,23 @@ def _f1(counts: Scores) -> float:
 # Calibration reads the first 96 tokens of texts, of which nearly all have as many: no padding.
 FIGURES = {
     "own_cnn": Figure("right", _mean),
-    "minilm": Figure("cosine to dense", _mean, "cosine", lambda o: o.last_hidden_state.mean(1)),
-    "smollm2": Figure("perplexity", _perplexity),
+    "minilm": Figure(
+        "cosine to dense",
+        _first,
+        "cosine",
+        lambda o: o.last_hidden_state.mean(1),
+        also={"Lee-50 Pearson": _pearson},
+    ),
+    "smollm2": Figure(
+        "perplexity",
+        _perplexity,
+        part=_text(HEAD),
+        also={
+            "all of lee.cor": Figure("", _perplexity, part=_text(HEAD, NEWS)).told,
+            "topics of the manual": Figure("", _perplexity, part=_text(TOPICS)).told,
+        },
+        columns=2,
+    ),
     "efficientnet": Figure("agreement", _mean),
     "detector": Figure("F1", _f1),
 }
@@ -81,7 +127,8 @@ def _minilm(dense: nn.Module) -> Scorer:
 
     def scores(model: nn.Module) -> Scores:
         got = minilm.embed(model, tokenizer, texts.documents()).double()
-        return nn.functional.cosine_similarity(wanted, got)[:, None].numpy()
+        cosines = nn.functional.cosine_similarity(wanted, got)
+        return torch.cat([cosines[:, None], got], 1).numpy()
 
     return scores
 
@@ -89,10 +136,15 @@ def _minilm(dense: nn.Module) -> Scorer:
 def _smollm2(_: nn.Module) -> Scorer:
     import smollm2
 
-    tokens = smollm2.unseen_windows(smollm2.load_tokenizer())
+    tokenizer = smollm2.load_tokenizer()
+    news, topics = smollm2.unseen_windows(tokenizer, None), smollm2.topics_windows(tokenizer)
+    text = torch.cat([torch.full((len(news),), NEWS), torch.full((len(topics),), TOPICS)])
+    text[: smollm2.N_TEST] = HEAD
+    tokens = torch.cat([news, topics])
 
     def scores(model: nn.Module) -> Scores:
-        return smollm2.losses(model, tokens).reshape(-1, smollm2.BLOCK).mean(1)[:, None].numpy()
+        nats = smollm2.losses(model, tokens).reshape(len(tokens), -1, smollm2.BLOCK).mean(2)
+        return torch.stack([nats, text[:, None].expand_as(nats)], 2).flatten(0, 1).numpy()
 
     return scores
 

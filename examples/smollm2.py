@@ -14,6 +14,7 @@ import math
 import time
 from functools import cache
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SKIP = ["lm_head", "model.embed_tokens"]  # one weight, shared
 WINDOW = 512  # tokens
 N_TEST = 4  # windows
+N_TOPICS = 32  # windows
 N_CALIBRATION = 32  # windows
 BLOCK = 73  # neighbouring tokens that the bootstrap draws together; 511 = 7 x 73
 
@@ -78,21 +80,29 @@ def load_tokenizer():
     return AutoTokenizer.from_pretrained(_folder(), gguf_file=FILE, local_files_only=True)
 
 
-def windows(tokenizer, texts: list[str], n: int) -> Tensor:
-    """(n, 512): the texts joined by newlines, and cut without overlap from the first token on.
+def windows(tokenizer, texts: list[str], n: int | None) -> Tensor:
+    """(n, 512): the texts joined by newlines, and cut without overlap from the first token on; None
+    for all that there are.
 
     Raises:
         ValueError: the texts are shorter than that.
     """
     tokens = tokenizer("\n".join(texts), return_tensors="pt")["input_ids"][0]
+    n = len(tokens) // WINDOW if n is None else n
     if len(tokens) < n * WINDOW:
         raise ValueError(f"n={n} windows take {n * WINDOW} tokens, the texts have {len(tokens)}")
     return tokens[: n * WINDOW].reshape(n, WINDOW)
 
 
-def unseen_windows(tokenizer) -> Tensor:
-    """(4, 512): the first 2,048 tokens of the 50 documents."""
-    return windows(tokenizer, documents(), N_TEST)
+def unseen_windows(tokenizer, n: int | None = N_TEST) -> Tensor:
+    """(4, 512): the first 2,048 tokens of the 50 documents; or as many as there are."""
+    return windows(tokenizer, documents(), n)
+
+
+def topics_windows(tokenizer, n: int = N_TOPICS) -> Tensor:
+    """(32, 512): of the topics of Python's manual, which lie in its standard library: text of
+    another kind than any that calibration sees."""
+    return windows(tokenizer, [topics[name] for name in sorted(topics)], n)
 
 
 def calibration_batches(tokenizer, n: int = N_CALIBRATION) -> list[dict[str, Tensor]]:

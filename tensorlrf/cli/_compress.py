@@ -79,8 +79,8 @@ def compress(
         typer.Option(
             "--allocation",
             metavar="WORD",
-            help="How the share is shared out over layers: uniform (default), energy; with --text "
-            "fisher, measured or auto, by what the model would lose.",
+            help="How the share is shared out over layers: auto (default), with --text by what the "
+            "model would lose, as by fisher or measured, without it uniform; or energy.",
         ),
     ] = None,
     least_share: Annotated[

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tensorlrf.compression import Allocation, Plan, Sensitivity
-from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS, UNIFORM
+from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
 from tensorlrf.compression.plan.budget import ON_INPUTS
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
 
@@ -75,13 +75,13 @@ class Wanted:
                 "--sensitivity says what layers can lose, and --allocation how to find it; leave "
                 "out one of them"
             )
-        rule = UNIFORM if self.allocation is None and self.sensitivity is None else self.allocation
+        rule = AUTO if self.allocation is None else self.allocation
         least = 0.0 if self.least_share is None else self.least_share
         return {
             **self.budgets,
             "method": self.method,
             "skip": [glob for glob in self.skip if glob] if self.skip else None,
-            "allocation": Allocation(rule=AUTO if rule is None else rule, least_share=least),
+            "allocation": Allocation(rule=rule, least_share=least),
             "sensitivity": None
             if self.sensitivity is None
             else read_value(Sensitivity, "--sensitivity", self.sensitivity),

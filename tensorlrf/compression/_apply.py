@@ -23,6 +23,7 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import Apart
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._check_plan import check_plan
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.report._budget import shortfall
@@ -56,7 +57,7 @@ def apply(
     rerun: bool = False,
     memory_limit: int | None = None,
     example: Any = None,
-    metric: str = OUTPUTS,
+    metric: str = AUTO,
     loss: str = AUTO,
     readout: Readout | None = None,
     random_state: int | torch.Generator | None = 0,
@@ -120,7 +121,7 @@ def apply(
         and back a batch); formats that cannot have it are fitted as by "outputs", and so are layers
         that no gradient reaches. `error` of a plan is then counted in it. "auto": whichever of the
         two leaves the lower loss of the whole model on inputs held out, with all layers truncated
-        at once.
+        at once; without calibration neither.
     loss, readout
         What counts of the model's outputs, for `metric`, as in `sensitivity`.
     random_state : int or Generator, optional
@@ -189,8 +190,10 @@ def carried_out(
     data: Calibration | None,
     fitting: Fitting,
     example: Any,
+    probe: Probe | None = None,
 ) -> tuple[nn.Module, Report]:
-    """`apply` to a model in which a survey has `found` these modules."""
+    """`apply` to a model in which a survey has `found` these modules, and at which a `probe` may
+    have looked."""
     # Parameters made in inference mode could not be trained.
     with torch.inference_mode(False), without_autocast():
         check_plan(model, plan, found)
@@ -198,7 +201,7 @@ def carried_out(
         for row in plan.factored:
             dense_layer_at(small, row.name).make_ordinary()
         if data is not None:
-            data = with_metrics(model, plan, data, fitting)
+            data = with_metrics(model, plan, data, fitting, probe)
         work = WorkingCopy(model, small, plan, fitting, data)
         work.factor_all()
         small, rows = work.replaced(found)

@@ -24,7 +24,7 @@ from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
-from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.refinement._processes import Processes
@@ -61,9 +61,9 @@ def compress(
     memory_limit: int | None = None,
     objective: str = "size",
     example: Any = None,
-    allocation: str | Allocation = UNIFORM,
+    allocation: str | Allocation = AUTO,
     sensitivity: Sensitivity | None = None,
-    metric: str = OUTPUTS,
+    metric: str = AUTO,
     loss: str = AUTO,
     readout: Readout | None = None,
     refine: float | None = None,
@@ -172,9 +172,9 @@ def compress_(
     memory_limit: int | None = None,
     objective: str = "size",
     example: Any = None,
-    allocation: str | Allocation = UNIFORM,
+    allocation: str | Allocation = AUTO,
     sensitivity: Sensitivity | None = None,
-    metric: str = OUTPUTS,
+    metric: str = AUTO,
     loss: str = AUTO,
     readout: Readout | None = None,
     refine: float | None = None,
@@ -290,9 +290,9 @@ def _compressed(
             return carried_out(model, plan, survey(model), data, fitting, request.example)
 
         return judging.fitted(model, request, data, carry_out)
-    made, found = planned(model, request, data)
+    made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
     judge = judging.judge(model)  # what fails is to fail before the fit
-    small, report = carried_out(model, made, found, data, fitting, request.example)
+    small, report = carried_out(model, made, found, data, fitting, request.example, probe)
     if settings is not None and data is not None:
         with torch.inference_mode(False), without_autocast():
             small, told = refined(

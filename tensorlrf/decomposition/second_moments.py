@@ -93,16 +93,26 @@ class OutputMetric:
 
     With R the second moments of the gradients at the outputs, <D, R D G> is the error of the
     weight D in Kronecker-factored curvature (Martens & Grosse 2015).
+
+    rows  R
+    kept  its root, where that is kept
     """
 
     rows: Tensor
+    kept: Tensor | None = None
 
     @property
     def root(self) -> Tensor:
-        """L (m, m) with R = L L^T, lower triangular, in float64. Made anew each time: kept, those
-        of all layers would take twice the memory of R."""
+        """L (m, m) with R = L L^T, lower triangular, in float64. Made anew each time unless it is
+        kept: those of all layers would take twice the memory of R."""
+        if self.kept is not None:
+            return self.kept
         root: Tensor = torch.linalg.cholesky(self.rows.to(torch.float64))
         return root
+
+    def rooted(self) -> OutputMetric:
+        """The same with its root kept, for as long as one layer is at work."""
+        return replace(self, kept=self.root)
 
     def turned(self, outputs: Tensor) -> Tensor:
         """L^T y for y (m, ...) in float64: outputs whose plain norm is the metric of these."""

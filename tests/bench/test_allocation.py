@@ -43,7 +43,8 @@ def test_a_row_is_model_rule_and_share() -> None:
     for name in allocation.SHARES:
         for spec in allocation.specs_of(name):
             assert allocation.Spec.of(str(spec)) == spec
-    for wrong in ("minilm", "minilm:fisher", "minilm:fisher:0", "minilm:fisher:.5:1"):
+    for wrong in ("minilm", "minilm:fisher", "minilm:fisher:0", "minilm:fisher:.5:1",
+                  "minilm:fisher:.5:original:l2", "minilm:fisher:.5:original:loss:1"):  # fmt: skip
         with pytest.raises(ValueError, match="MODEL:RULE:SHARE"):
             allocation.Spec.of(wrong)
     for wrong, told in (("bert:fisher:.5", "minilm.*'bert'"), ("minilm:fischer:.5", "'fischer'")):

@@ -12,6 +12,9 @@ from tensorlrf.compression import Report
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.nn import FactoredLayer
 
+UNIFORM: dict[str, Any] = {"allocation": "uniform", "metric": "outputs"}
+"""Of `compress`: what does not look at the outputs of the whole model."""
+
 
 def set_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights with falling spectra, which do not depend on the global generator; biases small,

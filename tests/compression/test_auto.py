@@ -12,6 +12,7 @@ import tensorlrf
 from tensorlrf import CP, SVD, Auto, Tucker, compress, plan
 from tensorlrf.compression import Method
 from tensorlrf.errors import ArgumentError
+from tests.compression.networks import UNIFORM
 from tests.draws import seeded32
 
 CANDIDATES: tuple[Method, ...] = (SVD(), Tucker(rank_shares=(0.5, 0.5)), CP(n_iter_max=4))
@@ -71,7 +72,7 @@ def test_different_layers_get_different_formats_within_the_share() -> None:
     method = Auto(candidates=(SVD(), Tucker(rank_shares=(0.5, 0.5))))
     calibration = [seeded32(30, 12, 8, 8, seed=k) for k in range(4)]
     _, report = compress(
-        model, keep_params=0.4, method=method, calibration=calibration, holdout=0.25
+        model, keep_params=0.4, method=method, calibration=calibration, holdout=0.25, **UNIFORM
     )
     assert report.layer("0").format == "lowrank"
     assert report.layer("3").format == "tucker"

@@ -23,7 +23,7 @@ from tensorlrf.decomposition.cp import _cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredConv2d, FactoredLayer, FactoredLinear
-from tests.compression.networks import Snapshot
+from tests.compression.networks import UNIFORM, Snapshot
 from tests.draws import seeded32
 
 METHODS = ("svd", "tucker", "cp")
@@ -190,7 +190,7 @@ def test_data_aware_is_no_worse_than_plain_in_the_metric(
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp
 def test_cp_is_fitted_to_the_inputs_of_a_convolution() -> None:
     _, plain = compress(cnn(), keep_params=0.5, method="cp")
-    _, report = compress(cnn(), keep_params=0.5, method="cp", calibration=[images(64)])
+    _, report = compress(cnn(), keep_params=0.5, method="cp", calibration=[images(64)], **UNIFORM)
     formats = {row.kind: row for row in report.layers if row.factored}
     conv, linear = formats["Conv2d"], formats["Linear"]
     assert (conv.format, conv.data_aware) == ("cp", True)
@@ -338,7 +338,7 @@ def test_layers_whose_sweeps_end_early_are_told_together(monkeypatch: pytest.Mon
     data = [images(64, seed=k) for k in range(3)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        compress(cnn(), keep_params=0.5, method="cp", calibration=data, progress=False)
+        compress(cnn(), keep_params=0.5, method="cp", calibration=data, progress=False, **UNIFORM)
     told = [str(one.message) for one in said if one.category is ConvergenceWarning]
     assert len(told) == 1
     assert "the sweeps of 0, 3, 6 have over 2% of the error still to gain" in told[0]

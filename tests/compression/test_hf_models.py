@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tensorlrf import apply, compress, plan
 from tensorlrf.compression.calibration._outputs import tensors_of
-from tests.compression.networks import Snapshot, check_report, relative, set_weights
+from tests.compression.networks import UNIFORM, Snapshot, check_report, relative, set_weights
 
 IDS = torch.randint(3, 60, (4, 24), generator=torch.Generator().manual_seed(0))
 TEXT = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
@@ -128,7 +128,7 @@ def test_structure(case: str) -> None:
         model = set_weights(one.make())
     before = Snapshot(model)
     wanted = outputs(model, one.batch)
-    small, report = compress(model, keep_params=0.9, calibration=[one.batch])
+    small, report = compress(model, keep_params=0.9, calibration=[one.batch], **UNIFORM)
     before.check()
     assert torch.equal(outputs(model, one.batch), wanted)
     check_report(model, small, report)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 from tensorlrf import apply, compress, densify, plan
 from tensorlrf.errors import BudgetWarning
 from tensorlrf.nn import FactoredLayer
-from tests.compression.networks import Snapshot, check_report, relative, set_weights
+from tests.compression.networks import UNIFORM, Snapshot, check_report, relative, set_weights
 from tests.draws import seeded32
 
 
@@ -160,7 +160,7 @@ def test_structures(structure: str, method: str) -> None:
     x = seeded32(40, 3, 12, 12)
     with torch.no_grad():
         wanted = model(x)
-    small, report = compress(model, keep_params=0.8, method=method, calibration=[x])
+    small, report = compress(model, keep_params=0.8, method=method, calibration=[x], **UNIFORM)
     before.check()
     check_report(model, small, report)
     for name, reason in left.items():
@@ -206,7 +206,7 @@ def test_weights_that_a_parent_computes_with(target: str, rerun: bool) -> None:
     model = nn.Sequential(nn.Linear(32, 32), set_weights(Reads()))
     x = seeded32(200, 32)
     small, report = compress(
-        model, keep_params=0.9, calibration=[x], target=target, rerun=rerun, affine=True
+        model, keep_params=0.9, calibration=[x], target=target, rerun=rerun, affine=True, **UNIFORM
     )
     for name in ("1.read", "1.both"):
         assert report.layer(name).reason == "its weight is read by 1, which does not call it"

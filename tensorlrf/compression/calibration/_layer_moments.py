@@ -25,20 +25,11 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
 
+MODELS = 2
+"""Times what the model takes that moments of layers may take together, where that is more."""
+
 Layers = list[tuple[str, "LayerMoments"]]
 """Layers by name, none of which waits for another, with what was seen of their inputs."""
-
-
-@dataclass(frozen=True)
-class LayerMetrics:
-    """Metrics of the outputs of one layer: of those that it is fitted to, and of those held out."""
-
-    fit: Metrics = None
-    held: Metrics = None
-
-
-PLAIN = LayerMetrics()
-"""All errors count alike."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +44,14 @@ class Calibration:
 
     batches: list[Batch]
     held: frozenset[int]
-    metrics: Mapping[str, LayerMetrics] = field(default_factory=dict)
+    metrics: Mapping[str, Metrics] = field(default_factory=dict)
     room: int = AT_ONCE_BYTES
     forms: Mapping[str, Form] = field(default_factory=dict)
     groups: tuple[int, ...] | None = None
 
-    def metrics_of(self, name: str) -> LayerMetrics:
-        """Those of a layer."""
-        return self.metrics.get(name, PLAIN)
+    def metrics_of(self, name: str) -> Metrics:
+        """Those of a layer; None where all errors count alike."""
+        return self.metrics.get(name)
 
     def bytes_at(self, model: nn.Module, name: str) -> int:
         """Of the second moments of a layer, those of inputs held out among them."""
@@ -103,7 +94,9 @@ class Calibration:
             return None
         with torch.inference_mode(False), without_autocast():
             found = cls.of(list_batches(calibration, replica(model)), holdout, groups)
-        return found if limit is None else replace(found, room=min(limit, AT_ONCE_BYTES))
+        known = (p for p in model.parameters() if not nn.parameter.is_lazy(p))
+        room = max(AT_ONCE_BYTES, MODELS * sum(p.numel() * p.element_size() for p in known))
+        return replace(found, room=room if limit is None else min(limit, room))
 
     @property
     def fitted(self) -> list[Batch]:
@@ -145,24 +138,24 @@ class LayerMoments:
         *,
         lags: bool,
         holds_out: bool,
-        metrics: LayerMetrics = PLAIN,
+        metrics: Metrics = None,
         form: Form = FULL,
     ) -> None:
-        self._fit = Stream(layer, lags=lags, metrics=metrics.fit, form=form)
+        self._fit = Stream(layer, lags=lags, metrics=metrics, form=form)
         self._held = None
         if holds_out:
-            self._held = Stream(layer, lags=lags, metrics=metrics.held, form=form)
+            self._held = Stream(layer, lags=lags, metrics=metrics, form=form)
 
     def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
         """Take the input of one call; x0 is what the given model gets there."""
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
 
-    def following(self, layer: DenseLayer, metrics: LayerMetrics) -> LayerMoments:
+    def following(self, layer: DenseLayer, metrics: Metrics) -> LayerMoments:
         """Of another layer that has been fed the very same."""
         twin = copy.copy(self)
-        twin._fit = self._fit.following(layer, metrics.fit)
-        twin._held = None if self._held is None else self._held.following(layer, metrics.held)
+        twin._fit = self._fit.following(layer, metrics)
+        twin._held = None if self._held is None else self._held.following(layer, metrics)
         return twin
 
     def merge(self, other: LayerMoments) -> None:

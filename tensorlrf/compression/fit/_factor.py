@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -151,6 +151,7 @@ class _Job:
     ) -> None:
         self.layer = layer
         self.weights = layer.group_weights()
+        fit, held = _rooted(fit, held)
         self.known = fit is not None and any(s.known for s in fit)
         self.stats = fit if self.known else None
         self.count = None if fit is None else fit[0].count
@@ -287,6 +288,23 @@ class _Job:
                 )
             method = at_rung(method, rung)
         return [part.decompose(method, state) for part in parts], method
+
+
+def _rooted(*seen: Sequence[Statistics] | None) -> list[Sequence[Statistics] | None]:
+    """The same, in which metrics keep their roots: one for all that have it in common."""
+    roots: dict[int, OutputMetric] = {}
+    found: list[Sequence[Statistics] | None] = []
+    for statistics in seen:
+        for s in statistics or ():
+            if s.metric is not None and id(s.metric) not in roots:
+                roots[id(s.metric)] = s.metric.rooted()
+        found.append(
+            None
+            if statistics is None
+            else [s if s.metric is None else replace(s, metric=roots[id(s.metric)])
+                  for s in statistics]
+        )  # fmt: skip
+    return found
 
 
 class _Part:

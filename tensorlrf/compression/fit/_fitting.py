@@ -31,7 +31,7 @@ class Fitting:
     memory_limit: int | None
     random_state: int | torch.Generator | None
     progress: bool
-    metric: str = OUTPUTS
+    metric: str = AUTO
     loss: str = AUTO
     readout: Readout | None = None
     groups: Any = None
@@ -45,7 +45,7 @@ class Fitting:
             raise unknown("metric", self.metric, METRICS)
         given = (("target", self.target), ("affine", self.affine), ("metric", self.metric))
         for name, value in given:
-            if not calibrated and value not in (TARGETS[0], False, OUTPUTS):
+            if not calibrated and value not in (TARGETS[0], False, OUTPUTS, AUTO):
                 raise ArgumentError(
                     f"{name}={value!r} is of a fit to inputs; give calibration=, or leave it out"
                 )

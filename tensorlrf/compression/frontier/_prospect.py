@@ -50,7 +50,7 @@ class Prospect:
     @classmethod
     def of(cls, model: nn.Module, request: Request, data: Calibration) -> Prospect:
         """Raises ArgumentError for what no plan can be made of."""
-        first, _ = planned(model, _at(request, 1.0, None), None)
+        first = planned(model, _at(request, 1.0, None), None)[0]
         if request.sensitivity is not None:
             request.sensitivity.check(first.architecture)
         names = [row.name for row in first.layers if row.eligible]
@@ -103,7 +103,7 @@ class Prospect:
         uniform = uniform or self.rule == UNIFORM
         if (share, uniform) not in self._plans:
             asked = _at(self.request, share, None if uniform else self.sensitivity)
-            self._plans[share, uniform], _ = planned(self.model, asked, None)
+            self._plans[share, uniform] = planned(self.model, asked, None)[0]
         return self._plans[share, uniform]
 
     def predicted(self, plan: Plan) -> float | None:

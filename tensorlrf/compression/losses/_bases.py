@@ -13,32 +13,80 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
+from tensorlrf.compression.calibration._statistics import Metrics
 
 
 @dataclass(frozen=True)
 class Basis:
     """Of every group of a layer.
 
-    vectors   (groups, m, k), orthonormal columns, in float32
-    energies  (groups, k), of the mean square of the outputs, falling, in float64
+    vectors   U (groups, m, k), orthonormal columns, in float32
+    energies  (groups, k), of the mean square of the outputs along each, falling, in float64
+    duals     V (groups, m, k) with V^T U = I, where outputs have a metric: parts along the u_k are
+              those that the v_k measure
     """
 
     vectors: Tensor
     energies: Tensor
+    duals: Tensor | None = None
 
     @property
     def full(self) -> int:
         """The full rank k of each group."""
         return self.vectors.shape[-1]
 
+    @property
+    def measures(self) -> Tensor:
+        """V, of orthonormal directions U itself."""
+        return self.vectors if self.duals is None else self.duals
+
     def truncated(self, site: DenseLayer, rank: int) -> Tensor:
-        """U_r U_r^T W in the shape of the site's weight."""
+        """U_r V_r^T W in the shape of the site's weight."""
         parts = []
-        for vectors, weight in zip(self.vectors, site.group_weights(), strict=True):
-            u = vectors[:, :rank]
+        groups = zip(self.vectors, self.measures, site.group_weights(), strict=True)
+        for u, v, weight in groups:
             w = weight.flatten(1).to(u.dtype)
-            parts.append((u @ (u.T @ w)).reshape(weight.shape).to(weight.dtype))
+            cut = u[:, :rank] @ (v[:, :rank].T @ w)
+            parts.append(cut.reshape(weight.shape).to(weight.dtype))
         return torch.cat(parts)
+
+    def rank_within(self, error: float) -> int:
+        """The least rank at which the outputs have this relative error, or less."""
+        energies = self.energies.sum(0)
+        tails = energies.flip(0).cumsum(0).flip(0)
+        return max(1, int((tails > error**2 * energies.sum()).sum()))
+
+    def within(self, metrics: Metrics) -> Basis:
+        """In metrics <y, R y> = |L^T y|^2 of the groups' outputs, with Q the directions of L^T y by
+        energy, U = L^-T Q and V = L Q. The truncation is then the nearest in these."""
+        if metrics is None:
+            return self
+        vectors, energies, duals = [], [], []
+        for u, energy, metric in zip(self.vectors, self.energies, metrics, strict=True):
+            if metric is None:
+                vectors.append(u)
+                energies.append(energy)
+                duals.append(u)
+                continue
+            root = metric.root
+            q, turned = leading(root.T @ (u.double() * energy.sqrt()))
+            vectors.append(torch.linalg.solve_triangular(root.T, q, upper=True).to(u.dtype))
+            energies.append(turned)
+            duals.append((root @ q).to(u.dtype))
+        return Basis(torch.stack(vectors), torch.stack(energies), torch.stack(duals))
+
+
+def leading(half: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q, s): left singular vectors of H (m, k), m >= k, and the squares of its singular values,
+    falling, by the smaller of the two products of H with itself."""
+    m, k = half.shape
+    if m <= k:
+        values, left = torch.linalg.eigh(half @ half.T)
+        return left.flip(-1), values.flip(-1).clamp(min=0)
+    values, right = torch.linalg.eigh(half.T @ half)
+    left = half @ right.flip(-1)
+    lengths = torch.linalg.vector_norm(left, dim=0)
+    return left / torch.where(lengths > 0, lengths, 1), values.flip(-1).clamp(min=0)
 
 
 def sums_bytes(site: DenseLayer) -> int:
@@ -85,12 +133,8 @@ class OutputMoments:
             return Basis(vectors[..., :k].float(), values[..., :k])
         # W G^1/2 has the same left singular vectors as W G W^T.
         weight = self._site.weight.to(torch.float64)
-        half = weight @ (vectors[0] * values[0].sqrt())  # (m, n)
-        energies, right = torch.linalg.eigh(half.T @ half)
-        left = half @ right.flip(-1)
-        lengths = torch.linalg.vector_norm(left, dim=0)
-        left = left / torch.where(lengths > 0, lengths, 1)
-        return Basis(left[None].float(), energies.flip(-1).clamp(min=0)[None])
+        left, energies = leading(weight @ (vectors[0] * values[0].sqrt()))  # of (m, n)
+        return Basis(left[None].float(), energies[None])
 
 
 def rows_of(site: DenseLayer, y: Tensor, samples: int) -> Tensor | None:

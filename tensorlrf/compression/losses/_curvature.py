@@ -13,7 +13,7 @@ is drawn towards its mean eigenvalue, and no gradient counts for more than a mul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
-from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMetrics
+from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch
@@ -48,54 +48,46 @@ def output_metrics(
     loss: OutputLoss,
     draws: torch.Generator,
     advance: Callable[[], None],
-) -> dict[str, LayerMetrics]:
-    """Name -> metrics of its outputs, of the layers that gradients reach: from the batches to fit
-    to, and from those held out. One pass forth and back a batch, or several where the sums of all
-    layers at once would take too much memory.
+) -> dict[str, Metrics]:
+    """Name -> metrics of the outputs of its groups, of the layers that gradients reach, from the
+    batches to fit to. One pass forth and back a batch, or several where the sums of all layers at
+    once would take too much memory.
 
     Raises what the model does where it cannot be differentiated.
     """
-    found: dict[str, LayerMetrics] = {}
-    sizes = {name: _sums_bytes(dense_layer_at(model, name)) for name in names}
+    found: dict[str, Metrics] = {}
+    sizes = {name: gradient_bytes(dense_layer_at(model, name)) for name in names}
+    begin = draws.get_state()  # the same cotangents for each part
     for part in parted(sizes, data.room):
-        fit = _summed(model, part, data.fitted, loss, draws, advance)
-        held = _summed(model, part, data.held_out, loss, draws, advance)
-        for name in part:
-            if any(metric is not None for metric in fit[name]):
-                found[name] = LayerMetrics(fit[name], _where_fitted(fit[name], held[name]))
+        draws.set_state(begin)
+        sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in part}
+        for batch in data.fitted:
+            differentiate(model, sums, batch, loss, draws)
+            advance()
+        found |= metrics_of(sums)
     return found
 
 
-def _where_fitted(
-    fit: Sequence[OutputMetric | None], held: Sequence[OutputMetric | None]
-) -> Metrics:
-    return tuple(h if f is not None else None for f, h in zip(fit, held, strict=True))
+def metrics_of(sums: dict[str, GradientMoments]) -> dict[str, Metrics]:
+    """Of sums, which are given up one by one; nothing of layers that no gradient has reached."""
+    found: dict[str, Metrics] = {}
+    for name in list(sums):
+        metrics = sums.pop(name).metrics()
+        if any(metric is not None for metric in metrics):
+            found[name] = metrics
+    return found
 
 
-def _sums_bytes(site: DenseLayer) -> int:
-    return 8 * site.shape[0] ** 2 // site.groups
-
-
-def _summed(
-    model: nn.Module,
-    names: Sequence[str],
-    batches: Sequence[Batch],
-    loss: OutputLoss,
-    draws: torch.Generator,
-    advance: Callable[[], None],
-) -> Mapping[str, Sequence[OutputMetric | None]]:
-    sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in names}
-    for batch in batches:
-        differentiate(model, sums, batch, loss, draws)
-        advance()
-    return {name: one.metrics() for name, one in sums.items()}
+def gradient_bytes(site: DenseLayer) -> int:
+    """Of the `GradientMoments` of a layer."""
+    return 4 * site.shape[0] ** 2 // site.groups
 
 
 @dataclass(frozen=True)
 class GradientMoments:
     """Sums of g g^T over the positions of a layer's outputs, group by group.
 
-    products  (groups, m, m), float64
+    products  (groups, m, m), float32: what few gradients say is not known to more digits
     """
 
     products: Tensor
@@ -104,7 +96,7 @@ class GradientMoments:
     def of(cls, site: DenseLayer) -> GradientMoments:
         """Of a layer, none so far."""
         m = site.shape[0] // site.groups
-        return cls(torch.zeros(site.groups, m, m, dtype=torch.float64, device=site.device))
+        return cls(torch.zeros(site.groups, m, m, dtype=torch.float32, device=site.device))
 
     def forward(
         self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
@@ -118,7 +110,7 @@ class GradientMoments:
             found = rows_of(site, g.detach(), 1)
             assert found is not None
             for total, rows in zip(self.products, found[0].unbind(1), strict=True):
-                add_squares(total, clipped(rows))
+                add_squares(total, clipped(rows).float())
 
     def metrics(self) -> list[OutputMetric | None]:
         """Of what has been added up, which is given up; None for groups without gradient."""
@@ -133,7 +125,7 @@ class GradientMoments:
 
 def _normal(products: Tensor) -> Tensor:
     """Shrunk, with mean eigenvalue one, in float32."""
-    return shrunk(products / mean_eigenvalue(products), SHRINKAGE).float()
+    return shrunk(products / mean_eigenvalue(products), SHRINKAGE)
 
 
 def clipped(rows: Tensor) -> Tensor:

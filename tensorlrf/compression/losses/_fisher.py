@@ -1,9 +1,9 @@
 """Predicted losses of all truncations of all layers, from one backward pass a batch.
 
-A cut at rank r leaves out the parts of a layer's outputs y along u_k, k > r. To second order it
-costs
+A cut at rank r leaves out the parts of a layer's outputs y along u_k, k > r, which v_k measures
+(of orthonormal directions u_k itself). To second order it costs
 
-    L(r) = 1/2 sum over k > r of E c_k^2,   c_k = sum over positions of (g . u_k)(y . u_k),
+    L(r) = 1/2 sum over k > r of E c_k^2,   c_k = sum over positions of (g . u_k)(y . v_k),
 
 with g the gradient at y of what a random cotangent sees of the outputs: the quadratic form of the
 Gauss-Newton matrix, in which what the positions of one sample lose adds up before it is squared.
@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
-from tensorlrf.compression.losses._gradients import differentiate
+from tensorlrf.compression.losses._gradients import Together, Watcher, differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -66,7 +67,7 @@ def bases_of(
             except FloatingPointError:
                 raise ArgumentError(
                     f"calibration: the outputs of {name} contain NaN or Inf; look at the batches, "
-                    f"or leave it out with skip=[{name!r}]"
+                    f"and at the layers before it, or leave it out with skip=[{name!r}]"
                 ) from None
     return found
 
@@ -120,15 +121,22 @@ def fisher_losses(
     loss: OutputLoss,
     draws: torch.Generator,
     advance: Advance,
+    others: Mapping[str, Watcher] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
-    """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach.
+    """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach;
+    `others` watch the same passes.
 
     Raises what the model does where it cannot be differentiated.
     """
     sums: dict[str, Tensor] = {}
     whole = 0.0
     for batch in batches:
-        parts, count = _parts(model, bases, batch, loss, draws)
+        parts: dict[str, Tensor] = {}
+        watchers: dict[str, Watcher] = {}
+        for name, basis in bases.items():
+            felt = _Felt(name, basis, batch.samples, parts)
+            watchers[name] = Together(felt, others[name]) if name in others else felt
+        count = differentiate(model, watchers, batch, loss, draws)
         whole += count
         for name, c in parts.items():  # (samples, k)
             squares = c.double().square().sum(0)
@@ -140,30 +148,15 @@ def fisher_losses(
     }
 
 
-def _parts(
-    model: nn.Module,
-    bases: Mapping[str, Basis],
-    batch: Batch,
-    loss: OutputLoss,
-    draws: torch.Generator,
-) -> tuple[dict[str, Tensor], float]:
-    """(of each layer c_k of every sample, (samples, k); the weight of the batch in the loss)."""
-    found: dict[str, Tensor] = {}
-    samples = batch.samples
-    felt = {name: _Felt(name, basis.vectors, samples, found) for name, basis in bases.items()}
-    return found, differentiate(model, felt, batch, loss, draws)
-
-
 @dataclass(frozen=True)
 class _Felt:
     """What the cotangent feels of one layer's outputs, along each direction.
 
-    vectors  (groups, m, k)
-    found    name -> c_k of every sample, to which this one adds its own
+    found  name -> c_k of every sample, to which this one adds its own
     """
 
     name: str
-    vectors: Tensor
+    basis: Basis
     samples: int
     found: dict[str, Tensor]
 
@@ -171,18 +164,19 @@ class _Felt:
         self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
     ) -> Callable[[Tensor], None]:
         """After a call of the layer."""
-        return partial(self.backward, site, self._along(site, without_bias(site, y)))
+        seen = self._along(site, without_bias(site, y), self.basis.measures)
+        return partial(self.backward, site, seen)
 
     def backward(self, site: DenseLayer, seen: Tensor, g: Tensor) -> None:
         """With the gradient at its output."""
-        c = (seen * self._along(site, g.detach())).sum((1, 2))
+        c = (seen * self._along(site, g.detach(), self.basis.vectors)).sum((1, 2))
         self.found[self.name] = self.found[self.name] + c if self.name in self.found else c
 
-    def _along(self, site: DenseLayer, y: Tensor) -> Tensor:
-        """Of outputs the parts along the directions: (samples, positions, groups, k)."""
-        y = y.to(self.vectors.dtype)
+    def _along(self, site: DenseLayer, y: Tensor, directions: Tensor) -> Tensor:
+        """Of outputs the products with directions: (samples, positions, groups, k)."""
+        y = y.to(directions.dtype)
         rows = rows_of(site, y, self.samples)
         if rows is None:  # as one sample
             rows = rows_of(site, y, 1)
         assert rows is not None
-        return torch.einsum("stgm,gmk->stgk", rows, self.vectors)
+        return torch.einsum("stgm,gmk->stgk", rows, directions)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +16,19 @@ from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.nn.copies import replica
 
+SAMPLES, LEAST, MOST = 128, 4, 12
+"""Of batches that are differentiated for losses alone: samples that are enough, and how many they
+are at the least and at the most. Losses are sums over directions, and settle early."""
+
+
+def spread(batches: Sequence[Batch]) -> list[Batch]:
+    """As many of the batches as losses need, evenly spaced: they may be in order of length."""
+    if not batches:
+        return []
+    a_batch = sum(batch.samples for batch in batches) / len(batches)
+    wanted = min(len(batches), max(LEAST, min(MOST, math.ceil(SAMPLES / a_batch))))
+    return [batches[k * len(batches) // wanted] for k in range(wanted)]
+
 
 class Watcher(Protocol):
     """Of one layer."""
@@ -22,6 +37,27 @@ class Watcher(Protocol):
         self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
     ) -> Callable[[Tensor], None] | None:
         """After a call of the layer: what is to be done with the gradient at y, if anything."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Two watchers of one layer."""
+
+    one: Watcher
+    other: Watcher
+
+    def forward(
+        self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
+    ) -> Callable[[Tensor], None] | None:
+        """After a call of the layer."""
+        takes = [w.forward(site, batch, x, y) for w in (self.one, self.other)]
+        found = [take for take in takes if take is not None]
+        return partial(_all_of, found) if found else None
+
+
+def _all_of(takes: Sequence[Callable[[Tensor], None]], g: Tensor) -> None:
+    for take in takes:
+        take(g)
 
 
 def differentiate(
@@ -38,7 +74,8 @@ def differentiate(
     """
     own = replica(model)
     for parameter in own.parameters():
-        parameter.requires_grad_(False)
+        if not nn.parameter.is_lazy(parameter):
+            parameter.requires_grad_(False)
     handles = []
     for name, watcher in watchers.items():
         site = dense_layer_at(own, name)

@@ -73,6 +73,10 @@ class OutputLoss:
     def unit(self) -> str:
         return UNITS[self.kind]
 
+    def hears(self, output: Any, batch: Batch) -> bool:
+        """Whether anything of an output counts."""
+        return any(rows.numel() > 0 for rows in self.rows(output, batch))
+
     def cotangent(self, output: Any, batch: Batch, draws: torch.Generator) -> tuple[Tensor, float]:
         """(a scalar whose gradient is the drawn cotangent, what its squares are to be divided by).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
+from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._bases import Basis, spectra, sums_bytes
+from tensorlrf.compression.losses._curvature import GradientMoments, gradient_bytes, metrics_of
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
+from tensorlrf.compression.losses._gradients import spread
 from tensorlrf.compression.losses._influence import influences
 from tensorlrf.compression.losses._measured import loss_of, measured_losses
 from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
@@ -136,7 +140,11 @@ def sensitivity(
 
 @dataclass
 class Probe:
-    """A model whose layers are cut, to see what that costs: all that rules have in common."""
+    """A model whose layers are cut, to see what that costs: all that rules have in common.
+
+    weighs   whether passes for "fisher" also gather what errors of the outputs cost
+    metrics  that, of the layers that gradients reach, where such passes were made
+    """
 
     model: nn.Module
     names: Sequence[str]
@@ -145,6 +153,8 @@ class Probe:
     readout: Readout | None = None
     random_state: int | torch.Generator | None = 0
     progress: bool = True
+    weighs: bool = False
+    metrics: dict[str, Metrics] = field(default_factory=dict)
     _known: dict[str, Sensitivity] = field(default_factory=dict)
     _bases: dict[str, Basis] = field(default_factory=dict)
 
@@ -159,11 +169,20 @@ class Probe:
         """What counts of the outputs, as the first batch has them."""
         return OutputLoss.of_model(self.loss, self.readout, self.model, self.judging[0])
 
+    @property
+    def hears(self) -> bool:
+        """Whether anything of the outputs counts: there may be no tensor among them."""
+        return self.output_loss.hears(self._wanted[0], self.judging[0])
+
     def parts(self) -> Iterator[dict[str, Basis]]:
         """Bases of the layers that calibration reaches, of as many at a time as there is room for;
         of all of them they are kept."""
         assert self.data is not None
-        sizes = {name: sums_bytes(dense_layer_at(self.model, name)) for name in self.names}
+        sites = {name: dense_layer_at(self.model, name) for name in self.names}
+        sizes = {
+            name: sums_bytes(site) + (gradient_bytes(site) if self.weighs else 0)
+            for name, site in sites.items()
+        }
         parts = parted(sizes, self.data.room)
         for names in parts:
             bases = self._bases or self._bases_of(names)
@@ -182,13 +201,14 @@ class Probe:
             if rule in RULES_ON_INPUTS:
                 raise ArgumentError(f"the rule {rule!r} looks at inputs; give calibration=")
             return self._by_spectra("energy" if rule == AUTO else rule, self._weight_energies())
-        if rule == AUTO:
-            rule = self._suitable()
+        told = rule != AUTO
+        rule = rule if told else self._suitable()
         if rule not in self._known:
-            self._known[rule] = self._by(rule)
+            self._known[rule] = self._by(rule, told=told)
         return self._known[rule]
 
-    def _by(self, rule: str) -> Sensitivity:
+    def _by(self, rule: str, *, told: bool) -> Sensitivity:
+        """`told`: whether somebody asked for this very rule."""
         if rule == "block_influence":
             return self._by_influence()
         if rule == "spectrum_shape":
@@ -205,12 +225,14 @@ class Probe:
                 if losses:
                     return self._told(rule, unit, losses)
                 reason = "its outputs have no gradient"
-            except RuntimeError as error:
+            # What fails in the model's own code is told as a batch that it cannot take.
+            except (RuntimeError, ArgumentError) as error:
                 reason = str(error).partition("\n")[0]
-            warn(
-                f"the model cannot be differentiated ({reason}): losses are measured instead",
-                CalibrationWarning,
-            )
+            if told:
+                warn(
+                    f"the model cannot be differentiated ({reason}): losses are measured instead",
+                    CalibrationWarning,
+                )
         with progress_bar("measure", len(self.names), self.progress) as advance:
             for bases in self.parts():
                 losses |= measured_losses(
@@ -225,14 +247,27 @@ class Probe:
         losses: dict[str, Sequence[float]] = {}
         draws = generator(self.random_state, dense_layer_at(self.model, self.names[0]).device)
         begin = draws.get_state()
+        # Metrics have as many numbers as outputs squared, and take all that there is.
+        batches = self.data.fitted if self.weighs else spread(self.data.fitted)
         for bases in self.parts():
             draws.set_state(begin)
-            with progress_bar("differentiate", len(self.data.fitted), self.progress) as advance:
+            gradients: dict[str, GradientMoments] = {}
+            if self.weighs:
+                sites = {name: dense_layer_at(self.model, name) for name in bases}
+                gradients = {name: GradientMoments.of(site) for name, site in sites.items()}
+            with progress_bar("differentiate", len(batches), self.progress) as advance:
                 losses |= fisher_losses(
-                    self.model, bases, self.data.fitted, self.output_loss, draws,
-                    lambda: advance(""),
+                    self.model, bases, batches, self.output_loss, draws, lambda: advance(""),
+                    gradients,
                 )  # fmt: skip
+            self.metrics |= metrics_of(gradients)
         return losses
+
+    def taken(self) -> tuple[dict[str, Basis], dict[str, Metrics]]:
+        """(bases of all layers where they were kept, metrics): they are given up here."""
+        found = self._bases, self.metrics
+        self._bases, self.metrics = {}, {}
+        return found
 
     def _by_spectra(self, rule: str, energies: Mapping[str, Sequence[float]]) -> Sensitivity:
         """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
@@ -267,14 +302,17 @@ class Probe:
             name: _weight_energies(dense_layer_at(self.model, name), name) for name in self.names
         }
 
-    def cut(self, ranks: Mapping[str, int]) -> nn.Module:
-        """A copy of the model with these layers cut to these ranks of their own bases."""
+    def cut(
+        self, ranks: Mapping[str, int], metrics: Mapping[str, Metrics] = MappingProxyType({})
+    ) -> nn.Module:
+        """A copy of the model with these layers cut to these ranks of their own bases, in metrics
+        of their outputs where there are some."""
         working = copy_of(self.model)
         for bases in self.parts():
             for name in ranks.keys() & bases.keys():
                 site = dense_layer_at(working, name)
                 site.make_ordinary()
-                site.write(bases[name].truncated(site, ranks[name]))
+                site.write(bases[name].within(metrics.get(name)).truncated(site, ranks[name]))
         return working
 
     def loss_at(self, ranks: Mapping[str, int]) -> float:

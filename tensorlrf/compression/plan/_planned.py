@@ -11,6 +11,7 @@ from tensorlrf.compression._survey import Surveyed, check_values, survey, withou
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._drafts import check_budget, drafts_of, own_rank
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._request import Request
@@ -22,20 +23,22 @@ from tensorlrf.factors.autocast import without_autocast
 
 
 def planned(
-    model: nn.Module, request: Request, data: Calibration | None
-) -> tuple[Plan, list[Surveyed]]:
-    """`plan`, and the survey of the model that it was made from."""
+    model: nn.Module, request: Request, data: Calibration | None, *, weighs: bool = False
+) -> tuple[Plan, list[Surveyed], Probe | None]:
+    """`plan`, the survey of the model that it was made from, and what looked at the layers, where
+    that was to be: with `weighs` it knows what errors of their outputs cost, too."""
     found = survey(model)
     drafts = drafts_of(without_skipped(found, model, request.skip), request.methods)
     budget = request.budget
     check_budget(drafts, budget)
     open_ = [k for k, draft in enumerate(drafts) if draft.open]
     drafts = [own_rank(draft) for draft in drafts]
-    allotment = Allotment()
+    allotment, probe = Allotment(), None
     if budget is not None and budget.shared:
         with torch.inference_mode(False), without_autocast():
-            sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data)
+            sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data, weighs)
             shared, allotment = sharing.shared_out()
+            probe = sharing.probe
         for k, draft in zip(open_, shared, strict=True):
             drafts[k] = draft
     elif budget is not None:
@@ -56,4 +59,5 @@ def planned(
                 check_values(draft.name, weight)
     given = {word: None if budget is None else budget.kept_as(word) for word in BUDGETS}
     rows = tuple(draft.row() for draft in drafts)
-    return Plan(fingerprint(model), layers=rows, allotment=allotment, **given), found
+    made = Plan(fingerprint(model), layers=rows, allotment=allotment, **given)
+    return made, found, probe

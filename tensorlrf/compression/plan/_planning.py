@@ -16,7 +16,7 @@ from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
-from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation
+from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.errors import ArgumentError
@@ -39,7 +39,7 @@ def plan(
     calibration: Any = None,
     holdout: float = 0.1,
     groups: Any = None,
-    allocation: str | Allocation = UNIFORM,
+    allocation: str | Allocation = AUTO,
     sensitivity: Sensitivity | None = None,
     loss: str = AUTO,
     readout: Readout | None = None,
@@ -90,12 +90,12 @@ def plan(
     holdout, groups
         Which batches serve to judge, as in `apply`.
     allocation : str or Allocation
-        How the budget is shared out over layers: "uniform", about the same share for every layer;
-        "energy", by the spectra of the weights, or with calibration of the layers' outputs, so that
-        the squared errors have the least sum; with calibration also "fisher" or "measured", by what
-        the outputs of the whole model would lose, or "auto", the one of the two that suits the
-        model, where the model then loses less on inputs held out than with uniform ranks. Or an
-        `Allocation` with conditions on the ranks.
+        How the budget is shared out over layers: "auto", with calibration by what the outputs of
+        the whole model would lose, "fisher" or "measured", where the model then loses less on
+        inputs held out than with uniform ranks; without calibration "uniform", about the same share
+        for every layer. "energy", by the spectra of the weights, or with calibration of the layers'
+        outputs, so that the squared errors have the least sum. Or an `Allocation` with conditions
+        on the ranks.
     sensitivity : Sensitivity, optional
         What each layer can lose, from `tensorlrf.sensitivity`: the losses then have the least sum,
         and layers that cannot lose anything stay dense.
@@ -143,5 +143,4 @@ def plan(
     data = Calibration.read(calibration, model, holdout, groups=groups)
     if metric.max_drop is not None and data is not None:
         return metric.planned(model, request, data)
-    made, _ = planned(model, request, data)
-    return made
+    return planned(model, request, data)[0]

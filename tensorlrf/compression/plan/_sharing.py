@@ -27,13 +27,17 @@ Shared = tuple[list[Draft], Allotment]
 
 @dataclass(frozen=True)
 class Sharing:
-    """A budget that is to be shared out over drafts, none of which has one of its own."""
+    """A budget that is to be shared out over drafts, none of which has one of its own.
+
+    weighs  whether what errors of outputs cost is gathered on the way
+    """
 
     model: nn.Module
     drafts: Sequence[Draft]
     budget: Budget
     request: Request
     data: Calibration | None
+    weighs: bool = False
 
     def shared_out(self) -> Shared:
         """By the allocation's rule; with "auto" with uniform ranks, where the model then loses less
@@ -44,11 +48,9 @@ class Sharing:
             return self._by(request.sensitivity)
         if rule == UNIFORM or (rule == AUTO and self.data is None):
             return self._uniform(None)
-        names = [draft.name for draft in self.drafts]
-        probe = Probe(
-            self.model, names, self.data, request.loss, request.readout, request.random_state,
-            request.progress,
-        )  # fmt: skip
+        probe = self.probe
+        if rule == AUTO and not probe.hears:
+            return self._uniform(None)
         found = probe.sensitivity(rule)
         if rule != AUTO:
             return self._by(found)
@@ -60,6 +62,15 @@ class Sharing:
         )
         drafts, allotment = tried[losses.index(min(losses))]
         return drafts, replace(allotment, candidates=candidates)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What looks at the layers."""
+        request, names = self.request, [draft.name for draft in self.drafts]
+        return Probe(
+            self.model, names, self.data, request.loss, request.readout, request.random_state,
+            request.progress, self.weighs,
+        )  # fmt: skip
 
     def _by(self, sensitivity: Sensitivity) -> Shared:
         """Of the least predicted loss."""
@@ -93,12 +104,15 @@ class Sharing:
         predicts: Sensitivity | None,
     ) -> Shared:
         """The drafts at these choices."""
+        known = {} if predicts is None else {row.name: row for row in predicts.layers}
         drafts = []
         for draft, layer, choice in zip(self.drafts, self._layers, choices, strict=True):
             if choice is not None:
                 drafts.append(replace(draft, method=draft.method_at(choice)))
             elif layer.scale.dense > 0:
-                drafts.append(draft.dense(why_dense))
+                unseen = rule != UNIFORM and predicts is not None and layer.name not in known
+                why = "nothing tells what it would lose: calibration does not reach it"
+                drafts.append(draft.dense(why if unseen else why_dense))
             else:
                 drafts.append(draft.dense("the batch that costs are counted on does not reach it"))
         pairs = list(zip(self._layers, choices, strict=True))
@@ -110,7 +124,6 @@ class Sharing:
                 cost=float(sum(layer.cost(choice) for layer, choice in pairs)),
             )
         if predicts is not None:
-            known = {row.name: row for row in predicts.layers}
             lost = (
                 known[layer.name].loss_at(choice.params)
                 for layer, choice in pairs

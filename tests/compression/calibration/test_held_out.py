@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tensorlrf import compress
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
-from tests.compression.networks import relative, set_weights
+from tests.compression.networks import UNIFORM, relative, set_weights
 from tests.draws import seeded32
 
 
@@ -55,7 +55,7 @@ def test_held_out_batches_do_not_influence_the_factors(target: str, method: str)
         results.append(
             compress(
                 net(), keep_params=0.5, method=method, calibration=batches, holdout=0.25,
-                target=target,
+                target=target, **UNIFORM,
             )
         )  # fmt: skip
     (first, told), (second, other) = results
@@ -64,7 +64,13 @@ def test_held_out_batches_do_not_influence_the_factors(target: str, method: str)
     assert told.layer("0").output_error != other.layer("0").output_error
     assert told.layer("0").samples == 360
     alone, _ = compress(
-        net(), keep_params=0.5, method=method, calibration=fitted, holdout=0, target=target
+        net(),
+        keep_params=0.5,
+        method=method,
+        calibration=fitted,
+        holdout=0,
+        target=target,
+        **UNIFORM,
     )
     for a, b in zip(first.parameters(), alone.parameters(), strict=True):
         assert torch.equal(a, b)

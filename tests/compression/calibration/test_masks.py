@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import compress
-from tests.compression.networks import set_weights
+from tests.compression.networks import UNIFORM, set_weights
 
 
 def bert() -> nn.Module:
@@ -47,7 +47,12 @@ def padded(size: int) -> list[dict[str, Tensor]]:
 
 @pytest.mark.parametrize("target", ["prefix", "original", "independent"])
 def test_padding_does_not_matter(target: str) -> None:
-    options: dict[str, Any] = {"keep_params": 0.7, "target": target, "affine": True, "holdout": 0}
+    options: dict[str, Any] = {
+        "keep_params": 0.7,
+        "target": target,
+        "affine": True,
+        "holdout": 0,
+    } | UNIFORM
     alone = [{"input_ids": t[None], "attention_mask": torch.ones_like(t[None])} for t in texts()]
     one, told = compress(bert(), calibration=alone, **options)
     many, report = compress(bert(), calibration=padded(4), **options)

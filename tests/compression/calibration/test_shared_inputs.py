@@ -14,7 +14,7 @@ from tensorlrf.compression.calibration import _calibrate, _suspended
 from tensorlrf.compression.calibration._correction import InputLags
 from tensorlrf.compression.calibration._shared_inputs import Identity
 from tensorlrf.compression.calibration.moments._moments import LinearMoments
-from tests.compression.networks import set_weights
+from tests.compression.networks import UNIFORM, set_weights
 from tests.draws import seeded32
 
 
@@ -71,7 +71,7 @@ BATCHES = [seeded32(rows, 16, seed=rows) for rows in (70, 90, 80, 100, 75, 95)]
 
 
 def compressed(model: nn.Module, **options: Any) -> tuple[nn.Module, Report]:
-    options = {"keep_params": 0.6, "calibration": BATCHES, "progress": False, **options}
+    options = {"keep_params": 0.6, "calibration": BATCHES, "progress": False, **UNIFORM, **options}
     return compress(set_weights(model), **options)
 
 

@@ -20,6 +20,7 @@ from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.decomposition.linalg import parallel
 from tensorlrf.decomposition.linalg.cores import Cores
 from tensorlrf.errors import ArgumentError
+from tests.compression.networks import UNIFORM
 
 
 def model() -> nn.Sequential:
@@ -188,7 +189,9 @@ def test_an_error_in_a_pass_leaves_no_other_behind(monkeypatch: pytest.MonkeyPat
     given, batches = linears()
     batches[3][5, 5] = torch.nan
     with pytest.raises(ArgumentError, match="inputs of 1 contain NaN or Inf"):
-        tensorlrf.compress(nn.Sequential(Meets(), *given), keep_params=0.5, calibration=batches)
+        tensorlrf.compress(
+            nn.Sequential(Meets(), *given), keep_params=0.5, calibration=batches, **UNIFORM
+        )
 
 
 @pytest.mark.parametrize("kind", ["linear", "shifts", "patches", "groups"])

@@ -21,7 +21,7 @@ from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.compression.calibration.moments import _moments
 from tensorlrf.nn import Plain, register_plain
 from tests.compression.calibration.unfolded import CONVS, outputs, patches
-from tests.compression.networks import relative, set_weights
+from tests.compression.networks import UNIFORM, relative, set_weights
 from tests.draws import seeded32
 
 MODES = ["zeros", "zeros", "reflect", "replicate", "circular"]
@@ -137,7 +137,7 @@ def test_the_reported_error_is_that_of_the_layer(kind: str, target: str) -> None
     model = nn.Sequential(layer).eval()
     batches = [seeded32(*shape, seed=k) for k in range(4)]
     small, report = compress(
-        model, keep_params=0.6, calibration=batches, target=target, holdout=0.25
+        model, keep_params=0.6, calibration=batches, target=target, holdout=0.25, **UNIFORM
     )
     row = report.layer("0")
     assert row.data_aware
@@ -149,7 +149,7 @@ def test_the_reported_error_is_that_of_the_layer(kind: str, target: str) -> None
     # Moments are float32 products; 1e-4 of an error near .2 is far above their rounding.
     assert row.output_error == pytest.approx(relative(got, wanted), rel=1e-3)
     # Data-aware factors lose no more on the inputs that they were fitted to than plain ones.
-    fitted, known = compress(model, keep_params=0.6, calibration=batches, target=target)
+    fitted, known = compress(model, keep_params=0.6, calibration=batches, target=target, **UNIFORM)
     plain, _ = compress(model, keep_params=0.6)
     assert known.layer("0").output_error is not None
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tensorlrf import CP, SVD, TT, Kron, Report, Tucker, apply, compress, plan
 from tensorlrf.compression import Method
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._layer_moments import LayerMetrics, LayerMoments
+from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.compression.fit._factor import INPUT_SHRINKAGE, Options, _Part, factor
 from tensorlrf.decomposition.second_moments import OutputMetric
@@ -62,9 +62,7 @@ def test_the_closed_form_is_the_least_of_all(m: int, n: int, r: int, seed: int) 
     r = min(r, m, n)
     linear, x = layer(nn.Linear(n, m), seed), seeded32(400, n, seed=seed + 1)
     outputs = metric(m, seed + 2)
-    seen = LayerMoments(
-        DenseLayer.of(linear), lags=False, holds_out=False, metrics=LayerMetrics((outputs,))
-    )
+    seen = LayerMoments(DenseLayer.of(linear), lags=False, holds_out=False, metrics=(outputs,))
     seen.add(x, None, held=False)
     done = factor("layer", DenseLayer.of(linear), SVD(rank=r), seen, Options())
     assert done.weighted
@@ -158,7 +156,8 @@ def test_what_the_readout_does_not_hear_is_given_up_first(target: str, affine: b
     for word in ("outputs", "loss"):
         small, report = compress(model, metric=word, **options)
         assert report.metric == word
-        assert {row.metric for row in report.layers if row.factored} == {word}
+        # A layer may do better without it on inputs held out.
+        assert word in {row.metric for row in report.layers if row.factored}
         assert Report.from_json(report.to_json()) == report
         assert ("loss-aware" in str(report)) == (word == "loss")
         y0, y = model(torch.cat(data)), small(torch.cat(data))
@@ -255,10 +254,14 @@ class Closed(nn.Module):
 def test_a_model_without_gradients_is_fitted_to_outputs_and_says_so(how: str, word: str) -> None:
     model, data = Closed(how).eval(), rows()
     options: dict[str, Any] = {"keep_params": 0.5, "calibration": data, "skip": []}
-    with pytest.warns(CalibrationWarning, match="cannot be differentiated"):
-        small, report = compress(model, metric=word, progress=False, **options)
+    options |= {"allocation": "uniform", "progress": False}
+    if word == "loss":
+        with pytest.warns(CalibrationWarning, match="cannot be differentiated"):
+            small, report = compress(model, metric=word, **options)
+    else:  # it was to choose
+        small, report = compress(model, metric=word, **options)
     assert report.metric == "outputs"
-    usual, _ = compress(model, progress=False, **options)
+    usual, _ = compress(model, metric="outputs", **options)
     assert torch.equal(small(data[0]), usual(data[0]))
 
 

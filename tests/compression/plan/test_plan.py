@@ -62,7 +62,8 @@ def test_apply_of_a_plan_is_compress(budget: str, calibrated: bool) -> None:
     model = net()
     calibration = data() if calibrated else None
     small, report = compress(model, calibration=calibration, **BUDGETS[budget])
-    made = Plan.from_json(plan(model, **BUDGETS[budget]).to_json())
+    made = plan(model, calibration=calibration, **BUDGETS[budget])
+    made = Plan.from_json(made.to_json())
     again, second = apply(model, made, calibration=calibration)
     assert second == report
     for a, b in zip(small.parameters(), again.parameters(), strict=True):

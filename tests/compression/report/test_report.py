@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tensorlrf.compression import Report, Tucker, compress
 from tensorlrf.errors import FileFormatError
+from tests.compression.networks import UNIFORM
 from tests.json_trees import put
 
 
@@ -31,7 +32,7 @@ def small_report(method: str = "svd") -> tuple[nn.Module, nn.Module, Report]:
     data = [
         torch.randn(50, 3, 12, 12, generator=torch.Generator().manual_seed(k)) for k in (0, 1, 2)
     ]
-    small, report = compress(model, keep_params=0.5, method=method, calibration=data)
+    small, report = compress(model, keep_params=0.5, method=method, calibration=data, **UNIFORM)
     return model, small, report
 
 
