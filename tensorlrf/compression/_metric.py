@@ -17,7 +17,7 @@ from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import call
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.losses._bases import Basis, sums_bytes
-from tensorlrf.compression.losses._curvature import output_metrics
+from tensorlrf.compression.losses._curvature import output_metrics, with_room
 from tensorlrf.compression.losses._fisher import bases_of
 from tensorlrf.compression.losses._measured import loss_of
 from tensorlrf.compression.losses._output_loss import OutputLoss
@@ -46,7 +46,7 @@ def with_metrics(
     if fitting.metric == AUTO and not loss.hears(call(replica(model), batch), batch):
         return data
     metrics = {name: known[name] for name in names if name in known}
-    if not metrics:
+    if not known:
         metrics = _gathered(model, names, data, fitting, loss)
     weighted = replace(data, metrics=metrics)
     if not metrics or fitting.metric == LOSS:
@@ -60,18 +60,21 @@ def _gathered(
 ) -> dict[str, Metrics]:
     """By passes of their own; none of a model that cannot be differentiated."""
     draws = generator(fitting.random_state, dense_layer_at(model, names[0]).device)
-    metrics, reason = {}, "its outputs have no gradient"
+    metrics, reason = {}, "the model cannot be differentiated (its outputs have no gradient)"
     try:
         with progress_bar("differentiate", None, fitting.progress) as advance:
             metrics = output_metrics(model, names, data, loss, draws, partial(advance, ""))
     except (RuntimeError, ArgumentError) as error:
         if fitting.metric != AUTO and not isinstance(error, RuntimeError):
             raise
-        reason = str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0]
+        reason = f"the model cannot be differentiated ({first})"
+    if not with_room(model, names, data.room):
+        reason = "there is no room for as many numbers as its layers have outputs squared"
     if not metrics and fitting.metric != AUTO:
         warn(
-            f"metric={fitting.metric!r}: the model cannot be differentiated ({reason}): errors of "
-            "a layer's outputs count alike, as by metric='outputs'",
+            f"metric={fitting.metric!r}: {reason}: errors of a layer's outputs count alike, as by "
+            "metric='outputs'",
             CalibrationWarning,
         )
     return metrics

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.calibration.moments._sums import add_squares, mirrored
@@ -49,23 +48,17 @@ def output_metrics(
     draws: torch.Generator,
     advance: Callable[[], None],
 ) -> dict[str, Metrics]:
-    """Name -> metrics of the outputs of its groups, of the layers that gradients reach, from the
-    batches to fit to. One pass forth and back a batch, or several where the sums of all layers at
-    once would take too much memory.
+    """Name -> metrics of the outputs of its groups, of the layers that gradients reach and that
+    there is room for, from the batches to fit to. One pass forth and back a batch.
 
     Raises what the model does where it cannot be differentiated.
     """
-    found: dict[str, Metrics] = {}
-    sizes = {name: gradient_bytes(dense_layer_at(model, name)) for name in names}
-    begin = draws.get_state()  # the same cotangents for each part
-    for part in parted(sizes, data.room):
-        draws.set_state(begin)
-        sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in part}
-        for batch in data.fitted:
-            differentiate(model, sums, batch, loss, draws)
-            advance()
-        found |= metrics_of(sums)
-    return found
+    weighed = with_room(model, names, data.room)
+    sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in weighed}
+    for batch in data.fitted:
+        differentiate(model, sums, batch, loss, draws)
+        advance()
+    return metrics_of(sums)
 
 
 def metrics_of(sums: dict[str, GradientMoments]) -> dict[str, Metrics]:
@@ -76,6 +69,19 @@ def metrics_of(sums: dict[str, GradientMoments]) -> dict[str, Metrics]:
         if any(metric is not None for metric in metrics):
             found[name] = metrics
     return found
+
+
+def with_room(model: nn.Module, names: Sequence[str], room: int) -> list[str]:
+    """The layers whose metrics have room together, small ones first: those of an output layer with
+    a vocabulary may be larger than the model."""
+    sizes = {name: gradient_bytes(dense_layer_at(model, name)) for name in names}
+    found, left = set(), room
+    for name in sorted(names, key=sizes.__getitem__):
+        left -= sizes[name]
+        if left < 0:
+            break
+        found.add(name)
+    return [name for name in names if name in found]
 
 
 def gradient_bytes(site: DenseLayer) -> int:

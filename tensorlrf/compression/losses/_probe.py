@@ -21,7 +21,12 @@ from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._bases import Basis, spectra, sums_bytes
-from tensorlrf.compression.losses._curvature import GradientMoments, gradient_bytes, metrics_of
+from tensorlrf.compression.losses._curvature import (
+    GradientMoments,
+    gradient_bytes,
+    metrics_of,
+    with_room,
+)
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
 from tensorlrf.compression.losses._gradients import spread
 from tensorlrf.compression.losses._influence import influences
@@ -169,6 +174,12 @@ class Probe:
         """What counts of the outputs, as the first batch has them."""
         return OutputLoss.of_model(self.loss, self.readout, self.model, self.judging[0])
 
+    @cached_property
+    def _weighed(self) -> list[str]:
+        """The layers whose metrics are gathered."""
+        assert self.data is not None
+        return with_room(self.model, self.names, self.data.room) if self.weighs else []
+
     @property
     def hears(self) -> bool:
         """Whether anything of the outputs counts: there may be no tensor among them."""
@@ -180,7 +191,7 @@ class Probe:
         assert self.data is not None
         sites = {name: dense_layer_at(self.model, name) for name in self.names}
         sizes = {
-            name: sums_bytes(site) + (gradient_bytes(site) if self.weighs else 0)
+            name: sums_bytes(site) + (gradient_bytes(site) if name in self._weighed else 0)
             for name, site in sites.items()
         }
         parts = parted(sizes, self.data.room)
@@ -251,10 +262,11 @@ class Probe:
         batches = self.data.fitted if self.weighs else spread(self.data.fitted)
         for bases in self.parts():
             draws.set_state(begin)
-            gradients: dict[str, GradientMoments] = {}
-            if self.weighs:
-                sites = {name: dense_layer_at(self.model, name) for name in bases}
-                gradients = {name: GradientMoments.of(site) for name, site in sites.items()}
+            gradients = {
+                name: GradientMoments.of(dense_layer_at(self.model, name))
+                for name in bases
+                if name in self._weighed
+            }
             with progress_bar("differentiate", len(batches), self.progress) as advance:
                 losses |= fisher_losses(
                     self.model, bases, batches, self.output_loss, draws, lambda: advance(""),
