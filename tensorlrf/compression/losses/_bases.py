@@ -77,16 +77,16 @@ class Basis:
 
 
 def leading(half: Tensor) -> tuple[Tensor, Tensor]:
-    """(Q, s): left singular vectors of H (m, k), m >= k, and the squares of its singular values,
-    falling, by the smaller of the two products of H with itself."""
+    """(Q, s): left singular vectors of H (m, k) and the squares of its singular values, falling, by
+    the smaller of the two products of H with itself. The columns of Q (m, min(m, k)) are
+    orthonormal, where the singular value is nothing but rounding too."""
     m, k = half.shape
     if m <= k:
         values, left = torch.linalg.eigh(half @ half.T)
         return left.flip(-1), values.flip(-1).clamp(min=0)
     values, right = torch.linalg.eigh(half.T @ half)
-    left = half @ right.flip(-1)
-    lengths = torch.linalg.vector_norm(left, dim=0)
-    return left / torch.where(lengths > 0, lengths, 1), values.flip(-1).clamp(min=0)
+    left = torch.linalg.qr(half @ right.flip(-1))[0]
+    return left, values.flip(-1).clamp(min=0)
 
 
 def sums_bytes(site: DenseLayer) -> int:

@@ -110,9 +110,7 @@ class Sharing:
             if choice is not None:
                 drafts.append(replace(draft, method=draft.method_at(choice)))
             elif layer.scale.dense > 0:
-                unseen = rule != UNIFORM and predicts is not None and layer.name not in known
-                why = "nothing tells what it would lose: calibration does not reach it"
-                drafts.append(draft.dense(why if unseen else why_dense))
+                drafts.append(draft.dense(why_dense))
             else:
                 drafts.append(draft.dense("the batch that costs are counted on does not reach it"))
         pairs = list(zip(self._layers, choices, strict=True))
