@@ -103,7 +103,9 @@ class WorkingCopy:
     def _bytes_to_factor(self, name: str) -> int:
         """More or less."""
         form = FULL if self.data is None else self.data.form_of(name)
-        return Gathered(lags=False, held=False).need(dense_layer_at(self.model, name), form).work
+        weighed = self.data is not None and name in self.data.metrics
+        layer = dense_layer_at(self.model, name)
+        return Gathered(lags=False, held=False).need(layer, form, weighed=weighed).work
 
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
@@ -166,11 +168,13 @@ class WorkingCopy:
             lags=fitting.target == "original",
             held=bool(self.data.held),
             waiting=len(self.data.batches) if waits else 1,
+            weighed=self.data.metrics.keys(),
         )
         needs = gathered.within(layers, limit, [n for n in layers if self._takes_matrix(n)])
         self.memory = gathered.forecast(layers, needs, limit, self.trace.inputs)
         forms = {name: need.form for name, need in needs.items() if need.form is not None}
-        self.data = replace(self.data, forms=forms)
+        metrics = {n: m for n, m in self.data.metrics.items() if n not in needs or needs[n].weighed}
+        self.data = replace(self.data, forms=forms, metrics=metrics)
         self._take([(name, None) for name in needs if name not in forms])
         for message in gathered.told(layers, needs, limit):
             warn(message, CalibrationWarning)

@@ -24,6 +24,10 @@ AT_ONCE_BYTES = 1 << 29
 WEIGHTS, COPIES = 6, 3
 """In a fit, more or less: copies of the weight, and of moments beside those that are given."""
 
+METRIC = 28
+"""Bytes for each of the outputs squared, where these have a metric: it in float32, and in a fit it,
+its Cholesky factor and a product in float64."""
+
 LEAST_ROWS = 16
 """Of a sketch: fewer tell little more than the variances."""
 
@@ -38,12 +42,14 @@ class Need:
     moments  of the inputs to fit to and of those held out, as sums and as what is made of them
     lags     of what the layers before it have lost
     work     the moments and copies of them and of the weight, while it is fitted
+    weighed  whether its outputs have a metric in it
     """
 
     form: Form | None
     moments: int
     lags: int
     work: int
+    weighed: bool = False
 
     @property
     def whole(self) -> int:
@@ -58,13 +64,22 @@ class Gathered:
     lags     whether what earlier layers lose is gathered too
     held     whether there are inputs held out
     waiting  batches whose activations are alive at once
+    weighed  layers whose outputs have a metric
     """
 
     lags: bool
     held: bool
     waiting: int = 1
+    weighed: Collection[str] = ()
 
-    def need(self, layer: DenseLayer, form: Form | None = FULL, *, as_matrix: bool = False) -> Need:
+    def need(
+        self,
+        layer: DenseLayer,
+        form: Form | None = FULL,
+        *,
+        as_matrix: bool = False,
+        weighed: bool = False,
+    ) -> Need:
         """Of a layer with moments in a form; `as_matrix` where its method takes all n^2 of them."""
         n, weights = layer.columns, WEIGHTS * math.prod(layer.shape)
         if form is None:
@@ -75,7 +90,9 @@ class Gathered:
         if as_matrix and form != FULL:
             matrices += COPIES * n * n
         work = 8 * (weights + layer.groups * matrices)
-        return Need(form, copies * moment_bytes(layer, form), self.lags * copies * lags, work)
+        work += weighed * METRIC * layer.shape[0] ** 2 // layer.groups
+        moments = copies * moment_bytes(layer, form)
+        return Need(form, moments, self.lags * copies * lags, work, weighed)
 
     def within(
         self, layers: Layers, limit: int | None, matrix: Collection[str] = ()
@@ -94,7 +111,13 @@ class Gathered:
         for name, layer in layers.items():
             room = free_bytes(layer.device) / 2 if limit is None else limit
             forms = [FULL, *(Form("sketch", rows) for rows in sketch_sizes(layer.columns))]
-            tried = [self.need(layer, form, as_matrix=name in matrix) for form in forms]
+            # A metric of the outputs goes before any of the moments.
+            ways = (True, False) if name in self.weighed else (False,)
+            tried = [
+                self.need(layer, form, as_matrix=name in matrix, weighed=weighed)
+                for form in forms
+                for weighed in ways
+            ]
             found = next((need for need in tried if need.whole <= room), None)
             needs[name] = self.need(layer, None) if found is None else found
             if found is None:
@@ -114,7 +137,7 @@ class Gathered:
         allowed = "half of the free memory" if limit is None else f"memory_limit={limit}"
         sketched, plain = [], []
         for name, need in needs.items():
-            size = readable(self.need(layers[name]).whole)
+            size = readable(self.need(layers[name], weighed=name in self.weighed).whole)
             if need.form is None:
                 plain.append(f"{name} ({size})")
             elif need.form != FULL:

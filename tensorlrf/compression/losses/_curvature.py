@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._memory import METRIC
 from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.calibration.moments._sums import add_squares, mirrored
@@ -72,13 +73,13 @@ def metrics_of(sums: dict[str, GradientMoments]) -> dict[str, Metrics]:
 
 
 def with_room(model: nn.Module, names: Sequence[str], room: int) -> list[str]:
-    """The layers whose metrics have room together, small ones first: those of an output layer with
-    a vocabulary may be larger than the model."""
+    """The layers whose metrics have room together, small ones first, and each in its fit: those of
+    an output layer with a vocabulary may be larger than the model."""
     sizes = {name: gradient_bytes(dense_layer_at(model, name)) for name in names}
     found, left = set(), room
     for name in sorted(names, key=sizes.__getitem__):
         left -= sizes[name]
-        if left < 0:
+        if left < 0 or METRIC * sizes[name] > 4 * room:
             break
         found.add(name)
     return [name for name in names if name in found]

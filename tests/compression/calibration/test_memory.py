@@ -17,7 +17,7 @@ from tensorlrf import Report, apply, compress, compress_, plan
 from tensorlrf.compression.calibration import _layer_moments
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._free_memory import free_bytes
-from tensorlrf.compression.calibration._memory import Gathered
+from tensorlrf.compression.calibration._memory import METRIC, Gathered
 from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.compression.calibration.moments._moments import ShiftMoments, moments_of
 from tensorlrf.compression.calibration.moments._shifts import differences, sums_of
@@ -154,6 +154,33 @@ def test_what_waits_is_forecast_from_the_first_batch() -> None:
     assert told["prefix", True] == once
     assert told["prefix", False] == [3 * one for one in once]
     assert told["original", False] == [6 * one for one in once]
+
+
+def test_a_metric_of_outputs_is_foreseen_and_given_up_for_want_of_memory() -> None:
+    """The layer of 8 outputs, whose moments have most of the memory, and that of 24."""
+    options: dict[str, Any] = {
+        "keep_params": 0.5, "skip": ["0"], "calibration": BATCHES, "allocation": "uniform",
+        "progress": False,
+    }  # fmt: skip
+    told = {}
+    for word in ("outputs", "loss"):
+        _, report = compress(net(), metric=word, **options)
+        assert report.memory is not None
+        told[word] = {row.name: row.work for row in report.memory.layers}
+    assert {n: told["loss"][n] - told["outputs"][n] for n in told["loss"]} == {
+        "1": METRIC * 8**2,
+        "4": METRIC * 24**2,
+    }
+    wide = nn.Sequential(nn.Linear(16, 1024), nn.ReLU(), nn.Linear(1024, 8))
+    data = [seeded32(4200, 16, seed=k) for k in range(2)]
+    own = Gathered(lags=True, held=True).need(DenseLayer.of(wide[2])).whole
+    _, report = compress(
+        set_weights(wide), keep_params=0.5, skip=[], calibration=data, metric="loss",
+        allocation="uniform", memory_limit=own + METRIC * 8**2, progress=False,
+    )  # fmt: skip
+    assert [row.metric for row in report.layers if row.factored] == ["loss", "loss"]
+    assert report.memory is not None
+    assert report.memory.peak <= own + METRIC * 8**2
 
 
 @pytest.mark.parametrize(
