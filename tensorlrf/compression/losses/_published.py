@@ -100,6 +100,10 @@ def effective_rank_losses(
     return losses
 
 
+FLAT = 1e-6
+"""By which singular values differ that are alike: they come from differences of sums of squares."""
+
+
 def spectrum_shape_losses(sizes: Sizes, energies: Sequence[float]) -> list[float]:
     """The singular values beyond r, each from 0 for the least to 1 for the largest and at the cost
     of a rank, so that all layers keep those above one threshold.
@@ -112,7 +116,8 @@ def spectrum_shape_losses(sizes: Sizes, energies: Sequence[float]) -> list[float
     for r in reversed(range(sizes.full)):
         # Beyond the break-even there is nothing to be bought.
         bought = sizes.a_rank * min(1.0, max(0.0, sizes.break_even - r))
-        height = (values[r] - low) / (top - low) if top > low else float(top > 0)
+        flat = top - low <= FLAT * top
+        height = float(top > 0) if flat else (values[r] - low) / (top - low)
         losses.append(losses[-1] + bought * height)
     return losses[::-1]
 

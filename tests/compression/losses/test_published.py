@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf.compression.losses._published import (
+    FLAT,
     MOST_SPARSITY,
     TEMPERATURE,
     Sizes,
@@ -98,7 +99,10 @@ def test_the_largest_normalised_singular_values_of_all_layers_are_kept(
     ]
     room = max(2, int(share * sum(s.full for s in sizes)))  # ranks, one at the least of each
     kept = [k + 1 for k in knapsack(items, 10 * room)]
-    normal = [[(x - v[-1]) / (v[0] - v[-1]) if v[0] > v[-1] else 1.0 for x in v] for v in values]
+    spread = [v[0] - v[-1] if v[0] - v[-1] > FLAT * v[0] else 0.0 for v in values]
+    normal = [
+        [(x - v[-1]) / s if s else 1.0 for x in v] for v, s in zip(values, spread, strict=True)
+    ]
     lost = sum(sum(v[k:]) for v, k in zip(normal, kept, strict=True))
     rest = sorted([x for v in normal for x in v[1:]], reverse=True)
     assert lost <= sum(rest[room - 2 :]) * (1 + 2e-3) + 1e-6
