@@ -71,7 +71,11 @@ def minilm_case() -> Case:
         "mean cosine to the dense embedding over the 50 documents of lee.cor.",
         (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1),
         (0.6, 0.4, 0.25),
-        {"skip": [f"encoder.{glob}" for glob in minilm.SKIP], "loss": "cosine"},
+        {
+            "skip": [f"encoder.{glob}" for glob in minilm.SKIP],
+            "loss": "cosine",
+            "example": minilm.example(minilm.load_tokenizer()),
+        },
     )
 
 
@@ -90,6 +94,7 @@ def own_cnn_case() -> Case:
         "right, in fonts that it was not trained on.",
         (0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05),
         (0.25, 0.1),
+        {"example": x[:64]},
     )
 
 
@@ -112,7 +117,12 @@ def efficientnet_case() -> Case:
         "15 other pictures with the dense model's class, its bound over pictures.",
         (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5),
         (0.8,),
-        {"skip": efficientnet.SKIP, "holdout": 0.2, "allocation": "fisher"},
+        {
+            "skip": efficientnet.SKIP,
+            "holdout": 0.2,
+            "allocation": "fisher",
+            "example": efficientnet.example(),
+        },
     )
 
 
@@ -183,7 +193,8 @@ def page(found: tensorlrf.Frontier, about: dict[str, Any]) -> str:
 device {on["device"]}, threads {on["threads"]}, torch {on["torch"]}, python {on["python"]}. \
 {about["note"]} Bounds on its drop are at 95%. Plans are judged by cheap models, their layers cut \
 along the directions of their outputs. The whole table took {about["seconds"]:.0f} s of CPU, of \
-which the metric {about["seconds of the metric"]:.0f} s; other work ran beside.
+which the metric {about["seconds of the metric"]:.0f} s; other work ran beside, so that of \
+latencies, all measured in turn, only how they compare is to be read.
 
 ![frontier](frontier_{about["model"]}.png)
 

@@ -45,6 +45,13 @@ def frontier(
             "--shares", metavar="NUMBERS", help="Of the weights to keep, as in .9,.6,.4 [from .9]."
         ),
     ] = None,
+    example: Annotated[
+        bool,
+        typer.Option(
+            "--example",
+            help="Time layers and whole models here, on the first batch of the text.",
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="A picture to draw, such as frontier.png."),
@@ -84,12 +91,13 @@ def frontier(
 
     Plans for many shares from one look at the layers, what each is predicted to lose, what the
     model loses on text held out with all its layers cut, and, with --evaluate, what a metric of
-    your own says; the model with weights in 8 and 4 bits beside. Writes nothing but the picture.
+    your own says, and with --example how long it takes here; the model in 8 and 4 bits beside.
+    Writes nothing but the picture.
 
     \b
     Examples:
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png
-      tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4
+      tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4 --example
     """
     with guard(debug):
         if source.exists() and not source.is_dir():
@@ -111,6 +119,7 @@ def frontier(
             job.model,
             job.batches,
             evaluate=metric,
+            example=job.batches[0] if example and job.batches else None,
             skip=None if not skip else [glob for glob in skip if glob],
             allocation=allocation,
             groups=job.groups,

@@ -6,7 +6,8 @@ from tensorlrf.compression._export import densify, export
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
 from tensorlrf.compression.frontier._frontier import frontier
-from tensorlrf.compression.frontier._points import Frontier, FrontierPoint
+from tensorlrf.compression.frontier._point import FrontierPoint
+from tensorlrf.compression.frontier._points import Frontier
 from tensorlrf.compression.losses._probe import sensitivity
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from tensorlrf.compression.calibration._batchnorm import (
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import Apart
+from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
@@ -30,6 +32,7 @@ from tensorlrf.compression.report._budget import shortfall
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._reporting import totals
 from tensorlrf.compression.report._rows import BatchNorms, Latency
+from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import (
     ArgumentError,
@@ -37,6 +40,7 @@ from tensorlrf.errors import (
     warn,
 )
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import copy_of, replica
 
 ROOM = 1 << 30
@@ -114,7 +118,9 @@ def apply(
         that would take more has a sketch of its second moments (Ghashami et al. 2016) in their
         place, as large as fits. `Report.memory` tells of every layer what was forecast.
     example : Tensor, tuple or dict, optional
-        A batch to time the given and the compressed model on, for the report.
+        A batch to time the given and the compressed model on, for the report. With a plan that was
+        made by time (`keep_latency`, `objective="latency"`) the compressed one is tuned on it
+        before, and a budget of time is timed without an example as well, on the first batch.
     metric : {"outputs", "loss", "auto"}
         In what the outputs of a layer are to be near. "outputs": the sum of squares. "loss": what
         an error of them costs the model, to second order, by the gradients there (one pass forth
@@ -153,7 +159,8 @@ def apply(
         either, and that get the plain method. Of a model that cannot be differentiated, where
         `metric` asks for it.
     BudgetWarning
-        Of a model that keeps far more than `keep_params` since most of it is not eligible.
+        Of a model that keeps far more than `keep_params` since most of it is not eligible, and of
+        one that takes more time than `keep_latency`.
 
     References
     ----------
@@ -192,9 +199,10 @@ def carried_out(
     fitting: Fitting,
     example: Any,
     probe: Probe | None = None,
+    known: Mapping[str, Factored] | None = None,
 ) -> tuple[nn.Module, Report]:
     """`apply` to a model in which a survey has `found` these modules, and at which a `probe` may
-    have looked."""
+    have looked; with what its layers become where that is `known`."""
     # Parameters made in inference mode could not be trained.
     with torch.inference_mode(False), without_autocast():
         check_plan(model, plan, found)
@@ -204,12 +212,15 @@ def carried_out(
         if data is not None:
             data = with_metrics(model, plan, data, fitting, probe)
         work = WorkingCopy(model, small, plan, fitting, data)
-        work.factor_all()
+        if known is None:
+            work.factor_all()
+        else:
+            work.take_over(known)
         small, rows = work.replaced(found)
         norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
         if error is None and data is not None and data.held_out:
             error = data.apart(model, small)
-        latency = None if example is None else _latency(model, small, example)
+        latency = latency_of(model, small, plan, example, data, fitting)
     report = Report(
         **plan.budgets,
         target=fitting.target if data is not None else None,
@@ -261,6 +272,23 @@ def batch_norms(
     return row, after if kept else before
 
 
-def _latency(model: nn.Module, small: nn.Module, example: Any) -> Latency:
-    dense, compressed = measure_model(model, small, [example])
-    return Latency(dense, compressed)
+def latency_of(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example: Any,
+    data: Calibration | None,
+    fitting: Fitting,
+) -> Latency | None:
+    """Of both models in turn, on the example, or on the first calibration batch where a budget of
+    time was counted on it; None without. Where time is what was asked for the paths of `small` are
+    chosen by measurement first, alone and together."""
+    if example is None and plan.keep_latency is not None and data is not None:
+        example = data.batches[0]
+    if example is None:
+        return None
+    batch = Batch.of(example)
+    wanted = plan.keep_latency is not None or plan.allotment.promised_cost is not None
+    if wanted and any(isinstance(module, FactoredLayer) for module in small.modules()):
+        tune(small, batch, progress=fitting.progress)
+    return Latency(*measure_model(model, small, [batch]))

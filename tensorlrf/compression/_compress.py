@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import carried_out
+from tensorlrf.compression._apply import carried_out, latency_of
 from tensorlrf.compression._survey import survey
 from tensorlrf.compression._uncompiled import own_model, uncompiled
 from tensorlrf.compression._working_copy import put
@@ -92,8 +92,8 @@ def compress(
     calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         How it is fitted, as in `apply`.
     example : Tensor, tuple or dict, optional
-        A batch to time layers on (`objective="latency"`, `keep_latency`) or to count on
-        (`keep_flops`), and to time both models on, for the report.
+        A batch to time on (`objective="latency"`, `keep_latency`) or to count on (`keep_flops`),
+        and to time both models on, in turn, for the report.
     allocation, sensitivity, loss, readout
         How the budget is shared out over layers, as in `plan`.
     metric
@@ -300,8 +300,10 @@ def _compressed(
                 fitting.random_state, fitting.progress, Processes(), time.monotonic(),
             )  # fmt: skip
             error = data.apart(model, small)
+            latency = latency_of(model, small, made, request.example, data, fitting)
         report = replace(
             report,
+            latency=latency,
             model_error=None if error is None else error.error,
             model_error_interval=None if error is None else error.interval,
             refinement=told,

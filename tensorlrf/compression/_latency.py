@@ -94,32 +94,27 @@ def resident_bytes(layer: FactoredLayer, *, freeze: bool) -> dict[str, int]:
     return {**held, TORCH: dense}
 
 
-def faster(
-    layer: nn.Module, factored: FactoredLayer, x: Tensor, *, seconds: float = 0.2
-) -> tuple[float, float]:
-    """(seconds a call of `layer`, of `factored` on its fastest factored path), in turn on x.
-
-    For planning: a layer whose second number is not the smaller one is better left dense. The path
-    "dense" of the factored layer is none of the candidates. Takes about `seconds`; neither layer is
-    changed.
-    """
-    dense, (best,) = times_of(layer, [factored], x, seconds=seconds)
-    return dense, best
-
-
 def times_of(
     layer: nn.Module, factored: Sequence[FactoredLayer], x: Tensor, *, seconds: float
-) -> tuple[float, list[float]]:
-    """Likewise of several factored layers in its place, all of them in turn."""
+) -> tuple[float, list[tuple[float, str]]]:
+    """(seconds a call of `layer`; of each factored layer in its place the seconds on its fastest
+    factored path, and that path), all in turn on x.
+
+    For planning: the path "dense" of a factored layer is none of the candidates. Takes about
+    `seconds`; no layer is changed.
+    """
     calls: dict[str, Callable[[], object]] = {TORCH: lambda: layer.forward(x)}
-    names: list[list[str]] = []  # of each layer's paths, those of the first as they are
+    names: list[dict[str, str]] = []  # of each layer's paths, those of the first as they are
     for k, one in enumerate(factored):
         paths = {f"{path} {k}" if k else path: path for path in one.paths if path != "dense"}
         calls |= {name: _call(one._on_path(path), x) for name, path in paths.items()}
-        names.append(list(paths))
+        names.append(paths)
     with torch.no_grad():
         timings = time_calls(calls, seconds=seconds, device=x.device, hopeless=HOPELESS)
-    return timings.median(TORCH), [min(map(timings.median, own)) for own in names]
+    best = [min(own, key=timings.median) for own in names]
+    return timings.median(TORCH), [
+        (timings.median(name), own[name]) for name, own in zip(best, names, strict=True)
+    ]
 
 
 def measure_model(

@@ -3,7 +3,7 @@ execution, each fitted to what the compressed ones before it deliver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -86,6 +86,14 @@ class WorkingCopy:
             if self.data is not None:
                 self._calibrate()
             self._take([(name, None) for name in self.names if name not in self.done])
+
+    def take_over(self, known: Mapping[str, Factored]) -> None:
+        """What every layer of the plan becomes where that is known, without a pass to fit in."""
+        self.advance = _say_nothing
+        if self.data is not None:
+            self.trace = record(self.model, self.names, self.data.judging[0])
+        for name, done in known.items():
+            self._settle(name, done)
 
     def _take(self, layers: Sequence[tuple[str, LayerMoments | None]]) -> None:
         """Factor layers of which none waits for another, side by side where memory allows."""
@@ -257,6 +265,10 @@ class WorkingCopy:
                 "with n_iter_max= of the method, such as CP(n_iter_max=300)",
                 ConvergenceWarning,
             )
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def put(model: nn.Module, places: Sequence[str], new: nn.Module) -> nn.Module:

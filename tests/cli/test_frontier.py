@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tensorlrf
+from tensorlrf.compression.plan.times import _seconds, _whole
 from tests.cli.calls import Program, cnn, save_state
 from tests.cli.folders import bert_folder, text_file
 
@@ -64,6 +65,16 @@ def test_a_frontier_is_a_table_json_and_a_picture(
     done = program("frontier", "bert", *options, "--json")
     found = tensorlrf.Frontier.from_json(done.out)
     assert [point.share for point in found.factored] == [0.8, 0.4]
+    assert not any(point.seconds for point in found.points)
+
+
+def test_times_are_asked_for(program: Program, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((_seconds, "SECONDS"), (_whole, "SECONDS")):
+        monkeypatch.setattr(module, name, 0.01)
+    options = ("--text", "news.txt", "--shares", ".8,.4", *TEXT, "--example", "--json")
+    found = tensorlrf.Frontier.from_json(program("frontier", "bert", *options).out)
+    assert all(point.latency for point in found.points if point.kind != "int4")
+    assert all(point.predicted_latency for point in found.factored)
 
 
 def test_a_drop_is_asked_for(program: Program, here: Path, tmp_path: Path) -> None:

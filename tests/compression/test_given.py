@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tensorlrf
 from tensorlrf import SVD
-from tensorlrf.compression import _latency, compress, plan
+from tensorlrf.compression import _latency, compress, frontier, plan
 from tensorlrf.compression.calibration.batches import call, fresh, list_batches
+from tensorlrf.compression.plan.times import _whole as planned_whole
 from tensorlrf.compression.tuning import _whole
 from tensorlrf.nn import factorize
 from tensorlrf.nn.copies import replica
@@ -153,14 +155,25 @@ def steps(given: nn.Module) -> dict[str, Callable[[], object]]:
         },
         "function": lambda: compress(given, calibration=run_all, **options),
         "latency": lambda: plan(given, keep_params=0.5, objective="latency", example=XS[0]),
+        "time": lambda: compress(given, keep_latency=0.9, skip=[], example=XS[0]),
+        "frontier": lambda: frontier(
+            given,
+            list(XS),
+            shares=(0.5,),
+            skip=[],
+            allocation="energy",
+            example=XS[0],
+            progress=False,
+        ).apply(0.5),
         "example": lambda: compress(given, example=XS[0], **options),
     }
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"torch": 2.0, "dense": 2.0, "chain": 1.0, "small": 1.0}
+    times = defaultdict(lambda: 1.0, {"torch": 2.0, "dense": 2.0})
     monkeypatch.setattr(_latency, "time_calls", Clock(times))
+    monkeypatch.setattr(planned_whole, "time_calls", Clock(times))
     monkeypatch.setattr(_whole, "time_calls", Clock(WHOLE))
 
 

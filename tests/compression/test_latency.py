@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from tensorlrf.compression._latency import faster, measure_model, pick
+from tensorlrf.compression._latency import measure_model, pick, times_of
 from tensorlrf.errors import ArgumentError
 from tensorlrf.ops import Timings
 from tests.compression.tuning.tuned import Start, linear
@@ -27,11 +27,12 @@ def test_a_tie_is_within_two_percent_or_the_scatter_but_five_at_most() -> None:
     assert pick(drift, held) == "dense"
 
 
-def test_faster_compares_with_factored_paths_alone(clock: Start) -> None:
+def test_layers_are_timed_on_factored_paths_alone(clock: Start) -> None:
     layer = linear()
-    asked = clock({"torch": 2.0, "dense": 1.0, "chain": 3.0})
-    assert faster(nn.Linear(16, 16), layer, seeded32(4, 16)) == (2.0, 3.0)
-    assert set(asked.outputs[0]) == {"torch", "chain"}
+    asked = clock({"torch": 2.0, "dense": 1.0, "chain": 3.0, "chain 1": 1.5})
+    found = times_of(nn.Linear(16, 16), [layer, linear()], seeded32(4, 16), seconds=0.1)
+    assert found == (2.0, [(3.0, "chain"), (1.5, "chain")])
+    assert set(asked.outputs[0]) == {"torch", "chain", "chain 1"}
     assert layer.training
 
 

@@ -84,15 +84,16 @@ def test_none_stands_for_the_default_of_the_decomposition(config: Any, option: s
     "method", ["kron", TT(rank=4), TT(rank=(4,)), TR(rank=(2, 2, 2, 2)), "monarch", "blr"]
 )
 def test_latency_is_that_of_the_format_itself(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tensorlrf.compression.plan import _worthwhile
+    from tensorlrf.compression.plan.times import _worthwhile
 
     timed: list[str] = []
 
-    def faster(dense: nn.Module, factored: Any, x: torch.Tensor) -> tuple[float, float]:
-        timed.append(factored.factors.format)
-        return 1.0, 0.5
+    def times_of(dense: nn.Module, factored: Any, x: torch.Tensor, *, seconds: float) -> Any:
+        timed.append(factored[0].factors.format)
+        return 1.0, [(0.5, "chain")]
 
-    monkeypatch.setattr(_worthwhile, "faster", faster)
+    monkeypatch.setattr(_worthwhile, "times_of", times_of)
+    monkeypatch.setattr(_worthwhile.Whole, "ratio", lambda *_: (0.5, 1.0))
     model, x = mlp(64, 64), torch.randn(3, 64)
     budget = {} if getattr(method, "rank", None) is not None else {"keep_params": 0.5}
     plan = tensorlrf.plan(model, method=method, skip=[], objective="latency", example=x, **budget)

@@ -13,16 +13,20 @@ from torch import nn
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.frontier._judge import Drop, Evaluate, Judge
-from tensorlrf.compression.frontier._points import DENSE, FACTORS, Frontier, FrontierPoint
+from tensorlrf.compression.frontier._point import DENSE, FACTORS, FrontierPoint
+from tensorlrf.compression.frontier._points import Frontier
 from tensorlrf.compression.frontier._prospect import Prospect
 from tensorlrf.compression.frontier._quantised import QUANTISERS
+from tensorlrf.compression.frontier._timed import timed
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.sensitivity import Sensitivity
+from tensorlrf.compression.plan.times._seconds import Sample
 from tensorlrf.errors import ArgumentError
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1)
@@ -33,6 +37,7 @@ def frontier(
     calibration: Any,
     *,
     evaluate: Evaluate | None = None,
+    example: Any = None,
     shares: Sequence[float] = SHARES,
     evaluations: int = 8,
     method: Given = "svd",
@@ -65,10 +70,14 @@ def frontier(
         score of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of
         the label of each one's group (as the picture that a crop is of). It is called twice on the
         given model, so that its noise is known.
+    example : Tensor, tuple or dict, optional
+        A batch to time on, on this device: each layer alone at a few ranks, from which follows what
+        a plan promises, and whole models in turn: the given one, plans on factors of any values,
+        and the rounded ones where torch runs on integers.
     shares : sequence of float
         Of the eligible layers' weights to keep, in (0, 1].
     evaluations : int
-        Plans that `evaluate` judges, at the most, spread over all shares.
+        Plans that `evaluate` judges and that are timed whole, at the most, spread over all shares.
     method, skip
         As in `plan`.
     allocation : str or Allocation
@@ -90,7 +99,8 @@ def frontier(
     ------
     ArgumentError
         For shares that cannot be, an `evaluate` that fails, or that returns NaN or what is no
-        metric, and all that `plan` and `sensitivity` raise.
+        metric, an `example` that the model cannot take, and all that `plan` and `sensitivity`
+        raise.
 
     Examples
     --------
@@ -99,7 +109,7 @@ def frontier(
     >>> batches = [torch.rand(64, 64) for _ in range(4)]
     >>> found = tensorlrf.frontier(model, batches, shares=(0.8, 0.4), skip=[], progress=False)
     >>> [point.kind for point in found.points]
-    ['dense', 'factors', 'factors', 'int8', 'int4']
+    ['dense', 'factors', 'factors', 'int8', 'int4', 'w8a8']
     """
     wanted = _checked(shares)
     if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
@@ -108,6 +118,7 @@ def frontier(
         None, method, skip, "size", None, allocation, sensitivity, loss, readout, random_state,
         progress,
     )  # fmt: skip
+    sample = None if example is None else Sample(Batch.of(example), "example")
     model = own_model(model)
     data = Calibration.read(calibration, model, holdout, groups=groups)
     if data is None:
@@ -116,23 +127,27 @@ def frontier(
     judge = None if evaluate is None else Judge(evaluate, model)
     plans = [prospect.plan(share) for share in wanted]
     judged = set(spread(len(plans), evaluations))
-    with progress_bar("judge", len(plans) + len(QUANTISERS), progress) as advance:
+    quantisers = [q for q in QUANTISERS if not q.activations or prospect.has_linear_layers]
+    with progress_bar("judge", len(plans) + len(quantisers), progress) as advance:
         points = [_dense(prospect, judge)]
         for k, (share, plan) in enumerate(zip(wanted, plans, strict=True)):
             points.append(_plan(prospect, share, plan, judge if k in judged else None))
             advance(f"{share:g}")
-        for quantiser in QUANTISERS:
+        for quantiser in quantisers:
             small, size = prospect.quantised(quantiser)
             point = FrontierPoint(quantiser.word, None, size.params, size.bytes)
             point = replace(point, loss=prospect.model_loss(small))
             points.append(_judged(point, judge, small, f"the model in {quantiser.word}"))
             advance(quantiser.word)
+    if sample is not None:
+        points = timed(points, plans, judged, prospect, quantisers, sample)
     return Frontier(
         prospect.unit,
         None if judge is None else judge.noise,
         tuple(points),
         tuple(plans),
         prospect.sensitivity,
+        prospect,
     )
 
 

@@ -4,63 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tensorlrf.compression._render import Header, Table
-from tensorlrf.compression._words import bytes_words
+from tensorlrf.compression._render import Table
 from tensorlrf.compression.frontier._picture import plot_frontier
+from tensorlrf.compression.frontier._point import (
+    DENSE,
+    FACTORS,
+    HEADER,
+    TAKEN,
+    TIMES,
+    FrontierPoint,
+    cells,
+    no_better,
+)
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._json import check_version, read_as, read_dataclass
-from tensorlrf.errors import ArgumentError, FileFormatError, shown
+from tensorlrf.errors import ArgumentError, FileFormatError, shown, unknown
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from torch import nn
+
+    from tensorlrf.compression.frontier._prospect import Prospect
+    from tensorlrf.compression.report._report import Report
 
 VERSION = 1
-
-DENSE = "dense"
-FACTORS = "factors"
-
-
-@dataclass(frozen=True)
-class FrontierPoint:
-    """One size of a model.
-
-    Parameters
-    ----------
-    kind : str
-        "factors" of a plan; "dense", the given model; "int8" and "int4", the given model with the
-        weights of the same layers rounded.
-    share : float or None
-        Of the eligible weights that the plan may keep.
-    params, bytes : int
-        Of the whole model; rounded weights with their scales.
-    predicted : float or None
-        Sum of what the layers of a plan are said to lose.
-    loss : float or None
-        What the cheap model of a plan loses on the inputs held out, all its layers cut; of rounded
-        weights likewise. None where its outputs have NaN or Inf.
-    quality : float or None
-        What `evaluate` says of it.
-    drop, bound : float or None
-        By how much that is below the given model's, and the bound on it with 95% confidence: where
-        `evaluate` gives scores by their paired differences, else by its noise alone.
-    latency : float or None
-        Seconds of a pass over the example.
-    """
-
-    kind: str
-    share: float | None
-    params: int
-    bytes: int
-    predicted: float | None = None
-    loss: float | None = None
-    quality: float | None = None
-    drop: float | None = None
-    bound: float | None = None
-    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +53,9 @@ class Frontier:
         In the order of their points.
     sensitivity : Sensitivity
         What the plans were made of.
+    prospect : optional
+        The model, the batches held out and the directions of its layers' outputs, for `apply`. Not
+        in JSON.
 
     Examples
     --------
@@ -100,6 +74,7 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
     plans: tuple[Plan, ...]
     sensitivity: Sensitivity
+    prospect: Prospect | None = field(default=None, compare=False, repr=False)
 
     @property
     def factored(self) -> tuple[FrontierPoint, ...]:
@@ -131,27 +106,90 @@ class Frontier:
             raise ArgumentError(f"share={share!r}: there are plans for {shares}")
         return max(within, key=lambda pair: pair[0] or 0.0)[1]
 
-    def beaten(self, kind: str) -> tuple[FrontierPoint, ...]:
-        """The plans that rounding alone beats: as large or larger in bytes, and no better.
+    def apply(self, share: float, *, example: Any = None) -> tuple[nn.Module, Report]:
+        """The model of the plan of a share, without another pass over inputs to fit to.
+
+        Each layer is cut along the directions of its outputs, U_r U_r^T W, which is what `apply`
+        with `target="independent"` comes to with as many samples as it needs. In order, as with
+        `target="original"`, it gets better.
+
+        Parameters
+        ----------
+        share : float
+            As in `plan`.
+        example : Tensor, tuple or dict, optional
+            A batch to time both models on, for the report.
+
+        Returns
+        -------
+        model : Module
+            A copy.
+        report : Report
+
+        Raises
+        ------
+        ArgumentError
+            Below the smallest share that there is a plan for; for layers that are to get another
+            format than low rank; for a frontier from JSON, which knows no outputs.
+
+        References
+        ----------
+        Wang et al. 2024.
+
+        Examples
+        --------
+        >>> nn = torch.nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        >>> batches = [torch.rand(64, 64) for _ in range(4)]
+        >>> found = tensorlrf.frontier(model, batches, shares=(0.5,), skip=[], progress=False)
+        >>> small, report = found.apply(0.5)
+        >>> report.eligible.share <= 0.5
+        True
+        """
+        plan = self.plan(share)
+        if self.prospect is None:
+            raise ArgumentError(
+                "a frontier from JSON knows plans, and no outputs of layers; give "
+                "tensorlrf.apply(model, frontier.plan(share), calibration=batches) some inputs"
+            )
+        return self.prospect.carried_out(plan, example)
+
+    def beaten(self, kind: str, by: str = "bytes") -> tuple[FrontierPoint, ...]:
+        """The plans that rounding alone beats: they take as much or more, and are no better.
 
         Better is by the metric where it is known of both, else by the loss on inputs held out.
 
         Parameters
         ----------
         kind : str
-            "int8" or "int4".
+            "int8", "int4" or "w8a8".
+        by : {"bytes", "latency"}
+            What they take; a latency that was not measured is the one that is promised.
 
         Returns
         -------
         tuple of FrontierPoint
+            By a latency that is not known none.
+
+        Raises
+        ------
+        ArgumentError
+            For another word.
         """
         rounded = next((point for point in self.points if point.kind == kind), None)
         if rounded is None:
             raise ArgumentError(f"kind={kind!r} is none of the points")
+        if by not in TAKEN:
+            raise unknown("by", by, tuple(TAKEN))
+        least = TAKEN[by](rounded)
+        if least is None:
+            return ()
         return tuple(
             point
             for point in self.factored
-            if point.bytes >= rounded.bytes and _no_better(point, rounded)
+            if (takes := TAKEN[by](point)) is not None
+            and takes >= least
+            and no_better(point, rounded)
         )
 
     def to_json(self) -> str:
@@ -160,7 +198,7 @@ class Frontier:
             "version": VERSION,
             "unit": self.unit,
             "noise": self.noise,
-            "points": [_entries(point) for point in self.points],
+            "points": [asdict(point) for point in self.points],
             "plans": [json.loads(plan.to_json()) for plan in self.plans],
             "sensitivity": json.loads(self.sensitivity.to_json()),
         }
@@ -219,16 +257,17 @@ class Frontier:
         UnsupportedError
             Where matplotlib is missing, the extra `plot`.
         """
-        measured = any(point.quality is not None for point in self.factored)
-        values = [point.quality if measured else point.loss for point in self.points]
+        judged = any(point.quality is not None for point in self.factored)
+        timed = any(point.latency is not None for point in self.factored)
+        values = [point.quality if judged else point.loss for point in self.points]
         plot_frontier(
             path,
             [point.kind for point in self.points],
             [point.bytes for point in self.points],
-            [point.latency for point in self.points],
+            [point.latency if timed else point.seconds for point in self.points],
             values,
-            [point.bound if measured else None for point in self.points],
-            "metric" if measured else f"loss on inputs held out, {self.unit}",
+            [point.bound if judged else None for point in self.points],
+            "metric" if judged else f"loss on inputs held out, {self.unit}",
         )
 
     def __str__(self) -> str:
@@ -238,20 +277,14 @@ class Frontier:
         return self._table().__rich__()
 
     def _table(self) -> Table:
-        header: Header = (
-            ("", "left"),
-            ("share", "right"),
-            ("parameters", "right"),
-            ("bytes", "right"),
-            ("predicted loss", "right"),
-            ("held-out loss", "right"),
-            ("metric", "right"),
-            ("drop", "right"),
-            ("at most", "right"),
-            ("latency", "right"),
-        )
+        header = HEADER + (TIMES if self._timed else ())
         title = f"frontier, {self.sensitivity.rule}, losses in {self.unit}"
-        return Table(title, header, [_cells(point) for point in self.points], [self._told()])
+        rows = [cells(point)[: len(header)] for point in self.points]
+        return Table(title, header, rows, [self._told()])
+
+    @property
+    def _timed(self) -> bool:
+        return any(point.seconds is not None for point in self.points)
 
     def _told(self) -> list[str]:
         lines = []
@@ -259,19 +292,25 @@ class Frontier:
             lines.append(
                 f"evaluate is not deterministic: of one model it differs by up to {self.noise:.2g}"
             )
-        for kind in dict.fromkeys(point.kind for point in self.points):
-            if kind in (DENSE, FACTORS):
-                continue
-            beaten = self.beaten(kind)
-            if beaten:
-                shares = ", ".join(f"{point.share:g}" for point in beaten)
-                lines.append(
-                    f"{kind} alone is smaller and no worse than the plans of share {shares}; "
-                    "the two can be combined"
-                )
-            else:
-                lines.append(f"{kind} alone is better than no plan of its size or above")
+        for point in self.points:
+            if point.kind not in (DENSE, FACTORS):
+                lines.append(self._beside(point, "bytes", "smaller", "of its size or above"))
+                if point.latency is not None:
+                    lines.append(self._beside(point, "latency", "faster", "as slow or slower"))
+                elif self._timed:
+                    lines.append(f"{point.kind}: torch does not run on it, and so it has no time")
         return lines
+
+    def _beside(self, point: FrontierPoint, by: str, smaller: str, of: str) -> str:
+        """Where rounding alone is better."""
+        beaten = self.beaten(point.kind, by)
+        if not beaten:
+            return f"{point.kind} alone is better than no plan {of}"
+        shares = ", ".join(f"{one.share:g}" for one in beaten)
+        return (
+            f"{point.kind} alone is {smaller} and no worse than the plans of share {shares}; "
+            "the two can be combined"
+        )
 
 
 @dataclass(frozen=True)
@@ -281,31 +320,3 @@ class _Rest:
     unit: str
     noise: float | None
     points: tuple[FrontierPoint, ...]
-
-
-def _no_better(point: FrontierPoint, rounded: FrontierPoint) -> bool:
-    if point.quality is not None and rounded.quality is not None:
-        return point.quality <= rounded.quality
-    return rounded.loss is not None and (point.loss is None or point.loss >= rounded.loss)
-
-
-def _entries(point: FrontierPoint) -> dict[str, Any]:
-    return {field.name: getattr(point, field.name) for field in fields(point)}
-
-
-def _cells(point: FrontierPoint) -> list[str]:
-    return [
-        point.kind,
-        "" if point.share is None else f"{point.share:g}",
-        f"{point.params:,}",
-        bytes_words(point.bytes),
-        *(
-            _number(x)
-            for x in (point.predicted, point.loss, point.quality, point.drop, point.bound)
-        ),
-        "" if point.latency is None else f"{point.latency * 1e3:.3g} ms",
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

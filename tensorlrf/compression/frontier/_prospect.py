@@ -6,23 +6,39 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
+from tensorlrf.compression._apply import carried_out
+from tensorlrf.compression._survey import survey, without_skipped
+from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
+from tensorlrf.compression.frontier._cuts import check_cuts, cut
 from tensorlrf.compression.frontier._quantised import Quantiser
 from tensorlrf.compression.losses._probe import Probe
+from tensorlrf.compression.plan._drafts import drafts_of, own_rank
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
+from tensorlrf.compression.plan.times._seconds import Sample
+from tensorlrf.compression.plan.times._whole import Whole
+from tensorlrf.compression.report._report import Report
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.nn.copies import copy_of
+from tensorlrf.nn.copies import copy_of, replica
+
+FITTING = Fitting(
+    "independent", affine=False, batch_norm=True, holdout=0.0, rerun=False, memory_limit=None,
+    random_state=0, progress=False, metric=OUTPUTS,
+)  # fmt: skip
+"""By which plans are carried out on what is known."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +55,13 @@ class Prospect:
 
     request  what plans are asked for beside the share
     probe    of the layers that may be factored
+    data     what it looks at
     """
 
     model: nn.Module
     request: Request
     probe: Probe
+    data: Calibration
     _plans: dict[tuple[float, bool], Plan] = field(default_factory=dict)
     _losses: dict[Hashable, float | None] = field(default_factory=dict)
 
@@ -58,7 +76,7 @@ class Prospect:
             model, names, data, request.loss, request.readout, request.random_state,
             request.progress,
         )  # fmt: skip
-        return cls(model, request, probe)
+        return cls(model, request, probe, data)
 
     @property
     def rule(self) -> str:
@@ -135,6 +153,26 @@ class Prospect:
         with torch.inference_mode(False), without_autocast():
             return self.probe.cut(matrix_ranks(plan))
 
+    def carried_out(self, plan: Plan, example: Any) -> tuple[nn.Module, Report]:
+        """A plan of low rank, from the directions of the layers' outputs, and its report. Raises
+        ArgumentError for other formats."""
+        check_cuts(plan.factored)
+        rows = {row.name: row for row in plan.factored}
+        known = {}
+        with torch.inference_mode(False), without_autocast():
+            for bases in self.probe.parts():
+                for name in rows.keys() & bases.keys():
+                    known[name] = cut(rows[name], dense_layer_at(self.model, name), bases[name])
+        missing = [name for name in rows if name not in known]
+        if missing:
+            raise ArgumentError(
+                f"the inputs did not reach {', '.join(missing)[:300]}, of which nothing is known; "
+                "leave it out with skip="
+            )
+        return carried_out(
+            self.model, plan, survey(self.model), self.data, FITTING, example, known=known
+        )
+
     def size(self, plan: Plan) -> Size:
         """Of the model that a plan makes."""
         params, size = _numbers(self.model)
@@ -144,18 +182,48 @@ class Prospect:
             size -= gone * dense_layer_at(self.model, row.name).weight.element_size()
         return Size(params, size)
 
+    @property
+    def has_linear_layers(self) -> bool:
+        """Among those that may be factored."""
+        return any(dense_layer_at(self.model, name).taps is None for name in self.probe.names)
+
     def quantised(self, quantiser: Quantiser) -> tuple[nn.Module, Size]:
         """The model with the weights of the same layers rounded, and its size then."""
-        params, size = _numbers(self.model)
+        if quantiser.activations:
+            return self.running(quantiser), self._quantised_size(quantiser)
         with torch.inference_mode(False), without_autocast():
             working = copy_of(self.model)
             for name in self.probe.names:
                 layer = dense_layer_at(working, name)
                 layer.make_ordinary()
-                weight = layer.weight
-                layer.write(quantiser.rounded(weight))
-                size += quantiser.n_bytes(weight) - weight.numel() * weight.element_size()
-        return working, Size(params, size)
+                layer.write(quantiser.rounded(layer.weight))
+        return working, self._quantised_size(quantiser)
+
+    def running(self, quantiser: Quantiser) -> nn.Module:
+        """The same on the integers themselves, as torch can run it."""
+        with torch.inference_mode(False), without_autocast():
+            model = working = replica(self.model)
+            sites = {name: dense_layer_at(working, name) for name in self.probe.names}
+            for one in survey(working):
+                if one.name in sites:
+                    model = put(model, one.places, quantiser.layer(sites[one.name]))
+        return model.eval()
+
+    def _quantised_size(self, quantiser: Quantiser) -> Size:
+        params, size = _numbers(self.model)
+        for name in self.probe.names:
+            weight = dense_layer_at(self.model, name).weight
+            size += quantiser.n_bytes(weight) - weight.numel() * weight.element_size()
+        return Size(params, size)
+
+    def whole(self, sample: Sample) -> Whole:
+        """The model with the times of the layers that may be factored, to time plans with. Raises
+        ArgumentError for methods whose sizes only the fit can tell."""
+        found = without_skipped(survey(self.model), self.model, self.request.skip)
+        drafts = [own_rank(draft) for draft in drafts_of(found, self.request.methods)]
+        open_ = [d for d in drafts if d.method is not None and d.ladder and d.ladder.rungs]
+        with torch.inference_mode(False), without_autocast():
+            return Whole.of("example", self.model, open_, sample)
 
     def model_loss(self, model: nn.Module) -> float | None:
         """Of any model beside the given one, on the inputs held out."""

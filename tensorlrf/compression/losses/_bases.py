@@ -6,6 +6,7 @@ The truncation of rank r whose outputs are nearest is U_r U_r^T W (Hsu et al. 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import Metrics
+from tensorlrf.factors import LowRank
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Basis:
     energies  (groups, k), of the mean square of the outputs along each, falling, in float64
     duals     V (groups, m, k) with V^T U = I, where outputs have a metric: parts along the u_k are
               those that the v_k measure
+    samples   rows of outputs that they are made of
     """
 
     vectors: Tensor
     energies: Tensor
     duals: Tensor | None = None
+    samples: int = 0
 
     @property
     def full(self) -> int:
@@ -40,15 +44,23 @@ class Basis:
         """V, of orthonormal directions U itself."""
         return self.vectors if self.duals is None else self.duals
 
+    def factors(self, site: DenseLayer, rank: int) -> list[LowRank]:
+        """Of each group U_r times V_r^T W, in float32."""
+        groups = zip(self.vectors, self.measures, site.group_weights(), strict=True)
+        return [
+            LowRank(u[:, :rank], v[:, :rank].T @ weight.flatten(1).to(u.dtype), tuple(weight.shape))
+            for u, v, weight in groups
+        ]
+
     def truncated(self, site: DenseLayer, rank: int) -> Tensor:
         """U_r V_r^T W in the shape of the site's weight."""
-        parts = []
-        groups = zip(self.vectors, self.measures, site.group_weights(), strict=True)
-        for u, v, weight in groups:
-            w = weight.flatten(1).to(u.dtype)
-            cut = u[:, :rank] @ (v[:, :rank].T @ w)
-            parts.append(cut.reshape(weight.shape).to(weight.dtype))
+        parts = [one.to_dense().to(site.weight.dtype) for one in self.factors(site, rank)]
         return torch.cat(parts)
+
+    def error(self, rank: int) -> float:
+        """Relative error of the outputs at a rank, root mean square."""
+        whole = float(self.energies.sum())
+        return math.sqrt(float(self.energies[:, rank:].sum()) / whole) if whole > 0 else 0.0
 
     def rank_within(self, error: float) -> int:
         """The least rank at which the outputs have this relative error, or less."""
@@ -130,11 +142,11 @@ class OutputMoments:
         values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
         if not self.of_inputs:
             k = min(self._site.columns, sums.shape[-1])
-            return Basis(vectors[..., :k].float(), values[..., :k])
+            return Basis(vectors[..., :k].float(), values[..., :k], samples=self.count)
         # W G^1/2 has the same left singular vectors as W G W^T.
         weight = self._site.weight.to(torch.float64)
         left, energies = leading(weight @ (vectors[0] * values[0].sqrt()))  # of (m, n)
-        return Basis(left[None].float(), energies[None])
+        return Basis(left[None].float(), energies[None], samples=self.count)
 
 
 def rows_of(site: DenseLayer, y: Tensor, samples: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._output_loss import OutputLoss
+from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import replica
 
 SAMPLES, LEAST, MOST = 128, 4, 12
@@ -82,7 +83,7 @@ def differentiate(
         hook = _Hook(watcher, site, batch).after
         handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
     try:
-        output = call(own, batch, grad=True)
+        output = _called(own, batch)
         with torch.enable_grad():
             scalar, count = loss.cotangent(output, batch, draws)
         if scalar.requires_grad:
@@ -91,6 +92,16 @@ def differentiate(
         for handle in handles:
             handle.remove()
     return count
+
+
+def _called(model: nn.Module, batch: Batch) -> Any:
+    """With grad; raises what the model itself raises where it runs without alone."""
+    try:
+        return call(model, batch, grad=True)
+    except ArgumentError as error:
+        if isinstance(error.__cause__, RuntimeError):
+            raise error.__cause__ from None
+        raise
 
 
 @dataclass(frozen=True)

@@ -101,24 +101,27 @@ def allocated(
     """
     _check_globs(layers, allocation)
     joints = _joints(layers, allocation)
+    whole = sum(layer.scale.dense for layer in layers)
+    _check_least(joints, whole, allocation, budget)
+    room = budget.room(whole)
+    share = room / whole if whole else 1.0
     known = {} if sensitivity is None else {row.name: row for row in sensitivity.layers}
     if sensitivity is not None:
         names = [[layers[k].name for k in joint.options[-1]] for joint in joints]
         joints = [
-            joint if any(name in known for name in own) else joint.highest(budget.value)
+            joint if any(name in known for name in own) else joint.highest(share)
             for joint, own in zip(joints, names, strict=True)
         ]
-    whole = sum(layer.scale.dense for layer in layers)
-    _check_least(joints, whole, allocation, budget)
+        _check_least(joints, whole, allocation, budget)
     if sensitivity is None:
         scales = [Scale(joint.costs[-1], tuple(joint.costs[:-1])) for joint in joints]
-        rungs = uniform(scales, budget.value)
+        rungs = uniform(scales, share)
         picked = [-1 if rung is None else rung for rung in rungs]
     else:
         items = [
             Options.of(joint.costs, _losses(layers, known, joint, allocation)) for joint in joints
         ]
-        picked = knapsack(items, budget.value * whole * ROUNDING)
+        picked = knapsack(items, room * ROUNDING)
     chosen: dict[int, Choice] = {}
     for joint, at in zip(joints, picked, strict=True):
         chosen |= joint.options[at]
@@ -174,16 +177,14 @@ def _losses(
 def _check_least(
     joints: Sequence[_Joint], whole: float, allocation: Allocation, budget: Budget
 ) -> None:
-    least, room = sum(min(joint.costs) for joint in joints), budget.value * whole
+    least, room = sum(min(joint.costs) for joint in joints), budget.room(whole)
     if least > room * ROUNDING:
         of = f" with least_share={allocation.least_share:g}" if allocation.least_share else ""
-        # A share that is enough, in four digits.
-        share = math.ceil(least / whole * 1e4) / 1e4
         need = budget.amount(least).removesuffix(f" {budget.unit}")
         raise ArgumentError(
-            f"{budget.word}={budget.value:g} leaves {budget.amount(room)}, but the eligible "
-            f"layers need {need} at the smallest ranks there are{of}; {budget.word}={share} is "
-            "the least they can do with"
+            f"{budget.word}={budget.value:g} leaves {budget.amount(max(0.0, room))}, but the "
+            f"eligible layers need {need} at the smallest ranks there are{of}; {budget.word}="
+            f"{budget.least(whole, least)} is the least they can do with"
         )
 
 

@@ -16,9 +16,9 @@ from tensorlrf.compression.plan._drafts import check_budget, drafts_of, own_rank
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan._sharing import Sharing
-from tensorlrf.compression.plan._worthwhile import without_slow
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS
+from tensorlrf.compression.plan.times._worthwhile import without_slow
 from tensorlrf.factors.autocast import without_autocast
 
 
@@ -37,9 +37,10 @@ def planned(
     if budget is not None and budget.shared:
         with torch.inference_mode(False), without_autocast():
             sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data, weighs)
-            shared, allotment = sharing.shared_out()
+            shared = sharing.shared_out()
             probe = sharing.probe
-        for k, draft in zip(open_, shared, strict=True):
+        allotment = shared.allotment
+        for k, draft in zip(open_, shared.drafts, strict=True):
             drafts[k] = draft
     elif budget is not None:
         for k in open_:
@@ -47,11 +48,8 @@ def planned(
             assert method is not None
             drafts[k] = replace(drafts[k], method=method.with_budget(error=budget.value))
     if request.objective == "latency":
-        methods = {d.name: d.method for d in drafts if d.method}
-        slow = without_slow(model, methods, request.example)
-        drafts = [d.left(slow[d.name]) if d.name in slow else d for d in drafts]
-        if slow:
-            allotment = allotment.edited()
+        with torch.inference_mode(False), without_autocast():
+            drafts, allotment = without_slow(model, drafts, request.example, allotment)
     for draft in drafts:
         if draft.method is not None:
             weight = DenseLayer.of(draft.found.module).weight

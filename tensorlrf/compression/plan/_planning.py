@@ -59,11 +59,14 @@ def plan(
         Share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers that must
         stay dense for want of a rank included; biases are not counted. Ranks are multiples of 8
         (below 8, ones), shared out as `allocation` says. Or instead
-    keep_bytes, keep_flops, keep_latency : float, optional
-        Likewise the share of the bytes of these weights; of the FLOPs that the layers do on the
-        example or the first calibration batch; of the time that they take on it, on this device,
-        each layer timed alone at a few ranks on its fastest path, as `tune` finds it. Layers that
-        the batch does not reach then stay. Or
+    keep_bytes, keep_flops : float, optional
+        Likewise the share of the bytes of these weights, and of the FLOPs that the layers do on the
+        example or the first calibration batch. Layers that the batch does not reach then stay. Or
+    keep_latency : float, optional
+        Share of the time that the whole model takes on that batch, on this device. Each layer is
+        timed alone at a few ranks on its fastest path; what comes of it is timed in the whole model
+        in turn with the given one, on factors of any values, and ranks are chosen anew, three times
+        at the most, until that is within the budget. Both times are in the plan. Or
     error : float, optional
         The relative error that each layer may have, in (0, 1): of its outputs where `apply` gets
         calibration (with `target="original"` beside the best outputs that its inputs allow), else
@@ -82,7 +85,8 @@ def plan(
         Globs of qualified names that stay; a glob covers all that a module holds. None: heads stay
         (classifiers, poolers, the output layer of a language model); []: none.
     objective : {"size", "latency"}
-        "latency": layers that do not get faster on this device at the planned rank stay.
+        "latency": layers that do not get faster on this device at the planned rank stay, alone or
+        in the whole model, which is timed in turn with the given one.
     example : Tensor, tuple or dict, optional
         A batch to time or count on, for `objective="latency"`, `keep_flops` and `keep_latency`.
     calibration : iterable of batches, DataLoader or callable, optional

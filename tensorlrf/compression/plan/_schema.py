@@ -73,7 +73,10 @@ def check_budgets(values: Mapping[str, Any]) -> None:
 def allotment_of(values: Any) -> Allotment:
     """As `dataclasses.asdict` wrote it. Raises ValueError or FileFormatError for anything else."""
     made = read_dataclass(Allotment, values, "allotment")
-    numbers = (made.predicted_loss, made.dense_cost, made.cost, *(c.loss for c in made.candidates))
+    numbers = (
+        made.predicted_loss, made.dense_cost, made.cost, made.promised_cost, made.corrections,
+        *(c.loss for c in made.candidates),
+    )  # fmt: skip
     if not all(n is None or 0 <= n < math.inf for n in numbers):
         raise FileFormatError("text is no plan: allotment has a number that is no loss, or no cost")
     for rule in (made.rule, *(c.rule for c in made.candidates)):

@@ -140,8 +140,13 @@ class Allotment:
     candidates : tuple of Candidate
         Of "auto": the allocations that were judged on inputs held out.
     dense_cost, cost : float or None
-        What the eligible layers cost when dense and as planned, in bytes, FLOPs or seconds, where
-        the budget is of these.
+        What the eligible layers cost when dense and as planned, in bytes or FLOPs, where the budget
+        is of these. Of time: seconds of a pass of the whole model, dense and on factors of any
+        values, measured in turn.
+    promised_cost : float or None
+        Of time: seconds of the pass by what the layers save, each alone.
+    corrections : int
+        How often ranks were chosen anew since the whole model did not keep what layers promised.
 
     Examples
     --------
@@ -161,6 +166,8 @@ class Allotment:
     candidates: tuple[Candidate, ...] = ()
     dense_cost: float | None = None
     cost: float | None = None
+    promised_cost: float | None = field(default=None, metadata={"later": True})
+    corrections: int = field(default=0, metadata={"later": True})
 
     def edited(self) -> Allotment:
         """Of a plan whose ranks are no longer those: the numbers are not known any more."""
@@ -168,19 +175,32 @@ class Allotment:
 
     @property
     def words(self) -> list[str]:
-        """A line on what is known beyond uniform ranks; no line where that is nothing."""
-        if self.rule == UNIFORM and not self.candidates:
-            return []
-        told = [f"ranks by {self.rule}"]
-        if self.predicted_loss is not None:
-            told.append(f"predicted loss {self.predicted_loss:.3g} {self.unit}")
-        if self.candidates:
-            judged = (
-                f"{c.rule} {'NaN or Inf' if c.loss is None else f'{c.loss:.3g}'}"
-                for c in self.candidates
+        """On what is known beyond uniform ranks, and on the time of the whole model."""
+        lines = []
+        if self.rule != UNIFORM or self.candidates:
+            told = [f"ranks by {self.rule}"]
+            if self.predicted_loss is not None:
+                told.append(f"predicted loss {self.predicted_loss:.3g} {self.unit}")
+            if self.candidates:
+                judged = (
+                    f"{c.rule} {'NaN or Inf' if c.loss is None else f'{c.loss:.3g}'}"
+                    for c in self.candidates
+                )
+                told.append(f"on inputs held out {' and '.join(judged)}")
+            lines.append(", ".join(told))
+        if self.promised_cost is not None and self.dense_cost and self.cost is not None:
+            part = self.cost / self.dense_cost
+            rounds = f", after {self.corrections} corrections" if self.corrections else ""
+            lines.append(
+                f"time of the whole model, on factors of any values: {_ms(self.dense_cost)} to "
+                f"{_ms(self.cost)} ({part:.1%}), its layers alone promised "
+                f"{_ms(self.promised_cost)}{rounds}"
             )
-            told.append(f"on inputs held out {' and '.join(judged)}")
-        return [", ".join(told)]
+        return lines
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
 
 
 def _is_number(value: Any) -> bool:

@@ -18,9 +18,12 @@ KEEPS = {
     "keep_flops": "FLOPs",
     "keep_latency": "time",
 }
-"""Budgets that are shares -> of what of the eligible layers."""
+"""Budgets that are shares -> of what: of the eligible layers, but for time, which is the whole
+model's."""
 
-ON_INPUTS = ("keep_flops", "keep_latency")
+LATENCY = "keep_latency"
+
+ON_INPUTS = ("keep_flops", LATENCY)
 """Those that depend on what the layers are called with."""
 
 BUDGETS = (*KEEPS, ERROR)
@@ -32,10 +35,14 @@ class Budget:
 
     word   the argument that it is given by: one of `BUDGETS`
     value  a share in (0, 1]; of "error" the relative error of each layer, in (0, 1)
+    rest   what the model costs beside its layers, where the share is one of the whole
+    left   room for the layers, where trials have told that it is another
     """
 
     word: str
     value: float
+    rest: float = 0.0
+    left: float | None = None
 
     @classmethod
     def of(cls, **given: float | None) -> Budget | None:
@@ -61,9 +68,18 @@ class Budget:
         """What it is a share of."""
         return KEEPS[self.word]
 
+    def room(self, dense: float) -> float:
+        """For layers that cost so much when dense."""
+        share = self.value * (dense + self.rest) - self.rest
+        return share if self.left is None else self.left
+
+    def least(self, dense: float, cost: float) -> float:
+        """The value that leaves such layers room for a cost, in four digits."""
+        return math.ceil((cost + self.rest) / (dense + self.rest) * 1e4) / 1e4
+
     def amount(self, cost: float) -> str:
         """A cost in words."""
-        if self.word == "keep_latency":
+        if self.word == LATENCY:
             return f"{cost * 1e3:.3g} ms"
         return f"{math.floor(cost * (1 + 1e-12)):,} {self.unit}"
 
@@ -77,9 +93,10 @@ def _check(word: str, value: Any) -> None:
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if word in KEEPS and not (number and 0 < value <= 1):
+        whose = "model's" if word == LATENCY else "eligible layers'"
         raise ArgumentError(
             f"{word}={value!r} must be a share in (0, 1]: 0.25 keeps at most a quarter "
-            f"of the eligible layers' {KEEPS[word]}"
+            f"of the {whose} {KEEPS[word]}"
         )
     if word == ERROR and not (number and 0 < value < 1):
         raise ArgumentError(f"error={value!r} must be a relative error in (0, 1), such as 0.05")
@@ -94,13 +111,12 @@ def budget_words(budgets: Mapping[str, float | None]) -> str:
 def cost_words(
     budgets: Mapping[str, float | None], dense: float | None, planned: float | None
 ) -> list[str]:
-    """A line on what the eligible layers cost, where that is known."""
+    """A line on what the eligible layers cost, where that is known; time is told apart."""
     given = [word for word in KEEPS if budgets[word] is not None]
-    if not given or dense is None or planned is None:
+    if not given or dense is None or planned is None or given[0] == LATENCY:
         return []
-    unit = "s" if given[0] == "keep_latency" else KEEPS[given[0]]
     share = planned / dense if dense else 1.0
     return [
-        f"eligible layers: {short(dense)} to {short(planned)} {unit} as planned "
+        f"eligible layers: {short(dense)} to {short(planned)} {KEEPS[given[0]]} as planned "
         f"({share:.1%}, asked for at most {budgets[given[0]]:.1%})"
     ]

@@ -9,9 +9,22 @@ FAR = 0.25
 """Embeddings, heads and norms stay in every model, so that it keeps more than its eligible weights
 do. That less than this part of what was to go has gone is told in a warning."""
 
+NOISE = 0.05
+"""Of a time that was measured twice."""
+
 
 def shortfall(report: Report) -> str:
-    """What stays of a model that keeps far more than the share asked for, and why; else empty."""
+    """What stays of a model that keeps far more than the share asked for, and why, or how long one
+    takes that was to take less; else empty."""
+    late = report.latency
+    if report.keep_latency is not None and late is not None:
+        took = late.compressed / late.dense
+        if took > report.keep_latency * (1 + NOISE):
+            return (
+                f"keep_latency={report.keep_latency:g} was asked for, but the model takes "
+                f"{took:.1%} of the given one's time: {late.compressed * 1e3:.3g} ms, and "
+                f"{late.dense * 1e3:.3g} ms in turn with it"
+            )
     for word, wanted, what in (
         ("keep_params", report.keep_params, "params"),
         ("keep_bytes", report.keep_bytes, "bytes"),

@@ -291,9 +291,11 @@ def _totals(report: Report) -> list[str]:
         lines.append(f"biases added to layers that had none: {', '.join(added)}")
     if report.latency is not None:
         dense, small = report.latency.dense, report.latency.compressed
+        keep = report.keep_latency
+        asked = "" if keep is None else f", {small / dense:.1%} of at most {keep:.1%} asked for"
         lines.append(
             f"latency on the example: {dense * 1e3:.3g} ms dense, {small * 1e3:.3g} ms compressed, "
-            f"{dense / small:.2f}x"
+            f"{dense / small:.2f}x{asked}"
         )
     return lines
 

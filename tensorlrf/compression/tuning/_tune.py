@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.tuning._choices import commit, row_of, tables_of
 from tensorlrf.compression.tuning._passes import Seen, layout_for, measure, record
 from tensorlrf.compression.tuning._tuning import ALL_DENSE, BucketTiming, Tuning, WholeTiming
@@ -143,7 +144,7 @@ def list_examples(example: Any) -> list[Any]:
     if not batches:
         raise ArgumentError(f"example=[] is empty; {remedy}")
     for k, batch in enumerate(batches):
-        if not isinstance(batch, (Tensor, tuple, Mapping)):
+        if not isinstance(batch, (Tensor, tuple, Mapping, Batch)):
             where = f"example[{k}]" if isinstance(example, list) else "example"
             raise ArgumentError(f"{where} is a {type(batch).__name__}; {remedy}")
     return batches
@@ -187,9 +188,9 @@ def _factored(model: nn.Module) -> dict[FactoredLayer, list[str]]:
 
 
 def _is_empty(batch: Any) -> bool:
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    tensors = [batch] if isinstance(batch, Tensor) else [t for t in values if isinstance(t, Tensor)]
-    return any(t.numel() == 0 for t in tensors)
+    one = Batch.of(batch)
+    values = (*one.args, *one.kwargs.values())
+    return any(isinstance(t, Tensor) and t.numel() == 0 for t in values)
 
 
 def _together(

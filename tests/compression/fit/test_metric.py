@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorlrf import CP, SVD, TT, Kron, Report, Tucker, apply, compress, plan
+from tensorlrf import CP, SVD, TT, Kron, Report, Tucker, apply, compress, plan, sensitivity
 from tensorlrf.compression import Method
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
@@ -234,22 +234,39 @@ class Blocked(torch.autograd.Function):
 
 
 class Closed(nn.Module):
-    """A model that cannot be differentiated, in one of two ways."""
+    """A model that cannot be differentiated, in one of three ways."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
         self.inner, self.how = mlp(), how
+        self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.how == "no grad":
             with torch.no_grad():
                 out: Tensor = self.inner(x)
             return out
+        if self.how == "a gradient of its own":
+            with torch.enable_grad():
+                (self.scale * x.detach()).sum().backward()
+            again: Tensor = self.inner(x)
+            return again
         blocked: Tensor = Blocked.apply(self.inner(x))
         return blocked
 
 
-@pytest.mark.parametrize("how", ["no grad", "no backward"])
+WAYS = ("no grad", "no backward", "a gradient of its own")
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_what_a_model_without_gradients_loses_is_measured(how: str) -> None:
+    model, data = Closed(how).eval(), rows()
+    with pytest.warns(CalibrationWarning, match="losses are measured instead"):
+        found = sensitivity(model, data, rule="fisher", skip=[], progress=False)
+    assert found == sensitivity(model, data, rule="measured", skip=[], progress=False)
+
+
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("word", ["loss", "auto"])
 def test_a_model_without_gradients_is_fitted_to_outputs_and_says_so(how: str, word: str) -> None:
     model, data = Closed(how).eval(), rows()

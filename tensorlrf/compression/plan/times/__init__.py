@@ -1,0 +1,1 @@
+"""Times of layers and of whole models, before anything is factored."""
