@@ -110,8 +110,8 @@ class Frontier:
         """The model of the plan of a share, without another pass over inputs to fit to.
 
         Each layer is cut along the directions of its outputs, U_r U_r^T W, which is what `apply`
-        with `target="independent"` comes to with as many samples as it needs. In order, as with
-        `target="original"`, it gets better.
+        with `target="independent", metric="outputs"` comes to with as many samples as it needs. In
+        order, as with `target="original"`, and in the metric of the loss it gets better.
 
         Parameters
         ----------

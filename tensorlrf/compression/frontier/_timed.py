@@ -39,8 +39,8 @@ def timed(
         times = whole.in_turn(models)
     seconds = {name: times.median(name) for name in times.samples}
     promised = {
-        f"{FACTORS} {k}": None if saved is None else max(0.0, seconds[DENSE] - saved)
-        for k, saved in enumerate(whole.saved(plan.factored) for plan in plans)
+        f"{FACTORS} {k}": whole.promised(plan.factored, seconds[DENSE])
+        for k, plan in enumerate(plans)
     }
     return [
         replace(point, latency=seconds.get(key), predicted_latency=promised.get(key))

@@ -76,8 +76,10 @@ def test_slow_layers_stay_with_the_reason(asked: Asked, method: Any) -> None:
     assert row.reason == "no faster on factors: 960 ms against 1e+03 ms dense on the example"
     assert not row.eligible
     allotment = made.allotment
-    assert (allotment.dense_cost, allotment.cost, allotment.promised_cost) == (3.0, 2.5, 1.0)
-    assert "3e+03 ms to 2.5e+03 ms (83.3%), its layers alone promised 1e+03 ms" in str(made)
+    # Alone two layers save 2 s of 5, in a model that takes 3 s in all.
+    assert (allotment.dense_cost, allotment.cost) == (3.0, 2.5)
+    assert allotment.promised_cost == pytest.approx(1.8)
+    assert "3e+03 ms to 2.5e+03 ms (83.3%), its layers alone promised 1.8e+03 ms" in str(made)
     assert {one.name for one in made.factored} == {"conv", "groups", "unused"}
     # Each at its planned rank, on an input of the shape and layout that the example brings it.
     layer, factored, seen = asked[(16, 8, 3, 3)]

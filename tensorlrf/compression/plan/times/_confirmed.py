@@ -76,14 +76,14 @@ def confirmed(
         budget = replace(budget, left=min(layers, ranks.cost * wanted / taken))
     within = [one for one in trials if one.ratio <= budget.value]
     best = max(within, key=lambda one: one.ranks.cost) if within else _least(trials)
-    promised = best.dense - (layers - best.ranks.cost)
+    promised = best.dense * (best.ranks.cost + beside) / (layers + beside)
     return replace(
         best.ranks,
         allotment=replace(
             best.ranks.allotment,
             dense_cost=best.dense,
             cost=best.ratio * best.dense,
-            promised_cost=max(0.0, promised),
+            promised_cost=promised,
             corrections=trials.index(best),
         ),
     )

@@ -47,17 +47,22 @@ class Whole:
         names = [draft.name for draft in drafts]
         return cls(model, sample, dict(zip(names, times, strict=True)))
 
-    def saved(self, rows: Sequence[LayerPlan]) -> float | None:
-        """Seconds of a pass that these layers, those of a plan that get factors, save by their
-        times alone; None where the fit decides a rank."""
-        total = 0.0
+    def promised(self, rows: Sequence[LayerPlan], dense: float) -> float | None:
+        """Seconds of a pass with these layers on factors, by what they save alone of the `dense`
+        seconds that the given model takes; None where the fit decides a rank.
+
+        Where layers alone take longer together than the model does, the machine was busier then,
+        and they save in proportion.
+        """
+        saved = 0.0
         for row in rows:
             if row.params_after is None:
                 return None
             if row.name in self.times:
                 times = self.times[row.name]
-                total += times.dense - times.at(row.params_after)
-        return total
+                saved += times.dense - times.at(row.params_after)
+        together = sum(times.dense for times in self.times.values())
+        return dense - saved * min(1.0, dense / together if together else 1.0)
 
     def stand_in(self, rows: Sequence[LayerPlan]) -> nn.Module:
         """A replica of the model, these layers on factors of any values and on the paths that were

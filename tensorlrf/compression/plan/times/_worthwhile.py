@@ -68,7 +68,7 @@ def without_slow(
     if cost is None or not chosen:
         return left, allotment
     ratio, dense = cost
-    promised = max(0.0, dense - (whole.saved(_rows(left, chosen)) or 0.0))
+    promised = whole.promised(_rows(left, chosen), dense)
     return left, replace(allotment, dense_cost=dense, cost=ratio * dense, promised_cost=promised)
 
 
