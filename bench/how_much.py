@@ -36,6 +36,7 @@ METRICS = {"minilm": "cosine", "efficientnet": "agreement", "own_cnn": "right"}
 """As `bench/frontier.py` names them."""
 
 OURS, UNIFORM, FITTED, DENSE = "#2b6cb0", "#c05621", "#2f855a", "#718096"
+RULES = ("uniform", "fisher", "measured", "auto")
 COLORS = (OURS, FITTED, UNIFORM, "#6b46c1", "#b83280")
 
 Points = Sequence[tuple[float, float]]
@@ -60,37 +61,58 @@ def frontier_panel(axes: Axes, results: Path, name: str) -> bool:
     """From `bench/frontier.py`, with uniform ranks beside where these were measured."""
     content = read(results, f"frontier_{name}")
     if content is None:
-        return False
+        return allocation_panel(axes, results, name)
     points = content["frontier"]["points"]
     judged = [(p["share"], p["quality"]) for p in points if p["kind"] == "factors"]
     line(axes, [p for p in judged if p[1] is not None], "o-", OURS, "allocated, cut")
     fitted = [(row["share"], row[METRICS[name]]) for row in content["fitted"]]
     line(axes, fitted, "D", FITTED, "allocated, fitted")
-    line(axes, allocation(results, name, "uniform"), "s--", UNIFORM, "uniform")
+    for label, own in allocation(results, name, ("uniform",)).items():
+        line(axes, own, "s--", UNIFORM, label)
     axes.axhline(points[0]["quality"], color=DENSE, linewidth=1, linestyle=":", label="dense")
     return True
 
 
 def allocation_panel(axes: Axes, results: Path, name: str) -> bool:
-    """From `bench/allocation.py`: rules at the shares that were measured."""
-    dense = [y for _, y in allocation(results, name, "dense")]
-    for rule, mark, color in (("fisher", "o-", OURS), ("uniform", "s--", UNIFORM)):
-        line(axes, allocation(results, name, rule), mark, color, rule)
-    if not dense:
-        return False
-    axes.axhline(dense[0], color=DENSE, linewidth=1, linestyle=":", label="dense")
-    axes.set_yscale("log")
-    return True
+    """From `bench/allocation.py`: rules at the shares that were measured, and the dense model and
+    uniform ranks as `bench/models.py` has them."""
+    lines = allocation(results, name, RULES)
+    dense, lines["uniform, original"] = uniform(results, name)
+    lines = {label: points for label, points in lines.items() if points}
+    for (label, points), color in zip(lines.items(), COLORS, strict=False):
+        line(axes, points, "o-" if len(points) > 1 else "o", color, label)
+    if dense is not None:
+        axes.axhline(dense, color=DENSE, linewidth=1, linestyle=":", label="dense")
+    if "perplexity" in TITLES[name]:
+        axes.set_yscale("log")
+    return bool(lines)
 
 
-def allocation(results: Path, name: str, rule: str) -> Points:
-    """(share kept, figure) of the rows of a rule."""
+def allocation(results: Path, name: str, rules: Sequence[str]) -> dict[str, Points]:
+    """(share kept, figure) of the rows of some rules, those of one target and metric together."""
     content = read(results, "allocation") or {"rows": {}}
-    return [
-        (row.get("kept", 1.0), row["figure"])
-        for row in content["rows"].values()
-        if row["model"] == name and row["rule"] == rule and "figure" in row
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in content["rows"].values():
+        if row["model"] == name and row["rule"] in rules and "figure" in row:
+            words = [row["rule"], row.get("target", "cut"), row.get("metric", "")]
+            label = ", ".join(word for word in words if word)
+            found.setdefault(label, []).append((row["kept"], row["figure"]))
+    return found
+
+
+def uniform(results: Path, name: str) -> tuple[float | None, Points]:
+    """(the dense model's figure, those of uniform ranks fitted in order)."""
+    figures = {
+        row["case"]: next(v for v in row["info"].values() if isinstance(v, float))
+        for row in (read(results, name) or {"rows": []})["rows"]
+        if row["info"]
+    }
+    points = [
+        (float(case.split()[0]), value)
+        for case, value in figures.items()
+        if case.endswith(" original")
     ]
+    return figures.get("dense"), points
 
 
 def craft_panel(axes: Axes, results: Path, _: str) -> bool:
@@ -126,10 +148,11 @@ def draw_frontiers(results: Path, path: Path) -> None:
         panels = figure.subplots(2, 3).flat
         for (name, draw), axes in zip(PANELS.items(), panels, strict=False):
             axes.set_title(TITLES[name], fontsize=9)
-            if draw(axes, results, name):
-                axes.legend(fontsize=7)
+            axes.set_visible(draw(axes, results, name))
+            axes.legend(fontsize=7)
+            axes.set_xlim(0, 1)
             axes.set_xlabel("share kept", fontsize=8)
-            axes.tick_params(labelsize=7)
+            axes.tick_params(which="both", labelsize=7)
             axes.grid(alpha=0.3)
         for axes in list(figure.axes)[len(PANELS) :]:
             axes.set_visible(False)

@@ -152,7 +152,7 @@ def compressed(
     start = time.process_time()
     small, report = tensorlrf.compress(
         model, keep_params=keep, method=method, skip=skip, calibration=list(batches),
-        allocation="fisher", loss=loss, progress=False,
+        allocation="fisher", metric="outputs", loss=loss, progress=False,
     )  # fmt: skip
     gone = report.model.params_before - report.model.params_after
     return small, gone, time.process_time() - start

@@ -3,8 +3,8 @@
     python bench/sensitivities.py minilm own_cnn efficientnet detector
     python bench/sensitivities.py smollm2 --from demo-output/sensitivities/smollm2-fisher-8.json
 
-Entries of sensitivities.json are what `tensorlrf.Sensitivity.from_json` reads; `bench/how_much.py`
-draws them. One that `bench/allocation.py` found is taken from its file.
+Entries of sensitivities.json are what `tensorlrf.Sensitivity.from_json` reads, in four digits;
+`bench/how_much.py` draws them. One that `bench/allocation.py` found is taken from its file.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def main() -> None:
             entry = {"seconds": content["seconds"], **content["sensitivity"]}
         else:
             entry = found(name)
+        for row in entry["layers"]:
+            row["losses"] = [float(f"{loss:.4g}") for loss in row["losses"]]
         models[name] = entry
         content = {"machine": machine("cpu"), "models": models}
         with replacing(path, overwrite=True) as temporary:
