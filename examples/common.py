@@ -19,7 +19,7 @@ from tensorlrf.ops import time_calls
 FORMATS = ("tucker", "cp", "kron", "tt", "tr", "blr", "hierarchical", "monarch", "blast")
 
 VARIANTS = (
-    "auto",  # ranks where they matter, in whichever metric loses less, in order
+    "auto",  # the defaults: ranks where they matter, the metric that loses less, in order
     "plain",  # truncated SVD of the weights, no inputs
     "asvd",  # columns scaled by their inputs (Yuan et al. 2023), all layers at once
     "independent",  # data-aware, all layers at once, each on the given model's inputs
@@ -57,7 +57,7 @@ def options(variant: str) -> dict[str, Any]:
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if variant == "auto":
-        return {"allocation": "auto", "metric": "auto"}
+        return {}
     given: dict[str, Any] = {"allocation": "uniform", "metric": "outputs", "method": "svd"}
     if variant == "plain":
         return given

@@ -98,7 +98,7 @@ def accuracy(found: np.ndarray) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", type=float, default=0.8, help="share of parameters (default .8)")
-    parser.add_argument("--variant", choices=VARIANTS, default="original")
+    parser.add_argument("--variant", choices=VARIANTS, default="auto")
     parser.add_argument("--output", type=Path, default=OUTPUT / "efficientnet.safetensors")
     given = parser.parse_args()
     console = Console()

@@ -123,7 +123,7 @@ def _by_length(tokenizer, texts: Sequence[str]) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", type=float, default=0.6, help="share of parameters (default .6)")
-    parser.add_argument("--variant", choices=VARIANTS, default="original")
+    parser.add_argument("--variant", choices=VARIANTS, default="auto")
     parser.add_argument("--output", type=Path, default=OUTPUT / "minilm.safetensors")
     given = parser.parse_args()
     console = Console()

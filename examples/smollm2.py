@@ -139,7 +139,7 @@ def _batch(tokens: Tensor) -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", type=float, default=0.9, help="share of parameters (default .9)")
-    parser.add_argument("--variant", choices=VARIANTS, default="original")
+    parser.add_argument("--variant", choices=VARIANTS, default="auto")
     parser.add_argument("--output", type=Path, default=OUTPUT / "smollm2.safetensors")
     given = parser.parse_args()
     console = Console()
