@@ -206,9 +206,10 @@ class Refinement:
             ]
             for one in self.curve
         ]
+        compared = f"in {self.groups} pairs" if self.groups > 1 else "which tell nothing of chance"
         below = [
             f"{self.trained:,} numbers trained on {self.batches} batches, judged on "
-            f"{self.held_out} held out, {self.groups} pairs; ended: {self.reason}"
+            f"{self.held_out} held out, {compared}; ended: {self.reason}"
         ]
         if self.skipped:
             below.append(f"steps skipped, since the loss was no finite number: {self.skipped}")
