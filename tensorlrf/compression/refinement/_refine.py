@@ -57,7 +57,7 @@ def refine(
     labels: Iterable[Any] | None = None,
     phases: Sequence[str] | None = None,
     look_ahead: bool = False,
-    lr: float = 3e-3,
+    lr: float = 1e-3,
     patience: int = 4,
     holdout: float = 0.1,
     groups: Any = None,

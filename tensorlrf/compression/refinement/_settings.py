@@ -21,7 +21,7 @@ class Settings:
     steps: int | None = None
     phases: Sequence[str] | None = None
     look_ahead: bool = False
-    lr: float = 3e-3
+    lr: float = 1e-3
     patience: int = 4
     holdout: float = 0.1
     accumulate: int = 1
@@ -43,7 +43,7 @@ class Settings:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and (not whole or value < 1):
                 raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1")
-        _check_number("lr", self.lr, "a number above 0, such as 0.003")
+        _check_number("lr", self.lr, "a number above 0, such as 0.001")
         if self.dtype not in (None, torch.bfloat16, torch.float16):
             raise ArgumentError(
                 f"dtype={self.dtype!r} must be None, torch.bfloat16 or torch.float16, in which "
