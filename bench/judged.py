@@ -32,7 +32,7 @@ class Figure:
     readout  and what counts of them
     part     the examples that it is a figure of, where these are not all
     also     other figures of the same examples
-    columns  of the scores that two models are compared by, which are kept
+    columns  of the scores that two models are compared by, which are kept; None for all
     """
 
     name: str
@@ -41,7 +41,7 @@ class Figure:
     readout: Callable[[Any], Tensor] | None = None
     part: Callable[[Scores], Scores] = np.asarray
     also: Mapping[str, Callable[[Scores], Told]] = field(default_factory=dict)
-    columns: int = 1
+    columns: int | None = None
 
     def told(self, scores: Scores) -> Told:
         """The figure of a model."""
@@ -97,6 +97,7 @@ FIGURES = {
         "cosine",
         lambda o: o.last_hidden_state.mean(1),
         also={"Lee-50 Pearson": _pearson},
+        columns=1,
     ),
     "smollm2": Figure(
         "perplexity",

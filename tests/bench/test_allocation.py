@@ -99,6 +99,14 @@ def test_two_models_are_compared_on_the_same_examples() -> None:
     assert low < value < high
 
 
+def test_what_is_kept_of_scores_tells_the_figure() -> None:
+    scores = np.random.default_rng(0).random((6, 4))
+    scores[:, 1] = [0, 0, 1, 1, 2, 2]
+    for name, figure in judged.FIGURES.items():
+        whole = scores[:, :3] if name == "detector" else scores
+        assert figure.of(whole[:, : figure.columns]) == figure.of(whole)
+
+
 def test_predicted_and_true_losses_are_put_in_order() -> None:
     small = model()
     x = [torch.randn(64, 64, generator=torch.Generator().manual_seed(0))]
