@@ -106,6 +106,12 @@ def sums_bytes(site: DenseLayer) -> int:
     return 8 * site.groups * _side(site) ** 2
 
 
+def basis_bytes(site: DenseLayer) -> int:
+    """Of the `Basis` of a layer."""
+    m = site.shape[0] // site.groups
+    return 4 * site.shape[0] * min(m, site.columns)
+
+
 def _side(site: DenseLayer) -> int:
     """Of the outputs of a group; of the inputs of a linear layer that is taller than wide."""
     m = site.shape[0] // site.groups

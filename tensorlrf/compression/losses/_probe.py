@@ -20,7 +20,7 @@ from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
-from tensorlrf.compression.losses._bases import Basis, spectra, sums_bytes
+from tensorlrf.compression.losses._bases import Basis, basis_bytes, spectra, sums_bytes
 from tensorlrf.compression.losses._curvature import (
     GradientMoments,
     gradient_bytes,
@@ -174,6 +174,12 @@ class Probe:
         """What counts of the outputs, as the first batch has them."""
         return OutputLoss.of_model(self.loss, self.readout, self.model, self.judging[0])
 
+    def _bytes(self, name: str) -> int:
+        """Of a layer; the sums of its outputs are given up before gradients are summed."""
+        site = dense_layer_at(self.model, name)
+        weighed = gradient_bytes(site) if name in self._weighed else 0
+        return max(sums_bytes(site), basis_bytes(site) + weighed)
+
     @cached_property
     def _weighed(self) -> list[str]:
         """The layers whose metrics are gathered."""
@@ -189,11 +195,7 @@ class Probe:
         """Bases of the layers that calibration reaches, of as many at a time as there is room for;
         of all of them they are kept."""
         assert self.data is not None
-        sites = {name: dense_layer_at(self.model, name) for name in self.names}
-        sizes = {
-            name: sums_bytes(site) + (gradient_bytes(site) if name in self._weighed else 0)
-            for name, site in sites.items()
-        }
+        sizes = {name: self._bytes(name) for name in self.names}
         parts = parted(sizes, self.data.room)
         for names in parts:
             bases = self._bases or self._bases_of(names)
