@@ -126,9 +126,9 @@ def apply(
         an error of them costs the model, to second order, by the gradients there (one pass forth
         and back a batch); formats that cannot have it are fitted as by "outputs", and so are layers
         that no gradient reaches and, the widest first, those whose outputs squared find no room in
-        twice the size of the model. `error` of a plan is then counted in it. "auto": whichever of
-        the two leaves the lower loss of the whole model on inputs held out, with all layers
-        truncated at once; without calibration neither.
+        twice the size of the model. `error` of a plan is then counted in it. "auto": "loss"
+        where it leaves a loss of the whole model on inputs held out that is lower by a tenth or
+        more, with all layers truncated at once; without calibration neither.
     loss, readout
         What counts of the model's outputs, for `metric`, as in `sensitivity`.
     random_state : int or Generator, optional

@@ -27,6 +27,9 @@ from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, warn
 from tensorlrf.nn.copies import copy_of, replica
 
+CLEARLY = 0.9
+"""Of the loss by "outputs" that "loss" may leave: the few batches held out tell no less apart."""
+
 
 def with_metrics(
     model: nn.Module, plan: Plan, data: Calibration, fitting: Fitting, probe: Probe | None = None
@@ -52,7 +55,7 @@ def with_metrics(
     if not metrics or fitting.metric == LOSS:
         return weighted
     lost = trial(model, plan, weighted, fitting, loss, bases)
-    return weighted if lost[LOSS] < lost[OUTPUTS] else data
+    return weighted if lost[LOSS] < CLEARLY * lost[OUTPUTS] else data
 
 
 def _gathered(

@@ -180,7 +180,8 @@ def test_auto_is_never_worse_than_outputs_on_inputs_held_out(
             metric=word, readout=lambda y: y[..., :heard], progress=False,
         )  # fmt: skip
         lost[word] = relative(small(data[-1])[:, :heard], model(data[-1])[:, :heard])
-    assert lost["auto"] == min(lost["outputs"], lost["loss"])
+    assert lost["auto"] in (lost["outputs"], lost["loss"])
+    assert lost["auto"] <= lost["outputs"]
 
 
 def test_the_report_names_the_layers_whose_format_knows_inputs_alone() -> None:
