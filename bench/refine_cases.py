@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench.pooled import Pooled
 from bench.subjects import Judge, spoken, subject
 
 
@@ -48,27 +49,6 @@ def placed(trained: list[Any], held: list[Any]) -> tuple[list[Any], float]:
     n, left = len(trained) + len(held), iter(trained)
     places = {round((k + 1) * n / len(held)) - 1: one for k, one in enumerate(held)}
     return [places[k] if k in places else next(left) for k in range(n)], len(held) / n
-
-
-class Pooled(nn.Module):
-    """A sentence encoder that gives the mean over a text's tokens."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """(texts, width)."""
-        hidden = self.encoder(
-            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask
-        ).last_hidden_state
-        mask = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1)
 
 
 def minilm(keep: float, _: Path) -> Case:

@@ -9,9 +9,8 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import Debug, Groups, Json, Seed
+from tensorlrf.cli._options import BatchSize, Debug, Groups, Json, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
-from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
@@ -104,14 +103,7 @@ def compress(
             help=words_of_methods(),
         ),
     ] = "svd",
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--skip",
-            metavar="GLOB",
-            help="Layers that stay, again for more. By default heads stay; '' skips none.",
-        ),
-    ] = None,
+    skip: Skip = None,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -146,12 +138,8 @@ def compress(
         typer.Option("--refine", metavar="SECONDS", help="Of distillation at the end, on --text."),
     ] = None,
     groups: Groups = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
-    ] = None,
+    tokens: Tokens = None,
+    batch_size: BatchSize = None,
     max_batches: Annotated[
         int | None, typer.Option("--max-batches", help="Batches to fit to, at most [all].")
     ] = None,

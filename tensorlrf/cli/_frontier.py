@@ -9,9 +9,8 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import Debug, Groups, Json, Seed
+from tensorlrf.cli._options import BatchSize, Debug, Groups, Json, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
-from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.compression import frontier as make_frontier
 from tensorlrf.compression.plan.allocation import AUTO
 from tensorlrf.errors import ArgumentError
@@ -65,21 +64,10 @@ def frontier(
             "uniform.",
         ),
     ] = AUTO,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--skip",
-            metavar="GLOB",
-            help="Layers that stay, again for more. By default heads stay; '' skips none.",
-        ),
-    ] = None,
+    skip: Skip = None,
     groups: Groups = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
-    ] = None,
+    tokens: Tokens = None,
+    batch_size: BatchSize = None,
     max_batches: Annotated[
         int | None, typer.Option("--max-batches", help="Batches to look at, at most [all].")
     ] = None,

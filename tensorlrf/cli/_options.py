@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tensorlrf.cli._texts import BATCH, TOKENS
+
 Target = Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Groups = Annotated[
@@ -17,6 +19,20 @@ Groups = Annotated[
         help="What is fitted to or held out as a whole: documents, or a file with a label for each "
         "document of --text, one a line.",
     ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip",
+        metavar="GLOB",
+        help="Layers that stay, again for more. By default heads stay; '' skips none.",
+    ),
+]
+Tokens = Annotated[
+    int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -12,10 +12,9 @@ from torch import nn
 
 from tensorlrf.cli._huggingface import quiet, write_model
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import Debug, Force, Groups, Json, Seed, Target
+from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Json, Seed, Target, Tokens
 from tensorlrf.cli._outcome import INTERRUPTED, guard, show
 from tensorlrf.cli._targets import check_folder
-from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.compression import load
 from tensorlrf.compression import refine as refine_model
 from tensorlrf.compression.checkpoint.folder import TENSORS
@@ -76,12 +75,8 @@ def refine(
         ),
     ] = None,
     groups: Groups = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
-    ] = None,
+    tokens: Tokens = None,
+    batch_size: BatchSize = None,
     max_batches: Annotated[
         int | None, typer.Option("--max-batches", help="Batches to train on, at most [all].")
     ] = None,

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import Debug, Force, Groups, Json, Seed
+from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Json, Seed, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_json
-from tensorlrf.cli._texts import BATCH, TOKENS
 from tensorlrf.compression import sensitivity as find_sensitivity
 from tensorlrf.compression.plan.allocation import AUTO
 from tensorlrf.errors import printable
@@ -66,12 +65,8 @@ def sensitivity(
         ),
     ] = None,
     groups: Groups = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
-    ] = None,
+    tokens: Tokens = None,
+    batch_size: BatchSize = None,
     max_batches: Annotated[
         int | None, typer.Option("--max-batches", help="Batches to look at, at most [all].")
     ] = None,

@@ -74,6 +74,7 @@ def test_the_closed_form_is_the_least_of_all(m: int, n: int, r: int, seed: int) 
     values = torch.linalg.svdvals(outputs.root.T @ weight @ root).square()
     off = weight - done.factors.to(torch.float64).to_dense()
     lost = float((outputs.root.T @ off @ root).square().sum())
+    # Factors are float32, some eps of which a tail of small values is made of.
     assert lost == pytest.approx(float(values[r:].sum()), rel=1e-4, abs=1e-9 * float(values.sum()))
 
 
@@ -130,6 +131,7 @@ def test_errors_in_a_metric_are_those_of_the_outputs(kind: str, centred: bool, s
             for k in range(site.groups)
         )
         energy = sum(metrics[k].energy(y0[k]) for k in range(site.groups))
+        # Moments are products in float32, of which differences remain.
         assert told == pytest.approx(math.sqrt(lost / energy), rel=1e-4)
 
 

@@ -56,6 +56,7 @@ def test_a_metric_does_not_know_the_unit_of_the_loss(m: int, n: int, power: int,
     assert a is not None
     assert b is not None
     torch.testing.assert_close(a.rows, b.rows)
+    # Sums of squares in float32.
     assert float(a.rows.diagonal().mean()) == pytest.approx(1.0, rel=1e-5)
     # No direction counts for less than its share of the mean eigenvalue.
     assert float(torch.linalg.eigvalsh(a.rows.double())[0]) >= SHRINKAGE * (1 - 1e-4)
@@ -72,6 +73,7 @@ def test_sums_are_those_of_the_gradients_position_by_position() -> None:
         part = rows[:, k].double()
         whole = part.T @ part
         wanted = shrunk(whole / whole.diagonal().mean(), SHRINKAGE)
+        # Of float32 products.
         torch.testing.assert_close(metric.rows.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
