@@ -44,7 +44,7 @@ from bench.allocation_ranks import (  # noqa: E402
     specs_of,
 )
 from bench.judged import FIGURES, scorer  # noqa: E402
-from bench.plan_order import matrix_ranks, rank_correlation  # noqa: E402
+from bench.plan_order import matrix_ranks, rank_correlation, told_order  # noqa: E402
 from bench.report import machine  # noqa: E402
 from bench.resident import Resident  # noqa: E402
 from bench.subjects import spoken, subject  # noqa: E402
@@ -193,11 +193,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> list[str]:
     orders = []
     for row in rows:
         if row["rule"] in ORDERS:
-            orders.append(
-                f"{row['keep']:g}, {row['rule'].removeprefix('order-')}: rank correlation "
-                f"{row['rank_correlation']:.2f} over {row['plans']} plans, their losses "
-                f"{row['least']:.3g} to {row['most']:.3g}."
-            )
+            orders.append(told_order(row))
             continue
         said = _said(row["figure"], row["interval"])
         also = ["" if name not in row.get("also", {}) else _said(*row["also"][name])

@@ -120,7 +120,6 @@ def efficientnet_case() -> Case:
         {
             "skip": efficientnet.SKIP,
             "holdout": 0.2,
-            "allocation": "fisher",
             "example": efficientnet.example(),
         },
     )

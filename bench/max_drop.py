@@ -11,13 +11,15 @@ The metric is searched on some data and looked at once more on data of their own
 by cheap models, their layers cut, by the search as in the grid. The drop that is asked for is twice
 the bound on that of the mildest plan, which is the least one that any plan can be told to meet:
 where the mildest plan loses nothing, that is twice what the data resolve. Of MiniLM, whose mildest
-plan loses something, ten times that bound is asked for as well. The grid is judged from its largest
-share down, and no further where five in a row lose more than twice as much as is allowed.
+plan loses something, ten times that bound is asked for as well. The grid is judged from the share
+that was found down (what is above it cannot be better), and no further where five in a row lose
+more than twice as much as is allowed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -216,6 +218,7 @@ def row(spec: str, work: Path) -> dict[str, Any]:
     assert data is not None
     prospect = Prospect.of(about.model, request, data)
     grid = Judge(about.search, about.model)
+    of_the_given = grid.calls
 
     def drop_at(share: float, judge: Judge) -> list[float]:
         found = judge.drop(prospect.truncated(prospect.plan(share)), f"a share of {share:g}")
@@ -223,7 +226,10 @@ def row(spec: str, work: Path) -> dict[str, Any]:
 
     def searched(limit: float) -> dict[str, Any]:
         start = time.process_time()
-        search = Smallest(prospect, Judge(about.search, about.model), None, limit)
+        # The given model was judged already; that counts for the search as well.
+        fresh = copy.copy(grid)
+        fresh.calls = of_the_given
+        search = Smallest(prospect, fresh, None, limit)
         plan, quality = search.planned()
         return {
             "max_drop": limit,
@@ -239,8 +245,9 @@ def row(spec: str, work: Path) -> dict[str, Any]:
     limit = int(times) * kept.get(f"grid {high:.6g}", lambda: drop_at(high, grid))[1]
     found = kept.get(f"search {times}", lambda: searched(limit))
     points: list[dict[str, float]] = []
-    for k in range(GRID):
-        share = high * (LEAST[name] / high) ** (k / (GRID - 1))
+    shares = [high * (LEAST[name] / high) ** (k / (GRID - 1)) for k in range(GRID)]
+    above = max(k for k, share in enumerate(shares) if share >= found["share"])
+    for share in dict.fromkeys([high, *shares[above:]]):
         mean, bound = kept.get(f"grid {share:.6g}", lambda share=share: drop_at(share, grid))
         points.append({"share": share, "drop": mean, "bound": bound})
         print(f"{spec}: {share:.3f} drop {mean:.4g} at most {bound:.4g}", file=sys.stderr)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from common import interval
 from torch import Tensor, nn
 
 import tensorlrf
@@ -50,6 +51,21 @@ def rank_correlation(
         "predicted": predicted,
         "true": true,
     }
+
+
+def told_order(row: Mapping[str, Any]) -> str:
+    """The rank correlation of a row, with its interval over plans."""
+    predicted, true = np.array(row["predicted"]), np.array(row["true"])
+
+    def correlation(drawn: np.ndarray) -> float:
+        return _pearson(_places(predicted[drawn]), _places(true[drawn]))
+
+    low, high = interval(correlation, len(true))
+    return (
+        f"{row['keep']:g}, {row['rule'].removeprefix('order-')}: rank correlation "
+        f"{row['rank_correlation']:.2f} [{low:.2f}, {high:.2f}] over {row['plans']} plans, their "
+        f"losses {row['least']:.3g} to {row['most']:.3g}."
+    )
 
 
 def matrix_ranks(plan: tensorlrf.Plan) -> dict[str, int]:

@@ -145,10 +145,13 @@ def test_the_table_pairs_rows_with_uniform_ranks(tmp_path: Path) -> None:
     store = allocation.Store(tmp_path, fresh=True)
     store.add("minilm:fisher:0.6", row("fisher", 0.9))
     store.add("minilm:uniform:0.6", row("uniform", 0.8))
-    order = {"rank_correlation": 0.91, "plans": 40, "least": 0.1, "most": 0.2}
+    order = {
+        "rank_correlation": 1.0, "plans": 3, "least": 0.1, "most": 0.2,
+        "predicted": [1.0, 2.0, 3.0], "true": [0.1, 0.15, 0.2],
+    }  # fmt: skip
     store.add("minilm:order-fisher:0.6", row("order-fisher", 0.0) | order)
     assert list(store.rows) == [f"minilm:{r}:0.6" for r in ("uniform", "fisher", "order-fisher")]
     text = (tmp_path / "allocation.md").read_text()
     assert "+0.1 [+0.1, +0.1]" in text
-    assert "0.91 over 40 plans" in text
+    assert "1.00 [1.00, 1.00] over 3 plans" in text
     assert list(allocation.Store(tmp_path, fresh=False).rows) == list(store.rows)
