@@ -2,11 +2,12 @@
 
     python bench/refine.py                                 all rows that are not there yet
     python bench/refine.py --rows smollm2@.8:all           these, measured anew
-    python bench/refine.py --seconds 60 --results DIR      shorter, elsewhere
+    python bench/refine.py --rows minilm@.4:all+steps=40 --results DIR      shorter, elsewhere
     python bench/refine.py --settings --rows minilm@.4:all+lr=.01+steps=40    without test figures
 
 A row is MODEL@SHARE:PHASES, PHASES "all" or some of them with commas; arguments of `refine`
 may follow. Each row is a process of its own on one thread, and the file is written anew after each.
+The budget is in steps, about ten minutes of one core at the most, but for SmolLM2's (`--seconds`).
 Models are compressed once, and lie in `--work` from then on, as MODEL@SHARE.safetensors (the share
 as it is in the row): one that is there already is taken. `--settings` compares arguments of
 `refine` on held-out batches of calibration alone, and writes refine_settings.
@@ -37,18 +38,19 @@ from bench.report import machine  # noqa: E402
 from bench.resident import Resident  # noqa: E402
 
 ROWS = (
-    *(f"minilm@{share}:all" for share in (".6", ".4")),
-    *(f"efficientnet@{share}:all" for share in (".8", ".6")),
+    *(f"minilm@{share}:all" for share in (".6", ".4", ".25")),
+    *(f"efficientnet@{share}:all" for share in (".9", ".8", ".6")),
     "own_cnn@.25:all",
     *(f"smollm2@{share}:all" for share in (".9", ".8", ".6")),
 )
 NOTE = (
     "Before and after tensorlrf.refine on one thread, one row a process: MiniLM's 36 linears, the "
     "1 x 1 convolutions of EfficientNet-lite0, the five convolutions of the example's own CNN as "
-    "CP, SmolLM2's 210 linears, each kept to the share behind the @. The held-out loss (1 - "
-    "cosine of pooled embeddings; KL of the classes, or of the next tokens, in nats) is on "
-    "documents and pictures that neither the fit nor refinement has seen. Other work ran beside on "
-    "the machine: read the steps and the CPU seconds."
+    "CP, SmolLM2's 210 linears, each compressed to the share behind the @ by the defaults. The "
+    "held-out loss (1 - cosine of pooled embeddings; KL of the classes, or of the next tokens, in "
+    "nats) is on documents and pictures that neither the fit nor training has seen; refinement "
+    "chooses by it what it keeps. Other work ran beside on the machine: read the steps and the CPU "
+    "seconds."
 )
 TEST_NOTE = "Test figures are those of bench/models.py; perplexity of 4 windows of unseen news."
 
@@ -112,11 +114,12 @@ def measure(text: str, seconds: float, work: Path, *, tests: bool) -> dict[str, 
     spec = Spec.of(text)
     case = spec.case(work)
     small = compressed(spec, case, work)
-    budget = {} if "steps" in spec.options else {"seconds": seconds}
+    budget = {"seconds": seconds} if case.steps is None else {"steps": case.steps}
+    options = spec.options if "steps" in spec.options else {**budget, **spec.options}
     resident, began = Resident(), time.process_time()
     better, report = tensorlrf.refine(
         small, case.dense, case.data, loss=case.loss, holdout=case.holdout, groups=case.groups,
-        phases=spec.phases, progress=False, **budget, **spec.options,
+        phases=spec.phases, progress=False, **options,
     )  # fmt: skip
     row = {
         "case": text,

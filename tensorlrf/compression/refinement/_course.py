@@ -35,11 +35,19 @@ CHECKPOINTS = 20
 JUDGING = 0.2
 """Most of the time that judging may take, more or less."""
 
-SMALLER = 0.4
-"""Of the rate, after a checkpoint that is no better than the best."""
+GAIN = 0.01
+"""Share of the loss that a checkpoint must win for a phase to go on that is not the last: a model
+that was fitted to data wins little by its parts."""
 
-WARM = 5
-"""Steps in which the rate of a phase rises."""
+TURNS = 2
+"""Checkpoints in a row that are no better than the best, after which training goes back to it."""
+
+SMALLER = 0.4
+"""Of the rate, after each time of going back."""
+
+WARM = 0.1
+"""Share of a phase in which the rate rises. Until AdamW has averaged squares over some batches, a
+first one included, it makes steps of full size of gradients that are noise for the most part."""
 
 LOSS_SCALE = 2.0**14
 """Of gradients in float16, at first."""
@@ -51,10 +59,12 @@ class Progress:
 
     phase      index of the phase
     began      share of the budget that was spent when it began
+    made       the same when its AdamW was made, anew after each time that it went back
     first      step at which it began
     step       steps so far
     judged_at  step of the last checkpoint
     stale      checkpoints of the phase since the lowest held-out loss
+    spent      whether the phase has won too little to go on
     seconds    so far
     lowest     held-out loss
     kept       how the state that is kept was judged; None while that is no number
@@ -65,10 +75,12 @@ class Progress:
 
     phase: int = 0
     began: float = 0.0
+    made: float = 0.0
     first: int = 0
     step: int = 0
     judged_at: int = -1
     stale: int = 0
+    spent: bool = False
     seconds: float = 0.0
     lowest: float | None = None
     kept: Judgement | None = None
@@ -156,14 +168,16 @@ class Course:
     def _run_phase(self) -> None:
         phase, at = self.phases[self.at.phase], self.at
         if self.optimiser is None:
-            self.optimiser = self._made_optimiser({})
-        while at.stale < self.settings.patience and not self._is_over():
-            began = time.monotonic()
+            self._renew()
+        began = time.monotonic()
+        while not at.spent and at.stale < self.settings.patience and not self._is_over():
             self._step(phase)
-            self._lasted["step"] = time.monotonic() - began
             self.advance(f"{phase.name}, held-out loss {at.lowest or math.inf:.4g}")
-            if self._is_due():
+            is_due = self._is_due()
+            self._lasted["step"] = time.monotonic() - began
+            if is_due:
                 self._judge(phase.name)
+            began = time.monotonic()
         if at.judged_at < at.step:
             self._judge(phase.name)
 
@@ -172,13 +186,17 @@ class Course:
         self.optimiser = None
         at = self.at
         at.phase, at.stale, at.first, at.began = at.phase + 1, 0, at.step, self._spent()
-        at.summed, at.counted, at.rate = 0.0, 0, 1.0
+        at.spent, at.summed, at.counted, at.rate = False, 0.0, 0, 1.0
 
     def _go_back(self) -> None:
         """To the lowest loss, from which the phase goes on in smaller steps."""
         self.student.restore(self.lowest)
-        self.optimiser = self._made_optimiser({})
-        self.at.stale, self.at.rate = self.at.stale + 1, self.at.rate * SMALLER
+        self._renew()
+        self.at.rate *= SMALLER
+
+    def _renew(self) -> None:
+        """An optimiser that knows nothing yet."""
+        self.optimiser, self.at.made = self._made_optimiser({}), self._spent()
 
     def _made_optimiser(self, moments: dict[str, State]) -> torch.optim.AdamW:
         """With a rate of its own for each tensor: factors of one weight differ in scale as their
@@ -209,8 +227,9 @@ class Course:
         self.processes.average(masters)
         at.step += 1
         if self._is_finite(lost, masters):
+            rate = self.settings.lr * at.rate * self._rate()
             for group in self.optimiser.param_groups:
-                group["lr"] = self.settings.lr * group["scale"] * at.rate * self._rate()
+                group["lr"] = rate * group["scale"]
             self.optimiser.step()
             self.student.write()
             at.summed, at.counted = at.summed + lost, at.counted + 1
@@ -238,11 +257,16 @@ class Course:
         return self.fitted[int(order[place])]
 
     def _rate(self) -> float:
-        """A warm-up, then half a cosine over the phase (Loshchilov & Hutter 2017)."""
-        at = self.at
+        """A warm-up, also after going back, and half a cosine over the phase (Loshchilov & Hutter
+        2017), in the middle of the step that was just counted: the last one is one too."""
+        at, steps = self.at, self.settings.steps
         room = self._ends[at.phase] - at.began
-        done = min(1.0, max(0.0, (self._spent() - at.began) / room)) if room > 0 else 1.0
-        return min(1.0, (at.step - at.first) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
+        if room <= 0:
+            return 0.0
+        middle = self._spent() - (0.0 if steps is None else 0.5 / steps)
+        done = min(1.0, max(0.0, (middle - at.began) / room))
+        warm = min(1.0, max(0.0, (middle - at.made) / (WARM * room)))
+        return warm * 0.5 * (1 + math.cos(math.pi * done))
 
     # ---- the budget -------------------------------------------------------------------------
 
@@ -280,22 +304,32 @@ class Course:
 
     # ---- judging ----------------------------------------------------------------------------
 
+    def _wins(self, held: float | None) -> bool:
+        """Whether a held-out loss is so much below the lowest that a phase before the last goes
+        on."""
+        if held is None or self.at.lowest is None:
+            return held is not None
+        return self.at.lowest - held > GAIN * abs(self.at.lowest)
+
     def _judge(self, phase: str) -> None:
         at, began = self.at, time.monotonic()
         like = next(iter(self.student.masters.values()))
         judged = self.held_out.judge(self.student.model, self.objective, self.processes, like)
-        self._lasted["judge"] = time.monotonic() - began
         held = judged.value if math.isfinite(judged.value) else None
-        kept = not at.curve
+        kept, is_last = not at.curve, at.phase + 1 == len(self.phases)
+        at.spent = bool(at.curve) and not is_last and not self._wins(held)
         if held is not None and (at.lowest is None or held < at.lowest):
             self.lowest, at.lowest, at.stale = self.student.state(), held, 0
             if at.kept is None or judged.fall(at.kept) > 0:
                 self.kept, at.kept, kept = self.lowest, judged, True
         elif at.curve:
-            self._go_back()
+            at.stale += 1
+            if held is None or at.stale % TURNS == 0:
+                self._go_back()
         training = at.summed / at.counted if at.counted else None
         told = Checkpoint(phase, at.step, round(self._seconds(), 3), training, held, kept)
         at.curve, at.judged_at = (*at.curve, told), at.step
         at.summed, at.counted = 0.0, 0
         if self.save is not None and self.processes.is_first:
             self.save(self)
+        self._lasted["judge"] = time.monotonic() - began

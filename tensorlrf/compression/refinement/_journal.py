@@ -36,7 +36,7 @@ from tensorlrf.files.sealed import (
 
 NAME = "refinement.safetensors"
 KEY = "tensorlrf.refinement"
-VERSION = 2
+VERSION = 3
 STATES = ("now", "lowest", "kept")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

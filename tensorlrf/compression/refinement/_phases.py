@@ -27,8 +27,9 @@ from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
 
 PHASES = {"local": 0.1, "block": 0.35, "global": 0.55}
-"""Name -> its share of the budget, in this order. Layers that were fitted to data gain nothing by
-themselves; the loss falls fastest at the end (bench/results/cpu/refine_settings.md)."""
+"""Name -> its share of the budget, in this order. Parts that were fitted to data gain nothing by
+themselves, and are soon done with; the loss falls fastest at the end
+(bench/results/cpu/refine_settings.md)."""
 
 
 LEAST_ROW = 1e-3

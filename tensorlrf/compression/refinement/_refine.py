@@ -57,7 +57,7 @@ def refine(
     labels: Iterable[Any] | None = None,
     phases: Sequence[str] | None = None,
     look_ahead: bool = False,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     patience: int = 4,
     holdout: float = 0.1,
     groups: Any = None,
@@ -74,9 +74,10 @@ def refine(
     Three phases share one budget. In "local" each factored layer follows the given one on its
     inputs; in "block" each block (what a ModuleList or Sequential repeats) follows the given one,
     on what the compressed blocks before it deliver; in "global" the outputs follow, or the user's
-    own loss falls. What a phase does not need the next one has. Only factors, norms and biases
-    (parameters with one axis) are trained, in eval mode, by AdamW. The model is judged on held-out
-    batches, at the beginning and then at about twenty checkpoints: after one that is no better than
+    own loss falls. What a phase does not need the next one has: one before the last ends where a
+    checkpoint wins less than a hundredth of the loss. Only factors, norms and biases (parameters
+    with one axis) are trained, in eval mode, by AdamW. The model is judged on held-out batches, at
+    the beginning and then at about twenty checkpoints: after two in a row that are no better than
     the best it goes on from the best in smaller steps. A state is kept where its loss is lower than
     that of the one kept before by more than chance: by the bound on paired differences over groups,
     or samples, with 95% confidence. The last one kept is returned, which may be the model as it
@@ -107,7 +108,8 @@ def refine(
         In "block", one block at a time, judged also by the outputs of the whole model through the
         blocks behind it.
     lr : float
-        The rate, relative to the root mean square of each tensor; half a cosine in every phase.
+        The rate, relative to the root mean square of each tensor: in every phase it rises over a
+        tenth of its room, then falls by half a cosine.
     patience : int
         Checkpoints in a row without a better state after which a phase ends.
     holdout : float

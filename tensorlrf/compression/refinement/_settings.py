@@ -21,7 +21,7 @@ class Settings:
     steps: int | None = None
     phases: Sequence[str] | None = None
     look_ahead: bool = False
-    lr: float = 1e-3
+    lr: float = 2e-3
     patience: int = 4
     holdout: float = 0.1
     accumulate: int = 1

@@ -132,6 +132,49 @@ def test_statistics_of_batch_norms_stay() -> None:
         assert torch.equal(better.get_buffer(name), old), name
 
 
+def test_a_phase_that_wins_next_to_nothing_leaves_its_room_to_the_next() -> None:
+    """The last one has all the rest, however little it wins."""
+    model, small = pair()
+    _, report = tensorlrf.refine(small, model, batches(), steps=40, lr=1e-9, patience=99, **QUIET)
+    steps = {one.phase: one.step for one in report.curve}
+    assert steps == {"given": 0, "local": 2, "block": 4, "global": 40}
+
+
+def test_each_step_of_the_budget_moves_the_model() -> None:
+    """A phase of a single step too: half a cosine ends at 0, behind its last step."""
+    model, small = pair()
+    _, report = tensorlrf.refine(small, model, batches(), steps=3, **QUIET)
+    assert len({one.held_out for one in report.curve}) == 4
+
+
+def test_rates_rise_from_a_small_one_after_each_time_of_going_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each AdamW begins without an estimate of squares."""
+    rates: list[list[float]] = []
+
+    class Recording(torch.optim.AdamW):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            rates.append([])
+
+        def step(self, closure: Any = None) -> Any:
+            rates[-1].append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+    model, small = pair()
+    _, report = tensorlrf.refine(
+        small, model, batches(), steps=200, lr=1e4, patience=3, phases=["global"], **QUIET
+    )
+    assert report.steps == 30
+    begun = [own for own in rates if own]
+    assert [len(own) for own in begun] == [20, 10]
+    for own in begun:
+        assert own[:10] == sorted(own[:10])
+        assert own[0] < own[9] / 5
+
+
 def test_it_stops_when_nothing_gets_better() -> None:
     model, small = pair()
     _, report = tensorlrf.refine(
