@@ -44,6 +44,7 @@ SHARES: dict[str, tuple[float, ...]] = {
     "minilm": (0.6, 0.4, 0.25),
     "efficientnet": (0.9, 0.8, 0.6),
     "smollm2": (0.9, 0.8, 0.6),
+    "smollm2_mixed": (0.9, 0.8, 0.6),
     "own_cnn": (0.25,),
     "detector": (0.25, 0.12),
 }

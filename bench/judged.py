@@ -112,6 +112,7 @@ FIGURES = {
     "efficientnet": Figure("agreement", _mean),
     "detector": Figure("F1", _f1),
 }
+FIGURES["smollm2_mixed"] = FIGURES["smollm2"]
 
 
 def scorer(name: str, dense: nn.Module) -> Scorer:
@@ -191,6 +192,7 @@ _SCORERS: dict[str, Callable[[nn.Module], Scorer]] = {
     "own_cnn": _own_cnn,
     "minilm": _minilm,
     "smollm2": _smollm2,
+    "smollm2_mixed": _smollm2,
     "efficientnet": _efficientnet,
     "detector": _detector,
 }

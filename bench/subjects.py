@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,6 +118,18 @@ def _smollm2() -> Subject:
     )
 
 
+def _smollm2_mixed() -> Subject:
+    import smollm2
+
+    tokenizer, news = smollm2.load_tokenizer(), _smollm2()
+    note = news.note.replace(
+        f"the first {smollm2.N_CALIBRATION} windows of 512 tokens of lee_background.cor",
+        f"{smollm2.N_CALIBRATION // 2} windows of 512 tokens of lee_background.cor and as many of "
+        "SciPy's docstrings",
+    )
+    return replace(news, calibration=lambda: smollm2.mixed_batches(tokenizer), note=note, rows=())
+
+
 def _efficientnet() -> Subject:
     import efficientnet
 
@@ -230,6 +242,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "own_cnn": _own_cnn,
     "minilm": _minilm,
     "smollm2": _smollm2,
+    "smollm2_mixed": _smollm2_mixed,
     "efficientnet": _efficientnet,
     "detector": _detector,
 }

@@ -1,4 +1,6 @@
-"""A language model on its factors: SmolLM2-135M, calibrated on news, tested on other news.
+"""A language model on its factors: SmolLM2-135M, calibrated on news and docstrings.
+
+It is tested on other news, and on pages of a manual.
 
     python examples/smollm2.py             keeps .9 of the linears
     python examples/smollm2.py --keep .8   or another share
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from common import OUTPUT, VARIANTS, call, compress, finish, interval, packaged, short
 from rich.console import Console
-from texts import background, documents
+from texts import background, docstrings, documents
 from torch import Tensor, nn
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -110,6 +112,15 @@ def calibration_batches(tokenizer, n: int = N_CALIBRATION) -> list[dict[str, Ten
     return [_batch(window[None]) for window in windows(tokenizer, background(), n)]
 
 
+def mixed_batches(tokenizer, n: int = N_CALIBRATION) -> list[dict[str, Tensor]]:
+    """As many in all, by turns of the background documents and of docstrings that are evenly spaced
+    over all of SciPy's: what a model reads beside news shall keep its place in it as well."""
+    news = windows(tokenizer, background(), n - n // 2)
+    every = windows(tokenizer, docstrings(), None)
+    others = every[[k * len(every) // (n // 2) for k in range(n // 2)]]
+    return [_batch((others if k % 2 else news)[k // 2][None]) for k in range(n)]
+
+
 def example(tokenizer) -> dict[str, Tensor]:
     """One window of the test documents."""
     return _batch(unseen_windows(tokenizer)[:1])
@@ -146,17 +157,20 @@ def main() -> None:
 
     dense, tokenizer = load_smollm2(), load_tokenizer()
     start = time.perf_counter()
-    small, report = compress(dense, given.keep, given.variant, calibration_batches(tokenizer), SKIP)
+    small, report = compress(dense, given.keep, given.variant, mixed_batches(tokenizer), SKIP)
     console.print(short(report, time.perf_counter() - start))
 
-    tokens = unseen_windows(tokenizer)
+    texts = {"unseen news": unseen_windows(tokenizer), "the manual": topics_windows(tokenizer, 8)}
     finish(
         console,
         dense,
         small,
         architecture,
         example(tokenizer),
-        {"perplexity of unseen news": (_said(dense, tokens), _said(small, tokens))},
+        {
+            f"perplexity of {name}": (_said(dense, tokens), _said(small, tokens))
+            for name, tokens in texts.items()
+        },
         given.output,
     )
 

@@ -1,4 +1,4 @@
-"""News texts for calibration and test, and how alike people find them.
+"""Texts for calibration and test: news, with how alike people find them, and docstrings.
 
 Lee, Pincombe and Welsh, "An empirical evaluation of models of text document similarity", 2005: 50
 short news documents with the mean similarity that people gave each pair, and 300 background
@@ -8,6 +8,7 @@ documents from the same source and time. They lie among the test data of the PyP
 
 from __future__ import annotations
 
+import ast
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def background() -> list[str]:
 def documents() -> list[str]:
     """The 50 documents, about 4,000 words: for test."""
     return _lines("lee.cor")
+
+
+def docstrings(least: int = 400) -> list[str]:
+    """SciPy's docstrings of so many characters and more, file by file: texts of another kind than
+    news, for calibration. Its sources are read, not imported."""
+    found = []
+    for path in sorted(packaged("scipy", "scipy").rglob("*.py")):
+        if "tests" not in path.parts:
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            found += [ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds)]
+    return [text for text in found if len(text) >= least]
 
 
 @cache

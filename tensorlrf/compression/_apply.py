@@ -211,6 +211,8 @@ def carried_out(
             dense_layer_at(small, row.name).make_ordinary()
         if data is not None:
             data = with_metrics(model, plan, data, fitting, probe)
+        if probe is not None:
+            probe.forget()
         work = WorkingCopy(model, small, plan, fitting, data)
         if known is None:
             work.factor_all()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import Metrics
+from tensorlrf.compression.losses._enough import OUTPUT_ROWS
 from tensorlrf.factors import LowRank
 
 
@@ -138,6 +139,11 @@ class OutputMoments:
         part = part if part.dtype == torch.float64 else part.float()
         self._sums += (part.mT @ part).to(torch.float64)
         self.count += len(rows)
+
+    @property
+    def settled(self) -> bool:
+        """Whether more rows would tell little more."""
+        return self.count >= OUTPUT_ROWS * self._sums.shape[-1]
 
     def basis(self) -> Basis:
         """What has been added up, taken apart."""

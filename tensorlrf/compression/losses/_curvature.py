@@ -13,7 +13,7 @@ is drawn towards its mean eigenvalue, and no gradient counts for more than a mul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.calibration.moments._sums import add_squares, mirrored
 from tensorlrf.compression.losses._bases import rows_of
+from tensorlrf.compression.losses._enough import GRADIENT_ROWS, scattered, told
 from tensorlrf.compression.losses._gradients import differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.decomposition.second_moments import OutputMetric
@@ -50,16 +51,27 @@ def output_metrics(
     advance: Callable[[], None],
 ) -> dict[str, Metrics]:
     """Name -> metrics of the outputs of its groups, of the layers that gradients reach and that
-    there is room for, from the batches to fit to. One pass forth and back a batch.
+    there is room for, from as many of the batches to fit to as they need. One pass forth and back a
+    batch.
 
     Raises what the model does where it cannot be differentiated.
     """
     weighed = with_room(model, names, data.room)
     sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in weighed}
-    for batch in data.fitted:
-        differentiate(model, sums, batch, loss, draws)
+    samples = 0
+    for n, batch in enumerate(scattered(data.fitted)):
+        open_ = unsettled(sums) if told(n, samples) else sums
+        if not open_:
+            break
+        differentiate(model, open_, batch, loss, draws)
+        samples += batch.samples
         advance()
     return metrics_of(sums)
+
+
+def unsettled(sums: Mapping[str, GradientMoments]) -> dict[str, GradientMoments]:
+    """Those of which more gradients would tell more."""
+    return {name: moments for name, moments in sums.items() if not moments.settled}
 
 
 def metrics_of(sums: dict[str, GradientMoments]) -> dict[str, Metrics]:
@@ -90,14 +102,16 @@ def gradient_bytes(site: DenseLayer) -> int:
     return 4 * site.shape[0] ** 2 // site.groups
 
 
-@dataclass(frozen=True)
+@dataclass
 class GradientMoments:
     """Sums of g g^T over the positions of a layer's outputs, group by group.
 
     products  (groups, m, m), float32: what few gradients say is not known to more digits
+    rows      how many g there were
     """
 
     products: Tensor
+    rows: int = 0
 
     @classmethod
     def of(cls, site: DenseLayer) -> GradientMoments:
@@ -118,6 +132,12 @@ class GradientMoments:
             assert found is not None
             for total, rows in zip(self.products, found[0].unbind(1), strict=True):
                 add_squares(total, clipped(rows).float())
+            self.rows += len(found[0])
+
+    @property
+    def settled(self) -> bool:
+        """Whether more gradients would tell little more."""
+        return self.rows >= GRADIENT_ROWS * self.products.shape[-1]
 
     def metrics(self) -> list[OutputMetric | None]:
         """Of what has been added up, which is given up; None for groups without gradient."""

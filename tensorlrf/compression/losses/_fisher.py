@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
+from tensorlrf.compression.losses._curvature import GradientMoments, unsettled
+from tensorlrf.compression.losses._enough import LEAST, scattered, told
 from tensorlrf.compression.losses._gradients import Together, Watcher, differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
@@ -41,12 +43,13 @@ Advance = Callable[[], None]
 def bases_of(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], advance: Advance
 ) -> dict[str, Basis]:
-    """The directions of the outputs of each layer that the batches reach, one pass a batch.
+    """The directions of the outputs of each layer that the batches reach, one pass a batch, of as
+    many as they need.
 
     Raises ArgumentError, naming the layer, for outputs with NaN or Inf.
     """
     moments: dict[str, OutputMoments] = {}
-    for batch in batches:
+    for n, batch in enumerate(scattered(batches), 1):
         own = replica(model)
         handles = []
         for name in names:
@@ -59,6 +62,8 @@ def bases_of(
             for handle in handles:
                 handle.remove()
         advance()
+        if n >= LEAST and all(sums.settled for sums in moments.values()):
+            break
     found = {}
     for name in names:
         if moments[name].count:
@@ -121,23 +126,27 @@ def fisher_losses(
     loss: OutputLoss,
     draws: torch.Generator,
     advance: Advance,
-    others: Mapping[str, Watcher] = MappingProxyType({}),
+    gradients: Mapping[str, GradientMoments] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
-    """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach;
-    `others` watch the same passes.
+    """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach, by
+    as many of the batches as that needs; `gradients` are added up in the same passes.
 
     Raises what the model does where it cannot be differentiated.
     """
     sums: dict[str, Tensor] = {}
-    whole = 0.0
-    for batch in batches:
+    whole, samples = 0.0, 0
+    for n, batch in enumerate(scattered(batches)):
+        known = told(n, samples)
+        open_ = unsettled(gradients) if known else gradients
+        if known and not open_:
+            break
         parts: dict[str, Tensor] = {}
-        watchers: dict[str, Watcher] = {}
-        for name, basis in bases.items():
+        watchers: dict[str, Watcher] = dict(open_)
+        for name, basis in () if known else bases.items():
             felt = _Felt(name, basis, batch.samples, parts)
-            watchers[name] = Together(felt, others[name]) if name in others else felt
+            watchers[name] = Together(felt, open_[name]) if name in open_ else felt
         count = differentiate(model, watchers, batch, loss, draws)
-        whole += count
+        whole, samples = whole + (0 if known else count), samples + batch.samples
         for name, c in parts.items():  # (samples, k)
             squares = c.double().square().sum(0)
             sums[name] = sums[name] + squares if name in sums else squares

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,19 +15,6 @@ from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import replica
-
-SAMPLES, LEAST, MOST = 128, 4, 12
-"""Of batches that are differentiated for losses alone: samples that are enough, and how many they
-are at the least and at the most. Losses are sums over directions, and settle early."""
-
-
-def spread(batches: Sequence[Batch]) -> list[Batch]:
-    """As many of the batches as losses need, evenly spaced: they may be in order of length."""
-    if not batches:
-        return []
-    a_batch = sum(batch.samples for batch in batches) / len(batches)
-    wanted = min(len(batches), max(LEAST, min(MOST, math.ceil(SAMPLES / a_batch))))
-    return [batches[k * len(batches) // wanted] for k in range(wanted)]
 
 
 class Watcher(Protocol):

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+from tensorlrf.compression.calibration._outputs import tensors_of
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.losses._bases import Basis
 from tensorlrf.compression.losses._output_loss import OutputLoss
@@ -26,19 +27,41 @@ EXPONENTS = (0.5, 2.0)
 """Least and largest: what two noisy losses say beyond that is noise."""
 
 
+class Wanted(Sequence[Any]):
+    """What the given model puts out on batches, made when it is asked for, and kept as far as there
+    is room: logits of a language model may be larger than it."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], room: float) -> None:
+        self._model, self._batches, self._left = model, batches, room
+        self._kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, k: Any) -> Any:
+        if k in self._kept:
+            return self._kept[k]
+        found = call(replica(self._model), self._batches[k])
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(found))
+        if size <= self._left:
+            self._kept[k] = found
+            self._left -= size
+        return found
+
+
 def measured_losses(
     model: nn.Module,
     bases: Mapping[str, Basis],
     energies: Mapping[str, Sequence[float]],
+    wanted: Sequence[Any],
     batches: Sequence[Batch],
     loss: OutputLoss,
     advance: Callable[[], None],
 ) -> dict[str, list[float]]:
-    """Name -> the loss at every rank from 0 on to the full.
+    """Name -> the loss at every rank from 0 on to the full, by what the model is wanted to put out.
 
     energies  of each layer the share of its outputs' energy that lies beyond each rank
     """
-    wanted = [call(replica(model), batch) for batch in batches]
     working = copy_of(model)
     found = {}
     for name, basis in bases.items():

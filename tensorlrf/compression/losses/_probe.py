@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_lay
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
-from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._bases import Basis, basis_bytes, spectra, sums_bytes
 from tensorlrf.compression.losses._curvature import (
@@ -28,9 +28,8 @@ from tensorlrf.compression.losses._curvature import (
     with_room,
 )
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
-from tensorlrf.compression.losses._gradients import spread
 from tensorlrf.compression.losses._influence import influences
-from tensorlrf.compression.losses._measured import loss_of, measured_losses
+from tensorlrf.compression.losses._measured import Wanted, loss_of, measured_losses
 from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
 from tensorlrf.compression.losses._published import (
     Sizes,
@@ -43,10 +42,13 @@ from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, unknown, warn
 from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.nn.copies import copy_of, replica
+from tensorlrf.nn.copies import copy_of
 
 KNOTS = 64
 """Ranks of a layer whose losses are told, about."""
+
+OUTPUTS_PART = 4
+"""Of the room for a model's statistics its outputs on the batches held out may have this part."""
 
 OF_WEIGHTS = "squared relative error of the weight"
 OF_OUTPUTS = "squared relative error of the layer's outputs"
@@ -162,6 +164,7 @@ class Probe:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     _known: dict[str, Sensitivity] = field(default_factory=dict)
     _bases: dict[str, Basis] = field(default_factory=dict)
+    _lost: dict[frozenset[tuple[str, int]], float] = field(default_factory=dict)
 
     @property
     def judging(self) -> list[Batch]:
@@ -205,7 +208,7 @@ class Probe:
 
     def _bases_of(self, names: Sequence[str]) -> dict[str, Basis]:
         assert self.data is not None
-        with progress_bar("look at outputs", len(self.data.fitted), self.progress) as advance:
+        with progress_bar("look at outputs", None, self.progress) as advance:
             return bases_of(self.model, names, self.data.fitted, lambda: advance(""))
 
     def sensitivity(self, rule: str) -> Sensitivity:
@@ -249,8 +252,8 @@ class Probe:
         with progress_bar("measure", len(self.names), self.progress) as advance:
             for bases in self.parts():
                 losses |= measured_losses(
-                    self.model, bases, spectra(bases), self.judging, self.output_loss,
-                    lambda: advance(""),
+                    self.model, bases, spectra(bases), self._wanted, self.judging,
+                    self.output_loss, lambda: advance(""),
                 )  # fmt: skip
         return self._told("measured", unit, losses)
 
@@ -260,8 +263,6 @@ class Probe:
         losses: dict[str, Sequence[float]] = {}
         draws = generator(self.random_state, dense_layer_at(self.model, self.names[0]).device)
         begin = draws.get_state()
-        # Metrics have as many numbers as outputs squared, and take all that there is.
-        batches = self.data.fitted if self.weighs else spread(self.data.fitted)
         for bases in self.parts():
             draws.set_state(begin)
             gradients = {
@@ -269,19 +270,18 @@ class Probe:
                 for name in bases
                 if name in self._weighed
             }
-            with progress_bar("differentiate", len(batches), self.progress) as advance:
+            with progress_bar("differentiate", None, self.progress) as advance:
                 losses |= fisher_losses(
-                    self.model, bases, batches, self.output_loss, draws, lambda: advance(""),
-                    gradients,
+                    self.model, bases, self.data.fitted, self.output_loss, draws,
+                    lambda: advance(""), gradients,
                 )  # fmt: skip
             self.metrics |= metrics_of(gradients)
         return losses
 
-    def taken(self) -> tuple[dict[str, Basis], dict[str, Metrics]]:
-        """(bases of all layers where they were kept, metrics): they are given up here."""
-        found = self._bases, self.metrics
+    def forget(self) -> None:
+        """Give up all that takes memory."""
         self._bases, self.metrics = {}, {}
-        return found
+        self.__dict__.pop("_wanted", None)
 
     def _by_spectra(self, rule: str, energies: Mapping[str, Sequence[float]]) -> Sensitivity:
         """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
@@ -329,18 +329,26 @@ class Probe:
                 site.write(bases[name].within(metrics.get(name)).truncated(site, ranks[name]))
         return working
 
-    def loss_at(self, ranks: Mapping[str, int]) -> float:
+    def loss_at(
+        self, ranks: Mapping[str, int], metrics: Mapping[str, Metrics] = MappingProxyType({})
+    ) -> float:
         """The loss of the whole model on the inputs held out, with these layers cut so."""
-        return self.loss_of(self.cut(ranks))
+        if metrics:
+            return self.loss_of(self.cut(ranks, metrics))
+        key = frozenset(ranks.items())
+        if key not in self._lost:
+            self._lost[key] = self.loss_of(self.cut(ranks))
+        return self._lost[key]
 
     def loss_of(self, model: nn.Module) -> float:
         """The loss of any model beside the given one, on the same inputs."""
         return loss_of(model, self._wanted, self.judging, self.output_loss)
 
     @cached_property
-    def _wanted(self) -> list[Any]:
+    def _wanted(self) -> Wanted:
         """What the given model puts out there."""
-        return [call(replica(self.model), batch) for batch in self.judging]
+        assert self.data is not None
+        return Wanted(self.model, self.judging, self.data.room / OUTPUTS_PART)
 
     def _suitable(self) -> str:
         sites = [dense_layer_at(self.model, name) for name in self.names]

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.losses._curvature import GradientMoments, metrics_of
-from tensorlrf.compression.losses._gradients import (
-    LEAST,
-    MOST,
-    SAMPLES,
-    Together,
-    differentiate,
-    spread,
-)
+from tensorlrf.compression.losses._enough import scattered
+from tensorlrf.compression.losses._gradients import Together, differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.compression.losses._probe import Probe
 from tests.compression.networks import set_weights
 from tests.draws import seeded32
-
-
-@settings(derandomize=True, deadline=None, max_examples=40)
-@given(n=st.integers(0, 60), samples=st.integers(1, 300))
-def test_batches_are_spread_evenly_and_enough(n: int, samples: int) -> None:
-    batches = [Batch.of(torch.zeros(samples, 1), k) for k in range(n)]
-    found = spread(batches)
-    wanted = math.ceil(SAMPLES / samples)
-    assert len(found) == min(n, max(LEAST, min(MOST, wanted)))
-    places = [batch.index for batch in found]
-    assert places == sorted(set(places))
-    gaps = {b - a for a, b in itertools.pairwise(places)}
-    assert len(gaps) <= 2
-    assert max(gaps, default=1) - min(gaps, default=1) <= 1
 
 
 def test_two_watchers_see_one_pass_as_two() -> None:
@@ -60,13 +35,14 @@ def test_one_set_of_passes_tells_losses_and_metrics() -> None:
     probes = [Probe(model, ["0", "2"], data, progress=False, weighs=word) for word in (False, True)]
     losses = [probe.sensitivity("fisher") for probe in probes]
     assert losses[0] == losses[1]
-    bases, metrics = probes[1].taken()
-    assert bases.keys() == metrics.keys() == {"0", "2"}
-    assert probes[1].taken() == ({}, {})
-    assert probes[0].taken()[1] == {}
+    metrics = probes[1].metrics
+    assert metrics.keys() == {"0", "2"}
+    assert probes[0].metrics == {}
+    probes[1].forget()
+    assert probes[1].metrics == {}
     sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in ("0", "2")}
     draws = torch.Generator().manual_seed(0)
-    for batch in data.fitted:
+    for batch in scattered(data.fitted):
         differentiate(model, sums, batch, probes[0].output_loss, draws)
     for name, wanted in metrics_of(sums).items():
         assert torch.equal(metrics[name][0].rows, wanted[0].rows)  # type: ignore[index, union-attr]
