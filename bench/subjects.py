@@ -124,8 +124,8 @@ def _smollm2_mixed() -> Subject:
     tokenizer, news = smollm2.load_tokenizer(), _smollm2()
     note = news.note.replace(
         f"the first {smollm2.N_CALIBRATION} windows of 512 tokens of lee_background.cor",
-        f"{smollm2.N_CALIBRATION // 2} windows of 512 tokens of lee_background.cor and as many of "
-        "SciPy's docstrings",
+        f"{smollm2.N_CALIBRATION} windows of 512 tokens, two thirds of them of lee_background.cor "
+        "and one of SciPy's docstrings",
     )
     return replace(news, calibration=lambda: smollm2.mixed_batches(tokenizer), note=note, rows=())
 

@@ -113,12 +113,14 @@ def calibration_batches(tokenizer, n: int = N_CALIBRATION) -> list[dict[str, Ten
 
 
 def mixed_batches(tokenizer, n: int = N_CALIBRATION) -> list[dict[str, Tensor]]:
-    """As many in all, by turns of the background documents and of docstrings that are evenly spaced
-    over all of SciPy's: what a model reads beside news shall keep its place in it as well."""
-    news = windows(tokenizer, background(), n - n // 2)
+    """As many in all; each third one is of docstrings, evenly spaced over all of SciPy's: what a
+    model reads beside news shall keep its place in it as well."""
+    of_docs = [k % 3 == 2 for k in range(n)]
+    news = windows(tokenizer, background(), n - sum(of_docs))
     every = windows(tokenizer, docstrings(), None)
-    others = every[[k * len(every) // (n // 2) for k in range(n // 2)]]
-    return [_batch((others if k % 2 else news)[k // 2][None]) for k in range(n)]
+    others = every[[k * len(every) // sum(of_docs) for k in range(sum(of_docs))]]
+    left, right = iter(news), iter(others)
+    return [_batch(next(right if one else left)[None]) for one in of_docs]
 
 
 def example(tokenizer) -> dict[str, Tensor]:

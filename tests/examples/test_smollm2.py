@@ -73,3 +73,12 @@ def test_the_dense_model_and_its_bare_architecture() -> None:
     assert {name: p.shape for name, p in bare.state_dict().items()} == shapes
     value, _ = smollm2.perplexity(smollm2.losses(model, smollm2.unseen_windows(tokenizer)))
     assert value == pytest.approx(32, abs=0.5)
+
+
+def test_each_third_window_is_of_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "background", lambda: ["a" * 512 * 9])
+    monkeypatch.setattr(smollm2, "docstrings", lambda: ["b" * 512 * 20])
+    batches = smollm2.mixed_batches(Characters(), 8)
+    kinds = [batch["input_ids"].unique().tolist() for batch in batches]
+    a, b = [ord("a") % 7], [ord("b") % 7]
+    assert kinds == [a, a, b, a, a, b, a, a]
