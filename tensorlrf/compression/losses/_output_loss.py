@@ -29,6 +29,10 @@ UNITS = {
 }
 LOSSES = ("auto", *UNITS)
 
+AT_ONCE = 1 << 21
+"""Numbers of outputs that are compared at a time: float64 copies of all logits of a language model
+may be larger than it."""
+
 Readout = Callable[[Any], Tensor]
 """Of what a model returns the tensor that counts."""
 
@@ -140,7 +144,11 @@ class OutputLoss:
                 f"readout: outputs of {shapes[0]} and {shapes[1]} cannot be compared"
             )
         for one, other in zip(wanted, found, strict=True):
-            yield self._between(one.to(dtype), other.to(dtype))
+            rows = max(1, AT_ONCE // max(1, one.shape[-1]))
+            pairs = zip(torch.split(one, rows), torch.split(other, rows), strict=True)
+            parts = [self._between(a.to(dtype), b.to(dtype)) for a, b in pairs]
+            lost, whole = (torch.cat(part) for part in zip(*parts, strict=True))
+            yield lost, whole
 
     def _samples_of_rows(self, t: Tensor, batch: Batch) -> Tensor | None:
         """The sample that each of the `rows` of an output is of; None where these are none."""
