@@ -78,10 +78,15 @@ def test_the_closed_form_is_the_least_of_all(m: int, n: int, r: int, seed: int) 
     assert lost == pytest.approx(float(values[r:].sum()), rel=1e-4, abs=1e-9 * float(values.sum()))
 
 
-@pytest.mark.parametrize("method", [SVD(rank=3), Kron(rank=0.5), TT(rank=0.5)], ids=str)
+# Factors are float32. TT's sweeps take another way in a metric, and end where they win little.
+@pytest.mark.parametrize(
+    ("method", "apart"),
+    [(SVD(rank=3), 1e-5), (Kron(rank=0.5), 1e-5), (TT(rank=0.5), 0.02)],
+    ids=str,
+)
 @pytest.mark.parametrize("lags", [False, True])
 def test_outputs_that_all_count_alike_are_fitted_as_without_a_metric(
-    method: Method, lags: bool
+    method: Method, apart: float, lags: bool
 ) -> None:
     """R = c I, to which every R is drawn by a shrinkage of one."""
     site = DenseLayer.of(layer(nn.Linear(8, 12)))
@@ -89,11 +94,11 @@ def test_outputs_that_all_count_alike_are_fitted_as_without_a_metric(
     x = seeded32(60, 8) + 1
     stream.add(x, x + 0.1 * seeded32(60, 8, seed=1))
     (known,) = stream.statistics()
-    made = [
+    one, other = (
         _Part(site.weight, known.shrunk(INPUT_SHRINKAGE), outputs).decompose(method, 0).to_dense()
         for outputs in (None, OutputMetric(3 * torch.eye(12)))
-    ]
-    torch.testing.assert_close(*made, rtol=1e-2, atol=1e-3 * float(made[0].norm()))
+    )
+    assert float((one - other).norm()) <= apart * float(one.norm())
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)

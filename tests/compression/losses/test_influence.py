@@ -36,6 +36,9 @@ class Model(nn.Module):
 
 NAMES = ["first", "blocks.0.linear", "blocks.1.linear"]
 
+ROUNDING = 1e-6
+"""Of cosines in float32."""
+
 
 def found(model: nn.Module, names: list[str], batches: list[object]) -> dict[str, float]:
     return influences(model, names, list_batches(batches, model), lambda: None)
@@ -43,9 +46,9 @@ def found(model: nn.Module, names: list[str], batches: list[object]) -> dict[str
 
 def test_blocks_are_told_apart_by_how_they_turn_their_input() -> None:
     told = found(Model(), NAMES, [torch.randn(3, 5, 8, generator=torch.Generator())])
-    assert told["blocks.0.linear"] == pytest.approx(0, abs=1e-6)
-    assert told["blocks.1.linear"] == pytest.approx(2, abs=1e-6)
-    assert told["first"] == pytest.approx(1, abs=1e-6)  # in no block: the mean
+    assert told["blocks.0.linear"] == pytest.approx(0, abs=ROUNDING)
+    assert told["blocks.1.linear"] == pytest.approx(2, abs=ROUNDING)
+    assert told["first"] == pytest.approx(1, abs=ROUNDING)  # in no block: the mean
 
 
 def test_padding_does_not_count() -> None:
@@ -64,7 +67,7 @@ def test_padding_does_not_count() -> None:
     x = torch.zeros(1, 4, 8)
     x[:, :3, :4], x[:, 3, 4:] = 1, 1  # the last position, which is turned round, is padding
     batch = {"x": x, "attention_mask": torch.tensor([[1, 1, 1, 0]])}
-    assert found(model, ["blocks.0"], [batch])["blocks.0"] == pytest.approx(0, abs=1e-6)
+    assert found(model, ["blocks.0"], [batch])["blocks.0"] == pytest.approx(0, abs=ROUNDING)
 
 
 def test_channels_of_pictures_come_second() -> None:
@@ -73,7 +76,7 @@ def test_channels_of_pictures_come_second() -> None:
         model[0].weight.copy_(torch.diag(torch.tensor([1.0, 1, 1, 1, -1, -1]))[:, :, None, None])
     x = torch.rand(2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
     expected = 1 - nn.functional.cosine_similarity(x, model(x), dim=1).mean().item()
-    assert found(model, ["0"], [x])["0"] == pytest.approx(expected, abs=1e-5)
+    assert found(model, ["0"], [x])["0"] == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_without_blocks_there_is_no_influence() -> None:
