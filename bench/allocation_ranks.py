@@ -130,7 +130,7 @@ class Finder:
         names = [row.name for row in plan.layers if row.eligible]
         data = Calibration.read(self.batches, self.dense, HELD_OUT)
         loss, readout = self.figure.loss, self.figure.readout
-        return Probe(self.dense, names, data, loss, readout, 0, progress=False)
+        return Probe(self.dense, names, data, loss, readout, 0, progress=False, every=True)
 
     @cached_property
     def bases_s(self) -> float:

@@ -74,7 +74,7 @@ class Prospect:
         names = [row.name for row in first.layers if row.eligible]
         probe = Probe(
             model, names, data, request.loss, request.readout, request.random_state,
-            request.progress,
+            request.progress, every=True,
         )  # fmt: skip
         return cls(model, request, probe, data)
 

@@ -41,10 +41,15 @@ Advance = Callable[[], None]
 
 
 def bases_of(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], advance: Advance
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    advance: Advance,
+    *,
+    every: bool = False,
 ) -> dict[str, Basis]:
     """The directions of the outputs of each layer that the batches reach, one pass a batch, of as
-    many as they need.
+    many as they need, or of every one.
 
     Raises ArgumentError, naming the layer, for outputs with NaN or Inf.
     """
@@ -62,7 +67,7 @@ def bases_of(
             for handle in handles:
                 handle.remove()
         advance()
-        if n >= LEAST and all(sums.settled for sums in moments.values()):
+        if not every and n >= LEAST and all(sums.settled for sums in moments.values()):
             break
     found = {}
     for name in names:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression.calibration._outputs import tensors_of
-from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.errors import ArgumentError, unknown
-from tensorlrf.nn.copies import replica
 
 UNITS = {
     "kl": "nats a row",
@@ -65,13 +63,6 @@ class OutputLoss:
             has_logits = readout is None and isinstance(getattr(output, "logits", None), Tensor)
             kind = "kl" if has_logits or (classifies and single) else "relative"
         return cls(kind, readout)
-
-    @classmethod
-    def of_model(
-        cls, kind: str, readout: Readout | None, model: nn.Module, batch: Batch
-    ) -> OutputLoss:
-        """By the outputs that the batch has."""
-        return cls.of(kind, readout, call(replica(model), batch), bool(heads_of(model)))
 
     @property
     def unit(self) -> str:

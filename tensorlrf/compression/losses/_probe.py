@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import check_values, kind_of, survey, without_skipped
 from tensorlrf.compression._uncompiled import own_model
@@ -150,6 +151,7 @@ class Probe:
     """A model whose layers are cut, to see what that costs: all that rules have in common.
 
     weighs   whether passes for "fisher" also gather what errors of the outputs cost
+    every    whether directions of outputs are those of all inputs, as cuts that stay want them
     metrics  that, of the layers that gradients reach, where such passes were made
     """
 
@@ -161,6 +163,7 @@ class Probe:
     random_state: int | torch.Generator | None = 0
     progress: bool = True
     weighs: bool = False
+    every: bool = False
     metrics: dict[str, Metrics] = field(default_factory=dict)
     _known: dict[str, Sensitivity] = field(default_factory=dict)
     _bases: dict[str, Basis] = field(default_factory=dict)
@@ -175,7 +178,8 @@ class Probe:
     @cached_property
     def output_loss(self) -> OutputLoss:
         """What counts of the outputs, as the first batch has them."""
-        return OutputLoss.of_model(self.loss, self.readout, self.model, self.judging[0])
+        classifies = bool(heads_of(self.model))
+        return OutputLoss.of(self.loss, self.readout, self._wanted[0], classifies)
 
     def _bytes(self, name: str) -> int:
         """Of a layer; the sums of its outputs are given up before gradients are summed."""
@@ -209,7 +213,9 @@ class Probe:
     def _bases_of(self, names: Sequence[str]) -> dict[str, Basis]:
         assert self.data is not None
         with progress_bar("look at outputs", None, self.progress) as advance:
-            return bases_of(self.model, names, self.data.fitted, lambda: advance(""))
+            return bases_of(
+                self.model, names, self.data.fitted, lambda: advance(""), every=self.every
+            )
 
     def sensitivity(self, rule: str) -> Sensitivity:
         """By a rule. Raises ArgumentError for one that needs calibration where there is none."""
