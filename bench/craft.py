@@ -215,7 +215,9 @@ class Bench:
         if self.models is None or setting.ranks != "auto" or setting.budget != "params":
             return None
         path = self.models / f"detector@{setting.keep:g}.safetensors"
-        return tensorlrf.load(path, self.dense) if path.exists() else None
+        if not path.exists():
+            return None
+        return tensorlrf.load(path, self.dense).eval().to(memory_format=torch.channels_last)
 
     def _ours(self, setting: Setting) -> nn.Module:
         model, _ = tensorlrf.compress(
