@@ -79,7 +79,8 @@ def sensitivity(
     calibration : iterable of batches, DataLoader or callable, optional
         Inputs, as `apply` takes them. Without, the spectra of the weights tell what they can.
     rule : str
-        "fisher": from gradients of the outputs, one pass forward and one forth and back a batch.
+        "fisher": from gradients of the outputs, one pass forward and one forth and back of as many
+        batches as tell it.
         "measured": from the outputs with one layer cut at a time, two passes over the inputs held
         out for each layer. "energy": the share of the energy of a layer's own outputs that a cut
         leaves out, whatever becomes of it. "auto": measured where convolutions hold most of the

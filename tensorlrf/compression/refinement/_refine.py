@@ -252,8 +252,16 @@ def _wanted(objective: Objective, teacher: nn.Module, held: Calibration) -> list
     if objective.labels is not None:
         for batch in held.fitted:
             objective.of_function(call(replica(teacher), batch, argument="data"), batch)
-    outputs = (call(replica(teacher), batch, argument="data") for batch in held.held_out)
-    return [objective.wanted(y, batch) for y, batch in zip(outputs, held.held_out, strict=True)]
+    found = []
+    for batch in held.held_out:
+        rows = objective.wanted(call(replica(teacher), batch, argument="data"), batch)
+        if not all(bool(torch.isfinite(one).all()) for one in rows):
+            raise ArgumentError(
+                f"data: what model returns for batch {batch.index} contains NaN or Inf, beside "
+                "which no loss is a number; look at that batch, or give readout= for a part of it"
+            )
+        found.append(rows)
+    return found
 
 
 def _cpu(random_state: int | torch.Generator | None) -> torch.Generator:

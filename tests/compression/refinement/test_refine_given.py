@@ -44,6 +44,7 @@ QUIET: dict[str, Any] = {"progress": False}
         ({"steps": 2, "loss": lambda y: y}, "one number"),
         ({"steps": 2, "loss": lambda y: y.detach().sum()}, "loss has no gradient"),
         ({"steps": 2, "readout": lambda y: None}, "readout"),
+        ({"steps": 2, "readout": lambda y: y / 0}, r"batch \d+ contains NaN or Inf"),
         ({"steps": 2, "random_state": "a"}, "random_state"),
         ({"steps": 2, "journal": 3}, "journal=3"),
     ],
