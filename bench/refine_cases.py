@@ -67,11 +67,11 @@ def minilm(keep: float, _: Path) -> Case:
     held = example.batches(tokenizer, documents[4::5], 20, tokens)
     others = [text for k, text in enumerate(documents) if k % 5 != 4]
     parts = [" ".join(words) for text in others for words in _cut(text.split(), 64, 16)]
-    data, share = placed(example.batches(tokenizer, parts, 16, tokens), held)
+    data, share = placed(example.batches(tokenizer, parts, 8, tokens), held)
     budget = {"keep_params": keep, "skip": ["*embeddings*", "*pooler*"]}
     fit = example.batches(tokenizer, others, example.CALIBRATION_BATCH, tokens)
     return Case(
-        dense, fit, budget, data, share, lambda m: judge(m.encoder), "cosine", steps=300
+        dense, fit, budget, data, share, lambda m: judge(m.encoder), "cosine", steps=600
     )  # fmt: skip
 
 
