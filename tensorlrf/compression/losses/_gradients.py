@@ -72,6 +72,7 @@ def differentiate(
         output = _called(own, batch)
         with torch.enable_grad():
             scalar, count = loss.cotangent(output, batch, draws)
+        del output  # logits may be the largest of all that is alive
         if scalar.requires_grad:
             scalar.backward()  # type: ignore[no-untyped-call]
     finally:

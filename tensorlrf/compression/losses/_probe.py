@@ -270,6 +270,7 @@ class Probe:
         losses: dict[str, Sequence[float]] = {}
         draws = generator(self.random_state, dense_layer_at(self.model, self.names[0]).device)
         begin = draws.get_state()
+        self.__dict__.pop("_wanted", None)  # made again: gradients want the room
         for bases in self.parts():
             draws.set_state(begin)
             gradients = {
