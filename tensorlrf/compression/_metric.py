@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.losses._curvature import output_metrics, with_room
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.compression.losses._probe import Probe
+from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, CalibrationWarning, warn
@@ -87,16 +87,11 @@ def trial(plan: Plan, probe: Probe, metrics: Mapping[str, Metrics]) -> dict[str,
 
 def _ranks(plan: Plan, probe: Probe) -> dict[str, int]:
     """Of the matrices that stand in for what is planned; where the fit decides, by its error."""
-    ranks, open_ = {}, {}
-    for row in plan.factored:
-        assert row.method is not None
-        if row.params_after is None:
-            open_[row.name] = row.method.error
-        else:
-            a_rank = row.shape[0] + row.groups * math.prod(row.shape[1:])
-            ranks[row.name] = max(1, row.params_after // a_rank)
+    ranks = matrix_ranks(plan.layers)
+    open_ = {row.name: row.method for row in plan.factored if row.name not in ranks}
     for bases in probe.parts() if open_ else ():
         for name in open_.keys() & bases.keys():
-            error, basis = open_[name], bases[name]
+            method, basis = open_[name], bases[name]
+            error = None if method is None else method.error
             ranks[name] = basis.full if error is None else basis.rank_within(error)
     return ranks

@@ -21,6 +21,7 @@ from tensorlrf.compression.frontier._cuts import check_cuts, cut
 from tensorlrf.compression.frontier._quantised import Quantiser
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._drafts import drafts_of, own_rank
+from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
@@ -136,7 +137,7 @@ class Prospect:
 
     def loss(self, plan: Plan) -> float | None:
         """Of the cheap model of a plan, on the inputs held out; None where its outputs have NaN."""
-        ranks = matrix_ranks(plan)
+        ranks = matrix_ranks(plan.layers)
         key = tuple(ranks.items())
         if key not in self._losses:
             with torch.inference_mode(False), without_autocast():
@@ -151,7 +152,7 @@ class Prospect:
         """The cheap model of a plan: its layers cut to as many parameters along the directions of
         their outputs, as dense weights."""
         with torch.inference_mode(False), without_autocast():
-            return self.probe.cut(matrix_ranks(plan))
+            return self.probe.cut(matrix_ranks(plan.layers))
 
     def carried_out(self, plan: Plan, example: Any) -> tuple[nn.Module, Report]:
         """A plan of low rank, from the directions of the layers' outputs, and its report. Raises
@@ -229,16 +230,6 @@ class Prospect:
         """Of any model beside the given one, on the inputs held out."""
         with torch.inference_mode(False), without_autocast():
             return _finite(self.probe.loss_of(model))
-
-
-def matrix_ranks(plan: Plan) -> dict[str, int]:
-    """The ranks of low-rank matrices that have as many parameters, of layers that get factors."""
-    ranks = {}
-    for row in plan.factored:
-        if row.params_after is not None:
-            a_rank = row.shape[0] + row.groups * math.prod(row.shape[1:])
-            ranks[row.name] = max(1, row.params_after // a_rank)
-    return ranks
 
 
 def _at(request: Request, share: float, sensitivity: Sensitivity | None) -> Request:

@@ -15,6 +15,7 @@ from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._allocated import Choice, Layer, allocated
 from tensorlrf.compression.plan._drafts import Draft
+from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
 from tensorlrf.compression.plan._prices import (
     bytes_of,
     flops_of,
@@ -87,7 +88,9 @@ class Sharing:
             return Way(found, found)
         ways = (Way(found, found), Way(None, found))
         tried = [self._ranks(way, budget) for way in ways]
-        losses = [probe.loss_at(_matrix_ranks(ranks.drafts)) for ranks in tried]
+        losses = [
+            probe.loss_at(matrix_ranks(draft.row() for draft in ranks.drafts)) for ranks in tried
+        ]
         candidates = tuple(
             Candidate(ranks.allotment.rule, loss if math.isfinite(loss) else None)
             for ranks, loss in zip(tried, losses, strict=True)
@@ -179,14 +182,3 @@ class Sharing:
             )
             allotment = replace(allotment, unit=predicts.unit, predicted_loss=sum(lost))
         return Ranks(drafts, allotment, cost)
-
-
-def _matrix_ranks(drafts: Sequence[Draft]) -> dict[str, int]:
-    """The ranks of low-rank matrices that have as many parameters, of layers that are factored."""
-    ranks = {}
-    for draft in drafts:
-        row = draft.row()
-        if row.method is not None and row.params_after is not None:
-            a_rank = row.shape[0] + row.groups * math.prod(row.shape[1:])
-            ranks[row.name] = max(1, row.params_after // a_rank)
-    return ranks
