@@ -44,10 +44,11 @@ from bench.allocation_ranks import (  # noqa: E402
     specs_of,
 )
 from bench.judged import FIGURES, scorer  # noqa: E402
-from bench.plan_order import matrix_ranks, rank_correlation, told_order  # noqa: E402
+from bench.plan_order import rank_correlation, told_order  # noqa: E402
 from bench.report import machine  # noqa: E402
 from bench.resident import Resident  # noqa: E402
 from bench.subjects import spoken, subject  # noqa: E402
+from tensorlrf.compression.plan._matrix_ranks import matrix_ranks  # noqa: E402
 
 HEAD = (
     "Ranks shared out by each rule at one budget, then the same data-aware SVD, with the `target` "
@@ -107,7 +108,7 @@ class Bench:
             "kept": after / sum(row.params for row in rows),
             "left dense": sum(row.method is None for row in rows),
             "ranks_s": seconds,
-        } | self._judged(self.finder.probe.cut(matrix_ranks(plan), metrics))
+        } | self._judged(self.finder.probe.cut(matrix_ranks(plan.layers), metrics))
 
     def _fitted(self, spec: Spec) -> dict[str, Any]:
         plan, seconds = None, 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from common import interval
 from torch import Tensor, nn
 
 import tensorlrf
+from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
 
 PLANS = 40
 SPREAD = 1.0
@@ -42,7 +42,7 @@ def rank_correlation(
             allocation=tensorlrf.Allocation(rule="energy", weights=weights),
         )
         predicted.append(found.predicted(plan))
-        true.append(probe.loss_at(matrix_ranks(plan)))
+        true.append(probe.loss_at(matrix_ranks(plan.layers)))
     return {
         "rank_correlation": _pearson(_places(predicted), _places(true)),
         "plans": n_plans,
@@ -66,15 +66,6 @@ def told_order(row: Mapping[str, Any]) -> str:
         f"{row['rank_correlation']:.2f} [{low:.2f}, {high:.2f}] over {row['plans']} plans, their "
         f"losses {row['least']:.3g} to {row['most']:.3g}."
     )
-
-
-def matrix_ranks(plan: tensorlrf.Plan) -> dict[str, int]:
-    """Of the layers that are factored."""
-    return {
-        row.name: row.params_after // (row.shape[0] + row.groups * math.prod(row.shape[1:]))
-        for row in plan.factored
-        if row.params_after is not None
-    }
 
 
 def output_energies(
