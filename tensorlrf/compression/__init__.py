@@ -14,6 +14,8 @@ from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
+from tensorlrf.compression.ranks._order import order_by_energy
+from tensorlrf.compression.ranks._rank_scale import RankScale, rank_scale
 from tensorlrf.compression.refinement._refine import refine
 from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
@@ -68,6 +70,7 @@ __all__ = [
     "Monarch",
     "Plan",
     "Quality",
+    "RankScale",
     "Refinement",
     "Report",
     "Sensitivity",
@@ -84,7 +87,9 @@ __all__ = [
     "frontier",
     "inspect",
     "load",
+    "order_by_energy",
     "plan",
+    "rank_scale",
     "refine",
     "save",
     "sensitivity",

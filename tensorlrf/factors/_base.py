@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors.arrays import as_dense
 from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
@@ -112,6 +112,72 @@ class Factors(ABC):
     @abstractmethod
     def _dense(self) -> Tensor:
         """The whole tensor, of shape `shape`; under autocast as torch's products are."""
+
+    # ---- what a format with an order of its terms supplies ----------------------------------
+
+    def leading(self, rank: Any) -> Self:
+        """The first `rank` terms, as views.
+
+        Parameters
+        ----------
+        rank : int or tuple of int
+            One entry a rank, where the format has several; an int bounds all of them.
+
+        Returns
+        -------
+        Factors
+
+        Raises
+        ------
+        RankError
+            For a rank below one or above that of the factors.
+        UnsupportedError
+            Where terms have no order: of a format other than LowRank, CPFactors, TuckerFactors,
+            KroneckerSum, or a Grouped of these.
+        """
+        raise self._no_terms()
+
+    def by_energy(self, gram: Tensor | None = None) -> Self:
+        """The same whole, its terms in the order of what they add, the largest first.
+
+        Then `leading(r)` is the best approximation of rank r that its format has in closed form: of
+        a LowRank the truncated SVD (in the metric of `gram`), of a KroneckerSum that of Van Loan &
+        Pitsianis, of a TuckerFactors the truncated HOSVD; terms of CPFactors are sorted by their
+        norms.
+
+        Parameters
+        ----------
+        gram : Tensor of shape (n, n), optional
+            Of a LowRank (m, n) alone: second moments of the inputs of the layer.
+
+        Returns
+        -------
+        Factors
+            Of the same rank, dtype and device; computed in float64.
+
+        Raises
+        ------
+        ArgumentError, ShapeError
+            For a `gram` that does not fit, or of another format.
+        UnsupportedError
+            As for `leading`.
+
+        References
+        ----------
+        Eckart & Young 1936; De Lathauwer, De Moor & Vandewalle 2000.
+        """
+        raise self._no_terms()
+
+    def _no_terms(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{type(self).__name__} is no sum of terms that have an order, so no first few of them "
+            "stand for the whole; LowRank, CPFactors, TuckerFactors and KroneckerSum do"
+        )
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether `leading` and `by_energy` serve it."""
+        return type(self).leading is not Factors.leading
 
     # ---- what all formats have --------------------------------------------------------------
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors
+from tensorlrf.factors._terms import checked, refuse_gram
 from tensorlrf.factors.algebra import khatri_rao
 from tensorlrf.factors.arrays import check_together
 
@@ -64,6 +66,19 @@ class CPFactors(Factors):
     def rank(self) -> int:
         """The number of terms r."""
         return int(self.weights.shape[0])
+
+    def leading(self, rank: Any) -> CPFactors:
+        r = checked(rank, self.rank)
+        cut = {name: t[..., :r] for name, t in self.tensors().items()}
+        return self._assemble(cut, self._context())
+
+    def by_energy(self, gram: Tensor | None = None) -> CPFactors:
+        refuse_gram(self, gram)
+        norms = self.weights.to(torch.float64).abs()
+        for f in self.factors:
+            norms = norms * torch.linalg.vector_norm(f, dim=0, dtype=torch.float64)
+        order = norms.argsort(descending=True, stable=True)
+        return CPFactors(self.weights[order], tuple(f[:, order] for f in self.factors))
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"weights": self.weights}

@@ -12,6 +12,7 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors._alike import stacked
 from tensorlrf.factors._base import FORMATS, Factors
+from tensorlrf.factors._terms import refuse_gram
 from tensorlrf.factors.arrays import check_together
 
 
@@ -92,6 +93,20 @@ class Grouped(Factors):
         """The rank of one group; all have the same."""
         return self.group(0).rank
 
+    @property
+    def has_terms(self) -> bool:
+        return self.group(0).has_terms
+
+    def leading(self, rank: Any) -> Grouped:
+        of = self.group(0).leading(rank)
+        parts = {n: _within(self.parts[n], t.shape) for n, t in of.tensors().items()}
+        meta = {"of": self.of, "groups": self.groups, "meta": of.meta()}
+        return self._assemble(parts, meta)
+
+    def by_energy(self, gram: Tensor | None = None) -> Grouped:
+        refuse_gram(self, gram)
+        return Grouped.stack([self.group(k).by_energy() for k in range(self.groups)])
+
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.parts)
 
@@ -127,3 +142,10 @@ class Grouped(Factors):
 
     def _dense(self) -> Tensor:
         return torch.cat([self.group(k)._dense() for k in range(self.groups)])
+
+
+def _within(stack: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The leading entries of each group, a view."""
+    for dim, n in enumerate(sizes, start=1):
+        stack = stack.narrow(dim, 0, n)
+    return stack

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors._base import Factors
+from tensorlrf.factors._terms import checked, principal, refuse_gram
 from tensorlrf.factors.arrays import check_together
 
 
@@ -69,6 +70,16 @@ class KroneckerSum(Factors):
     def rank(self) -> int:
         """The number of terms s."""
         return int(self.a.shape[0])
+
+    def leading(self, rank: Any) -> KroneckerSum:
+        s = checked(rank, self.rank)
+        return self._assemble({"a": self.a[:s], "b": self.b[:s]}, self._context())
+
+    def by_energy(self, gram: Tensor | None = None) -> KroneckerSum:
+        refuse_gram(self, gram)
+        # Rearranged, the sum is the matrix of low rank that _dense makes (Van Loan & Pitsianis).
+        a, b = principal(self.a.flatten(1).T, self.b.flatten(1))
+        return KroneckerSum(a.T.reshape(self.a.shape), b.reshape(self.b.shape), self.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"a": self.a, "b": self.b}

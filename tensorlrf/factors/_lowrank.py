@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ShapeError
 from tensorlrf.factors._base import Factors
+from tensorlrf.factors._terms import checked, principal
 from tensorlrf.factors.arrays import check_together
 
 
@@ -58,6 +59,14 @@ class LowRank(Factors):
     def rank(self) -> int:
         """The number of columns of `left`, r."""
         return int(self.left.shape[1])
+
+    def leading(self, rank: Any) -> LowRank:
+        r = checked(rank, self.rank)
+        cut = {"left": self.left[:, :r], "right": self.right[:r]}
+        return self._assemble(cut, self._context())
+
+    def by_energy(self, gram: Tensor | None = None) -> LowRank:
+        return LowRank(*principal(self.left, self.right, gram), self.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors
+from tensorlrf.factors._terms import checked_each, filled, leading_basis, refuse_gram
 from tensorlrf.factors.algebra import mode_product
 from tensorlrf.factors.arrays import check_together
 
@@ -75,6 +77,30 @@ class TuckerFactors(Factors):
     def rank(self) -> tuple[int, ...]:
         """One rank for each mode in `modes`."""
         return tuple(int(f.shape[1]) for f in self.factors)
+
+    def leading(self, rank: Any) -> TuckerFactors:
+        core, ranks = self.core, checked_each(rank, self.rank)
+        for k, r in zip(self.modes, ranks, strict=True):
+            core = core.narrow(k, 0, r)
+        cut = {"core": core}
+        for k, (f, r) in enumerate(zip(self.factors, ranks, strict=True)):
+            cut[f"factors.{k}"] = f[:, :r]
+        return self._assemble(cut, self._context())
+
+    def by_energy(self, gram: Tensor | None = None) -> TuckerFactors:
+        refuse_gram(self, gram)
+        # All in orthonormal bases, where the HOSVD of the whole is that of the core.
+        bases, core = [], self.core.to(torch.float64)
+        for k, f in zip(self.modes, self.factors, strict=True):
+            basis, small = torch.linalg.qr(f.to(torch.float64))
+            bases.append(basis)
+            core = mode_product(core, small, k)
+        turns = [leading_basis(core.movedim(k, 0).flatten(1)) for k in self.modes]
+        turned = []
+        for k, basis, turn, r in zip(self.modes, bases, turns, self.rank, strict=True):
+            core = filled(mode_product(core, turn.T, k), k, r)
+            turned.append(filled(basis @ turn, 1, r).to(self.dtype))
+        return TuckerFactors(core.to(self.dtype), tuple(turned), self.modes)
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"core": self.core}

@@ -134,6 +134,8 @@ class FactoredConvNd(FactoredLayer):
         return self._runs[path].run(x, *self._held(), bias)
 
     def _kept_as(self, factors: Factors) -> dict[str, tuple[int, ...]]:
+        if self._rank is not None and self.groups > 1:
+            return {}  # leading terms are cut out of each group
         # A kernel can then lie in channels_last, and no call reorders it.
         return form_of(factors).kernels(factors, CONV.conv(factors))
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import format_of
+from tensorlrf.nn._cut import Cut, cut
 from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
 from tensorlrf.ops import PathTable, device_key, paths_of
@@ -57,11 +58,16 @@ class FactoredLayer(Freezable, ABC):
     kind: ClassVar[type[nn.Module]]  # the torch layer that it stands in for
     bias: nn.Parameter | None
     _layer: Layer  # what it is to a form
+    _rank: int | tuple[int, ...] | None = None  # of the leading terms that it runs on; None: all
+    _cuts: tuple[Cut, ...] | None = None  # what of each tensor belongs to these
+    _whole: Any = None  # what it had when it ran on all of them
     _runs: dict[str, Lowered]  # path of a table that it has had -> its code
 
     def __init__(self, factors: Factors, bias: Tensor | None, paths: tuple[str, ...]) -> None:
         super().__init__()
         self._runs = {}
+        self._rank = self._cuts = None
+        self._asked: list[Any] = []  # by whom it is asked to run on leading terms; see leading.py
         check_bias(bias, factors)
         self._paths = paths
         self._format = type(factors)
@@ -109,8 +115,12 @@ class FactoredLayer(Freezable, ABC):
 
     @property
     def factors(self) -> Factors:
-        """The factors object made of the parameters as they are now."""
-        return self._assembled()
+        """The factors object made of the parameters as they are now.
+
+        Inside a `rank_scale` it has the terms that the layer runs on, as views.
+        """
+        whole = self._assembled()
+        return whole if self._rank is None else whole.leading(self._rank)
 
     def _assembled(self) -> Factors:
         # The parts were checked when the layer was built.
@@ -162,9 +172,14 @@ class FactoredLayer(Freezable, ABC):
         self._path_table = table
 
     def _held(self) -> list[Any]:
-        """The tensors of the factors as the layer keeps them."""
+        """The tensors of the factors as the layer keeps them, or the leading terms of these."""
         own = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._names.values()]
+        held: list[Any] = [
+            own[name] if name in own else getattr(self, name) for name in self._names.values()
+        ]
+        if self._cuts is None:
+            return held
+        return [cut(tensor, sizes) for tensor, sizes in zip(held, self._cuts, strict=True)]
 
     def _tensor(self, attribute: str) -> Any:
         # From the dict where possible: getattr costs as much as a small product. It is needed
@@ -224,6 +239,7 @@ class FactoredLayer(Freezable, ABC):
     def _key(self, frozen: bool) -> str:
         factors = self.factors
         key = f"{device_key(factors.device)}, {str(factors.dtype).removeprefix('torch.')}"
+        key = key if self._rank is None else f"{key}, rank {self._rank}"
         return f"{key}, frozen" if frozen else key
 
     def set_measured(self, key: str, table: PathTable) -> None:
@@ -329,6 +345,10 @@ class FactoredLayer(Freezable, ABC):
             self._choose()
         elif self.measured:
             self._choose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy stays at its rank, and nobody will take that back.
+        return {**super().__getstate__(), "_asked": []}
 
     def extra_repr(self) -> str:
         factors = self.factors

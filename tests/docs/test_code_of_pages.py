@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
     "docs/layers_and_paths.md",
+    "docs/ranks_at_run_time.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")

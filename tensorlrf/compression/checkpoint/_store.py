@@ -191,7 +191,7 @@ def _layers(model: nn.Module) -> list[tuple[LayerEntry, FactoredLayer]]:
         (
             _entry(
                 tuple(names),
-                layer.factors,
+                layer._assembled(),
                 type(layer).__name__,
                 layer.stands_for,
                 layer.bias is not None,
