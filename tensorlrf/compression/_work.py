@@ -37,9 +37,9 @@ def work(
     for shape in inputs:
         if plain.axes:
             where = _positions(plain, factors.shape[2:], shape)
-            path = path_for(where.output)
-            whole = conv_cost(factors, "dense", where, rebuild=False)
-            cost = conv_cost(factors, path, where)
+            path, adjoint = path_for(where.output), plain.is_transposed
+            whole = conv_cost(factors, "dense", where, rebuild=False, transposed=adjoint)
+            cost = conv_cost(factors, path, where, transposed=adjoint)
         else:
             rows = math.prod(shape[:-1])
             path = path_for(rows)
@@ -55,6 +55,11 @@ def _positions(plain: Plain, kernel: tuple[int, ...], shape: tuple[int, ...]) ->
     before: then all of the larger input is met."""
     batch, size = shape[0] if len(shape) == plain.axes + 2 else 1, shape[-plain.axes :]
     padding: Any = plain.padding
+    if plain.is_transposed:
+        more = plain.output_padding
+        return Positions.of_transposed(
+            (batch, *size), kernel, plain.stride, padding, more, plain.dilation
+        )
     zeros = resolve_padding(padding, kernel, plain.stride, plain.dilation)
     if plain.padding_mode != "zeros" or any(zeros.excess):
         size = tuple(n + more for n, more in zip(size, zeros.total, strict=True))

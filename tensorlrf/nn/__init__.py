@@ -1,6 +1,6 @@
 """Layers that own factors as parameters and stand in for those of torch: linear ones, also the
-transposed one of transformers, convolutions in one, two and three axes, with groups, and
-embeddings."""
+transposed one of transformers, convolutions and transposed ones in one, two and three axes, with
+groups, and embeddings."""
 
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding
@@ -8,6 +8,11 @@ from tensorlrf.nn._factorize import factored_type, factorize
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn.convolutions._transposed import (
+    FactoredConvTranspose1d,
+    FactoredConvTranspose2d,
+    FactoredConvTranspose3d,
+)
 from tensorlrf.nn.plain import Plain, register_plain
 from tensorlrf.nn.tensors import register_tensor
 
@@ -15,6 +20,9 @@ __all__ = [
     "FactoredConv1d",
     "FactoredConv2d",
     "FactoredConv3d",
+    "FactoredConvTranspose1d",
+    "FactoredConvTranspose2d",
+    "FactoredConvTranspose3d",
     "FactoredEmbedding",
     "FactoredHFConv1D",
     "FactoredLayer",

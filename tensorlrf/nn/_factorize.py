@@ -18,6 +18,11 @@ from tensorlrf.nn._groups import decompose_groups
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn.convolutions._transposed import (
+    FactoredConvTranspose1d,
+    FactoredConvTranspose2d,
+    FactoredConvTranspose3d,
+)
 from tensorlrf.nn.obstacles import check_embedding, check_layer, is_embedding, plain_layer
 from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
 from tensorlrf.nn.tensors import values_of
@@ -27,6 +32,9 @@ _FACTORED: dict[str, type[FactoredLayer]] = {
     "Conv1d": FactoredConv1d,
     "Conv2d": FactoredConv2d,
     "Conv3d": FactoredConv3d,
+    "ConvTranspose1d": FactoredConvTranspose1d,
+    "ConvTranspose2d": FactoredConvTranspose2d,
+    "ConvTranspose3d": FactoredConvTranspose3d,
     HF_CONV1D: FactoredHFConv1D,
 }
 """What a layer computes, as `Plain.kind` -> the layer on factors."""
@@ -111,6 +119,42 @@ def factorize(
 
 @overload
 def factorize(
+    layer: nn.ConvTranspose1d,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredConvTranspose1d: ...
+
+
+@overload
+def factorize(
+    layer: nn.ConvTranspose2d,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredConvTranspose2d: ...
+
+
+@overload
+def factorize(
+    layer: nn.ConvTranspose3d,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredConvTranspose3d: ...
+
+
+@overload
+def factorize(
     layer: nn.Embedding,
     method: str,
     /,
@@ -151,12 +195,12 @@ def factorize(
     Parameters
     ----------
     layer : Module
-        Exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
+        Exactly a torch.nn.Linear, a convolution or a transposed one, a Conv1D of transformers, or a
         subclass that is known to compute the same; or exactly a torch.nn.Embedding.
     method : str
         The word of a decomposition that serves such a layer, as the table of methods tells:
-        "svd" serves all. The tensor is the weight, (out, in), `(out, in, *kernel)` or
-        (num_embeddings, embedding_dim).
+        "svd" serves all. The tensor is the weight, outputs first: (out, in), `(out, in, *kernel)`,
+        of a transposed convolution too, or (num_embeddings, embedding_dim).
     rank : int, tuple, float or str, optional
         As the decomposition takes it; or instead
     error : float, optional
@@ -204,7 +248,7 @@ def factorize(
     _check_options(method, decompose, options)
     options = {**found.on.get("conv" if plain.axes else "linear", {}), **options}
     own: Any = layer.weight
-    weight = values_of(own).T if name == HF_CONV1D else values_of(own)
+    weight = plain.outputs_first(values_of(own))
     if plain.groups == 1:
         factors = decompose(weight, rank, error=error, **options)
     else:

@@ -39,6 +39,10 @@ class Freezable(nn.Module, ABC):
     def _sources(self) -> list[Tensor]:
         """The tensors of the factors."""
 
+    def _rebuilt(self) -> Tensor:
+        """The dense weight, in the layout of the layer that stands on it."""
+        return dense_weight(self.factors)
+
     @abstractmethod
     def _rechoose(self) -> None:
         """Choose the path anew, since the layer has been frozen or thawed."""
@@ -104,19 +108,19 @@ class Freezable(nn.Module, ABC):
         """The weight for the path "dense": rebuilt, or the one that is kept."""
         frozen = self._frozen
         if frozen is None:
-            return dense_weight(self.factors)
+            return self._rebuilt()
         sources = self._sources()
         if torch.is_grad_enabled() and any(p.requires_grad for p in sources):
-            return dense_weight(self.factors)
+            return self._rebuilt()
         if torch.compiler.is_exporting():  # which puts tensors of its own in place of parameters
             return frozen.weight
         if not _are_own(sources):
-            return dense_weight(self.factors)
+            return self._rebuilt()
         if torch.compiler.is_compiling():  # a graph cannot ask whether a parameter has changed
             return frozen.weight
         if not frozen.is_of(sources):
             self.thaw()
-            return dense_weight(self.factors)
+            return self._rebuilt()
         if frozen.weight.is_cuda and torch.cuda.is_current_stream_capturing():
             self._captured.append(frozen.weight)
         return frozen.weight
@@ -131,7 +135,7 @@ class Freezable(nn.Module, ABC):
             return None
         sources = self._sources()
         with torch.inference_mode(False), torch.no_grad(), without_autocast():
-            weight = dense_weight(self.factors).contiguous(memory_format=memory_format)
+            weight = self._rebuilt().contiguous(memory_format=memory_format)
         return _Frozen.of(weight, sources) if type(weight) is Tensor else None
 
     # ---- as a module ------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn.plain import Plain, base_of, is_hf_conv1d, mismatch, plain_of
+from tensorlrf.nn.behaviour import mismatch
+from tensorlrf.nn.plain import Plain, base_of, is_hf_conv1d, plain_of
 from tensorlrf.nn.tensors import is_known
 
 _HOOKS = (
@@ -192,7 +193,7 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
         return
     yield from _more(module)
     assert weight is not None
-    if plain.groups > 1 and weight.shape[1] == 1:
+    if plain.groups > 1 and plain.shape_of(weight)[1] == 1:
         yield Obstacle(
             f"depthwise convolution (groups={plain.groups}): one input channel a group leaves "
             "nothing to factor"

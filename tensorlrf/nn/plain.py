@@ -3,22 +3,19 @@
 Layers are replaced by exact type. Some subclasses compute just what a plain layer does, most often
 with zeros put around the input first; those known here are told by module path and class name, so
 that nothing is imported, and others can be registered. What is told of a subclass is not believed
-before `mismatch` has run both.
+before `mismatch` of `behaviour.py` has run both.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tensorlrf.errors import ArgumentError, unknown
-from tensorlrf.nn.copies import replica
+from tensorlrf.ops.geometry import adjoint
 
 Pads = tuple[int, ...] | tuple[tuple[int, int], ...]
 
@@ -27,11 +24,12 @@ BASES: dict[str, type[nn.Module]] = {
     "Conv1d": nn.Conv1d,
     "Conv2d": nn.Conv2d,
     "Conv3d": nn.Conv3d,
+    "ConvTranspose1d": nn.ConvTranspose1d,
+    "ConvTranspose2d": nn.ConvTranspose2d,
+    "ConvTranspose3d": nn.ConvTranspose3d,
 }
-_AXES = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
 HF_CONV1D = "Conv1D"
 KINDS = (*BASES, HF_CONV1D)
-_ZERO_PADS = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,14 @@ class Plain:
     Parameters
     ----------
     kind : str
-        "Linear", "Conv1d", "Conv2d", "Conv3d", or "Conv1D", the transposed linear layer of
-        transformers.
+        "Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d" and so on, or "Conv1D", the
+        transposed linear layer of transformers.
     stride, padding, dilation, groups, padding_mode
         Of a convolution, one int an axis. Padding is "same", "valid", one int an axis, or
-        (before, after) an axis where the two sides differ: then of zeros.
+        (before, after) an axis where the two sides differ: then of zeros. Of a transposed one, one
+        int an axis.
+    output_padding
+        Of a transposed convolution, one int an axis.
 
     Raises
     ------
@@ -65,16 +66,27 @@ class Plain:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     padding_mode: str = "zeros"
+    output_padding: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("kind", self.kind, KINDS)
-        for argument in ("stride", "dilation", "padding"):
+        some = ("output_padding",) if self.is_transposed else ()
+        for argument in ("stride", "dilation", "padding", *some):
             value = getattr(self, argument)
             if not isinstance(value, str) and len(value) != self.axes:
                 raise ArgumentError(
                     f"{argument}={value!r} must have {self.axes} entries for a {self.kind}"
                 )
+        if self.output_padding and not self.is_transposed:
+            raise ArgumentError(
+                f"output_padding={self.output_padding!r} is an option of transposed convolutions, "
+                f"and kind={self.kind!r}"
+            )
+        if self.is_transposed and (isinstance(self.padding, str) or self.is_uneven):
+            raise ArgumentError(
+                f"padding={self.padding!r} must have one int an axis for a {self.kind}"
+            )
         if self.is_uneven and self.padding_mode != "zeros":
             raise ArgumentError(
                 f"padding={self.padding!r} with padding_mode={self.padding_mode!r}: two sides that "
@@ -96,7 +108,7 @@ class Plain:
         Raises
         ------
         ArgumentError
-            Where it is no Linear, Conv1d, Conv2d, Conv3d or Conv1D.
+            Where it is no Linear, convolution or Conv1D.
         """
         if is_hf_conv1d(layer):
             return cls(HF_CONV1D)
@@ -115,12 +127,18 @@ class Plain:
             tuple(layer.dilation),
             layer.groups,
             layer.padding_mode,
+            tuple(layer.output_padding) if layer.transposed else (),
         )
 
     @property
     def axes(self) -> int:
         """Axes that a convolution slides along; 0 for a linear layer."""
-        return _AXES.get(self.kind, 0)
+        return int(self.kind[-2]) if self.kind.startswith("Conv") and self.kind[-1] == "d" else 0
+
+    @property
+    def is_transposed(self) -> bool:
+        """It is a transposed convolution."""
+        return self.kind.startswith("ConvTranspose")
 
     @property
     def is_uneven(self) -> bool:
@@ -129,13 +147,34 @@ class Plain:
 
     @property
     def conv_options(self) -> dict[str, Any]:
-        """What a factored convolution takes: stride, padding, dilation and padding_mode."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "padding_mode": self.padding_mode,
-        }
+        """What a factored convolution takes: stride, padding, dilation and padding_mode, or
+        output_padding for a transposed one."""
+        last = "output_padding" if self.is_transposed else "padding_mode"
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", last)}
+
+    # ---- the weight, outputs first -----------------------------------------------------------
+
+    def outputs_first(self, weight: Tensor) -> Tensor:
+        """The weight of such a layer as (out, in / groups, ...), which its factors stand for.
+
+        A view of it, but for a transposed convolution with groups.
+        """
+        if self.kind == HF_CONV1D:
+            return weight.T
+        return adjoint(weight, self.groups) if self.is_transposed else weight
+
+    def as_torch_has(self, weight: Tensor) -> Tensor:
+        """The inverse of `outputs_first`, which is its own."""
+        return self.outputs_first(weight)
+
+    def shape_of(self, weight: Tensor) -> tuple[int, ...]:
+        """The shape of `outputs_first(weight)`."""
+        first, second, *kernel = weight.shape
+        if self.kind == HF_CONV1D:
+            return second, first
+        if self.is_transposed:
+            return second * self.groups, first // self.groups, *kernel
+        return tuple(weight.shape)
 
 
 Describe = Callable[[Any], Plain | str]
@@ -153,7 +192,8 @@ def register_plain(cls: type[nn.Module], describe: Describe) -> None:
     Parameters
     ----------
     cls : type
-        A subclass of torch.nn.Linear, Conv1d, Conv2d or Conv3d, of the same weight and bias.
+        A subclass of torch.nn.Linear, of a convolution or of a transposed one, of the same weight
+        and bias.
     describe : callable
         From a layer to a `Plain`, or to a sentence why this layer is none.
 
@@ -219,8 +259,6 @@ def plain_of(layer: nn.Module) -> Plain | str:
     base = base_of(layer)
     if base is not None:
         return f"subclass of {base}; only the exact type is replaced"
-    if getattr(layer, "transposed", False) is True:
-        return "transposed convolution"
     return "neither Linear nor a convolution"
 
 
@@ -273,117 +311,3 @@ _KNOWN: dict[str, tuple[tuple[str, ...], Describe]] = {
 def _known(cls: type) -> Describe | None:
     packages, describe = _KNOWN.get(cls.__name__, ((), None))
     return describe if cls.__module__.partition(".")[0] in packages else None
-
-
-# ---- the plain layer itself -----------------------------------------------------------------
-
-
-def torch_layer(plain: Plain, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    """The torch layer that `plain` stands for, on these very parameters.
-
-    weight  in the layout of the layer; bias (out,) or None
-
-    Where the padding differs from side to side, an nn.Sequential of ZeroPad and convolution. The
-    Conv1D of transformers needs transformers.
-    """
-    # On meta nothing is initialised: no time is spent and no random number drawn.
-    with torch.device("meta"):
-        layer: nn.Module
-        if plain.kind == HF_CONV1D:
-            layer = importlib.import_module("transformers.pytorch_utils").Conv1D(
-                *weight.shape[::-1]
-            )
-            bias = nn.Parameter(weight.new_zeros(weight.shape[1])) if bias is None else bias
-        elif plain.kind == "Linear":
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        else:
-            make: Any = BASES[plain.kind]
-            layer = make(
-                weight.shape[1] * plain.groups,
-                weight.shape[0],
-                tuple(weight.shape[2:]),
-                stride=plain.stride,
-                padding=0 if plain.is_uneven else plain.padding,
-                dilation=plain.dilation,
-                groups=plain.groups,
-                bias=False,
-                padding_mode=plain.padding_mode,
-            )
-    layer.weight = weight
-    layer.bias = bias  # type: ignore[assignment]
-    if not plain.is_uneven:
-        return layer
-    # F.pad counts from the last axis.
-    sides = [n for pads in reversed(plain.padding) for n in _pair(pads)]
-    zeros: Any = _ZERO_PADS[plain.axes]
-    return in_turn([zeros(tuple(sides)), layer])
-
-
-def in_turn(layers: list[nn.Module], *, whole: bool = False) -> nn.Module:
-    """The layers one after the other; one alone is itself, unless the `whole` is to hold it.
-
-    The nn.Sequential has an empty `weight` that is in no state dict: models ask a layer for
-    `.weight.dtype` or `.weight.device` (CLIP and T5 of transformers do), and it follows .to().
-    """
-    if len(layers) == 1 and not whole:
-        return layers[0]
-    made = nn.Sequential(*layers)
-    last = next(layers[-1].parameters())
-    made.register_buffer("weight", last.detach().new_empty(0), persistent=False)
-    return made
-
-
-def _pair(pads: Any) -> tuple[int, int]:
-    return pads if isinstance(pads, tuple) else (pads, pads)
-
-
-def mismatch(layer: Any, plain: Plain) -> str:
-    """Why the forward of `layer` is not what `plain` says; empty where it is.
-
-    Both run in eval mode without grad on one small random input, the layer as a copy on the same
-    parameters. A layer on the meta device is believed, and one of exactly a torch type is.
-    """
-    weight, bias = layer.weight, layer.bias
-    if weight.is_meta or type(layer) in BASES.values() or is_hf_conv1d(layer):
-        return ""
-    draws = torch.Generator().manual_seed(0)
-    shape = _probe_shape(layer, plain)
-    x = torch.randn(shape, generator=draws, dtype=torch.float32, device="cpu")
-    x = x.to(weight.device, weight.dtype)
-    device = weight.device.type
-    try:
-        twin = replica(layer)
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            want = torch_layer(plain, weight, bias).eval()(x)
-            got = twin(x)
-    except Exception as error:
-        return f"its forward fails on a small input ({type(error).__name__}: {error})"
-    differs = "its forward differs from what this version knows"
-    if not isinstance(got, Tensor) or got.shape != want.shape or got.dtype != want.dtype:
-        return differs
-    # The terms of an output are at most |x| |w| together (Cauchy-Schwarz), and rounding errors of a
-    # sum of n terms grow like sqrt(n) of it. Half types sum in float32, a GPU may multiply in TF32.
-    n = weight[0].numel()
-    eps = torch.finfo(weight.dtype).eps
-    sums = max(min(eps, torch.finfo(torch.float32).eps), 2.0**-10 if device == "cuda" else 0.0)
-    size = weight.detach().flatten(1).float().norm(dim=1) * x.float().norm()
-    if bias is not None:
-        size = size + bias.detach().float().abs()
-    bound = 8 * (eps + math.sqrt(n) * sums) * size
-    bound = bound.reshape(-1, *[1] * plain.axes)  # along the channels, or the last dimension
-    # A weight that is not finite tells nothing: around it, zeros make NaN or are left out.
-    same = ((got - want).abs() <= bound) | ~bound.isfinite()
-    return "" if bool(same.all()) else differs
-
-
-def _probe_shape(layer: Any, plain: Plain) -> tuple[int, ...]:
-    """A batch of two; along each axis the kernel fits a few times, in each another number."""
-    if not plain.axes:
-        return (2, layer.weight.shape[1])
-    reach = (
-        d * (k - 1) + 1 + (3 + axis) * s
-        for axis, (k, s, d) in enumerate(
-            zip(layer.weight.shape[2:], plain.stride, plain.dilation, strict=True)
-        )
-    )
-    return (2, layer.weight.shape[1] * plain.groups, *reach)

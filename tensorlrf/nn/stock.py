@@ -13,8 +13,9 @@ from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn.behaviour import in_turn, torch_layer
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
-from tensorlrf.nn.plain import HF_CONV1D, Plain, in_turn, torch_layer
+from tensorlrf.nn.plain import HF_CONV1D, Plain
 from tensorlrf.ops.forms.stages import NOTHING, Library, Stages, run
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
@@ -28,7 +29,7 @@ _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
 def to_dense_layer(layer: FactoredLayer) -> nn.Module:
     """The torch layer that `layer` stands for, with the dense weight; `layer` stays as it is.
 
-    A Linear, Conv1d, Conv2d, Conv3d or Embedding with all its options, dtype, device, memory
+    A Linear, convolution, transposed one or Embedding with all its options, dtype, device, memory
     format, requires_grad and training flag, or the Conv1D of transformers. Where the padding
     differs from side to side, an nn.Sequential of ZeroPad and convolution, which has the sizes and
     options of the layer as attributes too.
@@ -62,7 +63,8 @@ def to_stock_layer(layer: FactoredLayer, path: str = "chain") -> nn.Module:
 _OPTIONS = (
     *("in_features", "out_features", "nx", "nf"),
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
-    *("groups", "padding_mode", "num_embeddings", "embedding_dim", "padding_idx"),
+    *("output_padding", "groups", "padding_mode"),
+    *("num_embeddings", "embedding_dim", "padding_idx"),
 )
 
 
@@ -114,10 +116,8 @@ def plain_of_factored(layer: FactoredLayer) -> Plain:
     if isinstance(layer, FactoredLinear):
         return Plain("Linear")
     conv: Any = layer
-    kind = f"Conv{len(conv.kernel_size)}d"
-    return Plain(
-        kind, conv.stride, conv.padding, conv.dilation, conv.groups, padding_mode=conv.padding_mode
-    )
+    given = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    return Plain(conv.kind.__name__, *given, getattr(conv, "output_padding", ()))
 
 
 def _dense(layer: FactoredLayer, plain: Plain) -> nn.Module:
@@ -207,7 +207,7 @@ def _traced(stages: Stages, layer: FactoredLayer) -> fx.GraphModule:
 
 def _padding(conv: Any) -> list[nn.Module]:
     """The layer that pads ahead of the convolutions, or none."""
-    if conv._pad_ahead is None:
+    if getattr(conv, "_pad_ahead", None) is None:
         return []
     make = _PADDING_LAYERS[conv._pad_mode][len(conv.kernel_size) - 1]
     return [make(tuple(conv._pad_ahead))]

@@ -19,6 +19,7 @@ from tensorlrf.ops._paths import (
 )
 from tensorlrf.ops._profile import DeviceProfile, device_key, profile_of
 from tensorlrf.ops._timing import Timings, time_calls, time_paths
+from tensorlrf.ops._transposed import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tensorlrf.ops.forms._tt import train_order
 
 __all__ = [
@@ -38,6 +39,9 @@ __all__ = [
     "conv3d",
     "conv_cost",
     "conv_paths",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "dense_weight",
     "device_key",
     "embedding",

@@ -8,10 +8,17 @@ from torch.nn import functional as F
 from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops.forms._form import form_of, formats_with
-from tensorlrf.ops.forms.lowering import CONV, Layer, run_path
+from tensorlrf.ops.forms.lowering import CONV, CONV_TRANSPOSE, Layer, run_path
 from tensorlrf.ops.forms.shared._slide import is_channels_last
 from tensorlrf.ops.fused import paths_here
-from tensorlrf.ops.geometry import CONVOLUTION, Axes, Geometry, Pair, resolve_padding
+from tensorlrf.ops.geometry import (
+    CONVOLUTION,
+    Axes,
+    Geometry,
+    Pair,
+    TransposedGeometry,
+    resolve_padding,
+)
 
 _KERNEL = {
     1: "(out_channels, in_channels, k)",
@@ -42,7 +49,9 @@ def check_conv(factors: Factors, n_axes: int | None = None) -> None:
         )
 
 
-def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
+def conv_paths(
+    factors: Factors, n_axes: int | None = None, *, transposed: bool = False
+) -> tuple[str, ...]:
     """The paths by which a convolution can run on these factors, where they are.
 
     Parameters
@@ -50,6 +59,8 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
     factors : Factors
     n_axes : int, optional
         In so many axes; by default in as many as the shape has.
+    transposed : bool
+        Whether it is a transposed one.
 
     Returns
     -------
@@ -70,7 +81,7 @@ def conv_paths(factors: Factors, n_axes: int | None = None) -> tuple[str, ...]:
     ('dense', 'chain', 'fold', 'fold_depthwise')
     """
     check_conv(factors, n_axes)
-    return paths_here(CONV, factors)
+    return paths_here(CONV_TRANSPOSE if transposed else CONV, factors)
 
 
 def conv2d_paths(factors: Factors) -> tuple[str, ...]:
@@ -142,6 +153,21 @@ def run_conv(
         return CONVOLUTION[axes](x, weight, bias, stride, padding, dilation, groups)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))
     return run_path(Layer("conv", geometry), path, factors, x, bias)
+
+
+def run_conv_transpose(
+    path: str, factors: Factors, x: Tensor, bias: Tensor | None, geometry: TransposedGeometry
+) -> Tensor:
+    """The transposed convolution by a given path, without checks.
+
+    x (B, g I, ...) or (g I, ...); bias (O,) or None
+    """
+    if x.ndim == len(geometry.stride) + 1:
+        return run_conv_transpose(path, factors, x[None], bias, geometry)[0]
+    if path == "dense":
+        form = form_of(factors)
+        return geometry.convolve(x, form.dense(factors, False), bias, form.groups(factors))
+    return run_path(Layer("conv_transpose", geometry), path, factors, x, bias)
 
 
 def run_conv2d(

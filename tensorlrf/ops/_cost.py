@@ -12,7 +12,15 @@ from tensorlrf.ops._embedding import check_table
 from tensorlrf.ops._linear import check_linear
 from tensorlrf.ops.checks import check_path
 from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms.lowering import CONV, EMBEDDING, LINEAR, Layer, dense_work, symbolic_paths
+from tensorlrf.ops.forms.lowering import (
+    CONV,
+    CONV_TRANSPOSE,
+    EMBEDDING,
+    LINEAR,
+    Layer,
+    dense_work,
+    symbolic_paths,
+)
 from tensorlrf.ops.geometry import (
     Axes,
     IntOrAxes,
@@ -20,6 +28,8 @@ from tensorlrf.ops.geometry import (
     output_sizes,
     per_axis,
     resolve_padding,
+    transposed_geometry,
+    transposed_sizes,
 )
 
 
@@ -96,11 +106,49 @@ class Positions(tuple[int, ...]):
         return cls(batch * math.prod(written[:k]) * math.prod(read[k:]) for k in range(n_axes + 1))
 
     @classmethod
-    def from_rows(cls, rows: int, stride: Axes) -> Positions:
-        """Estimated from the rows M alone: as many input positions as strides skip."""
+    def of_transposed(
+        cls,
+        size: Iterable[int],
+        kernel: Axes,
+        stride: IntOrAxes = 1,
+        padding: IntOrAxes = 0,
+        output_padding: IntOrAxes = 0,
+        dilation: IntOrAxes = 1,
+    ) -> Positions:
+        """For an input of `size`; the other arguments as in `conv_transpose2d`.
+
+        Parameters
+        ----------
+        size : iterable of int
+            (batch, height, width), or (batch, length), or (batch, depth, height, width).
+        kernel : tuple of int
+            One size an axis.
+        stride, padding, output_padding, dilation
+            As in `conv_transpose2d`.
+
+        Returns
+        -------
+        Positions
+
+        Examples
+        --------
+        >>> tensorlrf.ops.Positions.of_transposed((2, 4, 4), (2, 2), stride=2)
+        (32, 64, 128)
+        """
+        batch, *lengths = size
+        geometry = transposed_geometry(len(kernel), stride, padding, output_padding, dilation)
+        written = transposed_sizes(tuple(lengths), kernel, *geometry)
+        return cls(
+            batch * math.prod(written[:k]) * math.prod(lengths[k:]) for k in range(len(kernel) + 1)
+        )
+
+    @classmethod
+    def from_rows(cls, rows: int, stride: Axes, *, transposed: bool = False) -> Positions:
+        """Estimated from the rows M alone: as many input positions as strides skip, or as a
+        transposed convolution has where it writes `stride` places for each."""
         stages = [rows]
         for s in reversed(stride):
-            stages.append(stages[-1] * s)
+            stages.append(-(-stages[-1] // s) if transposed else stages[-1] * s)
         return cls(reversed(stages))
 
 
@@ -136,8 +184,15 @@ def linear_cost(factors: Factors, path: str, rows: int, *, rebuild: bool = True)
     return counter.cost()
 
 
-def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: bool = True) -> Cost:
-    """Cost of `ops.conv1d`, `conv2d` or `conv3d` by a path.
+def conv_cost(
+    factors: Factors,
+    path: str,
+    positions: Positions,
+    *,
+    rebuild: bool = True,
+    transposed: bool = False,
+) -> Cost:
+    """Cost of `ops.conv1d`, `conv2d` or `conv3d` by a path, or of the transposed ones.
 
     Parameters
     ----------
@@ -150,6 +205,8 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
         Of one entry more than the convolution has axes.
     rebuild : bool
         False leaves out what "dense" spends on rebuilding the kernel.
+    transposed : bool
+        Whether it is a transposed one.
 
     Returns
     -------
@@ -164,12 +221,13 @@ def conv_cost(factors: Factors, path: str, positions: Positions, *, rebuild: boo
     True
     """
     check_conv(factors, len(positions) - 1)
-    counter = _counted(CONV, factors, path, positions, rebuild)
+    layer = CONV_TRANSPOSE if transposed else CONV
+    counter = _counted(layer, factors, path, positions, rebuild)
     if path == "dense":
         groups = form_of(factors).groups(factors)
         m, n, *kernel = factors.shape
         read, written = positions.input, positions.output
-        counter.conv(read, written, n, m // groups, math.prod(kernel), groups)
+        counter.conv(read, written, n, m // groups, math.prod(kernel), groups, adjoint=transposed)
     return counter.cost()
 
 

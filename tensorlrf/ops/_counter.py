@@ -145,8 +145,24 @@ class Counter:
         programs = -(-written // ROWS_OF_A_PROGRAM)
         self.kernel(written * rank * (each + m), elements, pad(rank) / rank, programs)
 
-    def conv(self, read: int, written: int, n: int, m: int, taps: int, groups: int = 1) -> None:
-        """n channels of each group at `read` positions to m channels at `written` positions."""
+    def conv(
+        self,
+        read: int,
+        written: int,
+        n: int,
+        m: int,
+        taps: int,
+        groups: int = 1,
+        *,
+        adjoint: bool = False,
+    ) -> None:
+        """n channels of each group at `read` positions to m channels at `written` positions.
+
+        The `adjoint`, a transposed convolution, costs what that one does which it is the adjoint
+        of.
+        """
+        if adjoint:
+            read, written, n, m = written, read, m, n
         if taps == 1 and read == written and groups == 1:
             self.matmul(written, n, m)
             return
@@ -162,8 +178,12 @@ class Counter:
         else:
             self.conv(rows, rows, n, m, 1, groups)
 
-    def depthwise(self, read: int, written: int, channels: int, taps: int) -> None:
-        """One filter a channel."""
+    def depthwise(
+        self, read: int, written: int, channels: int, taps: int, *, adjoint: bool = False
+    ) -> None:
+        """One filter a channel; the `adjoint` as of `conv`."""
+        if adjoint:
+            read, written = written, read
         elements = (read + taps + written) * channels
         self._add("depthwise", written * channels * taps, elements)
 

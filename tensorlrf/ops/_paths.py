@@ -95,6 +95,7 @@ class PathTable:
         paths: tuple[str, ...] | None = None,
         rebuild: bool = True,
         profile: DeviceProfile | None = None,
+        transposed: bool = False,
     ) -> PathTable:
         """By the cost model: the path that it predicts to be fastest in each bucket.
 
@@ -109,16 +110,24 @@ class PathTable:
             False stands for a frozen layer, which keeps its dense weight.
         profile : DeviceProfile, optional
             By default that of the factors' device.
+        transposed : bool
+            Whether the convolution is a transposed one.
 
         Returns
         -------
         PathTable
         """
-        paths = paths or paths_of(factors)
+        paths = paths or paths_of(factors, transposed=transposed)
         profile = profile_of(factors.device) if profile is None else profile
         choices = {
             rows: best_path(
-                factors, rows, stride=stride, paths=paths, rebuild=rebuild, profile=profile
+                factors,
+                rows,
+                stride=stride,
+                paths=paths,
+                rebuild=rebuild,
+                profile=profile,
+                transposed=transposed,
             )
             for rows in BUCKETS
         }
@@ -162,12 +171,14 @@ class PathTable:
         return ", ".join(parts)
 
 
-def paths_of(factors: Factors) -> tuple[str, ...]:
+def paths_of(factors: Factors, *, transposed: bool = False) -> tuple[str, ...]:
     """The paths of the layer that has these factors: order 2 is linear, 3 to 5 a convolution.
 
     Parameters
     ----------
     factors : Factors
+    transposed : bool
+        Whether the convolution is a transposed one.
 
     Returns
     -------
@@ -183,11 +194,19 @@ def paths_of(factors: Factors) -> tuple[str, ...]:
     >>> tensorlrf.ops.paths_of(tensorlrf.tucker(torch.rand(8, 6, 3), 2))
     ('dense', 'chain')
     """
-    return linear_paths(factors) if len(factors.shape) == 2 else conv_paths(factors)
+    if len(factors.shape) == 2:
+        return linear_paths(factors)
+    return conv_paths(factors, transposed=transposed)
 
 
 def path_cost(
-    factors: Factors, path: str, rows: int, *, stride: Axes | None = None, rebuild: bool = True
+    factors: Factors,
+    path: str,
+    rows: int,
+    *,
+    stride: Axes | None = None,
+    rebuild: bool = True,
+    transposed: bool = False,
 ) -> Cost:
     """Cost of a path for `rows` rows of output, of a linear layer or of a convolution.
 
@@ -201,6 +220,8 @@ def path_cost(
         Of a convolution, one entry an axis; 1 by default.
     rebuild : bool
         False leaves out what "dense" spends on rebuilding the weight.
+    transposed : bool
+        Whether the convolution is a transposed one.
 
     Returns
     -------
@@ -215,14 +236,18 @@ def path_cost(
     """
     if len(factors.shape) == 2:
         return linear_cost(factors, path, rows, rebuild=rebuild)
-    return conv_cost(factors, path, _positions(factors, rows, stride), rebuild=rebuild)
+    where = _positions(factors, rows, stride, transposed)
+    return conv_cost(factors, path, where, rebuild=rebuild, transposed=transposed)
 
 
-def _positions(factors: Factors, rows: int, stride: Axes | None) -> Positions:
-    return Positions.from_rows(rows, stride or (1,) * (len(factors.shape) - 2))
+def _positions(factors: Factors, rows: int, stride: Axes | None, transposed: bool) -> Positions:
+    strides = stride or (1,) * (len(factors.shape) - 2)
+    return Positions.from_rows(rows, strides, transposed=transposed)
 
 
-def floor_cost(factors: Factors, rows: int, *, stride: Axes | None = None) -> Cost:
+def floor_cost(
+    factors: Factors, rows: int, *, stride: Axes | None = None, transposed: bool = False
+) -> Cost:
     """The least that any path on the factors must do.
 
     Read input and factors, write the output, and the FLOPs of the factored path that has the
@@ -235,6 +260,8 @@ def floor_cost(factors: Factors, rows: int, *, stride: Axes | None = None) -> Co
         Of the output, M.
     stride : tuple of int, optional
         Of a convolution, one entry an axis; 1 by default.
+    transposed : bool
+        Whether the convolution is a transposed one.
 
     Returns
     -------
@@ -250,11 +277,12 @@ def floor_cost(factors: Factors, rows: int, *, stride: Axes | None = None) -> Co
     """
     read, out_channels, in_channels = rows, *factors.shape[:2]
     if len(factors.shape) > 2:
-        read = _positions(factors, rows, stride).input
+        read = _positions(factors, rows, stride, transposed).input
     in_channels *= form_of(factors).groups(factors)
     elements = read * in_channels + rows * out_channels + factors.n_params
-    paths = (path for path in paths_of(factors) if path != "dense")
-    flops = min(path_cost(factors, path, rows, stride=stride).flops for path in paths)
+    paths = (path for path in paths_of(factors, transposed=transposed) if path != "dense")
+    costs = (path_cost(factors, p, rows, stride=stride, transposed=transposed) for p in paths)
+    flops = min(cost.flops for cost in costs)
     return Cost((Step("matmul", flops, elements * factors.dtype.itemsize),))
 
 
@@ -266,6 +294,7 @@ def best_path(
     paths: tuple[str, ...] | None = None,
     rebuild: bool = True,
     profile: DeviceProfile | None = None,
+    transposed: bool = False,
 ) -> str:
     """The path that the cost model predicts to be fastest for `rows` rows; ties go to the first.
 
@@ -282,6 +311,8 @@ def best_path(
         False stands for a frozen layer, which keeps its dense weight.
     profile : DeviceProfile, optional
         By default that of the factors' device.
+    transposed : bool
+        Whether the convolution is a transposed one.
 
     Returns
     -------
@@ -296,10 +327,10 @@ def best_path(
     profile = profile_of(factors.device) if profile is None else profile
 
     def seconds(path: str) -> float:
-        cost = path_cost(factors, path, rows, stride=stride, rebuild=rebuild)
+        cost = path_cost(factors, path, rows, stride=stride, rebuild=rebuild, transposed=transposed)
         return profile.seconds(cost, factors.dtype)
 
-    return min(paths or paths_of(factors), key=seconds)
+    return min(paths or paths_of(factors, transposed=transposed), key=seconds)
 
 
 def best_embedding_path(
@@ -347,11 +378,18 @@ def best_embedding_path(
 
 @of_structure
 def nominal_path(
-    factors: Factors, paths: tuple[str, ...], rows: int, stride: Axes | None, device: str
+    factors: Factors,
+    paths: tuple[str, ...],
+    rows: int,
+    stride: Axes | None,
+    device: str,
+    transposed: bool = False,
 ) -> str:
     """`best_path` by the nominal profile of a kind of device."""
     profile = nominal_profile(torch.device(device))
-    return best_path(factors, rows, stride=stride, paths=paths, profile=profile)
+    return best_path(
+        factors, rows, stride=stride, paths=paths, profile=profile, transposed=transposed
+    )
 
 
 @of_structure

@@ -6,14 +6,16 @@ from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops.checks import check_path
 from tensorlrf.ops.forms._structure import of_structure
-from tensorlrf.ops.forms.lowering import CONV, LINEAR, Layer, symbolic_paths
+from tensorlrf.ops.forms.lowering import CONV, CONV_TRANSPOSE, LINEAR, Layer, symbolic_paths
 from tensorlrf_kernels.chips import Chip
 from tensorlrf_kernels.launches import HAS_TRITON, LaunchConfig, Workload
 
 
-def layer_of(factors: Factors) -> Layer:
+def layer_of(factors: Factors, *, transposed: bool = False) -> Layer:
     """The layer that has these factors: order 2 is linear, 3 to 5 a convolution."""
-    return LINEAR if len(factors.shape) == 2 else CONV
+    if len(factors.shape) == 2:
+        return LINEAR
+    return CONV_TRANSPOSE if transposed else CONV
 
 
 def fuses(factors: Factors, layer: Layer | None = None) -> bool:

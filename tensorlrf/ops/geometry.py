@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +20,11 @@ IntOrAxes = int | Sequence[int]
 PaddingArgument = str | int | Sequence[int] | Sequence[tuple[int, int]]
 
 CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
 """By the number of axes."""
 
 _WORDS = {
@@ -35,13 +41,71 @@ class Geometry(NamedTuple):
     padding: Axes
     dilation: Axes
 
+    @property
+    def transposed(self) -> bool:
+        """It reads windows and writes a place for each."""
+        return False
+
     def along(self, axes: range) -> Geometry:
         """Along these axes alone."""
-        parts = [
-            tuple([n if k in axes else rest for k, n in enumerate(all_axes)])
-            for all_axes, rest in zip(self, (1, 0, 1), strict=True)
-        ]
-        return Geometry(*parts)
+        return Geometry(*_along(self, (1, 0, 1), axes))
+
+    def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """x (B, g n, ...) with a kernel `(g m, n, *k)`."""
+        return CONVOLUTION[len(self.stride)](x, kernel, bias, *self, groups)
+
+    def as_torch_has(self, kernel: Tensor, groups: int) -> Tensor:
+        """The kernel `(g m, n, *k)` in the layout of torch's layer."""
+        return kernel
+
+
+class TransposedGeometry(NamedTuple):
+    """How the kernel of a transposed convolution does: the adjoint of a convolution with the same
+    stride, padding and dilation, which leaves open how many of `output_padding` places it has not
+    reached."""
+
+    stride: Axes
+    padding: Axes
+    output_padding: Axes
+    dilation: Axes
+
+    @property
+    def transposed(self) -> bool:
+        """It reads places and writes a window for each."""
+        return True
+
+    def along(self, axes: range) -> TransposedGeometry:
+        """Along these axes alone."""
+        return TransposedGeometry(*_along(self, (1, 0, 0, 1), axes))
+
+    def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """x (B, g n, ...) with a kernel `(g m, n, *k)`, outputs first as in a convolution."""
+        conv, own = TRANSPOSED[len(self.stride)], adjoint(kernel, groups)
+        return conv(x, own, bias, *self[:3], groups, self.dilation)
+
+    def as_torch_has(self, kernel: Tensor, groups: int) -> Tensor:
+        """The kernel `(g m, n, *k)` in the layout of torch's layer, `(g n, m, *k)`."""
+        return adjoint(kernel, groups)
+
+
+Sliding = Geometry | TransposedGeometry
+
+
+def _along(given: Sequence[Axes], resting: Axes, axes: range) -> list[Axes]:
+    """What is given, and along the other axes what does nothing."""
+    return [
+        tuple([n if k in axes else rest for k, n in enumerate(all_axes)])
+        for all_axes, rest in zip(given, resting, strict=True)
+    ]
+
+
+def adjoint(kernel: Tensor, groups: int) -> Tensor:
+    """A kernel `(g m, n, *k)` as `(g n, m, *k)`: inputs and outputs of each group change places."""
+    if groups == 1:
+        return kernel.transpose(0, 1)
+    each = torch.unflatten(kernel, 0, (groups, -1))
+    own: Tensor = each.transpose(1, 2).flatten(0, 1)
+    return own
 
 
 class Padding(NamedTuple):
@@ -157,3 +221,34 @@ def output_sizes(size: Axes, kernel: Axes, stride: Axes, padding: Axes, dilation
     return tuple(
         [output_size(*axis) for axis in zip(size, kernel, stride, padding, dilation, strict=True)]
     )
+
+
+def transposed_sizes(
+    size: Axes, kernel: Axes, stride: Axes, padding: Axes, output_padding: Axes, dilation: Axes
+) -> Axes:
+    """Positions that a transposed convolution writes along every axis."""
+    axes = zip(size, kernel, stride, padding, output_padding, dilation, strict=True)
+    return tuple([(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in axes])
+
+
+def transposed_geometry(
+    n_axes: int,
+    stride: IntOrAxes,
+    padding: IntOrAxes,
+    output_padding: IntOrAxes,
+    dilation: IntOrAxes,
+) -> TransposedGeometry:
+    """As torch understands these. Raises ArgumentError where it has no such one."""
+    geometry = TransposedGeometry(
+        per_axis("stride", stride, 1, n_axes),
+        per_axis("padding", padding, 0, n_axes),
+        per_axis("output_padding", output_padding, 0, n_axes),
+        per_axis("dilation", dilation, 1, n_axes),
+    )
+    for s, _, o, d in zip(*geometry, strict=True):
+        if o >= max(s, d):
+            raise ArgumentError(
+                f"output_padding={output_padding!r} must be below the stride or the dilation of "
+                f"its axis; these are {geometry.stride} and {geometry.dilation}"
+            )
+    return geometry

@@ -41,7 +41,7 @@ def patched(layer: nn.Module) -> nn.Module:
 CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: MyLinear(32, 32), "subclass of Linear"),
     "depthwise": (lambda: nn.Conv2d(32, 32, 3, groups=32), "groups=32"),
-    "transposed": (lambda: nn.ConvTranspose2d(32, 32, 3), "transposed"),
+    "depthwise transposed": (lambda: nn.ConvTranspose2d(32, 32, 3, groups=32), "groups=32"),
     "parametrised": (lambda: parametrizations.weight_norm(nn.Linear(32, 32)), "parametrised"),
     "old spectral norm": (lambda: nn.utils.spectral_norm(nn.Linear(32, 32)), "hook"),
     "hooks": (lambda: hooked(nn.Linear(32, 32)), "hooks"),

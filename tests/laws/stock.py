@@ -12,6 +12,9 @@ from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
     FactoredConv3d,
+    FactoredConvTranspose1d,
+    FactoredConvTranspose2d,
+    FactoredConvTranspose3d,
     FactoredEmbedding,
     FactoredHFConv1D,
     FactoredLayer,
@@ -20,7 +23,8 @@ from tensorlrf.nn import (
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.ops import PathTable
 
-STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.Sequential)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embedding, nn.Sequential)
 PADS = (
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
     *(nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
@@ -35,6 +39,10 @@ READ = {
     FactoredHFConv1D: ("nx", "nf"),
     FactoredEmbedding: ("num_embeddings", "embedding_dim", "padding_idx"),
     **dict.fromkeys((FactoredConv1d, FactoredConv2d, FactoredConv3d), CONV),
+    **dict.fromkeys(
+        (FactoredConvTranspose1d, FactoredConvTranspose2d, FactoredConvTranspose3d),
+        (*CONV, "output_padding"),
+    ),
 }
 """What models read of their layers."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,6 +13,9 @@ from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
     FactoredConv3d,
+    FactoredConvTranspose1d,
+    FactoredConvTranspose2d,
+    FactoredConvTranspose3d,
     FactoredLayer,
     FactoredLinear,
 )
@@ -22,6 +27,11 @@ CONVOLUTIONS: dict[int, tuple[type[Conv], type[FactoredLayer]]] = {
     1: (nn.Conv1d, FactoredConv1d),
     2: (nn.Conv2d, FactoredConv2d),
     3: (nn.Conv3d, FactoredConv3d),
+}
+TRANSPOSED: dict[int, tuple[Any, Any]] = {
+    1: (nn.ConvTranspose1d, FactoredConvTranspose1d),
+    2: (nn.ConvTranspose2d, FactoredConvTranspose2d),
+    3: (nn.ConvTranspose3d, FactoredConvTranspose3d),
 }
 KINDS = {
     "linear": ((5, 4), 1),
@@ -69,6 +79,32 @@ def dense_conv(factors: Factors, bias: bool = True, seed: int = 1, **options: ob
     conv = make(I * groups, O, kernel, groups=groups, bias=bias, dtype=factors.dtype, **options)  # type: ignore[arg-type]
     _fill(conv, factors, seed)
     return conv
+
+
+def transposed_conv(factors: Factors, bias: bool = True, seed: int = 1, **options: Any) -> Any:
+    """The transposed convolution of torch that has the kernel of `factors`, outputs first."""
+    O, I, *kernel = factors.shape
+    groups = factors.groups if isinstance(factors, Grouped) else 1
+    made = TRANSPOSED[len(kernel)][0](
+        I * groups, O, kernel, groups=groups, bias=bias, dtype=factors.dtype, **options
+    )
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        made.weight.copy_(inputs_first(factors.to_dense(), groups))
+        if bias:
+            made.bias.copy_(torch.randn(O, generator=draws, dtype=factors.dtype))
+    return made
+
+
+def inputs_first(kernel: Tensor, groups: int) -> Tensor:
+    """A kernel (O, I / groups, ...) as (I, O / groups, ...), channel by channel."""
+    O, I, *size = kernel.shape
+    made = kernel.new_empty(I * groups, O // groups, *size)
+    for k in range(groups):
+        for o in range(O // groups):
+            for i in range(I):
+                made[k * I + i, o] = kernel[k * (O // groups) + o, i]
+    return made
 
 
 def _fill(layer: nn.Linear | Conv, factors: Factors, seed: int) -> None:

@@ -18,6 +18,7 @@ from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
     FactoredConv3d,
+    FactoredConvTranspose2d,
     FactoredLinear,
     factored_type,
 )
@@ -216,9 +217,10 @@ def test_the_type_that_can_stand_in() -> None:
     assert factored_type(nn.Conv1d(4, 6, 3)) is FactoredConv1d
     assert factored_type(nn.Conv2d(4, 6, 3, groups=2)) is FactoredConv2d
     assert factored_type(nn.Conv3d(4, 6, 3, device="meta")) is FactoredConv3d
+    assert factored_type(nn.ConvTranspose2d(4, 6, 3, groups=2)) is FactoredConvTranspose2d
     for other in (
         nn.Conv2d(4, 4, 3, groups=4),
-        nn.ConvTranspose1d(4, 4, 3),
+        nn.ConvTranspose1d(4, 4, 3, groups=4),
         nn.ReLU(),
         FactoredLinear(random_factors("cp", (3, 4))),
     ):

@@ -20,11 +20,20 @@ from tensorlrf.nn import (
     factorize,
 )
 from tensorlrf.ops import PathTable
+from tests.draws import seeded
 from tests.laws.compiled import CompiledLaws
 from tests.laws.layers import Case, LayerLaws
-from tests.nn.samples import dense_conv, dense_linear, factored, input_of, of_kind
+from tests.nn.samples import (
+    TRANSPOSED,
+    dense_conv,
+    dense_linear,
+    factored,
+    input_of,
+    of_kind,
+    transposed_conv,
+)
 from tests.nn.test_hf_conv1d import Conv1D
-from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors
+from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors, random_grouped
 
 LAYERS = [(format, kind) for format in FORMATS for kind in ("linear", "conv")]
 LAYERS += [
@@ -54,6 +63,18 @@ def transposed(format: str) -> Case:
     return Case(f"hf_conv1d-{format}", parts, FactoredHFConv1D.from_factors, input_of("linear"))
 
 
+def deconvolution(format: str, axes: int = 2, groups: int = 1) -> Case:
+    """A transposed convolution."""
+
+    def parts(seed: int) -> tuple[Factors, Any]:
+        f = random_grouped(format, (4 * groups, 3, *(3, 2, 2)[:axes]), groups, seed)
+        return f, transposed_conv(f, stride=2, padding=1)
+
+    x = seeded(2, 3 * groups, *(4, 3, 3)[:axes], seed=3)
+    kind = f"transposed{axes}d" + "_grouped" * (groups > 1)
+    return Case(f"{kind}-{format}", parts, TRANSPOSED[axes][1].from_factors, x)
+
+
 def table(format: str) -> Case:
     """An embedding of twelve rows."""
 
@@ -67,6 +88,8 @@ def table(format: str) -> Case:
 
 CASES = [case_of(format, kind) for format, kind in LAYERS]
 CASES += [transposed(format) for format in (*FORMATS, *MATRIX_FORMATS)]
+CASES += [deconvolution(format) for format in FORMATS]
+CASES += [deconvolution("lowrank", 1), deconvolution("cp", 3), deconvolution("tucker", 2, 2)]
 CASES += [table(format) for format in ("lowrank", "cp", "tucker", "tucker_partial", "tt")]
 
 

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredConv2d, FactoredLinear, Plain, factorize, register_plain
 from tensorlrf.nn import plain as known
+from tensorlrf.nn.behaviour import mismatch, torch_layer
 from tensorlrf.nn.obstacles import plain_layer, why_not
-from tensorlrf.nn.plain import mismatch, plain_of, torch_layer
+from tensorlrf.nn.plain import plain_of
 
 
 def same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -252,7 +253,7 @@ class TestRegistration:
         for taken in (Orthogonal, nn.Linear, Conv2dStaticSamePadding):
             with pytest.raises(ArgumentError, match=f"cls={taken.__name__} is known already"):
                 register_plain(taken, Plain.of)
-        for odd in (nn.Embedding, nn.ConvTranspose2d, 3):
+        for odd in (nn.Embedding, nn.Bilinear, 3):
             with pytest.raises(ArgumentError, match="is no subclass of"):
                 register_plain(odd, Plain.of)  # type: ignore[arg-type]
         register_plain(Double, lambda layer: None)  # type: ignore[arg-type, return-value]

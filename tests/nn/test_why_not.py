@@ -103,7 +103,10 @@ BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4), "depthwise convolution (groups=4)"),
     "depthwise 1d": (lambda: nn.Conv1d(4, 4, 3, groups=4), "depthwise convolution (groups=4)"),
-    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 3), "transposed convolution"),
+    "depthwise transposed": (
+        lambda: nn.ConvTranspose1d(4, 8, 3, groups=4),
+        "depthwise convolution (groups=4)",
+    ),
     "subclass": (lambda: Linear8bit(4, 5), "subclass of Linear; only the exact type"),
     "norm": (lambda: nn.LayerNorm(4), "neither Linear nor a convolution"),
     "embedding": (lambda: nn.Embedding(4, 5), "neither Linear nor a convolution"),
@@ -124,7 +127,6 @@ REMEDIES = {
     "forward": r"its forward is replaced on the instance; restore it first \(del",
     "subclass": "is a Linear8bit; subclass of Linear; only the exact type .*register_plain",
     "depthwise": "leave it dense",
-    "transposed": "is a ConvTranspose1d; transposed convolution; leave it dense",
     "factored": "runs on factors already",
 }
 """What `factorize` says can be done."""

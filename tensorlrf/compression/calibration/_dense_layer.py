@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._taps import Taps
-from tensorlrf.nn.plain import HF_CONV1D, Plain, plain_of
+from tensorlrf.nn.plain import Plain, plain_of
 from tensorlrf.nn.tensors import values_of
 
 
@@ -31,20 +31,19 @@ class DenseLayer:
         """For a module that is known to be replaceable."""
         plain = plain_of(module)
         assert isinstance(plain, Plain)
-        taps = Taps.of(plain, module.weight.shape) if plain.axes else None  # type: ignore[arg-type]
+        own: Any = module.weight
+        taps = Taps.of(plain, plain.shape_of(own)) if plain.axes else None
         return cls(module, plain, taps)
 
     @property
     def weight(self) -> Tensor:
         """(O, I / groups, *kernel), or (out, in); detached, and an ordinary tensor."""
-        weight = values_of(self.module.weight)
-        return weight.T if self.plain.kind == HF_CONV1D else weight
+        return self.plain.outputs_first(values_of(self.module.weight))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of `weight`, which is not read."""
-        shape = tuple(self.module.weight.shape)
-        return shape[::-1] if self.plain.kind == HF_CONV1D else shape
+        return self.plain.shape_of(self.module.weight)
 
     @property
     def groups(self) -> int:
@@ -67,7 +66,7 @@ class DenseLayer:
     def write(self, weight: Tensor) -> None:
         """Put other values into the layer's own weight, which is an ordinary tensor."""
         with torch.no_grad():
-            self.weight.copy_(weight)
+            values_of(self.module.weight).copy_(self.plain.as_torch_has(weight))
 
     def make_ordinary(self) -> None:
         """Have the layer hold the values of its weight in an ordinary tensor."""

@@ -1,4 +1,9 @@
-"""How a convolution reads its input, in any number of axes: pads, strides, taps, groups."""
+"""How a convolution reads its input, in any number of axes: pads, strides, taps, groups.
+
+A transposed one is the convolution, at stride 1, of an image with stride - 1 zeros between its
+pixels, read backwards along every axis (Dumoulin & Visin 2016, section 4): so its inputs too have
+patches, and of their moments the error of the outputs follows.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +30,9 @@ class Taps:
     """channels  of one group's input
     groups
     kernel, stride, dilation   one entry an axis
-    sides     what is put before and behind each axis
+    sides     what is put before and behind each axis; below zero it is taken away
     mode      of the padding: "zeros", or as torch.nn.functional.pad calls it
+    spread    of a transposed convolution its stride, by which pixels are set apart; else empty
     """
 
     channels: int
@@ -36,11 +42,22 @@ class Taps:
     dilation: tuple[int, ...]
     sides: Sides
     mode: str = "zeros"
+    spread: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, plain: Plain, shape: Sequence[int]) -> Taps:
-        """Those of a convolution with a weight of this shape."""
+        """Those of a convolution with a weight of this shape, outputs first."""
         kernel = tuple(shape[2:])
+        if plain.is_transposed:
+            return cls(
+                int(shape[1]),
+                plain.groups,
+                kernel,
+                (1,) * len(kernel),
+                plain.dilation,
+                _sides_of_transposed(plain, kernel),
+                spread=plain.stride,
+            )
         return cls(
             int(shape[1]),
             plain.groups,
@@ -72,6 +89,8 @@ class Taps:
     def padded(self, x: Tensor) -> Tensor:
         """(batch, groups * channels, *size) as the taps see it; without batch likewise."""
         x = x[None] if x.ndim == self.axes + 1 else x
+        if self.spread:
+            x = _set_apart(x, self.spread)
         amounts = [n for pair in reversed(self.sides) for n in pair]
         if not any(amounts):
             return x
@@ -150,3 +169,22 @@ def _sides(padding: str | Pads, kernel: tuple[int, ...], dilation: tuple[int, ..
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((n // 2, n - n // 2) for n in totals)
     return tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
+
+
+def _sides_of_transposed(plain: Plain, kernel: tuple[int, ...]) -> Sides:
+    """Around the spread image, which is read backwards: what torch puts behind comes first."""
+    given = zip(kernel, plain.dilation, plain.padding, plain.output_padding, strict=True)
+    sides = []
+    for k, d, p, more in given:
+        assert isinstance(p, int)  # it has no other
+        sides.append((d * (k - 1) - p + more, d * (k - 1) - p))
+    return tuple(sides)
+
+
+def _set_apart(x: Tensor, by: tuple[int, ...]) -> Tensor:
+    """x (batch, channels, *size) backwards along every axis, with by - 1 zeros between pixels."""
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], by, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sizes)
+    every: list[slice] = [slice(None)] * 2
+    spread[(*every, *[slice(None, None, s) for s in by])] = x.flip(tuple(range(2, x.ndim)))
+    return spread

@@ -16,10 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.plain import BASES
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, FactoredLayer)
+_LAYERS: tuple[type[nn.Module], ...] = (*BASES.values(), FactoredLayer)
 _OPTIONS = ("stride", "dilation", "groups", "padding_mode")
 
 

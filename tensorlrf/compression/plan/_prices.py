@@ -115,5 +115,8 @@ def _blank(dtype: torch.dtype, *shape: int) -> Tensor:
 
 def _path_for(layer: DenseLayer, factors: Factors) -> Callable[[int], str]:
     """The path that a new layer takes for so many rows, where the weight is."""
-    profile, stride = profile_of(layer.device), layer.plain.stride or None
-    return lambda rows: best_path(factors, bucket(rows), stride=stride, profile=profile)
+    profile, plain = profile_of(layer.device), layer.plain
+    stride, adjoint = plain.stride or None, plain.is_transposed
+    return lambda rows: best_path(
+        factors, bucket(rows), stride=stride, profile=profile, transposed=adjoint
+    )

@@ -53,7 +53,8 @@ class CPForm(Form[CPFactors]):
             kernel = first.T[:, :, None] * taps[1].T[:, None, :]  # (r, kh, kw)
             paths["fold_depthwise"] = (into, conv.depthwise(kernel[:, None]), conv.pointwise(out))
             operands = (*f.factors, f.weights)
-            paths["fused"] = (ConvolutionChain(operands, tuple(conv.geometry)),)
+            if conv.fuses:
+                paths["fused"] = (ConvolutionChain(operands, tuple(conv.geometry)),)
         return paths
 
     def embedding(self, f: CPFactors, padding_idx: int | None) -> Paths:

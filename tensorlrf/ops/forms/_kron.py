@@ -15,7 +15,7 @@ from tensorlrf.ops.forms._form import Form
 from tensorlrf.ops.forms._kernel import Kernel
 from tensorlrf.ops.forms.shared._slide import Conv, Groups
 from tensorlrf.ops.forms.stages import Paths, Stage
-from tensorlrf.ops.geometry import CONVOLUTION, Geometry
+from tensorlrf.ops.geometry import CONVOLUTION, Sliding
 from tensorlrf_kernels.chips import H200
 from tensorlrf_kernels.kron_linear import kron_linear, reference
 from tensorlrf_kernels.kron_linear.launch import KronProblem, forward
@@ -102,7 +102,7 @@ class SlidingKronecker(Stage):
 
     a: Tensor
     b: Tensor
-    geometry: Geometry
+    geometry: Sliding
     keeps_layout = False
 
     def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ class SlidingKronecker(Stage):
         a, b, batch = self.a, self.b, x.shape[0]
         x = torch.unflatten(x, 1, (I1, I2))
         if self.b_first:
-            t = conv(x.flatten(0, 1), b.flatten(0, 1), None, *self.geometry)  # (B I1, s O2, ..)
+            t = self.geometry.convolve(x.flatten(0, 1), b.flatten(0, 1), None, 1)
+            # (B I1, s O2, ..)
             t = torch.unflatten(torch.unflatten(t, 0, (batch, I1)), 2, (s, O2))
             t = t.flatten(1, 2).flatten(2, 3)  # (B, I1 s, O2 L, ..)
             t = conv(t, a.permute(1, 2, 0).reshape(O1, I1 * s, *ones))
@@ -119,7 +120,7 @@ class SlidingKronecker(Stage):
         t = conv(x.flatten(2, 3), a.transpose(0, 1).reshape(O1 * s, I1, *ones))  # (B, O1 s, I2 L)
         t = torch.unflatten(torch.unflatten(t, 2, (I2, t.shape[2] // I2)), 1, (O1, s))
         t = t.flatten(2, 3).flatten(0, 1)  # (B O1, s I2, *size)
-        t = conv(t, b.transpose(0, 1).flatten(1, 2), None, *self.geometry)  # (B O1, O2, ..)
+        t = self.geometry.convolve(t, b.transpose(0, 1).flatten(1, 2), None, 1)  # (B O1, O2, ..)
         return torch.unflatten(t, 0, (batch, O1)).flatten(1, 2)
 
     @property
@@ -132,10 +133,10 @@ class SlidingKronecker(Stage):
     def count(self, counter: Counter) -> None:
         (s, O1, I1), (_, O2, I2, *kernel) = self.a.shape, self.b.shape
         taps, read = math.prod(kernel), counter.rows
-        written = counter.slide(len(kernel))
+        written, adjoint = counter.slide(len(kernel)), self.geometry.transposed
         if self.b_first:
-            counter.conv(read * I1, written * I1, I2, s * O2, taps)
+            counter.conv(read * I1, written * I1, I2, s * O2, taps, adjoint=adjoint)
             counter.matmul(written * O2, I1 * s, O1)
         else:
             counter.matmul(read * I2, I1, O1 * s)
-            counter.conv(read * O1, written * O1, s * I2, O2, taps)
+            counter.conv(read * O1, written * O1, s * I2, O2, taps, adjoint=adjoint)

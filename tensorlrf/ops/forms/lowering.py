@@ -23,7 +23,7 @@ from tensorlrf.ops.forms._structure import of_structure, plain, structure_of
 from tensorlrf.ops.forms._symbol import Record, Work, apart
 from tensorlrf.ops.forms.shared._slide import Conv, lying_as
 from tensorlrf.ops.forms.stages import Paths, Stages, count, run, weights
-from tensorlrf.ops.geometry import Geometry
+from tensorlrf.ops.geometry import Geometry, Sliding, TransposedGeometry
 
 MOST_KEPT = 1024
 """Structures, of which the first to come is the first to go."""
@@ -36,13 +36,13 @@ Code = Callable[..., Tensor]
 class Layer(NamedTuple):
     """What kind of layer runs on the factors.
 
-    kind         "linear", "conv" or "embedding"
+    kind         "linear", "conv", "conv_transpose" or "embedding"
     geometry     of a convolution
     padding_idx  of an embedding
     """
 
     kind: str
-    geometry: Geometry | None = None
+    geometry: Sliding | None = None
     padding_idx: int | None = None
 
     def paths(self, factors: Any) -> Paths:
@@ -56,25 +56,31 @@ class Layer(NamedTuple):
 
     def is_in_form(self, factors: Any) -> bool:
         """Whether the form of these factors has such a layer."""
-        return form_of(factors).has(self.kind)
+        return form_of(factors).has("conv" if self.slides else self.kind)
+
+    @property
+    def slides(self) -> bool:
+        """It is a convolution, of either kind."""
+        return self.kind in ("conv", "conv_transpose")
 
     def conv(self, factors: Any) -> Conv:
         """The convolution by these factors."""
         shape, groups = tuple(factors.shape), form_of(factors).groups(factors)
         if self.geometry is None:
-            return Conv.resting(shape, groups)
+            return Conv.resting(shape, groups, transposed=self.kind == "conv_transpose")
         return Conv(shape, groups, self.geometry)
 
     def run(self, stages: Stages, axes: int, x: Tensor, bias: Tensor | None) -> Tensor:
         """x on its way through the stages."""
         y = run(stages, x, bias, axes)
-        if self.kind == "conv" and not stages[-1].keeps_layout:
+        if self.slides and not stages[-1].keeps_layout:
             y = lying_as(y, x)
         return y
 
 
 LINEAR = Layer("linear")
 CONV = Layer("conv")
+CONV_TRANSPOSE = Layer("conv_transpose")
 EMBEDDING = Layer("embedding")
 
 
@@ -247,7 +253,8 @@ def run_path(layer: Layer, path: str, factors: Factors, x: Tensor, bias: Tensor 
 def _name(factors: Factors, layer: list[Any], path: str) -> str:
     """Under which torch.compile finds the code."""
     kind, geometry, padding_idx = layer
-    slides = None if geometry is None else Geometry(*map(tuple, geometry))
+    make: Any = TransposedGeometry if kind == "conv_transpose" else Geometry
+    slides = None if geometry is None else make(*map(tuple, geometry))
     code = lowered(Layer(kind, slides, padding_idx), path, factors)
     if not hasattr(_NAMED, code.name):
         setattr(_NAMED, code.name, code.run)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,7 +20,13 @@ from tensorlrf.compression.calibration._statistics import OutputError, Stream
 from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.compression.calibration.moments import _moments
 from tensorlrf.nn import Plain, register_plain
-from tests.compression.calibration.unfolded import CONVS, outputs, patches
+from tests.compression.calibration.unfolded import (
+    CONVS,
+    TRANSPOSED,
+    outputs,
+    patches,
+    patches_of_transposed,
+)
 from tests.compression.networks import UNIFORM, relative, set_weights
 from tests.draws import seeded32
 
@@ -91,6 +97,49 @@ def test_moments_of_every_group_are_those_of_its_patches(
     assert told == pytest.approx(float((lost / whole).sqrt()), rel=1e-9)
 
 
+@st.composite
+def transposed(draw: st.DrawFn) -> Any:
+    axes = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 2))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(axes))
+
+    stride, dilation, kernel = each(1, 3), each(1, 2), each(1, 3)
+    more = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    channels = draw(st.sampled_from([1, 2, 9]))
+    return TRANSPOSED[axes](
+        groups * channels, groups * 2, kernel, stride, each(0, 2), more, groups,
+        dilation=dilation, dtype=torch.float64,
+    )  # fmt: skip
+
+
+@given(transposed(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_moments_of_a_transposed_convolution_are_those_of_what_each_output_reads(
+    conv: Any, seed: int
+) -> None:
+    sizes = (5, 4, 3)[: conv.weight.ndim - 2]
+    axes = zip(sizes, conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+    assume(all((n - 1) * s - 2 * p + d * (k - 1) >= 0 for n, k, s, p, d in axes))
+    x = seeded32(2, conv.in_channels, *sizes, seed=seed).double()
+    layer = DenseLayer.of(conv)
+    stream = Stream(layer, lags=True)
+    stream.add(x, x)
+    statistics = stream.statistics()
+    bound = 1e-12 * x.numel() * float(x.abs().max()) ** 2
+    for one, column in zip(statistics, patches_of_transposed(conv, x), strict=True):
+        assert one.count == column.shape[1]
+        assert (one.gram - column @ column.T / one.count).abs().max() <= bound
+        assert (one.mean - column.mean(1)).abs().max() <= bound
+    other = seeded32(*conv.weight.shape, seed=seed + 1).double()
+    wanted = outputs(conv, conv.weight.detach(), x)
+    lost = (wanted - outputs(conv, other, x)).norm() / wanted.norm()
+    parts = layer.plain.outputs_first(other).chunk(conv.groups)
+    told = OutputError(layer.group_weights(), statistics).of(parts)
+    assert told == pytest.approx(float(lost), rel=1e-9)
+
+
 class Uneven(nn.Conv2d):
     """Pads by itself, more on one side than on the other."""
 
@@ -125,6 +174,10 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "uneven, groups": (lambda: Uneven(24, 24, 3, groups=2), (9, 24, 9, 9)),
     "uneven sequence": (lambda: UnevenSequence(12, 12, 3), (30, 12, 20)),
     "hf": (hf_conv1d, (20, 9, 16)),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(12, 12, 3, stride=2, padding=1, output_padding=1), (9, 12, 5, 5)
+    ),
+    "transposed, groups": (lambda: nn.ConvTranspose1d(24, 24, 3, 2, groups=2), (30, 24, 9)),
 }  # fmt: skip
 
 

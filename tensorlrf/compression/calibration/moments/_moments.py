@@ -146,7 +146,8 @@ class ShiftMoments(Moments):
         zeros = (0, 0, 0, 0)
         if taps.mode == "zeros":
             rows, columns = ((0, 0), *taps.sides) if taps.axes == 1 else taps.sides
-            zeros = (*columns, *rows)
+            left, right, top, bottom = [max(0, n) for n in (*columns, *rows)]
+            zeros = (left, right, top, bottom)
         for images in _in_parts(x.detach(), taps.axes):
             padded = taps.padded(raised(images))
             self._sum += taps.sums(padded)
@@ -227,4 +228,5 @@ def _in_parts(x: Tensor, axes: int) -> Iterator[Tensor]:
 
 
 def _reads_all(taps: Taps) -> bool:
-    return set(taps.stride) == {1} and not any(n for pair in taps.sides for n in pair)
+    sides = [n for pair in taps.sides for n in pair]
+    return {*taps.stride, *taps.spread} == {1} and not any(sides)

@@ -63,7 +63,7 @@ class ConvolutionThenMatrix(Kernel):
 def behind_a_convolution(
     conv: Conv, core: Tensor, out: Tensor, factor: Tensor | None = None
 ) -> Paths:
-    """The path "fused" of `ConvolutionThenMatrix`, in two axes without groups."""
-    if conv.axes != 2 or conv.groups != 1 or out.ndim != 2:
+    """The path "fused" of `ConvolutionThenMatrix`, where kernels of ours serve."""
+    if not conv.fuses or out.ndim != 2:
         return {}
     return {"fused": (ConvolutionThenMatrix((core, out, factor), tuple(conv.geometry)),)}

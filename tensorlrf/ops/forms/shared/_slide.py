@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms._symbol import leaf
 from tensorlrf.ops.forms.stages import Library, Stage, Stages, count, run_within
-from tensorlrf.ops.geometry import CONVOLUTION, Geometry
+from tensorlrf.ops.geometry import CONVOLUTION, Geometry, Sliding, TransposedGeometry
 from tensorlrf_kernels.pointwise import pointwise as in_two_axes
 
 
@@ -32,19 +32,27 @@ class Conv:
         Of the kernel, (O, I, ...): all output channels, the input channels of a group.
     groups : int
         The number of groups g; the factors of more than one are stacks.
-    geometry : Geometry
+    geometry : Geometry or TransposedGeometry
         Stride, padding and dilation along every axis.
     """
 
     shape: tuple[int, ...]
     groups: int
-    geometry: Geometry
+    geometry: Sliding
 
     @classmethod
-    def resting(cls, shape: tuple[int, ...], groups: int) -> Conv:
+    def resting(cls, shape: tuple[int, ...], groups: int, *, transposed: bool = False) -> Conv:
         """One that does not stride, pad or dilate."""
         ones = (1,) * (len(shape) - 2)
-        return cls(shape, groups, Geometry(ones, tuple(0 for _ in ones), ones))
+        zeros = tuple(0 for _ in ones)
+        if transposed:
+            return cls(shape, groups, TransposedGeometry(ones, zeros, zeros, ones))
+        return cls(shape, groups, Geometry(ones, zeros, ones))
+
+    @property
+    def fuses(self) -> bool:
+        """Whether kernels of ours serve: in two axes, without groups, not transposed."""
+        return self.axes == 2 and self.groups == 1 and not self.geometry.transposed
 
     @property
     def axes(self) -> int:
@@ -89,7 +97,7 @@ class Taps(Stage):
     groups : int
     axes : range
         Those it slides along.
-    geometry : Geometry
+    geometry : Geometry or TransposedGeometry
         Stride, padding and dilation along every axis.
     made : bool
         Whether the kernel is made in the call, and not a tensor that is kept.
@@ -98,30 +106,32 @@ class Taps(Stage):
     kernel: Tensor
     groups: int
     axes: range
-    geometry: Geometry
+    geometry: Sliding
     made: bool = False
     adds_bias = True
 
     @property
     def keeps_layout(self) -> bool:  # type: ignore[override]
         """Whether the result lies in memory as x."""
-        return self.made
+        return self.made and not self.geometry.transposed
 
     def run(self, x: Tensor, bias: Tensor | None, first: Tensor) -> Tensor:
         # A kernel in channels_last would turn the result so, whatever the input.
         kernel = lying_as(self.kernel, first) if self.made else self.kernel
-        conv = CONVOLUTION[self.kernel.ndim - 2]
-        return conv(x, kernel, bias, *self.geometry, self.groups)
+        return self.geometry.convolve(x, kernel, bias, self.groups)
 
     def count(self, counter: Counter) -> None:
         m, n, *kernel = self.kernel.shape
         read = counter.rows
         written = counter.slide(len(self.axes))
-        counter.conv(read, written, n, m // self.groups, math.prod(kernel), self.groups)
+        taps, adjoint = math.prod(kernel), self.geometry.transposed
+        counter.conv(read, written, n, m // self.groups, taps, self.groups, adjoint=adjoint)
 
     def library(self) -> Library:
         options = {**self.geometry._asdict(), "groups": self.groups}
-        return Library(f"Conv{self.kernel.ndim - 2}d", self.kernel, options)
+        kind = "ConvTranspose" if self.geometry.transposed else "Conv"
+        kernel = self.geometry.as_torch_has(self.kernel, self.groups)
+        return Library(f"{kind}{self.kernel.ndim - 2}d", kernel, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +148,8 @@ class Depthwise(Taps):
         channels, _, *kernel = self.kernel.shape
         read = counter.rows
         written = counter.slide(len(self.axes))
-        counter.depthwise(read, written, channels, math.prod(kernel))
+        adjoint = self.geometry.transposed
+        counter.depthwise(read, written, channels, math.prod(kernel), adjoint=adjoint)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Convolutions that are none of torch's Conv layers as they stand: transposed ones."""
