@@ -147,8 +147,10 @@ class Plain:
 
     @property
     def conv_options(self) -> dict[str, Any]:
-        """What a factored convolution takes: stride, padding, dilation and padding_mode, or
-        output_padding for a transposed one."""
+        """What a factored convolution takes.
+
+        Stride, padding, dilation and padding_mode, or output_padding of a transposed one.
+        """
         last = "output_padding" if self.is_transposed else "padding_mode"
         return {name: getattr(self, name) for name in ("stride", "padding", "dilation", last)}
 

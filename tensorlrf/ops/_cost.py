@@ -144,8 +144,11 @@ class Positions(tuple[int, ...]):
 
     @classmethod
     def from_rows(cls, rows: int, stride: Axes, *, transposed: bool = False) -> Positions:
-        """Estimated from the rows M alone: as many input positions as strides skip, or as a
-        transposed convolution has where it writes `stride` places for each."""
+        """Estimated from the rows M alone.
+
+        As many input positions as strides skip; a `transposed` convolution writes `stride` places
+        for each.
+        """
         stages = [rows]
         for s in reversed(stride):
             stages.append(-(-stages[-1] // s) if transposed else stages[-1] * s)

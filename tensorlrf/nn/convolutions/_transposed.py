@@ -21,8 +21,13 @@ from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.obstacles import check_layer
-from tensorlrf.ops import PathTable, conv_paths
-from tensorlrf.ops._conv import run_conv_transpose
+from tensorlrf.ops import (
+    PathTable,
+    conv_paths,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from tensorlrf.ops.forms import form_of
 from tensorlrf.ops.forms.lowering import CONV_TRANSPOSE, Layer
 from tensorlrf.ops.fused import check_layer_path
@@ -33,6 +38,8 @@ from tensorlrf.ops.geometry import (
     transposed_geometry,
     transposed_sizes,
 )
+
+_OPS = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
 
 
 class FactoredConvTransposeNd(FactoredLayer):
@@ -147,8 +154,9 @@ class FactoredConvTransposeNd(FactoredLayer):
                 f"output_size={tuple(output_size)} must have {n} entries from {least} to {most} "
                 f"for an input of shape {tuple(x.shape)}"
             )
-        geometry = self._geometry._replace(output_padding=more)
-        return run_conv_transpose(self._path(x), self.factors, x, self._tensor("bias"), geometry)
+        stride, padding, _, dilation = self._geometry
+        bias, path = self._tensor("bias"), self._path(x)
+        return _OPS[n](x, self.factors, bias, stride, padding, more, dilation, path=path)
 
     def _rebuilt(self) -> Tensor:
         return adjoint(super()._rebuilt(), self.groups)
