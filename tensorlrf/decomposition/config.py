@@ -179,6 +179,16 @@ class Method:
         """
         return None
 
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> Factors | None:
+        """Factors for training from the start, of tensors that `values(*shape)` gives.
+
+        The rank is as the decomposition takes it. Sizes that a fit would choose by the weight are
+        those that cost least. None where the method has none to offer.
+        """
+        return None
+
     # ---- what all have in common -----------------------------------------------------------------
 
     @property

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Factors
+from tensorlrf.nn._fresh import Fresh, check_sizes
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
@@ -116,6 +120,101 @@ class FactoredConvNd(FactoredLayer):
             layer.to(memory_format=CHANNELS_LAST[like.weight.ndim])  # type: ignore[call-overload]
         take_over(layer, like)
         return layer
+
+    @classmethod
+    def new(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrAxes,
+        *,
+        rank: Rank,
+        method: str = "svd",
+        stride: IntOrAxes = 1,
+        padding: PaddingArgument = 0,
+        dilation: IntOrAxes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        std: float | None = None,
+        init: str = "normal",
+        random_state: int | torch.Generator | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """A layer to be trained from the start.
+
+        Parameters
+        ----------
+        in_channels, out_channels, kernel_size
+            As torch's convolution.
+        rank : int, tuple, float or str
+            As the decomposition takes it: a share counts parameters, an upper bound; of a
+            convolution with groups, of each group.
+        method : str
+            The word of a decomposition that serves such a layer; its form is what is trained. Sizes
+            that a fit would choose by a weight are those that cost least, unless options say
+            otherwise (`shapes=`, `row_sizes=`, `blocks=`).
+        stride, padding, dilation, groups, padding_mode
+            As torch's convolution; padding may be (before, after) of each axis too.
+        bias : bool
+            Drawn as torch draws it.
+        std : float, optional
+            Standard deviation of the entries of the weight that the factors stand for, by default
+            that of torch's layer, 1 / sqrt(3 fan_in); sqrt(2 / fan_in) is He's for ReLU.
+        init : {"normal", "spectral"}
+            Normal numbers in every tensor, all tensors of one norm, and no dense weight is made; or
+            the factors of a random dense weight, brought back to its norm (Khodak et al. 2021).
+        random_state : int or Generator, optional
+            Torch's global generator is left alone.
+        device, dtype
+            As torch's layers take them.
+        **options
+            Of the method.
+
+        Returns
+        -------
+        FactoredConvNd
+
+        Raises
+        ------
+        RankError, ShapeError, ArgumentError
+            For what cannot be.
+        UnsupportedError
+            For a method whose sizes follow from a weight, such as "blr", unless by "spectral".
+
+        References
+        ----------
+        He et al. 2015 (variance); Khodak et al. 2021, "Initialization and regularization of
+        factorized neural layers".
+
+        Examples
+        --------
+        >>> new = tensorlrf.nn.FactoredConv2d.new
+        >>> layer = new(64, 64, 3, rank=0.25, method="cp", padding=1, random_state=0)
+        >>> layer(torch.randn(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
+        """
+        check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        kernel = per_axis("kernel_size", kernel_size, 1, cls.n_axes)
+        if in_channels % groups or out_channels % groups:
+            raise ArgumentError(
+                f"groups={groups} must divide in_channels={in_channels} and "
+                f"out_channels={out_channels}"
+            )
+        shape = (out_channels, in_channels // groups, *kernel)
+        fan_in = math.prod(shape[1:])
+        std = 1 / math.sqrt(3 * fan_in) if std is None else std
+        fresh = Fresh(std=std, init=init, random_state=random_state, device=device, dtype=dtype)
+        return cls(
+            fresh.factors(shape, "conv", method, rank, options, groups),
+            fresh.bias(out_channels, fan_in) if bias else None,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            padding_mode=padding_mode,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Inputs `(B, in_channels, *size)` to `(B, out_channels, *size')`, or both without B."""

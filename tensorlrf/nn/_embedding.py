@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
+from tensorlrf.nn._fresh import Fresh, check_sizes
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.obstacles import check_embedding
@@ -86,6 +88,78 @@ class FactoredEmbedding(FactoredLayer):
         layer = cls(factors, like.padding_idx)
         take_over(layer, like)
         return layer
+
+    @classmethod
+    def new(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        rank: Rank,
+        method: str = "svd",
+        padding_idx: int | None = None,
+        std: float | None = None,
+        init: str = "normal",
+        random_state: int | torch.Generator | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """A table to be trained from the start.
+
+        Parameters
+        ----------
+        num_embeddings, embedding_dim : int
+        rank : int, tuple, float or str
+            As the decomposition takes it; a share counts parameters, and is an upper bound.
+        method : str
+            The word of a decomposition that serves such a layer; its form is what is trained. Sizes
+            that a fit would choose by a weight are those that cost least, unless options say
+            otherwise (`shapes=`, `row_sizes=`, `blocks=`).
+        padding_idx : int, optional
+            As torch.nn.Embedding: its row is zeros, where the format has one.
+        std : float, optional
+            Standard deviation of the entries of the weight that the factors stand for, by default
+            that of torch's layer, 1.
+        init : {"normal", "spectral"}
+            Normal numbers in every tensor, all tensors of one norm, and no dense weight is made; or
+            the factors of a random dense weight, brought back to its norm (Khodak et al. 2021).
+        random_state : int or Generator, optional
+            Torch's global generator is left alone.
+        device, dtype
+            As torch's layers take them.
+        **options
+            Of the method.
+
+        Returns
+        -------
+        FactoredEmbedding
+
+        Raises
+        ------
+        RankError, ShapeError, ArgumentError
+            For what cannot be.
+        UnsupportedError
+            For a method whose sizes follow from a weight, such as "blr", unless by "spectral".
+
+        References
+        ----------
+        He et al. 2015 (variance); Khodak et al. 2021, "Initialization and regularization of
+        factorized neural layers".
+
+        Examples
+        --------
+        >>> table = tensorlrf.nn.FactoredEmbedding.new(50_000, 512, rank=32, random_state=0)
+        >>> table(torch.tensor([7])).shape, table.factors.n_params
+        (torch.Size([1, 512]), 1616384)
+        """
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        std = 1.0 if std is None else std
+        fresh = Fresh(std=std, init=init, random_state=random_state, device=device, dtype=dtype)
+        shape = (num_embeddings, embedding_dim)
+        table = cls(fresh.factors(shape, "embedding", method, rank, options), padding_idx)
+        table.clear_padding()
+        return table
 
     def forward(self, input: Tensor) -> Tensor:
         """Indices (...) of int32 or int64 to (..., embedding_dim)."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Self
+import math
+from typing import Any, Self
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.factors import Factors
+from tensorlrf.nn._fresh import Fresh, check_sizes
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.obstacles import check_layer
@@ -74,6 +78,79 @@ class FactoredLinear(FactoredLayer):
         layer = cls(*like_layer(factors, like))
         take_over(layer, like)
         return layer
+
+    @classmethod
+    def new(
+        cls,
+        in_features: int,
+        out_features: int,
+        *,
+        rank: Rank,
+        method: str = "svd",
+        bias: bool = True,
+        std: float | None = None,
+        init: str = "normal",
+        random_state: int | torch.Generator | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """A layer to be trained from the start.
+
+        Parameters
+        ----------
+        in_features, out_features : int
+        rank : int, tuple, float or str
+            As the decomposition takes it; a share counts parameters, and is an upper bound.
+        method : str
+            The word of a decomposition that serves such a layer; its form is what is trained. Sizes
+            that a fit would choose by a weight are those that cost least, unless options say
+            otherwise (`shapes=`, `row_sizes=`, `blocks=`).
+        bias : bool
+            Drawn as torch draws it.
+        std : float, optional
+            Standard deviation of the entries of the weight that the factors stand for, by default
+            that of torch's layer, 1 / sqrt(3 in_features); sqrt(2 / fan_in) is He's for ReLU.
+        init : {"normal", "spectral"}
+            Normal numbers in every tensor, all tensors of one norm, and no dense weight is made; or
+            the factors of a random dense weight, brought back to its norm (Khodak et al. 2021).
+        random_state : int or Generator, optional
+            Torch's global generator is left alone.
+        device, dtype
+            As torch's layers take them.
+        **options
+            Of the method.
+
+        Returns
+        -------
+        FactoredLinear
+
+        Raises
+        ------
+        RankError, ShapeError, ArgumentError
+            For what cannot be.
+        UnsupportedError
+            For a method whose sizes follow from a weight, such as "blr", unless by "spectral".
+
+        References
+        ----------
+        He et al. 2015 (variance); Khodak et al. 2021, "Initialization and regularization of
+        factorized neural layers".
+
+        Examples
+        --------
+        >>> layer = tensorlrf.nn.FactoredLinear.new(4096, 4096, rank=16, random_state=0)
+        >>> layer.factors
+        LowRank(4096x4096, rank 16, 131,072 of 16,777,216 parameters = 0.8%, float32, cpu)
+        >>> round(float(layer(torch.randn(64, 4096)).detach().std() * 3**0.5), 1)
+        1.0
+        """
+        check_sizes(in_features=in_features, out_features=out_features)
+        std = 1 / math.sqrt(3 * in_features) if std is None else std
+        fresh = Fresh(std=std, init=init, random_state=random_state, device=device, dtype=dtype)
+        shape = (out_features, in_features)
+        factors = fresh.factors(shape, "linear", method, rank, options)
+        return cls(factors, fresh.bias(out_features, in_features) if bias else None)
 
     def forward(self, input: Tensor) -> Tensor:
         """Inputs (..., in_features) to (..., out_features)."""

@@ -18,6 +18,7 @@ PAGES = [
     "README.md",
     "docs/layers_and_paths.md",
     "docs/ranks_at_run_time.md",
+    "docs/training.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")

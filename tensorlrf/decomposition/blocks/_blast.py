@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf.decomposition._descent import Descent, check_iteration, finished
@@ -141,11 +142,7 @@ def fit_blast(
         tol,
         draws,
     )
-    share = None if rank is None else _share(rank)
-    r = None if rank is None or share is not None else matrix_rank(rank, m, n)
-    if share is not None:
-        mb, nb = -(-m // p), -(-n // q)
-        r = max(1, min(m, n, whole(share * m * n / (p * mb + q * nb + p * q))))
+    r = None if rank is None else _shared_rank(rank, (m, n), (p, q))
     fit = search(solver.solve, r, error, min(m, n), target.dtype)
     return fit if target.is_plain else finished(fit, n_iter_max)
 
@@ -176,6 +173,24 @@ class Blast(Structured):
         m, n = shape
         p, q = both(self.blocks) or default_blocks(m, n)
         return p * -(-m // p) + q * -(-n // q) + p * q
+
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> BlastFactors:
+        m, n = shape
+        p, q = both(self.blocks) or default_blocks(m, n)
+        r = _shared_rank(rank, shape, (p, q))
+        left, right = values(p, -(-m // p), r), values(q, r, -(-n // q))
+        return BlastFactors(left, right, values(p, q, r), shape)
+
+
+def _shared_rank(rank: Rank, shape: tuple[int, ...], blocks: tuple[int, int]) -> int:
+    """Of all blocks: an int, or a share of all parameters."""
+    (m, n), (p, q) = shape, blocks
+    share = _share(rank)
+    if share is None:
+        return matrix_rank(rank, m, n)
+    return max(1, min(m, n, whole(share * m * n / (p * -(-m // p) + q * -(-n // q) + p * q))))
 
 
 def default_blocks(m: int, n: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -125,12 +126,8 @@ def fit_monarch(
         tol,
     )
     r, limit = None, problem.limit
-    share = None if rank is None else _share(rank)
-    if share is not None:
-        Q, K = counts
-        r = max(1, min(limit, whole(share * m * n / (Q * K * (problem.S + problem.P)))))
-    elif rank is not None:
-        r = check_block_rank(_one_int(rank), problem.S, problem.P)
+    if rank is not None:
+        r = _block_rank(rank, (m, n), counts)
     fit = search(problem.cut, r, error, limit, target.dtype, climb=(limit,))
     return finished(fit, n_iter_max)
 
@@ -160,6 +157,24 @@ class Monarch(Structured):
     def least_params(self, shape: tuple[int, ...]) -> int:
         Q, K = both(self.blocks) or (near_root(shape[0]), near_root(shape[1]))
         return Q * K * (-(-shape[0] // Q) - (-shape[1] // K))
+
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> MonarchFactors:
+        Q, K = both(self.blocks) or (near_root(shape[0]), near_root(shape[1]))
+        S, P = -(-shape[0] // Q), -(-shape[1] // K)
+        r = _block_rank(rank, shape, (Q, K))
+        return MonarchFactors(values(Q, S, K, r), values(K, Q, r, P), shape)
+
+
+def _block_rank(rank: Rank, shape: tuple[int, ...], counts: tuple[int, int]) -> int:
+    """Of each of Q K blocks of a matrix, (S, P): an int, or a share of all parameters."""
+    (m, n), (Q, K) = shape, counts
+    S, P = -(-m // Q), -(-n // K)
+    share = _share(rank)
+    if share is not None:
+        return max(1, min(S, P, whole(share * m * n / (Q * K * (S + P)))))
+    return check_block_rank(_one_int(rank), S, P)
 
 
 def near_root(n: int) -> int:

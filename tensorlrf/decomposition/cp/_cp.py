@@ -253,6 +253,11 @@ class CP(Method):
     ) -> CPFactors:
         return CPFactors(values(rank), tuple(values(n, rank) for n in shape))
 
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> CPFactors:
+        return self.any_factors(cp_rank(rank, shape), shape, values)
+
 
 def _finish(
     tensor: Tensor, problem: Problem, outcome: Outcome, options: Options, differentiable: bool

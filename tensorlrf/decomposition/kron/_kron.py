@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from tensorlrf.decomposition.kron._problem import (
 )
 from tensorlrf.decomposition.kron._shapes import (
     Pair,
+    candidates,
     check_shapes,
     has_proper_pairs,
     proper_pairs,
     rearranged,
     shortlist,
     sides,
+    terms,
 )
 from tensorlrf.decomposition.kron._solve import Cutter
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_svd
@@ -258,6 +261,15 @@ class Kron(Structured):
     def least_params(self, shape: tuple[int, ...]) -> int:
         pairs = proper_pairs(*shape[:2]) if self.shapes is None else [self.shapes]
         return min(sum(sides(pair, math.prod(shape[2:]))) for pair in pairs)
+
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> KroneckerSum:
+        m, n, *kernel = shape
+        given = self.shapes
+        pair = candidates(shape, rank)[0] if given is None else check_shapes(given, m, n)
+        s = terms(rank, pair, math.prod(kernel)) or 1
+        return KroneckerSum(values(s, *pair[0]), values(s, *pair[1], *kernel), shape)
 
 
 @truncates("kron")

@@ -294,6 +294,11 @@ class SVD(Method):
     ) -> LowRank:
         return LowRank(values(shape[0], rank), values(rank, math.prod(shape[1:])), shape)
 
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> LowRank:
+        return self.any_factors(matrix_rank(rank, shape[0], math.prod(shape[1:])), shape, values)
+
 
 @truncates("svd")
 def _unfoldings(tensor: Tensor) -> Unfolded:

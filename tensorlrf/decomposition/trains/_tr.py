@@ -242,6 +242,14 @@ class TR(Structured):
         ranks = ring_ranks(rank, sizes, math.prod(shape))
         return sum(n * r * s for n, r, s in zip(sizes, ranks, (*ranks[1:], ranks[0]), strict=True))
 
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> TRFactors:
+        sizes = [n for digits in self.sizes or map(row_digits, shape) for n in digits]
+        ranks = ring_ranks(rank, sizes, math.prod(shape))
+        around = zip(sizes, ranks, (*ranks[1:], ranks[0]), strict=True)
+        return TRFactors(tuple(values(r, n, s) for n, r, s in around), shape)
+
     def least_params(self, shape: tuple[int, ...]) -> int:
         return sum(sum(digits) for digits in self.sizes or map(row_digits, shape))
 

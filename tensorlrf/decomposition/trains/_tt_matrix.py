@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -231,6 +232,17 @@ class TT(Structured):
         else:
             sizes = [a * b for a, b in zip(*self._digits(shape), strict=True)]
         return train_params(sizes, train_ranks(rank, sizes, math.prod(shape)))
+
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> TTMatrix | TTFactors:
+        order = train_order(len(shape)) if len(shape) > 2 else ()
+        sizes: list[tuple[int, ...]] = [(shape[k],) for k in order]
+        sizes = sizes or list(zip(*self._digits(shape), strict=True))
+        whole = [math.prod(size) for size in sizes]
+        bonds = (1, *train_ranks(rank, whole, math.prod(shape)), 1)
+        cores = [values(r, *n, s) for n, (r, s) in zip(sizes, pairwise(bonds), strict=True)]
+        return TTFactors(tuple(cores), order) if order else TTMatrix(tuple(cores), shape)
 
     def _digits(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return matrix_sizes(shape[0], shape[1], self.row_sizes, self.column_sizes, self.order)

@@ -321,6 +321,11 @@ class Tucker(Method):
             values(r_out, r_in, *taps), (values(O, r_out), values(I, r_in)), (0, 1)
         )
 
+    def fresh_factors(
+        self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
+    ) -> TuckerFactors:
+        return self.any_factors(tucker_ranks(rank, shape, (0, 1)), shape, values)
+
 
 def tucker_ladder(shape: Sequence[int], rank_shares: tuple[float, float]) -> Ladder:
     """Tucker-2 of a kernel (O, I, *k), along the line t * rank_shares of (r_O / O, r_I / I).
