@@ -277,7 +277,7 @@ def batch_norms(
 def latency_of(
     model: nn.Module,
     small: nn.Module,
-    plan: Plan,
+    plan: Plan | Report,
     example: Any,
     data: Calibration | None,
     fitting: Fitting,

@@ -21,6 +21,7 @@ from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.frontier._metric import Metric, with_quality
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
+from tensorlrf.compression.modular._modular import take_sizes, whole_modules
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
@@ -79,7 +80,10 @@ def compress(
     model : Module
     keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
         What is to become of which layer, as in `plan`. Give one budget, such as keep_params (share
-        of the weights to keep) or error, or a rank to every method. Or instead
+        of the weights to keep) or error, or a rank to every method. With method="modular" whole
+        modules of a transformer become smaller in place of layers that get factors: perceptrons
+        have fewer channels and attentions smaller heads, by `keep_params` and `calibration`.
+        Or instead
     max_drop : float, optional
         How far the metric of `evaluate` may fall: the smallest model within it is looked for, in
         at most eight evaluations and three fits. The bound on the drop counts, with 95% confidence.
@@ -120,7 +124,7 @@ def compress(
 
     References
     ----------
-    Clopper & Pearson 1934; Liang & Zeger 1986 (the bounds).
+    Clopper & Pearson 1934; Liang & Zeger 1986 (the bounds). Lin et al. 2025, "MoDeGPT" (modules).
 
     Examples
     --------
@@ -138,7 +142,7 @@ def compress(
             keep_latency=keep_latency, error=error,
         ),
         method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
-        progress,
+        progress, whole=True,
     )  # fmt: skip
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
@@ -221,7 +225,7 @@ def compress_(
             keep_latency=keep_latency, error=error,
         ),
         method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
-        progress,
+        progress, whole=True,
     )  # fmt: skip
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
@@ -244,6 +248,8 @@ def compress_(
     for row in report.layers:
         if row.factored:
             put(model, row.places, module_at(small, row.name))
+    if request.modular:
+        take_sizes(model, small)
     if report.refinement is not None:
         take_over(model, small)
     if report.batch_norms is not None and report.batch_norms.kept:
@@ -284,15 +290,27 @@ def _compressed(
     data = Calibration.read(
         calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups
     )
+    if judging.max_drop is not None and request.modular:
+        raise ArgumentError(
+            f"max_drop={judging.max_drop!r} is of methods that make factors; with "
+            "method='modular' give keep_params="
+        )
     if judging.max_drop is not None and data is not None:
 
         def carry_out(plan: Plan) -> tuple[nn.Module, Report]:
             return carried_out(model, plan, survey(model), data, fitting, request.example)
 
         return judging.fitted(model, request, data, carry_out)
-    made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
-    judge = judging.judge(model)  # what fails is to fail before the fit
-    small, report = carried_out(model, made, found, data, fitting, request.example, probe)
+    if request.modular:
+        judge = judging.judge(model)
+        small, report = whole_modules(model, request, data, fitting)
+        with torch.inference_mode(False), without_autocast():
+            latency = latency_of(model, small, report, request.example, data, fitting)
+        report = replace(report, latency=latency)
+    else:
+        made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
+        judge = judging.judge(model)  # what fails is to fail before the fit
+        small, report = carried_out(model, made, found, data, fitting, request.example, probe)
     if settings is not None and data is not None:
         with torch.inference_mode(False), without_autocast():
             small, told = refined(
@@ -300,7 +318,7 @@ def _compressed(
                 fitting.random_state, fitting.progress, Processes(), time.monotonic(),
             )  # fmt: skip
             error = data.apart(model, small)
-            latency = latency_of(model, small, made, request.example, data, fitting)
+            latency = latency_of(model, small, report, request.example, data, fitting)
         report = replace(
             report,
             latency=latency,

@@ -19,12 +19,15 @@ from tensorlrf.errors import ArgumentError
 
 OBJECTIVES = ("size", "latency")
 
+MODULAR = "modular"
+"""The method that makes whole modules smaller, of which there is no plan of layers."""
+
 
 @dataclass(frozen=True)
 class Request:
     """The arguments of `plan` beside the model and the calibration inputs, looked at.
 
-    methods  glob -> method
+    methods  glob -> method; none where whole modules are made smaller
     skip     globs; None for heads
     """
 
@@ -40,6 +43,11 @@ class Request:
     random_state: int | torch.Generator | None
     progress: bool
 
+    @property
+    def modular(self) -> bool:
+        """Whether whole modules are made smaller."""
+        return not self.methods
+
     @classmethod
     def of(
         cls,
@@ -54,8 +62,11 @@ class Request:
         readout: Readout | None,
         random_state: int | torch.Generator | None,
         progress: bool,
+        *,
+        whole: bool = False,
     ) -> Request:
-        """Raises ArgumentError for what cannot be with any model."""
+        """Raises ArgumentError for what cannot be with any model; `whole` where modules may be made
+        smaller as a whole."""
         if objective not in OBJECTIVES:
             raise ArgumentError(
                 f"objective={objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
@@ -66,7 +77,14 @@ class Request:
                 "tensorlrf.sensitivity(model, ...) or Sensitivity.from_json(text) gives"
             )
         globs = [skip] if isinstance(skip, str) else skip
+        modular = isinstance(method, str) and method == MODULAR
+        if modular and not whole:
+            raise ArgumentError(
+                f"method={MODULAR!r} makes whole modules smaller, which no plan of layers tells; "
+                f"use tensorlrf.compress(model, method={MODULAR!r}, keep_params=, calibration=)"
+            )
+        methods = {} if modular else chooser(method)
         return cls(
-            budget, chooser(method), globs, objective, example, Allocation.of(allocation),
+            budget, methods, globs, objective, example, Allocation.of(allocation),
             sensitivity, loss, readout, random_state, progress,
         )  # fmt: skip

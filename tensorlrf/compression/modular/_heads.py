@@ -1,0 +1,140 @@
+"""An attention with smaller heads.
+
+Keys k and the queries q that meet them keep P k and Q^T q, with Q P the map of rank r by which
+E |q^T (I - Q P) k|^2 is least over all heads of queries that share the keys; values and the layer
+behind them likewise, with the columns of that layer in place of queries. Both have one closed form
+(Lin et al. 2025, theorems 3 and 4, told by the second moments of q, k and v). Rotary pairs, which
+no map but a selection leaves what they are, are kept by E |q_p|^2 E |k_p|^2 (their algorithm 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
+from tensorlrf.compression.modular._channels import put_values
+from tensorlrf.compression.modular._structures import Heads, cut, pair_entries
+from tensorlrf.decomposition.shrinkage import ROUNDING
+from tensorlrf.nn.resized.layers import Resized, resize_
+
+LEAST = ROUNDING**0.5
+"""Of the mean variance of a head that every direction is given, so that those which the inputs do
+not reach have an order too."""
+
+
+@dataclass(frozen=True)
+class HeadMaps:
+    """What becomes of the d numbers of heads, for each of G heads of keys.
+
+    query, key, value  (G, r, d)
+    out                (G, d, r), which the columns of the layer behind are multiplied by
+    entries            of the rotary tables that stay; () for all
+    shift              of the bias of the layer behind, (m,); None for none
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    entries: tuple[int, ...] = ()
+    shift: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Of a head: r."""
+        return self.key.shape[1]
+
+
+def closest(outer: Tensor, inner: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """(Q (..., d, r), P (..., r, d)) of the least tr(A (I - Q P) C (I - Q P)^T) at rank r, for A
+    and C (..., d, d), positive semidefinite, in float64: what matters, and what there is."""
+    values, vectors = torch.linalg.eigh(inner)
+    mean = values.clamp(min=0).mean(-1, keepdim=True)
+    values = values.clamp(min=0) + LEAST * torch.where(mean > 0, mean, 1.0)
+    root = (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+    back = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
+    level = outer.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(outer.shape[-1], dtype=outer.dtype, device=outer.device)
+    outer = outer + LEAST * torch.where(level > 0, level, 1.0) * eye
+    _, turned = torch.linalg.eigh(root @ outer @ root)
+    leading = turned[..., -r:].flip(-1)  # (..., d, r)
+    return root @ leading, leading.mT @ back
+
+
+def lost(outer: Tensor, inner: Tensor, out: Tensor, kept: Tensor) -> float:
+    """Of the energy tr(A C) the share that A (I - Q P) C (I - Q P)^T is, over all heads."""
+    left = torch.eye(outer.shape[-1], dtype=outer.dtype, device=outer.device) - out @ kept
+    whole = float((outer * inner).sum())
+    part = float(((outer @ left @ inner) * left).sum().clamp(min=0))
+    return part / whole if whole > 0 else 0.0
+
+
+def strongest_pairs(queries: Tensor, keys: Tensor, r: int) -> tuple[int, ...]:
+    """The r // 2 pairs, in their order, of the largest E |q_p|^2 E |k_p|^2 over all heads.
+
+    queries, keys  (G, pairs) mean squares of a pair: of all heads of queries that share the keys
+                   together, and of the keys
+    """
+    scores = (queries * keys).sum(0)
+    return tuple(sorted(scores.topk(r // 2).indices.tolist()))
+
+
+def selection(entries: list[int], heads: Heads, like: Tensor) -> Tensor:
+    """(G, r, d) that takes these entries of every head."""
+    eye = torch.eye(heads.width, dtype=torch.float64, device=like.device)
+    return eye[entries].expand(heads.keys, -1, -1)
+
+
+def narrow_heads(model: nn.Module, heads: Heads, maps: HeadMaps) -> None:
+    """Leave the model heads of the width of the maps, in place."""
+    each = heads.queries // heads.keys
+    rows = {heads.query: maps.query, heads.key: maps.key, heads.value: maps.value}
+    if heads.packed:
+        layer = dense_layer_at(model, heads.query)
+        parts = [(maps.query, each), (maps.key, 1), (maps.value, 1)]
+        lengths = [heads.keys * n * heads.width for _, n in parts]
+        weights = torch.split(layer.weight, lengths)
+        bias = layer.module.bias
+        biases = [None] * 3 if bias is None else torch.split(bias.detach(), lengths)
+        made = [
+            _mapped(w, b, one, n) for w, b, (one, n) in zip(weights, biases, parts, strict=True)
+        ]
+        whole = None if bias is None else torch.cat([b for _, b in made if b is not None])
+        put_values(layer, torch.cat([w for w, _ in made]), whole)
+    else:
+        for name, one in rows.items():
+            layer = dense_layer_at(model, name)
+            bias = None if layer.module.bias is None else layer.module.bias.detach()
+            weight, bias = _mapped(layer.weight, bias, one, each if name == heads.query else 1)
+            put_values(layer, weight, bias)
+    out = dense_layer_at(model, heads.out)
+    weight = cut(out.weight.to(torch.float64), 1, heads.keys, each, heads.width)
+    weight = torch.einsum("ogec,gcr->oger", weight, maps.out.to(weight.device)).flatten(1)
+    bias = None if out.module.bias is None else out.module.bias.detach()
+    if bias is not None and maps.shift is not None:
+        bias = bias.to(torch.float64) + maps.shift.to(bias.device)
+    put_values(out, weight, bias)
+    numbers = {name: n * maps.width for name, n in heads.numbers.items()}
+    whole_table = heads.width if maps.entries else 0
+    resize_(module_at(model, heads.sizes), Resized(numbers, table=maps.entries, whole=whole_table))
+
+
+def _mapped(
+    weight: Tensor, bias: Tensor | None, one: Tensor, each: int
+) -> tuple[Tensor, Tensor | None]:
+    """Rows (G * each * d, n) of a weight, and its bias, by maps (G, r, d) of every head."""
+    one = one.to(weight.device)
+    shape = (one.shape[0], each, one.shape[2])
+    made = torch.einsum("grd,gedn->gern", one, cut(weight.to(torch.float64), 0, *shape))
+    if bias is None:
+        return made.flatten(0, 2), None
+    bias = torch.einsum("grd,ged->ger", one, cut(bias.to(torch.float64), 0, *shape)).flatten()
+    return made.flatten(0, 2), bias
+
+
+def table_entries(pairs: tuple[int, ...], heads: Heads) -> tuple[int, ...]:
+    """Where the cosines and sines of these pairs lie in the tables."""
+    return tuple(pair_entries(pairs, heads.width, heads.table))

@@ -1,0 +1,152 @@
+"""The parts of a transformer that can be made smaller as a whole, as values.
+
+Channels are those between the layers of a perceptron, one or two side by side before a function of
+each channel and one behind it. Heads are those of an attention: queries, keys and values, which may
+be one layer, and the layer that puts the heads together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+
+HALVES, NEIGHBOURS = "halves", "neighbours"
+"""How the two numbers of a rotary pair lie among d: k and k + d / 2, or 2 k and 2 k + 1."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Of a perceptron.
+
+    ups   the layers whose outputs they are: one, or a gate and what it gates
+    down  the layer whose inputs they are
+    """
+
+    ups: tuple[str, ...]
+    down: str
+
+    kind = "channels"
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Its layers."""
+        return (*self.ups, self.down)
+
+    @property
+    def owner(self) -> str:
+        """The module around them."""
+        return common(self.linears)
+
+    def at(self, name: str) -> Channels:
+        """The same in the module of that name, of which the names are told."""
+        return Channels(tuple(inside(name, up) for up in self.ups), inside(name, self.down))
+
+    def most(self, model: nn.Module) -> int:
+        """How many there are."""
+        return dense_layer_at(model, self.down).shape[1]
+
+    def least(self) -> int:
+        """How many must stay."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of an attention.
+
+    query, key, value   the layers, all three the same where they are one, in this order
+    out                 the layer behind the heads
+    sizes               the module whose forward cuts the outputs into heads
+    width               numbers of a head
+    queries, keys       heads of queries, and of keys and values, each of which serves as many
+    numbers             attributes of `sizes` -> how many widths each of them is
+    pairs, table        how rotary pairs lie in a head, and in the tables; empty without
+    folds               whether the forward takes its scale from the width
+    """
+
+    query: str
+    key: str
+    value: str
+    out: str
+    sizes: str
+    width: int
+    queries: int
+    keys: int
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    pairs: str = ""
+    table: str = ""
+    folds: bool = False
+
+    kind = "heads"
+
+    @property
+    def packed(self) -> bool:
+        """Whether queries, keys and values come from one layer."""
+        return self.query == self.key
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Its layers."""
+        return tuple(dict.fromkeys((self.query, self.key, self.value, self.out)))
+
+    @property
+    def owner(self) -> str:
+        """The module around them."""
+        return common((*self.linears, self.sizes))
+
+    def at(self, name: str) -> Heads:
+        """The same in the module of that name, of which the names are told."""
+        return replace(
+            self,
+            query=inside(name, self.query),
+            key=inside(name, self.key),
+            value=inside(name, self.value),
+            out=inside(name, self.out),
+            sizes=inside(name, self.sizes),
+        )
+
+    def most(self, _: nn.Module) -> int:
+        """Numbers of a head."""
+        return self.width
+
+    def least(self) -> int:
+        """Of which so many must stay."""
+        return 2 if self.pairs else 1
+
+
+Structure = Channels | Heads
+
+
+def common(names: Sequence[str]) -> str:
+    """The innermost module around all of these; the model itself is ROOT."""
+    paths = [() if name == ROOT else tuple(name.split(".")) for name in names]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) or ROOT
+
+
+def inside(owner: str, name: str) -> str:
+    """The name of a module as it is called in another one around it."""
+    if owner == ROOT:
+        return name
+    return ROOT if name == owner else name.removeprefix(f"{owner}.")
+
+
+def cut(t: Tensor, dim: int, *sizes: int) -> Tensor:
+    """The tensor with one of its dimensions cut into several, of which one may be -1."""
+    return t.reshape(*t.shape[:dim], *sizes, *t.shape[dim + 1 :])
+
+
+def pair_entries(kept: Sequence[int], width: int, layout: str) -> list[int]:
+    """Where the numbers of these pairs lie among `width`, in their order within fewer."""
+    if layout == HALVES:
+        return [*kept, *(k + width // 2 for k in kept)]
+    return [n for k in kept for n in (2 * k, 2 * k + 1)]

@@ -1,0 +1,1 @@
+"""Stock modules with fewer channels, or smaller heads, than their architecture gives them."""

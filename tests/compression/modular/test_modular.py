@@ -1,0 +1,215 @@
+"""`compress(model, method="modular")`: transformers with fewer channels and smaller heads."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensorlrf import compress, compress_, plan
+from tensorlrf.compression.calibration._outputs import tensors_of
+from tensorlrf.errors import ArgumentError
+from tests.compression.modular.models import CAUSAL, FAMILIES, TURNED, batches, drawn
+
+QUIET = {"progress": False}
+
+
+def modular(model: nn.Module, name: str, keep: float = 0.6, **options: Any) -> Any:
+    return compress(
+        model, method="modular", keep_params=keep, calibration=batches(name), **QUIET, **options
+    )
+
+
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return list(tensors_of(model(**batch, use_cache=False) if "pixel_values" not in batch
+                               else model(**batch)))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_layer_but_the_head_becomes_smaller_within_the_budget(name: str) -> None:
+    model = drawn(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    small, report = modular(model, name, allocation="uniform")
+    rows = [row for row in report.layers if row.kind in ("Linear", "Conv1D")]
+    rows = [row for row in rows if row.name not in ("lm_head", "classifier")]
+    assert rows
+    assert all(row.factored and row.params_after < row.params_before for row in rows)
+    assert 0.5 < report.eligible.share <= 0.6
+    assert sum(p.numel() for p in small.parameters()) == report.model.params_after
+    for row in rows:
+        assert small.get_submodule(row.name).weight.numel() == row.params_after
+    assert [type(m).__name__ for m in small.modules()] == [
+        type(m).__name__ for m in model.modules()
+    ]
+    for a, b in zip(
+        outputs(small, batches(name)[0]), outputs(model, batches(name)[0]), strict=True
+    ):
+        assert a.shape == b.shape
+        assert torch.isfinite(a).all()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_it_is_nearer_than_what_is_cut_by_size(name: str) -> None:
+    """With the weights that the parts left have, in place of those that make the rest good."""
+    model = drawn(name)
+    small, report = modular(model, name, 0.7, allocation="uniform")
+    cut = copy.deepcopy(small)
+    for row in report.layers:
+        if row.factored:
+            own, whole = cut.get_submodule(row.name).weight, model.get_submodule(row.name).weight
+            own.data.copy_(whole[tuple(slice(n) for n in own.shape)])
+    batch = batches(name, 9)[-1]
+    wanted = outputs(model, batch)[0]
+    far, near = ((outputs(m, batch)[0] - wanted).norm() for m in (cut, small))
+    assert near < 0.7 * far
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_it_generates_the_same_with_a_cache_as_without(name: str) -> None:
+    model = drawn(name)
+    small, report = modular(model, name)
+    assert report.eligible.share <= 0.6
+    words = batches(name)[0]["input_ids"][:2]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    one, other = (small.generate(words, use_cache=use, **options) for use in (True, False))
+    assert torch.equal(one, other)
+    with torch.no_grad():
+        caches = [m(words, use_cache=True).past_key_values for m in (small, model)]
+    numbers = [sum(l.keys.numel() + l.values.numel() for l in cache.layers) for cache in caches]
+    assert numbers[0] < 0.7 * numbers[1]
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_rotary_pair_stays_or_goes_as_one(name: str) -> None:
+    small, _ = modular(drawn(name), name, 0.6, allocation="uniform")
+    for module in small.modules():
+        if hasattr(module, "rotary_entries"):
+            kept, half = set(module.rotary_entries.tolist()), module.rotary_whole // 2
+            mate = (lambda n: n ^ 1) if name == "cohere" else (lambda n, h=half: (n + h) % (2 * h))
+            assert {mate(n) for n in kept} == kept
+            assert len(kept) == module.head_dim < module.rotary_whole
+
+
+def test_padding_is_no_input() -> None:
+    """What stands where the mask is zero changes nothing."""
+    model, masked = drawn("bert"), []
+    for junk in (1, 2):
+        found = batches("bert")
+        for batch in found:
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            batch["attention_mask"][:, 8:] = 0
+            batch["input_ids"][:, 8:] = junk
+        masked.append(
+            compress(
+                model, method="modular", keep_params=0.6, calibration=found, holdout=0, **QUIET
+            )
+        )
+    (one, _), (other, _) = masked
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_in_place_it_is_the_same() -> None:
+    model = drawn("llama")
+    small, _ = modular(model, "llama")
+    report = compress_(
+        model, method="modular", keep_params=0.6, calibration=batches("llama"), **QUIET
+    )
+    assert report.eligible.share <= 0.6
+    batch = batches("llama")[0]
+    assert torch.equal(outputs(model, batch)[0], outputs(small, batch)[0])
+
+
+def test_skipped_layers_stay_and_so_does_what_they_are_part_of() -> None:
+    small, report = modular(drawn("llama"), "llama", skip=["*.0.*", "lm_head"])
+    assert small.model.layers[0].self_attn.head_dim == 8
+    assert not report.layer("model.layers.0.mlp.up_proj").eligible
+    assert report.layer("model.layers.1.mlp.up_proj").factored
+    _, report = modular(drawn("llama"), "llama", skip=["*.gate_proj", "lm_head"])
+    assert "no perceptron" in report.layer("model.layers.0.mlp.up_proj").reason
+
+
+class Mixed(nn.Module):
+    """A perceptron whose channels are mixed between its layers, and one whose are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 16)
+        self.c, self.d = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.b(self.norm(self.a(x)))
+        return self.d(torch.tanh(self.c(x)))
+
+
+def test_what_is_not_known_is_left_and_told() -> None:
+    torch.manual_seed(0)
+    model = Mixed()
+    small, report = compress(
+        model, method="modular", keep_params=0.5, calibration=[torch.randn(200, 16)], skip=[],
+        **QUIET,
+    )  # fmt: skip
+    assert "structure is known" in report.layer("a").reason
+    assert small.a.weight.shape == model.a.weight.shape
+    assert small.c.out_features == small.d.in_features == 12
+    with pytest.raises(ArgumentError, match="no perceptron or attention"):
+        compress(
+            nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)), method="modular",
+            keep_params=0.5, calibration=[torch.randn(50, 8)], skip=[], **QUIET,
+        )  # fmt: skip
+
+
+def test_heads_behind_a_norm_of_their_own_stay() -> None:
+    import transformers as hf
+
+    from tests.compression.modular.models import SMALL
+
+    torch.manual_seed(0)
+    config = hf.Qwen3Config(**SMALL, num_key_value_heads=2, intermediate_size=48, head_dim=8)
+    model = hf.Qwen3Model(config).eval()
+    _, report = modular(model, "qwen3", 0.6)
+    assert not report.layer("layers.0.self_attn.q_proj").eligible
+    assert report.layer("layers.0.mlp.up_proj").factored
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"keep_params": None, "error": 0.1}, "needs keep_params"),
+        ({"keep_params": 0.5, "calibration": None}, "give calibration="),
+        ({"keep_params": 0.001}, "is the least they can do with"),
+        ({"keep_params": 0.5, "affine": True}, "affine=True"),
+        ({"keep_params": 0.5, "allocation": "energy"}, "block_influence"),
+        ({"keep_params": 0.5, "objective": "latency"}, "objective='latency'"),
+        ({"keep_params": None, "max_drop": 0.1, "evaluate": float}, "give keep_params="),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_changed(
+    options: dict[str, Any], told: str
+) -> None:
+    options = {"calibration": [torch.randn(64, 16)], "skip": [], **QUIET, **options}
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    with pytest.raises(ArgumentError, match=told):
+        compress(model, method="modular", **options)
+    assert model[0].out_features == 64
+
+
+def test_no_plan_of_layers_tells_it() -> None:
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    with pytest.raises(ArgumentError, match="no plan of layers"):
+        plan(model, method="modular", keep_params=0.5)
+
+
+def test_few_samples_are_told() -> None:
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    with pytest.warns(UserWarning, match="thin"):
+        small, _ = compress(
+            model, method="modular", keep_params=0.5, calibration=[torch.randn(40, 16)], skip=[],
+            **QUIET,
+        )  # fmt: skip
+    assert torch.isfinite(small(torch.randn(3, 16))).all()
