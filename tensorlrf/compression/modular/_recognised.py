@@ -183,10 +183,11 @@ def _sizes(group: Group) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.sizes for one in group if isinstance(one, Heads)))
 
 
-def _key(one: Structure) -> object:
+def _key(one: Structure) -> Structure:
+    """What can be said of it before it is asked."""
     if isinstance(one, Channels):
         return one
-    return replace(one, numbers={}, pairs="", table="", folds=False), tuple(one.numbers.items())
+    return replace(one, pairs="", table="", folds=False)
 
 
 def _alike(one: Structure, other: Structure) -> bool:

@@ -77,7 +77,7 @@ class Heads:
     width: int
     queries: int
     keys: int
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict, hash=False)
     pairs: str = ""
     table: str = ""
     folds: bool = False
