@@ -1,7 +1,8 @@
 """What a model is when its values are left aside: by this a file finds the model it belongs to.
 
-A factored layer counts as the layer it stands for, so a model and its compressed form are the same
-architecture, on any device, in any dtype, for training or not.
+A factored layer counts as the layer it stands for, and one that was made smaller as what it was, so
+a model and its compressed form are the same architecture, on any device, in any dtype, for training
+or not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.plain import BASES
+from tensorlrf.nn.resized.layers import resized_of
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
@@ -102,11 +104,14 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         **module._parameters,
         **{k: b for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set},
     }
+    smaller = resized_of(module)
+    was = {} if smaller is None else smaller.was
     shapes = {}
     for key, tensor in sorted(tensors.items()):
         if tensor is None or key == "bias":
             continue
-        shapes[key] = () if is_lazy(tensor) else tuple(tensor.shape)  # lazy: it has none yet
+        own = () if is_lazy(tensor) else tuple(tensor.shape)  # lazy: it has none yet
+        shapes[key] = was.get(key, own)
     return shapes
 
 

@@ -219,7 +219,9 @@ def _report(header: Header, path: Path, verified: bool) -> FileReport:
         fingerprint=None if header.architecture is None else digest(header.architecture),
         size=path.stat().st_size,
         tensors=len(header.tensors),
-        params_before=after + sum(row.params_before - row.params_after for row in layers),
+        params_before=after
+        + sum(row.params_before - row.params_after for row in layers)
+        + sum(entry.left_out for entry in header.resized),
         params_after=after,
         layers=layers,
         plan=header.plan,

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
+from tensorlrf.compression.checkpoint._sizes import with_sizes
 from tensorlrf.compression.checkpoint.header import Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint.named_tensors import (
     ATTRIBUTE,
@@ -48,6 +49,7 @@ def unpack(
 
     Raises FileFormatError that names the module or tensor where the two do not belong together.
     """
+    model = with_sizes(model, header.resized, path)
     return _Rebuild(header, read, model, device, path).result()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.checkpoint._architecture import describe
+from tensorlrf.compression.checkpoint._sizes import sizes_of
 from tensorlrf.compression.checkpoint.header import LONGEST_NAME, Header, LayerEntry, Slot, View
 from tensorlrf.compression.checkpoint.named_tensors import (
     LASTING,
@@ -49,6 +50,7 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
             if layer.recipe
         },
         extra_state=_extra_state(model),
+        resized=sizes_of(model),
     )
     return tensors, header
 

@@ -85,6 +85,26 @@ class LayerEntry:
 
 
 @dataclass(frozen=True)
+class SizeEntry:
+    """A module of the architecture that is smaller than this gives it: a `nn.resized.Resized`.
+
+    places  all its qualified names
+    """
+
+    places: tuple[str, ...]
+    sizes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    was: Mapping[str, tuple[int, ...]]
+    table: tuple[int, ...]
+    whole: int
+
+    @property
+    def left_out(self) -> int:
+        """How many numbers it has less."""
+        return sum(math.prod(self.was[name]) - math.prod(own) for name, own in self.shapes.items())
+
+
+@dataclass(frozen=True)
 class Header:
     """All that a model file says beside its tensors.
 
@@ -92,6 +112,7 @@ class Header:
     architecture  what `describe` says of the model; None for a checkpoint without its model
     plan          name of a layer -> how its factors were made
     extra_state   name of a module -> what its get_extra_state returned
+    resized       modules that are smaller than in the architecture
     """
 
     made_by: str
@@ -101,6 +122,7 @@ class Header:
     layers: tuple[LayerEntry, ...]
     plan: Mapping[str, Any]
     extra_state: Mapping[str, Any]
+    resized: tuple[SizeEntry, ...] = ()
 
     def to_text(self) -> str:
         """JSON, with the format version and the checksums of the plan and of the whole."""
@@ -119,6 +141,7 @@ class Header:
                 "plan": dict(self.plan),
                 "plan_checksum": checksum_of(canonical(dict(self.plan))),
                 "extra_state": dict(self.extra_state),
+                **({"resized": [vars(entry) for entry in self.resized]} if self.resized else {}),
             }
         )
 
@@ -126,7 +149,7 @@ class Header:
 def parse(file: SafeFile) -> Header:
     """The header of a model file. Raises FileFormatError that says what of it is wrong."""
     root = unseal(file, KEY, FORMAT_VERSION)
-    root.keys_are(_KEYS)
+    root.keys_are(_KEYS, ("resized",))
     plan = root["plan"].mapping()
     if root["plan_checksum"].text() != checksum_of(canonical(plan)):
         raise FileFormatError(f"path={file.path!r}: the checksum of the plan does not fit")
@@ -139,6 +162,9 @@ def parse(file: SafeFile) -> Header:
         layers=tuple(_layer(at) for at in root["layers"].entries()),
         plan={name: recipe_of(recipe) for name, recipe in plan.items()},
         extra_state=root["extra_state"].mapping(),
+        resized=tuple(_resized(at) for at in root["resized"].entries())
+        if "resized" in root.mapping()
+        else (),
     )
     fingerprint = root["fingerprint"].maybe(JsonNode.text)
     if fingerprint != (None if header.architecture is None else digest(header.architecture)):
@@ -191,6 +217,29 @@ def _layer(at: JsonNode) -> LayerEntry:
         bias=at["bias"].maybe(JsonNode.flag),
         measured=at["measured"].each(_table),
     )
+
+
+def _resized(at: JsonNode) -> SizeEntry:
+    at.keys_are([one.name for one in fields(SizeEntry)])
+    entry = SizeEntry(
+        places=tuple(place.text() for place in at["places"].entries()),
+        sizes=at["sizes"].each(lambda size: size.whole(1)),
+        shapes=at["shapes"].each(JsonNode.wholes),
+        was=at["was"].each(JsonNode.wholes),
+        table=tuple(one.whole() for one in at["table"].entries()),
+        whole=at["whole"].whole(),
+    )
+    if not entry.places:
+        at["places"].wrong("a list of names")
+    if len(set(entry.table)) < len(entry.table) or max(entry.table, default=-1) >= entry.whole > 0:
+        at["table"].wrong(f"different entries below {entry.whole}")
+    if entry.shapes.keys() != entry.was.keys() or not all(
+        len(shape) == len(entry.was[name])
+        and all(0 < n <= most for n, most in zip(shape, entry.was[name], strict=True))
+        for name, shape in entry.shapes.items()
+    ):
+        at["shapes"].wrong(f"shapes no larger than {dict(entry.was)}")
+    return entry
 
 
 def _table(at: JsonNode) -> PathTable:
