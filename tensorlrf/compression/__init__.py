@@ -14,8 +14,10 @@ from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
+from tensorlrf.compression.ranks._measured import rank_table
 from tensorlrf.compression.ranks._order import order_by_energy
 from tensorlrf.compression.ranks._rank_scale import RankScale, rank_scale
+from tensorlrf.compression.ranks._table import RankRow, RankTable
 from tensorlrf.compression.refinement._refine import refine
 from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
@@ -70,7 +72,9 @@ __all__ = [
     "Monarch",
     "Plan",
     "Quality",
+    "RankRow",
     "RankScale",
+    "RankTable",
     "Refinement",
     "Report",
     "Sensitivity",
@@ -90,6 +94,7 @@ __all__ = [
     "order_by_energy",
     "plan",
     "rank_scale",
+    "rank_table",
     "refine",
     "save",
     "sensitivity",

@@ -139,7 +139,7 @@ class FactoredLinear(FactoredLayer):
 
         Examples
         --------
-        >>> layer = tensorlrf.nn.FactoredLinear.new(4096, 4096, rank=16, random_state=0)
+        >>> layer = tensorlrf.nn.FactoredLinear.new(4096, 4096, rank=16, random_state=1)
         >>> layer.factors
         LowRank(4096x4096, rank 16, 131,072 of 16,777,216 parameters = 0.8%, float32, cpu)
         >>> round(float(layer(torch.randn(64, 4096)).detach().std() * 3**0.5), 1)

@@ -33,7 +33,8 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
     model : Module
         Any module. Kept are parameters, buffers (those that are not persistent too), tensors kept
         as plain attributes, what get_extra_state returns where that is JSON, ties between tensors;
-        of factored layers also the recipe and the measured path tables. Not kept: hooks, and
+        of factored layers also the recipe and the measured path tables; the table that
+        `rank_table` has made. Not kept: hooks, and
         tensors in lists or dicts of a module.
     path : str or path
         A file, by custom with the suffix .safetensors. For a model of transformers also a folder,

@@ -28,6 +28,7 @@ from tensorlrf.compression.checkpoint.named_tensors import (
     joined,
     named_tensors,
 )
+from tensorlrf.compression.ranks._table import give_table
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.files.safetensors import TORCH_DTYPES
 from tensorlrf.files.sealed import Stored
@@ -87,6 +88,7 @@ class _Rebuild:
         model = self._copy()
         self._check_result(model)
         self._settle(model)
+        give_table(model, self.header.plan)
         return model
 
     # ---- what belongs together --------------------------------------------------------------

@@ -19,6 +19,7 @@ from tensorlrf.compression.checkpoint.named_tensors import (
     named_tensors,
     own_tensors,
 )
+from tensorlrf.compression.ranks._table import entry_of
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.files.safetensors import check_storable, plain
 from tensorlrf.files.sealed import Stored, canonical, made_by, storable_key
@@ -45,9 +46,12 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
         slots=tuple(slots),
         layers=tuple(entry for entry, _ in layers),
         plan={
-            entry.places[0]: _json(f"recipe of {entry.places[0]!r}", layer.recipe)
-            for entry, layer in layers
-            if layer.recipe
+            **{
+                entry.places[0]: _json(f"recipe of {entry.places[0]!r}", layer.recipe)
+                for entry, layer in layers
+                if layer.recipe
+            },
+            **entry_of(model),
         },
         extra_state=_extra_state(model),
         resized=sizes_of(model),

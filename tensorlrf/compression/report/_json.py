@@ -32,7 +32,7 @@ def read_as(what: str) -> Iterator[None]:
 
 def check_version(version: Any, known: int, what: str) -> None:
     """Raise FileFormatError for a text of another format version than the one that is known."""
-    if version != known:
+    if type(version) is not int or version != known:
         raise FileFormatError(
             f"text is a {what} of format version {shown(version)}, this is {known}"
         )
