@@ -5,6 +5,7 @@ from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._export import densify, export
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression.folding._fold import fold_batch_norms
 from tensorlrf.compression.frontier._frontier import frontier
 from tensorlrf.compression.frontier._point import FrontierPoint
 from tensorlrf.compression.frontier._points import Frontier
@@ -88,6 +89,7 @@ __all__ = [
     "compress_",
     "densify",
     "export",
+    "fold_batch_norms",
     "frontier",
     "inspect",
     "load",

@@ -57,22 +57,37 @@ def survey(model: nn.Module) -> list[Surveyed]:
         for m, n in places.items()
         if next(m.parameters(recurse=False), None) is not None or _is_quantised(m)
     }
-    tied = _tied(owners)
-    read = dict(_read_by_parents(places)) | dict(_in_adapters(places))
-    held = _held_elsewhere(places)
+    bound = _bonds(places, owners)
     # Of a model without any values a plan can be made all the same.
     on_meta = all(p.is_meta for p in model.parameters())
     found = []
     for module, names in owners.items():
         reason = why_not(module, values=not on_meta)
-        if not reason and module in tied:
-            reason = f"shares its storage with {', '.join(tied[module])}"
-        if not reason and module in read:
-            reason = read[module]
-        if not reason and module in held:
-            reason = f"is also held by {held[module]}, outside the tree of modules"
+        reason = reason or bound.get(module, "")
         found.append(Surveyed(names[0], tuple(names), module, reason))
     return found
+
+
+def bonds_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules that others of the model go by, for which no other can come in their place, and why:
+    their tensors are shared, read, or they are held outside the tree."""
+    places = _places(model)
+    return _bonds(places, {m: n for m, n in places.items() if own_numbers(m)[0]})
+
+
+def _bonds(
+    places: dict[nn.Module, list[str]], owners: dict[nn.Module, list[str]]
+) -> dict[nn.Module, str]:
+    read = dict(_read_by_parents(places)) | dict(_in_adapters(places))
+    held = {
+        module: f"is also held by {name}, outside the tree of modules"
+        for module, name in _held_elsewhere(places).items()
+    }
+    tied = {
+        module: f"shares its storage with {', '.join(names)}"
+        for module, names in _tied(owners).items()
+    }
+    return held | read | tied
 
 
 def without_skipped(

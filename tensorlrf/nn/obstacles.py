@@ -30,10 +30,14 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 class Obstacle(NamedTuple):
-    """Why a layer cannot be replaced, and what can be done about it where `why` does not say so."""
+    """Why a layer cannot be replaced, and what can be done about it where `why` does not say so.
+
+    `of_form`: it is plain and might have another weight, and only a factored form there is none.
+    """
 
     why: str
     remedy: str = "; leave it dense"
+    of_form: bool = False
 
 
 def why_not(module: nn.Module, *, values: bool = True) -> str:
@@ -43,6 +47,11 @@ def why_not(module: nn.Module, *, values: bool = True) -> str:
     `values` a weight on the meta device will do.
     """
     return next((one.why for one in _obstacles(module, values=values)), "")
+
+
+def why_not_rewritten(module: nn.Module) -> str:
+    """Why `module` is no plain layer whose weight may be another; empty where it is one."""
+    return next((one.why for one in _obstacles(module) if not one.of_form), "")
 
 
 def plain_layer(module: nn.Module) -> Plain | None:
@@ -70,7 +79,7 @@ def check_layer(layer: Any, kind: type[nn.Module] | str, argument: str) -> Plain
     if obstacle is not None:
         # A layer of another kind is told what is wanted, others what can be done about them.
         foreign = obstacle.why.startswith("neither")
-        told = f"pass a {wanted}" if foreign else "".join(obstacle)
+        told = f"pass a {wanted}" if foreign else obstacle.why + obstacle.remedy
         raise UnsupportedError(f"{argument} is a {_type_name(layer)}; {told}")
     plain = plain_of(layer)
     if isinstance(plain, str) or plain.kind != name:
@@ -90,7 +99,9 @@ def check_embedding(layer: Any, argument: str) -> None:
         raise ArgumentError(f"{argument} is a {type(layer).__name__}; pass a {wanted}")
     obstacle = next(_embedding_obstacles(layer), None)
     if obstacle is not None:
-        raise UnsupportedError(f"{argument} is a {_type_name(layer)}; {''.join(obstacle)}")
+        raise UnsupportedError(
+            f"{argument} is a {_type_name(layer)}; {obstacle.why}{obstacle.remedy}"
+        )
 
 
 def is_embedding(module: nn.Module) -> bool:
@@ -196,7 +207,8 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
     if plain.groups > 1 and plain.shape_of(weight)[1] == 1:
         yield Obstacle(
             f"depthwise convolution (groups={plain.groups}): one input channel a group leaves "
-            "nothing to factor"
+            "nothing to factor",
+            of_form=True,
         )
     if weight.is_meta and values:
         yield Obstacle("its weight is on the meta device and has no values")

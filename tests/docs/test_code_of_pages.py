@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
     "docs/layers_and_paths.md",
+    "docs/convolutions.md",
     "docs/ranks_at_run_time.md",
     "docs/training.md",
     *(
