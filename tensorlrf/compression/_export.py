@@ -12,6 +12,7 @@ from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.obstacles import hooks_of
+from tensorlrf.nn.resized.layers import stock_
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 
 
@@ -20,8 +21,10 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
 
     A layer becomes an nn.Sequential of Linear or convolution layers, the bias on the last, or one
     dense layer where its path is "dense"; "fused" becomes the chain. A layer in several places, or
-    in a list beside the tree of modules, is one layer in all of them. Whatever is not factored is
-    copied, so that nothing is shared with `model`.
+    in a list beside the tree of modules, is one layer in all of them. Modules that
+    method="modular" has made smaller are plain ones of their sizes; attentions that kept a part of
+    their rotary pairs, which no stock one does, have zeros in place of the others. Whatever is not
+    factored is copied, so that nothing is shared with `model`.
 
     Parameters
     ----------
@@ -42,7 +45,8 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     ArgumentError
         Where `model` is no module, cannot be copied, or `rows` is no count.
     UnsupportedError
-        Where a factored layer has hooks.
+        Where a factored layer has hooks, or layers of an attention with a part of its rotary pairs
+        lie outside of it.
 
     Examples
     --------
@@ -62,7 +66,14 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
             layer, entries[-1][1] if rows is None else layer.path_table.lookup(rows)
         )
 
-    return _replaced(model, stock)
+    exported = _replaced(model, stock)
+    try:
+        stock_(exported)
+    except AttributeError as error:
+        raise UnsupportedError(
+            f"model: an attention with a part of its rotary pairs cannot be a stock one: {error}"
+        ) from None
+    return exported
 
 
 def densify(model: nn.Module) -> nn.Module:

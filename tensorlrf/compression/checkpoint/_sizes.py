@@ -28,7 +28,16 @@ def sizes_of(model: nn.Module) -> tuple[SizeEntry, ...]:
         shapes = {key: tuple(t.shape) for key, t in module._parameters.items() if key in to.was
                   and t is not None}  # fmt: skip
         entries.append(
-            SizeEntry(tuple(names), dict(to.sizes), shapes, dict(to.was), to.table, to.whole)
+            SizeEntry(
+                tuple(names),
+                dict(to.sizes),
+                shapes,
+                dict(to.was),
+                to.table,
+                to.whole,
+                to.parts,
+                to.rows,
+            )
         )
     return tuple(entries)
 
@@ -66,4 +75,7 @@ def _resize(model: nn.Module, entry: SizeEntry) -> None:
         shape = tuple(own.shape) if known is None else known.was.get(name, tuple(own.shape))
         if shape != was:
             raise AttributeError(f"its {name} is {shape}, not {was}")
-    resize_(modules[0], Resized(entry.sizes, entry.shapes, {}, entry.table, entry.whole))
+    to = Resized(
+        entry.sizes, entry.shapes, {}, entry.table, entry.whole, entry.parts, entry.rows
+    )  # fmt: skip
+    resize_(modules[0], to)

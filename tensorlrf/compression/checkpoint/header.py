@@ -97,6 +97,8 @@ class SizeEntry:
     was: Mapping[str, tuple[int, ...]]
     table: tuple[int, ...]
     whole: int
+    parts: tuple[str, ...]
+    rows: tuple[int, ...]
 
     @property
     def left_out(self) -> int:
@@ -228,11 +230,17 @@ def _resized(at: JsonNode) -> SizeEntry:
         was=at["was"].each(JsonNode.wholes),
         table=tuple(one.whole() for one in at["table"].entries()),
         whole=at["whole"].whole(),
+        parts=tuple(part.text() for part in at["parts"].entries()),
+        rows=tuple(one.whole() for one in at["rows"].entries()),
     )
     if not entry.places:
         at["places"].wrong("a list of names")
-    if len(set(entry.table)) < len(entry.table) or max(entry.table, default=-1) >= entry.whole > 0:
-        at["table"].wrong(f"different entries below {entry.whole}")
+    for key in ("table", "rows"):
+        own = getattr(entry, key)
+        if len(set(own)) < len(own) or max(own, default=-1) >= max(1, entry.whole):
+            at[key].wrong(f"different entries below {entry.whole}")
+    if len(entry.rows) != len(entry.table) or len(entry.parts) not in (0, 4):
+        at["parts"].wrong("the four layers of an attention with as many rows as entries")
     if entry.shapes.keys() != entry.was.keys() or not all(
         len(shape) == len(entry.was[name])
         and all(0 < n <= most for n, most in zip(shape, entry.was[name], strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.modular._channels import put_values
-from tensorlrf.compression.modular._structures import Heads, cut, pair_entries
+from tensorlrf.compression.modular._structures import Heads, common, cut, inside, pair_entries
 from tensorlrf.decomposition.shrinkage import ROUNDING
 from tensorlrf.nn.resized.layers import Resized, resize_
 
@@ -31,7 +31,7 @@ class HeadMaps:
 
     query, key, value  (G, r, d)
     out                (G, d, r), which the columns of the layer behind are multiplied by
-    entries            of the rotary tables that stay; () for all
+    pairs              rotary pairs that stay, in their order; () where there are none
     shift              of the bias of the layer behind, (m,); None for none
     """
 
@@ -39,7 +39,7 @@ class HeadMaps:
     key: Tensor
     value: Tensor
     out: Tensor
-    entries: tuple[int, ...] = ()
+    pairs: tuple[int, ...] = ()
     shift: Tensor | None = None
 
     @property
@@ -117,9 +117,23 @@ def narrow_heads(model: nn.Module, heads: Heads, maps: HeadMaps) -> None:
     if bias is not None and maps.shift is not None:
         bias = bias.to(torch.float64) + maps.shift.to(bias.device)
     put_values(out, weight, bias)
+    resize_(module_at(model, heads.sizes), _resized(heads, maps))
+
+
+def _resized(heads: Heads, maps: HeadMaps) -> Resized:
+    """What the module that cuts the outputs into heads has in place of its own numbers."""
     numbers = {name: n * maps.width for name, n in heads.numbers.items()}
-    whole_table = heads.width if maps.entries else 0
-    resize_(module_at(model, heads.sizes), Resized(numbers, table=maps.entries, whole=whole_table))
+    if not maps.pairs:
+        return Resized(numbers)
+    names = (heads.query, heads.key, heads.value, heads.out)
+    within = heads.sizes == common((*names, heads.sizes))
+    return Resized(
+        numbers,
+        table=tuple(pair_entries(maps.pairs, heads.width, heads.table)),
+        whole=heads.width,
+        parts=tuple(inside(heads.sizes, name) for name in names) if within else (),
+        rows=tuple(pair_entries(maps.pairs, heads.width, heads.pairs)),
+    )
 
 
 def _mapped(
@@ -133,8 +147,3 @@ def _mapped(
         return made.flatten(0, 2), None
     bias = torch.einsum("grd,ged->ger", one, cut(bias.to(torch.float64), 0, *shape)).flatten()
     return made.flatten(0, 2), bias
-
-
-def table_entries(pairs: tuple[int, ...], heads: Heads) -> tuple[int, ...]:
-    """Where the cosines and sines of these pairs lie in the tables."""
-    return tuple(pair_entries(pairs, heads.width, heads.table))

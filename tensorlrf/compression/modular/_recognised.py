@@ -28,7 +28,6 @@ from tensorlrf.compression.modular._heads import (
     HeadMaps,
     narrow_heads,
     selection,
-    table_entries,
 )
 from tensorlrf.compression.modular._structures import (
     HALVES,
@@ -277,17 +276,16 @@ class _Proof:
         """Without some numbers of each head, and with them zero."""
         d, like = heads.width, dense_layer_at(self.owner, heads.out).weight
         if heads.pairs:
-            pairs = tuple(p for p in range(d // 2) if p != d // 4)
+            pairs: tuple[int, ...] = tuple(p for p in range(d // 2) if p != d // 4)
             inside = pair_entries(pairs, d, heads.pairs)
-            entries = table_entries(pairs, heads)
         else:
-            inside, entries = list(range(d - max(1, d // 4))), ()
+            pairs, inside = (), list(range(d - max(1, d // 4)))
         take = selection(inside, heads, like)
         if not len(inside):
             raise ValueError("nothing is left")
         zero = take.mT @ take
         scale = math.sqrt(len(inside) / d) if heads.folds else 1.0
-        maps = HeadMaps(scale * take, take, take, take.mT, entries)
+        maps = HeadMaps(scale * take, take, take, take.mT, pairs)
         return maps, HeadMaps(zero, zero, zero, zero)
 
     def _another_basis(self, heads: Heads) -> HeadMaps:
@@ -297,7 +295,7 @@ class _Proof:
             return HeadMaps(torch.linalg.inv(a).mT, a, b, torch.linalg.inv(b))
         pairs = tuple(torch.randperm(d // 2, generator=self.draws).tolist())
         take = selection(pair_entries(pairs, d, heads.pairs), heads, like)
-        return HeadMaps(take, take, b, torch.linalg.inv(b), table_entries(pairs, heads))
+        return HeadMaps(take, take, b, torch.linalg.inv(b), pairs)
 
     def _basis(self, count: int, d: int) -> Tensor:
         """(count, d, d), well conditioned and far from orthogonal."""

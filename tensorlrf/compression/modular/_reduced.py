@@ -17,7 +17,6 @@ from tensorlrf.compression.modular._heads import (
     narrow_heads,
     selection,
     strongest_pairs,
-    table_entries,
 )
 from tensorlrf.compression.modular._moments import ChannelMoments, HeadMoments, Seen
 from tensorlrf.compression.modular._structures import Channels, Heads, Structure, cut, pair_entries
@@ -85,19 +84,18 @@ def head_maps(
     query, _ = seen.queries.moments()
     query = cut(query, 0, *grouped).sum(1)  # (G, d, d): of all heads that share the keys
     key, mean = seen.keys.moments()
+    pairs: tuple[int, ...] = ()
     if heads.pairs:
         pairs = strongest_pairs(_of_pairs(query, heads), _of_pairs(key, heads), size)
         take = selection(pair_entries(pairs, heads.width, heads.pairs), heads, query)
         up, down = take.mT, take
-        entries = table_entries(pairs, heads)
     else:
         # What all keys have in common adds to all scores of a query alike: softmax takes it out.
         key = key - mean[:, :, None] * mean[:, None, :]
         up, down = closest(query, key, size)
-        entries = ()
     value_up, value_down, shift, outputs = _values(given, heads, seen, size)
     scale = math.sqrt(size / heads.width) if heads.folds else 1.0
-    maps = HeadMaps(scale * up.mT, down, value_down, value_up, entries, shift)
+    maps = HeadMaps(scale * up.mT, down, value_down, value_up, pairs, shift)
     return maps, math.sqrt(lost(query, key, up, down)), outputs
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tensorlrf.nn.resized.rotary import with_table
+from tensorlrf.nn.resized.rotary import with_table, without_table
 
 MARK = "resized"
 """The attribute of a module that holds a `Resized`."""
@@ -30,6 +30,9 @@ class Resized:
     table   the entries of the rotary tables that an attention turns by, of those that it is given;
             () for all
     whole   how many entries these tables have
+    parts   of an attention that has such a table the layers of queries, keys, values, and the one
+            behind, by their names in it
+    rows    where what is left of a head was among `whole` numbers
     """
 
     sizes: Mapping[str, int]
@@ -37,6 +40,8 @@ class Resized:
     was: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     table: tuple[int, ...] = ()
     whole: int = 0
+    parts: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
 def resized_of(module: nn.Module) -> Resized | None:
@@ -69,9 +74,69 @@ def resize_(module: nn.Module, to: Resized) -> None:
     vars(module)[MARK] = replace(to, was=was)
 
 
-def unmarked(module: nn.Module) -> None:
-    """Take the mark off, in place: the module is then one of its type that is smaller."""
-    vars(module).pop(MARK, None)
+def stock_(model: nn.Module) -> None:
+    """Make all such modules of a model plain ones of their types, in place: smaller ones, but for
+    attentions that take a part of their rotary tables. No attention of transformers does, so these
+    have zeros again for what was left out.
+
+    Raises AttributeError where the layers of such an attention are outside of it.
+    """
+    for module in model.modules():
+        to = resized_of(module)
+        if to is not None and to.table:
+            _filled_with_zeros(module, to)
+    for module in model.modules():
+        vars(module).pop(MARK, None)
+
+
+def _filled_with_zeros(attention: nn.Module, to: Resized) -> None:
+    """An attention over all of its rotary tables, of which those left out turn zeros."""
+    if not to.parts:
+        raise AttributeError("its layers are outside of it")
+    layers = [attention.get_submodule(name) for name in to.parts]
+    for layer in dict.fromkeys(layers[:3]):
+        own = _shown(layer)
+        heads = own.shape[0] // len(to.rows)
+        at = _entries(heads, to)
+        bias = layer._parameters.get("bias")
+        _put(layer, _spread(own, at, heads * to.whole), bias, at)
+    behind = layers[3]
+    own = _shown(behind)
+    heads = own.shape[1] // len(to.rows)
+    _put(behind, _spread(own.T, _entries(heads, to), heads * to.whole).T, None, None)
+    for name, size in to.sizes.items():
+        setattr(attention, name, size // len(to.rows) * to.whole)
+    without_table(attention)
+
+
+def _shown(layer: Any) -> Tensor:
+    """The weight of a linear layer, (out, in)."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if "nx" in vars(layer) else weight
+
+
+def _entries(heads: int, to: Resized) -> Tensor:
+    """Where the rows of so many heads were."""
+    rows = torch.tensor(to.rows)
+    return (torch.arange(heads)[:, None] * to.whole + rows).flatten()
+
+
+def _spread(rows: Tensor, at: Tensor, n: int) -> Tensor:
+    """Rows among n, the others zero."""
+    spread = rows.new_zeros(n, *rows.shape[1:])
+    spread[at.to(rows.device)] = rows
+    return spread
+
+
+def _put(layer: nn.Module, weight: Tensor, bias: Tensor | None, at: Tensor | None) -> None:
+    """Another weight (out, in), and a bias that is spread like its rows where `at` is told."""
+    resize_(layer, linear_sizes(layer, *weight.shape))
+    with torch.no_grad():
+        _shown(layer).copy_(weight)
+        if bias is not None and at is not None:
+            own = layer._parameters["bias"]
+            assert own is not None
+            own.copy_(_spread(bias.detach(), at, len(weight)))
 
 
 def linear_sizes(layer: Any, out: int, inputs: int) -> Resized:

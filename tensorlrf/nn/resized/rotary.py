@@ -75,6 +75,12 @@ def with_table(module: Any, entries: Sequence[int], whole: int) -> None:
     module.rotary_place = names.index(ARGUMENT) if ARGUMENT in names else -1
 
 
+def without_table(module: Any) -> None:
+    """Have it be of its type alone again, in place."""
+    module.__class__ = _type_of(module)
+    del module.rotary_entries, module.rotary_whole, module.rotary_place
+
+
 def _type_of(module: nn.Module) -> type[nn.Module]:
     """Of which it was made a subclass."""
     kind: type[nn.Module] = type(module).__mro__[2]

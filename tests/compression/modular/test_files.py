@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tensorlrf import compress, inspect, load, save
+from tensorlrf import compress, export, inspect, load, save
 from tensorlrf.compression.checkpoint._architecture import fingerprint
-from tensorlrf.errors import FileFormatError
-from tests.compression.modular.models import FAMILIES, batches, drawn
+from tensorlrf.errors import FileFormatError, ShapeError
+from tests.compression.modular.models import FAMILIES, TURNED, batches, drawn
 from tests.compression.modular.test_modular import outputs
 
 
@@ -110,3 +110,35 @@ def test_it_is_pickled_and_copied_as_what_it_is(name: str) -> None:
     small, _ = small_of(name)
     again = pickle.loads(pickle.dumps(small))
     assert torch.equal(outputs(again, batches(name)[0])[0], outputs(small, batches(name)[0])[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exported_it_is_made_of_stock_modules_alone(name: str) -> None:
+    """Those without rotary pairs as small as they are."""
+    small, report = small_of(name)
+    stock = export(small)
+    batch = batches(name)[0]
+    for a, b in zip(outputs(stock, batch), outputs(small, batch), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    assert [type(m) for m in stock.modules()] == [type(m) for m in drawn(name).modules()]
+    assert not any(
+        "tensorlrf" in type(value).__module__ for m in stock.modules() for value in vars(m).values()
+    )
+    numbers = sum(p.numel() for p in stock.parameters())
+    if name in TURNED:
+        assert report.model.params_after < numbers < report.model.params_before
+    else:
+        assert numbers == report.model.params_after
+
+
+def test_it_takes_the_tables_by_place_or_by_name_and_no_others() -> None:
+    small, _ = small_of("llama", allocation="uniform")
+    attention = small.model.layers[0].self_attn
+    states = torch.randn(1, 3, 32)
+    tables = small.model.rotary_emb(states, torch.arange(3)[None])
+    with torch.no_grad():
+        one = attention(states, tables, None)[0]
+        other = attention(states, position_embeddings=tables, attention_mask=None)[0]
+        assert torch.equal(one, other)
+        with pytest.raises(ShapeError, match="4 entries"):
+            attention(states, position_embeddings=tuple(t[..., :4] for t in tables))
