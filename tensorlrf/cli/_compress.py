@@ -9,7 +9,7 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Groups, Json, Seed, Skip, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
@@ -39,6 +39,10 @@ def compress(
     keep_params: Annotated[
         float | None,
         typer.Option("--keep-params", help="Share of the weights to keep, at most: .5 is half."),
+    ] = None,
+    keep_total: Annotated[
+        float | None,
+        typer.Option("--keep-total", help="Or of all parameters of the model. Folders only."),
     ] = None,
     keep_bytes: Annotated[
         float | None, typer.Option("--keep-bytes", help="Or of their bytes.")
@@ -104,6 +108,7 @@ def compress(
         ),
     ] = "svd",
     skip: Skip = None,
+    include: Include = None,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -182,6 +187,7 @@ def compress(
       tensorlrf compress net.safetensors -o small.safetensors --keep-params .5 --skip 'fc*'
       tensorlrf compress minilm/ -o minilm-small/ --keep-flops .5 --allocation auto --text news.txt
       tensorlrf compress minilm/ -o small/ --max-drop .01 --evaluate metrics:f1 --text news.txt
+      tensorlrf compress smollm/ -o small/ --keep-total .8 --include embeddings --include heads
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
@@ -192,10 +198,14 @@ def compress(
         )  # fmt: skip
         options.check()
         budgets = {
-            "keep_params": keep_params, "keep_bytes": keep_bytes, "keep_flops": keep_flops,
-            "keep_latency": keep_latency, "error": error, "max_drop": max_drop,
+            "keep_params": keep_params, "keep_total": keep_total, "keep_bytes": keep_bytes,
+            "keep_flops": keep_flops, "keep_latency": keep_latency, "error": error,
+            "max_drop": max_drop,
         }  # fmt: skip
-        wanted = Wanted(budgets, method, skip or [], allocation, least_share, sensitivity, evaluate)
+        wanted = Wanted(
+            budgets, method, skip or [], include or [], allocation, least_share, sensitivity,
+            evaluate,
+        )  # fmt: skip
         wanted.check(source, with_text=bool(text))
         given = None
         if plan is not None:

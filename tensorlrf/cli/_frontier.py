@@ -9,7 +9,7 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Groups, Json, Seed, Skip, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.compression import frontier as make_frontier
 from tensorlrf.compression.plan.allocation import AUTO
@@ -65,6 +65,7 @@ def frontier(
         ),
     ] = AUTO,
     skip: Skip = None,
+    include: Include = None,
     groups: Groups = None,
     tokens: Tokens = None,
     batch_size: BatchSize = None,
@@ -109,6 +110,7 @@ def frontier(
             evaluate=metric,
             example=job.batches[0] if example and job.batches else None,
             skip=None if not skip else [glob for glob in skip if glob],
+            include=include or [],
             allocation=allocation,
             groups=job.groups,
             random_state=seed,

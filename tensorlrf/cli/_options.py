@@ -28,6 +28,14 @@ Skip = Annotated[
         help="Layers that stay, again for more. By default heads stay; '' skips none.",
     ),
 ]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        metavar="KIND",
+        help="embeddings or heads, again for both: layers that stay otherwise. Folders only.",
+    ),
+]
 Tokens = Annotated[
     int | None, typer.Option("--tokens", help=f"Tokens of a window of text [{TOKENS}].")
 ]

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Json, Seed, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Include, Json, Seed, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_json
 from tensorlrf.compression import sensitivity as find_sensitivity
 from tensorlrf.compression.plan.allocation import AUTO
-from tensorlrf.errors import printable
+from tensorlrf.errors import ArgumentError, printable
 from tensorlrf.files.replace import replacing
 
 
@@ -64,6 +64,7 @@ def sensitivity(
             help="Layers that are left out, again for more. By default heads; '' skips none.",
         ),
     ] = None,
+    include: Include = None,
     groups: Groups = None,
     tokens: Tokens = None,
     batch_size: BatchSize = None,
@@ -88,6 +89,11 @@ def sensitivity(
             None, seed, groups=groups,
         )  # fmt: skip
         options.check()
+        if include and not source.is_dir():
+            raise ArgumentError(
+                f"--include looks at the whole model, and so is for folders with a model of "
+                f"transformers; {source} is a file, of which the weights alone are known"
+            )
         if target is not None:
             check_json(target, force)
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
@@ -97,6 +103,7 @@ def sensitivity(
             rule=rule,
             loss=loss,
             skip=None if not skip else [glob for glob in skip if glob],
+            include=include or [],
             groups=job.groups,
             random_state=seed,
         )

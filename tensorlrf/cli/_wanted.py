@@ -23,6 +23,7 @@ class Wanted:
     budgets: Mapping[str, float | None]
     method: str
     skip: list[str]
+    include: list[str]
     allocation: str | None
     least_share: float | None
     sensitivity: Path | None
@@ -34,6 +35,13 @@ class Wanted:
             raise ArgumentError(
                 f"--evaluate runs the model, and so is for folders with a model of transformers; "
                 f"{source} is a file, which is compressed by its weights alone"
+            )
+        wholes = ["--include"] if self.include else []
+        wholes += ["--keep-total"] if self.budgets["keep_total"] is not None else []
+        if wholes and not source.is_dir():
+            raise ArgumentError(
+                f"{wholes[0]} looks at the whole model, and so is for folders with a model of "
+                f"transformers; {source} is a file, of which the weights alone are known"
             )
         if self.budgets["max_drop"] is not None and self.evaluate is None:
             raise ArgumentError("--max-drop needs --evaluate, the metric that may fall so far")
@@ -56,6 +64,7 @@ class Wanted:
         others = {
             "--method": self.method != "svd",
             "--skip": bool(self.skip),
+            "--include": bool(self.include),
             "--allocation": self.allocation is not None,
             "--least-share": self.least_share is not None,
             "--sensitivity": self.sensitivity is not None,
@@ -81,6 +90,7 @@ class Wanted:
             **self.budgets,
             "method": self.method,
             "skip": [glob for glob in self.skip if glob] if self.skip else None,
+            "include": self.include,
             "allocation": Allocation(rule=rule, least_share=least),
             "sensitivity": None
             if self.sensitivity is None

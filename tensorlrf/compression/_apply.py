@@ -21,6 +21,7 @@ from tensorlrf.compression.calibration._batchnorm import (
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import Apart
+from tensorlrf.compression.calibration._tied import with_heads
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
@@ -209,8 +210,13 @@ def carried_out(
         small = copy_of(model)
         for row in plan.factored:
             dense_layer_at(small, row.name).make_ordinary()
+        metric = None
         if data is not None:
             data = with_metrics(model, plan, data, fitting, probe)
+            metric = LOSS if data.metrics else OUTPUTS
+            factored = {row.name for row in plan.factored}
+            tables = {one.name: one.tied for one in found if one.name in factored and one.tied}
+            data = with_heads(model, tables, data) if known is None else data
         if probe is not None:
             probe.forget()
         work = WorkingCopy(model, small, plan, fitting, data)
@@ -226,7 +232,7 @@ def carried_out(
     report = Report(
         **plan.budgets,
         target=fitting.target if data is not None else None,
-        metric=None if data is None else LOSS if data.metrics else OUTPUTS,
+        metric=metric,
         affine=fitting.affine,
         batches=0 if data is None else len(data.fitted),
         held_out=0 if data is None else len(data.held_out),

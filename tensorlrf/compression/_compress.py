@@ -15,7 +15,7 @@ from tensorlrf.compression._survey import survey
 from tensorlrf.compression._uncompiled import own_model, uncompiled
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
-from tensorlrf.compression.calibration._dense_layer import module_at
+from tensorlrf.compression.calibration._dense_layer import module_at, tied_places
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.frontier._metric import Metric, with_quality
@@ -44,6 +44,7 @@ def compress(
     model: nn.Module,
     *,
     keep_params: float | None = None,
+    keep_total: float | None = None,
     keep_bytes: float | None = None,
     keep_flops: float | None = None,
     keep_latency: float | None = None,
@@ -53,6 +54,7 @@ def compress(
     method: Given = "svd",
     calibration: Any = None,
     skip: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
     target: str = "original",
     affine: bool = False,
     batch_norm: bool = True,
@@ -78,12 +80,13 @@ def compress(
     Parameters
     ----------
     model : Module
-    keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
-        What is to become of which layer, as in `plan`. Give one budget, such as keep_params (share
-        of the weights to keep) or error, or a rank to every method. With method="modular" whole
-        modules of a transformer become smaller in place of layers that get factors: perceptrons
-        have fewer channels and attentions smaller heads, by `keep_params` and `calibration`.
-        Or instead
+    method, skip, include, objective
+        What is to become of which layer, as in `plan`. With method="modular" whole modules of a
+        transformer become smaller in place of layers that get factors: perceptrons have fewer
+        channels and attentions smaller heads, by `keep_params` and `calibration`.
+    keep_params, keep_total, keep_bytes, keep_flops, keep_latency, error
+        The budget, as in `plan`. Give one, such as keep_params (share of the weights to keep) or
+        error, or a rank to every method. Or instead
     max_drop : float, optional
         How far the metric of `evaluate` may fall: the smallest model within it is looked for, in
         at most eight evaluations and three fits. The bound on the drop counts, with 95% confidence.
@@ -138,11 +141,11 @@ def compress(
     """
     request = Request.of(
         Budget.of(
-            keep_params=keep_params, keep_bytes=keep_bytes, keep_flops=keep_flops,
-            keep_latency=keep_latency, error=error,
+            keep_params=keep_params, keep_total=keep_total, keep_bytes=keep_bytes,
+            keep_flops=keep_flops, keep_latency=keep_latency, error=error,
         ),
-        method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
-        progress, whole=True,
+        method, skip, include, objective, example, allocation, sensitivity, loss, readout,
+        random_state, progress, whole=True,
     )  # fmt: skip
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
@@ -158,6 +161,7 @@ def compress_(
     model: nn.Module,
     *,
     keep_params: float | None = None,
+    keep_total: float | None = None,
     keep_bytes: float | None = None,
     keep_flops: float | None = None,
     keep_latency: float | None = None,
@@ -167,6 +171,7 @@ def compress_(
     method: Given = "svd",
     calibration: Any = None,
     skip: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
     target: str = "original",
     affine: bool = False,
     batch_norm: bool = True,
@@ -193,7 +198,9 @@ def compress_(
     ----------
     model : Module
         Its layers are replaced.
-    keep_params, keep_bytes, keep_flops, keep_latency, error, method, skip, objective
+    keep_params, keep_total, keep_bytes, keep_flops, keep_latency, error
+        The budget, as in `plan`.
+    method, skip, include, objective
         As in `plan`.
     calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         As in `apply`.
@@ -221,11 +228,11 @@ def compress_(
     """
     request = Request.of(
         Budget.of(
-            keep_params=keep_params, keep_bytes=keep_bytes, keep_flops=keep_flops,
-            keep_latency=keep_latency, error=error,
+            keep_params=keep_params, keep_total=keep_total, keep_bytes=keep_bytes,
+            keep_flops=keep_flops, keep_latency=keep_latency, error=error,
         ),
-        method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
-        progress, whole=True,
+        method, skip, include, objective, example, allocation, sensitivity, loss, readout,
+        random_state, progress, whole=True,
     )  # fmt: skip
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
@@ -239,6 +246,7 @@ def compress_(
             "model holds modules that torch.compile wrapped, which would go on with their old "
             "layers; compile them after compress_, or use compress"
         )
+    ties = tied_places(model, [name for name, _ in model.named_modules() if name])
     small, report = _compressed(model, request, judging, fitting, calibration, settings)
     if isinstance(small, FactoredLayer):
         raise ArgumentError(
@@ -246,8 +254,9 @@ def compress_(
             "use compress"
         )
     for row in report.layers:
-        if row.factored:
-            put(model, row.places, module_at(small, row.name))
+        for place in (*row.places, *ties) if row.factored else ():
+            if ties.get(place, row.name) == row.name:
+                put(model, [place], module_at(small, place))
     if request.modular:
         take_sizes(model, small)
     if report.refinement is not None:

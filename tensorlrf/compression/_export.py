@@ -14,6 +14,7 @@ from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.obstacles import hooks_of
 from tensorlrf.nn.resized.layers import stock_
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
+from tensorlrf.nn.ties import tie_stock
 
 
 def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
@@ -115,6 +116,7 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
     copies: dict[int, Any] = {}
+    made: dict[int, list[tuple[FactoredLayer, nn.Module]]] = {}
     for name, module in model.named_modules():
         if not isinstance(module, FactoredLayer):
             continue
@@ -125,5 +127,10 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
                 "not have; remove them first"
             )
         copies[id(module)] = new(module)
+        first = next(module.parameters(recurse=False), None)
+        made.setdefault(id(first), []).append((module, copies[id(module)]))
+    for (_, table), *others in made.values():
+        for _, other in others:
+            tie_stock(table, other)
     # To deepcopy these layers are copied already, wherever it meets them.
     return copy_of(model, copies)

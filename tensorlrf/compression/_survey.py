@@ -18,6 +18,13 @@ from tensorlrf.compression._heads import REASON as HEAD
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.obstacles import why_not
+from tensorlrf.nn.plain import TABLES
+
+EMBEDDINGS, HEADS = "embeddings", "heads"
+INCLUDED = (EMBEDDINGS, HEADS)
+"""Kinds of layers that stay unless they are asked for."""
+
+EMBEDDING = "an embedding, which stays by default; include=['embeddings'] factors it too"
 
 ROOT = "(model)"
 """The name of the model itself, where it is one layer."""
@@ -31,7 +38,10 @@ class Surveyed:
     places  all its qualified names; a module used twice has two
     module  the module
     reason  why it stays as it is; empty where it can be replaced
-    skipped whether it stays only because skip= names it, or as a head
+    skipped whether it stays only because skip= names it, or for its kind
+    tied    names of the modules that run on the table of this one, an embedding, and are replaced
+            with it
+    table   the name of the embedding whose table it runs on; empty for all others
     """
 
     name: str
@@ -39,6 +49,13 @@ class Surveyed:
     module: nn.Module
     reason: str
     skipped: bool = False
+    tied: tuple[str, ...] = ()
+    table: str = ""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows of its weight are looked up."""
+        return type(self.module) in TABLES.values()
 
     @property
     def eligible(self) -> bool:
@@ -57,14 +74,22 @@ def survey(model: nn.Module) -> list[Surveyed]:
         for m, n in places.items()
         if next(m.parameters(recurse=False), None) is not None or _is_quantised(m)
     }
-    bound = _bonds(places, owners)
+    bound, tied = _bonds(places), _tied(owners)
     # Of a model without any values a plan can be made all the same.
     on_meta = all(p.is_meta for p in model.parameters())
+    reasons = {m: why_not(m, values=not on_meta) or bound.get(m, "") for m in owners}
+    tables = _tables(owners, tied, reasons)
+    table_of = {module: table for table, others in tables.items() for module in others}
     found = []
     for module, names in owners.items():
-        reason = why_not(module, values=not on_meta)
-        reason = reason or bound.get(module, "")
-        found.append(Surveyed(names[0], tuple(names), module, reason))
+        reason, table = reasons[module], table_of.get(module)
+        if table is not None:
+            reason = f"shares its storage with {owners[table][0]}.weight, and becomes what it does"
+        elif not reason and module in tied and module not in tables:
+            reason = _sharing(tied[module])
+        others = tuple(owners[other][0] for other in tables.get(module, ()))
+        at = "" if table is None else owners[table][0]
+        found.append(Surveyed(names[0], tuple(names), module, reason, tied=others, table=at))
     return found
 
 
@@ -72,44 +97,103 @@ def bonds_of(model: nn.Module) -> dict[nn.Module, str]:
     """Modules that others of the model go by, for which no other can come in their place, and why:
     their tensors are shared, read, or they are held outside the tree."""
     places = _places(model)
-    return _bonds(places, {m: n for m, n in places.items() if own_numbers(m)[0]})
+    tied = _tied({m: n for m, n in places.items() if own_numbers(m)[0]})
+    return _bonds(places) | {m: _sharing(names) for m, names in tied.items()}
 
 
-def _bonds(
-    places: dict[nn.Module, list[str]], owners: dict[nn.Module, list[str]]
-) -> dict[nn.Module, str]:
+def _bonds(places: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
+    """Those that are read, or held outside the tree."""
     read = dict(_read_by_parents(places)) | dict(_in_adapters(places))
     held = {
         module: f"is also held by {name}, outside the tree of modules"
         for module, name in _held_elsewhere(places).items()
     }
-    tied = {
-        module: f"shares its storage with {', '.join(names)}"
-        for module, names in _tied(owners).items()
-    }
-    return held | read | tied
+    return held | read
+
+
+def _sharing(names: Sequence[str]) -> str:
+    return f"shares its storage with {', '.join(names)}"
+
+
+def _tables(
+    owners: Mapping[nn.Module, Sequence[str]],
+    tied: Mapping[nn.Module, Sequence[str]],
+    reasons: Mapping[nn.Module, str],
+) -> dict[nn.Module, list[nn.Module]]:
+    """Embeddings, each with the others and the linear layers that have the very same weight, where
+    all of them can be replaced and nothing else shares its memory."""
+    sharing: dict[int, list[nn.Module]] = {}
+    for module in owners:
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            sharing.setdefault(id(weight), []).append(module)
+    found = {}
+    for group in sharing.values():
+        first = next((m for m in group if type(m) in TABLES.values()), None)
+        if first is None or len(group) < 2:
+            continue
+        others = {f"{owners[m][0]}.weight" for m in group}
+        alone = all(others.issuperset(tied.get(m, ())) for m in group)
+        plain = all(type(m) is nn.Linear or type(m) in TABLES.values() for m in group)
+        if alone and plain and not any(reasons[m] for m in group):
+            found[first] = [m for m in group if m is not first]
+    return found
+
+
+def included(include: Any) -> tuple[str, ...]:
+    """Kinds of layers, one or several of `INCLUDED`. Raises ArgumentError for anything else."""
+    kinds = (include,) if isinstance(include, str) else () if include is None else include
+    if not isinstance(kinds, (list, tuple)) or not all(kind in INCLUDED for kind in kinds):
+        raise ArgumentError(
+            f"include={include!r} must be of the kinds {' and '.join(INCLUDED)}, such as "
+            f"{[EMBEDDINGS]}; a single layer that stays for its kind is left out by skip="
+        )
+    return tuple(kinds)
 
 
 def without_skipped(
-    found: Sequence[Surveyed], model: nn.Module, skip: Sequence[str] | None
+    found: Sequence[Surveyed],
+    model: nn.Module,
+    skip: str | Sequence[str] | None,
+    include: Sequence[str] = (),
 ) -> list[Surveyed]:
     """The survey of a model with those left that could be replaced and are not to be.
 
     A glob of `skip` is matched against qualified names and covers all that the module holds; with
-    None heads are skipped. Raises ArgumentError for what is no list of globs, and where one matches
-    no module.
+    None heads are skipped unless `include` has them. Embeddings are skipped unless it has these,
+    and those that heads are tied to unless it has both. Raises ArgumentError for what is no list of
+    globs, and where one matches no module.
     """
-    heads = heads_of(model) if skip is None else set()
+    skip = [skip] if isinstance(skip, str) else skip
+    heads = heads_of(model) if skip is None and HEADS not in include else set()
+    places = {one.name: one.places for one in found}
     _check_globs(
         () if skip is None else skip, [name for names in _places(model).values() for name in names]
     )
     left = []
     for one in found:
-        glob = next((g for g in skip or () for n in one.places if _covers(g, n)), None)
-        skipped = one.eligible and (one.module in heads or glob is not None)
-        reason = HEAD if glob is None else f"skipped by {glob!r}"
+        names = [n for name in (one.name, *one.tied) for n in places[name]]
+        glob = next((g for g in skip or () for n in names if _covers(g, n)), None)
+        reason = HEAD if one.module in heads else _of_its_kind(one, model, include)
+        reason = reason if glob is None else f"skipped by {glob!r}"
+        skipped = one.eligible and bool(reason)
         left.append(replace(one, reason=reason, skipped=True) if skipped else one)
     return left
+
+
+def _of_its_kind(one: Surveyed, model: nn.Module, include: Sequence[str]) -> str:
+    """Why an embedding stays for what it is; empty where it does not."""
+    if not one.is_table:
+        return ""
+    heads = [n for n in one.tied if type(model.get_submodule(n)) not in TABLES.values()]
+    if EMBEDDINGS in include and (not heads or HEADS in include):
+        return ""
+    if not heads:
+        return EMBEDDING
+    return (
+        f"shares its weight with {', '.join(heads)}; include={list(INCLUDED)} factors both as one "
+        "table"
+    )
 
 
 def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -126,9 +210,14 @@ def _is_quantised(module: nn.Module) -> bool:
     )
 
 
-def own_numbers(module: nn.Module) -> tuple[int, int]:
-    """(numbers, bytes) of the parameters that `module` itself owns; lazy ones count as none."""
-    own = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
+def own_numbers(module: nn.Module, table: str = "") -> tuple[int, int]:
+    """(numbers, bytes) of the parameters that `module` itself owns; lazy ones count as none, and
+    the weight of one that runs on a `table` is that one's."""
+    own = [
+        p
+        for name, p in module.named_parameters(recurse=False)
+        if not is_lazy(p) and not (table and name == "weight")
+    ]
     return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensorlrf.factors import Factors
-from tensorlrf.nn.plain import Plain
-from tensorlrf.ops import Positions, conv_cost, linear_cost
+from tensorlrf.nn.plain import TABLES, Plain
+from tensorlrf.ops import Positions, conv_cost, embedding_cost, linear_cost
 from tensorlrf.ops.geometry import resolve_padding
 
 
@@ -35,7 +35,12 @@ def work(
     dense = factored = 0
     paths: dict[str, None] = {}
     for shape in inputs:
-        if plain.axes:
+        if plain.kind in TABLES:
+            rows = math.prod(shape)
+            path = path_for(rows)
+            whole = embedding_cost(factors, "dense", rows, rebuild=False)
+            cost = embedding_cost(factors, path, rows)
+        elif plain.axes:
             where = _positions(plain, factors.shape[2:], shape)
             path, adjoint = path_for(where.output), plain.is_transposed
             whole = conv_cost(factors, "dense", where, rebuild=False, transposed=adjoint)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, Surveyed
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
-from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
 from tensorlrf.compression.calibration._memory import Gathered, some
 from tensorlrf.compression.calibration._trace import Trace, record
@@ -36,7 +36,6 @@ from tensorlrf.errors import (
     TensorlrfError,
     warn,
 )
-from tensorlrf.nn import factored_type
 
 ROOM = 1 << 30
 """Bytes that layers may take which are factored side by side, of one layer at the least."""
@@ -120,7 +119,8 @@ class WorkingCopy:
         assert method is not None
         layer = dense_layer_at(self.model, name)
         try:
-            with problem(max(layer.weight.numel(), 0 if moments is None else layer.columns**2)):
+            size = 0 if moments is None or layer.is_table else layer.columns**2
+            with problem(max(layer.weight.numel(), size)):
                 return factor(name, layer, method, moments, self.options)
         except TensorlrfError as error:
             error.add_note(f"while factoring {name}")
@@ -195,7 +195,7 @@ class WorkingCopy:
         """Zeros for layers without a bias, so that every pass under way sees what they become."""
         for name in self.names:
             module = dense_layer_at(self.model, name).module
-            if module.bias is None:
+            if getattr(module, "bias", self) is None:
                 self.without_bias.add(name)
                 layer, own = dense_layer_at(self.model, name), module.weight
                 zeros = torch.zeros(layer.shape[0], dtype=own.dtype, device=own.device)
@@ -212,20 +212,20 @@ class WorkingCopy:
         """(the model with factored layers in all their places, its rows of the report), by the
         `survey` of the given model."""
         model = self.model
-        rows = []
+        rows, places = [], {one.name: one.places for one in survey}
         for one in survey:
-            found = replace(one, module=module_at(self.model, one.name))
+            # What runs on the table of another has been replaced with it.
+            found = one if one.table else replace(one, module=module_at(self.model, one.name))
             plan = self.rows[found.name]
             done = self.done.get(found.name)
-            new = None
+            new, ties = None, {}
             if found.name in self.without_bias and (done is None or done.shift is None):
                 found.module.bias = None  # type: ignore[assignment]
             if done is not None:
                 if done.shift is not None and self.fitting.target == "independent":
                     _add_to_bias(found.module, done.shift)
-                kind = factored_type(found.module)
-                assert kind is not None
-                new = kind.from_factors(done.factors, found.module)
+                layer = DenseLayer.of(found.module)
+                new = layer.on(done.factors)
                 new.recipe = {
                     "version": METHODS,
                     "method": done.method.to_dict(),
@@ -233,8 +233,12 @@ class WorkingCopy:
                     "data_aware": done.data_aware,
                     "affine": done.shift is not None,
                 }
+                ties = {name: layer.tied(self.model, name, new) for name in one.tied}
+                for name, tied in ties.items():
+                    model = put(model, places[name], tied)
                 model = put(model, found.places, new)
-            rows.append(row(found, plan, done, new, self.trace, found.name in self.without_bias))
+            without = found.name in self.without_bias
+            rows.append(row(found, plan, done, new, self.trace, without, ties))
         return model, rows
 
     def _warn(self, names: list[str]) -> None:
@@ -248,7 +252,10 @@ class WorkingCopy:
             )
         thin = []
         for name, done in self.done.items():
-            n = dense_layer_at(self.model, name).columns
+            layer = dense_layer_at(self.model, name)
+            n = layer.columns
+            if layer.is_table:  # what was never seen has a floor
+                continue
             if done.samples is not None and done.samples < SAMPLES_PER_COLUMN * n:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
         if thin:

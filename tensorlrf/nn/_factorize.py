@@ -23,7 +23,7 @@ from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose2d,
     FactoredConvTranspose3d,
 )
-from tensorlrf.nn.obstacles import check_embedding, check_layer, is_embedding, plain_layer
+from tensorlrf.nn.obstacles import check_embedding, check_layer, plain_layer
 from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
 from tensorlrf.nn.tensors import values_of
 
@@ -36,6 +36,7 @@ _FACTORED: dict[str, type[FactoredLayer]] = {
     "ConvTranspose2d": FactoredConvTranspose2d,
     "ConvTranspose3d": FactoredConvTranspose3d,
     HF_CONV1D: FactoredHFConv1D,
+    "Embedding": FactoredEmbedding,
 }
 """What a layer computes, as `Plain.kind` -> the layer on factors."""
 
@@ -63,8 +64,6 @@ def factored_type(module: nn.Module) -> type[FactoredLayer] | None:
     >>> tensorlrf.nn.factored_type(torch.nn.ReLU()) is None
     True
     """
-    if is_embedding(module):
-        return FactoredEmbedding
     plain = plain_layer(module)
     return None if plain is None else _FACTORED[plain.kind]
 

@@ -185,6 +185,12 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
             "parametrised; remove_parametrizations first", " (torch.nn.utils.parametrize)"
         )
         return
+    if isinstance(module, nn.Embedding):
+        yield from _embedding_obstacles(module)
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.is_meta and values:
+            yield Obstacle("its weight is on the meta device and has no values")
+        return
     plain = plain_of(module)
     if base_of(module) is None and isinstance(plain, str):
         yield Obstacle(plain)

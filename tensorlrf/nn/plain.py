@@ -29,7 +29,9 @@ BASES: dict[str, type[nn.Module]] = {
     "ConvTranspose3d": nn.ConvTranspose3d,
 }
 HF_CONV1D = "Conv1D"
-KINDS = (*BASES, HF_CONV1D)
+TABLES: dict[str, type[nn.Module]] = {"Embedding": nn.Embedding}
+"""Layers that look up rows of their weight (n, d): linear ones of (d, n) on indicators of rows."""
+KINDS = (*BASES, HF_CONV1D, *TABLES)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Plain:
     ----------
     kind : str
         "Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d" and so on, or "Conv1D", the
-        transposed linear layer of transformers.
+        transposed linear layer of transformers; or "Embedding".
     stride, padding, dilation, groups, padding_mode
         Of a convolution, one int an axis. Padding is "same", "valid", one int an axis, or
         (before, after) an axis where the two sides differ: then of zeros. Of a transposed one, one
@@ -161,7 +163,7 @@ class Plain:
 
         A view of it, but for a transposed convolution with groups.
         """
-        if self.kind == HF_CONV1D:
+        if self.kind == HF_CONV1D or self.kind in TABLES:
             return weight.T
         return adjoint(weight, self.groups) if self.is_transposed else weight
 
@@ -172,7 +174,7 @@ class Plain:
     def shape_of(self, weight: Tensor) -> tuple[int, ...]:
         """The shape of `outputs_first(weight)`."""
         first, second, *kernel = weight.shape
-        if self.kind == HF_CONV1D:
+        if self.kind == HF_CONV1D or self.kind in TABLES:
             return second, first
         if self.is_transposed:
             return second * self.groups, first // self.groups, *kernel
@@ -258,6 +260,8 @@ def plain_of(layer: nn.Module) -> Plain | str:
                 f"{base_of(layer)}"
             )
         return given
+    if cls in TABLES.values():
+        return Plain(cls.__name__)
     base = base_of(layer)
     if base is not None:
         return f"subclass of {base}; only the exact type is replaced"

@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "complex": (lambda: nn.Linear(32, 32, dtype=torch.complex64), "complex64"),
     "one row": (lambda: nn.Linear(32, 1), "no factored form is smaller"),
     "norm": (lambda: nn.BatchNorm2d(32), "neither"),
-    "embedding": (lambda: nn.Embedding(10, 32), "neither"),
+    "embedding": (lambda: nn.Embedding(10, 32), "stays by default; include=['embeddings']"),
     "multihead": (lambda: nn.MultiheadAttention(32, 4), "neither"),
 }
 

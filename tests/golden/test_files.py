@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tensorlrf import Plan, io
+from tensorlrf.compression import LayerPlan
 from tensorlrf.compression.methods import config_of, words
 from tensorlrf.factors import FORMATS
 from tests.golden.difference import difference
@@ -36,7 +37,16 @@ def test_it_is_read_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("word", words())
 def test_a_plan_is_what_would_be_planned_today(word: str) -> None:
     old = Plan.from_json((FILES / f"plans/{word}.json").read_text())
-    assert old == plan_of(methods()[word])
+    today = plan_of(methods()[word])
+    rows = tuple(as_it_was(row) for row in today.layers)
+    assert old == replace(today, layers=rows)
+
+
+def as_it_was(row: LayerPlan) -> LayerPlan:
+    """Before embeddings could be factored, plans said nothing of their weights."""
+    if row.kind != "Embedding":
+        return row
+    return replace(row, shape=(), reason="neither Linear nor a convolution")
 
 
 def test_plans_without_options_are_what_would_be_planned_today() -> None:
@@ -46,6 +56,7 @@ def test_plans_without_options_are_what_would_be_planned_today() -> None:
         old = Plan.from_json((FILES / f"plans/{word}.json").read_text())
         for row, today in zip(old.layers, plan.layers, strict=True):
             ring = today.method is not None and today.method.word == "tr"
+            today = as_it_was(today)
             assert row == (replace(today, method=before) if ring else today), (word, row.name)
         assert replace(old, layers=()) == replace(plan, layers=())
 

@@ -1,8 +1,14 @@
-"""A layer that can be factored, as compression sees it: a weight in groups, and how it is read."""
+"""A layer that can be factored, as compression sees it: a weight in groups, and how it is read.
+
+An embedding is a linear layer on indicators of rows of its table: where row v is looked up, the
+input is the v-th unit vector, so that the second moments of inputs are shares of tokens on a
+diagonal. Its weight is the table transposed, (embedding_dim, num_embeddings).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +17,14 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._taps import Taps
-from tensorlrf.nn.plain import Plain, plain_of
+from tensorlrf.decomposition.configs import Method
+from tensorlrf.decomposition.methods import names
+from tensorlrf.factors import Factors
+from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
+from tensorlrf.nn.plain import TABLES, Plain, plain_of
 from tensorlrf.nn.tensors import values_of
+from tensorlrf.nn.ties import tie
+from tensorlrf.ops.forms import form_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,11 @@ class DenseLayer:
         return self.plain.shape_of(self.module.weight)
 
     @property
+    def is_table(self) -> bool:
+        """Whether it looks up rows, so that its inputs are indices."""
+        return self.plain.kind in TABLES
+
+    @property
     def groups(self) -> int:
         return self.plain.groups
 
@@ -74,8 +91,49 @@ class DenseLayer:
         if type(own) not in (Tensor, nn.Parameter):
             self.module.weight = nn.Parameter(values_of(own).clone(), own.requires_grad)
 
+    def why_not(self, method: Method) -> str:
+        """Why its weight cannot have the format of a method; empty where it can."""
+        tables = names("embedding")
+        if self.is_table and method.word in set(names("compress")) - set(tables):
+            return (
+                f"{method.word} gives factors in which no rows are looked up; choose one of "
+                f"{', '.join(tables)}"
+            )
+        return method.why_not(self.shape, self.groups)
+
+    def takes_moments(self, method: Method) -> bool:
+        """Whether a method is fitted to what calibration sees of the inputs: of a table where its
+        moments need be no matrix, which would have as many rows as there are tokens."""
+        return method.fits_inputs and (method.multiplies_moments or not self.is_table)
+
+    def on(self, factors: Factors) -> FactoredLayer:
+        """The layer that takes its place, on factors of its `weight`."""
+        kind = factored_type(self.module)
+        assert kind is not None
+        made: FactoredLayer = kind.from_factors(
+            form_of(factors).transposed(factors) if self.is_table else factors, self.module
+        )
+        if isinstance(made, FactoredEmbedding) and made.padding_idx is not None:
+            weight = self.weight
+            if not weight.is_meta and not weight[:, made.padding_idx].any():
+                made.clear_padding()
+        return made
+
+    def tied(self, model: nn.Module, name: str, new: FactoredLayer) -> FactoredLayer:
+        """What takes the place of another layer of the model that has the table for its weight, on
+        the very factors of `new`, which takes that of the table."""
+        other = model.get_submodule(name)
+        kind = factored_type(other)
+        assert kind is not None
+        made: FactoredLayer = kind.from_factors(new.factors, other)
+        tie(made, new)
+        made.recipe = dict(new.recipe)
+        return made
+
     def fits(self, x: Tensor) -> bool:
         """Whether x has the shape of an input; what does not is left to the layer to refuse."""
+        if self.is_table:
+            return x.dtype in (torch.int64, torch.int32)
         if self.taps is None:
             return x.ndim >= 1 and x.shape[-1] == self.shape[1]
         channels = -self.taps.axes - 1
@@ -91,3 +149,19 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
 def dense_layer_at(model: nn.Module, name: str) -> DenseLayer:
     """The layer of that qualified name, which is known to be replaceable."""
     return DenseLayer.of(module_at(model, name))
+
+
+def tied_places(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Places of modules that have the weight of a table -> the name of that one, the first of those
+    named that has it."""
+    tables: dict[int, tuple[nn.Module, str]] = {}
+    for name in names:
+        module = module_at(model, name)
+        if type(module) in TABLES.values():
+            tables.setdefault(id(module.weight), (module, name))
+    found = {}
+    for place, module in model.named_modules(remove_duplicate=False) if tables else ():
+        table, name = tables.get(id(module._parameters.get("weight")), (module, ""))
+        if table is not module:
+            found[place] = name
+    return found

@@ -20,7 +20,7 @@ from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES, named_where
 from tensorlrf.compression.calibration._outputs import Apart, apart
 from tensorlrf.compression.calibration._statistics import Metrics, Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch, list_batches
-from tensorlrf.compression.calibration.moments._form import FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -56,8 +56,8 @@ class Calibration:
     def bytes_at(self, model: nn.Module, name: str) -> int:
         """Of the second moments of a layer, those of inputs held out among them."""
         layer = dense_layer_at(model, name)
-        numbers = self.form_of(name).numbers(layer.columns)
-        return 8 * (2 if self.held else 1) * layer.groups * numbers
+        form = COUNTS if layer.is_table else self.form_of(name)
+        return 8 * (2 if self.held else 1) * layer.groups * form.numbers(layer.columns)
 
     def form_of(self, name: str) -> Form:
         """In which the second moments of a layer are kept."""

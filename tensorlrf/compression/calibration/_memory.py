@@ -13,7 +13,7 @@ import torch
 from tensorlrf.compression.calibration._correction import lag_bytes
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._free_memory import free_bytes
-from tensorlrf.compression.calibration.moments._form import FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._moments import moment_bytes
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
 from tensorlrf.errors import ArgumentError
@@ -84,10 +84,12 @@ class Gathered:
         n, weights = layer.columns, WEIGHTS * math.prod(layer.shape)
         if form is None:
             return Need(None, 0, 0, 8 * weights)
+        form = COUNTS if layer.is_table else form
         copies = (1 + self.held) * layer.groups
         lags = lag_bytes((layer.shape[0] // layer.groups, *layer.shape[1:]), layer.taps)
+        lags = 0 if layer.is_table else lags
         matrices = (1 + self.held + COPIES) * form.numbers(n)
-        if as_matrix and form != FULL:
+        if as_matrix and form != FULL and not layer.is_table:
             matrices += COPIES * n * n
         work = 8 * (weights + layer.groups * matrices)
         work += weighed * METRIC * layer.shape[0] ** 2 // layer.groups
@@ -111,6 +113,7 @@ class Gathered:
         for name, layer in layers.items():
             room = free_bytes(layer.device) / 2 if limit is None else limit
             forms = [FULL, *(Form("sketch", rows) for rows in sketch_sizes(layer.columns))]
+            forms = [COUNTS] if layer.is_table else forms
             # A metric of the outputs goes before any of the moments.
             ways = (True, False) if name in self.weighed else (False,)
             tried = [
@@ -140,7 +143,7 @@ class Gathered:
             size = readable(self.need(layers[name], weighed=name in self.weighed).whole)
             if need.form is None:
                 plain.append(f"{name} ({size})")
-            elif need.form != FULL:
+            elif need.form not in (FULL, COUNTS):
                 sketched.append(f"{name} ({size}; {readable(need.whole)} as a {need.form} rows)")
         if sketched:
             yield (

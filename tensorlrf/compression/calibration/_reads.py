@@ -30,10 +30,13 @@ class Readers(TorchFunctionMode):
         self.running: list[nn.Module] = []
         self._names = names
         self._layers = {
-            id(p): (name, layer)
-            for name, layer in layers.items()
-            for p in layer.parameters(recurse=False)
+            id(p): name for name, layer in layers.items() for p in layer.parameters(recurse=False)
         }
+        # A head may have the weight of an embedding for its own.
+        self._owners: dict[int, list[nn.Module]] = {}
+        for module in names:
+            for p in module.parameters(recurse=False):
+                self._owners.setdefault(id(p), []).append(module)
 
     def enter(self, module: nn.Module, _: Any) -> None:
         """A hook before its forward."""
@@ -50,8 +53,8 @@ class Readers(TorchFunctionMode):
         if getattr(func, "__name__", "") not in _LOOKS:
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor) and id(leaf) in self._layers:
-                    name, layer = self._layers[id(leaf)]
-                    if layer not in self.running:
+                    name, owners = self._layers[id(leaf)], self._owners[id(leaf)]
+                    if not any(owner in self.running for owner in owners):
                         reader = self.running[-1] if self.running else None
                         who = "the model" if reader is None else self._names.get(reader, "")
                         self.found.setdefault(name, who or type(reader).__name__)

@@ -49,6 +49,7 @@ class Inputs:
     mean       (n,), float64
     cubes      E|x|^2 x, (n,), float64
     fourth     E|x|^4
+    unseen     the share of inputs that are of none of these, where that is known
     cancelled  whether G is what is left of large moments, as about their mean: it may be further
                from positive semidefinite than rounding leaves a sum of squares
     """
@@ -59,13 +60,15 @@ class Inputs:
     cubes: Tensor
     fourth: float
     cancelled: bool = False
+    unseen: float = 0.0
 
     @classmethod
     def of(cls, moments: Moments) -> Inputs:
         """What has been added up so far."""
         n = max(1, moments.count)
         cubes, fourth = moments.lengths.cubes / n, float(moments.lengths.fourth) / n
-        return cls(moments.gram(), moments.mean(), moments.count, cubes, fourth)
+        gram, mean = moments.gram(), moments.mean()
+        return cls(gram, mean, moments.count, cubes, fourth, unseen=moments.unseen)
 
     def centred(self) -> Inputs:
         """The same about the mean."""
@@ -80,7 +83,7 @@ class Inputs:
     def warranted(self) -> float:
         """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
         less than it takes for what they do not span to follow the plain fit."""
-        amount = ledoit_wolf(self.gram, self.fourth, self.count)
+        amount = max(self.unseen, ledoit_wolf(self.gram, self.fourth, self.count))
         if not self.cancelled and amount >= share_of_least(self.gram):
             return amount  # each direction of a sum of squares holds as much then, as it must
         return max(amount, least_amount(self.gram))
@@ -247,7 +250,7 @@ class Stream:
         self._moments: list[Moments] = [moments_of(layer, form) for _ in range(layer.groups)]
         self._inputs: list[Inputs] = []
         self._lags: list[LagMoments] | None = None
-        if lags:
+        if lags and not layer.is_table:  # indices are what they are
             groups = zip(layer.group_weights(), self._of_groups, strict=True)
             self._lags = [lag_moments(w, layer.taps, metric) for w, metric in groups]
 

@@ -118,7 +118,7 @@ def factor_in(
     tried = []
     for candidate in sorted(candidates, key=lambda c: c.word != "svd"):
         given = candidate
-        if candidate.why_not(layer.shape, layer.groups):
+        if layer.why_not(candidate):
             continue
         if candidate.by_share and isinstance(share, float):
             given = candidate.with_budget(rank=share)
@@ -160,7 +160,8 @@ class _Job:
 
     def best(self, method: Method) -> Factored:
         """The fit to the data, or a plainer one where that is better on inputs held out."""
-        aware, affine = self.stats is not None and method.fits_inputs, self.options.affine
+        aware = self.stats is not None and self.layer.takes_moments(method)
+        affine = self.options.affine and not self.layer.is_table
         tried = [self.fitted(method, aware=aware, affine=affine)]
         if self.held is not None:
             if affine:
@@ -205,7 +206,8 @@ class _Job:
     @property
     def kept(self) -> str:
         """What there is of the second moments, of the first group that has some; empty for all."""
-        grams = [] if self.stats is None else [s.gram for s in self.stats if s.known]
+        known = [] if self.stats is None or self.layer.is_table else self.stats
+        grams = [s.gram for s in known if s.known]
         return str(grams[0]) if grams and isinstance(grams[0], Compact) else ""
 
     def _in_doubt(self, fit: Factored) -> bool:

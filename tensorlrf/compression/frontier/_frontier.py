@@ -42,6 +42,7 @@ def frontier(
     evaluations: int = 8,
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
     allocation: str | Allocation = AUTO,
     sensitivity: Sensitivity | None = None,
     loss: str = AUTO,
@@ -78,7 +79,7 @@ def frontier(
         Of the eligible layers' weights to keep, in (0, 1].
     evaluations : int
         Plans that `evaluate` judges and that are timed whole, at the most, spread over all shares.
-    method, skip
+    method, skip, include
         As in `plan`.
     allocation : str or Allocation
         How a share is shared out over layers, as in `plan`.
@@ -115,8 +116,8 @@ def frontier(
     if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
         raise ArgumentError(f"evaluations={evaluations!r} must be a positive int")
     request = Request.of(
-        None, method, skip, "size", None, allocation, sensitivity, loss, readout, random_state,
-        progress,
+        None, method, skip, include, "size", None, allocation, sensitivity, loss, readout,
+        random_state, progress,
     )  # fmt: skip
     sample = None if example is None else Sample(Batch.of(example), "example")
     model = own_model(model)

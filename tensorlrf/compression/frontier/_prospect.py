@@ -186,7 +186,8 @@ class Prospect:
     @property
     def has_linear_layers(self) -> bool:
         """Among those that may be factored."""
-        return any(dense_layer_at(self.model, name).taps is None for name in self.probe.names)
+        layers = [dense_layer_at(self.model, name) for name in self.probe.names]
+        return any(layer.taps is None and not layer.is_table for layer in layers)
 
     def quantised(self, quantiser: Quantiser) -> tuple[nn.Module, Size]:
         """The model with the weights of the same layers rounded, and its size then."""
@@ -206,23 +207,31 @@ class Prospect:
             model = working = replica(self.model)
             sites = {name: dense_layer_at(working, name) for name in self.probe.names}
             for one in survey(working):
-                if one.name in sites:
+                if one.name in sites and not one.is_table:  # torch looks up no integers
                     model = put(model, one.places, quantiser.layer(sites[one.name]))
         return model.eval()
 
     def _quantised_size(self, quantiser: Quantiser) -> Size:
         params, size = _numbers(self.model)
         for name in self.probe.names:
-            weight = dense_layer_at(self.model, name).weight
+            site = dense_layer_at(self.model, name)
+            weight = site.weight
+            if site.is_table and quantiser.activations:
+                continue
             size += quantiser.n_bytes(weight) - weight.numel() * weight.element_size()
         return Size(params, size)
 
     def whole(self, sample: Sample) -> Whole:
         """The model with the times of the layers that may be factored, to time plans with. Raises
         ArgumentError for methods whose sizes only the fit can tell."""
-        found = without_skipped(survey(self.model), self.model, self.request.skip)
-        drafts = [own_rank(draft) for draft in drafts_of(found, self.request.methods)]
-        open_ = [d for d in drafts if d.method is not None and d.ladder and d.ladder.rungs]
+        request = self.request
+        found = without_skipped(survey(self.model), self.model, request.skip, request.include)
+        drafts = [own_rank(draft) for draft in drafts_of(found, request.methods)]
+        open_ = [
+            d
+            for d in drafts
+            if d.method is not None and d.ladder and d.ladder.rungs and not d.found.is_table
+        ]
         with torch.inference_mode(False), without_autocast():
             return Whole.of("example", self.model, open_, sample)
 

@@ -116,7 +116,7 @@ def without_bias(site: DenseLayer, y: Tensor) -> Tensor:
     """Outputs as the weight alone makes them, in float32 at the least."""
     y = y.detach()
     y = y if y.dtype == torch.float64 else y.float()
-    bias = site.module.bias
+    bias = None if site.is_table else site.module.bias
     if bias is None:
         return y
     axes = 0 if site.taps is None else site.taps.axes
@@ -132,9 +132,12 @@ def fisher_losses(
     draws: torch.Generator,
     advance: Advance,
     gradients: Mapping[str, GradientMoments] = MappingProxyType({}),
+    tied: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
     """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach, by
     as many of the batches as that needs; `gradients` are added up in the same passes.
+
+    tied  what else runs on the weight of one of the layers, an embedding -> that one
 
     Raises what the model does where it cannot be differentiated.
     """
@@ -150,6 +153,9 @@ def fisher_losses(
         for name, basis in () if known else bases.items():
             felt = _Felt(name, basis, batch.samples, parts)
             watchers[name] = Together(felt, open_[name]) if name in open_ else felt
+        for other, name in () if known else tied.items():
+            if name in bases:
+                watchers[other] = _FeltByTied(name, bases[name], batch.samples, parts)
         count = differentiate(model, watchers, batch, loss, draws)
         whole, samples = whole + (0 if known else count), samples + batch.samples
         for name, c in parts.items():  # (samples, k)
@@ -194,3 +200,21 @@ class _Felt:
             rows = rows_of(site, y, 1)
         assert rows is not None
         return torch.einsum("stgm,gmk->stgk", rows, directions)
+
+
+@dataclass(frozen=True)
+class _FeltByTied(_Felt):
+    """The same of what is cut with the layer: another embedding, or a head y = W h. That leaves out
+    the parts of h along u_k, and what it feels of them is W^T g."""
+
+    def forward(
+        self, site: DenseLayer, batch: Batch, x: Any, y: Tensor
+    ) -> Callable[[Tensor], None]:
+        if site.is_table:
+            return super().forward(site, batch, x, y)
+        h = x.detach()
+        seen = self._along(site, h if h.dtype == torch.float64 else h.float(), self.basis.measures)
+        return partial(self.backward, site, seen)
+
+    def backward(self, site: DenseLayer, seen: Tensor, g: Tensor) -> None:
+        super().backward(site, seen, g if site.is_table else g.detach() @ site.weight.to(g.dtype))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._survey import check_values, kind_of, survey, without_skipped
+from tensorlrf.compression._survey import check_values, included, kind_of, survey, without_skipped
 from tensorlrf.compression._uncompiled import own_model
-from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, tied_places
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
@@ -61,6 +61,7 @@ def sensitivity(
     *,
     rule: str = AUTO,
     skip: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
     loss: str = AUTO,
     readout: Readout | None = None,
     holdout: float = 0.1,
@@ -88,8 +89,8 @@ def sensitivity(
         "effective_rank" (D-Rank), "spectrum_shape" (WeLore; of the weights alone) and
         "block_influence" (MoDeGPT; for models with blocks whose outputs have the shape of their
         inputs).
-    skip : str or sequence of str, optional
-        Layers that are not looked at, as in `plan`.
+    skip, include : str or sequence of str, optional
+        Layers that are not looked at, and kinds that are not by default, as in `plan`.
     loss : {"auto", "kl", "cosine", "relative"}
         What an error of the outputs costs: the KL divergence from the given model's distribution,
         of logits; 1 - cosine, of embeddings; the squared relative error, of anything. "auto": KL
@@ -137,7 +138,7 @@ def sensitivity(
     if rule not in (AUTO, *LOSSES):
         raise unknown("rule", rule, (AUTO, *LOSSES))
     model = own_model(model)
-    wanted = without_skipped(survey(model), model, [skip] if isinstance(skip, str) else skip)
+    wanted = without_skipped(survey(model), model, skip, included(include))
     names = [one.name for one in wanted if one.eligible]
     if not names:
         raise ArgumentError("model has no layer that could be factored; see tensorlrf.plan")
@@ -193,6 +194,11 @@ class Probe:
         """The layers whose metrics are gathered."""
         assert self.data is not None
         return with_room(self.model, self.names, self.data.room) if self.weighs else []
+
+    @cached_property
+    def _tied(self) -> dict[str, str]:
+        """What else runs on the weight of a layer -> that layer."""
+        return tied_places(self.model, self.names)
 
     @property
     def hears(self) -> bool:
@@ -281,7 +287,7 @@ class Probe:
             with progress_bar("differentiate", None, self.progress) as advance:
                 losses |= fisher_losses(
                     self.model, bases, self.data.fitted, self.output_loss, draws,
-                    lambda: advance(""), gradients,
+                    lambda: advance(""), gradients, self._tied,
                 )  # fmt: skip
             self.metrics |= metrics_of(gradients)
         return losses
@@ -295,7 +301,7 @@ class Probe:
         """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
         if rule == "energy":
             return self._told(rule, OF_WEIGHTS if self.data is None else OF_OUTPUTS, energies)
-        sizes = {name: _sizes(dense_layer_at(self.model, name)) for name in energies}
+        sizes = {name: Sizes.of(dense_layer_at(self.model, name)) for name in energies}
         if rule == "effective_rank":
             told = effective_rank_losses(sizes, energies)
             return self._told(rule, "effective rank over rank, by type", told)
@@ -314,7 +320,7 @@ class Probe:
             )
         least = min(found.values())
         losses = {
-            name: block_influence_losses(_sizes(dense_layer_at(self.model, name)), value - least)
+            name: block_influence_losses(Sizes.of(dense_layer_at(self.model, name)), value - least)
             for name, value in found.items()
         }
         return self._told("block_influence", "parameters by influence", losses)
@@ -380,13 +386,6 @@ def _row(name: str, site: DenseLayer, losses: Sequence[float]) -> LayerSensitivi
     values = falling([losses[r] for r in ranks])
     kind = kind_of(site.module)
     return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)
-
-
-def _sizes(site: DenseLayer) -> Sizes:
-    m = site.shape[0] // site.groups
-    return Sizes(
-        site.weight.numel(), site.shape[0] + site.groups * site.columns, min(m, site.columns)
-    )
 
 
 def _weight_energies(site: DenseLayer, name: str) -> Sequence[float]:

@@ -18,6 +18,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tensorlrf.compression.calibration._dense_layer import DenseLayer
+
 TEMPERATURE = 0.015
 """How evenly MoDeGPT spreads sparsity over blocks: its epsilon, of which this value and the bound
 below are those of an open implementation (github.com/cbacary/MoDeGPT)."""
@@ -47,6 +49,13 @@ class Sizes:
     params: int
     a_rank: int
     full: int
+
+    @classmethod
+    def of(cls, site: DenseLayer) -> Sizes:
+        """Of a layer of a model."""
+        m = site.shape[0] // site.groups
+        a_rank = site.shape[0] + site.groups * site.columns
+        return cls(site.weight.numel(), a_rank, min(m, site.columns))
 
     @property
     def break_even(self) -> float:

@@ -135,6 +135,11 @@ def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Ca
             f"objective={request.objective!r} is of methods that make factors; with "
             "method='modular' every layer that is smaller is also faster"
         )
+    if request.include:
+        raise ArgumentError(
+            f"include={list(request.include)} is of methods that make factors; method='modular' "
+            "makes perceptrons and attentions smaller"
+        )
     if fitting.affine:
         raise ArgumentError(
             "affine=True is of methods that make factors; method='modular' corrects the biases "

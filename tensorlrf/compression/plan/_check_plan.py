@@ -42,6 +42,8 @@ def check_plan(model: nn.Module, plan: Plan, found: Sequence[Surveyed]) -> None:
                 f"{', '.join(module.places)} in the model"
             )
         if layer.method is not None:
+            if reason := own.why_not(layer.method):
+                raise ArgumentError(f"plan: {layer.name} cannot have this format: {reason}")
             if own.weight.is_meta:
                 raise ArgumentError(
                     f"model: the weight of {layer.name} is on the meta device and has no values; a "

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from tensorlrf.compression._survey import Surveyed, kind_of, own_numbers
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.methods import Given, as_method, at_rung
 from tensorlrf.compression.plan._plan import LayerPlan
-from tensorlrf.compression.plan.budget import Budget
+from tensorlrf.compression.plan.budget import ON_INPUTS, TOTAL, Budget
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import Ladder, Rung
 from tensorlrf.errors import ArgumentError, TensorlrfError
@@ -58,7 +61,9 @@ class Draft:
     def row(self) -> LayerPlan:
         """Of the plan."""
         found, layer = self.found, self.layer
-        params = own_numbers(found.module)[0] if layer is None else layer.weight.numel()
+        params = (
+            own_numbers(found.module, found.table)[0] if layer is None else layer.weight.numel()
+        )
         return LayerPlan(
             found.name,
             found.places,
@@ -112,13 +117,40 @@ def _draft(found: Surveyed, choose: Mapping[str, Method | None]) -> Draft:
     if method is None:
         return Draft(found, layer, None, None, f"left by method= for {glob!r}")
     method = method.for_shape(layer.shape)
-    reason = method.why_not(layer.shape, layer.groups)
+    reason = layer.why_not(method)
     if reason:
         return Draft(found, layer, None, None, reason)
     ladder = method.ladder(layer.shape, layer.groups)
     if not ladder.rungs and not isinstance(method.rank, (int, tuple)):
         return Draft(found, layer, None, None, "no factored form is smaller")
     return Draft(found, layer, method, ladder, "")
+
+
+def lookups_left(drafts: Sequence[Draft], budget: Budget | None, objective: str) -> list[Draft]:
+    """Those without embeddings where arithmetic or time is shared out: a lookup has none."""
+    word = "" if budget is None else budget.word
+    word = word if word in ON_INPUTS else "objective" if objective == "latency" else ""
+    reason = f"a lookup computes nothing, of which {word}= could save some; give it a rank"
+    return [
+        draft.left(reason) if word and draft.open and draft.found.is_table else draft
+        for draft in drafts
+    ]
+
+
+def of_the_whole(budget: Budget, model: nn.Module, drafts: Sequence[Draft]) -> Budget:
+    """The budget, where it is one of all parameters, with what there is beside the layers that
+    share it. Layers with a budget of their own have what that says where it is known."""
+    if budget.word != TOTAL:
+        return budget
+    rows = {draft.name: draft.row() for draft in drafts}
+    total = sum(p.numel() for p in model.parameters() if not is_lazy(p))
+    shared = sum(rows[draft.name].params for draft in drafts if draft.open)
+    gone = 0
+    for draft in drafts:
+        row = rows[draft.name]
+        if not draft.open and row.factored and row.params_after is not None:
+            gone += row.params - row.params_after
+    return replace(budget, rest=total - shared - gone, gone=gone)
 
 
 def check_budget(drafts: Sequence[Draft], budget: Budget | None) -> None:

@@ -138,7 +138,7 @@ class Plan:
         The relative error asked for, likewise.
     layers : tuple of LayerPlan
         In the order of the model.
-    keep_bytes, keep_flops, keep_latency : float or None
+    keep_bytes, keep_flops, keep_latency, keep_total : float or None
         As `keep_params`: one budget at the most is given.
     allotment : Allotment
         How the ranks came about.
@@ -162,6 +162,7 @@ class Plan:
     keep_bytes: float | None = None
     keep_flops: float | None = None
     keep_latency: float | None = None
+    keep_total: float | None = None
     allotment: Allotment = field(default_factory=Allotment)
 
     @property

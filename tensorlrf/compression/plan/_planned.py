@@ -12,7 +12,13 @@ from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._probe import Probe
-from tensorlrf.compression.plan._drafts import check_budget, drafts_of, own_rank
+from tensorlrf.compression.plan._drafts import (
+    check_budget,
+    drafts_of,
+    lookups_left,
+    of_the_whole,
+    own_rank,
+)
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan._sharing import Sharing
@@ -28,14 +34,16 @@ def planned(
     """`plan`, the survey of the model that it was made from, and what looked at the layers, where
     that was to be: with `weighs` it knows what errors of their outputs cost, too."""
     found = survey(model)
-    drafts = drafts_of(without_skipped(found, model, request.skip), request.methods)
+    wanted = without_skipped(found, model, request.skip, request.include)
     budget = request.budget
+    drafts = lookups_left(drafts_of(wanted, request.methods), budget, request.objective)
     check_budget(drafts, budget)
     open_ = [k for k, draft in enumerate(drafts) if draft.open]
     drafts = [own_rank(draft) for draft in drafts]
     allotment, probe = Allotment(), None
     if budget is not None and budget.shared:
         with torch.inference_mode(False), without_autocast():
+            budget = of_the_whole(budget, model, drafts)
             sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data, weighs)
             shared = sharing.shared_out()
             probe = sharing.probe

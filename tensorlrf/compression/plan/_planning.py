@@ -26,6 +26,7 @@ def plan(
     model: nn.Module,
     *,
     keep_params: float | None = None,
+    keep_total: float | None = None,
     keep_bytes: float | None = None,
     keep_flops: float | None = None,
     keep_latency: float | None = None,
@@ -34,6 +35,7 @@ def plan(
     evaluate: Any = None,
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
     objective: str = "size",
     example: Any = None,
     calibration: Any = None,
@@ -60,6 +62,9 @@ def plan(
         Share of the eligible layers' weights to keep, in (0, 1]: an upper bound, layers that must
         stay dense for want of a rank included; biases are not counted. Ranks are multiples of 8
         (below 8, ones), shared out as `allocation` says. Or instead
+    keep_total : float, optional
+        The same of all parameters of the model, those of layers that stay and biases included: an
+        upper bound, but for biases that `affine` adds. Or
     keep_bytes, keep_flops : float, optional
         Likewise the share of the bytes of these weights, and of the FLOPs that the layers do on the
         example or the first calibration batch. Layers that the batch does not reach then stay. Or
@@ -71,7 +76,7 @@ def plan(
     error : float, optional
         The relative error that each layer may have, in (0, 1): of its outputs where `apply` gets
         calibration (with `target="original"` beside the best outputs that its inputs allow), else
-        of its weight. Layers that do not become smaller within it stay. One of the five,
+        of its weight. Layers that do not become smaller within it stay. One of the six,
         unless every method brings its own budget.
     max_drop, evaluate : optional
         How far a metric of your own may fall, as in `compress`; the smallest plan within it, judged
@@ -84,7 +89,12 @@ def plan(
         the first glob that matches counts. A Linear has the SVD in each of these four.
     skip : str or sequence of str, optional
         Globs of qualified names that stay; a glob covers all that a module holds. None: heads stay
-        (classifiers, poolers, the output layer of a language model); []: none.
+        (classifiers, poolers, the output layer of a language model), unless `include` names them;
+        []: none. Embeddings stay unless `include` names them.
+    include : str or sequence of str, optional
+        "embeddings" and "heads", one or both: layers of these kinds that would stay otherwise. An
+        embedding counts as a linear layer on indicators of its rows, (embedding_dim,
+        num_embeddings); a head that is tied to it runs on its factors.
     objective : {"size", "latency"}
         "latency": layers that do not get faster on this device at the planned rank stay, alone or
         in the whole model, which is timed in turn with the given one.
@@ -135,11 +145,11 @@ def plan(
     """
     request = Request.of(
         Budget.of(
-            keep_params=keep_params, keep_bytes=keep_bytes, keep_flops=keep_flops,
-            keep_latency=keep_latency, error=error,
+            keep_params=keep_params, keep_total=keep_total, keep_bytes=keep_bytes,
+            keep_flops=keep_flops, keep_latency=keep_latency, error=error,
         ),
-        method, skip, objective, example, allocation, sensitivity, loss, readout, random_state,
-        progress,
+        method, skip, include, objective, example, allocation, sensitivity, loss, readout,
+        random_state, progress,
     )  # fmt: skip
     metric = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     if metric.max_drop is None and evaluate is not None:

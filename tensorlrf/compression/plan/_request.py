@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tensorlrf.compression._survey import included
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._drafts import chooser
@@ -29,11 +30,13 @@ class Request:
 
     methods  glob -> method; none where whole modules are made smaller
     skip     globs; None for heads
+    include  kinds of layers that stay otherwise
     """
 
     budget: Budget | None
     methods: Mapping[str, Method | None]
     skip: Sequence[str] | None
+    include: tuple[str, ...]
     objective: str
     example: Any
     allocation: Allocation
@@ -54,6 +57,7 @@ class Request:
         budget: Budget | None,
         method: Given,
         skip: str | Sequence[str] | None,
+        include: str | Sequence[str] | None,
         objective: str,
         example: Any,
         allocation: str | Allocation,
@@ -85,6 +89,6 @@ class Request:
             )
         methods = {} if modular else chooser(method)
         return cls(
-            budget, methods, globs, objective, example, Allocation.of(allocation),
-            sensitivity, loss, readout, random_state, progress,
+            budget, methods, globs, included(include), objective, example,
+            Allocation.of(allocation), sensitivity, loss, readout, random_state, progress,
         )  # fmt: skip

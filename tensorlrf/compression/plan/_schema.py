@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any
 
 from tensorlrf.compression.plan.allocation import AUTO, RULES, Allotment
-from tensorlrf.compression.plan.budget import BUDGETS
+from tensorlrf.compression.plan.budget import BUDGETS, TOTAL
 from tensorlrf.compression.report._json import read_dataclass
 from tensorlrf.errors import FileFormatError, shown
 
@@ -22,7 +22,12 @@ _OLD: dict[str, tuple[type, ...]] = {
 PLAN: dict[int, dict[str, tuple[type, ...]]] = {
     1: _OLD,
     2: _OLD,
-    3: {"architecture": _TEXT, **dict.fromkeys(BUDGETS, _SHARE), "allotment": (dict,)},
+    3: {
+        "architecture": _TEXT,
+        **{word: _SHARE for word in BUDGETS if word != TOTAL},
+        "allotment": (dict,),
+    },
+    4: {"architecture": _TEXT, **dict.fromkeys(BUDGETS, _SHARE), "allotment": (dict,)},
 }
 """Version -> what a plan of it says beside its layers. Before version 3 ranks were uniform."""
 LAYER: dict[str, tuple[type, ...]] = {

@@ -26,7 +26,7 @@ from tensorlrf.compression.plan._prices import (
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan._uniform import Scale
 from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allotment, Candidate
-from tensorlrf.compression.plan.budget import LATENCY, Budget
+from tensorlrf.compression.plan.budget import LATENCY, OF_PARAMS, Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.plan.times._confirmed import Ranks, confirmed
 from tensorlrf.compression.plan.times._seconds import Sample
@@ -132,7 +132,7 @@ class Sharing:
 
     def _prices(self) -> list[Scale]:
         word = self.budget.word
-        if word == "keep_params":
+        if word in OF_PARAMS:
             return params_of(self.drafts)
         if word == "keep_bytes":
             return bytes_of(self.drafts)
@@ -171,7 +171,7 @@ class Sharing:
         pairs = list(zip(self._layers, choices, strict=True))
         allotment = Allotment(rule)
         cost = float(sum(layer.cost(choice) for layer, choice in pairs))
-        if self.budget.word != "keep_params":
+        if self.budget.word not in OF_PARAMS:
             dense_cost = float(sum(layer.scale.dense for layer in self._layers))
             allotment = replace(allotment, dense_cost=dense_cost, cost=cost)
         if predicts is not None:

@@ -14,7 +14,7 @@ from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration.batches import call
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.factors import Factors, Grouped
-from tensorlrf.nn import FactoredLayer, factored_type
+from tensorlrf.nn import FactoredLayer
 
 Values = Callable[..., Tensor]
 """Of sizes a tensor."""
@@ -33,10 +33,7 @@ def factored_layer(layer: DenseLayer, method: Method) -> FactoredLayer:
     factors = any_factors(layer, method, values)
     if factors is None:
         factors = _grouped([method.decompose(w.detach(), None, 0) for w in layer.group_weights()])
-    kind = factored_type(layer.module)
-    assert kind is not None
-    made: FactoredLayer = kind.from_factors(factors, layer.module)
-    return made
+    return layer.on(factors)
 
 
 def any_factors(layer: DenseLayer, method: Method, values: Values) -> Factors | None:

@@ -12,16 +12,22 @@ from tensorlrf.errors import ArgumentError
 
 ERROR = "error"
 
+PARAMS, TOTAL = "keep_params", "keep_total"
+
 KEEPS = {
-    "keep_params": "parameters",
+    PARAMS: "parameters",
+    TOTAL: "parameters",
     "keep_bytes": "bytes",
     "keep_flops": "FLOPs",
     "keep_latency": "time",
 }
-"""Budgets that are shares -> of what: of the eligible layers, but for time, which is the whole
-model's."""
+"""Budgets that are shares -> of what: of the eligible layers, but for `keep_total` and time, which
+are the whole model's."""
 
 LATENCY = "keep_latency"
+
+OF_PARAMS = (PARAMS, TOTAL)
+"""Those that count parameters."""
 
 ON_INPUTS = ("keep_flops", LATENCY)
 """Those that depend on what the layers are called with."""
@@ -36,12 +42,14 @@ class Budget:
     word   the argument that it is given by: one of `BUDGETS`
     value  a share in (0, 1]; of "error" the relative error of each layer, in (0, 1)
     rest   what the model costs beside its layers, where the share is one of the whole
+    gone   what that is less than when dense, since other layers have budgets of their own
     left   room for the layers, where trials have told that it is another
     """
 
     word: str
     value: float
     rest: float = 0.0
+    gone: float = 0.0
     left: float | None = None
 
     @classmethod
@@ -70,12 +78,12 @@ class Budget:
 
     def room(self, dense: float) -> float:
         """For layers that cost so much when dense."""
-        share = self.value * (dense + self.rest) - self.rest
+        share = self.value * (dense + self.rest + self.gone) - self.rest
         return share if self.left is None else self.left
 
     def least(self, dense: float, cost: float) -> float:
         """The value that leaves such layers room for a cost, in four digits."""
-        return math.ceil((cost + self.rest) / (dense + self.rest) * 1e4) / 1e4
+        return math.ceil((cost + self.rest) / (dense + self.rest + self.gone) * 1e4) / 1e4
 
     def amount(self, cost: float) -> str:
         """A cost in words."""
@@ -93,7 +101,7 @@ def _check(word: str, value: Any) -> None:
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if word in KEEPS and not (number and 0 < value <= 1):
-        whose = "model's" if word == LATENCY else "eligible layers'"
+        whose = "model's" if word in (LATENCY, TOTAL) else "eligible layers'"
         raise ArgumentError(
             f"{word}={value!r} must be a share in (0, 1]: 0.25 keeps at most a quarter "
             f"of the {whose} {KEEPS[word]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -45,12 +46,14 @@ class Student:
                 "that tensorlrf.compress returned"
             )
         own: dict[str, nn.Parameter] = {}
+        places = Counter(id(p) for m in self.model.modules() for p in m.parameters(recurse=False))
         self.scales: dict[str, float] = {}  # what a step of each is to be measured by
         for name in self.names:
             layer, attribute = _owner(self.model, name)
             parameter = getattr(layer, attribute)
             scale = _root_mean_square(parameter)
-            if lora is None or not saves(parameter, lora):
+            tied = places[id(parameter)] > 1  # a change would be that of one place alone
+            if lora is None or tied or not saves(parameter, lora):
                 own[name], self.scales[name] = parameter, scale
                 continue
             change = with_change(layer, attribute, lora, draws)

@@ -72,7 +72,7 @@ class Report:
         What became of batch normalisations, where new statistics were tried.
     latency : Latency or None
         Where an example was given.
-    keep_bytes, keep_flops, keep_latency : float or None
+    keep_bytes, keep_flops, keep_latency, keep_total : float or None
         The budget that was asked for, where it is one of these.
     allotment : Allotment
         How the ranks came about, as in the plan.
@@ -111,6 +111,7 @@ class Report:
     keep_bytes: float | None = field(default=None, metadata={"later": True})
     keep_flops: float | None = field(default=None, metadata={"later": True})
     keep_latency: float | None = field(default=None, metadata={"later": True})
+    keep_total: float | None = field(default=None, metadata={"later": True})
     allotment: Allotment = field(default_factory=Allotment, metadata={"later": True})
     metric: str | None = field(default=None, metadata={"later": True})
     memory: MemoryForecast | None = field(default=None, metadata={"later": True})
@@ -220,6 +221,7 @@ def _title(report: Report) -> str:
         affine = ", affine" if report.affine else ""
         data = f"{report.batches} calibration batches{held}, target {report.target}{affine}"
     kept = f"the whole model keeps {report.model.share:.1%}"
+    kept = f"{kept}, its eligible weights {report.eligible.share:.1%}"
     return f"{budget_words(report.budgets)} ({kept}), {data}"
 
 
@@ -257,17 +259,21 @@ def _totals(report: Report) -> list[str]:
     budget = ""
     if report.keep_params is not None:
         budget = f", asked for at most {report.keep_params:.1%}"
+    whole = ""
+    if report.keep_total is not None:
+        whole = f", asked for at most {report.keep_total:.1%}"
     lines = [
         "eligible weights: " + _change(report.eligible, budget),
-        "whole model: " + _change(report.model, ""),
+        "whole model: " + _change(report.model, whole),
         *cost_words(report.budgets, report.allotment.dense_cost, report.allotment.cost),
         *report.allotment.words,
     ]
     if (flops := report.flops) is not None:
         before, after = flops
+        share = f" ({after / before:.1%})" if before else ""
         lines.append(
-            f"factored layers: {short(before)} to {short(after)} FLOPs ({after / before:.1%}) on "
-            "the first calibration batch"
+            f"factored layers: {short(before)} to {short(after)} FLOPs{share} on the first "
+            "calibration batch"
         )
     if report.model_error is not None:
         span = report.model_error_interval

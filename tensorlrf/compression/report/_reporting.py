@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression._survey import Surveyed, kind_of, own_numbers
-from tensorlrf.compression._work import work
+from tensorlrf.compression._work import Work, work
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._trace import Trace
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.report._rows import LayerReport, Totals
-from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import format_of
-from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn import FactoredLayer, Plain
 from tensorlrf.ops import PathTable
 
 
@@ -27,10 +28,11 @@ def row(
     new: nn.Module | None,
     trace: Trace | None,
     without_bias: bool,
+    tied: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> LayerReport:
     """The line of the report for a module: factored, or as it was; and whether that was
-    `without_bias`."""
-    params, size = own_numbers(found.module)
+    `without_bias`. What is `tied` to it runs on the same factors."""
+    params, size = own_numbers(found.module, found.table)
     kind = kind_of(found.module)
     if plan.eligible:
         weight = found.module.weight
@@ -42,7 +44,7 @@ def row(
             params, params, size, size,
         )  # fmt: skip
     assert isinstance(new, FactoredLayer)
-    flops, path = _execution(found, done.factors, new, trace)
+    flops, path = _execution(found, new, trace, tied)
     held = done.held_error is not None
     return LayerReport(
         name=found.name,
@@ -66,21 +68,37 @@ def row(
         bias="" if done.shift is None else "added" if without_bias else "corrected",
         path=path,
         shrinkage=done.shrinkage,
-        metric=None if not done.data_aware else "loss" if done.weighted else "outputs",
+        metric=_metric(found, done),
         moments=done.moments,
     )
 
 
+def _metric(found: Surveyed, done: Factored) -> str | None:
+    if not done.data_aware:
+        return None
+    return "outputs" if not done.weighted else "both" if found.tied else "loss"
+
+
 def _execution(
-    found: Surveyed, factors: Factors, new: Any, trace: Trace | None
+    found: Surveyed, new: Any, trace: Trace | None, tied: Mapping[str, nn.Module]
 ) -> tuple[tuple[int, int] | None, str]:
-    """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone."""
+    """((FLOPs before, after), path) on the inputs of the trace; without them the paths alone. What
+    runs on the same factors counts as well."""
     inputs = [] if trace is None else trace.inputs.get(found.name, [])
     table: PathTable = new.path_table
     if not inputs:
         return None, ", ".join(table.paths)
-    done = work(DenseLayer.of(found.module).plain, factors, inputs, table.lookup)
-    return (done.dense, done.factored), ", ".join(done.paths)
+    done = work(DenseLayer.of(found.module).plain, new.factors, inputs, table.lookup)
+    dense, factored = done.dense, done.factored
+    for name, layer in tied.items():
+        more = _work_of(layer, [] if trace is None else trace.inputs.get(name, []))
+        dense, factored = dense + more.dense, factored + more.factored
+    return (dense, factored), ", ".join(done.paths)
+
+
+def _work_of(layer: Any, inputs: Sequence[tuple[int, ...]]) -> Work:
+    """Of a factored layer."""
+    return work(Plain(layer.kind.__name__), layer.factors, inputs, layer.path_table.lookup)
 
 
 def totals(before: nn.Module, after: nn.Module) -> Totals:

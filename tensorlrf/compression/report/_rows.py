@@ -47,7 +47,8 @@ class LayerReport:
         Where the factors were fitted to the inputs, how far the second moments of these were drawn
         towards their mean eigenvalue, 0 to 1; the less the more samples there are.
     metric : str or None
-        Then in what its outputs are near: "outputs", or "loss".
+        Then in what its outputs are near: "outputs", or "loss"; of an embedding with a head that
+        runs on its table "both", the sum of the relative errors of what each puts out.
     moments : str
         What there was of these second moments where memory had no room for all: a sketch of so many
         rows, with a bound of what it is off by, in the largest eigenvalue; else empty.

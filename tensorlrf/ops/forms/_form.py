@@ -87,6 +87,10 @@ class Form(Generic[F]):
         """The tensor of which row k belongs to row k of the whole alone; None where none does."""
         return None
 
+    def transposed(self, f: F) -> Factors:
+        """Factors of the transpose of a matrix, on the same memory: of formats with embeddings."""
+        raise UnsupportedError(f"{f!r} has no transpose as factors")
+
     def groups(self, f: F) -> int:
         """How many groups a convolution on the factors has."""
         return 1

@@ -32,6 +32,9 @@ class LowRankForm(Form[LowRank]):
     def kernels(self, f: LowRank, conv: Conv) -> dict[str, tuple[int, ...]]:
         return {"right": (conv.groups * f.right.shape[-2], *conv.shape[1:])}
 
+    def transposed(self, f: LowRank) -> LowRank:
+        return LowRank(f.right.T, f.left.T)
+
     def rows_of(self, f: LowRank) -> str:
         return "left"
 

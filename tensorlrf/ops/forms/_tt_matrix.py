@@ -47,6 +47,9 @@ class TTMatrixForm(Form[TTMatrix]):
             paths["fused"] = (*before, kernel, *behind)
         return paths
 
+    def transposed(self, f: TTMatrix) -> TTMatrix:
+        return TTMatrix(tuple(core.transpose(1, 2) for core in f.cores), f.shape[::-1])
+
     def embedding(self, f: TTMatrix, padding_idx: int | None) -> Paths:
         return train_lookups(f, padding_idx)
 

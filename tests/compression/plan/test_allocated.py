@@ -35,6 +35,7 @@ def scale_of(word: str, ladder: Ladder, draws: np.random.Generator) -> Scale:
     rows = int(draws.integers(0, 4))
     each = {
         "keep_params": 1,
+        "keep_total": 1,
         "keep_bytes": int(draws.choice([2, 4, 8])),
         "keep_flops": 2 * rows,
         "keep_latency": rows * 1e-9,

@@ -91,7 +91,7 @@ def changed(way: Way, value: Any) -> dict[str, Any]:
         ("allotment.predicted_loss", -1.0, "allotment has a number that is no loss"),
         ("allotment.cost", float("nan"), "allotment has a number that is no loss"),
         ("allotment.candidates", [{"rule": "fisher"}], "candidates of allotment has the entries"),
-        ("version", 4, "a plan of format version 4, this is 3; update tensorlrf"),
+        ("version", 5, "a plan of format version 5, this is 4; update tensorlrf"),
         ("version", 0, "a plan of format version 0, which there is not"),
     ],
 )  # fmt: skip

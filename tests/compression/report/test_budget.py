@@ -49,7 +49,7 @@ def test_an_lstm_that_stays_is_told_on_the_first_line_and_in_a_warning(run: str)
     assert kept > 0.9
     assert report.model.share == pytest.approx(kept)
     for line in first_lines(report):
-        assert f"keep_params 0.25 (the whole model keeps {kept:.1%})" in line
+        assert f"keep_params 0.25 (the whole model keeps {kept:.1%}, its eligible weights " in line
 
 
 def test_embeddings_and_heads_that_stay_are_told_on_the_first_line_alone() -> None:

@@ -13,7 +13,7 @@ from tensorlrf.compression.calibration.moments._sums import Blocks, Sums, Whole
 @dataclass(frozen=True)
 class Form:
     """kind  "full": all n^2; "blocks": those of blocks of columns alone; "sketch": frequent
-          directions, and variances
+          directions, and variances; "counts": of indicators, which have no others than variances
     size  columns of a block, or rows of the sketch
     """
 
@@ -21,7 +21,7 @@ class Form:
     size: int = 0
 
     def __str__(self) -> str:
-        if self.kind == "full":
+        if self.kind in ("full", "counts"):
             return self.kind
         return f"{self.kind} of {self.size:,}"
 
@@ -33,7 +33,8 @@ class Form:
 
     def numbers(self, n: int) -> int:
         """That the matrix has once it is made of its sums."""
-        return n * {"full": n, "blocks": self.size, "sketch": 2 * self.size + 1}[self.kind]
+        a_column = {"full": n, "blocks": self.size, "sketch": 2 * self.size + 1, "counts": 1}
+        return n * a_column[self.kind]
 
     def held(self, n: int) -> int:
         """Bytes while sums are taken, and the matrix is made of them."""
@@ -44,3 +45,5 @@ class Form:
 
 
 FULL = Form("full")
+
+COUNTS = Form("counts")

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._taps import Taps
-from tensorlrf.compression.calibration.moments._form import FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._lengths import Lengths
 from tensorlrf.compression.calibration.moments._shifts import ShiftedCorrelations, sums_of
 from tensorlrf.compression.calibration.moments._sums import raised
-from tensorlrf.decomposition.linalg.compact import Gram
+from tensorlrf.decomposition.linalg.compact import Gram, LowRankPlusDiagonal
 
 PATCH_NUMBERS = 1 << 22
 """Numbers in one block of unfolded patches (16 MB in float32); at the least one output row."""
@@ -59,6 +59,11 @@ class Moments(ABC):
         """Take what another one of the same layer has seen."""
         self.lengths.merge(other.lengths)
         self.count += other.count
+
+    @property
+    def unseen(self) -> float:
+        """Of all inputs the share that is like none of those so far, where that is known."""
+        return 0.0
 
     @abstractmethod
     def gram(self) -> Gram:
@@ -98,6 +103,37 @@ class LinearMoments(ColumnMoments):
         self.lengths.add(rows)
         self._sum += rows.sum(0).to(torch.float64)
         self.count += rows.shape[0]
+
+
+class CountMoments(Moments):
+    """Of an embedding, whose inputs are indicators e_v of the rows v that are looked up: G =
+    diag(p) with the shares p of the tokens, which are the mean as well. All have length one.
+
+    Drawn towards its mean eigenvalue by what so many samples warrant, p is the shrinkage estimate
+    of Hausser & Strimmer 2009 ("Entropy inference and the James-Stein estimator"), in which rows
+    that were never seen have a floor.
+    """
+
+    @property
+    def unseen(self) -> float:
+        """As many as were seen once (Good 1953)."""
+        return float((self.lengths.cubes == 1).sum()) / max(1, self.count)
+
+    def add(self, x: Tensor) -> None:
+        """Indices of any shape; those out of range are left to the layer to refuse."""
+        counts = self.lengths.cubes
+        indices = x.detach().flatten().to(torch.int64)
+        indices = indices[(indices >= 0) & (indices < len(counts))]
+        counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))
+        self.lengths.fourth += len(indices)
+        self.count += len(indices)
+
+    def gram(self) -> LowRankPlusDiagonal:
+        shares = self.mean()
+        return LowRankPlusDiagonal(shares.new_zeros(0, len(shares)), shares)
+
+    def mean(self) -> Tensor:
+        return self.lengths.cubes / max(1, self.count)
 
 
 class PatchMoments(ColumnMoments):
@@ -170,6 +206,8 @@ class ShiftMoments(Moments):
 def moments_of(layer: DenseLayer, form: Form = FULL) -> Moments:
     """An empty accumulator for the inputs of one group of a layer, the cheapest that serves it."""
     taps, n, device = layer.taps, layer.columns, layer.device
+    if layer.is_table:
+        return CountMoments(n, device)
     if taps is None:
         return LinearMoments(n, device, form)
     if _is_pointwise(taps):
@@ -182,7 +220,7 @@ def moments_of(layer: DenseLayer, form: Form = FULL) -> Moments:
 
 def bytes_of(layer: DenseLayer, form: Form = FULL) -> int:
     """What the accumulators of all groups of a layer hold, more or less."""
-    products = form.numbers(layer.columns)
+    products = (COUNTS if layer.is_table else form).numbers(layer.columns)
     if form == FULL and layer.taps is not None and _shifts(layer.taps.one_group()):
         products = 2 * products // math.prod(layer.taps.kernel)
     return 8 * layer.groups * products
@@ -191,6 +229,8 @@ def bytes_of(layer: DenseLayer, form: Form = FULL) -> int:
 def moment_bytes(layer: DenseLayer, form: Form = FULL) -> int:
     """What `moments_of` one group takes at the most: the sums, and the matrix that is made of
     them."""
+    if layer.is_table:
+        return COUNTS.held(layer.columns)
     matrix, taps = 8 * layer.columns**2, layer.taps
     if form != FULL or taps is None or _is_pointwise(taps) or not _shifts(taps):
         return form.held(layer.columns)
