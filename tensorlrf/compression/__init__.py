@@ -24,7 +24,13 @@ from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
 from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._report import Report
-from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
+from tensorlrf.compression.report._rows import (
+    BatchNorms,
+    FoldedNorms,
+    Latency,
+    LayerReport,
+    Totals,
+)
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.decomposition.configs import (
@@ -58,6 +64,7 @@ __all__ = [
     "Checkpoint",
     "FileLayer",
     "FileReport",
+    "FoldedNorms",
     "Frontier",
     "FrontierPoint",
     "Hierarchical",

@@ -246,6 +246,7 @@ def carried_out(
         allotment=plan.allotment,
         memory=work.memory,
         refinement=None,
+        folded=None,
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

@@ -18,6 +18,7 @@ from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistic
 from tensorlrf.compression.calibration._dense_layer import module_at, tied_places
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
+from tensorlrf.compression.folding._within import folded_before, take_folds
 from tensorlrf.compression.frontier._metric import Metric, with_quality
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
@@ -58,6 +59,7 @@ def compress(
     target: str = "original",
     affine: bool = False,
     batch_norm: bool = True,
+    fold_batch_norms: bool = False,
     holdout: float = 0.1,
     groups: Any = None,
     rerun: bool = False,
@@ -98,6 +100,10 @@ def compress(
         data that the search does not see, confirms what is found. The report says what it says.
     calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         How it is fitted, as in `apply`.
+    fold_batch_norms : bool
+        Fold batch normalisations into the layers before them first, as `tensorlrf.fold_batch_norms`
+        does, on the example or the first calibration batch; the report says which. A file of the
+        result is loaded into the model as it was.
     example : Tensor, tuple or dict, optional
         A batch to time on (`objective="latency"`, `keep_latency`) or to count on (`keep_flops`),
         and to time both models on, in turn, for the report.
@@ -153,7 +159,9 @@ def compress(
         metric, loss, readout, groups,
     )  # fmt: skip
     settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
-    return _compressed(model, request, judging, fitting, calibration, settings)
+    return _compressed(
+        model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
+    )
 
 
 @refuses_old_words
@@ -175,6 +183,7 @@ def compress_(
     target: str = "original",
     affine: bool = False,
     batch_norm: bool = True,
+    fold_batch_norms: bool = False,
     holdout: float = 0.1,
     groups: Any = None,
     rerun: bool = False,
@@ -204,7 +213,9 @@ def compress_(
         As in `plan`.
     calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         As in `apply`.
-    max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout, refine
+    fold_batch_norms, max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout
+        As in `compress`.
+    refine
         As in `compress`.
     random_state, progress
         As in `compress`.
@@ -247,7 +258,9 @@ def compress_(
             "layers; compile them after compress_, or use compress"
         )
     ties = tied_places(model, [name for name, _ in model.named_modules() if name])
-    small, report = _compressed(model, request, judging, fitting, calibration, settings)
+    small, report = _compressed(
+        model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
+    )
     if isinstance(small, FactoredLayer):
         raise ArgumentError(
             f"model is a {type(model).__name__}, one layer, which cannot become another in place; "
@@ -257,6 +270,8 @@ def compress_(
         for place in (*row.places, *ties) if row.factored else ():
             if ties.get(place, row.name) == row.name:
                 put(model, [place], module_at(small, place))
+    if report.folded is not None:
+        take_folds(model, small, report.folded)
     if request.modular:
         take_sizes(model, small)
     if report.refinement is not None:
@@ -291,6 +306,8 @@ def _compressed(
     fitting: Fitting,
     calibration: Any,
     settings: Settings | None,
+    *,
+    fold_batch_norms: bool,
 ) -> tuple[nn.Module, Report]:
     """`settings` are those of refinement; None for none."""
     # A wrong word is told before the model is looked at.
@@ -299,6 +316,9 @@ def _compressed(
     data = Calibration.read(
         calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups
     )
+    folded = None
+    if fold_batch_norms:
+        model, folded = folded_before(model, data, request.example)
     if judging.max_drop is not None and request.modular:
         raise ArgumentError(
             f"max_drop={judging.max_drop!r} is of methods that make factors; with "
@@ -309,7 +329,8 @@ def _compressed(
         def carry_out(plan: Plan) -> tuple[nn.Module, Report]:
             return carried_out(model, plan, survey(model), data, fitting, request.example)
 
-        return judging.fitted(model, request, data, carry_out)
+        small, report = judging.fitted(model, request, data, carry_out)
+        return small, replace(report, folded=folded)
     if request.modular:
         judge = judging.judge(model)
         small, report = whole_modules(model, request, data, fitting)
@@ -335,4 +356,4 @@ def _compressed(
             model_error_interval=None if error is None else error.interval,
             refinement=told,
         )
-    return small, with_quality(report, judge, small)
+    return small, with_quality(replace(report, folded=folded), judge, small)

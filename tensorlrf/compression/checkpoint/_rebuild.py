@@ -28,6 +28,7 @@ from tensorlrf.compression.checkpoint.named_tensors import (
     joined,
     named_tensors,
 )
+from tensorlrf.compression.folding._within import with_folds
 from tensorlrf.compression.ranks._table import give_table
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.files.safetensors import TORCH_DTYPES
@@ -51,6 +52,9 @@ def unpack(
     Raises FileFormatError that names the module or tensor where the two do not belong together.
     """
     model = with_sizes(model, header.resized, path)
+    model = with_folds(
+        model, header.architecture, {name for slot in header.slots for name in slot.at}
+    )
     return _Rebuild(header, read, model, device, path).result()
 
 

@@ -75,7 +75,13 @@ def fold_batch_norms(model: nn.Module, example: Any) -> tuple[nn.Module, dict[st
     model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    batch = Batch.of(example)
+    folded, _, left = folded_into(model, Batch.of(example))
+    return folded, left
+
+
+def folded_into(model: nn.Module, batch: Batch) -> tuple[nn.Module, dict[str, str], dict[str, str]]:
+    """(a copy, name of a normalisation -> name of the layer that it is folded into, name of one ->
+    why it stays)."""
     with torch.inference_mode(False), without_autocast():
         found, left = _pairs(model, batch)
         folded = _folded(model, found)
@@ -83,8 +89,9 @@ def fold_batch_norms(model: nn.Module, example: Any) -> tuple[nn.Module, dict[st
             # Somebody reads an output whom no torch function shows: each is tried by itself.
             wrong = [n for n in found if not _agree(model, _folded(model, {n: found[n]}), batch)]
             left |= dict.fromkeys(wrong, "without it the outputs of the model are others")
-            folded = _folded(model, {n: one for n, one in found.items() if n not in wrong})
-    return folded, left
+            found = {n: layer for n, layer in found.items() if n not in wrong}
+            folded = _folded(model, found)
+    return folded, found, left
 
 
 def _pairs(model: nn.Module, batch: Batch) -> tuple[dict[str, str], dict[str, str]]:

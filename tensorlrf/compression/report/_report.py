@@ -22,7 +22,13 @@ from tensorlrf.compression.report._json import NONSENSE, read_dataclass
 from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.compression.report._quality import Quality
-from tensorlrf.compression.report._rows import BatchNorms, Latency, LayerReport, Totals
+from tensorlrf.compression.report._rows import (
+    BatchNorms,
+    FoldedNorms,
+    Latency,
+    LayerReport,
+    Totals,
+)
 from tensorlrf.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -87,6 +93,8 @@ class Report:
         groups where these were told.
     quality : Quality or None
         What a metric of the user's own says, where there is one.
+    folded : FoldedNorms or None
+        What became of batch normalisations, with `fold_batch_norms=True`.
 
     Examples
     --------
@@ -118,6 +126,7 @@ class Report:
     refinement: Refinement | None = field(default=None, metadata={"later": True})
     model_error_interval: tuple[float, float] | None = field(default=None, metadata={"later": True})
     quality: Quality | None = field(default=None, metadata={"later": True})
+    folded: FoldedNorms | None = field(default=None, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -283,6 +292,8 @@ def _totals(report: Report) -> list[str]:
         )
     if report.refinement is not None:
         lines.append(report.refinement.title)
+    if report.folded is not None:
+        lines += _folded(report.folded)
     norms = report.batch_norms
     if norms is not None:
         verb = "kept" if norms.kept else "tried and dropped"
@@ -304,6 +315,13 @@ def _totals(report: Report) -> list[str]:
             f"{dense / small:.2f}x{asked}"
         )
     return lines
+
+
+def _folded(folded: FoldedNorms) -> list[str]:
+    into = [f"{n} into {layer}" for n, layer in zip(folded.norms, folded.layers, strict=True)]
+    named = f": {', '.join(into)}" if into else ""
+    first = f"batch normalisations folded before the fit, {len(into)}{named}"
+    return [first, *(f"batch normalisation left, {told}" for told in folded.left)]
 
 
 def _change(totals: Totals, budget: str) -> str:

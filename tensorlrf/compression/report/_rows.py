@@ -137,6 +137,25 @@ class BatchNorms:
 
 
 @dataclass(frozen=True)
+class FoldedNorms:
+    """What became of batch normalisations that were to be folded before the fit.
+
+    Parameters
+    ----------
+    norms : tuple of str
+        Names of those that were.
+    layers : tuple of str
+        Of each the name of the layer that it went into.
+    left : tuple of str
+        "name: why" of the others.
+    """
+
+    norms: tuple[str, ...]
+    layers: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Latency:
     """Median seconds of a forward pass on the example, measured in turn.
 
