@@ -11,7 +11,7 @@ from torch import nn
 from tensorlrf.compression._latency import measure_model
 from tensorlrf.compression._metric import with_metrics
 from tensorlrf.compression._survey import Surveyed, survey
-from tensorlrf.compression._uncompiled import own_model
+from tensorlrf.compression._unpacked import packed_again, unpacked_model
 from tensorlrf.compression._working_copy import WorkingCopy
 from tensorlrf.compression.calibration._batchnorm import (
     norms_of,
@@ -182,7 +182,7 @@ def apply(
         metric, loss, readout, groups,
     )  # fmt: skip
     fitting.check(calibrated=calibration is not None)
-    model = own_model(model)
+    model = unpacked_model(model)
     if not isinstance(plan, Plan):
         raise ArgumentError(
             f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
@@ -225,6 +225,7 @@ def carried_out(
         else:
             work.take_over(known)
         small, rows = work.replaced(found)
+        small = packed_again(small)
         norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
         if error is None and data is not None and data.held_out:
             error = data.apart(model, small)

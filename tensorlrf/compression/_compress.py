@@ -12,7 +12,8 @@ from torch import nn
 
 from tensorlrf.compression._apply import carried_out, latency_of
 from tensorlrf.compression._survey import survey
-from tensorlrf.compression._uncompiled import own_model, uncompiled
+from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._unpacked import put_unpacked, unpacked_model
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at, tied_places
@@ -38,6 +39,7 @@ from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.packed.unpacked import Unpacked
 
 
 @refuses_old_words
@@ -261,11 +263,12 @@ def compress_(
     small, report = _compressed(
         model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
     )
-    if isinstance(small, FactoredLayer):
+    if isinstance(small, (FactoredLayer, Unpacked)):
         raise ArgumentError(
             f"model is a {type(model).__name__}, one layer, which cannot become another in place; "
             "use compress"
         )
+    put_unpacked(model, small)
     for row in report.layers:
         for place in (*row.places, *ties) if row.factored else ():
             if ties.get(place, row.name) == row.name:
@@ -312,7 +315,7 @@ def _compressed(
     """`settings` are those of refinement; None for none."""
     # A wrong word is told before the model is looked at.
     fitting.check(calibrated=calibration is not None)
-    model = own_model(model)
+    model = unpacked_model(model)
     data = Calibration.read(
         calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups
     )

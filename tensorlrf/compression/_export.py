@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._unpacked import settled
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.obstacles import hooks_of
+from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.resized.layers import stock_
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.nn.ties import tie_stock
@@ -24,8 +26,9 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     dense layer where its path is "dense"; "fused" becomes the chain. A layer in several places, or
     in a list beside the tree of modules, is one layer in all of them. Modules that
     method="modular" has made smaller are plain ones of their sizes; attentions that kept a part of
-    their rotary pairs, which no stock one does, have zeros in place of the others. Whatever is not
-    factored is copied, so that nothing is shared with `model`.
+    their rotary pairs, which no stock one does, have zeros in place of the others; what torch keeps
+    packed, an LSTM, an attention or the experts of a mixture, has no place for factors and is dense
+    again. Whatever is not factored is copied, so that nothing is shared with `model`.
 
     Parameters
     ----------
@@ -118,6 +121,8 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
     copies: dict[int, Any] = {}
     made: dict[int, list[tuple[FactoredLayer, nn.Module]]] = {}
     for name, module in model.named_modules():
+        if isinstance(module, Unpacked):
+            copies[id(module)] = module.pack()
         if not isinstance(module, FactoredLayer):
             continue
         hooks = hooks_of(module)
@@ -133,4 +138,4 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
         for _, other in others:
             tie_stock(table, other)
     # To deepcopy these layers are copied already, wherever it meets them.
-    return copy_of(model, copies)
+    return settled(copy_of(model, copies))

@@ -18,6 +18,7 @@ from tensorlrf.compression._heads import REASON as HEAD
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.obstacles import why_not
+from tensorlrf.nn.packed.unpacked import unpacked_type, why_not_unpacked
 from tensorlrf.nn.plain import TABLES
 
 EMBEDDINGS, HEADS = "embeddings", "heads"
@@ -77,7 +78,7 @@ def survey(model: nn.Module) -> list[Surveyed]:
     bound, tied = _bonds(places), _tied(owners)
     # Of a model without any values a plan can be made all the same.
     on_meta = all(p.is_meta for p in model.parameters())
-    reasons = {m: why_not(m, values=not on_meta) or bound.get(m, "") for m in owners}
+    reasons = {m: _why_not(m, values=not on_meta) or bound.get(m, "") for m in owners}
     tables = _tables(owners, tied, reasons)
     table_of = {module: table for table, others in tables.items() for module in others}
     found = []
@@ -91,6 +92,11 @@ def survey(model: nn.Module) -> list[Surveyed]:
         at = "" if table is None else owners[table][0]
         found.append(Surveyed(names[0], tuple(names), module, reason, tied=others, table=at))
     return found
+
+
+def _why_not(module: nn.Module, *, values: bool) -> str:
+    packed = unpacked_type(module) is not None
+    return why_not_unpacked(module) if packed else why_not(module, values=values)
 
 
 def bonds_of(model: nn.Module) -> dict[nn.Module, str]:
@@ -230,7 +236,9 @@ def kind_of(module: nn.Module) -> str:
 def _read_by_parents(places: dict[nn.Module, list[str]]) -> Iterator[tuple[nn.Module, str]]:
     """Layers whose parent computes with their weights instead of calling them."""
     for parent in places:
-        if isinstance(parent, nn.TransformerEncoderLayer):
+        if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(
+            parent.self_attn, nn.MultiheadAttention
+        ):
             reason = "its weight is read by the fast path of TransformerEncoderLayer"
             yield parent.linear1, reason
             yield parent.linear2, reason

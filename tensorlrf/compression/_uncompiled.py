@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tensorlrf.compression._exchange import exchanged
 from tensorlrf.errors import ArgumentError
 
 
@@ -23,7 +24,12 @@ def uncompiled(model: nn.Module) -> nn.Module:
     wrapper = getattr(frame, "OptimizedModule", None)
     if wrapper is None or not isinstance(model, nn.Module):
         return model
-    return _without(wrapper, model, {})
+
+    def inner(module: nn.Module) -> nn.Module | None:
+        held: Any = module
+        return held._orig_mod if isinstance(module, wrapper) else None
+
+    return exchanged(model, inner)
 
 
 def own_model(model: Any) -> nn.Module:
@@ -32,23 +38,3 @@ def own_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     return model
-
-
-def _without(wrapper: type, module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    if isinstance(module, wrapper):
-        inner: Any = module
-        return _without(wrapper, inner._orig_mod, done)
-    if module in done:
-        return done[module]
-    done[module] = module  # a tree that holds itself ends here
-    children = {
-        name: None if child is None else _without(wrapper, child, done)
-        for name, child in module._modules.items()
-    }
-    if all(children[name] is child for name, child in module._modules.items()):
-        return module
-    twin: Any = object.__new__(type(module))
-    vars(twin).update(vars(module))
-    twin._modules = children
-    done[module] = twin
-    return twin  # type: ignore[no-any-return]

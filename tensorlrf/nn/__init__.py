@@ -13,6 +13,10 @@ from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose2d,
     FactoredConvTranspose3d,
 )
+from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
+from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, FactoredRNNCell
+from tensorlrf.nn.packed._experts import FactoredExperts
+from tensorlrf.nn.packed._recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.plain import Plain, register_plain
 from tensorlrf.nn.tensors import register_tensor
 
@@ -24,9 +28,17 @@ __all__ = [
     "FactoredConvTranspose2d",
     "FactoredConvTranspose3d",
     "FactoredEmbedding",
+    "FactoredExperts",
+    "FactoredGRU",
+    "FactoredGRUCell",
     "FactoredHFConv1D",
+    "FactoredLSTM",
+    "FactoredLSTMCell",
     "FactoredLayer",
     "FactoredLinear",
+    "FactoredMultiheadAttention",
+    "FactoredRNN",
+    "FactoredRNNCell",
     "Plain",
     "factored_type",
     "factorize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any, overload
@@ -24,6 +25,9 @@ from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose3d,
 )
 from tensorlrf.nn.obstacles import check_embedding, check_layer, plain_layer
+from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
+from tensorlrf.nn.packed._recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
+from tensorlrf.nn.packed.unpacked import Unpacked, unpacked_type
 from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
 from tensorlrf.nn.tensors import values_of
 
@@ -166,6 +170,66 @@ def factorize(
 
 @overload
 def factorize(
+    layer: nn.LSTM,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredLSTM: ...
+
+
+@overload
+def factorize(
+    layer: nn.GRU,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredGRU: ...
+
+
+@overload
+def factorize(
+    layer: nn.RNN,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredRNN: ...
+
+
+@overload
+def factorize(
+    layer: nn.MultiheadAttention,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredMultiheadAttention: ...
+
+
+@overload
+def factorize(
+    layer: nn.RNNCellBase,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> Unpacked: ...
+
+
+@overload
+def factorize(
     layer: nn.Module,
     method: str,
     /,
@@ -184,7 +248,7 @@ def factorize(
     *,
     error: float | None = None,
     **options: Any,
-) -> FactoredLayer:
+) -> nn.Module:
     """A layer that runs on factors of the weight of `layer`, which stays as it is.
 
     A convolution with groups is decomposed group by group, all groups at one rank: `rank` is that
@@ -196,6 +260,10 @@ def factorize(
     layer : Module
         Exactly a torch.nn.Linear, a convolution or a transposed one, a Conv1D of transformers, or a
         subclass that is known to compute the same; or exactly a torch.nn.Embedding.
+        Exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
+        subclass that is known to compute the same; or exactly a torch.nn.Embedding. Of a
+        recurrent module or cell, a MultiheadAttention, or the experts of a mixture every matrix is
+        factored, the gates of one together.
     method : str
         The word of a decomposition that serves such a layer, as the table of methods tells:
         "svd" serves all. The tensor is the weight, outputs first: (out, in), `(out, in, *kernel)`,
@@ -211,7 +279,7 @@ def factorize(
 
     Returns
     -------
-    FactoredLayer
+    FactoredLayer or Unpacked
         Everything else (stride, padding, bias, padding_idx, dtype, ...) is as in `layer`. Another
         layer that was tied to its weight keeps that weight.
 
@@ -237,6 +305,9 @@ def factorize(
     >>> small.factors.n_params <= conv.weight.numel() // 2
     True
     """
+    packed = unpacked_type(layer) if isinstance(layer, nn.Module) else None
+    if packed is not None:
+        return _factorize_packed(packed.from_packed(layer), method, rank, error, options)
     if isinstance(layer, nn.Embedding):
         return _factorize_embedding(layer, method, rank, error, options)
     name = HF_CONV1D if is_hf_conv1d(layer) else base_of(layer) or "Linear"
@@ -253,6 +324,18 @@ def factorize(
     else:
         factors = decompose_groups(decompose, weight, plain.groups, rank, error=error, **options)
     return kind.from_factors(factors, layer)
+
+
+def _factorize_packed(
+    module: Unpacked, method: str, rank: Rank | None, error: float | None, options: dict[str, Any]
+) -> Unpacked:
+    """The same with every matrix of it factored."""
+    for name, layer in list(module.named_modules()):
+        if type(layer) is nn.Linear:
+            above, _, own = name.rpartition(".")
+            made = factorize(layer, method, rank, error=error, **options)
+            setattr(module.get_submodule(above), own, made)
+    return copy.deepcopy(module)  # what is left of the given one's parameters becomes its own
 
 
 def _factorize_embedding(

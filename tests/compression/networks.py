@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression import Report
 from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.nn import FactoredLayer
 
 UNIFORM: dict[str, Any] = {"allocation": "uniform", "metric": "outputs"}
@@ -83,7 +84,7 @@ def check_report(model: nn.Module, small: nn.Module, report: Report) -> None:
     """Every owner of parameters is listed once, and the report says what the model has."""
     owners = {
         name or ROOT
-        for name, module in model.named_modules()
+        for name, module in unpacked_model(model).named_modules()
         if next(module.parameters(recurse=False), None) is not None
     }
     listed = [row.name for row in report.layers]

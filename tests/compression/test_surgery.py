@@ -108,7 +108,7 @@ class ViT(nn.Module):
 
 
 class Encoder(nn.Module):
-    """nn.TransformerEncoder, whose layers' weights are read by their fast path."""
+    """nn.TransformerEncoder, whose layers have a fast path that takes packed weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,9 +142,11 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, str], set[str]]] 
     ),
     "encoder": (
         Encoder,
-        {"encoder.layers.0.self_attn.out_proj": "read by MultiheadAttention",
-         "encoder.layers.1.linear1": "fast path", "encoder.layers.0.self_attn": "neither"},
-        {"embed", "out"},
+        {"encoder.layers.0.norm1": "neither"},
+        {"embed", "out",
+         *(f"encoder.layers.{k}.{layer}" for k in range(2) for layer in (
+             "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+             "linear1", "linear2"))},
     ),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 from tensorlrf.compression import _survey, apply, compress, plan
 from tensorlrf.compression._survey import survey
+from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.errors import ArgumentError, BudgetWarning
 from tensorlrf.nn import FactoredConv2d, FactoredLinear
 from tests.compression.wrapped import Wrapped
@@ -54,7 +55,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "one row": (lambda: nn.Linear(32, 1), "no factored form is smaller"),
     "norm": (lambda: nn.BatchNorm2d(32), "neither"),
     "embedding": (lambda: nn.Embedding(10, 32), "stays by default; include=['embeddings']"),
-    "multihead": (lambda: nn.MultiheadAttention(32, 4), "neither"),
+    "multihead": (lambda: hooked(nn.MultiheadAttention(32, 4)), "hooks"),
 }
 
 
@@ -83,13 +84,12 @@ def test_every_owner_of_parameters_is_listed_once() -> None:
         nn.TransformerEncoderLayer(16, 2, 32),
     )
     _, report = compress(model, keep_params=0.6)
+    own = unpacked_model(model)  # with a layer for each projection
     owners = [
-        n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None
+        n for n, m in own.named_modules() if next(m.parameters(recurse=False), None) is not None
     ]
     assert [row.name for row in report.layers] == owners
-    biases = sum(
-        model.get_submodule(row.name).bias.numel() for row in report.layers if row.eligible
-    )
+    biases = sum(own.get_submodule(row.name).bias.numel() for row in report.layers if row.eligible)
     listed = sum(row.params_before for row in report.layers) + biases
     assert listed == sum(p.numel() for p in model.parameters())
     for row in report.layers:
@@ -98,6 +98,7 @@ def test_every_owner_of_parameters_is_listed_once() -> None:
 
 def test_transformer_layer_keeps_what_its_fast_path_reads() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 2, 64))
+    hooked(model[1].self_attn)  # so that it stays packed
     with pytest.warns(BudgetWarning, match=r"1.self_attn \(MultiheadAttention"):
         _, report = compress(model, keep_params=0.5)
     for name in ("1.linear1", "1.linear2"):

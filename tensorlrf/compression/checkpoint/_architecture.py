@@ -15,8 +15,9 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
+from tensorlrf.compression.checkpoint.named_tensors import ancestors_of, joined
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.plain import BASES
 from tensorlrf.nn.resized.layers import resized_of
 
@@ -50,6 +51,11 @@ def describe(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules(remove_duplicate=False):
         # What a layer is made of, such as the padding of a subclass, goes when it is factored.
         if name and any(above in layers for above in ancestors_of(name)):
+            continue
+        if isinstance(module, Unpacked):  # counts as what it was
+            packed = describe(module.pack(values=False))
+            lines.update({joined(name, own) if own else name: line for own, line in packed.items()})
+            layers.add(name)
             continue
         lines[name] = _line(module)
         if isinstance(module, _LAYERS):

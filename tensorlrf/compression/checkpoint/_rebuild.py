@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tensorlrf.compression._unpacked import unpacked_for
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
 from tensorlrf.compression.checkpoint._sizes import with_sizes
@@ -51,10 +52,9 @@ def unpack(
 
     Raises FileFormatError that names the module or tensor where the two do not belong together.
     """
+    names = {name for slot in header.slots for name in slot.at}
     model = with_sizes(model, header.resized, path)
-    model = with_folds(
-        model, header.architecture, {name for slot in header.slots for name in slot.at}
-    )
+    model = unpacked_for(with_folds(model, header.architecture, names), names)
     return _Rebuild(header, read, model, device, path).result()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._uncompiled import own_model
+from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.frontier._judge import Drop, Evaluate, Judge
@@ -120,7 +120,7 @@ def frontier(
         random_state, progress,
     )  # fmt: skip
     sample = None if example is None else Sample(Batch.of(example), "example")
-    model = own_model(model)
+    model = unpacked_model(model)
     data = Calibration.read(calibration, model, holdout, groups=groups)
     if data is None:
         raise ArgumentError("calibration=None: a frontier looks at inputs; give some batches")

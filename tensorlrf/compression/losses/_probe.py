@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import check_values, included, kind_of, survey, without_skipped
-from tensorlrf.compression._uncompiled import own_model
+from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, tied_places
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
@@ -137,7 +137,7 @@ def sensitivity(
     """
     if rule not in (AUTO, *LOSSES):
         raise unknown("rule", rule, (AUTO, *LOSSES))
-    model = own_model(model)
+    model = unpacked_model(model)
     wanted = without_skipped(survey(model), model, skip, included(include))
     names = [one.name for one in wanted if one.eligible]
     if not names:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._uncompiled import own_model
+from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.frontier._metric import Metric
 from tensorlrf.compression.losses._output_loss import Readout
@@ -154,7 +154,7 @@ def plan(
     metric = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     if metric.max_drop is None and evaluate is not None:
         raise ArgumentError("evaluate= judges what max_drop= allows; give both, or leave it out")
-    model = own_model(model)
+    model = unpacked_model(model)
     data = Calibration.read(calibration, model, holdout, groups=groups)
     if metric.max_drop is not None and data is not None:
         return metric.planned(model, request, data)

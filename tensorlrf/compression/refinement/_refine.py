@@ -12,6 +12,7 @@ from torch import nn
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._unpacked import unpacked
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import call, list_batches
 from tensorlrf.compression.checkpoint._architecture import describe
@@ -176,6 +177,7 @@ def refine(
     teacher, _ = Processes.of(uncompiled(model))
     given, teacher = uncompiled(given), uncompiled(teacher)
     _check_models(given, teacher)
+    teacher = unpacked(teacher)
     with torch.inference_mode(False), without_autocast():
         held = Calibration.of(
             list_batches(data, replica(teacher), argument="data"), holdout, groups

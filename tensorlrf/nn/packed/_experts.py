@@ -1,0 +1,187 @@
+"""A mixture of experts with a layer for each matrix of each expert."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.nn.copies import replica
+from tensorlrf.nn.packed.unpacked import (
+    Unpacked,
+    bias_of,
+    check_packed,
+    linear_on,
+    weight_of,
+)
+
+_UP = ("gate_up_proj", "up_proj")
+_DOWN = "down_proj"
+_ARGUMENTS = (
+    ["hidden_states", "top_k_index", "top_k_weights"],
+    ["hidden_states", "router_indices", "routing_weights"],
+)
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether it is a mixture as transformers keeps it: one parameter (experts, ., .) for the way
+    up, one for the way down, biases (experts, .) perhaps, and the router outside."""
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    up = next((name for name in _UP if name in own), None)
+    if up is None or set(own) - {up, _DOWN, f"{up}_bias", f"{_DOWN}_bias"} or _DOWN not in own:
+        return False
+    if own[up].ndim != 3 or own[_DOWN].ndim != 3 or own[up].shape[0] != own[_DOWN].shape[0]:
+        return False
+    if _gate_of(module, up) is None or module._buffers:
+        return False
+    return list(inspect.signature(type(module).forward).parameters)[1:] in _ARGUMENTS
+
+
+def _gate_of(module: nn.Module, up: str) -> Callable[[Tensor], Tensor] | None:
+    """What lies between the way up and the way down."""
+    own: Any = getattr(module, "_apply_gate", None)
+    activation: Any = getattr(module, "act_fn", None)
+    gate = own if up == _UP[0] and own is not None else activation
+    return gate if callable(gate) else None
+
+
+class FactoredExperts(Unpacked, where=is_experts):
+    """The experts of a mixture with a layer, dense or factored, for each matrix of each.
+
+    Of the models of transformers that keep them in tensors (experts, out, in): `gate_up_proj` (or
+    `up_proj`) and `down_proj` become lists of layers. A token goes through the experts that its
+    router has chosen, one expert after the other.
+
+    Parameters
+    ----------
+    like : Module
+        Of which it has the activation and the gate.
+    """
+
+    stands_for = "mixture of experts"
+
+    def __init__(self, like: Any) -> None:
+        super().__init__()
+        for name, child in like.named_children():
+            self.add_module(name, child)
+        self.num_experts = int(like._parameters[_DOWN].shape[0])
+        self._up = next(name for name in _UP if like._parameters.get(name) is not None)
+        self._turned = _is_turned(like, self._up)
+        # What the packed one is beside its parameters: no child, for nothing of it is called here
+        # but the gate, which may be a method with settings of its own.
+        shell: Any = object.__new__(type(like))
+        vars(shell).update(vars(like))
+        shell._parameters = dict.fromkeys(like._parameters)
+        vars(self)["_shell"] = [shell]
+
+    @classmethod
+    def from_packed(cls, module: Any) -> Self:
+        """The same on the same memory; see `Unpacked.from_packed`."""
+        check_packed(module, cls, "module")
+        return cls._on(module)
+
+    @classmethod
+    def differs(cls, module: Any) -> str:
+        """Both run on a few random tokens, every expert among their choices; see `Unpacked`."""
+        return _differs(module)
+
+    @classmethod
+    def _on(cls, module: Any) -> Self:
+        made = cls(module)
+        for name in (made._up, _DOWN):
+            weights, biases = module._parameters[name], module._parameters.get(f"{name}_bias")
+            parts = weights.transpose(1, 2) if made._turned else weights
+            layers = [
+                linear_on(parts[k], None if biases is None else biases[k], module)
+                for k in range(made.num_experts)
+            ]
+            setattr(made, name, nn.ModuleList(layers))
+        return made.train(module.training)
+
+    def pack(self, *, values: bool = True) -> nn.Module:
+        """The module of before; see `Unpacked.pack`."""
+        shell = vars(self)["_shell"][0]
+        made: Any = object.__new__(type(shell))
+        vars(made).update(vars(shell))
+        made._parameters = dict(shell._parameters)
+        made._modules = dict(shell._modules)
+        for name in (self._up, _DOWN):
+            layers = list(self.get_submodule(name).children())
+            weight = weight_of(layers, values=values, join=self._stacked)
+            made._parameters[name] = weight
+            if f"{name}_bias" in made._parameters:
+                biases = bias_of(layers, values=values, join=_stacked_biases)
+                made._parameters[f"{name}_bias"] = biases
+        return made.train(self.training)  # type: ignore[no-any-return]
+
+    def _stacked(self, weights: list[Tensor]) -> Tensor:
+        stacked = torch.stack(weights)
+        return stacked.transpose(1, 2).contiguous() if self._turned else stacked
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        top_k_index: Any = None,
+        top_k_weights: Any = None,
+        *,
+        router_indices: Any = None,
+        routing_weights: Any = None,
+    ) -> Tensor:
+        """Tokens (n, hidden), their experts and the weights of these, (n, k), to (n, hidden)."""
+        top_k_index = router_indices if top_k_index is None else top_k_index
+        top_k_weights = routing_weights if top_k_weights is None else top_k_weights
+        out = torch.zeros_like(hidden_states)
+        up, down = self.get_submodule(self._up), self.get_submodule(_DOWN)
+        gate: Any = _gate_of(vars(self)["_shell"][0], self._up)
+        for k, (first, second) in enumerate(zip(up.children(), down.children(), strict=True)):
+            token, choice = torch.where(top_k_index == k)
+            if not len(token):
+                continue
+            x = second(gate(first(hidden_states[token]))) * top_k_weights[token, choice, None]
+            out.index_add_(0, token, x.to(out.dtype))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}"
+
+
+def _stacked_biases(biases: list[Tensor]) -> Tensor:
+    return torch.stack(biases)
+
+
+def _is_turned(module: Any, up: str) -> bool:
+    """Whether the matrices are (in, out): the way up takes what the way down gives."""
+    given = getattr(module, "is_transposed", None)
+    if isinstance(given, bool):
+        return given
+    return bool(module._parameters[up].shape[1] == module._parameters[_DOWN].shape[2])
+
+
+def _differs(module: nn.Module) -> str:
+    """Why the forward of a mixture is not what is known of it; empty where it is.
+
+    Both run on a few random tokens, every expert among their choices. On meta it is believed.
+    """
+    weight = module._parameters[_DOWN]
+    assert weight is not None
+    if weight.is_meta:
+        return ""
+    made = FactoredExperts._on(module).eval()
+    n = made.num_experts
+    draws = torch.Generator().manual_seed(0)
+    first: Any = next(made.get_submodule(made._up).children())
+    x = torch.randn(n, first.in_features, generator=draws).to(weight.device, weight.dtype)
+    index = torch.stack([torch.arange(n), torch.arange(n).roll(1)], dim=1).to(weight.device)
+    shares = torch.rand(n, 2, generator=draws).to(weight.device, weight.dtype)
+    try:
+        with torch.no_grad():
+            want, got = made(x, index, shares), replica(module)(x, index, shares)
+    except Exception as error:
+        return f"its forward fails on a few tokens ({type(error).__name__}: {error})"
+    # Sums of two experts, each of two products: rounding of them all, relative to the largest.
+    bound = 64 * torch.finfo(weight.dtype).eps * float(want.abs().max())
+    near = want.shape == got.shape and bool(((want - got).abs() <= bound).all())
+    return "" if near else "its forward differs from what this version knows of experts"
