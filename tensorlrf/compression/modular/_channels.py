@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.modular._structures import Channels
-from tensorlrf.decomposition.linalg.columns import columns_by_elimination, interpolation
+from tensorlrf.decomposition.linalg.columns import interpolation
 from tensorlrf.decomposition.shrinkage import shrunk
 from tensorlrf.nn.resized.layers import linear_sizes, resize_
 
@@ -32,32 +32,32 @@ class Kept:
 
 
 def kept(
-    gram: Tensor, mean: Tensor, weight: Tensor, k: int, *, biased: bool, amount: float
+    gram: Tensor, mean: Tensor, weight: Tensor, columns: Tensor, *, biased: bool, amount: float
 ) -> Kept:
-    """The k channels and the output layer by which E |W a - W' a_S - b|^2 is small: the channels by
-    elimination, the layer as the best there is for them.
+    """The output layer by which E |W a - W' a_S - b|^2 is least.
 
     gram, mean  E[a a^T] (n, n) and E[a] (n,) of the channels a, in float64
-    weight      W (m, n)
+    weight      W (m, n), in float64
+    columns     S (k,)
     biased      whether the layer has a bias b, which then takes the part of the means
     amount      by which the moments are shrunk where samples are few
     """
-    whole, W = gram, weight.to(torch.float64)
-    if biased:
-        whole = gram - torch.outer(mean, mean)
-    drawn = shrunk(whole, amount)
-    columns = columns_by_elimination(_definite(drawn), k, W)
-    estimate = interpolation(drawn, columns)
-    new = W @ estimate  # (m, k)
-    lost = W.clone()
+    whole = about(gram, mean) if biased else gram
+    new = weight @ interpolation(shrunk(whole, amount), columns)  # (m, k)
+    lost = weight.clone()
     lost[:, columns] -= new
     shift = lost @ mean if biased else None
-    energy = float((W @ gram * W).sum())
+    energy = float((weight @ gram * weight).sum())
     error = float((lost @ whole * lost).sum().clamp(min=0))
     return Kept(columns, new, shift, (error / energy) ** 0.5 if energy > 0 else 0.0)
 
 
-def _definite(gram: Tensor) -> Tensor:
+def about(squares: Tensor, mean: Tensor) -> Tensor:
+    """Second moments (..., n, n) about their mean (..., n)."""
+    return squares - mean[..., :, None] * mean[..., None, :]
+
+
+def definite(gram: Tensor) -> Tensor:
     """With so much on its diagonal that rounding leaves it definite."""
     raised = gram.clone()
     raised.diagonal().add_(1e-7 * max(float(gram.diagonal().mean()), 1e-30))

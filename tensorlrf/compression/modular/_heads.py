@@ -5,6 +5,7 @@ E |q^T (I - Q P) k|^2 is least over all heads of queries that share the keys; va
 behind them likewise, with the columns of that layer in place of queries. Both have one closed form
 (Lin et al. 2025, theorems 3 and 4, told by the second moments of q, k and v). Rotary pairs, which
 no map but a selection leaves what they are, are kept by E |q_p|^2 E |k_p|^2 (their algorithm 2).
+Where it is known what an error of the keys costs the model, that takes the place of queries.
 """
 
 from __future__ import annotations
@@ -48,20 +49,40 @@ class HeadMaps:
         return self.key.shape[1]
 
 
-def closest(outer: Tensor, inner: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """(Q (..., d, r), P (..., r, d)) of the least tr(A (I - Q P) C (I - Q P)^T) at rank r, for A
-    and C (..., d, d), positive semidefinite, in float64: what matters, and what there is."""
-    values, vectors = torch.linalg.eigh(inner)
-    mean = values.clamp(min=0).mean(-1, keepdim=True)
-    values = values.clamp(min=0) + LEAST * torch.where(mean > 0, mean, 1.0)
-    root = (vectors * values.sqrt()[..., None, :]) @ vectors.mT
-    back = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
-    level = outer.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    eye = torch.eye(outer.shape[-1], dtype=outer.dtype, device=outer.device)
-    outer = outer + LEAST * torch.where(level > 0, level, 1.0) * eye
-    _, turned = torch.linalg.eigh(root @ outer @ root)
-    leading = turned[..., -r:].flip(-1)  # (..., d, r)
-    return root @ leading, leading.mT @ back
+@dataclass(frozen=True)
+class Closest:
+    """The maps of every rank by which tr(A (I - Q P) C (I - Q P)^T) is least, for A and C (G, d,
+    d): what matters, and what there is.
+
+    root, back  of C, and of its inverse
+    turned      directions, those that count the most last
+    losses      of every rank, from 0 on to d, over all G
+    """
+
+    root: Tensor
+    back: Tensor
+    turned: Tensor
+    losses: tuple[float, ...]
+
+    @classmethod
+    def of(cls, outer: Tensor, inner: Tensor) -> Closest:
+        """For A and C, positive semidefinite, in float64."""
+        values, vectors = torch.linalg.eigh(inner)
+        mean = values.clamp(min=0).mean(-1, keepdim=True)
+        values = values.clamp(min=0) + LEAST * torch.where(mean > 0, mean, 1.0)
+        root = (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+        back = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
+        level = outer.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        eye = torch.eye(outer.shape[-1], dtype=outer.dtype, device=outer.device)
+        raised = outer + LEAST * torch.where(level > 0, level, 1.0) * eye
+        energies, turned = torch.linalg.eigh(root @ raised @ root)
+        tails = energies.clamp(min=0).reshape(-1, outer.shape[-1]).sum(0).cumsum(0).flip(0)
+        return cls(root, back, turned, (*tails.tolist(), 0.0))
+
+    def maps(self, r: int) -> tuple[Tensor, Tensor]:
+        """(Q (G, d, r), P (G, r, d))."""
+        leading = self.turned[..., -r:].flip(-1)
+        return self.root @ leading, leading.mT @ self.back
 
 
 def lost(outer: Tensor, inner: Tensor, out: Tensor, kept: Tensor) -> float:
@@ -72,14 +93,13 @@ def lost(outer: Tensor, inner: Tensor, out: Tensor, kept: Tensor) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def strongest_pairs(queries: Tensor, keys: Tensor, r: int) -> tuple[int, ...]:
-    """The r // 2 pairs, in their order, of the largest E |q_p|^2 E |k_p|^2 over all heads.
-
-    queries, keys  (G, pairs) mean squares of a pair: of all heads of queries that share the keys
-                   together, and of the keys
-    """
-    scores = (queries * keys).sum(0)
-    return tuple(sorted(scores.topk(r // 2).indices.tolist()))
+def pair_losses(outer: Tensor, inner: Tensor, heads: Heads) -> Tensor:
+    """(pairs,) what the loss of each rotary pair is taken to cost, over all heads: E |q_p|^2 E
+    |k_p|^2 of the mean squares on the diagonals of A and C (G, d, d), which a turn leaves alone."""
+    pairs = [pair_entries([k], heads.width, heads.pairs) for k in range(heads.width // 2)]
+    at = torch.tensor(pairs, device=outer.device)
+    sides = [side.diagonal(dim1=-2, dim2=-1)[:, at].sum(-1) for side in (outer, inner)]
+    return (sides[0] * sides[1]).sum(0) / 2
 
 
 def selection(entries: list[int], heads: Heads, like: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import (
+    ROOT,
     Surveyed,
     check_values,
     kind_of,
@@ -20,39 +19,16 @@ from tensorlrf.compression._survey import (
 )
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
-from tensorlrf.compression.losses._influence import influences
-from tensorlrf.compression.modular import _moments
+from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.modular._recognised import recognised
-from tensorlrf.compression.modular._reduced import Done, reduce
-from tensorlrf.compression.modular._shares import Sized, by_block, shares, sizes
-from tensorlrf.compression.modular._structures import Channels, Structure
+from tensorlrf.compression.modular._trials import RULES, Trial, Trials
 from tensorlrf.compression.plan._request import Request
-from tensorlrf.compression.plan.allocation import AUTO, UNIFORM, Allocation, Allotment, Candidate
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._reporting import totals
 from tensorlrf.compression.report._rows import LayerReport
-from tensorlrf.errors import ArgumentError, CalibrationWarning, warn
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.resized.layers import resize_, resized_of
-
-INFLUENCE = "block_influence"
-RULES = (AUTO, UNIFORM, INFLUENCE)
-
-
-@dataclass
-class _Trial:
-    """A copy of the model on its way, by one rule.
-
-    sizes  of each structure, what it keeps
-    """
-
-    rule: str
-    model: nn.Module
-    sizes: list[int]
-    done: dict[str, Done] = field(default_factory=dict)
-    loss: float | None = None
 
 
 def whole_modules(
@@ -75,13 +51,7 @@ def whole_modules(
                 "model has no perceptron or attention that method='modular' knows "
                 f"({_told(found, reasons)}); use another method, such as 'svd'"
             )
-        trials = _trials(model, structures, request, data)
-        _reduce(model, structures, trials, data, fitting)
-        if len(trials) > 1:
-            for trial in trials:
-                apart = data.apart(model, trial.model)
-                trial.loss = None if apart is None else apart.error
-        best = min(trials, key=lambda trial: float("inf") if trial.loss is None else trial.loss)
+        best = Trials(model, structures, request, data, fitting).best()
         error = data.apart(model, best.model) if data.held_out else None
     rows = [_row(one, model, best, reasons) for one in found]
     assert request.budget is not None
@@ -96,11 +66,8 @@ def whole_modules(
         model=totals(model, best.model),
         model_error=None if error is None else error.error,
         model_error_interval=None if error is None else error.interval,
-        allotment=Allotment(
-            best.rule,
-            candidates=tuple(Candidate(t.rule, t.loss) for t in trials) if len(trials) > 1 else (),
-        ),
-        metric=OUTPUTS,
+        allotment=best.allotment,
+        metric=best.metric,
     )
     return best.model, report
 
@@ -111,10 +78,7 @@ def take_sizes(model: nn.Module, small: nn.Module) -> None:
     for name, module in small.named_modules():
         to = resized_of(module)
         if to is not None and not to.shapes:
-            resize_(module_at(model, name or _ROOT), to)
-
-
-_ROOT = "(model)"
+            resize_(module_at(model, name or ROOT), to)
 
 
 def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Calibration:
@@ -163,95 +127,11 @@ def _told(found: Sequence[Surveyed], reasons: Mapping[str, str]) -> str:
     return "; ".join(told[:8]) + more
 
 
-# ---- sizes ------------------------------------------------------------------------------------
-
-
-def _trials(
-    model: nn.Module, structures: Sequence[Structure], request: Request, data: Calibration
-) -> list[_Trial]:
-    """A copy for each rule that is to be tried: by "auto" for all of which inputs held out can
-    judge."""
-    budget, rule = request.budget, request.allocation.rule
-    assert budget is not None
-    sized = [_sized(model, one, request.allocation) for one in structures]
-    rules = [rule]
-    if rule == AUTO:
-        rules = [UNIFORM, INFLUENCE] if data.held_out else [UNIFORM]
-    found: list[_Trial] = []
-    for one in rules:
-        influence = None
-        if one == INFLUENCE:
-            layers = [structure.linears for structure in structures]
-            names = [name for own in layers for name in own]
-            known = influences(model, names, data.fitted, lambda: None)
-            influence = by_block(known, layers)
-            if influence is None and len(rules) > 1:
-                continue
-        wanted = shares(budget.value, sized, influence)
-        found.append(_Trial(one, copy_of(model), sizes(budget.value, sized, wanted)))
-    return found
-
-
-def _sized(model: nn.Module, structure: Structure, allocation: Allocation) -> Sized:
-    most = structure.most(model)
-    params = sum(dense_layer_at(model, name).weight.numel() for name in structure.linears)
-    least = structure.least()
-    if isinstance(structure, Channels):
-        step = allocation.multiple if most >= 8 * allocation.multiple else 1
-    else:
-        step = max(least, min(allocation.multiple, most // 8) // least * least)
-    floor = max(least, int(allocation.least_share * most))
-    return Sized(most, min(most, floor), step, params)
-
-
-# ---- the work ---------------------------------------------------------------------------------
-
-
-def _reduce(
-    model: nn.Module,
-    structures: Sequence[Structure],
-    trials: Sequence[_Trial],
-    data: Calibration,
-    fitting: Fitting,
-) -> None:
-    room = data.room if fitting.memory_limit is None else min(data.room, fitting.memory_limit)
-    parts = list(_moments.parts(model, structures, room))
-    at = {id(structure): k for k, structure in enumerate(structures)}
-    count = len(parts) * len(data.fitted) + len(structures)
-    with ExitStack() as stack:
-        advance = stack.enter_context(progress_bar("compress", count, fitting.progress))
-        for part in parts:
-            seen = _moments.gathered(model, part, data.fitted, advance)
-            for structure, own in zip(part, seen, strict=True):
-                for trial in trials:
-                    size = trial.sizes[at[id(structure)]]
-                    if size < structure.most(model):
-                        trial.done |= reduce(model, trial.model, structure, own, size)
-                advance(structure.owner)
-            _warn(model, part, seen)
-
-
-def _warn(model: nn.Module, structures: Sequence[Structure], seen: Sequence[_moments.Seen]) -> None:
-    thin = [
-        f"{one.owner} ({own.count:,} samples, {one.most(model):,} {one.kind})"
-        for one, own in zip(structures, seen, strict=True)
-        if isinstance(one, Channels) and own.count < _moments.THIN * one.most(model)
-    ]
-    if thin:
-        warn(
-            f"calibration is thin for {', '.join(thin[:5])}"
-            f"{f' and {len(thin) - 5} more' if len(thin) > 5 else ''}: with fewer than "
-            f"{_moments.THIN} samples for each channel the fit is to the samples more than to the "
-            "data; give more batches",
-            CalibrationWarning,
-        )
-
-
 # ---- the report -------------------------------------------------------------------------------
 
 
 def _row(
-    found: Surveyed, model: nn.Module, trial: _Trial, reasons: Mapping[str, str]
+    found: Surveyed, model: nn.Module, trial: Trial, reasons: Mapping[str, str]
 ) -> LayerReport:
     name = found.name
     reason = reasons.get(name, found.reason)
@@ -282,5 +162,5 @@ def _row(
         output_error=done.error,
         samples=done.samples,
         data_aware=True,
-        metric=OUTPUTS,
+        metric=trial.metric,
     )

@@ -34,6 +34,12 @@ class Sized:
         """Parameters for one channel."""
         return self.params // self.most
 
+    @property
+    def grid(self) -> list[int]:
+        """What it may keep, from the least to all."""
+        first = -(-self.least // self.step) * self.step
+        return sorted({self.least, *range(first, self.most, self.step), self.most})
+
 
 def shares(
     keep: float, sized: Sequence[Sized], influence: Sequence[float] | None = None

@@ -72,7 +72,7 @@ def test_it_is_nearer_than_what_is_cut_by_size(name: str) -> None:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_it_generates_the_same_with_a_cache_as_without(name: str) -> None:
     model = drawn(name)
-    small, report = modular(model, name)
+    small, report = modular(model, name, allocation="uniform")
     assert report.eligible.share <= 0.6
     words = batches(name)[0]["input_ids"][:2]
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -213,3 +213,45 @@ def test_few_samples_are_told() -> None:
             **QUIET,
         )  # fmt: skip
     assert torch.isfinite(small(torch.randn(3, 16))).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_what_errors_cost_tells_where_the_budget_goes(name: str) -> None:
+    """Where a half of the model has no say in the outputs, that half gives up all it can."""
+    model = drawn(name)
+    blocks = (model.model.layers if name == "llama" else model.encoder.layer)[0]
+    for layer, module in blocks.named_modules():
+        if layer in ("mlp.down_proj", "output.dense"):
+            module.weight.data.mul_(1e-3)
+    _, report = modular(model, name, allocation="fisher")
+    assert report.allotment.rule == "fisher"
+    assert report.metric == "loss"
+    assert report.allotment.predicted_loss > 0
+    rows = [row for row in report.layers if row.format == "channels"]
+    assert min(row.rank for row in rows) <= 6
+    assert report.eligible.share <= 0.6
+    _, plain = modular(model, name, allocation="uniform", metric="outputs")
+    assert report.model_error < plain.model_error
+
+
+def test_by_default_the_rule_that_loses_less_is_taken() -> None:
+    _, report = modular(drawn("llama"), "llama")
+    losses = {one.rule: one.loss for one in report.allotment.candidates}
+    assert losses.keys() == {"fisher", "uniform"}
+    assert losses[report.allotment.rule] == min(losses.values())
+
+
+def test_a_model_without_gradients_is_cut_all_the_same() -> None:
+    class Rounded(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Rounded(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    data = [torch.randn(300, 16) for _ in range(3)]
+    options = {"method": "modular", "keep_params": 0.5, "calibration": data, "skip": [], **QUIET}
+    _, report = compress(model, **options)
+    assert report.metric == "outputs"
+    with pytest.warns(UserWarning, match="errors of all outputs count alike"):
+        compress(model, metric="loss", **options)
