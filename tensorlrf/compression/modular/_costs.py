@@ -3,8 +3,8 @@ moments of the gradients there, all in one unit, so that one structure can be we
 another.
 
 With g_t the gradient at position t of what a random cotangent sees of the outputs, an error e of
-independent positions costs 1/2 E <e, R e> with R = sum of g_t g_t^T over what the cotangent's squares
-are divided by (Martens & Grosse 2015).
+independent positions costs 1/2 E <e, R e> with R = sum of g_t g_t^T over what the squares of the
+cotangent are divided by (Martens & Grosse 2015).
 """
 
 from __future__ import annotations
