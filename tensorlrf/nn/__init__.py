@@ -1,6 +1,6 @@
 """Layers that own factors as parameters and stand in for those of torch: linear ones, also the
 transposed one of transformers, convolutions and transposed ones in one, two and three axes, with
-groups, and embeddings."""
+groups, and embeddings; and layers between tensors."""
 
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding
@@ -18,6 +18,8 @@ from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, Factor
 from tensorlrf.nn.packed._experts import FactoredExperts
 from tensorlrf.nn.packed._recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.plain import Plain, register_plain
+from tensorlrf.nn.regression._contraction import TensorContraction
+from tensorlrf.nn.regression._regression import TensorRegression
 from tensorlrf.nn.tensors import register_tensor
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "FactoredRNN",
     "FactoredRNNCell",
     "Plain",
+    "TensorContraction",
+    "TensorRegression",
     "factored_type",
     "factorize",
     "register_plain",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._fresh import Fresh, check_sizes
+from tensorlrf.nn._fresh import Fresh, kernel_shape
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
@@ -196,14 +196,8 @@ class FactoredConvNd(FactoredLayer):
         >>> layer(torch.randn(1, 64, 8, 8)).shape
         torch.Size([1, 64, 8, 8])
         """
-        check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
         kernel = per_axis("kernel_size", kernel_size, 1, cls.n_axes)
-        if in_channels % groups or out_channels % groups:
-            raise ArgumentError(
-                f"groups={groups} must divide in_channels={in_channels} and "
-                f"out_channels={out_channels}"
-            )
-        shape = (out_channels, in_channels // groups, *kernel)
+        shape = kernel_shape(in_channels, out_channels, kernel, groups)
         fan_in = math.prod(shape[1:])
         std = 1 / math.sqrt(3 * fan_in) if std is None else std
         fresh = Fresh(std=std, init=init, random_state=random_state, device=device, dtype=dtype)

@@ -36,6 +36,18 @@ def check_sizes(**sizes: Any) -> None:
             raise ArgumentError(f"{name}={n!r} must be an int of at least 1")
 
 
+def kernel_shape(
+    in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int
+) -> tuple[int, ...]:
+    """(out, in / groups, *kernel). Raises ArgumentError for sizes that cannot be."""
+    check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+    if in_channels % groups or out_channels % groups:
+        raise ArgumentError(
+            f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+        )
+    return (out_channels, in_channels // groups, *kernel)
+
+
 class Fresh:
     """Draws factors, and a bias.
 
@@ -86,19 +98,27 @@ class Fresh:
             factors = self._decomposed(found, layer, weight, rank, groups, options)
             return _scaled(factors, float(weight.double().norm()))
         config = _configured(found, options, each)
-
-        def ones(*sizes: int) -> Tensor:
-            return torch.ones(sizes, dtype=torch.float64, device=self.device)
-
-        blank = None if config is None else config.fresh_factors(rank, each, ones)
+        blank = None if config is None else config.fresh_factors(rank, each, self.ones)
         if blank is None:
             raise UnsupportedError(
                 f"method={method!r} finds the sizes of its factors by a weight; factor a dense "
                 "layer by tensorlrf.nn.factorize, or take init='spectral', which makes one"
             )
-        std = _shares(blank, self.std)
-        parts = [self._normal(blank, std) for _ in range(groups)]
+        total = _sum_of(blank)
+        parts = [self.normal(blank, total) for _ in range(groups)]
         return parts[0] if groups == 1 else Grouped.stack(parts)
+
+    def ones(self, *sizes: int) -> Tensor:
+        """A tensor of a blank, which tells sizes and counts products."""
+        return torch.ones(sizes, dtype=torch.float64, device=self.device)
+
+    def normal(self, blank: Factors, total: float) -> Factors:
+        """Factors of the sizes of a blank, whose entries sum up to `total`."""
+        std = _shares(blank, self.std, total / math.prod(blank.shape))
+        drawn = {
+            name: self._drawn(tuple(t.shape), std[name]) for name, t in blank.tensors().items()
+        }
+        return type(blank).from_tensors(drawn, blank.meta())
 
     def bias(self, n: int, fan_in: int) -> Tensor:
         """As torch's layers draw it: uniform, of at most 1 / sqrt(fan_in)."""
@@ -121,12 +141,6 @@ class Fresh:
         else:
             factors = found.for_layers(weight, rank, **given)
         return factors.to(self.dtype)
-
-    def _normal(self, blank: Factors, std: dict[str, float]) -> Factors:
-        drawn = {
-            name: self._drawn(tuple(t.shape), std[name]) for name, t in blank.tensors().items()
-        }
-        return type(blank).from_tensors(drawn, blank.meta())
 
     def _drawn(self, shape: tuple[int, ...], std: float) -> Tensor:
         if len(shape) == 1:  # the weights of terms scale columns that are drawn
@@ -162,28 +176,27 @@ def _configured(found: Registered, options: dict[str, Any], shape: tuple[int, ..
     return config
 
 
-def _shares(ones: Factors, std: float) -> dict[str, float]:
+def _shares(ones: Factors, std: float, products: float) -> dict[str, float]:
     """The standard deviation of each tensor: such that all have the same norm, as gradient flow
-    keeps it, and entries of the whole the given one; a vector has ones."""
+    keeps it, and entries of the whole, sums of so many products, the given one; a vector has
+    ones."""
     tensors = {name: t for name, t in ones.tensors().items() if t.ndim > 1}
-    energy = std**2 / _products(ones) * math.prod(float(t.numel()) for t in tensors.values())
+    energy = std**2 / products * math.prod(float(t.numel()) for t in tensors.values())
     each = energy ** (1 / len(tensors))
     shares = {name: math.sqrt(each / t.numel()) for name, t in tensors.items()}
     return {name: shares.get(name, 1.0) for name in ones.tensors()}
 
 
-def _products(ones: Factors) -> float:
-    """N, the mean entry of the whole: what the layer makes of an input of ones."""
-    if ones.device.type == "meta":
-        return 1.0  # nothing is drawn there
-    _, columns, *kernel = ones.shape
-    x = torch.ones((1, columns, *kernel), dtype=ones.dtype, device=ones.device)
-    if kernel:
-        axes = (1,) * len(kernel)
-        y = run_conv("chain", ones, x, None, axes, (0,) * len(kernel), axes)
-    else:
-        y = run_linear("chain", ones, x)
-    return float(y.sum()) / math.prod(ones.shape)
+def _sum_of(factors: Factors) -> float:
+    """Of all entries of the whole: what the layer makes of an input of ones."""
+    if factors.device.type == "meta":
+        return float(math.prod(factors.shape))  # nothing is drawn there
+    _, columns, *kernel = factors.shape
+    x = torch.ones((1, columns, *kernel), dtype=factors.dtype, device=factors.device)
+    if not kernel:
+        return float(run_linear("chain", factors, x).sum())
+    each, none = (1,) * len(kernel), (0,) * len(kernel)
+    return float(run_conv("chain", factors, x, None, each, none, each).sum())
 
 
 def _scaled(factors: Factors, norm: float) -> Factors:

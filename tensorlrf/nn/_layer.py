@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import format_of
-from tensorlrf.nn._cut import Cut, cut
 from tensorlrf.nn._freezable import Freezable
 from tensorlrf.nn._weight import DenseWeight, refused_write
+from tensorlrf.nn.ranks._cut import Cut, cut
 from tensorlrf.ops import PathTable, device_key, paths_of
 from tensorlrf.ops.forms.lowering import Layer, Lowered, lowered
 from tensorlrf.ops.fused import check_layer_path

@@ -19,6 +19,7 @@ from tensorlrf.nn import (
     FactoredConv1d,
     FactoredConv2d,
     FactoredConv3d,
+    FactoredConvTranspose2d,
     FactoredEmbedding,
     FactoredLayer,
     FactoredLinear,
@@ -80,6 +81,24 @@ def test_kernels_have_the_variance_of_torchs(method: str, groups: int) -> None:
         x = torch.randn(2, 16, *(5,) * axes, generator=draws)
         assert layers[0](x).shape == like(x).shape
         assert layers[0].factors.shape == tuple(like.weight.shape)
+
+
+@pytest.mark.parametrize("method", ["svd", "tt", "kron"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_kernels_have_the_variance_of_torchs(method: str, groups: int) -> None:
+    draws = generator()
+    like = nn.ConvTranspose2d(16, 12, 3, stride=2, groups=groups)
+    layers = [
+        FactoredConvTranspose2d.new(
+            16, 12, 3, rank=4, method=method, stride=2, groups=groups, random_state=draws
+        )
+        for _ in range(30)
+    ]
+    found = mean_square([layer.weight.clone() for layer in layers])
+    assert 0.6 < found / float(like.weight.detach().square().mean()) < 1.6
+    x = torch.randn(2, 16, 5, 5, generator=draws)
+    assert layers[0](x).shape == like(x).shape
+    assert layers[0].weight.shape == like.weight.shape
 
 
 @pytest.mark.parametrize("method", EMBEDDING)

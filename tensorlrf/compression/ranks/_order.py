@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._trace import record
 from tensorlrf.decomposition.linalg.compact import Compact
 from tensorlrf.factors.kinds import format_of, two_matrices
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer
-from tensorlrf.nn.leading import has_terms
+from tensorlrf.nn.ranks.leading import has_terms
 from tensorlrf.ops.forms import form_of
 
 

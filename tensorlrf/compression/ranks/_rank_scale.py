@@ -16,7 +16,7 @@ from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
 from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn import FactoredLayer
-from tensorlrf.nn.leading import Rank, ask, has_terms, share_of, take_back, whole_rank
+from tensorlrf.nn.ranks.leading import Rank, ask, has_terms, share_of, take_back, whole_rank
 
 Scale = float | int | tuple[int, ...]
 """A share of the rank in (0, 1], or a rank."""

@@ -8,6 +8,7 @@ after the other along each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
@@ -15,8 +16,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
+from tensorlrf.decomposition.rank import Rank
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
+from tensorlrf.nn._fresh import Fresh, kernel_shape
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
@@ -35,6 +38,7 @@ from tensorlrf.ops.geometry import (
     TRANSPOSED,
     IntOrAxes,
     adjoint,
+    per_axis,
     transposed_geometry,
     transposed_sizes,
 )
@@ -119,6 +123,71 @@ class FactoredConvTransposeNd(FactoredLayer):
             layer.to(memory_format=CHANNELS_LAST[like.weight.ndim])  # type: ignore[call-overload]
         take_over(layer, like)
         return layer
+
+    @classmethod
+    def new(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrAxes,
+        *,
+        rank: Rank,
+        method: str = "svd",
+        stride: IntOrAxes = 1,
+        padding: IntOrAxes = 0,
+        output_padding: IntOrAxes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: IntOrAxes = 1,
+        std: float | None = None,
+        init: str = "normal",
+        random_state: int | torch.Generator | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """A layer to be trained from the start.
+
+        Parameters
+        ----------
+        in_channels, out_channels, kernel_size
+            As torch's transposed convolution.
+        rank, method, std, init, random_state, device, dtype, **options
+            As of `FactoredConv2d.new`; the fan_in of torch's default is out_channels / groups times
+            the taps.
+        stride, padding, output_padding, groups, dilation
+            As torch's transposed convolution.
+        bias : bool
+            Drawn as torch draws it.
+
+        Returns
+        -------
+        FactoredConvTransposeNd
+
+        Raises
+        ------
+        RankError, ShapeError, ArgumentError, UnsupportedError
+            As `FactoredConv2d.new`.
+
+        Examples
+        --------
+        >>> new = tensorlrf.nn.FactoredConvTranspose2d.new
+        >>> new(16, 8, 4, rank=4, stride=2, padding=1)(torch.rand(1, 16, 5, 5)).shape
+        torch.Size([1, 8, 10, 10])
+        """
+        kernel = per_axis("kernel_size", kernel_size, 1, cls.n_axes)
+        shape = kernel_shape(in_channels, out_channels, kernel, groups)
+        fan_in = out_channels // groups * math.prod(kernel)
+        std = 1 / math.sqrt(3 * fan_in) if std is None else std
+        fresh = Fresh(std=std, init=init, random_state=random_state, device=device, dtype=dtype)
+        return cls(
+            fresh.factors(shape, "conv", method, rank, options, groups),
+            fresh.bias(out_channels, fan_in) if bias else None,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            dilation=dilation,
+        )
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Inputs `(B, in_channels, *size)` to `(B, out_channels, *size')`, or both without B.

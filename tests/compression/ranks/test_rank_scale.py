@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
-from tensorlrf.nn import FactoredEmbedding, FactoredLayer, FactoredLinear
-from tensorlrf.nn.leading import share_of
+from tensorlrf.nn import FactoredConvTranspose2d, FactoredEmbedding, FactoredLayer, FactoredLinear
+from tensorlrf.nn.ranks.leading import share_of
 from tensorlrf.ops import PathTable
 from tests.draws import seeded
-from tests.nn.samples import KINDS, factored, input_of, of_kind
-from tests.ops.samples import random_factors
+from tests.nn.samples import KINDS, factored, input_of, of_kind, transposed_conv
+from tests.ops.samples import random_factors, random_grouped
 
 
 def mlp(rank: int = 8, **options: Any) -> nn.Sequential:
@@ -63,6 +63,18 @@ def test_a_layer_computes_what_one_on_its_leading_terms_does(data: st.DataObject
         torch.testing.assert_close(layer.weight.clone(), part.to_dense())
     assert state(layer) == before
     assert torch.equal(layer(x), y)
+
+
+def test_a_transposed_convolution_runs_on_fewer_terms() -> None:
+    for format, groups in (("lowrank", 1), ("cp", 2), ("tucker2", 1), ("kron", 2)):
+        f = random_grouped(format, (6, 4 // groups, 3, 3), groups, rank=4)
+        like, x = transposed_conv(f, stride=2), seeded(2, 4, 5, 5)
+        layer, part = FactoredConvTranspose2d.from_factors(f, like), f.leading(2)
+        with tensorlrf.rank_scale(layer, 2):
+            for path in layer.paths:
+                layer.path_table = PathTable.single(path)
+                expected = FactoredConvTranspose2d.from_factors(part, like)(x)
+                torch.testing.assert_close(layer(x), expected)
 
 
 def test_an_embedding_looks_up_in_fewer_terms() -> None:

@@ -6,8 +6,8 @@ import math
 import threading
 from typing import Any, NamedTuple
 
-from tensorlrf.nn._cut import Cut
 from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn.ranks._cut import Cut
 
 Rank = int | tuple[int, ...]
 

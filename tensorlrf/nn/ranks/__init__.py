@@ -1,0 +1,1 @@
+"""Layers that run on the leading terms of their factors, and gates that choose how many."""

@@ -1,0 +1,1 @@
+"""Layers that map tensors to tensors without flattening them: contraction and regression."""
