@@ -31,6 +31,8 @@ from tensorlrf.compression.report._rows import (
     LayerReport,
     Totals,
 )
+from tensorlrf.compression.training._progressive import ProgressiveDecomposition
+from tensorlrf.compression.training._pruning import RankPruning
 from tensorlrf.compression.tuning._tune import tune
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning, Tuning, WholeTiming
 from tensorlrf.decomposition.configs import (
@@ -79,7 +81,9 @@ __all__ = [
     "Method",
     "Monarch",
     "Plan",
+    "ProgressiveDecomposition",
     "Quality",
+    "RankPruning",
     "RankRow",
     "RankScale",
     "RankTable",

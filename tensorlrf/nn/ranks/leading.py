@@ -6,6 +6,9 @@ import math
 import threading
 from typing import Any, NamedTuple
 
+from torch import nn
+
+from tensorlrf.factors import Factors
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn.ranks._cut import Cut
 
@@ -60,6 +63,24 @@ def _settle(layer: FactoredLayer) -> None:
         layer._choose()
     else:
         layer._run_by(layer._path_table)
+
+
+def set_factors(layer: FactoredLayer, factors: Factors) -> None:
+    """Have the layer own other factors of its format, of another rank: its parameters become new
+    ones, of the requires_grad of the old."""
+    lead(layer, None)
+    layer._meta = factors._context()
+    kept = layer._kept_as(factors)
+    layer._sizes = {name: tuple(factors.tensors()[name].shape) for name in kept}
+    for name, tensor in factors.tensors().items():
+        own = layer._names[name]
+        old = layer._parameters[own]
+        assert old is not None
+        value = tensor.detach().reshape(kept.get(name, tensor.shape)).clone()
+        layer._parameters[own] = nn.Parameter(value, requires_grad=old.requires_grad)
+    layer._frozen, layer._runs, layer.measured = None, {}, {}
+    layer._paths = layer._find_paths(layer.factors)
+    _settle(layer)
 
 
 def _cuts(layer: FactoredLayer) -> tuple[Cut, ...]:
