@@ -16,7 +16,7 @@ from tensorlrf.nn.convolutions._transposed import (
 from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
 from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, FactoredRNNCell
 from tensorlrf.nn.packed._experts import FactoredExperts
-from tensorlrf.nn.packed._recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
+from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.plain import Plain, register_plain
 from tensorlrf.nn.regression._contraction import TensorContraction
 from tensorlrf.nn.regression._regression import TensorRegression

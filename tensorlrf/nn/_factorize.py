@@ -26,7 +26,7 @@ from tensorlrf.nn.convolutions._transposed import (
 )
 from tensorlrf.nn.obstacles import check_embedding, check_layer, plain_layer
 from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
-from tensorlrf.nn.packed._recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
+from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.packed.unpacked import Unpacked, unpacked_type
 from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
 from tensorlrf.nn.tensors import values_of

@@ -14,6 +14,7 @@ from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.tuning._choices import commit, row_of, tables_of
 from tensorlrf.compression.tuning._passes import Seen, layout_for, measure, record
+from tensorlrf.compression.tuning._recurrences import choose_recurrences
 from tensorlrf.compression.tuning._tuning import ALL_DENSE, BucketTiming, Tuning, WholeTiming
 from tensorlrf.compression.tuning._whole import bytes_held, choices_of, time_whole
 from tensorlrf.errors import ArgumentError, unknown
@@ -97,6 +98,9 @@ def tune(
     with the model: loaded on such a device, it runs and is frozen as it was. Rows that were not
     measured go by the cost model, unless the measured buckets next to them on both sides agree.
 
+    Recurrent modules go from step to step by torch's kernel or by a loop over their factors,
+    whichever is faster on the first example that reaches them.
+
     An embedding is factored for the memory that its table takes, and against a lookup in the table
     no product wins. So it is not tried on the path "dense", and keeps its factors unless the
     objective is "latency".
@@ -131,7 +135,8 @@ def tune(
         reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
         came = {layer: seen.get(twin, {}) for layer, twin in zip(places, twins, strict=True)}
         commit(model, came, reached)
-    return Tuning(objective, len(examples), tuple(rows), whole)
+        recurrences = choose_recurrences(model, examples, seconds or SECONDS)
+    return Tuning(objective, len(examples), tuple(rows), whole, recurrences)
 
 
 def list_examples(example: Any) -> list[Any]:

@@ -177,6 +177,15 @@ class WholeTiming:
 
 
 @dataclass(frozen=True)
+class RecurrenceTiming:
+    """A recurrent module: seconds of a call by either way, and which one was kept."""
+
+    name: str
+    seconds: Mapping[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True)
 class Tuning:
     """The result of `tune`.
 
@@ -192,6 +201,8 @@ class Tuning:
         Number of batches that the model was run on.
     layers : tuple of LayerTuning
         Every factored layer, once, in the order of the model.
+    recurrences : tuple of RecurrenceTiming
+        How recurrent modules go from step to step.
     whole : WholeTiming or None
         Passes of the whole model; None where dense was chosen for every layer alone.
     """
@@ -200,6 +211,7 @@ class Tuning:
     examples: int
     layers: tuple[LayerTuning, ...]
     whole: WholeTiming | None = None
+    recurrences: tuple[RecurrenceTiming, ...] = ()
 
     @property
     def dense_seconds(self) -> float:
@@ -294,6 +306,9 @@ class Tuning:
                 f"whole model: {times}; kept: {self.whole.chosen} ({self.whole.ratio:.2f}x all "
                 f"dense{told})"
             )
+        for one in self.recurrences:
+            times = ", ".join(f"{t * 1e3:.4g} ms {way}" for way, t in one.seconds.items())
+            lines.append(f"recurrence of {one.name or 'the model'}: {times}; kept: {one.chosen}")
         dense = sum(layer.dense_bytes for layer in self.layers)
         lines.append(
             f"weights of the factored layers in memory: {self.resident_bytes:,} bytes, all dense "

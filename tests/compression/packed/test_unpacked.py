@@ -201,7 +201,22 @@ def test_tune_measures_its_layers(small: nn.Module, batches: list[Tensor]) -> No
         want = own(batches[0])
         tuning = tensorlrf.tune(own, batches[0], seconds=0.001, progress=False)
         assert not tuning.not_reached
+        (row,) = tuning.recurrences
+        assert (row.name, set(row.seconds)) == ("lstm", {"kernel", "loop"})
+        assert own.lstm.recurrence == row.chosen == min(row.seconds, key=row.seconds.__getitem__)
+        assert "recurrence of lstm" in str(tuning)
         torch.testing.assert_close(own(batches[0]), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_way_of_a_recurrence_is_kept_in_files(
+    net: Net, small: nn.Module, tmp_path: Path
+) -> None:
+    own: Any = copy.deepcopy(small)
+    own.lstm.recurrence = "loop"
+    tensorlrf.save(own, tmp_path / "own.safetensors")
+    again: Any = tensorlrf.load(tmp_path / "own.safetensors", net)
+    assert again.lstm.recurrence == "loop"
+    assert str(tensorlrf.densify(own)) == str(net)
 
 
 def test_a_module_itself() -> None:

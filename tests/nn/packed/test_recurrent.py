@@ -199,6 +199,36 @@ def test_dropout_between_layers_alone() -> None:
     assert_near(own.eval()(x), module.eval()(x))
 
 
+def test_the_loop_is_the_choice_where_factors_save_most_of_the_reading() -> None:
+    torch.manual_seed(0)
+    for hidden, loops in ((64, False), (384, True)):
+        small = tensorlrf.nn.factorize(nn.LSTM(8, hidden), "svd", 4).eval()
+        x = torch.randn(3, 2, 8)
+        assert small.recurrence == "auto"
+        assert small._loops(small.recurrent_l0, x) == loops
+        with torch.no_grad():
+            auto = small(x)[0]
+            small.recurrence = "loop" if loops else "kernel"
+            assert torch.equal(small(x)[0], auto)
+            small.recurrence = "auto"
+            small.recurrent_l0.freeze()
+            assert not small._loops(small.recurrent_l0, x)
+            torch.testing.assert_close(small(x)[0], auto, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("way", ["kernel", "loop"])
+def test_compiled_it_computes_the_same(kind: Any, way: str) -> None:
+    torch.manual_seed(0)
+    small = tensorlrf.nn.factorize(kind(6, 8, batch_first=True), "svd", 2).eval()
+    small.recurrence = way
+    x = torch.randn(2, 3, 6)
+    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for got, want in zip(leaves(compiled(x)), leaves(small(x)), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_refusals() -> None:
     own = unpacked(nn.LSTM(3, 4))
     with pytest.raises(ShapeError, match=r"input has shape \(2, 2\)"):

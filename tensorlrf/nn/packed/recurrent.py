@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -23,7 +24,12 @@ from tensorlrf.nn.packed.unpacked import (
     weight_of,
 )
 
-RECURRENCES = ("kernel", "loop")
+AUTO, KERNEL, LOOP = "auto", "kernel", "loop"
+RECURRENCES = (AUTO, KERNEL, LOOP)
+LEAST_SAVED = 1 << 20
+"""Bytes of the recurrent matrix that its factors must save for the loop to be the choice on a CPU:
+a step of it takes some 50 us of Python, in which a core reads about so much."""
+
 _PARTS = ("input", "recurrent", "projection")
 _NAMES = ("ih", "hh", "hr")
 """What torch calls them."""
@@ -43,6 +49,9 @@ class FactoredRecurrent(Unpacked):
       rank are made dense.
     - "loop": step by step on the factors, for large matrices of small rank, and whenever hooks are
       on the layers.
+
+    "auto" is the loop on a CPU where the factors of the recurrent matrix save more reading than the
+    Python of a step takes, else the kernel; `tensorlrf.tune` measures both and sets the faster.
     """
 
     mode: str
@@ -59,7 +68,7 @@ class FactoredRecurrent(Unpacked):
         self.dropout = like.dropout
         self.bidirectional = like.bidirectional
         self.proj_size = like.proj_size
-        self._recurrence = "kernel"
+        self._recurrence = AUTO
 
     @classmethod
     def from_packed(cls, module: Any) -> Self:
@@ -109,7 +118,7 @@ class FactoredRecurrent(Unpacked):
 
     @property
     def recurrence(self) -> str:
-        """How it goes from step to step, "kernel" or "loop"; it can be set."""
+        """How it goes from step to step: "kernel", "loop" or "auto"; it can be set."""
         return self._recurrence
 
     @recurrence.setter
@@ -117,6 +126,14 @@ class FactoredRecurrent(Unpacked):
         if way not in RECURRENCES:
             raise unknown("recurrence", way, RECURRENCES)
         self._recurrence = way
+
+    def get_extra_state(self) -> dict[str, str]:
+        """The way that was set, for files."""
+        return {"recurrence": self._recurrence}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take what `get_extra_state` gave."""
+        self.recurrence = state["recurrence"]
 
     def flatten_parameters(self) -> None:
         """Nothing, where torch's own lays its weights side by side: here they are layers."""
@@ -181,7 +198,7 @@ class FactoredRecurrent(Unpacked):
         self, x: Tensor, sizes: Tensor | None, states: States, end: str
     ) -> tuple[Tensor, States]:
         layers: list[Any] = [getattr(self, part + end, None) for part in _PARTS]
-        if self._recurrence == "kernel" and all(map(_is_quiet, layers)):
+        if all(map(_is_quiet, layers)) and not self._loops(layers[1], x):
             return self._kernel(x, sizes, states, layers)
         arriving, recurrent, projection = layers
         arrives = arriving(x)
@@ -191,6 +208,16 @@ class FactoredRecurrent(Unpacked):
             projection,
         )  # fmt: skip
         return out.reshape(*x.shape[:-1], out.shape[-1]), last
+
+    def _loops(self, recurrent: Any, x: Tensor) -> bool:
+        if self._recurrence != AUTO:
+            return self._recurrence == LOOP
+        if x.is_cuda or torch.compiler.is_compiling() or not isinstance(recurrent, FactoredLayer):
+            return False
+        if recurrent.is_frozen:
+            return False
+        numbers = math.prod(recurrent.factors.shape) - recurrent.factors.n_params
+        return numbers * x.element_size() >= LEAST_SAVED
 
     def _kernel(
         self, x: Tensor, sizes: Tensor | None, states: States, layers: list[Any]
