@@ -104,6 +104,12 @@ def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Ca
             f"include={list(request.include)} is of methods that make factors; method='modular' "
             "makes perceptrons and attentions smaller"
         )
+    for word, value in (("include", request.include), ("sensitivity", request.sensitivity)):
+        if value:
+            raise ArgumentError(
+                f"{word}= is of methods that make factors; method='modular' makes perceptrons and "
+                "attentions smaller, and nothing else"
+            )
     if fitting.affine:
         raise ArgumentError(
             "affine=True is of methods that make factors; method='modular' corrects the biases "

@@ -184,6 +184,8 @@ def test_heads_behind_a_norm_of_their_own_stay() -> None:
         ({"keep_params": 0.5, "calibration": None}, "give calibration="),
         ({"keep_params": 0.001}, "is the least they can do with"),
         ({"keep_params": 0.5, "affine": True}, "affine=True"),
+        ({"keep_params": 0.5, "include": "embeddings"}, "include="),
+        ({"keep_params": None, "keep_total": 0.5}, "needs keep_params"),
         ({"keep_params": 0.5, "allocation": "energy"}, "block_influence"),
         ({"keep_params": 0.5, "objective": "latency"}, "objective='latency'"),
         ({"keep_params": None, "max_drop": 0.1, "evaluate": float}, "give keep_params="),
@@ -255,3 +257,20 @@ def test_a_model_without_gradients_is_cut_all_the_same() -> None:
     assert report.metric == "outputs"
     with pytest.warns(UserWarning, match="errors of all outputs count alike"):
         compress(model, metric="loss", **options)
+
+
+def test_it_is_refined_and_judged_like_any_other() -> None:
+    model = drawn("bert")
+    _, plain = modular(model, "bert", 0.5)
+    small, report = modular(
+        model, "bert", 0.5, refine=1.0, evaluate=_kept_sign
+    )
+    assert report.refinement is not None
+    assert report.model_error <= plain.model_error
+    assert report.quality is not None
+    assert small.encoder.layer[0].intermediate.dense.out_features < 48
+
+
+def _kept_sign(model: nn.Module) -> float:
+    with torch.no_grad():
+        return float((outputs(model, batches("bert")[0])[0] > 0).float().mean())
