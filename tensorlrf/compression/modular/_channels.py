@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.modular._structures import Channels
 from tensorlrf.decomposition.linalg.columns import interpolation
-from tensorlrf.decomposition.shrinkage import shrunk
 from tensorlrf.nn.resized.layers import linear_sizes, resize_
 
 
@@ -31,30 +30,24 @@ class Kept:
     error: float
 
 
-def kept(
-    gram: Tensor, mean: Tensor, weight: Tensor, columns: Tensor, *, biased: bool, amount: float
-) -> Kept:
+def kept(gram: Tensor, mean: Tensor | None, weight: Tensor, columns: Tensor, plain: Tensor) -> Kept:
     """The output layer by which E |W a - W' a_S - b|^2 is least.
 
-    gram, mean  E[a a^T] (n, n) and E[a] (n,) of the channels a, in float64
-    weight      W (m, n), in float64
-    columns     S (k,)
-    biased      whether the layer has a bias b, which then takes the part of the means
-    amount      by which the moments are shrunk where samples are few
+    gram     (n, n) moments of the channels a in which that is counted, in float64; about the means
+             where there is a bias
+    mean     E[a] (n,) where the layer has a bias b, which takes its part; None without
+    weight   W (m, n), in float64
+    columns  S (k,)
+    plain    E[a a^T], for the error that is told
     """
-    whole = about(gram, mean) if biased else gram
-    new = weight @ interpolation(shrunk(whole, amount), columns)  # (m, k)
+    new = weight @ interpolation(gram, columns)  # (m, k)
     lost = weight.clone()
     lost[:, columns] -= new
-    shift = lost @ mean if biased else None
-    energy = float((weight @ gram * weight).sum())
-    error = float((lost @ whole * lost).sum().clamp(min=0))
+    shift = None if mean is None else lost @ mean
+    energy = float((weight @ plain * weight).sum())
+    left = (lost @ plain * lost).sum() - (0.0 if shift is None else shift.square().sum())
+    error = max(0.0, float(left))
     return Kept(columns, new, shift, (error / energy) ** 0.5 if energy > 0 else 0.0)
-
-
-def about(squares: Tensor, mean: Tensor) -> Tensor:
-    """Second moments (..., n, n) about their mean (..., n)."""
-    return squares - mean[..., :, None] * mean[..., None, :]
 
 
 def definite(gram: Tensor) -> Tensor:

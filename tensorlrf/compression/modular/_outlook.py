@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
-from tensorlrf.compression.modular._channels import about, definite, kept, narrow
+from tensorlrf.compression.modular._channels import definite, kept, narrow
 from tensorlrf.compression.modular._heads import (
     Closest,
     HeadMaps,
@@ -24,9 +24,22 @@ from tensorlrf.compression.modular._structures import Channels, Heads, Structure
 from tensorlrf.decomposition.linalg.columns import Elimination, elimination
 from tensorlrf.decomposition.shrinkage import shrunk
 
-Costs = Mapping[str, Tensor]
-"""Layer -> R (m, m) by which an error e of its outputs costs 1/2 E <e, R e>; none where all errors
-count alike."""
+
+@dataclass(frozen=True)
+class Cost:
+    """What an error e of the outputs of a layer costs: 1/2 E <e, R e>.
+
+    matrix  R (m, m), in float64
+    shared  the part of the energy of gradients that the positions of a sample share: errors that
+            agree there add up before they are squared
+    """
+
+    matrix: Tensor
+    shared: float
+
+
+Costs = Mapping[str, Cost]
+"""Of layers by name; none where all errors count alike."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +63,18 @@ class ChannelOutlook:
     """Of a perceptron.
 
     weight      of its output layer, (m, n), in float64
-    gram, mean  of the channels, in float64
-    amount      by which they are shrunk
+    felt        moments of the channels in which losses are counted; about the means where there is
+                a bias, and shrunk where samples are few
+    plain       E[a a^T]
+    mean        E[a] where there is a bias
     order       in which channels go
     """
 
     channels: Channels
     weight: Tensor
-    gram: Tensor
-    mean: Tensor
-    biased: bool
-    amount: float
+    felt: Tensor
+    plain: Tensor
+    mean: Tensor | None
     order: Elimination
     count: int
 
@@ -69,16 +83,16 @@ class ChannelOutlook:
         cls, given: nn.Module, channels: Channels, seen: ChannelMoments, costs: Costs
     ) -> ChannelOutlook:
         """By what was seen of it, and what its errors cost."""
-        gram, mean = seen.rows.moments()
         down = dense_layer_at(given, channels.down)
         weight, biased = down.weight.to(torch.float64), down.module.bias is not None
-        amount = seen.amount(gram)
-        whole = shrunk(about(gram, mean) if biased else gram, amount)
-        turned = weight
+        plain, turned, shared = seen.rows.second(centred=False), weight, 0.0
         if channels.down in costs:
-            turned = torch.linalg.cholesky(costs[channels.down]).mT @ weight
-        order = elimination(definite(whole), turned)
-        return cls(channels, weight, gram, mean, biased, amount, order, seen.count)
+            cost = costs[channels.down]
+            turned, shared = torch.linalg.cholesky(cost.matrix).mT @ weight, cost.shared
+        felt = shrunk(seen.rows.felt(shared, centred=biased), seen.amount(plain))
+        mean = seen.rows.mean() if biased else None
+        order = elimination(definite(felt), turned)
+        return cls(channels, weight, felt, plain, mean, order, seen.count)
 
     def loss(self, k: int) -> float:
         """With k channels."""
@@ -86,10 +100,7 @@ class ChannelOutlook:
 
     def reduce(self, small: nn.Module, k: int) -> dict[str, Done]:
         """Leave `small`, a copy of the given model, k channels, in place."""
-        found = kept(
-            self.gram, self.mean, self.weight, self.order.columns(k),
-            biased=self.biased, amount=self.amount,
-        )  # fmt: skip
+        found = kept(self.felt, self.mean, self.weight, self.order.columns(k), self.plain)
         narrow(small, self.channels, found)
         done = Done(self.channels.kind, k, found.error, self.count)
         return dict.fromkeys(self.channels.linears, done)
@@ -125,28 +136,33 @@ class HeadOutlook:
     def of(cls, given: nn.Module, heads: Heads, seen: HeadMoments, costs: Costs) -> HeadOutlook:
         """By what was seen of it, and what its errors cost."""
         grouped = (heads.keys, heads.queries // heads.keys)
-        query = cut(seen.queries.moments()[0], 0, *grouped).sum(1)
-        key, key_mean = seen.keys.moments()
-        matters = _of_keys(heads, costs) if heads.key in costs else query
+        query = cut(seen.queries.second(centred=False), 0, *grouped).sum(1)
+        # What all keys have in common adds alike to all scores of a query, and softmax takes it
+        # out; not where positions turn it.
+        key = seen.keys.second(centred=not heads.pairs)
+        matters, felt = query, key
+        if heads.key in costs:
+            matters = _of_keys(heads, costs[heads.key].matrix)
+            felt = seen.keys.felt(costs[heads.key].shared, centred=not heads.pairs)
+        scores, pairs = None, None
         if heads.pairs:
-            scores, pairs = None, pair_losses(matters, key, heads)
+            pairs = pair_losses(matters, felt, heads)
         else:
-            # What all keys have in common adds alike to all scores of a query, and softmax takes it
-            # out.
-            key = about(key, key_mean)
-            scores, pairs = Closest.of(matters, key), None
+            scores = Closest.of(matters, felt)
         layer = dense_layer_at(given, heads.out)
         biased = layer.module.bias is not None
         out = cut(layer.weight.to(torch.float64), 1, *grouped, heads.width)
         columns = torch.einsum("ogec,oged->gcd", out, out)
-        value, mean = seen.outputs.moments()
-        value = cut(about(value, mean) if biased else value, 0, *grouped).mean(1)
-        felt = columns
+        value = cut(seen.outputs.second(centred=biased), 0, *grouped).mean(1)
+        matters, felt = columns, value
         if heads.out in costs:
-            felt = torch.einsum("ogec,op,pged->gcd", out, costs[heads.out], out)
+            cost = costs[heads.out]
+            matters = torch.einsum("ogec,op,pged->gcd", out, cost.matrix, out)
+            felt = cut(seen.outputs.felt(cost.shared, centred=biased), 0, *grouped).mean(1)
+        mean = cut(seen.outputs.mean(), 0, *grouped)
         return cls(
-            heads, query, key, cut(mean, 0, *grouped), out, columns, value, biased,
-            scores, pairs, Closest.of(felt, value), seen.count,
+            heads, query, key, mean, out, columns, value, biased,
+            scores, pairs, Closest.of(matters, felt), seen.count,
         )  # fmt: skip
 
     def loss(self, r: int) -> float:
@@ -195,12 +211,12 @@ class HeadOutlook:
         return {**found, heads.value: of_outputs, heads.out: of_outputs}
 
 
-def _of_keys(heads: Heads, costs: Costs) -> Tensor:
+def _of_keys(heads: Heads, matrix: Tensor) -> Tensor:
     """(G, d, d) what errors of the keys of each head cost."""
     first = heads.queries * heads.width if heads.packed else 0
     last = first + heads.keys * heads.width
-    cost = cut(cut(costs[heads.key][first:last, first:last], 1, heads.keys, -1), 0, heads.keys, -1)
-    return torch.stack([cost[k, :, k] for k in range(heads.keys)])
+    blocks = cut(cut(matrix[first:last, first:last], 1, heads.keys, -1), 0, heads.keys, -1)
+    return torch.stack([blocks[k, :, k] for k in range(heads.keys)])
 
 
 Outlook = ChannelOutlook | HeadOutlook

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.modular import _moments
-from tensorlrf.compression.modular._channels import about, definite, kept
+from tensorlrf.compression.modular._channels import definite, kept
 from tensorlrf.compression.modular._heads import Closest, HeadMaps, lost, narrow_heads
 from tensorlrf.compression.modular._outlook import HeadOutlook, outlook
 from tensorlrf.compression.modular._recognised import recognised
@@ -41,9 +41,10 @@ def test_channels_of_rank_k_are_told_by_k_of_them(seed: int, k: int, biased: boo
     rows = torch.randn(60, k, generator=draws, dtype=torch.float64)
     rows = rows @ torch.randn(k, 12, generator=draws, dtype=torch.float64) + (0.7 if biased else 0)
     weight = torch.randn(5, 12, generator=draws, dtype=torch.float64)
-    gram, mean = rows.T @ rows / len(rows), rows.mean(0)
-    columns = elimination(definite(about(gram, mean) if biased else gram), weight).columns(k)
-    found = kept(gram, mean, weight, columns, biased=biased, amount=0.0)
+    plain, mean = rows.T @ rows / len(rows), rows.mean(0) if biased else None
+    gram = plain if mean is None else plain - torch.outer(mean, mean)
+    columns = elimination(definite(gram), weight).columns(k)
+    found = kept(gram, mean, weight, columns, plain)
     again = rows[:, found.columns] @ found.weight.T
     again = again + (found.shift if found.shift is not None else 0.0)
     wanted = rows @ weight.T
@@ -59,8 +60,7 @@ def test_the_output_layer_is_the_best_for_the_channels_that_stay(seed: int, k: i
     gram = drawn_gram(draws, 10)
     weight = torch.randn(4, 10, generator=draws, dtype=torch.float64)
     order = elimination(gram, weight)
-    mean = torch.zeros(10, dtype=torch.float64)
-    found = kept(gram, mean, weight, order.columns(k), biased=False, amount=0.0)
+    found = kept(gram, None, weight, order.columns(k), gram)
 
     def loss(new: Tensor) -> float:
         left = weight.clone()
@@ -181,6 +181,32 @@ def test_heads_of_less_rank_are_made_smaller_without_loss(name: str) -> None:
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batches(name)[0].items()}
     for a, b in zip(outputs(small, batch), outputs(model, batch), strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_moments_are_those_of_tokens_and_of_their_sums_over_samples(centred: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 7, 6, generator=draws, dtype=torch.float64) + 0.5
+    mask = torch.ones(5, 7, dtype=torch.long)
+    mask[1:, 5:] = 0
+    batch = Batch((), {"input_ids": x, "attention_mask": mask}, 0)
+    rows = x[mask.bool()]
+    sums, lengths = _moments.by_sample(batch, x)
+    assert sums is not None
+    moments = _moments.of_rows(6, torch.device("cpu"))
+    heads = _moments.of_heads(2, 3, torch.device("cpu"))
+    passed = _moments.Passed(rows, sums, lengths)
+    moments.take(passed)
+    heads.take(passed.part(0, 6, 3))
+    mean = rows.mean(0) if centred else torch.zeros(6, dtype=torch.float64)
+    tokens = (rows - mean).T @ (rows - mean) / len(rows)
+    pooled = sums - mask.sum(1)[:, None] * mean
+    wanted = 0.3 * tokens + 0.7 * pooled.T @ pooled / len(rows)
+    assert torch.allclose(moments.felt(0.7, centred=centred), wanted)
+    assert torch.allclose(moments.second(centred=centred), tokens)
+    for k in range(2):
+        own = slice(3 * k, 3 * k + 3)
+        assert torch.allclose(heads.felt(0.7, centred=centred)[k], wanted[own, own])
 
 
 # ---- shares -----------------------------------------------------------------------------------

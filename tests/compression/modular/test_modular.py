@@ -262,9 +262,7 @@ def test_a_model_without_gradients_is_cut_all_the_same() -> None:
 def test_it_is_refined_and_judged_like_any_other() -> None:
     model = drawn("bert")
     _, plain = modular(model, "bert", 0.5)
-    small, report = modular(
-        model, "bert", 0.5, refine=1.0, evaluate=_kept_sign
-    )
+    small, report = modular(model, "bert", 0.5, refine=1.0, evaluate=_kept_sign)
     assert report.refinement is not None
     assert report.model_error <= plain.model_error
     assert report.quality is not None
