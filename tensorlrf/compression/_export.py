@@ -16,7 +16,7 @@ from tensorlrf.nn.obstacles import hooks_of
 from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.resized.layers import stock_
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
-from tensorlrf.nn.ties import tie_stock
+from tensorlrf.nn.tables.ties import tie_stock
 
 
 def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:

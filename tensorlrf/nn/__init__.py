@@ -1,6 +1,7 @@
 """Layers that own factors as parameters and stand in for those of torch: linear ones, also the
 transposed one of transformers, convolutions and transposed ones in one, two and three axes, with
-groups, and embeddings; and layers between tensors."""
+groups, and embeddings; layers between tensors; and heads that look at few of their words closely.
+"""
 
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding
@@ -13,6 +14,7 @@ from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose2d,
     FactoredConvTranspose3d,
 )
+from tensorlrf.nn.heads._svd_softmax import HeadReport, SVDSoftmaxHead
 from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
 from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, FactoredRNNCell
 from tensorlrf.nn.packed._experts import FactoredExperts
@@ -20,6 +22,8 @@ from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.plain import Plain, register_plain
 from tensorlrf.nn.regression._contraction import TensorContraction
 from tensorlrf.nn.regression._regression import TensorRegression
+from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
+from tensorlrf.nn.tables._resized import resize_token_embeddings
 from tensorlrf.nn.tensors import register_tensor
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "FactoredConvTranspose2d",
     "FactoredConvTranspose3d",
     "FactoredEmbedding",
+    "FactoredEmbeddingBag",
     "FactoredExperts",
     "FactoredGRU",
     "FactoredGRUCell",
@@ -41,11 +46,14 @@ __all__ = [
     "FactoredMultiheadAttention",
     "FactoredRNN",
     "FactoredRNNCell",
+    "HeadReport",
     "Plain",
+    "SVDSoftmaxHead",
     "TensorContraction",
     "TensorRegression",
     "factored_type",
     "factorize",
     "register_plain",
     "register_tensor",
+    "resize_token_embeddings",
 ]

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from torch import nn
 
-from tensorlrf.decomposition.methods import LAYERS, Decomposition, find, names
+from tensorlrf.decomposition.methods import LAYERS, Decomposition, find
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.renamed import check_words
 from tensorlrf.errors import ArgumentError, UnsupportedError
@@ -29,6 +29,8 @@ from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
 from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.packed.unpacked import Unpacked, unpacked_type
 from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
+from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
+from tensorlrf.nn.tables.served import no_table
 from tensorlrf.nn.tensors import values_of
 
 _FACTORED: dict[str, type[FactoredLayer]] = {
@@ -41,6 +43,7 @@ _FACTORED: dict[str, type[FactoredLayer]] = {
     "ConvTranspose3d": FactoredConvTranspose3d,
     HF_CONV1D: FactoredHFConv1D,
     "Embedding": FactoredEmbedding,
+    "EmbeddingBag": FactoredEmbeddingBag,
 }
 """What a layer computes, as `Plain.kind` -> the layer on factors."""
 
@@ -170,6 +173,18 @@ def factorize(
 
 @overload
 def factorize(
+    layer: nn.EmbeddingBag,
+    method: str,
+    /,
+    rank: Rank | None = ...,
+    *,
+    error: float | None = ...,
+    **options: Any,
+) -> FactoredEmbeddingBag: ...
+
+
+@overload
+def factorize(
     layer: nn.LSTM,
     method: str,
     /,
@@ -259,11 +274,9 @@ def factorize(
     ----------
     layer : Module
         Exactly a torch.nn.Linear, a convolution or a transposed one, a Conv1D of transformers, or a
-        subclass that is known to compute the same; or exactly a torch.nn.Embedding.
-        Exactly a torch.nn.Linear, Conv1d, Conv2d or Conv3d, a Conv1D of transformers, or a
-        subclass that is known to compute the same; or exactly a torch.nn.Embedding. Of a
-        recurrent module or cell, a MultiheadAttention, or the experts of a mixture every matrix is
-        factored, the gates of one together.
+        subclass that is known to compute the same; or exactly a torch.nn.Embedding or EmbeddingBag.
+        Of a recurrent module or cell, a MultiheadAttention, or the experts of a mixture every
+        matrix is factored, the gates of one together.
     method : str
         The word of a decomposition that serves such a layer, as the table of methods tells:
         "svd" serves all. The tensor is the weight, outputs first: (out, in), `(out, in, *kernel)`,
@@ -308,7 +321,7 @@ def factorize(
     packed = unpacked_type(layer) if isinstance(layer, nn.Module) else None
     if packed is not None:
         return _factorize_packed(packed.from_packed(layer), method, rank, error, options)
-    if isinstance(layer, nn.Embedding):
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return _factorize_embedding(layer, method, rank, error, options)
     name = HF_CONV1D if is_hf_conv1d(layer) else base_of(layer) or "Linear"
     kind = _FACTORED[name]
@@ -339,28 +352,26 @@ def _factorize_packed(
 
 
 def _factorize_embedding(
-    layer: nn.Embedding,
+    layer: nn.Embedding | nn.EmbeddingBag,
     method: str,
     rank: Rank | None,
     error: float | None,
     options: dict[str, Any],
-) -> FactoredEmbedding:
-    check_embedding(layer, "layer")
+) -> FactoredLayer:
+    kind = nn.EmbeddingBag if isinstance(layer, nn.EmbeddingBag) else nn.Embedding
+    check_embedding(layer, "layer", kind)
     found = find(method, *LAYERS)
-    if "embedding" not in found.on:
-        raise UnsupportedError(
-            f"method={method!r} gives factors in which no rows are looked up; for an embedding "
-            f"choose one of {', '.join(names('embedding'))}"
-        )
+    if reason := no_table(found.name, kind.__name__):
+        raise UnsupportedError(f"method={method!r}: {reason}")
     decompose = found.for_layers
     _check_options(method, decompose, options)
     options = {**found.on["embedding"], **options}
     weight, padding = values_of(layer.weight), layer.padding_idx
     factors = decompose(weight, rank, error=error, **options)
-    layer_of_factors = FactoredEmbedding.from_factors(factors, layer)
-    if padding is not None and not weight[padding].any():
-        layer_of_factors.clear_padding()
-    return layer_of_factors
+    made = _FACTORED[kind.__name__].from_factors(factors, layer)
+    if isinstance(made, FactoredEmbedding) and padding is not None and not weight[padding].any():
+        made.clear_padding()
+    return made
 
 
 def _check_options(name: str, decompose: Decomposition, options: Mapping[str, Any]) -> None:

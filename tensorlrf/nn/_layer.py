@@ -200,7 +200,7 @@ class FactoredLayer(Freezable, ABC):
 
     @property
     def timed_paths(self) -> tuple[str, ...]:
-        """Those that a measurement chooses from."""
+        """Those that a measurement chooses from; none where there is no choice."""
         return self.paths
 
     @property
@@ -310,7 +310,7 @@ class FactoredLayer(Freezable, ABC):
 
     # ---- as a module ------------------------------------------------------------------------
 
-    def _traced(self, x: fx.Proxy) -> Any:
+    def _traced(self, x: fx.Proxy, *more: Any) -> Any:
         """What torch.fx records: one call of this layer, as of torch's own layers.
 
         A path is chosen by shapes, which a symbolic input does not have.
@@ -321,7 +321,7 @@ class FactoredLayer(Freezable, ABC):
                 f"a {type(self).__name__} is one call in a graph of torch.fx, so it cannot be the "
                 "whole of it; trace a module that holds it, such as nn.Sequential(layer)"
             )
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *more), {})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every .to(), .cuda(), .half(), .to_empty() comes through here.

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn.behaviour import mismatch
-from tensorlrf.nn.plain import Plain, base_of, is_hf_conv1d, plain_of
+from tensorlrf.nn.plain import TABLES, Plain, base_of, is_hf_conv1d, plain_of
 from tensorlrf.nn.tensors import is_known
 
 _HOOKS = (
@@ -87,29 +87,24 @@ def check_layer(layer: Any, kind: type[nn.Module] | str, argument: str) -> Plain
     return plain
 
 
-def check_embedding(layer: Any, argument: str) -> None:
-    """`layer` is exactly a torch.nn.Embedding, on which nothing hangs, and no option of it is one
-    that factors do not have. It may be on the meta device.
+def check_embedding(layer: Any, argument: str, kind: type[nn.Module] = nn.Embedding) -> None:
+    """`layer` is exactly a torch.nn.Embedding, or another `kind` of table, on which nothing hangs,
+    and no option of it is one that factors do not have. It may be on the meta device.
 
     Raises ArgumentError where it is no module and UnsupportedError, with the remedy, where no
     factored embedding can replace it.
     """
-    wanted = "torch.nn.Embedding"
+    wanted = f"torch.nn.{kind.__name__}"
     if not isinstance(layer, nn.Module):
         raise ArgumentError(f"{argument} is a {type(layer).__name__}; pass a {wanted}")
-    obstacle = next(_embedding_obstacles(layer), None)
+    obstacle = next(_embedding_obstacles(layer, kind), None)
     if obstacle is not None:
         raise UnsupportedError(
             f"{argument} is a {_type_name(layer)}; {obstacle.why}{obstacle.remedy}"
         )
 
 
-def is_embedding(module: nn.Module) -> bool:
-    """Exactly a torch.nn.Embedding that a factored one can stand in for; it may be on meta."""
-    return next(_embedding_obstacles(module), None) is None
-
-
-def _embedding_obstacles(module: nn.Module) -> Iterator[Obstacle]:
+def _embedding_obstacles(module: nn.Module, kind: type[nn.Module]) -> Iterator[Obstacle]:
     if isinstance(module, FactoredLayer):
         yield Obstacle("runs on factors already", "; decompose its .weight and give a dense layer")
         return
@@ -118,12 +113,18 @@ def _embedding_obstacles(module: nn.Module) -> Iterator[Obstacle]:
             "parametrised; remove_parametrizations first", " (torch.nn.utils.parametrize)"
         )
         return
-    if type(module) is not nn.Embedding:
-        yield Obstacle("only exactly a torch.nn.Embedding is replaced")
+    if type(module) is not kind:
+        yield Obstacle(f"only exactly a torch.nn.{kind.__name__} is replaced")
         return
+    if getattr(module, "mode", "") == "max":
+        yield Obstacle(
+            "mode='max' takes the largest of rows, which does not commute with the product of "
+            "factors as a sum does"
+        )
     yield from _own(module, ("weight",))
     yield from _weight(module._parameters.get("weight"))
     yield from _more(module)
+    assert isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     if module.max_norm is not None:
         yield Obstacle(
             f"max_norm={module.max_norm} rescales single rows of the weight in every call, and "
@@ -185,8 +186,9 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
             "parametrised; remove_parametrizations first", " (torch.nn.utils.parametrize)"
         )
         return
-    if isinstance(module, nn.Embedding):
-        yield from _embedding_obstacles(module)
+    table = next((base for base in TABLES.values() if isinstance(module, base)), None)
+    if table is not None:
+        yield from _embedding_obstacles(module, table)
         weight = module._parameters.get("weight")
         if weight is not None and weight.is_meta and values:
             yield Obstacle("its weight is on the meta device and has no values")

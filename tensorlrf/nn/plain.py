@@ -29,7 +29,10 @@ BASES: dict[str, type[nn.Module]] = {
     "ConvTranspose3d": nn.ConvTranspose3d,
 }
 HF_CONV1D = "Conv1D"
-TABLES: dict[str, type[nn.Module]] = {"Embedding": nn.Embedding}
+TABLES: dict[str, type[nn.Module]] = {
+    "Embedding": nn.Embedding,
+    "EmbeddingBag": nn.EmbeddingBag,
+}
 """Layers that look up rows of their weight (n, d): linear ones of (d, n) on indicators of rows."""
 KINDS = (*BASES, HF_CONV1D, *TABLES)
 
@@ -42,7 +45,8 @@ class Plain:
     ----------
     kind : str
         "Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d" and so on, or "Conv1D", the
-        transposed linear layer of transformers; or "Embedding".
+        transposed linear layer of transformers; or "Embedding" or
+        "EmbeddingBag".
     stride, padding, dilation, groups, padding_mode
         Of a convolution, one int an axis. Padding is "same", "valid", one int an axis, or
         (before, after) an axis where the two sides differ: then of zeros. Of a transposed one, one

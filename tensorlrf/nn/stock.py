@@ -16,6 +16,7 @@ from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn.behaviour import in_turn, torch_layer
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain
+from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
 from tensorlrf.ops.forms.stages import NOTHING, Library, Stages, run
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
@@ -34,7 +35,7 @@ def to_dense_layer(layer: FactoredLayer) -> nn.Module:
     differs from side to side, an nn.Sequential of ZeroPad and convolution, which has the sizes and
     options of the layer as attributes too.
     """
-    if isinstance(layer, FactoredEmbedding):
+    if isinstance(layer, (FactoredEmbedding, FactoredEmbeddingBag)):
         return _dense_embedding(layer)
     return _with_attributes(_dense(layer, plain_of_factored(layer)), layer)
 
@@ -84,10 +85,12 @@ def _with_attributes(stock: nn.Module, layer: FactoredLayer) -> nn.Module:
 def _stock(layer: FactoredLayer, path: str) -> nn.Module:
     path = "chain" if path == "fused" else path
     if path == "dense":
-        if isinstance(layer, FactoredEmbedding):
+        if isinstance(layer, (FactoredEmbedding, FactoredEmbeddingBag)):
             return _dense_embedding(layer)
         plain = plain_of_factored(layer)
         return _dense(layer, Plain("Linear") if plain.kind == HF_CONV1D else plain)
+    if isinstance(layer, FactoredEmbeddingBag):
+        return _stock_bags(layer).train(layer.training)
     with torch.no_grad():
         stages = layer._layer.paths(layer.factors.detach())[path]
         layers = [] if layer._layer.geometry is None else _padding(layer)
@@ -148,17 +151,50 @@ def _own_bias(bias: Tensor | None) -> nn.Parameter | None:
 # ---- embeddings ---------------------------------------------------------------------------------
 
 
-def _dense_embedding(layer: FactoredEmbedding) -> nn.Module:
+def _dense_embedding(layer: FactoredEmbedding | FactoredEmbeddingBag) -> nn.Module:
     with torch.no_grad():
         weight = layer.weight
-    return _torch_embedding(weight, layer).train(layer.training)
+    make = _torch_bags if isinstance(layer, FactoredEmbeddingBag) else _torch_embedding
+    return make(weight, layer).train(layer.training)
 
 
-def _torch_embedding(weight: Tensor, layer: Any) -> nn.Embedding:
+def _torch_embedding(weight: Tensor, layer: Any) -> nn.Module:
     with torch.device("meta"):  # nothing is initialised
         dense = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=layer.padding_idx)
     dense.weight = _own(weight, layer)
     return dense
+
+
+def _torch_bags(weight: Tensor, layer: Any) -> nn.Module:
+    with torch.device("meta"):
+        dense = nn.EmbeddingBag(
+            weight.shape[0], weight.shape[1], mode=layer.mode, padding_idx=layer.padding_idx,
+            include_last_offset=layer.include_last_offset,
+        )  # fmt: skip
+    dense.weight = _own(weight, layer)
+    return dense
+
+
+class _Bags(nn.Module):
+    """Bags of rows of the first factor, and a Linear."""
+
+    def __init__(self, bag: nn.Module, linear: nn.Module) -> None:
+        super().__init__()
+        self.bag, self.linear = bag, linear
+
+    def forward(self, input: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
+        return self.linear(self.bag(input, offsets, per_sample_weights))
+
+
+def _stock_bags(layer: FactoredEmbeddingBag) -> nn.Module:
+    """As a graph, since layers of an nn.Sequential take one input and not three."""
+    with torch.no_grad():
+        chain = layer._layer.paths(layer.factors.detach())["chain"]
+        first, second = (stage.library() for stage in chain[:2])
+    assert first is not None
+    assert second is not None
+    linear = _library_layer(second, layer, None)
+    return fx.symbolic_trace(_Bags(_torch_bags(first.weight, layer), linear))
 
 
 # ---- what no library layer computes -------------------------------------------------------------

@@ -22,8 +22,9 @@ from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.plain import TABLES, Plain, plain_of
+from tensorlrf.nn.tables.served import no_table
+from tensorlrf.nn.tables.ties import tie
 from tensorlrf.nn.tensors import values_of
-from tensorlrf.nn.ties import tie
 from tensorlrf.ops.forms import form_of
 
 
@@ -93,12 +94,10 @@ class DenseLayer:
 
     def why_not(self, method: Method) -> str:
         """Why its weight cannot have the format of a method; empty where it can."""
-        tables = names("embedding")
-        if self.is_table and method.word in set(names("compress")) - set(tables):
-            return (
-                f"{method.word} gives factors in which no rows are looked up; choose one of "
-                f"{', '.join(tables)}"
-            )
+        if self.is_table:
+            reason = no_table(method.word, self.plain.kind)
+            if method.word in names("compress") and reason:
+                return reason
         return method.why_not(self.shape, self.groups)
 
     def takes_moments(self, method: Method) -> bool:

@@ -120,7 +120,8 @@ def _side(site: DenseLayer) -> int:
 
 
 def _of_inputs(site: DenseLayer) -> bool:
-    return site.taps is None and site.columns < site.shape[0] // site.groups
+    linear = site.taps is None and not site.is_table
+    return linear and site.columns < site.shape[0] // site.groups
 
 
 class OutputMoments:

@@ -178,7 +178,7 @@ def _factored(model: nn.Module) -> dict[FactoredLayer, list[str]]:
     """Every factored layer and all its names, in the order of the model."""
     places: dict[FactoredLayer, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, FactoredLayer):
+        if isinstance(module, FactoredLayer) and module.timed_paths:
             places.setdefault(module, []).append(name or ROOT)
     if not places:
         raise ArgumentError(

@@ -87,6 +87,10 @@ class Form(Generic[F]):
         """The tensor of which row k belongs to row k of the whole alone; None where none does."""
         return None
 
+    def bag(self, f: F, rows: Tensor) -> Tensor:
+        """The rows (B, d) of a table that has `rows` (B, r) in place of the `rows_of` this one."""
+        raise NotImplementedError
+
     def transposed(self, f: F) -> Factors:
         """Factors of the transpose of a matrix, on the same memory: of formats with embeddings."""
         raise UnsupportedError(f"{f!r} has no transpose as factors")
@@ -109,7 +113,7 @@ class Form(Generic[F]):
     # ---- what follows -----------------------------------------------------------------------
 
     def has(self, layer: str) -> bool:
-        """Whether the format has a "linear", "conv" or "embedding"."""
+        """Whether the format has a "linear", "conv", "embedding" or "bag"."""
         return getattr(type(self), layer) is not getattr(Form, layer)
 
 

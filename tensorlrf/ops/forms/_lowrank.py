@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from tensorlrf.factors import LowRank
 from tensorlrf.ops.forms._form import Form, Terms
 from tensorlrf.ops.forms.shared._kernels import TwoMatrices, behind_a_convolution
@@ -31,6 +33,9 @@ class LowRankForm(Form[LowRank]):
 
     def kernels(self, f: LowRank, conv: Conv) -> dict[str, tuple[int, ...]]:
         return {"right": (conv.groups * f.right.shape[-2], *conv.shape[1:])}
+
+    def bag(self, f: LowRank, rows: Tensor) -> Tensor:
+        return rows @ f.right
 
     def transposed(self, f: LowRank) -> LowRank:
         return LowRank(f.right.T, f.left.T)

@@ -1,0 +1,1 @@
+"""Heads of large vocabularies, which look at few of their words closely."""

@@ -1,0 +1,1 @@
+"""Tables of rows that are looked up: bags of them, heads tied to them, vocabularies that grow."""
