@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import tensorlrf
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn import FactoredExperts, FactoredLinear
 from tensorlrf.nn.packed.unpacked import unpacked_type, why_not_unpacked
-
-transformers = pytest.importorskip("transformers")
 
 
 def mixtral() -> nn.Module:
