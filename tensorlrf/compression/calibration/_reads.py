@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 # Functions that look at a tensor without computing with it.
 _LOOKS = frozenset(
     ["__get__", "__set__", "size", "dim", "stride", "numel", "is_floating_point", "detach",
-     "requires_grad_", "is_contiguous", "data_ptr", "untyped_storage", "element_size", "__repr__"]
+     "requires_grad_", "is_inference", "is_contiguous", "data_ptr", "untyped_storage",
+     "element_size", "__repr__"]
 )  # fmt: skip
 
 

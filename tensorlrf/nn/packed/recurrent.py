@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -198,15 +199,19 @@ class FactoredRecurrent(Unpacked):
         self, x: Tensor, sizes: Tensor | None, states: States, end: str
     ) -> tuple[Tensor, States]:
         layers: list[Any] = [getattr(self, part + end, None) for part in _PARTS]
-        if all(map(_is_quiet, layers)) and not self._loops(layers[1], x):
+        is_heard = not all(map(_is_quiet, layers))
+        if not is_heard and not self._loops(layers[1], x):
             return self._kernel(x, sizes, states, layers)
         arriving, recurrent, projection = layers
-        arrives = arriving(x)
+        arrives = arriving(x).reshape(-1, MODES[self.mode].gates * self.hidden_size)
         steps = [x.shape[1]] * x.shape[0] if sizes is None else sizes.tolist()
-        out, last = scan(
-            MODES[self.mode], arrives.reshape(-1, arrives.shape[-1]), steps, states, recurrent,
-            projection,
-        )  # fmt: skip
+        walk = partial(scan, MODES[self.mode], arrives, steps, states)
+        before = _versions(layers) if is_heard else []
+        out, last = walk(recurrent, projection)
+        if is_heard and _versions(layers) != before:
+            # A hook, as of calibration, has put other weights in on the way: what goes on from here
+            # is what these give from the first step on.
+            out, last = walk(_product(recurrent), _product(projection))
         return out.reshape(*x.shape[:-1], out.shape[-1]), last
 
     def _loops(self, recurrent: Any, x: Tensor) -> bool:
@@ -296,6 +301,19 @@ def _is_quiet(layer: Any) -> bool:
     known = type(layer) is nn.Linear or isinstance(layer, FactoredLayer)
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
     return known and not any((*hooks, layer._backward_pre_hooks))
+
+
+def _versions(layers: list[Any]) -> list[int]:
+    """What torch has counted of changes of the parameters in place."""
+    own = [p for layer in layers if layer is not None for p in layer.parameters()]
+    return [0 if p.is_inference() else p._version for p in own]
+
+
+def _product(layer: Any) -> Any:
+    """The forward of a dense layer, which no hook hears; of another one the layer."""
+    if type(layer) is not nn.Linear:
+        return layer  # None, or one that no calibration writes to
+    return partial(F.linear, weight=layer.weight, bias=layer.bias)
 
 
 def _halfway(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:

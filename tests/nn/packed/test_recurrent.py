@@ -183,6 +183,31 @@ def test_frozen_and_hooked_layers_compute_the_same() -> None:
     assert seen == [(5, 3, 6), *[(3, 8)] * 5]  # all steps of the input in one call
 
 
+def test_weights_that_a_hook_changes_on_the_way_count_from_the_first_step_on() -> None:
+    """As calibration does, which factors a matrix once its last input has come."""
+    torch.manual_seed(0)
+    own, x = unpacked(nn.LSTM(4, 5, num_layers=2)).eval(), torch.randn(3, 2, 4)
+    calls = []
+
+    def hook(layer: Any, _: Any) -> None:
+        calls.append(layer)
+        if len(calls) == 3:
+            with torch.no_grad():
+                layer.weight.mul_(0.5)
+
+    with torch.no_grad():
+        before = own(x)
+        handle = own.recurrent_l0.register_forward_pre_hook(hook)
+        got = own(x)
+        handle.remove()
+        assert len(calls) == 3
+        assert not torch.equal(got[0], before[0])
+        for way in ("loop", "kernel"):
+            own.recurrence = way
+            torch.testing.assert_close(got[0], own(x)[0])
+            torch.testing.assert_close(got[1][1], own(x)[1][1])
+
+
 def test_dropout_between_layers_alone() -> None:
     torch.manual_seed(0)
     module = nn.LSTM(4, 5, num_layers=2, dropout=0.5)
