@@ -18,7 +18,7 @@ from tensorlrf.compression.calibration._calibrate import at_once, calibrated
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
 from tensorlrf.compression.calibration._memory import Gathered, some
-from tensorlrf.compression.calibration._trace import Trace, record
+from tensorlrf.compression.calibration._trace import READ, Trace, record
 from tensorlrf.compression.calibration.moments._form import FULL
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
 from tensorlrf.compression.fit._fitting import Fitting
@@ -147,8 +147,9 @@ class WorkingCopy:
         target = self.fitting.target
         self.trace = record(working, self.names, self.data.batches[0])
         for name, reader in self.trace.readers.items():
-            reason = f"its weight is read by {reader}, which does not call it"
-            self.rows[name] = replace(self.rows[name], method=None, eligible=False, reason=reason)
+            self.rows[name] = replace(
+                self.rows[name], method=None, eligible=False, reason=READ.format(reader)
+            )
         self._keep_within(self.fitting.memory_limit)
         names = [name for name in self.names if name not in self.done]
         if target == "independent":

@@ -150,6 +150,7 @@ class LayerMoments:
         """Take the input of one call; x0 is what the given model gets there."""
         stream = self._held if held and self._held is not None else self._fit
         stream.add(x, x0)
+        self._agree()
 
     def following(self, layer: DenseLayer, metrics: Metrics) -> LayerMoments:
         """Of another layer that has been fed the very same."""
@@ -163,6 +164,13 @@ class LayerMoments:
         for stream, more in ((self._fit, other._fit), (self._held, other._held)):
             if stream is not None and more is not None and more.count:
                 stream.merge(more)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Lags of both or of neither: what is held out judges the target of the fit."""
+        if self._held is not None and self._fit.has_lags != self._held.has_lags:
+            self._fit.drop_lags()
+            self._held.drop_lags()
 
     def fit(self) -> tuple[Statistics, ...]:
         """Of the inputs to fit to, one for each group."""

@@ -21,6 +21,9 @@ _LOOKS = frozenset(
      "element_size", "__repr__"]
 )  # fmt: skip
 
+# Attributes that are the tensor the other way round, on which to compute.
+_TURNS = frozenset(["T", "mT", "H", "mH"])
+
 
 class Readers(TorchFunctionMode):
     """Notes each weight that a function takes outside its own layer's forward."""
@@ -51,7 +54,7 @@ class Readers(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", "") not in _LOOKS:
+        if not _looks(func):
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor) and id(leaf) in self._layers:
                     name, owners = self._layers[id(leaf)], self._owners[id(leaf)]
@@ -60,6 +63,11 @@ class Readers(TorchFunctionMode):
                         who = "the model" if reader is None else self._names.get(reader, "")
                         self.found.setdefault(name, who or type(reader).__name__)
         return func(*args, **(kwargs or {}))
+
+
+def _looks(func: Any) -> bool:
+    attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+    return getattr(func, "__name__", "") in _LOOKS and attribute not in _TURNS
 
 
 @contextmanager

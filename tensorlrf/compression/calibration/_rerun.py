@@ -41,7 +41,7 @@ def anew(
             own = replica(model)
             with (
                 contextlib.suppress(Captured),
-                reference_pass(original, [name], batch, most_threads()) as reference,
+                reference_pass(original, [name], batch, most_threads(), trace.calls) as reference,
                 Watch(
                     own, [name], _Last(add, moments, model, batch, reference, trace.calls.get(name))
                 ),

@@ -260,6 +260,15 @@ class Stream:
         return (self._moments or self._inputs)[0].count
 
     @property
+    def has_lags(self) -> bool:
+        """Whether it knows what the given model gets where the layer is called."""
+        return self._lags is not None
+
+    def drop_lags(self) -> None:
+        """Forget them."""
+        self._lags = None
+
+    @property
     def _of_groups(self) -> Sequence[OutputMetric | None]:
         """The metric of each group's outputs."""
         return self._metrics or (None,) * self._layer.groups
@@ -276,11 +285,17 @@ class Stream:
         return twin
 
     def add(self, x: Tensor, x0: Tensor | None = None) -> None:
-        """Take the input of one call, and for lags the one that the given model gets there."""
+        """Take the input of one call, and for lags the one that the given model gets there.
+
+        There are no lags where that one is missing or has other rows: of an expert, to which the
+        given model's router sends other tokens.
+        """
         parts = self._split(x)
         for moments, part in zip(self._moments, parts, strict=True):
             moments.add(part)
-        if self._lags is not None and x0 is not None:
+        if x0 is None or x0.shape != x.shape:
+            self.drop_lags()
+        elif self._lags is not None:
             for lag, part, part0 in zip(self._lags, parts, self._split(x0), strict=True):
                 lag.add(part, part0)
 
@@ -288,7 +303,9 @@ class Stream:
         """Take what another one of the same layer has seen."""
         for moments, more in zip(self._moments, other._moments, strict=True):
             moments.merge(more)
-        if self._lags is not None and other._lags is not None:
+        if other._lags is None:
+            self.drop_lags()
+        elif self._lags is not None:
             for lag, behind in zip(self._lags, other._lags, strict=True):
                 lag.merge(behind)
 

@@ -161,7 +161,9 @@ class _Pass:
         own = replica(self.model)
         with (
             limited(self.share),
-            reference_pass(self.original, self.names, self.batch, self.share) as reference,
+            reference_pass(
+                self.original, self.names, self.batch, self.share, self.trace.calls
+            ) as reference,
             Watch(own, self.names, _Arrivals(self, this, own, reference, self.shared.of_pass())),
         ):
             call(own, self.batch)

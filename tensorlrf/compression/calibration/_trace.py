@@ -17,6 +17,9 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
 
+READ = "its weight is read by {}, which does not call it"
+"""Why a layer stays, for its reader."""
+
 Arrived = Callable[[str, Tensor], None]
 """Told of each call of a layer: its name, and its input."""
 

@@ -10,6 +10,7 @@ from torch import nn
 from tensorlrf.compression._survey import Surveyed, check_values, survey, without_skipped
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._trace import READ, record
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._drafts import (
@@ -35,6 +36,9 @@ def planned(
     that was to be: with `weighs` it knows what errors of their outputs cost, too."""
     found = survey(model)
     wanted = without_skipped(found, model, request.skip, request.include)
+    if data is not None:
+        with torch.inference_mode(False), without_autocast():
+            wanted = without_read(wanted, model, data)
     budget = request.budget
     drafts = lookups_left(drafts_of(wanted, request.methods), budget, request.objective)
     check_budget(drafts, budget)
@@ -67,3 +71,12 @@ def planned(
     rows = tuple(draft.row() for draft in drafts)
     made = Plan(fingerprint(model), layers=rows, allotment=allotment, **given)
     return made, found, probe
+
+
+def without_read(found: list[Surveyed], model: nn.Module, data: Calibration) -> list[Surveyed]:
+    """With those left whose weights are read in the first batch by a module that does not call
+    them, as a state-space layer does: before the budget is shared out, which is of the others."""
+    names = [one.name for one in found if one.eligible]
+    readers = record(model, names, data.batches[0]).readers if names else {}
+    reasons = {name: READ.format(reader) for name, reader in readers.items()}
+    return [replace(one, reason=reasons.get(one.name, one.reason)) for one in found]

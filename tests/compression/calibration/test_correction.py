@@ -206,20 +206,30 @@ def test_an_unknown_target_is_named() -> None:
 
 
 class Fickle(nn.Module):
-    """Calls `late` only once `early` is no longer what it was."""
+    """Calls `late` only once what `early` gives is no longer what it was; then `last`, n times."""
 
-    def __init__(self) -> None:
+    def __init__(self, n: int) -> None:
         super().__init__()
-        self.early = nn.Linear(16, 16, bias=False)
-        self.late = nn.Linear(16, 16, bias=False)
-        self.early.weight.data.copy_(seeded(16, 16))
-        self.given = self.early(seeded(99, 16).float()).detach()
+        self.n = n
+        self.early, self.late, self.last = (nn.Linear(16, 16, bias=False) for _ in range(3))
+        self.given = seeded(99, 16).float()
+        self.passed = self.early(self.given).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.early(x)
-        return x if torch.allclose(x, self.given, atol=1e-4) else self.late(x)
+        x = x if torch.allclose(x, self.passed, atol=1e-4) else self.late(x)
+        for _ in range(self.n):
+            x = self.last(x)
+        return x
 
 
-def test_a_model_that_takes_another_course_when_compressed_is_named() -> None:
+def test_a_layer_that_only_the_compressed_model_calls_is_fitted_to_what_it_gets() -> None:
+    model = Fickle(1)
+    _, report = compress(model, keep_params=0.6, calibration=[model.given], target="original")
+    assert report.layer("late").data_aware
+
+
+def test_another_course_through_a_layer_that_is_called_twice_is_named() -> None:
+    model = Fickle(2)
     with pytest.raises(ArgumentError, match=r"late.*use target='prefix'"):
-        compress(Fickle(), keep_params=0.6, calibration=[seeded(99, 16).float()], target="original")
+        compress(model, keep_params=0.6, calibration=[model.given], target="original")
