@@ -297,8 +297,10 @@ def _tied(owners: dict[nn.Module, list[str]]) -> dict[nn.Module, list[str]]:
             if is_lazy(parameter):
                 continue
             for part in _plain_parts(parameter):
-                if not part.is_meta and part.numel():
-                    key = (part.device, part.untyped_storage().data_ptr())
+                if part.numel():
+                    # On meta there is no memory to tell by, but one parameter is one.
+                    where = id(part) if part.is_meta else part.untyped_storage().data_ptr()
+                    key = (part.device, where)
                     spans.setdefault(key, []).append((*_span(part), module, f"{names[0]}.{own}"))
     tied: dict[nn.Module, list[str]] = {}
     for group in spans.values():

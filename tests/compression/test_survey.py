@@ -214,3 +214,11 @@ def test_a_model_is_surveyed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert surveyed == [2, 2]
     apply(model, made)
     assert surveyed == [2, 2, 2]
+
+
+def test_one_parameter_in_two_layers_is_shared_without_values_too() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    reasons = [one.reason for one in survey(model)]
+    assert reasons == ["shares its storage with 1.weight", "shares its storage with 0.weight", ""]
