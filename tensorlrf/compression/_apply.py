@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorlrf.compression._baked import without_baked
 from tensorlrf.compression._latency import measure_model
 from tensorlrf.compression._metric import with_metrics
 from tensorlrf.compression._survey import Surveyed, survey
@@ -225,7 +226,7 @@ def carried_out(
         else:
             work.take_over(known)
         small, rows = work.replaced(found)
-        small = packed_again(small)
+        small = without_baked(packed_again(small))
         norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
         if error is None and data is not None and data.held_out:
             error = data.apart(model, small)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._apply import carried_out, latency_of
+from tensorlrf.compression._baked import without_baked
 from tensorlrf.compression._survey import survey
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._unpacked import put_unpacked, unpacked_model
@@ -337,6 +338,7 @@ def _compressed(
     if request.modular:
         judge = judging.judge(model)
         small, report = whole_modules(model, request, data, fitting)
+        small = without_baked(small)
         with torch.inference_mode(False), without_autocast():
             latency = latency_of(model, small, report, request.example, data, fitting)
         report = replace(report, latency=latency)

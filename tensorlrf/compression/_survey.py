@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tensorlrf.compression._heads import REASON as HEAD
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.errors import ArgumentError
+from tensorlrf.nn.convolutions.baked import origin_of
 from tensorlrf.nn.obstacles import why_not
 from tensorlrf.nn.packed.unpacked import unpacked_type, why_not_unpacked
 from tensorlrf.nn.plain import TABLES
@@ -229,7 +230,7 @@ def own_numbers(module: nn.Module, table: str = "") -> tuple[int, int]:
 
 def kind_of(module: nn.Module) -> str:
     """The name of its type, as the user wrote it."""
-    cls = type(module)
+    cls = type(origin_of(module))
     return cls.__bases__[0].__name__ if is_parametrized(module) else cls.__name__
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from tensorlrf.compression._baked import with_baked
 from tensorlrf.compression._exchange import exchanged
 from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.nn import FactoredLayer
@@ -23,11 +24,12 @@ _NESTED = "_used_nested_tensor"
 
 
 def unpacked_model(model: Any) -> nn.Module:
-    """What a user gives, without wrappers of torch.compile and unpacked.
+    """What a user gives, without wrappers of torch.compile, unpacked, and with plain layers for
+    those that make their weight in every forward.
 
     Raises ArgumentError for what is no model.
     """
-    return unpacked(own_model(model))
+    return unpacked(with_baked(own_model(model)))
 
 
 def unpacked(model: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose2d,
     FactoredConvTranspose3d,
 )
+from tensorlrf.nn.convolutions.baked import baked
 from tensorlrf.nn.obstacles import check_embedding, check_layer, plain_layer
 from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
 from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
@@ -274,9 +275,10 @@ def factorize(
     ----------
     layer : Module
         Exactly a torch.nn.Linear, a convolution or a transposed one, a Conv1D of transformers, or a
-        subclass that is known to compute the same; or exactly a torch.nn.Embedding or EmbeddingBag.
-        Of a recurrent module or cell, a MultiheadAttention, or the experts of a mixture every
-        matrix is factored, the gates of one together.
+        subclass that computes the same; or exactly a torch.nn.Embedding or EmbeddingBag. A weight
+        that is made anew in every forward, as of weight-standardised convolutions, is made once. Of
+        a recurrent module or cell, a MultiheadAttention, or the experts of a mixture every matrix
+        is factored, the gates of one together.
     method : str
         The word of a decomposition that serves such a layer, as the table of methods tells:
         "svd" serves all. The tensor is the weight, outputs first: (out, in), `(out, in, *kernel)`,
@@ -323,6 +325,7 @@ def factorize(
         return _factorize_packed(packed.from_packed(layer), method, rank, error, options)
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return _factorize_embedding(layer, method, rank, error, options)
+    layer = baked(layer) or layer
     name = HF_CONV1D if is_hf_conv1d(layer) else base_of(layer) or "Linear"
     kind = _FACTORED[name]
     plain = check_layer(layer, name if name == HF_CONV1D else kind.kind, "layer")

@@ -85,6 +85,7 @@ class FactoredLayer(Freezable, ABC):
         self._device_type = factors.device.type
         self._home = (factors.device, factors.dtype)
         self.stands_for = self.kind.__name__
+        self.also_held: dict[str, tuple[int, ...]] = {}  # by what it stands for, beside its weight
         self.recipe: dict[str, Any] = {}
         self.measured: dict[str, PathTable] = {}
 

@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn.behaviour import mismatch
-from tensorlrf.nn.plain import TABLES, Plain, base_of, is_hf_conv1d, plain_of
+from tensorlrf.nn.behaviour.mismatch import mismatch
+from tensorlrf.nn.behaviour.seen import plain_of
+from tensorlrf.nn.plain import TABLES, Plain, base_of, is_told
 from tensorlrf.nn.tensors import is_known
 
 _HOOKS = (
@@ -26,6 +27,7 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_REGISTER = "; leave it dense, or tell by tensorlrf.nn.register_plain what it computes"
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -33,11 +35,13 @@ class Obstacle(NamedTuple):
     """Why a layer cannot be replaced, and what can be done about it where `why` does not say so.
 
     `of_form`: it is plain and might have another weight, and only a factored form there is none.
+    `of_forward`: its forward does something else, or takes more than weight and bias.
     """
 
     why: str
     remedy: str = "; leave it dense"
     of_form: bool = False
+    of_forward: bool = False
 
 
 def why_not(module: nn.Module, *, values: bool = True) -> str:
@@ -52,6 +56,12 @@ def why_not(module: nn.Module, *, values: bool = True) -> str:
 def why_not_rewritten(module: nn.Module) -> str:
     """Why `module` is no plain layer whose weight may be another; empty where it is one."""
     return next((one.why for one in _obstacles(module) if not one.of_form), "")
+
+
+def why_not_looked_at(module: nn.Module) -> str:
+    """Why `module` must stay, whatever its forward computes."""
+    found = _obstacles(module, values=False)
+    return next((one.why for one in found if not one.of_form and not one.of_forward), "")
 
 
 def plain_layer(module: nn.Module) -> Plain | None:
@@ -204,11 +214,7 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
     if bias is not None and type(bias) not in (nn.Parameter, Tensor):
         yield Obstacle(f"its bias is a {type(bias).__name__}, no ordinary tensor")
     if isinstance(plain, str):
-        foreign = plain.startswith("subclass")
-        remedy = (
-            ", or what tensorlrf.nn.register_plain makes known" if foreign else "; leave it dense"
-        )
-        yield Obstacle(plain, remedy)
+        yield Obstacle(plain, _REGISTER if plain.startswith("subclass") else "; leave it dense")
         return
     yield from _more(module)
     assert weight is not None
@@ -222,7 +228,8 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
         yield Obstacle("its weight is on the meta device and has no values")
     differs = mismatch(module, plain)
     if differs:
-        yield Obstacle(differs)
+        remedy = _REGISTER if differs.startswith("subclass") else "; leave it dense"
+        yield Obstacle(differs, remedy, of_forward=True)
 
 
 def _own(module: nn.Module, names: tuple[str, ...] = ("weight", "bias")) -> Iterator[Obstacle]:
@@ -247,13 +254,25 @@ def _own(module: nn.Module, names: tuple[str, ...] = ("weight", "bias")) -> Iter
 def _more(module: nn.Module) -> Iterator[Obstacle]:
     """Tensors and modules that somebody hung on it."""
     # The modules of a known subclass, such as its padding, are part of what is known of it.
-    exact = type(module).__module__.startswith("torch.nn.") or is_hf_conv1d(module)
-    held = [*module._parameters, *module._buffers, *(module._modules if exact else ())]
+    exact = type(module).__module__.startswith("torch.nn.")
+    inside = [
+        name
+        for name, child in ({} if is_told(module) else module._modules).items()
+        if exact or (child is not None and any(True for _ in _tensors_of(child)))
+    ]
+    held = [*module._parameters, *module._buffers, *inside]
     more = sorted(set(held) - {"weight", "bias"})
     if more:
         yield Obstacle(
-            f"holds more than weight and bias ({', '.join(more)}), which a new layer would not have"
+            f"holds more than weight and bias ({', '.join(more)}), which a new layer would not "
+            "have",
+            of_forward=True,
         )
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _subclass(tensor: Tensor) -> Iterator[Obstacle]:

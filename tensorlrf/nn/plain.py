@@ -1,9 +1,9 @@
 """What a layer computes, told as a plain torch layer: options, padding on each side, groups.
 
-Layers are replaced by exact type. Some subclasses compute just what a plain layer does, most often
-with zeros put around the input first; those known here are told by module path and class name, so
-that nothing is imported, and others can be registered. What is told of a subclass is not believed
-before `mismatch` of `behaviour.py` has run both.
+Some subclasses compute just what their base does, others with zeros put around the input first.
+Some are known here, told by module path and class name, so that nothing is imported; others can be
+registered. Of all others it is seen what they hand to torch (`behaviour/seen.py`). None of this is
+believed before `behaviour/mismatch.py` has run both.
 """
 
 from __future__ import annotations
@@ -194,8 +194,9 @@ _REGISTERED: dict[type[nn.Module], Describe] = {}
 def register_plain(cls: type[nn.Module], describe: Describe) -> None:
     """Let layers of exactly the type `cls` be replaced, as what `describe(layer)` says they are.
 
-    What is said is checked on every layer: its forward runs on a small random input beside the
-    plain one, and where they differ the layer stays.
+    A subclass that computes what its base does with the same options needs none: that is found by
+    running it. What is said is checked on every layer: its forward runs on a small random input
+    beside the plain one, and where they differ the layer stays.
 
     Parameters
     ----------
@@ -212,14 +213,16 @@ def register_plain(cls: type[nn.Module], describe: Describe) -> None:
 
     Examples
     --------
-    For a subclass that only initialises its weight in another way:
+    For a subclass that puts zeros before the start of a sequence:
 
-    >>> class Orthogonal(torch.nn.Linear):
-    ...     def reset_parameters(self):
-    ...         torch.nn.init.orthogonal_(self.weight)
-    >>> tensorlrf.nn.register_plain(Orthogonal, tensorlrf.nn.Plain.of)
-    >>> type(tensorlrf.nn.factorize(Orthogonal(8, 8), "svd", 2)).__name__
-    'FactoredLinear'
+    >>> class Causal(torch.nn.Conv1d):
+    ...     def forward(self, x):
+    ...         return super().forward(torch.nn.functional.pad(x, (2, 0)))
+    >>> def describe(layer):
+    ...     return tensorlrf.nn.Plain("Conv1d", layer.stride, ((2, 0),), layer.dilation)
+    >>> tensorlrf.nn.register_plain(Causal, describe)
+    >>> tensorlrf.nn.factorize(Causal(8, 8, 3), "svd", 2).padding
+    ((2, 0),)
     """
     if not (isinstance(cls, type) and issubclass(cls, tuple(BASES.values()))):
         raise ArgumentError(
@@ -242,8 +245,9 @@ def base_of(layer: object) -> str | None:
     return next((name for name, base in BASES.items() if isinstance(layer, base)), None)
 
 
-def plain_of(layer: nn.Module) -> Plain | str:
-    """What the layer computes, or the reason why no plain layer does. Nothing is run.
+def told_of(layer: nn.Module) -> Plain | str | None:
+    """What is told of what the layer computes, or the reason why no plain layer does; None of a
+    subclass of which nothing is known. Nothing is run.
 
     Raises ArgumentError where a registered function gives neither.
     """
@@ -266,10 +270,12 @@ def plain_of(layer: nn.Module) -> Plain | str:
         return given
     if cls in TABLES.values():
         return Plain(cls.__name__)
-    base = base_of(layer)
-    if base is not None:
-        return f"subclass of {base}; only the exact type is replaced"
-    return "neither Linear nor a convolution"
+    return "neither Linear nor a convolution" if base_of(layer) is None else None
+
+
+def is_told(layer: nn.Module) -> bool:
+    """Whether it is known what a subclass computes."""
+    return type(layer) in _REGISTERED or _known(type(layer)) is not None
 
 
 # ---- subclasses that are known --------------------------------------------------------------

@@ -13,7 +13,7 @@ from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
-from tensorlrf.nn.behaviour import in_turn, torch_layer
+from tensorlrf.nn.behaviour.mismatch import in_turn, torch_layer
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain
 from tensorlrf.nn.tables._bag import FactoredEmbeddingBag

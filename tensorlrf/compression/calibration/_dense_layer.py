@@ -21,7 +21,8 @@ from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
-from tensorlrf.nn.plain import TABLES, Plain, plain_of
+from tensorlrf.nn.behaviour.seen import plain_of
+from tensorlrf.nn.plain import TABLES, Plain
 from tensorlrf.nn.tables.served import no_table
 from tensorlrf.nn.tables.ties import tie
 from tensorlrf.nn.tensors import values_of

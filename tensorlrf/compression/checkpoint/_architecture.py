@@ -105,7 +105,7 @@ def _line(module: nn.Module) -> str:
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Own parameters and persistent buffers, in alphabetical order."""
     if isinstance(module, FactoredLayer):
-        return {"weight": _dense_shape(module)}
+        return dict(sorted({**module.also_held, "weight": _dense_shape(module)}.items()))
     tensors = {
         **module._parameters,
         **{k: b for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set},

@@ -35,6 +35,7 @@ from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, Uns
 from tensorlrf.files.safetensors import TORCH_DTYPES
 from tensorlrf.files.sealed import Stored
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.convolutions.baked import baked
 from tensorlrf.nn.copies import copy_of
 
 MOST_FROZEN = 1000
@@ -132,7 +133,8 @@ class _Rebuild:
         first = joined(entry.places[0], next(iter(entry.parts)).replace(".", "_"))
         dtype = TORCH_DTYPES[self.header.tensors[self.slots[first].tensor].dtype]
         factors = blank_factors(entry, self.path, dtype)
-        layer = blank_layer(entry, factors, named["bias"] is not None, like, self.path)
+        stand_in = baked(like) or like
+        layer = blank_layer(entry, factors, named["bias"] is not None, stand_in, self.path)
         layer.recipe = copy.deepcopy(self.header.plan.get(entry.places[0], {}))
         self._values(layer, like, entry.places[0], named)
         at = entry.places

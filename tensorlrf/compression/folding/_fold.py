@@ -23,9 +23,11 @@ from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.folding._flow import Flow, Passed, flow
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn.behaviour.seen import plain_of
+from tensorlrf.nn.convolutions.baked import is_baked
 from tensorlrf.nn.copies import copy_of, replica
 from tensorlrf.nn.obstacles import hooks_of, why_not_rewritten
-from tensorlrf.nn.plain import Plain, base_of, plain_of
+from tensorlrf.nn.plain import Plain, base_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -110,7 +112,8 @@ def _pairs(model: nn.Module, batch: Batch) -> tuple[dict[str, str], dict[str, st
         layer, why = _before(name, seen)
         if layer is not None and not why:
             module = modules[layer]
-            why = bound.get(norm, "") or why_not_rewritten(module) or bound.get(module, "")
+            why = "its weight is made in its forward" if is_baked(module) else ""
+            why = why or bound.get(norm, "") or why_not_rewritten(module) or bound.get(module, "")
             why = (
                 f"{layer}, which it follows: {why}" if why else _unlike(seen.layers[layer], module)
             )

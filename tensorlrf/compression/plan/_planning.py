@@ -51,8 +51,8 @@ def plan(
     """What `compress` would do with the model, as a value that can be looked at and edited.
 
     Eligible are Linear, convolutions, transposed ones, the Conv1D of transformers, and subclasses
-    that are known to compute the same, where a factored form is smaller. All other modules stay,
-    each with its reason. Nothing is computed but ranks, so a plan is quick unless it looks at
+    that compute the same, where a factored form is smaller. All other modules stay, each with its
+    reason. Nothing is computed but ranks, so a plan is quick unless it looks at
     inputs.
 
     Parameters

@@ -18,6 +18,7 @@ from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.report._rows import LayerReport, Totals
 from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn import FactoredLayer, Plain
+from tensorlrf.nn.convolutions.baked import is_baked
 from tensorlrf.ops import PathTable
 
 
@@ -33,7 +34,8 @@ def row(
     """The line of the report for a module: factored, or as it was; and whether that was
     `without_bias`. What is `tied` to it runs on the same factors."""
     params, size = own_numbers(found.module, found.table)
-    kind = kind_of(found.module)
+    baked = done is not None and is_baked(found.module)
+    kind = kind_of(found.module) + ", its weight baked in" * baked
     if plan.eligible:
         weight = found.module.weight
         assert isinstance(weight, Tensor)

@@ -18,7 +18,8 @@ from tensorlrf.decomposition.rank import Rank, matrix_rank
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.kinds import two_matrices
 from tensorlrf.nn import FactoredLayer, factorize
-from tensorlrf.nn.plain import Plain, plain_of
+from tensorlrf.nn.behaviour.seen import plain_of
+from tensorlrf.nn.plain import Plain
 from tensorlrf.nn.ranks.leading import set_factors
 
 
