@@ -151,6 +151,12 @@ class Method:
         """The rank with which `rank=` gives such factors."""
         return factors.rank
 
+    @staticmethod
+    def sizes_of(factors: Any) -> dict[str, Any]:
+        """The options with which other weights of the shape get factors of the same sizes, where
+        these do not follow from the rank: the groups of a convolution have them in common."""
+        return {}
+
     @property
     def fits_inputs(self) -> bool:
         """Whether it is to be fitted to inputs."""
@@ -286,8 +292,6 @@ class Structured(Method):
         return Ladder(whole.dense, tuple(rung for rung in whole.rungs if rung.params >= least))
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
-        if groups > 1:
-            return f"{self.word} serves no convolution with groups"
         if len(shape) > 2 and "conv" not in registered(self.word).on:
             return f"{self.word} serves linear layers only"
         return ""

@@ -338,7 +338,10 @@ def factorize(
     if plain.groups == 1:
         factors = decompose(weight, rank, error=error, **options)
     else:
-        factors = decompose_groups(decompose, weight, plain.groups, rank, error=error, **options)
+        sizes_of = found.config.sizes_of
+        factors = decompose_groups(
+            decompose, weight, plain.groups, rank, error=error, sizes_of=sizes_of, **options
+        )
     return kind.from_factors(factors, layer)
 
 

@@ -19,6 +19,7 @@ def decompose_groups(
     rank: Rank | None = None,
     *,
     error: float | None = None,
+    sizes_of: Callable[[Factors], dict[str, Any]] = lambda _: {},
     **options: Any,
 ) -> Grouped:
     """The weight (g m, n_1, ...) of g groups, each (m, n_1, ...) decomposed for itself.
@@ -26,6 +27,8 @@ def decompose_groups(
     decompose  as `svd`: (tensor, rank, error=, **options) to factors
     rank       of one group; a share is one of the parameters of each group, and so of the whole
     error      for each group: the largest rank that any group needs for it is given to all
+    sizes_of   the options by which factors get the sizes of given ones: groups have in common those
+               that most of them choose
     options    of the decomposition; gram= has one matrix a group, (g, n, n)
 
     Raises ShapeError where the weight does not split into `groups`, and what `decompose` raises.
@@ -41,12 +44,22 @@ def decompose_groups(
         decompose(block, rank, error=error, **given)
         for block, given in zip(blocks, own, strict=True)
     ]
+    sizes = [sizes_of(f) for f in fits]
+    common = max(sizes, key=sizes.count)
+    own = [{**given, **common} for given in own]
     if error is not None:
-        most = _largest([f.rank for f in fits])
         fits = [
-            f if f.rank == most else decompose(block, most, **given)
-            for f, block, given in zip(fits, blocks, own, strict=True)
+            f if s == common else decompose(block, error=error, **given)
+            for f, s, block, given in zip(fits, sizes, blocks, own, strict=True)
         ]
+        sizes = [common] * groups
+        most = _largest([f.rank for f in fits])
+    else:
+        most = fits[sizes.index(common)].rank
+    fits = [
+        f if s == common and f.rank == most else decompose(block, most, **given)
+        for f, s, block, given in zip(fits, sizes, blocks, own, strict=True)
+    ]
     return Grouped.stack(fits)
 
 

@@ -220,8 +220,8 @@ def _obstacles(module: nn.Module, *, values: bool = True) -> Iterator[Obstacle]:
     assert weight is not None
     if plain.groups > 1 and plain.shape_of(weight)[1] == 1:
         yield Obstacle(
-            f"depthwise convolution (groups={plain.groups}): one input channel a group leaves "
-            "nothing to factor",
+            f"depthwise convolution (groups={plain.groups}): every channel has one filter, of rank "
+            "one already, so there is nothing to factor",
             of_form=True,
         )
     if weight.is_meta and values:

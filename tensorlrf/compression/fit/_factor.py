@@ -276,6 +276,8 @@ class _Job:
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
         """Factors of each group at one rank, and the method with that rank."""
         state = self.options.random_state
+        if method.by_share and len(parts) > 1:
+            return self._in_common(method, parts)
         if method.by_share:
             return [part.decompose(method, state) for part in parts], method
         if method.error is not None:
@@ -290,6 +292,29 @@ class _Job:
                 )
             method = at_rung(method, rung)
         return [part.decompose(method, state) for part in parts], method
+
+    def _in_common(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
+        """The same of groups that would have sizes of their own: those that most choose, at the
+        rank that these give, or at the largest that one needs for the error."""
+        state = self.options.random_state
+        own = [part.decompose(method, state) for part in parts]
+        sizes = [method.sizes_of(f) for f in own]
+        most = max(sizes, key=sizes.count)
+        pinned = replace(method, **most)
+        found = {k: f for k, (f, s) in enumerate(zip(own, sizes, strict=True)) if s == most}
+        if method.error is None:
+            rank = method.rank_of(next(iter(found.values())))
+        else:
+            for k, part in enumerate(parts):
+                found[k] = found[k] if k in found else part.decompose(pinned, state)
+            rank = _largest([method.rank_of(f) for f in found.values()])
+        exact = pinned.with_budget(rank=rank)
+        return [
+            found[k]
+            if k in found and method.rank_of(found[k]) == rank
+            else part.decompose(exact, state)
+            for k, part in enumerate(parts)
+        ], exact
 
 
 def _rooted(*seen: Sequence[Statistics] | None) -> list[Sequence[Statistics] | None]:

@@ -248,8 +248,12 @@ class Kron(Structured):
     def takes_any_form(self) -> bool:
         return True
 
+    @staticmethod
+    def sizes_of(factors: Any) -> dict[str, Any]:
+        return {"shapes": (tuple(factors.a.shape[1:3]), tuple(factors.b.shape[1:3]))}
+
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
-        m, n = shape[:2]
+        m, n = shape[0] // groups, shape[1]
         if self.shapes is None and not has_proper_pairs(m, n):
             return f"{m} x {n} channels have no divisors to share out to two factors"
         if self.shapes is not None:

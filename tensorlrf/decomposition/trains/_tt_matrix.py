@@ -227,11 +227,12 @@ class TT(Structured):
         return sum(a * b for a, b in zip(rows, columns, strict=True))
 
     def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
+        shape = (shape[0] // groups, *shape[1:])
         if len(shape) > 2:
             sizes = [shape[k] for k in train_order(len(shape))]
         else:
             sizes = [a * b for a, b in zip(*self._digits(shape), strict=True)]
-        return train_params(sizes, train_ranks(rank, sizes, math.prod(shape)))
+        return groups * train_params(sizes, train_ranks(rank, sizes, math.prod(shape)))
 
     def fresh_factors(
         self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
