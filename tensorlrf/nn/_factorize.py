@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.methods import LAYERS, Decomposition, find
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.renamed import check_words
@@ -338,7 +339,7 @@ def factorize(
     if plain.groups == 1:
         factors = decompose(weight, rank, error=error, **options)
     else:
-        sizes_of = found.config.sizes_of
+        sizes_of = (found.config or Method).sizes_of
         factors = decompose_groups(
             decompose, weight, plain.groups, rank, error=error, sizes_of=sizes_of, **options
         )
