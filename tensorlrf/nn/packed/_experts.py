@@ -148,6 +148,129 @@ class FactoredExperts(Unpacked, where=is_experts):
         return f"num_experts={self.num_experts}"
 
 
+def is_sorted_experts(module: nn.Module) -> bool:
+    """Whether it is a mixture as Llama 4 has it: tokens come in as many equal parts as there are
+    experts, and none is chosen here."""
+    if not _has(module, {_UP[0], _DOWN}) or not callable(getattr(module, "act_fn", None)):
+        return False
+    return list(inspect.signature(type(module).forward).parameters)[1:] == ["hidden_states"]
+
+
+class FactoredSortedExperts(FactoredExperts, where=is_sorted_experts):
+    """Experts with a layer for each matrix, each of which gets a part of the tokens in turn."""
+
+    @classmethod
+    def differs(cls, module: Any) -> str:
+        """Both run on a few random tokens for each expert; see `Unpacked`."""
+        return _differs_on(module, cls._on, lambda n, draw: (draw(3 * n),))
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Tokens (experts n, hidden), those of one expert after those of another, to the same."""
+        up, down = self.get_submodule(self._up), self.get_submodule(_DOWN)
+        act: Any = vars(self)["_shell"][0].act_fn
+        parts = hidden_states.reshape(self.num_experts, -1, hidden_states.shape[-1])
+        given = []
+        for x, first, second in zip(parts, up.children(), down.children(), strict=True):
+            gate, passed = first(x).chunk(2, dim=-1)
+            given.append(second(passed * act(gate)))
+        return torch.cat(given)
+
+
+def is_stack(module: nn.Module) -> bool:
+    """Whether it is one matrix for each expert, as JetMoe has them: one parameter `weight`
+    (experts, out, in), and rows come with how many of them there are for each."""
+    if not _has(module, {"weight"}) or next(module.children(), None) is not None:
+        return False
+    return list(inspect.signature(type(module).forward).parameters)[1:] == ["inputs", "expert_size"]
+
+
+class FactoredStack(Unpacked, where=is_stack):
+    """A layer for each expert, each of which gets its rows of the input.
+
+    Parameters
+    ----------
+    like : Module
+        Of which it has all but the weight.
+    """
+
+    stands_for = "stack of experts"
+
+    def __init__(self, like: Any) -> None:
+        super().__init__()
+        self.num_experts = int(like.weight.shape[0])
+        shell: Any = object.__new__(type(like))
+        vars(shell).update(vars(like))
+        shell._parameters = {}
+        vars(self)["_shell"] = [shell]
+
+    @classmethod
+    def from_packed(cls, module: Any) -> Self:
+        """The same on the same memory; see `Unpacked.from_packed`."""
+        check_packed(module, cls, "module")
+        return cls._on(module)
+
+    @classmethod
+    def _on(cls, module: Any) -> Self:
+        made = cls(module)
+        made.experts = nn.ModuleList(linear_on(part, None, module) for part in module.weight)
+        return made.train(module.training)
+
+    @classmethod
+    def differs(cls, module: Any) -> str:
+        """Both run on a few random rows, of unequal numbers; see `Unpacked`."""
+
+        def inputs(n: int, draw: Callable[[int], Tensor]) -> tuple[Any, ...]:
+            sizes = [k % 3 + 1 for k in range(n)]
+            return draw(sum(sizes)), sizes
+
+        return _differs_on(module, cls._on, inputs)
+
+    def pack(self, *, values: bool = True) -> nn.Module:
+        """The module of before; see `Unpacked.pack`."""
+        shell = vars(self)["_shell"][0]
+        made: Any = object.__new__(type(shell))
+        vars(made).update(vars(shell))
+        layers = list(self.get_submodule("experts").children())
+        made._parameters = {"weight": weight_of(layers, values=values, join=torch.stack)}
+        return made.train(self.training)  # type: ignore[no-any-return]
+
+    def forward(self, inputs: Tensor, expert_size: Any) -> Tensor:
+        """Rows (n, in) and how many there are for each expert, in order, to (n, out)."""
+        layers = self.get_submodule("experts").children()
+        parts = torch.split(inputs, expert_size, dim=0)
+        return torch.cat([layer(x) for layer, x in zip(layers, parts, strict=True)])
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}"
+
+
+def _has(module: nn.Module, names: set[str]) -> bool:
+    """Whether its own parameters are these, all (experts, ., .), and it holds no buffers."""
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    return set(own) == names and all(p.ndim == 3 for p in own.values()) and not module._buffers
+
+
+def _differs_on(
+    module: Any,
+    unpacked: Callable[[Any], Unpacked],
+    inputs: Callable[[int, Callable[[int], Tensor]], tuple[Any, ...]],
+) -> str:
+    """As `_differs`, on `inputs(experts, rows)`."""
+    weight = next(iter(module._parameters.values()))
+    if weight.is_meta:
+        return ""
+    made: Any = unpacked(module).eval()
+    draws = torch.Generator().manual_seed(0)
+    first = next(one for one in made.modules() if isinstance(one, nn.Linear))
+
+    def draw(rows: int) -> Tensor:
+        x = torch.randn(rows, first.in_features, generator=draws)
+        return x.to(weight.device, weight.dtype)
+
+    given = inputs(made.num_experts, draw)
+    return _apart(made, module, given, weight.dtype)
+
+
 def _stacked_biases(biases: list[Tensor]) -> Tensor:
     return torch.stack(biases)
 
@@ -176,12 +299,17 @@ def _differs(module: nn.Module) -> str:
     x = torch.randn(n, first.in_features, generator=draws).to(weight.device, weight.dtype)
     index = torch.stack([torch.arange(n), torch.arange(n).roll(1)], dim=1).to(weight.device)
     shares = torch.rand(n, 2, generator=draws).to(weight.device, weight.dtype)
+    return _apart(made, module, (x, index, shares), weight.dtype)
+
+
+def _apart(made: nn.Module, module: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> str:
+    """Why what both give is not the same; empty where it is."""
     try:
         with torch.no_grad():
-            want, got = made(x, index, shares), replica(module)(x, index, shares)
+            want, got = made(*given), replica(module)(*given)
     except Exception as error:
         return f"its forward fails on a few tokens ({type(error).__name__}: {error})"
     # Sums of two experts, each of two products: rounding of them all, relative to the largest.
-    bound = 64 * torch.finfo(weight.dtype).eps * float(want.abs().max())
+    bound = 64 * torch.finfo(dtype).eps * float(want.abs().max())
     near = want.shape == got.shape and bool(((want - got).abs() <= bound).all())
     return "" if near else "its forward differs from what this version knows of experts"
