@@ -219,6 +219,17 @@ def test_the_way_of_a_recurrence_is_kept_in_files(
     assert str(tensorlrf.densify(own)) == str(net)
 
 
+def test_fewer_ranks_for_a_while(small: nn.Module, batches: list[Tensor]) -> None:
+    own: Any = copy.deepcopy(small)
+    with torch.no_grad(), tensorlrf.rank_scale(own, 0.5):
+        wanted = tensorlrf.densify(own)(batches[0])
+        for way in ("loop", "kernel"):
+            own.lstm.recurrence = way
+            torch.testing.assert_close(own(batches[0]), wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(own(batches[0]), wanted, rtol=1e-2)
+
+
 def test_a_module_itself() -> None:
     torch.manual_seed(0)
     lstm = nn.LSTM(32, 32)
