@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.modular._structures import Channels
 from tensorlrf.decomposition.linalg.columns import interpolation
+from tensorlrf.decomposition.shrinkage import ROUNDING, is_definite
 from tensorlrf.nn.resized.layers import linear_sizes, resize_
 
 
@@ -52,8 +53,12 @@ def kept(gram: Tensor, mean: Tensor | None, weight: Tensor, columns: Tensor, pla
 
 def definite(gram: Tensor) -> Tensor:
     """With so much on its diagonal that rounding leaves it definite."""
+    amount = ROUNDING * max(float(gram.diagonal().mean()), 1e-30)
+    # Where large moments cancel what is left may be further from positive than rounding is.
+    while not is_definite(gram, amount / 2):
+        amount *= 4
     raised = gram.clone()
-    raised.diagonal().add_(1e-7 * max(float(gram.diagonal().mean()), 1e-30))
+    raised.diagonal().add_(amount)
     return raised
 
 
@@ -62,6 +67,8 @@ def narrow(model: nn.Module, channels: Channels, found: Kept) -> None:
     for name in channels.ups:
         layer = dense_layer_at(model, name)
         rows = found.columns.to(layer.device)
+        if channels.halves:
+            rows = torch.cat([rows, layer.shape[0] // 2 + rows])
         bias = None if layer.module.bias is None else layer.module.bias.detach()[rows]
         put_values(layer, layer.weight[rows], bias)
     down = dense_layer_at(model, channels.down)

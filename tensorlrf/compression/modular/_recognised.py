@@ -107,6 +107,9 @@ def _guesses(model: nn.Module, calls: Sequence[Call]) -> list[Group]:
 def _perceptrons(model: nn.Module, before: Sequence[Call], last: Call) -> Group:
     """A gate and what it gates, fed the very same; or the one layer before."""
     n = dense_layer_at(model, last.name).shape[1]
+    if before and before[-1].name != last.name:
+        if dense_layer_at(model, before[-1].name).shape[0] == 2 * n:
+            return [Channels((before[-1].name,), last.name, halves=True)]
     ups = [one for one in before if one.name != last.name]
     ups = [one for one in ups[-2:] if dense_layer_at(model, one.name).shape[0] == n]
     if not ups or ups[-1] is not before[-1]:

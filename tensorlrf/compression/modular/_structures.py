@@ -23,12 +23,14 @@ HALVES, NEIGHBOURS = "halves", "neighbours"
 class Channels:
     """Of a perceptron.
 
-    ups   the layers whose outputs they are: one, or a gate and what it gates
-    down  the layer whose inputs they are
+    ups     the layers whose outputs they are: one, or a gate and what it gates
+    down    the layer whose inputs they are
+    halves  whether one layer has the gate, and behind it what it gates
     """
 
     ups: tuple[str, ...]
     down: str
+    halves: bool = False
 
     kind = "channels"
 
@@ -44,7 +46,8 @@ class Channels:
 
     def at(self, name: str) -> Channels:
         """The same in the module of that name, of which the names are told."""
-        return Channels(tuple(inside(name, up) for up in self.ups), inside(name, self.down))
+        ups = tuple(inside(name, up) for up in self.ups)
+        return Channels(ups, inside(name, self.down), self.halves)
 
     def most(self, model: nn.Module) -> int:
         """How many there are."""

@@ -272,3 +272,49 @@ def test_it_is_refined_and_judged_like_any_other() -> None:
 def _kept_sign(model: nn.Module) -> float:
     with torch.no_grad():
         return float((outputs(model, batches("bert")[0])[0] > 0).float().mean())
+
+
+class Attention(nn.Module):
+    """One head, of numbers of which its width says another number of heads than there are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head_dim = width
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x) for layer in (self.q, self.k, self.v))
+        return x + self.o(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("width", [5, 4, 12])
+def test_heads_that_do_not_divide_are_no_heads(width: int) -> None:
+    """Nor those of a width that the forward does not follow."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention(width), nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 12))
+    data = [torch.randn(8, 20, 12) for _ in range(4)]
+    small, report = compress(
+        model, method="modular", keep_params=0.5, calibration=data, skip=[], **QUIET
+    )
+    assert report.layer("1").factored
+    for name in "qkvo":
+        row = report.layer(f"0.{name}")
+        if width != 12:  # one head as wide as the model, whose forward takes its scale from that
+            assert not row.eligible
+            assert "structure is known" in row.reason
+    assert torch.isfinite(small(data[0])).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_stay_what_they_are(dtype: torch.dtype) -> None:
+    model = drawn("llama").to(dtype)
+    small, report = modular(model, "llama", allocation="uniform")
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    assert report.eligible.share <= 0.6
+
+
+def test_all_of_the_weights_are_all_of_the_model() -> None:
+    model = drawn("bert")
+    small, report = modular(model, "bert", 1.0)
+    assert report.eligible.share == 1
+    assert torch.equal(outputs(small, batches("bert")[0])[0], outputs(model, batches("bert")[0])[0])
