@@ -13,7 +13,7 @@ from torch import nn
 from tensorlrf.compression._apply import carried_out, latency_of
 from tensorlrf.compression._baked import without_baked
 from tensorlrf.compression._survey import survey
-from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._uncompiled import own_model, uncompiled
 from tensorlrf.compression._unpacked import put_unpacked, unpacked_model
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
@@ -316,7 +316,8 @@ def _compressed(
     """`settings` are those of refinement; None for none."""
     # A wrong word is told before the model is looked at.
     fitting.check(calibrated=calibration is not None)
-    model = unpacked_model(model)
+    # What is smaller in parts could not be packed again.
+    model = own_model(model) if request.modular else unpacked_model(model)
     data = Calibration.read(
         calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups
     )

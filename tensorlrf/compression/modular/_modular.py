@@ -28,6 +28,7 @@ from tensorlrf.compression.report._reporting import totals
 from tensorlrf.compression.report._rows import LayerReport
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.nn.plain import Plain, plain_of
 from tensorlrf.nn.resized.layers import resize_, resized_of
 
 
@@ -124,7 +125,8 @@ def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Ca
 
 
 def _is_linear(model: nn.Module, name: str) -> bool:
-    return dense_layer_at(model, name).taps is None
+    plain = plain_of(module_at(model, name))
+    return isinstance(plain, Plain) and not plain.axes
 
 
 def _told(found: Sequence[Surveyed], reasons: Mapping[str, str]) -> str:

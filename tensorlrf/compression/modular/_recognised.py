@@ -107,15 +107,15 @@ def _guesses(model: nn.Module, calls: Sequence[Call]) -> list[Group]:
 def _perceptrons(model: nn.Module, before: Sequence[Call], last: Call) -> Group:
     """A gate and what it gates, fed the very same; or the one layer before."""
     n = dense_layer_at(model, last.name).shape[1]
-    if before and before[-1].name != last.name:
-        if dense_layer_at(model, before[-1].name).shape[0] == 2 * n:
-            return [Channels((before[-1].name,), last.name, halves=True)]
-    ups = [one for one in before if one.name != last.name]
-    ups = [one for one in ups[-2:] if dense_layer_at(model, one.name).shape[0] == n]
+    one = before[-1].name if before else last.name
+    if one != last.name and dense_layer_at(model, one).shape[0] == 2 * n:
+        return [Channels((one,), last.name, halves=True)]
+    ups = [call for call in before if call.name != last.name]
+    ups = [call for call in ups[-2:] if dense_layer_at(model, call.name).shape[0] == n]
     if not ups or ups[-1] is not before[-1]:
         return []
     if len(ups) == 2 and ups[0].source is not None and ups[0].source == ups[1].source:
-        names = tuple(one.name for one in ups)
+        names = tuple(call.name for call in ups)
         return [Channels(names, last.name)] if len(set(names)) == 2 else []
     return [Channels((ups[-1].name,), last.name)]
 

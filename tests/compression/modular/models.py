@@ -78,8 +78,8 @@ def gated_t5() -> nn.Module:
 
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "llama": llama, "qwen2": qwen2, "cohere": cohere, "phi3": phi3, "gpt2": gpt2, "bert": bert, "vit": vit,
-    "t5": t5, "gated_t5": gated_t5,
+    "llama": llama, "qwen2": qwen2, "cohere": cohere, "phi3": phi3, "gpt2": gpt2, "bert": bert,
+    "vit": vit, "t5": t5, "gated_t5": gated_t5,
 }  # fmt: skip
 CAUSAL = ("llama", "qwen2", "cohere", "phi3", "gpt2")
 TURNED = ("llama", "qwen2", "cohere", "phi3")

@@ -275,7 +275,7 @@ def _kept_sign(model: nn.Module) -> float:
 
 
 class Attention(nn.Module):
-    """One head, of numbers of which its width says another number of heads than there are."""
+    """One head, of which its width says that it is another number of heads."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("width", [5, 4, 12])
 def test_heads_that_do_not_divide_are_no_heads(width: int) -> None:
-    """Nor those of a width that the forward does not follow."""
+    """One head may be taken as several side by side, whose scale the forward has from them all."""
     torch.manual_seed(0)
     model = nn.Sequential(Attention(width), nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 12))
     data = [torch.randn(8, 20, 12) for _ in range(4)]
@@ -299,9 +299,8 @@ def test_heads_that_do_not_divide_are_no_heads(width: int) -> None:
     assert report.layer("1").factored
     for name in "qkvo":
         row = report.layer(f"0.{name}")
-        if width != 12:  # one head as wide as the model, whose forward takes its scale from that
-            assert not row.eligible
-            assert "structure is known" in row.reason
+        assert row.eligible == (width != 5)
+        assert row.factored or "structure is known" in row.reason
     assert torch.isfinite(small(data[0])).all()
 
 
@@ -318,3 +317,17 @@ def test_all_of_the_weights_are_all_of_the_model() -> None:
     small, report = modular(model, "bert", 1.0)
     assert report.eligible.share == 1
     assert torch.equal(outputs(small, batches("bert")[0])[0], outputs(model, batches("bert")[0])[0])
+
+
+def test_packed_modules_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = nn.Sequential(layer, nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)).eval()
+    data = [torch.randn(8, 10, 16) for _ in range(4)]
+    small, report = compress(
+        model, method="modular", keep_params=0.5, calibration=data, skip=[], **QUIET
+    )
+    assert type(small[0].self_attn) is nn.MultiheadAttention
+    assert small[1].out_features == 16
+    assert not report.layer("0.linear1").eligible
+    assert torch.isfinite(small(data[0])).all()
