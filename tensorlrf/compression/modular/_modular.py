@@ -28,7 +28,8 @@ from tensorlrf.compression.report._reporting import totals
 from tensorlrf.compression.report._rows import LayerReport
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.nn.plain import Plain, plain_of
+from tensorlrf.nn.behaviour.seen import plain_of
+from tensorlrf.nn.plain import Plain
 from tensorlrf.nn.resized.layers import resize_, resized_of
 
 
