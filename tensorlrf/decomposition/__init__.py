@@ -4,8 +4,8 @@
 holds the errors on the way and the reason for stopping. Likewise for every method that is
 registered (`methods.names()`). Trains are rounded, added and multiplied (`tt_round`, `tt_add`,
 `tt_inner`), and found of functions (`tt_cross`). `evbmf` estimates a rank, `scree` shows what each
-rank would leave out, `sampled_fit` estimates a fit from a sample of entries, `bias_correction(...)`
-gives what a bias can make good of factors.
+rank would leave out, `sampled_fit` estimates a fit from a sample of entries, `shared_svd` gives
+several matrices one right factor, `bias_correction(...)` what a bias can make good of factors.
 """
 
 from tensorlrf.decomposition._bias import bias_correction
@@ -25,6 +25,7 @@ from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.sizes import mode_sizes
+from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
@@ -67,6 +68,7 @@ __all__ = [
     "monarch",
     "sampled_fit",
     "scree",
+    "shared_svd",
     "svd",
     "tr",
     "tt",

@@ -21,6 +21,7 @@ from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.sizes import mode_sizes
+from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
 from tensorlrf.decomposition.trains._tt_cross import fit_tt_cross, tt_cross
@@ -375,6 +376,7 @@ __all__ = [
     "monarch",
     "sampled_fit",
     "scree",
+    "shared_svd",
     "svd",
     "tr",
     "tt",

@@ -20,6 +20,7 @@ from tests.draws import seeded32
 W, T = seeded32(24, 24), seeded32(12, 10, 8)
 X = seeded32(500, 24, seed=1) * torch.linspace(0.1, 2, 24)
 MEAN = X.mean(0)
+MOMENTS = [X.T @ X, W.T @ W]
 TRAIN, KRUSKAL = d.tt(T, 4), d.cp(T, 3, n_iter_max=3, random_state=0)
 
 CALLS: dict[str, Callable[[], Any]] = {
@@ -31,6 +32,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "tt_add": lambda: d.tt_add(TRAIN, TRAIN),
     "tt_inner": lambda: d.tt_inner(TRAIN, TRAIN),
     "bias_correction": lambda: d.bias_correction(W, d.svd(W, 6), MEAN),
+    "shared_svd": lambda: d.shared_svd([W, W.T], 6, grams=MOMENTS),
     "sampled_fit": lambda: d.sampled_fit(T, KRUSKAL, random_state=0),
     "evbmf": lambda: d.evbmf(W),
     "scree": lambda: d.scree(W, "svd"),
@@ -42,6 +44,8 @@ def values(result: Any) -> Any:
     """Tensors and numbers of a result, to be compared bit for bit."""
     if isinstance(result, d.Fit):
         return values(result.factors), result.errors
+    if isinstance(result, list):
+        return [values(one) for one in result]
     if isinstance(result, Factors):
         return {name: t.tolist() for name, t in result.tensors().items()}, str(result.dtype)
     return result.tolist() if isinstance(result, Tensor) else repr(result)
