@@ -29,6 +29,7 @@ from tensorlrf.compression.report._rows import (
     FoldedNorms,
     Latency,
     LayerReport,
+    SharedBasis,
     Totals,
 )
 from tensorlrf.compression.training._progressive import ProgressiveDecomposition
@@ -90,6 +91,7 @@ __all__ = [
     "Refinement",
     "Report",
     "Sensitivity",
+    "SharedBasis",
     "Structured",
     "Totals",
     "Tucker",

@@ -74,6 +74,7 @@ def compress(
     metric: str = AUTO,
     loss: str = AUTO,
     readout: Readout | None = None,
+    shared: str | Sequence[str] | None = None,
     refine: float | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
@@ -112,8 +113,9 @@ def compress(
         and to time both models on, in turn, for the report.
     allocation, sensitivity, loss, readout
         How the budget is shared out over layers, as in `plan`.
-    metric
-        In what outputs of layers are to be near, as in `apply`.
+    metric, shared
+        In what outputs of layers are to be near, and which layers may have one right factor, as in
+        `apply`.
     refine : float, optional
         Seconds for `tensorlrf.refine` on the batches of `calibration`, by `loss` and `readout`, at
         the end; it is judged by the same that are held out.
@@ -159,7 +161,7 @@ def compress(
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout, groups,
+        metric, loss, readout, groups, shared,
     )  # fmt: skip
     settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
     return _compressed(
@@ -198,6 +200,7 @@ def compress_(
     metric: str = AUTO,
     loss: str = AUTO,
     readout: Readout | None = None,
+    shared: str | Sequence[str] | None = None,
     refine: float | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
@@ -218,7 +221,7 @@ def compress_(
         As in `apply`.
     fold_batch_norms, max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout
         As in `compress`.
-    refine
+    shared, refine
         As in `compress`.
     random_state, progress
         As in `compress`.
@@ -251,7 +254,7 @@ def compress_(
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout, groups,
+        metric, loss, readout, groups, shared,
     )  # fmt: skip
     settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
     given, model = model, uncompiled(model)
@@ -336,6 +339,11 @@ def _compressed(
 
         small, report = judging.fitted(model, request, data, carry_out)
         return small, replace(report, folded=folded)
+    if request.modular and fitting.shared is not None:
+        raise ArgumentError(
+            f"shared={fitting.shared!r} is of methods that make factors; leave it out with "
+            "method='modular'"
+        )
     if request.modular:
         judge = judging.judge(model)
         small, report = whole_modules(model, request, data, fitting)

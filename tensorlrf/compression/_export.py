@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._unpacked import settled
@@ -119,7 +119,8 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
     copies: dict[int, Any] = {}
-    made: dict[int, list[tuple[FactoredLayer, nn.Module]]] = {}
+    # Parameter -> what was made of layers that own it, with its place among their parameters.
+    made: dict[int, list[tuple[int, Tensor, nn.Module]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Unpacked):
             copies[id(module)] = module.pack()
@@ -132,10 +133,11 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
                 "not have; remove them first"
             )
         copies[id(module)] = new(module)
-        first = next(module.parameters(recurse=False), None)
-        made.setdefault(id(first), []).append((module, copies[id(module)]))
-    for (_, table), *others in made.values():
-        for _, other in others:
-            tie_stock(table, other)
+        for k, parameter in enumerate(module.parameters(recurse=False)):
+            made.setdefault(id(parameter), []).append((k, parameter, copies[id(module)]))
+    for (k, part, table), *others in made.values():
+        for _, _, other in others:
+            # Layers on one table have all factors in common, those on one basis that one alone.
+            tie_stock(table, other, part if k else None)
     # To deepcopy these layers are copied already, wherever it meets them.
     return settled(copy_of(model, copies))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, Surveyed
+from tensorlrf.compression.bases._shared import Basis
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
@@ -36,6 +38,8 @@ from tensorlrf.errors import (
     TensorlrfError,
     warn,
 )
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.tables.ties import tie
 
 ROOM = 1 << 30
 """Bytes that layers may take which are factored side by side, of one layer at the least."""
@@ -56,6 +60,7 @@ class WorkingCopy:
         plan: Plan,
         fitting: Fitting,
         data: Calibration | None,
+        bases: Mapping[str, Basis] = MappingProxyType({}),
     ) -> None:
         self.given = given
         self.model = model
@@ -67,6 +72,7 @@ class WorkingCopy:
         self.done: dict[str, Factored] = {}
         self.without_bias: set[str] = set()  # of those that got zeros
         self.advance: Callable[[str], None]
+        self.bases = bases
         self.options = Options(fitting.affine, fitting.random_state)
 
     @property
@@ -117,11 +123,12 @@ class WorkingCopy:
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
         assert method is not None
-        layer = dense_layer_at(self.model, name)
+        layer, basis = dense_layer_at(self.model, name), self.bases.get(name)
+        options = self.options if basis is None else replace(self.options, right=basis.right)
         try:
             size = 0 if moments is None or layer.is_table else layer.columns**2
             with problem(max(layer.weight.numel(), size)):
-                return factor(name, layer, method, moments, self.options)
+                return factor(name, layer, method, moments, options)
         except TensorlrfError as error:
             error.add_note(f"while factoring {name}")
             raise
@@ -214,12 +221,13 @@ class WorkingCopy:
         `survey` of the given model."""
         model = self.model
         rows, places = [], {one.name: one.places for one in survey}
+        owners: dict[tuple[str, ...], tuple[str, FactoredLayer]] = {}  # of right factors in common
         for one in survey:
             # What runs on the table of another has been replaced with it.
             found = one if one.table else replace(one, module=module_at(self.model, one.name))
             plan = self.rows[found.name]
             done = self.done.get(found.name)
-            new, ties = None, {}
+            new, ties, owner = None, {}, ""
             if found.name in self.without_bias and (done is None or done.shift is None):
                 found.module.bias = None  # type: ignore[assignment]
             if done is not None:
@@ -234,12 +242,17 @@ class WorkingCopy:
                     "data_aware": done.data_aware,
                     "affine": done.shift is not None,
                 }
+                basis = self.bases.get(found.name)
+                if basis is not None:
+                    owner, holder = owners.setdefault(basis.names, (found.name, new))
+                    tie(new, holder, ("right",))
+                    owner = owner if holder is not new else ""
                 ties = {name: layer.tied(self.model, name, new) for name in one.tied}
                 for name, tied in ties.items():
                     model = put(model, places[name], tied)
                 model = put(model, found.places, new)
             without = found.name in self.without_bias
-            rows.append(row(found, plan, done, new, self.trace, without, ties))
+            rows.append(row(found, plan, done, new, self.trace, without, ties, owner))
         return model, rows
 
     def _warn(self, names: list[str]) -> None:

@@ -20,6 +20,7 @@ PAGES = [
     "docs/convolutions.md",
     "docs/ranks_at_run_time.md",
     "docs/training.md",
+    "docs/shared_bases.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")

@@ -165,6 +165,23 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1).to(torch.float64)
 
 
+def rooted(*seen: Sequence[Statistics] | None) -> list[Sequence[Statistics] | None]:
+    """The same, in which metrics keep their roots: one for all that have it in common."""
+    roots: dict[int, OutputMetric] = {}
+    found: list[Sequence[Statistics] | None] = []
+    for statistics in seen:
+        for s in statistics or ():
+            if s.metric is not None and id(s.metric) not in roots:
+                roots[id(s.metric)] = s.metric.rooted()
+        found.append(
+            None
+            if statistics is None
+            else [s if s.metric is None else replace(s, metric=roots[id(s.metric)])
+                  for s in statistics]
+        )  # fmt: skip
+    return found
+
+
 class OutputError:
     """Relative error of the outputs of all groups of a layer together, root mean square, without
     bias: of one approximation after another, while what they are relative to is known.

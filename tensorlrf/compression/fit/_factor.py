@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf.compression.bases._left import on_right
 from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments, check_statistics
-from tensorlrf.compression.calibration._statistics import OutputError, Statistics
+from tensorlrf.compression.calibration._statistics import OutputError, Statistics, rooted
 from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.linalg.compact import Compact
@@ -76,10 +77,12 @@ class Factored:
 class Options:
     """affine        let the bias make good what it can
     random_state  of the methods that draw
+    right         (r, n), the right factor that it has to have
     """
 
     affine: bool = False
     random_state: int | torch.Generator | None = 0
+    right: Tensor | None = None
 
 
 def factor(
@@ -151,7 +154,7 @@ class _Job:
     ) -> None:
         self.layer = layer
         self.weights = layer.group_weights()
-        fit, held = _rooted(fit, held)
+        fit, held = rooted(fit, held)
         self.known = fit is not None and any(s.known for s in fit)
         self.stats = fit if self.known else None
         self.count = None if fit is None else fit[0].count
@@ -275,7 +278,9 @@ class _Job:
 
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:
         """Factors of each group at one rank, and the method with that rank."""
-        state = self.options.random_state
+        state, right = self.options.random_state, self.options.right
+        if right is not None:
+            return [on_right(part.wanted, part.gram, right) for part in parts], method
         if method.by_share and len(parts) > 1:
             return self._in_common(method, parts)
         if method.by_share:
@@ -315,23 +320,6 @@ class _Job:
             else part.decompose(exact, state)
             for k, part in enumerate(parts)
         ], exact
-
-
-def _rooted(*seen: Sequence[Statistics] | None) -> list[Sequence[Statistics] | None]:
-    """The same, in which metrics keep their roots: one for all that have it in common."""
-    roots: dict[int, OutputMetric] = {}
-    found: list[Sequence[Statistics] | None] = []
-    for statistics in seen:
-        for s in statistics or ():
-            if s.metric is not None and id(s.metric) not in roots:
-                roots[id(s.metric)] = s.metric.rooted()
-        found.append(
-            None
-            if statistics is None
-            else [s if s.metric is None else replace(s, metric=roots[id(s.metric)])
-                  for s in statistics]
-        )  # fmt: skip
-    return found
 
 
 class _Part:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tensorlrf.compression.bases._words import words_of
 from tensorlrf.compression.calibration._layer_moments import check_holdout
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.decomposition.random_state import generator
@@ -35,6 +36,7 @@ class Fitting:
     loss: str = AUTO
     readout: Readout | None = None
     groups: Any = None
+    shared: Any = None
 
     def check(self, *, calibrated: bool) -> None:
         """Raise ArgumentError for a value that cannot be, or that is of a fit to inputs where there
@@ -49,6 +51,7 @@ class Fitting:
                 raise ArgumentError(
                     f"{name}={value!r} is of a fit to inputs; give calibration=, or leave it out"
                 )
+        words_of(self.shared, calibrated=calibrated)
         check_holdout(self.holdout)
         most = self.memory_limit
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):

@@ -27,6 +27,7 @@ from tensorlrf.compression.report._rows import (
     FoldedNorms,
     Latency,
     LayerReport,
+    SharedBasis,
     Totals,
 )
 from tensorlrf.errors import FileFormatError
@@ -95,6 +96,8 @@ class Report:
         What a metric of the user's own says, where there is one.
     folded : FoldedNorms or None
         What became of batch normalisations, with `fold_batch_norms=True`.
+    bases : tuple of SharedBasis
+        Right factors that layers were to have in common, kept or not, with `shared=`.
 
     Examples
     --------
@@ -127,6 +130,7 @@ class Report:
     model_error_interval: tuple[float, float] | None = field(default=None, metadata={"later": True})
     quality: Quality | None = field(default=None, metadata={"later": True})
     folded: FoldedNorms | None = field(default=None, metadata={"later": True})
+    bases: tuple[SharedBasis, ...] = field(default=(), metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -294,6 +298,7 @@ def _totals(report: Report) -> list[str]:
         lines.append(report.refinement.title)
     if report.folded is not None:
         lines += _folded(report.folded)
+    lines += map(_basis, report.bases)
     norms = report.batch_norms
     if norms is not None:
         verb = "kept" if norms.kept else "tried and dropped"
@@ -322,6 +327,16 @@ def _folded(folded: FoldedNorms) -> list[str]:
     named = f": {', '.join(into)}" if into else ""
     first = f"batch normalisations folded before the fit, {len(into)}{named}"
     return [first, *(f"batch normalisation left, {told}" for told in folded.left)]
+
+
+def _basis(basis: SharedBasis) -> str:
+    verb = "kept" if basis.kept else "tried and dropped"
+    on = "on inputs held out" if basis.held_out else "in the fit"
+    return (
+        f"one right factor of rank {basis.rank} {verb} for {', '.join(basis.layers)}: error "
+        f"{basis.error:.3g} {on}, {basis.error_apart:.3g} by themselves at ranks "
+        f"{', '.join(map(str, basis.ranks))}"
+    )
 
 
 def _change(totals: Totals, budget: str) -> str:

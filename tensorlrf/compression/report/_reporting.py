@@ -30,9 +30,11 @@ def row(
     trace: Trace | None,
     without_bias: bool,
     tied: Mapping[str, nn.Module] = MappingProxyType({}),
+    basis: str = "",
 ) -> LayerReport:
     """The line of the report for a module: factored, or as it was; and whether that was
-    `without_bias`. What is `tied` to it runs on the same factors."""
+    `without_bias`. What is `tied` to it runs on the same factors; the right one is perhaps that of
+    the layer `basis`, where it counts."""
     params, size = own_numbers(found.module, found.table)
     baked = done is not None and is_baked(found.module)
     kind = kind_of(found.module) + ", its weight baked in" * baked
@@ -48,6 +50,7 @@ def row(
     assert isinstance(new, FactoredLayer)
     flops, path = _execution(found, new, trace, tied)
     held = done.held_error is not None
+    lent = list(done.factors.tensors().values())[-1]
     return LayerReport(
         name=found.name,
         places=found.places,
@@ -57,9 +60,9 @@ def row(
         rank=new.factors.rank,
         reason="",
         params_before=params,
-        params_after=done.factors.n_params,
+        params_after=done.factors.n_params - (lent.numel() if basis else 0),
         bytes_before=size,
-        bytes_after=done.factors.n_bytes,
+        bytes_after=done.factors.n_bytes - (lent.nbytes if basis else 0),
         flops_before=None if flops is None else flops[0],
         flops_after=None if flops is None else flops[1],
         weight_error=done.weight_error,
@@ -72,6 +75,7 @@ def row(
         shrinkage=done.shrinkage,
         metric=_metric(found, done),
         moments=done.moments,
+        basis=basis,
     )
 
 

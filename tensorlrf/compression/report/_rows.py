@@ -49,6 +49,8 @@ class LayerReport:
     metric : str or None
         Then in what its outputs are near: "outputs", or "loss"; of an embedding with a head that
         runs on its table "both", the sum of the relative errors of what each puts out.
+    basis : str
+        The layer whose right factor this one runs on too, counted there; else empty.
     moments : str
         What there was of these second moments where memory had no room for all: a sketch of so many
         rows, with a bound of what it is off by, in the largest eigenvalue; else empty.
@@ -77,6 +79,7 @@ class LayerReport:
     shrinkage: float | None = field(default=None, metadata={"later": True})
     metric: str | None = field(default=None, metadata={"later": True})
     moments: str = field(default="", metadata={"later": True})
+    basis: str = field(default="", metadata={"later": True})
 
     @property
     def factored(self) -> bool:
@@ -134,6 +137,37 @@ class BatchNorms:
     kept: bool
     error_before: float
     error_after: float
+
+
+@dataclass(frozen=True)
+class SharedBasis:
+    """One right factor for several layers, tried at the parameters that they have by themselves.
+
+    Parameters
+    ----------
+    layers : tuple of str
+        Their names.
+    rank : int
+        Of the right factor.
+    ranks : tuple of int
+        Those that the plan gave to each.
+    error, error_apart : float
+        Relative error of the outputs, root mean square over layers as the ranks of the plan weigh
+        them: on the right factor in common, and by themselves, before either is fitted to what
+        compressed layers deliver. Without calibration of the weights.
+    held_out : bool
+        Whether they are on inputs held out.
+    kept : bool
+        Whether the layers have it in common.
+    """
+
+    layers: tuple[str, ...]
+    rank: int
+    ranks: tuple[int, ...]
+    error: float
+    error_apart: float
+    held_out: bool
+    kept: bool
 
 
 @dataclass(frozen=True)

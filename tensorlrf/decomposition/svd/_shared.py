@@ -112,6 +112,12 @@ def shared_svd(
             f"are {rows} x {n}"
         )
     metrics = _metrics(grams, flat)
+    if not isinstance(grams, (list, tuple)) and (n_iter_max, tol) != (None, None):
+        name, value = ("tol", tol) if n_iter_max is None else ("n_iter_max", n_iter_max)
+        raise ArgumentError(
+            f"{name}={value!r} goes with grams= of each matrix; in one metric there is nothing to "
+            "iterate, leave it out"
+        )
     if metrics is None or len(metrics) == 1:
         metric = None if metrics is None else Product(None, metrics[0])
         sides = _sides(stack, rank, metric)

@@ -171,3 +171,6 @@ def test_bad_input_is_named() -> None:
         shared_svd([one, one], 2, grams=[torch.eye(6)] * 3)
     with pytest.raises(ShapeError, match=r"gram has shape \(5, 5\)"):
         shared_svd([one, one], 2, grams=torch.eye(5))
+    for options in ({"n_iter_max": 5}, {"tol": 0.1}):
+        with pytest.raises(ArgumentError, match="in one metric there is nothing to iterate"):
+            shared_svd([one, one], 2, grams=torch.eye(6), **options)  # type: ignore[arg-type]
