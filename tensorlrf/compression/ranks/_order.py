@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression._export import densify
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.compression.calibration._calibrate import at_once
@@ -18,7 +17,10 @@ from tensorlrf.compression.calibration._trace import record
 from tensorlrf.decomposition.linalg.compact import Compact
 from tensorlrf.factors.kinds import format_of, two_matrices
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer
+from tensorlrf.nn.copies import copy_of
+from tensorlrf.nn.plain import Plain, plain_of
 from tensorlrf.nn.ranks.leading import has_terms
+from tensorlrf.nn.stock import to_dense_layer
 from tensorlrf.ops.forms import form_of
 
 
@@ -99,13 +101,15 @@ def _grams(
     model: nn.Module, layers: dict[str, FactoredLayer], calibration: Any
 ) -> dict[str, Tensor]:
     """Second moments of the inputs of layers on two matrices."""
-    dense = densify(model)
-    data = Calibration.read(calibration, dense, 0.0)
-    names = [
-        name
+    # Their inputs are those of dense layers in their place; all else runs as it is.
+    stand_ins = {
+        name: to_dense_layer(layer)
         for name, layer in layers.items()
         if two_matrices(layer._assembled()) and not isinstance(layer, FactoredEmbedding)
-    ]
+    }
+    names = [name for name, dense in stand_ins.items() if isinstance(plain_of(dense), Plain)]
+    dense = copy_of(model, {id(layers[name]): stand_ins[name] for name in names})
+    data = Calibration.read(calibration, dense, 0.0)
     if data is None or not names:
         return {}
     trace = record(dense, names, data.batches[0])

@@ -66,6 +66,47 @@ def test_what_compress_gives_is_a_good_prefix_at_every_rank_once_ordered() -> No
         assert missing <= float(values[r:].norm()) * (1 + 1e-4) + 1e-4 * float(values[0])
 
 
+def test_layers_inside_of_packed_modules_are_turned_and_scaled() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True))
+    model[0].self_attn = attention
+    batches = [torch.randn(8, 12, 16) for _ in range(6)]
+    small, _ = tensorlrf.compress(
+        model.eval(), keep_params=0.7, calibration=batches, progress=False, allocation="uniform"
+    )
+    with torch.no_grad():
+        y = small(batches[0])
+        assert tensorlrf.order_by_energy(small, batches) == {}
+        torch.testing.assert_close(small(batches[0]), y, rtol=1e-4, atol=1e-4)
+        with tensorlrf.rank_scale(small, 0.5) as scaled:
+            assert "0.self_attn.out_proj" in scaled.ranks
+            torch.testing.assert_close(tensorlrf.densify(small)(batches[0]), small(batches[0]))
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_transposed_convolutions_and_those_that_pad_by_themselves(padding: object) -> None:
+    torch.manual_seed(0)
+    transposed = tensorlrf.nn.factorize(nn.ConvTranspose2d(4, 6, 2, stride=2), "svd", 4)
+    padded: nn.Module = tensorlrf.nn.factorize(nn.Conv2d(6, 5, 3, padding=padding), "svd", 4)
+    model, x = nn.Sequential(transposed, padded), torch.randn(4, 4, 5, 5)
+    y = model(x)
+    assert tensorlrf.order_by_energy(model, [x]) == {}
+    torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
+    with torch.no_grad(), tensorlrf.rank_scale(model, {"0": 2}):
+        lost = torch.dist(transposed(x), y_of(transposed, x))
+    tensorlrf.order_by_energy(model)
+    with torch.no_grad(), tensorlrf.rank_scale(model, {"0": 2}):
+        assert lost <= torch.dist(transposed(x), y_of(transposed, x)) * (1 + 1e-5)
+
+
+def y_of(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """On all ranks, within a rank_scale."""
+    with tensorlrf.rank_scale(layer, 1.0):
+        y: torch.Tensor = layer(x)
+    return y
+
+
 def test_what_cannot_be_turned_is_left_and_told() -> None:
     shared = FactoredLinear(random_factors("lowrank", (6, 6), 3))
     other = FactoredLinear(random_factors("lowrank", (6, 6), 3, seed=1))
