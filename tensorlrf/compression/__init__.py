@@ -15,6 +15,7 @@ from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity
+from tensorlrf.compression.ranks._gates import gate_ranks
 from tensorlrf.compression.ranks._measured import rank_table
 from tensorlrf.compression.ranks._order import order_by_energy
 from tensorlrf.compression.ranks._rank_scale import RankScale, rank_scale
@@ -104,6 +105,7 @@ __all__ = [
     "export",
     "fold_batch_norms",
     "frontier",
+    "gate_ranks",
     "inspect",
     "load",
     "order_by_energy",

@@ -20,6 +20,7 @@ from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, Factor
 from tensorlrf.nn.packed._experts import FactoredExperts
 from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.plain import Plain, register_plain
+from tensorlrf.nn.ranks._gate import RankGate
 from tensorlrf.nn.regression._contraction import TensorContraction
 from tensorlrf.nn.regression._regression import TensorRegression
 from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
@@ -48,6 +49,7 @@ __all__ = [
     "FactoredRNNCell",
     "HeadReport",
     "Plain",
+    "RankGate",
     "SVDSoftmaxHead",
     "TensorContraction",
     "TensorRegression",
