@@ -17,8 +17,9 @@ from tensorlrf.compression.calibration._trace import record
 from tensorlrf.decomposition.linalg.compact import Compact
 from tensorlrf.factors.kinds import format_of, two_matrices
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer
+from tensorlrf.nn.behaviour.seen import plain_of
 from tensorlrf.nn.copies import copy_of
-from tensorlrf.nn.plain import Plain, plain_of
+from tensorlrf.nn.plain import Plain
 from tensorlrf.nn.ranks.leading import has_terms
 from tensorlrf.nn.stock import to_dense_layer
 from tensorlrf.ops.forms import form_of
