@@ -17,7 +17,7 @@ def plot_heat_map(path: str | os.PathLike[str], values: Mapping[str, float], tit
     cells = {_place(name): value for name, value in values.items()}
     blocks = list(dict.fromkeys(block for block, _ in cells))
     kinds = list(dict.fromkeys(kind for _, kind in cells))
-    size = (2.5 + 0.5 * len(kinds), 2.0 + 0.25 * len(blocks))
+    size = (max(4.5, 2.5 + 0.5 * len(kinds)), 2.0 + 0.25 * len(blocks))  # room for the title
     with picture(path, size, of="sensitivity.plot") as figure:
         axes = figure.subplots()
         grid = [[cells.get((block, kind), float("nan")) for kind in kinds] for block in blocks]
