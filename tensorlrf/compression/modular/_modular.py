@@ -101,11 +101,6 @@ def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Ca
             f"objective={request.objective!r} is of methods that make factors; with "
             "method='modular' every layer that is smaller is also faster"
         )
-    if request.include:
-        raise ArgumentError(
-            f"include={list(request.include)} is of methods that make factors; method='modular' "
-            "makes perceptrons and attentions smaller"
-        )
     for word, value in (("include", request.include), ("sensitivity", request.sensitivity)):
         if value:
             raise ArgumentError(
@@ -116,6 +111,12 @@ def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Ca
         raise ArgumentError(
             "affine=True is of methods that make factors; method='modular' corrects the biases "
             "that there are in any case"
+        )
+    if fitting.target == "prefix" or fitting.rerun:
+        given = "rerun=True" if fitting.rerun else f"target={fitting.target!r}"
+        raise ArgumentError(
+            f"{given} is of methods that make factors; method='modular' takes the inputs of the "
+            "given model for all modules at once"
         )
     if request.allocation.rule not in RULES:
         raise ArgumentError(
