@@ -153,8 +153,10 @@ class Method:
 
     @staticmethod
     def sizes_of(factors: Any) -> dict[str, Any]:
-        """The options with which other weights of the shape get factors of the same sizes, where
-        these do not follow from the rank: the groups of a convolution have them in common."""
+        """The options with which other weights of the shape get factors of the same sizes.
+
+        Empty where these follow from the rank. The groups of a convolution have them in common.
+        """
         return {}
 
     @property
