@@ -72,8 +72,8 @@ class Fresh:
         if not self.dtype.is_floating_point:
             raise ArgumentError(f"dtype={dtype} must be a floating-point dtype")
         self.std, self.init = std, init
-        # The device as torch's own layers choose it where none is given.
-        self.device = torch.empty(0, device=device).device
+        # As torch's own layers choose it where none is given.
+        self.device = torch.device(torch.get_default_device() if device is None else device)
         meta = self.device.type == "meta"
         self.draws = None if meta else generator(random_state, self.device)
         self.random_state = random_state

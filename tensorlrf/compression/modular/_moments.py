@@ -305,7 +305,7 @@ def by_sample(batch: Batch, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     if mask is not None and mask.device == x.device and x.shape[:-1] == mask.shape:
         return (x * mask[..., None]).sum(1), mask.sum(1)
     rows = x.flatten(1, -2)
-    return rows.sum(1), torch.full((len(rows),), rows.shape[1])
+    return rows.sum(1), torch.full((len(rows),), rows.shape[1], device=x.device)
 
 
 def _on_input(model: nn.Module, name: str, take: _Take) -> Any:

@@ -251,7 +251,8 @@ class _Proof:
         n = down.shape[1]
         if n < 2:
             return False
-        left = torch.randperm(n, generator=self.draws)[: n - n // 4 - 1].sort().values
+        drawn = torch.randperm(n, device="cpu", generator=self.draws)
+        left = drawn[: n - n // 4 - 1].sort().values
         weight = down.weight[:, left.to(down.device)]
         small, zeroed = copy_of(self.owner), copy_of(self.owner)
         narrow(small, channels, Kept(left, weight, None, 0.0))
@@ -296,15 +297,16 @@ class _Proof:
         a, b = (self._basis(heads.keys, d).to(like.device) for _ in range(2))
         if not heads.pairs:
             return HeadMaps(torch.linalg.inv(a).mT, a, b, torch.linalg.inv(b))
-        pairs = tuple(torch.randperm(d // 2, generator=self.draws).tolist())
+        pairs = tuple(torch.randperm(d // 2, device="cpu", generator=self.draws).tolist())
         take = selection(pair_entries(pairs, d, heads.pairs), heads, like)
         return HeadMaps(take, take, b, torch.linalg.inv(b), pairs)
 
     def _basis(self, count: int, d: int) -> Tensor:
         """(count, d, d), well conditioned and far from orthogonal."""
-        drawn = torch.randn(2, count, d, d, dtype=torch.float64, generator=self.draws)
+        drawn = torch.randn(2, count, d, d, dtype=torch.float64, device="cpu", generator=self.draws)
         left, right = torch.linalg.qr(drawn)[0]
-        basis: Tensor = (left * torch.linspace(0.5, 2.0, d, dtype=torch.float64)) @ right
+        sizes = torch.linspace(0.5, 2.0, d, dtype=torch.float64, device="cpu")
+        basis: Tensor = (left * sizes) @ right
         return basis
 
     def _given(self, owner: nn.Module) -> list[Tensor] | None:

@@ -117,7 +117,8 @@ def _grams(
     found = itertools.chain(*at_once(dense, names, trace, data))
     grams = {}
     for name, moments in found:
-        gram = moments.fit()[0].gram
-        columns = torch.eye(len(gram), dtype=torch.float64)
+        inputs = moments.fit()[0]
+        gram, device = inputs.gram, inputs.mean.device
+        columns = torch.eye(len(gram), dtype=torch.float64, device=device)
         grams[name] = columns @ gram if isinstance(gram, Compact) else gram
     return grams

@@ -243,7 +243,7 @@ class _Together:
 
     def _sweep(self, sides: list[Tensor]) -> tuple[list[Tensor], float]:
         *lefts, right = sides
-        inner = cholesky(sum((left.T @ left for left in lefts), torch.zeros(())), RIDGE)
+        inner = cholesky(torch.stack([left.T @ left for left in lefts]).sum(0), RIDGE)
 
         def normal(x: Tensor) -> Tensor:
             pairs = zip(lefts, self.metrics, strict=True)

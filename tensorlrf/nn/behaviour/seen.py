@@ -160,7 +160,7 @@ def _twin(layer: Any) -> Any:
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in twin.parameters():
-            p.copy_(torch.randn(p.shape, generator=draws, dtype=torch.float32))
+            p.copy_(torch.randn(p.shape, generator=draws, dtype=torch.float32, device="cpu"))
     return twin
 
 

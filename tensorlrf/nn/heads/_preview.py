@@ -56,7 +56,8 @@ class Turned:
         covariance = (rows - mean).T @ (rows - mean) / len(rows)
         root = torch.linalg.cholesky(shrunk(covariance, spanning_amount(covariance)))
         basis = torch.linalg.eigh(root.T @ square @ root)[1].flip(-1)
-        inverse = torch.linalg.solve_triangular(root, torch.eye(*root.shape).to(root), upper=False)
+        unit = torch.eye(len(root), dtype=root.dtype, device=root.device)
+        inverse = torch.linalg.solve_triangular(root, unit, upper=False)
         turn = basis.T @ inverse
         return cls(wide @ (root @ basis), turn, turn @ mean)
 

@@ -264,8 +264,7 @@ def _differs_on(
     first = next(one for one in made.modules() if isinstance(one, nn.Linear))
 
     def draw(rows: int) -> Tensor:
-        x = torch.randn(rows, first.in_features, generator=draws)
-        return x.to(weight.device, weight.dtype)
+        return _drawn((rows, first.in_features), draws, weight)
 
     given = inputs(made.num_experts, draw)
     return _apart(made, module, given, weight.dtype)
@@ -296,10 +295,16 @@ def _differs(module: nn.Module) -> str:
     n = made.num_experts
     draws = torch.Generator().manual_seed(0)
     first: Any = next(made.get_submodule(made._up).children())
-    x = torch.randn(n, first.in_features, generator=draws).to(weight.device, weight.dtype)
-    index = torch.stack([torch.arange(n), torch.arange(n).roll(1)], dim=1).to(weight.device)
-    shares = torch.rand(n, 2, generator=draws).to(weight.device, weight.dtype)
+    x = _drawn((n, first.in_features), draws, weight)
+    experts = torch.arange(n, device=weight.device)
+    index = torch.stack([experts, experts.roll(1)], dim=1)
+    shares = _drawn((n, 2), draws, weight).abs()
     return _apart(made, module, (x, index, shares), weight.dtype)
+
+
+def _drawn(shape: tuple[int, int], draws: torch.Generator, like: Tensor) -> Tensor:
+    drawn = torch.randn(shape, generator=draws, dtype=torch.float32, device="cpu")
+    return drawn.to(like.device, like.dtype)
 
 
 def _apart(made: nn.Module, module: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> str:

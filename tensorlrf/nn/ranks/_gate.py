@@ -182,10 +182,11 @@ def _solved(seen: Tensor) -> Tensor:
     as a share of the whole."""
     whole = seen[:, 3].clamp(min=torch.finfo(torch.float64).tiny)
     features, wanted = seen[:, :2] / whole[:, None], seen[:, 2] / whole
-    best, least = torch.zeros(2, dtype=torch.float64), float(wanted.square().sum())
+    best = torch.zeros(2, dtype=torch.float64, device=seen.device)
+    least = float(wanted.square().sum())
     for chosen in ([0, 1], [0], [1]):
         part = torch.linalg.lstsq(features[:, chosen], wanted[:, None], driver="gelsd").solution
-        full = torch.zeros(2, dtype=torch.float64)
+        full = torch.zeros_like(best)
         full[chosen] = part[:, 0]
         lost = float((features @ full - wanted).square().sum())
         if bool((full >= 0).all()) and lost < least:

@@ -117,8 +117,8 @@ def _shown(layer: Any) -> Tensor:
 
 def _entries(heads: int, to: Resized) -> Tensor:
     """Where the rows of so many heads were."""
-    rows = torch.tensor(to.rows)
-    return (torch.arange(heads)[:, None] * to.whole + rows).flatten()
+    rows = torch.tensor(to.rows, device="cpu")
+    return (torch.arange(heads, device="cpu")[:, None] * to.whole + rows).flatten()
 
 
 def _spread(rows: Tensor, at: Tensor, n: int) -> Tensor:
