@@ -73,7 +73,7 @@ CASES = {
     "bert": Case(
         lambda: hf.BertModel(bert_config()),
         TEXT,
-        {"pooler.dense": "a head", "embeddings.word_embeddings": "neither Linear"},
+        {"pooler.dense": "a head", "embeddings.word_embeddings": "an embedding"},
         ("encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense"),
     ),
     "bert classifier": Case(
@@ -87,7 +87,10 @@ CASES = {
             hf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32)
         ),
         TEXT,
-        {"lm_head": "shares its storage with transformer.wte.weight", "transformer.wte": "neither"},
+        {
+            "lm_head": "shares its storage with transformer.wte.weight",
+            "transformer.wte": "shares its weight with lm_head",
+        },
         ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"),
     ),
     "llama": Case(
@@ -105,7 +108,7 @@ CASES = {
     "t5": Case(
         t5,
         {**TEXT, "decoder_input_ids": IDS[:, :5]},
-        {"lm_head": "shares its storage with", "shared": "neither"},
+        {"lm_head": "shares its storage with", "shared": "shares its weight with lm_head"},
         ("encoder.block.0.layer.1.DenseReluDense.wo", "decoder.block.1.layer.1.EncDecAttention.k"),
     ),
     "clip vision": Case(clip, PIXELS, {}, ("embeddings.patch_embedding", "layers.1.mlp.fc2")),

@@ -25,7 +25,7 @@ def text_of(version: Any, method: dict[str, Any]) -> str:
     values = json.loads(plan(NET, method={"0": tensorlrf.SVD(rank=2), "*": None}).to_json())
     values["version"] = version
     if version in (1, 2, None):
-        for later in ("keep_bytes", "keep_flops", "keep_latency", "allotment"):
+        for later in ("keep_total", "keep_bytes", "keep_flops", "keep_latency", "allotment"):
             del values[later]
     values["layers"][0]["method"] = method
     return json.dumps(values)

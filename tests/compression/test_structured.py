@@ -144,7 +144,9 @@ def test_layers_that_cannot_have_a_format_stay_with_the_reason() -> None:
     assert "blr serves linear layers only" in plan.layer("0").reason
     grouped = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3))
     plan = tensorlrf.plan(grouped, keep_params=0.5, method="kron", skip=[])
-    assert "groups" in plan.layer("0").reason
+    assert plan.layer("0").method is not None  # the groups side by side
+    plan = tensorlrf.plan(grouped, keep_params=0.5, method={"1": "kron", "0": "blr"}, skip=[])
+    assert "blr serves linear layers only" in plan.layer("0").reason
     with pytest.raises(ArgumentError, match="blr serves linear layers only"):
         plan.edit("1", method="blr")
 
