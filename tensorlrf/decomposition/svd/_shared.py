@@ -54,9 +54,9 @@ def shared_svd(
     """Matrices of low rank with one right factor, nearest to the given ones together.
 
     Of W_i (m_i, n) the result has L_i (m_i, r) and one R (r, n) for all, with the least sum over i
-    of |(W_i - L_i R) G_i^(1/2)|^2. With one metric for all it is the truncated SVD of the matrices
-    above each other. With t_i(r) what the best matrix of rank r leaves of W_i alone, squared, and
-    t(r) what this one leaves of all,
+    of ``|(W_i - L_i R) G_i^(1/2)|^2``. With one metric for all it is the truncated SVD of the
+    matrices above each other. With t_i(r) what the best matrix of rank r leaves of W_i alone,
+    squared, and t(r) what this one leaves of all,
 
         sum_i t_i(r) <= t(r),      t(sum_i r_i) <= sum_i t_i(r_i),
 

@@ -20,11 +20,11 @@ SCALES = (0.25, 0.5, 0.75)
 class RankGate(nn.Module):
     """A linear layer on low rank that takes as many leading terms as its input needs.
 
-    For y = left z with z = right x, the terms beyond rank p add an energy |left_tail z_tail|^2. The
-    gate predicts it from what is known after p terms, a_p |x|^2 + b_p e_p with the energy e_p, the
-    sum of |left_k|^2 z_k^2 over k <= p, and goes on to the next rank until it predicts a relative
-    error of at most `error`. Nothing that was computed for a smaller rank is lost. An input is all
-    that one call brings: one example at a time, or a batch as a whole.
+    For y = left z with z = right x, the terms beyond rank p add the squared norm of left_tail
+    z_tail. The gate predicts it from what is known after p terms, ``a_p |x|^2 + b_p e_p`` with the
+    energy e_p, the sum of ``|left_k|^2 z_k^2`` over k <= p, and goes on to the next rank until it
+    predicts a relative error of at most `error`. Nothing that was computed for a smaller rank is
+    lost. An input is all that one call brings: one example at a time, or a batch as a whole.
 
     The choice is read on the host, once for each rank that is tried, and breaks a graph of
     torch.compile. A gate is no part of a file: save the layer, and fit it anew.

@@ -123,8 +123,8 @@ class TensorRegression(nn.Module):
         ----------
         in_shape, out_shape : sequence of int
         rank : int, tuple or float
-            As the decomposition of that word takes it for a tensor (*in_shape, *out_shape); a share
-            counts parameters, and is an upper bound. Of a Tucker an int bounds every mode.
+            As the decomposition of that word takes it for a tensor ``(*in_shape, *out_shape)``; a
+            share counts parameters, and is an upper bound. Of a Tucker an int bounds every mode.
         method : {"tucker", "cp", "tt"}
             The form of the weight.
         bias : bool
