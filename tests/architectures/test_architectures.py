@@ -106,4 +106,5 @@ def test_compress_without_data(architecture: Architecture) -> None:
 
 def compiled(model: nn.Module) -> nn.Module:
     torch._dynamo.reset()
+    # torch types what it gives as a callable; of a module it is one.
     return torch.compile(model, backend="eager", dynamic=False)  # type: ignore[return-value]

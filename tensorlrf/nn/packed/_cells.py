@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from tensorlrf.errors import ArgumentError, ShapeError
-from tensorlrf.nn.packed._scan import MODES, Mode, States
+from tensorlrf.errors import ShapeError
+from tensorlrf.nn.packed._scan import MODES, Mode, States, given_states
 from tensorlrf.nn.packed.unpacked import (
     Unpacked,
     alone,
@@ -84,14 +84,7 @@ class FactoredCell(Unpacked):
         n, shape = self._mode.states, (x.shape[0], self.hidden_size)
         if hx is None:
             return tuple(x.new_zeros(shape) for _ in range(n))
-        given = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
-        if len(given) != n:
-            raise ArgumentError(f"hx has {len(given)} tensors; a {self.stands_for} has {n}")
-        wanted = shape if batched else shape[1:]
-        for state in given:
-            if not isinstance(state, Tensor) or tuple(state.shape) != wanted:
-                got = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-                raise ShapeError(f"hx holds {got}; it must be {wanted}")
+        given = given_states(hx, [shape if batched else shape[1:]] * n, self.stands_for)
         return given if batched else tuple(state[None] for state in given)
 
     def extra_repr(self) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import _VF, Tensor
 
+from tensorlrf.errors import ArgumentError, ShapeError
+
 States = tuple[Tensor, ...]
 """(h,), or (h, c): each (batch, size)."""
 
@@ -50,6 +52,18 @@ MODES = {
     "RNN_TANH": Mode(1, 1, _VF.rnn_tanh, lambda x, y, _: ((x + y).tanh(),)),
     "RNN_RELU": Mode(1, 1, _VF.rnn_relu, lambda x, y, _: ((x + y).relu(),)),
 }
+
+
+def given_states(hx: Any, wanted: Sequence[tuple[int, ...]], kind: str) -> States:
+    """What a user gives as h or (h, c), of these shapes. Raises ArgumentError and ShapeError."""
+    given = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+    if len(given) != len(wanted):
+        raise ArgumentError(f"hx has {len(given)} tensors; a {kind} has {len(wanted)}")
+    for state, shape in zip(given, wanted, strict=True):
+        if not isinstance(state, Tensor) or tuple(state.shape) != shape:
+            got = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            raise ShapeError(f"hx holds {got}; it must be {shape}")
+    return given
 
 
 def scan(

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.factors.kinds import two_matrices
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn.packed._scan import MODES, States, backwards, scan
+from tensorlrf.nn.packed._scan import MODES, States, backwards, given_states, scan
 from tensorlrf.nn.packed.unpacked import (
     Unpacked,
     alone,
@@ -268,16 +268,8 @@ class FactoredRecurrent(Unpacked):
         sizes = [self.proj_size or self.hidden_size, self.hidden_size][: MODES[self.mode].states]
         if hx is None:
             return tuple(x.new_zeros(n, batch, size) for size in sizes)
-        given = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
-        if len(given) != len(sizes):
-            raise ArgumentError(
-                f"hx has {len(given)} tensors; a {self.stands_for} has {len(sizes)}"
-            )
         wanted = [(n, batch, size) if batched else (n, size) for size in sizes]
-        for state, shape in zip(given, wanted, strict=True):
-            if not isinstance(state, Tensor) or tuple(state.shape) != shape:
-                got = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-                raise ShapeError(f"hx holds {got}; it must be {shape}")
+        given = given_states(hx, wanted, self.stands_for)
         return given if batched else tuple(state.unsqueeze(1) for state in given)
 
     def _told(self, last: States) -> Any:

@@ -83,6 +83,7 @@ SETTINGS = {"allocation": "uniform", "metric": "outputs", "progress": False, "sk
 
 
 def shared(model: nn.Module, word: str | list[str], keep: float = 0.5) -> tuple[nn.Module, Report]:
+    # Words come from parametrize as plain text.
     return compress(model.eval(), keep_params=keep, calibration=BATCHES, shared=word, **SETTINGS)  # type: ignore[arg-type]
 
 
@@ -200,6 +201,7 @@ def test_exported_it_is_one_parameter_and_densified_it_is_right() -> None:
     assert stock.q[1].weight is not stock.k[1].weight
     plain = densify(small)
     for other in (stock, plain):
+        # Rounding in float32, a few layers deep, added in another order.
         torch.testing.assert_close(other(BATCHES[0]), small(BATCHES[0]), atol=1e-5, rtol=1e-4)
     assert plain.q.weight is not plain.k.weight
 
@@ -214,6 +216,7 @@ def test_it_is_tuned_moved_trained_and_made_in_place() -> None:
     model = model.float()
     expected = model(BATCHES[0])
     tensorlrf.tune(model, BATCHES[0], progress=False)
+    # Rounding in float32, a few layers deep, added in another order.
     torch.testing.assert_close(model(BATCHES[0]), expected, atol=1e-5, rtol=1e-4)
     assert model.q.right is model.k.right
     model.train()(BATCHES[0]).square().mean().backward()
@@ -224,6 +227,7 @@ def test_bad_input_is_named() -> None:
     model = Attention(0.95)
     for wrong in (3, [3], [""], {"inputs": 1}):
         with pytest.raises(ArgumentError, match="shared="):
+            # What the types refuse is what is tried.
             compress(model, keep_params=0.5, shared=wrong, **SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="give calibration="):
         compress(model, keep_params=0.5, shared="inputs", **SETTINGS)

@@ -164,9 +164,9 @@ def test_what_is_not_factored_stays_torchs_own(net: Net, batches: list[Tensor]) 
     assert isinstance(small.encoder.layers[0].self_attn, FactoredMultiheadAttention)
     assert type(small.encoder.layers[1].self_attn) is nn.MultiheadAttention
     with torch.no_grad():
-        torch.testing.assert_close(
-            small(batches[0], is_padding()), tensorlrf.densify(small)(batches[0]), rtol=1, atol=1
-        )
+        wanted = tensorlrf.densify(small)(batches[0], is_padding())
+        # Rounding in float32, a few layers deep.
+        torch.testing.assert_close(small(batches[0], is_padding()), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_in_place(net: Net, small: nn.Module, batches: list[Tensor]) -> None:
