@@ -113,9 +113,9 @@ def apply(
         and the interval of the report's model error is one over groups.
     rerun : bool
         False: each batch's forward pass is held where it is while a layer is factored, so that
-        calibration costs two passes for the first batch and one for each other, and the activations
-        of all batches are alive at once. True: one batch's activations at a time, for about L / 2
-        passes a batch with L layers.
+        calibration costs two passes for the first batch and one for each other, with one more for
+        every layer that a pass calls several times, and the activations of all batches are alive at
+        once. True: one batch's activations at a time, for about L / 2 passes a batch with L layers.
     memory_limit : int, optional
         Most bytes that calibration and fit of one layer may take beside the model, the batches and
         activations, by default half of the memory that is free: with n input columns (a convolution

@@ -5,8 +5,7 @@ of its inputs; whoever takes them writes the compressed weight into the copy bef
 next one. Each pass runs through a replica: a model may keep what it has computed on itself.
 
 Two ways give the same moments: passes that wait at each layer (`_suspended`), and passes that run
-anew up to it (`_rerun`). They differ only behind a layer that is called several times in a pass: a
-suspended pass has made its earlier calls with the dense weight.
+anew up to it (`_rerun`).
 
 A third way looks at all layers at once, on the inputs that the given model delivers: `at_once`.
 

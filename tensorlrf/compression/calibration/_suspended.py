@@ -1,6 +1,9 @@
 """Calibration by passes that wait: every batch's forward pass stops at a layer and goes on from
 there, several side by side with a core each. The whole is one pass a batch, and the activations of
-all batches are alive at once."""
+all batches are alive at once.
+
+A layer that is called several times in a pass is held at its last call, when the earlier ones have
+been made with the dense weight: behind it the passes begin anew, one more for each such layer."""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def suspended(
     calibration: Calibration,
     original: nn.Module | None,
 ) -> Generator[Layers, None, None]:
-    """As `calibrated`, by one pass a batch."""
+    """As `calibrated`, by one pass a batch, and one more for each layer called several times."""
     # A layer that the first batch did not call comes first: the others wait on the common course.
     others = [name for name in names if name not in trace.calls]
     position = {name: k for k, name in enumerate([*others, *trace.calls])}
@@ -61,7 +64,10 @@ def suspended(
             passes.done.add(name)
             if not shared.waiting(name, passes.done):
                 leading = None
-            passes.go_on_from(name)
+            if name in trace.again and not passes.done.issuperset(names):
+                passes.begin()
+            else:
+                passes.go_on_from(name)
         # Called less often than in the first pass, so never at its last call.
         yield list(moments.items())
     finally:
@@ -105,7 +111,11 @@ class _Passes:
         self._running: list[Suspendable] = []
 
     def begin(self) -> None:
-        """All passes to their first layers."""
+        """All passes, those that are under way anew, to the first layers that are not done."""
+        self.close()
+        self.shared.passes.clear()
+        for sums in (self.moments, *self._sums):
+            sums.clear()
         self._running.extend(map(Suspendable, self._calls))
         self._advance(range(len(self._running)))
 
@@ -136,6 +146,7 @@ class _Passes:
         """End those that are under way."""
         for one in self._running:
             one.close()
+        self._running.clear()
 
 
 @dataclass(frozen=True)
@@ -158,13 +169,13 @@ class _Pass:
     shared: SharedInputs
 
     def __call__(self, this: Suspendable) -> None:
-        own = replica(self.model)
+        own, names = replica(self.model), [name for name in self.names if name not in self.done]
         with (
             limited(self.share),
             reference_pass(
-                self.original, self.names, self.batch, self.share, self.trace.calls
+                self.original, names, self.batch, self.share, self.trace.calls
             ) as reference,
-            Watch(own, self.names, _Arrivals(self, this, own, reference, self.shared.of_pass())),
+            Watch(own, names, _Arrivals(self, this, own, reference, self.shared.of_pass())),
         ):
             call(own, self.batch)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._reads import watch_readers
 from tensorlrf.compression.calibration._shared_inputs import Identity
@@ -16,6 +20,7 @@ from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
+from tensorlrf.nn.packed.unpacked import Unpacked
 
 READ = "its weight is read by {}, which does not call it"
 """Why a layer stays, for its reader."""
@@ -32,12 +37,15 @@ class Trace:
     inputs   the input shapes of those calls
     readers  layers whose weights somebody else computed with, and who did
     after    layers that are called once, and on the very same tensor as the one before: that one
+    again    layers called several times, whose earlier calls stay as they were when the weight
+             changes at a later one
     """
 
     calls: dict[str, int]
     inputs: dict[str, list[tuple[int, ...]]]
     readers: dict[str, str]
     after: dict[str, str]
+    again: frozenset[str] = frozenset()
 
 
 def record(
@@ -48,9 +56,13 @@ def record(
     calls = _Calls()
     own = replica(model)
     layers = {name: dense_layer_at(own, name).module for name in names}
-    with watch_readers(own, layers) as readers, Watch(own, names, calls):
+    with (
+        watch_readers(own, layers) as readers,
+        Watch(own, names, calls),
+        _forwards(own, names) as forwards,
+    ):
         call(own, batch, argument=argument)
-    return calls.trace(readers.found)
+    return calls.trace(readers.found, forwards)
 
 
 @dataclass
@@ -73,11 +85,39 @@ class _Calls:
             self.after[name] = self.last[0]
         self.last = name, identity
 
-    def trace(self, readers: dict[str, str]) -> Trace:
-        """What these calls come to."""
+    def trace(self, readers: dict[str, str], forwards: Mapping[str, int]) -> Trace:
+        """What these calls come to, with the `forwards` of modules that renew such calls within
+        one."""
         calls = {n: len(shapes) for n, shapes in self.inputs.items() if n not in readers}
         after = {n: one for n, one in self.after.items() if calls.get(n) == calls.get(one) == 1}
-        return Trace(calls, self.inputs, readers, after)
+        again = {n for n, k in calls.items() if min(k, forwards.get(_owner(n), k)) > 1}
+        return Trace(calls, self.inputs, readers, after, frozenset(again))
+
+
+def _owner(name: str) -> str:
+    """The module that a layer is a child of."""
+    return name.rpartition(".")[0]
+
+
+@contextlib.contextmanager
+def _forwards(model: nn.Module, names: list[str]) -> Iterator[Counter[str]]:
+    """How often the owners of these layers are called that make good, within one forward, what a
+    weight gave which changes on the way."""
+    found, handles = Counter[str](), list[RemovableHandle]()
+    for owner in {_owner(name) for name in names if name != ROOT}:
+        module = model.get_submodule(owner)
+        if isinstance(module, Unpacked) and module.renews:
+            count = partial(_count, found, owner)
+            handles.append(module.register_forward_pre_hook(count))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(found: Counter[str], name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+    found[name] += 1
 
 
 class Watch:

@@ -56,6 +56,7 @@ class FactoredRecurrent(Unpacked):
     """
 
     mode: str
+    renews = True
     _packed: ClassVar[type[nn.RNNBase]]
 
     def __init__(self, like: nn.RNNBase) -> None:

@@ -34,6 +34,10 @@ class Unpacked(nn.Module, ABC):
     stands_for: ClassVar[str]
     """The type name of the packed module."""
 
+    renews: ClassVar[bool] = False
+    """Whether a forward, within which hooks put other weights into layers that it calls several
+    times, gives what these give from the first call on."""
+
     def __init_subclass__(
         cls,
         *,
