@@ -85,13 +85,17 @@ class LagMoments(Protocol):
 
 
 def lag_moments(
-    weight: Tensor, taps: Taps | None, metric: OutputMetric | None = None
+    weight: Tensor,
+    taps: Taps | None,
+    metric: OutputMetric | None = None,
+    wanted: Tensor | None = None,
 ) -> LagMoments:
     """An empty accumulator for a group's weight (O, I, *kernel) or (O, I), the cheaper one. The
-    weight is kept, so that the layer's may be overwritten later."""
-    if taps is None and weight.shape[1] <= weight.shape[0]:
+    weight is kept, so that the layer's may be overwritten later. With `wanted` (O, n0) a linear
+    layer is to give wanted x0, of inputs that the given model has another number of."""
+    if taps is None and wanted is None and weight.shape[1] <= weight.shape[0]:
         return InputLags(weight, metric)
-    return OutputLags(weight, taps, metric)
+    return OutputLags(weight, taps, metric, wanted)
 
 
 def lag_bytes(shape: Sequence[int], taps: Taps | None) -> int:
@@ -158,9 +162,14 @@ class OutputLags:
     """Of any layer, from the outputs: 2 n O products a row or patch."""
 
     def __init__(
-        self, weight: Tensor, taps: Taps | None, metric: OutputMetric | None = None
+        self,
+        weight: Tensor,
+        taps: Taps | None,
+        metric: OutputMetric | None = None,
+        wanted: Tensor | None = None,
     ) -> None:
         self._weight = raised(weight.detach()).clone()
+        self._wanted = None if wanted is None else raised(wanted.detach())
         self._root = None if metric is None else metric.root.to(self._weight.dtype)
         self._taps = None if taps is None else taps.one_group()
         like = {"dtype": torch.float64, "device": weight.device}
@@ -175,9 +184,9 @@ class OutputLags:
         x, x0, weight = raised(x.detach()), raised(x0.detach()), self._weight
         taps = self._taps
         if taps is None:
-            x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x.shape[-1])
+            x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x0.shape[-1])
             parts = range(0, max(1, x.shape[0]), ROWS)
-            e = torch.cat([F.linear(x0[k : k + ROWS] - x[k : k + ROWS], weight) for k in parts])
+            e = torch.cat([self._behind(x[k : k + ROWS], x0[k : k + ROWS]) for k in parts])
             cross, summed = e.T @ x, e.sum(0).to(torch.float64)
             self.count += x.shape[0]
         else:
@@ -193,6 +202,12 @@ class OutputLags:
         self._lost += _squared(rows)
         if self._root is not None:
             self._weighted += _squared(self._root.T @ rows if e.ndim > 2 else rows @ self._root)
+
+    def _behind(self, x: Tensor, x0: Tensor) -> Tensor:
+        """e of a linear layer, (N, O)."""
+        if self._wanted is None:
+            return F.linear(x0 - x, self._weight)
+        return F.linear(x0, self._wanted) - F.linear(x, self._weight)
 
     def merge(self, other: Self) -> None:
         """Take what another one of the same layer has seen."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class Calibration:
     room     bytes of moments of several layers at once, which are of one layer at the least
     forms    of the second moments of layers that have no room for all of them
     groups   of each batch the number of what it belongs to, where that is known
+    wanted   of linear layers that are to give what others do in the given model, in their place and
+             on more inputs, the weights of those
     """
 
     batches: list[Batch]
@@ -48,6 +51,7 @@ class Calibration:
     room: int = AT_ONCE_BYTES
     forms: Mapping[str, Form] = field(default_factory=dict)
     groups: tuple[int, ...] | None = None
+    wanted: Mapping[str, Tensor] = field(default_factory=dict)
 
     def metrics_of(self, name: str) -> Metrics:
         """Those of a layer; None where all errors count alike."""
@@ -140,11 +144,10 @@ class LayerMoments:
         holds_out: bool,
         metrics: Metrics = None,
         form: Form = FULL,
+        wanted: Tensor | None = None,
     ) -> None:
-        self._fit = Stream(layer, lags=lags, metrics=metrics, form=form)
-        self._held = None
-        if holds_out:
-            self._held = Stream(layer, lags=lags, metrics=metrics, form=form)
+        new = partial(Stream, layer, lags=lags, metrics=metrics, form=form, wanted=wanted)
+        self._fit, self._held = new(), new() if holds_out else None
 
     def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
         """Take the input of one call; x0 is what the given model gets there."""
@@ -215,6 +218,7 @@ class Adder:
                     holds_out=bool(self.calibration.held),
                     metrics=self.calibration.metrics_of(name),
                     form=form,
+                    wanted=self.calibration.wanted.get(name),
                 )
             if layer.taps is None:
                 x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)

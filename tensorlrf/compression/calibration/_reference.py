@@ -71,7 +71,7 @@ class ReferencePass:
             raise ArgumentError(
                 f"target='original' needs a model that takes the same course before and after "
                 f"compression, but where {name} is called now the given model calls "
-                f"{reached or 'no further layer'}; use target='prefix'"
+                f"{reached or 'no further layer'}; use target='prefix', or 'independent'"
             )
         return reached is not None and self._place[reached] < self._place[name]
 

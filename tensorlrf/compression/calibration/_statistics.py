@@ -261,15 +261,21 @@ class Stream:
     """Collects the `Statistics` of every group of a layer, call by call."""
 
     def __init__(
-        self, layer: DenseLayer, *, lags: bool, metrics: Metrics = None, form: Form = FULL
+        self,
+        layer: DenseLayer,
+        *,
+        lags: bool,
+        metrics: Metrics = None,
+        form: Form = FULL,
+        wanted: Tensor | None = None,
     ) -> None:
-        self._layer, self._metrics = layer, metrics
+        self._layer, self._metrics, self._wanted = layer, metrics, wanted
         self._moments: list[Moments] = [moments_of(layer, form) for _ in range(layer.groups)]
         self._inputs: list[Inputs] = []
         self._lags: list[LagMoments] | None = None
         if lags and not layer.is_table:  # indices are what they are
             groups = zip(layer.group_weights(), self._of_groups, strict=True)
-            self._lags = [lag_moments(w, layer.taps, metric) for w, metric in groups]
+            self._lags = [lag_moments(w, layer.taps, metric, wanted) for w, metric in groups]
 
     @property
     def count(self) -> int:
@@ -310,11 +316,17 @@ class Stream:
         parts = self._split(x)
         for moments, part in zip(self._moments, parts, strict=True):
             moments.add(part)
-        if x0 is None or x0.shape != x.shape:
+        if x0 is None or not self._pairs(x, x0):
             self.drop_lags()
         elif self._lags is not None:
             for lag, part, part0 in zip(self._lags, parts, self._split(x0), strict=True):
                 lag.add(part, part0)
+
+    def _pairs(self, x: Tensor, x0: Tensor) -> bool:
+        """Whether they are inputs of the same calls."""
+        if self._wanted is None:
+            return x.shape == x0.shape
+        return (*x.shape[:-1], self._wanted.shape[1]) == x0.shape
 
     def merge(self, other: Stream) -> None:
         """Take what another one of the same layer has seen."""

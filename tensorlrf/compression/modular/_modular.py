@@ -19,7 +19,7 @@ from tensorlrf.compression._survey import (
 )
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.modular._recognised import recognised
 from tensorlrf.compression.modular._trials import RULES, Trial, Trials
 from tensorlrf.compression.plan._request import Request
@@ -60,7 +60,7 @@ def whole_modules(
     report = Report(
         keep_params=request.budget.value,
         error=None,
-        target="independent",
+        target="original" if best.refitted else "independent",
         affine=False,
         batches=len(data.fitted),
         held_out=len(data.held_out),
@@ -112,11 +112,11 @@ def _checked(request: Request, data: Calibration | None, fitting: Fitting) -> Ca
             "affine=True is of methods that make factors; method='modular' corrects the biases "
             "that there are in any case"
         )
-    if fitting.target == "prefix" or fitting.rerun:
-        given = "rerun=True" if fitting.rerun else f"target={fitting.target!r}"
+    if fitting.target == "prefix":
         raise ArgumentError(
-            f"{given} is of methods that make factors; method='modular' takes the inputs of the "
-            "given model for all modules at once"
+            "target='prefix' is of methods that make factors; method='modular' cuts modules by the "
+            'inputs of the given model, and fits what is left to its outputs ("original") or not '
+            '("independent")'
         )
     if request.allocation.rule not in RULES:
         raise ArgumentError(
@@ -154,11 +154,23 @@ def _row(
         )
     weight = dense_layer_at(model, name).weight
     params, each = weight.numel(), weight.element_size()
-    done = trial.done.get(name)
+    done, refitted = trial.done.get(name), trial.refitted.get(name)
     row = LayerReport(
         name, found.places, kind, True, None, None, "keeps all by its share of the budget",
         params, params, params * each, params * each,
     )  # fmt: skip
+    if refitted is not None:
+        biased = dense_layer_at(model, name).module.bias is not None
+        row = replace(
+            row,
+            reason=f"{row.reason}; fitted to the inputs that it has now",
+            output_error=refitted.error,
+            held_out=refitted.held,
+            samples=refitted.samples,
+            data_aware=True,
+            bias="corrected" if biased else "",
+            metric=OUTPUTS,
+        )
     if done is None:
         return row
     after = dense_layer_at(trial.model, name).weight.numel()
@@ -169,7 +181,7 @@ def _row(
         reason="",
         params_after=after,
         bytes_after=after * each,
-        output_error=done.error,
+        output_error=done.error if refitted is None else refitted.error,
         samples=done.samples,
         data_aware=True,
         metric=trial.metric,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -19,6 +19,7 @@ from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.compression.modular import _moments
 from tensorlrf.compression.modular._costs import costs_of
 from tensorlrf.compression.modular._outlook import Costs, Done, Outlook, outlook
+from tensorlrf.compression.modular._refit import Refitted, refit
 from tensorlrf.compression.modular._shares import Sized, by_block, shares, sizes
 from tensorlrf.compression.modular._structures import Channels, Structure
 from tensorlrf.compression.plan._knapsack import Options, knapsack
@@ -40,6 +41,7 @@ class Trial:
     allotment  by which rule, beside which others
     metric     what errors of outputs counted
     loss       of its outputs on the batches held out; None where none are
+    refitted   layers that were fitted in order to what the given model has there
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Trial:
     allotment: Allotment
     metric: str
     loss: float | None = None
+    refitted: Mapping[str, Refitted] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,7 +82,26 @@ class Trials:
                 best = trial
         assert best is not None
         candidates = tuple(told) if len(told) > 1 else ()
-        return replace(best, allotment=replace(best.allotment, candidates=candidates))
+        best = replace(best, allotment=replace(best.allotment, candidates=candidates))
+        self._kept.clear()
+        return best if self.fitting.target == "independent" or not best.done else self._refit(best)
+
+    def _refit(self, cut: Trial) -> Trial:
+        """With what is left fitted in order, where the model does not lose more on the batches held
+        out by that."""
+        small, before = copy_of(cut.model), cut.loss
+        names = [name for one in self.structures for name in one.linears]
+        with progress_bar("fit", len(names), self.fitting.progress) as advance:
+            found = refit(
+                self.model, small, self.structures, self.data, advance, rerun=self.fitting.rerun
+            )
+        if self.data.held_out:
+            before = self._loss_of(cut.model) if before is None else before
+            after = self._loss_of(small)
+            if _number(after) > _number(before):
+                return cut
+            cut = replace(cut, loss=after)
+        return replace(cut, model=small, refitted=found)
 
     @cached_property
     def costs(self) -> Costs:

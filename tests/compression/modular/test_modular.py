@@ -185,7 +185,6 @@ def test_heads_behind_a_norm_of_their_own_stay() -> None:
         ({"keep_params": 0.001}, "is the least they can do with"),
         ({"keep_params": 0.5, "affine": True}, "affine=True"),
         ({"keep_params": 0.5, "target": "prefix"}, "target=.prefix. is of methods"),
-        ({"keep_params": 0.5, "rerun": True}, "rerun=True is of methods"),
         ({"keep_params": 0.5, "include": "embeddings"}, "include="),
         ({"keep_params": None, "keep_total": 0.5}, "needs keep_params"),
         ({"keep_params": 0.5, "allocation": "energy"}, "block_influence"),
