@@ -15,7 +15,7 @@ from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
 from tensorlrf.compression import plan as make_plan
-from tensorlrf.compression.methods import words
+from tensorlrf.compression.methods import MODULAR, words
 from tensorlrf.decomposition.methods import installed, names
 from tensorlrf.errors import ArgumentError, printable
 
@@ -24,7 +24,8 @@ def words_of_methods() -> str:
     """For the help: those that are there, and those of installed packages, which are not loaded."""
     of_matrices = [w for w in words() if w in set(names("linear")) - set(names("conv"))]
     others = (*(w for w in words() if w not in of_matrices), *installed())
-    return f"{', '.join(others)}; for linear layers {', '.join(of_matrices)}."
+    whole = f"or {MODULAR}, with --text: whole modules of a transformer become smaller"
+    return f"{', '.join(others)}; for linear layers {', '.join(of_matrices)}; {whole}."
 
 
 def compress(
@@ -109,6 +110,13 @@ def compress(
     ] = "svd",
     skip: Skip = None,
     include: Include = None,
+    fold_batch_norms: Annotated[
+        bool,
+        typer.Option(
+            "--fold-batch-norms",
+            help="Fold batch normalisations into the layers before them first.",
+        ),
+    ] = False,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -135,9 +143,42 @@ def compress(
             "errors of them cost the model), or auto, whichever loses less on text held out.",
         ),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss",
+            metavar="WORD",
+            help="What errors of the outputs cost: auto (default), kl, cosine or relative.",
+        ),
+    ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shared",
+            metavar="WORD",
+            help="Layers that may have one right factor, again for more: inputs (those fed the "
+            "same, with --text), experts, layers (neighbours in depth), or a glob.",
+        ),
+    ] = None,
     affine: Annotated[
         bool, typer.Option("--affine", help="Let biases make good what they can.")
     ] = False,
+    holdout: Annotated[
+        float | None,
+        typer.Option("--holdout", help="Share of the batches to judge by, not fitted to [.1]."),
+    ] = None,
+    rerun: Annotated[
+        bool,
+        typer.Option("--rerun", help="Hold one batch's activations at a time, for more passes."),
+    ] = False,
+    memory_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-limit",
+            metavar="BYTES",
+            help="That the fit of a layer may take beside the model [half of what is free].",
+        ),
+    ] = None,
     refine: Annotated[
         float | None,
         typer.Option("--refine", metavar="SECONDS", help="Of distillation at the end, on --text."),
@@ -188,13 +229,15 @@ def compress(
       tensorlrf compress minilm/ -o minilm-small/ --keep-flops .5 --allocation auto --text news.txt
       tensorlrf compress minilm/ -o small/ --max-drop .01 --evaluate metrics:f1 --text news.txt
       tensorlrf compress smollm/ -o small/ --keep-total .8 --include embeddings --include heads
+      tensorlrf compress smollm/ -o small/ --keep-params .8 --shared inputs --text news.txt
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
     with guard(debug, target):
         options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
-            max_batches, dtype, seed, fit_metric, refine, groups,
+            max_batches, dtype, seed, fit_metric, refine, groups, loss, holdout, rerun,
+            memory_limit,
         )  # fmt: skip
         options.check()
         budgets = {
@@ -204,9 +247,9 @@ def compress(
         }  # fmt: skip
         wanted = Wanted(
             budgets, method, skip or [], include or [], allocation, least_share, sensitivity,
-            evaluate,
+            evaluate, fold_batch_norms,
         )  # fmt: skip
-        wanted.check(source, with_text=bool(text))
+        wanted.check(source, with_text=bool(text), plan_only=plan_only)
         given = None
         if plan is not None:
             wanted.check_alone()
@@ -220,11 +263,16 @@ def compress(
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
         fit: dict[str, Any] = {
             "calibration": job.batches, "target": fit_target or "original", "affine": affine,
-            "random_state": seed, "groups": job.groups,
+            "random_state": seed, "groups": job.groups, "shared": shared, "rerun": rerun,
+            "memory_limit": memory_limit,
         }  # fmt: skip
         fit |= {} if fit_metric is None else {"metric": fit_metric}
-        if given is None and (plan_only or (metric is None and refine is None)):
-            more: dict[str, Any] = {} if max_drop is None else {"evaluate": metric}
+        looks: dict[str, Any] = {} if loss is None else {"loss": loss}
+        looks |= {} if holdout is None else {"holdout": holdout}
+        fit |= looks
+        at_once = metric is not None or refine is not None or method == MODULAR
+        if given is None and (plan_only or not at_once):
+            looks |= {} if max_drop is None else {"evaluate": metric}
             given = job.explain(
                 make_plan(
                     job.model,
@@ -232,7 +280,7 @@ def compress(
                     groups=job.groups,
                     random_state=seed,
                     **arguments,
-                    **more,
+                    **looks,
                 )
             )
         if plan_only and given is not None:

@@ -36,6 +36,10 @@ class Options:
     metric: str | None = None
     refine: float | None = None
     groups: str | None = None
+    loss: str | None = None
+    holdout: float | None = None
+    rerun: bool = False
+    memory_limit: int | None = None
 
     def check(self) -> None:
         """Raise for what can be told before anything is read."""
@@ -63,6 +67,10 @@ class Options:
                 "--metric": self.metric,
                 "--refine": self.refine,
                 "--groups": self.groups,
+                "--loss": self.loss,
+                "--holdout": self.holdout,
+                "--rerun": self.rerun or None,
+                "--memory-limit": self.memory_limit,
             }
             for option, value in fitting.items():
                 if value is not None:

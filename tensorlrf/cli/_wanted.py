@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tensorlrf.compression import Allocation, Plan, Sensitivity
+from tensorlrf.compression.methods import MODULAR
 from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
 from tensorlrf.compression.plan.budget import ON_INPUTS
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
@@ -28,8 +29,9 @@ class Wanted:
     least_share: float | None
     sensitivity: Path | None
     evaluate: str | None = None
+    fold_batch_norms: bool = False
 
-    def check(self, source: Path, *, with_text: bool) -> None:
+    def check(self, source: Path, *, with_text: bool, plan_only: bool) -> None:
         """Raise for what needs inputs, or a model that runs, where there are none."""
         if self.evaluate is not None and not source.is_dir():
             raise ArgumentError(
@@ -43,6 +45,11 @@ class Wanted:
                 f"{wholes[0]} looks at the whole model, and so is for folders with a model of "
                 f"transformers; {source} is a file, of which the weights alone are known"
             )
+        if self.method == MODULAR and plan_only:
+            raise ArgumentError(
+                f"--method {MODULAR} makes whole modules smaller, which no plan of layers tells; "
+                "leave out --plan-only"
+            )
         if self.budgets["max_drop"] is not None and self.evaluate is None:
             raise ArgumentError("--max-drop needs --evaluate, the metric that may fall so far")
         if with_text:
@@ -50,6 +57,8 @@ class Wanted:
         looks = [_option(w) for w in (*ON_INPUTS, "max_drop") if self.budgets[w] is not None]
         if self.allocation in RULES_ON_INPUTS:
             looks.append(f"--allocation {self.allocation}")
+        looks += ["--fold-batch-norms"] if self.fold_batch_norms else []
+        looks += [f"--method {MODULAR}"] if self.method == MODULAR else []
         if looks and not source.is_dir():
             raise ArgumentError(
                 f"{looks[0]} looks at inputs, and so is for folders with a model of transformers; "
@@ -65,6 +74,7 @@ class Wanted:
             "--method": self.method != "svd",
             "--skip": bool(self.skip),
             "--include": bool(self.include),
+            "--fold-batch-norms": self.fold_batch_norms,
             "--allocation": self.allocation is not None,
             "--least-share": self.least_share is not None,
             "--sensitivity": self.sensitivity is not None,
@@ -91,6 +101,7 @@ class Wanted:
             "method": self.method,
             "skip": [glob for glob in self.skip if glob] if self.skip else None,
             "include": self.include,
+            "fold_batch_norms": self.fold_batch_norms,
             "allocation": Allocation(rule=rule, least_share=least),
             "sensitivity": None
             if self.sensitivity is None

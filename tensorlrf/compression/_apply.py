@@ -28,6 +28,7 @@ from tensorlrf.compression.calibration._tied import with_heads
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.fit._factor import Factored
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
+from tensorlrf.compression.folding._within import folded_as
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._check_plan import check_plan
@@ -81,7 +82,8 @@ def apply(
     model : Module
         The one that the plan was made for, or one of the same architecture.
     plan : Plan
-        From `tensorlrf.plan`, perhaps edited.
+        From `tensorlrf.plan`, perhaps edited. Batch normalisations that it folds are folded first;
+        a file of the result is loaded into the model as it was.
     calibration : iterable of batches, DataLoader or callable, optional
         Inputs to fit to: tensors, tuples (positional arguments), dicts (keyword arguments), on the
         model's device; the iterable is drawn once and held. Or a function that runs the model it is
@@ -160,7 +162,9 @@ def apply(
     ------
     ArgumentError, RankError
         For an unknown word, and a plan of another model, or one edited into something that cannot
-        be; NaN or Inf in a weight or in the inputs of a layer; batches that the model cannot take
+        be; one that folds batch normalisations which the model has not, or which the first batch
+        shows to be read by others; NaN or Inf in a weight or in the inputs of a layer; batches that
+        the model cannot take
         (the layer and the model's own error are named); a `memory_limit` below what a layer takes
         at the least.
 
@@ -201,6 +205,8 @@ def apply(
             "Plan.from_json(text)"
         )
     data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit, groups)
+    if plan.folded is not None:
+        model = folded_as(model, plan.folded, data, example)
     return carried_out(model, plan, survey(model), data, fitting, example)
 
 
@@ -265,7 +271,7 @@ def carried_out(
         allotment=plan.allotment,
         memory=work.memory,
         refinement=None,
-        folded=None,
+        folded=plan.folded,
         bases=tuple(bases.told),
     )
     if missed := shortfall(report):

@@ -24,6 +24,9 @@ MOST_STEPS = {
 
 AUTO = "auto"
 
+MODULAR = "modular"
+"""The word of `compress` that makes whole modules smaller, of which there is no plan of layers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Method):

@@ -27,6 +27,8 @@ def text_of(version: Any, method: dict[str, Any]) -> str:
     if version in (1, 2, None):
         for later in ("keep_total", "keep_bytes", "keep_flops", "keep_latency", "allotment"):
             del values[later]
+    if version in (1, 2, 3, 4, None):
+        del values["folded"]
     values["layers"][0]["method"] = method
     return json.dumps(values)
 

@@ -96,6 +96,35 @@ def folded_into(model: nn.Module, batch: Batch) -> tuple[nn.Module, dict[str, st
     return folded, found, left
 
 
+def folded_by(model: nn.Module, pairs: Mapping[str, str], batch: Batch | None) -> nn.Module:
+    """A copy with each normalisation folded into the layer that `pairs` has for it. Raises
+    ArgumentError where there is no such pair, and where outputs on the batch would change."""
+    modules = dict(model.named_modules())
+    bound = bonds_of(model)
+    for name, before in pairs.items():
+        norm: Any = modules.get(name)
+        layer = modules.get(before)
+        if not isinstance(norm, _BatchNorm):
+            why = f"there is no batch normalisation {name} in the model"
+        elif layer is None or base_of(layer) is None:
+            why = f"there is no linear layer or convolution {before} in the model"
+        else:
+            why = _why_not(norm) or _why_not_into(norm, layer, bound) or _other_width(norm, layer)
+        if why:
+            raise ArgumentError(
+                f"plan: {name} is to be folded into {before}, but {why}; give apply the model that "
+                "the plan was made for, or make a new plan"
+            )
+    with torch.inference_mode(False), without_autocast():
+        folded = _folded(model, pairs)
+        if pairs and batch is not None and not _agree(model, folded, batch):
+            raise ArgumentError(
+                f"plan: with {', '.join(pairs)} folded as it says the outputs of the model on the "
+                "first batch are others; it is a plan for another model"
+            )
+    return folded
+
+
 def _pairs(model: nn.Module, batch: Batch) -> tuple[dict[str, str], dict[str, str]]:
     """(name of a norm -> name of the layer that it goes into, name of a norm -> why it stays)."""
     modules = dict(model.named_modules())
@@ -112,8 +141,7 @@ def _pairs(model: nn.Module, batch: Batch) -> tuple[dict[str, str], dict[str, st
         layer, why = _before(name, seen)
         if layer is not None and not why:
             module = modules[layer]
-            why = "its weight is made in its forward" if is_baked(module) else ""
-            why = why or bound.get(norm, "") or why_not_rewritten(module) or bound.get(module, "")
+            why = _why_not_into(norm, module, bound)
             why = (
                 f"{layer}, which it follows: {why}" if why else _unlike(seen.layers[layer], module)
             )
@@ -134,6 +162,17 @@ def _why_not(norm: Any) -> str:
         return "it keeps no statistics and normalises by the batch"
     hooks = hooks_of(norm)
     return f"has hooks ({', '.join(hooks)})" if hooks else ""
+
+
+def _why_not_into(norm: nn.Module, layer: nn.Module, bound: Mapping[nn.Module, str]) -> str:
+    """Why a normalisation cannot go into a layer, whose channels are its own."""
+    why = "its weight is made in its forward" if is_baked(layer) else ""
+    return why or bound.get(norm, "") or why_not_rewritten(layer) or bound.get(layer, "")
+
+
+def _other_width(norm: Any, layer: nn.Module) -> str:
+    out = DenseLayer.of(layer).shape[0]
+    return "" if norm.num_features == out else f"it has {norm.num_features} channels, not {out}"
 
 
 def _before(norm: str, seen: Flow) -> tuple[str | None, str]:

@@ -13,7 +13,7 @@ from tensorlrf.compression._exchange import exchanged
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
-from tensorlrf.compression.folding._fold import folded_into
+from tensorlrf.compression.folding._fold import folded_by, folded_into
 from tensorlrf.compression.report._rows import FoldedNorms
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
@@ -37,6 +37,17 @@ def folded_before(
     folded, found, left = folded_into(model, batch)
     told = tuple(f"{name}: {why}" for name, why in left.items())
     return folded, FoldedNorms(tuple(found), tuple(found.values()), told)
+
+
+def folded_as(
+    model: nn.Module, folded: FoldedNorms, data: Calibration | None, example: Any
+) -> nn.Module:
+    """The model with normalisations folded as a plan has them. Raises ArgumentError where that
+    cannot be: by what the model has, and where there is an example or a calibration by its outputs
+    on it."""
+    batch = None if data is None else data.batches[0]
+    batch = batch if example is None else Batch.of(example)
+    return folded_by(model, dict(zip(folded.norms, folded.layers, strict=True)), batch)
 
 
 def take_folds(model: nn.Module, small: nn.Module, folded: FoldedNorms) -> None:

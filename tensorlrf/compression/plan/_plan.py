@@ -24,11 +24,13 @@ from tensorlrf.compression.plan._schema import (
     allotment_of,
     check_budgets,
     check_types,
+    folded_of,
 )
 from tensorlrf.compression.plan._versions import VERSION, check_version, method_of
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
 from tensorlrf.compression.report._json import read_as
+from tensorlrf.compression.report._rows import FoldedNorms
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.rank import Rank
@@ -142,6 +144,8 @@ class Plan:
         As `keep_params`: one budget at the most is given.
     allotment : Allotment
         How the ranks came about.
+    folded : FoldedNorms or None
+        Batch normalisations that are folded first; None where none were to be.
 
     Examples
     --------
@@ -164,6 +168,7 @@ class Plan:
     keep_latency: float | None = None
     keep_total: float | None = None
     allotment: Allotment = field(default_factory=Allotment)
+    folded: FoldedNorms | None = None
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -248,6 +253,7 @@ class Plan:
             "architecture": self.architecture,
             **self.budgets,
             "allotment": asdict(self.allotment),
+            "folded": None if self.folded is None else asdict(self.folded),
             "layers": [row.to_dict() for row in self.layers],
         }
         return json.dumps(values, indent=1)
@@ -279,6 +285,8 @@ class Plan:
             check_budgets(values)
             if "allotment" in values:
                 values["allotment"] = allotment_of(values["allotment"])
+            if values.get("folded") is not None:
+                values["folded"] = folded_of(values["folded"])
             twice = [name for name, n in Counter(row["name"] for row in rows).items() if n > 1]
             if twice:
                 raise FileFormatError(f"text is no plan: layer {twice[0]!r} stands twice")
@@ -300,8 +308,9 @@ class Plan:
         title = f"plan, {budget}, architecture {self.architecture[:12]}"
         rows = [_cells(row) for row in self.factored]
         costs = cost_words(self.budgets, self.allotment.dense_cost, self.allotment.cost)
+        folds = [] if self.folded is None else self.folded.words
         lines = [
-            _total(self), *costs, *self.allotment.words, *staying(self.layers, "params")
+            _total(self), *costs, *self.allotment.words, *folds, *staying(self.layers, "params")
         ]  # fmt: skip
         return Table(title, HEADER, rows, [lines])
 

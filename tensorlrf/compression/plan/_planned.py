@@ -69,7 +69,7 @@ def planned(
                 check_values(draft.name, weight)
     given = {word: None if budget is None else budget.kept_as(word) for word in BUDGETS}
     rows = tuple(draft.row() for draft in drafts)
-    made = Plan(fingerprint(model), layers=rows, allotment=allotment, **given)
+    made = Plan(fingerprint(model), layers=rows, allotment=allotment, folded=None, **given)
     return made, found, probe
 
 

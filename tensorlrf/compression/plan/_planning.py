@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.folding._within import folded_before
 from tensorlrf.compression.frontier._metric import Metric
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
@@ -36,6 +38,7 @@ def plan(
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
+    fold_batch_norms: bool = False,
     objective: str = "size",
     example: Any = None,
     calibration: Any = None,
@@ -95,11 +98,15 @@ def plan(
         "embeddings" and "heads", one or both: layers of these kinds that would stay otherwise. An
         embedding counts as a linear layer on indicators of its rows, (embedding_dim,
         num_embeddings); a head that is tied to it runs on its factors.
+    fold_batch_norms : bool
+        Fold batch normalisations first, as in `compress`; the plan says which and is one of the
+        folded model, and `apply` does it again.
     objective : {"size", "latency"}
         "latency": layers that do not get faster on this device at the planned rank stay, alone or
         in the whole model, which is timed in turn with the given one.
     example : Tensor, tuple or dict, optional
-        A batch to time or count on, for `objective="latency"`, `keep_flops` and `keep_latency`.
+        A batch to time or count on, for `objective="latency"`, `keep_flops` and `keep_latency`, and
+        to see on what reads the outputs of whom, for `fold_batch_norms`.
     calibration : iterable of batches, DataLoader or callable, optional
         Inputs that tell what layers can lose, as `apply` takes them.
     holdout, groups
@@ -156,6 +163,11 @@ def plan(
         raise ArgumentError("evaluate= judges what max_drop= allows; give both, or leave it out")
     model = unpacked_model(model)
     data = Calibration.read(calibration, model, holdout, groups=groups)
+    folded = None
+    if fold_batch_norms:
+        model, folded = folded_before(model, data, request.example)
     if metric.max_drop is not None and data is not None:
-        return metric.planned(model, request, data)
-    return planned(model, request, data)[0]
+        made = metric.planned(model, request, data)
+    else:
+        made, _, _ = planned(model, request, data)
+    return replace(made, folded=folded)

@@ -10,7 +10,7 @@ import torch
 
 from tensorlrf.compression._survey import included
 from tensorlrf.compression.losses._output_loss import Readout
-from tensorlrf.compression.methods import Given
+from tensorlrf.compression.methods import MODULAR, Given
 from tensorlrf.compression.plan._drafts import chooser
 from tensorlrf.compression.plan.allocation import Allocation
 from tensorlrf.compression.plan.budget import Budget
@@ -19,9 +19,6 @@ from tensorlrf.decomposition.configs import Method
 from tensorlrf.errors import ArgumentError
 
 OBJECTIVES = ("size", "latency")
-
-MODULAR = "modular"
-"""The method that makes whole modules smaller, of which there is no plan of layers."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from tensorlrf.compression.plan.allocation import AUTO, RULES, Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, TOTAL
 from tensorlrf.compression.report._json import read_dataclass
+from tensorlrf.compression.report._rows import FoldedNorms
 from tensorlrf.errors import FileFormatError, shown
 
 _TEXT: tuple[type, ...] = (str,)
@@ -19,6 +20,11 @@ _OLD: dict[str, tuple[type, ...]] = {
     "keep_params": _SHARE,
     "error": _SHARE,
 }
+_BUDGETED: dict[str, tuple[type, ...]] = {
+    "architecture": _TEXT,
+    **dict.fromkeys(BUDGETS, _SHARE),
+    "allotment": (dict,),
+}
 PLAN: dict[int, dict[str, tuple[type, ...]]] = {
     1: _OLD,
     2: _OLD,
@@ -27,7 +33,8 @@ PLAN: dict[int, dict[str, tuple[type, ...]]] = {
         **{word: _SHARE for word in BUDGETS if word != TOTAL},
         "allotment": (dict,),
     },
-    4: {"architecture": _TEXT, **dict.fromkeys(BUDGETS, _SHARE), "allotment": (dict,)},
+    4: _BUDGETED,
+    5: {**_BUDGETED, "folded": (dict, NoneType)},
 }
 """Version -> what a plan of it says beside its layers. Before version 3 ranks were uniform."""
 LAYER: dict[str, tuple[type, ...]] = {
@@ -87,4 +94,16 @@ def allotment_of(values: Any) -> Allotment:
     for rule in (made.rule, *(c.rule for c in made.candidates)):
         if rule == AUTO or rule not in RULES:
             raise FileFormatError(f"text is no plan: allotment has the rule {shown(rule)}")
+    return made
+
+
+def folded_of(values: Any) -> FoldedNorms:
+    """Likewise: normalisations, each with a layer of its own that it goes into."""
+    made = read_dataclass(FoldedNorms, values, "folded")
+    sizes = {len(made.norms), len(made.layers), len(set(made.norms)), len(set(made.layers))}
+    if len(sizes) > 1:
+        raise FileFormatError(
+            f"text is no plan: folded has the norms {shown(made.norms)} and the layers "
+            f"{shown(made.layers)}; it must name each norm once, and a layer for each"
+        )
     return made

@@ -2,8 +2,9 @@
 
 A plan says of every option what it is. Version 1 left out what stood at its default and called the
 algorithm of a decomposition `method`; what it left out is what these defaults were then. Version 3
-says how the ranks came about and knows more budgets, version 4 one of the whole model; methods are
-written as in version 2, and so are the recipes of files.
+says how the ranks came about and knows more budgets, version 4 one of the whole model, version 5
+which batch normalisations are folded first; methods are written as in version 2, and so are the
+recipes of files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from tensorlrf.decomposition.renamed import RENAMED
 from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
-VERSION = 4
+VERSION = 5
 """Of plans."""
 
 METHODS = 2

@@ -297,7 +297,7 @@ def _totals(report: Report) -> list[str]:
     if report.refinement is not None:
         lines.append(report.refinement.title)
     if report.folded is not None:
-        lines += _folded(report.folded)
+        lines += report.folded.words
     lines += map(_basis, report.bases)
     norms = report.batch_norms
     if norms is not None:
@@ -320,13 +320,6 @@ def _totals(report: Report) -> list[str]:
             f"{dense / small:.2f}x{asked}"
         )
     return lines
-
-
-def _folded(folded: FoldedNorms) -> list[str]:
-    into = [f"{n} into {layer}" for n, layer in zip(folded.norms, folded.layers, strict=True)]
-    named = f": {', '.join(into)}" if into else ""
-    first = f"batch normalisations folded before the fit, {len(into)}{named}"
-    return [first, *(f"batch normalisation left, {told}" for told in folded.left)]
 
 
 def _basis(basis: SharedBasis) -> str:

@@ -188,6 +188,14 @@ class FoldedNorms:
     layers: tuple[str, ...]
     left: tuple[str, ...]
 
+    @property
+    def words(self) -> list[str]:
+        """Lines that tell it."""
+        into = [f"{n} into {layer}" for n, layer in zip(self.norms, self.layers, strict=True)]
+        named = f": {', '.join(into)}" if into else ""
+        first = f"batch normalisations folded before the fit, {len(into)}{named}"
+        return [first, *(f"batch normalisation left, {told}" for told in self.left)]
+
 
 @dataclass(frozen=True)
 class Latency:

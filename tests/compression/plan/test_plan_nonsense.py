@@ -91,7 +91,8 @@ def changed(way: Way, value: Any) -> dict[str, Any]:
         ("allotment.predicted_loss", -1.0, "allotment has a number that is no loss"),
         ("allotment.cost", float("nan"), "allotment has a number that is no loss"),
         ("allotment.candidates", [{"rule": "fisher"}], "candidates of allotment has the entries"),
-        ("version", 5, "a plan of format version 5, this is 4; update tensorlrf"),
+        ("folded", 5, "folded of it is 5, not dict or null"),
+        ("version", 6, "a plan of format version 6, this is 5; update tensorlrf"),
         ("version", 0, "a plan of format version 0, which there is not"),
     ],
 )  # fmt: skip
