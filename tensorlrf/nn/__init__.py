@@ -9,6 +9,8 @@ from tensorlrf.nn._factorize import factored_type, factorize
 from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn.attention._nystrom import nystrom_attention
+from tensorlrf.nn.attention._use import use_nystrom_attention
 from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose1d,
     FactoredConvTranspose2d,
@@ -55,7 +57,9 @@ __all__ = [
     "TensorRegression",
     "factored_type",
     "factorize",
+    "nystrom_attention",
     "register_plain",
     "register_tensor",
     "resize_token_embeddings",
+    "use_nystrom_attention",
 ]

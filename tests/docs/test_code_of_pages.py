@@ -19,6 +19,7 @@ PAGES = [
     "docs/layers_and_paths.md",
     "docs/convolutions.md",
     "docs/ranks_at_run_time.md",
+    "docs/attention.md",
     "docs/training.md",
     "docs/shared_bases.md",
     *(

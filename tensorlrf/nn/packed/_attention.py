@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.nn.attention._nystrom import nystrom_attention
 from tensorlrf.nn.packed.unpacked import (
     Unpacked,
     alone,
@@ -54,6 +55,8 @@ class FactoredMultiheadAttention(Unpacked, packed=nn.MultiheadAttention):
     k_proj: Any
     v_proj: Any
     out_proj: Any
+    landmarks: int | None = None
+    """Those of `nystrom_attention`, which then runs in place of the softmax over all keys."""
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
 
@@ -132,6 +135,12 @@ class FactoredMultiheadAttention(Unpacked, packed=nn.MultiheadAttention):
         self._check(query, key, value, batched=batched)
         if is_causal and attn_mask is None:
             raise ArgumentError("is_causal=True is a hint about attn_mask; give that too")
+        if self.landmarks is not None and (need_weights or attn_mask is not None):
+            raise UnsupportedError(
+                f"with landmarks={self.landmarks} there are no weights of single keys, and no "
+                "attn_mask: pass need_weights=False and key_padding_mask= alone, or set "
+                "landmarks = None"
+            )
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
             if key_padding_mask is not None:
@@ -155,6 +164,14 @@ class FactoredMultiheadAttention(Unpacked, packed=nn.MultiheadAttention):
             weights = (scores if mask is None else scores + mask).softmax(dim=-1)
             weights = F.dropout(weights, dropout) if dropout else weights
             out = weights @ v
+        elif self.landmarks is not None:
+            weights = None
+            kept = None if mask is None else mask[:, :, 0] == 0  # (batch, 1, source)
+            asked = kept if query is key and kept is not None else None
+            asked = None if asked is None else asked[..., : q.shape[2]]
+            out = nystrom_attention(
+                q, k, v, self.landmarks, mask=kept, query_mask=asked, dropout_p=dropout
+            )
         else:
             weights = None
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)

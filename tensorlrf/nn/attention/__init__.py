@@ -1,0 +1,1 @@
+"""Attention whose cost grows with the length alone, not with its square."""
