@@ -19,8 +19,9 @@ from tensorlrf.nn.convolutions._transposed import (
 from tensorlrf.nn.heads._svd_softmax import HeadReport, SVDSoftmaxHead
 from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
 from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, FactoredRNNCell
-from tensorlrf.nn.packed._experts import FactoredExperts
+from tensorlrf.nn.packed._experts import FactoredExperts, FactoredStack
 from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
+from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.plain import Plain, register_plain
 from tensorlrf.nn.ranks._gate import RankGate
 from tensorlrf.nn.regression._contraction import TensorContraction
@@ -49,12 +50,14 @@ __all__ = [
     "FactoredMultiheadAttention",
     "FactoredRNN",
     "FactoredRNNCell",
+    "FactoredStack",
     "HeadReport",
     "Plain",
     "RankGate",
     "SVDSoftmaxHead",
     "TensorContraction",
     "TensorRegression",
+    "Unpacked",
     "factored_type",
     "factorize",
     "nystrom_attention",

@@ -254,7 +254,7 @@ def factorize(
     *,
     error: float | None = ...,
     **options: Any,
-) -> FactoredLayer: ...
+) -> FactoredLayer | Unpacked: ...
 
 
 def factorize(

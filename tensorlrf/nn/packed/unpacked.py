@@ -29,7 +29,11 @@ _BY_STRUCTURE: list[tuple[Callable[[nn.Module], bool], type[Unpacked]]] = []
 
 
 class Unpacked(nn.Module, ABC):
-    """A module with an nn.Linear, or a factored one, for each matrix that another keeps packed."""
+    """A module with an nn.Linear, or a factored one, for each matrix that another keeps packed.
+
+    What `factorize` gives for a module with several matrices; `FactoredLSTM` and the others are of
+    this type.
+    """
 
     stands_for: ClassVar[str]
     """The type name of the packed module."""
@@ -50,6 +54,9 @@ class Unpacked(nn.Module, ABC):
             _BY_TYPE[packed] = cls
         if where is not None:
             _BY_STRUCTURE.append((where, cls))
+
+    def __init__(self) -> None:
+        super().__init__()
 
     @classmethod
     @abstractmethod
@@ -89,7 +96,18 @@ class Unpacked(nn.Module, ABC):
 
     @classmethod
     def differs(cls, module: nn.Module) -> str:
-        """Why the forward of `module`, on which nothing hangs, is not what is known of it."""
+        """Why the forward of `module`, on which nothing hangs, is not what is known of it.
+
+        Parameters
+        ----------
+        module : Module
+            A packed one.
+
+        Returns
+        -------
+        str
+            Empty where it is.
+        """
         return ""
 
     @property
