@@ -43,6 +43,8 @@ class Calibration:
     groups   of each batch the number of what it belongs to, where that is known
     wanted   of linear layers that are to give what others do in the given model, in their place and
              on more inputs, the weights of those
+    beside   of these the modules whose inputs are added to their outputs: the columns behind those
+             of the inputs are of what the sum is behind
     """
 
     batches: list[Batch]
@@ -52,6 +54,7 @@ class Calibration:
     forms: Mapping[str, Form] = field(default_factory=dict)
     groups: tuple[int, ...] | None = None
     wanted: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     def metrics_of(self, name: str) -> Metrics:
         """Those of a layer; None where all errors count alike."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._beside import Beside
 from tensorlrf.compression.calibration._suspend import Suspendable
 from tensorlrf.compression.calibration._trace import Watch
 from tensorlrf.compression.calibration.batches import Batch, call
@@ -20,7 +21,8 @@ from tensorlrf.nn.copies import replica
 class ReferencePass:
     """A pass of the given model that stops at each of the named layers and shows its input.
 
-    calls  how often a layer was called in the first pass, in the order of the last calls
+    calls    how often a layer was called in the first pass, in the order of the last calls
+    sources  modules whose inputs are added to the outputs of layers
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class ReferencePass:
         batch: Batch,
         share: int,
         calls: Mapping[str, int],
+        sources: Mapping[str, str],
     ) -> None:
+        self._sources, self._beside = sources, Beside(original, (), {})
         self._original, self._names, self._batch, self._share = original, names, batch, share
         self._calls, self._place = calls, _places(names, calls)
         self._input: Tensor | None = None
@@ -40,7 +44,9 @@ class ReferencePass:
 
     def _run(self, this: Suspendable) -> None:
         own = replica(self._original)
-        with limited(self._share), Watch(own, self._names, partial(self._arrived, this)):
+        self._beside = Beside(own, self._names, self._sources)
+        arrived = partial(self._arrived, this)
+        with limited(self._share), self._beside, Watch(own, self._names, arrived):
             call(own, self._batch)
 
     def _arrived(self, this: Suspendable, name: str, x: Tensor) -> None:
@@ -63,6 +69,11 @@ class ReferencePass:
             return None
         x, self._input = self._input, None
         return x
+
+    def beside(self, name: str) -> Tensor | None:
+        """What is added to the outputs of the layer of which the input was asked for; None where
+        nothing is known to be."""
+        return self._beside.take(name)
 
     def _comes_before(self, name: str) -> bool:
         """Whether what is reached has its call before that of `name`."""
@@ -92,11 +103,14 @@ def reference_pass(
     batch: Batch,
     share: int,
     calls: Mapping[str, int],
+    sources: Mapping[str, str],
 ) -> Iterator[ReferencePass | None]:
     if original is None:
         yield None
         return
-    with contextlib.closing(ReferencePass(original, names, batch, share, calls)) as reference:
+    with contextlib.closing(
+        ReferencePass(original, names, batch, share, calls, sources)
+    ) as reference:
         yield reference
 
 

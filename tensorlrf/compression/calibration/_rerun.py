@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._beside import Beside, with_lag
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
     Calibration,
@@ -34,16 +35,21 @@ def anew(
     original: nn.Module | None,
 ) -> Generator[Layers, None, None]:
     """As `calibrated`, a layer at a time."""
-    add = Adder(calibration, original is not None)
+    add, sources = Adder(calibration, original is not None), calibration.beside
     for name in in_order(names, trace):
         moments: dict[str, LayerMoments] = {}
         for batch in calibration.batches:
             own = replica(model)
             with (
                 contextlib.suppress(Captured),
-                reference_pass(original, [name], batch, most_threads(), trace.calls) as reference,
+                reference_pass(
+                    original, [name], batch, most_threads(), trace.calls, sources
+                ) as reference,
+                Beside(own, [name], sources) as beside,
                 Watch(
-                    own, [name], _Last(add, moments, model, batch, reference, trace.calls.get(name))
+                    own,
+                    [name],
+                    _Last(add, moments, model, batch, reference, beside, trace.calls.get(name)),
                 ),
             ):
                 call(own, batch)
@@ -66,11 +72,15 @@ class _Last:
     model: nn.Module
     batch: Batch
     reference: ReferencePass | None
+    beside: Beside
     n_calls: int | None
     calls: int = 0
 
     def __call__(self, name: str, x: Tensor) -> None:
-        x0 = None if self.reference is None else self.reference.input_of(name)
+        r, x0 = self.beside.take(name), None
+        if self.reference is not None:
+            x0 = self.reference.input_of(name)
+            x0 = with_lag(x0, self.reference.beside(name), r)
         self.add(self.moments, name, self.model, self.batch, x, x0)
         self.calls += 1
         if self.calls == self.n_calls:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from tensorlrf.compression.calibration._beside import Beside, with_lag
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
@@ -170,12 +171,14 @@ class _Pass:
 
     def __call__(self, this: Suspendable) -> None:
         own, names = replica(self.model), [name for name in self.names if name not in self.done]
+        sources = self.add.calibration.beside
         with (
             limited(self.share),
             reference_pass(
-                self.original, names, self.batch, self.share, self.trace.calls
+                self.original, names, self.batch, self.share, self.trace.calls, sources
             ) as reference,
-            Watch(own, names, _Arrivals(self, this, own, reference, self.shared.of_pass())),
+            Beside(own, names, sources) as beside,
+            Watch(own, names, _Arrivals(self, this, own, reference, self.shared.of_pass(), beside)),
         ):
             call(own, self.batch)
 
@@ -190,10 +193,15 @@ class _Arrivals:
     own: nn.Module
     reference: ReferencePass | None
     inputs: PassInputs
+    beside: Beside
     calls: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, name: str, x: Tensor) -> None:
-        x0 = None if self.reference is None else self.reference.input_of(name)
+        r, x0 = self.beside.take(name), None
+        if self.reference is not None:
+            x0 = self.reference.input_of(name)
+            x0 = with_lag(x0, self.reference.beside(name), r)
+        del r
         if name in self.of.done:
             return
         if not self.inputs.follows(name, x, x0):

@@ -9,6 +9,8 @@ about the means where there is a bias. Of a layer behind channels or heads y0 ar
 the layer has in the given model, of all channels or of whole heads; of one that lost some outputs
 y0 are those that it kept, from the inputs of the given model. So what the smaller model has lost on
 the way is made good where x' still tells of it (Zhang et al. 2016, the asymmetric reconstruction).
+Where a block adds r to the outputs of a layer, y0 + r0 - r' takes the place of y0: what the sum is
+behind already is made good with the rest.
 
 E[x' x'^T] has a ridge, chosen on inputs held out; where none is better a layer stays as it is.
 """
@@ -32,6 +34,7 @@ from tensorlrf.compression.calibration._layer_moments import (
 )
 from tensorlrf.compression.calibration._statistics import OutputError
 from tensorlrf.compression.calibration._trace import record
+from tensorlrf.compression.modular._residuals import residuals
 from tensorlrf.compression.modular._structures import Channels, Structure
 
 RIDGES = (RIDGE / 10, RIDGE, 10 * RIDGE, 100 * RIDGE)
@@ -69,8 +72,9 @@ def refit(
     """
     names = [name for one in structures for name in one.linears]
     last = [one.down if isinstance(one, Channels) else one.out for one in structures]
-    wanted = {name: dense_layer_at(given, name).weight for name in last}
-    data = replace(data, wanted=wanted)
+    beside = residuals(given, last, data.batches[0])
+    wanted = {name: _wanted(given, name, beside) for name in last}
+    data = replace(data, wanted=wanted, beside=beside)
     trace = record(small, names, data.batches[0])
     found: dict[str, Refitted] = {}
     with closing(calibrated(small, names, trace, data, rerun=rerun, original=given)) as parts:
@@ -80,6 +84,15 @@ def refit(
                 found.update({} if done is None else {name: done})
                 advance(name)
     return found
+
+
+def _wanted(given: nn.Module, name: str, beside: Mapping[str, str]) -> Tensor:
+    """W of the given model, (m, n); where something is added to its outputs [W I] (m, n + m)."""
+    weight = dense_layer_at(given, name).weight
+    if name not in beside:
+        return weight
+    eye = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    return torch.cat([weight, eye], dim=1)
 
 
 def _refit(

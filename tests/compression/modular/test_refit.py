@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tensorlrf import compress
 from tensorlrf.compression import Report
 from tensorlrf.compression.calibration._correction import RIDGE
+from tensorlrf.compression.calibration.batches import list_batches
+from tensorlrf.compression.modular._residuals import residuals
 from tests.compression.modular.models import FAMILIES, batches, drawn
 from tests.draws import seeded32
 
@@ -85,6 +87,9 @@ def test_each_layer_is_the_ridge_regression_on_what_it_gets(bias: bool) -> None:
         if name.startswith("ups"):  # those that are left are known by their weights
             whole = model.get_submodule(name).weight.detach().double()
             y0 = y0[:, torch.cdist(start, whole).argmin(1)]
+        elif name != "downs.2":  # nothing has the last sum for its input
+            up = name.replace("downs", "ups")
+            y0 = y0 + seen(model, up, data)[0] - seen(small, up, data)[0]
         if bias:
             x, y0, got = (t - t.mean(0) for t in (x, y0, got))
         gram = x.T @ x / len(x)
@@ -108,6 +113,29 @@ def test_means_are_those_of_the_given_model(bias: bool) -> None:
     far = [seen(m, "downs.2", data)[1].mean(0) for m in (model, small)]
     # A bias takes what the means differ by, to rounding of sums in float32.
     assert torch.allclose(*far, atol=1e-4) == bias
+
+
+SUMS = {
+    "llama": ("input_layernorm", "post_attention_layernorm"),
+    "gpt2": ("ln_1", "ln_2"),
+    "bert": ("self.value", "intermediate.dense"),
+    "vit": ("layernorm_before", "layernorm_after"),
+    "t5": ("layer_norm",),
+    "cohere": (),
+}
+"""The ends of the names of modules whose inputs are what blocks add to. Those of Cohere add two
+outputs at once."""
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_what_a_block_adds_is_known(name: str) -> None:
+    model, ends = drawn(name), SUMS[name]
+    kinds = ("o_proj", "down_proj", "c_proj", "output.dense", "fc2", ".o", ".wo")
+    last = [n for n, _ in model.named_modules() if n.endswith(kinds)]
+    found = residuals(model, last, list_batches(batches(name), model)[0])
+    assert list(found) == (last if ends else [])
+    assert all(source.endswith(ends) for source in found.values())
+    assert len(set(found.values())) == len(found)
 
 
 def test_passes_that_wait_and_passes_anew_agree() -> None:
