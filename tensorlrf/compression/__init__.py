@@ -9,6 +9,8 @@ from tensorlrf.compression.folding._fold import fold_batch_norms
 from tensorlrf.compression.frontier._frontier import frontier
 from tensorlrf.compression.frontier._point import FrontierPoint
 from tensorlrf.compression.frontier._points import Frontier
+from tensorlrf.compression.latent._latent_cache import latent_cache
+from tensorlrf.compression.latent._report import LatentReport, LatentRow
 from tensorlrf.compression.losses._probe import sensitivity
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
@@ -74,6 +76,8 @@ __all__ = [
     "Hierarchical",
     "Kron",
     "Latency",
+    "LatentReport",
+    "LatentRow",
     "LayerMemory",
     "LayerPlan",
     "LayerReport",
@@ -107,6 +111,7 @@ __all__ = [
     "frontier",
     "gate_ranks",
     "inspect",
+    "latent_cache",
     "load",
     "order_by_energy",
     "plan",

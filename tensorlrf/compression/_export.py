@@ -12,6 +12,7 @@ from tensorlrf.compression._unpacked import settled
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import copy_of
+from tensorlrf.nn.latent.attention import without_latents
 from tensorlrf.nn.obstacles import hooks_of
 from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.resized.layers import stock_
@@ -28,7 +29,8 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     method="modular" has made smaller are plain ones of their sizes; attentions that kept a part of
     their rotary pairs, which no stock one does, have zeros in place of the others; what torch keeps
     packed, an LSTM, an attention or the experts of a mixture, has no place for factors and is dense
-    again. Whatever is not factored is copied, so that nothing is shared with `model`.
+    again; a latent cache is one of keys and values again. Whatever is not factored is copied, so
+    that nothing is shared with `model`.
 
     Parameters
     ----------
@@ -140,4 +142,6 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
             # Layers on one table have all factors in common, those on one basis that one alone.
             tie_stock(table, other, part if k else None)
     # To deepcopy these layers are copied already, wherever it meets them.
-    return settled(copy_of(model, copies))
+    replaced = settled(copy_of(model, copies))
+    without_latents(replaced)
+    return replaced

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression._unpacked import unpacked_for
 from tensorlrf.compression.checkpoint._architecture import describe, differences, digest
+from tensorlrf.compression.checkpoint._latents import give_latents
 from tensorlrf.compression.checkpoint._layers import blank_factors, blank_layer
 from tensorlrf.compression.checkpoint._sizes import with_sizes
 from tensorlrf.compression.checkpoint.header import Header, LayerEntry, Slot
@@ -319,6 +320,7 @@ class _Rebuild:
                     )
 
     def _settle(self, model: nn.Module) -> None:
+        give_latents(model, self.header.latents, self.path)
         for name, state in self.header.extra_state.items():
             try:
                 model.get_submodule(name).set_extra_state(state)

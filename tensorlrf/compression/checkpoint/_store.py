@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.checkpoint._architecture import describe
+from tensorlrf.compression.checkpoint._latents import latents_in
 from tensorlrf.compression.checkpoint._sizes import sizes_of
 from tensorlrf.compression.checkpoint.header import LONGEST_NAME, Header, LayerEntry, Slot, View
 from tensorlrf.compression.checkpoint.named_tensors import (
@@ -55,6 +56,7 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
         },
         extra_state=_extra_state(model),
         resized=sizes_of(model),
+        latents=latents_in(model),
     )
     return tensors, header
 

@@ -19,6 +19,8 @@ from tensorlrf.errors import FileFormatError, TensorlrfError
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal
 from tensorlrf.files.strict import JsonNode
+from tensorlrf.nn.latent.attention import Latents
+from tensorlrf.nn.latent.turns import TURNS
 from tensorlrf.ops import PathTable
 
 FORMAT_VERSION = 1
@@ -107,6 +109,24 @@ class SizeEntry:
 
 
 @dataclass(frozen=True)
+class LatentEntry:
+    """An attention whose cache is latent.
+
+    place   its qualified name
+    made    how it makes what it caches
+    tables  qualified name of the module that makes its rotary tables; "" for none
+    """
+
+    place: str
+    made: Latents
+    tables: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"place": self.place, "tables": self.tables, "made": vars(self.made)}
+
+
+@dataclass(frozen=True)
 class Header:
     """All that a model file says beside its tensors.
 
@@ -115,6 +135,7 @@ class Header:
     plan          name of a layer -> how its factors were made
     extra_state   name of a module -> what its get_extra_state returned
     resized       modules that are smaller than in the architecture
+    latents       attentions whose cache is latent
     """
 
     made_by: str
@@ -125,6 +146,7 @@ class Header:
     plan: Mapping[str, Any]
     extra_state: Mapping[str, Any]
     resized: tuple[SizeEntry, ...] = ()
+    latents: tuple[LatentEntry, ...] = ()
 
     def to_text(self) -> str:
         """JSON, with the format version and the checksums of the plan and of the whole."""
@@ -144,6 +166,7 @@ class Header:
                 "plan_checksum": checksum_of(canonical(dict(self.plan))),
                 "extra_state": dict(self.extra_state),
                 **({"resized": [vars(entry) for entry in self.resized]} if self.resized else {}),
+                **({"latents": [one.to_json() for one in self.latents]} if self.latents else {}),
             }
         )
 
@@ -151,7 +174,7 @@ class Header:
 def parse(file: SafeFile) -> Header:
     """The header of a model file. Raises FileFormatError that says what of it is wrong."""
     root = unseal(file, KEY, FORMAT_VERSION)
-    root.keys_are(_KEYS, ("resized",))
+    root.keys_are(_KEYS, ("resized", "latents"))
     plan = root["plan"].mapping()
     if root["plan_checksum"].text() != checksum_of(canonical(plan)):
         raise FileFormatError(f"path={file.path!r}: the checksum of the plan does not fit")
@@ -164,9 +187,8 @@ def parse(file: SafeFile) -> Header:
         layers=tuple(_layer(at) for at in root["layers"].entries()),
         plan={name: recipe_of(recipe) for name, recipe in plan.items()},
         extra_state=root["extra_state"].mapping(),
-        resized=tuple(_resized(at) for at in root["resized"].entries())
-        if "resized" in root.mapping()
-        else (),
+        resized=tuple(_resized(at) for at in _maybe(root, "resized")),
+        latents=tuple(_latents(at) for at in _maybe(root, "latents")),
     )
     fingerprint = root["fingerprint"].maybe(JsonNode.text)
     if fingerprint != (None if header.architecture is None else digest(header.architecture)):
@@ -248,6 +270,29 @@ def _resized(at: JsonNode) -> SizeEntry:
     ):
         at["shapes"].wrong(f"shapes no larger than {dict(entry.was)}")
     return entry
+
+
+def _latents(at: JsonNode) -> LatentEntry:
+    at.keys_are([one.name for one in fields(LatentEntry)])
+    made = at["made"]
+    made.keys_are([one.name for one in fields(Latents)])
+    words = {key: made[key].text() for key in made.mapping() if key not in ("heads", "by_head")}
+    entry = LatentEntry(
+        at["place"].text(),
+        Latents(**words, heads=made["heads"].whole(1), by_head=made["by_head"].flag()),
+        at["tables"].text(),
+    )
+    own = entry.made
+    if own.turn not in ("", *TURNS):
+        made["turn"].wrong(f"one of {', '.join(TURNS)}")
+    if bool(own.turn) != bool(own.positions and entry.tables):
+        made["positions"].wrong("with rotary tables where keys turn, and there alone")
+    return entry
+
+
+def _maybe(root: JsonNode, key: str) -> list[JsonNode]:
+    """The entries of a list that may be missing."""
+    return root[key].entries() if key in root.mapping() else []
 
 
 def _table(at: JsonNode) -> PathTable:

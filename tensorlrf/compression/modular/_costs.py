@@ -47,18 +47,17 @@ def felt(structures: Sequence[Structure]) -> list[str]:
 
 def costs_of(
     model: nn.Module,
-    structures: Sequence[Structure],
+    names: Sequence[str],
     data: Calibration,
     loss: OutputLoss,
     draws: torch.Generator,
     advance: Callable[[], None],
 ) -> Costs:
-    """Of all these layers; none where some find no room or are reached by no gradient. One pass
-    forth and back a batch, of as many as it takes.
+    """Of all these linear layers; none where some find no room or are reached by no gradient. One
+    pass forth and back a batch, of as many as it takes.
 
     Raises what the model does where it cannot be differentiated.
     """
-    names = felt(structures)
     if len(with_room(model, names, data.room)) < len(names):
         return {}
     sums = {name: _Felt(GradientMoments.of(dense_layer_at(model, name))) for name in names}

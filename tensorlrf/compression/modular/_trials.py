@@ -17,7 +17,7 @@ from tensorlrf.compression.fit._fitting import LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.losses._influence import influences
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.compression.modular import _moments
-from tensorlrf.compression.modular._costs import costs_of
+from tensorlrf.compression.modular._costs import costs_of, felt
 from tensorlrf.compression.modular._outlook import Costs, Done, Outlook, outlook
 from tensorlrf.compression.modular._refit import Refitted, refit
 from tensorlrf.compression.modular._shares import Sized, by_block, shares, sizes
@@ -115,7 +115,7 @@ class Trials:
         try:
             with progress_bar("differentiate", None, self.fitting.progress) as advance:
                 found = costs_of(
-                    self.model, self.structures, self.data, self._output_loss, draws,
+                    self.model, felt(self.structures), self.data, self._output_loss, draws,
                     partial(advance, ""),
                 )  # fmt: skip
         except (RuntimeError, ArgumentError):

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tensorlrf.errors import ShapeError
+from tensorlrf.nn.derived import Derived, derive, type_of, underive
 
 ARGUMENT = "position_embeddings"
 """Under which attentions of transformers take (cos, sin)."""
 
 
-class RotarySubset(nn.Module):
+class RotarySubset(Derived):
     """What such an attention has beside its type, of which it is made a subclass.
 
     rotary_entries  (r,) of the tables, on the device of the module, not in its state dict
@@ -53,51 +53,23 @@ class RotarySubset(nn.Module):
             )
         return tuple(table.index_select(-1, self.rotary_entries) for table in tables)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Its class is made when it is needed, and found by the type that it is a subclass of."""
-        return _blank, (_type_of(self),), vars(self)
-
 
 def with_table(module: Any, entries: Sequence[int], whole: int) -> None:
     """Have an attention take these entries of its rotary tables, in place.
 
     entries  of the tables that the model makes, each in [0, whole)
     """
-    kind: Any = type(module)
-    if not issubclass(kind, RotarySubset):
-        module.__class__ = _subset_of(kind)
+    derive(module, RotarySubset)
     device = next((p.device for p in module.parameters()), None)
     module.register_buffer(
         "rotary_entries", torch.tensor(entries, dtype=torch.long, device=device), persistent=False
     )
     module.rotary_whole = whole
-    names = list(inspect.signature(_type_of(module).forward).parameters)[1:]
+    names = list(inspect.signature(type_of(module).forward).parameters)[1:]
     module.rotary_place = names.index(ARGUMENT) if ARGUMENT in names else -1
 
 
 def without_table(module: Any) -> None:
     """Have it be of its type alone again, in place."""
-    module.__class__ = _type_of(module)
+    underive(module)
     del module.rotary_entries, module.rotary_whole, module.rotary_place
-
-
-def _type_of(module: nn.Module) -> type[nn.Module]:
-    """Of which it was made a subclass."""
-    kind: type[nn.Module] = type(module).__mro__[2]
-    return kind
-
-
-@cache
-def _subset_of(kind: Any) -> type[nn.Module]:
-    """The subclass of an attention's type, under the same name."""
-    made: type[nn.Module] = type(
-        kind.__name__,
-        (RotarySubset, kind),
-        {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__},
-    )
-    return made
-
-
-def _blank(kind: Any) -> nn.Module:
-    made: nn.Module = object.__new__(_subset_of(kind))
-    return made

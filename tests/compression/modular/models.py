@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -86,11 +86,13 @@ TURNED = ("llama", "qwen2", "cohere", "phi3")
 """With rotary pairs."""
 
 
-def drawn(name: str, seed: int = 0) -> nn.Module:
+def drawn(
+    name: str, seed: int = 0, families: Mapping[str, Callable[[], nn.Module]] = FAMILIES
+) -> nn.Module:
     """A model in which all that can be known of a structure makes a difference: no bias is zero,
     and no score near zero."""
     draws = torch.Generator().manual_seed(seed)
-    model = FAMILIES[name]().eval()
+    model = families[name]().eval()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=draws)
         scale = 0.1 if parameter.ndim == 1 else 1.5 / parameter.shape[-1] ** 0.5

@@ -1,0 +1,1 @@
+"""Attentions whose cache holds what keys and values are made of, in place of these."""
