@@ -73,7 +73,7 @@ def test_the_best_of_the_preview_are_exact_and_the_others_are_the_preview(
 
 def preview_of(head: SVDSoftmaxHead, h: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = (h @ head.turn.T)[:, : head.window] @ head.preview.T + head.shift
+        logits = (h @ head.turn.T)[:, : head.window] @ head.preview + head.shift
         return logits if head.bias is None else logits + head.bias
 
 

@@ -32,6 +32,12 @@ def read(d: int, V: int, window: int, top: int) -> int:
     return d * d + V * window + top * (d - window)
 
 
+def moved(d: int, V: int, window: int, top: int) -> int:
+    """Numbers that go through memory for one row: those of words that are picked are read, written
+    next to one another and read again."""
+    return read(d, V, window, top) + 2 * top * (d - window)
+
+
 @dataclass(frozen=True)
 class Turned:
     """W = B T for the columns B (V, d) that tell most of the logits, the first ones first, and the
@@ -65,10 +71,10 @@ class Turned:
         """What the columns beyond the window add on the mean."""
         return self.columns[:, window:] @ self.mean[window:]
 
-    def least_read(
+    def least_moved(
         self, bias: Tensor | None, rows: Tensor, recall: Sequence[float]
     ) -> tuple[int, int]:
-        """(window, top) that miss half of what they may on these rows, by reading least."""
+        """(window, top) that miss half of what they may on these rows, by moving least."""
         V, d = self.columns.shape
         step = max(1, d // (2 * WINDOWS))
         windows = [*range(step, max(step + 1, d // 2 + 1), step)]
@@ -90,7 +96,7 @@ class Turned:
                 for k, share in zip(KS, recall, strict=True)
             ]
             found.append((w, min(V, max(*tops, k))))
-        return min(found, key=lambda sizes: read(d, V, *sizes))
+        return min(found, key=lambda sizes: moved(d, V, *sizes))
 
 
 def _within(places: Tensor, share: float) -> int:

@@ -89,8 +89,11 @@ class SVDSoftmaxHead(nn.Module):
 
     Attributes
     ----------
-    preview, rest : Parameter of shape (V, window) and (V, d - window)
-        B.
+    preview : Parameter of shape (window, V)
+        The first columns of B, each in one piece: a row of states is multiplied by it up to four
+        times as fast as by (V, window), of which every word has a short row.
+    rest : Parameter of shape (V, d - window)
+        The other columns, by words, as rows of it are picked.
     turn : Parameter of shape (d, d)
         T.
     shift : buffer of shape (V,)
@@ -142,7 +145,7 @@ class SVDSoftmaxHead(nn.Module):
         def blank(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.preview = blank(out_features, window)
+        self.preview = blank(window, out_features)
         self.rest = blank(out_features, in_features - window)
         self.turn = blank(in_features, in_features)
         self.bias = blank(out_features) if bias else None
@@ -210,7 +213,7 @@ class SVDSoftmaxHead(nn.Module):
     def calibrated(
         cls, linear: nn.Linear, states: Tensor, *, recall: Sequence[float] = (0.999, 0.99)
     ) -> Self:
-        """The head that reads least of the weight and finds so many of the best words.
+        """The head that moves least of the weight and finds so many of the best words.
 
         Sizes are chosen on a half of the states and previews fitted to the other half; half of
         what may be missed is left for states that were not seen.
@@ -247,7 +250,7 @@ class SVDSoftmaxHead(nn.Module):
             parts = rows.chunk(PARTS)
             turned = Turned.of(values_of(linear.weight), torch.cat(parts[0::2]))
             bias = None if linear.bias is None else linear.bias.detach().to(rows.dtype)
-            sizes = turned.least_read(bias, torch.cat(parts[1::2]), wanted)
+            sizes = turned.least_moved(bias, torch.cat(parts[1::2]), wanted)
             return cls._made(linear, turned, *sizes)
 
     # ---- what it computes -------------------------------------------------------------------
@@ -255,7 +258,9 @@ class SVDSoftmaxHead(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """States (..., d) to logits (..., V)."""
         turned = F.linear(input, self.turn)
-        logits = F.linear(turned[..., : self.window], self.preview, self.bias)
+        logits = turned[..., : self.window] @ self.preview  # (..., V)
+        if self.bias is not None:
+            logits = logits + self.bias
         if self.window == self.in_features:
             return logits
         others = turned[..., self.window :]
@@ -263,7 +268,9 @@ class SVDSoftmaxHead(nn.Module):
             return logits + F.linear(others, self.rest)
         logits = logits + self.shift
         best = logits.topk(self.top, dim=-1, sorted=False).indices  # (..., top)
-        missing = (self.rest[best] @ others[..., None])[..., 0] - self.shift[best]
+        # Picked by one list of rows: several times as fast as by an index of two axes.
+        picked = self.rest.index_select(0, best.flatten()).unflatten(0, best.shape)
+        missing = (picked @ others[..., None])[..., 0] - self.shift[best]
         return logits.scatter_add(-1, best, missing)
 
     def topk(self, input: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -285,7 +292,7 @@ class SVDSoftmaxHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight (V, d) of the linear layer, made of the parts."""
-        return torch.cat([self.preview, self.rest], dim=1) @ self.turn
+        return torch.cat([self.preview.T, self.rest], dim=1) @ self.turn
 
     def to_linear(self) -> nn.Linear:
         """The torch.nn.Linear that it stands for, on parameters of its own."""
@@ -344,7 +351,7 @@ class SVDSoftmaxHead(nn.Module):
     def _take(self, turned: Turned, bias: Tensor | None, like: Tensor) -> None:
         """Parts of B, T, and what B adds beyond the window on the mean, as copies like a tensor."""
         w, columns = self.window, turned.columns
-        parts = {"preview": columns[:, :w], "rest": columns[:, w:], "turn": turned.turn}
+        parts = {"preview": columns[:, :w].T, "rest": columns[:, w:], "turn": turned.turn}
         parts |= {} if bias is None else {"bias": bias.detach()}
         for name, part in parts.items():
             own = part.to(like.dtype).clone(memory_format=torch.contiguous_format)
