@@ -38,7 +38,8 @@ HEAD = (
     "embedding's. Recall: share of the 1 and of the 10 best words by exact logits among as many "
     "by the head, on texts that sizes were not chosen by. Read: of the weight, for one row. Times: "
     "one row, in turn with the linear layer, medians, one thread. Inputs first: over the linear "
-    "layer with its weight stored (d, V) in memory, which is another way to be faster, without an error."
+    "layer with its weight stored (d, V) in memory, which is another way to be faster, without an "
+    "error."
 )
 
 

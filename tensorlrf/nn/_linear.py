@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from tensorlrf.nn._fresh import Fresh, check_sizes
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
 from tensorlrf.nn.obstacles import check_layer
+from tensorlrf.nn.tall import columns_first, lies_by_columns, tall_matrices
 from tensorlrf.ops import PathTable, linear_paths
 from tensorlrf.ops.forms.lowering import LINEAR
 
@@ -162,6 +164,44 @@ class FactoredLinear(FactoredLayer):
         if path == "dense":
             return F.linear(x, self._dense_weight(), bias)
         return self._runs[path].run(x, *self._held(), bias)
+
+    # ---- in memory --------------------------------------------------------------------------
+
+    def tall_matrices(self) -> tuple[str, ...]:
+        """Parameters with far more rows than columns that inputs are multiplied by as they are."""
+        own = tall_matrices(self._assembled())
+        return tuple(self._names[n] for n in own if self._names[n] in self._parameters)
+
+    def lie(self, by_columns: Container[str]) -> None:
+        """Have these parameters by columns in memory, and all other matrices by rows.
+
+        On a CPU a tall matrix by columns is up to 2.4 times as fast for few rows of inputs; `tune`
+        measures it. Their numbers stay, and their shapes: a `view(-1)` of them needs rows, so that
+        `train()` lays all by rows again. Files keep the order.
+
+        Parameters
+        ----------
+        by_columns : container of str
+            Of `tall_matrices()`.
+        """
+        for name, own in self._parameters.items():
+            if own is None or own.ndim != 2:
+                continue
+            if name in by_columns:
+                own.data = columns_first(own.data)
+            elif lies_by_columns(own):
+                own.data = own.data.contiguous()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `torch.nn.Module.train`; for training the layer is thawed, its matrices by rows."""
+        if mode:
+            self.lie(())
+        return super().train(mode)
+
+    def _follow_device(self) -> None:
+        super()._follow_device()
+        if self._device_type != "cpu":  # kernels read tiles
+            self.lie(())
 
     def _rows(self, x: Tensor) -> int:
         return x.numel() // max(1, self.in_features)

@@ -17,6 +17,7 @@ from tensorlrf.nn.behaviour.mismatch import in_turn, torch_layer
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain
 from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
+from tensorlrf.nn.tall import lies_by_columns
 from tensorlrf.ops.forms.stages import NOTHING, Library, Stages, run
 
 _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
@@ -134,10 +135,12 @@ def _dense(layer: FactoredLayer, plain: Plain) -> nn.Module:
 
 
 def _own(weight: Tensor, layer: FactoredLayer) -> nn.Parameter:
-    """A copy as a parameter, in the memory format and with the requires_grad of the factors."""
+    """A copy as a parameter, in the order of memory and with the requires_grad of the factors."""
     own = [layer._tensor(name) for name in layer._names.values()]
     last = any(is_channels_last(t) for t in own)
     layout = CHANNELS_LAST.get(weight.ndim if last else 0, torch.contiguous_format)
+    if weight.ndim == 2 and lies_by_columns(weight):
+        layout = torch.preserve_format
     copied = weight.detach().clone(memory_format=layout)
     return nn.Parameter(copied, requires_grad=any(t.requires_grad for t in own))
 

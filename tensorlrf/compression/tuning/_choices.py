@@ -14,7 +14,8 @@ from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.tuning._passes import Seen, layout_for
 from tensorlrf.compression.tuning._tuning import BucketTiming, LayerTuning
 from tensorlrf.compression.tuning._whole import chosen_for
-from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn import FactoredLayer, FactoredLinear
+from tensorlrf.nn.tall import lies_by_columns
 from tensorlrf.ops import PathTable
 from tensorlrf.ops.buckets import BUCKETS
 
@@ -56,6 +57,7 @@ def row_of(
     objective: str,
     timings: list[BucketTiming],
     freezable: bool,
+    by_columns: tuple[str, ...],
 ) -> LayerTuning:
     factors = layer.factors
     frozen = freezable and any(one.chosen == "dense" for one in timings)
@@ -72,6 +74,7 @@ def row_of(
         note="",
         factor_bytes=factors.n_bytes,
         dense_bytes=resident_bytes(layer, freeze=frozen)[TORCH],
+        by_columns=by_columns,
     )
     if objective == "size" or not row.dense_wins:
         return row
@@ -98,6 +101,11 @@ def _why_not_dense(model: nn.Module, layer: FactoredLayer, names: list[str]) -> 
     return ""
 
 
+def _by_columns(layer: FactoredLinear) -> tuple[str, ...]:
+    """Its parameters that lie so now."""
+    return tuple(n for n in layer.tall_matrices() if lies_by_columns(layer.get_parameter(n)))
+
+
 def commit(
     model: nn.Module,
     seen: Seen,
@@ -112,6 +120,9 @@ def commit(
     with ExitStack() as undo:
         for layer, row in rows.items():
             undo.callback(vars(layer).update, chosen_for(layer), measured=dict(layer.measured))
+            if isinstance(layer, FactoredLinear):
+                undo.callback(layer.lie, _by_columns(layer))
+                layer.lie(row.by_columns)
             if row.frozen:
                 layer.freeze(memory_format=layout_for(layer, seen))
             else:

@@ -13,6 +13,7 @@ from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.tuning._choices import commit, row_of, tables_of
+from tensorlrf.compression.tuning._orders import choose_orders
 from tensorlrf.compression.tuning._passes import Seen, layout_for, measure, record
 from tensorlrf.compression.tuning._recurrences import choose_recurrences
 from tensorlrf.compression.tuning._tuning import ALL_DENSE, BucketTiming, Tuning, WholeTiming
@@ -87,7 +88,8 @@ def tune(
     the input with the most rows, while that input is there: no activation is kept for it, and it
     has the values, strides, dtype and autocast that the model gives it. All paths of a layer and
     torch's own dense layer run in turn. Paths that are equally fast within the noise (at most 5%)
-    are decided by the bytes that they keep in memory.
+    are decided by the bytes that they keep in memory. Before that, tall factors of linear layers
+    (left ones) are laid in memory by columns where that is faster for the rows that came, on a CPU.
 
     A layer alone finds its weights and its input in cache. So its choice holds only where it proves
     itself in the model: passes with every layer on its fastest path, with dense for all that gain
@@ -122,13 +124,22 @@ def tune(
         seen = record(own, list(twins), examples)
         if not seen and all(_is_empty(one) for one in examples):
             raise ArgumentError("example has no rows, so nothing can be timed; give a full one")
+        orders = choose_orders(
+            model, dict(zip(places, twins, strict=True)), seen, seconds or SECONDS
+        )
         alone = measure(own, twins, freezable, seen, examples, seconds or SECONDS, progress)
         measured, whole = _together(
             own, freezable, seen, alone, examples, objective, seconds or SECONDS, progress
         )
         rows = [
             row_of(
-                model, layer, places[layer], objective, measured.get(twin, []), twin in freezable
+                model,
+                layer,
+                places[layer],
+                objective,
+                measured.get(twin, []),
+                twin in freezable,
+                orders.get(layer, ()),
             )
             for layer, twin in zip(places, twins, strict=True)
         ]

@@ -88,6 +88,8 @@ class LayerTuning:
         Of the factors.
     dense_bytes : int
         Of the dense weight, which a frozen layer keeps as well.
+    by_columns : tuple of str
+        Its parameters that lie in memory by columns, since that was faster.
     """
 
     name: str
@@ -102,6 +104,7 @@ class LayerTuning:
     note: str
     factor_bytes: int
     dense_bytes: int
+    by_columns: tuple[str, ...] = ()
 
     @property
     def reached(self) -> bool:
@@ -314,6 +317,9 @@ class Tuning:
             f"weights of the factored layers in memory: {self.resident_bytes:,} bytes, all dense "
             f"{dense:,}"
         )
+        laid = [layer.name for layer in self.layers if layer.by_columns]
+        if laid:
+            lines.append(f"tall factors by columns in memory, which is faster here: {_some(laid)}")
         if self.frozen:
             lines.append(
                 f"frozen on their dense weights: {_some(self.frozen)}; their factors win no time "

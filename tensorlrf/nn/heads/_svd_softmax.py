@@ -269,7 +269,7 @@ class SVDSoftmaxHead(nn.Module):
         logits = logits + self.shift
         best = logits.topk(self.top, dim=-1, sorted=False).indices  # (..., top)
         # Picked by one list of rows: several times as fast as by an index of two axes.
-        picked = self.rest.index_select(0, best.flatten()).unflatten(0, best.shape)
+        picked = self.rest.index_select(0, best.flatten()).reshape(*best.shape, -1)
         missing = (picked @ others[..., None])[..., 0] - self.shift[best]
         return logits.scatter_add(-1, best, missing)
 
