@@ -314,16 +314,11 @@ def _read_by_attention(_: Any) -> str:
     return "its weight is read by MultiheadAttention, which does not call it"
 
 
-_TRANSFORMERS = ("transformers",)
 _EFFICIENTNETS = ("efficientnet_lite_pytorch", "efficientnet_pytorch")
 _KNOWN: dict[str, tuple[tuple[str, ...], Describe]] = {
     "Conv2dStaticSamePadding": (_EFFICIENTNETS, _static_same),
     "Conv2dDynamicSamePadding": (_EFFICIENTNETS, _dynamic_same),
     "Conv2dSame": (("timm",), _dynamic_same),
-    "FalconLinear": (_TRANSFORMERS, Plain.of),
-    "EsmFoldLinear": (_TRANSFORMERS, Plain.of),
-    "EfficientNetDepthwiseConv2d": (_TRANSFORMERS, Plain.of),
-    "AlignVisionDepthwiseConv2d": (_TRANSFORMERS, Plain.of),
     "NonDynamicallyQuantizableLinear": (("torch",), _read_by_attention),
 }
 """Class name -> (packages that have it, what it computes)."""

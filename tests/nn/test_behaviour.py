@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorlrf.nn import factorize
-from tensorlrf.nn.obstacles import plain_layer, why_not
+from tensorlrf.nn.obstacles import plain_layer, why_not, why_not_rewritten
 from tests.draws import seeded
 
 
@@ -160,3 +160,17 @@ def test_layers_of_transformers() -> None:
     for layer in (falcon.FalconLinear(8, 6), falcon.FalconLinear(8, 6, bias=False).bfloat16()):
         assert why_not(layer) == ""
         assert factorize(layer, "svd", 2).stands_for == "FalconLinear"
+
+
+def test_others_of_transformers_need_no_name_either() -> None:
+    esm = pytest.importorskip("transformers.models.esm.modeling_esmfold")
+    efficientnet = pytest.importorskip("transformers.models.efficientnet.modeling_efficientnet")
+    align = pytest.importorskip("transformers.models.align.modeling_align")
+    assert why_not(esm.EsmFoldLinear(8, 6)) == ""
+    for kind in (
+        efficientnet.EfficientNetDepthwiseConv2d,
+        align.AlignVisionDepthwiseConv2d,
+    ):
+        depthwise = kind(8, kernel_size=3, padding=1)
+        assert why_not_rewritten(depthwise) == ""  # a normalisation may go into it
+        assert why_not(depthwise).startswith("depthwise convolution (groups=8)")

@@ -39,7 +39,8 @@ def order_by_energy(model: nn.Module, calibration: Any = None) -> dict[str, str]
         Values of its parameters are written anew, in float64 until the cast.
     calibration : iterable of batches or callable, optional
         As for `compress`: layers on LowRank that it reaches are ordered by what a term adds to
-        their outputs on these inputs, others by what it adds to the weight.
+        their outputs on these inputs, others by what it adds to the weight; so are layers that all
+        run on the same factors, as a head and the embedding that it is tied to.
 
     Returns
     -------
@@ -68,22 +69,33 @@ def order_by_energy(model: nn.Module, calibration: Any = None) -> dict[str, str]
     model = own_model(model)
     layers = {name or ROOT: m for name, m in model.named_modules() if isinstance(m, FactoredLayer)}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    tables = Counter(map(_table, layers.values()))
     left: dict[str, str] = {}
-    turned: dict[str, FactoredLayer] = {}
+    turned: dict[tuple[Any, ...], tuple[str, FactoredLayer]] = {}
     for name, layer in layers.items():
+        table = _table(layer)
         own = [layer._parameters.get(attribute) for attribute in layer._names.values()]
         if not has_terms(layer):
             left[name] = f"{format_of(layer.factors)} has no leading terms"
         elif any(p is None for p in own):
             left[name] = "its factors are computed, by parametrize or prune"
-        elif any(uses[id(p)] > 1 for p in own):
+        elif any(uses[id(p)] > tables[table] for p in own):
             left[name] = "it shares factors with another layer"
         else:
-            turned[name] = layer
-    grams = {} if calibration is None else _grams(model, turned, calibration)
-    for name, layer in turned.items():
+            turned.setdefault(table, (name, layer))  # layers on one table are turned as one
+    # What is tied says something to each of its readers: its terms are ordered by the weight.
+    alone = {name: layer for table, (name, layer) in turned.items() if tables[table] == 1}
+    grams = {} if calibration is None else _grams(model, alone, calibration)
+    for name, layer in turned.values():
         _write(layer, grams.get(name))
     return left
+
+
+def _table(layer: FactoredLayer) -> tuple[Any, ...]:
+    """The same for layers that run on the very same factors, as a head and the embedding that it is
+    tied to."""
+    owned = ((name, id(layer._parameters.get(own))) for name, own in layer._names.items())
+    return layer._format, repr(layer._meta), *owned
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.nn.utils import parametrize
 import tensorlrf
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, FactoredLinear
+from tests.compression.test_included import BOTH, language, texts
 from tests.draws import seeded
 from tests.nn.samples import KINDS, factored, input_of, of_kind
 from tests.ops.samples import random_factors
@@ -171,3 +174,24 @@ def test_bad_models_and_batches_are_refused() -> None:
     layer = FactoredLinear(random_factors("lowrank", (6, 5), 3))
     with pytest.raises(ArgumentError, match="calibration"):
         tensorlrf.order_by_energy(layer, 3)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_tied_table_is_turned_once_for_all_that_run_on_it(calibrated: bool) -> None:
+    small: Any = tensorlrf.compress(language(tied=True), keep_total=0.6, **BOTH)[0]
+    with torch.no_grad():  # as refinement might leave it
+        for p in small.embed.parameters():
+            p.mul_(torch.linspace(0.1, 3.0, p.shape[-1]))
+    parts = list(small.embed.parameters())
+    tokens = texts(2)
+    before = small(tokens[0])
+    whole = small.embed.factors.detach()
+    assert tensorlrf.order_by_energy(small, tokens if calibrated else None) == {}
+    for layer in (small.embed, small.lm_head):
+        assert all(a is b for a, b in zip(parts, layer.parameters(), strict=True))
+    torch.testing.assert_close(small(tokens[0]), before, rtol=1e-4, atol=1e-5)
+    with tensorlrf.rank_scale(small, 3):
+        table, head = small.embed.factors, small.lm_head.factors
+    best = whole.by_energy().leading(3).to_dense()
+    torch.testing.assert_close(table.to_dense(), best, rtol=1e-4, atol=1e-5)
+    assert torch.equal(table.to_dense(), head.to_dense())
