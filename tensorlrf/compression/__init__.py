@@ -30,6 +30,7 @@ from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._rows import (
     BatchNorms,
     FoldedNorms,
+    GateChoice,
     Latency,
     LayerReport,
     SharedBasis,
@@ -73,6 +74,7 @@ __all__ = [
     "FoldedNorms",
     "Frontier",
     "FrontierPoint",
+    "GateChoice",
     "Hierarchical",
     "Kron",
     "Latency",

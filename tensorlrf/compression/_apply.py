@@ -26,7 +26,7 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import Apart
 from tensorlrf.compression.calibration._tied import with_heads
 from tensorlrf.compression.calibration.batches import Batch
-from tensorlrf.compression.fit._factor import Factored
+from tensorlrf.compression.fit._factored import Factored
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.folding._within import folded_as
 from tensorlrf.compression.losses._output_loss import Readout

@@ -22,7 +22,8 @@ from tensorlrf.compression.calibration._layer_moments import Calibration, LayerM
 from tensorlrf.compression.calibration._memory import Gathered, some
 from tensorlrf.compression.calibration._trace import READ, Trace, record
 from tensorlrf.compression.calibration.moments._form import FULL
-from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, Factored, Options, factor
+from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, factor
+from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._versions import METHODS
@@ -39,6 +40,7 @@ from tensorlrf.errors import (
     warn,
 )
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.packed.unpacked import gates_at
 from tensorlrf.nn.tables.ties import tie
 
 ROOM = 1 << 30
@@ -124,7 +126,8 @@ class WorkingCopy:
         method = self.rows[name].method
         assert method is not None
         layer, basis = dense_layer_at(self.model, name), self.bases.get(name)
-        options = self.options if basis is None else replace(self.options, right=basis.right)
+        right = None if basis is None else basis.right
+        options = replace(self.options, right=right, gates=gates_at(self.model, name))
         try:
             size = 0 if moments is None or layer.is_table else layer.columns**2
             with problem(max(layer.weight.numel(), size)):

@@ -192,7 +192,7 @@ class Target(Generic[F]):
         if self.rows is not None:
             raise UnsupportedError(
                 "this decomposition is fitted to second moments of inputs, a form D G of what is "
-                "left; other forms are served by svd, kron and trains"
+                "left; other forms are served by svd, kron, blr, hierarchical and trains"
             )
         return self.columns
 

@@ -17,7 +17,8 @@ from tensorlrf.compression import SVD, Tucker, compress
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration._statistics import OutputError
-from tensorlrf.compression.fit._factor import Options, factor
+from tensorlrf.compression.fit._factor import factor
+from tensorlrf.compression.fit._factored import Options
 from tensorlrf.decomposition import cp
 from tensorlrf.decomposition.cp import _cp
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, DegenerateWarning, warn

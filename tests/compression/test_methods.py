@@ -33,7 +33,7 @@ OURS = {
 @pytest.mark.parametrize(
     ("config", "function", "extras"),
     [
-        (SVD, svd, {"metric"}),
+        (SVD, svd, {"metric", "gates"}),
         (Tucker, tucker, {"rank_shares"}),
         (CP, cp, set()),
         *(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from tensorlrf.compression.calibration._correction import corrected
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments, check_statistics
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics, rooted
+from tensorlrf.compression.fit._factored import Factored, Options
+from tensorlrf.compression.fit._gates import fitted_by_gates
 from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.linalg.compact import Compact
@@ -32,57 +34,6 @@ both sides say little of would otherwise count for next to nothing."""
 
 OVERFITTED = 1.1
 """A held-out error above this many times the one of the fit casts doubt on it."""
-
-
-@dataclass(frozen=True)
-class Factored:
-    """Factors of one weight, and how far they are from it.
-
-    factors        in the layout of the layer's weight
-    method         with the rank that was taken
-    weight_error   relative Frobenius error, of the factors as stored
-    fit_error      relative error of the outputs on the inputs that they were fitted to, against the
-                   target; None where there were none
-    held_error     the same on inputs held out
-    judged         by what candidates are compared: the error on inputs held out, in the metric of
-                   the outputs where there is one; without inputs held out, the one in the moments
-                   as shrunk as these samples warrant, or of the weight where there are no inputs
-    expected       the same on the inputs of the fit as they are
-    samples        columns that the fit is made of
-    data_aware     whether these took part in it
-    shrinkage      how far their moments were drawn towards their mean eigenvalue, 0 to 1
-    moments        what there is of them where that is not all
-    shift          (O,) to be added to the bias; None where the bias stays
-    finished       whether its sweeps came near their end
-    weighted       whether they were fitted in a metric of the outputs too
-    """
-
-    factors: Factors
-    method: Method
-    weight_error: float
-    judged: float
-    fit_error: float | None = None
-    held_error: float | None = None
-    samples: int | None = None
-    data_aware: bool = False
-    shrinkage: float | None = None
-    moments: str = ""
-    shift: Tensor | None = None
-    finished: bool = True
-    weighted: bool = False
-    expected: float = 0.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """affine        let the bias make good what it can
-    random_state  of the methods that draw
-    right         (r, n), the right factor that it has to have
-    """
-
-    affine: bool = False
-    random_state: int | torch.Generator | None = 0
-    right: Tensor | None = None
 
 
 def factor(
@@ -114,7 +65,7 @@ def factor_in(
             check_statistics(name, seen)
     job = _Job(layer, fit, held, options)
     if not isinstance(method, Auto):
-        return job.best(method)
+        return fitted_by_gates(method, layer.shape, options, job.best)
     share = method.rank
     assert isinstance(share, float) or method.error is not None
     candidates = {c.for_shape(layer.shape) for c in method.candidates}
@@ -132,7 +83,7 @@ def factor_in(
             given = at_rung(candidate, rung)
         else:
             given = candidate.with_budget(error=method.error)
-        tried.append(job.best(given))
+        tried.append(fitted_by_gates(given, layer.shape, options, job.best))
     if not tried:
         raise ArgumentError(
             f"method='auto': no candidate has a form of {name} within {share:g} of its parameters"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.fit._factor import Factored
+from tensorlrf.compression.fit._factored import Factored
 from tensorlrf.compression.losses._bases import Basis
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.errors import ArgumentError

@@ -3,8 +3,9 @@
 A plan says of every option what it is. Version 1 left out what stood at its default and called the
 algorithm of a decomposition `method`; what it left out is what these defaults were then. Version 3
 says how the ranks came about and knows more budgets, version 4 one of the whole model, version 5
-which batch normalisations are folded first; methods are written as in version 2, and so are the
-recipes of files.
+which batch normalisations are folded first; methods are written as in version 2 there. Version 6
+says of an SVD how gates are factored, which was together. Recipes of files have the version of
+their method.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 from tensorlrf.decomposition.renamed import RENAMED
 from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
-VERSION = 5
+VERSION = 6
 """Of plans."""
 
-METHODS = 2
+METHODS = 6
 """Of methods in plans, and of what files say of layers: the last version that changed them."""
 
 _SWEEPS: dict[str, Any] = {"n_iter_max": None, "tol": None}
@@ -90,5 +91,16 @@ def _of_version_1(values: dict[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(o, o) if o in left_out else o: value for o, value in full.items()}
 
 
-_NEXT: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _of_version_1}
+def _of_version_5(values: dict[str, Any]) -> dict[str, Any]:
+    full = {"gates": "together", **values} if values["name"] == "svd" else dict(values)
+    if isinstance(full.get("candidates"), list):
+        full["candidates"] = [method_of(5, one) for one in full["candidates"]]
+    return full
+
+
+_NEXT: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _of_version_1,
+    **dict.fromkeys((2, 3, 4), dict),
+    5: _of_version_5,
+}
 """A version -> how a method of it is written in the next one."""

@@ -25,6 +25,7 @@ from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._rows import (
     BatchNorms,
     FoldedNorms,
+    GateChoice,
     Latency,
     LayerReport,
     SharedBasis,
@@ -299,6 +300,7 @@ def _totals(report: Report) -> list[str]:
     if report.folded is not None:
         lines += report.folded.words
     lines += map(_basis, report.bases)
+    lines += [_gates(row.name, row.gates) for row in report.layers if row.gates is not None]
     norms = report.batch_norms
     if norms is not None:
         verb = "kept" if norms.kept else "tried and dropped"
@@ -330,6 +332,11 @@ def _basis(basis: SharedBasis) -> str:
         f"{basis.error:.3g} {on}, {basis.error_apart:.3g} by themselves at ranks "
         f"{', '.join(map(str, basis.ranks))}"
     )
+
+
+def _gates(name: str, choice: GateChoice) -> str:
+    where = " (on inputs held out)" if choice.held_out else ""
+    return f"gates of {name} {choice}{where}"
 
 
 def _change(totals: Totals, budget: str) -> str:

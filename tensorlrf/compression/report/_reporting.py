@@ -13,7 +13,7 @@ from tensorlrf.compression._survey import Surveyed, kind_of, own_numbers
 from tensorlrf.compression._work import Work, work
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._trace import Trace
-from tensorlrf.compression.fit._factor import Factored
+from tensorlrf.compression.fit._factored import Factored
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.report._rows import LayerReport, Totals
 from tensorlrf.factors.kinds import format_of
@@ -76,6 +76,7 @@ def row(
         metric=_metric(found, done),
         moments=done.moments,
         basis=basis,
+        gates=done.gates,
     )
 
 

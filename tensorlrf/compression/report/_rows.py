@@ -6,6 +6,47 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class GateChoice:
+    """The gates of a recurrent matrix, tried with one low rank for all and with one for each.
+
+    Parameters
+    ----------
+    apart : bool
+        Whether each has its own.
+    error_apart, error_together : float
+        Relative error of the outputs, in the metric of the fit, where there is calibration; else of
+        the weight.
+    params_apart, params_together : int
+        Of the factors.
+    held_out : bool
+        Whether the errors are on inputs held out.
+
+    Examples
+    --------
+    >>> choice = tensorlrf.compression.GateChoice(True, 0.01, 0.2, 512, 512, True)
+    >>> print(choice)
+    apart, error 0.01 at 512 parameters, 0.2 at 512 together
+    """
+
+    apart: bool
+    error_apart: float
+    error_together: float
+    params_apart: int
+    params_together: int
+    held_out: bool
+
+    def __str__(self) -> str:
+        words = ["apart", "together"]
+        errors = [self.error_apart, self.error_together]
+        params = [self.params_apart, self.params_together]
+        kept, other = (0, 1) if self.apart else (1, 0)
+        return (
+            f"{words[kept]}, error {errors[kept]:.3g} at {params[kept]:,} parameters, "
+            f"{errors[other]:.3g} at {params[other]:,} {words[other]}"
+        )
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One module that owns parameters.
 
@@ -51,6 +92,8 @@ class LayerReport:
         runs on its table "both", the sum of the relative errors of what each puts out.
     basis : str
         The layer whose right factor this one runs on too, counted there; else empty.
+    gates : GateChoice or None
+        Of a recurrent matrix with `SVD(gates="auto")`: how its gates are factored, and why.
     moments : str
         What there was of these second moments where memory had no room for all: a sketch of so many
         rows, with a bound of what it is off by, in the largest eigenvalue; else empty.
@@ -80,6 +123,7 @@ class LayerReport:
     metric: str | None = field(default=None, metadata={"later": True})
     moments: str = field(default="", metadata={"later": True})
     basis: str = field(default="", metadata={"later": True})
+    gates: GateChoice | None = field(default=None, metadata={"later": True})
 
     @property
     def factored(self) -> bool:

@@ -222,6 +222,10 @@ class BLR(Structured):
         if not isinstance(self.dense_blocks, bool):
             raise ArgumentError(f"dense_blocks={self.dense_blocks!r} must be True or False")
 
+    @property
+    def takes_any_form(self) -> bool:
+        return True
+
     def least_params(self, shape: tuple[int, ...]) -> int:
         # One block of rank one, of the grid or of the whole.
         return 1 if self.block is not None else sum(shape)

@@ -6,6 +6,10 @@ columns of the block and T = W_b + (sum over the other blocks of their D G) G_b^
 would make good what they leave. The best A_b of rank r is U U^T T with U the top eigenvectors of
 T G_b T^T, as for a whole matrix. Blocks of the same columns lie in different rows, so those of
 equal height are solved at once.
+
+In a form tr(R D G D^T), where outputs count by what is made of them, rows meet. With R_b = L L^T of
+the rows of a block T = W_b + R_b^-1 (R D G of the others)_b G_b^+, and of rank r it is nearest by
+the top singular vectors of L^T T S with G_b = S S^T; such blocks are solved one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from tensorlrf.decomposition._descent import Descent, beyond, descend
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.blocks._allocation import Ranks
 from tensorlrf.decomposition.blocks._blr_spectra import BlockRange, Energies
-from tensorlrf.decomposition.linalg._gram import descending_eigh
+from tensorlrf.decomposition.linalg._gram import descending_eigh, identity
 
 CUTOFF = 1e-10
 """Directions of the inputs with less than this share of the largest variance are not corrected."""
@@ -50,33 +54,63 @@ class BlockState(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks with the same columns and equally many rows."""
+    """Blocks with the same columns and equally many rows; one alone where rows meet."""
 
     members: list[int]
     rows: Tensor  # (B, rows) indices
     columns: slice
     root: Tensor  # S with G_b = S S^T, (columns, k)
     inverse: Tensor  # G_b^+, (columns, columns)
+    outputs: Tensor | None = None  # L with R_b = L L^T, (rows, rows)
+
+    def turned(self, blocks: Tensor) -> Tensor:
+        """L^T of blocks (B, rows, columns)."""
+        return blocks if self.outputs is None else self.outputs.T @ blocks
+
+    def turned_back(self, blocks: Tensor) -> Tensor:
+        """L^-T of them."""
+        if self.outputs is None:
+            return blocks
+        solution: Tensor = torch.linalg.solve_triangular(self.outputs.T, blocks, upper=True)
+        return solution
+
+    def counted(self, blocks: Tensor) -> Tensor:
+        """R_b of them."""
+        return blocks if self.outputs is None else self.outputs @ (self.outputs.T @ blocks)
+
+    def solved(self, blocks: Tensor) -> Tensor:
+        """R_b^-1 of them."""
+        if self.outputs is None:
+            return blocks
+        solution: Tensor = torch.cholesky_solve(blocks, self.outputs)
+        return solution
 
 
 class Outputs:
-    """A target W (m, n) with the second moments G (n, n) of its inputs, and blocks that tile it."""
+    """A target W (m, n) with the second moments G (n, n) of its inputs, what its outputs count, R
+    (m, m) or alike, and blocks that tile it."""
 
     def __init__(self, target: Target[Any], places: Sequence[BlockRange]) -> None:
         self.target, self.places = target, tuple(places)
-        self.matrix, self.gram = target.matrix, target.moments
-        grouped: dict[tuple[int, int, int], list[int]] = {}
+        self.matrix, self.meeting = target.matrix, target.rows
+        columns = target.columns
+        self.gram = identity(target.shape[1], self.matrix) if columns is None else columns
+        grouped: dict[tuple[int, ...], list[int]] = {}
         for i, place in enumerate(places):
-            grouped.setdefault((place.column, place.columns, place.rows), []).append(i)
+            alone = () if self.meeting is None else (i,)
+            grouped.setdefault((place.column, place.columns, place.rows, *alone), []).append(i)
         roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.stacks = []
-        for (column, width, height), members in grouped.items():
-            columns = slice(column, column + width)
+        for (column, width, height, *_), members in grouped.items():
+            part = slice(column, column + width)
             if (column, width) not in roots:
-                roots[column, width] = _root_and_inverse(self.gram[columns, columns])
+                roots[column, width] = _root_and_inverse(self.gram[part, part])
             first = torch.tensor([places[i].row for i in members], device=self.gram.device)
             rows = first[:, None] + torch.arange(height, device=self.gram.device)
-            self.stacks.append(Stack(members, rows, columns, *roots[column, width]))
+            outputs = None
+            if self.meeting is not None:
+                outputs = torch.linalg.cholesky(self.meeting[rows[0]][:, rows[0]])
+            self.stacks.append(Stack(members, rows, part, *roots[column, width], outputs))
 
     def energies(self, residual: Tensor | None = None) -> list[Energies]:
         """Eigenvalues of T G_b T^T of each block, descending.
@@ -89,7 +123,7 @@ class Outputs:
             target = self.matrix[stack.rows, stack.columns]
             if residual is not None:
                 target = self._target(stack, residual)[0]
-            seen = target @ stack.root
+            seen = stack.turned(target) @ stack.root
             short = seen @ seen.mT if seen.shape[1] <= seen.shape[2] else seen.mT @ seen
             values, _ = descending_eigh(short)
             size = min(target.shape[1:])
@@ -129,12 +163,14 @@ class Outputs:
         return BlockState(at.ranks, contents, residual), self.target.rel_error(residual)
 
     def _target(self, stack: Stack, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """T for each block, and the columns of the block of D G; (B, rows, columns)."""
+        """T for each block, and its part of R D G; (B, rows, columns)."""
         off = residual[stack.rows]  # (B, rows, n)
-        pull = off @ self.gram[:, stack.columns]
+        seen = off if self.meeting is None else self.meeting[stack.rows] @ residual
+        pull = seen @ self.gram[:, stack.columns]
         inner = self.gram[stack.columns, stack.columns]
-        others = pull - off[:, :, stack.columns] @ inner
-        return self.matrix[stack.rows, stack.columns] + others @ stack.inverse, pull
+        others = pull - stack.counted(off[:, :, stack.columns]) @ inner
+        needed = stack.solved(others) @ stack.inverse
+        return self.matrix[stack.rows, stack.columns] + needed, pull
 
     def _improve(
         self,
@@ -150,23 +186,25 @@ class Outputs:
         target, pull = self._target(stack, residual)
         own = [ranks[i] for i in stack.members]
         most = max((r for r in own if r is not None), default=0)
-        basis = _top(target @ stack.root, most)  # (B, rows, most)
+        turned = stack.turned(target)
+        basis = _top(turned @ stack.root, most)  # (B, rows, most)
         limits = torch.tensor([r or 0 for r in own], device=basis.device)
         basis = basis * (torch.arange(most, device=basis.device) < limits[:, None])[:, None]
-        right = basis.mT @ target
+        right = basis.mT @ turned
+        left = stack.turned_back(basis)
         dense = torch.tensor([r is None for r in own], device=basis.device)[:, None, None]
-        made = torch.where(dense, target, basis @ right)
+        made = torch.where(dense, target, left @ right)
         before = self.matrix[stack.rows, stack.columns] - residual[stack.rows, stack.columns]
-        # What the step adds to tr(D G D^T), multiplied out: T leaves out directions of no variance.
+        # What the step adds to the form, multiplied out: T leaves out directions of no variance.
         step = made - before
-        added = step @ self.gram[stack.columns, stack.columns] - 2 * pull
+        added = stack.counted(step) @ self.gram[stack.columns, stack.columns] - 2 * pull
         better = ((step * added).sum((1, 2)) < 0) | anew
         kept = torch.where(better[:, None, None], made, before)
         residual[stack.rows, stack.columns] = self.matrix[stack.rows, stack.columns] - kept
         for b, i in enumerate(stack.members):
             r = own[b]
             if better[b]:
-                contents[i] = target[b] if r is None else (basis[b, :, :r], right[b, :r])
+                contents[i] = target[b] if r is None else (left[b, :, :r], right[b, :r])
 
 
 def balanced_panels(content: Content) -> Content:

@@ -196,6 +196,10 @@ class Hierarchical(Structured):
         if self.admissible not in RULES:
             raise unknown("admissible", self.admissible, RULES)
 
+    @property
+    def takes_any_form(self) -> bool:
+        return True
+
     def least_params(self, shape: tuple[int, ...]) -> int:
         whole = BlockRange(0, 0, shape[0], shape[1])
         fixed = least_params(whole, self.leaf, _rule(self.admissible), 0, 0, 0)

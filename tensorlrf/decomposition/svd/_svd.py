@@ -41,6 +41,11 @@ from tensorlrf.factors import Batch, LowRank
 METRICS = ("full", "diagonal", "identity")
 """In which a layer is fitted."""
 
+TOGETHER, APART, WHICHEVER = "together", "apart", "auto"
+
+GATES = (TOGETHER, APART, WHICHEVER)
+"""How the gates of a recurrent matrix are factored."""
+
 ASVD_ALPHA = 0.5
 
 
@@ -232,6 +237,12 @@ class SVD(Method):
         With calibration: "full", the second moments of the inputs, so that the error of the outputs
         is least; "diagonal", columns scaled by the fourth root of their mean square, the
         activation-aware SVD (with alpha = 1/2); "identity", the plain SVD.
+    gates : {"together", "apart", "auto"}
+        Of a matrix of an LSTM or a GRU, whose rows are its gates: "together", one low rank for all;
+        "apart", one for each, of ranks that share out the parameters of that one (a
+        `BlockLowRank`); "auto", apart where the squared error of the outputs, on inputs held out
+        where there are some, is less by a twentieth. No other layer has gates. With
+        metric="full".
 
     References
     ----------
@@ -247,6 +258,7 @@ class SVD(Method):
     n_power_iter: int
     n_oversample: int
     metric: str = "full"
+    gates: str = TOGETHER
 
     in_metric = ()
     multiplies_moments = True
@@ -256,6 +268,13 @@ class SVD(Method):
             raise unknown("solver", self.solver, SOLVERS)
         if self.metric not in METRICS:
             raise unknown("metric", self.metric, METRICS)
+        if self.gates not in GATES:
+            raise unknown("gates", self.gates, GATES)
+        if self.gates != TOGETHER and self.metric != "full":
+            raise ArgumentError(
+                f"gates={self.gates!r} is of fits to all that is known of the inputs; leave out "
+                f"metric={self.metric!r}"
+            )
         check_sketch(self.n_power_iter, self.n_oversample)
 
     def _read_options(self) -> dict[str, Any]:

@@ -66,6 +66,9 @@ class FactoredCell(Unpacked):
                 setattr(made, f"bias_{name}", bias_of([layer], values=values))
         return made.train(self.training)  # type: ignore[no-any-return]
 
+    def gates_of(self, name: str) -> int:
+        return self._mode.gates
+
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """(batch, in) or (in,) and states likewise to the next ones, as torch's own."""
         if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:

@@ -112,6 +112,9 @@ class FactoredRecurrent(Unpacked):
                     setattr(made, f"bias_{name}{end}", bias_of([layer], values=values))
         return made.train(self.training)
 
+    def gates_of(self, name: str) -> int:
+        return 1 if name.startswith(_PARTS[2]) else MODES[self.mode].gates
+
     @property
     def _ends(self) -> list[str]:
         """Of the names of the layers: of each layer and direction, in order."""

@@ -110,10 +110,32 @@ class Unpacked(nn.Module, ABC):
         """
         return ""
 
+    def gates_of(self, name: str) -> int:
+        """How many gates the weight of a layer of it has stacked, of equally many rows each.
+
+        Parameters
+        ----------
+        name : str
+            Of the layer, as in `named_children`.
+
+        Returns
+        -------
+        int
+            1 for none.
+        """
+        return 1
+
     @property
     def is_factored(self) -> bool:
         """Whether a matrix of it is held as factors."""
         return any(isinstance(module, FactoredLayer) for module in self.modules())
+
+
+def gates_at(model: nn.Module, name: str) -> int:
+    """How many gates the layer of that qualified name has; 1 for none."""
+    above, _, own = name.rpartition(".")
+    holder = model.get_submodule(above)
+    return holder.gates_of(own) if isinstance(holder, Unpacked) else 1
 
 
 def unpacked_type(module: nn.Module) -> type[Unpacked] | None:

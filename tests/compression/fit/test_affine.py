@@ -15,7 +15,8 @@ from tensorlrf.compression import Method
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration.moments._moments import moments_of
-from tensorlrf.compression.fit._factor import Factored, Options, factor
+from tensorlrf.compression.fit._factor import factor
+from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.nn import FactoredLayer
 from tests.compression.networks import relative, set_weights
 from tests.draws import seeded32

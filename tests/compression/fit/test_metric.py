@@ -16,7 +16,8 @@ from tensorlrf.compression import Method
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._layer_moments import LayerMoments
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
-from tensorlrf.compression.fit._factor import INPUT_SHRINKAGE, Options, _Part, factor
+from tensorlrf.compression.fit._factor import INPUT_SHRINKAGE, _Part, factor
+from tensorlrf.compression.fit._factored import Options
 from tensorlrf.decomposition.second_moments import OutputMetric
 from tensorlrf.decomposition.shrinkage import shrunk
 from tensorlrf.errors import ArgumentError, CalibrationWarning

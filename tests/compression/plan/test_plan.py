@@ -52,7 +52,7 @@ def test_json_both_ways(budget: str) -> None:
     text = made.to_json()
     assert Plan.from_json(text) == made
     assert Plan.from_json(text).to_json() == text
-    assert json.loads(text)["version"] == 5
+    assert json.loads(text)["version"] == 6
     assert hash(made) == hash(Plan.from_json(text))
 
 
