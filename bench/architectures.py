@@ -86,7 +86,7 @@ def kind_of(row: Surveyed) -> str:
         return "depthwise kernels, one input channel each"
     if kind == "ParametrizationList" or row.reason.startswith("parametrised"):
         return "parametrised layers"
-    if kind.endswith("Embedding") and "exactly" in row.reason:
+    if kind.endswith("Embedding") and row.reason.startswith("subclass"):
         return f"{kind}, a lookup of its own"
     if row.reason.startswith("neither"):
         return f"parameters of {kind}, no layer"

@@ -41,6 +41,7 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import Unpacked
+from tensorlrf.nn.tables.ties import keep_bias
 
 
 @refuses_old_words
@@ -276,7 +277,10 @@ def compress_(
     for row in report.layers:
         for place in (*row.places, *ties) if row.factored else ():
             if ties.get(place, row.name) == row.name:
-                put(model, [place], module_at(small, place))
+                new = module_at(small, place)
+                if place in ties:
+                    keep_bias(new, module_at(model, place))
+                put(model, [place], new)
     if report.folded is not None:
         take_folds(model, small, report.folded)
     if request.modular:

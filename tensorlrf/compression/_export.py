@@ -135,6 +135,7 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
                 "not have; remove them first"
             )
         copies[id(module)] = new(module)
+        _keep_bias(module.bias, copies[id(module)], copies)
         for k, parameter in enumerate(module.parameters(recurse=False)):
             made.setdefault(id(parameter), []).append((k, parameter, copies[id(module)]))
     for (k, part, table), *others in made.values():
@@ -145,3 +146,14 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
     replaced = settled(copy_of(model, copies))
     without_latents(replaced)
     return replaced
+
+
+def _keep_bias(bias: Tensor | None, new: nn.Module, copies: dict[int, Any]) -> None:
+    """Have what else holds the bias of a factored layer hold that of the `new` one, too."""
+    if bias is None:
+        return
+    owner = new[-1] if isinstance(new, nn.Sequential) else new
+    own = copies.setdefault(id(bias), owner.get_parameter("bias"))
+    owner.register_parameter("bias", own)
+    if owner is not new:
+        vars(new)["bias"] = own

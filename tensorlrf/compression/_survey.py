@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MethodType
@@ -20,7 +20,7 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.convolutions.baked import origin_of
 from tensorlrf.nn.obstacles import why_not
 from tensorlrf.nn.packed.unpacked import unpacked_type, why_not_unpacked
-from tensorlrf.nn.plain import TABLES
+from tensorlrf.nn.plain import is_table
 
 EMBEDDINGS, HEADS = "embeddings", "heads"
 INCLUDED = (EMBEDDINGS, HEADS)
@@ -57,7 +57,7 @@ class Surveyed:
     @property
     def is_table(self) -> bool:
         """Whether rows of its weight are looked up."""
-        return type(self.module) in TABLES.values()
+        return is_table(self.module)
 
     @property
     def eligible(self) -> bool:
@@ -128,7 +128,8 @@ def _tables(
     reasons: Mapping[nn.Module, str],
 ) -> dict[nn.Module, list[nn.Module]]:
     """Embeddings, each with the others and the linear layers that have the very same weight, where
-    all of them can be replaced and nothing else shares its memory."""
+    all of them can be replaced and nothing else shares its memory. The bias of such a linear layer
+    may be that of other modules as well, as of BERT's head: it stays the very parameter."""
     sharing: dict[int, list[nn.Module]] = {}
     for module in owners:
         weight = module._parameters.get("weight")
@@ -136,15 +137,29 @@ def _tables(
             sharing.setdefault(id(weight), []).append(module)
     found = {}
     for group in sharing.values():
-        first = next((m for m in group if type(m) in TABLES.values()), None)
+        first = next((m for m in group if is_table(m)), None)
         if first is None or len(group) < 2:
             continue
         others = {f"{owners[m][0]}.weight" for m in group}
+        others |= _places_of((m._parameters.get("bias") for m in group), owners)
         alone = all(others.issuperset(tied.get(m, ())) for m in group)
-        plain = all(type(m) is nn.Linear or type(m) in TABLES.values() for m in group)
+        plain = all(type(m) is nn.Linear or is_table(m) for m in group)
         if alone and plain and not any(reasons[m] for m in group):
             found[first] = [m for m in group if m is not first]
     return found
+
+
+def _places_of(
+    parameters: Iterable[Tensor | None], owners: Mapping[nn.Module, Sequence[str]]
+) -> set[str]:
+    """The names of those very parameters, one for each module that has them."""
+    wanted = {id(p) for p in parameters if p is not None}
+    return {
+        f"{names[0]}.{own}"
+        for module, names in owners.items()
+        for own, p in module._parameters.items()
+        if id(p) in wanted
+    }
 
 
 def included(include: Any) -> tuple[str, ...]:
@@ -192,7 +207,7 @@ def _of_its_kind(one: Surveyed, model: nn.Module, include: Sequence[str]) -> str
     """Why an embedding stays for what it is; empty where it does not."""
     if not one.is_table:
         return ""
-    heads = [n for n in one.tied if type(model.get_submodule(n)) not in TABLES.values()]
+    heads = [n for n in one.tied if not is_table(model.get_submodule(n))]
     if EMBEDDINGS in include and (not heads or HEADS in include):
         return ""
     if not heads:

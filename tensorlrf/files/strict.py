@@ -83,6 +83,11 @@ class JsonNode:
             self.wrong(f"a whole number of at least {least}")
         return value
 
+    def number(self) -> float:
+        if isinstance(self._value, bool) or not isinstance(self._value, (int, float)):
+            self.wrong("a number")
+        return float(self._value)
+
     def wholes(self) -> tuple[int, ...]:
         if not isinstance(self._value, list) or len(self._value) > 64:
             self.wrong("a list of at most 64 whole numbers")

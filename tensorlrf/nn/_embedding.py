@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -15,7 +16,9 @@ from tensorlrf.factors import Factors
 from tensorlrf.nn._fresh import Fresh, check_sizes
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._like import like_layer, take_over
+from tensorlrf.nn.behaviour.lookups import scale_of
 from tensorlrf.nn.obstacles import check_embedding
+from tensorlrf.nn.tables.shell import SHELL, shell_of
 from tensorlrf.ops import PathTable, best_embedding_path, embedding_paths
 from tensorlrf.ops.buckets import BUCKETS
 from tensorlrf.ops.checks import padding_row
@@ -38,6 +41,9 @@ class FactoredEmbedding(FactoredLayer):
     padding_idx : int, optional
         As torch.nn.Embedding: what is looked up at this row has no gradient. A row of zeros stays
         one where its own factor is zero; else it moves with the others, which share its factors.
+    scale : float
+        By which what is looked up is multiplied, as Gemma's and BART's embeddings do. `weight` and
+        `factors` are without it, so that a head on the same table is, too.
 
     Raises
     ------
@@ -53,8 +59,13 @@ class FactoredEmbedding(FactoredLayer):
 
     kind = nn.Embedding
 
-    def __init__(self, factors: Factors, padding_idx: int | None = None) -> None:
+    def __init__(
+        self, factors: Factors, padding_idx: int | None = None, *, scale: float = 1.0
+    ) -> None:
         super().__init__(factors, None, embedding_paths(factors))
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or math.isinf(scale):
+            raise ArgumentError(f"scale={scale!r} must be a finite number")
+        self.scale = float(scale)  # NaN on meta, where nobody knows it yet
         self.num_embeddings, self.embedding_dim = factors.shape
         self.padding_idx = padding_row(padding_idx, self.num_embeddings)
         self._layer = Layer("embedding", padding_idx=self.padding_idx)
@@ -73,20 +84,25 @@ class FactoredEmbedding(FactoredLayer):
         Returns
         -------
         FactoredEmbedding
-            Its padding_idx, dtype, device, training flag and requires_grad are those of `like`.
+            Its padding_idx, scale, dtype, device, training flag and requires_grad are those of
+            `like`.
 
         Raises
         ------
         ShapeError
             Where the factors do not stand for a tensor of the weight's shape.
         UnsupportedError
-            Where `like` is not a plain torch.nn.Embedding, or has max_norm, scale_grad_by_freq or
-            sparse gradients.
+            Where `like` is neither a plain torch.nn.Embedding nor a subclass that gives a multiple
+            of what is looked up, or has max_norm, scale_grad_by_freq or sparse gradients.
         """
         check_embedding(like, "like")
+        scale = scale_of(like)
+        assert isinstance(scale, float)
         factors, _ = like_layer(factors, SimpleNamespace(weight=like.weight, bias=None))
-        layer = cls(factors, like.padding_idx)
+        layer = cls(factors, like.padding_idx, scale=scale)
         take_over(layer, like)
+        if type(like) is not nn.Embedding:
+            vars(layer)[SHELL] = shell_of(like)  # no module of it: only what it was
         return layer
 
     @classmethod
@@ -171,8 +187,10 @@ class FactoredEmbedding(FactoredLayer):
             )
         path = self._path(input)
         if path == "dense":
-            return F.embedding(input, self._dense_weight(), self.padding_idx)
-        return self._runs[path].run(input, *self._held(), None)
+            rows = F.embedding(input, self._dense_weight(), self.padding_idx)
+        else:
+            rows = self._runs[path].run(input, *self._held(), None)
+        return rows if self.scale == 1.0 else rows * self.scale
 
     def clear_padding(self) -> None:
         """Make the padding row zeros, by its row of the factor that holds the rows.
@@ -217,4 +235,5 @@ class FactoredEmbedding(FactoredLayer):
 
     def _options_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        scale = "" if self.scale == 1.0 else f", scale={self.scale:.6g}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}{scale}"

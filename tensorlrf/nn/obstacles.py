@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._layer import FactoredLayer
+from tensorlrf.nn.behaviour.lookups import scale_of
 from tensorlrf.nn.behaviour.mismatch import mismatch
 from tensorlrf.nn.behaviour.seen import plain_of
 from tensorlrf.nn.plain import TABLES, Plain, base_of, is_told
@@ -98,8 +100,9 @@ def check_layer(layer: Any, kind: type[nn.Module] | str, argument: str) -> Plain
 
 
 def check_embedding(layer: Any, argument: str, kind: type[nn.Module] = nn.Embedding) -> None:
-    """`layer` is exactly a torch.nn.Embedding, or another `kind` of table, on which nothing hangs,
-    and no option of it is one that factors do not have. It may be on the meta device.
+    """`layer` is a torch.nn.Embedding, a subclass that scales what it looks up, or exactly another
+    `kind` of table, on which nothing hangs, and no option of it is one that factors do not have. It
+    may be on the meta device.
 
     Raises ArgumentError where it is no module and UnsupportedError, with the remedy, where no
     factored embedding can replace it.
@@ -123,7 +126,7 @@ def _embedding_obstacles(module: nn.Module, kind: type[nn.Module]) -> Iterator[O
             "parametrised; remove_parametrizations first", " (torch.nn.utils.parametrize)"
         )
         return
-    if type(module) is not kind:
+    if type(module) is not kind and (kind is not nn.Embedding or not isinstance(module, kind)):
         yield Obstacle(f"only exactly a torch.nn.{kind.__name__} is replaced")
         return
     if getattr(module, "mode", "") == "max":
@@ -153,6 +156,12 @@ def _embedding_obstacles(module: nn.Module, kind: type[nn.Module]) -> Iterator[O
             "factor that all rows share",
             "; set layer.sparse = False",
         )
+    if isinstance(module, nn.Embedding) and module._parameters.get("weight") is not None:
+        scale = scale_of(module)
+        if isinstance(scale, str):
+            yield Obstacle(scale, of_forward=True)
+        elif math.isnan(scale) and not module.weight.is_meta:
+            yield Obstacle("scales by a buffer on the meta device, which has no value")
 
 
 def hooks_of(module: nn.Module) -> list[str]:
@@ -260,7 +269,7 @@ def _more(module: nn.Module) -> Iterator[Obstacle]:
         for name, child in ({} if is_told(module) else module._modules).items()
         if exact or (child is not None and any(True for _ in _tensors_of(child)))
     ]
-    held = [*module._parameters, *module._buffers, *inside]
+    held = [*module._parameters, *_lasting(module), *inside]
     more = sorted(set(held) - {"weight", "bias"})
     if more:
         yield Obstacle(
@@ -268,6 +277,16 @@ def _more(module: nn.Module) -> Iterator[Obstacle]:
             "have",
             of_forward=True,
         )
+
+
+def _lasting(module: nn.Module) -> Iterator[str]:
+    """Its buffers, but for single numbers of an embedding that no file has: by one it scales what
+    it looks up, if by any, and that is seen by running it."""
+    for name, buffer in module._buffers.items():
+        single = buffer is not None and buffer.numel() == 1
+        passing = single and name in module._non_persistent_buffers_set
+        if not (passing and isinstance(module, nn.Embedding)):
+            yield name
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:

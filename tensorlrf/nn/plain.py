@@ -240,6 +240,11 @@ def is_hf_conv1d(layer: object) -> bool:
     return cls.__name__ == HF_CONV1D and cls.__module__ == "transformers.pytorch_utils"
 
 
+def is_table(layer: object) -> bool:
+    """An embedding or a subclass of one, whatever that does."""
+    return isinstance(layer, tuple(TABLES.values()))
+
+
 def base_of(layer: object) -> str | None:
     """The name of the torch layer that it is or derives from, of those that have factored forms."""
     return next((name for name, base in BASES.items() if isinstance(layer, base)), None)

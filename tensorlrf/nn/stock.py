@@ -17,6 +17,7 @@ from tensorlrf.nn.behaviour.mismatch import in_turn, torch_layer
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain
 from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
+from tensorlrf.nn.tables.shell import filled
 from tensorlrf.nn.tall import lies_by_columns
 from tensorlrf.ops.forms.stages import NOTHING, Library, Stages, run
 
@@ -31,13 +32,13 @@ _PADDING_LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
 def to_dense_layer(layer: FactoredLayer) -> nn.Module:
     """The torch layer that `layer` stands for, with the dense weight; `layer` stays as it is.
 
-    A Linear, convolution, transposed one or Embedding with all its options, dtype, device, memory
-    format, requires_grad and training flag, or the Conv1D of transformers. Where the padding
-    differs from side to side, an nn.Sequential of ZeroPad and convolution, which has the sizes and
-    options of the layer as attributes too.
+    A Linear, convolution, transposed one, Embedding or subclass of this with all its options,
+    dtype, device, memory format, requires_grad and training flag, or the Conv1D of transformers.
+    Where the padding differs from side to side, an nn.Sequential of ZeroPad and convolution, which
+    has the sizes and options of the layer as attributes too.
     """
     if isinstance(layer, (FactoredEmbedding, FactoredEmbeddingBag)):
-        return _dense_embedding(layer)
+        return _dense_embedding(layer, as_it_was=True)
     return _with_attributes(_dense(layer, plain_of_factored(layer)), layer)
 
 
@@ -102,7 +103,15 @@ def _stock(layer: FactoredLayer, path: str) -> nn.Module:
         for library in found:
             bias = layer.bias if library is found[-1] else None
             layers.append(_library_layer(library, layer, bias))
+        if (scale := _scale(layer)) != 1.0:
+            last: Any = layers[-1]
+            last.weight.mul_(scale)  # of the factor that a tied head has a copy of
     return in_turn(layers).train(layer.training)
+
+
+def _scale(layer: FactoredLayer) -> float:
+    """By which an embedding multiplies what it looks up."""
+    return layer.scale if isinstance(layer, FactoredEmbedding) else 1.0
 
 
 def _library_layer(library: Library, layer: FactoredLayer, bias: Tensor | None) -> nn.Module:
@@ -154,11 +163,31 @@ def _own_bias(bias: Tensor | None) -> nn.Parameter | None:
 # ---- embeddings ---------------------------------------------------------------------------------
 
 
-def _dense_embedding(layer: FactoredEmbedding | FactoredEmbeddingBag) -> nn.Module:
+def _dense_embedding(
+    layer: FactoredEmbedding | FactoredEmbeddingBag, *, as_it_was: bool = False
+) -> nn.Module:
+    """On the dense table; of a subclass perhaps, which else is told in layers of torch."""
     with torch.no_grad():
         weight = layer.weight
-    make = _torch_bags if isinstance(layer, FactoredEmbeddingBag) else _torch_embedding
-    return make(weight, layer).train(layer.training)
+    if isinstance(layer, FactoredEmbeddingBag):
+        return _torch_bags(weight, layer).train(layer.training)
+    made = filled(layer, _own(weight, layer)) if as_it_was else None
+    if made is None:
+        made = _torch_embedding(weight, layer)
+        # A head may be tied to the table, whose weight is without the scale.
+        made = made if layer.scale == 1.0 else fx.symbolic_trace(_Scaled(made, layer.scale))
+    return made.train(layer.training)
+
+
+class _Scaled(nn.Module):
+    """A multiple of what is looked up."""
+
+    def __init__(self, table: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.table, self.scale = table, scale
+
+    def forward(self, input: Any) -> Any:
+        return self.table(input) * self.scale
 
 
 def _torch_embedding(weight: Tensor, layer: Any) -> nn.Module:
@@ -204,16 +233,20 @@ def _stock_bags(layer: FactoredEmbeddingBag) -> nn.Module:
 
 
 class _Traceable(nn.Module):
-    """The stages, and the bias (O,), which has `axes` dimensions behind its channels."""
+    """The stages times the scale, and the bias (O,), which has `axes` dimensions behind its
+    channels."""
 
-    def __init__(self, stages: Stages, bias: Tensor | None, axes: int = 0) -> None:
+    def __init__(
+        self, stages: Stages, bias: Tensor | None, axes: int = 0, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.stages, self.axes = stages, axes
+        self.stages, self.axes, self.scale = stages, axes, scale
         # A parameter is recorded with what is made of it, where a plain tensor would be a constant.
         self.own_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
         y = run(self.stages, input)
+        y = y if self.scale == 1.0 else y * self.scale
         if self.own_bias is None:
             return y
         return y + (self.own_bias.reshape(-1, *(1,) * self.axes) if self.axes else self.own_bias)
@@ -225,7 +258,7 @@ def _traced(stages: Stages, layer: FactoredLayer) -> fx.GraphModule:
     bias = layer.bias
     axes = max(0, len(layer.factors.shape) - 2)
     own_bias = None if bias is None else bias.detach()
-    traced = fx.symbolic_trace(_Traceable(stages, own_bias, axes))
+    traced = fx.symbolic_trace(_Traceable(stages, own_bias, axes, _scale(layer)))
     named: dict[str, str] = {}
     trained = any(layer._tensor(name).requires_grad for name in layer._names.values())
     for node in traced.graph.nodes:

@@ -103,3 +103,24 @@ def test_what_cannot_be_is_refused() -> None:
     model.set_input_embeddings(nn.Identity())
     with pytest.raises(UnsupportedError, match="is a Identity, of which no rows are known"):
         resize_token_embeddings(model, 4)
+
+
+def test_a_scaled_table_keeps_its_scale() -> None:
+    """Of Gemma's kind, whose rows are multiplied by the root of the width."""
+
+    class Scaled(nn.Embedding):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 4.0
+
+    model = compressed(True, BOTH)
+    with torch.device("cpu"):
+        table = Scaled(WORDS, model.config.hidden_size)
+    model.set_input_embeddings(tensorlrf.nn.factorize(table, "svd", 4))
+    before = model.get_input_embeddings()(TOKENS)
+    model.set_output_embeddings(nn.Linear(model.config.hidden_size, WORDS, device="cpu"))
+    made = resize_token_embeddings(model, WORDS + 3)
+    torch.testing.assert_close(made(TOKENS), before)
+    dense = tensorlrf.densify(made)
+    assert type(dense) is Scaled
+    assert dense.num_embeddings == WORDS + 3
+    torch.testing.assert_close(dense(TOKENS), before)

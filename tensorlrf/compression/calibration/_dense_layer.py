@@ -22,9 +22,9 @@ from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.behaviour.seen import plain_of
-from tensorlrf.nn.plain import TABLES, Plain
+from tensorlrf.nn.plain import TABLES, Plain, is_table
 from tensorlrf.nn.tables.served import no_table
-from tensorlrf.nn.tables.ties import tie
+from tensorlrf.nn.tables.ties import keep_bias, tie
 from tensorlrf.nn.tensors import values_of
 from tensorlrf.ops.forms import form_of
 
@@ -121,12 +121,14 @@ class DenseLayer:
 
     def tied(self, model: nn.Module, name: str, new: FactoredLayer) -> FactoredLayer:
         """What takes the place of another layer of the model that has the table for its weight, on
-        the very factors of `new`, which takes that of the table."""
+        the very factors of `new`, which takes that of the table, and with the very bias that it
+        has, which may be that of other modules."""
         other = model.get_submodule(name)
         kind = factored_type(other)
         assert kind is not None
         made: FactoredLayer = kind.from_factors(new.factors, other)
         tie(made, new)
+        keep_bias(made, other)
         made.recipe = dict(new.recipe)
         return made
 
@@ -157,7 +159,7 @@ def tied_places(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     tables: dict[int, tuple[nn.Module, str]] = {}
     for name in names:
         module = module_at(model, name)
-        if type(module) in TABLES.values():
+        if is_table(module):
             tables.setdefault(id(module.weight), (module, name))
     found = {}
     for place, module in model.named_modules(remove_duplicate=False) if tables else ():

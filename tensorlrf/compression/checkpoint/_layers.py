@@ -12,7 +12,7 @@ from tensorlrf import io
 from tensorlrf.compression.checkpoint.header import LayerEntry
 from tensorlrf.errors import FileFormatError, UnsupportedError, shown
 from tensorlrf.factors import Factors
-from tensorlrf.nn import FactoredLayer, factored_type
+from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.obstacles import why_not
 
 
@@ -54,10 +54,24 @@ def blank_layer(
         ) from None
     except (ValueError, RuntimeError, TypeError) as error:
         raise FileFormatError(f"path={path!r} does not fit {name!r} of model: {error}") from None
+    if isinstance(layer, FactoredEmbedding) and entry.type is not None:
+        _check_scale(layer, 1.0 if entry.scale is None else entry.scale, name, path)
     if entry.stands_for is not None:
         layer.stands_for = entry.stands_for
     layer.measured = dict(entry.measured)
     return layer
+
+
+def _check_scale(layer: FactoredEmbedding, scale: float, name: str, path: str) -> None:
+    """Have the layer the scale of the file, that of the model but for the rounding of dtypes.
+    Where the model has it in a buffer without value it is believed."""
+    half = torch.finfo(torch.bfloat16).eps
+    if not math.isnan(layer.scale) and abs(layer.scale - scale) > half * abs(scale):
+        raise FileFormatError(
+            f"path={path!r} does not fit {name!r} of model: it multiplies what it looks up by "
+            f"{scale:g}, in the model by {layer.scale:g}"
+        )
+    layer.scale = scale
 
 
 def _like_dense(factors: Factors, bias: bool, like: nn.Module) -> FactoredLayer:

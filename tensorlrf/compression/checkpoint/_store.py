@@ -24,7 +24,7 @@ from tensorlrf.compression.ranks._table import entry_of
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.files.safetensors import check_storable, plain
 from tensorlrf.files.sealed import Stored, canonical, made_by, storable_key
-from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn import FactoredEmbedding, FactoredLayer
 
 
 def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
@@ -204,6 +204,7 @@ def _layers(model: nn.Module) -> list[tuple[LayerEntry, FactoredLayer]]:
                 layer.stands_for,
                 layer.bias is not None,
                 layer.measured,
+                layer.scale if isinstance(layer, FactoredEmbedding) else 1.0,
             ),
             layer,
         )
@@ -218,6 +219,7 @@ def _entry(
     stands_for: str | None,
     bias: bool | None,
     measured: Mapping[str, Any] | None = None,
+    scale: float = 1.0,
 ) -> LayerEntry:
     return LayerEntry(
         places=at,
@@ -229,6 +231,7 @@ def _entry(
         shape=tuple(factors.shape),
         bias=bias,
         measured=dict(measured or {}),
+        scale=None if scale == 1.0 else scale,
     )
 
 

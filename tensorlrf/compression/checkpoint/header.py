@@ -29,6 +29,8 @@ KEY = "tensorlrf.model"
 LONGEST_NAME = 4096
 """Characters of the name of a tensor, which is taken apart at its dots."""
 
+_SCALE = "scale"
+
 _KEYS = (
     *("checksum", "version", "tensorlrf", "fingerprint", "architecture", "tensors", "slots"),
     *("layers", "plan", "plan_checksum", "extra_state"),
@@ -73,6 +75,7 @@ class LayerEntry:
     format, meta, parts, shape  of its factors; parts is name -> shape of their tensors
     bias        whether it has one; None where that is not known
     measured    key of a device -> path table that was measured there
+    scale       by which an embedding multiplies what it looks up; None where it is one, or unknown
     """
 
     places: tuple[str, ...]
@@ -84,6 +87,12 @@ class LayerEntry:
     shape: tuple[int, ...]
     bias: bool | None
     measured: Mapping[str, PathTable] = field(default_factory=dict)
+    scale: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        told = {**vars(self), "measured": {k: t.to_json() for k, t in self.measured.items()}}
+        return {k: v for k, v in told.items() if k != _SCALE or v is not None}
 
 
 @dataclass(frozen=True)
@@ -158,10 +167,7 @@ class Header:
                 "architecture": None if self.architecture is None else dict(self.architecture),
                 "tensors": {name: stored.to_json() for name, stored in self.tensors.items()},
                 "slots": [slot.to_json() for slot in self.slots],
-                "layers": [
-                    {**vars(e), "measured": {k: t.to_json() for k, t in e.measured.items()}}
-                    for e in self.layers
-                ],
+                "layers": [entry.to_json() for entry in self.layers],
                 "plan": dict(self.plan),
                 "plan_checksum": checksum_of(canonical(dict(self.plan))),
                 "extra_state": dict(self.extra_state),
@@ -226,7 +232,7 @@ def _view(at: JsonNode, stored: Stored) -> View:
 
 
 def _layer(at: JsonNode) -> LayerEntry:
-    at.keys_are([one.name for one in fields(LayerEntry)])
+    at.keys_are([one.name for one in fields(LayerEntry) if one.name != _SCALE], [_SCALE])
     places = tuple(place.text() for place in at["places"].entries())
     if not places:
         at["places"].wrong("a list of names")
@@ -240,6 +246,7 @@ def _layer(at: JsonNode) -> LayerEntry:
         shape=at["shape"].wholes(),
         bias=at["bias"].maybe(JsonNode.flag),
         measured=at["measured"].each(_table),
+        scale=at[_SCALE].number() if _SCALE in at.mapping() else None,
     )
 
 

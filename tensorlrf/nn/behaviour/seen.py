@@ -7,7 +7,6 @@ Nothing that is seen here is believed: it is what a layer is supposed to compute
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,6 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tensorlrf.errors import ArgumentError
+from tensorlrf.nn.behaviour.arguments import more_arguments
+from tensorlrf.nn.behaviour.lookups import scale_of
 from tensorlrf.nn.copies import copy_of, replica
 from tensorlrf.nn.plain import BASES, Pads, Plain, base_of, told_of
 
@@ -65,12 +66,15 @@ def plain_of(layer: nn.Module) -> Plain | str:
     base computes: a supposition, which `mismatch` confirms or not. Raises
     ArgumentError where a registered function gives neither.
     """
+    if isinstance(layer, nn.Embedding):
+        scale = scale_of(layer)
+        return scale if isinstance(scale, str) else Plain("Embedding")
     told = told_of(layer)
     if told is not None:
         return told
     base = base_of(layer)
     assert base is not None
-    more = _more_arguments(layer, BASES[base])
+    more = more_arguments(layer, BASES[base])
     if more:
         return f"subclass of {base} whose forward takes more than an input ({', '.join(more)})"
     found = _supposed(layer)
@@ -81,18 +85,6 @@ def plain_of(layer: nn.Module) -> Plain | str:
     except (ArgumentError, AttributeError, TypeError):
         return f"subclass of {base} whose options are not those of a {base}"
 
-
-def _more_arguments(layer: nn.Module, base: type[nn.Module]) -> list[str]:
-    """Of its forward, what that of its base has not: whoever calls it may give these."""
-    try:
-        own = list(inspect.signature(type(layer).forward).parameters.values())
-    except (TypeError, ValueError):  # of a forward that is not written in Python
-        return ["unknown"]
-    known = len(inspect.signature(base.forward).parameters)
-    return [p.name for p in own[known:]] + [p.name for p in own[:known] if p.kind in _ANY]
-
-
-_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 _SEEN: WeakKeyDictionary[nn.Module, Plain | None] = WeakKeyDictionary()
 

@@ -11,6 +11,7 @@ from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
+from tensorlrf.nn.tables.shell import SHELL
 from tensorlrf.nn.tables.ties import tie
 from tensorlrf.ops.forms import form_of
 
@@ -122,7 +123,9 @@ def _of_factors(layer: Any, words: int, name: str) -> FactoredLayer:
     )
     made: FactoredLayer
     if isinstance(layer, FactoredEmbedding):
-        made = FactoredEmbedding(grown, _padding(layer, words))
+        made = FactoredEmbedding(grown, _padding(layer, words), scale=layer.scale)
+        if SHELL in vars(layer):
+            vars(made)[SHELL] = vars(layer)[SHELL]
     else:
         bias = None if layer.bias is None else _rows(layer.bias, words).detach()
         made = FactoredLinear(grown, bias)

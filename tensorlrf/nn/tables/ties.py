@@ -35,3 +35,13 @@ def tie_stock(layer: nn.Module, other: nn.Module, part: Tensor | None = None) ->
             same = (p for p in own if p.shape == parameter.shape and torch.equal(p, parameter))
             if (found := next(same, None)) is not None:
                 module.register_parameter(name, found)
+
+
+def keep_bias(layer: nn.Module, old: nn.Module) -> None:
+    """Have a layer that comes in the place of an `old` one own the very bias of this, with the
+    values of its own: it may be that of other modules."""
+    own, kept = (module._parameters.get("bias") for module in (layer, old))
+    if own is not None and kept is not None:
+        with torch.no_grad():
+            kept.copy_(own)
+        layer.register_parameter("bias", kept)
