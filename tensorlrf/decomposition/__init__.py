@@ -5,7 +5,8 @@ holds the errors on the way and the reason for stopping. Likewise for every meth
 registered (`methods.names()`). Trains are rounded, added and multiplied (`tt_round`, `tt_add`,
 `tt_inner`), and found of functions (`tt_cross`). `evbmf` estimates a rank, `scree` shows what each
 rank would leave out, `sampled_fit` estimates a fit from a sample of entries, `shared_svd` gives
-several matrices one right factor, `bias_correction(...)` what a bias can make good of factors.
+several matrices one right factor, `tucker_of_heads` and `cp_of_heads` stack the heads of
+attentions, `bias_correction(...)` what a bias can make good of factors.
 """
 
 from tensorlrf.decomposition._bias import bias_correction
@@ -23,6 +24,7 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.svd._shared import shared_svd
@@ -45,6 +47,7 @@ __all__ = [
     "blast",
     "blr",
     "cp",
+    "cp_of_heads",
     "evbmf",
     "evbmf_rank",
     "fit_blast",
@@ -78,4 +81,5 @@ __all__ = [
     "tt_matrix",
     "tt_round",
     "tucker",
+    "tucker_of_heads",
 ]

@@ -19,6 +19,7 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.svd._shared import shared_svd
@@ -353,6 +354,7 @@ __all__ = [
     "blast",
     "blr",
     "cp",
+    "cp_of_heads",
     "evbmf",
     "evbmf_rank",
     "fit_blast",
@@ -386,4 +388,5 @@ __all__ = [
     "tt_matrix",
     "tt_round",
     "tucker",
+    "tucker_of_heads",
 ]

@@ -102,7 +102,7 @@ def shared_svd(
     (True, True, True)
     """
     check_iteration(n_iter_max, tol)
-    tensors = _checked(matrices)
+    tensors = checked_matrices(matrices, "matrices")
     flat = [t.detach().flatten(1) for t in tensors]
     stack = torch.cat(flat)
     rows, n = stack.shape
@@ -111,7 +111,7 @@ def shared_svd(
             f"rank={rank!r} must be an int from 1 to {min(rows, n)}: the matrices above each other "
             f"are {rows} x {n}"
         )
-    metrics = _metrics(grams, flat)
+    metrics = metrics_of(grams, flat)
     if not isinstance(grams, (list, tuple)) and (n_iter_max, tol) != (None, None):
         name, value = ("tol", tol) if n_iter_max is None else ("n_iter_max", n_iter_max)
         raise ArgumentError(
@@ -136,27 +136,28 @@ def _sides(stack: Tensor, rank: int, metric: Product | None) -> tuple[Tensor, Te
     return found.left, found.right
 
 
-def _checked(matrices: Any) -> list[Tensor]:
-    check_sequence(matrices, "matrices", "[q.weight, k.weight]")
+def checked_matrices(matrices: Any, name: str) -> list[Tensor]:
+    """Several with equally many columns, of one dtype and device; `name` is the argument."""
+    check_sequence(matrices, name, "[q.weight, k.weight]")
     if not matrices:
-        raise ArgumentError("matrices is empty; give one at least")
-    tensors = [as_tensor_and_largest(w, f"matrices[{k}]")[0] for k, w in enumerate(matrices)]
+        raise ArgumentError(f"{name} is empty; give one at least")
+    tensors = [as_tensor_and_largest(w, f"{name}[{k}]")[0] for k, w in enumerate(matrices)]
     first = tensors[0]
     for k, t in enumerate(tensors):
         if t[0].numel() != first[0].numel():
             raise ShapeError(
-                f"matrices[{k}] has {t[0].numel()} columns and matrices[0] {first[0].numel()}; one "
+                f"{name}[{k}] has {t[0].numel()} columns and {name}[0] {first[0].numel()}; one "
                 "right factor needs as many of all"
             )
         if (t.dtype, t.device) != (first.dtype, first.device):
             raise ArgumentError(
-                f"matrices[{k}] is {t.dtype} on {t.device} and matrices[0] {first.dtype} on "
+                f"{name}[{k}] is {t.dtype} on {t.device} and {name}[0] {first.dtype} on "
                 f"{first.device}; bring them together with .to()"
             )
     return tensors
 
 
-def _metrics(grams: Any, flat: Sequence[Tensor]) -> list[Tensor] | None:
+def metrics_of(grams: Any, flat: Sequence[Tensor]) -> list[Tensor] | None:
     """Of each matrix over one common scale, shrunk so that every direction counts; of all where
     there is one, None without."""
     if grams is None:

@@ -1,0 +1,1 @@
+"""Heads of attentions stacked as one tensor, on decompositions of the families."""
