@@ -78,9 +78,9 @@ def tucker_of_heads(
     Examples
     --------
     >>> q, k = torch.rand(2, 12, 20)  # of three heads each
-    >>> f = tensorlrf.decomposition.tucker_of_heads([q, k], (4, 12), head_dim=4)
+    >>> f = tensorlrf.decomposition.tucker_of_heads([q, k], (4, 20), head_dim=4)
     >>> f.shape, f.core.shape, f.rel_error(torch.cat([q, k]).reshape(6, 4, 20)) < 1e-5
-    ((6, 4, 20), torch.Size([6, 4, 12]), True)
+    ((6, 4, 20), torch.Size([6, 4, 20]), True)
     """
     check_iteration(n_iter_max, tol)
     stack = _Stack.of(weights, head_dim, grams)
