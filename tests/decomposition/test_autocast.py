@@ -33,6 +33,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "tt_inner": lambda: d.tt_inner(TRAIN, TRAIN),
     "bias_correction": lambda: d.bias_correction(W, d.svd(W, 6), MEAN),
     "shared_svd": lambda: d.shared_svd([W, W.T], 6, grams=MOMENTS),
+    "tucker_of_heads": lambda: d.tucker_of_heads([W, W.T], (3, 6), head_dim=4, grams=MOMENTS),
+    "cp_of_heads": lambda: d.cp_of_heads([W, W.T], 5, head_dim=4, n_iter_max=3, random_state=0),
     "sampled_fit": lambda: d.sampled_fit(T, KRUSKAL, random_state=0),
     "evbmf": lambda: d.evbmf(W),
     "scree": lambda: d.scree(W, "svd"),
