@@ -72,11 +72,11 @@ def test_the_given_model_is_met_again_after_layers_that_only_one_of_both_calls()
     names = ["before", *(f"experts.{k}" for k in range(6)), "after"]
     batch = Batch.of(torch.randn(5, 24))
     calls = {"before": 1, "experts.1": 1, "after": 1}  # of a first pass, with expert 1 alone
-    with reference_pass(model, names, batch, 1, calls) as reference:
+    with reference_pass(model, names, batch, 1, calls, {}) as reference:
         assert reference is not None
         met = {name: reference.input_of(name) is not None for name in calls}
     assert met == {"before": True, "experts.1": False, "after": True}
-    with reference_pass(model, names, batch, 1, calls) as reference:
+    with reference_pass(model, names, batch, 1, calls, {}) as reference:
         assert reference is not None
         assert reference.input_of("experts.2") is not None
         assert reference.input_of("experts.3") is None

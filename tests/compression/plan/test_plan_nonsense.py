@@ -92,7 +92,7 @@ def changed(way: Way, value: Any) -> dict[str, Any]:
         ("allotment.cost", float("nan"), "allotment has a number that is no loss"),
         ("allotment.candidates", [{"rule": "fisher"}], "candidates of allotment has the entries"),
         ("folded", 5, "folded of it is 5, not dict or null"),
-        ("version", 6, "a plan of format version 6, this is 5; update tensorlrf"),
+        ("version", 7, "a plan of format version 7, this is 6; update tensorlrf"),
         ("version", 0, "a plan of format version 0, which there is not"),
     ],
 )  # fmt: skip
