@@ -36,12 +36,12 @@ def normed_folder(folder: Path) -> Path:
     loads as one of its own."""
     import transformers
 
-    class NormedConfig(transformers.PretrainedConfig):  # type: ignore[misc]
+    class NormedConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # untyped
         model_type = "normed_for_tests"
         hidden_size = 40
         vocab_size = len(WORDS)
 
-    class NormedForTests(transformers.PreTrainedModel):  # type: ignore[misc]
+    class NormedForTests(transformers.PreTrainedModel):  # type: ignore[misc]  # untyped
         config_class = NormedConfig
         main_input_name = "input_ids"
 
