@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,9 +12,18 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
-from tensorlrf.factors.kinds import two_matrices
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn.packed._scan import MODES, States, backwards, given_states, scan
+from tensorlrf.nn.packed._abreast import Abreast
+from tensorlrf.nn.packed._parts import dense, halfway, is_quiet, product, side_by_side, versions
+from tensorlrf.nn.packed._scan import (
+    MODES,
+    States,
+    added,
+    apart,
+    backwards,
+    given_states,
+    scan,
+)
 from tensorlrf.nn.packed.unpacked import (
     Unpacked,
     alone,
@@ -175,47 +183,83 @@ class FactoredRecurrent(Unpacked):
         last: list[States] = []
         turns = 2 if self.bidirectional else 1
         for k, ends in enumerate(zip(*[iter(self._ends)] * turns, strict=True)):
-            outputs = []
-            for turn, end in enumerate(ends):
-                own = tuple(s[k * turns + turn] for s in states)
-                out, after = self._turn(x, sizes, own, end, reverse=turn == 1)
-                outputs.append(out)
-                last.append(after)
-            x = outputs[0] if turns == 1 else torch.cat(outputs, dim=-1)
+            own = [tuple(s[k * turns + turn] for s in states) for turn in range(turns)]
+            xs = [x] if turns == 1 else [x, self._turned(x, sizes)]
+            ran = self._abreast(xs, sizes, own, ends)
+            if ran is None:
+                ran = [self._run(*of) for of in zip(xs, [sizes] * turns, own, ends, strict=True)]
+            outputs, after = zip(*ran, strict=True)
+            last += after
+            x = outputs[0]
+            if turns == 2:
+                x = torch.cat([x, self._turned(outputs[1], sizes)], dim=-1)
             if self.dropout and k < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
-    def _turn(
-        self, x: Tensor, sizes: Tensor | None, states: States, end: str, *, reverse: bool
-    ) -> tuple[Tensor, States]:
-        """One direction of a layer; the other one is the same on sequences turned round."""
-        if not reverse:
-            return self._run(x, sizes, states, end)
-        if sizes is None:
-            out, last = self._run(x.flip(0), sizes, states, end)
-            return out.flip(0), last
-        order = backwards(sizes.tolist(), x.device)
-        out, last = self._run(x[order], sizes, states, end)
-        return out[order], last
+    def _turned(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """With every sequence from its end to its beginning, as the other direction runs."""
+        return x.flip(0) if sizes is None else x[backwards(sizes.tolist(), x.device)]
+
+    def _parts_at(self, end: str) -> list[Any]:
+        return [getattr(self, part + end, None) for part in _PARTS]
+
+    def _abreast(
+        self, xs: list[Tensor], sizes: Tensor | None, states: list[States], ends: Sequence[str]
+    ) -> list[tuple[Tensor, States]] | None:
+        """All directions of a layer in one loop; None where one of them goes another way."""
+        arriving, recurrent, projection = zip(*map(self._parts_at, ends), strict=True)
+        alone = map(is_quiet, (*arriving, *recurrent, *projection))
+        if not all(alone) or not all(self._loops(one, xs[0]) for one in recurrent):
+            return None
+        h, mode = states[0][0], MODES[self.mode]
+        recurs = Abreast.of(recurrent, h)
+        projects = None if projection[0] is None else Abreast.of(projection, h)
+        if recurs is None or (projection[0] is not None and projects is None):
+            return None
+        bias, meet = None, apart(recurs)
+        if mode.adds:
+            bias, meet = recurs.bias, added(recurs.onto)
+        arrives = self._arrived(arriving, xs, bias)
+        before = tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        out, last = scan(mode, arrives, self._steps(xs[0], sizes), before, meet, projects)
+        outputs = out.reshape(len(xs), *xs[0].shape[:-1], out.shape[-1]).unbind(0)
+        return list(zip(outputs, zip(*(s.unbind(0) for s in last), strict=True), strict=True))
+
+    def _arrived(self, arriving: Sequence[Any], xs: list[Tensor], more: Tensor | None) -> Tensor:
+        """The products of all steps with the input, (turns, rows, gates * hidden), and a bias
+        (turns, 1, gates * hidden) that is added to their own."""
+        alike = Abreast.of(arriving, xs[0])
+        if alike is None:
+            made = torch.stack([of(x).flatten(0, -2) for of, x in zip(arriving, xs, strict=True)])
+            return made if more is None else made + more
+        bias = alike.bias if more is None else more if alike.bias is None else alike.bias + more
+        return alike.onto(bias, torch.stack(xs).flatten(1, -2))
+
+    def _steps(self, x: Tensor, sizes: Tensor | None) -> list[int]:
+        """Rows of each step."""
+        return [x.shape[1]] * x.shape[0] if sizes is None else sizes.tolist()
 
     def _run(
         self, x: Tensor, sizes: Tensor | None, states: States, end: str
     ) -> tuple[Tensor, States]:
-        layers: list[Any] = [getattr(self, part + end, None) for part in _PARTS]
-        is_heard = not all(map(_is_quiet, layers))
+        """One direction of a layer."""
+        layers = self._parts_at(end)
+        is_heard = not all(map(is_quiet, layers))
         if not is_heard and not self._loops(layers[1], x):
             return self._kernel(x, sizes, states, layers)
         arriving, recurrent, projection = layers
-        arrives = arriving(x).reshape(-1, MODES[self.mode].gates * self.hidden_size)
-        steps = [x.shape[1]] * x.shape[0] if sizes is None else sizes.tolist()
-        walk = partial(scan, MODES[self.mode], arrives, steps, states)
-        before = _versions(layers) if is_heard else []
+        arrives, steps = arriving(x).flatten(0, -2), self._steps(x, sizes)
+
+        def walk(recurs: Any, projects: Any) -> tuple[Tensor, States]:
+            return scan(MODES[self.mode], arrives, steps, states, apart(recurs), projects)
+
+        before = versions(layers) if is_heard else []
         out, last = walk(recurrent, projection)
-        if is_heard and _versions(layers) != before:
+        if is_heard and versions(layers) != before:
             # A hook, as of calibration, has put other weights in on the way: what goes on from here
             # is what these give from the first step on.
-            out, last = walk(_product(recurrent), _product(projection))
+            out, last = walk(product(recurrent), product(projection))
         return out.reshape(*x.shape[:-1], out.shape[-1]), last
 
     def _loops(self, recurrent: Any, x: Tensor) -> bool:
@@ -232,16 +276,16 @@ class FactoredRecurrent(Unpacked):
         self, x: Tensor, sizes: Tensor | None, states: States, layers: list[Any]
     ) -> tuple[Tensor, States]:
         arriving, recurrent, projection = layers
-        x, weight = _halfway(arriving, x)
-        weights = [weight, _dense(recurrent)]
+        x, weight = halfway(arriving, x)
+        weights = [weight, dense(recurrent)]
         biased = arriving.bias is not None or recurrent.bias is not None
         if biased:
             zeros = weight.new_zeros(weight.shape[0])
             weights += [zeros if b is None else b for b in (arriving.bias, recurrent.bias)]
         if projection is not None:
-            weights.append(_dense(projection))
+            weights.append(dense(projection))
         if x.is_cuda:
-            weights = _side_by_side(weights)
+            weights = side_by_side(weights)
         h = tuple(s.unsqueeze(0).contiguous() for s in states)
         hx: Any = h if len(h) > 1 else h[0]
         kernel: Callable[..., Any] = MODES[self.mode].kernel
@@ -288,51 +332,6 @@ class FactoredRecurrent(Unpacked):
         }  # fmt: skip
         changed = [f"{k}={value}" for k, (value, default) in options.items() if value != default]
         return ", ".join([told, *changed])
-
-
-def _is_quiet(layer: Any) -> bool:
-    """Nobody listens to its calls, and it is a layer whose weight is known."""
-    if layer is None:
-        return True
-    known = type(layer) is nn.Linear or isinstance(layer, FactoredLayer)
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
-    return known and not any((*hooks, layer._backward_pre_hooks))
-
-
-def _versions(layers: list[Any]) -> list[int]:
-    """What torch has counted of changes of the parameters in place."""
-    own = [p for layer in layers if layer is not None for p in layer.parameters()]
-    return [0 if p.is_inference() else p._version for p in own]
-
-
-def _product(layer: Any) -> Any:
-    """The forward of a dense layer, which no hook hears; of another one the layer."""
-    if type(layer) is not nn.Linear:
-        return layer  # None, or one that no calibration writes to
-    return partial(F.linear, weight=layer.weight, bias=layer.bias)
-
-
-def _halfway(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x', W') with W x = W' x': of a low-rank layer the product with the smaller factor."""
-    if not isinstance(layer, FactoredLayer):
-        return x, layer.weight
-    pair = two_matrices(layer.factors)
-    if pair is None or layer._path(x) == "dense":
-        return x, layer._dense_weight()
-    left, right = pair
-    return F.linear(x, right), left
-
-
-def _dense(layer: Any) -> Tensor:
-    weight: Tensor = layer._dense_weight() if isinstance(layer, FactoredLayer) else layer.weight
-    return weight
-
-
-def _side_by_side(weights: list[Tensor]) -> list[Tensor]:
-    """The same in one piece of memory, as cuDNN wants them."""
-    flat = torch.cat([w.reshape(-1) for w in weights])
-    parts = torch.split(flat, [w.numel() for w in weights])
-    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
 class FactoredLSTM(FactoredRecurrent, packed=nn.LSTM):

@@ -17,6 +17,7 @@ from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.nn import FactoredLinear, FactoredLSTM
 from tensorlrf.nn.packed._scan import backwards
 from tensorlrf.nn.packed.unpacked import unpacked_type
+from tensorlrf.ops import PathTable
 
 MODULES = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -159,6 +160,31 @@ def test_full_rank_is_exact_and_low_rank_is_its_own_dense_form(kind: Any) -> Non
     for format_ in ("tt", "kron"):  # of more factors than two
         other = tensorlrf.nn.factorize(module, format_, 2)
         assert_near(other(x), other.pack()(x))
+
+
+@settings(max_examples=20, deadline=None)
+@given(modules(), st.lists(st.integers(1, 4), min_size=8, max_size=8), st.data())
+def test_directions_of_unequal_ranks_in_one_loop(
+    module: Any, ranks: list[int], data: st.DataObject
+) -> None:
+    """Also where some matrices are dense, or factors that run on their dense form."""
+    small = unpacked(module)
+    layers = [n for n, m in small.named_modules() if isinstance(m, nn.Linear)]
+    for name, rank in zip(layers, ranks * 2, strict=False):
+        path = data.draw(st.sampled_from(["chain", "chain", "chain", "dense", None]))
+        if path is not None and min(small.get_submodule(name).weight.shape) >= rank:
+            layer: Any = tensorlrf.nn.factorize(small.get_submodule(name), "svd", rank)
+            layer.path_table = PathTable.single(path)
+            small.set_submodule(name, layer)
+    want = small.pack()
+    small.recurrence = "loop"
+    x = torch.randn(3, 4, module.input_size, dtype=torch.float64)
+    assert_near(small(x), want(x))
+    packed = pack_padded_sequence(
+        x, torch.tensor([2, 4, 1] if module.batch_first else [3, 1, 2, 3]),
+        batch_first=module.batch_first, enforce_sorted=False,
+    )  # fmt: skip
+    assert_near(small(packed), want(packed))
 
 
 def test_frozen_and_hooked_layers_compute_the_same() -> None:
