@@ -1,6 +1,7 @@
 # make demo | test | lint | bench | docs     make their own environment in .venv, from nothing
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
-#                                            and whatever reads the models of the examples
+#                                            whatever reads the models of the examples, and
+#                                            architectures of timm, from a folder of their own
 # make generate                              what type checkers see of the methods, and their table
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
@@ -43,7 +44,7 @@ test-kernels: $(READY)
 test-compiled: $(READY)
 	$(ALONE) -m "aot and not slow" tests/kernels
 
-test-slow: $(VENV)/.examples
+test-slow: $(VENV)/.examples $(VENV)/timm
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 
@@ -55,6 +56,12 @@ test-triton-3.6: $(VENV)/triton-3.6
 $(VENV)/triton-3.6: $(READY)
 	rm -rf $@
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ triton==3.6.0
+
+# In a folder of its own too: transformers must not find the torchvision that comes with it.
+$(VENV)/timm: $(READY) requirements-timm.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-timm.txt
+	touch $@
 
 # Stubs and the table in docs/, from what the methods declare.
 generate: $(READY)

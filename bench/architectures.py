@@ -1,47 +1,54 @@
-"""What `compress` reaches of thirty architectures of transformers, and what stays dense and why:
+"""What `compress` reaches of thirty architectures of transformers and ten of timm, and what stays
+dense and why:
 python bench/architectures.py --results bench/results/cpu
 
 Nothing is timed and nothing is fitted: shares of parameters, of the small models of
-`tests/architectures` and of the same classes at the sizes that their configurations have by
-default, which are built without values.
+`tests/architectures` and of large ones, which are built without values. Those of timm are there
+after `make .venv/timm`; they have a process of their own, since transformers would use the
+torchvision that timm imports.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+TOP = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TOP), str(TOP / "kernels")]
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tensorlrf.compression._survey import INCLUDED, ROOT, Surveyed, survey, without_skipped  # noqa: E402
 from tensorlrf.compression._survey import kind_of as name_of  # noqa: E402
 from tensorlrf.compression._unpacked import unpacked_model  # noqa: E402
-from tests.architectures.listed import ARCHITECTURES  # noqa: E402
+from tests.architectures import of_timm  # noqa: E402
 
+LIBRARIES = ("transformers", "timm")
 GOAL = 0.9
 TOLD = 0.005
 """Of the parameters: what holds less is not listed."""
 
 HEAD = (
-    "| architecture | parameters | reached by default | with `include` | of the default size "
+    "| architecture | of | parameters | reached by default | with `include` | of the large one "
     "| by default | with `include` | what stays dense, of the small one |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 ABOUT = """Shares of all parameters that lie in layers which are factored (their weights), by
 default and with `include=["embeddings", "heads"], skip=[]`: first of a small random model of
-`tests/architectures`, which the tests compress, save, load, export and compile, then of the same
-class at the default size of its configuration, built without values. What stays is of the small
-model with `include`, where it is at least half a percent."""
+`tests/architectures`, which the tests compress, save, load, export and compile, then of a large
+one, built without values: of transformers the same class at the default size of its configuration,
+of timm the named model of its registry. What stays is of the small model with `include`, where it
+is at least half a percent."""
+MISSING = f"there is no folder {of_timm.FOLDER.name} in the environment; `make .venv/timm` fills it"
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def kind_of(row: Surveyed) -> str:
 
 
 def at_default_size(model: nn.Module) -> nn.Module:
-    """The class of a model as its configuration has it by default, on the meta device."""
+    """The class of a model of transformers as its configuration has it by default, on the meta
+    device."""
     made: Any = model
     config = type(made.config)()
     if hasattr(config, "num_labels"):
@@ -104,50 +112,73 @@ def at_default_size(model: nn.Module) -> nn.Module:
     return large.to("meta")  # type: ignore[no-any-return]
 
 
-def measured(names: list[str]) -> list[dict[str, Any]]:
-    """A row for each architecture."""
-    rows = []
-    for name in names:
-        model = ARCHITECTURES[name].model()
-        small, large = reached(model), reached(at_default_size(model))
-        rows.append({"architecture": name, "small": asdict(small), "large": asdict(large)})
-        print(name, f"{small.whole:.3f} {large.whole:.3f}", file=sys.stderr, flush=True)
-    return rows
+def measured(library: str) -> list[dict[str, Any]]:
+    """A row for each architecture of a library."""
+    if library == "timm":
+        return [
+            in_both_sizes(name, library, one.model(), one.at_full_size())
+            for name, one in of_timm.ARCHITECTURES.items()
+        ]
+    # Here, so that the process of timm does not import transformers.
+    from tests.architectures.listed import ARCHITECTURES
+
+    models = {name: one.model() for name, one in ARCHITECTURES.items()}
+    return [
+        in_both_sizes(name, library, model, at_default_size(model))
+        for name, model in models.items()
+    ]
+
+
+def in_both_sizes(name: str, library: str, small: nn.Module, large: nn.Module) -> dict[str, Any]:
+    """What is reached of an architecture, in both sizes."""
+    two = {"small": reached(small), "large": reached(large)}
+    print(library, name, *(f"{one.whole:.3f}" for one in two.values()), file=sys.stderr, flush=True)
+    shares = {size: asdict(one) for size, one in two.items()}
+    return {"architecture": name, "library": library, **shares}
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The table as Markdown."""
-    lines = ["# Thirty architectures", "", ABOUT, "", HEAD]
-    for row in rows:
-        small, large = row["small"], row["large"]
+    """The table as Markdown, and how many of each library reach the goal."""
+    lines = ["# Architectures", "", ABOUT, "", HEAD]
+    for one in rows:
+        small, large = one["small"], one["large"]
         stays = "; ".join(f"{share:.1%} {kind}" for kind, share in small["stays"].items())
         lines.append(
-            f"| {row['architecture']} | {small['params']:,} | {small['default']:.1%} | "
-            f"{small['whole']:.1%} | {large['params'] / 1e6:,.0f} M | {large['default']:.1%} | "
-            f"{large['whole']:.1%} | {stays or '-'} |"
+            f"| {one['architecture']} | {one['library']} | {small['params']:,} | "
+            f"{small['default']:.1%} | {small['whole']:.1%} | {large['params'] / 1e6:,.0f} M | "
+            f"{large['default']:.1%} | {large['whole']:.1%} | {stays or '-'} |"
         )
-    counts = [
-        sum(row[size][share] >= GOAL for row in rows)
-        for size in ("small", "large")
-        for share in ("default", "whole")
-    ]
-    lines += [
-        "",
-        f"At least {GOAL:.0%} are reached on {counts[0]} of {len(rows)} small models by default and"
-        f" on {counts[1]} with `include`; at the default sizes on {counts[2]} and {counts[3]}.",
-        "",
-    ]
-    return "\n".join(lines)
+    for library in LIBRARIES:
+        own = [one for one in rows if one["library"] == library]
+        counts = [
+            sum(one[size][share] >= GOAL for one in own)
+            for size in ("small", "large")
+            for share in ("default", "whole")
+        ]
+        told = (
+            f"Of {library}, at least {GOAL:.0%} are reached on {counts[0]} of {len(own)} small "
+            f"models by default and on {counts[1]} with `include`; of the large ones on "
+            f"{counts[2]} and {counts[3]}."
+        )
+        lines += ["", told if own else f"Of {library} there are none: {MISSING}."]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="of architectures; all by default")
     parser.add_argument("--results", type=Path, required=True)
     given = parser.parse_args()
-    rows = measured(given.names or list(ARCHITECTURES))
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    rows = measured("transformers")
+    if of_timm.FOLDER.is_dir():
+        fresh = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=fresh) as process:
+            rows += process.submit(measured, "timm").result()
+        (own,) = metadata.distributions(name="timm", path=[str(of_timm.FOLDER)])
+        versions["timm"] = own.version
+    else:
+        print(f"timm is left out: {MISSING}", file=sys.stderr)
     given.results.mkdir(parents=True, exist_ok=True)
     path = given.results / "architectures.json"
     path.write_text(json.dumps({"machine": versions, "rows": rows}, indent=1) + "\n")
