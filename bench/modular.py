@@ -5,8 +5,10 @@
 
 Each row is a process of its own, and is written as soon as it is measured: `method="modular"` with
 all else as it is by default, the loss and the readout those of the model's figure. The row of the
-default method is the one of `allocation.json`, on the same machine and the same inputs. Times are
-medians of a forward pass on the example, the given model and the smaller one in turn, one thread.
+default method is the one of `allocation.json`, on the same machine and the same inputs. A share is
+of what that factors; where `"modular"` knows other weights it is asked for the share of these at
+which the whole model has as many parameters. Times are medians of a forward pass on the example,
+the given model and the smaller one in turn, one thread.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # The examples are no package: what follows is found only from here on.
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "examples")]
+
+from torch import nn  # noqa: E402
 
 import tensorlrf  # noqa: E402
 from bench.allocation_ranks import spaced  # noqa: E402
@@ -37,15 +41,18 @@ from bench.row_by_row import (  # noqa: E402
 )
 from bench.subjects import subject  # noqa: E402
 
-ROWS = ("minilm:0.6", "minilm:0.4", "smollm2:0.8")
+ROWS = ("minilm:0.6", "minilm:0.4", "smollm2:0.8", "efficientnet:0.8", "efficientnet:0.6")
+
+SKIP = {"efficientnet": ["_fc", "_conv_stem"]}
+"""Where it is not what the default method leaves: depthwise convolutions go with their blocks."""
 
 HEAD = (
     'Whole modules made smaller by `method="modular"`, all else by default: fewer channels of '
-    "perceptrons, smaller heads of attentions. Default: factors of single layers at the same share "
-    'of the same weights, `method="svd"` with `allocation="auto"` and `metric="auto"`, as in '
-    "`allocation.md`. Over default: how much higher the figure is, over examples drawn for both "
-    "alike. Latency: dense over smaller, a forward pass of the whole model, in turn. Times are CPU "
-    "seconds."
+    "perceptrons and inverted bottlenecks, smaller heads of attentions. Default: factors of single "
+    'layers, as many parameters in the whole model, `method="svd"` with `allocation="auto"` and '
+    '`metric="auto"`, as in `allocation.md`. Over default: how much higher the figure is, over '
+    "examples drawn for both alike. Latency: dense over smaller, a forward pass of the whole "
+    "model, in turn. Times are CPU seconds."
 )
 
 
@@ -54,9 +61,13 @@ def measured(name: str, keep: float, n_batches: int | None) -> dict[str, Any]:
     about, figure = subject(name), FIGURES[name]
     dense = about.load()
     batches = spaced(about.calibration(), n_batches)
+    skip = SKIP.get(name, about.skip)
+    params = sum(p.numel() for p in dense.parameters())
+    gone = (1 - keep) * weights_of(dense, about.skip)
+    known = weights_of(dense, skip, batches[0]) if name in SKIP else weights_of(dense, skip)
     resident, start = Resident(), time.process_time()
     small, report = tensorlrf.compress(
-        dense, method="modular", keep_params=keep, calibration=batches, skip=about.skip,
+        dense, method="modular", keep_params=1 - gone / known, calibration=batches, skip=skip,
         loss=figure.loss, readout=figure.readout, progress=False,
     )  # fmt: skip
     fitted, peak = time.process_time() - start, resident.peak_mb()
@@ -70,6 +81,7 @@ def measured(name: str, keep: float, n_batches: int | None) -> dict[str, Any]:
         "keep": keep,
         "kept": report.eligible.share,
         "whole": report.model.share,
+        "default_whole": 1 - gone / params,
         "chosen": [report.allotment.rule, report.metric],
         "left": sum(row.eligible and not row.factored for row in report.layers),
         "figure": value,
@@ -81,6 +93,27 @@ def measured(name: str, keep: float, n_batches: int | None) -> dict[str, Any]:
         "peak_mb": peak,
         "batches": len(batches),
     }
+
+
+def weights_of(model: nn.Module, skip: Sequence[str], batch: Any = None) -> int:
+    """Of the layers that the default method may factor; with a batch of those that the modular one
+    may make smaller."""
+    from tensorlrf.compression._survey import survey, without_skipped
+    from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+    from tensorlrf.compression.calibration.batches import Batch
+    from tensorlrf.compression.modular._folds import Folds
+    from tensorlrf.compression.modular._modular import with_depthwise
+    from tensorlrf.compression.modular._recognised import recognised
+
+    found = without_skipped(survey(model), model, skip)
+    if batch is not None:
+        found = with_depthwise(found, model, ())
+    names = [one.name for one in found if one.eligible]
+    if batch is not None:
+        first = Batch.of(batch)
+        structures, _ = recognised(Folds.of(model, first).model, names, first)
+        names = [name for one in structures for name in one.layers]
+    return sum(dense_layer_at(model, name).weight.numel() for name in names)
 
 
 # ---- the files --------------------------------------------------------------------------------
@@ -101,6 +134,7 @@ def _table(model: str, rows: list[dict[str, Any]], others: Mapping[str, Any]) ->
         base = others.get(f"{model}:auto:{row['keep']:g}:original:auto")
         beside = ""
         if base is not None:
+            base = {**base, "whole": row["default_whole"]} if "default_whole" in row else base
             lines.append(_of(base, "default", figure, "", ""))
             beside = higher(figure, row, base)
         took = f"modular (took {', '.join(row['chosen'])})"

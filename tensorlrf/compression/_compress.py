@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import carried_out, latency_of
+from tensorlrf.compression._apply import batch_norms, carried_out, latency_of
 from tensorlrf.compression._baked import without_baked
 from tensorlrf.compression._survey import survey
 from tensorlrf.compression._uncompiled import own_model, uncompiled
@@ -24,7 +24,7 @@ from tensorlrf.compression.folding._within import folded_before, take_folds
 from tensorlrf.compression.frontier._metric import Metric, with_quality
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
-from tensorlrf.compression.modular._modular import take_sizes, whole_modules
+from tensorlrf.compression.modular._modular import take_modules, whole_modules
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
@@ -88,9 +88,9 @@ def compress(
     ----------
     model : Module
     method, skip, include, objective
-        What is to become of which layer, as in `plan`. With method="modular" whole modules of a
-        transformer become smaller in place of layers that get factors: perceptrons have fewer
-        channels and attentions smaller heads, by `keep_params` and `calibration`.
+        What is to become of which layer, as in `plan`. With method="modular" whole modules
+        become smaller in place of layers that get factors: perceptrons and inverted bottlenecks
+        have fewer channels and attentions smaller heads, by `keep_params` and `calibration`.
     keep_params, keep_total, keep_bytes, keep_flops, keep_latency, error
         The budget, as in `plan`. Give one, such as keep_params (share of the weights to keep) or
         error, or a rank to every method. Or instead
@@ -284,7 +284,7 @@ def compress_(
     if report.folded is not None:
         take_folds(model, small, report.folded)
     if request.modular:
-        take_sizes(model, small)
+        take_modules(model, small)
     if report.refinement is not None:
         take_over(model, small)
     if report.batch_norms is not None and report.batch_norms.kept:
@@ -353,8 +353,13 @@ def _compressed(
         small, report = whole_modules(model, request, data, fitting)
         small = without_baked(small)
         with torch.inference_mode(False), without_autocast():
+            norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
             latency = latency_of(model, small, report, request.example, data, fitting)
-        report = replace(report, latency=latency)
+        report = replace(report, latency=latency, batch_norms=norms)
+        if error is not None:
+            report = replace(
+                report, model_error=error.error, model_error_interval=error.interval
+            )  # fmt: skip
     else:
         made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
         judge = judging.judge(model)  # what fails is to fail before the fit

@@ -195,7 +195,7 @@ def without_skipped(
     left = []
     for one in found:
         names = [n for name in (one.name, *one.tied) for n in places[name]]
-        glob = next((g for g in skip or () for n in names if _covers(g, n)), None)
+        glob = next((g for g in skip or () for n in names if covers(g, n)), None)
         reason = HEAD if one.module in heads else _of_its_kind(one, model, include)
         reason = reason if glob is None else f"skipped by {glob!r}"
         skipped = one.eligible and bool(reason)
@@ -345,8 +345,8 @@ def _span(t: Tensor) -> tuple[int, int]:
     return first * size, (last + 1) * size
 
 
-def _covers(glob: str, name: str) -> bool:
-    """The glob matches the module itself or one that holds it."""
+def covers(glob: str, name: str) -> bool:
+    """Whether the glob matches the module itself or one that holds it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[: k + 1]), glob) for k in range(len(parts)))
 

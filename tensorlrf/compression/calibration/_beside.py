@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tensorlrf.compression.calibration._dense_layer import module_at
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 
 
 class Beside:
@@ -24,6 +24,7 @@ class Beside:
     def __init__(self, model: nn.Module, names: Iterable[str], sources: Mapping[str, str]) -> None:
         self._sources = {name: sources[name] for name in names if name in sources}
         self._modules = {one: module_at(model, one) for one in self._sources.values()}
+        self._dims = {name: dense_layer_at(model, name).channel_dim for name in self._sources}
         self._kept: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -49,16 +50,19 @@ class Beside:
         source = self._sources.get(name)
         return None if source is None else self._kept.pop(source, None)
 
+    def with_lag(
+        self, name: str, x0: Tensor | None, r0: Tensor | None, r: Tensor | None
+    ) -> Tensor | None:
+        """What the given model has where the layer is called, n0 channels, and m beside them of
+        what the sum is behind already: inputs of a layer that hands these on."""
+        if x0 is None or r0 is None or r is None or r0.shape != r.shape:
+            return x0
+        dim = self._dims[name]
+        sizes = [[*t.shape[:dim], *t.shape[dim:][1:]] for t in (x0, r)]
+        return torch.cat([x0, r0 - r], dim=dim) if sizes[0] == sizes[1] else x0
+
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Of what a module is called with, the first; None where that is no tensor."""
     x = args[0] if args else next(iter(kwargs.values()), None)
     return x if isinstance(x, Tensor) else None
-
-
-def with_lag(x0: Tensor | None, r0: Tensor | None, r: Tensor | None) -> Tensor | None:
-    """What the given model has where a layer is called, (..., n0), and beside it (..., m) what the
-    sum is behind already: inputs of a layer that hands these on."""
-    if x0 is None or r0 is None or r is None or r0.shape != r.shape:
-        return x0
-    return torch.cat([x0, r0 - r], dim=-1) if x0.shape[:-1] == r.shape[:-1] else x0

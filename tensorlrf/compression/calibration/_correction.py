@@ -91,8 +91,8 @@ def lag_moments(
     wanted: Tensor | None = None,
 ) -> LagMoments:
     """An empty accumulator for a group's weight (O, I, *kernel) or (O, I), the cheaper one. The
-    weight is kept, so that the layer's may be overwritten later. With `wanted` (O, n0) a linear
-    layer is to give wanted x0, of inputs that the given model has another number of."""
+    weight is kept, so that the layer's may be overwritten later. With `wanted` (O, n0) a linear or
+    pointwise layer is to give wanted x0, of inputs that the given model has another number of."""
     if taps is None and wanted is None and weight.shape[1] <= weight.shape[0]:
         return InputLags(weight, metric)
     return OutputLags(weight, taps, metric, wanted)
@@ -171,7 +171,9 @@ class OutputLags:
         self._weight = raised(weight.detach()).clone()
         self._wanted = None if wanted is None else raised(wanted.detach())
         self._root = None if metric is None else metric.root.to(self._weight.dtype)
-        self._taps = None if taps is None else taps.one_group()
+        # With other channels in the given model only a pointwise one is: a linear layer on pixels.
+        self._pixels = 0 if taps is None or wanted is None else taps.axes
+        self._taps = None if taps is None or wanted is not None else taps.one_group()
         like = {"dtype": torch.float64, "device": weight.device}
         self._cross = torch.zeros(weight.shape[0], weight[0].numel(), **like)  # type: ignore[call-overload]
         self._sum = torch.zeros(weight.shape[0], **like)  # type: ignore[call-overload]
@@ -183,6 +185,8 @@ class OutputLags:
         """Take the inputs of one call: x of the compressed prefix, x0 of the given model."""
         x, x0, weight = raised(x.detach()), raised(x0.detach()), self._weight
         taps = self._taps
+        if self._pixels:
+            x, x0 = (t.movedim(-self._pixels - 1, -1) for t in (x, x0))
         if taps is None:
             x, x0 = x.reshape(-1, x.shape[-1]), x0.reshape(-1, x0.shape[-1])
             parts = range(0, max(1, x.shape[0]), ROWS)
@@ -207,7 +211,7 @@ class OutputLags:
         """e of a linear layer, (N, O)."""
         if self._wanted is None:
             return F.linear(x0 - x, self._weight)
-        return F.linear(x0, self._wanted) - F.linear(x, self._weight)
+        return F.linear(x0, self._wanted) - F.linear(x, self._weight.flatten(1))
 
     def merge(self, other: Self) -> None:
         """Take what another one of the same layer has seen."""

@@ -78,6 +78,18 @@ class DenseLayer:
         """Columns n of one group's weight as a matrix."""
         return math.prod(self.shape[1:])
 
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of its inputs and outputs that channels lie along, from the last."""
+        return -1 if self.taps is None else -self.taps.axes - 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it makes of every position by itself what it puts out there, from all channels: a
+        linear layer, or a convolution with a kernel of one element that reads every pixel."""
+        taps = self.taps
+        return self.groups == 1 and not self.is_table and (taps is None or taps.is_pointwise)
+
     def group_weights(self) -> tuple[Tensor, ...]:
         """The weight of each group: (O / groups, I / groups, *kernel)."""
         return tuple(self.weight.chunk(self.groups))

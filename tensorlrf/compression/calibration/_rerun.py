@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._beside import Beside, with_lag
+from tensorlrf.compression.calibration._beside import Beside
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
     Calibration,
@@ -80,7 +80,7 @@ class _Last:
         r, x0 = self.beside.take(name), None
         if self.reference is not None:
             x0 = self.reference.input_of(name)
-            x0 = with_lag(x0, self.reference.beside(name), r)
+            x0 = self.beside.with_lag(name, x0, self.reference.beside(name), r)
         self.add(self.moments, name, self.model, self.batch, x, x0)
         self.calls += 1
         if self.calls == self.n_calls:

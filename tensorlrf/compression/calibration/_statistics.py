@@ -326,7 +326,9 @@ class Stream:
         """Whether they are inputs of the same calls."""
         if self._wanted is None:
             return x.shape == x0.shape
-        return (*x.shape[:-1], self._wanted.shape[1]) == x0.shape
+        shape, dim = list(x.shape), self._layer.channel_dim
+        shape[dim] = self._wanted.shape[1]
+        return shape == list(x0.shape)
 
     def merge(self, other: Stream) -> None:
         """Take what another one of the same layer has seen."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._beside import Beside, with_lag
+from tensorlrf.compression.calibration._beside import Beside
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
@@ -200,7 +200,7 @@ class _Arrivals:
         r, x0 = self.beside.take(name), None
         if self.reference is not None:
             x0 = self.reference.input_of(name)
-            x0 = with_lag(x0, self.reference.beside(name), r)
+            x0 = self.beside.with_lag(name, x0, self.reference.beside(name), r)
         del r
         if name in self.of.done:
             return

@@ -96,6 +96,13 @@ class Taps:
             return x
         return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every pixel is read by a kernel of one element, and nothing else is."""
+        sides = [n for pair in self.sides for n in pair]
+        steps = {*self.kernel, *self.stride, *self.spread}
+        return steps == {1} and not any(sides)
+
     def reach(self) -> tuple[int, ...]:
         """Extent of the taps along each axis."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))

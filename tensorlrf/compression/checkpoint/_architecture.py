@@ -19,7 +19,7 @@ from tensorlrf.compression.checkpoint.named_tensors import ancestors_of, joined
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.plain import BASES
-from tensorlrf.nn.resized.layers import resized_of
+from tensorlrf.nn.resized.layers import groups_before, resized_of
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
@@ -98,7 +98,10 @@ def _line(module: nn.Module) -> str:
         options = (*_OPTIONS, "padding", "output_padding")
     elif isinstance(module, nn.modules.conv._ConvNd) or hasattr(module, "_conv_padding"):
         options = _OPTIONS
-    parts += [f"{key}={_plain(getattr(module, key))!r}" for key in options]
+    values = {key: _plain(getattr(module, key)) for key in options}
+    if options and not factored:
+        values["groups"] = groups_before(module)
+    parts += [f"{key}={value!r}" for key, value in values.items()]
     return f"{kind}({', '.join(parts)})"
 
 

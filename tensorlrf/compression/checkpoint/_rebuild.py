@@ -55,8 +55,9 @@ def unpack(
     Raises FileFormatError that names the module or tensor where the two do not belong together.
     """
     names = {name for slot in header.slots for name in slot.at}
-    model = with_sizes(model, header.resized, path)
-    model = unpacked_for(with_folds(model, header.architecture, names), names)
+    # Layers that have taken in a normalisation have a bias, which may be smaller too.
+    model = with_sizes(with_folds(model, header.architecture, names), header.resized, path)
+    model = unpacked_for(model, names)
     return _Rebuild(header, read, model, device, path).result()
 
 

@@ -12,7 +12,7 @@ from tensorlrf.compression.checkpoint.header import SizeEntry
 from tensorlrf.compression.checkpoint.named_tensors import named_tensors
 from tensorlrf.errors import FileFormatError
 from tensorlrf.nn.copies import copy_of
-from tensorlrf.nn.resized.layers import Resized, resize_, resized_of
+from tensorlrf.nn.resized.layers import Resized, resize_, resized_of, tensors_in
 
 
 def sizes_of(model: nn.Module) -> tuple[SizeEntry, ...]:
@@ -25,8 +25,7 @@ def sizes_of(model: nn.Module) -> tuple[SizeEntry, ...]:
     for module, names in places.items():
         to = resized_of(module)
         assert to is not None
-        shapes = {key: tuple(t.shape) for key, t in module._parameters.items() if key in to.was
-                  and t is not None}  # fmt: skip
+        shapes = {key: tuple(t.shape) for key, t in tensors_in(module).items() if key in to.was}
         entries.append(
             SizeEntry(
                 tuple(names),
@@ -69,9 +68,9 @@ def _resize(model: nn.Module, entry: SizeEntry) -> None:
         raise AttributeError(f"it is not the same as {entry.places[-1]!r}")
     known = resized_of(modules[0])
     for name, was in entry.was.items():
-        own = modules[0]._parameters.get(name)
+        own = tensors_in(modules[0]).get(name)
         if own is None or is_lazy(own):
-            raise AttributeError(f"it has no parameter {name!r}")
+            raise AttributeError(f"it has no parameter or buffer {name!r}")
         shape = tuple(own.shape) if known is None else known.was.get(name, tuple(own.shape))
         if shape != was:
             raise AttributeError(f"its {name} is {shape}, not {was}")

@@ -209,7 +209,7 @@ def _folded(model: nn.Module, found: Mapping[str, str]) -> nn.Module:
     for name, before in found.items():
         norm: Any = small.get_submodule(name)
         layer = DenseLayer.of(small.get_submodule(before))
-        scale, shift = _affine(norm)
+        scale, shift = affine_of(norm)
         own = layer.module
         bias = torch.zeros_like(shift) if own.bias is None else own.bias.double()
         flag = own.weight.requires_grad if own.bias is None else own.bias.requires_grad
@@ -220,7 +220,7 @@ def _folded(model: nn.Module, found: Mapping[str, str]) -> nn.Module:
     return small
 
 
-def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     """(scale, shift) of every channel, in float64."""
     mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -1,11 +1,12 @@
-"""Which linear layers a forward pass calls, in which order, and what the modules around them are
-called with."""
+"""Which layers a forward pass calls, in which order, and what the modules around them are called
+with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from tensorlrf.compression.calibration._shared_inputs import Identity
 from tensorlrf.compression.calibration._trace import Watch
 from tensorlrf.compression.calibration.batches import Batch, call, fresh
 from tensorlrf.nn.copies import replica
+from tensorlrf.nn.resized.layers import tensors_in
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,28 @@ class _Calls:
 
 
 def linear_calls(model: nn.Module, names: Sequence[str], batch: Batch) -> list[Call]:
-    """The calls of the named linear layers in one pass, in order."""
+    """The calls of the linear ones of the named layers in one pass, in order."""
     calls, own = _Calls(), replica(model)
     linear = [name for name in names if dense_layer_at(own, name).taps is None]
     with Watch(own, linear, calls):
         call(own, batch)
     return calls.found
+
+
+def called_with_tensors(model: nn.Module, batch: Batch) -> list[str]:
+    """Modules that have tensors of their own, in the order in which one pass calls them."""
+    own, found = replica(model), list[str]()
+    with ExitStack() as stack:
+        for name, module in own.named_modules():
+            if name and tensors_in(module):
+                handle = module.register_forward_pre_hook(partial(_note, found, name))
+                stack.callback(handle.remove)
+        call(own, batch)
+    return found
+
+
+def _note(found: list[str], name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+    found.append(name)
 
 
 @dataclass

@@ -1,38 +1,37 @@
-"""A perceptron with fewer channels: those that stay, and an output layer that makes good what the
-others gave."""
+"""A perceptron or bottleneck with fewer channels: those that stay, and layers that make good what
+the others gave."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.modular._structures import Channels
 from tensorlrf.decomposition.linalg.columns import interpolation
 from tensorlrf.decomposition.shrinkage import ROUNDING, is_definite
-from tensorlrf.nn.resized.layers import linear_sizes, resize_
+from tensorlrf.nn.resized.layers import conv_sizes, linear_sizes, resize_, select_
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Of a perceptron's channels.
+    """Of a layer that reads channels, with fewer of them.
 
-    columns  those that stay, (k,) in their order
-    weight   of the output layer, (m, k)
-    shift    of its bias, (m,); None where it has none
-    error    of its outputs, relative, root mean square
+    weight  (m, k)
+    shift   of its bias, (m,); None where it has none
+    error   of its outputs, relative, root mean square
     """
 
-    columns: Tensor
     weight: Tensor
     shift: Tensor | None
     error: float
 
 
 def kept(gram: Tensor, mean: Tensor | None, weight: Tensor, columns: Tensor, plain: Tensor) -> Kept:
-    """The output layer by which E |W a - W' a_S - b|^2 is least.
+    """The layer by which E |W a - W' a_S - b|^2 is least.
 
     gram     (n, n) moments of the channels a in which that is counted, in float64; about the means
              where there is a bias
@@ -48,7 +47,7 @@ def kept(gram: Tensor, mean: Tensor | None, weight: Tensor, columns: Tensor, pla
     energy = float((weight @ plain * weight).sum())
     left = (lost @ plain * lost).sum() - (0.0 if shift is None else shift.square().sum())
     error = max(0.0, float(left))
-    return Kept(columns, new, shift, (error / energy) ** 0.5 if energy > 0 else 0.0)
+    return Kept(new, shift, (error / energy) ** 0.5 if energy > 0 else 0.0)
 
 
 def definite(gram: Tensor) -> Tensor:
@@ -62,25 +61,37 @@ def definite(gram: Tensor) -> Tensor:
     return raised
 
 
-def narrow(model: nn.Module, channels: Channels, found: Kept) -> None:
-    """Leave the model these channels, in place."""
-    for name in channels.ups:
+def narrow(
+    model: nn.Module, channels: Channels, columns: Tensor, readers: Mapping[str, Kept]
+) -> None:
+    """Leave the model these channels, (k,) in their order, in place.
+
+    readers  the layers that read them, as they are then
+    """
+    most = channels.most(model)
+    for name in channels.writers:
         layer = dense_layer_at(model, name)
-        rows = found.columns.to(layer.device)
-        if channels.halves:
-            rows = torch.cat([rows, layer.shape[0] // 2 + rows])
+        rows = channels.outputs(name, columns, most).to(layer.device)
         bias = None if layer.module.bias is None else layer.module.bias.detach()[rows]
         put_values(layer, layer.weight[rows], bias)
-    down = dense_layer_at(model, channels.down)
-    bias = None if down.module.bias is None else down.module.bias.detach()
-    if bias is not None and found.shift is not None:
-        bias = (bias.to(torch.float64) + found.shift.to(bias.device)).to(bias.dtype)
-    put_values(down, found.weight, bias)
+    for name in channels.norms:
+        select_(module_at(model, name), columns)
+    for name, own in readers.items():
+        layer = dense_layer_at(model, name)
+        bias = None if layer.module.bias is None else layer.module.bias.detach()
+        if bias is not None and own.shift is not None:
+            bias = (bias.to(torch.float64) + own.shift.to(bias.device)).to(bias.dtype)
+        put_values(layer, own.weight, bias)
 
 
 def put_values(layer: DenseLayer, weight: Tensor, bias: Tensor | None) -> None:
-    """Give a linear layer another weight (out, in) and bias, of whatever sizes, in place."""
-    resize_(layer.module, linear_sizes(layer.module, *weight.shape))
+    """Give a layer another weight (out, in, ...) and bias, of whatever sizes, in place; of a
+    pointwise convolution that may be a matrix."""
+    weight = weight.reshape(*weight.shape[:2], *layer.shape[2:])
+    if weight.shape != layer.shape:
+        inputs = len(weight) if layer.groups > 1 else weight.shape[1]
+        sizes = linear_sizes if layer.taps is None else conv_sizes
+        resize_(layer.module, sizes(layer.module, len(weight), inputs))
     layer.write(weight.to(layer.weight.dtype))
     if bias is not None:
         with torch.no_grad():

@@ -1,6 +1,5 @@
-"""What errors of the outputs of perceptrons and attentions, and of keys, cost the model: second
-moments of the gradients there, all in one unit, so that one structure can be weighed against
-another.
+"""What errors of the outputs of modules, and of keys, cost the model: second moments of the
+gradients there, all in one unit, so that one structure can be weighed against another.
 
 With g_t the gradient at position t of what a random cotangent sees of the outputs, an error e of
 independent positions costs 1/2 E <e, R e> with R = sum of g_t g_t^T over what the squares of the
@@ -53,7 +52,7 @@ def costs_of(
     draws: torch.Generator,
     advance: Callable[[], None],
 ) -> Costs:
-    """Of all these linear layers; none where some find no room or are reached by no gradient. One
+    """Of all these layers; none where some find no room or are reached by no gradient. One
     pass forth and back a batch, of as many as it takes.
 
     Raises what the model does where it cannot be differentiated.
@@ -110,7 +109,7 @@ class _Felt:
     def _add(self, site: DenseLayer, batch: Batch, g: Tensor) -> None:
         self.moments.add(site, g)
         with torch.no_grad(), without_autocast():
-            sums, lengths = by_sample(batch, g.detach())
+            sums, lengths = by_sample(batch, g.detach().movedim(site.channel_dim, -1))
             if sums is None or lengths is None:
                 return
             self.energy += float(g.detach().float().square().sum())

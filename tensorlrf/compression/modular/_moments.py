@@ -136,6 +136,13 @@ class Moments:
         squares = self._squares.total() / max(1, self.count)
         return squares - mean[..., :, None] * mean[..., None, :] if centred else squares
 
+    def amount(self, gram: Tensor) -> float:
+        """By how much moments (n, n) of so many rows are to be shrunk: not at all where these are
+        many."""
+        if self.count >= THIN * len(gram):
+            return 0.0
+        return ledoit_wolf(gram, self.fourth / max(1, self.count), self.count)
+
     def felt(self, shared: float, *, centred: bool) -> Tensor:
         """The same with errors that add up over a sample in the part that gradients share there:
         (1 - shared) E[x x^T] + shared E[s s^T] over tokens, with s the sum over a sample."""
@@ -159,27 +166,25 @@ def of_heads(heads: int, d: int, device: torch.device) -> Moments:
 
 
 class ChannelMoments:
-    """Of the channels of a perceptron."""
+    """Of the channels of a perceptron or bottleneck, as each layer that reads them gets them."""
 
     def __init__(self, model: nn.Module, channels: Channels) -> None:
-        down = dense_layer_at(model, channels.down)
-        self.rows = of_rows(down.shape[1], down.device)
         self.channels = channels
+        self.read: dict[str, Moments] = {}
+        for name in channels.readers:
+            layer = dense_layer_at(model, name)
+            self.read[name] = of_rows(layer.shape[1], layer.device)
 
     @property
     def count(self) -> int:
-        """Tokens seen."""
-        return self.rows.count
-
-    def amount(self, gram: Tensor) -> float:
-        """By how much their moments (n, n) are to be shrunk: not at all where samples are many."""
-        if self.count >= THIN * len(gram):
-            return 0.0
-        return ledoit_wolf(gram, self.rows.fourth / max(1, self.count), self.count)
+        """Rows that the layer behind them has seen."""
+        return self.read[self.channels.down].count
 
     def hooks(self, model: nn.Module, batch: Batch) -> Iterator[Any]:
         """Handles of hooks that add what passes in one call of the model."""
-        yield _on_input(model, self.channels.down, _Take(batch, self.rows.take))
+        for name, moments in self.read.items():
+            dim = dense_layer_at(model, name).channel_dim
+            yield _on_input(model, name, _Take(batch, moments.take, dim))
 
 
 class HeadMoments:
@@ -236,7 +241,7 @@ def of(model: nn.Module, structure: Structure) -> Seen:
 def bytes_of(model: nn.Module, structure: Structure) -> int:
     """What its moments take."""
     if isinstance(structure, Channels):
-        return 16 * structure.most(model) ** 2
+        return 16 * len(structure.readers) * structure.most(model) ** 2
     return 16 * structure.width**2 * (2 * structure.queries + structure.keys)
 
 
@@ -278,14 +283,15 @@ def parts(
 
 @dataclass(frozen=True)
 class _Take:
-    """Takes what passes, (..., n), without padding."""
+    """Takes what passes, with n channels along a dimension, without padding."""
 
     batch: Batch
     add: Callable[[Passed], None]
+    dim: int = -1
 
     def __call__(self, name: str, x: Tensor) -> None:
         with without_autocast(), torch.no_grad():
-            x = x.detach()
+            x = x.detach().movedim(self.dim, -1)
             rows = self.batch.tokens_of(x).flatten(0, -2)
             if not torch.isfinite(rows).all():
                 raise ArgumentError(

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._dense_layer import dense_layer_at
-from tensorlrf.compression.modular._channels import definite, kept, narrow
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
+from tensorlrf.compression.modular._channels import Kept, definite, kept, narrow
 from tensorlrf.compression.modular._heads import (
     Closest,
     HeadMaps,
@@ -19,7 +19,7 @@ from tensorlrf.compression.modular._heads import (
     pair_losses,
     selection,
 )
-from tensorlrf.compression.modular._moments import ChannelMoments, HeadMoments, Seen
+from tensorlrf.compression.modular._moments import ChannelMoments, HeadMoments, Moments, Seen
 from tensorlrf.compression.modular._structures import Channels, Heads, Structure, cut, pair_entries
 from tensorlrf.decomposition.linalg.columns import Elimination, elimination
 from tensorlrf.decomposition.shrinkage import shrunk
@@ -48,33 +48,60 @@ class Done:
 
     kind    of the structure
     size    channels, or numbers of a head, that are left
-    error   relative, root mean square, of the outputs of the perceptron, of what the heads put out,
-            or of the scores of queries and keys, on the calibration inputs
+    error   relative, root mean square, of the outputs of the perceptron or bottleneck, of what the
+            heads put out, or of the scores of queries and keys, on the calibration inputs
+    rows    outputs of the layer that are left; () where none went by themselves
     """
 
     kind: str
     size: int
     error: float
     samples: int
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class ChannelOutlook:
-    """Of a perceptron.
+class Reader:
+    """A layer that reads channels a.
 
-    weight      of its output layer, (m, n), in float64
-    felt        moments of the channels in which losses are counted; about the means where there is
-                a bias, and shrunk where samples are few
-    plain       E[a a^T]
-    mean        E[a] where there is a bias
-    order       in which channels go
+    weight  W (m, n), in float64
+    felt    moments of the channels in which losses are counted; about the means where there is a
+            bias, and shrunk where samples are few
+    plain   E[a a^T]
+    mean    E[a] where there is a bias
     """
 
-    channels: Channels
     weight: Tensor
     felt: Tensor
     plain: Tensor
     mean: Tensor | None
+
+    @classmethod
+    def of(cls, layer: DenseLayer, seen: Moments, shared: float = 0.0) -> Reader:
+        """By what was seen to arrive at it, and the part of what its errors cost that the
+        positions of a sample share."""
+        biased = layer.module.bias is not None
+        plain = seen.second(centred=False)
+        felt = shrunk(seen.felt(shared, centred=biased), seen.amount(plain))
+        mean = seen.mean() if biased else None
+        return cls(layer.weight.flatten(1).to(torch.float64), felt, plain, mean)
+
+    def kept(self, columns: Tensor) -> Kept:
+        """With these channels alone."""
+        return kept(self.felt, self.mean, self.weight, columns, self.plain)
+
+
+@dataclass(frozen=True)
+class ChannelOutlook:
+    """Of a perceptron or bottleneck.
+
+    readers  the layers that read its channels
+    order    in which channels go
+    count    rows that were seen
+    """
+
+    channels: Channels
+    readers: Mapping[str, Reader]
     order: Elimination
     count: int
 
@@ -83,16 +110,18 @@ class ChannelOutlook:
         cls, given: nn.Module, channels: Channels, seen: ChannelMoments, costs: Costs
     ) -> ChannelOutlook:
         """By what was seen of it, and what its errors cost."""
-        down = dense_layer_at(given, channels.down)
-        weight, biased = down.weight.to(torch.float64), down.module.bias is not None
-        plain, turned, shared = seen.rows.second(centred=False), weight, 0.0
-        if channels.down in costs:
-            cost = costs[channels.down]
-            turned, shared = torch.linalg.cholesky(cost.matrix).mT @ weight, cost.shared
-        felt = shrunk(seen.rows.felt(shared, centred=biased), seen.amount(plain))
-        mean = seen.rows.mean() if biased else None
-        order = elimination(definite(felt), turned)
-        return cls(channels, weight, felt, plain, mean, order, seen.count)
+        cost = costs.get(channels.down)
+        shared = {} if cost is None else {channels.down: cost.shared}
+        readers = {
+            name: Reader.of(dense_layer_at(given, name), moments, shared.get(name, 0.0))
+            for name, moments in seen.read.items()
+        }
+        last = readers[channels.down]
+        turned = last.weight
+        if cost is not None:
+            turned = torch.linalg.cholesky(cost.matrix).mT @ turned
+        order = elimination(definite(last.felt), turned)
+        return cls(channels, readers, order, seen.count)
 
     def loss(self, k: int) -> float:
         """With k channels."""
@@ -100,10 +129,13 @@ class ChannelOutlook:
 
     def reduce(self, small: nn.Module, k: int) -> dict[str, Done]:
         """Leave `small`, a copy of the given model, k channels, in place."""
-        found = kept(self.felt, self.mean, self.weight, self.order.columns(k), self.plain)
-        narrow(small, self.channels, found)
-        done = Done(self.channels.kind, k, found.error, self.count)
-        return dict.fromkeys(self.channels.linears, done)
+        channels, columns = self.channels, self.order.columns(k)
+        found = {name: reader.kept(columns) for name, reader in self.readers.items()}
+        most = channels.most(small)
+        narrow(small, channels, columns, found)
+        done = Done(channels.kind, k, found[channels.down].error, self.count)
+        rows = {n: channels.outputs(n, columns, most).tolist() for n in channels.writers}
+        return {n: replace(done, rows=tuple(rows.get(n, ()))) for n in channels.layers}
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,31 @@
-"""What of a model is a perceptron or an attention: by what its layers are called with, and by what
-it does.
+"""What of a model is a perceptron, a bottleneck or an attention: by what its layers are called
+with, and by what it does.
 
 Nothing is taken by the name of a class. The order of calls and the sizes of layers suggest what
 something may be; it is that where the module around it, on the inputs of the first batch, goes on
 to give the same with a part of the channels or heads cut out as with that part made zero, and with
-heads in another basis. Modules alike are asked once.
+heads in another basis. Perceptrons and attentions alike are asked once.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
-from tensorlrf.compression.calibration._outputs import tensors_of
-from tensorlrf.compression.calibration.batches import Batch, call
-from tensorlrf.compression.modular._calls import Call, arguments_of, linear_calls
-from tensorlrf.compression.modular._channels import Kept, narrow
-from tensorlrf.compression.modular._heads import (
-    HeadMaps,
-    narrow_heads,
-    selection,
+from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.modular._bottlenecks import Bottlenecks
+from tensorlrf.compression.modular._calls import (
+    Call,
+    arguments_of,
+    called_with_tensors,
+    linear_calls,
 )
+from tensorlrf.compression.modular._proof import Proof, acts_on_each, few_of
 from tensorlrf.compression.modular._structures import (
     HALVES,
     NEIGHBOURS,
@@ -36,52 +33,43 @@ from tensorlrf.compression.modular._structures import (
     Heads,
     Structure,
     common,
-    pair_entries,
 )
-from tensorlrf.nn.copies import copy_of
-
-SAME = 1e-4
-"""By which outputs that are the same may differ, relative: sums in float32 in another order, which
-some modules insist on."""
 
 
 def recognised(
-    model: nn.Module, names: Collection[str], batch: Batch
+    model: nn.Module, names: Collection[str], batch: Batch, left: Collection[str] = ()
 ) -> tuple[list[Structure], dict[str, str]]:
     """The structures made of the named layers, each layer in one of them; and of the others why
-    they are in none."""
+    they are in none. Modules that are `left` stay as they are."""
     calls = linear_calls(model, list(names), batch)
-    guesses = _guesses(model, calls)
-    owners = {owner for group in guesses for owner in (group[0].owner, *_sizes(group))}
-    arguments = arguments_of(model, owners, batch)
-    known: dict[object, Structure | None] = {}
+    order = called_with_tensors(model, batch)
+    bottlenecks = Bottlenecks(model, names, order, left)
+    asked = _Asked.of(model, _guesses(model, calls), bottlenecks.guesses(), batch)
     found: list[Structure] = []
     taken: set[str] = set()
-    for group in guesses:
-        if not taken.isdisjoint(group[0].linears):
-            continue
-        signature = _signature(model, group)
-        if signature not in known:
-            known[signature] = _proved(model, group, arguments)
-        like = known[signature]
-        if like is None:
-            continue
-        own = group[0].owner
-        made = next(s for s in group if _alike(s.at(own), like.at(like.owner)))
-        if isinstance(made, Heads) and isinstance(like, Heads):
-            made = replace(made, pairs=like.pairs, table=like.table, folds=like.folds)
-        found.append(made)
-        taken.update(made.linears)
-    called = {one.name for one in calls}
+    for groups, ask in (
+        (asked.attentions, asked.alike),
+        (asked.bottlenecks, asked.alone),
+        (asked.perceptrons, asked.alike),
+    ):
+        for group in groups:
+            free = [one for one in group if taken.isdisjoint(one.layers)]
+            made = ask(free) if free else None
+            if made is not None:
+                found.append(made)
+                taken.update(made.layers)
+    called = {*order, *(one.name for one in calls)}
     reasons = {
-        name: UNKNOWN if name in called else UNREACHED for name in names if name not in taken
+        name: bottlenecks.reasons.get(name, UNKNOWN) if name in called else UNREACHED
+        for name in names
+        if name not in taken
     }
     return found, reasons
 
 
 UNKNOWN = (
-    "is part of no perceptron or attention whose structure is known: cut down or in another basis, "
-    "the module around it gives something else"
+    "is part of no perceptron, attention or bottleneck whose structure is known: cut down or in "
+    "another basis, the module around it gives something else"
 )
 UNREACHED = "no calibration input reaches it"
 
@@ -93,15 +81,14 @@ Group = list[Structure]
 
 
 def _guesses(model: nn.Module, calls: Sequence[Call]) -> list[Group]:
-    """What each layer may be the last one of, attentions first."""
+    """What each linear layer may be the last one of."""
     groups: dict[tuple[str, ...], Group] = {}
     for t, last in enumerate(calls):
         before = calls[max(0, t - 3) : t]
         for group in (_attentions(model, before, last), _perceptrons(model, before, last)):
             if group:
-                groups.setdefault((group[0].kind, *sorted(group[0].linears)), group)
-    ordered = list(groups.values())
-    return sorted(ordered, key=lambda group: isinstance(group[0], Channels))
+                groups.setdefault((group[0].kind, *sorted(group[0].layers)), group)
+    return list(groups.values())
 
 
 def _perceptrons(model: nn.Module, before: Sequence[Call], last: Call) -> Group:
@@ -171,12 +158,87 @@ def _is_size(name: str) -> bool:
 # ---- what is ----------------------------------------------------------------------------------
 
 
+@dataclass
+class _Asked:
+    """What a model may have, and a model that is asked whether it has.
+
+    arguments  of a call of each module around one of these
+    known      what modules alike were seen to be
+    """
+
+    model: nn.Module
+    attentions: list[Group]
+    perceptrons: list[Group]
+    bottlenecks: list[Group]
+    arguments: Mapping[str, Batch]
+    known: dict[object, Structure | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        guesses: Sequence[Group],
+        bottlenecks: Sequence[Sequence[Channels]],
+        batch: Batch,
+    ) -> _Asked:
+        """With one pass for the arguments."""
+        owners = {owner for group in guesses for owner in (group[0].owner, *_sizes(group))}
+        for one in itertools.chain(*bottlenecks):
+            owners.update(one.norms, _around(one.owner))
+        attentions, perceptrons = (
+            [group for group in guesses if isinstance(group[0], kind)] for kind in (Heads, Channels)
+        )
+        groups: list[Group] = [list(group) for group in bottlenecks]
+        return cls(
+            model, attentions, perceptrons, groups, arguments_of(model, owners, batch)
+        )  # fmt: skip
+
+    def alike(self, group: Group) -> Structure | None:
+        """What these layers are; modules alike are asked once."""
+        signature = _signature(self.model, group)
+        if signature not in self.known:
+            self.known[signature] = _proved(self.model, group, self.arguments)
+        like = self.known[signature]
+        if like is None:
+            return None
+        own = group[0].owner
+        made = next(s for s in group if _alike(s.at(own), like.at(like.owner)))
+        if isinstance(made, Heads) and isinstance(like, Heads):
+            made = replace(made, pairs=like.pairs, table=like.table, folds=like.folds)
+        return made
+
+    def alone(self, group: Group) -> Structure | None:
+        """What these layers are, asked of the innermost module around them that is called: blocks
+        of one class may add to what they get, or not."""
+        for one in group:
+            assert isinstance(one, Channels)
+            n, norms = one.most(self.model), [module_at(self.model, name) for name in one.norms]
+            owner = next((name for name in _around(one.owner) if name in self.arguments), None)
+            if owner is None or not all(
+                acts_on_each(norm, self.arguments[name], n)
+                for norm, name in zip(norms, one.norms, strict=True)
+            ):
+                continue
+            module, batch = module_at(self.model, owner), self.arguments[owner]
+            proof = Proof(module, few_of(batch))
+            proof = Proof(module, batch) if proof.whole is None else proof
+            if proof.of_channels(one.at(owner)):
+                return one
+        return None
+
+
+def _around(owner: str) -> list[str]:
+    """A module and all that it is in, the innermost first."""
+    parts = [] if owner == ROOT else owner.split(".")
+    return [".".join(parts[:k]) or ROOT for k in range(len(parts), -1, -1)]
+
+
 def _signature(model: nn.Module, group: Group) -> object:
     """What modules alike have in common."""
     first = group[0]
     own = first.owner
-    shapes = tuple(dense_layer_at(model, name).shape for name in first.linears)
-    biases = tuple(dense_layer_at(model, name).module.bias is None for name in first.linears)
+    shapes = tuple(dense_layer_at(model, name).shape for name in first.layers)
+    biases = tuple(dense_layer_at(model, name).module.bias is None for name in first.layers)
     kinds = tuple(type(module_at(model, name)) for name in (own, *_sizes(group)))
     return kinds, shapes, biases, tuple(_key(one.at(own)) for one in group)
 
@@ -201,7 +263,7 @@ def _proved(model: nn.Module, group: Group, arguments: Mapping[str, Batch]) -> S
     owner = group[0].owner
     if owner not in arguments:
         return None
-    proof = _Proof(module_at(model, owner), arguments[owner])
+    proof = Proof(module_at(model, owner), arguments[owner])
     for one in group:
         own = one.at(owner)
         if isinstance(own, Channels):
@@ -233,117 +295,3 @@ def _variants(heads: Heads, *, turned: bool) -> Iterator[Heads]:
         elif heads.width % 2 == 0:
             for pairs, table in itertools.product((HALVES, NEIGHBOURS), repeat=2):
                 yield replace(heads, pairs=pairs, table=table, folds=folds)
-
-
-class _Proof:
-    """Asks a module what it gives on the arguments of a call when parts of it are changed."""
-
-    def __init__(self, owner: nn.Module, batch: Batch) -> None:
-        self.owner = copy_of(owner).double().eval()
-        args, kwargs = pytree.tree_map(_doubled, (batch.args, dict(batch.kwargs)))
-        self.batch = Batch(args, kwargs, 0)
-        self.draws = torch.Generator().manual_seed(0)
-        self.whole = self._given(self.owner)
-
-    def of_channels(self, channels: Channels) -> bool:
-        """Whether channels left out are channels made zero."""
-        down = dense_layer_at(self.owner, channels.down)
-        n = down.shape[1]
-        if n < 2:
-            return False
-        drawn = torch.randperm(n, device="cpu", generator=self.draws)
-        left = drawn[: n - n // 4 - 1].sort().values
-        weight = down.weight[:, left.to(down.device)]
-        small, zeroed = copy_of(self.owner), copy_of(self.owner)
-        narrow(small, channels, Kept(left, weight, None, 0.0))
-        dense_layer_at(zeroed, channels.down).write(_only(down.weight, left))
-        return self._same(small, self._given(zeroed), other_than=self.whole)
-
-    def of_heads(self, heads: Heads) -> bool:
-        """Whether heads are what these layers make, numbers left out of them are numbers made zero,
-        and what queries and keys, or values and the layer behind, make of one another is all that
-        counts."""
-        try:
-            maps, zeros = self._cut(heads)
-            small, zeroed = copy_of(self.owner), copy_of(self.owner)
-            narrow_heads(small, heads, maps)
-            narrow_heads(zeroed, heads, zeros)
-            turned = copy_of(self.owner)
-            narrow_heads(turned, heads, self._another_basis(heads))
-        except (AttributeError, RuntimeError, ValueError):  # sizes that do not fit
-            return False
-        return self._same(small, self._given(zeroed), other_than=self.whole) and self._same(
-            turned, self.whole
-        )
-
-    def _cut(self, heads: Heads) -> tuple[HeadMaps, HeadMaps]:
-        """Without some numbers of each head, and with them zero."""
-        d, like = heads.width, dense_layer_at(self.owner, heads.out).weight
-        if heads.pairs:
-            pairs: tuple[int, ...] = tuple(p for p in range(d // 2) if p != d // 4)
-            inside = pair_entries(pairs, d, heads.pairs)
-        else:
-            pairs, inside = (), list(range(d - max(1, d // 4)))
-        take = selection(inside, heads, like)
-        if not len(inside):
-            raise ValueError("nothing is left")
-        zero = take.mT @ take
-        scale = math.sqrt(len(inside) / d) if heads.folds else 1.0
-        maps = HeadMaps(scale * take, take, take, take.mT, pairs)
-        return maps, HeadMaps(zero, zero, zero, zero)
-
-    def _another_basis(self, heads: Heads) -> HeadMaps:
-        d, like = heads.width, dense_layer_at(self.owner, heads.out).weight
-        a, b = (self._basis(heads.keys, d).to(like.device) for _ in range(2))
-        if not heads.pairs:
-            return HeadMaps(torch.linalg.inv(a).mT, a, b, torch.linalg.inv(b))
-        pairs = tuple(torch.randperm(d // 2, device="cpu", generator=self.draws).tolist())
-        take = selection(pair_entries(pairs, d, heads.pairs), heads, like)
-        return HeadMaps(take, take, b, torch.linalg.inv(b), pairs)
-
-    def _basis(self, count: int, d: int) -> Tensor:
-        """(count, d, d), well conditioned and far from orthogonal."""
-        drawn = torch.randn(2, count, d, d, dtype=torch.float64, device="cpu", generator=self.draws)
-        left, right = torch.linalg.qr(drawn)[0]
-        sizes = torch.linspace(0.5, 2.0, d, dtype=torch.float64, device="cpu")
-        basis: Tensor = (left * sizes) @ right
-        return basis
-
-    def _given(self, owner: nn.Module) -> list[Tensor] | None:
-        """What it gives; None where it fails."""
-        try:
-            return list(tensors_of(call(owner, self.batch)))
-        except ValueError:  # ours of any error inside
-            return None
-
-    def _same(
-        self, owner: nn.Module, wanted: list[Tensor] | None, other_than: list[Tensor] | None = None
-    ) -> bool:
-        if wanted is None or (other_than is not None and _near(wanted, other_than)):
-            return False
-        given = self._given(owner)
-        return given is not None and _near(given, wanted)
-
-
-def _near(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether all tensors are the same up to rounding."""
-    if not given or [t.shape for t in given] != [t.shape for t in wanted]:
-        return False
-    return all(
-        bool((a - b).abs().max() <= SAME * b.abs().max())
-        for a, b in zip(given, wanted, strict=True)
-        if b.numel()
-    )
-
-
-def _only(weight: Tensor, columns: Tensor) -> Tensor:
-    """The weight with zeros in all other columns."""
-    kept = torch.zeros_like(weight)
-    kept[:, columns] = weight[:, columns]
-    return kept
-
-
-def _doubled(value: object) -> object:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.double()
-    return value

@@ -1,4 +1,4 @@
-"""What is left of perceptrons and attentions, fitted in order to what the given model has there.
+"""What is left of modules that became smaller, fitted in order to what the given model has there.
 
 All that follows a part which was made smaller sees other inputs than in the given model. With x'
 what reaches a layer of the smaller model, and y0 what the given one has in place of its outputs,
@@ -70,7 +70,7 @@ def refit(
 
     Raises ArgumentError where the two models take another course, or inputs have NaN or Inf.
     """
-    names = [name for one in structures for name in one.linears]
+    names = [name for one in structures for name in one.fitted]
     last = [one.down if isinstance(one, Channels) else one.out for one in structures]
     beside = residuals(given, last, data.batches[0])
     wanted = {name: _wanted(given, name, beside) for name in last}
@@ -88,7 +88,7 @@ def refit(
 
 def _wanted(given: nn.Module, name: str, beside: Mapping[str, str]) -> Tensor:
     """W of the given model, (m, n); where something is added to its outputs [W I] (m, n + m)."""
-    weight = dense_layer_at(given, name).weight
+    weight = dense_layer_at(given, name).weight.flatten(1)
     if name not in beside:
         return weight
     eye = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
@@ -107,7 +107,7 @@ def _refit(
     for seen in (fit, held):
         if seen is not None:
             check_statistics(name, seen)
-    (own,) = fit  # of a linear layer there is one group
+    (own,) = fit  # none of these layers has more groups than one
     if own.lag is None or not own.known:
         return None
     layer = dense_layer_at(small, name)

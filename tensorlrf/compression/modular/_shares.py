@@ -1,4 +1,4 @@
-"""One budget shared out over perceptrons and attentions.
+"""One budget shared out over perceptrons, bottlenecks and attentions.
 
 All modules of a block are cut to one share; over blocks shares are equal, or as the influence of
 the blocks has them: sparsity ~ softmax(-influence / epsilon) (Lin et al. 2025, equations 10, 11).
@@ -84,9 +84,9 @@ def sizes(keep: float, sized: Sequence[Sized], wanted: Sequence[float]) -> list[
         if not above:
             least = math.ceil(spent / whole * 1e4) / 1e4
             raise ArgumentError(
-                f"keep_params={keep:g} leaves {int(room):,} parameters, but the perceptrons and "
-                f"attentions need {spent:,} at the least; keep_params={least} is the least they "
-                "can do with"
+                f"keep_params={keep:g} leaves {int(room):,} parameters, but the perceptrons, "
+                f"attentions and bottlenecks need {spent:,} at the least; keep_params={least} is "
+                "the least they can do with"
             )
         k = max(above, key=lambda k: found[k] / sized[k].most - wanted[k])
         less = max(sized[k].least, _below(found[k], sized[k].step))

@@ -1,15 +1,18 @@
-"""The parts of a transformer that can be made smaller as a whole, as values.
+"""The parts of a model that can be made smaller as a whole, as values.
 
 Channels are those between the layers of a perceptron, one or two side by side before a function of
-each channel and one behind it. Heads are those of an attention: queries, keys and values, which may
-be one layer, and the layer that puts the heads together.
+each channel and one behind it; or those inside a bottleneck of convolutions, where such functions
+have convolutions and gates in them. Heads are those of an attention: queries, keys and values,
+which may be one layer, and the layer that puts the heads together.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._survey import ROOT
@@ -21,33 +24,64 @@ HALVES, NEIGHBOURS = "halves", "neighbours"
 
 @dataclass(frozen=True)
 class Channels:
-    """Of a perceptron.
+    """Of a perceptron, or of a bottleneck.
 
-    ups     the layers whose outputs they are: one, or a gate and what it gates
-    down    the layer whose inputs they are
-    halves  whether one layer has the gate, and behind it what it gates
+    ups        the layers whose outputs they are: one, or a gate and what it gates
+    down       the layer whose inputs they are
+    halves     whether one layer has the gate, and behind it what it gates
+    depthwise  convolutions of each channel alone, between the two
+    gates      of every squeeze-excite there the layer that reads what is left of all channels, and
+               the one that gives a factor for each
+    norms      other modules there that have numbers of each channel
     """
 
     ups: tuple[str, ...]
     down: str
     halves: bool = False
+    depthwise: tuple[str, ...] = ()
+    gates: tuple[tuple[str, str], ...] = ()
+    norms: tuple[str, ...] = ()
 
     kind = "channels"
 
     @property
-    def linears(self) -> tuple[str, ...]:
+    def layers(self) -> tuple[str, ...]:
         """Its layers."""
+        return (*self.ups, *self.depthwise, *itertools.chain(*self.gates), self.down)
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Those that are fitted in order once it is smaller."""
         return (*self.ups, self.down)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Those that read all channels, the one behind them first."""
+        return (self.down, *(reduce for reduce, _ in self.gates))
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Those with an output for each channel."""
+        return (*self.ups, *self.depthwise, *(expand for _, expand in self.gates))
 
     @property
     def owner(self) -> str:
         """The module around them."""
-        return common(self.linears)
+        return common((*self.layers, *self.norms))
 
     def at(self, name: str) -> Channels:
         """The same in the module of that name, of which the names are told."""
-        ups = tuple(inside(name, up) for up in self.ups)
-        return Channels(ups, inside(name, self.down), self.halves)
+        ups, depthwise, norms, *gates = (
+            tuple(inside(name, one) for one in names)
+            for names in (self.ups, self.depthwise, self.norms, *self.gates)
+        )
+        pairs = tuple((reduce, expand) for reduce, expand in gates)
+        return Channels(ups, inside(name, self.down), self.halves, depthwise, pairs, norms)
+
+    def outputs(self, name: str, columns: Tensor, most: int) -> Tensor:
+        """Of one of the writers those that are left with these channels of `most`."""
+        both = self.halves and name in self.ups
+        return torch.cat([columns, most + columns]) if both else columns
 
     def most(self, model: nn.Module) -> int:
         """How many there are."""
@@ -93,14 +127,19 @@ class Heads:
         return self.query == self.key
 
     @property
-    def linears(self) -> tuple[str, ...]:
+    def layers(self) -> tuple[str, ...]:
         """Its layers."""
         return tuple(dict.fromkeys((self.query, self.key, self.value, self.out)))
 
     @property
+    def fitted(self) -> tuple[str, ...]:
+        """Those that are fitted in order once it is smaller."""
+        return self.layers
+
+    @property
     def owner(self) -> str:
         """The module around them."""
-        return common((*self.linears, self.sizes))
+        return common((*self.layers, self.sizes))
 
     def at(self, name: str) -> Heads:
         """The same in the module of that name, of which the names are told."""

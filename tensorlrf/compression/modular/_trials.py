@@ -90,7 +90,7 @@ class Trials:
         """With what is left fitted in order, where the model does not lose more on the batches held
         out by that."""
         small, before = copy_of(cut.model), cut.loss
-        names = [name for one in self.structures for name in one.linears]
+        names = [name for one in self.structures for name in one.fitted]
         with progress_bar("fit", len(names), self.fitting.progress) as advance:
             found = refit(
                 self.model, small, self.structures, self.data, advance, rerun=self.fitting.rerun
@@ -109,7 +109,7 @@ class Trials:
         differentiated."""
         if self.fitting.metric == OUTPUTS and self.request.allocation.rule != FISHER:
             return {}
-        first = dense_layer_at(self.model, self.structures[0].linears[0])
+        first = dense_layer_at(self.model, self.structures[0].layers[0])
         draws = generator(self.fitting.random_state, first.device)
         found: Costs = {}
         try:
@@ -170,7 +170,7 @@ class Trials:
         return found, sum(loss[k] for loss, k in zip(losses, chosen, strict=True))
 
     def _influence(self) -> list[float] | None:
-        layers = [one.linears for one in self.structures]
+        layers = [one.layers for one in self.structures]
         names = [name for own in layers for name in own]
         return by_block(influences(self.model, names, self.data.fitted, _nothing), layers)
 
@@ -227,7 +227,7 @@ def _number(loss: float | None) -> float:
 
 def _sized(model: nn.Module, structure: Structure, allocation: Allocation) -> Sized:
     most = structure.most(model)
-    params = sum(dense_layer_at(model, name).weight.numel() for name in structure.linears)
+    params = sum(dense_layer_at(model, name).weight.numel() for name in structure.layers)
     least = structure.least()
     if isinstance(structure, Channels):
         step = allocation.multiple if most >= 8 * allocation.multiple else 1

@@ -221,3 +221,8 @@ def _zeros_ahead(got: Tensor, x: Tensor) -> tuple[tuple[int, int], ...] | None:
             return None
         sides.append((before, behind))
     return tuple(sides)
+
+
+def forget(layer: nn.Module) -> None:
+    """What was seen of a layer whose sizes are others now."""
+    _SEEN.pop(layer, None)

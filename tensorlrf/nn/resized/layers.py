@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.nn.behaviour.seen import forget
+from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.resized.rotary import with_table, without_table
 
 MARK = "resized"
@@ -25,8 +27,8 @@ class Resized:
     """What a module has in place of what its architecture gives it.
 
     sizes   attribute -> its number, as head_dim or out_features
-    shapes  parameter of its own -> its shape
-    was     the same parameters -> their shapes in the architecture
+    shapes  parameter or buffer of its own -> its shape
+    was     the same tensors -> their shapes in the architecture
     table   the entries of the rotary tables that an attention turns by, of those that it is given;
             () for all
     whole   how many entries these tables have
@@ -51,20 +53,23 @@ def resized_of(module: nn.Module) -> Resized | None:
 
 
 def resize_(module: nn.Module, to: Resized) -> None:
-    """Give the module these sizes, in place. Its own parameters get memory without values, of their
-    dtype, on their device.
+    """Give the module these sizes, in place. Its own tensors get memory without values, of their
+    dtype, on their device, laid out as they were.
 
-    Raises AttributeError where it has no such parameter or number.
+    Raises AttributeError where it has no such tensor or number.
     """
     before = resized_of(module)
     was = {} if before is None else dict(before.was)
     for name, shape in to.shapes.items():
-        old = module._parameters.get(name)
+        old = tensors_in(module).get(name)
         if old is None:
-            raise AttributeError(f"it has no parameter {name!r}")
+            raise AttributeError(f"it has no parameter or buffer {name!r}")
         was.setdefault(name, tuple(old.shape))
-        blank = torch.empty(shape, dtype=old.dtype, device=old.device)
-        module._parameters[name] = nn.Parameter(blank, requires_grad=old.requires_grad)
+        blank = _blank(old, shape)
+        if name in module._parameters:
+            module._parameters[name] = nn.Parameter(blank, requires_grad=old.requires_grad)
+        else:
+            module._buffers[name] = blank
     for name, size in to.sizes.items():
         if type(vars(module).get(name)) is not int:
             raise AttributeError(f"it has no whole number {name!r}")
@@ -72,6 +77,19 @@ def resize_(module: nn.Module, to: Resized) -> None:
     if to.table:
         with_table(module, to.table, to.whole)
     vars(module)[MARK] = replace(to, was=was)
+    forget(module)
+
+
+def tensors_in(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of the module itself, by their names."""
+    own = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return {name: t for part in own for name, t in part}
+
+
+def _blank(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    last = is_channels_last(like)
+    layout = CHANNELS_LAST[len(shape)] if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def stock_(model: nn.Module) -> None:
@@ -149,3 +167,46 @@ def linear_sizes(layer: Any, out: int, inputs: int) -> Resized:
         shapes["bias"] = (out,)
     sizes = {name: n for name, n in zip(names, (out, inputs), strict=True) if name in vars(layer)}
     return Resized(sizes, shapes)
+
+
+def conv_sizes(layer: Any, out: int, inputs: int) -> Resized:
+    """Of a convolution of all channels with `out` outputs and `inputs` inputs; of one on each
+    channel alone, which has as many of both."""
+    alone = layer.groups > 1
+    kernel = tuple(layer.weight.shape[2:])
+    shapes: dict[str, tuple[int, ...]] = {"weight": (out, 1 if alone else inputs, *kernel)}
+    if layer.bias is not None:
+        shapes["bias"] = (out,)
+    sizes = {"out_channels": out, "in_channels": inputs, **({"groups": out} if alone else {})}
+    return Resized(sizes, shapes)
+
+
+def groups_before(layer: Any) -> int:
+    """Of a convolution, in its architecture."""
+    to = resized_of(layer)
+    groups: int = layer.groups if to is None or "groups" not in to.sizes else to.was["weight"][0]
+    return groups
+
+
+def of_each(module: nn.Module, n: int) -> bool:
+    """Whether each of its own tensors has one number for each of n channels, or one number in all;
+    not all of them the latter."""
+    whole = [t for t in tensors_in(module).values() if t.numel() != 1]
+    kept = module._non_persistent_buffers_set.isdisjoint(tensors_in(module))
+    return kept and bool(whole) and all([k for k in t.shape if k != 1] == [n] for t in whole)
+
+
+def select_(module: nn.Module, entries: Tensor) -> None:
+    """Leave a module that is `of_each` of n channels these entries, (k,), in place."""
+    left = {}
+    for name, t in tensors_in(module).items():
+        if t.numel() != 1:
+            dim = next(k for k, size in enumerate(t.shape) if size != 1)
+            left[name] = t.detach().index_select(dim, entries.to(t.device))
+            n = t.shape[dim]
+    sizes = [key for key, size in vars(module).items() if type(size) is int and size == n]
+    numbers = dict.fromkeys(sizes, len(entries))
+    resize_(module, Resized(numbers, {name: tuple(t.shape) for name, t in left.items()}))
+    with torch.no_grad():
+        for name, value in left.items():
+            tensors_in(module)[name].copy_(value)

@@ -45,10 +45,10 @@ def test_channels_of_rank_k_are_told_by_k_of_them(seed: int, k: int, biased: boo
     gram = plain if mean is None else plain - torch.outer(mean, mean)
     columns = elimination(definite(gram), weight).columns(k)
     found = kept(gram, mean, weight, columns, plain)
-    again = rows[:, found.columns] @ found.weight.T
+    again = rows[:, columns] @ found.weight.T
     again = again + (found.shift if found.shift is not None else 0.0)
     wanted = rows @ weight.T
-    assert len(found.columns) == k
+    assert len(columns) == k
     assert (again - wanted).norm() <= 1e-3 * wanted.norm()
     assert found.error <= 1e-3
 
@@ -60,11 +60,12 @@ def test_the_output_layer_is_the_best_for_the_channels_that_stay(seed: int, k: i
     gram = drawn_gram(draws, 10)
     weight = torch.randn(4, 10, generator=draws, dtype=torch.float64)
     order = elimination(gram, weight)
-    found = kept(gram, None, weight, order.columns(k), gram)
+    columns = order.columns(k)
+    found = kept(gram, None, weight, columns, gram)
 
     def loss(new: Tensor) -> float:
         left = weight.clone()
-        left[:, found.columns] -= new
+        left[:, columns] -= new
         return float((left @ gram * left).sum())
 
     for scale in (1e-2, 1.0):

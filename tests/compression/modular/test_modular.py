@@ -157,7 +157,7 @@ def test_what_is_not_known_is_left_and_told() -> None:
     assert "structure is known" in report.layer("a").reason
     assert small.a.weight.shape == model.a.weight.shape
     assert small.c.out_features == small.d.in_features == 12
-    with pytest.raises(ArgumentError, match="no perceptron or attention"):
+    with pytest.raises(ArgumentError, match="no perceptron, attention or bottleneck"):
         compress(
             nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)), method="modular",
             keep_params=0.5, calibration=[torch.randn(50, 8)], skip=[], **QUIET,

@@ -210,7 +210,7 @@ def moments_of(layer: DenseLayer, form: Form = FULL) -> Moments:
         return CountMoments(n, device)
     if taps is None:
         return LinearMoments(n, device, form)
-    if _is_pointwise(taps):
+    if taps.is_pointwise:
         return _Pointwise(n, device, taps, form)
     taps = taps.one_group()
     if form == FULL and _shifts(taps):
@@ -232,14 +232,10 @@ def moment_bytes(layer: DenseLayer, form: Form = FULL) -> int:
     if layer.is_table:
         return COUNTS.held(layer.columns)
     matrix, taps = 8 * layer.columns**2, layer.taps
-    if form != FULL or taps is None or _is_pointwise(taps) or not _shifts(taps):
+    if form != FULL or taps is None or taps.is_pointwise or not _shifts(taps):
         return form.held(layer.columns)
     kernel = (1, *taps.kernel) if taps.axes == 1 else taps.kernel
     return 8 * taps.channels**2 * sums_of(*kernel) + 2 * matrix
-
-
-def _is_pointwise(taps: Taps) -> bool:
-    return all(k == 1 for k in taps.kernel) and _reads_all(taps)
 
 
 def _shifts(taps: Taps) -> bool:
@@ -265,8 +261,3 @@ def _in_parts(x: Tensor, axes: int) -> Iterator[Tensor]:
     images = max(1, PATCH_NUMBERS // max(1, x[0].numel())) if x.shape[0] else 1
     for start in range(0, x.shape[0], images):
         yield x[start : start + images]
-
-
-def _reads_all(taps: Taps) -> bool:
-    sides = [n for pair in taps.sides for n in pair]
-    return {*taps.stride, *taps.spread} == {1} and not any(sides)
