@@ -9,7 +9,7 @@ n, and a pointwise layer with n inputs. Whether it is one, the module around it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -32,9 +32,9 @@ class Bottlenecks:
     """
 
     model: nn.Module
-    names: Collection[str]
+    names: Set[str]
     calls: Sequence[str]
-    left: Collection[str] = ()
+    left: Set[str] = frozenset()
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,13 +46,11 @@ class Bottlenecks:
             and not (layer := dense_layer_at(self.model, name)).plain.is_transposed
         }
         bound, modules = bonds_of(self.model), dict(self.model.named_modules())
+        others = times.keys() - self.names - self.left
         self._others = {
             name: modules[name]
-            for name in times
-            if name not in (*self.names, *self.left)
-            and times[name] == 1
-            and modules[name] not in bound
-            and not hooks_of(modules[name])
+            for name in others
+            if times[name] == 1 and modules[name] not in bound and not hooks_of(modules[name])
         }
 
     def guesses(self) -> list[list[Channels]]:

@@ -43,7 +43,7 @@ def recognised(
     they are in none. Modules that are `left` stay as they are."""
     calls = linear_calls(model, list(names), batch)
     order = called_with_tensors(model, batch)
-    bottlenecks = Bottlenecks(model, names, order, left)
+    bottlenecks = Bottlenecks(model, set(names), order, set(left))
     asked = _Asked.of(model, _guesses(model, calls), bottlenecks.guesses(), batch)
     found: list[Structure] = []
     taken: set[str] = set()

@@ -367,6 +367,35 @@ def test_several_outputs_of_a_channel_stay_and_it_is_told() -> None:
     assert report.layer("1.depthwise").factored
 
 
+class Residual(nn.Module):
+    """A block of a ResNet, without an inverted one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.narrow, self.middle = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.wide, self.top, self.head = (
+            nn.Conv2d(16, 32, 1),
+            nn.Conv2d(32, 40, 1),
+            nn.Linear(40, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.wide(torch.relu(self.middle(torch.relu(self.narrow(x))))))
+        return self.head(F.silu(self.top(x)).mean((2, 3)))
+
+
+def test_other_blocks_are_narrower_where_pointwise_layers_read_them() -> None:
+    """In front of one, or of a linear one behind a pool; not where they are added to."""
+    small, report = modular(drawn(Residual), skip=[], allocation="uniform")
+    assert small.middle.out_channels == small.wide.in_channels < 16
+    assert small.top.out_channels == small.head.in_features < 40
+    assert small.stem.out_channels == small.wide.out_channels == 32
+    assert small.narrow.weight.shape[:2] == (16, 32)
+    assert not report.layer("narrow").eligible
+
+
 class Around(nn.Module):
     """Inner channels that are read twice."""
 
