@@ -27,10 +27,12 @@ sys.path[:0] = [str(TOP), str(TOP / "kernels")]
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from tensorlrf import fold_batch_norms  # noqa: E402
 from tensorlrf.compression._survey import INCLUDED, ROOT, Surveyed, survey, without_skipped  # noqa: E402
 from tensorlrf.compression._survey import kind_of as name_of  # noqa: E402
 from tensorlrf.compression._unpacked import unpacked_model  # noqa: E402
 from tests.architectures import of_timm  # noqa: E402
+from tests.architectures.inputs import Architecture  # noqa: E402
 
 LIBRARIES = ("transformers", "timm")
 GOAL = 0.9
@@ -38,16 +40,17 @@ TOLD = 0.005
 """Of the parameters: what holds less is not listed."""
 
 HEAD = (
-    "| architecture | of | parameters | reached by default | with `include` | of the large one "
-    "| by default | with `include` | what stays dense, of the small one |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| architecture | of | parameters | reached by default | with `include` | and folded "
+    "| of the large one | by default | with `include` | what stays dense, of the small one |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 ABOUT = """Shares of all parameters that lie in layers which are factored (their weights), by
 default and with `include=["embeddings", "heads"], skip=[]`: first of a small random model of
 `tests/architectures`, which the tests compress, save, load, export and compile, then of a large
 one, built without values: of transformers the same class at the default size of its configuration,
-of timm the named model of its registry. What stays is of the small model with `include`, where it
-is at least half a percent."""
+of timm the named model of its registry. "And folded": with batch normalisations folded into the
+layers before them (`fold_batch_norms=True`), where there are any. What stays is of the small model
+with `include`, as it is, where it is at least half a percent."""
 MISSING = f"there is no folder {of_timm.FOLDER.name} in the environment; `make .venv/timm` fills it"
 
 
@@ -116,25 +119,34 @@ def measured(library: str) -> list[dict[str, Any]]:
     """A row for each architecture of a library."""
     if library == "timm":
         return [
-            in_both_sizes(name, library, one.model(), one.at_full_size())
+            in_both_sizes(name, library, one, one.at_full_size())
             for name, one in of_timm.ARCHITECTURES.items()
         ]
     # Here, so that the process of timm does not import transformers.
     from tests.architectures.listed import ARCHITECTURES
 
-    models = {name: one.model() for name, one in ARCHITECTURES.items()}
     return [
-        in_both_sizes(name, library, model, at_default_size(model))
-        for name, model in models.items()
+        in_both_sizes(name, library, one, at_default_size(one.model()))
+        for name, one in ARCHITECTURES.items()
     ]
 
 
-def in_both_sizes(name: str, library: str, small: nn.Module, large: nn.Module) -> dict[str, Any]:
-    """What is reached of an architecture, in both sizes."""
+def in_both_sizes(name: str, library: str, one: Architecture, large: nn.Module) -> dict[str, Any]:
+    """What is reached of an architecture."""
+    small = one.model()
     two = {"small": reached(small), "large": reached(large)}
-    print(library, name, *(f"{one.whole:.3f}" for one in two.values()), file=sys.stderr, flush=True)
-    shares = {size: asdict(one) for size, one in two.items()}
-    return {"architecture": name, "library": library, **shares}
+    print(library, name, *(f"{of.whole:.3f}" for of in two.values()), file=sys.stderr, flush=True)
+    shares = {size: asdict(of) for size, of in two.items()}
+    return {
+        "architecture": name, "library": library, **shares, "folded": once_folded(small, one),
+    }  # fmt: skip
+
+
+def once_folded(model: nn.Module, one: Architecture) -> float | None:
+    """The share that is reached with batch normalisations folded first; None where none is."""
+    folded, _ = fold_batch_norms(model, one.batches(1)[0])
+    fewer = sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in model.parameters())
+    return reached(folded).whole if fewer else None
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -142,10 +154,12 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = ["# Architectures", "", ABOUT, "", HEAD]
     for one in rows:
         small, large = one["small"], one["large"]
+        folded = "-" if one["folded"] is None else f"{one['folded']:.1%}"
         stays = "; ".join(f"{share:.1%} {kind}" for kind, share in small["stays"].items())
         lines.append(
             f"| {one['architecture']} | {one['library']} | {small['params']:,} | "
-            f"{small['default']:.1%} | {small['whole']:.1%} | {large['params'] / 1e6:,.0f} M | "
+            f"{small['default']:.1%} | {small['whole']:.1%} | {folded} | "
+            f"{large['params'] / 1e6:,.0f} M | "
             f"{large['default']:.1%} | {large['whole']:.1%} | {stays or '-'} |"
         )
     for library in LIBRARIES:

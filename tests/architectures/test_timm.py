@@ -14,6 +14,7 @@ FILE = Path(__file__).with_name("laws_of_timm.py")
 LAWS = (
     "test_compress",
     "test_compress_without_data",
+    "test_batch_norms_are_folded",
     "test_nearly_all_of_the_large_one_is_reached",
 )
 

@@ -20,6 +20,7 @@ from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._outputs import tensors_of
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.folding._behind import behind, why_no_more
 from tensorlrf.compression.folding._flow import Flow, Passed, flow
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -29,15 +30,15 @@ from tensorlrf.nn.copies import copy_of, replica
 from tensorlrf.nn.obstacles import hooks_of, why_not_rewritten
 from tensorlrf.nn.plain import Plain, base_of
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 
 def fold_batch_norms(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, str]]:
     """A copy of the model with batch normalisations folded into the layers before them.
 
     One is folded where it is in eval mode and reads the very output of a linear layer, a
     convolution or a transposed one that nobody else reads, as a pass on the example shows. It
-    becomes an nn.Identity; the outputs on the example stay what they were, to rounding.
+    becomes an nn.Identity, and one of a subclass that runs modules it holds behind the
+    normalisation, as timm's BatchNormAct2d an activation, an nn.Sequential of these; the outputs on
+    the example stay what they were, to rounding.
 
     Parameters
     ----------
@@ -154,14 +155,12 @@ def _pairs(model: nn.Module, batch: Batch) -> tuple[dict[str, str], dict[str, st
 
 def _why_not(norm: Any) -> str:
     """Why it stays, whatever it follows."""
-    if type(norm) not in _NORMS:
-        return f"a {type(norm).__name__}, which may do more than torch's"
     if norm.training:
         return "in training mode it normalises by the batch; call model.eval() first"
     if norm.running_mean is None or norm.running_var is None:
         return "it keeps no statistics and normalises by the batch"
     hooks = hooks_of(norm)
-    return f"has hooks ({', '.join(hooks)})" if hooks else ""
+    return f"has hooks ({', '.join(hooks)})" if hooks else why_no_more(norm)
 
 
 def _why_not_into(norm: nn.Module, layer: nn.Module, bound: Mapping[nn.Module, str]) -> str:
@@ -216,7 +215,7 @@ def _folded(model: nn.Module, found: Mapping[str, str]) -> nn.Module:
         layer.write(layer.weight.double() * scale.reshape(-1, *[1] * (len(layer.shape) - 1)))
         shifted = (bias * scale + shift).to(own.weight.dtype)
         own.bias = nn.Parameter(shifted, requires_grad=flag)
-        put(small, places[norm], nn.Identity().train(norm.training))
+        put(small, places[norm], behind(norm))
     return small
 
 

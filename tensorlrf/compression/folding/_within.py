@@ -13,14 +13,12 @@ from tensorlrf.compression._exchange import exchanged
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.folding._behind import behind
 from tensorlrf.compression.folding._fold import folded_by, folded_into
 from tensorlrf.compression.report._rows import FoldedNorms
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.plain import base_of
-
-GONE = "Identity()"
-"""What a file tells of the architecture where there was a normalisation."""
 
 
 def folded_before(
@@ -64,7 +62,7 @@ def take_folds(model: nn.Module, small: nn.Module, folded: FoldedNorms) -> None:
                 own.weight.copy_(made.weight)
             own.bias = made.bias
         gone = model.get_submodule(norm)
-        put(model, places[gone], nn.Identity().train(gone.training))
+        put(model, places[gone], behind(gone))
 
 
 def with_folds(
@@ -84,8 +82,10 @@ def with_folds(
         name = names.get(module)
         if name is None:
             return None
-        if isinstance(module, _BatchNorm) and architecture.get(name) == GONE:
-            return nn.Identity().train(module.training)
+        if isinstance(module, _BatchNorm):
+            rest = behind(module)
+            if architecture.get(name) == f"{type(rest).__name__}()":
+                return rest
         missing = base_of(module) is not None and module._parameters.get("bias", module) is None
         return _with_bias(module) if missing and f"{name}.bias" in tensors else None
 

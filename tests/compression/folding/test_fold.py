@@ -178,6 +178,83 @@ class Own(nn.BatchNorm1d):
         return super().forward(x).relu()
 
 
+class Activated(nn.BatchNorm2d):
+    """Modules of its own run on what it has normalised, as in BatchNormAct2d of timm."""
+
+    def __init__(self, channels: int, act: nn.Module, drop: nn.Module | None = None) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity() if drop is None else drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.Hardswish(), nn.PReLU(4), nn.Identity()])
+def test_what_a_normalisation_runs_behind_it_stays(act: nn.Module) -> None:
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), Activated(4, act), nn.Conv2d(4, 2, 1)))
+    x = seeded(2, 3, 6, 6)
+    want = model(x)
+    folded, left = tensorlrf.fold_batch_norms(model, x)
+    assert left == {}
+    rest: Any = folded[1]  # type: ignore[index]
+    assert type(rest) is nn.Sequential
+    assert [name for name, _ in rest.named_children()] == ["drop", "act"]
+    assert type(rest.act) is type(act)
+    assert not any(m.training for m in folded.modules())
+    torch.testing.assert_close(folded(x), want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(x), want, rtol=0, atol=0)
+
+
+class Before(Activated):
+    """Not behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.BatchNorm2d.forward(self, self.act(x))
+
+
+class Scaled(Activated):
+    """More than the modules that it holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Shifted(Activated):
+    """A tensor more."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels, act)
+        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shift
+
+
+class Masked(Activated):
+    """An argument more."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x if mask is None else x * mask)
+
+
+class Even(Activated):
+    """Of some inputs alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] % 2:
+            raise ValueError(x.shape)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Before, Scaled, Shifted, Masked, Even])
+def test_what_is_more_than_that_is_left(kind: Any) -> None:
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), kind(4, nn.ReLU())))
+    x = seeded(2, 3, 6, 6)
+    folded, left = tensorlrf.fold_batch_norms(model, x)
+    assert left == {"1": f"a {kind.__name__}, which may do more than torch's"}
+    torch.testing.assert_close(folded(x), model(x), rtol=0, atol=0)
+
+
 class Middle(nn.Module):
     def __init__(self) -> None:
         super().__init__()

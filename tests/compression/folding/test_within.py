@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tensorlrf
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn import FactoredConv2d
-from tests.compression.folding.test_fold import settled
+from tests.compression.folding.test_fold import Activated, settled
 from tests.compression.networks import UNIFORM
 from tests.draws import seeded32
 
@@ -86,6 +86,42 @@ def test_a_file_fits_the_model_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(tensorlrf.load(file, folded)(BATCHES[0]), small(BATCHES[0]))
     for made in (tensorlrf.export(small), tensorlrf.densify(small)):
         torch.testing.assert_close(made(BATCHES[0]), small(BATCHES[0]), rtol=1e-3, atol=1e-3)
+
+
+def activated() -> Any:
+    made: Any = settled(
+        nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1, bias=False),
+            Activated(24, nn.SiLU(inplace=True)),
+            nn.Conv2d(24, 32, 3, padding=1, bias=False),
+            Activated(32, nn.PReLU(32), nn.Dropout(0.1)),
+            nn.Conv2d(32, 10, 1),
+        )
+    )
+    return made.float()
+
+
+def test_what_runs_behind_a_normalisation_is_in_the_file(tmp_path: Path) -> None:
+    model, options = activated(), {**OPTIONS, "skip": ["4"]}
+    small, report = tensorlrf.compress(model, fold_batch_norms=True, **options)
+    assert report.folded is not None
+    assert report.folded.norms == ("1", "3")
+    assert [type(small[k]) for k in (1, 3)] == [nn.Sequential] * 2
+    wanted = small(BATCHES[0])
+    file = tmp_path / "small.safetensors"
+    tensorlrf.save(small, file)
+    with torch.device("meta"):
+        blank = activated()
+    for given in (model, blank, tensorlrf.fold_batch_norms(model, BATCHES[0])[0]):
+        again: Any = tensorlrf.load(file, given)
+        assert torch.equal(again(BATCHES[0]), wanted)
+        assert isinstance(again[3].act, nn.PReLU)
+    other = activated()
+    tensorlrf.compress_(other, fold_batch_norms=True, **options)
+    assert torch.equal(other(BATCHES[0]), wanted)
+    plan = tensorlrf.plan(model, keep_params=0.6, example=BATCHES[0], fold_batch_norms=True)
+    planned, _ = tensorlrf.apply(model, plan, example=BATCHES[0])
+    assert [type(planned[k]) for k in (1, 3)] == [nn.Sequential] * 2
 
 
 def test_in_place() -> None:
