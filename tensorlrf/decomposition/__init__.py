@@ -15,6 +15,7 @@ from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr
+from tensorlrf.decomposition.blocks._group_reduce import fit_group_reduce, group_reduce
 from tensorlrf.decomposition.blocks._hierarchical import (
     fit_hierarchical,
     fit_hodlr,
@@ -53,6 +54,7 @@ __all__ = [
     "fit_blast",
     "fit_blr",
     "fit_cp",
+    "fit_group_reduce",
     "fit_hierarchical",
     "fit_hodlr",
     "fit_kron",
@@ -64,6 +66,7 @@ __all__ = [
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
+    "group_reduce",
     "hierarchical",
     "hodlr",
     "kron",

@@ -10,6 +10,7 @@ from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
+from tensorlrf.decomposition.blocks._group_reduce import fit_group_reduce, group_reduce
 from tensorlrf.decomposition.blocks._hierarchical import (
     fit_hierarchical,
     fit_hodlr,
@@ -360,6 +361,7 @@ __all__ = [
     "fit_blast",
     "fit_blr",
     "fit_cp",
+    "fit_group_reduce",
     "fit_hierarchical",
     "fit_hodlr",
     "fit_kron",
@@ -371,6 +373,7 @@ __all__ = [
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
+    "group_reduce",
     "hierarchical",
     "hodlr",
     "kron",

@@ -30,7 +30,7 @@ BUDGET = ("rank", "error")
 SWEEPS = ("n_iter_max", "tol")
 
 NO_OPTIONS = {
-    *("gram", "mean", "random_state"),  # what `compress` brings itself
+    *("gram", "mean", "counts", "random_state"),  # what `compress` brings itself
     *("callback", "differentiable"),  # of no use to a layer
     *("modes", "fixed_modes", "batch_dims"),  # what a layer fixes
 }

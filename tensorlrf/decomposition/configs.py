@@ -2,6 +2,7 @@
 
 from tensorlrf.decomposition.blocks._blast import Blast
 from tensorlrf.decomposition.blocks._blr import BLR
+from tensorlrf.decomposition.blocks._group_reduce import GroupReduce
 from tensorlrf.decomposition.blocks._hierarchical import Hierarchical
 from tensorlrf.decomposition.blocks._monarch import Monarch
 from tensorlrf.decomposition.config import Method, Structured
@@ -19,6 +20,7 @@ __all__ = [
     "TR",
     "TT",
     "Blast",
+    "GroupReduce",
     "Hierarchical",
     "Kron",
     "Method",

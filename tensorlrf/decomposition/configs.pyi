@@ -381,6 +381,31 @@ class Blast(Structured):
     n_iter_max: int | None = None
     tol: float | None = None
 
+@dataclass(frozen=True, kw_only=True)
+class GroupReduce(Structured):
+    """Bands of rows of an embedding by token frequency, as a method of `compress`.
+
+    Frequencies are those of the tokens of the calibration, rare ones drawn towards an even share;
+    with a head on the same table the error of the head counts as well.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    bands : int
+        The most of them.
+
+    Examples
+    --------
+    >>> print(tensorlrf.GroupReduce(bands=4))
+    group_reduce(bands=4)
+    """
+
+    bands: int = 4
+
 __all__ = [
     "BLR",
     "CP",
@@ -388,6 +413,7 @@ __all__ = [
     "TR",
     "TT",
     "Blast",
+    "GroupReduce",
     "Hierarchical",
     "Kron",
     "Method",

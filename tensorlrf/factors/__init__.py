@@ -1,5 +1,6 @@
 """Formats: what travels between a decomposition and the op that runs it."""
 
+from tensorlrf.factors._banded import BandedLowRank
 from tensorlrf.factors._base import FORMATS, Factors
 from tensorlrf.factors._batch import Batch
 from tensorlrf.factors._blast import BlastFactors
@@ -17,6 +18,7 @@ from tensorlrf.factors.tiling import Block
 
 __all__ = [
     "FORMATS",
+    "BandedLowRank",
     "Batch",
     "BlastFactors",
     "Block",

@@ -49,6 +49,10 @@ class Factors(ABC):
 
     format: ClassVar[str]
 
+    indices: ClassVar[frozenset[str]] = frozenset()
+    """Names of tensors that say where something is, in whole numbers: what is done to all tensors
+    is not done to these. All others are of one floating-point dtype."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         name = cls.__dict__.get("format")
@@ -235,7 +239,7 @@ class Factors(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all its tensors."""
+        """Of all its tensors but indices."""
         return next(iter(self.tensors().values())).dtype
 
     @property
@@ -254,20 +258,25 @@ class Factors(ABC):
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
-        """The same format with `fn` applied to each tensor.
+        """The same format with `fn` applied to each tensor in floating point.
 
         Parameters
         ----------
         fn : Callable
-            From a tensor to one of the same shape.
+            From a tensor to one of the same shape. Indices follow to its device.
 
         Returns
         -------
         Factors
             Of the same class, checked.
         """
-        leaves = [fn(t) for t in self.tensors().values()]
-        return type(self).from_tensors(dict(zip(self.tensors(), leaves, strict=True)), self.meta())
+        tensors = self.tensors()
+        mapped = {name: fn(t) for name, t in tensors.items() if name not in self.indices}
+        if self.indices:
+            device = next(iter(mapped.values())).device
+            moved = {name: tensors[name].to(device) for name in self.indices}
+            mapped = {name: {**mapped, **moved}[name] for name in tensors}
+        return type(self).from_tensors(mapped, self.meta())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moved or cast, with the arguments of `torch.Tensor.to`."""

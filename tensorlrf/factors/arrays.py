@@ -11,6 +11,9 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
 
+PLACES = torch.int32
+"""The dtype of indices among factors."""
+
 A = TypeVar("A", Tensor, np.ndarray[Any, Any])
 """Arrays of torch or of numpy, where they are worked on by what both have."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors._base import FOUND, Factors
+from tensorlrf.factors._base import FORMATS, FOUND, Factors
 from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 
@@ -36,6 +36,11 @@ def format_of(factors: Factors) -> str:
     """The name of the format, with that of the groups of a Grouped behind it."""
     of = factors.meta().get("of")
     return factors.format if of is None else f"{factors.format} {of}"
+
+
+def indices_of(format: str) -> frozenset[str]:
+    """The tensors of a format, by its name, that are indices."""
+    return FORMATS[format].indices if format in FORMATS else frozenset()
 
 
 def two_matrices(value: Factors | Tensor) -> tuple[Tensor, Tensor] | None:

@@ -197,10 +197,14 @@ class FactoredEmbedding(FactoredLayer):
 
         It stays so in training. A train has none, and its padding row is as exact as the others.
         """
-        rows = form_of(self.factors).rows_of(self.factors)
-        if rows is not None and self.padding_idx is not None:
+        if self.padding_idx is None:
+            return
+        factors = self.factors
+        found = form_of(factors).row_of(factors, self.padding_idx)
+        if found is not None:
+            name, row = found
             with torch.no_grad():
-                self.get_parameter(self._names[rows])[self.padding_idx] = 0.0
+                self.get_parameter(self._names[name])[row] = 0.0
 
     @property
     def timed_paths(self) -> tuple[str, ...]:

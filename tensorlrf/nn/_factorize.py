@@ -32,7 +32,7 @@ from tensorlrf.nn.packed.recurrent import FactoredGRU, FactoredLSTM, FactoredRNN
 from tensorlrf.nn.packed.unpacked import Unpacked, unpacked_type
 from tensorlrf.nn.plain import HF_CONV1D, base_of, is_hf_conv1d
 from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
-from tensorlrf.nn.tables.served import no_table
+from tensorlrf.nn.tables.served import no_table, only_tables
 from tensorlrf.nn.tensors import values_of
 
 _FACTORED: dict[str, type[FactoredLayer]] = {
@@ -331,6 +331,8 @@ def factorize(
     kind = _FACTORED[name]
     plain = check_layer(layer, name if name == HF_CONV1D else kind.kind, "layer")
     found = find(method, *LAYERS)
+    if reason := only_tables(found.name):
+        raise UnsupportedError(f"method={method!r}: {reason}")
     decompose = found.for_layers
     _check_options(method, decompose, options)
     options = {**found.on.get("conv" if plain.axes else "linear", {}), **options}

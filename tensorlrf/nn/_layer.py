@@ -24,10 +24,10 @@ from tensorlrf.ops.fused import check_layer_path
 class FactoredLayer(Freezable, ABC):
     """A layer whose weight is a factors object: one Parameter for each of its tensors.
 
-    Those without elements are buffers: data-parallel training waits for a gradient of every
-    parameter, and they never get one. The parameters are named as the format names its tensors,
-    "left" or "core", with a dot as an underscore, "factors_0". They are copies: training the layer
-    leaves the factors it was made of as they were.
+    Indices, and those without elements, are buffers: data-parallel training waits for a gradient of
+    every parameter, and they never get one. The parameters are named as the format names its
+    tensors, "left" or "core", with a dot as an underscore, "factors_0". They are copies: training
+    the layer leaves the factors it was made of as they were.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class FactoredLayer(Freezable, ABC):
         self._sizes = {name: tuple(factors.tensors()[name].shape) for name in kept}
         for name, tensor in factors.tensors().items():
             tensor = tensor.reshape(kept[name]) if name in kept else tensor
-            if tensor.numel():
+            if tensor.numel() and name not in factors.indices:
                 self.register_parameter(self._names[name], _own(tensor))
             else:
                 self.register_buffer(self._names[name], tensor.detach().clone())

@@ -270,8 +270,12 @@ def _traced(stages: Stages, layer: FactoredLayer) -> fx.GraphModule:
             is_bias = bias is not None and tensor.data_ptr() == bias.data_ptr()
             named[node.target] = "bias" if is_bias else f"weight_{len(named)}"
             grad = layer.bias.requires_grad if is_bias and layer.bias is not None else trained
-            copied = nn.Parameter(tensor.detach().clone(), requires_grad=grad)
-            traced.register_parameter(named[node.target], copied)
+            copied = tensor.detach().clone()
+            if copied.is_floating_point():
+                copied = nn.Parameter(copied, requires_grad=grad)
+                traced.register_parameter(named[node.target], copied)
+            else:
+                traced.register_buffer(named[node.target], copied)
         node.target = named[node.target]
     traced.recompile()
     return traced

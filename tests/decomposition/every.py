@@ -45,6 +45,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "hodlr": partial(d.hodlr, leaf=4, random_state=0),
     "monarch": d.monarch,
     "blast": partial(d.blast, random_state=0),
+    "group_reduce": d.group_reduce,
 }
 IN_METRIC = {
     f"{name} in a metric": (lambda w, rank, f=PLAIN[name]: f(w, rank, gram=gram_of_inputs()))

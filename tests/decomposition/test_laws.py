@@ -35,6 +35,8 @@ TestHierarchical = laws_of("hierarchical", rank=2, leaf=4)
 TestHODLR = laws_of("hodlr", rank=2, leaf=4, without=["gram"])
 TestMonarch = laws_of("monarch", rank=2)
 TestBlast = laws_of("blast", n_iter_max=4)
+TestGroupReduce = laws_of("group_reduce", (60, 8))
+TestGroupReduceOfFewRows = laws_of("group_reduce", bands=3)
 
 
 def test_every_method_has_a_sample() -> None:
@@ -42,7 +44,9 @@ def test_every_method_has_a_sample() -> None:
     assert {law.name for law in laws} == set(names())
 
 
-@pytest.mark.parametrize("name", ["tt_matrix", "blr", "hierarchical", "hodlr", "monarch", "blast"])
+@pytest.mark.parametrize(
+    "name", ["tt_matrix", "blr", "hierarchical", "hodlr", "monarch", "blast", "group_reduce"]
+)
 def test_what_takes_matrices_says_so_by_its_own_name(name: str) -> None:
     with pytest.raises((UnsupportedError, ShapeError), match=r"\(4, 4, 4\)") as refusal:
         registered(name).function(torch.ones(4, 4, 4), 0.5)

@@ -23,7 +23,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.behaviour.seen import plain_of
 from tensorlrf.nn.plain import TABLES, Plain, is_table
-from tensorlrf.nn.tables.served import no_table
+from tensorlrf.nn.tables.served import no_table, only_tables
 from tensorlrf.nn.tables.ties import keep_bias, tie
 from tensorlrf.nn.tensors import values_of
 from tensorlrf.ops.forms import form_of
@@ -107,9 +107,10 @@ class DenseLayer:
 
     def why_not(self, method: Method) -> str:
         """Why its weight cannot have the format of a method; empty where it can."""
-        if self.is_table:
-            reason = no_table(method.word, self.plain.kind)
-            if method.word in names("compress") and reason:
+        if method.word in names("compress"):
+            if self.is_table and (reason := no_table(method.word, self.plain.kind)):
+                return reason
+            if not self.is_table and (reason := only_tables(method.word)):
                 return reason
         return method.why_not(self.shape, self.groups)
 

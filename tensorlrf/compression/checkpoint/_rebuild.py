@@ -172,6 +172,11 @@ class _Rebuild:
             parameter = self._as_parameter(slot, value, wanted.requires_grad)
             layer._parameters[attributes[key]] = parameter
         layer._follow_device()
+        if layer._format.indices:  # of which the values have to fit, too
+            try:
+                layer._assembled().check()
+            except ArgumentError as error:
+                raise self._wrong(place, f"has indices that do not fit: {error}") from None
 
     def _module(self, place: str) -> nn.Module:
         try:

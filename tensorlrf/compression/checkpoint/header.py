@@ -16,6 +16,8 @@ from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint.named_tensors import BUFFER, PARAMETER, ROLES, joined
 from tensorlrf.compression.plan._versions import recipe_of
 from tensorlrf.errors import FileFormatError, TensorlrfError
+from tensorlrf.factors.arrays import PLACES
+from tensorlrf.factors.kinds import indices_of
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal
 from tensorlrf.files.strict import JsonNode
@@ -327,7 +329,7 @@ def _check_names(header: Header, root: JsonNode) -> None:
 
 
 def _check_parts(header: Header, root: JsonNode) -> None:
-    """All tensors of a layer are there, in floating point, as parameters."""
+    """All tensors of a layer are there, in floating point, as parameters; indices as buffers."""
     slots = {name: slot for slot in header.slots for name in slot.at}
     for entry, at in zip(header.layers, root["layers"].entries(), strict=True):
         place = entry.places[0]
@@ -344,6 +346,10 @@ def _check_parts(header: Header, root: JsonNode) -> None:
                 at.wrong(f"a layer with the tensor {name!r}, which is there")
             stored = header.tensors[slot.tensor]
             dtype = TORCH_DTYPES.get(stored.dtype, torch.bool)
+            if key in indices_of(entry.format):
+                if slot.at[name] not in (BUFFER, None) or dtype != PLACES:
+                    at.wrong(f"a layer with indices {name!r}, a {slot.at[name]} of dtype {dtype}")
+                continue
             # Without elements it is a buffer; versions before had a parameter.
             fits = slot.at[name] in (PARAMETER, None) or (
                 slot.at[name] == BUFFER and 0 in stored.shape

@@ -74,7 +74,11 @@ def order_by_energy(model: nn.Module, calibration: Any = None) -> dict[str, str]
     turned: dict[tuple[Any, ...], tuple[str, FactoredLayer]] = {}
     for name, layer in layers.items():
         table = _table(layer)
-        own = [layer._parameters.get(attribute) for attribute in layer._names.values()]
+        own = [
+            layer._parameters.get(attribute)
+            for attribute in layer._names.values()
+            if attribute not in layer._buffers
+        ]
         if not has_terms(layer):
             left[name] = f"{format_of(layer.factors)} has no leading terms"
         elif any(p is None for p in own):
@@ -105,8 +109,9 @@ def _write(layer: FactoredLayer, gram: Tensor | None) -> None:
     for name, tensor in factors.by_energy(gram).tensors().items():
         if name == rows:  # those of padding, which were zeros, are none but for the rounding
             tensor = tensor * factors.tensors()[name].any(1, keepdim=True)
-        parameter = layer._parameters[layer._names[name]]
-        assert parameter is not None
+        parameter = layer._parameters.get(layer._names[name])
+        if parameter is None:  # indices, which stay
+            continue
         parameter.copy_(tensor.reshape(parameter.shape))
 
 

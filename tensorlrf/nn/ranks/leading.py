@@ -74,6 +74,8 @@ def set_factors(layer: FactoredLayer, factors: Factors) -> None:
     layer._sizes = {name: tuple(factors.tensors()[name].shape) for name in kept}
     for name, tensor in factors.tensors().items():
         own = layer._names[name]
+        if own in layer._buffers:  # indices are as they were
+            continue
         old = layer._parameters[own]
         assert old is not None
         value = tensor.detach().reshape(kept.get(name, tensor.shape)).clone()

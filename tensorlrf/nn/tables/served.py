@@ -14,7 +14,7 @@ def methods_for(kind: str) -> list[str]:
     return [
         name
         for name in names("embedding")
-        if formats & {format.__name__ for format in registered(name).gives}
+        if formats.issuperset(format.__name__ for format in registered(name).gives)
     ]
 
 
@@ -25,3 +25,10 @@ def no_table(method: str, kind: str) -> str:
         return ""
     what = "summed" if kind == "EmbeddingBag" else "looked up"
     return f"{method} gives factors in which no rows are {what}; choose one of {', '.join(served)}"
+
+
+def only_tables(method: str) -> str:
+    """Why a method serves no other layers; empty where it does."""
+    if method in names("linear", "conv"):
+        return ""
+    return f"{method} factors tables of embeddings alone; choose another one, such as 'svd'"

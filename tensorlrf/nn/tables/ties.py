@@ -19,8 +19,12 @@ def tie(layer: FactoredLayer, other: FactoredLayer, parts: Collection[str] | Non
     """
     layer.thaw()
     for part, name in layer._names.items():
-        if name in layer._parameters and (parts is None or part in parts):
+        if parts is not None and part not in parts:
+            continue
+        if name in layer._parameters:
             layer.register_parameter(name, other.get_parameter(name))
+        elif part in layer._format.indices:
+            layer.register_buffer(name, other.get_buffer(name))
 
 
 def tie_stock(layer: nn.Module, other: nn.Module, part: Tensor | None = None) -> None:

@@ -5,6 +5,7 @@ has as stages, and `register_form` it.
 """
 
 from tensorlrf.factors import (
+    BandedLowRank,
     BlastFactors,
     BlockLowRank,
     CPFactors,
@@ -17,6 +18,7 @@ from tensorlrf.factors import (
     TTMatrix,
     TuckerFactors,
 )
+from tensorlrf.ops.forms._banded import BandedForm
 from tensorlrf.ops.forms._blast import BlastForm
 from tensorlrf.ops.forms._blr import BLRForm
 from tensorlrf.ops.forms._cp import CPForm
@@ -59,6 +61,7 @@ register_form(TRFactors, TRForm())
 register_form(BlockLowRank, BLRForm())
 register_form(MonarchFactors, MonarchForm())
 register_form(BlastFactors, BlastForm())
+register_form(BandedLowRank, BandedForm())
 register_form(Grouped, GroupedForm())
 
 __all__ = [

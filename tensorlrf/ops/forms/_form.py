@@ -87,6 +87,11 @@ class Form(Generic[F]):
         """The tensor of which row k belongs to row k of the whole alone; None where none does."""
         return None
 
+    def row_of(self, f: F, row: int) -> tuple[str, int] | None:
+        """The tensor, and the row of it, that row `row` of the whole has to itself; or None."""
+        rows = self.rows_of(f)
+        return None if rows is None else (rows, row)
+
     def bag(self, f: F, rows: Tensor) -> Tensor:
         """The rows (B, d) of a table that has `rows` (B, r) in place of the `rows_of` this one."""
         raise NotImplementedError

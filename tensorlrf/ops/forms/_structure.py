@@ -56,8 +56,8 @@ def of_structure(
 
 def _structure_in_values(factors: Factors) -> tuple[Any, ...]:
     """The structure in plain values, which are constants to torch.compile."""
-    sizes = [(name, plain(list(t.shape))) for name, t in factors.tensors().items()]
-    return factors.format, plain(factors._context()), sizes, factors.dtype
+    sizes = [(name, plain(list(t.shape)), t.dtype) for name, t in factors.tensors().items()]
+    return factors.format, plain(factors._context()), sizes
 
 
 def plain(value: Any) -> Any:
@@ -72,9 +72,7 @@ def plain(value: Any) -> Any:
     return len(range(value)) if value >= 0 else -len(range(-value))
 
 
-def _blank(
-    format: str, context: Any, sizes: list[tuple[str, list[int]]], dtype: torch.dtype
-) -> Factors:
+def _blank(format: str, context: Any, sizes: list[tuple[str, list[int], torch.dtype]]) -> Factors:
     """Factors of a structure, without numbers."""
-    tensors = {name: torch.empty(n, dtype=dtype, device="meta") for name, n in sizes}
+    tensors = {name: torch.empty(n, dtype=dtype, device="meta") for name, n, dtype in sizes}
     return FORMATS[format].from_tensors(tensors, context)

@@ -207,16 +207,8 @@ def lowered(
             stages = layer.paths(f)[path]
             record.keep(weights(stages))
             code = record.code(layer.run(stages, axes_of(factors), x, bias))
-        sizes = {name: tuple(t.shape) for name, t in factors.tensors().items()}
-        recipe = (
-            layer,
-            path,
-            type(factors),
-            factors._context(),
-            sizes,
-            factors.dtype,
-            dict(kept or {}),
-        )
+        sizes = {name: (tuple(t.shape), t.dtype) for name, t in factors.tensors().items()}
+        recipe = layer, path, type(factors), factors._context(), sizes, dict(kept or {})
         found = _keep(_CODE, key, Lowered(code, recipe))
     return found
 
@@ -226,12 +218,13 @@ def _again(
     path: str,
     format: type[Factors],
     context: dict[str, Any],
-    sizes: dict[str, Sizes],
-    dtype: torch.dtype,
+    sizes: dict[str, tuple[Sizes, torch.dtype]],
     kept: dict[str, Sizes],
 ) -> Lowered:
     """From a pickle."""
-    tensors = {name: torch.empty(n, dtype=dtype, device="meta") for name, n in sizes.items()}
+    tensors = {
+        name: torch.empty(n, dtype=dtype, device="meta") for name, (n, dtype) in sizes.items()
+    }
     return lowered(layer, path, format._assemble(tensors, context), kept)
 
 
