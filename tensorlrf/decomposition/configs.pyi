@@ -400,8 +400,8 @@ class GroupReduce(Structured):
 
     Examples
     --------
-    >>> print(tensorlrf.GroupReduce(bands=4))
-    group_reduce(bands=4)
+    >>> print(tensorlrf.GroupReduce(bands=2))
+    group_reduce(bands=2)
     """
 
     bands: int = 4

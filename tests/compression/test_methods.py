@@ -25,7 +25,7 @@ from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
 
 # What apply brings itself, what makes no sense for many layers at once, and what Tucker-2 fixes.
 OURS = {
-    *("tensor", "gram", "mean", "callback", "random_state", "differentiable"),
+    *("tensor", "gram", "mean", "counts", "callback", "random_state", "differentiable"),
     *("modes", "fixed_modes", "batch_dims"),
 }
 

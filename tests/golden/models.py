@@ -78,6 +78,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "hierarchical": {"leaf": 4, "admissible": "strong", "n_iter_max": 5, "tol": 1e-3},
     "monarch": {"blocks": (4, 4), "n_iter_max": 5, "tol": 1e-3},
     "blast": {"blocks": (4, 3), "n_iter_max": 5, "tol": 1e-3},
+    "group_reduce": {"bands": 2},
 }  # fmt: skip
 """A method -> its options at other values than the defaults, but for those that exclude others."""
 
@@ -95,14 +96,22 @@ def methods() -> dict[str, Method]:
 
 def plan_of(method: Method) -> Plan:
     """For the net: four fifths of its weights."""
-    return plan(Net(), method=method, keep_params=0.8, skip=[])
+    return plan(Net(), method=method, keep_params=0.8, skip=[], include=included(method.word))
+
+
+def included(word: str) -> list[str]:
+    """What has to be asked for, where a method serves nothing else."""
+    return ["embeddings"] if word not in ("auto", *names("linear", "conv")) else []
 
 
 def plain_plans() -> dict[str, Plan]:
     """Of every method at its defaults within an error, of ranks, and of several methods."""
     net = Net()
     plain = {**{word: config_of(word)() for word in words()}, "hierarchical": OF_SMALL}
-    plans = {f"{word}_plain": plan(net, method=m, error=0.3, skip=[]) for word, m in plain.items()}
+    plans = {
+        f"{word}_plain": plan(net, method=m, error=0.3, skip=[], include=included(word))
+        for word, m in plain.items()
+    }
     ranked = {
         "linear": config_of("monarch")(rank=1),
         "conv1d": config_of("cp")(rank=3),
@@ -137,6 +146,11 @@ def compressed(word: str) -> nn.Module:
     model = Net()
     if word in names("embedding"):
         model.embedding = factorize(model.embedding, word, 3)  # type: ignore[assignment]
+    if included(word):
+        counts = 9000 // torch.arange(1, 33).square()
+        banded = factorize(Net().embedding, word, 0.9, counts=counts)
+        model.embedding = banded  # type: ignore[assignment]
+        return in_turns(model)
     method = OF_SMALL if word == "hierarchical" else word
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a budget that linear layers alone do not meet

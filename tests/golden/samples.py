@@ -147,7 +147,7 @@ def factors_by_format() -> dict[str, dict[str, Factors]]:
     for format, factors in tables():
         found[format]["embedding"] = factors
     for format, name, made in _decomposed():
-        found[format][name] = in_whole_numbers(made)
+        found.setdefault(format, {})[name] = in_whole_numbers(made)
     found["batch"] = {name: in_whole_numbers(made) for name, made in _batches()}
     return found
 
@@ -170,6 +170,12 @@ def _decomposed() -> Iterator[tuple[str, str, Factors]]:
     yield "tree", "hodlr", d.hodlr(odd, 0.7, leaf=4)
     yield "monarch", "monarch", d.monarch(odd, 1, blocks=(4, 3))
     yield "blast", "blast", d.blast(odd, 2, blocks=(4, 3), n_iter_max=2, random_state=0)
+    counts = 9000 // torch.arange(1, 65).square()
+    yield (
+        "banded",
+        "group_reduce",
+        d.group_reduce(whole(torch.empty(64, 6)) + torch.eye(64, 6), 0.6, counts=counts),
+    )
 
 
 def _batches() -> Iterator[tuple[str, Factors]]:

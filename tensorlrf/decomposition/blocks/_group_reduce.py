@@ -27,6 +27,7 @@ from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank,
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import BandedLowRank, Factors, LowRank
 from tensorlrf.factors.arrays import PLACES, as_dense
+from tensorlrf.ops.forms import form_of
 
 BANDS = 4
 
@@ -119,8 +120,8 @@ class GroupReduce(Structured):
 
     Examples
     --------
-    >>> print(tensorlrf.GroupReduce(bands=4))
-    group_reduce(bands=4)
+    >>> print(tensorlrf.GroupReduce(bands=2))
+    group_reduce(bands=2)
     """
 
     bands: int
@@ -150,10 +151,7 @@ class GroupReduce(Structured):
             target = matrix_target(weight.T, None, None, self.word)
             rank, error = check_rank_or_error(self.rank, self.error, target.dtype)
             factors = fitted(target, rank, error, self.bands, weights, rows).factors
-        if isinstance(factors, BandedLowRank):
-            return factors.T
-        assert isinstance(factors, LowRank)
-        return LowRank(factors.right.T, factors.left.T)
+        return form_of(factors).transposed(factors)
 
 
 def fitted(
