@@ -47,7 +47,7 @@ def as_it_was(row: LayerPlan, was: LayerPlan) -> LayerPlan:
     groups stayed in formats that serve them now, and had another reason in the others."""
     if row.groups > 1 and was.method is None:
         return replace(row, method=None, reason=was.reason, eligible=was.eligible)
-    if row.kind != "Embedding":
+    if row.kind != "Embedding" or was.shape:
         return row
     return replace(row, shape=(), reason="neither Linear nor a convolution")
 
