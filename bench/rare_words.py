@@ -38,15 +38,17 @@ from torch import Tensor  # noqa: E402
 
 from bench.allocation_ranks import replace_text  # noqa: E402
 from bench.report import machine  # noqa: E402
+from tensorlrf import GroupReduce  # noqa: E402
 from tensorlrf.compression.calibration._statistics import Inputs  # noqa: E402
 from tensorlrf.compression.calibration.moments._moments import CountMoments  # noqa: E402
-from tensorlrf.decomposition.blocks._allocation import Allocation, Piece  # noqa: E402
+from tensorlrf.decomposition._quadratic import Product  # noqa: E402
+from tensorlrf.decomposition.linalg.compact import LowRankPlusDiagonal  # noqa: E402
 from tensorlrf.decomposition.shrinkage import shrunk  # noqa: E402
 
-SHARES = (0.5, 0.25)
+SHARES = (0.25, 0.5)
 STATES = 8
 """Windows on which the head is looked at."""
-BANDS, RATIO = 6, 4
+BANDS, RATIO = 4, 4
 
 HEAD = (
     "SmolLM2-135M with its table of 49,152 words, width 576, at a share of its parameters, tied to "
@@ -121,11 +123,11 @@ def plain(words: Words, params: int) -> Tensor:
     return words.table @ turn @ turn.T
 
 
-def weighted(words: Words, params: int, shares: Tensor | None = None) -> Tensor:
+def weighted(words: Words, params: int) -> Tensor:
     count, d = words.table.shape
-    shares = words.shares if shares is None else shares
-    turn = descending(_gram(words, torch.arange(count, dtype=torch.int64), shares))[1]
-    return words.projected(torch.arange(count, dtype=torch.int64), turn[:, : params // (count + d)])
+    every = torch.arange(count, dtype=torch.int64)
+    turn = descending(_gram(words, every, words.shares))[1]
+    return words.projected(every, turn[:, : params // (count + d)])
 
 
 def _gram(words: Words, rows: Tensor, shares: Tensor) -> Tensor:
@@ -133,55 +135,22 @@ def _gram(words: Words, rows: Tensor, shares: Tensor) -> Tensor:
     return own.T @ (own * shares[rows, None])
 
 
-def own(
-    words: Words,
-    params: int,
-    shares: Tensor | None = None,
-    bands: int = BANDS,
-    ratio: int = RATIO,
-    order: Tensor | None = None,
-    told: Callable[[str], None] = lambda _: None,
-) -> Tensor:
-    """Ranks by energy per parameter, over 1 to so many bands."""
-    count, d = words.table.shape
-    shares = words.shares if shares is None else shares
-    order = words.order if order is None else order
-    best: tuple[float, Any] = (math.inf, None)
-    for n in range(2, bands + 1):
-        parts = bands_of(order, n, ratio)
-        spectra = [descending(_gram(words, rows, shares)) for rows in parts]
-        pieces = [
-            Piece(len(rows), d, values[: min(len(rows), d)].numpy())
-            for rows, (values, _) in zip(parts, spectra, strict=True)
-        ]
-        allocation = Allocation(pieces)
-        ranks = allocation.within_params(params - count)
-        left = sum(
-            0.0 if r is None else float(t[r]) for t, r in zip(allocation.tails, ranks, strict=True)
-        )
-        told(f"  {n} bands of {[len(p) for p in parts]}: ranks {ranks}, left {left:.4g}")
-        if left < best[0]:
-            best = left, (parts, spectra, ranks)
-    table = words.table.clone()
-    for rows, (_, turn), rank in zip(*best[1], strict=True):
-        if rank is not None:
-            table[rows] = words.projected(rows, turn[:, :rank])
-    return table
+def own(words: Words, params: int) -> Tensor:
+    """By the library, as `compress` calls it."""
+    form = Product(
+        words.metric, LowRankPlusDiagonal(words.table.new_zeros(0, len(words.table)), words.shares)
+    )
+    method = GroupReduce(rank=params / words.table.numel())
+    factors = method.decompose(words.table.float().T, form, None)
+    print(factors, flush=True)
+    return factors.to_dense().T.double()
 
 
-def nested(
-    words: Words,
-    params: int,
-    shares: Tensor | None = None,
-    bands: int = BANDS,
-    ratio: int = RATIO,
-    told: Callable[[str], None] = lambda _: None,
-) -> Tensor:
+def nested(words: Words, params: int) -> Tensor:
     """Band b on the first r_b of common directions: ranks for these, and these for the ranks, in
     turn."""
-    count = len(words.table)
-    shares = words.shares if shares is None else shares
-    parts = bands_of(words.order, bands, ratio)
+    count, shares = len(words.table), words.shares
+    parts = bands_of(words.order)
     grams = torch.stack([_gram(words, rows, shares) for rows in parts])  # (B, d, d)
     turn = descending(grams.sum(0))[1]
     best: tuple[float, Any, Any] = (math.inf, None, None)
@@ -192,8 +161,7 @@ def nested(
         if left < best[0]:
             best = left, turn, ranks
         turn = _turned(turn, grams, ranks)
-    left, turn, ranks = best
-    told(f"  nested, {[len(p) for p in parts]}: ranks {ranks}, left {left:.4g}")
+    _, turn, ranks = best
     table = torch.empty_like(words.table)
     for rows, rank in zip(parts, ranks, strict=True):
         table[rows] = words.projected(rows, turn[:, :rank])
@@ -244,10 +212,10 @@ def _turned(turn: Tensor, grams: Tensor, ranks: list[int]) -> Tensor:
 
 
 WAYS: dict[str, Callable[..., Tensor]] = {
-    "plain": plain,
     "weighted": weighted,
     "own": own,
     "nested": nested,
+    "plain": plain,
 }
 
 
