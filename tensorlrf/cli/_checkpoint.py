@@ -1,65 +1,35 @@
-"""A checkpoint whose model is not at hand: what its tensors are is told by names and shapes."""
+"""A checkpoint whose model is not at hand, in one file."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression import Plan, write_checkpoint
-from tensorlrf.compression.calibration.draws import OwnDraws
-from tensorlrf.compression.checkpoint.header import KEY, LONGEST_NAME
-from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
+from tensorlrf.compression import write_checkpoint
+from tensorlrf.compression.checkpoint.by_name import NamedLayers, check_name, layers_by_name
+from tensorlrf.compression.checkpoint.header import KEY
+from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.files.safetensors import opened
 from tensorlrf.nn import FactoredLayer
-
-EMBEDDINGS = (
-    *("embed*", "*embedding*", "*embd", "emb", "*_emb", "wte", "wpe", "*position*", "shared"),
-    "relative_attention_bias",
-)
-"""Names that the field gives to embeddings, whose weights look like those of linear layers."""
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-TAKEN = frozenset(dir(nn.Module()))
-"""Names that every module has a meaning for."""
-
-DEEPEST = 64
-"""Modules in one another."""
-
-CONVS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-
-
-class Tensors(nn.Module):
-    """Tensors of a checkpoint under one name that make up no layer which can be factored."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """tensors  name -> tensor of the file
-    model    a model to plan with: a Linear or convolution for each weight that may be of one
-    reasons  name of a module -> why it is taken for no such layer
+    layers   those that they seem to be of
     """
 
     tensors: Mapping[str, Tensor]
-    model: nn.Module
-    reasons: Mapping[str, str]
-
-    def explained(self, plan: Plan) -> Plan:
-        """The plan with the reasons of here."""
-        rows = (replace(r, reason=self.reasons.get(r.name, r.reason)) for r in plan.layers)
-        return replace(plan, layers=tuple(rows))
+    layers: NamedLayers
 
     def write(self, small: nn.Module, target: Path, overwrite: bool) -> None:
         """Write the tensors, with the factors of `small` in place of the weights they stand for."""
         layers = {n: m for n, m in small.named_modules() if isinstance(m, FactoredLayer)}
-        factors = {_joined(name, "weight"): layer.factors for name, layer in layers.items()}
+        factors = {joined(name, "weight"): layer.factors for name, layer in layers.items()}
         others = {name: t for name, t in self.tensors.items() if name not in factors}
         recipes = {name: layer.recipe for name, layer in layers.items()}
         write_checkpoint(target, others, factors, plan=recipes, overwrite=overwrite)
@@ -68,22 +38,7 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raises FileError where there is no file, FileFormatError where it is none to compress."""
     tensors = _read(path)
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        layer, _, own = name.rpartition(".")
-        groups.setdefault(layer, {})[own] = tensor
-    names = sorted(groups, key=_natural)
-    holders = frozenset(above for name in names for above in ancestors_of(name))
-    reasons = {name: _why_not(name, groups, holders) for name in names}
-    with OwnDraws():
-        root: nn.Module = Tensors()
-        for name in names:
-            if name == "":
-                root = _module(groups[name], reasons[name])
-            else:
-                _put(root, name, _module(groups[name], reasons[name]))
-    told = {name or "(model)": why for name, why in reasons.items() if why}
-    return Checkpoint(tensors, root, told)
+    return Checkpoint(tensors, layers_by_name(tensors))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -98,98 +53,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         if KEY in file.metadata:
             raise FileFormatError(f"{path} is compressed already; give the dense checkpoint")
         for name in file.tensors:
-            _check_name(path, name)
+            check_name(path, name)
         tensors = {name: file.tensor(name) for name in file.tensors}
     if not tensors:
         raise FileFormatError(f"{path} holds no tensors")
     return tensors
-
-
-def _check_name(path: Path, name: str) -> None:
-    if len(name) > LONGEST_NAME or name.count(".") > DEEPEST:
-        raise FileFormatError(
-            f"{path} has a tensor {name!r}; names of more than {LONGEST_NAME:,} characters, or "
-            f"with more than {DEEPEST} dots, make no modules: rename it"
-        )
-
-
-def _why_not(name: str, groups: Mapping[str, Mapping[str, Tensor]], holders: frozenset[str]) -> str:
-    """Why the tensors of that name are taken for no Linear or convolution; empty if they are.
-
-    `holders` are the names of modules that hold others.
-    """
-    own = groups[name]
-    weight, bias = own.get("weight"), own.get("bias")
-    if weight is None or not 2 <= weight.ndim <= 5:
-        return "no weight of two to five dimensions"
-    if weight.dtype not in FLOATS:
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}, which has no factors"
-    if weight.numel() == 0:
-        return "its weight is empty"
-    more = sorted(set(own) - {"weight", "bias"})
-    if more:
-        return f"it holds more than weight and bias ({', '.join(more)})"
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in FLOATS):
-        return f"its bias {tuple(bias.shape)} is not that of a weight {tuple(weight.shape)}"
-    if name in holders:
-        return "it holds other modules"
-    reader = _reader(name, groups)
-    if reader:
-        return f"its weight is read by {reader}, which does not call it"
-    last = name.rpartition(".")[2].lower()
-    if weight.ndim == 2 and any(fnmatchcase(last, glob) for glob in EMBEDDINGS):
-        return "an embedding, by its name"
-    if weight.ndim > 2 and weight.shape[1] == 1:
-        return "one input channel: depthwise, it seems, where there is nothing to factor"
-    if name and any(part in TAKEN or not part for part in name.split(".")):
-        return "torch gives modules no such name"
-    return ""
-
-
-def _reader(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """The module of torch that computes with the weight itself; empty where none is known to."""
-    above, _, last = name.rpartition(".")
-    if last == "out_proj" and {"in_proj_weight", "q_proj_weight"} & set(groups.get(above, {})):
-        return "MultiheadAttention"
-    attends = "in_proj_weight" in groups.get(_joined(above, "self_attn"), {})
-    decodes = _joined(above, "multihead_attn") in groups
-    if last in ("linear1", "linear2") and attends and not decodes:
-        return "the fast path of TransformerEncoderLayer"
-    return ""
-
-
-def _module(own: Mapping[str, Tensor], why_not: str) -> nn.Module:
-    """The tensors as a layer, or as they are."""
-    module: nn.Module = Tensors()
-    if not why_not:
-        weight, bias = own["weight"], "bias" in own
-        O, I, *kernel = weight.shape
-        if kernel:
-            module = CONVS[weight.ndim](I, O, tuple(kernel), bias=bias, device="meta")
-        else:
-            module = nn.Linear(I, O, bias=bias, device="meta")
-    for key, tensor in own.items():
-        # Not by register_parameter, which refuses names that a checkpoint may have.
-        module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
-    return module
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put the module into the tree. One that holds others comes first, for it sorts first."""
-    *above, last = name.split(".")
-    for part in above:
-        inside = root._modules.get(part)
-        if inside is None:
-            inside = root._modules[part] = Tensors()
-        root = inside
-    root._modules[last] = module
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key by which layers.2 comes before layers.10."""
-    parts = [part for part in re.split(r"[.]|(\d+)", name) if part]
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
-
-
-def _joined(name: str, own: str) -> str:
-    return f"{name}.{own}" if name else own

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ from torch import nn
 from tensorlrf.cli._arrays import some
 from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.compression.calibration.draws import OwnDraws
-from tensorlrf.compression.checkpoint.folder import FILES, TENSORS, write_files
+from tensorlrf.compression.checkpoint.companions import WEIGHTS, copy_companions, matches
+from tensorlrf.compression.checkpoint.folder import TENSORS, write_files
 from tensorlrf.compression.checkpoint.source import (
     CONFIG,
     SAFE,
@@ -31,26 +29,6 @@ from tensorlrf.compression.checkpoint.source import (
 from tensorlrf.errors import ArgumentError, FileFormatError, UnsupportedError
 from tensorlrf.files.folder import filling
 from tensorlrf.files.safetensors import opened
-
-KEPT = (
-    *("README*", "LICENSE*", "NOTICE*", "USE_POLICY*", "*.md"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "*.tiktoken", "tokenizer.model"),
-    *("spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-    *("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json"),
-    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-)
-"""Files of a folder that go along: what tokenizers and processors read, and what people do."""
-
-KEPT_IN_PARTS = ("config.json", "model.safetensors", *KEPT)
-"""The same in the folders of the other modules of a sentence encoder, whose weights are small."""
-
-WEIGHTS = (
-    *("*.safetensors", "*.bin", "*.h5", "*.onnx", "*.gguf", "*.msgpack", "*.pt", "*.pth", "*.ckpt"),
-    *("*.ot", "*.tflite", "*.onnx_data", "*.index.json"),
-)
-"""Names of dense weights, which the factors replace."""
 
 MOST_IN_BYTE = 4
 """Numbers that a byte of weights stands for, at most: quantised ones have two bits at least."""
@@ -125,54 +103,18 @@ def write_model(model: nn.Module, source: Path, target: Path, overwrite: bool) -
     What was in it goes. Raises FileError where the system refuses.
     """
     check_inside(source)
-    kept, left = _others(source)
-    if left:
-        warn(f"unknown files of {source} are not copied: {some(list(map(str, left)), 5)}")
     with filling(target, overwrite=overwrite) as fresh:
         write_files(model, fresh)
-        for inside in kept:
-            copy = fresh / inside
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if not copy.exists():
-                shutil.copyfile(source / inside, copy)
-
-
-def _others(source: Path) -> tuple[list[Path], list[Path]]:
-    """The files that go along, and those that nothing is known of; neither weights nor hidden."""
-    parts = _sentence_parts(source)
-    kept, left = [], []
-    for file in sorted(source.rglob("*")):
-        inside = file.relative_to(source)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if not file.is_file() or hidden or str(inside) in FILES:
-            continue
-        of_part = inside.parts[0] in parts
-        name = inside.relative_to(inside.parts[0]) if of_part else inside
-        if _matches(name.as_posix(), KEPT_IN_PARTS if of_part else KEPT):
-            kept.append(inside)
-        elif of_part or not _matches(file.name, WEIGHTS):
-            left.append(inside)
-    return kept, left
-
-
-def _matches(name: str, globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob) for glob in globs)
-
-
-def _sentence_parts(source: Path) -> set[str]:
-    """Subfolders of the other modules of a sentence encoder."""
-    try:
-        entries = json.loads((source / "modules.json").read_text(encoding="utf-8"))
-        return {entry["path"] for entry in entries if isinstance(entry["path"], str)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()
+        left = copy_companions(source, fresh)
+    if left:
+        warn(f"unknown files of {source} are not copied: {some(list(map(str, left)), 5)}")
 
 
 def _class(folder: Path) -> Any:
     """The class of the model. Raises where it is compressed already or an adapter, too."""
     config = config_of(folder)
     if (folder / TENSORS).is_file() and not any(
-        file.name != TENSORS and _matches(file.name, WEIGHTS) for file in folder.iterdir()
+        file.name != TENSORS and matches(file.name, WEIGHTS) for file in folder.iterdir()
     ):
         raise FileFormatError(f"{folder} is compressed already; give the dense model")
     if (folder / "adapter_config.json").exists():

@@ -101,7 +101,7 @@ def checkpoint_job(options: Options) -> Job:
         assert options.target is not None
         checkpoint.write(small, options.target, options.force)
 
-    return Job(checkpoint.model, None, None, checkpoint.explained, write)
+    return Job(checkpoint.layers.model, None, None, checkpoint.layers.explained, write)
 
 
 def folder_job(options: Options) -> Job:

@@ -36,6 +36,8 @@ from tensorlrf.compression.report._rows import (
     SharedBasis,
     Totals,
 )
+from tensorlrf.compression.scale._checkpoint import compress_checkpoint
+from tensorlrf.compression.scale._report import CheckpointLayer, CheckpointReport
 from tensorlrf.compression.training._progressive import ProgressiveDecomposition
 from tensorlrf.compression.training._pruning import RankPruning
 from tensorlrf.compression.tuning._tune import tune
@@ -70,6 +72,8 @@ __all__ = [
     "BucketTiming",
     "Candidate",
     "Checkpoint",
+    "CheckpointLayer",
+    "CheckpointReport",
     "FileLayer",
     "FileReport",
     "FoldedNorms",
@@ -109,6 +113,7 @@ __all__ = [
     "apply",
     "compress",
     "compress_",
+    "compress_checkpoint",
     "densify",
     "export",
     "fold_batch_norms",

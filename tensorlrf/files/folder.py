@@ -36,8 +36,10 @@ from tensorlrf.files.replace import (
 from tensorlrf.files.strict import JsonNode
 
 READY = ".tensorlrf.ready"
+JOB = ".tensorlrf.job"
+"""What a run that can be resumed keeps in a folder until it fills that."""
 _STEM, _LIST, _LONGEST_LIST = "tensorlrf", "names", 1 << 24
-_OURS = re.compile(r"\.tensorlrf\.(ready|[0-9a-f]{8}\.part)")
+_OURS = re.compile(r"\.tensorlrf\.(ready|job|[0-9a-f]{8}\.part)")
 
 
 @contextmanager
@@ -78,6 +80,18 @@ def filling(
         if isinstance(error, FileError):
             raise
         raise cannot_write(path, error, part) from error
+
+
+def place(target: PathLike, part: Path, *, overwrite: bool) -> None:
+    """Put what is in `part / "new"` into the folder `target`, in which `part` lies, in place of all
+    that is there; `part` goes. As at the end of `filling`, and raises as that does."""
+    try:
+        (part / _LIST).unlink(missing_ok=True)  # of one that was killed before it decided
+        _replace(as_path(target), part, None, overwrite)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise cannot_write(target, error) from error
 
 
 def put_right(path: PathLike) -> None:

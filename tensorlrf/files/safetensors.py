@@ -92,18 +92,30 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write `plain` tensors to a file, from its beginning. Raises OSError."""
+    about = {name: (DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
+    text, names = head_of(path, about, metadata)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        write_all(file, memoryview(text))
+        for name in names:
+            write_all(file, bytes_of(tensors[name]))
+    finally:
+        os.close(file)
+
+
+def head_of(
+    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """What a file of tensors, name -> (dtype, shape), begins with, and the order in which their
+    bytes follow. `path` is for errors."""
     # Wide numbers first: so every tensor begins at a multiple of the size of its numbers.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (-TORCH_DTYPES[tensors[name][0]].itemsize, name))
     head: dict[str, Any] = {METADATA: dict(metadata)}
     end = 0
     for name in names:
-        tensor, begin = tensors[name], end
-        end += tensor.numel() * tensor.element_size()
-        head[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        dtype, shape = tensors[name]
+        begin, end = end, end + math.prod(shape) * TORCH_DTYPES[dtype].itemsize
+        head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     try:
         text = _spelled(head)
     except UnicodeEncodeError as error:
@@ -117,16 +129,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             f"path={os.fspath(path)!r}: a header of {len(text):,} bytes is longer than the "
             f"{LONGEST_HEADER:,} that safetensors may have; save parts of it"
         )
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
-        for name in names:
-            _write_all(file, bytes_of(tensors[name]))
-    finally:
-        os.close(file)
+    return len(text).to_bytes(8, "little") + text, names
 
 
-def _write_all(file: int, data: memoryview) -> None:
+def write_all(file: int, data: memoryview) -> None:
+    """All of it, to an open file. Raises OSError."""
     done = 0
     while done < len(data):
         done += os.write(file, data[done:])
@@ -201,6 +208,12 @@ class SafeFile:
             )
         raw = self._read(self._begin + held.begin, held.end - held.begin)
         return raw.view(TORCH_DTYPES[held.dtype]).reshape(held.shape)
+
+    def chunks(self, name: str, size: int) -> Iterator[memoryview]:
+        """The bytes of a tensor as they lie there, so many at a time. Raises FileFormatError."""
+        held = self.tensors[name]
+        for begin in range(held.begin, held.end, size):
+            yield self._read(self._begin + begin, min(size, held.end - begin)).numpy().data
 
     def damaged(self, why: str) -> FileFormatError:
         """The error for a file that is none."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.replace import replacing
 from tensorlrf.files.safetensors import DTYPES, METADATA, SafeFile, bytes_of, write
+from tensorlrf.files.shards import TensorFile
 from tensorlrf.files.strict import JsonNode
 
 
@@ -112,7 +113,7 @@ def unseal(file: SafeFile, key: str, newest: int, oldest: int = 1) -> JsonNode:
     return root
 
 
-def checked(file: SafeFile, stored: Mapping[str, Stored]) -> Callable[[str], Tensor]:
+def checked(file: TensorFile, stored: Mapping[str, Stored]) -> Callable[[str], Tensor]:
     """From the name of a tensor to its values, whose checksum is looked at.
 
     Raises FileFormatError where the file has other tensors than the header says, and so does the

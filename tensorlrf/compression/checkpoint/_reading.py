@@ -14,6 +14,7 @@ from tensorlrf.errors import FileFormatError
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.safetensors import opened
 from tensorlrf.files.sealed import checked
+from tensorlrf.files.shards import together
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,5 @@ def reading(path: PathLike) -> Iterator[Reading]:
                 hint = "it holds factors, which tensorlrf.io.load_factors reads"
             raise FileFormatError(f"path={file.path!r} is no model file of tensorlrf; {hint}")
         header = parse(file)
-        yield Reading(header, checked(file, header.tensors))
+        with together(file, header.shards) as whole:
+            yield Reading(header, checked(whole, header.tensors))

@@ -167,7 +167,7 @@ class _Rebuild:
             slot = named[key]
             assert slot is not None
             if attributes[key] in layer._buffers:
-                layer._buffers[attributes[key]] = value
+                layer._buffers[attributes[key]] = self.made[id(slot)] = value
                 continue
             parameter = self._as_parameter(slot, value, wanted.requires_grad)
             layer._parameters[attributes[key]] = parameter

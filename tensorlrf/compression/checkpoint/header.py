@@ -147,6 +147,7 @@ class Header:
     extra_state   name of a module -> what its get_extra_state returned
     resized       modules that are smaller than in the architecture
     latents       attentions whose cache is latent
+    shards        tensor -> the file beside this one that it is in; empty where all are in this one
     """
 
     made_by: str
@@ -158,6 +159,7 @@ class Header:
     extra_state: Mapping[str, Any]
     resized: tuple[SizeEntry, ...] = ()
     latents: tuple[LatentEntry, ...] = ()
+    shards: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """JSON, with the format version and the checksums of the plan and of the whole."""
@@ -175,6 +177,7 @@ class Header:
                 "extra_state": dict(self.extra_state),
                 **({"resized": [vars(entry) for entry in self.resized]} if self.resized else {}),
                 **({"latents": [one.to_json() for one in self.latents]} if self.latents else {}),
+                **({"shards": dict(self.shards)} if self.shards else {}),
             }
         )
 
@@ -182,7 +185,7 @@ class Header:
 def parse(file: SafeFile) -> Header:
     """The header of a model file. Raises FileFormatError that says what of it is wrong."""
     root = unseal(file, KEY, FORMAT_VERSION)
-    root.keys_are(_KEYS, ("resized", "latents"))
+    root.keys_are(_KEYS, ("resized", "latents", "shards"))
     plan = root["plan"].mapping()
     if root["plan_checksum"].text() != checksum_of(canonical(plan)):
         raise FileFormatError(f"path={file.path!r}: the checksum of the plan does not fit")
@@ -197,7 +200,10 @@ def parse(file: SafeFile) -> Header:
         extra_state=root["extra_state"].mapping(),
         resized=tuple(_resized(at) for at in _maybe(root, "resized")),
         latents=tuple(_latents(at) for at in _maybe(root, "latents")),
+        shards=root["shards"].each(JsonNode.text) if "shards" in root.mapping() else {},
     )
+    if header.shards and header.shards.keys() != tensors.keys():
+        root["shards"].wrong("a file for each tensor")
     fingerprint = root["fingerprint"].maybe(JsonNode.text)
     if fingerprint != (None if header.architecture is None else digest(header.architecture)):
         root["fingerprint"].wrong("the hash of the architecture")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from tensorlrf.errors import (
     UnsupportedError,
     shown,
 )
+from tensorlrf.files.shards import PLAIN
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -213,9 +213,6 @@ def _all_in(folder: Path) -> Iterator[Path]:
         yield from (Path(above) / name for name in (*folders, *files) if name[:1] != ".")
 
 
-_PLAIN = re.compile(r"[^/\\\0:]+\.safetensors")
-
-
 def weights_of(folder: Path) -> list[Path]:
     """The files of safetensors that transformers reads of a folder, one or the shards.
 
@@ -240,7 +237,7 @@ def weights_of(folder: Path) -> list[Path]:
             f"{index} is no index of shards: {error or type(error).__name__}; get the file anew"
         ) from None
     for name in names:
-        if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+        if not isinstance(name, str) or not PLAIN.fullmatch(name):
             raise FileFormatError(
                 f"{index} names {shown(name)}, which is no file of safetensors in the folder; get "
                 "the folder anew"

@@ -88,6 +88,18 @@ def limited(count: int) -> Iterator[None]:
         _here.most = most
 
 
+@contextlib.contextmanager
+def steady(count: int) -> Iterator[None]:
+    """This thread of the program takes so many for every large step, whoever else is there: sums
+    are then added in one order, and a result made again has the same bits."""
+    before, _here.steady = _here.steady, True
+    try:
+        with limited(count):
+            yield
+    finally:
+        _here.steady = before
+
+
 def most_threads() -> int:
     """What the problem at hand may take, or outside of one torch's own number."""
     return torch.get_num_threads() if _here.most is None else _here.most
@@ -101,7 +113,10 @@ def spectrum_work(m: int, n: int) -> float:
 def _at_most(kind: Kind, work: float, most: int) -> contextlib.AbstractContextManager[None]:
     if most == 1:
         return _NOTHING  # one it is by now
-    cores = look() if work >= CROSSOVER[kind] else Cores(1, 1)
+    if _here.steady:
+        cores = Cores(most, most)
+    else:
+        cores = look() if work >= CROSSOVER[kind] else Cores(1, 1)
     return _number(threads_for(kind, work, most, cores))
 
 
@@ -146,9 +161,12 @@ def _setters() -> tuple[Callable[[int], Any], Callable[[int], int]]:
 
 
 class _Thread(threading.local):
-    """most   threads that a step of the problem at hand may take; None outside of one."""
+    """most   threads that a step of the problem at hand may take; None outside of one
+    steady  whether it takes these in any case
+    """
 
     most: int | None = None
+    steady: bool = False
 
 
 _here = _Thread()

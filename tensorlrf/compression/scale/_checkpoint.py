@@ -1,0 +1,249 @@
+"""A checkpoint made smaller without its model: a layer at a time, and nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression.checkpoint.by_name import layers_by_name
+from tensorlrf.compression.checkpoint.companions import copy_companions
+from tensorlrf.compression.checkpoint.folder import TENSORS
+from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
+from tensorlrf.compression.methods import Given
+from tensorlrf.compression.plan._plan import Plan
+from tensorlrf.compression.plan._planning import plan as planned
+from tensorlrf.compression.scale._assembled import assembled
+from tensorlrf.compression.scale._job import JOURNAL, NEW, held
+from tensorlrf.compression.scale._journal import Journal
+from tensorlrf.compression.scale._report import CheckpointReport
+from tensorlrf.compression.scale._run import STAYS, Run, layers_of
+from tensorlrf.compression.scale._stopping import stopping_between
+from tensorlrf.compression.scale._stored import StoredTensors
+from tensorlrf.errors import ArgumentError, FileError
+from tensorlrf.files.arguments import PathLike, as_path
+from tensorlrf.files.folder import place, present, put_right
+from tensorlrf.files.replace import check_target, replacing
+from tensorlrf.files.sealed import checksum_of, made_by
+
+SHARD_BYTES = 5_000_000_000
+"""Of a file of the output, at most: what users of transformers are used to."""
+
+
+def compress_checkpoint(
+    source: PathLike,
+    target: PathLike,
+    *,
+    keep_params: float | None = None,
+    error: float | None = None,
+    method: Given = "svd",
+    skip: str | Sequence[str] | None = None,
+    plan: Plan | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    random_state: int = 0,
+    threads: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: bool = True,
+) -> CheckpointReport:
+    """Make the weights of a checkpoint smaller, a layer at a time, without building its model.
+
+    Which tensors are the weights of linear layers and convolutions is told by their names and
+    shapes. One is read while the one before is factored, and written while the next one is: memory
+    is that of one layer, whatever the checkpoint holds. What is done is kept in a folder beside the
+    output (`.tensorlrf.job` in a folder, `.NAME.job` beside a file), with a journal. A run that is
+    killed goes on there when it is called again, and ends with the same bytes.
+
+    Parameters
+    ----------
+    source : str or path
+        A .safetensors file, or a folder with model.safetensors or shards and their index. It is
+        only read.
+    target : str or path
+        A name with the suffix .safetensors for one file, else a folder, which gets
+        tensorlrf.safetensors, that names the tensors, shards with these, and the small files of the
+        source (config.json, tokenizers). `tensorlrf.load(target, model)` reads both.
+    keep_params, error : float, optional
+        As in `tensorlrf.plan`: the share of the weights that is kept, alike in every layer, or the
+        relative error that a weight may have. Or neither, where every method has its own.
+    method, skip
+        As in `tensorlrf.plan`.
+    plan : Plan, optional
+        What an earlier call of `tensorlrf.plan` on such layers gave; without budget, method and
+        skip.
+    shard_bytes : int
+        That a file of the output holds at the most, or one tensor.
+    random_state : int
+        Of the methods that draw.
+    threads : int, optional
+        Of torch, for every layer alike, or sums would be added in another order the next time; by
+        default torch's own number.
+    overwrite : bool
+        Whether an output that is there may be replaced.
+    restart : bool
+        Begin anew where a run into this output has not ended.
+    progress : bool
+        Show a bar on a terminal.
+
+    Returns
+    -------
+    CheckpointReport
+
+    Raises
+    ------
+    FileError
+        Where there is nothing to read, the output exists or cannot be written (a disk that is full
+        loses nothing: the same call goes on), or another run is at it.
+    FileFormatError
+        Where a file is damaged, a shard is missing, the index and the shards say different things,
+        or the journal is damaged.
+    ArgumentError
+        For what `tensorlrf.plan` refuses, and where a run into this output has not ended and was
+        begun with other arguments or another source.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM, once the layer at hand is written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from safetensors.torch import save_file
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     source, target = (os.path.join(folder, n) for n in ("a.safetensors", "small"))
+    ...     save_file(model.state_dict(), source)
+    ...     report = tensorlrf.compress_checkpoint(source, target, keep_params=0.5)
+    ...     small = tensorlrf.load(target, model)
+    >>> small[0].factors.rank
+    16
+    """
+    given, out = as_path(source), as_path(target)
+    threads = _checked(random_state, threads, shard_bytes)
+    as_folder = out.suffix != ".safetensors"
+    stored = StoredTensors.of(given)
+    _check_output(given, out, as_folder, overwrite)
+    layers = layers_by_name(stored.blanks())
+    if plan is None:
+        plan = planned(
+            layers.model, keep_params=keep_params, error=error, method=method, skip=skip,
+            progress=False,
+        )  # fmt: skip
+    elif keep_params is not None or error is not None or method != "svd" or skip is not None:
+        raise ArgumentError("plan= says what is to be done; leave out budgets, method= and skip=")
+    plan = layers.explained(plan)
+    head = {
+        "made_by": made_by(),
+        "torch": torch.__version__,
+        "source": stored.fingerprint(),
+        "plan": checksum_of(plan.to_json().encode()),
+        "shard_bytes": shard_bytes if as_folder else None,
+        "random_state": random_state,
+        "threads": threads,
+    }
+    rows = tuple(row for row in plan.layers if row.factored)
+    with held(out, as_folder=as_folder, restart=restart) as folder:
+        journal = Journal(folder / JOURNAL, head)
+        try:
+            run = Run(stored, layers.model, rows, folder, journal, random_state, threads)
+            resumed = len(run.done())
+            with (
+                stopping_between() as stopped,
+                progress_bar("compress", len(rows), progress) as advance,
+            ):
+                done = run.factor_all(advance, stopped)
+                _check_stopped(stopped(), len(done), len(rows), folder)
+                made = assembled(run, done, shard_bytes, None if as_folder else out.name)
+            if as_folder and given.is_dir():
+                _copy_small_files(given, folder / NEW)
+        finally:
+            journal.close()
+        _put_in_place(out, folder, as_folder=as_folder, overwrite=overwrite)
+    stays = {row.name: row.reason for row in plan.layers if not row.factored}
+    stays |= {n: entry["reason"] for n, entry in done.items() if entry["kind"] == STAYS}
+    return CheckpointReport(
+        os.fspath(given),
+        os.fspath(out),
+        tuple(layers_of(run, done)),
+        stays,
+        made.tensors,
+        stored.n_bytes,
+        made.n_bytes,
+        resumed,
+    )
+
+
+def _checked(random_state: int, threads: int | None, shard_bytes: int) -> int:
+    """The threads. Raises ArgumentError for what none of these can be."""
+    if isinstance(random_state, bool) or not isinstance(random_state, int):
+        raise ArgumentError(
+            f"random_state={random_state!r} must be an int: a run that goes on draws the same"
+        )
+    for name, value in (("threads", threads), ("shard_bytes", shard_bytes)):
+        if value is None and name == "threads":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name}={value!r} must be an int of at least 1")
+    return torch.get_num_threads() if threads is None else threads
+
+
+def _check_output(source: Path, target: Path, as_folder: bool, overwrite: bool) -> None:
+    """Raise FileError where the output cannot become what is asked for."""
+    if not as_folder:
+        if target.exists() and os.path.samefile(source, target):
+            raise FileError(f"target={os.fspath(target)!r} is the source; give another name")
+        check_target(target, overwrite)
+        return
+    if os.path.lexists(target) and not target.is_dir():
+        raise FileError(f"target={os.fspath(target)!r} is a file; give the name of a folder")
+    if not target.parent.is_dir():
+        raise FileError(
+            f"target={os.fspath(target)!r}: the folder {str(target.parent)!r} is missing; make it "
+            "first"
+        )
+    new, old = target.resolve(), source.resolve()
+    if source.is_dir() and (new == old or old in new.parents or new in old.parents):
+        raise FileError(
+            f"target={os.fspath(target)!r} and the source lie in each other; give another name"
+        )
+    put_right(target)
+    there = present(target)
+    if there and not (target / TENSORS).is_file():
+        raise FileError(
+            f"target={os.fspath(target)!r} has no {TENSORS}, so it was not written by tensorlrf "
+            "and is not replaced; give another name"
+        )
+    if there and not overwrite:
+        raise FileError(
+            f"target={os.fspath(target)!r} exists; give another name, or overwrite=True to "
+            "replace it"
+        )
+
+
+def _check_stopped(stopped: bool, done: int, wanted: int, folder: Path) -> None:
+    """Raise KeyboardInterrupt where somebody asked for it."""
+    if stopped:
+        stop = KeyboardInterrupt()
+        stop.add_note(
+            f"{done:,} of {wanted:,} layers are done and kept in {folder}; the same call goes on"
+        )
+        raise stop
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    for name in (CONFIG, GENERATION):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    copy_companions(source, target)
+
+
+def _put_in_place(target: Path, folder: Path, *, as_folder: bool, overwrite: bool) -> None:
+    """All that is new to its place, all or nothing; the folder of the run goes."""
+    if as_folder:
+        place(target, folder, overwrite=overwrite)
+        return
+    with replacing(target, overwrite=overwrite) as part:
+        os.replace(folder / NEW / target.name, part)
+    (folder / JOURNAL).unlink()

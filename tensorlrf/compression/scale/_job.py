@@ -1,0 +1,80 @@
+"""The folder in which a run keeps what it has done until all is done.
+
+It is called `.tensorlrf.job` in the folder that is to be filled, `.NAME.job` beside the file that
+is to be written. Its lock is held by a process for as long as that lives: two runs into one output
+exclude each other, and one that is dead stands in nobody's way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tensorlrf.errors import FileError
+from tensorlrf.files import _locks
+from tensorlrf.files.folder import JOB
+
+PARTS, NEW, OLD, JOURNAL, LOCK = "parts", "new", "old", "journal", "lock"
+
+
+def job_folder(target: Path, *, as_folder: bool) -> Path:
+    """Where a run into `target` keeps what it has done."""
+    return target / JOB if as_folder else target.parent / f".{target.name}.job"
+
+
+@contextmanager
+def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
+    """The folder of the run into `target`, made where it is missing, and nobody else's meanwhile.
+
+    restart  take away what an earlier run has left in it
+
+    Raises FileError where another run is at it, or the system refuses.
+    """
+    folder = job_folder(target, as_folder=as_folder)
+    made = as_folder and not target.exists()
+    lock = _locked(folder, target, as_folder)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        if restart:
+            for name in (JOURNAL, PARTS, NEW, OLD):
+                _remove(folder / name)
+        for name in (PARTS, NEW, OLD):
+            (folder / name).mkdir(exist_ok=True)
+        yield folder
+        if not (folder / JOURNAL).exists():  # nothing was begun, or all is in its place
+            shutil.rmtree(folder, ignore_errors=True)
+            if made and not any(target.iterdir()):
+                target.rmdir()
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path, target: Path, as_folder: bool) -> int:
+    """The lock of the folder, open, as this process has it."""
+    while True:
+        try:
+            folder.mkdir(parents=as_folder, exist_ok=True)
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise FileError(f"{folder} cannot be written to: {error}") from error
+        if _locks.take(lock) is False:
+            who = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "another one"
+            os.close(lock)
+            raise FileError(
+                f"a run into {target} is going on already (process {who}); wait for it, or give "
+                "another name"
+            )
+        if _locks.is_at(lock, folder / LOCK):
+            return lock
+        os.close(lock)  # one that has just ended took it away
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

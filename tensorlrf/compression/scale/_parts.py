@@ -1,0 +1,58 @@
+"""The factors of one layer in a file of their own, until the shard that they belong to is made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tensorlrf.errors import FileFormatError
+from tensorlrf.files.safetensors import SafeFile, bytes_of, opened, plain, write
+from tensorlrf.files.sealed import checksum_of
+
+CHUNK = 1 << 24
+"""Bytes that are copied at a time."""
+
+
+def store(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write tensors, so that they are on the disk; the checksum of each. Raises OSError."""
+    held = {name: plain(tensor) for name, tensor in tensors.items()}
+    write(path, held, {})
+    _sync(path)
+    return {name: checksum_of(bytes_of(tensor)) for name, tensor in held.items()}
+
+
+def is_whole(path: Path, checksums: Mapping[str, Any]) -> bool:
+    """Whether the file has these tensors, each with its checksum."""
+    try:
+        with opened(path) as file:
+            return set(file.tensors) == set(checksums) and all(
+                _checksum(file, name) == wanted for name, wanted in checksums.items()
+            )
+    except (OSError, FileFormatError):
+        return False
+
+
+def chunks(path: Path, name: str) -> Iterator[memoryview]:
+    """The bytes of a tensor of the file."""
+    with opened(path) as file:
+        yield from file.chunks(name, CHUNK)
+
+
+def _checksum(file: SafeFile, name: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for chunk in file.chunks(name, CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,218 @@
+"""The layers of a checkpoint, one after the other: read ahead, factored, written behind."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+from tensorlrf.compression.checkpoint.named_tensors import joined
+from tensorlrf.compression.fit._factor import factor
+from tensorlrf.compression.fit._factored import Factored, Options
+from tensorlrf.compression.plan._plan import LayerPlan
+from tensorlrf.compression.plan._versions import METHODS
+from tensorlrf.compression.scale._job import NEW, PARTS
+from tensorlrf.compression.scale._journal import Journal
+from tensorlrf.compression.scale._parts import is_whole, store
+from tensorlrf.compression.scale._report import CheckpointLayer
+from tensorlrf.compression.scale._stored import StoredTensors
+from tensorlrf.decomposition.linalg.threads import steady
+from tensorlrf.errors import FileError, TensorlrfError
+from tensorlrf.files.safetensors import DTYPES
+
+NOT_FINITE = "its weight contains NaN or Inf"
+
+LAYER, STAYS, SHARD = "layer", "stays", "shard"
+"""Kinds of entries of the journal: factors that are made, a layer that has none, a file."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be done to a checkpoint, and where that is kept.
+
+    stored   its tensors
+    model    a layer for each weight, on meta
+    rows     of the plan, those that get factors, in the order in which they are made
+    folder   of the run
+    journal  of what is done
+    seed     of the methods that draw
+    threads  of torch, for every layer alike
+    """
+
+    stored: StoredTensors
+    model: nn.Module
+    rows: tuple[LayerPlan, ...]
+    folder: Path
+    journal: Journal
+    seed: int
+    threads: int
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Layer -> the entry of the journal, of those whose factors are there or in a shard."""
+        found: dict[str, dict[str, Any]] = {}
+        placed = {name for entry in self.shards().values() for name in entry["layers"]}
+        for entry in self.journal.entries:
+            if entry["kind"] == SHARD:
+                continue
+            name = entry["name"]
+            whole = entry["kind"] == STAYS or name in placed
+            if whole or is_whole(self.part(entry["file"]), entry["tensors"]):
+                found[name] = entry
+        return found
+
+    def shards(self) -> dict[str, dict[str, Any]]:
+        """Name of a file -> the entry of the journal, of those that are there and whole."""
+        return {
+            entry["file"]: entry
+            for entry in self.journal.entries
+            if entry["kind"] == SHARD
+            and is_whole(self.folder / NEW / entry["file"], entry["tensors"])
+        }
+
+    def part(self, file: str) -> Path:
+        """Where the factors of a layer are until their shard is made."""
+        return self.folder / PARTS / file
+
+    def factor_all(
+        self, advance: Callable[[str], None], stopped: Callable[[], bool]
+    ) -> dict[str, dict[str, Any]]:
+        """The entries of all layers, those of an earlier run among them. Between two layers it is
+        asked whether to stop, and what is at hand is written first."""
+        done = self.done()
+        for name in done:
+            advance(name)
+        left = [row for row in self.rows if row.name not in done]
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            writing: Future[dict[str, Any]] | None = None
+            with closing(self._read_ahead(left, reader)) as weights:
+                for row, weight in weights:
+                    made = self._factored(row, weight)
+                    del weight
+                    if writing is not None:
+                        entry = writing.result()
+                        done[entry["name"]] = entry
+                        advance(entry["name"])
+                    writing = writer.submit(self._settle, row, made)
+                    if stopped():
+                        break
+            if writing is not None:
+                entry = writing.result()
+                done[entry["name"]] = entry
+                advance(entry["name"])
+        return done
+
+    def _read_ahead(
+        self, rows: list[LayerPlan], reader: ThreadPoolExecutor
+    ) -> Generator[tuple[LayerPlan, Tensor], None, None]:
+        """Each layer with its weight, while that of the next one is read."""
+        ahead: Future[Tensor] | None = None
+        for row, behind in zip(rows, [*rows[1:], None], strict=True):
+            if ahead is None:
+                ahead = reader.submit(self._weight, row)
+            weight = ahead.result()
+            ahead = None if behind is None else reader.submit(self._weight, behind)
+            yield row, weight
+            del weight
+
+    def _weight(self, row: LayerPlan) -> Tensor:
+        return self.stored.read(joined(row.name, "weight"))
+
+    def _factored(self, row: LayerPlan, weight: Tensor) -> tuple[Factored | None, float]:
+        """The factors, and how long they took; None where the weight has none."""
+        begun = time.perf_counter()
+        assert row.method is not None
+        if not torch.isfinite(weight).all():
+            return None, 0.0
+        module: Any = self.model.get_submodule(row.name)
+        blank = module.weight
+        module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        try:
+            with steady(self.threads):
+                made = factor(
+                    row.name,
+                    dense_layer_at(self.model, row.name),
+                    row.method,
+                    None,
+                    Options(random_state=self.seed),
+                )
+        except TensorlrfError as error:
+            error.add_note(f"while factoring {row.name}")
+            raise
+        finally:
+            module._parameters["weight"] = blank
+        return made, time.perf_counter() - begun
+
+    def _settle(self, row: LayerPlan, made: tuple[Factored | None, float]) -> dict[str, Any]:
+        """Write the factors and then the journal; the entry."""
+        found, seconds = made
+        assert row.method is not None
+        entry: dict[str, Any] = {"kind": STAYS, "name": row.name}
+        chosen = isinstance(row.method.rank, (int, tuple))
+        if found is None:
+            entry["reason"] = NOT_FINITE
+        elif found.factors.n_params >= math.prod(row.shape) and not chosen:
+            entry["reason"] = "no smaller form keeps to what was asked for"
+        else:
+            factors, file = found.factors, f"{self.rows.index(row):06}.safetensors"
+            tensors = factors.tensors()
+            try:
+                checksums = store(self.part(file), tensors)
+            except OSError as error:
+                raise FileError(f"{self.part(file)} cannot be written: {error}") from error
+            entry = {
+                "kind": LAYER,
+                "name": row.name,
+                "file": file,
+                "tensors": checksums,
+                "shapes": {name: list(t.shape) for name, t in tensors.items()},
+                "dtypes": {name: DTYPES[t.dtype] for name, t in tensors.items()},
+                "format": factors.format,
+                "meta": factors.meta(),
+                "recipe": {
+                    "version": METHODS,
+                    "method": found.method.to_dict(),
+                    "target": None,
+                    "data_aware": False,
+                    "affine": False,
+                },
+                "rank": factors.rank,
+                "params": factors.n_params,
+                "weight_error": found.weight_error,
+                "seconds": round(seconds, 3),
+            }
+        try:
+            self.journal.add(entry)
+        except OSError as error:
+            raise FileError(f"{self.journal.path} cannot be written: {error}") from error
+        return self.journal.entries[-1]
+
+
+def told(row: LayerPlan, entry: Mapping[str, Any]) -> CheckpointLayer:
+    """Of a report."""
+    rank = entry["rank"]
+    return CheckpointLayer(
+        row.name,
+        row.shape,
+        entry["format"],
+        tuple(rank) if isinstance(rank, (list, tuple)) else rank,
+        math.prod(row.shape),
+        entry["params"],
+        entry["weight_error"],
+        entry["seconds"],
+    )
+
+
+def layers_of(run: Run, done: Mapping[str, Mapping[str, Any]]) -> list[CheckpointLayer]:
+    """Rows of the report, in the order of the plan."""
+    kept = partial(filter, lambda row: done[row.name]["kind"] == LAYER)
+    return [told(row, done[row.name]) for row in kept(run.rows)]
