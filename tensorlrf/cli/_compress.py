@@ -11,6 +11,7 @@ from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
 from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._stream import stream
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
@@ -203,6 +204,17 @@ def compress(
         Path | None,
         typer.Option("--plan", metavar="FILE", help="A plan, from --plan-only --json, to follow."),
     ] = None,
+    by_stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="A layer at a time by names and shapes, as of a file, without building the model: "
+            "for shards larger than memory. Goes on where a run into TARGET has ended early.",
+        ),
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="With --stream: begin anew instead.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file, or the whole folder, that is there.")
     ] = False,
@@ -230,10 +242,33 @@ def compress(
       tensorlrf compress minilm/ -o small/ --max-drop .01 --evaluate metrics:f1 --text news.txt
       tensorlrf compress smollm/ -o small/ --keep-total .8 --include embeddings --include heads
       tensorlrf compress smollm/ -o small/ --keep-params .8 --shared inputs --text news.txt
+      tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
     with guard(debug, target):
+        if by_stream:
+            stream(
+                source, target,
+                {"keep_params": keep_params, "error": error, "method": method, "skip": skip},
+                others={
+                    "--keep-total": keep_total, "--keep-bytes": keep_bytes,
+                    "--keep-flops": keep_flops, "--keep-latency": keep_latency,
+                    "--max-drop": max_drop, "--evaluate": evaluate, "--include": include,
+                    "--allocation": allocation, "--least-share": least_share,
+                    "--sensitivity": sensitivity, "--fold-batch-norms": fold_batch_norms,
+                    "--text": text, "--target": fit_target, "--metric": fit_metric,
+                    "--loss": loss, "--shared": shared, "--affine": affine,
+                    "--holdout": holdout, "--rerun": rerun, "--memory-limit": memory_limit,
+                    "--refine": refine, "--groups": groups, "--tokens": tokens,
+                    "--batch-size": batch_size, "--max-batches": max_batches, "--dtype": dtype,
+                },
+                plan=plan, plan_only=plan_only, seed=seed, force=force, restart=restart,
+                as_json=as_json,
+            )  # fmt: skip
+            return
+        if restart:
+            raise ArgumentError("--restart is for --stream, whose runs go on where they ended")
         options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
             max_batches, dtype, seed, fit_metric, refine, groups, loss, holdout, rerun,

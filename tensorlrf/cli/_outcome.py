@@ -110,7 +110,8 @@ def guard(debug: bool, target: Path | None = None) -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt as stop:
-        typer.echo(f"interrupted; {_written(target, before)}", err=True)
+        notes = getattr(stop, "__notes__", ()) or (_written(target, before),)
+        typer.echo(f"interrupted; {one_line('; '.join(notes))}", err=True)
         raise typer.Exit(stop.code if isinstance(stop, Ended) else INTERRUPTED) from None
     except (TensorlrfError, OSError) as error:
         _trace(debug)

@@ -53,7 +53,7 @@ def test_the_file_loads_into_the_model(
 def test_budgets_and_allocations(source: Path, tmp_path: Path, program: Program) -> None:
     """The same words as in Python, of what weights alone can tell."""
     dense, target = cnn(), tmp_path / "small.safetensors"
-    found = tensorlrf.sensitivity(read_checkpoint(source).model, skip=[])
+    found = tensorlrf.sensitivity(read_checkpoint(source).layers.model, skip=[])
     (tmp_path / "found.json").write_text(found.to_json())
     for more, options in (
         (("--allocation", "energy"), {"allocation": "energy"}),
@@ -137,7 +137,9 @@ def test_what_is_no_layer_has_its_reason(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "c.safetensors")
     read = read_checkpoint(tmp_path / "c.safetensors")
-    layers = [n for n, m in read.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = [
+        n for n, m in read.layers.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
+    ]
     assert layers == ["encoder.embeddings.patch", "layers.2", "layers.10", "outer.inner"]
     words = {
         "embed_tokens": "embedding",
@@ -154,9 +156,9 @@ def test_what_is_no_layer_has_its_reason(tmp_path: Path) -> None:
         "train": "no such name",
         "norm": "dimensions",
     }
-    assert all(word in read.reasons[name] for name, word in words.items())
+    assert all(word in read.layers.reasons[name] for name, word in words.items())
     # Nothing is lost on the way into the tree.
-    assert sum(p.numel() for p in read.model.parameters()) == sum(
+    assert sum(p.numel() for p in read.layers.model.parameters()) == sum(
         t.numel() for t in tensors.values()
     )
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tensorlrf.cli import _checkpoint
+from tensorlrf.compression.checkpoint import by_name
 from tensorlrf.compression.checkpoint.named_tensors import ancestors_of
 from tests.cli.calls import Program
 from tests.files.mutants import changed, file_of, parts_of
@@ -82,10 +83,10 @@ def test_each_name_of_a_checkpoint_is_looked_at_once(
         looks.append(name)
         return ancestors_of(name)
 
-    monkeypatch.setattr(_checkpoint, "ancestors_of", counted)
+    monkeypatch.setattr(by_name, "ancestors_of", counted)
     number = 2000
     tensors = {f"layers.{k}.norm": torch.ones(1) for k in range(number)}
     save_file(tensors, tmp_path / "f.safetensors")
     read = _checkpoint.read_checkpoint(tmp_path / "f.safetensors")
-    assert len(list(read.model.named_parameters())) == len(looks) == number
-    assert "holds other modules" not in "".join(read.reasons.values())
+    assert len(list(read.layers.model.named_parameters())) == len(looks) == number
+    assert "holds other modules" not in "".join(read.layers.reasons.values())

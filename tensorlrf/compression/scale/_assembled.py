@@ -14,11 +14,11 @@ from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.header import KEY, Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.compression.scale import _parts
-from tensorlrf.compression.scale._job import NEW
 from tensorlrf.compression.scale._run import LAYER, SHARD, Run
 from tensorlrf.compression.scale._shards import Piece, in_shards, write_pieces
-from tensorlrf.compression.scale._stored import StoredTensors
+from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, FileError
+from tensorlrf.files.job import NEW
 from tensorlrf.files.sealed import Stored, made_by, storable_key
 
 Done = Mapping[str, Mapping[str, Any]]

@@ -16,17 +16,17 @@ from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
-from tensorlrf.compression.plan._planning import plan as planned
 from tensorlrf.compression.scale._assembled import assembled
-from tensorlrf.compression.scale._job import JOURNAL, NEW, held
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._report import CheckpointReport
 from tensorlrf.compression.scale._run import STAYS, Run, layers_of
-from tensorlrf.compression.scale._stopping import stopping_between
-from tensorlrf.compression.scale._stored import StoredTensors
+from tensorlrf.compression.scale._stopping import Stopping
+from tensorlrf.compression.scale.planned import checkpoint_plan
+from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import place, present, put_right
+from tensorlrf.files.job import JOURNAL, NEW, held
 from tensorlrf.files.replace import check_target, replacing
 from tensorlrf.files.sealed import checksum_of, made_by
 
@@ -105,7 +105,7 @@ def compress_checkpoint(
         For what `tensorlrf.plan` refuses, and where a run into this output has not ended and was
         begun with other arguments or another source.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM, once the layer at hand is written.
+        After Ctrl-C, once the layer at hand is written; SIGTERM then ends the process as it would.
 
     Examples
     --------
@@ -127,13 +127,11 @@ def compress_checkpoint(
     _check_output(given, out, as_folder, overwrite)
     layers = layers_by_name(stored.blanks())
     if plan is None:
-        plan = planned(
-            layers.model, keep_params=keep_params, error=error, method=method, skip=skip,
-            progress=False,
-        )  # fmt: skip
+        plan = checkpoint_plan(
+            layers, keep_params=keep_params, error=error, method=method, skip=skip
+        )
     elif keep_params is not None or error is not None or method != "svd" or skip is not None:
         raise ArgumentError("plan= says what is to be done; leave out budgets, method= and skip=")
-    plan = layers.explained(plan)
     head = {
         "made_by": made_by(),
         "torch": torch.__version__,
@@ -150,11 +148,11 @@ def compress_checkpoint(
             run = Run(stored, layers.model, rows, folder, journal, random_state, threads)
             resumed = len(run.done())
             with (
-                stopping_between() as stopped,
+                Stopping() as stopped,
                 progress_bar("compress", len(rows), progress) as advance,
             ):
                 done = run.factor_all(advance, stopped)
-                _check_stopped(stopped(), len(done), len(rows), folder)
+                stopped.end(f"{len(done):,} of {len(rows):,} layers are done and kept in {folder}")
                 made = assembled(run, done, shard_bytes, None if as_folder else out.name)
             if as_folder and given.is_dir():
                 _copy_small_files(given, folder / NEW)
@@ -220,16 +218,6 @@ def _check_output(source: Path, target: Path, as_folder: bool, overwrite: bool) 
             f"target={os.fspath(target)!r} exists; give another name, or overwrite=True to "
             "replace it"
         )
-
-
-def _check_stopped(stopped: bool, done: int, wanted: int, folder: Path) -> None:
-    """Raise KeyboardInterrupt where somebody asked for it."""
-    if stopped:
-        stop = KeyboardInterrupt()
-        stop.add_note(
-            f"{done:,} of {wanted:,} layers are done and kept in {folder}; the same call goes on"
-        )
-        raise stop
 
 
 def _copy_small_files(source: Path, target: Path) -> None:

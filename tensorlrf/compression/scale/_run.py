@@ -21,13 +21,13 @@ from tensorlrf.compression.fit._factor import factor
 from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.plan._versions import METHODS
-from tensorlrf.compression.scale._job import NEW, PARTS
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._parts import is_whole, store
 from tensorlrf.compression.scale._report import CheckpointLayer
-from tensorlrf.compression.scale._stored import StoredTensors
+from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, TensorlrfError
+from tensorlrf.files.job import NEW, PARTS
 from tensorlrf.files.safetensors import DTYPES
 
 NOT_FINITE = "its weight contains NaN or Inf"

@@ -4,46 +4,57 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """Whether the process was asked to stop, by Ctrl-C or by the system.
+    """While entered, the first SIGINT or SIGTERM is noted; a second one does what it did before.
 
-    number  of the signal; 0 for none
+    number  of the signal that came; 0 for none
     """
 
-    number = 0
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for one in SIGNALS:
+                if signal.getsignal(one) not in (signal.SIG_IGN, None):  # who ignores one means it
+                    self._before[one] = signal.signal(one, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
 
     def __call__(self) -> bool:
+        """Whether one came."""
         return bool(self.number)
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt where it was."""
-        if self.number:
+    def end(self, told: str) -> None:
+        """Where one came, what it does without us: what is raised has what is `told` by it."""
+        if not self.number:
+            return
+        try:
+            signal.raise_signal(self.number)
             raise KeyboardInterrupt
+        except BaseException as stop:
+            stop.add_note(f"{told}; the same call goes on")
+            raise
 
+    def _note(self, number: int, _: object) -> None:
+        self.number = number
+        self._restore()
 
-@contextmanager
-def stopping_between() -> Iterator[Stopping]:
-    """The first SIGINT or SIGTERM is noted, a second one does what it did before."""
-    asked = Stopping()
-    before: dict[Any, Any] = {}
-
-    def note(number: int, _: object) -> None:
-        asked.number = number
-        for one, handler in before.items():
+    def _restore(self) -> None:
+        for one, handler in self._before.items():
             signal.signal(one, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for one in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(one) not in (signal.SIG_IGN, None):
-                before[one] = signal.signal(one, note)
-    try:
-        yield asked
-    finally:
-        if not asked.number:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+        self._before.clear()

@@ -19,8 +19,8 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.compression.scale import _run
-from tensorlrf.compression.scale._job import job_folder
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
+from tensorlrf.files.job import job_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 
