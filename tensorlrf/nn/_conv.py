@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tensorlrf.decomposition.rank import Rank
-from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.errors import unknown
 from tensorlrf.factors import Factors
-from tensorlrf.nn._fresh import Fresh, kernel_shape
-from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn._like import like_layer, take_over
-from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
-from tensorlrf.nn.obstacles import check_layer
-from tensorlrf.ops import PathTable, conv_paths
-from tensorlrf.ops.forms import form_of
-from tensorlrf.ops.forms.lowering import CONV, Layer
+from tensorlrf.nn.convolutions.sliding import FactoredSlidingNd
 from tensorlrf.ops.geometry import (
-    CONVOLUTION,
+    Axes,
     Geometry,
     IntOrAxes,
     PaddingArgument,
@@ -34,10 +26,10 @@ from tensorlrf.ops.geometry import (
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class FactoredConvNd(FactoredLayer):
-    """What the convolutions share. A tuple among the options has one entry an axis."""
+class FactoredConvNd(FactoredSlidingNd):
+    """What the plain convolutions share. A tuple among the options has one entry an axis."""
 
-    n_axes: ClassVar[int]
+    transposed = False
 
     def __init__(
         self,
@@ -49,13 +41,9 @@ class FactoredConvNd(FactoredLayer):
         dilation: IntOrAxes = 1,
         padding_mode: str = "zeros",
     ) -> None:
-        super().__init__(factors, bias, conv_paths(factors, self.n_axes))
+        super().__init__(factors, bias)
         if padding_mode not in PADDING_MODES:
             raise unknown("padding_mode", padding_mode, PADDING_MODES)
-        self.groups = form_of(factors).groups(factors)
-        self.out_channels, of_a_group, *kernel = factors.shape
-        self.in_channels = self.groups * of_a_group
-        self.kernel_size = tuple(kernel)
         self.stride = per_axis("stride", stride, 1, self.n_axes)
         self.dilation = per_axis("dilation", dilation, 1, self.n_axes)
         zeros = resolve_padding(padding, self.kernel_size, self.stride, self.dilation)
@@ -66,10 +54,8 @@ class FactoredConvNd(FactoredLayer):
         ahead = padding_mode != "zeros" or any(zeros.excess)
         self._pad_ahead = tuple(flat(zeros.sides)) if ahead else None
         self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
-        self._conv_padding = (0,) * self.n_axes if ahead else zeros.each_side
-        self._geometry = Geometry(self.stride, self._conv_padding, self.dilation)
-        self._layer = Layer("conv", self._geometry)
-        self._choose()
+        inside = (0,) * self.n_axes if ahead else zeros.each_side
+        self._slide(Geometry(self.stride, inside, self.dilation))
 
     @staticmethod
     def _padding_attribute(
@@ -81,45 +67,6 @@ class FactoredConvNd(FactoredLayer):
         if all(before == after for before, after in sides):
             return tuple(before for before, _ in sides)
         return sides
-
-    @classmethod
-    def from_factors(cls, factors: Factors, like: Any) -> Self:
-        """A layer that runs on `factors` in place of `like`.
-
-        Parameters
-        ----------
-        factors : Factors
-        like : Conv1d, Conv2d or Conv3d
-            It stays as it is.
-
-        Returns
-        -------
-        FactoredConvNd
-            Its stride, padding, dilation, padding mode, groups, bias (or none), dtype, device,
-            memory format, training flag and requires_grad are those of `like`.
-
-        Raises
-        ------
-        ShapeError
-            Where the factors do not stand for a tensor of the weight's shape.
-        ArgumentError
-            Where they are not a Grouped of as many groups as `like` has.
-        UnsupportedError
-            Where `like` is not a plain layer of the kind that this one replaces, or is depthwise.
-        """
-        plain = check_layer(like, cls.kind, "like")
-        factors, bias = like_layer(factors, like)
-        groups = form_of(factors).groups(factors)
-        if groups != plain.groups:
-            raise ArgumentError(
-                f"factors have {groups} group{'s' * (groups > 1)}, like has groups={plain.groups}; "
-                "factor each group apart and pass Grouped.stack of the results"
-            )
-        layer = cls(factors, bias, **plain.conv_options)
-        if is_channels_last(like.weight):
-            layer.to(memory_format=CHANNELS_LAST[like.weight.ndim])  # type: ignore[call-overload]
-        take_over(layer, like)
-        return layer
 
     @classmethod
     def new(
@@ -196,14 +143,13 @@ class FactoredConvNd(FactoredLayer):
         >>> layer(torch.randn(1, 64, 8, 8)).shape
         torch.Size([1, 64, 8, 8])
         """
-        kernel = per_axis("kernel_size", kernel_size, 1, cls.n_axes)
-        shape = kernel_shape(in_channels, out_channels, kernel, groups)
-        fan_in = math.prod(shape[1:])
-        std = 1 / math.sqrt(3 * fan_in) if std is None else std
-        fresh = Fresh(std=std, init=init, random_state=random_state, device=device, dtype=dtype)
+        factors, drawn = cls._drawn(
+            in_channels, out_channels, kernel_size, groups, bias, rank, method, options,
+            std=std, init=init, random_state=random_state, device=device, dtype=dtype,
+        )  # fmt: skip
         return cls(
-            fresh.factors(shape, "conv", method, rank, options, groups),
-            fresh.bias(out_channels, fan_in) if bias else None,
+            factors,
+            drawn,
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -214,46 +160,13 @@ class FactoredConvNd(FactoredLayer):
         """Inputs `(B, in_channels, *size)` to `(B, out_channels, *size')`, or both without B."""
         if isinstance(input, fx.Proxy):
             return self._traced(input)
-        x = input
-        path = self._path(x)
+        x, path = input, self._path(input)
         if self._pad_ahead is not None:
             x = F.pad(x, self._pad_ahead, self._pad_mode)
-        bias = self._tensor("bias")
-        if path == "dense":
-            conv = CONVOLUTION[self.n_axes]
-            return conv(x, self._dense_weight(), bias, *self._geometry, self.groups)
-        if x.ndim == self.n_axes + 1:
-            return self._runs[path].run(x[None], *self._held(), bias)[0]
-        return self._runs[path].run(x, *self._held(), bias)
+        return self._by_path(path, x)
 
-    def _kept_as(self, factors: Factors) -> dict[str, tuple[int, ...]]:
-        if self._rank is not None and self.groups > 1:
-            return {}  # leading terms are cut out of each group
-        # A kernel can then lie in channels_last, and no call reorders it.
-        return form_of(factors).kernels(factors, CONV.conv(factors))
-
-    def _rows(self, x: Tensor) -> int:
-        rows = x.shape[0] if x.ndim == self.n_axes + 2 else 1
-        size = tuple(x.shape[-self.n_axes :])
-        for n in output_sizes(size, self.kernel_size, self.stride, self._padded_by, self.dilation):
-            rows *= n
-        return rows
-
-    def _default_path_table(self, frozen: bool = False) -> PathTable:
-        return PathTable.from_cost(self.factors, stride=self.stride, rebuild=not frozen)
-
-    def _options_repr(self) -> str:
-        parts = [
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}",
-            f"stride={self.stride}, padding={self.padding!r}",
-        ]
-        if any(n != 1 for n in self.dilation):
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.padding_mode != "zeros":
-            parts.append(f"padding_mode={self.padding_mode}")
-        return ", ".join(parts)
+    def _output_sizes(self, size: Axes) -> Axes:
+        return output_sizes(size, self.kernel_size, self.stride, self._padded_by, self.dilation)
 
 
 class FactoredConv1d(FactoredConvNd):

@@ -11,14 +11,7 @@ from tensorlrf.ops.forms._form import form_of, formats_with
 from tensorlrf.ops.forms.lowering import CONV, CONV_TRANSPOSE, Layer, run_path
 from tensorlrf.ops.forms.shared._slide import is_channels_last
 from tensorlrf.ops.fused import paths_here
-from tensorlrf.ops.geometry import (
-    CONVOLUTION,
-    Axes,
-    Geometry,
-    Pair,
-    TransposedGeometry,
-    resolve_padding,
-)
+from tensorlrf.ops.geometry import Axes, Geometry, Pair, Sliding, resolve_padding
 
 _KERNEL = {
     1: "(out_channels, in_channels, k)",
@@ -138,36 +131,30 @@ def run_conv(
     >>> tensorlrf.ops.run_conv("chain", f, torch.rand(1, 4, 20), None, (1,), (2,), (1,)).shape
     torch.Size([1, 8, 20])
     """
-    axes = len(stride)
-    if x.ndim == axes + 1:
-        return run_conv(path, factors, x[None], bias, stride, padding, dilation)[0]
     if isinstance(padding, str):
         zeros = resolve_padding(padding, factors.shape[2:], stride, dilation)
         padding = zeros.shared
         if zeros.ahead:
             x = F.pad(x, zeros.ahead)
-    if path == "dense":
-        form = form_of(factors)
-        weight = form.dense(factors, axes == 2 and is_channels_last(x))
-        groups = form.groups(factors)
-        return CONVOLUTION[axes](x, weight, bias, stride, padding, dilation, groups)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))
-    return run_path(Layer("conv", geometry), path, factors, x, bias)
+    return run_sliding(path, factors, x, bias, geometry)
 
 
-def run_conv_transpose(
-    path: str, factors: Factors, x: Tensor, bias: Tensor | None, geometry: TransposedGeometry
+def run_sliding(
+    path: str, factors: Factors, x: Tensor, bias: Tensor | None, geometry: Sliding
 ) -> Tensor:
-    """The transposed convolution by a given path, without checks.
+    """The convolution of either kind by a given path, without checks.
 
     x (B, g I, ...) or (g I, ...); bias (O,) or None
     """
-    if x.ndim == len(geometry.stride) + 1:
-        return run_conv_transpose(path, factors, x[None], bias, geometry)[0]
+    axes = len(geometry.stride)
+    if x.ndim == axes + 1:
+        return run_sliding(path, factors, x[None], bias, geometry)[0]
     if path == "dense":
         form = form_of(factors)
-        return geometry.convolve(x, form.dense(factors, False), bias, form.groups(factors))
-    return run_path(Layer("conv_transpose", geometry), path, factors, x, bias)
+        last = axes == 2 and not geometry.transposed and is_channels_last(x)
+        return geometry.convolve(x, form.dense(factors, last), bias, form.groups(factors))
+    return run_path(Layer.sliding(geometry), path, factors, x, bias)
 
 
 def run_conv2d(

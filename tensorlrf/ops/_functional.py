@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._conv import conv_paths, run_conv
+from tensorlrf.ops._conv import check_conv, run_conv
 from tensorlrf.ops._embedding import embedding_paths, run_embedding
 from tensorlrf.ops._linear import linear_paths, run_linear
 from tensorlrf.ops._paths import nominal_embedding_path, nominal_path
+from tensorlrf.ops._sliding import check_image, fitting_path
 from tensorlrf.ops.buckets import bucket
 from tensorlrf.ops.checks import check_bias, check_input, check_tensor, padding_row
-from tensorlrf.ops.forms._form import form_of
-from tensorlrf.ops.forms.lowering import EMBEDDING
+from tensorlrf.ops.forms.lowering import CONV, EMBEDDING
 from tensorlrf.ops.fused import check_layer_path
 from tensorlrf.ops.geometry import (
     IntOrAxes,
@@ -30,8 +30,6 @@ from tensorlrf.ops.geometry import (
     per_axis,
     resolve_padding,
 )
-
-_SIZE = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
 def linear(
@@ -238,39 +236,20 @@ def _conv(
     path: str | None,
 ) -> Tensor:
     """Checks, and the choice of a path."""
-    paths = conv_paths(factors, n_axes)
-    out_channels, in_channels, *rest = factors.shape
-    kernel = tuple(rest)
-    groups = form_of(factors).groups(factors)
-    channels = groups * in_channels
+    check_conv(factors, n_axes)
+    kernel = factors.shape[2:]
     strides = per_axis("stride", stride, 1, n_axes)
     dilations = per_axis("dilation", dilation, 1, n_axes)
     zeros = resolve_padding(padding, kernel, strides, dilations)
-    check_input(x, factors)
-    if x.ndim not in (n_axes + 1, n_axes + 2):
-        raise ShapeError(
-            f"x has shape {tuple(x.shape)}; it must be (B, {channels}, {_SIZE[n_axes]}) or "
-            f"({channels}, {_SIZE[n_axes]})"
-        )
-    if x.shape[-n_axes - 1] != channels:
-        of = f" ({groups} groups of {in_channels})" if groups > 1 else ""
-        raise ShapeError(
-            f"x has shape {tuple(x.shape)} and so {x.shape[-n_axes - 1]} channels; the kernel "
-            f"takes {channels}{of} (the factors of a convolution with groups are a Grouped)"
-        )
-    check_bias(bias, out_channels, factors)
-    rows = x.shape[0] if x.ndim == n_axes + 2 else 1
-    for n in output_sizes(x.shape[-n_axes:], kernel, strides, zeros.total, dilations):
+    check_image(x, factors, bias)
+    sizes = output_sizes(x.shape[-n_axes:], kernel, strides, zeros.total, dilations)
+    for n in sizes:
         if n < 1:
             raise ArgumentError(
                 f"x has shape {tuple(x.shape)}: with padding={padding!r} and "
                 f"dilation={dilations} it is smaller than the {' x '.join(map(str, kernel))} kernel"
             )
-        rows *= n
-    if path is None:
-        path = nominal_path(factors, paths, bucket(rows), strides, x.device.type)
-    else:
-        check_layer_path(path, paths, factors)
+    path = fitting_path(CONV, path, factors, x, sizes, strides)
     if zeros.ahead:
         x = F.pad(x, zeros.ahead)
     return run_conv(path, factors, x, bias, strides, zeros.shared, dilations)

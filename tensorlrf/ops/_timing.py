@@ -7,7 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,21 +16,23 @@ from torch.nn import functional as F
 
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._conv import run_conv
+from tensorlrf.ops._conv import run_sliding
 from tensorlrf.ops._dense import dense_weight
 from tensorlrf.ops._functional import conv1d, conv2d, conv3d, linear
 from tensorlrf.ops._linear import run_linear
 from tensorlrf.ops._paths import paths_of
-from tensorlrf.ops.checks import check_path
+from tensorlrf.ops._transposed import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from tensorlrf.ops.checks import check_defaults, check_is_conv, check_path
 from tensorlrf.ops.forms._form import form_of
 from tensorlrf.ops.forms.shared._slide import is_channels_last
 from tensorlrf.ops.geometry import (
-    CONVOLUTION,
-    Axes,
+    Geometry,
     IntOrAxes,
     PaddingArgument,
+    Sliding,
     per_axis,
     resolve_padding,
+    transposed_geometry,
 )
 
 LEAST_ROUNDS = 3
@@ -161,7 +164,9 @@ def time_paths(
     *,
     stride: IntOrAxes = 1,
     padding: PaddingArgument = 0,
+    output_padding: IntOrAxes = 0,
     dilation: IntOrAxes = 1,
+    transposed: bool = False,
     paths: Sequence[str] | None = None,
     rebuild: bool = True,
     seconds: float = 0.5,
@@ -172,11 +177,16 @@ def time_paths(
     ----------
     factors : Factors
         Those of order 2 are timed as `ops.linear`, of order 3, 4 and 5 as `ops.conv1d`, `conv2d`
-        and `conv3d`, whose arguments these are.
+        and `conv3d`, or with `transposed` as `ops.conv_transpose1d` and so on, whose arguments
+        these are.
     x : Tensor
     bias : Tensor, optional
     stride, padding, dilation
         Of a convolution.
+    output_padding
+        Of a transposed one.
+    transposed : bool
+        Whether the convolution is a transposed one.
     paths : sequence of str, optional
         By default all that the format has, "dense" first.
     rebuild : bool
@@ -201,67 +211,116 @@ def time_paths(
     >>> sorted(times.samples)
     ['chain', 'dense']
     """
-    paths = paths_of(factors) if paths is None else tuple(paths)
+    known = paths_of(factors, transposed=transposed)
+    paths = known if paths is None else tuple(paths)
     for path in paths:
-        check_path(path, paths_of(factors))
+        check_path(path, known)
+    check_is_conv(
+        factors,
+        stride=(stride, 1),
+        padding=(padding, 0),
+        output_padding=(output_padding, 0),
+        dilation=(dilation, 1),
+        transposed=(transposed, False),
+    )
+    if not transposed:
+        why = "transposed convolutions alone have it; give transposed=True, or leave it out"
+        check_defaults(why, output_padding=(output_padding, 0))
     with torch.no_grad():
-        calls = {path: _call(factors, x, bias, stride, padding, dilation, path) for path in paths}
+        if len(factors.shape) == 2:
+            layer = _linear(factors, x, bias)
+        elif transposed:
+            sliding = (stride, padding, output_padding, dilation)
+            layer = _conv_transpose(factors, x, bias, *sliding)
+        else:
+            layer = _conv(factors, x, bias, stride, padding, dilation)
+        for path in paths:
+            layer.checked(path)
+        calls: dict[str, Callable[[], Tensor]] = {p: partial(layer.run, p) for p in paths}
         if "dense" in calls and not rebuild:
-            calls["dense"] = _dense_call(factors, x, bias, stride, padding, dilation)
+            calls["dense"] = layer.kept(dense_weight(factors))
         return time_calls(calls, seconds=seconds, device=x.device)
 
 
-def _call(
+class _Timed(NamedTuple):
+    """A layer on an input.
+
+    checked  by a path, with the op that checks everything
+    run      by a path, as a module calls it
+    kept     of a dense weight: the call of a frozen module, which keeps it
+    """
+
+    checked: Callable[[str], Tensor]
+    run: Callable[[str], Tensor]
+    kept: Callable[[Tensor], Callable[[], Tensor]]
+
+
+def _linear(factors: Factors, x: Tensor, bias: Tensor | None) -> _Timed:
+    return _Timed(
+        lambda path: linear(x, factors, bias, path=path),
+        lambda path: run_linear(path, factors, x, bias),
+        lambda weight: partial(F.linear, x, weight, bias),
+    )
+
+
+def _conv(
     factors: Factors,
     x: Tensor,
     bias: Tensor | None,
     stride: IntOrAxes,
     padding: PaddingArgument,
     dilation: IntOrAxes,
-    path: str,
-) -> Callable[[], Tensor]:
-    """What a layer calls, after one call of the op that checks everything."""
-    if len(factors.shape) == 2:
-        linear(x, factors, bias, path=path)
-        return lambda: run_linear(path, factors, x, bias)
-    conv = {3: conv1d, 4: conv2d, 5: conv3d}[len(factors.shape)]
-    conv(x, factors, bias, stride, padding, dilation, path=path)
-    strides, shared, dilations, ahead = _geometry(factors, stride, padding, dilation)
-    if not ahead:
-        return lambda: run_conv(path, factors, x, bias, strides, shared, dilations)
-    return lambda: run_conv(path, factors, F.pad(x, ahead), bias, strides, shared, dilations)
-
-
-def _geometry(
-    factors: Factors, stride: IntOrAxes, padding: PaddingArgument, dilation: IntOrAxes
-) -> tuple[Axes, Axes, Axes, list[int]]:
-    """Stride, padding and dilation an axis, and the zeros to put ahead of the convolution."""
+) -> _Timed:
     kernel = factors.shape[2:]
     strides = per_axis("stride", stride, 1, len(kernel))
     dilations = per_axis("dilation", dilation, 1, len(kernel))
     zeros = resolve_padding(padding, kernel, strides, dilations)
-    return strides, zeros.shared, dilations, zeros.ahead
+    ahead = zeros.ahead  # beyond those that the convolution puts there itself
+    op = {1: conv1d, 2: conv2d, 3: conv3d}[len(kernel)]
+    return _Timed(
+        lambda path: op(x, factors, bias, stride, padding, dilation, path=path),
+        *_sliding(factors, x, bias, Geometry(strides, zeros.shared, dilations), ahead),
+    )
 
 
-def _dense_call(
+def _conv_transpose(
     factors: Factors,
     x: Tensor,
     bias: Tensor | None,
     stride: IntOrAxes,
-    padding: PaddingArgument,
+    padding: Any,  # a word or pairs are refused
+    output_padding: IntOrAxes,
     dilation: IntOrAxes,
-) -> Callable[[], Tensor]:
-    weight = dense_weight(factors)
-    if weight.ndim == 2:
-        return lambda: F.linear(x, weight, bias)
-    if is_channels_last(x):
-        weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
+) -> _Timed:
+    given = (stride, padding, output_padding, dilation)
+    axes = len(factors.shape) - 2
+    op = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}[axes]
+    return _Timed(
+        lambda path: op(x, factors, bias, *given, path=path),
+        *_sliding(factors, x, bias, transposed_geometry(axes, *given)),
+    )
+
+
+def _sliding(
+    factors: Factors,
+    x: Tensor,
+    bias: Tensor | None,
+    geometry: Sliding,
+    ahead: Sequence[int] = (),
+) -> tuple[Callable[[str], Tensor], Callable[[Tensor], Callable[[], Tensor]]]:
+    """How a convolution of either kind runs by a path, and on a weight that is kept."""
     groups = form_of(factors).groups(factors)
-    strides, shared, dilations, ahead = _geometry(factors, stride, padding, dilation)
-    conv, options = CONVOLUTION[weight.ndim - 2], (bias, strides, shared, dilations, groups)
-    if not ahead:
-        return lambda: conv(x, weight, *options)
-    return lambda: conv(F.pad(x, ahead), weight, *options)
+
+    def padded() -> Tensor:
+        return F.pad(x, ahead) if ahead else x
+
+    def kept(weight: Tensor) -> Callable[[], Tensor]:
+        own = geometry.as_torch_has(weight, groups).contiguous()
+        if is_channels_last(x):
+            own = own.movedim(1, -1).contiguous().movedim(-1, 1)
+        return lambda: geometry.by_weight(padded(), own, bias, groups)
+
+    return lambda path: run_sliding(path, factors, padded(), bias, geometry), kept
 
 
 def _sample_host(call: Callable[[], object], repeats: int) -> float:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Factors
-from tensorlrf.ops._conv import conv_paths, run_conv_transpose
-from tensorlrf.ops._paths import nominal_path
-from tensorlrf.ops.buckets import bucket
-from tensorlrf.ops.checks import check_bias, check_input
-from tensorlrf.ops.forms._form import form_of
+from tensorlrf.ops._conv import check_conv, run_sliding
+from tensorlrf.ops._sliding import check_image, fitting_path
 from tensorlrf.ops.forms.lowering import CONV_TRANSPOSE
-from tensorlrf.ops.fused import check_layer_path
 from tensorlrf.ops.geometry import IntOrAxes, transposed_geometry, transposed_sizes
-
-_SIZE = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
 def conv_transpose1d(
@@ -166,31 +160,16 @@ def _conv_transpose(
     path: str | None,
 ) -> Tensor:
     """Checks, and the choice of a path."""
-    paths = conv_paths(factors, n_axes, transposed=True)
-    out_channels, in_channels, *rest = factors.shape
-    kernel = tuple(rest)
-    groups = form_of(factors).groups(factors)
-    channels = groups * in_channels
+    check_conv(factors, n_axes)
+    kernel = factors.shape[2:]
     geometry = transposed_geometry(n_axes, stride, padding, output_padding, dilation)
-    check_input(x, factors)
-    if x.ndim not in (n_axes + 1, n_axes + 2) or x.shape[-n_axes - 1] != channels:
-        of = f" ({groups} groups of {in_channels})" if groups > 1 else ""
-        raise ShapeError(
-            f"x has shape {tuple(x.shape)}; it must be (B, {channels}, {_SIZE[n_axes]}) or "
-            f"({channels}, {_SIZE[n_axes]}), since the kernel takes {channels} channels{of}"
-        )
-    check_bias(bias, out_channels, factors)
-    rows = x.shape[0] if x.ndim == n_axes + 2 else 1
-    for n in transposed_sizes(x.shape[-n_axes:], kernel, *geometry):
+    check_image(x, factors, bias)
+    sizes = transposed_sizes(x.shape[-n_axes:], kernel, *geometry)
+    for n in sizes:
         if n < 1:
             raise ArgumentError(
                 f"x has shape {tuple(x.shape)}: with padding={padding!r} nothing is left of what "
                 f"the {' x '.join(map(str, kernel))} kernel writes"
             )
-        rows *= n
-    if path is None:
-        device = x.device.type
-        path = nominal_path(factors, paths, bucket(rows), geometry.stride, device, True)
-    else:
-        check_layer_path(path, paths, factors, CONV_TRANSPOSE)
-    return run_conv_transpose(path, factors, x, bias, geometry)
+    path = fitting_path(CONV_TRANSPOSE, path, factors, x, sizes, geometry.stride)
+    return run_sliding(path, factors, x, bias, geometry)

@@ -63,3 +63,22 @@ def padding_row(padding_idx: int | None, rows: int) -> int | None:
             f"{rows - 1}"
         )
     return padding_idx % rows
+
+
+def check_defaults(why: str, **options: tuple[Any, Any]) -> None:
+    """Raise ArgumentError, with the reason, for an option that is given where there is none: each
+    is (value, default)."""
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ArgumentError(f"{name}={value!r}: {why}")
+
+
+def check_is_conv(factors: Factors, **options: tuple[Any, Any]) -> None:
+    """Raise ArgumentError for an option of convolutions, (value, default), where the factors stand
+    for the matrix of a linear layer."""
+    if len(factors.shape) == 2:
+        shape = " x ".join(map(str, factors.shape))
+        why = (
+            f"factors stand for a matrix {shape}, whose layer is linear and has none; leave it out"
+        )
+        check_defaults(why, **options)

@@ -52,7 +52,11 @@ class Geometry(NamedTuple):
 
     def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """x (B, g n, ...) with a kernel `(g m, n, *k)`."""
-        return CONVOLUTION[len(self.stride)](x, kernel, bias, *self, groups)
+        return self.by_weight(x, kernel, bias, groups)
+
+    def by_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """The same with a weight in the layout of torch's layer."""
+        return CONVOLUTION[len(self.stride)](x, weight, bias, *self, groups)
 
     def as_torch_has(self, kernel: Tensor, groups: int) -> Tensor:
         """The kernel `(g m, n, *k)` in the layout of torch's layer."""
@@ -80,8 +84,12 @@ class TransposedGeometry(NamedTuple):
 
     def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """x (B, g n, ...) with a kernel `(g m, n, *k)`, outputs first as in a convolution."""
-        conv, own = TRANSPOSED[len(self.stride)], adjoint(kernel, groups)
-        return conv(x, own, bias, *self[:3], groups, self.dilation)
+        return self.by_weight(x, adjoint(kernel, groups), bias, groups)
+
+    def by_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """The same with a weight in the layout of torch's layer, `(g n, m, *k)`."""
+        conv = TRANSPOSED[len(self.stride)]
+        return conv(x, weight, bias, *self[:3], groups, self.dilation)
 
     def as_torch_has(self, kernel: Tensor, groups: int) -> Tensor:
         """The kernel `(g m, n, *k)` in the layout of torch's layer, `(g n, m, *k)`."""
@@ -229,6 +237,15 @@ def transposed_sizes(
     """Positions that a transposed convolution writes along every axis."""
     axes = zip(size, kernel, stride, padding, output_padding, dilation, strict=True)
     return tuple([(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in axes])
+
+
+def rows_of(x: Tensor, sizes: Axes) -> int:
+    """Rows M of a convolution of x (B, ...), or of one without B, to so many positions along every
+    axis: batch times positions."""
+    rows = x.shape[0] if x.ndim == len(sizes) + 2 else 1
+    for n in sizes:
+        rows *= n
+    return rows
 
 
 def transposed_geometry(

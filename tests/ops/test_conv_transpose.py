@@ -117,6 +117,8 @@ def test_the_memory_format_of_the_input_is_kept(format: str, axes: int) -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     f, x = random_factors("lowrank", (4, 3, 2, 2)), torch.zeros(1, 3, 4, 4, dtype=torch.float64)
     with pytest.raises(ShapeError, match=r"must be \(B, 3, H, W\) or \(3, H, W\)"):
+        ops.conv_transpose2d(x[0, 0], f)
+    with pytest.raises(ShapeError, match="and so 2 channels; the kernel takes 3"):
         ops.conv_transpose2d(x[:, :2], f)
     with pytest.raises(ShapeError, match="kernel of a convolution is"):
         ops.conv_transpose1d(x, f)

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from tensorlrf.compression.checkpoint.named_tensors import ancestors_of, joined
 from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.convolutions.sliding import FactoredSlidingNd
 from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.plain import BASES
 from tensorlrf.nn.resized.layers import groups_before, resized_of
@@ -96,7 +97,7 @@ def _line(module: nn.Module) -> str:
         options = (*_OPTIONS, "padding")
     elif kind in _TRANSPOSED:
         options = (*_OPTIONS, "padding", "output_padding")
-    elif isinstance(module, nn.modules.conv._ConvNd) or hasattr(module, "_conv_padding"):
+    elif isinstance(module, (nn.modules.conv._ConvNd, FactoredSlidingNd)):
         options = _OPTIONS
     values = {key: _plain(getattr(module, key)) for key in options}
     if options and not factored:

@@ -45,6 +45,11 @@ class Layer(NamedTuple):
     geometry: Sliding | None = None
     padding_idx: int | None = None
 
+    @classmethod
+    def sliding(cls, geometry: Sliding) -> Layer:
+        """The convolution of either kind with that geometry."""
+        return cls("conv_transpose" if geometry.transposed else "conv", geometry)
+
     def paths(self, factors: Any) -> Paths:
         """What the form of these factors, or symbols in their place, tells of such a layer."""
         form = form_of(factors)
