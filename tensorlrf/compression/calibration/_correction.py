@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.compression.calibration.moments._sums import (
     add_products,
     add_squares,
     mirrored,
     raised,
 )
+from tensorlrf.compression.calibration.taps._transposed import Reading
 from tensorlrf.decomposition.linalg.compact import Compact, Gram
 from tensorlrf.decomposition.second_moments import OutputMetric
 
@@ -86,7 +86,7 @@ class LagMoments(Protocol):
 
 def lag_moments(
     weight: Tensor,
-    taps: Taps | None,
+    taps: Reading | None,
     metric: OutputMetric | None = None,
     wanted: Tensor | None = None,
 ) -> LagMoments:
@@ -98,7 +98,7 @@ def lag_moments(
     return OutputLags(weight, taps, metric, wanted)
 
 
-def lag_bytes(shape: Sequence[int], taps: Taps | None) -> int:
+def lag_bytes(shape: Sequence[int], taps: Reading | None) -> int:
     """What `lag_moments` of a weight of this shape takes at the most, its moments included."""
     rows, columns = shape[0], math.prod(shape[1:])
     if taps is None and columns <= rows:
@@ -164,7 +164,7 @@ class OutputLags:
     def __init__(
         self,
         weight: Tensor,
-        taps: Taps | None,
+        taps: Reading | None,
         metric: OutputMetric | None = None,
         wanted: Tensor | None = None,
     ) -> None:
@@ -194,10 +194,9 @@ class OutputLags:
             cross, summed = e.T @ x, e.sum(0).to(torch.float64)
             self.count += x.shape[0]
         else:
-            x = taps.padded(x)
-            e = taps.apply(taps.padded(x0) - x, weight)  # (batch, O, *positions)
+            e = taps.outputs(x0 - x, weight)  # (batch, O, *positions)
             # The gradient of a conv in its weight is this very sum over positions.
-            cross = taps.weight_gradient(x, weight.shape, e).flatten(1)
+            cross = taps.gradient(x, e, weight.shape).flatten(1)
             summed = e.flatten(2).sum(2).sum(0, dtype=torch.float64)
             self.count += e.numel() // e.shape[1]
         self._cross += cross

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression.calibration._taps import Taps
+from tensorlrf.compression.calibration.taps._transposed import Reading, reading_of
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
@@ -38,7 +38,7 @@ class DenseLayer:
 
     module: Any
     plain: Plain
-    taps: Taps | None
+    taps: Reading | None
 
     @classmethod
     def of(cls, module: nn.Module) -> DenseLayer:
@@ -46,7 +46,7 @@ class DenseLayer:
         plain = plain_of(module)
         assert isinstance(plain, Plain)
         own: Any = module.weight
-        taps = Taps.of(plain, plain.shape_of(own)) if plain.axes else None
+        taps = reading_of(plain, plain.shape_of(own)) if plain.axes else None
         return cls(module, plain, taps)
 
     @property

@@ -21,6 +21,7 @@ from tensorlrf.compression.calibration._memory import METRIC, Gathered
 from tensorlrf.compression.calibration._statistics import Stream
 from tensorlrf.compression.calibration.moments._moments import ShiftMoments, moments_of
 from tensorlrf.compression.calibration.moments._shifts import differences, sums_of
+from tensorlrf.compression.calibration.taps._taps import Tap
 from tensorlrf.errors import ArgumentError, CalibrationWarning
 from tests.compression.networks import UNIFORM, set_weights
 from tests.draws import seeded32
@@ -223,11 +224,14 @@ def test_an_error_of_the_model_stays_one_of_the_model() -> None:
     st.lists(st.integers(1, 4), min_size=1, max_size=2),
     st.integers(0, 2),
     st.integers(1, 2),
+    st.booleans(),
 )
 def test_moments_take_no_more_than_was_said(
-    channels: int, kernel: list[int], padding: int, stride: int
+    channels: int, kernel: list[int], padding: int, stride: int, transposed: bool
 ) -> None:
     make: Any = nn.Conv1d if len(kernel) == 1 else nn.Conv2d
+    if transposed:
+        make = nn.ConvTranspose1d if len(kernel) == 1 else nn.ConvTranspose2d
     conv = make(channels, 4, tuple(kernel), padding=padding, stride=stride)
     site = DenseLayer.of(conv)
     moments = moments_of(site)
@@ -239,13 +243,17 @@ def test_moments_take_no_more_than_was_said(
 
 
 def test_as_many_sums_as_windows_leave_out() -> None:
-    keys = set()
-    for da, db in differences(3, 2):
-        keys.add((da, db))
-        rows, columns = range(3 - da), range(2 - abs(db))
-        keys |= {(da, db, 0, a) for a in rows} | {(da, db, 1, b) for b in columns}
-        keys |= {(da, db, 2, a, b) for a in rows for b in columns}
-    assert sums_of(3, 2) == len(keys)
+    rows, columns = ([Tap(2 * t) for t in range(k)] for k in (3, 2))
+    keys: set[tuple[int, ...]] = set()
+    for u, v in differences(rows, columns):
+        first, second = range(3 - u // 2), range(2 - abs(v) // 2)
+        keys |= {(u, v), *((u, v, 0, a) for a in first), *((u, v, 1, b) for b in second)}
+        keys |= {(u, v, 2, a, b) for a in first for b in second}
+    assert sums_of(rows, columns) == len(keys)
+    # Taps of phases of their own: each is apart from itself alone.
+    apart = [Tap(0, t) for t in range(3)]
+    assert differences(apart, columns) == [(0, 0), (0, 2)]
+    assert sums_of(apart, columns) == 4 * (1 + 2) + 4 * (1 + 1)
 
 
 def test_there_is_memory_here() -> None:

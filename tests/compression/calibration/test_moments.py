@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.compression.calibration.moments import _moments, _sums
 from tensorlrf.compression.calibration.moments._moments import (
     LinearMoments,
@@ -18,6 +17,7 @@ from tensorlrf.compression.calibration.moments._moments import (
     ShiftMoments,
     moments_of,
 )
+from tensorlrf.compression.calibration.taps._taps import Taps
 from tests.compression.calibration.unfolded import patches
 
 sides = st.integers(1, 4)

@@ -17,8 +17,8 @@ import tensorlrf
 from tensorlrf import compress
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import OutputError, Stream
-from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.compression.calibration.moments import _moments
+from tensorlrf.compression.calibration.taps._taps import Taps
 from tensorlrf.nn import Plain, register_plain
 from tests.compression.calibration.unfolded import (
     CONVS,

@@ -146,7 +146,7 @@ def _outputs(site: DenseLayer, weight: Tensor, x: Tensor) -> list[Tensor]:
     weight, x = weight.double(), x.double()
     if site.taps is None:
         return [(x @ weight.T).T]
-    y = site.taps.apply(site.taps.padded(x), weight)
+    y = site.taps.outputs(x, weight)
     return [part.movedim(1, 0).flatten(1) for part in y.chunk(site.groups, dim=1)]
 
 

@@ -36,7 +36,7 @@ def layer(kind: str) -> tuple[DenseLayer, Tensor, Basis]:
 
 def outputs(site: DenseLayer, weight: Tensor, x: Tensor) -> Tensor:
     """(positions, groups, m), without bias."""
-    y = x @ weight.T if site.taps is None else site.taps.apply(site.taps.padded(x), weight)
+    y = x @ weight.T if site.taps is None else site.taps.outputs(x, weight)
     rows = rows_of(site, y, 1)
     assert rows is not None
     return rows[0]

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from tensorlrf.compression.calibration._taps import Taps
+from tensorlrf.compression.calibration.taps._taps import Taps
 from tensorlrf.decomposition.linalg.compact import Gram
 
 
@@ -30,9 +30,9 @@ class Lengths:
             largest = self._take(squares)
             self.cubes += largest * ((squares / largest).to(rows.dtype) @ rows).to(torch.float64)
 
-    def add_patches(self, padded: Tensor, taps: Taps) -> None:
+    def add_patches(self, padded: Tensor, taps: Taps, columns: Tensor | None = None) -> None:
         """Take the patches of padded inputs (batch, I, *size) of one group: |x|^2 of a patch is the
-        sum of |pixel|^2 under the taps."""
+        sum of |pixel|^2 under the taps, which see `columns` alone of it where these are given."""
         if not padded.shape[0]:
             return
         pixels = torch.linalg.vector_norm(padded, dim=1, keepdim=True).to(torch.float64).square()
@@ -51,7 +51,8 @@ class Lengths:
             for k, window in enumerate(itertools.islice(taps.windows(laid), first, some.stop)):
                 window[:, k] = shares[:, 0]
             cubes.append((images @ laid.flatten(2).mT).sum(0))  # (I, taps)
-        self.cubes += largest * torch.cat(cubes, dim=1).flatten().to(torch.float64)
+        own = slice(None) if columns is None else columns.to(self.cubes.device)
+        self.cubes[own] += largest * torch.cat(cubes, dim=1).flatten().to(torch.float64)
 
     def merge(self, other: Lengths) -> None:
         """Take what another one of the same layer has seen."""

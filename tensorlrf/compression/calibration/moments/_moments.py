@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration._taps import Taps
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._lengths import Lengths
 from tensorlrf.compression.calibration.moments._shifts import ShiftedCorrelations, sums_of
 from tensorlrf.compression.calibration.moments._sums import raised
+from tensorlrf.compression.calibration.taps._taps import Phase, Tap, in_batch
+from tensorlrf.compression.calibration.taps._transposed import Reading
 from tensorlrf.decomposition.linalg.compact import Gram, LowRankPlusDiagonal
 
 PATCH_NUMBERS = 1 << 22
@@ -74,24 +75,43 @@ class Moments(ABC):
         """The mean column so far: (n,), float64."""
 
 
-class ColumnMoments(Moments):
+class SummedMoments(Moments):
+    """With the sum of the columns beside."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        super().__init__(n, device)
+        self._sum = torch.zeros(n, dtype=torch.float64, device=device)
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self._sum += other._sum
+
+    def mean(self) -> Tensor:
+        return self._sum / max(1, self.count)
+
+    def _add_sums(self, phase: Phase, images: Tensor) -> Tensor:
+        """Take all of the patches of a phase but their products; returns the images as its taps see
+        them."""
+        padded, columns = phase.taps.padded(images), phase.columns
+        own = slice(None) if columns is None else columns.to(self._sum.device)
+        self._sum[own] += phase.taps.sums(padded)
+        self.lengths.add_patches(padded, phase.taps, columns)
+        return padded
+
+
+class ColumnMoments(SummedMoments):
     """Of columns that are there as they stand: sums of their products, and of themselves."""
 
     def __init__(self, n: int, device: torch.device, form: Form = FULL) -> None:
         super().__init__(n, device)
         self._products = form.sums(n, device)
-        self._sum = torch.zeros(n, dtype=torch.float64, device=device)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
         self._products.merge(other._products)
-        self._sum += other._sum
 
     def gram(self) -> Gram:
         return self._products.mean(max(1, self.count))
-
-    def mean(self) -> Tensor:
-        return self._sum / max(1, self.count)
 
 
 class LinearMoments(ColumnMoments):
@@ -140,67 +160,76 @@ class PatchMoments(ColumnMoments):
     """Of a conv with any stride and any number of axes, by unfolding a bounded block of output
     rows at a time. The input is that of one group."""
 
-    def __init__(self, taps: Taps, device: torch.device, form: Form = FULL) -> None:
+    def __init__(self, taps: Reading, device: torch.device, form: Form = FULL) -> None:
         super().__init__(taps.patch, device, form)
         self._taps = taps
 
     def add(self, x: Tensor) -> None:
-        taps = self._taps
-        for images in _in_parts(x.detach(), taps.axes):
-            padded = taps.padded(raised(images))  # (batch, I, *size)
-            height, *others = taps.positions(padded)
-            width = math.prod(others)
-            step = max(1, PATCH_NUMBERS // (taps.patch * max(1, width)))
-            patches = taps.patches(padded)  # (batch, *positions, I, *kernel), a view
-            for image in patches:
-                for top in range(0, height, step):
-                    block = image[top : top + step].reshape(-1, taps.patch)  # (N, n)
+        for images in _in_parts(x.detach(), self._taps.axes):
+            images = raised(images)
+            for phase in self._taps.phases(images.shape[2:]):
+                self._unfold(phase, self._add_sums(phase, images))
+            self.count += _outputs(self._taps, images)
+
+    def _unfold(self, phase: Phase, padded: Tensor) -> None:
+        """Take the products of the patches of a phase, of a padded batch (batch, I, *size)."""
+        taps, n = phase.taps, self._taps.patch
+        height, *others = taps.positions(padded)
+        step = max(1, PATCH_NUMBERS // (n * max(1, math.prod(others))))
+        for image in taps.patches(padded):  # (*positions, I, *kernel), a view
+            for top in range(0, height, step):
+                block = image[top : top + step].reshape(-1, taps.patch)  # (N, n)
+                if phase.columns is None:
                     self._products.take(block)
-            self._sum += taps.sums(padded)
-            self.lengths.add_patches(padded, taps)
-            self.count += padded.shape[0] * height * width
+                else:
+                    self._products.take_at(block, phase.columns, n)
 
 
-class ShiftMoments(Moments):
-    """Of a conv in one or two axes with stride 1, by correlations of the shifted input.
+class ShiftMoments(SummedMoments):
+    """Of a conv in one or two axes with stride 1, or of a transposed one, by correlations of the
+    shifted input.
 
     Apart from the borders, the block of G for taps p and q depends on q - p only: a 3 x 3 kernel
-    needs 13 products of the size of the input instead of 45 (or 81, by unfolding).
+    needs 13 products of the size of the input instead of 45 (or 81, by unfolding); a transposed one
+    of 4 x 4 at stride 2 needs 5.
     """
 
-    def __init__(self, taps: Taps, device: torch.device) -> None:
+    def __init__(self, taps: Reading, device: torch.device) -> None:
         super().__init__(taps.patch, device)
         self._taps = taps
-        flat = taps.axes == 1  # a conv in one axis is one of height 1
-        kernel = (1, *taps.kernel) if flat else taps.kernel
-        dilation = (1, *taps.dilation) if flat else taps.dilation
-        self._parts = ShiftedCorrelations(taps.channels, kernel, dilation, device)
-        self._sum = torch.zeros(taps.patch, dtype=torch.float64, device=device)
+        self._parts = ShiftedCorrelations(taps.channels, *_two_axes(taps), device)
 
     def add(self, x: Tensor) -> None:
         taps = self._taps
-        zeros = (0, 0, 0, 0)
-        if taps.mode == "zeros":
-            rows, columns = ((0, 0), *taps.sides) if taps.axes == 1 else taps.sides
-            left, right, top, bottom = [max(0, n) for n in (*columns, *rows)]
-            zeros = (left, right, top, bottom)
         for images in _in_parts(x.detach(), taps.axes):
-            padded = taps.padded(raised(images))
-            self._sum += taps.sums(padded)
-            self.lengths.add_patches(padded, taps)
-            grid = padded[:, :, None] if taps.axes == 1 else padded
-            self.count += self._parts.add(grid, zeros)
+            images = raised(images)
+            for phase in taps.phases(images.shape[2:]):
+                self._add_sums(phase, images)
+            grid, zeros = taps.grid(images)
+            outputs = taps.outputs_along(images.shape[2:])
+            if taps.axes == 1:  # a conv in one axis is one of height 1
+                grid, zeros, outputs = grid[:, :, None], ((0, 0), *zeros), [(1,), *outputs]
+            self._parts.add(grid, outputs, zeros)
+            self.count += _outputs(taps, images)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
         self._parts.merge(other._parts)
-        self._sum += other._sum
 
     def gram(self) -> Tensor:
         return self._parts.total().div_(max(1, self.count))
 
-    def mean(self) -> Tensor:
-        return self._sum / max(1, self.count)
+
+def _outputs(taps: Reading, images: Tensor) -> int:
+    """How many patches there are in a batch (batch, I, *size)."""
+    along = taps.outputs_along(images.shape[2:])
+    return int(images.shape[0]) * math.prod(map(sum, along))
+
+
+def _two_axes(taps: Reading) -> tuple[Sequence[Tap], Sequence[Tap]]:
+    """The taps along rows and columns; a conv in one axis has one row of them."""
+    *rows, columns = taps.along()
+    return (rows[0] if rows else [Tap(0)]), columns
 
 
 def moments_of(layer: DenseLayer, form: Form = FULL) -> Moments:
@@ -234,18 +263,17 @@ def moment_bytes(layer: DenseLayer, form: Form = FULL) -> int:
     matrix, taps = 8 * layer.columns**2, layer.taps
     if form != FULL or taps is None or taps.is_pointwise or not _shifts(taps):
         return form.held(layer.columns)
-    kernel = (1, *taps.kernel) if taps.axes == 1 else taps.kernel
-    return 8 * taps.channels**2 * sums_of(*kernel) + 2 * matrix
+    return 8 * taps.channels**2 * sums_of(*_two_axes(taps)) + 2 * matrix
 
 
-def _shifts(taps: Taps) -> bool:
-    return taps.axes < 3 and set(taps.stride) == {1} and taps.channels > FEW_CHANNELS
+def _shifts(taps: Reading) -> bool:
+    return taps.axes < 3 and taps.slides and taps.channels > FEW_CHANNELS
 
 
 class _Pointwise(LinearMoments):
     """Of a conv with a kernel of one element that reads every pixel: a linear layer on channels."""
 
-    def __init__(self, n: int, device: torch.device, taps: Taps, form: Form = FULL) -> None:
+    def __init__(self, n: int, device: torch.device, taps: Reading, form: Form = FULL) -> None:
         super().__init__(n, device, form)
         self._axes = taps.axes
 
@@ -257,7 +285,7 @@ class _Pointwise(LinearMoments):
 def _in_parts(x: Tensor, axes: int) -> Iterator[Tensor]:
     """A batch (batch, I, *size), or one input without a batch dimension, a few images at a time:
     copies of them have `PATCH_NUMBERS` numbers, one image at the least."""
-    x = x[None] if x.ndim == axes + 1 else x
+    x = in_batch(x, axes)
     images = max(1, PATCH_NUMBERS // max(1, x[0].numel())) if x.shape[0] else 1
     for start in range(0, x.shape[0], images):
         yield x[start : start + images]

@@ -24,6 +24,12 @@ class Sums(ABC):
     def take(self, rows: Tensor) -> None:
         """Add rows (N, n), in float32 or float64."""
 
+    def take_at(self, rows: Tensor, columns: Tensor, n: int) -> None:
+        """Add rows with n columns that are zero outside of `columns`, which is what is given."""
+        whole = rows.new_zeros(rows.shape[0], n)
+        whole[:, columns] = rows
+        self.take(whole)
+
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what another one has taken."""
@@ -41,6 +47,13 @@ class Whole(Sums):
 
     def take(self, rows: Tensor) -> None:
         add_squares(self._products, rows)
+
+    def take_at(self, rows: Tensor, columns: Tensor, n: int) -> None:
+        size = len(columns)
+        own = self._products.new_zeros(size, size)
+        add_squares(own, rows)
+        columns = columns.to(own.device)
+        self._products[columns[:, None], columns] += mirrored(own)
 
     def merge(self, other: Self) -> None:
         self._products += other._products

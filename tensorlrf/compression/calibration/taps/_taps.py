@@ -1,9 +1,4 @@
-"""How a convolution reads its input, in any number of axes: pads, strides, taps, groups.
-
-A transposed one is the convolution, at stride 1, of an image with stride - 1 zeros between its
-pixels, read backwards along every axis (Dumoulin & Visin 2016, section 4): so its inputs too have
-patches, and of their moments the error of the outputs follows.
-"""
+"""How a convolution reads its input, in any number of axes: pads, strides, taps, groups."""
 
 from __future__ import annotations
 
@@ -11,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +14,30 @@ from torch.nn import functional as F
 from torch.nn import grad
 
 from tensorlrf.nn.plain import Pads, Plain
+from tensorlrf.ops.geometry import CONVOLUTION, flat, output_sizes
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_WEIGHT = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
+WEIGHT_GRADIENT = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 
 Sides = tuple[tuple[int, int], ...]
+
+
+class Tap(NamedTuple):
+    """One of the taps along an axis: it reads the grid at `start`, `start` + 1 and so on, once for
+    each output of its phase."""
+
+    start: int
+    phase: int = 0
+
+
+class Phase(NamedTuple):
+    """Outputs that are made by some of the taps.
+
+    taps     how these read
+    columns  which numbers of a patch they see; None for all of them
+    """
+
+    taps: Taps
+    columns: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,6 @@ class Taps:
     kernel, stride, dilation   one entry an axis
     sides     what is put before and behind each axis; below zero it is taken away
     mode      of the padding: "zeros", or as torch.nn.functional.pad calls it
-    spread    of a transposed convolution its stride, by which pixels are set apart; else empty
     """
 
     channels: int
@@ -42,22 +56,11 @@ class Taps:
     dilation: tuple[int, ...]
     sides: Sides
     mode: str = "zeros"
-    spread: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, plain: Plain, shape: Sequence[int]) -> Taps:
-        """Those of a convolution with a weight of this shape, outputs first."""
+        """Those of a convolution with a weight of this shape."""
         kernel = tuple(shape[2:])
-        if plain.is_transposed:
-            return cls(
-                int(shape[1]),
-                plain.groups,
-                kernel,
-                (1,) * len(kernel),
-                plain.dilation,
-                _sides_of_transposed(plain, kernel),
-                spread=plain.stride,
-            )
         return cls(
             int(shape[1]),
             plain.groups,
@@ -82,26 +85,48 @@ class Taps:
         """Taps of the kernel."""
         return math.prod(self.kernel)
 
-    def one_group(self) -> Taps:
-        """The same for each group's channels by themselves."""
-        return replace(self, groups=1)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """(batch, groups * channels, *size) as the taps see it; without batch likewise."""
-        x = x[None] if x.ndim == self.axes + 1 else x
-        if self.spread:
-            x = _set_apart(x, self.spread)
-        amounts = [n for pair in reversed(self.sides) for n in pair]
-        if not any(amounts):
-            return x
-        return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
-
     @property
     def is_pointwise(self) -> bool:
         """Whether every pixel is read by a kernel of one element, and nothing else is."""
         sides = [n for pair in self.sides for n in pair]
-        steps = {*self.kernel, *self.stride, *self.spread}
-        return steps == {1} and not any(sides)
+        return {*self.kernel, *self.stride} == {1} and not any(sides)
+
+    @property
+    def slides(self) -> bool:
+        """Each tap reads neighbours one after the other."""
+        return set(self.stride) == {1}
+
+    def one_group(self) -> Taps:
+        """The same for each group's channels by themselves."""
+        return replace(self, groups=1)
+
+    def phases(self, size: Sequence[int]) -> Iterator[Phase]:
+        """The outputs for an input of this size, by the taps that they read by."""
+        yield Phase(self, None)
+
+    def along(self) -> list[list[Tap]]:
+        """The taps along each axis, on the `grid`, where it slides."""
+        axes = zip(self.kernel, self.dilation, strict=True)
+        return [[Tap(t * d) for t in range(k)] for k, d in axes]
+
+    def outputs_along(self, size: Sequence[int]) -> list[tuple[int, ...]]:
+        """How many outputs of each phase there are along each axis, for an input of this size."""
+        total = tuple(map(sum, self.sides))
+        counts = output_sizes(tuple(size), self.kernel, self.stride, total, self.dilation)
+        return [(n,) for n in counts]
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Sides]:
+        """(what the taps slide over, how many zeros are on its sides) for x (batch, I, *size)."""
+        zeros = [(max(0, a), max(0, b)) if self.mode == "zeros" else (0, 0) for a, b in self.sides]
+        return self.padded(x), tuple(zeros)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(batch, groups * channels, *size) as the taps see it; without batch likewise."""
+        x = in_batch(x, self.axes)
+        amounts = flat(self.sides)
+        if not any(amounts):
+            return x
+        return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
 
     def reach(self) -> tuple[int, ...]:
         """Extent of the taps along each axis."""
@@ -154,19 +179,25 @@ class Taps:
         window[2 + axis] = slice(first, first + (positions - 1) * step + 1, step)
         return seen[tuple(window)]
 
-    def apply(self, padded: Tensor, weight: Tensor) -> Tensor:
-        """The convolution itself, without bias."""
-        out: Tensor = _CONV[self.axes](
-            padded, weight, None, self.stride, 0, self.dilation, self.groups
+    def outputs(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution of x itself, without bias."""
+        out: Tensor = CONVOLUTION[self.axes](
+            self.padded(x), weight, None, self.stride, 0, self.dilation, self.groups
         )
         return out
 
-    def weight_gradient(self, padded: Tensor, shape: Sequence[int], e: Tensor) -> Tensor:
-        """sum over positions of e x^T, in the shape of the weight: its very gradient."""
-        out: Tensor = _WEIGHT[self.axes](  # type: ignore[no-untyped-call]
-            padded, tuple(shape), e, self.stride, 0, self.dilation, self.groups
+    def gradient(self, x: Tensor, e: Tensor, shape: Sequence[int]) -> Tensor:
+        """sum over outputs of e times the patch of x, in the shape of the weight, whose very
+        gradient it is."""
+        out: Tensor = WEIGHT_GRADIENT[self.axes](  # type: ignore[no-untyped-call]
+            self.padded(x), tuple(shape), e, self.stride, 0, self.dilation, self.groups
         )
         return out
+
+
+def in_batch(x: Tensor, axes: int) -> Tensor:
+    """(batch, channels, *size) of x, which may be without batch."""
+    return x[None] if x.ndim == axes + 1 else x
 
 
 def _sides(padding: str | Pads, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Sides:
@@ -176,22 +207,3 @@ def _sides(padding: str | Pads, kernel: tuple[int, ...], dilation: tuple[int, ..
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((n // 2, n - n // 2) for n in totals)
     return tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
-
-
-def _sides_of_transposed(plain: Plain, kernel: tuple[int, ...]) -> Sides:
-    """Around the spread image, which is read backwards: what torch puts behind comes first."""
-    given = zip(kernel, plain.dilation, plain.padding, plain.output_padding, strict=True)
-    sides = []
-    for k, d, p, more in given:
-        assert isinstance(p, int)  # it has no other
-        sides.append((d * (k - 1) - p + more, d * (k - 1) - p))
-    return tuple(sides)
-
-
-def _set_apart(x: Tensor, by: tuple[int, ...]) -> Tensor:
-    """x (batch, channels, *size) backwards along every axis, with by - 1 zeros between pixels."""
-    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], by, strict=True)]
-    spread = x.new_zeros(*x.shape[:2], *sizes)
-    every: list[slice] = [slice(None)] * 2
-    spread[(*every, *[slice(None, None, s) for s in by])] = x.flip(tuple(range(2, x.ndim)))
-    return spread

@@ -1,0 +1,1 @@
+"""How convolutions read their inputs: which pixels a tap sees, for which outputs."""
