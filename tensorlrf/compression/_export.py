@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._unpacked import settled
 from tensorlrf.errors import ArgumentError, UnsupportedError
-from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn import FactoredEmbedding, FactoredEmbeddingBag, FactoredLayer
 from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.latent.attention import without_latents
 from tensorlrf.nn.obstacles import hooks_of
 from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.resized.layers import stock_
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
-from tensorlrf.nn.tables.ties import tie_stock
+from tensorlrf.nn.tables.ties import tie_stock, turn_stock
 
 
 def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
@@ -29,8 +29,10 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     method="modular" has made smaller are plain ones of their sizes; attentions that kept a part of
     their rotary pairs, which no stock one does, have zeros in place of the others; what torch keeps
     packed, an LSTM, an attention or the experts of a mixture, has no place for factors and is dense
-    again; a latent cache is one of keys and values again. Whatever is not factored is copied, so
-    that nothing is shared with `model`.
+    again; a latent cache is one of keys and values again. An embedding and the head on its table
+    have their factors in common, as before: the embedding then ends in a graph of torch.fx that
+    multiplies by the head's factor the other way round. Whatever is not factored is copied, so that
+    nothing is shared with `model`.
 
     Parameters
     ----------
@@ -121,8 +123,8 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
     copies: dict[int, Any] = {}
-    # Parameter -> what was made of layers that own it, with its place among their parameters.
-    made: dict[int, list[tuple[int, Tensor, nn.Module]]] = {}
+    # Parameter -> layers that own it, with its place among their parameters.
+    owners: dict[int, list[tuple[int, Tensor, FactoredLayer]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Unpacked):
             copies[id(module)] = module.pack()
@@ -137,15 +139,28 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
         copies[id(module)] = new(module)
         _keep_bias(module.bias, copies[id(module)], copies)
         for k, parameter in enumerate(module.parameters(recurse=False)):
-            made.setdefault(id(parameter), []).append((k, parameter, copies[id(module)]))
-    for (k, part, table), *others in made.values():
+            owners.setdefault(id(parameter), []).append((k, parameter, module))
+    for (k, part, first), *others in owners.values():
         for _, _, other in others:
             # Layers on one table have all factors in common, those on one basis that one alone.
-            tie_stock(table, other, part if k else None)
+            tie_stock(copies[id(first)], copies[id(other)], part if k else None)
+        if not k:
+            _turn([first, *(other for _, _, other in others)], copies)
     # To deepcopy these layers are copied already, wherever it meets them.
     replaced = settled(copy_of(model, copies))
     without_latents(replaced)
     return replaced
+
+
+def _turn(layers: list[FactoredLayer], copies: dict[int, Any]) -> None:
+    """Have what was made of tables and of heads on the same factors share the short ones, too."""
+    tables = [one for one in layers if isinstance(one, (FactoredEmbedding, FactoredEmbeddingBag))]
+    head = next((one for one in layers if one not in tables), None)
+    if head is None:
+        return
+    for table in tables:
+        scale = table.scale if isinstance(table, FactoredEmbedding) else 1.0
+        turn_stock(copies[id(table)], copies[id(head)], scale)
 
 
 def _keep_bias(bias: Tensor | None, new: nn.Module, copies: dict[int, Any]) -> None:

@@ -14,6 +14,7 @@ from tensorlrf.nn._hf_conv1d import FactoredHFConv1D
 from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn.behaviour.mismatch import in_turn, torch_layer
+from tensorlrf.nn.graphs import traced
 from tensorlrf.nn.memory_format import CHANNELS_LAST, is_channels_last
 from tensorlrf.nn.plain import HF_CONV1D, Plain
 from tensorlrf.nn.tables._bag import FactoredEmbeddingBag
@@ -175,7 +176,7 @@ def _dense_embedding(
     if made is None:
         made = _torch_embedding(weight, layer)
         # A head may be tied to the table, whose weight is without the scale.
-        made = made if layer.scale == 1.0 else fx.symbolic_trace(_Scaled(made, layer.scale))
+        made = made if layer.scale == 1.0 else traced(_Scaled(made, layer.scale))
     return made.train(layer.training)
 
 
@@ -226,7 +227,7 @@ def _stock_bags(layer: FactoredEmbeddingBag) -> nn.Module:
     assert first is not None
     assert second is not None
     linear = _library_layer(second, layer, None)
-    return fx.symbolic_trace(_Bags(_torch_bags(first.weight, layer), linear))
+    return traced(_Bags(_torch_bags(first.weight, layer), linear))
 
 
 # ---- what no library layer computes -------------------------------------------------------------
@@ -258,27 +259,27 @@ def _traced(stages: Stages, layer: FactoredLayer) -> fx.GraphModule:
     bias = layer.bias
     axes = max(0, len(layer.factors.shape) - 2)
     own_bias = None if bias is None else bias.detach()
-    traced = fx.symbolic_trace(_Traceable(stages, own_bias, axes, _scale(layer)))
+    graph = traced(_Traceable(stages, own_bias, axes, _scale(layer)))
     named: dict[str, str] = {}
     trained = any(layer._tensor(name).requires_grad for name in layer._names.values())
-    for node in traced.graph.nodes:
+    for node in graph.graph.nodes:
         if node.op != "get_attr":
             continue
         if node.target not in named:
-            tensor = getattr(traced, node.target)
-            delattr(traced, node.target)
+            tensor = getattr(graph, node.target)
+            delattr(graph, node.target)
             is_bias = bias is not None and tensor.data_ptr() == bias.data_ptr()
             named[node.target] = "bias" if is_bias else f"weight_{len(named)}"
             grad = layer.bias.requires_grad if is_bias and layer.bias is not None else trained
             copied = tensor.detach().clone()
             if copied.is_floating_point():
                 copied = nn.Parameter(copied, requires_grad=grad)
-                traced.register_parameter(named[node.target], copied)
+                graph.register_parameter(named[node.target], copied)
             else:
-                traced.register_buffer(named[node.target], copied)
+                graph.register_buffer(named[node.target], copied)
         node.target = named[node.target]
-    traced.recompile()
-    return traced
+    graph.recompile()
+    return graph
 
 
 def _padding(conv: Any) -> list[nn.Module]:

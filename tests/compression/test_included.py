@@ -216,15 +216,6 @@ def test_laws_of_a_model_with_a_factored_table(tmp_path: Path, tied: bool, metho
         assert not small.embed.weight[3].any()
 
 
-def test_export_of_a_tied_table_holds_its_long_factor_once() -> None:
-    small, _ = tensorlrf.compress(language(True), keep_params=0.5, **BOTH)
-    small.lm_head.path_table = tensorlrf.ops.PathTable.single("chain")
-    stock = tensorlrf.export(small)
-    assert stock.embed[0].weight is stock.lm_head[-1].weight
-    stock.body, small.body = nn.Identity(), nn.Identity()
-    assert n_params(stock) == n_params(small) + small.embed.right.numel()
-
-
 def test_training_a_tied_table_changes_both() -> None:
     small, _ = tensorlrf.compress(language(True), keep_params=0.5, **BOTH)
     x = texts(1)[0]

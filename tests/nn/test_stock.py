@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 from typing import Any
 
 import pytest
@@ -182,3 +183,12 @@ def test_refusals() -> None:
     layer = FactoredLinear(random_factors("lowrank", (7, 5)))
     with pytest.raises(ArgumentError, match="path='fold' is unknown; choose one of dense, chain"):
         to_stock_layer(layer, "fold")
+
+
+@pytest.mark.parametrize("format", ["kron", "tt"])
+def test_what_is_a_graph_can_be_pickled(format: str) -> None:
+    layer = FactoredLinear(random_factors(format, (8, 6)), seeded(8, seed=9))
+    stock, x = to_stock_layer(layer), seeded(3, 6, seed=1)
+    assert any(isinstance(m, torch.fx.GraphModule) for m in stock.modules())
+    again = pickle.loads(pickle.dumps(stock))
+    assert torch.equal(again(x), stock(x))
