@@ -75,6 +75,8 @@ def recognised(
     """(the attentions that are known, in order of execution; the others that cache something).
 
     linear  names of the layers that may be of keys and values
+
+    Raises ArgumentError for a model that knows no cache, or cannot take the batch.
     """
     watch = _Watch(set(linear))
     own = replica(model)
@@ -88,12 +90,29 @@ def recognised(
                 module.register_forward_hook(after, with_kwargs=True),
             ):
                 stack.callback(handle.remove)
-        call(own, asked)
+        try:
+            call(own, asked)
+        except ArgumentError as error:
+            _check_knows_cache(model, error)
+            raise
     found = [(frame, _site(frame, watch.tables)) for frame in watch.cached]
     return (
         [site for _, site in found if isinstance(site, Site)],
         [Unknown(f.name, why, f.numbers) for f, why in found if isinstance(why, str)],
     )
+
+
+def _check_knows_cache(model: nn.Module, error: ArgumentError) -> None:
+    """Raise ArgumentError where the model failed since it cannot be asked to keep a cache."""
+    cause = error.__cause__
+    unknown = f"unexpected keyword argument '{USE_CACHE}'"
+    if isinstance(cause, TypeError) and unknown in str(cause):
+        raise ArgumentError(
+            f"model: a {type(model).__name__} keeps no cache of keys and values, since its forward "
+            f"knows no {USE_CACHE}= ({cause}). A latent cache is for decoders that generate with "
+            "one, as those of transformers do: give such a model, or the decoder within yours; to "
+            "make any other smaller use tensorlrf.compress"
+        ) from error
 
 
 # ---- one pass ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tensorlrf import compress, latent_cache
@@ -202,6 +202,39 @@ def test_an_unknown_attention_is_named_and_the_model_stays() -> None:
 def test_a_model_without_such_a_cache_is_refused(name: str) -> None:
     with pytest.raises(ArgumentError, match="cache"):
         latent_cache(others.drawn(name), batches(name), rank=3, **QUIET)
+
+
+class Wrapped(nn.Module):
+    """Hands on whatever it is given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapped])
+def test_a_model_that_knows_no_cache_is_told_so(wrap: Any) -> None:
+    """Its own forward, or one within it, has no such keyword."""
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    model, x = wrap(nn.Sequential(net)), [torch.zeros(2, 5, 8)]
+    before = copy.deepcopy(model.state_dict())
+    kind = type(model).__name__
+    with pytest.raises(
+        ArgumentError, match=rf"model: a {kind} keeps no cache of keys and val"
+    ) as e:
+        latent_cache(model, x, rank=3, **QUIET)
+    assert "knows no use_cache=" in str(e.value)
+    assert "use tensorlrf.compress" in str(e.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_fault_of_another_kind_keeps_its_own_words() -> None:
+    with pytest.raises(ArgumentError, match="the model cannot take batch 0") as e:
+        latent_cache(drawn("llama"), [{"input_ids": torch.zeros(1, 3)}], rank=3, **QUIET)
+    assert "keeps no cache" not in str(e.value)
 
 
 def test_a_latent_cache_is_made_once() -> None:
