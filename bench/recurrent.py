@@ -68,7 +68,7 @@ def measure(hidden: int, batch: int, steps: int, share: float, seconds: float) -
         "input": products.median("dense") / products.median("small"),
         **{way: whole.median("dense") / whole.median(way) for way in WAYS},
         "dense_ms": 1e3 * whole.median("dense"),
-        "chosen": "loop" if small._loops(small.recurrent_l0, x) else "kernel",
+        "chosen": "loop" if small._loops([small.recurrent_l0], x, None) else "kernel",
     }  # fmt: skip
 
 

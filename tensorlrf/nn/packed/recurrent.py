@@ -24,6 +24,7 @@ from tensorlrf.nn.packed._scan import (
     given_states,
     scan,
 )
+from tensorlrf.nn.packed._ways import loop_is_faster
 from tensorlrf.nn.packed.unpacked import (
     Unpacked,
     alone,
@@ -35,9 +36,6 @@ from tensorlrf.nn.packed.unpacked import (
 
 AUTO, KERNEL, LOOP = "auto", "kernel", "loop"
 RECURRENCES = (AUTO, KERNEL, LOOP)
-LEAST_SAVED = 1 << 20
-"""Bytes of the recurrent matrix that its factors must save for the loop to be the choice on a CPU:
-a step of it takes some 50 us of Python, in which a core reads about so much."""
 
 _PARTS = ("input", "recurrent", "projection")
 _NAMES = ("ih", "hh", "hr")
@@ -59,8 +57,8 @@ class FactoredRecurrent(Unpacked):
     - "loop": step by step on the factors, for large matrices of small rank, and whenever hooks are
       on the layers.
 
-    "auto" is the loop on a CPU where the factors of the recurrent matrix save more reading than the
-    Python of a step takes, else the kernel; `tensorlrf.tune` measures both and sets the faster.
+    "auto" is the loop on a CPU where it should be faster by what both ways were measured to take:
+    see `_ways`; else the kernel. `tensorlrf.tune` measures both and sets the faster.
     """
 
     mode: str
@@ -210,7 +208,8 @@ class FactoredRecurrent(Unpacked):
         """All directions of a layer in one loop; None where one of them goes another way."""
         arriving, recurrent, projection = zip(*map(self._parts_at, ends), strict=True)
         alone = map(is_quiet, (*arriving, *recurrent, *projection))
-        if not all(alone) or not all(self._loops(one, xs[0]) for one in recurrent):
+        behind = zip(recurrent, projection, strict=True)
+        if not all(alone) or not all(self._loops(pair, xs[0], sizes) for pair in behind):
             return None
         h, mode = states[0][0], MODES[self.mode]
         recurs = Abreast.of(recurrent, h)
@@ -246,7 +245,7 @@ class FactoredRecurrent(Unpacked):
         """One direction of a layer."""
         layers = self._parts_at(end)
         is_heard = not all(map(is_quiet, layers))
-        if not is_heard and not self._loops(layers[1], x):
+        if not is_heard and not self._loops(layers[1:], x, sizes):
             return self._kernel(x, sizes, states, layers)
         arriving, recurrent, projection = layers
         arrives, steps = arriving(x).flatten(0, -2), self._steps(x, sizes)
@@ -262,15 +261,18 @@ class FactoredRecurrent(Unpacked):
             out, last = walk(product(recurrent), product(projection))
         return out.reshape(*x.shape[:-1], out.shape[-1]), last
 
-    def _loops(self, recurrent: Any, x: Tensor) -> bool:
+    def _loops(self, layers: Sequence[Any], x: Tensor, sizes: Tensor | None) -> bool:
+        """Whether the recurrent layer and the projection, if there is one, are gone through step by
+        step."""
         if self._recurrence != AUTO:
             return self._recurrence == LOOP
+        recurrent, *_ = layers = [layer for layer in layers if layer is not None]
         if x.is_cuda or torch.compiler.is_compiling() or not isinstance(recurrent, FactoredLayer):
             return False
         if recurrent.is_frozen:
             return False
-        numbers = math.prod(recurrent.factors.shape) - recurrent.factors.n_params
-        return numbers * x.element_size() >= LEAST_SAVED
+        steps, turns = len(x if sizes is None else sizes), 2 if self.bidirectional else 1
+        return loop_is_faster(layers, self.hidden_size, math.prod(x.shape[:-1]), steps, turns)
 
     def _kernel(
         self, x: Tensor, sizes: Tensor | None, states: States, layers: list[Any]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import tensorlrf
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredLinear, FactoredLSTM
 from tensorlrf.nn.packed._scan import backwards
+from tensorlrf.nn.packed._ways import loop_is_faster
 from tensorlrf.nn.packed.unpacked import unpacked_type
 from tensorlrf.ops import PathTable
 
@@ -250,21 +254,47 @@ def test_dropout_between_layers_alone() -> None:
     assert_near(own.eval()(x), module.eval()(x))
 
 
-def test_the_loop_is_the_choice_where_factors_save_most_of_the_reading() -> None:
+def test_the_loop_is_the_choice_where_it_saves_more_than_its_steps_take() -> None:
     torch.manual_seed(0)
-    for hidden, loops in ((64, False), (384, True)):
+    for hidden, loops in ((64, False), (1024, True)):
         small = tensorlrf.nn.factorize(nn.LSTM(8, hidden), "svd", 4).eval()
         x = torch.randn(3, 2, 8)
         assert small.recurrence == "auto"
-        assert small._loops(small.recurrent_l0, x) == loops
+        assert small._loops([small.recurrent_l0], x, None) == loops
         with torch.no_grad():
             auto = small(x)[0]
             small.recurrence = "loop" if loops else "kernel"
             assert torch.equal(small(x)[0], auto)
             small.recurrence = "auto"
             small.recurrent_l0.freeze()
-            assert not small._loops(small.recurrent_l0, x)
+            assert not small._loops([small.recurrent_l0], x, None)
             torch.testing.assert_close(small(x)[0], auto, rtol=1e-4, atol=1e-5)
+
+
+MEASURED = json.loads((Path(__file__).parents[3] / "bench/results/cpu/recurrent.json").read_text())
+
+
+@pytest.mark.parametrize("row", MEASURED["rows"])
+def test_the_choice_is_the_faster_way_of_all_that_were_measured(
+    row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: MEASURED["machine"]["threads"])
+    hidden, rank = row["hidden"], row["rank"]
+    blank = LowRank(torch.empty(4 * hidden, rank), torch.empty(rank, hidden), (4 * hidden, hidden))
+    rows, steps = row["batch"] * row["steps"], row["steps"]
+    loops = loop_is_faster([tensorlrf.nn.FactoredLinear(blank)], hidden, rows, steps)
+    chosen, other = ("loop", "kernel") if loops else ("kernel", "loop")
+    # Ratios of medians that are nearer than 5% may change places when they are measured again.
+    assert row[chosen] >= 0.95 * row[other]
+
+
+def test_a_projection_is_part_of_the_choice() -> None:
+    """A large one on few numbers, which the kernel would have made dense and would read."""
+    small = LowRank(torch.empty(1024, 100), torch.empty(100, 256), (1024, 256))
+    large = LowRank(torch.empty(4096, 4), torch.empty(4, 4096), (4096, 4096))
+    recurrent, projection = (tensorlrf.nn.FactoredLinear(f) for f in (small, large))
+    assert not loop_is_faster([recurrent], 256, 64, 64)
+    assert loop_is_faster([recurrent, projection], 256, 64, 64)
 
 
 @pytest.mark.parametrize("kind", MODULES)
