@@ -117,11 +117,15 @@ def calibration_batches(n_words: int = N_CALIBRATION) -> list[Tensor]:
     return batches(make_words("calibration", n_words))
 
 
-def compressed(dense: nn.Module, share: float) -> tuple[nn.Module, tensorlrf.Report]:
-    """With this share of its weights, LSTMs and head too, and the report."""
+def compressed(
+    dense: nn.Module, share: float, gates: str = "together", n_words: int = N_CALIBRATION
+) -> tuple[nn.Module, tensorlrf.Report]:
+    """With this share of its weights, LSTMs and head too, and the report; the gates of an LSTM as
+    `tensorlrf.SVD` has them."""
     return tensorlrf.compress(
-        dense, keep_params=share, skip=[], calibration=calibration_batches(),
+        dense, keep_params=share, skip=[], calibration=calibration_batches(n_words),
         allocation=tensorlrf.Allocation(least_share=FLOOR * share),
+        method=tensorlrf.SVD(gates=gates),
     )  # fmt: skip
 
 
