@@ -17,6 +17,7 @@ from tensorlrf.nn.convolutions._transposed import (
     FactoredConvTranspose3d,
 )
 from tensorlrf.nn.heads._svd_softmax import HeadReport, SVDSoftmaxHead
+from tensorlrf.nn.packed import _flat_experts, _zero_experts  # noqa: F401  which declare themselves
 from tensorlrf.nn.packed._attention import FactoredMultiheadAttention
 from tensorlrf.nn.packed._cells import FactoredGRUCell, FactoredLSTMCell, FactoredRNNCell
 from tensorlrf.nn.packed._experts import FactoredExperts, FactoredStack

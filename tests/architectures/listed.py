@@ -1,4 +1,4 @@
-"""Thirty architectures of transformers, small and random: two layers, 32 to 64 channels, a
+"""Thirty-one architectures of transformers, small and random: two layers, 32 to 64 channels, a
 vocabulary of 64, so that embeddings hold no more of them than of the large ones."""
 
 from __future__ import annotations
@@ -77,6 +77,18 @@ def _deepseek() -> Any:
             n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, n_group=2, topk_group=1,
             first_k_dense_replace=1, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8,
             qk_nope_head_dim=8, v_head_dim=12,
+        )
+    )  # fmt: skip
+
+
+def _dbrx() -> Any:
+    return hf.DbrxForCausalLM(
+        hf.DbrxConfig(
+            d_model=48, n_heads=HEADS, n_layers=2, max_seq_len=32, vocab_size=VOCABULARY,
+            attn_config={"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+            ffn_config={
+                "hidden_size": 48, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2,
+            },
         )
     )  # fmt: skip
 
@@ -228,6 +240,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         num_experts_per_tok=2,
         head_dim=16,
     ),
+    "DBRX": Architecture(_dbrx, text),
     "Mamba": Architecture(_mamba, plain_text),
     # encoders
     "BERT": _encoder(hf.BertForMaskedLM, hf.BertConfig),

@@ -1,4 +1,4 @@
-"""Thirty architectures of transformers keep the laws; three of them by default."""
+"""Thirty-one architectures of transformers keep the laws; three of them by default."""
 
 from __future__ import annotations
 

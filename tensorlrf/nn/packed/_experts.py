@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.nn.copies import replica
+from tensorlrf.nn.packed._compared import Draw, differs_on, routed
+from tensorlrf.nn.packed._routing import ARGUMENTS, by_expert, twin_of
 from tensorlrf.nn.packed.unpacked import (
     Unpacked,
     bias_of,
@@ -20,32 +23,46 @@ from tensorlrf.nn.packed.unpacked import (
 
 _UP = ("gate_up_proj", "up_proj")
 _DOWN = "down_proj"
-_ARGUMENTS = (
-    ["hidden_states", "top_k_index", "top_k_weights"],
-    ["hidden_states", "router_indices", "routing_weights"],
-)
+_NORM = "post_expert_norm"
 
 
 def is_experts(module: nn.Module) -> bool:
     """Whether it is a mixture as transformers keeps it: one parameter (experts, ., .) for the way
     up, one for the way down, biases (experts, .) perhaps, and the router outside."""
+    return is_mixture(module) and len({len(p) for p in _matrices(module)}) == 1
+
+
+def is_mixture(module: nn.Module) -> bool:
+    """Whether it is one but for how many experts each of its parameters is of."""
     own = {name: p for name, p in module._parameters.items() if p is not None}
     up = next((name for name in _UP if name in own), None)
     if up is None or set(own) - {up, _DOWN, f"{up}_bias", f"{_DOWN}_bias"} or _DOWN not in own:
         return False
-    if own[up].ndim != 3 or own[_DOWN].ndim != 3 or own[up].shape[0] != own[_DOWN].shape[0]:
+    if own[up].ndim != 3 or own[_DOWN].ndim != 3 or module._buffers:
         return False
-    if _gate_of(module, up) is None or module._buffers:
+    if _gate_of(module, up) is None:
         return False
-    return list(inspect.signature(type(module).forward).parameters)[1:] in _ARGUMENTS
+    return list(inspect.signature(type(module).forward).parameters)[1:] in ARGUMENTS
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module._parameters.values() if p is not None and p.ndim == 3]
 
 
 def _gate_of(module: nn.Module, up: str) -> Callable[[Tensor], Tensor] | None:
-    """What lies between the way up and the way down."""
+    """What lies between the way up and the way down: where they do not say, one half of what goes
+    up times the activation of the other."""
     own: Any = getattr(module, "_apply_gate", None)
     activation: Any = getattr(module, "act_fn", None)
-    gate = own if up == _UP[0] and own is not None else activation
-    return gate if callable(gate) else None
+    if up == _UP[0]:
+        halves = partial(_gated, activation) if callable(activation) else None
+        return own if callable(own) else halves
+    return activation if callable(activation) else None
+
+
+def _gated(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    gate, passed = x.chunk(2, dim=-1)
+    return passed * activation(gate)
 
 
 class FactoredExperts(Unpacked, where=is_experts):
@@ -65,17 +82,14 @@ class FactoredExperts(Unpacked, where=is_experts):
 
     def __init__(self, like: Any) -> None:
         super().__init__()
-        for name, child in like.named_children():
+        for name, child in like._modules.items():
             self.add_module(name, child)
         self.num_experts = int(like._parameters[_DOWN].shape[0])
         self._up = next(name for name in _UP if like._parameters.get(name) is not None)
         self._turned = _is_turned(like, self._up)
         # What the packed one is beside its parameters: no child, for nothing of it is called here
         # but the gate, which may be a method with settings of its own.
-        shell: Any = object.__new__(type(like))
-        vars(shell).update(vars(like))
-        shell._parameters = dict.fromkeys(like._parameters)
-        vars(self)["_shell"] = [shell]
+        vars(self)["_shell"] = [twin_of(like, dict.fromkeys(like._parameters))]
 
     @classmethod
     def from_packed(cls, module: Any) -> Self:
@@ -86,7 +100,8 @@ class FactoredExperts(Unpacked, where=is_experts):
     @classmethod
     def differs(cls, module: Any) -> str:
         """Both run on a few random tokens, every expert among their choices; see `Unpacked`."""
-        return _differs(module)
+        unpacked = partial(cls._on, module)
+        return differs_on(unpacked, module, routed, module._parameters[_DOWN])
 
     @classmethod
     def _on(cls, module: Any) -> Self:
@@ -104,10 +119,8 @@ class FactoredExperts(Unpacked, where=is_experts):
     def pack(self, *, values: bool = True) -> nn.Module:
         """The module of before; see `Unpacked.pack`."""
         shell = vars(self)["_shell"][0]
-        made: Any = object.__new__(type(shell))
-        vars(made).update(vars(shell))
-        made._parameters = dict(shell._parameters)
-        made._modules = dict(shell._modules)
+        made = twin_of(shell, dict(shell._parameters))
+        made._modules = {k: copy.deepcopy(self._modules[k]) for k in shell._modules}
         for name in (self._up, _DOWN):
             layers = list(self.get_submodule(name).children())
             weight = weight_of(layers, values=values, join=self._stacked)
@@ -133,16 +146,17 @@ class FactoredExperts(Unpacked, where=is_experts):
         """Tokens (n, hidden), their experts and the weights of these, (n, k), to (n, hidden)."""
         top_k_index = router_indices if top_k_index is None else top_k_index
         top_k_weights = routing_weights if top_k_weights is None else top_k_weights
-        out = torch.zeros_like(hidden_states)
         up, down = self.get_submodule(self._up), self.get_submodule(_DOWN)
         gate: Any = _gate_of(vars(self)["_shell"][0], self._up)
-        for k, (first, second) in enumerate(zip(up.children(), down.children(), strict=True)):
-            token, choice = torch.where(top_k_index == k)
-            if not len(token):
-                continue
-            x = second(gate(first(hidden_states[token]))) * top_k_weights[token, choice, None]
-            out.index_add_(0, token, x.to(out.dtype))
-        return out
+        last = self._modules.get(_NORM)
+
+        def expert(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+            y: Tensor = second(gate(first(x)))
+            return y if last is None else last(y)
+
+        layers = zip(up.children(), down.children(), strict=True)
+        experts = (partial(expert, first, second) for first, second in layers)
+        return by_expert(hidden_states, top_k_index, top_k_weights, experts)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}"
@@ -162,7 +176,12 @@ class FactoredSortedExperts(FactoredExperts, where=is_sorted_experts):
     @classmethod
     def differs(cls, module: Any) -> str:
         """Both run on a few random tokens for each expert; see `Unpacked`."""
-        return _differs_on(module, cls._on, lambda n, draw: (draw(3 * n),))
+        unpacked = partial(cls._on, module)
+
+        def inputs(n: int, draw: Draw) -> tuple[Any, ...]:
+            return (draw(3 * n),)
+
+        return differs_on(unpacked, module, inputs, module._parameters[_DOWN])
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Tokens (experts n, hidden), those of one expert after those of another, to the same."""
@@ -171,8 +190,7 @@ class FactoredSortedExperts(FactoredExperts, where=is_sorted_experts):
         parts = hidden_states.reshape(self.num_experts, -1, hidden_states.shape[-1])
         given = []
         for x, first, second in zip(parts, up.children(), down.children(), strict=True):
-            gate, passed = first(x).chunk(2, dim=-1)
-            given.append(second(passed * act(gate)))
+            given.append(second(_gated(act, first(x))))
         return torch.cat(given)
 
 
@@ -198,10 +216,7 @@ class FactoredStack(Unpacked, where=is_stack):
     def __init__(self, like: Any) -> None:
         super().__init__()
         self.num_experts = int(like.weight.shape[0])
-        shell: Any = object.__new__(type(like))
-        vars(shell).update(vars(like))
-        shell._parameters = {}
-        vars(self)["_shell"] = [shell]
+        vars(self)["_shell"] = [twin_of(like, dict.fromkeys(like._parameters))]
 
     @classmethod
     def from_packed(cls, module: Any) -> Self:
@@ -219,17 +234,16 @@ class FactoredStack(Unpacked, where=is_stack):
     def differs(cls, module: Any) -> str:
         """Both run on a few random rows, of unequal numbers; see `Unpacked`."""
 
-        def inputs(n: int, draw: Callable[[int], Tensor]) -> tuple[Any, ...]:
+        def inputs(n: int, draw: Draw) -> tuple[Any, ...]:
             sizes = [k % 3 + 1 for k in range(n)]
             return draw(sum(sizes)), sizes
 
-        return _differs_on(module, cls._on, inputs)
+        return differs_on(partial(cls._on, module), module, inputs, module.weight)
 
     def pack(self, *, values: bool = True) -> nn.Module:
         """The module of before; see `Unpacked.pack`."""
         shell = vars(self)["_shell"][0]
-        made: Any = object.__new__(type(shell))
-        vars(made).update(vars(shell))
+        made = twin_of(shell, {})
         layers = list(self.get_submodule("experts").children())
         made._parameters = {"weight": weight_of(layers, values=values, join=torch.stack)}
         return made.train(self.training)  # type: ignore[no-any-return]
@@ -250,26 +264,6 @@ def _has(module: nn.Module, names: set[str]) -> bool:
     return set(own) == names and all(p.ndim == 3 for p in own.values()) and not module._buffers
 
 
-def _differs_on(
-    module: Any,
-    unpacked: Callable[[Any], Unpacked],
-    inputs: Callable[[int, Callable[[int], Tensor]], tuple[Any, ...]],
-) -> str:
-    """As `_differs`, on `inputs(experts, rows)`."""
-    weight = next(iter(module._parameters.values()))
-    if weight.is_meta:
-        return ""
-    made: Any = unpacked(module).eval()
-    draws = torch.Generator().manual_seed(0)
-    first = next(one for one in made.modules() if isinstance(one, nn.Linear))
-
-    def draw(rows: int) -> Tensor:
-        return _drawn((rows, first.in_features), draws, weight)
-
-    given = inputs(made.num_experts, draw)
-    return _apart(made, module, given, weight.dtype)
-
-
 def _stacked_biases(biases: list[Tensor]) -> Tensor:
     return torch.stack(biases)
 
@@ -280,41 +274,3 @@ def _is_turned(module: Any, up: str) -> bool:
     if isinstance(given, bool):
         return given
     return bool(module._parameters[up].shape[1] == module._parameters[_DOWN].shape[2])
-
-
-def _differs(module: nn.Module) -> str:
-    """Why the forward of a mixture is not what is known of it; empty where it is.
-
-    Both run on a few random tokens, every expert among their choices. On meta it is believed.
-    """
-    weight = module._parameters[_DOWN]
-    assert weight is not None
-    if weight.is_meta:
-        return ""
-    made = FactoredExperts._on(module).eval()
-    n = made.num_experts
-    draws = torch.Generator().manual_seed(0)
-    first: Any = next(made.get_submodule(made._up).children())
-    x = _drawn((n, first.in_features), draws, weight)
-    experts = torch.arange(n, device=weight.device)
-    index = torch.stack([experts, experts.roll(1)], dim=1)
-    shares = _drawn((n, 2), draws, weight).abs()
-    return _apart(made, module, (x, index, shares), weight.dtype)
-
-
-def _drawn(shape: tuple[int, int], draws: torch.Generator, like: Tensor) -> Tensor:
-    drawn = torch.randn(shape, generator=draws, dtype=torch.float32, device="cpu")
-    return drawn.to(like.device, like.dtype)
-
-
-def _apart(made: nn.Module, module: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> str:
-    """Why what both give is not the same; empty where it is."""
-    try:
-        with torch.no_grad():
-            want, got = made(*given), replica(module)(*given)
-    except Exception as error:
-        return f"its forward fails on a few tokens ({type(error).__name__}: {error})"
-    # Sums of two experts, each of two products: rounding of them all, relative to the largest.
-    bound = 64 * torch.finfo(dtype).eps * float(want.abs().max())
-    near = want.shape == got.shape and bool(((want - got).abs() <= bound).all())
-    return "" if near else "its forward differs from what this version knows of experts"

@@ -31,6 +31,17 @@ def jetmoe() -> Any:
     return hf.JetMoeForCausalLM(hf.JetMoeConfig(**SIZES, kv_channels=8, num_experts_per_tok=2))
 
 
+def dbrx() -> Any:
+    config = hf.DbrxConfig(
+        d_model=24, n_heads=4, n_layers=1, max_seq_len=32, vocab_size=64,
+        attn_config={"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        ffn_config={
+            "hidden_size": 24, "ffn_hidden_size": 32, "moe_num_experts": 3, "moe_top_k": 2,
+        },
+    )  # fmt: skip
+    return hf.DbrxForCausalLM(config)
+
+
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(input_ids=ids).logits
@@ -38,12 +49,12 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:calibration is thin", "ignore:calibration does not reach")
-@pytest.mark.parametrize("make", [llama4, jetmoe])
+@pytest.mark.parametrize("make", [llama4, jetmoe, dbrx])
 def test_experts_are_reached(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = make().eval()
     with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim == 3:
+        for name, p in model.named_parameters():
+            if p.ndim == 3 or ".experts." in name:
                 p.normal_(0, 0.1)
     batches = [{"input_ids": torch.randint(3, 64, (4, 12))} for _ in range(3)]
     ids = batches[0]["input_ids"]
