@@ -29,6 +29,7 @@ from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._rows import (
     BatchNorms,
+    ExpertPool,
     FoldedNorms,
     GateChoice,
     Latency,
@@ -74,6 +75,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointLayer",
     "CheckpointReport",
+    "ExpertPool",
     "FileLayer",
     "FileReport",
     "FoldedNorms",

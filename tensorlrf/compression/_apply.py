@@ -92,7 +92,8 @@ def apply(
         same. Rows that an `attention_mask` among the arguments leaves out are padding, and not
         fitted to. Their second moments are drawn towards the plain metric as far as the number of
         samples warrants (Ledoit & Wolf 2004); where part of the batches is held out and casts doubt
-        on the fit, the amount is chosen there.
+        on the fit, the amount is chosen there. Those of an expert of a mixture are first drawn
+        towards those of all its experts, by what these have in common (Bühlmann & Straub 1970).
     target : {"original", "prefix", "independent"}
         What the outputs of a layer are fitted to. "original": W x0, on the inputs x0 of the given
         model, from the inputs x that the compressed layers before it deliver; what earlier layers
@@ -181,8 +182,8 @@ def apply(
 
     References
     ----------
-    Ghashami et al. 2016; Ledoit & Wolf 2004; Zhang et al. 2016; Martens & Grosse 2015 (the metric
-    of the loss); Wang et al. 2025 (bases that layers share).
+    Ghashami et al. 2016; Ledoit & Wolf 2004; Bühlmann & Straub 1970 (experts); Zhang et al. 2016;
+    Martens & Grosse 2015 (the metric of the loss); Wang et al. 2025 (bases that layers share).
 
     Examples
     --------
@@ -273,6 +274,7 @@ def carried_out(
         refinement=None,
         folded=plan.folded,
         bases=tuple(bases.told),
+        pools=() if work.pools is None else work.pools.told,
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

@@ -22,6 +22,8 @@ from tensorlrf.compression.calibration._layer_moments import Calibration, LayerM
 from tensorlrf.compression.calibration._memory import Gathered, some
 from tensorlrf.compression.calibration._trace import READ, Trace, record
 from tensorlrf.compression.calibration.moments._form import FULL
+from tensorlrf.compression.calibration.stacks._pools import Pools
+from tensorlrf.compression.calibration.stacks._stacks import stacks
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, factor
 from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.fit._fitting import Fitting
@@ -71,6 +73,7 @@ class WorkingCopy:
         self.data = data
         self.trace: Trace | None = None
         self.memory: MemoryForecast | None = None
+        self.pools: Pools | None = None  # of experts
         self.done: dict[str, Factored] = {}
         self.without_bias: set[str] = set()  # of those that got zeros
         self.advance: Callable[[str], None]
@@ -104,6 +107,10 @@ class WorkingCopy:
 
     def _take(self, layers: Sequence[tuple[str, LayerMoments | None]]) -> None:
         """Factor layers of which none waits for another, side by side where memory allows."""
+        for name, moments in layers:
+            pool = None if self.pools is None else self.pools.of(name)
+            if moments is not None and pool is not None:
+                moments.draw(pool)
         dense = [dense_layer_at(self.model, name) for name, _ in layers]
         # A generator that is handed from one layer to the next sets their order.
         alone = isinstance(self.options.random_state, torch.Generator) or any(
@@ -162,6 +169,7 @@ class WorkingCopy:
             )
         self._keep_within(self.fitting.memory_limit)
         names = [name for name in self.names if name not in self.done]
+        self.pools = Pools(self.given, names, self.trace, self.data)
         if target == "independent":
             passes = at_once(working, names, self.trace, self.data)
         else:
@@ -172,7 +180,14 @@ class WorkingCopy:
         with closing(passes) as parts:
             for layers in parts:
                 self._take(layers)
-        self._warn(names)
+        missed = [name for name in names if name not in self.done and self.rows[name].method]
+        plain = [name for name in missed if self.pools.of(name) is None]
+        self._take([(name, None) for name in plain])
+        for name in missed:
+            if name not in plain:  # one at a time, for the memory of moments
+                layer = dense_layer_at(working, name)
+                self._take([(name, self.data.moments_of(name, layer, lags=False))])
+        self._warn([name for name in missed if self.rows[name].method])
 
     def _keep_within(self, limit: int | None) -> None:
         """Choose in which form the moments of each layer are kept, by the memory that it may take.
@@ -188,6 +203,7 @@ class WorkingCopy:
             held=bool(self.data.held),
             waiting=len(self.data.batches) if waits else 1,
             weighed=self.data.metrics.keys(),
+            stacked={name for own in stacks(self.model, layers) for name in own},
         )
         needs = gathered.within(layers, limit, [n for n in layers if self._takes_matrix(n)])
         self.memory = gathered.forecast(layers, needs, limit, self.trace.inputs)
@@ -258,22 +274,27 @@ class WorkingCopy:
             rows.append(row(found, plan, done, new, self.trace, without, ties, owner))
         return model, rows
 
-    def _warn(self, names: list[str]) -> None:
-        """One warning for all layers of a kind, not one a layer."""
-        missed = [name for name in names if name not in self.done and self.rows[name].method]
-        if missed:
-            warn(
-                f"calibration does not reach {some(missed)}: the plain method is used there; "
-                "give batches that take the model through these layers, or skip= them",
-                CalibrationWarning,
-            )
+    def _warn(self, missed: Sequence[str]) -> None:
+        """One warning for all layers of a kind, not one a layer; some were `missed`."""
+        words = {
+            False: "the plain method is used there",
+            True: "they are fitted to what reaches the other experts of their stack",
+        }
+        for drawn, told in words.items():
+            some_of = [n for n in missed if (self.done[n].samples is not None) is drawn]
+            if some_of:
+                warn(
+                    f"calibration does not reach {some(some_of)}: {told}; give batches that take "
+                    "the model through these layers, or skip= them",
+                    CalibrationWarning,
+                )
         thin = []
         for name, done in self.done.items():
             layer = dense_layer_at(self.model, name)
             n = layer.columns
-            if layer.is_table:  # what was never seen has a floor
+            if layer.is_table or name in missed:  # what was never seen has a floor
                 continue
-            if done.samples is not None and done.samples < SAMPLES_PER_COLUMN * n:
+            if done.samples is not None and done.samples + done.credit < SAMPLES_PER_COLUMN * n:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
         if thin:
             warn(

@@ -54,7 +54,7 @@ def shrunk(gram: Gram, amount: float) -> Gram:
     return drawn
 
 
-def ledoit_wolf(gram: Gram, fourth: float, samples: int) -> float:
+def ledoit_wolf(gram: Gram, fourth: float, samples: float) -> float:
     """The amount that leaves the least mean square error of G' as an estimate of what more samples
     would come to (Ledoit & Wolf 2004, equations 14 and theorem 3.1; with N - 1 in place of N, for
     the samples vary about their own mean).

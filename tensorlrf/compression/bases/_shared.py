@@ -33,9 +33,14 @@ from tensorlrf.compression.bases._left import on_right
 from tensorlrf.compression.bases._words import LAYERS
 from tensorlrf.compression.calibration._calibrate import at_once
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
-from tensorlrf.compression.calibration._layer_moments import Calibration, check_statistics
+from tensorlrf.compression.calibration._layer_moments import (
+    Calibration,
+    LayerMoments,
+    check_statistics,
+)
 from tensorlrf.compression.calibration._statistics import OutputError, Statistics
 from tensorlrf.compression.calibration._trace import record
+from tensorlrf.compression.calibration.stacks._pools import Pools
 from tensorlrf.compression.fit._factor import INPUT_SHRINKAGE
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.report._rows import SharedBasis
@@ -109,21 +114,34 @@ def _sites(
     known: dict[str, Site] = {}
     waiting = list(groups)
     names = [name for group in groups for name in group.names]
+    layers = {name: dense_layer_at(model, name) for name in names}
+    pools: Pools | None = None
+
+    def site(name: str, moments: LayerMoments | None) -> Site:
+        pool = None if pools is None else pools.of(name)
+        if moments is None and pool is not None and data is not None:  # an expert without rows
+            moments = data.moments_of(name, layers[name], lags=False)
+        if moments is None:
+            return Site(name, layers[name], ranks[name])
+        if pool is not None:
+            moments.draw(pool)
+        fit, held = moments.taken()
+        for statistics in (fit, held or ()):
+            check_statistics(name, statistics)
+        return Site(name, layers[name], ranks[name], fit[0], held[0] if held else None)
+
     if data is not None and names:
         trace = record(model, names, data.batches[0])
+        pools = Pools(model, names, trace, data)
         for seen in at_once(model, names, trace, data):
-            for name, moments in seen:
-                fit, held = moments.taken()
-                for statistics in (fit, held or ()):
-                    check_statistics(name, statistics)
-                layer = dense_layer_at(model, name)
-                known[name] = Site(name, layer, ranks[name], fit[0], held[0] if held else None)
+            known.update({name: site(name, moments) for name, moments in seen})
             for group in [g for g in waiting if known.keys() >= set(g.names)]:
                 waiting.remove(group)
                 yield [known.pop(name) for name in group.names], group.apart
     for group in waiting:
         for name in group.names:
-            known.setdefault(name, Site(name, dense_layer_at(model, name), ranks[name]))
+            if name not in known:
+                known[name] = site(name, None)
         yield [known.pop(name) for name in group.names], group.apart
 
 

@@ -32,7 +32,7 @@ from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._rerun import Captured, anew, in_order
 from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
 from tensorlrf.compression.calibration._suspended import suspended
-from tensorlrf.compression.calibration._trace import Trace, Watch
+from tensorlrf.compression.calibration._trace import Arrived, Trace, Watch
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.nn.copies import replica
 
@@ -66,13 +66,8 @@ def at_once(
         moments: dict[str, LayerMoments] = {}
         shared = SharedInputs(leaders(model, part, trace.after, lags=False))
         for batch in calibration.batches:
-            last = part[-1]
-            arrived = _Arrivals(
-                add, moments, shared.of_pass(), model, batch, last, trace.calls.get(last)
-            )
-            own = replica(model)
-            with contextlib.suppress(Captured), Watch(own, part, arrived):
-                call(own, batch)
+            arrived = _Arrivals(add, moments, shared.of_pass(), model, batch)
+            run_to(model, part, trace, batch, arrived)
         for name, first in shared.leaders.items():
             if not shared.holds(name):
                 moments.update(itertools.chain(*anew(model, [name], trace, calibration, None)))
@@ -84,22 +79,41 @@ def at_once(
 
 @dataclass
 class _Arrivals:
-    """Adds what arrives in one pass, and ends it once the last layer has been called as often as
-    in the first pass."""
+    """Adds what arrives in one pass."""
 
     add: Adder
     moments: dict[str, LayerMoments]
     inputs: PassInputs
     model: nn.Module
     batch: Batch
-    last: str
-    n_calls: int | None
-    calls: int = 0
 
     def __call__(self, name: str, x: Tensor) -> None:
         if not self.inputs.follows(name, x):
             self.add(self.moments, name, self.model, self.batch, x)
+
+
+def run_to(
+    model: nn.Module, names: list[str], trace: Trace, batch: Batch, arrived: Arrived
+) -> None:
+    """A pass of a replica, which tells of every call of these layers, until the last of them has
+    been called as often as in the first pass."""
+    own, last = replica(model), names[-1]
+    with contextlib.suppress(Captured), Watch(own, names, _Until(arrived, last, trace)):
+        call(own, batch)
+
+
+@dataclass
+class _Until:
+    """Tells of calls, and ends a pass with the last call of a layer."""
+
+    arrived: Arrived
+    last: str
+    trace: Trace
+    calls: int = 0
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        self.arrived(name, x)
         if name == self.last:
             self.calls += 1
-            if self.calls == self.n_calls:
+            if self.calls == self.trace.calls.get(name):
                 raise Captured

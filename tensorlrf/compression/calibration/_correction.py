@@ -64,6 +64,12 @@ class Lag:
             max(0.0, self.weighted - felt),
         )
 
+    def times(self, share: float) -> Lag:
+        """The same where all other positions lose nothing."""
+        if share == 1.0:
+            return self
+        return Lag(share * self.cross, share * self.mean, share * self.lost, share * self.weighted)
+
     def turned(self, metric: OutputMetric) -> Lag:
         """Of outputs whose plain norm is the metric of these."""
         return Lag(metric.turned(self.cross), metric.turned(self.mean), self.weighted)

@@ -22,6 +22,7 @@ from tensorlrf.compression.calibration._outputs import Apart, apart
 from tensorlrf.compression.calibration._statistics import Metrics, Statistics, Stream
 from tensorlrf.compression.calibration.batches import Batch, list_batches
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
+from tensorlrf.compression.calibration.moments._inputs import Pool
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -69,6 +70,17 @@ class Calibration:
     def form_of(self, name: str) -> Form:
         """In which the second moments of a layer are kept."""
         return self.forms.get(name, FULL)
+
+    def moments_of(self, name: str, layer: DenseLayer, *, lags: bool) -> LayerMoments:
+        """Of a layer, of which nothing has been seen so far."""
+        return LayerMoments(
+            layer,
+            lags=lags,
+            holds_out=bool(self.held),
+            metrics=self.metrics_of(name),
+            form=self.form_of(name),
+            wanted=self.wanted.get(name),
+        )
 
     @classmethod
     def of(cls, batches: list[Batch], holdout: float, groups: Any = None) -> Calibration:
@@ -178,6 +190,12 @@ class LayerMoments:
             self._fit.drop_lags()
             self._held.drop_lags()
 
+    def draw(self, pool: Pool) -> None:
+        """Draw the inputs to fit to towards what all layers of a stack are fed; nothing is added to
+        them any more. Those held out stay as they are: drawn as well, they would prefer what serves
+        the others."""
+        self._fit.draw(pool)
+
     def fit(self) -> tuple[Statistics, ...]:
         """Of the inputs to fit to, one for each group."""
         return self._fit.statistics()
@@ -215,14 +233,7 @@ class Adder:
         layer, form = dense_layer_at(model, name), self.calibration.form_of(name)
         with named_where_memory_ends(name, layer, form):
             if name not in moments:
-                moments[name] = LayerMoments(
-                    layer,
-                    lags=self.lags,
-                    holds_out=bool(self.calibration.held),
-                    metrics=self.calibration.metrics_of(name),
-                    form=form,
-                    wanted=self.calibration.wanted.get(name),
-                )
+                moments[name] = self.calibration.moments_of(name, layer, lags=self.lags)
             if layer.taps is None:
                 x, x0 = batch.tokens_of(x), None if x0 is None else batch.tokens_of(x0)
             moments[name].add(x, x0, batch.index in self.calibration.held)

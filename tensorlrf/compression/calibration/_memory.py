@@ -65,12 +65,14 @@ class Gathered:
     held     whether there are inputs held out
     waiting  batches whose activations are alive at once
     weighed  layers whose outputs have a metric
+    stacked  layers that are experts of a mixture, beside whose moments there are those of all
     """
 
     lags: bool
     held: bool
     waiting: int = 1
     weighed: Collection[str] = ()
+    stacked: Collection[str] = ()
 
     def need(
         self,
@@ -79,6 +81,7 @@ class Gathered:
         *,
         as_matrix: bool = False,
         weighed: bool = False,
+        stacked: bool = False,
     ) -> Need:
         """Of a layer with moments in a form; `as_matrix` where its method takes all n^2 of them."""
         n, weights = layer.columns, WEIGHTS * math.prod(layer.shape)
@@ -93,7 +96,7 @@ class Gathered:
             matrices += COPIES * n * n
         work = 8 * (weights + layer.groups * matrices)
         work += weighed * METRIC * layer.shape[0] ** 2 // layer.groups
-        moments = copies * moment_bytes(layer, form)
+        moments = copies * moment_bytes(layer, form) + stacked * 8 * form.numbers(n)
         return Need(form, moments, self.lags * copies * lags, work, weighed)
 
     def within(
@@ -117,7 +120,13 @@ class Gathered:
             # A metric of the outputs goes before any of the moments.
             ways = (True, False) if name in self.weighed else (False,)
             tried = [
-                self.need(layer, form, as_matrix=name in matrix, weighed=weighed)
+                self.need(
+                    layer,
+                    form,
+                    as_matrix=name in matrix,
+                    weighed=weighed,
+                    stacked=name in self.stacked,
+                )
                 for form in forms
                 for weighed in ways
             ]

@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,65 +28,16 @@ from tensorlrf.compression.calibration._correction import (
 )
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration.moments._form import FULL, Form
-from tensorlrf.compression.calibration.moments._lengths import fourth_about_mean
+from tensorlrf.compression.calibration.moments._inputs import Inputs, Pool
 from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
-from tensorlrf.decomposition.linalg.compact import Compact, Gram, about_mean
+from tensorlrf.decomposition.linalg.compact import Gram
 from tensorlrf.decomposition.second_moments import OutputMetric
-from tensorlrf.decomposition.shrinkage import least_amount, ledoit_wolf, share_of_least, shrunk
+from tensorlrf.decomposition.shrinkage import shrunk
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import two_matrices
 
 Metrics = Sequence[OutputMetric | None] | None
 """Of the outputs of each group of a layer."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Moments of the inputs of one group over `count` columns: one value for all layers that are
-    fed the same.
-
-    gram       (n, n), float64, as a matrix or in less room
-    mean       (n,), float64
-    cubes      E|x|^2 x, (n,), float64
-    fourth     E|x|^4
-    unseen     the share of inputs that are of none of these, where that is known
-    cancelled  whether G is what is left of large moments, as about their mean: it may be further
-               from positive semidefinite than rounding leaves a sum of squares
-    """
-
-    gram: Gram
-    mean: Tensor
-    count: int
-    cubes: Tensor
-    fourth: float
-    cancelled: bool = False
-    unseen: float = 0.0
-
-    @classmethod
-    def of(cls, moments: Moments) -> Inputs:
-        """What has been added up so far."""
-        n = max(1, moments.count)
-        cubes, fourth = moments.lengths.cubes / n, float(moments.lengths.fourth) / n
-        gram, mean = moments.gram(), moments.mean()
-        return cls(gram, mean, moments.count, cubes, fourth, unseen=moments.unseen)
-
-    def centred(self) -> Inputs:
-        """The same about the mean."""
-        mu, gram, eps = self.mean, self.gram, torch.finfo(torch.float32).eps
-        about = gram.about if isinstance(gram, Compact) else partial(about_mean, gram)
-        centred = about(mu, eps)
-        fourth = fourth_about_mean(self.fourth, self.cubes, self.gram, mu)
-        zeros = torch.zeros_like(mu)  # whose cubes nobody asks for once it is about the mean
-        return Inputs(centred, zeros, self.count, zeros, fourth, cancelled=True)
-
-    @cached_property
-    def warranted(self) -> float:
-        """How far so many samples are to be drawn towards their mean eigenvalue, 0 to 1; and no
-        less than it takes for what they do not span to follow the plain fit."""
-        amount = max(self.unseen, ledoit_wolf(self.gram, self.fourth, self.count))
-        if not self.cancelled and amount >= share_of_least(self.gram):
-            return amount  # each direction of a sum of squares holds as much then, as it must
-        return max(amount, least_amount(self.gram))
 
 
 @dataclass(frozen=True)
@@ -345,9 +296,18 @@ class Stream:
         self._end()
         lags: list[Lag | None] = [None] * len(self._inputs)
         if self._lags is not None:
-            lags = [lag.lag() for lag in self._lags]
+            pairs = zip(self._lags, self._inputs, strict=True)
+            lags = [lag.lag().times(inputs.own) for lag, inputs in pairs]
         groups = zip(self._inputs, lags, self._of_groups, strict=True)
         return tuple(Statistics(*group) for group in groups)
+
+    def draw(self, pool: Pool) -> None:
+        """Draw what a linear layer was fed, and all that are fed the very same, once, towards what
+        other layers of a stack are fed, of which nothing is known to be lost."""
+        self._end()
+        (own,) = self._inputs
+        if not own.credit:
+            self._inputs[:] = [pool.drawn(own)]
 
     def _end(self) -> None:
         """Make moments of the sums, which are given up, for they take as much memory."""

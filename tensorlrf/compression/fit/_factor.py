@@ -225,6 +225,7 @@ class _Job:
             finished=not unfinished,
             weighted=any(part.outputs is not None for part in parts),
             expected=errors[self.expecting] or 0.0,
+            credit=0.0 if self.stats is None else self.stats[0].inputs.credit,
         )
 
     def _decompose(self, method: Method, parts: Sequence[_Part]) -> tuple[list[Factors], Method]:

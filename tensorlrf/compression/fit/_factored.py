@@ -34,6 +34,7 @@ class Factored:
     finished       whether its sweeps came near their end
     weighted       whether they were fitted in a metric of the outputs too
     gates          of a recurrent matrix, where these were tried together and apart
+    credit         columns that others count for in them, as those of other experts
     """
 
     factors: Factors
@@ -51,6 +52,7 @@ class Factored:
     weighted: bool = False
     expected: float = 0.0
     gates: GateChoice | None = None
+    credit: float = 0.0
 
 
 @dataclass(frozen=True)

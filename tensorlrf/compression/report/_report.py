@@ -24,6 +24,7 @@ from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._rows import (
     BatchNorms,
+    ExpertPool,
     FoldedNorms,
     GateChoice,
     Latency,
@@ -99,6 +100,8 @@ class Report:
         What became of batch normalisations, with `fold_batch_norms=True`.
     bases : tuple of SharedBasis
         Right factors that layers were to have in common, kept or not, with `shared=`.
+    pools : tuple of ExpertPool
+        Of mixtures of experts, what reached each.
 
     Examples
     --------
@@ -132,6 +135,7 @@ class Report:
     quality: Quality | None = field(default=None, metadata={"later": True})
     folded: FoldedNorms | None = field(default=None, metadata={"later": True})
     bases: tuple[SharedBasis, ...] = field(default=(), metadata={"later": True})
+    pools: tuple[ExpertPool, ...] = field(default=(), metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -300,6 +304,7 @@ def _totals(report: Report) -> list[str]:
     if report.folded is not None:
         lines += report.folded.words
     lines += map(_basis, report.bases)
+    lines += [f"inputs of {one.layers}: {one}" for one in report.pools if one.few]
     lines += [_gates(row.name, row.gates) for row in report.layers if row.gates is not None]
     norms = report.batch_norms
     if norms is not None:

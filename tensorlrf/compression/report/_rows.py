@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -212,6 +213,45 @@ class SharedBasis:
     error_apart: float
     held_out: bool
     kept: bool
+
+
+@dataclass(frozen=True)
+class ExpertPool:
+    """One matrix of every expert of a mixture: where few rows reach an expert, the second moments
+    of its inputs are drawn towards those of all of them.
+
+    Parameters
+    ----------
+    layers : str
+        Their names, `*` for the part in which these differ.
+    samples : tuple of int
+        Rows that reach each in the given model, of those to fit to.
+    credit : float
+        Rows of its own for which those of all count with each, by how much experts differ.
+
+    Examples
+    --------
+    >>> pool = tensorlrf.compression.ExpertPool("experts.*.up", (500, 12, 0), 57.2)
+    >>> pool.few
+    2
+    >>> print(pool)
+    2 of 3 experts had fewer than 58 rows: their moments are more those of all than their own
+    """
+
+    layers: str
+    samples: tuple[int, ...]
+    credit: float
+
+    @property
+    def few(self) -> int:
+        """Experts with fewer rows than those of all count for."""
+        return sum(n < self.credit for n in self.samples)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.few} of {len(self.samples)} experts had fewer than {math.ceil(self.credit):,} "
+            "rows: their moments are more those of all than their own"
+        )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Compact(ABC):
         """`factor` G, for a factor that is not negative."""
 
     @abstractmethod
+    def added(self, other: Self) -> Self:
+        """The sum with another of the same form."""
+
+    @abstractmethod
     def plus(self, ridge: float) -> Self:
         """G + ridge I."""
 
@@ -77,6 +81,13 @@ def squared(gram: Gram) -> float:
     if isinstance(gram, Compact):
         return gram.square()
     return float(torch.linalg.vector_norm(gram)) ** 2
+
+
+def mixed(one: Gram, other: Gram, share: float) -> Gram:
+    """`share` of the first and the rest of the second, both of one form."""
+    if isinstance(one, Compact) and isinstance(other, Compact):
+        return one.times(share).added(other.times(1 - share))
+    return dense(other).lerp(dense(one), share)
 
 
 def has_cholesky(gram: Tensor, shift: float) -> bool:
@@ -121,6 +132,10 @@ class BlockDiagonal(Compact):
 
     def times(self, factor: float) -> Self:
         return replace(self, blocks=tuple(block * factor for block in self.blocks))
+
+    def added(self, other: Self) -> Self:
+        pairs = zip(self.blocks, other.blocks, strict=True)
+        return replace(self, blocks=tuple(one + more for one, more in pairs))
 
     def plus(self, ridge: float) -> Self:
         blocks = tuple(block.clone() for block in self.blocks)
@@ -192,6 +207,10 @@ class LowRankPlusDiagonal(Compact):
     def times(self, factor: float) -> Self:
         rows = self.rows * math.sqrt(factor)
         return replace(self, rows=rows, rest=self.rest * factor, off=self.off * factor)
+
+    def added(self, other: Self) -> Self:
+        rows = torch.cat([self.rows, other.rows])
+        return replace(self, rows=rows, rest=self.rest + other.rest, off=self.off + other.off)
 
     def plus(self, ridge: float) -> Self:
         return replace(self, rest=self.rest + ridge)

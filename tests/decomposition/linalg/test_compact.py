@@ -16,6 +16,7 @@ from tensorlrf.decomposition.linalg.compact import (
     LowRankPlusDiagonal,
     about_mean,
     dense,
+    mixed,
     squared,
 )
 from tensorlrf.decomposition.second_moments import SecondMoments
@@ -62,6 +63,10 @@ def test_all_that_is_asked_of_them_is_what_the_matrix_gives(
     ridged = gram.plus(factor)
     assert near(ridged.dense(), whole + factor * torch.eye(n, dtype=whole.dtype))
     assert near(ridged.solve(d), torch.linalg.solve(ridged.dense(), d.T).T)
+    other = gram.times(2.0).plus(factor)
+    for one in (gram, whole):
+        got = dense(mixed(one, other, 0.3))
+        assert near(got, 0.3 * whole + 0.7 * other.dense())
     assert near(whole, gram.dense())  # which nothing of this has changed
     least = float(torch.linalg.eigvalsh(whole)[0])
     assert not gram.is_definite(-least - 1e-6 * float(whole.diagonal().max()) - 1e-12)

@@ -1,0 +1,1 @@
+"""Layers that are the same matrix of different experts, and what is known of them together."""
