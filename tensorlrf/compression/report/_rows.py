@@ -217,8 +217,9 @@ class SharedBasis:
 
 @dataclass(frozen=True)
 class ExpertPool:
-    """One matrix of every expert of a mixture: where few rows reach an expert, the second moments
-    of its inputs are drawn towards those of all of them.
+    """The inputs of one matrix of every expert of a mixture.
+
+    Where few rows reach an expert, the second moments of its inputs are drawn towards those of all.
 
     Parameters
     ----------
