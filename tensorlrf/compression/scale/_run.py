@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+from tensorlrf.compression.calibration._suspend import trim
 from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.compression.fit._factor import factor
 from tensorlrf.compression.fit._factored import Factored, Options
@@ -133,6 +134,7 @@ class Run:
         assert row.method is not None
         if not torch.isfinite(weight).all():
             return None, 0.0
+        trim(now=True)  # what threads have freed would count beside what a fit allocates
         module: Any = self.model.get_submodule(row.name)
         blank = module.weight
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
