@@ -37,7 +37,8 @@ FIGURE = Figure("words right", lambda scores: float(scores.mean()))
 
 HEAD = (
     "english_g2, all its weights at a share, compressed without training on 512 words as "
-    "examples/recognizer.py does it, with SVD(gates=...): the four gates of a matrix of an LSTM "
+    "examples/recognizer.py did it before losses of its convolutions were counted by a quarter, "
+    "with SVD(gates=...): the four gates of a matrix of an LSTM "
     "on one low rank together, each on its own at as many parameters apart, or whichever leaves "
     f"clearly less error on inputs held out (auto). Words right: of {N_WORDS:,} of the validation "
     "split. Over together: how many more, over words drawn for both alike. Below, of each matrix "
