@@ -19,6 +19,7 @@ from tensorlrf.compression.scale._shards import Piece, in_shards, write_pieces
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.job import NEW
+from tensorlrf.files.safetensors import TORCH_DTYPES
 from tensorlrf.files.sealed import Stored, made_by, storable_key
 
 Done = Mapping[str, Mapping[str, Any]]
@@ -166,7 +167,9 @@ def _name_of(key: str) -> str:
 
 def _layer_entry(name: str, entry: Mapping[str, Any]) -> LayerEntry:
     blank = {
-        part: torch.empty(tuple(shape), dtype=torch.float32, device="meta")
+        part: torch.empty(
+            tuple(shape), dtype=TORCH_DTYPES[entry["dtypes"][part]], device="meta"
+        )
         for part, shape in entry["shapes"].items()
     }
     factors = io.assembled(entry["format"], blank, entry["meta"], name)
