@@ -1,12 +1,13 @@
 """SmolLM2 at one share of all its parameters, its embedding factored with the rest or left.
 
-    python bench/whole.py                  both at .8 of all parameters
+    python bench/whole.py                  all ways at .8 of all parameters
     python bench/whole.py --share .9       or another share
     python bench/whole.py --batches 8      with fewer inputs
     python bench/whole.py --results DIR    elsewhere
 
-Both are `tensorlrf.compress(model, keep_total=share)` with its defaults, calibrated on 32 windows
-of background documents and docstrings; one of them has include=["embeddings", "heads"].
+All are `tensorlrf.compress(model, keep_total=share)` with its defaults, calibrated on 32 windows
+of background documents and docstrings; all but one have include=["embeddings", "heads"], and some a
+share of the table in bands of words, between which the error on batches held out chooses.
 Perplexities are those of `bench/allocation.py`, their difference over blocks of tokens that are
 drawn for both alike. Each row is written as soon as it is measured, beside those that are there.
 """
@@ -31,14 +32,19 @@ from bench.allocation_ranks import replace_text, spaced  # noqa: E402
 from bench.judged import FIGURES, scorer  # noqa: E402
 from bench.report import machine  # noqa: E402
 
-WAYS: dict[str, list[str]] = {"left": [], "factored": ["embeddings", "heads"]}
-"""What becomes of the embedding -> what is included."""
+WAYS: dict[str, float | None] = {
+    "left": None, "factored": None, "bands .9": 0.9, "bands .75": 0.75,
+}  # fmt: skip
+"""What becomes of the embedding -> the share of it that bands of words keep, by GroupReduce."""
+
+TABLE = "model.embed_tokens"
 
 FIGURE = FIGURES["smollm2"]
 
 HEAD = (
     "SmolLM2-135M at one share of all its parameters, its embedding (28.3 million of 134.5, tied "
-    "to the head) left as it is or factored with the rest. Higher: by how much the perplexity is "
+    "to the head) left as it is, factored with the rest, or in bands of words. Held out: relative "
+    "error of the outputs on calibration batches held out. Higher: by how much the perplexity is "
     "above that of the model whose embedding is left."
 )
 
@@ -50,11 +56,15 @@ def measured(way: str, share: float, n_batches: int) -> dict[str, Any]:
     dense, tokenizer = smollm2.load_smollm2(), smollm2.load_tokenizer()
     batches = spaced(smollm2.mixed_batches(tokenizer), n_batches)
     start = time.process_time()
+    bands, method = WAYS[way], {}
+    if bands is not None:
+        method = {"method": {TABLE: tensorlrf.GroupReduce(rank=bands), "*": "svd"}}
     small, report = tensorlrf.compress(
-        dense, keep_total=share, include=WAYS[way], calibration=batches, progress=False
-    )
+        dense, keep_total=share, include=[] if way == "left" else ["embeddings", "heads"],
+        calibration=batches, progress=False, **method,
+    )  # fmt: skip
     seconds = time.process_time() - start
-    table = report.layer("model.embed_tokens")
+    table = report.layer(TABLE)
     scores = scorer("smollm2", dense)(small)[:, : FIGURE.columns]
     return {
         "way": way,
@@ -64,6 +74,7 @@ def measured(way: str, share: float, n_batches: int) -> dict[str, Any]:
         "eligible": report.eligible.share,
         "table": table.params_after / 28_311_552,
         "output_error": table.output_error,
+        "held_out": report.model_error,
         "rule": [report.allotment.rule, report.metric],
         "seconds": seconds,
         "scores": np.asarray(scores).round(6).tolist(),
@@ -73,8 +84,8 @@ def measured(way: str, share: float, n_batches: int) -> dict[str, Any]:
 def told(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The table."""
     names = (
-        "share", "embedding", "kept of it", "whole", "of the eligible", FIGURE.name, *FIGURE.also,
-        "higher", "rule, metric", "CPU s",
+        "share", "embedding", "kept of it", "whole", "of the eligible", "held out",
+        FIGURE.name, *FIGURE.also, "higher", "rule, metric", "CPU s",
     )  # fmt: skip
     lines = ["# whole", "", HEAD, "", ", ".join(f"{k}: {v}" for k, v in about.items()), ""]
     lines += [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
@@ -88,7 +99,8 @@ def told(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
             value, (low, high) = FIGURE.beside(scores, other)
             beside = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
         shares = [f"{row[key]:.1%}" for key in ("table", "whole", "eligible")]
-        rule = ", ".join(map(str, row["rule"]))
+        rule, held = ", ".join(map(str, row["rule"])), row.get("held_out")
+        shares.append("-" if held is None else f"{held:.4f}")
         cells = [f"{row['share']:g}", row["way"], *shares, *cells, beside, rule]
         lines.append(f"| {' | '.join(cells)} | {row['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
