@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.decomposition import fit_group_reduce, group_reduce, svd
+from tensorlrf.decomposition.rank import whole
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import BandedLowRank, Factors, LowRank
 from tests.draws import seeded
@@ -66,10 +67,10 @@ def test_never_behind_one_low_rank_of_as_many_parameters(
     least = rows + columns
     assert factors.shape == (rows, columns)
     assert factors.dtype == dtype
-    assert factors.n_params <= max(share * rows * columns, least)
+    assert factors.n_params <= max(whole(share * rows * columns), least)
     rank = max(1, min(rows, columns, math.floor(share * rows * columns * (1 + 1e-12) / least)))
-    whole = one_low_rank(weight, counts, 0)
-    rounding = (16 * float(torch.finfo(dtype).eps)) ** 2 * whole
+    energy = one_low_rank(weight, counts, 0)
+    rounding = (16 * float(torch.finfo(dtype).eps)) ** 2 * energy
     bound = one_low_rank(weight, counts, rank)
     cross = 2 * math.sqrt(bound * rounding)
     assert left_of(factors, weight, counts) <= bound * (1 + 1e-9) + cross + rounding
