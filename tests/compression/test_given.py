@@ -18,7 +18,7 @@ from tensorlrf import SVD
 from tensorlrf.compression import _latency, compress, frontier, plan
 from tensorlrf.compression.calibration.batches import call, fresh, list_batches
 from tensorlrf.compression.plan.times import _whole as planned_whole
-from tensorlrf.compression.tuning import _whole
+from tensorlrf.compression.tuning import _orders, _whole
 from tensorlrf.nn import factorize
 from tensorlrf.nn.copies import replica
 from tests.compression.networks import Snapshot, relative, set_weights
@@ -198,6 +198,7 @@ def test_tuning_changes_path_tables_alone(part: str, monkeypatch: pytest.MonkeyP
     model[0] = factorize(model[0], "svd", 8)
     monkeypatch.setattr(_latency, "time_calls", Clock(CHAIN))
     monkeypatch.setattr(_whole, "time_calls", Clock(WHOLE))
+    monkeypatch.setattr(_orders, "time_calls", Clock({"rows": 1.0, "columns": 1.0}))
     before, draws = Snapshot(model), torch.get_rng_state()
     tensorlrf.tune(model, XS[0])
     before.check()
