@@ -167,9 +167,7 @@ def _name_of(key: str) -> str:
 
 def _layer_entry(name: str, entry: Mapping[str, Any]) -> LayerEntry:
     blank = {
-        part: torch.empty(
-            tuple(shape), dtype=TORCH_DTYPES[entry["dtypes"][part]], device="meta"
-        )
+        part: torch.empty(tuple(shape), dtype=TORCH_DTYPES[entry["dtypes"][part]], device="meta")
         for part, shape in entry["shapes"].items()
     }
     factors = io.assembled(entry["format"], blank, entry["meta"], name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -146,7 +147,9 @@ def tune(
         reached = {layer: row for layer, row in zip(places, rows, strict=True) if row.reached}
         came = {layer: seen.get(twin, {}) for layer, twin in zip(places, twins, strict=True)}
         commit(model, came, reached)
-        recurrences = choose_recurrences(model, examples, seconds or SECONDS)
+        recurrences = choose_recurrences(model, examples, seconds or SECONDS, freeze=freeze)
+        kept = {row.name: layer.is_frozen for layer, row in zip(places, rows, strict=True)}
+        rows = [replace(row, frozen=kept[row.name]) for row in rows]
     return Tuning(objective, len(examples), tuple(rows), whole, recurrences)
 
 

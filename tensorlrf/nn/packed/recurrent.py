@@ -37,7 +37,8 @@ from tensorlrf.nn.packed.unpacked import (
 AUTO, KERNEL, LOOP = "auto", "kernel", "loop"
 RECURRENCES = (AUTO, KERNEL, LOOP)
 
-_PARTS = ("input", "recurrent", "projection")
+INPUT = "input"  # of layers that are called once for all steps
+_PARTS = (INPUT, "recurrent", "projection")
 _NAMES = ("ih", "hh", "hr")
 """What torch calls them."""
 
