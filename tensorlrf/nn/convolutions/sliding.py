@@ -107,6 +107,7 @@ class FactoredSlidingNd(FactoredLayer):
         make: Any = cls  # each kind has options of its own
         layer: Self = make(factors, bias, **plain.conv_options)
         if is_channels_last(like.weight):
+            # torch annotates the format together with a dtype alone.
             layer.to(memory_format=CHANNELS_LAST[like.weight.ndim])  # type: ignore[call-overload]
         take_over(layer, like)
         return layer

@@ -64,7 +64,7 @@ class FactoredCell(Unpacked):
             setattr(made, f"weight_{name}", weight_of([layer], values=values, join=alone))
             if biased:
                 setattr(made, f"bias_{name}", bias_of([layer], values=values))
-        return made.train(self.training)  # type: ignore[no-any-return]
+        return made.train(self.training)  # type: ignore[no-any-return]  # of Any
 
     def gates_of(self, name: str) -> int:
         return self._mode.gates

@@ -128,7 +128,7 @@ class FactoredExperts(Unpacked, where=is_experts):
             if f"{name}_bias" in made._parameters:
                 biases = bias_of(layers, values=values, join=_stacked_biases)
                 made._parameters[f"{name}_bias"] = biases
-        return made.train(self.training)  # type: ignore[no-any-return]
+        return made.train(self.training)  # type: ignore[no-any-return]  # of Any
 
     def _stacked(self, weights: list[Tensor]) -> Tensor:
         stacked = torch.stack(weights)
@@ -246,7 +246,7 @@ class FactoredStack(Unpacked, where=is_stack):
         made = twin_of(shell, {})
         layers = list(self.get_submodule("experts").children())
         made._parameters = {"weight": weight_of(layers, values=values, join=torch.stack)}
-        return made.train(self.training)  # type: ignore[no-any-return]
+        return made.train(self.training)  # type: ignore[no-any-return]  # of Any
 
     def forward(self, inputs: Tensor, expert_size: Any) -> Tensor:
         """Rows (n, in) and how many there are for each expert, in order, to (n, out)."""

@@ -111,7 +111,7 @@ class FactoredFlatExperts(Unpacked, where=is_flat_experts):
             held._parameters[name] = weight_of(layers, values=values, join=join)
         made = twin_of(shell, {})
         made._modules = {k: held if m is inner else m for k, m in shell._modules.items()}
-        return made.train(self.training)  # type: ignore[no-any-return]
+        return made.train(self.training)  # type: ignore[no-any-return]  # of Any
 
     def forward(self, hidden_states: Tensor, top_k_index: Any, top_k_weights: Any) -> Tensor:
         """Tokens (batch, ..., d), the experts (n, k) of all n of them and the shares of these, to
@@ -120,6 +120,7 @@ class FactoredFlatExperts(Unpacked, where=is_flat_experts):
         gates, ups, downs = (self.get_submodule(name).children() for name in _NAMES)
 
         def expert(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor) -> Tensor:
+            # What modules give is Any to torch.
             return down(activation(gate(x)) * up(x))  # type: ignore[no-any-return]
 
         experts = (partial(expert, *own) for own in zip(gates, ups, downs, strict=True))

@@ -258,6 +258,7 @@ def test_the_report_tells_and_files_and_plans_agree(tmp_path: Path) -> None:
                 calibration=batches, metric="outputs",
             )[0],
         ):  # fmt: skip
+            # Rounding of float32 in moments that are added in another order.
             torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
         save(small, tmp_path / "small.safetensors")
         assert torch.equal(load(tmp_path / "small.safetensors", model)(x), wanted)
@@ -291,6 +292,7 @@ def test_lists_and_fused_experts_are_the_same() -> None:
     x = rows_for((20,) * EXPERTS, 7)
     (one, told_of_one), (other, told_of_other) = fitted(model, batches), fitted(fused, batches)
     with torch.no_grad():
+        # Rounding of float32: products of single experts, and of all in one tensor.
         torch.testing.assert_close(model(x), fused(x), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(one(x), other(x), rtol=1e-4, atol=1e-5)
     for a, b in zip(told_of_one.pools, told_of_other.pools, strict=True):

@@ -63,6 +63,7 @@ def test_moments_are_those_of_what_each_output_reads(given: tuple[Any, Tensor], 
     moments = moments_of(DenseLayer.of(layer), FULL if kind == "full" else Form(kind, n + 2))
     moments.add(x)
     moments.add(x[0])
+    # An image has outputs where a batch of it has, so these are never None.
     columns = torch.cat([columns, columns_of(layer, x[:1])], dim=1)  # type: ignore[list-item]
     count = columns.shape[1]
     assert moments.count == count

@@ -186,6 +186,7 @@ class Activated(nn.BatchNorm2d):
         self.drop, self.act = nn.Identity() if drop is None else drop, act
 
     def forward(self, x: Tensor) -> Tensor:
+        # What modules give is Any to torch.
         return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
 
@@ -196,11 +197,12 @@ def test_what_a_normalisation_runs_behind_it_stays(act: nn.Module) -> None:
     want = model(x)
     folded, left = tensorlrf.fold_batch_norms(model, x)
     assert left == {}
-    rest: Any = folded[1]  # type: ignore[index]
+    rest: Any = folded[1]  # type: ignore[index]  # a Sequential, typed as a Module
     assert type(rest) is nn.Sequential
     assert [name for name, _ in rest.named_children()] == ["drop", "act"]
     assert type(rest.act) is type(act)
     assert not any(m.training for m in folded.modules())
+    # Rounding of float64: the scale is in the weight now.
     torch.testing.assert_close(folded(x), want, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model(x), want, rtol=0, atol=0)
 

@@ -10,6 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tensorlrf import compress
 from tests.compression.networks import set_weights
 
 
@@ -178,3 +179,18 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         found = model(x)
     return found if isinstance(found, Tensor) else found.logits
+
+
+QUIET: dict[str, Any] = {"progress": False, "skip": ["head"]}
+HEADS = {"fused": [], **{key: ["classifier"] for key in TRANSFORMERS}}
+
+
+def modular(model: nn.Module, keep: float = 0.6, **options: Any) -> Any:
+    """The smaller model and the report."""
+    options = {**QUIET, "calibration": pictures(), **options}
+    return compress(model, method="modular", keep_params=keep, **options)
+
+
+def of(name: str, keep: float = 0.6, **options: Any) -> Any:
+    """Of a net by its name."""
+    return modular(drawn(name), keep, **{"skip": HEADS.get(name, ["head"]), **options})

@@ -189,6 +189,7 @@ class Taps:
     def gradient(self, x: Tensor, e: Tensor, shape: Sequence[int]) -> Tensor:
         """sum over outputs of e times the patch of x, in the shape of the weight, whose very
         gradient it is."""
+        # torch.nn.grad is not annotated.
         out: Tensor = WEIGHT_GRADIENT[self.axes](  # type: ignore[no-untyped-call]
             self.padded(x), tuple(shape), e, self.stride, 0, self.dilation, self.groups
         )

@@ -120,6 +120,7 @@ class TransposedTaps:
         # The output padding is behind the last window.
         e = F.pad(e, flat([(p, p - o) for p, o in zip(padding, more, strict=True)]))
         outputs, inputs, *kernel = shape
+        # torch.nn.grad is not annotated.
         out: Tensor = WEIGHT_GRADIENT[self.axes](  # type: ignore[no-untyped-call]
             e, (inputs, outputs, *kernel), in_batch(x, self.axes), stride, 0, dilation
         )
