@@ -2,7 +2,7 @@
 
 A step at batch one is as long as its calls: two directions in one are half as many, and factors
 that are laid side by side beforehand need no module to be called. Directions of unequal ranks get
-zeros up to the largest.
+zeros up to the largest. A direction alone keeps its matrices where they are, without a copy.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from tensorlrf.factors.kinds import two_matrices
 from tensorlrf.nn._layer import FactoredLayer
 
 
+def beside(tensors: Sequence[Tensor]) -> Tensor:
+    """(turns, ...) of all, or the one there is, as it is."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0]
+
+
 @dataclass(frozen=True)
 class Abreast:
     """Linear layers of equal sizes, one for each direction.
 
-    matrices  to be multiplied by from the right, one after the other: each (turns, in, out)
-    bias      (turns, 1, out), or None
+    matrices  to be multiplied by from the right, one after the other: each (turns, in, out), of one
+              direction (in, out)
+    bias      (turns, 1, out) or (out,), or None
     """
 
     matrices: tuple[Tensor, ...]
@@ -38,6 +44,8 @@ class Abreast:
         if any(each is None for each in found) or len({len(each or ()) for each in found}) > 1:
             return None
         chains = [each for each in found if each is not None]
+        if len(layers) == 1:
+            return cls(chains[0], layers[0].bias)
         rank = max(each[0].shape[-1] for each in chains)
         matrices = []
         for k, parts in enumerate(zip(*chains, strict=True)):
@@ -52,15 +60,17 @@ class Abreast:
         return cls(tuple(matrices), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(turns, rows, in) to (turns, rows, out)."""
+        """(turns, rows, in) to (turns, rows, out); of one direction without the turns."""
         return self.onto(self.bias, x)
 
     def onto(self, start: Tensor | None, x: Tensor) -> Tensor:
-        """The product without the bias, added to (turns, rows or 1, out) where that is given."""
+        """The product without the bias, added to what is given of its shape or that of a bias."""
         *first, last = self.matrices
         for matrix in first:
-            x = torch.bmm(x, matrix)
-        return torch.bmm(x, last) if start is None else torch.baddbmm(start, x, last)
+            x = x @ matrix
+        if start is None:
+            return x @ last
+        return (torch.baddbmm if x.ndim == 3 else torch.addmm)(start, x, last)
 
 
 def _matrices(layer: Any, x: Tensor) -> tuple[Tensor, ...] | None:

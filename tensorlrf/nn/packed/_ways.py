@@ -19,13 +19,13 @@ from tensorlrf.ops import linear_cost
 # Derived from the 18 rows of bench/results/cpu/recurrent.md (LSTMs of 256 to 2,048 units at a half,
 # a quarter and an eighth of the weights, batch 1 and 16, one direction, two threads, float32): the
 # times of the two ways, less what the input's product takes, as sums of these. All 18 are told
-# right. Not measured were projections and other cells, which have fewer calls a step, as the loop
-# has by now where factors lie side by side: all these are given the loop a bit late.
-STEP_SECONDS = 67e-6  # of the loop: Python, two products and the gates of one sequence
-GATE_SECONDS = 5e-9  # more, for each number of the state
-LOOP_RATE = 55e9  # FLOP/s of the two products, thin as they are
+# right. Not measured were projections and other cells, which have fewer calls a step: these are
+# given the loop a bit late.
+STEP_SECONDS = 45e-6  # of the loop: Python, two products and the gates of one sequence
+GATE_SECONDS = 10e-9  # more, for each number of the state
+LOOP_RATE = 65e9  # FLOP/s of the two products, thin as they are
 LOOP_NEAR = 1 << 20  # bytes of factors that stay in the caches of the cores from step to step
-LOOP_BANDWIDTH = 15e9  # bytes/s beyond them
+LOOP_BANDWIDTH = 20e9  # bytes/s beyond them
 KERNEL_RATE = 150e9
 KERNEL_NEAR = 11e6  # bytes of the matrix that stay in the last cache
 NEAR_BANDWIDTH = 70e9

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
 from tensorlrf.nn._layer import FactoredLayer
-from tensorlrf.nn.packed._abreast import Abreast
+from tensorlrf.nn.packed._abreast import Abreast, beside
 from tensorlrf.nn.packed._parts import dense, halfway, is_quiet, product, side_by_side, versions
 from tensorlrf.nn.packed._scan import (
     MODES,
@@ -221,20 +221,21 @@ class FactoredRecurrent(Unpacked):
         if mode.adds:
             bias, meet = recurs.bias, added(recurs.onto)
         arrives = self._arrived(arriving, xs, bias)
-        before = tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        before = tuple(map(beside, zip(*states, strict=True)))
         out, last = scan(mode, arrives, self._steps(xs[0], sizes), before, meet, projects)
         outputs = out.reshape(len(xs), *xs[0].shape[:-1], out.shape[-1]).unbind(0)
-        return list(zip(outputs, zip(*(s.unbind(0) for s in last), strict=True), strict=True))
+        after = (s.reshape(len(xs), *s.shape[-2:]).unbind(0) for s in last)
+        return list(zip(outputs, zip(*after, strict=True), strict=True))
 
     def _arrived(self, arriving: Sequence[Any], xs: list[Tensor], more: Tensor | None) -> Tensor:
         """The products of all steps with the input, (turns, rows, gates * hidden), and a bias
-        (turns, 1, gates * hidden) that is added to their own."""
+        (turns, 1, gates * hidden) that is added to their own; of one direction without turns."""
         alike = Abreast.of(arriving, xs[0])
         if alike is None:
-            made = torch.stack([of(x).flatten(0, -2) for of, x in zip(arriving, xs, strict=True)])
+            made = beside([of(x).flatten(0, -2) for of, x in zip(arriving, xs, strict=True)])
             return made if more is None else made + more
         bias = alike.bias if more is None else more if alike.bias is None else alike.bias + more
-        return alike.onto(bias, torch.stack(xs).flatten(1, -2))
+        return alike.onto(bias, beside([x.flatten(0, -2) for x in xs]))
 
     def _steps(self, x: Tensor, sizes: Tensor | None) -> list[int]:
         """Rows of each step."""
