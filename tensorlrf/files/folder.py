@@ -11,6 +11,7 @@ the list of names that lies there too; so does one who comes while it is alive, 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tensorlrf.errors import FileError, FileFormatError, MissingFileError
+from tensorlrf.errors import FileError, FileFormatError, MissingFileError, shown
 from tensorlrf.files import _locks
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.replace import (
@@ -38,7 +39,7 @@ from tensorlrf.files.strict import JsonNode
 READY = ".tensorlrf.ready"
 JOB = ".tensorlrf.job"
 """What a run that can be resumed keeps in a folder until it fills that."""
-_STEM, _LIST, _LONGEST_LIST = "tensorlrf", "names", 1 << 24
+_STEM, _LIST, _SEAL, _LONGEST_LIST = "tensorlrf", "names", "checksum", 1 << 24
 _OURS = re.compile(r"\.tensorlrf\.(ready|job|[0-9a-f]{8}\.part)")
 
 
@@ -159,8 +160,11 @@ class _Names(NamedTuple):
 
     def write(self, file: int) -> None:
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(self._asdict()).encode(), 0)
+        os.pwrite(file, json.dumps({**self._asdict(), _SEAL: self._checksum()}).encode(), 0)
         os.fsync(file)
+
+    def _checksum(self) -> str:
+        return hashlib.blake2b(json.dumps(self).encode(), digest_size=16).hexdigest()
 
     @classmethod
     def read(cls, file: int, ready: Path) -> _Names:
@@ -168,16 +172,28 @@ class _Names(NamedTuple):
         try:
             text = os.pread(file, _LONGEST_LIST, 0).decode()
             root = JsonNode.of_text(text, str(ready / _LIST))
-            found = [[at.text() for at in root[key].entries()] for key in cls._fields]
+            root.keys_are(cls._fields, [_SEAL])  # versions before had no checksum
+            found = cls(*([at.text() for at in root[key].entries()] for key in cls._fields))
+            if _SEAL in root.mapping() and root[_SEAL].text() != found._checksum():
+                root[_SEAL].wrong("the checksum of the names")
         except (UnicodeDecodeError, FileFormatError) as error:
             raise _unfinished(ready, error) from None
-        for name in (one for names in found for one in names):
-            if name in ("", ".", "..") or "/" in name or "\0" in name or _OURS.fullmatch(name):
+        for name in (*found.old, *found.new):
+            if not _is_name(name):
                 raise _unfinished(ready, f"{name!r} is no name of a file in the folder")
         for folder in (ready, ready / "new", ready / "old"):
             if not stat.S_ISDIR(os.lstat(folder).st_mode):
                 raise _unfinished(ready, f"{folder.name!r} is no folder")
-        return cls(*found)
+        return found
+
+
+def _is_name(name: str) -> bool:
+    """Whether an entry of the folder can have it that is not ours."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return name not in ("", ".", "..") and not {"/", "\0"} & {*name} and not _OURS.fullmatch(name)
 
 
 def _becomes(target: Path, new: Path) -> bool:
@@ -247,6 +263,9 @@ def _move(ready: Path, moves: _Names) -> None:
     for name in moves.new:
         _keep_mode(old / name, new / name)
         _rename(new / name, target / name)
+    left = sorted(os.listdir(new))
+    if left:  # what would go with the rest, and nobody would have it
+        raise _unfinished(ready, f"{shown(left)} in it would be lost")
     sync_names(target)
 
 

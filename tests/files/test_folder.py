@@ -410,6 +410,11 @@ def ready(target: Path, text: str | None = None) -> Path:
         '{"old": [""], "new": ["a"]}',
         '{"old": ["a\\u0000"], "new": ["a"]}',
         json.dumps({"old": [READY], "new": ["a"]}),
+        '{"old": ["\\ud800"], "new": ["a"]}',
+        '{"old": [], "new": ["a"], "checksum": 3}',
+        json.dumps({"old": [], "new": ["a"], "checksum": "0" * 32}),
+        '{"old": [], "new": ["a"], "more": 3}',
+        '{"old": [], "new": ["b"]}',  # of another file than lies there, which would be lost
     ],
 )
 def test_a_list_of_names_that_is_none_moves_nothing(text: str | None, tmp_path: Path) -> None:

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
-from tensorlrf import io
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.header import KEY, Header, LayerEntry, Slot
 from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.compression.scale import _parts
-from tensorlrf.compression.scale._run import LAYER, SHARD, Run
+from tensorlrf.compression.scale._entries import LAYER, SHARD, blank_factors_of
+from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale._shards import Piece, in_shards, write_pieces
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.job import NEW
-from tensorlrf.files.safetensors import TORCH_DTYPES
 from tensorlrf.files.sealed import Stored, made_by, storable_key
 
 Done = Mapping[str, Mapping[str, Any]]
@@ -49,14 +46,15 @@ def assembled(run: Run, done: Done, shard_bytes: int, file: str | None) -> Outpu
     checksums: dict[str, str] = {}
     for k, own in enumerate(shards):
         name = file or f"tensorlrf-{k + 1:05}-of-{len(shards):05}.safetensors"
-        entry = there.get(name) or _written(
-            run, name, own, _nothing if file is None else whole.sealed, by_layer
-        )
+        entry = there.get(name)
+        if entry is None or set(entry["tensors"]) != {piece.name for piece in own}:
+            seal = _nothing if file is None else whole.sealed
+            entry = _written(run, name, own, seal, by_layer)
         checksums |= entry["tensors"]
         where |= dict.fromkeys(entry["tensors"], name)
     if file is None:
-        seal = partial(whole.sealed, shards=where)
-        _write(run, TENSORS, [], lambda _: seal(checksums))
+        sealed = partial(whole.sealed, shards=where)
+        _write(run, TENSORS, [], lambda _: sealed(checksums))
     return Output(len(pieces), sum(piece.n_bytes for piece in pieces))
 
 
@@ -166,11 +164,6 @@ def _name_of(key: str) -> str:
 
 
 def _layer_entry(name: str, entry: Mapping[str, Any]) -> LayerEntry:
-    blank = {
-        part: torch.empty(tuple(shape), dtype=TORCH_DTYPES[entry["dtypes"][part]], device="meta")
-        for part, shape in entry["shapes"].items()
-    }
-    factors = io.assembled(entry["format"], blank, entry["meta"], name)
     return LayerEntry(
         places=(name,),
         type=None,
@@ -178,6 +171,6 @@ def _layer_entry(name: str, entry: Mapping[str, Any]) -> LayerEntry:
         format=entry["format"],
         meta=entry["meta"],
         parts={part: tuple(shape) for part, shape in entry["shapes"].items()},
-        shape=tuple(factors.shape),
+        shape=tuple(blank_factors_of(entry, "journal").shape),
         bias=None,
     )

@@ -17,9 +17,10 @@ from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.scale._assembled import assembled
+from tensorlrf.compression.scale._entries import STAYS, check_entry
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._report import CheckpointReport
-from tensorlrf.compression.scale._run import STAYS, Run, layers_of
+from tensorlrf.compression.scale._run import Run, layers_of
 from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.compression.scale.planned import checkpoint_plan
 from tensorlrf.compression.scale.stored import StoredTensors
@@ -143,7 +144,7 @@ def compress_checkpoint(
     }
     rows = tuple(row for row in plan.layers if row.factored)
     with held(out, as_folder=as_folder, restart=restart) as folder:
-        journal = Journal(folder / JOURNAL, head)
+        journal = Journal(folder / JOURNAL, head, check_entry)
         try:
             run = Run(stored, layers.model, rows, folder, journal, random_state, threads)
             resumed = len(run.done())

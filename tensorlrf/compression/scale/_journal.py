@@ -2,24 +2,33 @@
 
 Each line is the checksum of it and of all before it, and JSON. A line is on the disk before the
 next thing is done, so that a run which is killed loses what it had at hand and nothing else; a
-last line that is torn was not written. Any other line that does not fit its checksum is damage.
+last line that is torn was not written. Any other line that does not fit its checksum is damage, and
+so is one that does fit and is no entry.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorlrf.errors import ArgumentError, FileFormatError, shown
+from tensorlrf.errors import ArgumentError, FileError, FileFormatError, shown
 from tensorlrf.files.sealed import canonical, checksum_of
+from tensorlrf.files.strict import JsonNode
 
 VERSION = 1
 
 _CHECKSUM = 32
 """Characters."""
+
+LONGEST_LINE = 1 << 26
+"""Bytes; entries of layers have a few thousand."""
+
+Check = Callable[[JsonNode], None]
+"""Raises FileFormatError where an entry is not as it should be."""
 
 
 class Journal:
@@ -28,16 +37,21 @@ class Journal:
     entries  those behind the first line
     """
 
-    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, head: Mapping[str, Any], check: Check) -> None:
         """Open it, or begin it where it is not there.
 
+        check  looks at each entry
+
         Raises ArgumentError where it is that of another run, FileFormatError where it is damaged or
-        of another version.
+        of another version, FileError where the system refuses it.
         """
         self.path = path
         self.entries: list[dict[str, Any]] = []
-        self._last = ""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._last, self._check = "", check
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise FileError(f"{path} cannot be written to: {error}") from error
         try:
             end = self._read(dict(head))
             os.ftruncate(self._file, end)
@@ -71,27 +85,45 @@ class Journal:
 
     def _read(self, head: dict[str, Any]) -> int:
         """Take the lines that are there; where the last whole one ends."""
-        with open(self.path, "rb") as file:
-            lines = file.read().split(b"\n")
-        end = 0
-        for k, line in enumerate(lines[:-1]):  # behind the last line end is nothing, or a torn one
-            found, text = line[:_CHECKSUM], line[_CHECKSUM + 1 :]
-            if found.decode("ascii", "replace") != self._checksum(text):
-                if k == len(lines) - 2 and k:
-                    break
-                raise self._damaged(f"line {k + 1} does not fit its checksum")
+        end, torn = 0, False
+        for k, line in enumerate(self._lines()):
+            if torn:
+                raise self._damaged(f"line {k} does not fit its checksum")
+            found, text = line[:_CHECKSUM], line[_CHECKSUM + 1 : -1]
+            checksum = self._checksum(text)
+            if line != checksum.encode() + b" " + text + b"\n":
+                if not k and line.endswith(b"\n"):
+                    raise self._damaged("line 1 does not fit its checksum")
+                torn = True  # unless another one follows
+                continue
             self._last = found.decode()
-            entry = json.loads(text)
+            try:
+                entry = JsonNode.of_text(text.decode(), str(self.path))
+                values = entry.mapping()
+                if k:
+                    self._check(entry)
+            except (UnicodeDecodeError, FileFormatError) as error:
+                raise self._damaged(f"line {k + 1}: {error}") from None
             if k:
-                self.entries.append(entry)
+                self.entries.append(values)
             else:
-                self._check_head(entry, head)
-            end += len(line) + 1
+                self._check_head(values, head)
+            end += len(line)
         return end
 
-    def _check_head(self, found: Any, head: dict[str, Any]) -> None:
-        version = found.get("version") if isinstance(found, dict) else None
-        if version != VERSION:
+    def _lines(self) -> Iterator[bytes]:
+        """With their ends, the last one perhaps without. Raises FileFormatError, FileError."""
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise FileError(f"{self.path} is no file; remove it")
+        with open(self._file, "rb", closefd=False) as file:
+            while line := file.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise self._damaged(f"it has a line of more than {LONGEST_LINE:,} bytes")
+                yield line
+
+    def _check_head(self, found: dict[str, Any], head: dict[str, Any]) -> None:
+        version = found.get("version")
+        if type(version) is not int or version != VERSION:
             raise FileFormatError(
                 f"{self.path} is a journal of version {shown(version)}, and this tensorlrf goes on "
                 f"with those of version {VERSION}; finish it with the one that began it, or "

@@ -17,6 +17,9 @@ from tensorlrf.files.sealed import checksum_of
 CHUNK = 1 << 24
 """Bytes that are copied at a time."""
 
+Said = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name of a tensor -> (dtype, shape)."""
+
 
 def store(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Write tensors, so that they are on the disk; the checksum of each. Raises OSError."""
@@ -26,10 +29,14 @@ def store(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: checksum_of(bytes_of(tensor)) for name, tensor in held.items()}
 
 
-def is_whole(path: Path, checksums: Mapping[str, Any]) -> bool:
-    """Whether the file has these tensors, each with its checksum."""
+def is_whole(path: Path, checksums: Mapping[str, Any], said: Said | None = None) -> bool:
+    """Whether the file has these tensors, each with its checksum and what else is said of it."""
     try:
         with opened(path) as file:
+            if said is not None and said != {
+                name: (info.dtype, info.shape) for name, info in file.tensors.items()
+            }:
+                return False
             return set(file.tensors) == set(checksums) and all(
                 _checksum(file, name) == wanted for name, wanted in checksums.items()
             )

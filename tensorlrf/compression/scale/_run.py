@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,14 @@ from tensorlrf.compression.fit._factor import factor
 from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.plan._versions import METHODS
+from tensorlrf.compression.scale._entries import (
+    LAYER,
+    SHARD,
+    STAYS,
+    blank_factors_of,
+    part_name,
+    said_of,
+)
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._parts import is_whole, store
 from tensorlrf.compression.scale._report import CheckpointLayer
@@ -32,9 +41,6 @@ from tensorlrf.files.job import NEW, PARTS
 from tensorlrf.files.safetensors import DTYPES
 
 NOT_FINITE = "its weight contains NaN or Inf"
-
-LAYER, STAYS, SHARD = "layer", "stays", "shard"
-"""Kinds of entries of the journal: factors that are made, a layer that has none, a file."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,21 @@ class Run:
         """Layer -> the entry of the journal, of those whose factors are there or in a shard."""
         found: dict[str, dict[str, Any]] = {}
         placed = {name for entry in self.shards().values() for name in entry["layers"]}
+        rows = {row.name: row for row in self.rows}
         for entry in self.journal.entries:
-            if entry["kind"] == SHARD:
+            row = rows.get(entry.get("name", ""))
+            if row is None:
                 continue
-            name = entry["name"]
-            whole = entry["kind"] == STAYS or name in placed
-            if whole or is_whole(self.part(entry["file"]), entry["tensors"]):
-                found[name] = entry
+            if entry["kind"] == STAYS or self._is_there(entry, row, row.name in placed):
+                found[row.name] = entry
         return found
+
+    def _is_there(self, entry: Mapping[str, Any], row: LayerPlan, placed: bool) -> bool:
+        """Whether there are factors of that layer which are what the entry says."""
+        if blank_factors_of(entry, os.fspath(self.journal.path)).shape != row.shape:
+            return False
+        said = said_of(entry)
+        return placed or is_whole(self.part(entry["file"]), entry["tensors"], said)
 
     def shards(self) -> dict[str, dict[str, Any]]:
         """Name of a file -> the entry of the journal, of those that are there and whole."""
@@ -165,7 +178,7 @@ class Run:
         elif found.factors.n_params >= math.prod(row.shape) and not chosen:
             entry["reason"] = "no smaller form keeps to what was asked for"
         else:
-            factors, file = found.factors, f"{self.rows.index(row):06}.safetensors"
+            factors, file = found.factors, part_name(self.rows.index(row))
             tensors = factors.tensors()
             try:
                 checksums = store(self.part(file), tensors)
