@@ -106,12 +106,12 @@ def run(source: Path, target: Path) -> dict[str, Any]:
 
 def alone(source: Path) -> dict[str, Any]:
     """Decompositions of every fourth weight, with what they work on at hand."""
-    from tensorlrf.compression.checkpoint.by_name import layers_by_name
+    from tensorlrf.compression.scale.architecture import Architecture
     from tensorlrf.compression.scale.planned import checkpoint_plan
     from tensorlrf.compression.scale.stored import StoredTensors
 
     stored = StoredTensors.of(source)
-    plan = checkpoint_plan(layers_by_name(stored.blanks()), keep_params=KEEP)
+    plan = checkpoint_plan(Architecture.of(stored), keep_params=KEEP)
     rows, seconds = [row for row in plan.layers if row.factored], 0.0
     for row in rows[::4]:
         weight = stored.read(f"{row.name}.weight")

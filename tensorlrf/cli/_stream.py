@@ -11,7 +11,7 @@ import typer
 from tensorlrf.cli._outcome import show
 from tensorlrf.cli._wanted import read_value
 from tensorlrf.compression import Plan, compress_checkpoint
-from tensorlrf.compression.checkpoint.by_name import layers_by_name
+from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.planned import checkpoint_plan
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, printable
@@ -43,8 +43,8 @@ def stream(
                 f"{option} is not for --stream, which goes by the weights alone, a layer at a time"
             )
     if plan_only:
-        stored = StoredTensors.of(source)
-        show(checkpoint_plan(layers_by_name(stored.blanks()), **arguments), as_json)
+        known = Architecture.of(StoredTensors.of(source))
+        show(checkpoint_plan(known, **arguments), as_json)
         return
     if target is None:
         raise ArgumentError("-o is missing: say where to write, or give --plan-only")

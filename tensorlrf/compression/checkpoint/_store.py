@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,8 +40,19 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
         _check_place(place.name, place.tensor)
     _check_state(model)
     tensors, stored, slots = _gather(found)
+    return tensors, header_of(model, stored, slots)
+
+
+def header_of(
+    model: nn.Module,
+    stored: Mapping[str, Stored],
+    slots: Sequence[Slot],
+    shards: Mapping[str, str] = MappingProxyType({}),
+) -> Header:
+    """What is to be known of a model, perhaps on meta, beside what lies `stored` for it, where that
+    belongs, and in which of the `shards`. Raises as `pack` for state that is not JSON."""
     layers = _layers(model)
-    header = Header(
+    return Header(
         made_by=made_by(),
         architecture=describe(model),
         tensors=stored,
@@ -57,8 +69,8 @@ def pack(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
         extra_state=_extra_state(model),
         resized=sizes_of(model),
         latents=latents_in(model),
+        shards=shards,
     )
-    return tensors, header
 
 
 def pack_checkpoint(

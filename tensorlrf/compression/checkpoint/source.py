@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from tensorlrf.compression.calibration.draws import OwnDraws
@@ -121,8 +125,11 @@ def class_of(folder: Path, config: dict[str, Any]) -> Any:
     return cls
 
 
-def blank(folder: Path, tensors: int) -> nn.Module:
+def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Module:
     """The architecture of config.json on the meta device, if it is one of so many tensors.
+
+    dtype  None: everything is on meta. Otherwise torch's default one while it is built, and
+           parameters alone are on meta: buffers have the values that the architecture gives them
 
     What is built is in proportion to the files, whatever config.json says. Raises as `config_of`
     and `class_of` do, and FileFormatError where transformers cannot build it.
@@ -134,9 +141,10 @@ def blank(folder: Path, tensors: int) -> nn.Module:
         counts = "layer" in key or "depth" in key
         if counts and any(n > most for n in _ints(value)):
             raise _too_large(folder, f"{key} = {shown(value)}", tensors)
+    where = torch.device("meta") if dtype is None else _parameters_on_meta(dtype)
     try:
         # What is drawn for weights on meta is not to move the generator of the caller.
-        with OwnDraws(), torch.device("meta"), _Bounded(CALLS * tensors + MORE_CALLS):
+        with OwnDraws(), where, _Bounded(CALLS * tensors + MORE_CALLS):
             made = cls.config_class.from_pretrained(os.fspath(folder), **SAFE)
             model: nn.Module = cls(made)
     except _TooMany:
@@ -147,6 +155,29 @@ def blank(folder: Path, tensors: int) -> nn.Module:
             f"{error or type(error).__name__}"
         ) from error
     return model
+
+
+@contextmanager
+def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """While entered, parameters that this thread registers are on meta, before values are drawn
+    for them, and torch's default dtype is another one."""
+    here, before = threading.get_ident(), torch.get_default_dtype()
+
+    def moved(_: nn.Module, __: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != here or is_lazy(parameter) or parameter.is_meta:
+            return None  # as it is; one that is tied is on meta from its first place
+        there = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        vars(there).update(vars(parameter))
+        return there
+
+    # torch declares that hooks return nothing, and says in words that they may return a parameter.
+    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        hook.remove()
 
 
 def _ints(value: Any) -> Iterable[int]:

@@ -13,9 +13,11 @@ from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
 
 
-def check_plan(model: nn.Module, plan: Plan, found: Sequence[Surveyed]) -> None:
+def check_plan(
+    model: nn.Module, plan: Plan, found: Sequence[Surveyed], *, values: bool = True
+) -> None:
     """Raise ArgumentError where the plan is not for this model, in which the survey has `found`
-    these modules, or cannot be carried out on it."""
+    these modules, or cannot be carried out on it; `values` says whether it has any to look at."""
     there = {one.name: one for one in found}
     for layer in plan.layers:
         if layer.name not in there:
@@ -44,6 +46,8 @@ def check_plan(model: nn.Module, plan: Plan, found: Sequence[Surveyed]) -> None:
         if layer.method is not None:
             if reason := own.why_not(layer.method):
                 raise ArgumentError(f"plan: {layer.name} cannot have this format: {reason}")
+            if not values:
+                continue
             if own.weight.is_meta:
                 raise ArgumentError(
                     f"model: the weight of {layer.name} is on the meta device and has no values; a "

@@ -30,11 +30,17 @@ from tensorlrf.factors.autocast import without_autocast
 
 
 def planned(
-    model: nn.Module, request: Request, data: Calibration | None, *, weighs: bool = False
+    model: nn.Module,
+    request: Request,
+    data: Calibration | None,
+    *,
+    weighs: bool = False,
+    found: list[Surveyed] | None = None,
 ) -> tuple[Plan, list[Surveyed], Probe | None]:
-    """`plan`, the survey of the model that it was made from, and what looked at the layers, where
-    that was to be: with `weighs` it knows what errors of their outputs cost, too."""
-    found = survey(model)
+    """`plan`, the survey of the model that it was made from, where none is given, and what looked
+    at the layers, where that was to be: with `weighs` it knows what errors of their outputs cost,
+    too."""
+    found = survey(model) if found is None else found
     wanted = without_skipped(found, model, request.skip, request.include)
     if data is not None:
         with torch.inference_mode(False), without_autocast():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression.checkpoint.by_name import layers_by_name
+from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.checkpoint.companions import copy_companions
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
@@ -22,7 +22,8 @@ from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._report import CheckpointReport
 from tensorlrf.compression.scale._run import Run, layers_of
 from tensorlrf.compression.scale._stopping import Stopping
-from tensorlrf.compression.scale.planned import checkpoint_plan
+from tensorlrf.compression.scale.architecture import Architecture
+from tensorlrf.compression.scale.planned import plan_for
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.arguments import PathLike, as_path
@@ -53,11 +54,14 @@ def compress_checkpoint(
 ) -> CheckpointReport:
     """Make the weights of a checkpoint smaller, a layer at a time, without building its model.
 
-    Which tensors are the weights of linear layers and convolutions is told by their names and
-    shapes. One is read while the one before is factored, and written while the next one is: memory
-    is that of one layer, whatever the checkpoint holds. What is done is kept in a folder beside the
-    output (`.tensorlrf.job` in a folder, `.NAME.job` beside a file), with a journal. A run that is
-    killed goes on there when it is called again, and ends with the same bytes.
+    A folder with the config.json of a model of transformers is taken for that model, where the
+    package is there: layers that can be factored, ties and what stays are those of `compress`, and
+    `tensorlrf.load(target)` gives the model back. Of all else names and shapes tell which tensors
+    are the weights of linear layers and convolutions. One is read while the one before is factored,
+    and written while the next one is: memory is that of one layer, whatever the checkpoint holds.
+    What is done is kept in a folder beside the output (`.tensorlrf.job` in a folder, `.NAME.job`
+    beside a file), with a journal. A run that is killed goes on there when it is called again, and
+    ends with the same bytes.
 
     Parameters
     ----------
@@ -126,17 +130,13 @@ def compress_checkpoint(
     as_folder = out.suffix != ".safetensors"
     stored = StoredTensors.of(given)
     _check_output(given, out, as_folder, overwrite)
-    layers = layers_by_name(stored.blanks())
-    if plan is None:
-        plan = checkpoint_plan(
-            layers, keep_params=keep_params, error=error, method=method, skip=skip
-        )
-    elif keep_params is not None or error is not None or method != "svd" or skip is not None:
-        raise ArgumentError("plan= says what is to be done; leave out budgets, method= and skip=")
+    known = Architecture.of(stored)
+    plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
     head = {
         "made_by": made_by(),
         "torch": torch.__version__,
         "source": stored.fingerprint(),
+        "architecture": fingerprint(known.model),
         "plan": checksum_of(plan.to_json().encode()),
         "shard_bytes": shard_bytes if as_folder else None,
         "random_state": random_state,
@@ -146,7 +146,7 @@ def compress_checkpoint(
     with held(out, as_folder=as_folder, restart=restart) as folder:
         journal = Journal(folder / JOURNAL, head, check_entry)
         try:
-            run = Run(stored, layers.model, rows, folder, journal, random_state, threads)
+            run = Run(stored, known, rows, folder, journal, random_state, threads)
             resumed = len(run.done())
             with (
                 Stopping() as stopped,
@@ -171,6 +171,7 @@ def compress_checkpoint(
         stored.n_bytes,
         made.n_bytes,
         resumed,
+        known.notes,
     )
 
 

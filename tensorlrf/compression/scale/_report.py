@@ -65,6 +65,9 @@ class CheckpointReport:
         Of all tensors.
     resumed : int
         Layers that an earlier run had done.
+    notes : tuple of str
+        How it was told which tensors are layers, where that is not by the model itself, and which
+        tensors were left out.
     """
 
     source: str
@@ -75,6 +78,7 @@ class CheckpointReport:
     bytes_before: int
     bytes_after: int
     resumed: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -104,6 +108,7 @@ class CheckpointReport:
             f"all {self.tensors:,} tensors: {self.bytes_before:,} to {self.bytes_after:,} bytes "
             f"({self.bytes_after / max(1, self.bytes_before):.1%})",
             *([f"{self.resumed:,} layers are of an earlier run"] if self.resumed else []),
+            *self.notes,
             *(f"stays: {name}: {why}" for name, why in self.stays.items()),
         ]
         return Group(table, *(Text(printable(line)) for line in lines))

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+from tensorlrf.compression._survey import ROOT
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.calibration._suspend import trim
 from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.compression.fit._factor import factor
@@ -34,6 +35,7 @@ from tensorlrf.compression.scale._entries import (
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._parts import is_whole, store
 from tensorlrf.compression.scale._report import CheckpointLayer
+from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, TensorlrfError
@@ -48,7 +50,7 @@ class Run:
     """What is to be done to a checkpoint, and where that is kept.
 
     stored   its tensors
-    model    a layer for each weight, on meta
+    known    the model that they are of, on meta
     rows     of the plan, those that get factors, in the order in which they are made
     folder   of the run
     journal  of what is done
@@ -57,7 +59,7 @@ class Run:
     """
 
     stored: StoredTensors
-    model: nn.Module
+    known: Architecture
     rows: tuple[LayerPlan, ...]
     folder: Path
     journal: Journal
@@ -139,7 +141,7 @@ class Run:
             del weight
 
     def _weight(self, row: LayerPlan) -> Tensor:
-        return self.stored.read(joined(row.name, "weight"))
+        return self.stored.read(self.known.sources[weight_of(row.name)])
 
     def _factored(self, row: LayerPlan, weight: Tensor) -> tuple[Factored | None, float]:
         """The factors, and how long they took; None where the weight has none."""
@@ -148,14 +150,14 @@ class Run:
         if not torch.isfinite(weight).all():
             return None, 0.0
         trim(now=True)  # what threads have freed would count beside what a fit allocates
-        module: Any = self.model.get_submodule(row.name)
+        module: Any = module_at(self.known.model, row.name)
         blank = module.weight
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         try:
             with steady(self.threads):
                 made = factor(
                     row.name,
-                    dense_layer_at(self.model, row.name),
+                    dense_layer_at(self.known.model, row.name),
                     row.method,
                     None,
                     Options(random_state=self.seed),
@@ -210,6 +212,16 @@ class Run:
         except OSError as error:
             raise FileError(f"{self.journal.path} cannot be written: {error}") from error
         return self.journal.entries[-1]
+
+
+def place_of(layer: str) -> str:
+    """The name that it has in a model; empty for the model itself."""
+    return "" if layer == ROOT else layer
+
+
+def weight_of(layer: str) -> str:
+    """The name of its weight."""
+    return joined(place_of(layer), "weight")
 
 
 def told(row: LayerPlan, entry: Mapping[str, Any]) -> CheckpointLayer:

@@ -22,12 +22,14 @@ class Piece:
 
     name    as a model has it
     chunks  its bytes, part by part
+    layer   whose factors it is of; empty for others
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[memoryview]]
+    layer: str = ""
 
     @property
     def n_bytes(self) -> int:

@@ -1,0 +1,189 @@
+"""The model that a checkpoint is of: as its config.json tells, or as names and shapes do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorlrf.compression._survey import Surveyed, survey
+from tensorlrf.compression.checkpoint.by_name import FLOATS, NamedLayers, layers_by_name
+from tensorlrf.compression.checkpoint.named_tensors import LASTING, NamedTensor, named_tensors
+from tensorlrf.compression.checkpoint.renamed import names_in
+from tensorlrf.compression.checkpoint.source import CONFIG, blank, config_of
+from tensorlrf.compression.scale.stored import StoredTensors
+from tensorlrf.errors import MissingExtraError, TensorlrfError, UnsupportedError
+from tensorlrf.files.safetensors import TORCH_DTYPES
+from tensorlrf.nn.packed.unpacked import unpacked_type
+
+ROOM = 1 << 26
+"""Bytes that the buffers which a model makes itself may have, or as many as the checkpoint has."""
+
+CHUNK = 1 << 24
+"""Bytes that are compared at a time."""
+
+PACKED = (
+    "its matrices lie packed in one tensor, which a run by layers leaves as it is; "
+    "tensorlrf.compress takes it apart, with the model in memory"
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a checkpoint is of.
+
+    model     its modules, parameters on meta. Of `exact` ones buffers that are in no file have
+              values, where the model has any on the CPU
+    exact     whether it is the model itself, not layers that were told by names and shapes
+    sources   name of a parameter or persistent buffer, by every place that it has -> its name in
+              the files. Tensors that are tied have one for all
+    left_out  names in the files of what the model has no use for, or has under another name too
+    notes     what a report is to tell of how all this came about
+    """
+
+    model: nn.Module
+    exact: bool
+    sources: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    named: NamedLayers | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, stored: StoredTensors) -> Architecture:
+        """That of config.json where the source is a folder with one, transformers is there, and
+        the model has the tensors of the files; else what names and shapes tell, and why, unless
+        there is nothing else to go by."""
+        if stored.path.is_dir() and (stored.path / CONFIG).is_file():
+            try:
+                return _exact(stored, stored.path)
+            except MissingExtraError:
+                pass
+            except TensorlrfError as error:
+                return _by_name(
+                    stored,
+                    "layers are told by names and shapes, and tensorlrf.load needs model= with "
+                    f"these names: {error}",
+                )
+        return _by_name(stored)
+
+    def survey(self) -> list[Surveyed]:
+        """Modules with parameters and why those stay that do, as `survey` tells."""
+        return [
+            one if one.reason or unpacked_type(one.module) is None else replace(one, reason=PACKED)
+            for one in survey(self.model)
+        ]
+
+
+def _by_name(stored: StoredTensors, *notes: str) -> Architecture:
+    named = layers_by_name(stored.blanks())
+    sources = {name: name for name in stored.places}
+    return Architecture(named.model, False, sources, notes=notes, named=named)
+
+
+def _exact(stored: StoredTensors, folder: Path) -> Architecture:
+    """Raises TensorlrfError where that cannot be, or the files are of another model."""
+    config = config_of(folder)
+    if "quantization_config" in config:
+        raise UnsupportedError(f"{CONFIG} says that weights are quantised")
+    count = len(stored.places)
+    model = blank(folder, count)
+    sources, left_out = _matched(model, stored)
+    notes = []
+    if left_out:
+        some = ", ".join(left_out[:5]) + (", ..." if left_out[5:] else "")
+        notes.append(f"{len(left_out):,} tensors that the model does not need are left out: {some}")
+    try:
+        model = _with_buffers(model, stored, lambda: blank(folder, count, _dtype(stored, config)))
+    except TensorlrfError as error:
+        notes.append(f"buffers that the model makes itself are not in the output: {error}")
+    return Architecture(model, True, sources, tuple(left_out), tuple(notes))
+
+
+def _dtype(stored: StoredTensors, config: Mapping[str, Any]) -> torch.dtype:
+    """In which transformers builds the model: what config.json says, or else the files."""
+    told = config.get("dtype", config.get("torch_dtype"))
+    dtype = getattr(torch, str(told).removeprefix("torch."), None)
+    if dtype in FLOATS:
+        return dtype  # type: ignore[no-any-return]  # one of these
+    found = (TORCH_DTYPES[place.info.dtype] for place in stored.places.values())
+    return next((dtype for dtype in found if dtype in FLOATS), torch.float32)
+
+
+def _with_buffers(
+    model: nn.Module, stored: StoredTensors, build: Callable[[], nn.Module]
+) -> nn.Module:
+    """The same model with values in what no file has, where there is any such thing."""
+    own = [one.tensor for one in named_tensors(model) if one.role not in LASTING]
+    size = sum(t.numel() * t.element_size() for t in own)
+    if size > max(ROOM, stored.n_bytes):
+        raise UnsupportedError(f"they have {size:,} bytes")
+    if not own:
+        return model
+    made = build()
+    if [one.name for one in named_tensors(made)] != [one.name for one in named_tensors(model)]:
+        raise UnsupportedError("the model is another one when it is built on a device")
+    return made
+
+
+# ---- which tensor of the files is which of the model --------------------------------------------
+
+
+def _matched(model: nn.Module, stored: StoredTensors) -> tuple[dict[str, str], list[str]]:
+    """(name in the model, by each of its places -> name in the files, names that are not needed).
+
+    Raises UnsupportedError where tensors are missing, of another shape or of a dtype that layers do
+    not have, or where those that the model ties differ.
+    """
+    at: dict[str, list[str]] = {}
+    for name, own in names_in(model, stored.places).items():
+        at.setdefault(own, []).append(name)
+    sources: dict[str, str] = {}
+    used: set[str] = set()
+    for places in _tied(model):
+        files = [name for place in places for name in at.get(place.name, ())]
+        if not files:
+            raise UnsupportedError(
+                f"{places[0].name} of the {type(model).__name__} is in none of the files"
+            )
+        for name in files:
+            _check_fits(places[0], name, stored)
+        for name in files[1:]:
+            if not _equal(stored, files[0], name):
+                raise UnsupportedError(f"{files[0]} and {name} differ, which the model has as one")
+        sources |= {place.name: files[0] for place in places}
+        used.add(files[0])
+    return sources, [name for name in stored.places if name not in used]
+
+
+def _tied(model: nn.Module) -> list[list[NamedTensor]]:
+    """Parameters and persistent buffers, each with all its places."""
+    held: dict[int, list[NamedTensor]] = {}
+    for one in named_tensors(model):
+        if one.role in LASTING:
+            held.setdefault(id(one.tensor), []).append(one)
+    return list(held.values())
+
+
+def _check_fits(place: NamedTensor, name: str, stored: StoredTensors) -> None:
+    info, wanted = stored.places[name].info, place.tensor
+    dtype = TORCH_DTYPES[info.dtype]
+    alike = dtype in FLOATS if wanted.is_floating_point() else dtype == wanted.dtype
+    if info.shape != tuple(wanted.shape) or not alike:
+        raise UnsupportedError(
+            f"{name} is {info.shape} of dtype {dtype} in the files, and {place.name} "
+            f"{tuple(wanted.shape)} of dtype {wanted.dtype} in the {type(place.module).__name__} "
+            "of the model"
+        )
+
+
+def _equal(stored: StoredTensors, one: str, other: str) -> bool:
+    """Whether the bytes of two tensors are the same."""
+    a, b = stored.places[one].info, stored.places[other].info
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    both = zip(stored.chunks(one, CHUNK), stored.chunks(other, CHUNK), strict=True)
+    return all(x == y for x, y in both)
