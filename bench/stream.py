@@ -101,7 +101,10 @@ def run(source: Path, target: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     done.set()
     thread.join()
-    return {"seconds": seconds, "peak": peak - before, "layers": len(report.layers)}
+    return {
+        "seconds": seconds, "peak": peak - before, "layers": len(report.layers),
+        "read": report.bytes_before, "written": report.bytes_after,
+    }  # fmt: skip
 
 
 def alone(source: Path) -> dict[str, Any]:
@@ -152,6 +155,8 @@ def main() -> None:
         "bound MB": round(bound / 1e6), "over decompositions": round(
             ran["seconds"] / apart["seconds"], 3
         ),
+        "bytes read": ran["read"], "bytes written": ran["written"],
+        "decompositions s": round(apart["seconds"], 1),
     }  # fmt: skip
     row = Row(
         f"{given.gigabytes:g} GB in shards", "by layers", ran["seconds"], ran["seconds"], 1, info
