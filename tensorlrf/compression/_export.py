@@ -18,6 +18,7 @@ from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.resized.layers import stock_
 from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.nn.tables.ties import tie_stock, turn_stock
+from tensorlrf.nn.whole import check_whole
 
 
 def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
@@ -122,6 +123,7 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
+    check_whole(model, "a copy of dense or stock layers")
     copies: dict[int, Any] = {}
     # Parameter -> layers that own it, with its place among their parameters.
     owners: dict[int, list[tuple[int, Tensor, FactoredLayer]]] = {}

@@ -3,6 +3,8 @@ transposed one of transformers, convolutions and transposed ones in one, two and
 groups, and embeddings; layers between tensors; and heads that look at few of their words closely.
 """
 
+from types import ModuleType
+
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding
 from tensorlrf.nn._factorize import factored_type, factorize
@@ -67,3 +69,12 @@ __all__ = [
     "resize_token_embeddings",
     "use_nystrom_attention",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`parallel`, imported when it is first used: it needs torch.distributed.tensor."""
+    if name != "parallel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return import_module(f"{__name__}.parallel")

@@ -110,7 +110,7 @@ class FactoredLayer(Freezable, ABC):
 
     def _check_fused(self) -> None:
         """Where the layer has no path "fused", the error says what the kernel lacks."""
-        check_layer_path("fused", self.paths, self.factors)
+        check_layer_path("fused", self.paths, self._here())
 
     # ---- the weight -------------------------------------------------------------------------
 
@@ -122,6 +122,10 @@ class FactoredLayer(Freezable, ABC):
         """
         whole = self._assembled()
         return whole if self._rank is None else whole.leading(self._rank)
+
+    def _here(self) -> Factors:
+        """In the sizes of the factors that this process runs on: all, or its part of a mesh."""
+        return self.factors
 
     def _assembled(self) -> Factors:
         # The parts were checked when the layer was built.
@@ -167,7 +171,7 @@ class FactoredLayer(Freezable, ABC):
         """Take the path that the table names, for which there is straight code from here on."""
         for path in table.paths:
             if path != "dense" and path not in self._runs:
-                factors = self.factors
+                factors = self._here()
                 kept = self._kept_as(factors)
                 self._runs[path] = lowered(self._layer, path, factors, kept)
         self._path_table = table
@@ -238,7 +242,7 @@ class FactoredLayer(Freezable, ABC):
         return self._key(self.is_frozen)
 
     def _key(self, frozen: bool) -> str:
-        factors = self.factors
+        factors = self._here()
         key = f"{device_key(factors.device)}, {str(factors.dtype).removeprefix('torch.')}"
         key = key if self._rank is None else f"{key}, rank {self._rank}"
         return f"{key}, frozen" if frozen else key
@@ -289,10 +293,8 @@ class FactoredLayer(Freezable, ABC):
             self._choose()
 
     def _on_path(self, path: str) -> Self:
-        """A twin in eval mode on the same parameters that takes `path` for any input.
-
-        The layer itself is left alone, and the twin can be frozen alone.
-        """
+        """A twin in eval mode on the same parameters that takes `path` for any input, and that can
+        be frozen alone."""
         twin: Self = object.__new__(type(self))  # copy.copy refuses parametrized modules
         vars(twin).update(vars(self))
         twin._frozen = None
@@ -335,7 +337,7 @@ class FactoredLayer(Freezable, ABC):
         self._follow_device()  # assign=True may bring tensors of another device
 
     def _follow_device(self) -> None:
-        factors = self.factors
+        factors = self._here()
         home = (factors.device, factors.dtype)
         if home == self._home:
             return

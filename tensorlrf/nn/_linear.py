@@ -207,7 +207,7 @@ class FactoredLinear(FactoredLayer):
         return x.numel() // max(1, self.in_features)
 
     def _default_path_table(self, frozen: bool = False) -> PathTable:
-        return PathTable.from_cost(self.factors, rebuild=not frozen)
+        return PathTable.from_cost(self._here(), rebuild=not frozen)
 
     def _options_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

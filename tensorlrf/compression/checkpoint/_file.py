@@ -20,6 +20,7 @@ from tensorlrf.factors import Factors
 from tensorlrf.files.arguments import PathLike, as_device, as_path
 from tensorlrf.files.replace import check_target
 from tensorlrf.files.sealed import write_sealed
+from tensorlrf.nn.whole import check_whole
 
 
 def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
@@ -65,6 +66,7 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
+    check_whole(model, "a file")
     target = as_path(path)
     if folder.is_for(model, target):
         folder.save(model, target, overwrite=overwrite)
@@ -114,6 +116,8 @@ def load(
     if model is not None and not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = None if model is None else uncompiled(model)
+    if model is not None:
+        check_whole(model, "a file")
     target = None if device is None else as_device(device)
     if os.path.isdir(as_path(path)):
         return folder.load(as_path(path), model, target)

@@ -35,6 +35,7 @@ from tensorlrf.nn.copies import copy_of, replica
 from tensorlrf.nn.latent.attention import digits_of, latents_of, with_latents
 from tensorlrf.nn.plain import Plain
 from tensorlrf.nn.tables.ties import tie
+from tensorlrf.nn.whole import check_whole
 
 
 def latent_cache(
@@ -115,6 +116,7 @@ def latent_cache(
     """
     _check(calibration, keep_cache, rank, metric)
     model = own_model(model)
+    check_whole(model, "a latent cache")
     data = Calibration.read(calibration, model, holdout, groups=groups)
     assert data is not None
     with torch.inference_mode(False), without_autocast():

@@ -17,6 +17,7 @@ from tensorlrf.factors.kinds import two_matrices
 from tensorlrf.nn import FactoredLinear, RankGate
 from tensorlrf.nn.copies import copy_of, replica
 from tensorlrf.nn.packed.unpacked import Unpacked
+from tensorlrf.nn.whole import check_whole
 
 SCALES = (0.25, 0.5, 0.75)
 
@@ -58,6 +59,7 @@ def gate_ranks(
     'RankGate'
     """
     model = own_model(model)
+    check_whole(model, "a gate of ranks")
     inside = {part for m in model.modules() if isinstance(m, Unpacked) for part in m.modules()}
     names = [
         name

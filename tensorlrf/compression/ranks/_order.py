@@ -22,6 +22,7 @@ from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.plain import Plain
 from tensorlrf.nn.ranks.leading import has_terms
 from tensorlrf.nn.stock import to_dense_layer
+from tensorlrf.nn.whole import check_whole
 from tensorlrf.ops.forms import form_of
 
 
@@ -67,6 +68,7 @@ def order_by_energy(model: nn.Module, calibration: Any = None) -> dict[str, str]
     [0.0, 3.0, 0.0]
     """
     model = own_model(model)
+    check_whole(model, "an order of terms")
     layers = {name or ROOT: m for name, m in model.named_modules() if isinstance(m, FactoredLayer)}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     tables = Counter(map(_table, layers.values()))

@@ -17,6 +17,7 @@ from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
 from tensorlrf.factors.kinds import format_of
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.ranks.leading import Rank, ask, has_terms, share_of, take_back, whole_rank
+from tensorlrf.nn.whole import check_whole
 
 Scale = float | int | tuple[int, ...]
 """A share of the rank in (0, 1], or a rank."""
@@ -145,7 +146,9 @@ def rank_scale(model: nn.Module, scale: Scale | Mapping[str, Scale]) -> RankScal
     >>> layer.factors.rank
     8
     """
-    owners = _layers(own_model(model))
+    model = own_model(model)
+    check_whole(model, "a rank that is scaled")
+    owners = _layers(model)
     table = scale if isinstance(scale, Mapping) else {"*": scale}
     for key, value in table.items():
         _check(key, value)

@@ -44,6 +44,7 @@ from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import replica
+from tensorlrf.nn.whole import check_whole
 
 
 def refine(
@@ -275,6 +276,7 @@ def _check_models(small: Any, model: Any) -> None:
     for name, one in (("small", small), ("model", model)):
         if not isinstance(one, nn.Module):
             raise ArgumentError(f"{name} is a {type(one).__name__}; pass a torch.nn.Module")
+        check_whole(one, "refine, whose processes each have the model,", name)
     ours, given = describe(small), describe(model)
     for place in {**ours, **given}:
         a, b = ours.get(place), given.get(place)

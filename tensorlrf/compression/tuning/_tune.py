@@ -22,6 +22,7 @@ from tensorlrf.compression.tuning._whole import bytes_held, choices_of, time_who
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import replica
+from tensorlrf.nn.whole import check_whole
 
 OBJECTIVES = ("size", "latency")
 SECONDS = 0.2
@@ -172,6 +173,7 @@ def list_examples(example: Any) -> list[Any]:
 def _check(model: Any, objective: str, freeze: Any, seconds: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    check_whole(model, "a measurement, which each rank would take in its own time,")
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     if not isinstance(freeze, bool):

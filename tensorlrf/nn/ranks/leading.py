@@ -54,10 +54,10 @@ def lead(layer: FactoredLayer, rank: Rank | None) -> None:
         return
     layer._cuts = _cuts(layer)
     layer._paths = layer._find_paths(layer.factors)
-    _settle(layer)
+    settle(layer)
 
 
-def _settle(layer: FactoredLayer) -> None:
+def settle(layer: FactoredLayer) -> None:
     """Have code for the paths of its table, or of the one that it would choose."""
     if layer._own_table or not set(layer._path_table.paths) <= set(layer.paths):
         layer._choose()
@@ -82,7 +82,7 @@ def set_factors(layer: FactoredLayer, factors: Factors) -> None:
         layer._parameters[own] = nn.Parameter(value, requires_grad=old.requires_grad)
     layer._frozen, layer._runs, layer.measured = None, {}, {}
     layer._paths = layer._find_paths(layer.factors)
-    _settle(layer)
+    settle(layer)
 
 
 def _cuts(layer: FactoredLayer) -> tuple[Cut, ...]:
@@ -115,7 +115,7 @@ class _Whole:
         if layer._home != self.home or (layer.training and layer.is_frozen):
             layer._frozen = None
             layer._paths = layer._find_paths(layer.factors)
-            _settle(layer)
+            settle(layer)
 
 
 # ---- who has asked for it -----------------------------------------------------------------------

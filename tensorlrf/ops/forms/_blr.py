@@ -6,13 +6,14 @@ one batched product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tensorlrf.errors import ShapeError
 from tensorlrf.factors import Block, BlockLowRank
 from tensorlrf.factors.tiling import Tiling
 from tensorlrf.ops._counter import Counter
@@ -51,6 +52,33 @@ class BLRForm(Form[BlockLowRank]):
             (f.left, f.right, f.dense, tiling.words, f.shape), blocks=tiling_of(tiling.words).form
         )
         return {**paths, **kernel.path()}
+
+    def part(self, f: BlockLowRank, axis: int, parts: int, k: int) -> BlockLowRank:
+        m, n = f.shape
+        size = f.shape[axis] // parts
+        first, own = k * size, []
+        for b, content in f.panels():
+            start, length = ((b.row, b.rows), (b.column, b.columns))[axis]
+            if f.shape[axis] % parts or start // size != (start + length - 1) // size:
+                what = ("rows", "columns")[axis]
+                raise ShapeError(
+                    f"the {what} {start} to {start + length - 1} of a block of {f!r} lie across "
+                    f"equal parts of its {f.shape[axis]} {what} on {parts} ranks"
+                )
+            if first <= start < first + size:
+                at = (b.row, b.column - first) if axis else (b.row - first, b.column)
+                own.append((*at, content))
+        return BlockLowRank.pack(own, (m, size) if axis else (size, n))
+
+    def joined(self, parts: Sequence[BlockLowRank], axis: int) -> BlockLowRank:
+        shape, own = [*parts[0].shape], []
+        for k, part in enumerate(parts):
+            first = k * shape[axis]
+            for b, content in part.panels():
+                at = (b.row, b.column + first) if axis else (b.row + first, b.column)
+                own.append((*at, content))
+        shape[axis] *= len(parts)
+        return BlockLowRank.pack(own, (shape[0], shape[1]))
 
     def count_dense(self, f: BlockLowRank, counter: Counter) -> bool:
         # A tree of blocks is written in place, which leaves no record.

@@ -7,12 +7,12 @@ to take, layers of torch to export. The path "dense", on the rebuilt weight, is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from tensorlrf.errors import UnsupportedError
+from tensorlrf.errors import ShapeError, UnsupportedError
 from tensorlrf.factors import Factors
 from tensorlrf.ops._counter import Counter
 from tensorlrf.ops.forms.shared._slide import Conv
@@ -99,6 +99,41 @@ class Form(Generic[F]):
     def transposed(self, f: F) -> Factors:
         """Factors of the transpose of a matrix, on the same memory: of formats with embeddings."""
         raise UnsupportedError(f"{f!r} has no transpose as factors")
+
+    def along(self, f: F, axis: int) -> dict[str, int] | None:
+        """Tensors that go with the rows (axis 0) or the columns (1) of a matrix -> the axis of each
+        that does; others go with all of them. None of a format that is not shared out so."""
+        return None
+
+    def part(self, f: F, axis: int, parts: int, k: int) -> F:
+        """The k-th of equal parts of the rows (axis 0) or the columns (1) of a matrix, as factors.
+
+        Raises ShapeError where what has to be divided cannot be, and UnsupportedError of a format
+        that is not shared out.
+        """
+        along = self.along(f, axis)
+        if along is None:
+            raise UnsupportedError(
+                f"factors is a {type(f).__name__}, whose {('rows', 'columns')[axis]} are not "
+                "shared out over ranks; those of LowRank, KroneckerSum and BlockLowRank are"
+            )
+        tensors = f.tensors()
+        for name, dim in along.items():
+            size = tensors[name].shape[dim]
+            if size % parts:
+                raise ShapeError(
+                    f"{name} of {f!r} has {size} {('outputs', 'inputs')[axis]} along its axis "
+                    f"{dim}, which {parts} ranks do not divide"
+                )
+            tensors[name] = tensors[name].chunk(parts, dim)[k]
+        shape = list(f.shape)
+        shape[axis] //= parts
+        return type(f).from_tensors(tensors, {**f.meta(), "shape": shape})
+
+    def joined(self, parts: Sequence[F], axis: int) -> F:
+        """The whole of its `part`s: of a format whose tensors are not those of the parts one
+        behind the other."""
+        raise NotImplementedError
 
     def groups(self, f: F) -> int:
         """How many groups a convolution on the factors has."""

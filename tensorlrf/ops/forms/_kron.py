@@ -38,6 +38,9 @@ class KroneckerForm(Form[KroneckerSum]):
         groups = [(SlidingKronecker(f.a[k], f.b[k], conv.geometry),) for k in range(conv.groups)]
         return {"chain": (Groups(tuple(groups)),)}
 
+    def along(self, f: KroneckerSum, axis: int) -> dict[str, int]:
+        return {"a": 1 + axis}  # the first digit of a row or column is that of a
+
     def kernels(self, f: KroneckerSum, conv: Conv) -> dict[str, tuple[int, ...]]:
         *stacked, columns = f.b.shape[: f.b.ndim - conv.axes]
         return {"b": (math.prod(stacked), columns, *conv.kernel)}

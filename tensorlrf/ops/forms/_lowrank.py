@@ -43,6 +43,9 @@ class LowRankForm(Form[LowRank]):
     def rows_of(self, f: LowRank) -> str:
         return "left"
 
+    def along(self, f: LowRank, axis: int) -> dict[str, int]:
+        return {"right": 1} if axis else {"left": 0}
+
     def network(self, f: LowRank, modes: str, fresh: Iterator[str]) -> Terms:
         r = next(fresh)
         right = f.right.reshape(f.rank, *f.shape[1:])

@@ -1,0 +1,35 @@
+"""Models whose tensors are whole in this process, which not all work is done without."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from tensorlrf.errors import UnsupportedError
+
+
+def sharded_in(model: nn.Module) -> str | None:
+    """The first parameter or buffer that ranks have shared out, a DTensor; None where none is."""
+    # Whoever has made one has imported this, and nobody else need.
+    kind: Any = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if kind is None:
+        return None
+    for held in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in held:
+            if isinstance(tensor, kind):
+                return name
+    return None
+
+
+def check_whole(model: nn.Module, what: str, argument: str = "model") -> None:
+    """Raise UnsupportedError for a model that ranks have shared out; `what` needs it whole."""
+    name = sharded_in(model)
+    if name is not None:
+        raise UnsupportedError(
+            f"{argument}: {name} is shared out over ranks (a DTensor), and {what} needs all of it: "
+            "have every rank call torch.distributed.checkpoint.state_dict.get_model_state_dict("
+            "model, options=StateDictOptions(full_state_dict=True)), and load that into a model "
+            "that is not shared out"
+        )

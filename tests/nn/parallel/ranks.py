@@ -1,0 +1,106 @@
+"""Checks that several ranks run together, in processes of their own: one start for all of a file.
+
+A file has functions `check_...(mesh)`; `results` runs all of them, one after the other, on ranks
+that meet over gloo. A rank that fails or waits too long ends the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from tests.processes import PYTHONPATH, ROOT
+
+SECONDS = 150
+"""Until ranks that have not ended are ended."""
+
+MEETING = timedelta(seconds=40)
+"""Until a rank gives up waiting for another."""
+
+Check = Callable[[DeviceMesh], None]
+
+
+def checks_of(module: ModuleType | str) -> list[str]:
+    found = sys.modules[module] if isinstance(module, str) else module
+    return [name for name in vars(found) if name.startswith("check_")]
+
+
+def results(module: str, folder: Path, ranks: int = 2) -> dict[str, str]:
+    """Check -> what went wrong on any rank, empty where nothing did."""
+    command = [sys.executable, "-W", "error", "-m", "tests.nn.parallel.ranks", module, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PYTHONPATH}"}
+    started = [
+        subprocess.Popen(
+            [*command, str(k), str(ranks)],
+            cwd=ROOT,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for k in range(ranks)
+    ]
+    end = time.monotonic() + SECONDS
+    while any(p.poll() is None for p in started) and time.monotonic() < end:
+        if any(p.poll() not in (None, 0) for p in started):
+            break
+        time.sleep(0.05)
+    said = []
+    for process in started:
+        if process.poll() is None:
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        said.append(process.communicate()[0][-3000:])
+    found: dict[str, str] = {}
+    for k in range(ranks):
+        path = folder / f"{k}.json"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            name, wrong = json.loads(line)
+            found[name] = found.get(name, "") + (f"rank {k}: {wrong}" if wrong else "")
+    found["all"] = "" if all(p.returncode == 0 for p in started) else "\n".join(said)
+    return found
+
+
+def main(module: str, folder: str, rank: str, ranks: str) -> None:
+    """One rank: a line of JSON for each check, up to the first that fails."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", int(ranks))
+    dist.init_process_group(
+        "gloo", store=store, rank=int(rank), world_size=int(ranks), timeout=MEETING
+    )
+    mesh = init_device_mesh("cpu", (int(ranks),), mesh_dim_names=("tp",))
+    found: Any = import_module(module)
+    with open(f"{folder}/{rank}.json", "w") as out:
+        for name in checks_of(found):
+            wrong = ""
+            torch.manual_seed(0)
+            try:
+                getattr(found, name)(mesh)
+                dist.barrier()
+            except Exception:
+                wrong = traceback.format_exc()
+            out.write(json.dumps([name, wrong]) + "\n")
+            out.flush()
+            if wrong:
+                os._exit(1)  # the others wait for this rank in vain
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
