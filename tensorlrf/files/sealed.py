@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +20,14 @@ from torch import Tensor
 
 from tensorlrf.errors import FileFormatError
 from tensorlrf.files.replace import replacing
-from tensorlrf.files.safetensors import DTYPES, METADATA, SafeFile, bytes_of, write
+from tensorlrf.files.safetensors import (
+    DTYPES,
+    METADATA,
+    TORCH_DTYPES,
+    SafeFile,
+    bytes_of,
+    write,
+)
 from tensorlrf.files.shards import TensorFile
 from tensorlrf.files.strict import JsonNode
 
@@ -38,6 +46,11 @@ class Stored:
     shape: tuple[int, ...]
     checksum: str
     order: tuple[int, ...] | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its numbers."""
+        return math.prod(self.shape) * TORCH_DTYPES[self.dtype].itemsize
 
     @classmethod
     def of(cls, tensor: Tensor, order: tuple[int, ...] | None = None) -> Stored:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tensorlrf.compression.checkpoint.folder import FILES
+from tensorlrf.compression.checkpoint.folder import FILES, TENSORS
 
 KEPT = (
     *("README*", "LICENSE*", "NOTICE*", "USE_POLICY*", "*.md"),
@@ -41,6 +41,12 @@ def copy_companions(source: Path, target: Path) -> list[Path]:
         if not copy.exists():
             shutil.copyfile(source / inside, copy)
     return left
+
+
+def companions_of(source: Path) -> list[Path]:
+    """What of the folder goes along: configurations and known small files, by their names in it."""
+    told = [Path(name) for name in FILES if name != TENSORS and (source / name).is_file()]
+    return [*told, *_others(source)[0]]
 
 
 def _others(source: Path) -> tuple[list[Path], list[Path]]:

@@ -17,10 +17,12 @@ from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.scale._assembled import assembled
-from tensorlrf.compression.scale._entries import STAYS, check_entry
+from tensorlrf.compression.scale._call import Call
+from tensorlrf.compression.scale._entries import check_entry
+from tensorlrf.compression.scale._finished import finished
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._report import CheckpointReport
-from tensorlrf.compression.scale._run import Run, layers_of
+from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.planned import plan_for
@@ -28,7 +30,7 @@ from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import place, present, put_right
-from tensorlrf.files.job import JOURNAL, NEW, held
+from tensorlrf.files.job import JOURNAL, NEW, held, job_folder
 from tensorlrf.files.replace import check_target, replacing
 from tensorlrf.files.sealed import checksum_of, made_by
 
@@ -101,8 +103,9 @@ def compress_checkpoint(
     Raises
     ------
     FileError
-        Where there is nothing to read, the output exists or cannot be written (a disk that is full
-        loses nothing: the same call goes on), or another run is at it.
+        Where there is nothing to read, the output exists and is another one (what this call has
+        made of this source before is left as it is, and the report says so) or cannot be written (a
+        disk that is full loses nothing: the same call goes on), or another run is at it.
     FileFormatError
         Where a file is damaged, a shard is missing, the index and the shards say different things,
         or the journal is damaged.
@@ -126,12 +129,13 @@ def compress_checkpoint(
     16
     """
     given, out = as_path(source), as_path(target)
-    threads = _checked(random_state, threads, shard_bytes)
+    fixed = _checked(random_state, threads, shard_bytes)
     as_folder = out.suffix != ".safetensors"
     stored = StoredTensors.of(given)
-    _check_output(given, out, as_folder, overwrite)
+    there = _check_output(given, out, as_folder)
     known = Architecture.of(stored)
     plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
+    call = Call(given, out, stored, known, plan)
     head = {
         "made_by": made_by(),
         "torch": torch.__version__,
@@ -140,39 +144,35 @@ def compress_checkpoint(
         "plan": checksum_of(plan.to_json().encode()),
         "shard_bytes": shard_bytes if as_folder else None,
         "random_state": random_state,
-        "threads": threads,
+        "threads": fixed,
     }
-    rows = tuple(row for row in plan.layers if row.factored)
+    if there and not restart and not (job_folder(out, as_folder=as_folder) / JOURNAL).exists():
+        # Without a word on threads any number is as good.
+        found = finished(call, head if threads is not None else head | {"threads": None})
+        if found is not None:
+            return call.report(found.entries, found.tensors, found.n_bytes, already=True)
+    if there and not overwrite:
+        raise _exists(out)
     with held(out, as_folder=as_folder, restart=restart) as folder:
         journal = Journal(folder / JOURNAL, head, check_entry)
         try:
-            run = Run(stored, known, rows, folder, journal, random_state, threads)
+            run = Run(stored, known, call.rows, folder, journal, random_state, fixed)
             resumed = len(run.done())
             with (
                 Stopping() as stopped,
-                progress_bar("compress", len(rows), progress) as advance,
+                progress_bar("compress", len(call.rows), progress) as advance,
             ):
                 done = run.factor_all(advance, stopped)
-                stopped.end(f"{len(done):,} of {len(rows):,} layers are done and kept in {folder}")
+                stopped.end(
+                    f"{len(done):,} of {len(call.rows):,} layers are done and kept in {folder}"
+                )
                 made = assembled(run, done, shard_bytes, None if as_folder else out.name)
             if as_folder and given.is_dir():
                 _copy_small_files(given, folder / NEW)
         finally:
             journal.close()
         _put_in_place(out, folder, as_folder=as_folder, overwrite=overwrite)
-    stays = {row.name: row.reason for row in plan.layers if not row.factored}
-    stays |= {n: entry["reason"] for n, entry in done.items() if entry["kind"] == STAYS}
-    return CheckpointReport(
-        os.fspath(given),
-        os.fspath(out),
-        tuple(layers_of(run, done)),
-        stays,
-        made.tensors,
-        stored.n_bytes,
-        made.n_bytes,
-        resumed,
-        known.notes,
-    )
+    return call.report(done, made.tensors, made.n_bytes, resumed)
 
 
 def _checked(random_state: int, threads: int | None, shard_bytes: int) -> int:
@@ -189,13 +189,14 @@ def _checked(random_state: int, threads: int | None, shard_bytes: int) -> int:
     return torch.get_num_threads() if threads is None else threads
 
 
-def _check_output(source: Path, target: Path, as_folder: bool, overwrite: bool) -> None:
-    """Raise FileError where the output cannot become what is asked for."""
+def _check_output(source: Path, target: Path, as_folder: bool) -> bool:
+    """Whether there is something in its place. Raise FileError where that cannot become what is
+    asked for."""
     if not as_folder:
         if target.exists() and os.path.samefile(source, target):
             raise FileError(f"target={os.fspath(target)!r} is the source; give another name")
-        check_target(target, overwrite)
-        return
+        check_target(target, overwrite=True)
+        return os.path.lexists(target)
     if os.path.lexists(target) and not target.is_dir():
         raise FileError(f"target={os.fspath(target)!r} is a file; give the name of a folder")
     if not target.parent.is_dir():
@@ -215,11 +216,14 @@ def _check_output(source: Path, target: Path, as_folder: bool, overwrite: bool) 
             f"target={os.fspath(target)!r} has no {TENSORS}, so it was not written by tensorlrf "
             "and is not replaced; give another name"
         )
-    if there and not overwrite:
-        raise FileError(
-            f"target={os.fspath(target)!r} exists; give another name, or overwrite=True to "
-            "replace it"
-        )
+    return bool(there)
+
+
+def _exists(target: Path) -> FileError:
+    return FileError(
+        f"target={os.fspath(target)!r} exists, and is not what this call makes of this source; "
+        "give another name, or overwrite=True to replace it"
+    )
 
 
 def _copy_small_files(source: Path, target: Path) -> None:

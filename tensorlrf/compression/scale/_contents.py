@@ -26,6 +26,7 @@ from tensorlrf.compression.checkpoint.named_tensors import (
 )
 from tensorlrf.compression.scale import _parts
 from tensorlrf.compression.scale._entries import LAYER, blank_factors_of
+from tensorlrf.compression.scale._finished import RUN, run_text
 from tensorlrf.compression.scale._run import Run, place_of, weight_of
 from tensorlrf.compression.scale._shards import Piece
 from tensorlrf.errors import ArgumentError
@@ -35,22 +36,33 @@ from tensorlrf.files.sealed import Stored, made_by, storable_key
 Done = Mapping[str, Mapping[str, Any]]
 """Layer -> its entry of the journal."""
 
+MakeHeader = Callable[[Mapping[str, Stored], Mapping[str, str]], Header]
+"""From what is stored, and in which shard each tensor lies."""
+
 
 @dataclass(frozen=True)
 class Contents:
     """pieces  the tensors, those of the files in their order there
-    header     of a file with them, from what is stored and in which shard each lies
+    header     of a file with them
+    head       of the journal of the run
+    done       what became of each layer
+    sources    tensor of the source that has factors -> its checksum
     """
 
     pieces: list[Piece]
-    header: Callable[[Mapping[str, Stored], Mapping[str, str]], Header]
+    header: MakeHeader
+    head: Mapping[str, Any]
+    done: Done
+    sources: Mapping[str, str]
 
     def sealed(
         self, checksums: Mapping[str, str], shards: Mapping[str, str] = MappingProxyType({})
     ) -> dict[str, str]:
         """The metadata of a file with the header of all."""
         stored = {piece.name: piece.stored(checksums[piece.name]) for piece in self.pieces}
-        return {KEY: self.header(stored, shards).to_text()}
+        copied = {one.source: checksums[one.name] for one in self.pieces if one.source}
+        told = run_text(self.head, self.done, {**self.sources, **copied})
+        return {KEY: self.header(stored, shards).to_text(), RUN: told}
 
     def of_layers(self) -> dict[str, set[str]]:
         """Layer -> the names of the pieces that its factors are."""
@@ -63,14 +75,17 @@ class Contents:
 
 def contents(run: Run, done: Done) -> Contents:
     """Of the output of a run. Raises ArgumentError where two tensors would have one name."""
-    layers = {row.name: done[row.name] for row in run.rows if done[row.name]["kind"] == LAYER}
-    return (_of_model if run.known.exact else _by_name)(run, layers)
+    done = {row.name: done[row.name] for row in run.rows}  # whichever was made first
+    layers = {name: entry for name, entry in done.items() if entry["kind"] == LAYER}
+    pieces, header = (_of_model if run.known.exact else _by_name)(run, layers)
+    sources = {run.known.sources[weight_of(n)]: entry["source"] for n, entry in layers.items()}
+    return Contents(pieces, header, run.journal.head, done, sources)
 
 
 # ---- of layers by names and shapes --------------------------------------------------------------
 
 
-def _by_name(run: Run, layers: Done) -> Contents:
+def _by_name(run: Run, layers: Done) -> tuple[list[Piece], MakeHeader]:
     factored = {weight_of(name): name for name in layers}
     pieces: dict[str, Piece] = {}
     for name in run.stored.places:
@@ -97,7 +112,7 @@ def _by_name(run: Run, layers: Done) -> Contents:
         plan = {place_of(name): entry["recipe"] for name, entry in layers.items()}
         return Header(made_by(), None, stored, slots, entries, plan, {}, shards=shards)
 
-    return Contents(list(pieces.values()), header)
+    return list(pieces.values()), header
 
 
 def _name_of(key: str) -> str:
@@ -121,7 +136,7 @@ def _layer_entry(name: str, entry: Mapping[str, Any]) -> LayerEntry:
 # ---- of the model -------------------------------------------------------------------------------
 
 
-def _of_model(run: Run, layers: Done) -> Contents:
+def _of_model(run: Run, layers: Done) -> tuple[list[Piece], MakeHeader]:
     small, parts = _factored(run, layers)
     order = {name: k for k, name in enumerate(run.stored.places)}
     found: list[tuple[int, Piece, Slot]] = []
@@ -146,7 +161,7 @@ def _of_model(run: Run, layers: Done) -> Contents:
     def header(stored: Mapping[str, Stored], shards: Mapping[str, str]) -> Header:
         return header_of(small, stored, slots, shards)
 
-    return Contents([piece for _, piece, _ in found], header)
+    return [piece for _, piece, _ in found], header
 
 
 def _factored(run: Run, layers: Done) -> tuple[nn.Module, dict[str, tuple[str, str]]]:
@@ -194,7 +209,7 @@ def _of_factor(
 def _of_source(run: Run, source: str, name: str) -> Piece:
     info = run.stored.places[source].info
     chunks = partial(_chunks_of, run, source)
-    return Piece(storable_key(name), info.dtype, info.shape, chunks)
+    return Piece(storable_key(name), info.dtype, info.shape, chunks, source=source)
 
 
 def _chunks_of(run: Run, source: str) -> Iterator[memoryview]:

@@ -60,7 +60,7 @@ def _layer(at: JsonNode) -> None:
     at.keys_are(
         [
             *("kind", "name", "file", "tensors", "shapes", "dtypes", "format", "meta", "recipe"),
-            *("rank", "params", "weight_error", "seconds"),
+            *("rank", "params", "weight_error", "seconds", "source"),
         ]
     )
     at["name"].text()
@@ -84,6 +84,8 @@ def _layer(at: JsonNode) -> None:
     if not math.isfinite(at["weight_error"].number()):
         at["weight_error"].wrong("a finite number")
     at["seconds"].number()
+    if not _CHECKSUM.fullmatch(at["source"].text()):
+        at["source"].wrong("the checksum of the weight")
 
 
 def _stays(at: JsonNode) -> None:

@@ -34,6 +34,7 @@ Check = Callable[[JsonNode], None]
 class Journal:
     """An open journal, whose first line says what the run is.
 
+    head     what the run is, as it is given
     entries  those behind the first line
     """
 
@@ -45,7 +46,7 @@ class Journal:
         Raises ArgumentError where it is that of another run, FileFormatError where it is damaged or
         of another version, FileError where the system refuses it.
         """
-        self.path = path
+        self.path, self.head = path, dict(head)
         self.entries: list[dict[str, Any]] = []
         self._last, self._check = "", check
         try:

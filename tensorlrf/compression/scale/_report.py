@@ -35,7 +35,7 @@ class CheckpointLayer:
     weight_error : float
         Relative, in the Frobenius norm, of the factors as stored.
     seconds : float
-        That its factors took, of the run that made them.
+        That its factors took, of the run that made them; 0 where that had ended before this call.
     """
 
     name: str
@@ -68,6 +68,8 @@ class CheckpointReport:
     notes : tuple of str
         How it was told which tensors are layers, where that is not by the model itself, and which
         tensors were left out.
+    already : bool
+        Whether all was there, of an earlier run of the same call, and nothing was written.
     """
 
     source: str
@@ -79,10 +81,16 @@ class CheckpointReport:
     bytes_after: int
     resumed: int
     notes: tuple[str, ...] = ()
+    already: bool = False
 
     def to_json(self) -> str:
         """As JSON text."""
         return json.dumps(asdict(self))
+
+    def _earlier(self) -> list[str]:
+        if self.already:
+            return ["all of it was there already, from the same source; nothing was written"]
+        return [f"{self.resumed:,} layers are of an earlier run"] if self.resumed else []
 
     def __str__(self) -> str:
         return as_text(self.__rich__(), WIDTH)
@@ -107,7 +115,7 @@ class CheckpointReport:
             + (f" ({after / before:.1%})" if before else ""),
             f"all {self.tensors:,} tensors: {self.bytes_before:,} to {self.bytes_after:,} bytes "
             f"({self.bytes_after / max(1, self.bytes_before):.1%})",
-            *([f"{self.resumed:,} layers are of an earlier run"] if self.resumed else []),
+            *self._earlier(),
             *self.notes,
             *(f"stays: {name}: {why}" for name, why in self.stays.items()),
         ]

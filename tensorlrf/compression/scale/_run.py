@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, TensorlrfError
 from tensorlrf.files.job import NEW, PARTS
-from tensorlrf.files.safetensors import DTYPES
+from tensorlrf.files.safetensors import DTYPES, bytes_of
+from tensorlrf.files.sealed import checksum_of
 
 NOT_FINITE = "its weight contains NaN or Inf"
 
@@ -111,14 +111,14 @@ class Run:
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             writing: Future[dict[str, Any]] | None = None
             with closing(self._read_ahead(left, reader)) as weights:
-                for row, weight in weights:
+                for row, weight, checksum in weights:
                     made = self._factored(row, weight)
                     del weight
                     if writing is not None:
                         entry = writing.result()
                         done[entry["name"]] = entry
                         advance(entry["name"])
-                    writing = writer.submit(self._settle, row, made)
+                    writing = writer.submit(self._settle, row, made, checksum)
                     if stopped():
                         break
             if writing is not None:
@@ -129,19 +129,20 @@ class Run:
 
     def _read_ahead(
         self, rows: list[LayerPlan], reader: ThreadPoolExecutor
-    ) -> Generator[tuple[LayerPlan, Tensor], None, None]:
-        """Each layer with its weight, while that of the next one is read."""
-        ahead: Future[Tensor] | None = None
+    ) -> Generator[tuple[LayerPlan, Tensor, str], None, None]:
+        """Each layer with its weight and its checksum, while that of the next one is read."""
+        ahead: Future[tuple[Tensor, str]] | None = None
         for row, behind in zip(rows, [*rows[1:], None], strict=True):
             if ahead is None:
                 ahead = reader.submit(self._weight, row)
-            weight = ahead.result()
+            weight, checksum = ahead.result()
             ahead = None if behind is None else reader.submit(self._weight, behind)
-            yield row, weight
+            yield row, weight, checksum
             del weight
 
-    def _weight(self, row: LayerPlan) -> Tensor:
-        return self.stored.read(self.known.sources[weight_of(row.name)])
+    def _weight(self, row: LayerPlan) -> tuple[Tensor, str]:
+        weight = self.stored.read(self.known.sources[weight_of(row.name)])
+        return weight, checksum_of(bytes_of(weight))
 
     def _factored(self, row: LayerPlan, weight: Tensor) -> tuple[Factored | None, float]:
         """The factors, and how long they took; None where the weight has none."""
@@ -169,7 +170,9 @@ class Run:
             module._parameters["weight"] = blank
         return made, time.perf_counter() - begun
 
-    def _settle(self, row: LayerPlan, made: tuple[Factored | None, float]) -> dict[str, Any]:
+    def _settle(
+        self, row: LayerPlan, made: tuple[Factored | None, float], checksum: str
+    ) -> dict[str, Any]:
         """Write the factors and then the journal; the entry."""
         found, seconds = made
         assert row.method is not None
@@ -206,6 +209,7 @@ class Run:
                 "params": factors.n_params,
                 "weight_error": found.weight_error,
                 "seconds": round(seconds, 3),
+                "source": checksum,
             }
         try:
             self.journal.add(entry)
@@ -239,7 +243,8 @@ def told(row: LayerPlan, entry: Mapping[str, Any]) -> CheckpointLayer:
     )
 
 
-def layers_of(run: Run, done: Mapping[str, Mapping[str, Any]]) -> list[CheckpointLayer]:
+def layers_of(
+    rows: Sequence[LayerPlan], done: Mapping[str, Mapping[str, Any]]
+) -> list[CheckpointLayer]:
     """Rows of the report, in the order of the plan."""
-    kept = partial(filter, lambda row: done[row.name]["kind"] == LAYER)
-    return [told(row, done[row.name]) for row in kept(run.rows)]
+    return [told(row, done[row.name]) for row in rows if done[row.name]["kind"] == LAYER]

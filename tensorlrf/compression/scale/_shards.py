@@ -23,6 +23,7 @@ class Piece:
     name    as a model has it
     chunks  its bytes, part by part
     layer   whose factors it is of; empty for others
+    source  the tensor of the source that it is, bit for bit; empty for others
     """
 
     name: str
@@ -30,6 +31,7 @@ class Piece:
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[memoryview]]
     layer: str = ""
+    source: str = ""
 
     @property
     def n_bytes(self) -> int:

@@ -18,6 +18,9 @@ from tensorlrf.compression.checkpoint.source import check_inside, weights_of
 from tensorlrf.errors import FileFormatError, MissingFileError
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile, TensorInfo, opened
 
+CHUNK = 1 << 24
+"""Bytes that are read at a time."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -102,6 +105,13 @@ class StoredTensors:
         """The bytes of a tensor, so many at a time."""
         with opened(self.places[name].file) as file:
             yield from file.chunks(name, size)
+
+    def checksum(self, name: str) -> str:
+        """Of the bytes of a tensor."""
+        digest = hashlib.blake2b(digest_size=16)
+        for chunk in self.chunks(name, CHUNK):
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def fingerprint(self) -> str:
         """Of the headers and sizes of the files: another checkpoint has another one."""
