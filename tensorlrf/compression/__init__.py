@@ -13,6 +13,9 @@ from tensorlrf.compression.latent._latent_cache import latent_cache
 from tensorlrf.compression.latent._report import LatentReport, LatentRow
 from tensorlrf.compression.losses._probe import sensitivity
 from tensorlrf.compression.methods import Auto
+from tensorlrf.compression.moments._calibrate import calibrate
+from tensorlrf.compression.moments._layer import CalibratedLayer
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
@@ -71,6 +74,7 @@ __all__ = [
     "BatchNorms",
     "Blast",
     "BucketTiming",
+    "CalibratedLayer",
     "Candidate",
     "Checkpoint",
     "CheckpointLayer",
@@ -95,6 +99,7 @@ __all__ = [
     "LayerTuning",
     "MemoryForecast",
     "Method",
+    "Moments",
     "Monarch",
     "Plan",
     "ProgressiveDecomposition",
@@ -113,6 +118,7 @@ __all__ = [
     "Tuning",
     "WholeTiming",
     "apply",
+    "calibrate",
     "compress",
     "compress_",
     "compress_checkpoint",

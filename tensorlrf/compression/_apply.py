@@ -31,6 +31,7 @@ from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.folding._within import folded_as
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._check_plan import check_plan
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.report._budget import shortfall
@@ -45,6 +46,7 @@ from tensorlrf.errors import (
     warn,
 )
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.copies import copy_of, replica
 
@@ -58,6 +60,7 @@ def apply(
     plan: Plan,
     *,
     calibration: Any = None,
+    moments: Moments | PathLike | None = None,
     target: str = "original",
     affine: bool = False,
     batch_norm: bool = True,
@@ -94,6 +97,11 @@ def apply(
         samples warrants (Ledoit & Wolf 2004); where part of the batches is held out and casts doubt
         on the fit, the amount is chosen there. Those of an expert of a mixture are first drawn
         towards those of all its experts, by what these have in common (Bühlmann & Straub 1970).
+    moments : Moments or path, optional
+        In place of `calibration` what `tensorlrf.calibrate` has summed of the inputs of this very
+        model, or the file with it. No batch is needed and nothing runs: fits are those of
+        ``target="independent"`` and ``metric="outputs"``, none is judged on inputs held out, and
+        the error of the model's outputs is not known.
     target : {"original", "prefix", "independent"}
         What the outputs of a layer are fitted to. "original": W x0, on the inputs x0 of the given
         model, from the inputs x that the compressed layers before it deliver; what earlier layers
@@ -196,7 +204,7 @@ def apply(
     """
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout, groups, shared,
+        metric, loss, readout, groups, shared, moments,
     )  # fmt: skip
     fitting.check(calibrated=calibration is not None)
     model = unpacked_model(model)
@@ -208,6 +216,7 @@ def apply(
     data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit, groups)
     if plan.folded is not None:
         model = folded_as(model, plan.folded, data, example)
+    fitting = fitting.of_moments(model)
     return carried_out(model, plan, survey(model), data, fitting, example)
 
 
@@ -230,7 +239,8 @@ def carried_out(
         small = copy_of(model)
         for row in plan.factored:
             dense_layer_at(small, row.name).make_ordinary()
-        metric = None
+        known_moments = fitting.known
+        metric = None if known_moments is None else OUTPUTS
         if data is not None:
             data = with_metrics(model, plan, data, fitting, probe)
             metric = LOSS if data.metrics else OUTPUTS
@@ -257,10 +267,10 @@ def carried_out(
         latency = latency_of(model, small, plan, example, data, fitting)
     report = Report(
         **plan.budgets,
-        target=fitting.target if data is not None else None,
+        target=None if data is None and known_moments is None else fitting.target,
         metric=metric,
         affine=fitting.affine,
-        batches=0 if data is None else len(data.fitted),
+        batches=len(data.fitted) if data else known_moments.batches if known_moments else 0,
         held_out=0 if data is None else len(data.held_out),
         layers=tuple(rows),
         model=totals(model, small),
@@ -275,6 +285,7 @@ def carried_out(
         folded=plan.folded,
         bases=tuple(bases.told),
         pools=() if work.pools is None else work.pools.told,
+        from_moments=known_moments is not None,
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

@@ -25,6 +25,7 @@ from tensorlrf.compression.frontier._metric import Metric, with_quality
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.modular._modular import take_modules, whole_modules
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
@@ -39,6 +40,7 @@ from tensorlrf.compression.report._report import Report
 from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import Unpacked
 from tensorlrf.nn.tables.ties import keep_bias
@@ -58,6 +60,7 @@ def compress(
     evaluate: Any = None,
     method: Given = "svd",
     calibration: Any = None,
+    moments: Moments | PathLike | None = None,
     skip: str | Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     target: str = "original",
@@ -103,7 +106,7 @@ def compress(
         label of each one's group (as the picture that a crop is of). By scores the drop has a bound
         from their paired differences, group by group. Of a pair of functions the second one, on
         data that the search does not see, confirms what is found. The report says what it says.
-    calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
+    calibration, moments, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         How it is fitted, as in `apply`.
     fold_batch_norms : bool
         Fold batch normalisations into the layers before them first, as `tensorlrf.fold_batch_norms`
@@ -162,7 +165,7 @@ def compress(
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout, groups, shared,
+        metric, loss, readout, groups, shared, moments,
     )  # fmt: skip
     settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
     return _compressed(
@@ -184,6 +187,7 @@ def compress_(
     evaluate: Any = None,
     method: Given = "svd",
     calibration: Any = None,
+    moments: Moments | PathLike | None = None,
     skip: str | Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     target: str = "original",
@@ -218,7 +222,7 @@ def compress_(
         The budget, as in `plan`.
     method, skip, include, objective
         As in `plan`.
-    calibration, target, affine, batch_norm, holdout, groups, rerun, memory_limit
+    calibration, moments, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         As in `apply`.
     fold_batch_norms, max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout
         As in `compress`.
@@ -255,7 +259,7 @@ def compress_(
     judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
-        metric, loss, readout, groups, shared,
+        metric, loss, readout, groups, shared, moments,
     )  # fmt: skip
     settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
     given, model = model, uncompiled(model)
@@ -361,6 +365,7 @@ def _compressed(
                 report, model_error=error.error, model_error_interval=error.interval
             )  # fmt: skip
     else:
+        fitting = fitting.of_moments(model)
         made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
         judge = judging.judge(model)  # what fails is to fail before the fit
         small, report = carried_out(model, made, found, data, fitting, request.example, probe)

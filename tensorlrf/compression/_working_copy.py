@@ -27,6 +27,8 @@ from tensorlrf.compression.calibration.stacks._stacks import stacks
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, factor
 from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.moments._fitted import Reader
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._versions import METHODS
 from tensorlrf.compression.report._memory import MemoryForecast
@@ -95,6 +97,8 @@ class WorkingCopy:
             self.advance = advance
             if self.data is not None:
                 self._calibrate()
+            elif self.fitting.known is not None:
+                self._take_moments(self.fitting.known)
             self._take([(name, None) for name in self.names if name not in self.done])
 
     def take_over(self, known: Mapping[str, Factored]) -> None:
@@ -187,6 +191,28 @@ class WorkingCopy:
             if name not in plain:  # one at a time, for the memory of moments
                 layer = dense_layer_at(working, name)
                 self._take([(name, self.data.moments_of(name, layer, lags=False))])
+        self._warn([name for name in missed if self.rows[name].method])
+
+    def _take_moments(self, moments: Moments) -> None:
+        """Fit to what was collected before, layer by layer, without any pass."""
+        if self.fitting.affine:
+            self._add_zero_biases()
+        reader, room = Reader(moments), ROOM
+        waiting: list[tuple[str, LayerMoments | None]] = []
+        for name in self.names:
+            layer = dense_layer_at(self.model, name)
+            found = reader.of(name, layer)
+            if found is None:
+                continue
+            size = self._bytes_to_factor(name)
+            if waiting and size > room:
+                self._take(waiting)
+                waiting, room = [], ROOM
+            waiting.append((name, found))
+            room -= size
+        self._take(waiting)
+        missed = [name for name in self.names if name not in self.done]
+        self._take([(name, None) for name in missed])
         self._warn([name for name in missed if self.rows[name].method])
 
     def _keep_within(self, limit: int | None) -> None:

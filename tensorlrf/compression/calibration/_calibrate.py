@@ -66,7 +66,7 @@ def at_once(
         moments: dict[str, LayerMoments] = {}
         shared = SharedInputs(leaders(model, part, trace.after, lags=False))
         for batch in calibration.batches:
-            arrived = _Arrivals(add, moments, shared.of_pass(), model, batch)
+            arrived = Arrivals(add, moments, shared.of_pass(), model, batch)
             run_to(model, part, trace, batch, arrived)
         for name, first in shared.leaders.items():
             if not shared.holds(name):
@@ -78,7 +78,7 @@ def at_once(
 
 
 @dataclass
-class _Arrivals:
+class Arrivals:
     """Adds what arrives in one pass."""
 
     add: Adder

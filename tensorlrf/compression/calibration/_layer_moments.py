@@ -23,6 +23,7 @@ from tensorlrf.compression.calibration._statistics import Metrics, Statistics, S
 from tensorlrf.compression.calibration.batches import Batch, list_batches
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._inputs import Pool
+from tensorlrf.compression.calibration.moments._moments import Moments
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -160,9 +161,15 @@ class LayerMoments:
         metrics: Metrics = None,
         form: Form = FULL,
         wanted: Tensor | None = None,
+        known: Sequence[Moments] | None = None,
     ) -> None:
         new = partial(Stream, layer, lags=lags, metrics=metrics, form=form, wanted=wanted)
-        self._fit, self._held = new(), new() if holds_out else None
+        self._fit, self._held = new(moments=known), new() if holds_out else None
+
+    @property
+    def sums(self) -> Sequence[Moments]:
+        """Of each group, what has been added up of the inputs to fit to."""
+        return self._fit.moments
 
     def add(self, x: Tensor, x0: Tensor | None, held: bool) -> None:
         """Take the input of one call; x0 is what the given model gets there."""

@@ -219,14 +219,22 @@ class Stream:
         metrics: Metrics = None,
         form: Form = FULL,
         wanted: Tensor | None = None,
+        moments: Sequence[Moments] | None = None,
     ) -> None:
         self._layer, self._metrics, self._wanted = layer, metrics, wanted
-        self._moments: list[Moments] = [moments_of(layer, form) for _ in range(layer.groups)]
+        if moments is None:
+            moments = [moments_of(layer, form) for _ in range(layer.groups)]
+        self._moments = list(moments)
         self._inputs: list[Inputs] = []
         self._lags: list[LagMoments] | None = None
         if lags and not layer.is_table:  # indices are what they are
             groups = zip(layer.group_weights(), self._of_groups, strict=True)
             self._lags = [lag_moments(w, layer.taps, metric, wanted) for w, metric in groups]
+
+    @property
+    def moments(self) -> Sequence[Moments]:
+        """Of each group, as long as something may be added."""
+        return self._moments
 
     @property
     def count(self) -> int:

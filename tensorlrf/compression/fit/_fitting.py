@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from tensorlrf.compression.bases._words import words_of
 from tensorlrf.compression.calibration._layer_moments import check_holdout
 from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.moments._fitted import moments_for
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.files.arguments import PathLike
 
-TARGETS = ("original", "prefix", "independent")
+INDEPENDENT = "independent"
+
+TARGETS = ("original", "prefix", INDEPENDENT)
 
 OUTPUTS, LOSS, AUTO = "outputs", "loss", "auto"
 
@@ -37,10 +43,14 @@ class Fitting:
     readout: Readout | None = None
     groups: Any = None
     shared: Any = None
+    moments: Moments | PathLike | None = None
 
     def check(self, *, calibrated: bool) -> None:
         """Raise ArgumentError for a value that cannot be, or that is of a fit to inputs where there
         are none."""
+        if self.moments is not None:
+            self._check_moments(calibrated=calibrated)
+            calibrated = True
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
         if self.metric not in METRICS:
@@ -61,3 +71,35 @@ class Fitting:
             )
         if not isinstance(self.random_state, torch.Generator):
             generator(self.random_state, torch.device("cpu"))
+
+    def _check_moments(self, *, calibrated: bool) -> None:
+        """Raise ArgumentError for what takes batches, in the place of which there are moments."""
+        if calibrated:
+            raise ArgumentError(
+                "moments= are in the place of calibration=; give one of them (calibrate the "
+                "batches as well, and add both moments)"
+            )
+        given = (
+            ("target", self.target, (TARGETS[0], INDEPENDENT)),
+            ("metric", self.metric, (AUTO, OUTPUTS)),
+            ("shared", self.shared, (None,)),
+            ("groups", self.groups, (None,)),
+            ("rerun", self.rerun, (False,)),
+        )
+        for name, value, known in given:
+            if value not in known:
+                raise ArgumentError(
+                    f"{name}={value!r} takes passes over batches, and moments= are those of the "
+                    "given model, layer by layer; leave it out, or give calibration="
+                )
+
+    def of_moments(self, model: nn.Module) -> Fitting:
+        """The same with the moments read, if any are given, and the one target that they serve.
+        Raises ArgumentError where they are of another model, and what `Moments.load` raises."""
+        found = moments_for(self.moments, model)
+        return self if found is None else replace(self, moments=found, target=INDEPENDENT)
+
+    @property
+    def known(self) -> Moments | None:
+        """The moments, once they are read."""
+        return self.moments if isinstance(self.moments, Moments) else None

@@ -102,6 +102,8 @@ class Report:
         Right factors that layers were to have in common, kept or not, with `shared=`.
     pools : tuple of ExpertPool
         Of mixtures of experts, what reached each.
+    from_moments : bool
+        Whether `batches` are those of moments that were given in their place.
 
     Examples
     --------
@@ -136,6 +138,7 @@ class Report:
     folded: FoldedNorms | None = field(default=None, metadata={"later": True})
     bases: tuple[SharedBasis, ...] = field(default=(), metadata={"later": True})
     pools: tuple[ExpertPool, ...] = field(default=(), metadata={"later": True})
+    from_moments: bool = field(default=False, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -237,7 +240,8 @@ def _title(report: Report) -> str:
     if report.batches:
         held = f" and {report.held_out} held out" if report.held_out else ""
         affine = ", affine" if report.affine else ""
-        data = f"{report.batches} calibration batches{held}, target {report.target}{affine}"
+        what = "batches in given moments" if report.from_moments else "calibration batches"
+        data = f"{report.batches} {what}{held}, target {report.target}{affine}"
     kept = f"the whole model keeps {report.model.share:.1%}"
     kept = f"{kept}, its eligible weights {report.eligible.share:.1%}"
     return f"{budget_words(report.budgets)} ({kept}), {data}"

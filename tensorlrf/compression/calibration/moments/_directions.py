@@ -15,6 +15,7 @@ is off by D at most, and by no more than the sum of what S leaves out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -56,6 +57,15 @@ class Directions(Sums):
         rest = (self.squares - self.rows.square().sum(0)).clamp(min=0)
         off = float(torch.minimum(self.lost, rest.sum())) / count
         return LowRankPlusDiagonal(self.rows / count**0.5, rest / count, off)
+
+    def tensors(self) -> dict[str, Tensor]:
+        self._kept[self._filled :] = 0
+        filled = self.lost.new_tensor(float(self._filled))
+        return {"rows": self._kept, "filled": filled, "squares": self.squares, "lost": self.lost}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._kept, self._filled = tensors["rows"], int(tensors["filled"])
+        self.squares, self.lost = tensors["squares"], tensors["lost"]
 
     def _keep(self, rows: Tensor) -> None:
         while len(rows):

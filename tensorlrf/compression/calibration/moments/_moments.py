@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -28,7 +28,7 @@ from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._lengths import Lengths
 from tensorlrf.compression.calibration.moments._shifts import ShiftedCorrelations, sums_of
-from tensorlrf.compression.calibration.moments._sums import raised
+from tensorlrf.compression.calibration.moments._sums import PRODUCTS, mirrored, raised
 from tensorlrf.compression.calibration.taps._taps import Phase, Tap, in_batch
 from tensorlrf.compression.calibration.taps._transposed import Reading
 from tensorlrf.decomposition.linalg.compact import Gram, LowRankPlusDiagonal
@@ -61,6 +61,16 @@ class Moments(ABC):
         self.lengths.merge(other.lengths)
         self.count += other.count
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that has been summed so far, the very memory: as `LinearMoments` of the columns has
+        it, or `CountMoments`."""
+        return {"cubes": self.lengths.cubes, "fourth": self.lengths.fourth}
+
+    def restore(self, count: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave of another one, whose memory is its own now."""
+        self.count = count
+        self.lengths.cubes, self.lengths.fourth = tensors["cubes"], tensors["fourth"]
+
     @property
     def unseen(self) -> float:
         """Of all inputs the share that is like none of those so far, where that is known."""
@@ -86,6 +96,13 @@ class SummedMoments(Moments):
         super().merge(other)
         self._sum += other._sum
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "sum": self._sum}
+
+    def restore(self, count: int, tensors: Mapping[str, Tensor]) -> None:
+        super().restore(count, tensors)
+        self._sum = tensors["sum"]
+
     def mean(self) -> Tensor:
         return self._sum / max(1, self.count)
 
@@ -109,6 +126,13 @@ class ColumnMoments(SummedMoments):
     def merge(self, other: Self) -> None:
         super().merge(other)
         self._products.merge(other._products)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), **self._products.tensors()}
+
+    def restore(self, count: int, tensors: Mapping[str, Tensor]) -> None:
+        super().restore(count, tensors)
+        self._products.restore(tensors)
 
     def gram(self) -> Gram:
         return self._products.mean(max(1, self.count))
@@ -196,8 +220,9 @@ class ShiftMoments(SummedMoments):
 
     def __init__(self, taps: Reading, device: torch.device) -> None:
         super().__init__(taps.patch, device)
-        self._taps = taps
-        self._parts = ShiftedCorrelations(taps.channels, *_two_axes(taps), device)
+        self._taps, self._device = taps, device
+        self._parts = self._no_parts()
+        self._whole: Tensor | None = None  # of what is in no parts any more
 
     def add(self, x: Tensor) -> None:
         taps = self._taps
@@ -215,9 +240,27 @@ class ShiftMoments(SummedMoments):
     def merge(self, other: Self) -> None:
         super().merge(other)
         self._parts.merge(other._parts)
+        if other._whole is not None:
+            self._whole = other._whole + (0 if self._whole is None else self._whole)
+
+    def tensors(self) -> dict[str, Tensor]:
+        self._whole, self._parts = self._total(), self._no_parts()
+        return {**super().tensors(), PRODUCTS: self._whole}
+
+    def restore(self, count: int, tensors: Mapping[str, Tensor]) -> None:
+        super().restore(count, tensors)
+        self._whole, self._parts = mirrored(tensors[PRODUCTS]), self._no_parts()
 
     def gram(self) -> Tensor:
-        return self._parts.total().div_(max(1, self.count))
+        return self._total().div_(max(1, self.count))
+
+    def _total(self) -> Tensor:
+        """X X^T so far, the caller's own."""
+        total = self._parts.total()
+        return total if self._whole is None else total.add_(self._whole)
+
+    def _no_parts(self) -> ShiftedCorrelations:
+        return ShiftedCorrelations(self._taps.channels, *_two_axes(self._taps), self._device)
 
 
 def _outputs(taps: Reading, images: Tensor) -> int:

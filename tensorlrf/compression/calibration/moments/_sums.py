@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -12,6 +13,9 @@ from tensorlrf.decomposition.linalg.compact import BlockDiagonal, Gram
 
 COLUMNS = 1 << 14
 """Columns of X, which are rows here, in one product."""
+
+PRODUCTS = "products"
+"""What sums of x x^T are called, and begin to be called where there are several of them."""
 
 SQUARE = 256
 """Columns of a block of a symmetric product, at the least: smaller ones are no faster."""
@@ -38,6 +42,15 @@ class Sums(ABC):
     def mean(self, count: int) -> Gram:
         """The sum over `count`, symmetric; nothing is added any more."""
 
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What it has summed, in float64, the very memory that it adds to. Of what is called
+        products, symmetric, the upper triangle counts."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave of another one of this kind; the memory is its own now."""
+
 
 class Whole(Sums):
     """All of it: n^2 numbers."""
@@ -61,6 +74,12 @@ class Whole(Sums):
     def mean(self, count: int) -> Tensor:
         return mirrored(self._products) / count
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {PRODUCTS: self._products}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._products = tensors[PRODUCTS]
+
 
 class Blocks(Sums):
     """Blocks of `width` columns, the last one of what is left: n times width numbers. Of patches a
@@ -80,6 +99,14 @@ class Blocks(Sums):
 
     def mean(self, count: int) -> BlockDiagonal:
         return BlockDiagonal(tuple(block.mean(count) for block in self._blocks))
+
+    def tensors(self) -> dict[str, Tensor]:
+        each = enumerate(self._blocks)
+        return {f"{PRODUCTS}.{k}": block.tensors()[PRODUCTS] for k, block in each}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for k, block in enumerate(self._blocks):
+            block.restore({PRODUCTS: tensors[f"{PRODUCTS}.{k}"]})
 
 
 def raised(x: Tensor) -> Tensor:
