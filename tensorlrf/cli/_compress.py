@@ -212,6 +212,14 @@ def compress(
             "for shards larger than memory. Goes on where a run into TARGET has ended early.",
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="With --stream: print the plan, bytes, time, memory and disk that it takes, and "
+            "write nothing.",
+        ),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="With --stream: begin anew instead.")
     ] = False,
@@ -242,6 +250,7 @@ def compress(
       tensorlrf compress minilm/ -o small/ --max-drop .01 --evaluate metrics:f1 --text news.txt
       tensorlrf compress smollm/ -o small/ --keep-total .8 --include embeddings --include heads
       tensorlrf compress smollm/ -o small/ --keep-params .8 --shared inputs --text news.txt
+      tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --dry-run
       tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
@@ -264,9 +273,11 @@ def compress(
                     "--batch-size": batch_size, "--max-batches": max_batches, "--dtype": dtype,
                 },
                 plan=plan, plan_only=plan_only, seed=seed, force=force, restart=restart,
-                as_json=as_json,
+                dry_run=dry_run, as_json=as_json,
             )  # fmt: skip
             return
+        if dry_run:
+            raise ArgumentError("--dry-run is for --stream; --plan-only shows a plan without it")
         if restart:
             raise ArgumentError("--restart is for --stream, whose runs go on where they ended")
         options = Options(

@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
-from tensorlrf.cli._outcome import show
+from tensorlrf.cli._outcome import show, warn
 from tensorlrf.cli._wanted import read_value
-from tensorlrf.compression import Plan, compress_checkpoint
+from tensorlrf.compression import Plan, compress_checkpoint, forecast_checkpoint
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.planned import checkpoint_plan
 from tensorlrf.compression.scale.stored import StoredTensors
@@ -25,12 +25,13 @@ def stream(
     others: Mapping[str, object],
     plan: Path | None,
     plan_only: bool,
+    dry_run: bool,
     seed: int,
     force: bool,
     restart: bool,
     as_json: bool,
 ) -> None:
-    """Carry it out, or show the plan.
+    """Carry it out, or show the plan, or what it would take.
 
     arguments  keep_params, error, method and skip
     others     option -> what was given for it, of those that have no meaning here
@@ -44,15 +45,26 @@ def stream(
             )
     if plan_only:
         known = Architecture.of(StoredTensors.of(source))
+        for note in known.notes:
+            warn(note)
         show(checkpoint_plan(known, **arguments), as_json)
         return
-    if target is None:
-        raise ArgumentError("-o is missing: say where to write, or give --plan-only")
     given_plan = None if plan is None else read_value(Plan, "--plan", plan)
+    if dry_run:
+        forecast = forecast_checkpoint(
+            source, target, **arguments, plan=given_plan, random_state=seed
+        )
+        show(forecast, as_json)
+        return
+    if target is None:
+        raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
     report = compress_checkpoint(
         source, target, **arguments, plan=given_plan, random_state=seed, overwrite=force,
         restart=restart,
     )  # fmt: skip
     show(report, as_json)
     if not as_json:
-        typer.echo(f"written to {printable(str(target))}")
+        if report.already:
+            typer.echo(f"{printable(str(target))} is left as it is")
+        else:
+            typer.echo(f"written to {printable(str(target))}")

@@ -41,6 +41,7 @@ from tensorlrf.compression.report._rows import (
     Totals,
 )
 from tensorlrf.compression.scale._checkpoint import compress_checkpoint
+from tensorlrf.compression.scale._forecast import CheckpointForecast, forecast_checkpoint
 from tensorlrf.compression.scale._report import CheckpointLayer, CheckpointReport
 from tensorlrf.compression.training._progressive import ProgressiveDecomposition
 from tensorlrf.compression.training._pruning import RankPruning
@@ -77,6 +78,7 @@ __all__ = [
     "CalibratedLayer",
     "Candidate",
     "Checkpoint",
+    "CheckpointForecast",
     "CheckpointLayer",
     "CheckpointReport",
     "ExpertPool",
@@ -125,6 +127,7 @@ __all__ = [
     "densify",
     "export",
     "fold_batch_norms",
+    "forecast_checkpoint",
     "frontier",
     "gate_ranks",
     "inspect",

@@ -80,3 +80,28 @@ def test_what_it_does_not_look_at_is_refused(tmp_path: Path, program: Program) -
     )
     assert "--restart is for --stream" in alone.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors"]
+
+
+def test_dry_run_tells_what_it_takes(tmp_path: Path, program: Program) -> None:
+    path, _ = source(tmp_path)
+    shown = program("compress", path, "-o", tmp_path / "out", *CALL, "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "bytes of all tensors: 8,448 to 4,352 (51.5%)" in shown.out
+    assert "are free" in shown.out
+    told = json.loads(program("compress", path, *CALL, "--dry-run", "--json").out)
+    assert (told["bytes_after"], told["exact"], told["fits"]) == (4352, True, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.safetensors"]
+    assert "--dry-run is for --stream" in program("compress", path, *CALL[:2], "--dry-run").err
+
+
+def test_a_run_that_is_done_is_left_as_it_is(tmp_path: Path, program: Program) -> None:
+    path, _ = source(tmp_path)
+    out = tmp_path / "out"
+    assert program("compress", path, "-o", out, *CALL).code == 0
+    again = program("compress", path, "-o", out, *CALL)
+    assert again.code == 0
+    assert "nothing was written" in again.out
+    assert f"{out} is left as it is" in again.out
+    other = program("compress", path, "-o", out, "--keep-params", ".4", "--stream")
+    assert other.code == 2
+    assert "exists" in other.err

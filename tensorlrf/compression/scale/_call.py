@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.scale._entries import STAYS
 from tensorlrf.compression.scale._report import CheckpointReport
 from tensorlrf.compression.scale._run import layers_of
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.stored import StoredTensors
+from tensorlrf.errors import ArgumentError
+
+SHARD_BYTES = 5_000_000_000
+"""Of a file of the output, at most: what users of transformers are used to."""
 
 Done = Mapping[str, Mapping[str, Any]]
 """Layer -> its entry of the journal."""
@@ -59,3 +65,17 @@ class Call:
             self.known.notes,
             already,
         )
+
+
+def checked_numbers(random_state: int, threads: int | None, shard_bytes: int) -> int:
+    """The threads. Raises ArgumentError for what none of these can be."""
+    if isinstance(random_state, bool) or not isinstance(random_state, int):
+        raise ArgumentError(
+            f"random_state={random_state!r} must be an int: a run that goes on draws the same"
+        )
+    for name, value in (("threads", threads), ("shard_bytes", shard_bytes)):
+        if value is None and name == "threads":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name}={value!r} must be an int of at least 1")
+    return torch.get_num_threads() if threads is None else threads

@@ -17,7 +17,7 @@ from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.scale._assembled import assembled
-from tensorlrf.compression.scale._call import Call
+from tensorlrf.compression.scale._call import SHARD_BYTES, Call, checked_numbers
 from tensorlrf.compression.scale._entries import check_entry
 from tensorlrf.compression.scale._finished import finished
 from tensorlrf.compression.scale._journal import Journal
@@ -27,15 +27,12 @@ from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.planned import plan_for
 from tensorlrf.compression.scale.stored import StoredTensors
-from tensorlrf.errors import ArgumentError, FileError
+from tensorlrf.errors import FileError
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import place, present, put_right
 from tensorlrf.files.job import JOURNAL, NEW, held, job_folder
 from tensorlrf.files.replace import check_target, replacing
 from tensorlrf.files.sealed import checksum_of, made_by
-
-SHARD_BYTES = 5_000_000_000
-"""Of a file of the output, at most: what users of transformers are used to."""
 
 
 def compress_checkpoint(
@@ -129,7 +126,7 @@ def compress_checkpoint(
     16
     """
     given, out = as_path(source), as_path(target)
-    fixed = _checked(random_state, threads, shard_bytes)
+    fixed = checked_numbers(random_state, threads, shard_bytes)
     as_folder = out.suffix != ".safetensors"
     stored = StoredTensors.of(given)
     there = _check_output(given, out, as_folder)
@@ -173,20 +170,6 @@ def compress_checkpoint(
             journal.close()
         _put_in_place(out, folder, as_folder=as_folder, overwrite=overwrite)
     return call.report(done, made.tensors, made.n_bytes, resumed)
-
-
-def _checked(random_state: int, threads: int | None, shard_bytes: int) -> int:
-    """The threads. Raises ArgumentError for what none of these can be."""
-    if isinstance(random_state, bool) or not isinstance(random_state, int):
-        raise ArgumentError(
-            f"random_state={random_state!r} must be an int: a run that goes on draws the same"
-        )
-    for name, value in (("threads", threads), ("shard_bytes", shard_bytes)):
-        if value is None and name == "threads":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"{name}={value!r} must be an int of at least 1")
-    return torch.get_num_threads() if threads is None else threads
 
 
 def _check_output(source: Path, target: Path, as_folder: bool) -> bool:
