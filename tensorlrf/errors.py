@@ -91,6 +91,10 @@ class MissingFileError(FileError, FileNotFoundError):
     """A file or folder that is not there."""
 
 
+class GroupError(TensorlrfError, RuntimeError):
+    """Ranks of a process group do not agree, or one of them is lost or has failed."""
+
+
 class MissingExtraError(TensorlrfError, ImportError):
     """A package that only an extra of tensorlrf brings; the message says how to install it."""
 

@@ -12,7 +12,8 @@ from tensorlrf.cli._compress import compress
 from tensorlrf.cli._decompose import decompose
 from tensorlrf.cli._frontier import frontier
 from tensorlrf.cli._inspect import inspect
-from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, ending_cleanly, refuse
+from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, ending_cleanly, guard, refuse
+from tensorlrf.cli._ranks import check_started
 from tensorlrf.cli._refine import refine
 from tensorlrf.cli._sensitivity import sensitivity
 
@@ -56,6 +57,8 @@ def tensorlrf(
     if context.invoked_subcommand is None and not version:
         typer.echo(context.get_help())
         raise typer.Exit(REFUSED)
+    with guard(debug=False):
+        check_started(context.invoked_subcommand)
 
 
 app.command()(compress)

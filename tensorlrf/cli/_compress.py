@@ -11,6 +11,7 @@ from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
 from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._stream import stream
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
@@ -255,7 +256,7 @@ def compress(
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
-    with guard(debug, target):
+    with guard(debug, target), process_group() as prints:
         if by_stream:
             stream(
                 source, target,
@@ -273,7 +274,7 @@ def compress(
                     "--batch-size": batch_size, "--max-batches": max_batches, "--dtype": dtype,
                 },
                 plan=plan, plan_only=plan_only, seed=seed, force=force, restart=restart,
-                dry_run=dry_run, as_json=as_json,
+                dry_run=dry_run, as_json=as_json, prints=prints,
             )  # fmt: skip
             return
         if dry_run:

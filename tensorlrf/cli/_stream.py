@@ -30,11 +30,13 @@ def stream(
     force: bool,
     restart: bool,
     as_json: bool,
+    prints: bool,
 ) -> None:
     """Carry it out, or show the plan, or what it would take.
 
     arguments  keep_params, error, method and skip
     others     option -> what was given for it, of those that have no meaning here
+    prints     whether this process tells what comes of it
 
     Raises ArgumentError for these.
     """
@@ -43,6 +45,8 @@ def stream(
             raise ArgumentError(
                 f"{option} is not for --stream, which goes by the weights alone, a layer at a time"
             )
+    if (plan_only or dry_run) and not prints:
+        return
     if plan_only:
         known = Architecture.of(StoredTensors.of(source))
         for note in known.notes:
@@ -62,6 +66,8 @@ def stream(
         source, target, **arguments, plan=given_plan, random_state=seed, overwrite=force,
         restart=restart,
     )  # fmt: skip
+    if not prints:
+        return
     show(report, as_json)
     if not as_json:
         if report.already:

@@ -9,6 +9,7 @@ from tensorlrf.compression.folding._fold import fold_batch_norms
 from tensorlrf.compression.frontier._frontier import frontier
 from tensorlrf.compression.frontier._point import FrontierPoint
 from tensorlrf.compression.frontier._points import Frontier
+from tensorlrf.compression.group._group import on_one_rank
 from tensorlrf.compression.latent._latent_cache import latent_cache
 from tensorlrf.compression.latent._report import LatentReport, LatentRow
 from tensorlrf.compression.losses._probe import sensitivity
@@ -133,6 +134,7 @@ __all__ = [
     "inspect",
     "latent_cache",
     "load",
+    "on_one_rank",
     "order_by_energy",
     "plan",
     "rank_scale",

@@ -25,6 +25,22 @@ def job_folder(target: Path, *, as_folder: bool) -> Path:
     return target / JOB if as_folder else target.parent / f".{target.name}.job"
 
 
+def rank_journal(folder: Path, rank: int) -> Path:
+    """Where a rank of a process group, which has this lock for as long as it lives, says what it
+    has done."""
+    return folder / PARTS / f"{JOURNAL}.{rank}"
+
+
+def show_alive(file: int) -> None:
+    """Lock an open journal of a rank, so that the next run sees that it is still at work."""
+    _locks.take(file)
+
+
+def of_ranks(folder: Path) -> list[Path]:
+    """Those of all ranks of earlier runs, and of this one."""
+    return sorted((folder / PARTS).glob(f"{JOURNAL}.*"))
+
+
 @contextmanager
 def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
     """The folder of the run into `target`, made where it is missing, and nobody else's meanwhile.
@@ -39,6 +55,7 @@ def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        _check_ranks(folder, target)
         if restart:
             for name in (JOURNAL, PARTS, NEW, OLD):
                 _remove(folder / name)
@@ -71,6 +88,20 @@ def _locked(folder: Path, target: Path, as_folder: bool) -> int:
         if _locks.is_at(lock, folder / LOCK):
             return lock
         os.close(lock)  # one that has just ended took it away
+
+
+def _check_ranks(folder: Path, target: Path) -> None:
+    """Raise FileError where a rank of a run that has lost its first one is still at work."""
+    for path in of_ranks(folder):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            if _locks.take(file) is False:
+                raise FileError(
+                    f"a rank of an earlier run into {target} is at its last layer ({path.name}); "
+                    "wait for it, or end it"
+                )
+        finally:
+            os.close(file)
 
 
 def _remove(path: Path) -> None:

@@ -41,6 +41,11 @@ class Call:
     plan: Plan
 
     @property
+    def as_folder(self) -> bool:
+        """Whether the output is a folder with shards, not one file."""
+        return self.target.suffix != ".safetensors"
+
+    @property
     def rows(self) -> tuple[LayerPlan, ...]:
         """Of the layers that get factors."""
         return tuple(row for row in self.plan.layers if row.factored)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,13 +15,20 @@ from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.checkpoint.companions import copy_companions
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
+from tensorlrf.compression.group._group import Alone, ranks_here
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.scale._assembled import assembled
 from tensorlrf.compression.scale._call import SHARD_BYTES, Call, checked_numbers
-from tensorlrf.compression.scale._entries import check_entry
 from tensorlrf.compression.scale._finished import finished
-from tensorlrf.compression.scale._journal import Journal
+from tensorlrf.compression.scale._ranks import (
+    handed_out,
+    held_by_first,
+    journal_of,
+    of_first,
+    of_others,
+    telling,
+)
 from tensorlrf.compression.scale._report import CheckpointReport
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale._stopping import Stopping
@@ -30,7 +38,7 @@ from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import FileError
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import place, present, put_right
-from tensorlrf.files.job import JOURNAL, NEW, held, job_folder
+from tensorlrf.files.job import JOURNAL, NEW, job_folder
 from tensorlrf.files.replace import check_target, replacing
 from tensorlrf.files.sealed import checksum_of, made_by
 
@@ -109,6 +117,9 @@ def compress_checkpoint(
     ArgumentError
         For what `tensorlrf.plan` refuses, and where a run into this output has not ended and was
         begun with other arguments or another source.
+    GroupError
+        Within a process group, on all ranks: where they do not agree on what is to be done, before
+        any work, and where one of them is lost or fails; the same call goes on.
     KeyboardInterrupt
         After Ctrl-C, once the layer at hand is written; SIGTERM then ends the process as it would.
 
@@ -125,51 +136,90 @@ def compress_checkpoint(
     >>> small[0].factors.rank
     16
     """
-    given, out = as_path(source), as_path(target)
-    fixed = checked_numbers(random_state, threads, shard_bytes)
-    as_folder = out.suffix != ".safetensors"
-    stored = StoredTensors.of(given)
-    there = _check_output(given, out, as_folder)
-    known = Architecture.of(stored)
-    plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
-    call = Call(given, out, stored, known, plan)
-    head = {
-        "made_by": made_by(),
-        "torch": torch.__version__,
-        "source": stored.fingerprint(),
-        "architecture": fingerprint(known.model),
-        "plan": checksum_of(plan.to_json().encode()),
-        "shard_bytes": shard_bytes if as_folder else None,
-        "random_state": random_state,
-        "threads": fixed,
-    }
-    if there and not restart and not (job_folder(out, as_folder=as_folder) / JOURNAL).exists():
-        # Without a word on threads any number is as good.
-        found = finished(call, head if threads is not None else head | {"threads": None})
+    with ranks_here() as group:
+        given, out = as_path(source), as_path(target)
+        fixed = checked_numbers(random_state, threads, shard_bytes)
+        stored = StoredTensors.of(given)
+        known = Architecture.of(stored)
+        plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
+        call = Call(given, out, stored, known, plan)
+        head = {
+            "made_by": made_by(),
+            "torch": torch.__version__,
+            "source": stored.fingerprint(),
+            "architecture": fingerprint(known.model),
+            "plan": checksum_of(plan.to_json().encode()),
+            "shard_bytes": shard_bytes if call.as_folder else None,
+            "random_state": random_state,
+            "threads": fixed,
+        }
+        asked = {"target": out.name, "overwrite": overwrite, "restart": restart}
+        group.agree({"call": "compress_checkpoint", **head, **asked})
+        before: dict[str, Any] | None = None
+        if group.is_first:
+            # Without a word on threads any number is as good.
+            like = head if threads is not None else head | {"threads": None}
+            before = _before(call, like, overwrite=overwrite, restart=restart)
+        before = of_first(group, "before", before)
+        if before is not None:
+            return call.report(**before, already=True)
+        with held_by_first(group, out, as_folder=call.as_folder, restart=restart) as folder:
+            found = _carried_out(group, call, head, folder, progress=progress)
+            if group.is_first:
+                _put_in_place(out, folder, as_folder=call.as_folder, overwrite=overwrite)
+        return call.report(**of_first(group, "after", found))
+
+
+def _before(
+    call: Call, head: Mapping[str, Any], *, overwrite: bool, restart: bool
+) -> dict[str, Any] | None:
+    """What an earlier run has left at the output, where that is all that this one would make.
+
+    Raises FileError for another output that may not be replaced.
+    """
+    there = _check_output(call.source, call.target, call.as_folder)
+    folder = job_folder(call.target, as_folder=call.as_folder)
+    if there and not restart and not (folder / JOURNAL).exists():
+        found = finished(call, head)
         if found is not None:
-            return call.report(found.entries, found.tensors, found.n_bytes, already=True)
+            return {"done": found.entries, "tensors": found.tensors, "n_bytes": found.n_bytes}
     if there and not overwrite:
-        raise _exists(out)
-    with held(out, as_folder=as_folder, restart=restart) as folder:
-        journal = Journal(folder / JOURNAL, head, check_entry)
-        try:
-            run = Run(stored, known, call.rows, folder, journal, random_state, fixed)
-            resumed = len(run.done())
-            with (
-                Stopping() as stopped,
-                progress_bar("compress", len(call.rows), progress) as advance,
-            ):
-                done = run.factor_all(advance, stopped)
-                stopped.end(
-                    f"{len(done):,} of {len(call.rows):,} layers are done and kept in {folder}"
-                )
-                made = assembled(run, done, shard_bytes, None if as_folder else out.name)
-            if as_folder and given.is_dir():
-                _copy_small_files(given, folder / NEW)
-        finally:
-            journal.close()
-        _put_in_place(out, folder, as_folder=as_folder, overwrite=overwrite)
-    return call.report(done, made.tensors, made.n_bytes, resumed)
+        raise _exists(call.target)
+    return None
+
+
+def _carried_out(
+    group: Alone, call: Call, head: Mapping[str, Any], folder: Path, *, progress: bool
+) -> dict[str, Any]:
+    """Make the files of the output, with the other ranks; what the report tells of them, as the
+    first rank knows it."""
+    rows, found = call.rows, dict[str, Any]()
+    journal = journal_of(group, folder, head)
+    try:
+        run = Run(
+            call.stored, call.known, rows, folder, journal, head["random_state"], head["threads"]
+        )
+        with (
+            Stopping() as stopped,
+            progress_bar("compress", len(rows), progress and group.is_first) as advance,
+        ):
+            done = run.done() if group.is_first else {}
+            resumed = len(done)
+            for name in done:
+                advance(name)
+            told = telling(group, advance)
+            done |= run.factor_all(handed_out(group, rows, done), told, stopped)
+            done |= of_others(group, journal, folder, head, told, stopped)
+            stopped.end(f"{len(done):,} of {len(rows):,} layers are done and kept in {folder}")
+            if group.is_first:
+                file = None if call.as_folder else call.target.name
+                made = assembled(run, done, head["shard_bytes"] or 0, file)
+                found = {"done": done, "resumed": resumed, **vars(made)}
+        if group.is_first and call.as_folder and call.source.is_dir():
+            _copy_small_files(call.source, folder / NEW)
+    finally:
+        journal.close()
+    return found
 
 
 def _check_output(source: Path, target: Path, as_folder: bool) -> bool:

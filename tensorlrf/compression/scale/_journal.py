@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, shown
+from tensorlrf.files.job import show_alive
 from tensorlrf.files.sealed import canonical, checksum_of
 from tensorlrf.files.strict import JsonNode
 
@@ -67,6 +68,10 @@ class Journal:
         """Write a line; it is on the disk when this returns. Raises OSError."""
         # As it is read again: so a run that goes on sees what one sees that was never stopped.
         self.entries.append(json.loads(self._write(entry)))
+
+    def hold(self) -> None:
+        """Have others know, by a lock, that this process is alive."""
+        show_alive(self._file)
 
     def close(self) -> None:
         os.close(self._file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -100,14 +100,14 @@ class Run:
         return self.folder / PARTS / file
 
     def factor_all(
-        self, advance: Callable[[str], None], stopped: Callable[[], bool]
+        self,
+        left: Iterator[LayerPlan],
+        advance: Callable[[str], None],
+        stopped: Callable[[], bool],
     ) -> dict[str, dict[str, Any]]:
-        """The entries of all layers, those of an earlier run among them. Between two layers it is
-        asked whether to stop, and what is at hand is written first."""
-        done = self.done()
-        for name in done:
-            advance(name)
-        left = [row for row in self.rows if row.name not in done]
+        """Layer -> the entry, of those that are `left`. Between two layers it is asked whether to
+        stop, and what is at hand is written first."""
+        done: dict[str, dict[str, Any]] = {}
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             writing: Future[dict[str, Any]] | None = None
             with closing(self._read_ahead(left, reader)) as weights:
@@ -128,17 +128,17 @@ class Run:
         return done
 
     def _read_ahead(
-        self, rows: list[LayerPlan], reader: ThreadPoolExecutor
+        self, rows: Iterator[LayerPlan], reader: ThreadPoolExecutor
     ) -> Generator[tuple[LayerPlan, Tensor, str], None, None]:
         """Each layer with its weight and its checksum, while that of the next one is read."""
-        ahead: Future[tuple[Tensor, str]] | None = None
-        for row, behind in zip(rows, [*rows[1:], None], strict=True):
-            if ahead is None:
-                ahead = reader.submit(self._weight, row)
-            weight, checksum = ahead.result()
+        row = next(rows, None)
+        ahead = None if row is None else reader.submit(self._weight, row)
+        while row is not None and ahead is not None:
+            (weight, checksum), behind = ahead.result(), next(rows, None)
             ahead = None if behind is None else reader.submit(self._weight, behind)
             yield row, weight, checksum
             del weight
+            row = behind
 
     def _weight(self, row: LayerPlan) -> tuple[Tensor, str]:
         weight = self.stored.read(self.known.sources[weight_of(row.name)])

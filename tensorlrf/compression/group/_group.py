@@ -1,0 +1,202 @@
+"""The ranks that make a call together, or the one process that makes it by itself.
+
+Within a process group of torch.distributed a call that shares out its work is made on all ranks,
+and gives all of them the same. `on_one_rank` is for whoever wants to be alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from itertools import count
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from tensorlrf.compression.group._board import Board
+from tensorlrf.errors import GroupError
+
+T = TypeVar("T")
+
+_calls = count()
+"""Of this process, each of which all ranks make."""
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+class Alone:
+    """One process: nothing is sent, and all there is to agree with is itself.
+
+    rank, size  of the group
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the rank that prints, and keeps what all have in common."""
+        return self.rank == 0
+
+    @cached_property
+    def beside(self) -> int:
+        """How many ranks are on this machine."""
+        return 1
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Raise GroupError, on all ranks, where one of these is not the same on all."""
+
+    def total(self, tensors: Sequence[Tensor]) -> None:
+        """Put into each the sum over all ranks, bit for bit the same on all."""
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """The sum of each over all ranks, in float64."""
+        return list(values)
+
+    def least(self, value: float) -> float:
+        """Over all ranks."""
+        return value
+
+    def gathered(self, value: T) -> list[T]:
+        """What each rank has, in their order."""
+        return [value]
+
+    def of(self, rank: int, value: T) -> T:
+        """What that rank has, with its tensors on the CPU for the others."""
+        return value
+
+
+ALONE = Alone()
+
+
+class Group(Alone):
+    """The ranks of the default process group.
+
+    board  where they tell each other about this call
+    """
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.rank, self.size = board.rank, board.size
+
+    @cached_property
+    def beside(self) -> int:
+        hosts = self.gathered(platform.node())
+        return hosts.count(hosts[self.rank])
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        self.board.agree(values)
+
+    def total(self, tensors: Sequence[Tensor]) -> None:
+        small = [t for t in tensors if t.numel() <= BUCKET]
+        for dtype, device in dict.fromkeys((t.dtype, t.device) for t in small):
+            own = [t for t in small if (t.dtype, t.device) == (dtype, device)]
+            flat = torch.cat([t.flatten() for t in own])
+            self._done(distributed.all_reduce, flat)
+            parts = torch.split(flat, [t.numel() for t in own])
+            for t, part in zip(own, parts, strict=True):
+                t.copy_(part.view_as(t))
+        for t in tensors:
+            if t.numel() > BUCKET:
+                self._done(distributed.all_reduce, t)
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        flat = torch.tensor(values, dtype=torch.float64, device="cpu")
+        self.total([flat])
+        return [float(v) for v in flat]
+
+    def least(self, value: float) -> float:
+        return min(self.gathered(value))
+
+    def gathered(self, value: T) -> list[T]:
+        return [self.of(k, value) for k in range(self.size)]
+
+    def of(self, rank: int, value: T) -> T:
+        if rank == self.rank:
+            held = io.BytesIO()
+            torch.save(value, held)
+            text = torch.frombuffer(held.getbuffer(), dtype=torch.uint8)
+        size = torch.tensor([len(text) if rank == self.rank else 0], device="cpu")
+        self._done(distributed.broadcast, size, src=rank)
+        if rank != self.rank:
+            text = torch.empty(int(size), dtype=torch.uint8, device="cpu")
+        self._done(distributed.broadcast, text, src=rank)
+        if rank == self.rank:
+            return value
+        # From a rank of this very group, which runs the same program.
+        found: T = torch.load(io.BytesIO(text.numpy().tobytes()), "cpu", weights_only=False)
+        return found
+
+    def _done(self, collective: Callable[..., Any], tensor: Tensor, **given: Any) -> None:
+        """Carry it out, in place. While others are awaited it is looked whether they are alive."""
+        there = tensor.contiguous() if _carries(tensor.device) else tensor.cuda().contiguous()
+        try:
+            work = collective(there, **given, async_op=True)
+            self.board.until(work.is_completed)
+            work.wait()
+        except GroupError:
+            raise
+        except RuntimeError as error:
+            self.board.look(now=True)  # it may say better what has happened
+            first = str(error).partition("\n")[0]
+            raise GroupError(f"a rank of the process group is lost: {first}") from error
+        if there is not tensor:
+            tensor.copy_(there)
+
+
+BUCKET = 1 << 16
+"""Numbers: tensors of no more than that are sent together."""
+
+
+def _carries(device: torch.device) -> bool:
+    """Whether the group has a backend for tensors there: nccl has none for the CPU."""
+    return f"{device.type}:" in f"{distributed.get_backend_config()}"
+
+
+@contextmanager
+def ranks_here(shared: bool = True) -> Iterator[Alone]:
+    """The ranks that make this call, while it is made: those of the default process group, where
+    there is one and the work is to be `shared`.
+
+    An error of one of them becomes an error of all.
+    """
+    there = distributed.is_available() and distributed.is_initialized()
+    if not shared or _alone.get() or not there or distributed.get_world_size() == 1:
+        yield ALONE
+        return
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # it is re-exported
+
+    rank = distributed.get_rank()
+    # There is no public way to the store; a second one would need an address of its own.
+    whole = distributed.distributed_c10d._get_default_store()
+    # That of torchrun lives on when ranks are started again.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = PrefixStore(f"tensorlrf/{attempt}/{next(_calls)}", whole)
+    with Board(own, rank, distributed.get_world_size()) as board:
+        yield Group(board)
+
+
+@contextmanager
+def on_one_rank() -> Iterator[None]:
+    """Within a process group of torch.distributed: calls in here are those of this rank alone.
+
+    Calls that share out their work, as `compress` with calibration= and `compress_checkpoint`,
+    are otherwise made on all ranks, and wait for these. Without a process group it does nothing.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> with tensorlrf.on_one_rank():
+    ...     small, _ = tensorlrf.compress(model, keep_params=0.5, calibration=[torch.rand(8, 64)])
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
