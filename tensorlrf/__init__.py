@@ -5,7 +5,7 @@ layer = tensorlrf.nn.factorize(conv, "svd", 32)          factors to a running la
 small, report = tensorlrf.compress(model, keep_params=0.25, calibration=batches)
 """
 
-from tensorlrf import decomposition, errors, factors, io, nn, ops
+from tensorlrf import decomposition, errors, factors, io, large, nn, ops
 from tensorlrf.compression import (
     BLR,
     CP,
@@ -149,6 +149,7 @@ __all__ = [
     "inspect",
     "io",
     "kron",
+    "large",
     "latent_cache",
     "load",
     "monarch",

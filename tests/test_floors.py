@@ -26,6 +26,7 @@ FLOORS = {
     "tensorlrf.ops": 2,
     "tensorlrf.io": 2,
     "tensorlrf.decomposition": 3,
+    "tensorlrf.large": 4,
     "tensorlrf.nn": 4,
     "tensorlrf.compression": 5,
     "tensorlrf.cli": 6,
@@ -100,8 +101,9 @@ def test_imports_only_from_lower_floors(path: Path) -> None:
 
 
 FAMILIES = ROOT / "tensorlrf" / "decomposition"
-READ_THEM = ("analysis", "heads")
-"""What shows spectra of families, or stacks matrices for them, stands above them."""
+READ_THEM = ("analysis", "heads", "large")
+"""What shows spectra of families, stacks matrices for them, or makes their sweeps over pieces of a
+tensor, stands above them."""
 
 
 def family_of(module: str) -> str:

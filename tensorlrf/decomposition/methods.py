@@ -408,5 +408,5 @@ def _without_measure(signature: inspect.Signature) -> inspect.Signature:
 def _of_a_fit(annotation: Any) -> Any:
     """LowRank of Fit[LowRank], be it a type or still a string; of a union of them, the union."""
     if isinstance(annotation, str):
-        return re.sub(r"\bFit\[(\w+)\]", r"\1", annotation)
+        return re.sub(r"\b\w*Fit\[(\w+)\]", r"\1", annotation)
     return next(iter(get_args(annotation)), Factors)

@@ -11,7 +11,7 @@ from typing import Any
 PACKAGES = (
     "tensorlrf",
     *(f"tensorlrf.{name}" for name in ("compression", "decomposition", "errors", "factors", "io")),
-    *(f"tensorlrf.{name}" for name in ("nn", "ops", "ops.explain")),
+    *(f"tensorlrf.{name}" for name in ("large", "nn", "ops", "ops.explain")),
 )
 
 

@@ -268,14 +268,15 @@ def _finish(
     factors = problem.factors(state, kept)
     if kept or problem.dtype != problem.data.blocks.dtype:
         errors = (*errors, problem.error(problem.state_of(factors)))
-    _warn_if_degenerate(state)
+    warn_if_degenerate(state)
     if differentiable and tensor.requires_grad:
         fixed = frozenset(kept)
         factors = problem.factors(implicit_state(tensor, problem, state, fixed), kept)
     return Fit(factors, errors, outcome.converged, outcome.reason)
 
 
-def _warn_if_degenerate(state: CPState) -> None:
+def warn_if_degenerate(state: CPState) -> None:
+    """DegenerateWarning where the components are linearly dependent."""
     everything = reduce(mul, state.grams)  # (1, r, r), unit diagonal
     smallest = float(torch.linalg.eigvalsh(everything)[0, 0])
     rank = state.weights.shape[1]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tensorlrf.decomposition.cp._als import ridge_at, sweeps_of, unit_of
 from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.cp._sweep import Sweeps
 
 CHECKPOINT_EVERY = 10  # sweeps between true residuals, the only points where the host looks
 
@@ -101,10 +103,21 @@ def run_als(
     norm is ||X||; a zero tensor has absolute errors. With `rescaled` each start first gets the
     scale at which it is nearest to X.
     """
-    scale = norm if norm > 0 else 1.0
-    dtype = tensor.blocks.dtype
-    noise = 4 * torch.finfo(dtype).eps
     sweeps = sweeps_of(tensor, state, fixed, unit_of(norm))
+    return run_sweeps(sweeps, tensor.blocks.dtype, norm, stopping, rescaled=rescaled)
+
+
+def run_sweeps(
+    sweeps: Sweeps[Any],
+    dtype: torch.dtype,
+    norm: float,
+    stopping: Stopping,
+    *,
+    rescaled: bool = False,
+) -> Outcome:
+    """The same with sweeps at their start."""
+    scale = norm if norm > 0 else 1.0
+    noise = 4 * torch.finfo(dtype).eps
     if rescaled:
         sweeps.rescale()
 

@@ -77,20 +77,31 @@ class Problem:
         `kept` holds the factors of fixed modes (in memory order), which go back untouched, columns
         in their order; the weights then stand for what those columns leave.
         """
-        weights = state.weights[0] * self.scale
-        factors = [u[:, 0] for u in state.factors]
-        if kept:
-            for k, given in kept.items():
-                length = unit_columns(given)[1]
-                weights = torch.where(length > 0, weights / length, 0.0)
-                factors[k] = given
-        else:
-            order = weights.abs().argsort(descending=True, stable=True)
-            weights = weights[order]
-            factors = [u.index_select(1, order) for u in factors]
-        factors, weights = spread_weights(factors, weights, self.dtype, kept or {})
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return CPFactors(weights.to(self.dtype), tuple(factors[i].to(self.dtype) for i in back))
+        return as_factors(state, self.scale, self.dtype, self.order, kept)
+
+
+def as_factors(
+    state: CPState,
+    scale: float,
+    dtype: torch.dtype,
+    order: tuple[int, ...],
+    kept: dict[int, Tensor] | None = None,
+) -> CPFactors:
+    """One start as factors in `dtype` of `scale` times the data, see `Problem.factors`."""
+    weights = state.weights[0] * scale
+    factors = [u[:, 0] for u in state.factors]
+    if kept:
+        for k, given in kept.items():
+            length = unit_columns(given)[1]
+            weights = torch.where(length > 0, weights / length, 0.0)
+            factors[k] = given
+    else:
+        largest = weights.abs().argsort(descending=True, stable=True)
+        weights = weights[largest]
+        factors = [u.index_select(1, largest) for u in factors]
+    factors, weights = spread_weights(factors, weights, dtype, kept or {})
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return CPFactors(weights.to(dtype), tuple(factors[i].to(dtype) for i in back))
 
 
 def pose(tensor: Tensor) -> Problem:

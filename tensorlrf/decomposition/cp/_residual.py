@@ -22,7 +22,7 @@ def norm_of(tensor: CutTensor) -> float:
         return float(torch.linalg.vector_norm(tensor.blocks, dtype=torch.float64))
     rows = max(1, _BLOCK // tensor.blocks.shape[2])
     parts = [part for slab in tensor.blocks for part in torch.split(slab, rows)]
-    return math.sqrt(float(reduce(torch.add, map(_square, parts))))
+    return math.sqrt(float(reduce(torch.add, map(sum_of_squares, parts))))
 
 
 def square_residuals(tensor: CutTensor, state: CPState) -> Tensor:
@@ -42,14 +42,14 @@ def _one(tensor: CutTensor, state: CPState) -> Tensor:
     outer = khatri_rao(tuple(factors[k] for k in cut.outer)).view(p, q, -1)
     rows = max(1, _BLOCK // q)
     squares = (
-        _square(torch.addmm(part, left, right.T, alpha=-1))
+        sum_of_squares(torch.addmm(part, left, right.T, alpha=-1))
         for slab, right in zip(blocks, outer, strict=True)
         for part, left in zip(torch.split(slab, rows), torch.split(inner, rows), strict=True)
     )
     return reduce(torch.add, squares)
 
 
-def _square(block: Tensor) -> Tensor:
+def sum_of_squares(block: Tensor) -> Tensor:
     """Sum of squares, in float64 but within pieces of a row."""
     lengths = (torch.linalg.vector_norm(piece, dim=1) for piece in torch.split(block, _PIECE, 1))
     total: Tensor = reduce(torch.add, [n.to(torch.float64).square().sum() for n in lengths])

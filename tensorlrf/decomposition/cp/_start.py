@@ -25,11 +25,22 @@ _OVERSAMPLING = 10
 
 def random_start(tensor: Tensor, rank: int, starts: int, rng: torch.Generator) -> CPState:
     """Gaussian directions of unit length; weights zero, so that the first ridge pulls nowhere."""
+    return random_directions(tensor.shape, rank, starts, tensor.dtype, tensor.device, rng)
+
+
+def random_directions(
+    shape: Sequence[int],
+    rank: int,
+    starts: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    rng: torch.Generator,
+) -> CPState:
+    """The same of a tensor of that shape."""
     factors = [
-        torch.randn(n, starts, rank, generator=rng, device=tensor.device, dtype=tensor.dtype)
-        for n in tensor.shape
+        torch.randn(n, starts, rank, generator=rng, device=device, dtype=dtype) for n in shape
     ]
-    return make_state(factors, torch.zeros(starts, rank, dtype=torch.float64, device=tensor.device))
+    return make_state(factors, torch.zeros(starts, rank, dtype=torch.float64, device=device))
 
 
 def svd_start(tensor: Tensor, rank: int, starts: int, rng: torch.Generator) -> CPState:
@@ -147,13 +158,13 @@ def _leading_directions(tensor: Tensor, mode: int, rank: int, rng: torch.Generat
     n, others = tensor.shape[mode], tensor.numel() // tensor.shape[mode]
     if n > others:  # the Gram of the short side; its eigenvectors are carried over by X_(k)
         unfolding = tensor.movedim(mode, 0).reshape(n, others)
-        right = _top_eigenvectors(unfolding.T @ unfolding, min(rank, others), rng)
+        right = top_eigenvectors(unfolding.T @ unfolding, min(rank, others), rng)
         left: Tensor = torch.linalg.qr(unfolding @ right).Q
         return left
-    return _top_eigenvectors(mode_gram(tensor, mode), min(rank, n), rng)
+    return top_eigenvectors(mode_gram(tensor, mode), min(rank, n), rng)
 
 
-def _top_eigenvectors(gram: Tensor, count: int, rng: torch.Generator) -> Tensor:
+def top_eigenvectors(gram: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """Eigenvectors of the largest eigenvalues of a Gram matrix, (n, count), largest first.
 
     A start need not be exact: far inside a large spectrum they come from subspace iteration.

@@ -16,7 +16,13 @@ from typing import Generic, Self
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import CutTensor, contract_left, contract_right, split
+from tensorlrf.decomposition.cp._mttkrp import (
+    CutTensor,
+    ModeCut,
+    contract_left,
+    contract_right,
+    split,
+)
 from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.factors.algebra import khatri_rao
@@ -57,11 +63,24 @@ class Sweeps(ABC, Generic[A]):
     def __init__(
         self, tensor: CutTensor, state: CPState, fixed: frozenset[int], unit: float
     ) -> None:
-        self.tensor, self.cut, self.unit, self.fixed = tensor, tensor.cut, unit, fixed
+        self.tensor = tensor
+        self._hold(state, tensor.cut, (*tensor.cut.inner, *tensor.cut.outer), fixed, unit)
+
+    def _hold(
+        self,
+        state: CPState,
+        cut: ModeCut,
+        order: Sequence[int],
+        fixed: frozenset[int],
+        unit: float,
+    ) -> None:
+        """Begin at a state; modes are updated in that order."""
+        self.cut, self.unit, self.fixed = cut, unit, fixed
         self.starts, self.rank = state.weights.shape
-        self.free = [k for k in (*self.cut.inner, *self.cut.outer) if k not in fixed]
-        self.columns = [self._array(u).reshape(len(u), -1) for u in state.factors]
-        self.grams = [self._gram(u) for u in self.columns]
+        self.free = [k for k in order if k not in fixed]
+        width = self.starts * self.rank  # there may be no rows
+        self.columns = [self._array(u).reshape(len(u), width) for u in state.factors]
+        self.grams = [self._gram_along(k, u) for k, u in enumerate(self.columns)]
         self.weights = self._array(state.weights).reshape(-1) / unit
 
     def run(self, ridges: Sequence[float]) -> Self:
@@ -75,8 +94,7 @@ class Sweeps(ABC, Generic[A]):
 
     def rescale(self) -> Self:
         """Give the model of each start the scale at which it is nearest to X."""
-        inner = khatri_rao(tuple([self.columns[k] for k in self.cut.inner]))  # (M, s r)
-        along = self._wide(self._contract_outer() * inner).sum(0) * self.weights
+        along = self._inner_products() * self.weights
         weights = self.weights.reshape(self.starts, -1)
         pairs = weights[:, :, None] * weights[:, None, :]
         square = (reduce(mul, self.grams) * pairs).sum((1, 2))  # ||X_hat||^2 in squares of the unit
@@ -84,10 +102,16 @@ class Sweeps(ABC, Generic[A]):
         self.weights = (weights * self._ratio(product, square)[:, None]).reshape(-1)
         return self
 
+    def _inner_products(self) -> A:
+        """Of X with each term of the model, columns as they are, (s r,) float64."""
+        inner = khatri_rao(tuple([self.columns[k] for k in self.cut.inner]))  # (M, s r)
+        product: A = self._wide(self._contract_outer() * inner).sum(0)
+        return product
+
     def state(self) -> CPState:
         """Where they have led to."""
         weights = (self.weights * self.unit).reshape(self.starts, -1)
-        factors = [self._tensor(u.reshape(len(u), self.starts, -1)) for u in self.columns]
+        factors = [self._tensor(u.reshape(len(u), self.starts, self.rank)) for u in self.columns]
         grams = [self._tensor(g.reshape(self.starts, self.rank, -1)) for g in self.grams]
         return CPState(tuple(factors), self._tensor(weights), tuple(grams))
 
@@ -162,13 +186,13 @@ class Sweeps(ABC, Generic[A]):
         first = self.free[0]
         self.start, self.columns = self.columns, list(self.columns)
         self.columns[first] = self.columns[first] * self._near(self.weights)
-        self.grams[first] = self._gram(self.columns[first])
+        self.grams[first] = self._gram_along(first, self.columns[first])
 
     def _normalise(self) -> None:
         lengths: list[A] = []
         for k in self.free:
             self.columns[k], length = self._unit_columns(k)
-            self.grams[k] = self._gram(self.columns[k])
+            self.grams[k] = self._gram_along(k, self.columns[k])
             lengths.append(length)
         self.weights = reduce(mul, lengths)
 
@@ -177,6 +201,10 @@ class Sweeps(ABC, Generic[A]):
             self._descend(self._contract_outer(), self.cut.inner, ridged)
         if self._any_free(self.cut.outer):
             self._descend(self._contract_inner(), self.cut.outer, ridged)
+
+    def _gram_along(self, mode: int, columns: A) -> A:
+        """The Gram of that mode, of which `columns` may be some rows."""
+        return self._gram(columns)
 
     def _any_free(self, modes: tuple[int, ...]) -> bool:
         return not self.fixed.issuperset(modes)
@@ -199,7 +227,7 @@ class Sweeps(ABC, Generic[A]):
         """The least-squares factor of one mode, all others held; `rhs` (n_mode, s r) is of X."""
         system = reduce(mul, [g for k, g in enumerate(self.grams) if k != mode])
         new = self._step(self.columns[mode], rhs, system, ridged)
-        self.columns[mode], self.grams[mode] = new, self._gram(new)
+        self.columns[mode], self.grams[mode] = new, self._gram_along(mode, new)
         self.measured = system, rhs, new, self.grams[mode]
 
 

@@ -6,7 +6,7 @@ All work on the modes in `modes`, on the tensor as it lies; the core comes with 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -119,23 +119,31 @@ def randomized_st_hosvd(
     return tensor, basis
 
 
-def hooi_sweep(tensor: Tensor, order: Sequence[int], basis: Basis, *, fine: bool) -> Tensor:
+def hooi_sweep(
+    tensor: Tensor,
+    order: Sequence[int],
+    basis: Basis,
+    *,
+    fine: bool,
+    whole: Callable[[Tensor], Tensor] = lambda part: part,
+) -> Tensor:
     """One sweep of higher-order orthogonal iteration; changes `basis`, returns the core.
 
     Each factor becomes the leading vectors of the tensor contracted with all other factors as they
     are then (De Lathauwer, De Moor & Vandewalle 2000b), so the norm of the core never falls.
     Contractions are shared in a tree: half of the modes are contracted for the sake of the other
     half, and then the other way about, so a sweep contracts the whole tensor twice however many
-    modes it has.
+    modes it has. Where `tensor` is a part of a sum, `whole` gives the sum of what all parts come
+    to.
     """
     if len(order) == 1:
-        k = order[0]
+        k, tensor = order[0], whole(tensor)
         basis[k] = best_factor(tensor, k, basis[k].shape[1], fine=fine)
         return mode_product(tensor, basis[k].T, k)
     # Every other mode, so that both contractions of the whole tensor begin with a cheap one.
     first, second = order[0::2], order[1::2]
-    hooi_sweep(contract(tensor, basis, second), first, basis, fine=fine)
-    return hooi_sweep(contract(tensor, basis, first), second, basis, fine=fine)
+    hooi_sweep(contract(tensor, basis, second), first, basis, fine=fine, whole=whole)
+    return hooi_sweep(contract(tensor, basis, first), second, basis, fine=fine, whole=whole)
 
 
 def best_factor(tensor: Tensor, mode: int, r: int, *, fine: bool) -> Tensor:

@@ -176,14 +176,7 @@ class TuckerProblem:
         if size > WORTH:
             return
         small = contract(self.tensor, wide, order)
-        norm = squared_norm(small)
-        inner = {k: identity(wide[k].shape[1], small)[:, : basis[k].shape[1]] for k in order}
-        captured = 0.0
-        for _ in range(self.n_iter_max):
-            energy = squared_norm(hooi_sweep(small, order, inner, fine=False))
-            if energy - captured <= INNER_TOL * norm:
-                break
-            captured = energy
+        inner = settled_within(small, order, {k: basis[k].shape[1] for k in order}, self.n_iter_max)
         for k in order:
             basis[k] = wide[k] @ inner[k]
 
@@ -210,17 +203,7 @@ class TuckerProblem:
 
     def _cast(self, core: Tensor, basis: Basis, dtype: torch.dtype) -> TuckerFactors:
         """Factors in `dtype`, with the scale and the order of modes of the input."""
-        # The core holds the norm of the whole. Where its dtype cannot, the factors take a share.
-        excess = float(core.detach().abs().max()) * self.scale / torch.finfo(dtype).max
-        shift = 1.0
-        if excess > 0.5:
-            shift = 2.0 ** math.ceil((math.log2(excess) + 1) / len(basis))
-        modes = sorted(basis, key=lambda k: self.axes[k])
-        factors = tuple((basis[k] if shift == 1 else basis[k] * shift).to(dtype) for k in modes)
-        scaled = (core * (self.scale / shift ** len(basis))).to(dtype)
-        back = [self.axes.index(k) for k in range(core.ndim)]
-        core = scaled.permute(back).contiguous()
-        return TuckerFactors(core, factors, tuple(self.axes[k] for k in modes))
+        return as_factors(core, basis, self.scale, self.axes, dtype)
 
     def _report(self, core: Tensor, basis: Basis) -> TuckerFactors:
         return self._cast(core, self._whole(basis), self.tensor.dtype)
@@ -230,6 +213,38 @@ class TuckerProblem:
         pairs = zip(wide.modes, wide.factors, strict=True)
         basis = {self.axes.index(k): factor for k, factor in pairs}
         return residual_error(self.tensor, wide.core.permute(self.axes) / self.scale, basis)
+
+
+def as_factors(
+    core: Tensor, basis: Basis, scale: float, axes: Sequence[int], dtype: torch.dtype
+) -> TuckerFactors:
+    """`scale` times the whole as factors in `dtype`, of modes that stand in the order `axes`."""
+    # The core holds the norm of the whole. Where its dtype cannot, the factors take a share.
+    excess = float(core.detach().abs().max()) * scale / torch.finfo(dtype).max
+    shift = 1.0
+    if excess > 0.5:
+        shift = 2.0 ** math.ceil((math.log2(excess) + 1) / len(basis))
+    modes = sorted(basis, key=lambda k: axes[k])
+    factors = tuple((basis[k] if shift == 1 else basis[k] * shift).to(dtype) for k in modes)
+    scaled = (core * (scale / shift ** len(basis))).to(dtype)
+    back = [axes.index(k) for k in range(core.ndim)]
+    core = scaled.permute(back).contiguous()
+    return TuckerFactors(core, factors, tuple(axes[k] for k in modes))
+
+
+def settled_within(
+    small: Tensor, order: Sequence[int], ranks: Mapping[int, int], n_iter_max: int
+) -> Basis:
+    """HOOI of a small tensor, from its first rows on, until a sweep gains little."""
+    norm = squared_norm(small)
+    inner = {k: identity(small.shape[k], small)[:, : ranks[k]] for k in order}
+    captured = 0.0
+    for _ in range(n_iter_max):
+        energy = squared_norm(hooi_sweep(small, order, inner, fine=False))
+        if energy - captured <= INNER_TOL * norm:
+            break
+        captured = energy
+    return inner
 
 
 def layout(order: int, modes: Sequence[int]) -> tuple[int, ...]:
