@@ -189,7 +189,7 @@ def method(
             order=order,
             sweeps_in_metric=sweeps_in_metric,
         )
-        vars(fit)["__signature__"] = _without_measure(inspect.signature(function))
+        vars(fit)["__signature__"] = without_measure(inspect.signature(function))
         return cast(Fitting, fit)
 
     return declare
@@ -383,7 +383,7 @@ def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
         return fit(*args, **kwargs, **unmeasured).factors
 
     short.__name__ = short.__qualname__ = name
-    own = _without_measure(inspect.signature(fit))
+    own = without_measure(inspect.signature(fit))
     gives = _of_a_fit(own.return_annotation)
     short.__annotations__ = {**short.__annotations__, "return": gives}
     vars(short)["__signature__"] = own.replace(return_annotation=gives)
@@ -400,7 +400,8 @@ def _short_name(fit: Callable[..., Any]) -> str:
     return name.removeprefix("fit_")
 
 
-def _without_measure(signature: inspect.Signature) -> inspect.Signature:
+def without_measure(signature: inspect.Signature) -> inspect.Signature:
+    """What signatures show."""
     seen = [p for p in signature.parameters.values() if p.name != "measure"]
     return signature.replace(parameters=seen)
 

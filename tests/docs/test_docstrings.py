@@ -23,7 +23,7 @@ SECTIONS = (
 )
 """In the order that numpydoc gives them."""
 
-PACKAGES = ("", ".compression", ".decomposition", ".factors", ".nn", ".ops")
+PACKAGES = ("", ".compression", ".decomposition", ".factors", ".large", ".nn", ".ops")
 
 
 DOCUMENTED = [
