@@ -137,7 +137,7 @@ def _entries(device: str) -> dict[tuple[str, str, str, str], LaunchConfig]:
     found: dict[tuple[str, str, str, str], LaunchConfig] = {}
     for folder in (SHIPPED, os.environ.get(VARIABLE)):
         path = Path(folder, name) if folder else None
-        if path is not None and path.exists():
+        if path is not None and path.is_file():
             found |= _read(path)
     return found
 
@@ -151,5 +151,7 @@ def _read(path: Path) -> dict[tuple[str, str, str, str], LaunchConfig]:
             for dtype, of_problem in of_dtype.items()
             for problem, config in of_problem.items()
         }
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a table of launches ({error}); remove it") from None

@@ -26,7 +26,7 @@ class JsonNode:
         """JSON in which no key stands twice and every number is finite."""
         try:
             value = json.loads(
-                text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite
+                text, object_pairs_hook=once, parse_float=_finite, parse_constant=_finite
             )
         except ValueError as error:
             raise FileFormatError(f"path={path!r} has a damaged header: {error}") from None
@@ -97,7 +97,8 @@ class JsonNode:
         return None if self._value is None else read(self)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON text. Raises ValueError where a key stands twice in it."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a key stands twice")

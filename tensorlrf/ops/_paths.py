@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, shown
 from tensorlrf.factors import Factors
 from tensorlrf.ops._conv import conv_paths
 from tensorlrf.ops._cost import Positions, conv_cost, embedding_cost, linear_cost
@@ -155,9 +155,9 @@ class PathTable:
         try:
             parsed = json.loads(values) if isinstance(values, str) else values
             entries = tuple((limit, path) for limit, path in parsed)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise ArgumentError(
-                f"values={values!r} is not a path table; it must be a list of [rows, path]"
+                f"values={shown(values)} is not a path table; it must be a list of [rows, path]"
             ) from None
         return cls(entries)
 

@@ -74,6 +74,8 @@ def matches(name: str, globs: Sequence[str]) -> bool:
 
 def _sentence_parts(source: Path) -> set[str]:
     """Subfolders of the other modules of a sentence encoder."""
+    if not (source / "modules.json").is_file():  # a pipe would be waited for
+        return set()
     try:
         entries = json.loads((source / "modules.json").read_text(encoding="utf-8"))
         return {entry["path"] for entry in entries if isinstance(entry["path"], str)}

@@ -228,7 +228,10 @@ def check_inside(folder: Path, names: Iterable[str] | None = None) -> None:
             mode = os.lstat(path).st_mode
         except FileNotFoundError:
             continue
-        target = path.resolve()
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise FileError(f"{path} is a link that leads nowhere: {error}; remove it") from None
         if target != here and here not in target.parents and target.parent != blobs:
             raise FileError(
                 f"{path} is a link that leads out of the folder, to {str(target)!r}; put the file "

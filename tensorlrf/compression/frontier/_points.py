@@ -21,7 +21,7 @@ from tensorlrf.compression.frontier._point import (
 )
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan.sensitivity import Sensitivity
-from tensorlrf.compression.report._json import check_version, read_as, read_dataclass
+from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
 from tensorlrf.errors import ArgumentError, FileFormatError, shown, unknown
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Frontier:
             For what is none.
         """
         with read_as("frontier"):
-            values = json.loads(text)
+            values = parsed(text)
             check_version(values.pop("version"), VERSION, "frontier")
             plans = tuple(Plan.from_json(json.dumps(plan)) for plan in values.pop("plans"))
             told = read_dataclass(
@@ -233,7 +233,8 @@ class Frontier:
                 raise FileFormatError(
                     f"text is no frontier: it has {', '.join(map(shown, values))}"
                 )
-        made = cls(told.unit, told.noise, told.points, plans, sensitivity)
+            made = cls(told.unit, told.noise, told.points, plans, sensitivity)
+            made._table()
         if len(made.factored) != len(plans) or any(p.share is None for p in made.factored):
             raise FileFormatError("text is no frontier: each plan must have a point with a share")
         return made

@@ -29,7 +29,7 @@ from tensorlrf.compression.plan._schema import (
 from tensorlrf.compression.plan._versions import VERSION, check_version, method_of
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
-from tensorlrf.compression.report._json import read_as
+from tensorlrf.compression.report._json import parsed, read_as
 from tensorlrf.compression.report._rows import FoldedNorms
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.ladder import LayerRank
@@ -278,7 +278,7 @@ class Plan:
             Naming the layer, for a method, an option or a rank that cannot be.
         """
         with read_as("plan"):
-            values = json.loads(text)
+            values = parsed(text)
             version = check_version(values.pop("version", 1))
             rows = values.pop("layers")
             check_types(values, PLAN[min(version, max(PLAN))], "it")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression.plan._plan import Plan
-from tensorlrf.compression.report._json import check_version, read_as
+from tensorlrf.compression.report._json import check_version, parsed, read_as
 from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
 if TYPE_CHECKING:
@@ -188,10 +188,11 @@ class Sensitivity:
             For what is none.
         """
         with read_as("sensitivity"):
-            values = json.loads(text)
+            values = parsed(text)
             check_version(values.pop("version"), VERSION, "sensitivity")
             rows = tuple(_row(row) for row in values.pop("layers"))
             made = cls(**values, layers=rows)
+            made._table()
         for entry in ("architecture", "rule", "unit"):
             if not isinstance(getattr(made, entry), str):
                 raise FileFormatError(f"text is no sensitivity: {entry} is no text")

@@ -12,7 +12,7 @@ from torch import nn
 
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression._survey import ROOT
-from tensorlrf.compression.report._json import check_version, read_as, read_dataclass
+from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
 from tensorlrf.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class RankTable:
             For what is none.
         """
         with read_as("table of ranks"):
-            return cls.from_dict(json.loads(text))
+            return cls.from_dict(parsed(text))
 
     @classmethod
     def from_dict(cls, values: Any) -> RankTable:
@@ -162,6 +162,7 @@ class RankTable:
             table = read_dataclass(cls, found, "the text")
             if not all(0 < row.scale <= 1 for row in table.rows):
                 raise ValueError("a scale is no share in (0, 1]")
+            table._table()
         return table
 
     def to_markdown(self) -> str:

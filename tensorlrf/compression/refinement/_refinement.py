@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tensorlrf.compression._render import Header, Table
-from tensorlrf.compression.report._json import check_version, read_as, read_dataclass
+from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
 from tensorlrf.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Refinement:
             For what is none.
         """
         with read_as("refinement"):
-            values = json.loads(text)
+            values = parsed(text)
             check_version(values.pop("version"), FORMAT_VERSION, "refinement")
             made = read_dataclass(cls, values, "the text")
             if not made.curve:
@@ -163,6 +163,7 @@ class Refinement:
                 raise FileFormatError(
                     "text is no refinement: its curve does not begin with a kept one"
                 )
+            made._table()
         return made
 
     def to_markdown(self) -> str:

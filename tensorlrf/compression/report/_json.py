@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,13 +11,13 @@ from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tensorlrf.errors import FileFormatError, TensorlrfError, shown
+from tensorlrf.files.strict import once
 
 T = TypeVar("T")
 
-NONSENSE = (
-    ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError,
-)  # fmt: skip
-"""What reading a text that is something else may raise; a whole number may be beyond any float."""
+NONSENSE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError)
+"""What reading a text that is something else may raise, and telling what it says as a table; a
+whole number may be beyond any float."""
 
 
 @contextmanager
@@ -30,6 +31,11 @@ def read_as(what: str) -> Iterator[None]:
         raise FileFormatError(f"text is no {what}: {type(error).__name__}: {error}") from None
 
 
+def parsed(text: str) -> Any:
+    """JSON values of a text in which no key stands twice. Raises what `NONSENSE` says."""
+    return json.loads(text, object_pairs_hook=once)
+
+
 def check_version(version: Any, known: int, what: str) -> None:
     """Raise FileFormatError for a text of another format version than the one that is known."""
     if type(version) is not int or version != known:
@@ -41,7 +47,8 @@ def check_version(version: Any, known: int, what: str) -> None:
 def read_dataclass(kind: type[T], values: Any, where: str) -> T:
     """A `kind` from what `json.loads` made of `dataclasses.asdict` of one.
 
-    Knows int, float, str, bool, None, unions of them, tuples of one type, and dataclasses.
+    Knows int, float, str, bool, None, unions of them, tuples of one type, of any length or of that
+    which is said, and dataclasses.
     A field with the metadata "later" and a default may be missing: texts are older than it is.
     `where` names the place in messages. Raises ValueError for what has other entries or types.
     """
@@ -74,7 +81,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         inner = [text for text in wrong if not text.startswith(f"{where} is ")]
         raise ValueError(inner[0] if inner else f"{where} is {shown(value)}, not {_words(hint)}")
     if get_origin(hint) is tuple and isinstance(value, list):
-        of = get_args(hint)[0]
+        of, *more = get_args(hint)
+        if more != [...] and len(value) != 1 + len(more):
+            raise ValueError(f"{where} is {shown(value)}, not {_words(hint)}")
         return tuple(_read(of, v, f"entry {k} of {where}") for k, v in enumerate(value))
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return read_dataclass(hint, value, where)
@@ -89,7 +98,8 @@ def _words(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_words(one) for one in get_args(hint))
     if get_origin(hint) is tuple:
-        return f"list of {_words(get_args(hint)[0])}"
+        of, *more = get_args(hint)
+        return f"list of {'' if more == [...] else f'{1 + len(more)} '}{_words(of)}"
     if hint is types.NoneType:
         return "null"
     return "mapping" if is_dataclass(hint) else str(hint.__name__)

@@ -18,7 +18,7 @@ from tensorlrf.compression._words import (
 from tensorlrf.compression.plan.allocation import Allotment
 from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
 from tensorlrf.compression.refinement._refinement import Refinement
-from tensorlrf.compression.report._json import NONSENSE, read_dataclass
+from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
 from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.compression.report._quality import Quality
@@ -32,7 +32,6 @@ from tensorlrf.compression.report._rows import (
     SharedBasis,
     Totals,
 )
-from tensorlrf.errors import FileFormatError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -180,19 +179,12 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         """Inverse of `to_json`. Raises FileFormatError for anything else."""
-        try:
-            values = json.loads(text)
-            version = values.pop("version")
-            if version != FORMAT_VERSION:
-                raise FileFormatError(
-                    f"text is a report of format version {version}, this is {FORMAT_VERSION}; "
-                    "update tensorlrf"
-                )
-            return read_dataclass(cls, values, "it")
-        except FileFormatError:
-            raise
-        except NONSENSE as error:
-            raise FileFormatError(f"text is no report: {type(error).__name__}: {error}") from None
+        with read_as("report"):
+            values = parsed(text)
+            check_version(values.pop("version"), FORMAT_VERSION, "report")
+            made = read_dataclass(cls, values, "it")
+            made._table()
+        return made
 
     def to_markdown(self) -> str:
         """As Markdown: the factored layers, the totals, and what stays with its reason."""

@@ -1,0 +1,230 @@
+"""Readers of what an earlier run, or a killed one, has left; and of whole folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import tensorlrf
+from tensorlrf.compression.checkpoint.companions import copy_companions
+from tensorlrf.compression.refinement._journal import KEY
+from tensorlrf.compression.scale import _assembled, _run
+from tensorlrf.files.folder import READY, put_right
+from tests.abuse.of_tensors import architecture
+from tests.abuse.reader import WHEN, Reader, Wrong, digest, files_of, of_files, of_model
+from tests.compression.refinement.students import batches, pair
+
+MINE = "mine.txt"
+"""A file beside everything, that nobody is to touch."""
+
+
+class Pulled(BaseException):
+    """In the place of a kill, in this process."""
+
+
+def make_source(folder: Path) -> None:
+    """A checkpoint in shards, as transformers writes it."""
+    (folder / "in").mkdir()
+    state = architecture().state_dict()
+    where = {name: f"model-{k % 2}.safetensors" for k, name in enumerate(state)}
+    for file in sorted(set(where.values())):
+        own = {name: t for name, t in state.items() if where[name] == file}
+        save_file(own, folder / "in" / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "in" / "config.json").write_text("{}")
+    (folder / MINE).write_text("mine")
+    for file in (folder / "in").iterdir():
+        os.utime(file, (WHEN, WHEN))
+
+
+def stream(folder: Path, **more: Any) -> None:
+    tensorlrf.compress_checkpoint(
+        folder / "in", folder / "out", keep_params=0.5, shard_bytes=300, threads=1,
+        progress=False, **more,
+    )  # fmt: skip
+
+
+def pulled(module: Any, name: str, number: int) -> Callable[[Path], None]:
+    """A run that ends with the n-th call of a function."""
+
+    def make(folder: Path) -> None:
+        make_source(folder)
+        own, left = getattr(module, name), [number]
+
+        def until(*given: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Pulled
+            return own(*given, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, until)
+            try:
+                stream(folder)
+            except Pulled:
+                return
+        raise AssertionError("it has ended before")
+
+    return make
+
+
+@cache
+def undisturbed() -> str:
+    """What a run gives that nothing has touched."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        make_source(Path(name))
+        stream(Path(name))
+        return of_files(Path(name) / "out")
+
+
+@cache
+def source() -> str:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        make_source(Path(name))
+        return of_files(Path(name) / "in")
+
+
+def goes_on(folder: Path) -> str:
+    try:
+        stream(folder)
+    finally:
+        untouched(folder)
+    return of_files(folder / "out")
+
+
+def untouched(folder: Path) -> None:
+    if of_files(folder / "in") != source() or (folder / MINE).read_text() != "mine":
+        raise Wrong("a file that is only read was touched")
+    if set(os.listdir(folder)) - {"in", "out", MINE}:
+        raise Wrong(f"there are {sorted(os.listdir(folder))}")
+
+
+def compressed(folder: Path) -> str:
+    """A source may be anything; it stays as it is, and what comes of it can be read."""
+    before = digest(str(item) for item in files_of(folder / "in").items())
+    try:
+        stream(folder)
+    finally:
+        if digest(str(item) for item in files_of(folder / "in").items()) != before:
+            raise Wrong("the source was touched")
+    told = tensorlrf.inspect(folder / "out" / "tensorlrf.safetensors", verify=True)
+    return told.to_json()
+
+
+# ---- refinement --------------------------------------------------------------------------------
+
+
+def refine(folder: Path) -> nn.Module:
+    model, small = pair()
+    found, _ = tensorlrf.refine(
+        small, model, batches(3), steps=2, random_state=3, journal=folder, progress=False
+    )
+    return found
+
+
+def make_refined(folder: Path) -> None:
+    refine(folder)
+
+
+def refined(folder: Path) -> str:
+    found = refine(folder)
+    if not all(bool(torch.isfinite(p).all()) for p in found.parameters()):
+        raise Wrong("a number that is none")
+    return of_model(found)
+
+
+# ---- folders on the way ------------------------------------------------------------------------
+
+
+def make_ready(folder: Path) -> None:
+    """A folder in which a kill has left new files beside the old."""
+    ready = folder / "t" / READY
+    (ready / "new").mkdir(parents=True)
+    (ready / "old").mkdir()
+    for name in "ab":
+        (ready / "new" / name).write_text(f"new {name}")
+    for name in "ac":
+        (folder / "t" / name).write_text(f"old {name}")
+    values = {"old": ["a", "c"], "new": ["a", "b"]}
+    from tensorlrf.files.folder import _Names
+
+    with (ready / "names").open("w+b") as file:
+        _Names(**values).write(file.fileno())
+
+
+def finished(folder: Path) -> str:
+    for name in ("new", "old"):  # folders without a file, which `write` does not make
+        (folder / "t" / READY / name).mkdir(exist_ok=True)
+    put_right(folder / "t")
+    nothing_lost(folder)
+    return of_files(folder / "t")
+
+
+def nothing_lost(folder: Path) -> None:
+    """All that is new is somewhere."""
+    there = set(files_of(folder).values())
+    if not {b"new a", b"new b"} <= there:
+        raise Wrong(f"of what is new there are {there}")
+
+
+def make_companions(folder: Path) -> None:
+    source = folder / "in"
+    (source / "1_Pooling").mkdir(parents=True)
+    (source / "modules.json").write_text(json.dumps([{"idx": 1, "path": "1_Pooling"}]))
+    for name in ("1_Pooling/config.json", "tokenizer.json", "README.md", "other.txt"):
+        (source / name).write_text(name)
+    (folder / MINE).write_text("mine")
+
+
+def copied(folder: Path) -> str:
+    target = folder / "out"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    left = copy_companions(folder / "in", target)
+    if set(os.listdir(folder)) - {"in", "out", MINE} or (folder / MINE).read_text() != "mine":
+        raise Wrong("written outside")
+    return of_files(target) + str([str(path) for path in left])
+
+
+READERS = (
+    Reader("source in shards", make_source, compressed, foreign=("in/*",)),
+    *(
+        Reader(
+            f"journal of {when}",
+            pulled(module, name, number),
+            goes_on,
+            sealed=True,
+            foreign=("out/.tensorlrf.job/*",),
+            after=untouched,
+        )
+        for when, module, name, number in (
+            ("layers", _run, "store", 3),
+            ("shards", _assembled, "write_pieces", 2),
+        )
+    ),
+    Reader("journal of a refinement", make_refined, refined, sealed=True, key=KEY),
+    Reader(
+        "names of a folder on its way",
+        make_ready,
+        finished,
+        sealed=True,
+        foreign=("*/names",),
+        after=nothing_lost,
+    ),
+    Reader("companions", make_companions, copied, foreign=("in/modules.json",)),
+)

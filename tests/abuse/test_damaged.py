@@ -1,0 +1,32 @@
+"""Damaged inputs of every reader, some of each; `bench/damaged.py` has ten thousand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.abuse.law import FAULTS, Seed, outcome
+from tests.abuse.readers import HEAVY, READERS
+
+FEW, MANY = 24, 500
+
+
+def check(name: str, number: int, folder: Path) -> None:
+    seed = Seed.of({**READERS, **HEAVY}[name], folder / "f")
+    ends = [(k, outcome(seed, seed.case(k), folder / "f")) for k in range(number)]
+    wrong = [(k, one) for k, one in ends if one.end in FAULTS]
+    assert not wrong
+    assert len({one.kind for _, one in ends}) > 5
+    assert sum(one.end == "refused" for _, one in ends) > number // 10
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damage_is_refused_or_means_nothing(name: str, tmp_path: Path) -> None:
+    check(name, FEW, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*READERS, *HEAVY])
+def test_much_damage(name: str, tmp_path: Path) -> None:
+    check(name, MANY, tmp_path)
