@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from tensorlrf.errors import FileError
 from tensorlrf.files import _locks
 from tensorlrf.files.folder import JOB
+from tensorlrf.files.replace import remove
 
 PARTS, NEW, OLD, JOURNAL, LOCK = "parts", "new", "old", "journal", "lock"
 
@@ -53,12 +55,14 @@ def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
     made = as_folder and not target.exists()
     lock = _locked(folder, target, as_folder)
     try:
+        _check_own(folder, LOCK)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         _check_ranks(folder, target)
         if restart:
             for name in (JOURNAL, PARTS, NEW, OLD):
-                _remove(folder / name)
+                remove(folder / name)
+        _check_own(folder, JOURNAL, PARTS, NEW, OLD)
         for name in (PARTS, NEW, OLD):
             (folder / name).mkdir(exist_ok=True)
         yield folder
@@ -75,7 +79,8 @@ def _locked(folder: Path, target: Path, as_folder: bool) -> int:
     while True:
         try:
             folder.mkdir(parents=as_folder, exist_ok=True)
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            _check_own(folder.parent, folder.name)
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise FileError(f"{folder} cannot be written to: {error}") from error
         if _locks.take(lock) is False:
@@ -93,7 +98,10 @@ def _locked(folder: Path, target: Path, as_folder: bool) -> int:
 def _check_ranks(folder: Path, target: Path) -> None:
     """Raise FileError where a rank of a run that has lost its first one is still at work."""
     for path in of_ranks(folder):
-        file = os.open(path, os.O_RDONLY)
+        try:  # no link is followed, and no pipe waited for
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise FileError(f"{path} cannot be read: {error}; remove it") from error
         try:
             if _locks.take(file) is False:
                 raise FileError(
@@ -104,8 +112,14 @@ def _check_ranks(folder: Path, target: Path) -> None:
             os.close(file)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _check_own(folder: Path, *names: str) -> None:
+    """Raise FileError where one of these is not of the kind that a run makes: whoever made the
+    folder may have had it lead to what is not in it."""
+    for name in names:
+        try:
+            mode = os.lstat(folder / name).st_mode
+        except FileNotFoundError:
+            continue
+        kind, good = ("file", stat.S_ISREG) if name in (LOCK, JOURNAL) else ("folder", stat.S_ISDIR)
+        if not good(mode):
+            raise FileError(f"{folder / name} is no {kind} that a run has made; remove {folder}")

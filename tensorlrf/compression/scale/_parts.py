@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tensorlrf.errors import FileFormatError
+from tensorlrf.files.replace import remove
 from tensorlrf.files.safetensors import SafeFile, bytes_of, opened, plain, write
 from tensorlrf.files.sealed import checksum_of
 
@@ -24,6 +25,7 @@ Said = Mapping[str, tuple[str, tuple[int, ...]]]
 def store(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Write tensors, so that they are on the disk; the checksum of each. Raises OSError."""
     held = {name: plain(tensor) for name, tensor in tensors.items()}
+    remove(path)  # a link would be followed, and a pipe waited for
     write(path, held, {})
     _sync(path)
     return {name: checksum_of(bytes_of(tensor)) for name, tensor in held.items()}

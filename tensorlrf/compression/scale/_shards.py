@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensorlrf.files.replace import remove
 from tensorlrf.files.safetensors import TORCH_DTYPES, head_of, write_all
 from tensorlrf.files.sealed import Stored
 
@@ -70,6 +71,7 @@ def write_pieces(
     blank = dict.fromkeys(by_name, NO_CHECKSUM)
     head, order = head_of(path, about, metadata(blank))
     checksums = {}
+    remove(path)  # a link would be followed, and a pipe waited for
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         write_all(file, memoryview(head))
