@@ -205,13 +205,14 @@ READERS = (
     Reader("source in shards", make_source, compressed, foreign=("in/*",)),
     *(
         Reader(
-            f"journal of {when}",
+            f"{what} of {when}",
             pulled(module, name, number),
             goes_on,
             sealed=True,
-            foreign=("out/.tensorlrf.job/*",),
+            foreign=foreign,
             after=untouched,
         )
+        for what, foreign in (("journal", ("*/journal",)), ("run", ("out/.tensorlrf.job/*",)))
         for when, module, name, number in (
             ("layers", _run, "store", 3),
             ("shards", _assembled, "write_pieces", 2),

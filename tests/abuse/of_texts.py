@@ -45,7 +45,7 @@ def net() -> nn.Module:
 
 
 def batches() -> list[Tensor]:
-    return [seeded32(8, 10, seed=k) for k in range(3)]
+    return [seeded32(64, 10, seed=k) for k in range(3)]
 
 
 def written(text: Callable[[], str]) -> Callable[[Path], None]:
