@@ -257,6 +257,7 @@ def carried_out(
         work = WorkingCopy(model, small, plan, fitting, data, bases.kept)
         if known is None:
             work.factor_all()
+            work.findings().tell()
         else:
             work.take_over(known)
         small, rows = work.replaced(found)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf.compression._findings import Findings
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import ROOT, Surveyed
 from tensorlrf.compression.bases._shared import Basis
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
-from tensorlrf.compression.calibration._memory import Gathered, some
+from tensorlrf.compression.calibration._memory import Gathered
 from tensorlrf.compression.calibration._trace import READ, Trace, record
 from tensorlrf.compression.calibration.moments._form import FULL
 from tensorlrf.compression.calibration.stacks._pools import Pools
@@ -37,12 +38,7 @@ from tensorlrf.compression.report._rows import LayerReport
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.linalg.parallel import side_by_side
 from tensorlrf.decomposition.linalg.threads import problem
-from tensorlrf.errors import (
-    CalibrationWarning,
-    ConvergenceWarning,
-    TensorlrfError,
-    warn,
-)
+from tensorlrf.errors import TensorlrfError
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import gates_at
 from tensorlrf.nn.tables.ties import tie
@@ -78,6 +74,8 @@ class WorkingCopy:
         self.pools: Pools | None = None  # of experts
         self.done: dict[str, Factored] = {}
         self.without_bias: set[str] = set()  # of those that got zeros
+        self.missed: list[str] = []  # that no batch reaches
+        self.told: list[str] = []  # of layers without room for all of their moments
         self.advance: Callable[[str], None]
         self.bases = bases
         self.options = Options(fitting.affine, fitting.random_state)
@@ -87,14 +85,16 @@ class WorkingCopy:
         """Layers that are to be factored."""
         return [name for name, row in self.rows.items() if row.method is not None]
 
-    def factor_all(self) -> None:
+    def factor_all(self, told: Callable[[str], None] | None = None) -> None:
         """Factors of every layer of the plan, those that calibration reaches in order of execution.
 
         With calibration the weights of `model`, a copy, are overwritten on the way by what their
-        factors stand for, so that later layers see what the earlier ones will deliver.
+        factors stand for, so that later layers see what the earlier ones will deliver. A function
+        may be `told` of each layer that is done, in place of a bar.
         """
-        with progress_bar("compress", len(self.names), self.fitting.progress) as advance:
-            self.advance = advance
+        bar = self.fitting.progress and told is None
+        with progress_bar("compress", len(self.names), bar) as advance:
+            self.advance = advance if told is None else told
             if self.data is not None:
                 self._calibrate()
             elif self.fitting.known is not None:
@@ -191,7 +191,7 @@ class WorkingCopy:
             if name not in plain:  # one at a time, for the memory of moments
                 layer = dense_layer_at(working, name)
                 self._take([(name, self.data.moments_of(name, layer, lags=False))])
-        self._warn([name for name in missed if self.rows[name].method])
+        self.missed = [name for name in missed if self.rows[name].method]
 
     def _take_moments(self, moments: Moments) -> None:
         """Fit to what was collected before, layer by layer, without any pass."""
@@ -213,7 +213,7 @@ class WorkingCopy:
         self._take(waiting)
         missed = [name for name in self.names if name not in self.done]
         self._take([(name, None) for name in missed])
-        self._warn([name for name in missed if self.rows[name].method])
+        self.missed = [name for name in missed if self.rows[name].method]
 
     def _keep_within(self, limit: int | None) -> None:
         """Choose in which form the moments of each layer are kept, by the memory that it may take.
@@ -237,8 +237,7 @@ class WorkingCopy:
         metrics = {n: m for n, m in self.data.metrics.items() if n not in needs or needs[n].weighed}
         self.data = replace(self.data, forms=forms, metrics=metrics)
         self._take([(name, None) for name in needs if name not in forms])
-        for message in gathered.told(layers, needs, limit):
-            warn(message, CalibrationWarning)
+        self.told += gathered.told(layers, needs, limit)
 
     def _takes_matrix(self, name: str) -> bool:
         method = self.rows[name].method
@@ -300,42 +299,26 @@ class WorkingCopy:
             rows.append(row(found, plan, done, new, self.trace, without, ties, owner))
         return model, rows
 
-    def _warn(self, missed: Sequence[str]) -> None:
-        """One warning for all layers of a kind, not one a layer; some were `missed`."""
-        words = {
-            False: "the plain method is used there",
-            True: "they are fitted to what reaches the other experts of their stack",
-        }
-        for drawn, told in words.items():
-            some_of = [n for n in missed if (self.done[n].samples is not None) is drawn]
-            if some_of:
-                warn(
-                    f"calibration does not reach {some(some_of)}: {told}; give batches that take "
-                    "the model through these layers, or skip= them",
-                    CalibrationWarning,
-                )
+    def findings(self) -> Findings:
+        """What is to be told of the layers, once all have factors."""
+        if self.data is None and self.fitting.known is None:
+            return Findings()
+        drawn = {n for n in self.missed if self.done[n].samples is not None}
         thin = []
         for name, done in self.done.items():
             layer = dense_layer_at(self.model, name)
             n = layer.columns
-            if layer.is_table or name in missed:  # what was never seen has a floor
+            if layer.is_table or name in self.missed:  # what was never seen has a floor
                 continue
             if done.samples is not None and done.samples + done.credit < SAMPLES_PER_COLUMN * n:
                 thin.append(f"{name} ({done.samples:,} samples, n = {n:,})")
-        if thin:
-            warn(
-                f"calibration is thin for {some(thin)}: with fewer than {SAMPLES_PER_COLUMN} n "
-                "samples (rows, or patches of a conv) the factors fit the samples more than the "
-                "data; give more batches",
-                CalibrationWarning,
-            )
-        early = [name for name, done in self.done.items() if not done.finished]
-        if early:
-            warn(
-                f"the sweeps of {some(early)} have over 2% of the error still to gain; give more "
-                "with n_iter_max= of the method, such as CP(n_iter_max=300)",
-                ConvergenceWarning,
-            )
+        return Findings(
+            room=tuple(self.told),
+            missed=tuple(n for n in self.missed if n not in drawn),
+            pooled=tuple(n for n in self.missed if n in drawn),
+            thin=tuple(thin),
+            early=tuple(name for name, done in self.done.items() if not done.finished),
+        )
 
 
 def _say_nothing(_: str) -> None:

@@ -1,5 +1,6 @@
 """Calibration by running anew: for each layer all batches run up to it, one at a time, so that one
-batch's activations are alive; L layers cost about L / 2 passes."""
+batch's activations are alive; L layers cost about L / 2 passes. Layers that are fed the same tensor
+cost one between them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._beside import Beside
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
     Calibration,
@@ -17,6 +19,7 @@ from tensorlrf.compression.calibration._layer_moments import (
     Layers,
 )
 from tensorlrf.compression.calibration._reference import ReferencePass, reference_pass
+from tensorlrf.compression.calibration._shared_inputs import PassInputs, SharedInputs, leaders
 from tensorlrf.compression.calibration._trace import Trace, Watch
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.decomposition.linalg.threads import most_threads
@@ -35,26 +38,58 @@ def anew(
     original: nn.Module | None,
 ) -> Generator[Layers, None, None]:
     """As `calibrated`, a layer at a time."""
+    shared = SharedInputs(leaders(model, names, trace.after, lags=original is not None))
+    order = in_order(names, trace)
+    for name in order:
+        if name in shared.leaders:
+            continue
+        followers = [other for other in order if shared.leaders.get(other) == name]
+        shared.passes.clear()
+        mine = _gathered(model, [name, *followers], trace, calibration, original, shared)
+        leading = None
+        if mine is not None:
+            layer, metrics = dense_layer_at(model, name), calibration.metrics_of(name)
+            leading = mine.following(layer, metrics) if followers else None
+            yield [(name, mine)]
+        del mine
+        for other in followers:
+            if leading is None or not shared.holds(other):  # here and there it was fed another one
+                yield from anew(model, [other], trace, calibration, original)
+                continue
+            layer, metrics = dense_layer_at(model, other), calibration.metrics_of(other)
+            yield [(other, leading.following(layer, metrics))]
+
+
+def _gathered(
+    model: nn.Module,
+    names: list[str],
+    trace: Trace,
+    calibration: Calibration,
+    original: nn.Module | None,
+    shared: SharedInputs,
+) -> LayerMoments | None:
+    """Of the first of these layers, which the others follow; None where no batch reaches it."""
     add, sources = Adder(calibration, original is not None), calibration.beside
-    for name in in_order(names, trace):
-        moments: dict[str, LayerMoments] = {}
-        for batch in calibration.batches:
-            own = replica(model)
-            with (
-                contextlib.suppress(Captured),
-                reference_pass(
-                    original, [name], batch, most_threads(), trace.calls, sources
-                ) as reference,
-                Beside(own, [name], sources) as beside,
-                Watch(
-                    own,
-                    [name],
-                    _Last(add, moments, model, batch, reference, beside, trace.calls.get(name)),
+    moments: dict[str, LayerMoments] = {}
+    for batch in calibration.batches:
+        own = replica(model)
+        with (
+            contextlib.suppress(Captured),
+            reference_pass(
+                original, names, batch, most_threads(), trace.calls, sources
+            ) as reference,
+            Beside(own, names, sources) as beside,
+            Watch(
+                own,
+                names,
+                _Last(
+                    add, moments, model, batch, reference, beside, shared.of_pass(), names[-1],
+                    trace.calls.get(names[-1]),
                 ),
-            ):
-                call(own, batch)
-        if name in moments:
-            yield [(name, moments[name])]
+            ),
+        ):  # fmt: skip
+            call(own, batch)
+    return moments.get(names[0])
 
 
 def in_order(names: list[str], trace: Trace) -> list[str]:
@@ -65,7 +100,8 @@ def in_order(names: list[str], trace: Trace) -> list[str]:
 
 @dataclass
 class _Last:
-    """Adds what arrives at a layer, and ends the pass with its last call."""
+    """Adds what arrives at a layer, and ends the pass with the last call of the `last` of those
+    that follow it."""
 
     add: Adder
     moments: dict[str, LayerMoments]
@@ -73,6 +109,8 @@ class _Last:
     batch: Batch
     reference: ReferencePass | None
     beside: Beside
+    inputs: PassInputs
+    last: str
     n_calls: int | None
     calls: int = 0
 
@@ -81,7 +119,8 @@ class _Last:
         if self.reference is not None:
             x0 = self.reference.input_of(name)
             x0 = self.beside.with_lag(name, x0, self.reference.beside(name), r)
-        self.add(self.moments, name, self.model, self.batch, x, x0)
-        self.calls += 1
+        if not self.inputs.follows(name, x, x0):
+            self.add(self.moments, name, self.model, self.batch, x, x0)
+        self.calls += name == self.last
         if self.calls == self.n_calls:
             raise Captured

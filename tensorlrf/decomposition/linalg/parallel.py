@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition.linalg.cores import look
-from tensorlrf.decomposition.linalg.threads import limited, most_threads
+from tensorlrf.decomposition.linalg.threads import handed_on, most_threads
 from tensorlrf.errors import on_behalf_of, users_line
 
 T = TypeVar("T")
@@ -110,6 +110,7 @@ class _Crew(Generic[T]):
         share = max(1, most_threads() // workers)
         grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         line = users_line()
+        own = [handed_on(share) for _ in range(workers)]
 
         def work() -> None:
             with (
@@ -117,7 +118,7 @@ class _Crew(Generic[T]):
                 on_behalf_of(line),
                 torch.inference_mode(inference),
                 torch.set_grad_enabled(grad),
-                limited(share),
+                own.pop(),
             ):
                 while (k := self._requests.get()) is not None:
                     self._back.put((k, _Outcome.of(self._calls[k])))

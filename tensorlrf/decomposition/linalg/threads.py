@@ -100,6 +100,12 @@ def steady(count: int) -> Iterator[None]:
         _here.steady = before
 
 
+def handed_on(count: int) -> contextlib.AbstractContextManager[None]:
+    """For a thread of the program that works on a part of what is done here: so many of torch's,
+    steady ones if they are so here. It may be made here and entered there."""
+    return steady(count) if _here.steady else limited(count)
+
+
 def most_threads() -> int:
     """What the problem at hand may take, or outside of one torch's own number."""
     return torch.get_num_threads() if _here.most is None else _here.most
