@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression.checkpoint._architecture import fingerprint
@@ -33,6 +34,7 @@ from tensorlrf.compression.scale._report import CheckpointReport
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.compression.scale.architecture import Architecture
+from tensorlrf.compression.scale.blocks._blockwise import Blockwise
 from tensorlrf.compression.scale.planned import plan_for
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import FileError
@@ -52,6 +54,11 @@ def compress_checkpoint(
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
     plan: Plan | None = None,
+    model: nn.Module | None = None,
+    calibration: Any = None,
+    inputs: str = "original",
+    holdout: float = 0.1,
+    memory_limit: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     random_state: int = 0,
     threads: int | None = None,
@@ -87,7 +94,25 @@ def compress_checkpoint(
     plan : Plan, optional
         What an earlier call of `tensorlrf.plan` on such layers gave; without budget, method and
         skip.
-    shard_bytes : int
+    model : Module, optional
+        What the files are of, where no config.json tells: built under `torch.device("meta")`, or
+        with parameters there alone where it has buffers that are in no file. It stays as it is.
+    calibration : iterable of batches, optional
+        Inputs to fit to, as `compress` takes them. The model is then gone through block by block
+        (the modules of one type that a list of it holds, as the layers of a transformer, or the
+        children of a Sequential): one block has its weights in memory, its layers are fitted to
+        what those before it deliver, and what it puts out for each batch goes on to the next. All
+        batches run up to each layer of the block anew, one at a time.
+    inputs : {"original", "prefix", "independent"}
+        What the outputs of a layer are fitted to, as `target` of `compress`. "original" has each
+        block twice in memory.
+    holdout : float
+        Share of the batches that judge, as in `compress`.
+    memory_limit : int, optional
+        Most bytes of the moments and the fit of one layer, as in `compress`, and of what blocks put
+        out beside these: more of that lies in files of the folder of the run. By default half of
+        the memory that is free when the run begins.
+    shard_bytes    shard_bytes : int
         That a file of the output holds at the most, or one tensor.
     random_state : int
         Of the methods that draw.
@@ -116,7 +141,12 @@ def compress_checkpoint(
         or the journal is damaged.
     ArgumentError
         For what `tensorlrf.plan` refuses, and where a run into this output has not ended and was
-        begun with other arguments or another source.
+        begun with other arguments, another source or other inputs; for a `memory_limit` below what
+        a layer takes at the least, which is told; for NaN or Inf in a weight that inputs go
+        through, or in the inputs of a layer.
+    UnsupportedError
+        For `calibration` of a model that is not known, that has no blocks, or whose blocks need
+        more than what the one before puts out, and within a process group.
     GroupError
         Within a process group, on all ranks: where they do not agree on what is to be done, before
         any work, and where one of them is lost or fails; the same call goes on.
@@ -140,7 +170,7 @@ def compress_checkpoint(
         given, out = as_path(source), as_path(target)
         fixed = checked_numbers(random_state, threads, shard_bytes)
         stored = StoredTensors.of(given)
-        known = Architecture.of(stored)
+        known = Architecture.of(stored) if model is None else Architecture.given(model, stored)
         plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
         call = Call(given, out, stored, known, plan)
         head = {
@@ -153,6 +183,11 @@ def compress_checkpoint(
             "random_state": random_state,
             "threads": fixed,
         }
+        blockwise = Blockwise.of(
+            known, plan, calibration, inputs=inputs, holdout=holdout, memory_limit=memory_limit,
+            random_state=random_state, alone=group.size == 1,
+        )  # fmt: skip
+        head |= {} if blockwise is None else blockwise.head()
         asked = {"target": out.name, "overwrite": overwrite, "restart": restart}
         group.agree({"call": "compress_checkpoint", **head, **asked})
         before: dict[str, Any] | None = None
@@ -164,7 +199,7 @@ def compress_checkpoint(
         if before is not None:
             return call.report(**before, already=True)
         with held_by_first(group, out, as_folder=call.as_folder, restart=restart) as folder:
-            found = _carried_out(group, call, head, folder, progress=progress)
+            found = _carried_out(group, call, head, folder, blockwise, progress=progress)
             if group.is_first:
                 _put_in_place(out, folder, as_folder=call.as_folder, overwrite=overwrite)
         return call.report(**of_first(group, "after", found))
@@ -189,7 +224,13 @@ def _before(
 
 
 def _carried_out(
-    group: Alone, call: Call, head: Mapping[str, Any], folder: Path, *, progress: bool
+    group: Alone,
+    call: Call,
+    head: Mapping[str, Any],
+    folder: Path,
+    blockwise: Blockwise | None,
+    *,
+    progress: bool,
 ) -> dict[str, Any]:
     """Make the files of the output, with the other ranks; what the report tells of them, as the
     first rank knows it."""
@@ -205,11 +246,14 @@ def _carried_out(
         ):
             done = run.done() if group.is_first else {}
             resumed = len(done)
-            for name in done:
-                advance(name)
-            told = telling(group, advance)
-            done |= run.factor_all(handed_out(group, rows, done), told, stopped)
-            done |= of_others(group, journal, folder, head, told, stopped)
+            if blockwise is not None:
+                done = blockwise.carry_out(run, advance, stopped)
+            else:
+                for name in done:
+                    advance(name)
+                told = telling(group, advance)
+                done |= run.factor_all(handed_out(group, rows, done), told, stopped)
+                done |= of_others(group, journal, folder, head, told, stopped)
             stopped.end(f"{len(done):,} of {len(rows):,} layers are done and kept in {folder}")
             if group.is_first:
                 file = None if call.as_folder else call.target.name

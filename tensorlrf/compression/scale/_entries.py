@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from tensorlrf import io
+from tensorlrf.compression._findings import Findings
 from tensorlrf.errors import FileFormatError, shown
 from tensorlrf.factors import FORMATS, Factors
 from tensorlrf.files.safetensors import TORCH_DTYPES
@@ -18,6 +20,9 @@ from tensorlrf.files.strict import JsonNode
 
 LAYER, STAYS, SHARD = "layer", "stays", "shard"
 """Kinds of entries of the journal: factors that are made, a layer that has none, a file."""
+
+BLOCK, LIMIT = "block", "limit"
+"""And of runs from block to block: one of which all layers are done, and the memory of a layer."""
 
 _PART = re.compile(r"\d{6,}\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
@@ -61,7 +66,8 @@ def _layer(at: JsonNode) -> None:
         [
             *("kind", "name", "file", "tensors", "shapes", "dtypes", "format", "meta", "recipe"),
             *("rank", "params", "weight_error", "seconds", "source"),
-        ]
+        ],
+        ["output_error"],
     )
     at["name"].text()
     if not _PART.fullmatch(at["file"].text()):
@@ -86,6 +92,8 @@ def _layer(at: JsonNode) -> None:
     at["seconds"].number()
     if not _CHECKSUM.fullmatch(at["source"].text()):
         at["source"].wrong("the checksum of the weight")
+    if "output_error" in at.mapping():
+        at["output_error"].number()
 
 
 def _stays(at: JsonNode) -> None:
@@ -110,4 +118,18 @@ def _checksums(at: JsonNode) -> dict[str, str]:
     return found
 
 
-_CHECKS = {LAYER: _layer, STAYS: _stays, SHARD: _shard}
+def _block(at: JsonNode) -> None:
+    at.keys_are(["kind", "number", "layers", "findings"])
+    at["number"].whole()
+    at["findings"].keys_are([own.name for own in fields(Findings)])
+    for told in (at["layers"], *at["findings"].each(lambda one: one).values()):
+        for one in told.entries():
+            one.text()
+
+
+def _limit(at: JsonNode) -> None:
+    at.keys_are(["kind", "bytes"])
+    at["bytes"].whole()
+
+
+_CHECKS = {LAYER: _layer, STAYS: _stays, SHARD: _shard, BLOCK: _block, LIMIT: _limit}

@@ -29,6 +29,7 @@ _OWN = "source"
 """Of the head of a journal: goes by the times of files, which copies of them do not have."""
 
 _KEPT = {LAYER: ("kind", "format", "rank", "params", "weight_error"), STAYS: ("kind", "reason")}
+_MAYBE = {LAYER: ("output_error",), STAYS: ()}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def run_text(
 ) -> str:
     """For the metadata: what the run was asked for, what became of layers, and the checksums of the
     tensors of the source."""
+    kinds = {name: (entry["kind"], entry) for name, entry in done.items()}
     return seal(
         {
             "version": VERSION,
@@ -55,8 +57,8 @@ def run_text(
             "tensors": dict(sources),
             "head": {key: value for key, value in head.items() if key != _OWN},
             "layers": {
-                name: {key: entry[key] for key in _KEPT[entry["kind"]]}
-                for name, entry in sorted(done.items())
+                name: {key: entry[key] for key in (*_KEPT[kind], *_MAYBE[kind]) if key in entry}
+                for name, (kind, entry) in sorted(kinds.items())
             },
         }
     )
@@ -102,7 +104,7 @@ def finished(call: Call, head: Mapping[str, Any]) -> Finished | None:
 def _entry(at: JsonNode) -> dict[str, Any]:
     """Raises FileFormatError."""
     kind = at["kind"].text()
-    at.keys_are(_KEPT.get(kind, ("kind", "of a layer")))
+    at.keys_are(_KEPT.get(kind, ("kind", "of a layer")), _MAYBE.get(kind, ()))
     if kind == STAYS:
         return {"kind": kind, "reason": at["reason"].text()}
     rank = at["rank"].wholes() if isinstance(at.mapping()["rank"], list) else at["rank"].whole()
@@ -113,6 +115,7 @@ def _entry(at: JsonNode) -> dict[str, Any]:
         "params": at["params"].whole(),
         "weight_error": at["weight_error"].number(),
         "seconds": 0.0,  # which another run would have others of
+        "output_error": at["output_error"].number() if "output_error" in at.mapping() else None,
     }
 
 

@@ -36,6 +36,9 @@ class CheckpointLayer:
         Relative, in the Frobenius norm, of the factors as stored.
     seconds : float
         That its factors took, of the run that made them; 0 where that had ended before this call.
+    output_error : float, optional
+        Relative error of its outputs on inputs held out, or else on those of the fit; None where it
+        was fitted to none.
     """
 
     name: str
@@ -46,6 +49,7 @@ class CheckpointLayer:
     params_after: int
     weight_error: float
     seconds: float
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)

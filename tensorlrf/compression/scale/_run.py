@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorlrf import io
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.calibration._suspend import trim
@@ -38,8 +39,9 @@ from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, TensorlrfError
+from tensorlrf.factors import Factors
 from tensorlrf.files.job import NEW, PARTS
-from tensorlrf.files.safetensors import DTYPES, bytes_of
+from tensorlrf.files.safetensors import DTYPES, bytes_of, opened
 from tensorlrf.files.sealed import checksum_of
 
 NOT_FINITE = "its weight contains NaN or Inf"
@@ -173,13 +175,31 @@ class Run:
     def _settle(
         self, row: LayerPlan, made: tuple[Factored | None, float], checksum: str
     ) -> dict[str, Any]:
-        """Write the factors and then the journal; the entry."""
         found, seconds = made
+        reason = NOT_FINITE if found is None else ""
+        return self.settle(row, found, seconds, checksum, reason=reason)
+
+    def settle(
+        self,
+        row: LayerPlan,
+        found: Factored | None,
+        seconds: float,
+        checksum: str,
+        *,
+        reason: str = "",
+        target: str | None = None,
+    ) -> dict[str, Any]:
+        """Write the factors and then the journal; the entry.
+
+        checksum  of the weight
+        reason    why there are none
+        target    of a fit to inputs
+        """
         assert row.method is not None
         entry: dict[str, Any] = {"kind": STAYS, "name": row.name}
         chosen = isinstance(row.method.rank, (int, tuple))
         if found is None:
-            entry["reason"] = NOT_FINITE
+            entry["reason"] = reason
         elif found.factors.n_params >= math.prod(row.shape) and not chosen:
             entry["reason"] = "no smaller form keeps to what was asked for"
         else:
@@ -187,8 +207,8 @@ class Run:
             tensors = factors.tensors()
             try:
                 checksums = store(self.part(file), tensors)
-            except OSError as error:
-                raise FileError(f"{self.part(file)} cannot be written: {error}") from error
+            except OSError as full:
+                raise FileError(f"{self.part(file)} cannot be written: {full}") from full
             entry = {
                 "kind": LAYER,
                 "name": row.name,
@@ -201,8 +221,8 @@ class Run:
                 "recipe": {
                     "version": METHODS,
                     "method": found.method.to_dict(),
-                    "target": None,
-                    "data_aware": False,
+                    "target": target,
+                    "data_aware": found.data_aware,
                     "affine": False,
                 },
                 "rank": factors.rank,
@@ -211,11 +231,28 @@ class Run:
                 "seconds": round(seconds, 3),
                 "source": checksum,
             }
+            error = found.fit_error if found.held_error is None else found.held_error
+            entry |= {} if error is None else {"output_error": error}
+        return self.note(entry)
+
+    def note(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Write it to the journal; as it is read from there."""
         try:
             self.journal.add(entry)
-        except OSError as error:
-            raise FileError(f"{self.journal.path} cannot be written: {error}") from error
+        except OSError as full:
+            raise FileError(f"{self.journal.path} cannot be written: {full}") from full
         return self.journal.entries[-1]
+
+    def checksum_of(self, layer: str) -> str:
+        """Of its weight."""
+        return self.stored.checksum(self.known.sources[weight_of(layer)])
+
+    def factors_of(self, entry: Mapping[str, Any]) -> Factors:
+        """Of a layer whose part is there."""
+        part = self.part(entry["file"])
+        with opened(part) as one:
+            tensors = {name: one.tensor(name) for name in entry["shapes"]}
+        return io.assembled(entry["format"], tensors, entry["meta"], os.fspath(part))
 
 
 def place_of(layer: str) -> str:
@@ -240,6 +277,7 @@ def told(row: LayerPlan, entry: Mapping[str, Any]) -> CheckpointLayer:
         entry["params"],
         entry["weight_error"],
         entry["seconds"],
+        entry.get("output_error"),
     )
 
 

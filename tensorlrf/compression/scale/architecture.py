@@ -16,8 +16,9 @@ from tensorlrf.compression.checkpoint.named_tensors import LASTING, NamedTensor,
 from tensorlrf.compression.checkpoint.renamed import names_in
 from tensorlrf.compression.checkpoint.source import CONFIG, blank, config_of
 from tensorlrf.compression.scale.stored import StoredTensors
-from tensorlrf.errors import MissingExtraError, TensorlrfError, UnsupportedError
+from tensorlrf.errors import ArgumentError, MissingExtraError, TensorlrfError, UnsupportedError
 from tensorlrf.files.safetensors import TORCH_DTYPES
+from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.packed.unpacked import unpacked_type
 
 ROOM = 1 << 26
@@ -67,6 +68,17 @@ class Architecture:
                 )
         return _by_name(stored)
 
+    @classmethod
+    def given(cls, model: nn.Module, stored: StoredTensors) -> Architecture:
+        """That of a model of the user's, perhaps on meta, which stays as it is.
+
+        Raises UnsupportedError where tensors are missing in the files, or are of another shape.
+        """
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model is a {type(model).__name__}; give the module of the files")
+        sources, left_out = _matched(model, stored)
+        return cls(copy_of(model), True, sources, tuple(left_out), tuple(_notes(left_out)))
+
     def survey(self) -> list[Surveyed]:
         """Modules with parameters and why those stay that do, as `survey` tells."""
         return [
@@ -89,15 +101,19 @@ def _exact(stored: StoredTensors, folder: Path) -> Architecture:
     count = len(stored.places)
     model = blank(folder, count)
     sources, left_out = _matched(model, stored)
-    notes = []
-    if left_out:
-        some = ", ".join(left_out[:5]) + (", ..." if left_out[5:] else "")
-        notes.append(f"{len(left_out):,} tensors that the model does not need are left out: {some}")
+    notes = _notes(left_out)
     try:
         model = _with_buffers(model, stored, lambda: blank(folder, count, _dtype(stored, config)))
     except TensorlrfError as error:
         notes.append(f"buffers that the model makes itself are not in the output: {error}")
     return Architecture(model, True, sources, tuple(left_out), tuple(notes))
+
+
+def _notes(left_out: list[str]) -> list[str]:
+    if not left_out:
+        return []
+    some = ", ".join(left_out[:5]) + (", ..." if left_out[5:] else "")
+    return [f"{len(left_out):,} tensors that the model does not need are left out: {some}"]
 
 
 def _dtype(stored: StoredTensors, config: Mapping[str, Any]) -> torch.dtype:

@@ -1,0 +1,1 @@
+"""Calibration of a checkpoint with one block of its model in memory."""

@@ -1,0 +1,189 @@
+"""A run over a checkpoint from block to block, on the inputs that the user gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tensorlrf.compression._findings import Findings
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+from tensorlrf.compression.calibration._free_memory import free_bytes
+from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._memory import Gathered
+from tensorlrf.compression.calibration.stacks._stacks import stacks
+from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
+from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.scale._entries import BLOCK, LIMIT
+from tensorlrf.compression.scale._run import Run
+from tensorlrf.compression.scale.architecture import Architecture
+from tensorlrf.compression.scale.blocks._chains import chains_of
+from tensorlrf.compression.scale.blocks._walk import Inputs, Stopped, Walk
+from tensorlrf.compression.scale.blocks._weights import Weights
+from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.safetensors import bytes_of, plain
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """What is asked for, looked at before any work.
+
+    known    the model, on meta
+    plan     of it
+    chains   its blocks
+    data     the batches
+    fitting  how layers are fitted to them
+    """
+
+    known: Architecture
+    plan: Plan
+    chains: list[list[str]]
+    data: Calibration
+    fitting: Fitting
+
+    @classmethod
+    def of(
+        cls,
+        known: Architecture,
+        plan: Plan,
+        calibration: Any,
+        *,
+        inputs: str,
+        holdout: float,
+        memory_limit: int | None,
+        random_state: int,
+        alone: bool,
+    ) -> Blockwise | None:
+        """None without calibration.
+
+        Raises ArgumentError, and UnsupportedError for a model that is not known or has no blocks.
+        """
+        fitting = Fitting(
+            inputs, False, False, holdout, True, memory_limit, random_state, False, OUTPUTS
+        )
+        try:
+            fitting.check(calibrated=calibration is not None)
+        except ArgumentError as error:
+            raise ArgumentError(str(error).replace("target", "inputs", 1)) from None
+        if calibration is None:
+            if memory_limit is not None:
+                raise ArgumentError(
+                    f"memory_limit={memory_limit!r} is of a fit to inputs; give calibration=, or "
+                    "leave it out"
+                )
+            return None
+        if not alone:
+            raise UnsupportedError(
+                "calibration= from block to block is of one process; leave the process group, or "
+                "collect moments with tensorlrf.calibrate"
+            )
+        if not known.exact:
+            why = "; ".join(known.notes) or "there is no config.json of transformers"
+            raise UnsupportedError(
+                f"calibration needs the model, which is not known ({why}); give it as model=, "
+                'built under torch.device("meta"), or use tensorlrf.compress, the model in memory'
+            )
+        if callable(calibration) and not isinstance(calibration, Iterable):
+            raise ArgumentError(
+                "calibration is a function, which would run the whole model; give its batches"
+            )
+        chains = chains_of(known.model)
+        data = Calibration.read(calibration, known.model, holdout, memory_limit)
+        assert data is not None
+        made = cls(known, plan, chains, data, fitting)
+        if memory_limit is not None:
+            made.largest(memory_limit)
+        return made
+
+    @property
+    def rows(self) -> list[LayerPlan]:
+        """Of the layers that get factors."""
+        return [row for row in self.plan.layers if row.factored]
+
+    def largest(self, limit: int) -> int:
+        """Bytes that the moments and the fit of a layer take, of the one that takes the most.
+        Raises ArgumentError where one takes more than the limit at the least."""
+        layers = {row.name: dense_layer_at(self.known.model, row.name) for row in self.rows}
+        gathered = Gathered(
+            lags=self.fitting.target == "original",
+            held=bool(self.data.held),
+            stacked={name for own in stacks(self.known.model, layers) for name in own},
+        )
+        methods = {row.name: row.method for row in self.rows}
+        matrix = [n for n, m in methods.items() if m is not None and not m.multiplies_moments]
+        needs = gathered.within(layers, limit, matrix)
+        return max((need.whole for need in needs.values()), default=0)
+
+    def head(self) -> dict[str, Any]:
+        """What the first line of a journal says of it: a run with other inputs is another one."""
+        return {
+            "calibration": _checksum(self.data),
+            "inputs": self.fitting.target,
+            "holdout": self.fitting.holdout,
+            "memory_limit": self.fitting.memory_limit,
+        }
+
+    def carry_out(
+        self,
+        run: Run,
+        advance: Callable[[str], None],
+        stopped: Callable[[], bool],
+    ) -> dict[str, dict[str, Any]]:
+        """The entries of all layers, as far as it was not stopped."""
+        done = run.done()
+        if not done.keys() >= {row.name for row in self.rows}:
+            limit = self._limit(run)
+            fitting = replace(self.fitting, memory_limit=limit)
+            room = max(0, limit - self.largest(limit))
+            weights = Weights(run.stored, self.known.sources)
+            with torch.inference_mode(False), torch.no_grad(), without_autocast():
+                walk = Walk(
+                    run, self.known.model, weights, self.plan, self.chains,
+                    Inputs(self.data, fitting, room),
+                )  # fmt: skip
+                try:
+                    walk.go(advance, stopped)
+                except Stopped:
+                    return run.done()
+            done = run.done()
+        found = [Findings.of(e["findings"]) for e in _last(run.journal.entries).values()]
+        Findings.together(found).tell()
+        return done
+
+    def _limit(self, run: Run) -> int:
+        """The memory that a layer may take, the same for a run that goes on."""
+        if self.fitting.memory_limit is not None:
+            return self.fitting.memory_limit
+        known = [entry["bytes"] for entry in run.journal.entries if entry["kind"] == LIMIT]
+        if known:
+            return int(known[0])
+        free = free_bytes(torch.device("cpu")) / 2
+        limit = int(min(free, 1 << 50))
+        run.note({"kind": LIMIT, "bytes": limit})
+        return limit
+
+
+def _last(entries: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Number of a block -> what was noted of it last."""
+    return {entry["number"]: entry for entry in entries if entry["kind"] == BLOCK}
+
+
+def _checksum(data: Calibration) -> str:
+    """Of the batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in data.batches:
+        leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
+        digest.update(f"{batch.index} {spec}".encode())
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+                digest.update(bytes_of(plain(leaf)) if leaf.numel() else b"")
+            else:
+                digest.update(repr(leaf).encode())
+    return digest.hexdigest()
