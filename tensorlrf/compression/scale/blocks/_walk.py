@@ -165,30 +165,19 @@ class Walk:
         stopped: Callable[[], bool],
     ) -> None:
         """Factors of these layers, and the journal: all of a block or nothing."""
-        seconds: dict[str, float] = {}
-        begun = time.perf_counter()
-
-        def done(name: str) -> None:
-            nonlocal begun
-            now = time.perf_counter()
-            seconds[name], begun = now - begun, now
-            advance(name)
-            if stopped() and len(seconds) < len(names):
-                raise Stopped
-
+        told = _Told(advance, stopped, len(names))
         model, findings = self.working.model, Findings()
         for name in names:
             check_values(name, dense_layer_at(model, name).weight)
         if names:
             plan = replace(self.plan, layers=tuple(self.rows[name] for name in names))
             work = WorkingCopy(self.given.model, model, plan, self.fitting, self.data)
-            work.factor_all(done)
+            work.factor_all(told)
             findings = work.findings()
         for name in names:
             made, reason = work.done.get(name), work.rows[name].reason
             target = None if made is None or made.samples is None else self.fitting.target
-            spent = seconds.get(name, 0.0)
-            checksum = self.run.checksum_of(name)
+            spent, checksum = told.seconds.get(name, 0.0), self.run.checksum_of(name)
             self.run.settle(self.rows[name], made, spent, checksum, reason=reason, target=target)
         entry = {"kind": BLOCK, "number": number, "layers": list(names)}
         self.run.note({**entry, "findings": findings.to_dict()})
@@ -313,6 +302,25 @@ class Walk:
             read = self.weights.fill(one.model, "", self._around, private, absent.union(later))
             if not private:
                 self._around |= read
+
+
+@dataclass
+class _Told:
+    """Told of each layer of a block that is done: how long it took since the one before. Raises
+    Stopped where it was asked to stop, unless it is the last of so many."""
+
+    advance: Callable[[str], None]
+    stopped: Callable[[], bool]
+    count: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self.begun = now - self.begun, now
+        self.advance(name)
+        if self.stopped() and len(self.seconds) < self.count:
+            raise Stopped
 
 
 @dataclass
