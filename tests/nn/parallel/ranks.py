@@ -80,6 +80,7 @@ def results(module: str, folder: Path, ranks: int = 2) -> dict[str, str]:
 def main(module: str, folder: str, rank: str, ranks: str) -> None:
     """One rank: a line of JSON for each check, up to the first that fails."""
     torch.set_num_threads(1)
+    os.environ["TENSORLRF_RANKS"] = folder
     store = dist.FileStore(f"{folder}/store", int(ranks))
     dist.init_process_group(
         "gloo", store=store, rank=int(rank), world_size=int(ranks), timeout=MEETING

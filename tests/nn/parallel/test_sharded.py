@@ -1,0 +1,323 @@
+"""Compressed models under FSDP2, data-parallel training and distributed checkpoints: what is
+trained, saved and loaded by two ranks is what one has."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+import tensorlrf
+from tensorlrf.errors import UnsupportedError
+from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn.parallel import FactoredColwise, styles
+from tests.nn.parallel.networks import WIDTH, WORDS, Block, Everything, blocks, linear
+from tests.nn.parallel.ranks import checks_of, results
+
+ROUNDING = 1e-11
+"""Relative, in float64: three steps of AdamW divide by gradients, which are sums in another
+order."""
+
+FULL = StateDictOptions(full_state_dict=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return results("tests.nn.parallel.test_sharded", folder)
+
+
+def everything() -> Everything:
+    """The same each time, whatever the decompositions draw."""
+    torch.manual_seed(1)
+    model = Everything()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.4)
+    return model
+
+
+def two_blocks() -> nn.Sequential:
+    torch.manual_seed(1)
+    return blocks()
+
+
+def shard(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
+    for module in [*model.children()]:
+        # Torch warns of layers that give views, as convolutions on factors and LSTMs do.
+        if isinstance(module, Block):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def full(model: nn.Module) -> dict[str, Tensor]:
+    return dict(get_model_state_dict(model, options=FULL))
+
+
+def near(state: dict[str, Any], other: dict[str, Any]) -> None:
+    assert state.keys() == other.keys()
+    for name, t in state.items():
+        if isinstance(t, Tensor):
+            gap, size = (float(x.detach().norm()) for x in (t - other[name], other[name]))
+            assert gap <= ROUNDING * size, (name, gap)
+        else:
+            assert t == other[name], name
+
+
+def trained(model: nn.Module, inputs: Tensor, wanted: Tensor, steps: int = 3) -> torch.optim.AdamW:
+    optimiser = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        (model(inputs) - wanted).square().mean().backward()
+        optimiser.step()
+    return optimiser
+
+
+def data(mesh: DeviceMesh) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """All of it, and this rank's."""
+    ids, wanted = torch.randint(24, (6, 5)), torch.randn(6, 3, dtype=torch.float64)
+    k = mesh.get_local_rank()
+    return (ids, wanted), (ids.chunk(2)[k], wanted.chunk(2)[k])
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 5, WIDTH).double(), torch.randn(2, 5, WIDTH).double()
+
+
+def check_fsdp_trains(mesh: DeviceMesh) -> None:
+    alone, many = everything(), everything()
+    shard(many)
+    whole, own = data(mesh)
+    trained(alone, *whole)
+    trained(many, *own)
+    near(full(many), alone.state_dict())
+    for module in many.modules():
+        if isinstance(module, FactoredLayer):
+            for p in module.parameters():
+                assert isinstance(p, DTensor)
+                assert isinstance(p.grad, DTensor)
+
+
+def check_data_parallel_trains(mesh: DeviceMesh) -> None:
+    alone, many = everything(), everything()
+    whole, own = data(mesh)
+    trained(alone, *whole)
+    trained(DistributedDataParallel(many), *own)
+    near(many.state_dict(), alone.state_dict())
+
+
+def check_shared_factors_train(mesh: DeviceMesh) -> None:
+    """One right factor of three layers."""
+    torch.manual_seed(1)
+    alone = nn.Sequential(nn.ModuleList(linear(WIDTH, WIDTH) for _ in range(3)))
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.layers = nn.ModuleList(linear(WIDTH, WIDTH) for _ in range(3))
+            for layer in self.layers:
+                layer.right = self.layers[0].right
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x) for layer in self.layers)
+            y: Tensor = q * k + v
+            return y
+
+    alone, many, split = Three(), Three(), Three()
+    x, wanted = sequences()
+    trained(alone, x, wanted)
+    k = mesh.get_local_rank()
+    trained(shard(many), x[k : k + 1], wanted[k : k + 1])
+    near(full(many), alone.state_dict())
+    plan = styles(split, {"layers.*": "colwise"}, mesh)
+    for style in plan.values():
+        assert isinstance(style, FactoredColwise)
+        style.output_layouts = style.input_layouts  # gathered
+    parallelize_module(split, mesh, plan)
+    assert split.layers[0].right is split.layers[2].right
+    trained(split, x, wanted)
+    near(full(split), alone.state_dict())
+
+
+def check_tensor_parallel_trains(mesh: DeviceMesh) -> None:
+    """Attention with its heads shared out and a gated MLP, alone and under FSDP2."""
+    x, wanted = sequences()
+    alone = two_blocks()
+    trained(alone, x, wanted)
+    for inner in ("whole", "sharded"):
+        many = two_blocks()
+        parallelize_module(many, mesh, styles(many, WORDS, mesh, inner=inner))
+        trained(many, x, wanted)
+        near(full(many), alone.state_dict())
+    for sizes in ((1, 2), (2, 1)):
+        square = init_device_mesh("cpu", sizes, mesh_dim_names=("dp", "tp"))
+        many = two_blocks()
+        parallelize_module(many, square["tp"], styles(many, WORDS, square["tp"]))
+        shard(many, square["dp"])
+        k = square["dp"].get_local_rank()
+        per = 2 // sizes[0]
+        trained(many, x[k * per : (k + 1) * per], wanted[k * per : (k + 1) * per])
+        near(full(many), alone.state_dict())
+
+
+def folder(name: str) -> str:
+    """The same on all ranks, beside what they meet at."""
+    place = os.path.join(os.environ["TENSORLRF_RANKS"], name)
+    os.makedirs(place, exist_ok=True)
+    return place
+
+
+def load_by_one(model: nn.Module, name: str) -> None:
+    """As without torch.distributed, on each rank alone."""
+    state = {"model": model.state_dict()}
+    with warnings.catch_warnings():  # torch says that it takes no_dist for what it is
+        warnings.simplefilter("ignore")
+        dcp.load(state, checkpoint_id=folder(name), no_dist=True)
+    model.load_state_dict(state["model"])
+
+
+def check_checkpoints_of_fsdp(mesh: DeviceMesh) -> None:
+    """Saved by two ranks, loaded by two, and by one as it was before."""
+    whole, own = data(mesh)
+    many = shard(everything())
+    optimiser = trained(many, *own)
+    state, steps = get_state_dict(many, optimiser)
+    dcp.save({"model": state, "steps": steps}, checkpoint_id=folder("fsdp"))
+    saved = full(many)
+
+    again = shard(everything())
+    other = trained(again, *own, steps=1)
+    state, steps = get_state_dict(again, other)
+    loaded = {"model": state, "steps": steps}
+    dcp.load(loaded, checkpoint_id=folder("fsdp"))
+    set_state_dict(again, other, model_state_dict=loaded["model"], optim_state_dict=loaded["steps"])
+    near(full(again), saved)
+
+    alone = everything()
+    load_by_one(alone, "fsdp")
+    near(alone.state_dict(), saved)
+    near({"y": alone(whole[0])}, {"y": torch.cat(gathered(many(own[0])))})
+
+
+def gathered(y: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(y) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, y.detach().contiguous())
+    return parts
+
+
+def check_checkpoints_of_shared_out_layers(mesh: DeviceMesh) -> None:
+    """Of tensor parallel ones to one rank, and back; blocks too, which are packed."""
+    torch.manual_seed(2)
+    made = nn.ModuleDict({m: nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for m in ("kron", "blr")})
+    alone = nn.ModuleDict({
+        **{m: tensorlrf.nn.factorize(layer, m, 0.5, **OPTIONS[m]) for m, layer in made.items()},
+        "svd": linear(WIDTH, WIDTH, bias=True),
+    })  # fmt: skip
+    for word in ("colwise", "rowwise"):
+        many = copy.deepcopy(alone)
+        parallelize_module(many, mesh, styles(many, {"*": word}, mesh))
+        with torch.no_grad():
+            for p in many.parameters():
+                p.mul_(2)
+        state = get_model_state_dict(many)
+        dcp.save({"model": state}, checkpoint_id=folder(word))
+        one = copy.deepcopy(alone)
+        load_by_one(one, word)
+        for name, p in one.named_parameters():
+            assert torch.equal(p, 2 * alone.get_parameter(name)), name
+        near(full(many), one.state_dict())
+        back = copy.deepcopy(alone)
+        parallelize_module(back, mesh, styles(back, {"*": word}, mesh))
+        loaded = {"model": get_model_state_dict(back)}
+        dcp.load(loaded, checkpoint_id=folder(word))
+        set_model_state_dict(back, loaded["model"])
+        near(full(back), one.state_dict())
+        # One rank's plain state, to all.
+        last = copy.deepcopy(alone)
+        parallelize_module(last, mesh, styles(last, {"*": word}, mesh))
+        set_model_state_dict(last, one.state_dict(), options=FULL)
+        near(full(last), one.state_dict())
+        x = torch.randn(3, WIDTH).double()
+        for name, layer in last.items():
+            style: Any = styles(alone, {name: word}, mesh)[name]
+            k = mesh.get_local_rank()
+            own = x if word == "colwise" else x.chunk(2, -1)[k]
+            y, expected = layer(own), one[name](x)
+            assert style.use_local_output
+            near({"y": y}, {"y": expected.chunk(2, -1)[k] if word == "colwise" else expected})
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"kron": {"shapes": ((4, 4), (4, 4))}, "blr": {"block": 4}}
+
+
+def check_files_are_of_whole_models(mesh: DeviceMesh) -> None:
+    many = shard(everything())
+    path = os.path.join(folder("files"), f"{dist.get_rank()}.safetensors")
+    with pytest.raises(UnsupportedError, match="full_state_dict=True"):
+        tensorlrf.save(many, path)
+    plain = everything()
+    plain.load_state_dict(full(many))
+    tensorlrf.save(plain, path)
+    whole, own = data(mesh)
+    near({"y": tensorlrf.load(path, everything())(own[0])}, {"y": many(own[0])})
+
+
+def check_models_on_meta_are_filled(mesh: DeviceMesh) -> None:
+    alone = everything()
+    many = shard(copy.deepcopy(alone).to("meta"))
+    many.to_empty(device="cpu")
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(many, alone.state_dict() if dist.get_rank() == 0 else {}, options=options)
+    near(full(many), alone.state_dict())
+    whole, own = data(mesh)
+    near({"y": many(own[0])}, {"y": alone(own[0])})
+    for a, b in zip(alone.modules(), many.modules(), strict=True):
+        if isinstance(a, FactoredLayer):
+            assert isinstance(b, FactoredLayer)
+            assert a.path_table == b.path_table
+
+
+def check_frozen_layers_are_thawed(mesh: DeviceMesh) -> None:
+    alone = everything().eval()
+    for module in alone.modules():
+        if isinstance(module, FactoredLayer):
+            module.freeze()
+    many = shard(copy.deepcopy(alone))
+    for p in many.parameters():
+        with torch.no_grad():
+            p.mul_(0.5)
+    for p in alone.parameters():
+        p.data.mul_(0.5)
+    for module in alone.modules():
+        if isinstance(module, FactoredLayer):
+            module.thaw()
+    whole, own = data(mesh)
+    with torch.no_grad():
+        near({"y": many(own[0])}, {"y": alone(own[0])})
+
+
+@pytest.mark.parametrize("name", [*checks_of(__name__), "all"])
+def test_on_two_ranks(found: dict[str, str], name: str) -> None:
+    wrong = found.get(name, f"not reached: {found['all']}")
+    assert not wrong, wrong
