@@ -61,6 +61,12 @@ class SharedLinear(FactoredLinear):
             return PathTable.single("chain")
         return super()._default_path_table(frozen)
 
+    def _run_by(self, table: PathTable) -> None:
+        if self._sharing.is_split:  # which is no one call of a path
+            self._path_table = table
+        else:
+            super()._run_by(table)
+
     def _own(self, name: str, grad: Placement) -> Tensor:
         """This rank's part of a tensor; `grad` is what it gets a gradient as where it is whole."""
         sharing = self._sharing
@@ -109,7 +115,7 @@ class SharedLinear(FactoredLinear):
         if self._sharing.inner == "sharded":
             x = _laid(x, Replicate())
             t = F.linear(x.to_local(grad_placements=[Partial()]), self._own(first, Partial()))
-            z = self._made(t, Shard(-1))
+            z = self._made(t, Shard(-1), self._blank.rank)
         else:  # on the rows that are here, before they are exchanged
             x = x if _by_rows(x) else _laid(x, Replicate())
             t = F.linear(x.to_local(), self._own(first, _grad(x)))
@@ -156,8 +162,14 @@ class SharedLinear(FactoredLinear):
                 y = y + own.sum()  # which is 0: every rank has a gradient of every parameter
         return y
 
-    def _made(self, y: Tensor, layout: Placement) -> DTensor:
-        return DTensor.from_local(y, self._sharing.mesh, [layout], run_check=False)
+    def _made(self, y: Tensor, layout: Placement, columns: Any = None) -> DTensor:
+        """A DTensor of this rank's part; of so many columns, where parts may be unequal."""
+        mesh = self._sharing.mesh
+        if columns is None:
+            return DTensor.from_local(y, mesh, [layout], run_check=False)
+        shape = torch.Size((*y.shape[:-1], columns))
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(y, mesh, [layout], run_check=False, shape=shape, stride=stride)
 
     def _needs_grad(self, x: Tensor) -> bool:
         own = self._parameters.values()

@@ -60,14 +60,13 @@ class Sharing:
         matrices, along = _matrices(factors), form.along(factors, axis)
         sizes = {name: tuple(t.shape) for name, t in part.tensors().items()}
         if matrices is not None and along is not None and inner == "sharded":
-            other, dim = matrices[axis], 0
+            other = matrices[axis]
             size = factors.tensors()[other].shape[0]
-            if size % ranks:
+            if axis == 1 and size % ranks:  # a rank need not be divided
                 raise ShapeError(
-                    f"{other} of {factors!r} has {size} rows, which {ranks} ranks do not divide"
+                    f"{other} of {factors!r} has {size} outputs, which {ranks} ranks do not divide"
                 )
-            along = {**along, other: dim}
-            sizes[other] = (size // ranks, *sizes[other][1:])
+            along = {**along, other: 0}
         return cls(mesh, axis, inner, matrices, along, type(part), part._context(), sizes)
 
     @property

@@ -66,8 +66,8 @@ class FactoredColwise(_Factored):
     Raises
     ------
     ShapeError
-        By `parallelize_module`, where the ranks do not divide the outputs, the rows of `a`, the
-        blocks, or for "sharded" the rank. The layer stays as it was.
+        By `parallelize_module`, where the ranks do not divide the outputs, the rows of `a` or the
+        blocks. The layer stays as it was.
     UnsupportedError
         For another layer or format, or parameters that are computed or are DTensors already.
     ArgumentError

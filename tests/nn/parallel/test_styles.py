@@ -29,8 +29,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return results("tests.nn.parallel.test_styles", tmp_path_factory.mktemp("ranks"))
 
 
-def low_rank(bias: bool = True) -> FactoredLinear:
-    f = LowRank(torch.randn(OUT, RANK).double(), torch.randn(RANK, IN).double())
+def low_rank(bias: bool = True, rank: int = RANK) -> FactoredLinear:
+    f = LowRank(torch.randn(OUT, rank).double(), torch.randn(rank, IN).double())
     return FactoredLinear(f, torch.randn(OUT).double() if bias else None)
 
 
@@ -127,6 +127,13 @@ def check_inner_sharded(mesh: DeviceMesh) -> None:
             together(layer, style, mesh, torch.randn(7, IN).double())
             for p in layer.parameters():
                 assert p.to_local().numel() * mesh.size() == p.numel()
+
+
+def check_ranks_that_are_not_divided(mesh: DeviceMesh) -> None:
+    """One rank has more of a rank than the other, or all of it."""
+    for rank in (5, 1):
+        x = torch.randn(7, IN).double()
+        together(low_rank(rank=rank), FactoredColwise(inner="sharded"), mesh, x)
 
 
 def check_layouts(mesh: DeviceMesh) -> None:
