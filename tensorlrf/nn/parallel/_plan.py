@@ -10,7 +10,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfError, UnsupportedError, unknown
@@ -18,9 +17,7 @@ from tensorlrf.nn._layer import FactoredLayer
 from tensorlrf.nn._linear import FactoredLinear
 from tensorlrf.nn.parallel._sharing import Sharing, check
 from tensorlrf.nn.parallel._styles import FactoredColwise, FactoredRowwise
-
-WORDS = ("colwise", "rowwise", "colwise_gather_output", "rowwise_split_input")
-"""As `_tp_plan` of models of transformers has them."""
+from tensorlrf.nn.parallel._words import TABLES, WORDS, style_of
 
 
 def styles(
@@ -41,7 +38,9 @@ def styles(
     plan : Mapping
         Name of a module, `*` for any part between dots -> a style of torch, a style of this
         package, or one of the words of transformers, whose `model._tp_plan` is such a plan:
-        "colwise", "rowwise", "colwise_gather_output" and "rowwise_split_input".
+        "colwise", "rowwise", "colwise_gather_output", "rowwise_split_input", "embedding_rowwise",
+        "embedding_colwise" and "replicated_with_grad_allreduce". By the two of embeddings a table
+        on factors is left whole on every rank.
     mesh : DeviceMesh
         Of one dimension, on which `parallelize_module` will be called.
     inner : {"whole", "sharded"}
@@ -52,7 +51,7 @@ def styles(
     dict
         Name of a layer -> its style, without patterns: ColwiseParallel and RowwiseParallel of
         dense layers, FactoredColwise and FactoredRowwise with the same layouts of a
-        `FactoredLinear`, others as they were given.
+        `FactoredLinear`, others as they were given. What stays whole is not in it.
 
     Raises
     ------
@@ -79,7 +78,8 @@ def styles(
         if not names:
             raise ArgumentError(f"plan: {pattern!r} is no module of the model")
         for name in names:
-            found[name] = _style(name, modules[name], wanted, inner)
+            if not (wanted in TABLES and isinstance(modules[name], FactoredLayer)):
+                found[name] = _style(name, modules[name], wanted, inner)
     sharings: dict[str, Sharing] = {}
     for name, style in found.items():
         _check_heads(name, modules, style, mesh.size())
@@ -100,7 +100,9 @@ def _matches(name: str, pattern: str) -> bool:
 def _style(name: str, module: nn.Module, wanted: Any, inner: str) -> ParallelStyle:
     """The style of one module."""
     if isinstance(wanted, str):
-        wanted = _of_word(name, wanted)
+        if wanted not in WORDS:
+            raise unknown(f"plan: {name}", wanted, WORDS)
+        wanted = style_of(wanted)
     if not isinstance(wanted, ParallelStyle):
         raise ArgumentError(
             f"plan: {name} has {wanted!r}, a {type(wanted).__name__}; give a ParallelStyle or one "
@@ -125,14 +127,6 @@ def _style(name: str, module: nn.Module, wanted: Any, inner: str) -> ParallelSty
         use_local_output=given.use_local_output,
         inner=inner,
     )
-
-
-def _of_word(name: str, word: str) -> ParallelStyle:
-    if word not in WORDS:
-        raise unknown(f"plan: {name}", word, WORDS)
-    if word.startswith("colwise"):
-        return ColwiseParallel(output_layouts=Replicate() if word != "colwise" else None)
-    return RowwiseParallel(input_layouts=Replicate() if word != "rowwise" else None)
 
 
 def _checked(

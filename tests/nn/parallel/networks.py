@@ -44,12 +44,14 @@ class Attention(nn.Module):
         self.k_proj = linear(WIDTH, SHARED * self.head_dim)
         self.v_proj = linear(WIDTH, SHARED * self.head_dim)
         self.o_proj = linear(WIDTH, WIDTH, bias=True)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        q = self.q_norm(q)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
@@ -70,6 +72,7 @@ class Block(nn.Module):
 WORDS = {
     "*.attention.[qkv]_proj": "colwise",
     "*.attention.o_proj": "rowwise",
+    "*.attention.q_norm": "replicated_with_grad_allreduce",
     "*.mlp.gate_proj": "colwise",
     "*.mlp.up_proj": "colwise",
     "*.mlp.down_proj": "rowwise",

@@ -158,6 +158,10 @@ def test_what_styles_become(mesh: DeviceMesh) -> None:
     )
     assert type(found["b"]) is ColwiseParallel
     assert found["norm"] is given["norm"]
+    model["table"] = factorize(nn.Embedding(16, 16), "svd", 4)
+    assert not styles(model, {"table": "embedding_rowwise"}, mesh)
+    with pytest.raises(UnsupportedError, match="table is a FactoredEmbedding"):
+        styles(model, {"table": "rowwise"}, mesh)
     row = styles(model, {"a": RowwiseParallel(use_local_output=False)}, mesh)["a"]
     assert isinstance(row, FactoredRowwise)
     assert not row.use_local_output

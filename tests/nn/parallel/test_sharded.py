@@ -317,6 +317,53 @@ def check_frozen_layers_are_thawed(mesh: DeviceMesh) -> None:
         near({"y": many(own[0])}, {"y": alone(own[0])})
 
 
+def check_tuned_layers_are_laid_by_rows(mesh: DeviceMesh) -> None:
+    """FSDP2 takes no matrices by columns, as tune leaves some; train() lays them by rows."""
+    layer = linear(WIDTH, 64 * WIDTH)
+    assert layer.tall_matrices()
+    layer.lie(layer.tall_matrices())
+    with pytest.raises(NotImplementedError, match="non-contiguous"):
+        fully_shard(copy.deepcopy(layer), mesh=mesh)
+    x = torch.randn(3, WIDTH).double()
+    expected = layer(x)
+    many = copy.deepcopy(layer).train()
+    with warnings.catch_warnings():  # torch warns of what gives views
+        warnings.simplefilter("ignore")
+        near({"y": fully_shard(many, mesh=mesh)(x)}, {"y": expected})
+
+
+def check_a_model_of_transformers(mesh: DeviceMesh) -> None:
+    """By the plan that it brings, compressed."""
+    with warnings.catch_warnings():  # transformers' own imports warn
+        warnings.simplefilter("ignore")
+        from transformers import LlamaConfig, LlamaForCausalLM
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    llama = LlamaForCausalLM(config).double().eval()
+    small, _ = tensorlrf.compress(llama, keep_params=0.6, progress=False)
+    many = copy.deepcopy(small)
+    plan = styles(many, llama._tp_plan, mesh)
+    kinds = {type(style).__name__ for style in plan.values()}
+    assert {"FactoredColwise", "FactoredRowwise", "RowwiseParallel"} <= kinds
+    parallelize_module(many, mesh, plan)
+    ids = torch.randint(32, (2, 6))
+    alone, there = small(ids, labels=ids), many(ids, labels=ids)
+    near({"y": there.logits}, {"y": alone.logits})
+    alone.loss.backward()
+    there.loss.backward()
+    grads = {name: p.grad for name, p in small.named_parameters()}
+    near(
+        {
+            n: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+            for n, p in many.named_parameters()
+        },
+        grads,
+    )
+
+
 @pytest.mark.parametrize("name", [*checks_of(__name__), "all"])
 def test_on_two_ranks(found: dict[str, str], name: str) -> None:
     wrong = found.get(name, f"not reached: {found['all']}")

@@ -13,9 +13,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import parallelize_module
 
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import BlockLowRank, KroneckerSum, LowRank
 from tensorlrf.nn import FactoredLinear
-from tensorlrf.nn.parallel import FactoredColwise, FactoredRowwise
+from tensorlrf.nn.parallel import FactoredColwise, FactoredRowwise, styles
+from tensorlrf.ops import PathTable
 from tests.nn.parallel.ranks import checks_of, results
 
 ROUNDING = 1e-12
@@ -134,6 +136,49 @@ def check_ranks_that_are_not_divided(mesh: DeviceMesh) -> None:
     for rank in (5, 1):
         x = torch.randn(7, IN).double()
         together(low_rank(rank=rank), FactoredColwise(inner="sharded"), mesh, x)
+
+
+def check_ranks_that_disagree(mesh: DeviceMesh) -> None:
+    """All of them are told, and nothing is changed."""
+    rank = RANK + mesh.get_local_rank()
+    model = nn.ModuleDict({"a": low_rank(rank=rank)})
+    with pytest.raises(ArgumentError, match="plan: ranks 1 of the mesh have another plan"):
+        styles(model, {"a": "colwise"}, mesh)
+    assert type(model["a"]) is FactoredLinear
+
+
+def check_weights_and_paths(mesh: DeviceMesh) -> None:
+    """The weight is the whole, as a DTensor; a path is that of this rank's part."""
+    for make in (low_rank, kronecker):
+        for style in (FactoredColwise(), FactoredRowwise()):
+            alone = make()
+            layer = copy.deepcopy(alone)
+            parallelize_module(layer, mesh, style)
+            near(layer.weight.clone(), alone.weight.clone())
+            x = torch.randn(4, IN).double()
+            own, expected = mine(x, mesh, style.input_layouts[0]), alone(x)
+            assert "chain" in layer.paths
+            with torch.no_grad():
+                for path in layer.paths:
+                    layer.path_table = PathTable.single(path)
+                    near(layer(own), mine(expected, mesh, style.output_layouts[0]))
+
+
+def check_autocast(mesh: DeviceMesh) -> None:
+    """In bfloat16, the bias too."""
+    for make in MAKERS:
+        for style in (FactoredColwise(), FactoredRowwise()):
+            alone = make().float()
+            layer = copy.deepcopy(alone)
+            parallelize_module(layer, mesh, style)
+            x = torch.randn(4, IN)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y, expected = layer(mine(x, mesh, style.input_layouts[0])), alone(x)
+            assert y.dtype == expected.dtype == torch.bfloat16
+            # Two products, rounded to 8 bits each.
+            torch.testing.assert_close(
+                y, mine(expected, mesh, style.output_layouts[0]), rtol=0.05, atol=0.3
+            )
 
 
 def check_layouts(mesh: DeviceMesh) -> None:
