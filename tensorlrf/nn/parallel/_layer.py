@@ -168,7 +168,7 @@ class SharedLinear(FactoredLinear):
         if columns is None:
             return DTensor.from_local(y, mesh, [layout], run_check=False)
         shape = torch.Size((*y.shape[:-1], columns))
-        stride = torch.empty(shape, device="meta").stride()
+        stride = torch.empty(shape, dtype=y.dtype, device="meta").stride()
         return DTensor.from_local(y, mesh, [layout], run_check=False, shape=shape, stride=stride)
 
     def _needs_grad(self, x: Tensor) -> bool:
