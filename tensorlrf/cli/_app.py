@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tensorlrf.cli._calibrate import calibrate
 from tensorlrf.cli._compress import compress
 from tensorlrf.cli._decompose import decompose
 from tensorlrf.cli._frontier import frontier
@@ -45,6 +46,7 @@ def tensorlrf(
     Examples:
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --text news.txt
       tensorlrf compress net.safetensors -o small.safetensors --keep-params .5
+      tensorlrf calibrate minilm/ --text news.txt -o moments.safetensors
       tensorlrf refine minilm-small/ minilm/ -o better/ --seconds 600 --text news.txt
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png
       tensorlrf sensitivity minilm/ --text news.txt -o layers.json
@@ -62,6 +64,7 @@ def tensorlrf(
 
 
 app.command()(compress)
+app.command()(calibrate)
 app.command()(refine)
 app.command()(frontier)
 app.command()(sensitivity)

@@ -128,6 +128,15 @@ def compress(
             "these, one a line. Folders only.",
         ),
     ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(
+            "--moments",
+            metavar="FILE",
+            help="What `tensorlrf calibrate` has summed of the inputs of this very model, in place "
+            "of --text.",
+        ),
+    ] = None,
     fit_target: Annotated[
         str | None,
         typer.Option(
@@ -273,8 +282,8 @@ def compress(
                     "--refine": refine, "--groups": groups, "--tokens": tokens,
                     "--batch-size": batch_size, "--max-batches": max_batches, "--dtype": dtype,
                 },
-                plan=plan, plan_only=plan_only, seed=seed, force=force, restart=restart,
-                dry_run=dry_run, as_json=as_json, prints=prints,
+                plan=plan, moments=moments, plan_only=plan_only, seed=seed, force=force,
+                restart=restart, dry_run=dry_run, as_json=as_json, prints=prints,
             )  # fmt: skip
             return
         if dry_run:
@@ -284,7 +293,7 @@ def compress(
         options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
             max_batches, dtype, seed, fit_metric, refine, groups, loss, holdout, rerun,
-            memory_limit,
+            memory_limit, moments,
         )  # fmt: skip
         options.check()
         budgets = {
@@ -309,9 +318,9 @@ def compress(
         metric = read_evaluate(evaluate)
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
         fit: dict[str, Any] = {
-            "calibration": job.batches, "target": fit_target or "original", "affine": affine,
-            "random_state": seed, "groups": job.groups, "shared": shared, "rerun": rerun,
-            "memory_limit": memory_limit,
+            "calibration": job.batches, "moments": moments, "target": fit_target or "original",
+            "affine": affine, "random_state": seed, "groups": job.groups, "shared": shared,
+            "rerun": rerun, "memory_limit": memory_limit,
         }  # fmt: skip
         fit |= {} if fit_metric is None else {"metric": fit_metric}
         looks: dict[str, Any] = {} if loss is None else {"loss": loss}

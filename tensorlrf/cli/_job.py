@@ -40,6 +40,7 @@ class Options:
     holdout: float | None = None
     rerun: bool = False
     memory_limit: int | None = None
+    moments: Path | None = None
 
     def check(self) -> None:
         """Raise for what can be told before anything is read."""
@@ -57,10 +58,15 @@ class Options:
                         f"{option} is for folders with a model of transformers; {self.source} is a "
                         "file, which is compressed by its weights alone"
                     )
+        if self.text and self.moments is not None:
+            raise ArgumentError(
+                "--moments is in the place of --text; give one of them (`tensorlrf calibrate` adds "
+                "moments of the text to others with --add)"
+            )
         if not self.text:
             fitting: dict[str, object] = {
                 "--target": self.fit_target,
-                "--affine": self.affine or None,
+                "--affine": (self.affine and self.moments is None) or None,
                 "--tokens": self.tokens,
                 "--batch-size": self.batch_size,
                 "--max-batches": self.max_batches,

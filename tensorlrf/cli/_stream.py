@@ -24,6 +24,7 @@ def stream(
     *,
     others: Mapping[str, object],
     plan: Path | None,
+    moments: Path | None,
     plan_only: bool,
     dry_run: bool,
     seed: int,
@@ -43,7 +44,8 @@ def stream(
     for option, given in others.items():
         if given not in (None, False, [], ()):
             raise ArgumentError(
-                f"{option} is not for --stream, which goes by the weights alone, a layer at a time"
+                f"{option} is not for --stream, which goes by the weights, and by --moments, a "
+                "layer at a time"
             )
     if (plan_only or dry_run) and not prints:
         return
@@ -54,6 +56,10 @@ def stream(
         show(checkpoint_plan(known, **arguments), as_json)
         return
     given_plan = None if plan is None else read_value(Plan, "--plan", plan)
+    if dry_run and moments is not None:
+        raise ArgumentError(
+            "--moments is not for --dry-run, which counts what the weights alone take"
+        )
     if dry_run:
         forecast = forecast_checkpoint(
             source, target, **arguments, plan=given_plan, random_state=seed
@@ -63,8 +69,8 @@ def stream(
     if target is None:
         raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
     report = compress_checkpoint(
-        source, target, **arguments, plan=given_plan, random_state=seed, overwrite=force,
-        restart=restart,
+        source, target, **arguments, plan=given_plan, moments=moments, random_state=seed,
+        overwrite=force, restart=restart,
     )  # fmt: skip
     if not prints:
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.errors import FileError
 from tensorlrf.files.folder import present, put_right
+from tensorlrf.files.job import JOURNAL, job_folder
 from tensorlrf.files.replace import foreign
 
 
@@ -24,6 +26,19 @@ def check_json(target: Path, force: bool) -> None:
     """Raise FileError where a text cannot become `target`, or may not replace what is there."""
     _check_name(target, ".json")
     if os.path.lexists(target):
+        _check_may_replace(target, force)
+
+
+def check_moments(target: Path, others: Sequence[Path], force: bool) -> None:
+    """Raise FileError where moments cannot become `target`, or may not replace what is there and is
+    not of a run that goes on."""
+    _check_name(target, ".safetensors")
+    if not os.path.lexists(target):
+        return
+    for other in others:
+        if other.exists() and target.exists() and os.path.samefile(other, target):
+            raise FileError(f"-o {target} is what is to be added; give another name")
+    if not (job_folder(target, as_folder=False) / JOURNAL).exists():
         _check_may_replace(target, force)
 
 

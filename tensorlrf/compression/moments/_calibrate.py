@@ -12,20 +12,27 @@ from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import included
 from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.moments._kept import InMemory, moved
+from tensorlrf.compression.moments._kept import InMemory
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._passes import Part, Parted, Watched
+from tensorlrf.compression.moments._run import Target, summed_into
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.arguments import PathLike, as_path
 
 
 def calibrate(
     model: nn.Module,
     calibration: Any,
+    path: PathLike | None = None,
     *,
+    add: Sequence[PathLike | Moments] = (),
     skip: str | Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     memory_limit: int | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
     progress: bool = True,
 ) -> Moments:
     """Sum up the first and second moments of the inputs of a model's layers.
@@ -40,24 +47,45 @@ def calibrate(
         It runs in eval mode without grad, and stays as it is.
     calibration : iterable of batches, DataLoader or callable
         As in `apply`. Nothing is held out.
+    path : str or path, optional
+        A file to sum up into, in place of memory: some layers at a time, with more passes, where
+        there is no room for all of them. What is done is kept beside it, in `.NAME.job`, every so
+        many batches: a run that is killed goes on there when it is called again, and ends with the
+        same bytes.
+    add : sequence of Moments or paths
+        Of the same model, to be added in the file; in whichever order.
     skip, include
         Which layers, as in `plan`: by default all that could be factored but heads and embeddings.
     memory_limit : int, optional
         Bytes that the fit of a layer may take later, as in `apply`; a layer that would take more
         has a sketch of its second moments. By default half of the memory that is free: give the
         same number wherever moments are collected that are to be added.
+    threads : int, optional
+        Of torch, with `path`, for every pass alike, or sums would be rounded in another way the
+        next time; by default torch's own number.
+    overwrite : bool
+        Whether a file that is there may be replaced.
+    restart : bool
+        Begin anew where a run into this file has not ended.
     progress : bool
         A bar on stderr, where that is a terminal.
 
     Returns
     -------
     Moments
+        With `path` those in the file.
 
     Raises
     ------
     ArgumentError
-        Where no layer is eligible, a glob matches nothing, the model cannot take the batches, or a
-        limit is below what a layer takes at the least.
+        Where no layer is eligible, a glob matches nothing, the model cannot take the batches, a
+        limit is below what a layer takes at the least, what is to be added is of another model, or
+        a run into this file that has not ended was begun with another model, data or number of
+        threads.
+    FileError
+        Where the file exists or cannot be written, or another run is at it.
+    KeyboardInterrupt
+        After Ctrl-C, once the batch at hand is done.
 
     Warns
     -----
@@ -80,10 +108,13 @@ def calibrate(
     model = unpacked_model(model)
     if calibration is None:
         raise ArgumentError("calibration=None: give batches, such as tensors in a list")
-    data = Calibration.read(calibration, model, 0.0)
+    target = _target(path, add, threads, overwrite=overwrite, restart=restart)
+    data = Calibration.read(calibration, model, 0.0, memory_limit)
     assert data is not None
     with torch.inference_mode(False), without_autocast():
         watched = Watched.of(model, data, skip, included(include), memory_limit)
+        if target is not None:
+            return summed_into(target, watched, progress)
         with progress_bar("calibrate", len(data.batches), progress) as advance:
             part = Part(watched, watched.names)
             while True:
@@ -92,13 +123,31 @@ def calibrate(
                     break
                 except Parted as found:
                     part = Part(part.watched.without(found.names), watched.names)
-    rows = part.rows()
-    sums = {
-        row.name: tuple(moved(row, one, Tensor.cpu) for one in part.sums.pop(row.name).sums)
-        for row in rows
-        if row.count and not row.like
-    }
-    return Moments(tuple(rows), len(data.batches), InMemory(sums))
+        return Moments(tuple(part.rows()), part.done, InMemory(part.settled(Tensor.cpu)))
+
+
+def _target(
+    path: PathLike | None,
+    add: Sequence[PathLike | Moments],
+    threads: int | None,
+    *,
+    overwrite: bool,
+    restart: bool,
+) -> Target | None:
+    """Where moments go; None where they stay in memory. Raises ArgumentError, and what
+    `Moments.load` raises."""
+    if path is None:
+        given = {"add": add, "threads": threads, "overwrite": overwrite, "restart": restart}
+        for name, value in given.items():
+            if value:
+                raise ArgumentError(f"{name}={value!r} is of a file; give path=")
+        return None
+    if threads is not None and (isinstance(threads, bool) or threads < 1):
+        raise ArgumentError(f"threads={threads!r} must be an int of at least 1")
+    others = [one if isinstance(one, Moments) else Moments.load(one) for one in add]
+    others.sort(key=Moments.checksum)  # so that the order in which they are named does not matter
+    own = torch.get_num_threads() if threads is None else threads
+    return Target(as_path(path), others, own, overwrite, restart)
 
 
 def _nothing() -> None:

@@ -63,6 +63,22 @@ class Added(Kept):
         return found
 
 
+@dataclass(frozen=True)
+class Joined(Kept):
+    """Of different layers, each where it is.
+
+    places  layer -> that
+    """
+
+    places: Mapping[str, Kept]
+
+    def read(self, row: CalibratedLayer) -> Groups:
+        return self.places[row.name].read(row)
+
+    def own(self, row: CalibratedLayer) -> Groups:
+        return self.places[row.name].own(row)
+
+
 def moved(row: CalibratedLayer, moments: Moments, to: Callable[[Tensor], Tensor]) -> Moments:
     """What an accumulator of any layer has summed, as it is kept, in other memory."""
     new = empty(row)

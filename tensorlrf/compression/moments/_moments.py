@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,22 @@ class Moments:
                 for name in sorted(tensors := one.tensors()):
                     digest.update(bytes_of(tensors[name].contiguous()))
         return digest.hexdigest()
+
+    def to_json(self) -> str:
+        """What there is of each layer, as JSON text, without the moments."""
+        rows = [
+            {
+                "name": row.name,
+                "shape": list(row.weight.shape),
+                "groups": row.groups,
+                "count": row.count,
+                "columns": row.columns,
+                "form": row.form,
+                "like": row.like,
+            }
+            for row in self.layers
+        ]
+        return json.dumps({"batches": self.batches, "bytes": self.n_bytes, "layers": rows})
 
     def __str__(self) -> str:
         return str(self._table())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from tensorlrf.compression._survey import survey as survey_of
 from tensorlrf.compression._survey import without_skipped
@@ -20,7 +20,10 @@ from tensorlrf.compression.calibration._memory import Gathered
 from tensorlrf.compression.calibration._rerun import in_order
 from tensorlrf.compression.calibration._shared_inputs import SharedInputs, leaders
 from tensorlrf.compression.calibration._trace import Trace, record
+from tensorlrf.compression.calibration.moments._moments import ShiftMoments
+from tensorlrf.compression.moments._kept import Groups, moved
 from tensorlrf.compression.moments._layer import CalibratedLayer, unseen
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.errors import ArgumentError, CalibrationWarning, warn
 
 Sums = dict[str, LayerMoments]
@@ -76,6 +79,19 @@ class Watched:
         """Of a layer of which nothing has been seen."""
         return unseen(name, dense_layer_at(self.model, name), self.data.form_of(name))
 
+    @property
+    def ordered(self) -> list[str]:
+        """The layers in the order of their calls."""
+        return in_order(self.names, self.trace)
+
+    def followed(self, name: str) -> list[str]:
+        """A layer, and those that are fed the same."""
+        return [name, *(one for one, first in self.like.items() if first == name)]
+
+    def bytes_of(self, name: str) -> int:
+        """Of the sums of a layer."""
+        return self.data.bytes_at(self.model, name)
+
     def without(self, apart: Sequence[str]) -> Watched:
         """The same, where these layers are fed what is their own."""
         return replace(self, like={n: one for n, one in self.like.items() if n not in apart})
@@ -121,6 +137,40 @@ class Part:
             self.done += 1
             advance(f"batch {self.done}")
             kept()
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all sums."""
+        like = self.watched.like
+        return sum(self.watched.bytes_of(name) for name in self.names if name not in like)
+
+    @property
+    def settles(self) -> bool:
+        """Whether it matters for the rounding of later sums when these are looked at."""
+        sums = (one for seen in self.sums.values() for one in seen.sums)
+        return any(isinstance(one, ShiftMoments) for one in sums)
+
+    def settled(self, to: Callable[[Tensor], Tensor]) -> dict[str, Groups]:
+        """What is in the sums so far, in the memory that `to` gives."""
+        watched = self.watched
+        return {
+            name: tuple(moved(watched.row(name), one, to) for one in seen.sums)
+            for name, seen in self.sums.items()
+        }
+
+    def restore(self, moments: Moments) -> None:
+        """Go on from what an earlier run had of the same layers. Raises what reading them does."""
+        watched = self.watched
+        for row in moments.layers:
+            if not row.count or row.like:
+                continue
+            layer = dense_layer_at(watched.model, row.name)
+            seen = watched.data.moments_of(row.name, layer, lags=False)
+            for one, known in zip(seen.sums, moments.kept.own(row), strict=True):
+                tensors = {name: t.to(layer.device) for name, t in known.tensors().items()}
+                one.restore(known.count, tensors)
+            self.sums[row.name] = seen
+        self.done = moments.batches
 
     def rows(self) -> list[CalibratedLayer]:
         """Of each layer, by what is in the sums."""

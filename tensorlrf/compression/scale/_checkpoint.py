@@ -18,9 +18,12 @@ from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.compression.group._group import Alone, ranks_here
 from tensorlrf.compression.methods import Given
+from tensorlrf.compression.moments._fitted import Reader
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.scale._assembled import assembled
 from tensorlrf.compression.scale._call import SHARD_BYTES, Call, checked_numbers
+from tensorlrf.compression.scale._collected import collected
 from tensorlrf.compression.scale._finished import finished
 from tensorlrf.compression.scale._ranks import (
     handed_out,
@@ -54,6 +57,7 @@ def compress_checkpoint(
     method: Given = "svd",
     skip: str | Sequence[str] | None = None,
     plan: Plan | None = None,
+    moments: Moments | PathLike | None = None,
     model: nn.Module | None = None,
     calibration: Any = None,
     inputs: str = "original",
@@ -94,6 +98,10 @@ def compress_checkpoint(
     plan : Plan, optional
         What an earlier call of `tensorlrf.plan` on such layers gave; without budget, method and
         skip.
+    moments : Moments or path, optional
+        What `tensorlrf.calibrate` has summed of the inputs of this very model, or the file with it:
+        layers are then fitted to these, those of one layer in memory at a time, and `error` is one
+        of their outputs. In place of `calibration`.
     model : Module, optional
         What the files are of, where no config.json tells: built under `torch.device("meta")`, or
         with parameters there alone where it has buffers that are in no file. It stays as it is.
@@ -112,7 +120,7 @@ def compress_checkpoint(
         Most bytes of the moments and the fit of one layer, as in `compress`, and of what blocks put
         out beside these: more of that lies in files of the folder of the run. By default half of
         the memory that is free when the run begins.
-    shard_bytes    shard_bytes : int
+    shard_bytes : int
         That a file of the output holds at the most, or one tensor.
     random_state : int
         Of the methods that draw.
@@ -140,8 +148,9 @@ def compress_checkpoint(
         Where a file is damaged, a shard is missing, the index and the shards say different things,
         or the journal is damaged.
     ArgumentError
-        For what `tensorlrf.plan` refuses, and where a run into this output has not ended and was
-        begun with other arguments, another source or other inputs; for a `memory_limit` below what
+        For what `tensorlrf.plan` refuses, moments of another model (the first layer that differs is
+        named), and where a run into this output has not ended and was begun with other arguments,
+        another source, other inputs or moments; for a `memory_limit` below what
         a layer takes at the least, which is told; for NaN or Inf in a weight that inputs go
         through, or in the inputs of a layer.
     UnsupportedError
@@ -152,6 +161,11 @@ def compress_checkpoint(
         any work, and where one of them is lost or fails; the same call goes on.
     KeyboardInterrupt
         After Ctrl-C, once the layer at hand is written; SIGTERM then ends the process as it would.
+
+    Warns
+    -----
+    CalibrationWarning
+        Of layers of which the moments know nothing, or little.
 
     Examples
     --------
@@ -173,6 +187,7 @@ def compress_checkpoint(
         known = Architecture.of(stored) if model is None else Architecture.given(model, stored)
         plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
         call = Call(given, out, stored, known, plan)
+        seen = collected(moments, known, stored, call.rows, alone=calibration is None)
         head = {
             "made_by": made_by(),
             "torch": torch.__version__,
@@ -188,6 +203,7 @@ def compress_checkpoint(
             random_state=random_state, alone=group.size == 1,
         )  # fmt: skip
         head |= {} if blockwise is None else blockwise.head()
+        head |= {} if seen is None else {"moments": seen.checksum()}
         asked = {"target": out.name, "overwrite": overwrite, "restart": restart}
         group.agree({"call": "compress_checkpoint", **head, **asked})
         before: dict[str, Any] | None = None
@@ -199,7 +215,7 @@ def compress_checkpoint(
         if before is not None:
             return call.report(**before, already=True)
         with held_by_first(group, out, as_folder=call.as_folder, restart=restart) as folder:
-            found = _carried_out(group, call, head, folder, blockwise, progress=progress)
+            found = _carried_out(group, call, head, folder, blockwise, seen, progress=progress)
             if group.is_first:
                 _put_in_place(out, folder, as_folder=call.as_folder, overwrite=overwrite)
         return call.report(**of_first(group, "after", found))
@@ -229,6 +245,7 @@ def _carried_out(
     head: Mapping[str, Any],
     folder: Path,
     blockwise: Blockwise | None,
+    moments: Moments | None,
     *,
     progress: bool,
 ) -> dict[str, Any]:
@@ -238,8 +255,9 @@ def _carried_out(
     journal = journal_of(group, folder, head)
     try:
         run = Run(
-            call.stored, call.known, rows, folder, journal, head["random_state"], head["threads"]
-        )
+            call.stored, call.known, rows, folder, journal, head["random_state"], head["threads"],
+            None if moments is None else Reader(moments),
+        )  # fmt: skip
         with (
             Stopping() as stopped,
             progress_bar("compress", len(rows), progress and group.is_first) as advance,

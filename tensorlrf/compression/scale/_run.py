@@ -22,6 +22,8 @@ from tensorlrf.compression.calibration._suspend import trim
 from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.compression.fit._factor import factor
 from tensorlrf.compression.fit._factored import Factored, Options
+from tensorlrf.compression.fit._fitting import INDEPENDENT
+from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.plan._versions import METHODS
 from tensorlrf.compression.scale._entries import (
@@ -58,6 +60,7 @@ class Run:
     journal  of what is done
     seed     of the methods that draw
     threads  of torch, for every layer alike
+    moments  of the inputs of layers, where they were collected before
     """
 
     stored: StoredTensors
@@ -67,6 +70,7 @@ class Run:
     journal: Journal
     seed: int
     threads: int
+    moments: Reader | None = None
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Layer -> the entry of the journal, of those whose factors are there or in a shard."""
@@ -157,14 +161,10 @@ class Run:
         blank = module.weight
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         try:
+            layer = dense_layer_at(self.known.model, row.name)
             with steady(self.threads):
-                made = factor(
-                    row.name,
-                    dense_layer_at(self.known.model, row.name),
-                    row.method,
-                    None,
-                    Options(random_state=self.seed),
-                )
+                seen = None if self.moments is None else self.moments.of(row.name, layer)
+                made = factor(row.name, layer, row.method, seen, Options(random_state=self.seed))
         except TensorlrfError as error:
             error.add_note(f"while factoring {row.name}")
             raise
@@ -177,7 +177,8 @@ class Run:
     ) -> dict[str, Any]:
         found, seconds = made
         reason = NOT_FINITE if found is None else ""
-        return self.settle(row, found, seconds, checksum, reason=reason)
+        target = None if found is None or found.samples is None else INDEPENDENT
+        return self.settle(row, found, seconds, checksum, reason=reason, target=target)
 
     def settle(
         self,
