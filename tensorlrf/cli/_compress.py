@@ -9,7 +9,7 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Seed, Skip, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Log, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._stream import stream
@@ -236,6 +236,7 @@ def compress(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file, or the whole folder, that is there.")
     ] = False,
+    log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -265,7 +266,7 @@ def compress(
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
-    with guard(debug, target), process_group() as prints:
+    with guard(debug, target, log, "compress"), process_group() as prints:
         if by_stream:
             stream(
                 source, target,

@@ -9,7 +9,7 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Seed, Skip, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Log, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.compression import frontier as make_frontier
 from tensorlrf.compression.plan.allocation import AUTO
@@ -73,6 +73,7 @@ def frontier(
         int | None, typer.Option("--max-batches", help="Batches to look at, at most [all].")
     ] = None,
     seed: Seed = 0,
+    log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -88,7 +89,7 @@ def frontier(
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png
       tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4 --example
     """
-    with guard(debug):
+    with guard(debug, None, log, "frontier"):
         if source.exists() and not source.is_dir():
             raise ArgumentError(
                 f"{source} is a file, and a frontier runs the model; give a folder with a model of "

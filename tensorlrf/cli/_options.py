@@ -44,4 +44,8 @@ BatchSize = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Log = Annotated[
+    Path | None,
+    typer.Option("--log", metavar="FILE", help="Append what is done to a file, as lines of JSON."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of whatever is drawn.")]

@@ -17,6 +17,7 @@ import typer
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.errors import TensorlrfError, TensorlrfWarning, printable
+from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import put_right
 
 REFUSED = 2
@@ -94,18 +95,20 @@ def ending_cleanly() -> Iterator[None]:
 
 
 @contextmanager
-def guard(debug: bool, target: Path | None = None) -> Iterator[None]:
+def guard(
+    debug: bool, target: Path | None = None, log: Path | None = None, task: str = ""
+) -> Iterator[None]:
     """Turn what a command raises into a line and an exit code; with `debug` the traceback too.
 
     Warnings of tensorlrf become a line each; those of others are shown as Python does. `target` is
-    what the command writes.
+    what the command writes, `log` a file that gets what it does, which is called `task` there.
     """
     if target is not None:
         with suppress(OSError):  # told by the command itself
             put_right(target)
     before = _seen(target)
     try:
-        with _our_warnings():
+        with _our_warnings(), log_to(log, task):
             yield
     except (typer.Exit, BrokenPipeError):
         raise

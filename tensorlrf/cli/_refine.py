@@ -12,7 +12,7 @@ from torch import nn
 
 from tensorlrf.cli._huggingface import quiet, write_model
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Json, Seed, Target, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Json, Log, Seed, Target, Tokens
 from tensorlrf.cli._outcome import INTERRUPTED, guard, show
 from tensorlrf.cli._targets import check_folder
 from tensorlrf.compression import load
@@ -88,6 +88,7 @@ def refine(
     ] = None,
     seed: Seed = 0,
     force: Force = False,
+    log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -101,7 +102,7 @@ def refine(
       tensorlrf refine minilm-small/ minilm/ -o better/ --seconds 600 --text news.txt --loss cosine
       tensorlrf refine small/ model/ -o better/ --steps 200 --text news.txt --journal course/
     """
-    with guard(debug, target):
+    with guard(debug, target, log, "refine"):
         _check(small, model, text)
         options = Options(
             model, None, True, force, text or [], None, False, tokens, batch_size, max_batches,

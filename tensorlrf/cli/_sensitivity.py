@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Include, Json, Seed, Tokens
+from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Include, Json, Log, Seed, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._targets import check_json
 from tensorlrf.compression import sensitivity as find_sensitivity
@@ -73,6 +73,7 @@ def sensitivity(
     ] = None,
     seed: Seed = 0,
     force: Force = False,
+    log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -83,7 +84,7 @@ def sensitivity(
       tensorlrf sensitivity minilm/ --text news.txt -o layers.json
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --sensitivity layers.json
     """
-    with guard(debug, target):
+    with guard(debug, target, log, "sensitivity"):
         options = Options(
             source, None, True, False, text or [], None, False, tokens, batch_size, max_batches,
             None, seed, groups=groups,

@@ -63,6 +63,7 @@ from tensorlrf.decomposition.configs import (
     Structured,
     Tucker,
 )
+from tensorlrf.files.events import log_to
 
 __all__ = [
     "BLR",
@@ -134,6 +135,7 @@ __all__ = [
     "inspect",
     "latent_cache",
     "load",
+    "log_to",
     "on_one_rank",
     "order_by_energy",
     "plan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,14 @@ def short(number: float) -> str:
 def bytes_words(number: float) -> str:
     """1.23 MB for 1.23e6."""
     return short(number) + ("B" if number >= 1000 else " B")
+
+
+def duration(seconds: float) -> str:
+    """40 s, 3 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def staying(layers: Sequence[Any], params: str) -> list[str]:

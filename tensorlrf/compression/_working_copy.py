@@ -3,7 +3,7 @@ execution, each fitted to what the compressed ones before it deliver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._findings import Findings
-from tensorlrf.compression._progress import progress_bar
+from tensorlrf.compression._progress import Advance, progress_bar
 from tensorlrf.compression._survey import ROOT, Surveyed
 from tensorlrf.compression.bases._shared import Basis
 from tensorlrf.compression.calibration._calibrate import at_once, calibrated
@@ -76,7 +76,7 @@ class WorkingCopy:
         self.without_bias: set[str] = set()  # of those that got zeros
         self.missed: list[str] = []  # that no batch reaches
         self.told: list[str] = []  # of layers without room for all of their moments
-        self.advance: Callable[[str], None]
+        self.advance: Advance
         self.bases = bases
         self.options = Options(fitting.affine, fitting.random_state)
 
@@ -85,7 +85,7 @@ class WorkingCopy:
         """Layers that are to be factored."""
         return [name for name, row in self.rows.items() if row.method is not None]
 
-    def factor_all(self, told: Callable[[str], None] | None = None) -> None:
+    def factor_all(self, told: Advance | None = None) -> None:
         """Factors of every layer of the plan, those that calibration reaches in order of execution.
 
         With calibration the weights of `model`, a copy, are overwritten on the way by what their
@@ -93,7 +93,7 @@ class WorkingCopy:
         may be `told` of each layer that is done, in place of a bar.
         """
         bar = self.fitting.progress and told is None
-        with progress_bar("compress", len(self.names), bar) as advance:
+        with progress_bar("compress", len(self.names), bar, layers=True) as advance:
             self.advance = advance if told is None else told
             if self.data is not None:
                 self._calibrate()
@@ -150,7 +150,8 @@ class WorkingCopy:
     def _settle(self, name: str, done: Factored) -> None:
         row, layer = self.rows[name], dense_layer_at(self.model, name)
         assert row.method is not None
-        self.advance(name)
+        own = done.factors
+        self.advance(name, params=own.n_params, bytes=own.n_bytes, weight_error=done.weight_error)
         if done.factors.n_params >= layer.weight.numel() and not chosen_rank(row.method):
             within = row.method.error
             of = f"within error={within:g}" if within is not None else "of its share"
@@ -321,7 +322,7 @@ class WorkingCopy:
         )
 
 
-def _say_nothing(_: str) -> None:
+def _say_nothing(_: str, /, *, earlier: bool = False, logged: bool = True, **__: Any) -> None:
     pass
 
 

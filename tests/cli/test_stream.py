@@ -105,3 +105,25 @@ def test_a_run_that_is_done_is_left_as_it_is(tmp_path: Path, program: Program) -
     other = program("compress", path, "-o", out, "--keep-params", ".4", "--stream")
     assert other.code == 2
     assert "exists" in other.err
+
+
+def test_a_log_of_a_run_that_is_stopped(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = source(tmp_path)
+    own, log = _run.factor, tmp_path / "run.jsonl"
+
+    def factor(name: str, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return own(name, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run, "factor", factor)
+        assert program("compress", path, "-o", tmp_path / "out", *CALL, "--log", log).code == 130
+    assert program("compress", path, "-o", tmp_path / "out", *CALL, "--log", log).code == 0
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    ends = [one for one in found if one["task"] == "compress" and one["event"] != "layer"]
+    assert next(one["event"] for one in ends if one["event"] != "begun") == "stopped"
+    assert ends[-1]["event"] == "done"
+    layers = [one for one in found if one["event"] == "layer"]
+    assert [one.get("earlier", False) for one in layers] == [False, True, False]

@@ -13,6 +13,8 @@ from tensorlrf.compression.scale._entries import SHARD
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale._shards import Piece, in_shards, write_pieces
 from tensorlrf.errors import FileError
+from tensorlrf.files.events import SHARD as SHARD_WRITTEN
+from tensorlrf.files.events import tell
 from tensorlrf.files.job import NEW
 
 
@@ -66,6 +68,7 @@ def _written(
     held = {piece.name for piece in pieces}
     own = [layer for layer, names in layers.items() if held >= names]
     run.journal.add({"kind": SHARD, "file": name, "tensors": checksums, "layers": own})
+    tell(SHARD_WRITTEN, task="compress", file=name, bytes=sum(piece.n_bytes for piece in pieces))
     for layer in own:
         run.part(done[layer]["file"]).unlink(missing_ok=True)
     return run.journal.entries[-1]

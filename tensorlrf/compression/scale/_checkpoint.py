@@ -42,6 +42,7 @@ from tensorlrf.compression.scale.planned import plan_for
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import FileError
 from tensorlrf.files.arguments import PathLike, as_path
+from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import place, present, put_right
 from tensorlrf.files.job import JOURNAL, NEW, job_folder
 from tensorlrf.files.replace import check_target, replacing
@@ -68,6 +69,7 @@ def compress_checkpoint(
     threads: int | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    log: PathLike | None = None,
     progress: bool = True,
 ) -> CheckpointReport:
     """Make the weights of a checkpoint smaller, a layer at a time, without building its model.
@@ -131,8 +133,10 @@ def compress_checkpoint(
         Whether an output that is there may be replaced.
     restart : bool
         Begin anew where a run into this output has not ended.
+    log : str or path, optional
+        A file that gets a line of JSON for each layer and shard, as of `tensorlrf.log_to`.
     progress : bool
-        Show a bar on a terminal.
+        Show on stderr how far it is: a bar on a terminal, elsewhere a line a minute.
 
     Returns
     -------
@@ -180,7 +184,7 @@ def compress_checkpoint(
     >>> small[0].factors.rank
     16
     """
-    with ranks_here() as group:
+    with log_to(log, "compress_checkpoint"), ranks_here() as group:
         given, out = as_path(source), as_path(target)
         fixed = checked_numbers(random_state, threads, shard_bytes)
         stored = StoredTensors.of(given)
@@ -260,7 +264,9 @@ def _carried_out(
         )  # fmt: skip
         with (
             Stopping() as stopped,
-            progress_bar("compress", len(rows), progress and group.is_first) as advance,
+            progress_bar(
+                "compress", len(rows), progress and group.is_first, layers=True
+            ) as advance,
         ):
             done = run.done() if group.is_first else {}
             resumed = len(done)
@@ -268,7 +274,7 @@ def _carried_out(
                 done = blockwise.carry_out(run, advance, stopped)
             else:
                 for name in done:
-                    advance(name)
+                    advance(name, earlier=True)
                 told = telling(group, advance)
                 done |= run.factor_all(handed_out(group, rows, done), told, stopped)
                 done |= of_others(group, journal, folder, head, told, stopped)

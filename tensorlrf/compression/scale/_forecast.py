@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from tensorlrf.compression._render import as_text
+from tensorlrf.compression._words import duration
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
@@ -102,14 +102,6 @@ class CheckpointForecast:
         if self.disk_free is None:
             return ""
         return f", {self.disk_free:,} are free" + ("" if self.fits else ": NOT ENOUGH")
-
-
-def duration(seconds: float) -> str:
-    """In words: "40 s", "3 min", "2 h 5 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def forecast_checkpoint(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tensorlrf.compression._progress import Advance
 from tensorlrf.compression.group._board import Board
 from tensorlrf.compression.group._group import Alone, Group
 from tensorlrf.compression.plan._plan import LayerPlan
@@ -23,9 +24,9 @@ from tensorlrf.compression.scale._entries import check_entry
 from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.decomposition.linalg.threads import spectrum_work
 from tensorlrf.errors import ArgumentError, GroupError
+from tensorlrf.files.events import LAYER, tell
 from tensorlrf.files.job import JOURNAL, held, job_folder, of_ranks, rank_journal
 
-Advance = Callable[[str], None]
 Stopped = Callable[[], bool]
 
 T = TypeVar("T")
@@ -114,11 +115,15 @@ class _Telling:
     advance: Advance
     shown: int = 0
 
-    def __call__(self, name: str) -> None:
-        """This rank has done a layer, or none where it has no name."""
+    def __call__(
+        self, name: str, /, *, earlier: bool = False, logged: bool = True, **told: Any
+    ) -> None:
+        """This rank has done a layer, or none where it has no name. Each rank logs its own."""
         done = self.group.board.counted(_DONE, 1 if name else 0)
+        if name:
+            tell(LAYER, task="compress", name=name, by_rank=self.group.rank, **told)
         for _ in range(done - self.shown if self.group.is_first else 0):
-            self.advance(name)
+            self.advance(name, logged=False)
         self.shown = done
 
 

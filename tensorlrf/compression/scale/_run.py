@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import io
+from tensorlrf.compression._progress import Advance
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
 from tensorlrf.compression.calibration._suspend import trim
@@ -43,7 +44,7 @@ from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, TensorlrfError
 from tensorlrf.factors import Factors
 from tensorlrf.files.job import NEW, PARTS
-from tensorlrf.files.safetensors import DTYPES, bytes_of, opened
+from tensorlrf.files.safetensors import DTYPES, TORCH_DTYPES, bytes_of, opened
 from tensorlrf.files.sealed import checksum_of
 
 NOT_FINITE = "its weight contains NaN or Inf"
@@ -108,7 +109,7 @@ class Run:
     def factor_all(
         self,
         left: Iterator[LayerPlan],
-        advance: Callable[[str], None],
+        advance: Advance,
         stopped: Callable[[], bool],
     ) -> dict[str, dict[str, Any]]:
         """Layer -> the entry, of those that are `left`. Between two layers it is asked whether to
@@ -121,16 +122,12 @@ class Run:
                     made = self._factored(row, weight)
                     del weight
                     if writing is not None:
-                        entry = writing.result()
-                        done[entry["name"]] = entry
-                        advance(entry["name"])
+                        _note(writing.result(), done, advance)
                     writing = writer.submit(self._settle, row, made, checksum)
                     if stopped():
                         break
             if writing is not None:
-                entry = writing.result()
-                done[entry["name"]] = entry
-                advance(entry["name"])
+                _note(writing.result(), done, advance)
         return done
 
     def _read_ahead(
@@ -254,6 +251,18 @@ class Run:
         with opened(part) as one:
             tensors = {name: one.tensor(name) for name in entry["shapes"]}
         return io.assembled(entry["format"], tensors, entry["meta"], os.fspath(part))
+
+
+def _note(entry: dict[str, Any], done: dict[str, dict[str, Any]], advance: Advance) -> None:
+    """One more layer is done."""
+    done[entry["name"]] = entry
+    if entry["kind"] == STAYS:
+        advance(entry["name"], stays=entry["reason"])
+        return
+    said = said_of(entry).values()
+    size = sum(math.prod(shape) * TORCH_DTYPES[dtype].itemsize for dtype, shape in said)
+    told: dict[str, Any] = {key: entry[key] for key in ("format", "rank", "params", "weight_error")}
+    advance(entry["name"], took=entry["seconds"], bytes=size, **told)
 
 
 def place_of(layer: str) -> str:

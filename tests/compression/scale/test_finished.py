@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,20 @@ def test_an_output_that_is_damaged_is_none(tmp_path: Path) -> None:
     assert contents(out) == before
     anew = tensorlrf.compress_checkpoint(source, out, keep_params=0.5, overwrite=True, restart=True)
     assert not anew.already
+
+
+def test_a_log_tells_of_layers_and_shards(tmp_path: Path) -> None:
+    source, log = sharded(net(), tmp_path / "in"), tmp_path / "run.jsonl"
+    report = tensorlrf.compress_checkpoint(
+        source, tmp_path / "out", keep_params=0.5, shard_bytes=3000, log=log
+    )
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    layers = [one for one in found if one["event"] == "layer"]
+    assert [one["name"] for one in layers] == [row.name for row in report.layers]
+    assert [one["weight_error"] for one in layers] == [row.weight_error for row in report.layers]
+    shards = {one["file"]: one["bytes"] for one in found if one["event"] == "shard"}
+    assert sum(shards.values()) == report.bytes_after
+    assert set(shards) < set(contents(tmp_path / "out"))
+    assert (found[0]["event"], found[-1]["event"]) == ("begun", "done")
+    assert found[-1]["task"] == "compress_checkpoint"
+    assert found[-1]["peak"] > 0

@@ -15,8 +15,8 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.compression import forecast_checkpoint
+from tensorlrf.compression._words import duration
 from tensorlrf.compression.scale import _timing
-from tensorlrf.compression.scale._forecast import duration
 from tensorlrf.errors import ArgumentError, FileError
 from tests.compression.scale.test_architecture import bert, folder, gemma, gpt2, llama
 from tests.compression.scale.test_checkpoint import contents, net, sharded

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.compression._findings import Findings
+from tensorlrf.compression._progress import Advance
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._free_memory import free_bytes
 from tensorlrf.compression.calibration._layer_moments import Calibration
@@ -132,7 +133,7 @@ class Blockwise:
     def carry_out(
         self,
         run: Run,
-        advance: Callable[[str], None],
+        advance: Advance,
         stopped: Callable[[], bool],
     ) -> dict[str, dict[str, Any]]:
         """The entries of all layers, as far as it was not stopped."""

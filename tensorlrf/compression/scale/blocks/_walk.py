@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tensorlrf.compression._findings import Findings
+from tensorlrf.compression._progress import Advance
 from tensorlrf.compression._survey import check_values
 from tensorlrf.compression._working_copy import WorkingCopy
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
@@ -100,7 +101,7 @@ class Walk:
     def _parted(self) -> tuple[Parted, ...]:
         return (self.given, self.working) if self._apart else (self.working,)
 
-    def go(self, advance: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+    def go(self, advance: Advance, stopped: Callable[[], bool]) -> None:
         """Through all of it. What was done before is not done again: its factors are delivered.
         Raises Stopped, with the layer at hand finished."""
         try:
@@ -109,7 +110,7 @@ class Walk:
                 done = self._blocks_done()
                 for known in done.values():
                     for name in known:
-                        advance(name)
+                        advance(name, earlier=True)
                 for number in range(len(self.names)):
                     self._block(number, done.get(number), advance, stopped)
                 self._behind(done.get(len(self.names)), advance, stopped)
@@ -137,7 +138,7 @@ class Walk:
         self,
         number: int,
         known: Mapping[str, Mapping[str, Any]] | None,
-        advance: Callable[[str], None],
+        advance: Advance,
         stopped: Callable[[], bool],
     ) -> None:
         blank = [blank_of(one.block(number)) for one in self._parted]
@@ -161,7 +162,7 @@ class Walk:
         self,
         number: int,
         names: Sequence[str],
-        advance: Callable[[str], None],
+        advance: Advance,
         stopped: Callable[[], bool],
     ) -> None:
         """Factors of these layers, and the journal: all of a block or nothing."""
@@ -244,7 +245,7 @@ class Walk:
     def _behind(
         self,
         known: Mapping[str, Mapping[str, Any]] | None,
-        advance: Callable[[str], None],
+        advance: Advance,
         stopped: Callable[[], bool],
     ) -> None:
         """What comes behind all blocks, and layers that nothing calls."""
@@ -309,16 +310,18 @@ class _Told:
     """Told of each layer of a block that is done: how long it took since the one before. Raises
     Stopped where it was asked to stop, unless it is the last of so many."""
 
-    advance: Callable[[str], None]
+    advance: Advance
     stopped: Callable[[], bool]
     count: int
     seconds: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.perf_counter)
 
-    def __call__(self, name: str) -> None:
+    def __call__(
+        self, name: str, /, *, earlier: bool = False, logged: bool = True, **told: Any
+    ) -> None:
         now = time.perf_counter()
         self.seconds[name], self.begun = now - self.begun, now
-        self.advance(name)
+        self.advance(name, took=round(self.seconds[name], 3), **told)
         if self.stopped() and len(self.seconds) < self.count:
             raise Stopped
 
