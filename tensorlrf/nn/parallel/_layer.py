@@ -249,7 +249,11 @@ def share(
 def _laid(x: Any, layout: Placement, later: bool = False) -> Any:
     """x in that layout, its gradient in its own."""
     if not torch.is_grad_enabled():
-        x = x.detach()  # else torch warns of a DTensor of a tensor with grad
+        at = Shard(layout.dim % x.ndim) if isinstance(layout, Shard) else layout
+        if x.placements == (at,):
+            return x
+        if x.requires_grad:
+            x = x.detach()  # else torch warns of a DTensor of a tensor with grad
     return x.redistribute(placements=[layout], async_op=later)
 
 

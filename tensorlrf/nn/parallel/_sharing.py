@@ -69,6 +69,9 @@ class Sharing:
             along = {**along, other: 0}
         return cls(mesh, axis, inner, matrices, along, type(part), part._context(), sizes)
 
+    def __deepcopy__(self, _: Any) -> Sharing:
+        return self  # a copy of a layer meets the same ranks
+
     @property
     def is_split(self) -> bool:
         """Whether ranks meet between the two matrices in every forward."""

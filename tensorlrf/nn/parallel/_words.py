@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -24,19 +24,25 @@ class SummedGradients(ParallelStyle):
             dist.all_reduce(whole, group=group)
             return whole
 
-        def before(module: nn.Module, _: Any) -> None:
-            # Under FSDP2 the parameters of a forward are others than those of now.
-            for p in module.parameters(recurse=False) if torch.is_grad_enabled() else ():
-                if p.requires_grad and vars(p).get(_HAS) is not summed:
-                    p.register_hook(summed)  # type: ignore[no-untyped-call]  # it has no types
-                    vars(p)[_HAS] = summed
-
         for own in module.modules():
-            own.register_forward_pre_hook(before)
+            _hook_parameters(own, summed)
         return module
 
 
-_HAS = "_summed_over_ranks"
+def _hook_parameters(module: nn.Module, hook: Callable[[Tensor], Tensor]) -> None:
+    """Have the gradients of its own parameters go through the hook."""
+    hooked: dict[str, Tensor] = {}
+
+    def before(module: nn.Module, _: Any = None) -> None:
+        # Under FSDP2 the parameters of a forward are others than those of now.
+        for name, p in module.named_parameters(recurse=False):
+            if p.requires_grad and hooked.get(name) is not p:
+                p.register_hook(hook)  # type: ignore[no-untyped-call]  # it has no types
+                hooked[name] = p
+
+    before(module)
+    module.register_forward_pre_hook(before)
+
 
 TABLES = ("embedding_rowwise", "embedding_colwise")
 """Of embeddings, whose outputs are whole on every rank."""

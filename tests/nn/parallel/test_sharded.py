@@ -298,6 +298,33 @@ def check_models_on_meta_are_filled(mesh: DeviceMesh) -> None:
             assert a.path_table == b.path_table
 
 
+def check_tensor_parallel_on_meta(mesh: DeviceMesh) -> None:
+    """Shared out before there are numbers."""
+    alone, (x, _) = two_blocks(), sequences()
+    for inner in ("whole", "sharded"):
+        many = copy.deepcopy(alone).to("meta")
+        parallelize_module(many, mesh, styles(many, WORDS, mesh, inner=inner))
+        many.to_empty(device="cpu")
+        set_model_state_dict(many, alone.state_dict(), options=FULL)
+        near({"y": copy.deepcopy(many)(x)}, {"y": alone(x)})
+        near(full(many), alone.state_dict())
+
+
+def check_compiled(mesh: DeviceMesh) -> None:
+    """As one graph, gradients too."""
+    alone, many, (x, wanted) = two_blocks(), two_blocks(), sequences()
+    parallelize_module(many, mesh, styles(many, WORDS, mesh))
+    with warnings.catch_warnings():  # the compiler's own
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(many, backend="aot_eager", fullgraph=True)
+        trained(compiled, x, wanted)
+        with torch.no_grad():
+            y = compiled(x)
+    trained(alone, x, wanted)
+    near({"y": y}, {"y": alone(x)})
+    near(full(many), alone.state_dict())
+
+
 def check_frozen_layers_are_thawed(mesh: DeviceMesh) -> None:
     alone = everything().eval()
     for module in alone.modules():

@@ -109,6 +109,8 @@ def together(layer: FactoredLinear, style: Any, mesh: DeviceMesh, x: Tensor) -> 
     with torch.no_grad():
         near(layer(own), mine(expected, mesh, after))
         near(layer.eval()(own), mine(expected, mesh, after))
+    with torch.inference_mode():
+        near(layer(own.detach()), mine(expected, mesh, after))
     same(layer, alone)
 
 
@@ -158,7 +160,7 @@ def check_weights_and_paths(mesh: DeviceMesh) -> None:
             x = torch.randn(4, IN).double()
             own, expected = mine(x, mesh, style.input_layouts[0]), alone(x)
             assert "chain" in layer.paths
-            with torch.no_grad():
+            with torch.inference_mode():
                 for path in layer.paths:
                     layer.path_table = PathTable.single(path)
                     near(layer(own), mine(expected, mesh, style.output_layouts[0]))
