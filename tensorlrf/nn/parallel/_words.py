@@ -25,23 +25,25 @@ class SummedGradients(ParallelStyle):
             return whole
 
         for own in module.modules():
-            _hook_parameters(own, summed)
+            hooks = _Hooks(summed)
+            hooks(own)
+            own.register_forward_pre_hook(hooks)
         return module
 
 
-def _hook_parameters(module: nn.Module, hook: Callable[[Tensor], Tensor]) -> None:
-    """Have the gradients of its own parameters go through the hook."""
-    hooked: dict[str, Tensor] = {}
+class _Hooks:
+    """Has the gradients of a module's own parameters go through a function: before each forward,
+    for under FSDP2 the parameters of a forward are others than those of now."""
 
-    def before(module: nn.Module, _: Any = None) -> None:
-        # Under FSDP2 the parameters of a forward are others than those of now.
+    def __init__(self, hook: Callable[[Tensor], Tensor]) -> None:
+        self.hook = hook
+        self.hooked: dict[str, Tensor] = {}
+
+    def __call__(self, module: nn.Module, _: Any = None) -> None:
         for name, p in module.named_parameters(recurse=False):
-            if p.requires_grad and hooked.get(name) is not p:
-                p.register_hook(hook)  # type: ignore[no-untyped-call]  # it has no types
-                hooked[name] = p
-
-    before(module)
-    module.register_forward_pre_hook(before)
+            if p.requires_grad and self.hooked.get(name) is not p:
+                p.register_hook(self.hook)  # type: ignore[no-untyped-call]  # it has no types
+                self.hooked[name] = p
 
 
 TABLES = ("embedding_rowwise", "embedding_colwise")

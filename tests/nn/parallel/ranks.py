@@ -25,10 +25,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tests.processes import PYTHONPATH, ROOT
 
-SECONDS = 150
+SECONDS = 280
 """Until ranks that have not ended are ended."""
 
-MEETING = timedelta(seconds=40)
+MEETING = timedelta(seconds=100)
 """Until a rank gives up waiting for another."""
 
 Check = Callable[[DeviceMesh], None]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
+from functools import cache
 from typing import Any
 
 import pytest
@@ -47,7 +48,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def everything() -> Everything:
-    """The same each time, whatever the decompositions draw."""
+    """The same each time, on each rank, whatever the decompositions draw."""
+    return copy.deepcopy(_everything())
+
+
+@cache
+def _everything() -> Everything:
     torch.manual_seed(1)
     model = Everything()
     with torch.no_grad():
