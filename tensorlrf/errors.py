@@ -13,7 +13,7 @@ import reprlib
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
@@ -158,6 +158,35 @@ def gathering(category: type[TensorlrfWarning]) -> Iterator[list[str]]:
         yield said
     finally:
         _gathered.reset(token)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it, or what it was raised from, says that there is no memory left: of Python, of
+    torch's allocator on the CPU, or of one on a device."""
+    while error is not None:
+        kinds = {cls.__name__ for cls in type(error).__mro__}
+        if kinds & {"MemoryError", "OutOfMemoryError"}:
+            return True
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+@contextlib.contextmanager
+def lowered_by(remedy: Callable[[], str]) -> Iterator[None]:
+    """Where memory ends within, have the error note what was at hand and what takes less of it.
+    Where one of these lies in another, the inner one has said it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, TensorlrfError) as error:
+        told = any(note.startswith(_MEMORY) for note in getattr(error, "__notes__", ()))
+        if is_out_of_memory(error) and not told:
+            error.add_note(f"{_MEMORY} {remedy()}")
+        raise
+
+
+_MEMORY = "memory ended"
 
 
 def users_line() -> Line:

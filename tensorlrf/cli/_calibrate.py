@@ -14,6 +14,7 @@ from tensorlrf.cli._options import (
     Force,
     Include,
     Json,
+    Log,
     Seed,
     Skip,
     Target,
@@ -72,6 +73,7 @@ def calibrate(
         typer.Option("--restart", help="Begin anew where a run into TARGET has ended early."),
     ] = False,
     force: Force = False,
+    log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -87,7 +89,7 @@ def calibrate(
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --moments both.safetensors
       tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --moments llama.safetensors
     """
-    with guard(debug, target):
+    with guard(debug, target, log, "calibrate"):
         options = Options(
             source, target, True, force, text, None, False, tokens, batch_size, max_batches, dtype,
             seed,

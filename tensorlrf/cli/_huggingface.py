@@ -26,7 +26,12 @@ from tensorlrf.compression.checkpoint.source import (
     config_of,
     weights_of,
 )
-from tensorlrf.errors import ArgumentError, FileFormatError, UnsupportedError
+from tensorlrf.errors import (
+    ArgumentError,
+    FileFormatError,
+    UnsupportedError,
+    is_out_of_memory,
+)
 from tensorlrf.files.folder import filling
 from tensorlrf.files.safetensors import opened
 
@@ -58,6 +63,12 @@ def read_model(folder: Path, dtype: str) -> nn.Module:
                 dtype=torch.float32 if dtype == "float32" else "auto",
             )
         except Exception as error:  # of many kinds, and most of them say what is wrong
+            if is_out_of_memory(error):
+                error.add_note(
+                    f"memory ended while {folder} was loaded: --dtype keep has it in the dtype of "
+                    "its files, and `compress --stream` has a layer at a time"
+                )
+                raise
             raise FileFormatError(
                 f"{folder}: transformers cannot load the {architecture}: {one_line(error)}"
             ) from error

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import typer
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
-from tensorlrf.errors import TensorlrfError, TensorlrfWarning, printable
+from tensorlrf.errors import TensorlrfError, TensorlrfWarning, is_out_of_memory, printable
 from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import put_right
 
@@ -122,6 +122,11 @@ def guard(
         refuse(f"{error}{notes}")
         raise typer.Exit(REFUSED) from None
     except Exception as error:
+        if is_out_of_memory(error):
+            _trace(debug)
+            notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+            refuse(f"no memory is left: {error or type(error).__name__}{notes}")
+            raise typer.Exit(REFUSED) from None
         if hasattr(error, "format_message"):  # the parser's
             raise
         _trace(debug)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,
+    lowered_by,
     warn,
 )
 from tensorlrf.factors.autocast import without_autocast
@@ -233,7 +235,8 @@ def carried_out(
     """`apply` to a model in which a survey has `found` these modules, and at which a `probe` may
     have looked; with what its layers become where that is `known`."""
     # Parameters made in inference mode could not be trained.
-    with torch.inference_mode(False), without_autocast():
+    less = partial(_less, data, fitting)
+    with torch.inference_mode(False), without_autocast(), lowered_by(less):
         check_plan(model, plan, found)
         _check_shared(plan, fitting)
         small = copy_of(model)
@@ -291,6 +294,19 @@ def carried_out(
     if missed := shortfall(report):
         warn(missed, BudgetWarning)
     return small, report
+
+
+def _less(data: Calibration | None, fitting: Fitting) -> str:
+    """What lowers the memory of the whole."""
+    ways = []
+    if data is not None:
+        ways = ["smaller batches (--batch-size) take less"]
+        if not fitting.rerun:
+            ways.append("rerun=True (--rerun) has one batch's activations at a time")
+        if fitting.target == "original":
+            ways.append("target='prefix' (--target) makes do without a second copy of the model")
+    ways.append("compress_checkpoint (--stream) has a layer at a time in memory")
+    return f"while the model was compressed: {'; '.join(ways)}"
 
 
 def _check_shared(plan: Plan, fitting: Fitting) -> None:

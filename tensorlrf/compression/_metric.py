@@ -19,7 +19,7 @@ from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.errors import ArgumentError, CalibrationWarning, warn
+from tensorlrf.errors import ArgumentError, CalibrationWarning, is_out_of_memory, warn
 
 CLEARLY = 0.9
 """Of the loss by "outputs" that "loss" may leave: the few batches held out tell no less apart."""
@@ -58,7 +58,11 @@ def _gathered(
 ) -> dict[str, Metrics]:
     """By passes of their own; none of a model that cannot be differentiated."""
     draws = generator(fitting.random_state, dense_layer_at(model, names[0]).device)
-    metrics, reason = {}, "the model cannot be differentiated (its outputs have no gradient)"
+    ended, metrics, reason = (
+        False,
+        {},
+        "the model cannot be differentiated (its outputs have no gradient)",
+    )
     try:
         with progress_bar("differentiate", None, fitting.progress) as advance:
             metrics = output_metrics(model, names, data, loss, draws, partial(advance, ""))
@@ -67,9 +71,11 @@ def _gathered(
             raise
         first = str(error).partition("\n")[0]
         reason = f"the model cannot be differentiated ({first})"
+        if is_out_of_memory(error):
+            ended, reason = True, f"memory ends in it, and smaller batches take less ({first})"
     if not with_room(model, names, data.room):
         reason = "there is no room for as many numbers as its layers have outputs squared"
-    if not metrics and fitting.metric != AUTO:
+    if not metrics and (fitting.metric != AUTO or ended):
         warn(
             f"metric={fitting.metric!r}: {reason}: errors of a layer's outputs count alike, as by "
             "metric='outputs'",

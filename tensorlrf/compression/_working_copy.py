@@ -38,7 +38,7 @@ from tensorlrf.compression.report._rows import LayerReport
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.linalg.parallel import side_by_side
 from tensorlrf.decomposition.linalg.threads import problem
-from tensorlrf.errors import TensorlrfError
+from tensorlrf.errors import TensorlrfError, lowered_by
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import gates_at
 from tensorlrf.nn.tables.ties import tie
@@ -141,7 +141,10 @@ class WorkingCopy:
         options = replace(self.options, right=right, gates=gates_at(self.model, name))
         try:
             size = 0 if moments is None or layer.is_table else layer.columns**2
-            with problem(max(layer.weight.numel(), size)):
+            with (
+                lowered_by(partial(_less, name, layer, moments)),
+                problem(max(layer.weight.numel(), size)),
+            ):
                 return factor(name, layer, method, moments, options)
         except TensorlrfError as error:
             error.add_note(f"while factoring {name}")
@@ -320,6 +323,16 @@ class WorkingCopy:
             thin=tuple(thin),
             early=tuple(name for name, done in self.done.items() if not done.finished),
         )
+
+
+def _less(name: str, layer: DenseLayer, moments: LayerMoments | None) -> str:
+    """What lowers the memory of a fit."""
+    limit = "memory_limit= (--memory-limit) bounds its moments; " if moments is not None else ""
+    size = " x ".join(map(str, layer.shape))
+    return (
+        f"while {name} ({size}) was factored: {limit}skip=[{name!r}] leaves it out, and "
+        "compress_checkpoint (--stream) has a layer at a time in memory"
+    )
 
 
 def _say_nothing(_: str, /, *, earlier: bool = False, logged: bool = True, **__: Any) -> None:

@@ -8,15 +8,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from tensorlrf.compression.calibration._correction import lag_bytes
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._free_memory import free_bytes
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._moments import moment_bytes
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, is_out_of_memory
 
 AT_ONCE_BYTES = 1 << 29
 """Moments of all layers at once that are alive together (512 MB), of one layer at the least."""
@@ -216,8 +214,7 @@ def named_where_memory_ends(name: str, layer: DenseLayer, form: Form = FULL) -> 
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not full and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
         size = readable(layer.groups * moment_bytes(layer, form))
         raise ArgumentError(

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from tensorlrf.compression.calibration.draws import OwnDraws
-from tensorlrf.errors import ArgumentError, TensorlrfError
+from tensorlrf.errors import ArgumentError, TensorlrfError, is_out_of_memory
 
 MASK = "attention_mask"
 """Keyword under which models take a mask of tokens, 1 for a token and 0 for padding."""
@@ -207,6 +207,11 @@ def call(
     except TensorlrfError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise ArgumentError(
+                f"{argument}: memory ends in the pass of batch {batch.index} ({_describe(batch)})"
+                f"{_where(model, error.__traceback__)}, and smaller batches take less: {error}"
+            ) from error
         raise ArgumentError(
             f"{argument}: the model cannot take batch {batch.index} ({_describe(batch)})"
             f"{_where(model, error.__traceback__)}: {type(error).__name__}: {error}"

@@ -41,7 +41,13 @@ from tensorlrf.compression.losses._published import (
 from tensorlrf.compression.plan.allocation import AUTO, LOSSES, RULES_ON_INPUTS
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.errors import ArgumentError, CalibrationWarning, unknown, warn
+from tensorlrf.errors import (
+    ArgumentError,
+    CalibrationWarning,
+    is_out_of_memory,
+    unknown,
+    warn,
+)
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import copy_of
 
@@ -257,6 +263,8 @@ class Probe:
             # What fails in the model's own code is told as a batch that it cannot take.
             except (RuntimeError, ArgumentError) as error:
                 reason = str(error).partition("\n")[0]
+                if is_out_of_memory(error):  # which was to be had
+                    told, reason = True, f"memory ends, and smaller batches take less: {reason}"
             if told:
                 warn(
                     f"the model cannot be differentiated ({reason}): losses are measured instead",

@@ -16,7 +16,7 @@ from tensorlrf.compression.moments._kept import InMemory
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._passes import Part, Parted, Watched
 from tensorlrf.compression.moments._run import Target, summed_into
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, lowered_by
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.files.arguments import PathLike, as_path
 
@@ -111,7 +111,7 @@ def calibrate(
     target = _target(path, add, threads, overwrite=overwrite, restart=restart)
     data = Calibration.read(calibration, model, 0.0, memory_limit)
     assert data is not None
-    with torch.inference_mode(False), without_autocast():
+    with torch.inference_mode(False), without_autocast(), lowered_by(_less):
         watched = Watched.of(model, data, skip, included(include), memory_limit)
         if target is not None:
             return summed_into(target, watched, progress)
@@ -124,6 +124,15 @@ def calibrate(
                 except Parted as found:
                     part = Part(part.watched.without(found.names), watched.names)
         return Moments(tuple(part.rows()), part.done, InMemory(part.settled(Tensor.cpu)))
+
+
+def _less() -> str:
+    """What lowers the memory of collecting moments."""
+    return (
+        "while moments were summed up: smaller batches (--batch-size) take less, and memory_limit= "
+        "(--memory-limit) bounds the moments of a layer; into a file (path=) they are summed up "
+        "some layers at a time"
+    )
 
 
 def _target(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from tensorlrf.compression.refinement._refinement import Refinement
 from tensorlrf.compression.refinement._settings import Settings
 from tensorlrf.compression.refinement._student import Student, within
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.errors import ArgumentError
+from tensorlrf.errors import ArgumentError, lowered_by
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer
@@ -228,7 +229,10 @@ def refined(
         seed = kept.seed(otherwise=seed)
     student = Student(small, settings.lora, torch.Generator().manual_seed(seed))
     phases = _phases(student, model, objective, settings)
-    with progress_bar("refine", settings.steps, progress) as advance:
+    with (
+        lowered_by(partial(_less, settings, model)),
+        progress_bar("refine", settings.steps, progress) as advance,
+    ):
         course = Course(
             student, phases, objective, data.fitted, held, settings, seed, started, processes,
             advance,
@@ -247,6 +251,16 @@ def refined(
         curve=course.at.curve,
     )
     return student.finished(), report
+
+
+def _less(settings: Settings, model: nn.Module) -> str:
+    """What lowers the memory of training."""
+    ways = ["smaller batches (--batch-size), with accumulate= (--accumulate) as many in a step"]
+    if not settings.checkpointing and blocks_of(model):
+        ways.append("checkpointing=True (--checkpointing) keeps the inputs of blocks alone")
+    if settings.lora is None:
+        ways.append("lora= (--lora) trains changes of a low rank")
+    return f"while the model was trained: {'; '.join(ways)}"
 
 
 def _wanted(objective: Objective, teacher: nn.Module, held: Calibration) -> list[Wanted]:

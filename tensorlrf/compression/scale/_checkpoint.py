@@ -40,7 +40,7 @@ from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.blocks._blockwise import Blockwise
 from tensorlrf.compression.scale.planned import plan_for
 from tensorlrf.compression.scale.stored import StoredTensors
-from tensorlrf.errors import FileError
+from tensorlrf.errors import FileError, lowered_by
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import place, present, put_right
@@ -271,7 +271,8 @@ def _carried_out(
             done = run.done() if group.is_first else {}
             resumed = len(done)
             if blockwise is not None:
-                done = blockwise.carry_out(run, advance, stopped)
+                with lowered_by(_less):
+                    done = blockwise.carry_out(run, advance, stopped)
             else:
                 for name in done:
                     advance(name, earlier=True)
@@ -288,6 +289,14 @@ def _carried_out(
     finally:
         journal.close()
     return found
+
+
+def _less() -> str:
+    """What lowers the memory of a run with inputs."""
+    return (
+        "block by block: memory_limit= bounds moments and activations, and smaller batches take "
+        "less; what is done is kept"
+    )
 
 
 def _check_output(source: Path, target: Path, as_folder: bool) -> bool:

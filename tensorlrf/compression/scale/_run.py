@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tensorlrf import io
 from tensorlrf.compression._progress import Advance
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at, module_at
+from tensorlrf.compression.calibration._memory import readable
 from tensorlrf.compression.calibration._suspend import trim
 from tensorlrf.compression.checkpoint.named_tensors import joined
 from tensorlrf.compression.fit._factor import factor
@@ -41,7 +43,7 @@ from tensorlrf.compression.scale._report import CheckpointLayer
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.decomposition.linalg.threads import steady
-from tensorlrf.errors import FileError, TensorlrfError
+from tensorlrf.errors import FileError, TensorlrfError, lowered_by
 from tensorlrf.factors import Factors
 from tensorlrf.files.job import NEW, PARTS
 from tensorlrf.files.safetensors import DTYPES, TORCH_DTYPES, bytes_of, opened
@@ -144,14 +146,16 @@ class Run:
             row = behind
 
     def _weight(self, row: LayerPlan) -> tuple[Tensor, str]:
-        weight = self.stored.read(self.known.sources[weight_of(row.name)])
+        with lowered_by(partial(_less, row)):
+            weight = self.stored.read(self.known.sources[weight_of(row.name)])
         return weight, checksum_of(bytes_of(weight))
 
     def _factored(self, row: LayerPlan, weight: Tensor) -> tuple[Factored | None, float]:
         """The factors, and how long they took; None where the weight has none."""
         begun = time.perf_counter()
         assert row.method is not None
-        if not torch.isfinite(weight).all():
+        # Either is NaN or Inf exactly when some element is, and needs no mask of the weight's size.
+        if not torch.stack(weight.aminmax()).isfinite().all():
             return None, 0.0
         trim(now=True)  # what threads have freed would count beside what a fit allocates
         module: Any = module_at(self.known.model, row.name)
@@ -159,7 +163,7 @@ class Run:
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         try:
             layer = dense_layer_at(self.known.model, row.name)
-            with steady(self.threads):
+            with lowered_by(partial(_less, row)), steady(self.threads):
                 seen = None if self.moments is None else self.moments.of(row.name, layer)
                 made = factor(row.name, layer, row.method, seen, Options(random_state=self.seed))
         except TensorlrfError as error:
@@ -251,6 +255,17 @@ class Run:
         with opened(part) as one:
             tensors = {name: one.tensor(name) for name in entry["shapes"]}
         return io.assembled(entry["format"], tensors, entry["meta"], os.fspath(part))
+
+
+def _less(row: LayerPlan) -> str:
+    """What lowers the memory of a decomposition."""
+    work = readable(12 * math.prod(row.shape))
+    return (
+        f"while {row.name} ({' x '.join(map(str, row.shape))}) was read or factored, which takes "
+        f"about three times its weight in float32, {work}, beside moments: what is done is kept, "
+        f"and with that much free the same call goes on; skip=[{row.name!r}] (--skip) leaves it "
+        "out, in a run that begins anew (restart=True, --restart)"
+    )
 
 
 def _note(entry: dict[str, Any], done: dict[str, dict[str, Any]], advance: Advance) -> None:
