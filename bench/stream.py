@@ -15,9 +15,8 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 import tensorlrf  # noqa: E402
+from bench.anonymous import Peak  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 
 WIDTH, INNER, WORDS = 2048, 5632, 32000
@@ -55,8 +55,12 @@ def tensors(n_bytes: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         size, k = size + 2 * (4 * WIDTH**2 + 3 * WIDTH * INNER), k + 1
 
 
-def make(folder: Path, n_bytes: int) -> None:
-    """Shards and their index."""
+def make(
+    folder: Path,
+    wanted: Iterable[tuple[str, tuple[int, ...]]],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Shards of these tensors and their index. Vectors are ones, as the scales of norms are."""
     draws = torch.Generator().manual_seed(0)
     held: dict[str, torch.Tensor] = {}
     shards: list[list[str]] = []
@@ -66,43 +70,31 @@ def make(folder: Path, n_bytes: int) -> None:
         save_file(held, folder / f"model-{len(shards):05}.safetensors")
         held.clear()
 
-    for name, shape in tensors(n_bytes):
-        weight = torch.randn(shape, generator=draws)
+    for name, shape in wanted:
+        weight = torch.ones(shape)
         if len(shape) == 2:
-            weight *= torch.arange(1, shape[1] + 1) ** -0.5
-        held[name] = weight.bfloat16()
+            # As many in each row come out as go in, whatever the width.
+            scales = torch.arange(1, shape[1] + 1) ** -0.5
+            weight = torch.randn(shape, generator=draws) * scales
+        held[name] = weight.to(dtype)
         if sum(2 * t.numel() for t in held.values()) > SHARD:
             flush()
     if held:
         flush()
     where = {n: f"model-{k + 1:05}.safetensors" for k, own in enumerate(shards) for n in own}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-
-
-def anonymous() -> int:
-    """Bytes of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
 
 
 def run(source: Path, target: Path) -> dict[str, Any]:
     """Compress, and the peak."""
-    before, peak, done = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
     begun = time.perf_counter()
-    report = tensorlrf.compress_checkpoint(source, target, keep_params=KEEP, progress=False)
+    with Peak() as peak:
+        report = tensorlrf.compress_checkpoint(source, target, keep_params=KEEP, progress=False)
     seconds = time.perf_counter() - begun
-    done.set()
-    thread.join()
     return {
-        "seconds": seconds, "peak": peak - before, "layers": len(report.layers),
+        "seconds": seconds, "peak": peak.n_bytes, "layers": len(report.layers),
         "read": report.bytes_before, "written": report.bytes_after,
     }  # fmt: skip
 
@@ -146,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         source = Path(made) / "in"
         source.mkdir()
-        make(source, int(given.gigabytes * 1e9))
+        make(source, tensors(int(given.gigabytes * 1e9)))
         ran = measured("run", source, Path(made) / "out")
         apart = measured("alone", source)
     bound = 3 * 4 * WIDTH * INNER + 200e6
