@@ -13,6 +13,7 @@ from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Log,
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._stream import stream
+from tensorlrf.cli._stream_fit import StreamFit
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
@@ -218,7 +219,7 @@ def compress(
         bool,
         typer.Option(
             "--stream",
-            help="A layer at a time by names and shapes, as of a file, without building the model: "
+            help="A layer at a time without the model in memory, or with --text a block at a time: "
             "for shards larger than memory. Goes on where a run into TARGET has ended early.",
         ),
     ] = False,
@@ -262,7 +263,7 @@ def compress(
       tensorlrf compress smollm/ -o small/ --keep-total .8 --include embeddings --include heads
       tensorlrf compress smollm/ -o small/ --keep-params .8 --shared inputs --text news.txt
       tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --dry-run
-      tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream
+      tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --text news.txt
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
@@ -277,12 +278,13 @@ def compress(
                     "--max-drop": max_drop, "--evaluate": evaluate, "--include": include,
                     "--allocation": allocation, "--least-share": least_share,
                     "--sensitivity": sensitivity, "--fold-batch-norms": fold_batch_norms,
-                    "--text": text, "--target": fit_target, "--metric": fit_metric,
-                    "--loss": loss, "--shared": shared, "--affine": affine,
-                    "--holdout": holdout, "--rerun": rerun, "--memory-limit": memory_limit,
-                    "--refine": refine, "--groups": groups, "--tokens": tokens,
-                    "--batch-size": batch_size, "--max-batches": max_batches, "--dtype": dtype,
+                    "--metric": fit_metric, "--loss": loss, "--shared": shared,
+                    "--affine": affine, "--rerun": rerun, "--refine": refine, "--groups": groups,
+                    "--dtype": dtype,
                 },
+                fit=StreamFit(
+                    text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
+                ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, force=force,
                 restart=restart, dry_run=dry_run, as_json=as_json, prints=prints,
             )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from tensorlrf.cli._outcome import show, warn
+from tensorlrf.cli._stream_fit import StreamFit
 from tensorlrf.cli._wanted import read_value
 from tensorlrf.compression import Plan, compress_checkpoint, forecast_checkpoint
 from tensorlrf.compression.scale.architecture import Architecture
@@ -23,6 +24,7 @@ def stream(
     arguments: Mapping[str, Any],
     *,
     others: Mapping[str, object],
+    fit: StreamFit,
     plan: Path | None,
     moments: Path | None,
     plan_only: bool,
@@ -37,6 +39,7 @@ def stream(
 
     arguments  keep_params, error, method and skip
     others     option -> what was given for it, of those that have no meaning here
+    fit        what layers are fitted to
     prints     whether this process tells what comes of it
 
     Raises ArgumentError for these.
@@ -44,9 +47,9 @@ def stream(
     for option, given in others.items():
         if given not in (None, False, [], ()):
             raise ArgumentError(
-                f"{option} is not for --stream, which goes by the weights, and by --moments, a "
-                "layer at a time"
+                f"{option} is not for --stream, which has a layer or a block in memory at a time"
             )
+    fit.check(dry_run=dry_run)
     if (plan_only or dry_run) and not prints:
         return
     if plan_only:
@@ -69,8 +72,8 @@ def stream(
     if target is None:
         raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
     report = compress_checkpoint(
-        source, target, **arguments, plan=given_plan, moments=moments, random_state=seed,
-        overwrite=force, restart=restart,
+        source, target, **arguments, **fit.arguments(source, seed), plan=given_plan,
+        moments=moments, random_state=seed, overwrite=force, restart=restart,
     )  # fmt: skip
     if not prints:
         return
