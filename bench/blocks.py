@@ -2,7 +2,7 @@
 
     python bench/blocks.py --gigabytes 1.5
 
-Makes shards of bfloat16 with the shapes of a Llama of width 2048 in a folder that goes afterwards,
+Makes shards of bfloat16 with the shapes of a Llama of width 1024 in a folder that goes afterwards,
 and compresses them with `calibration=` and inputs="original" in a process of its own, with one
 thread. Its anonymous memory is looked at a hundred times a second, above what there is once
 tensorlrf and transformers are imported. A smaller one is compressed both ways, block by block and
@@ -32,8 +32,8 @@ from bench.anonymous import Peak  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.stream import make  # noqa: E402
 
-KEEP, BATCHES, ROWS, TOKENS = 0.5, 8, 4, 128
-LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32000}
+KEEP, BATCHES, ROWS, TOKENS = 0.5, 8, 2, 128
+LARGE = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 32000}
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "vocab_size": 1000}
 HEADS = 64
 """Numbers in one."""
@@ -180,7 +180,7 @@ def main() -> None:
             found = measured("apart", source, Path(folder) / f"{dtype}-out")
             info = {"apart": f"{found['apart']:.2g}", "lost": f"{found['lost']:.3g}"}
             rows.append(Row(f"width 256, {dtype}", "block by block", 0.0, 0.0, 1, info))
-            print(rows[-1])
+            print(rows[-1], flush=True)
         around = 2 * 2 * LARGE["vocab_size"] * LARGE["hidden_size"]
         blocks = max(2, round((given.gigabytes * 1e9 - around) / (2 * numbers(LARGE))))
         source = made(Path(folder) / "in", LARGE, blocks)
@@ -192,9 +192,9 @@ def main() -> None:
         "blocks": blocks, "layers": ran["layers"], "peak MB": round(ran["peak"] / 1e6),
         "bound MB": round(whole / 1e6), "bound of sums alone MB": round(of_sums / 1e6), **told,
     }  # fmt: skip
-    name = f"{given.gigabytes:g} GB, width 2048"
+    name = f"{given.gigabytes:g} GB, width 1024"
     rows.append(Row(name, "block by block", ran["seconds"], ran["seconds"], 1, more))
-    print(rows[-1])
+    print(rows[-1], flush=True)
     write_results(given.results, "blocks", rows, machine("cpu"), NOTE)
 
 

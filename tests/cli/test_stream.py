@@ -70,7 +70,12 @@ def test_there_and_again(tmp_path: Path, program: Program, monkeypatch: pytest.M
 
 def test_what_it_does_not_look_at_is_refused(tmp_path: Path, program: Program) -> None:
     path, _ = source(tmp_path)
-    for option in (("--keep-flops", ".5"), ("--text", path), ("--affine",), ("--include", "heads")):
+    for option in (
+        ("--keep-flops", ".5"),
+        ("--refine", "9"),
+        ("--affine",),
+        ("--include", "heads"),
+    ):
         refused = program("compress", path, "-o", tmp_path / "out", *CALL, *option)
         assert refused.code == 2
         assert f"{option[0]} is not for --stream" in refused.err
