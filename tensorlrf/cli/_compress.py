@@ -12,8 +12,7 @@ from tensorlrf.cli._job import Options, checkpoint_job, folder_job
 from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Log, Seed, Skip, Tokens
 from tensorlrf.cli._outcome import guard, show
 from tensorlrf.cli._ranks import process_group
-from tensorlrf.cli._stream import stream
-from tensorlrf.cli._stream_fit import StreamFit
+from tensorlrf.cli._stream import StreamFit, stream
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
