@@ -12,7 +12,7 @@ from tensorlrf.compression.frontier._points import Frontier
 from tensorlrf.compression.group._group import on_one_rank
 from tensorlrf.compression.latent._latent_cache import latent_cache
 from tensorlrf.compression.latent._report import LatentReport, LatentRow
-from tensorlrf.compression.losses._probe import sensitivity
+from tensorlrf.compression.losses._sensitivity import sensitivity
 from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.moments._calibrate import calibrate
 from tensorlrf.compression.moments._layer import CalibratedLayer

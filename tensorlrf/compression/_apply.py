@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from tensorlrf.compression._baked import without_baked
 from tensorlrf.compression._latency import measure_model
 from tensorlrf.compression._metric import with_metrics
 from tensorlrf.compression._survey import Surveyed, survey
-from tensorlrf.compression._unpacked import packed_again, unpacked_model
+from tensorlrf.compression._unpacked import packed_again, shared_model
 from tensorlrf.compression._working_copy import WorkingCopy
 from tensorlrf.compression.bases._shared import Bases, bases_in
 from tensorlrf.compression.bases._words import words_of
@@ -30,6 +31,8 @@ from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.fit._factored import Factored
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.folding._within import folded_as
+from tensorlrf.compression.group._alike import check_alike, check_plan_alike, check_shared
+from tensorlrf.compression.group._group import ranks_here
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.moments._moments import Moments
@@ -44,6 +47,7 @@ from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,
+    GroupError,
     lowered_by,
     warn,
 )
@@ -209,17 +213,24 @@ def apply(
         metric, loss, readout, groups, shared, moments,
     )  # fmt: skip
     fitting.check(calibrated=calibration is not None)
-    model = unpacked_model(model)
     if not isinstance(plan, Plan):
         raise ArgumentError(
             f"plan is a {type(plan).__name__}; make one with tensorlrf.plan(model, ...) or "
             "Plan.from_json(text)"
         )
-    data = Calibration.read(calibration, model, fitting.holdout, fitting.memory_limit, groups)
-    if plan.folded is not None:
-        model = folded_as(model, plan.folded, data, example)
-    fitting = fitting.of_moments(model)
-    return carried_out(model, plan, survey(model), data, fitting, example)
+    with ranks_here(calibration is not None) as group:
+        model = shared_model(model, group)
+        timed = plan.keep_latency or plan.allotment.promised_cost
+        check_shared(group, {"keep_latency": timed, "shared": shared})
+        check_alike(group, model, {"call": "apply", **vars(fitting)})
+        fitting = replace(fitting, progress=progress and group.is_first)
+        data = Calibration.read(
+            calibration, model, fitting.holdout, fitting.memory_limit, groups, group
+        )
+        if plan.folded is not None:
+            model = folded_as(model, plan.folded, data, example)
+        fitting = fitting.of_moments(model)
+        return carried_out(model, plan, survey(model), data, fitting, example)
 
 
 def carried_out(
@@ -238,6 +249,8 @@ def carried_out(
     less = partial(_less, data, fitting)
     with torch.inference_mode(False), without_autocast(), lowered_by(less):
         check_plan(model, plan, found)
+        if data is not None:
+            check_plan_alike(data.group, plan)
         _check_shared(plan, fitting)
         small = copy_of(model)
         for row in plan.factored:
@@ -266,7 +279,7 @@ def carried_out(
         small, rows = work.replaced(found)
         small = without_baked(packed_again(small))
         norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
-        if error is None and data is not None and data.held_out:
+        if error is None and data is not None and data.held:
             error = data.apart(model, small)
         latency = latency_of(model, small, plan, example, data, fitting)
     report = Report(
@@ -274,8 +287,8 @@ def carried_out(
         target=None if data is None and known_moments is None else fitting.target,
         metric=metric,
         affine=fitting.affine,
-        batches=len(data.fitted) if data else known_moments.batches if known_moments else 0,
-        held_out=0 if data is None else len(data.held_out),
+        batches=data.n_fitted if data else known_moments.batches if known_moments else 0,
+        held_out=0 if data is None else len(data.held),
         layers=tuple(rows),
         model=totals(model, small),
         model_error=None if error is None else error.error,
@@ -327,14 +340,16 @@ def batch_norms(
     where none are tried.
     """
     norms = norms_of(small)
-    if not norms or data is None or not data.held_out:
+    if not norms or data is None or not data.held:
         return None, None
     before = data.apart(model, small)
     if before is None:
         return None, None
     try:
-        found = reestimated(small, data.fitted)
-    except ArgumentError:  # a batch of one sample has no variance
+        found = reestimated(small, data.fitted, data.group)
+    except (ArgumentError, RuntimeError) as error:  # a batch of one sample has no variance
+        if isinstance(error, GroupError):
+            raise
         return None, None
     tried = replica(small)
     set_statistics(norms_of(tried), found)
@@ -359,7 +374,7 @@ def latency_of(
     time was counted on it; None without. Where time is what was asked for the paths of `small` are
     chosen by measurement first, alone and together."""
     if example is None and plan.keep_latency is not None and data is not None:
-        example = data.batches[0]
+        example = data.first
     if example is None:
         return None
     batch = Batch.of(example)

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from tensorlrf.compression._apply import batch_norms, carried_out, latency_of
-from tensorlrf.compression._baked import without_baked
-from tensorlrf.compression._survey import survey
-from tensorlrf.compression._uncompiled import own_model, uncompiled
-from tensorlrf.compression._unpacked import put_unpacked, unpacked_model
+from tensorlrf.compression._compressed import compressed, refinement_for
+from tensorlrf.compression._uncompiled import uncompiled
+from tensorlrf.compression._unpacked import put_unpacked
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at, tied_places
-from tensorlrf.compression.calibration._layer_moments import Calibration
-from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
-from tensorlrf.compression.folding._within import folded_before, take_folds
-from tensorlrf.compression.frontier._metric import Metric, with_quality
+from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.folding._within import take_folds
+from tensorlrf.compression.frontier._metric import Metric
+from tensorlrf.compression.group._unsharded import is_wrapped
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
-from tensorlrf.compression.modular._modular import take_modules, whole_modules
+from tensorlrf.compression.modular._modular import take_modules
 from tensorlrf.compression.moments._moments import Moments
-from tensorlrf.compression.plan._plan import Plan
-from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
-from tensorlrf.compression.refinement._processes import Processes
-from tensorlrf.compression.refinement._refine import refined
-from tensorlrf.compression.refinement._settings import Settings
 from tensorlrf.compression.refinement._student import take_over
 from tensorlrf.compression.report._report import Report
 from tensorlrf.decomposition.renamed import refuses_old_words
 from tensorlrf.errors import ArgumentError
-from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import Unpacked
@@ -167,8 +157,8 @@ def compress(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout, groups, shared, moments,
     )  # fmt: skip
-    settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
-    return _compressed(
+    settings = refinement_for(refine, holdout, max_drop, calibrated=calibration is not None)
+    return compressed(
         model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
     )
 
@@ -261,7 +251,12 @@ def compress_(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout, groups, shared, moments,
     )  # fmt: skip
-    settings = _refinement(refine, holdout, max_drop, calibrated=calibration is not None)
+    settings = refinement_for(refine, holdout, max_drop, calibrated=calibration is not None)
+    if isinstance(model, nn.Module) and is_wrapped(model):
+        raise ArgumentError(
+            "model is wrapped or sharded by torch.distributed, which would go on with its old "
+            "parameters; use compress, and wrap or shard what it gives"
+        )
     given, model = model, uncompiled(model)
     if model is not given and model is not getattr(given, "_orig_mod", None):
         raise ArgumentError(
@@ -269,7 +264,7 @@ def compress_(
             "layers; compile them after compress_, or use compress"
         )
     ties = tied_places(model, [name for name, _ in model.named_modules() if name])
-    small, report = _compressed(
+    small, report = compressed(
         model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
     )
     if isinstance(small, (FactoredLayer, Unpacked)):
@@ -294,94 +289,3 @@ def compress_(
     if report.batch_norms is not None and report.batch_norms.kept:
         set_statistics(norms_of(model), statistics_of(norms_of(small)))
     return report
-
-
-def _refinement(
-    refine: Any, holdout: float, max_drop: float | None, *, calibrated: bool
-) -> Settings | None:
-    """Of refinement at the end; None for none. Raises ArgumentError."""
-    if refine is None:
-        return None
-    settings = Settings(seconds=refine, holdout=holdout)
-    settings.check("refine")
-    if max_drop is not None:
-        raise ArgumentError(
-            f"refine={refine!r} and max_drop={max_drop!r}: what is found is judged before it is "
-            "refined; leave out refine=, and pass the result to tensorlrf.refine"
-        )
-    if not calibrated:
-        raise ArgumentError(f"refine={refine!r} trains on inputs; give calibration=")
-    return settings
-
-
-def _compressed(
-    model: nn.Module,
-    request: Request,
-    judging: Metric,
-    fitting: Fitting,
-    calibration: Any,
-    settings: Settings | None,
-    *,
-    fold_batch_norms: bool,
-) -> tuple[nn.Module, Report]:
-    """`settings` are those of refinement; None for none."""
-    # A wrong word is told before the model is looked at.
-    fitting.check(calibrated=calibration is not None)
-    # What is smaller in parts could not be packed again.
-    model = own_model(model) if request.modular else unpacked_model(model)
-    data = Calibration.read(
-        calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups
-    )
-    folded = None
-    if fold_batch_norms:
-        model, folded = folded_before(model, data, request.example)
-    if judging.max_drop is not None and request.modular:
-        raise ArgumentError(
-            f"max_drop={judging.max_drop!r} is of methods that make factors; with "
-            "method='modular' give keep_params="
-        )
-    if judging.max_drop is not None and data is not None:
-
-        def carry_out(plan: Plan) -> tuple[nn.Module, Report]:
-            return carried_out(model, plan, survey(model), data, fitting, request.example)
-
-        small, report = judging.fitted(model, request, data, carry_out)
-        return small, replace(report, folded=folded)
-    if request.modular and fitting.shared is not None:
-        raise ArgumentError(
-            f"shared={fitting.shared!r} is of methods that make factors; leave it out with "
-            "method='modular'"
-        )
-    if request.modular:
-        judge = judging.judge(model)
-        small, report = whole_modules(model, request, data, fitting)
-        small = without_baked(small)
-        with torch.inference_mode(False), without_autocast():
-            norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
-            latency = latency_of(model, small, report, request.example, data, fitting)
-        report = replace(report, latency=latency, batch_norms=norms)
-        if error is not None:
-            report = replace(
-                report, model_error=error.error, model_error_interval=error.interval
-            )  # fmt: skip
-    else:
-        fitting = fitting.of_moments(model)
-        made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
-        judge = judging.judge(model)  # what fails is to fail before the fit
-        small, report = carried_out(model, made, found, data, fitting, request.example, probe)
-    if settings is not None and data is not None:
-        with torch.inference_mode(False), without_autocast():
-            small, told = refined(
-                small, model, data, settings, request.loss, request.readout, None, None,
-                fitting.random_state, fitting.progress, Processes(), time.monotonic(),
-            )  # fmt: skip
-            error = data.apart(model, small)
-            latency = latency_of(model, small, report, request.example, data, fitting)
-        report = replace(
-            report,
-            latency=latency,
-            model_error=None if error is None else error.error,
-            model_error_interval=None if error is None else error.interval,
-            refinement=told,
-        )
-    return small, with_quality(replace(report, folded=folded), judge, small)

@@ -19,7 +19,13 @@ from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.errors import ArgumentError, CalibrationWarning, is_out_of_memory, warn
+from tensorlrf.errors import (
+    ArgumentError,
+    CalibrationWarning,
+    GroupError,
+    is_out_of_memory,
+    warn,
+)
 
 CLEARLY = 0.9
 """Of the loss by "outputs" that "loss" may leave: the few batches held out tell no less apart."""
@@ -66,6 +72,8 @@ def _gathered(
     try:
         with progress_bar("differentiate", None, fitting.progress) as advance:
             metrics = output_metrics(model, names, data, loss, draws, partial(advance, ""))
+    except GroupError:
+        raise
     except (RuntimeError, ArgumentError) as error:
         if fitting.metric != AUTO and not isinstance(error, RuntimeError):
             raise

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tensorlrf.compression._exchange import exchanged
+from tensorlrf.compression.group._unsharded import unsharded
 from tensorlrf.errors import ArgumentError
 
 
@@ -33,8 +34,9 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def own_model(model: Any) -> nn.Module:
-    """The same of what a user gives. Raises ArgumentError for what is no model."""
+    """The same of what a user gives, and without wrappers of torch.distributed. Raises
+    ArgumentError for what is no model."""
     model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    return model
+    return unsharded(model)

@@ -16,6 +16,8 @@ from torch import nn
 from tensorlrf.compression._baked import with_baked
 from tensorlrf.compression._exchange import exchanged
 from tensorlrf.compression._uncompiled import own_model
+from tensorlrf.compression.group._group import Alone
+from tensorlrf.compression.group._unsharded import is_wrapped, with_buffers_of_first
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import Unpacked, unpacked_type, why_not_unpacked
 
@@ -30,6 +32,14 @@ def unpacked_model(model: Any) -> nn.Module:
     Raises ArgumentError for what is no model.
     """
     return unpacked(with_baked(own_model(model)))
+
+
+def shared_model(model: Any, group: Alone) -> nn.Module:
+    """The same where all ranks of a group have one, with the buffers of the first rank where a
+    DistributedDataParallel has let them part."""
+    if group.size > 1 and isinstance(model, nn.Module) and is_wrapped(model):
+        model = with_buffers_of_first(own_model(model), group)
+    return unpacked_model(model)
 
 
 def unpacked(model: nn.Module) -> nn.Module:

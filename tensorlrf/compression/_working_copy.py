@@ -170,7 +170,7 @@ class WorkingCopy:
             self._add_zero_biases()
         working = self.model
         target = self.fitting.target
-        self.trace = record(working, self.names, self.data.batches[0])
+        self.trace = record(working, self.names, self.data.first)
         for name, reader in self.trace.readers.items():
             self.rows[name] = replace(
                 self.rows[name], method=None, eligible=False, reason=READ.format(reader)
@@ -231,11 +231,12 @@ class WorkingCopy:
         gathered = Gathered(
             lags=fitting.target == "original",
             held=bool(self.data.held),
-            waiting=len(self.data.batches) if waits else 1,
+            waiting=self.data.most_here if waits else 1,
             weighed=self.data.metrics.keys(),
             stacked={name for own in stacks(self.model, layers) for name in own},
         )
-        needs = gathered.within(layers, limit, [n for n in layers if self._takes_matrix(n)])
+        matrix = [n for n in layers if self._takes_matrix(n)]
+        needs = gathered.within(layers, limit, matrix, self.data.group)
         self.memory = gathered.forecast(layers, needs, limit, self.trace.inputs)
         forms = {name: need.form for name, need in needs.items() if need.form is not None}
         metrics = {n: m for n, m in self.data.metrics.items() if n not in needs or needs[n].weighed}

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.group._group import ALONE, Alone
+from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import replica
 
 Statistics = tuple[Tensor, Tensor]
@@ -41,15 +43,19 @@ def set_statistics(norms: Sequence[Any], statistics: Sequence[Statistics]) -> No
             m.running_var.copy_(variance)
 
 
-def reestimated(model: nn.Module, batches: Sequence[Batch]) -> list[Statistics]:
+def reestimated(
+    model: nn.Module, batches: Sequence[Batch], group: Alone = ALONE
+) -> list[Statistics]:
     """New statistics of `norms_of(model)`: the mean over all their calls, batch by batch, of the
     mean and variance of each. Those of a norm that no batch reaches are the old ones.
 
-    The model itself is not run; the rest of its replicas is in eval mode.
+    The model itself is not run; the rest of its replicas is in eval mode. Batches of all ranks of a
+    group count.
     """
     before = norms_of(model)
     sums = [[torch.zeros_like(t) for t in one] for one in statistics_of(before)]
     calls = [0 for _ in before]
+    failed: Exception | None = None
     for batch in batches:
         own = replica(model)
         norms = norms_of(own)
@@ -58,12 +64,19 @@ def reestimated(model: nn.Module, batches: Sequence[Batch]) -> list[Statistics]:
             m.num_batches_tracked = torch.zeros((), dtype=torch.long, device=m.running_mean.device)
             m.reset_running_stats()
             m.training = True
-        call(own, batch)
+        try:
+            call(own, batch)
+        except ArgumentError as error:
+            failed = error
+            break
         for k, m in enumerate(norms):
             n = int(m.num_batches_tracked)
             calls[k] += n
             sums[k][0] += n * m.running_mean
             sums[k][1] += n * m.running_var
+    group.fail_together(failed)
+    group.total([t for one in sums for t in one])
+    calls = [int(n) for n in group.totals(calls)]
     return [
         (mean / n, variance / n) if n else old
         for (mean, variance), n, old in zip(sums, calls, statistics_of(before), strict=True)

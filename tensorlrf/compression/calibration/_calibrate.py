@@ -68,8 +68,13 @@ def at_once(
         for batch in calibration.batches:
             arrived = Arrivals(add, moments, shared.of_pass(), model, batch)
             run_to(model, part, trace, batch, arrived)
+        for name in part:
+            layer = dense_layer_at(model, name)
+            if name not in shared.leaders:
+                found = calibration.summed(name, layer, moments.pop(name, None), lags=False)
+                moments.update({} if found is None else {name: found})
         for name, first in shared.leaders.items():
-            if not shared.holds(name):
+            if not calibration.group.every(shared.holds(name)):
                 moments.update(itertools.chain(*anew(model, [name], trace, calibration, None)))
             elif first in moments:
                 layer, metrics = dense_layer_at(model, name), calibration.metrics_of(name)

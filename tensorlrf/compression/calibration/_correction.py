@@ -86,6 +86,9 @@ class LagMoments(Protocol):
     def merge(self, other: Self) -> None:
         """Take what another one of the same layer has seen."""
 
+    def sums(self) -> list[Tensor]:
+        """All that it has added up, the very memory."""
+
     def lag(self) -> Lag:
         """The moments so far."""
 
@@ -141,6 +144,10 @@ class InputLags:
         self._squares += other._squares
         self._sum += other._sum
         self.count += other.count
+
+    def sums(self) -> list[Tensor]:
+        """All that it has added up, the very memory."""
+        return [self._cross, self._squares, self._sum]
 
     def lag(self) -> Lag:
         """The moments so far."""
@@ -225,6 +232,10 @@ class OutputLags:
         self._lost += other._lost
         self._weighted += other._weighted
         self.count += other.count
+
+    def sums(self) -> list[Tensor]:
+        """All that it has added up, the very memory."""
+        return [self._cross, self._sum, self._lost, self._weighted]
 
     def lag(self) -> Lag:
         """The moments so far."""

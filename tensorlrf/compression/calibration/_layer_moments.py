@@ -9,21 +9,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tensorlrf.compression._held_out import groups_of, held_out, whole_groups_held_out
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._memory import AT_ONCE_BYTES, named_where_memory_ends
 from tensorlrf.compression.calibration._outputs import Apart, apart
 from tensorlrf.compression.calibration._statistics import Metrics, Statistics, Stream
-from tensorlrf.compression.calibration.batches import Batch, list_batches
+from tensorlrf.compression.calibration.batches import NOTHING, Batch, list_batches
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._inputs import Pool
 from tensorlrf.compression.calibration.moments._moments import Moments
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -47,6 +49,10 @@ class Calibration:
              on more inputs, the weights of those
     beside   of these the modules whose inputs are added to their outputs: the columns behind those
              of the inputs are of what the sum is behind
+    group    the ranks that have batches of their own each: held, groups and the numbers of batches
+             are of those of all, in the order of ranks
+    example  the first of all, where that is another rank's
+    in_all   how many there are; None for those that are here
     """
 
     batches: list[Batch]
@@ -57,6 +63,33 @@ class Calibration:
     groups: tuple[int, ...] | None = None
     wanted: Mapping[str, Tensor] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
+    group: Alone = ALONE
+    example: Batch | None = None
+    in_all: int | None = None
+
+    @property
+    def first(self) -> Batch:
+        """The first batch of all ranks."""
+        return self.batches[0] if self.example is None else self.example
+
+    @property
+    def n_fitted(self) -> int:
+        """How many all ranks together have to fit to."""
+        return (len(self.batches) if self.in_all is None else self.in_all) - len(self.held)
+
+    @cached_property
+    def most_here(self) -> int:
+        """How many batches a rank has at the most."""
+        return max(self.group.gathered(len(self.batches)))
+
+    def summed(
+        self, name: str, layer: DenseLayer, own: LayerMoments | None, *, lags: bool
+    ) -> LayerMoments | None:
+        """What all ranks have seen of a layer, by what this one has; None where nobody has any."""
+        if self.group.size == 1:
+            return own
+        found = self.moments_of(name, layer, lags=lags) if own is None else own
+        return found if found.over(self.group) else None
 
     def metrics_of(self, name: str) -> Metrics:
         """Those of a layer; None where all errors count alike."""
@@ -104,39 +137,86 @@ class Calibration:
         holdout: float,
         limit: int | None = None,
         groups: Any = None,
+        group: Alone = ALONE,
     ) -> Calibration | None:
         """What the user gives, with a limit of memory; None where that is nothing. Raises
-        ArgumentError."""
+        ArgumentError.
+
+        group  ranks each of which is given batches of its own
+        """
         check_holdout(holdout)
         if calibration is None:
             if groups is not None:
                 raise ArgumentError("groups= are those of batches; give calibration= as well")
             return None
         with torch.inference_mode(False), without_autocast():
-            found = cls.of(list_batches(calibration, replica(model)), holdout, groups)
+            found = cls._over(
+                group, list_batches(calibration, replica(model), some=group.size == 1), holdout,
+                groups, model,
+            )  # fmt: skip
         known = (p for p in model.parameters() if not nn.parameter.is_lazy(p))
         room = max(AT_ONCE_BYTES, MODELS * sum(p.numel() * p.element_size() for p in known))
         return replace(found, room=room if limit is None else min(limit, room))
 
+    @classmethod
+    def _over(
+        cls, group: Alone, own: list[Batch], holdout: float, groups: Any, model: nn.Module
+    ) -> Calibration:
+        """Of ranks with these batches each: numbered through, in the order of ranks."""
+        if group.size == 1:
+            return cls.of(own, holdout, groups)
+        given = None if groups is None else list(groups)
+        if given is not None and len(given) != len(own):
+            raise ArgumentError(
+                f"groups has {len(given)} entries for {len(own)} batches of rank {group.rank}; "
+                "give a label for each batch of the rank"
+            )
+        counts = group.gathered(len(own))
+        if not sum(counts):
+            raise ArgumentError(f"calibration, on every rank, {NOTHING}")
+        before, first = sum(counts[: group.rank]), next(k for k, n in enumerate(counts) if n)
+        own = [replace(batch, index=before + k) for k, batch in enumerate(own)]
+        example = group.of(first, own[0] if group.rank == first else None)
+        if group.rank != first:
+            example = _moved(example, model)
+        labels = group.gathered(given)
+        told = None if groups is None else [one for part in labels for one in part or ()]
+        # Whatever stands for the batches of all, of which there are as many.
+        found = cls.of([Batch((), {}, k) for k in range(sum(counts))], holdout, told)
+        return replace(found, batches=own, group=group, example=example, in_all=sum(counts))
+
     @property
     def fitted(self) -> list[Batch]:
         """Those to fit to."""
-        return [b for k, b in enumerate(self.batches) if k not in self.held]
+        return [batch for batch in self.batches if batch.index not in self.held]
 
     @property
     def held_out(self) -> list[Batch]:
         """Those to judge by."""
-        return [b for k, b in enumerate(self.batches) if k in self.held]
+        return [batch for batch in self.batches if batch.index in self.held]
 
     @property
     def judging(self) -> list[Batch]:
         """Those held out; where there are none, those to fit to."""
-        return self.held_out or self.fitted
+        return self.held_out if self.held else self.fitted
 
     def apart(self, model: nn.Module, small: nn.Module) -> Apart | None:
         """How far the outputs of two models are apart on those held out."""
         groups = None if self.groups is None else dict(enumerate(self.groups))
-        return apart(model, small, self.held_out, groups)
+        return apart(model, small, self.held_out, groups, self.group)
+
+
+def _moved(batch: Any, model: nn.Module) -> Any:
+    """A batch, which is on the CPU, to where the model is."""
+    homes = {p.device for p in model.parameters()}
+    if len(homes) != 1:
+        return batch
+    (home,) = homes
+    args, kwargs = pytree.tree_map(
+        lambda leaf: leaf.to(home) if isinstance(leaf, Tensor) else leaf,
+        (batch.args, dict(batch.kwargs)),
+    )
+    return replace(batch, args=args, kwargs=kwargs)
 
 
 def check_holdout(holdout: Any) -> None:
@@ -190,6 +270,13 @@ class LayerMoments:
             if stream is not None and more is not None and more.count:
                 stream.merge(more)
         self._agree()
+
+    def over(self, group: Alone) -> bool:
+        """Take what this one of every rank has seen; whether that is anything."""
+        seen = self._fit.over(group)
+        seen += 0 if self._held is None else self._held.over(group)
+        self._agree()
+        return seen > 0
 
     def _agree(self) -> None:
         """Lags of both or of neither: what is held out judges the target of the fit."""

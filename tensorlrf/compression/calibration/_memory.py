@@ -13,6 +13,7 @@ from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._free_memory import free_bytes
 from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._moments import moment_bytes
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
 from tensorlrf.errors import ArgumentError, is_out_of_memory
 
@@ -98,7 +99,11 @@ class Gathered:
         return Need(form, moments, self.lags * copies * lags, work, weighed)
 
     def within(
-        self, layers: Layers, limit: int | None, matrix: Collection[str] = ()
+        self,
+        layers: Layers,
+        limit: int | None,
+        matrix: Collection[str] = (),
+        group: Alone = ALONE,
     ) -> dict[str, Need]:
         """Of each layer, with the most of its moments that it has room for: all of them, or the
         largest sketch, which serves better than blocks of as many bytes (bench/sketches.py). Where
@@ -106,13 +111,15 @@ class Gathered:
         so has no moments.
 
         matrix  layers whose method takes moments as a matrix
+        group   of ranks with room for as much as the one with the least of it
 
         Raises ArgumentError for a given limit below what a layer takes at the least.
         """
         needs: dict[str, Need] = {}
         least: dict[str, Need] = {}
         for name, layer in layers.items():
-            room = free_bytes(layer.device) / 2 if limit is None else limit
+            free = group.least(free_bytes(layer.device) / group.beside) if limit is None else 0.0
+            room = free / 2 if limit is None else limit
             forms = [FULL, *(Form("sketch", rows) for rows in sketch_sizes(layer.columns))]
             forms = [COUNTS] if layer.is_table else forms
             # A metric of the outputs goes before any of the moments.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.nn.copies import replica
 
 Floats = NDArray[np.float64]
@@ -58,12 +59,42 @@ def apart(
     small: nn.Module,
     batches: Sequence[Batch],
     groups: Mapping[int, int] | None = None,
+    group: Alone = ALONE,
 ) -> Apart | None:
     """Of all outputs together, of `small` against `model`, each batch through replicas of them.
     Rows of padding do not count. None where nothing can be compared.
 
     groups  index of a batch -> number of the group that it is of
+    group   of ranks, each with batches of its own; all of them count
     """
+    found = _compared(model, small, batches, groups)
+    lost: list[Floats] = []
+    whole: list[Floats] = []
+    units: list[tuple[int, ...]] = []
+    for part in group.gathered(found):
+        if part is None:
+            return None
+        lost += part[0]
+        whole += part[1]
+        units += part[2]
+    if not units:
+        return None
+    numbers: dict[tuple[int, ...], int] = {}
+    at = [numbers.setdefault(unit, len(numbers)) for unit in units]
+    a, b = (_summed(at, np.concatenate(parts)) for parts in (lost, whole))
+    if not (b.sum() > 0 and math.isfinite(b.sum())):
+        return None
+    return Apart(math.sqrt(a.sum() / b.sum()), _interval(a, b))
+
+
+def _compared(
+    model: nn.Module,
+    small: nn.Module,
+    batches: Sequence[Batch],
+    groups: Mapping[int, int] | None,
+) -> tuple[list[Floats], list[Floats], list[tuple[int, ...]]] | None:
+    """Of each batch the squares of what is lost and of what is wanted, sample by sample, and what
+    the samples belong to; None where outputs cannot be compared."""
     lost: list[Floats] = []
     whole: list[Floats] = []
     units: list[tuple[int, ...]] = []
@@ -81,14 +112,7 @@ def apart(
         whole.append(squares[1])
         own = range(n)
         units += [(batch.index, k) if groups is None else (groups[batch.index],) for k in own]
-    if not units:
-        return None
-    numbers: dict[tuple[int, ...], int] = {}
-    at = [numbers.setdefault(unit, len(numbers)) for unit in units]
-    a, b = (_summed(at, np.concatenate(parts)) for parts in (lost, whole))
-    if not (b.sum() > 0 and math.isfinite(b.sum())):
-        return None
-    return Apart(math.sqrt(a.sum() / b.sum()), _interval(a, b))
+    return lost, whole, units
 
 
 def model_error(model: nn.Module, small: nn.Module, batches: Sequence[Batch]) -> float | None:

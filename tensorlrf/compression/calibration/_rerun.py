@@ -53,7 +53,8 @@ def anew(
             yield [(name, mine)]
         del mine
         for other in followers:
-            if leading is None or not shared.holds(other):  # here and there it was fed another one
+            fed_alike = calibration.group.every(shared.holds(other))
+            if leading is None or not fed_alike:  # here and there it was fed another one
                 yield from anew(model, [other], trace, calibration, original)
                 continue
             layer, metrics = dense_layer_at(model, other), calibration.metrics_of(other)
@@ -89,7 +90,8 @@ def _gathered(
             ),
         ):  # fmt: skip
             call(own, batch)
-    return moments.get(names[0])
+    first, lags = dense_layer_at(model, names[0]), original is not None
+    return calibration.summed(names[0], first, moments.get(names[0]), lags=lags)
 
 
 def in_order(names: list[str], trace: Trace) -> list[str]:

@@ -30,6 +30,8 @@ from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration.moments._form import FULL, Form
 from tensorlrf.compression.calibration.moments._inputs import Inputs, Pool
 from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
+from tensorlrf.compression.calibration.moments._over_ranks import add_up
+from tensorlrf.compression.group._group import Alone
 from tensorlrf.decomposition.linalg.compact import Gram
 from tensorlrf.decomposition.second_moments import OutputMetric
 from tensorlrf.decomposition.shrinkage import shrunk
@@ -298,6 +300,19 @@ class Stream:
         elif self._lags is not None:
             for lag, behind in zip(self._lags, other._lags, strict=True):
                 lag.merge(behind)
+
+    def over(self, group: Alone) -> int:
+        """Take what this one of every rank has seen; how many columns of each group that is."""
+        dropped, count = group.totals([float(not self.has_lags), self.count])
+        for moments in self._moments:
+            add_up(moments, group)
+        if dropped or self._lags is None:
+            self.drop_lags()
+            return int(count)
+        for lag in self._lags:
+            group.total(lag.sums())
+            lag.count = int(group.totals([lag.count])[0])
+        return int(count)
 
     def statistics(self) -> tuple[Statistics, ...]:
         """One for each group; nothing is added any more."""

@@ -8,13 +8,13 @@ been made with the dense weight: behind it the passes begin anew, one more for e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._beside import Beside
-from tensorlrf.compression.calibration._dense_layer import dense_layer_at
+from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import (
     Adder,
     Calibration,
@@ -49,16 +49,16 @@ def suspended(
     leading: LayerMoments | None = None
     try:
         passes.begin()
-        while reached := {name for name in passes.waiting.values() if name is not None}:
-            name = min(reached, key=position.__getitem__)
+        while (name := passes.next_of(position)) is not None:
             trim(now=True)  # a fit has much to allocate
             layer, metrics = dense_layer_at(model, name), calibration.metrics_of(name)
             if name not in shared.leaders:
-                mine = moments.pop(name)
-                leading = mine.following(layer, metrics) if shared.leads(name) else None
-                yield [(name, mine)]
+                mine = passes.summed(name, layer)
+                leads = mine is not None and shared.leads(name)
+                leading = mine.following(layer, metrics) if mine is not None and leads else None
+                yield [] if mine is None else [(name, mine)]
                 del mine
-            elif leading is not None and shared.holds(name):
+            elif leading is not None and calibration.group.every(shared.holds(name)):
                 yield [(name, leading.following(layer, metrics))]
             else:  # here and there it was fed something else
                 yield from anew(model, [name], trace, calibration, original)
@@ -70,7 +70,9 @@ def suspended(
             else:
                 passes.go_on_from(name)
         # Called less often than in the first pass, so never at its last call.
-        yield list(moments.items())
+        left = {name for part in calibration.group.gathered(list(moments)) for name in part}
+        sums = [(n, passes.summed(n, dense_layer_at(model, n))) for n in position if n in left]
+        yield [(name, mine) for name, mine in sums if mine is not None]
     finally:
         passes.close()
 
@@ -93,6 +95,7 @@ class _Passes:
         original: nn.Module | None,
     ) -> None:
         batches, lags = calibration.batches, original is not None
+        self._calibration, self._group, self._lags = calibration, calibration.group, lags
         self.moments: dict[str, LayerMoments] = {}
         self.done: set[str] = set()
         self.shared = SharedInputs(leaders(model, names, trace.after, lags=lags))
@@ -110,6 +113,18 @@ class _Passes:
             for batch, own in zip(batches, self._sums, strict=True)
         ]
         self._running: list[Suspendable] = []
+
+    def next_of(self, position: Mapping[str, int]) -> str | None:
+        """The first of the layers that passes wait at, those of other ranks among them; None where
+        all have ended."""
+        reached = [position[name] for name in self.waiting.values() if name is not None]
+        first = self._group.least(min(reached, default=len(position)))
+        return None if first == len(position) else list(position)[int(first)]
+
+    def summed(self, name: str, layer: DenseLayer) -> LayerMoments | None:
+        """What the passes of all ranks have seen of a layer."""
+        own = self.moments.pop(name, None)
+        return self._calibration.summed(name, layer, own, lags=self._lags)
 
     def begin(self) -> None:
         """All passes, those that are under way anew, to the first layers that are not done."""

@@ -48,7 +48,7 @@ def with_heads(
     ]
     if not heads:
         return data
-    trace = record(model, heads, data.batches[0])
+    trace = record(model, heads, data.first)
     grams: dict[str, Tensor] = {}
     for name, moments in itertools.chain(*at_once(model, heads, trace, data)):
         seen = moments.fit()

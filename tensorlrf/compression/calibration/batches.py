@@ -79,9 +79,16 @@ REMEDY = (
 )
 
 
-def list_batches(calibration: Any, model: nn.Module, argument: str = "calibration") -> list[Batch]:
+NOTHING = f"yields nothing (was an iterator used up?); {REMEDY}"
+
+
+def list_batches(
+    calibration: Any, model: nn.Module, argument: str = "calibration", *, some: bool = True
+) -> list[Batch]:
     """All batches of an iterable or DataLoader, drawn once; or the calls that a function makes of
     `model`, a replica in eval mode; `argument` is what the user knows them by.
+
+    some  whether there has to be one
 
     Raises ArgumentError where there is none, and for anything else.
     """
@@ -95,8 +102,8 @@ def list_batches(calibration: Any, model: nn.Module, argument: str = "calibratio
         raise ArgumentError(f"{argument} is a {type(calibration).__name__}; {REMEDY}{hint}")
     with OwnDraws():  # a DataLoader draws an order, and its data may be drawn as well
         values = list(calibration)
-    if not values:
-        raise ArgumentError(f"{argument} yields nothing (was an iterator used up?); {REMEDY}")
+    if not values and some:
+        raise ArgumentError(f"{argument} {NOTHING}")
     for k, value in enumerate(values):
         if not isinstance(value, (Tensor, tuple, list, Mapping)):
             raise ArgumentError(f"{argument}: batch {k} is a {type(value).__name__}; {REMEDY}")

@@ -31,7 +31,7 @@ def folded_before(
             "fold_batch_norms=True looks at a pass of the model, to see what is read by whom; give "
             "example= or calibration="
         )
-    batch = data.batches[0] if example is None and data is not None else Batch.of(example)
+    batch = data.first if example is None and data is not None else Batch.of(example)
     folded, found, left = folded_into(model, batch)
     told = tuple(f"{name}: {why}" for name, why in left.items())
     return folded, FoldedNorms(tuple(found), tuple(found.values()), told)
@@ -43,7 +43,7 @@ def folded_as(
     """The model with normalisations folded as a plan has them. Raises ArgumentError where that
     cannot be: by what the model has, and where there is an example or a calibration by its outputs
     on it."""
-    batch = None if data is None else data.batches[0]
+    batch = None if data is None else data.first
     batch = batch if example is None else Batch.of(example)
     return folded_by(model, dict(zip(folded.norms, folded.layers, strict=True)), batch)
 

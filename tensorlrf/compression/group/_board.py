@@ -46,7 +46,7 @@ class Board:
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._seen = {k: (0, time.monotonic()) for k in self._watched}
-        self._looked = 0.0
+        self._looked, self._agreed = 0.0, 0
 
     def __enter__(self) -> Board:
         self._beats.start()
@@ -89,8 +89,9 @@ class Board:
 
     def agree(self, values: Mapping[str, Any]) -> None:
         """Raise GroupError, on all ranks, where one of these is not the same on all."""
-        self.say(f"values/{self.rank}", json.dumps(values))
-        told = [json.loads(self.hear(f"values/{k}")) for k in range(self.size)]
+        key, self._agreed = f"values/{self._agreed}", self._agreed + 1
+        self.say(f"{key}/{self.rank}", json.dumps(values))
+        told = [json.loads(self.hear(f"{key}/{k}")) for k in range(self.size)]
         first, *others = told
         apart = [
             f"{key} is {shown(first.get(key))} on rank 0 and {shown(one.get(key))} on rank {k}"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from tensorlrf.compression.group._board import Board
-from tensorlrf.errors import GroupError
+from tensorlrf.errors import ArgumentError, GroupError
 
 T = TypeVar("T")
 
@@ -63,9 +63,18 @@ class Alone:
         """Over all ranks."""
         return value
 
+    def every(self, so: bool) -> bool:
+        """Whether it is so on all ranks."""
+        return so
+
     def gathered(self, value: T) -> list[T]:
         """What each rank has, in their order."""
         return [value]
+
+    def fail_together(self, error: Exception | None) -> None:
+        """Raise what one of them has met, on all ranks."""
+        if error is not None:
+            raise error
 
     def of(self, rank: int, value: T) -> T:
         """What that rank has, with its tensors on the CPU for the others."""
@@ -112,10 +121,25 @@ class Group(Alone):
         return [float(v) for v in flat]
 
     def least(self, value: float) -> float:
-        return min(self.gathered(value))
+        held = torch.tensor([value], dtype=torch.float64, device="cpu")
+        self._done(distributed.all_reduce, held, op=distributed.ReduceOp.MIN)
+        return float(held)
+
+    def every(self, so: bool) -> bool:
+        return self.least(float(so)) > 0
 
     def gathered(self, value: T) -> list[T]:
         return [self.of(k, value) for k in range(self.size)]
+
+    def fail_together(self, error: Exception | None) -> None:
+        ours = isinstance(error, ArgumentError)
+        told = self.gathered(None if error is None else (ours, f"{error}"))
+        if error is not None:
+            raise error
+        for rank, one in enumerate(told):
+            if one is not None:
+                kind = ArgumentError if one[0] else RuntimeError
+                raise kind(f"rank {rank}: {one[1]}")
 
     def of(self, rank: int, value: T) -> T:
         if rank == self.rank:

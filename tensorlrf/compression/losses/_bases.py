@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._statistics import Metrics
+from tensorlrf.compression.group._group import Alone
 from tensorlrf.compression.losses._enough import OUTPUT_ROWS
 from tensorlrf.factors import LowRank
 
@@ -144,7 +145,16 @@ class OutputMoments:
     @property
     def settled(self) -> bool:
         """Whether more rows would tell little more."""
-        return self.count >= OUTPUT_ROWS * self._sums.shape[-1]
+        return self.is_enough(self.count)
+
+    def is_enough(self, rows: float) -> bool:
+        """Whether more than so many would tell little more."""
+        return rows >= OUTPUT_ROWS * self._sums.shape[-1]
+
+    def over(self, group: Alone) -> None:
+        """Take what this one of every rank has been given."""
+        group.total([self._sums])
+        self.count = int(group.totals([self.count])[0])
 
     def basis(self) -> Basis:
         """What has been added up, taken apart."""

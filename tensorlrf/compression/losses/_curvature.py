@@ -27,12 +27,14 @@ from tensorlrf.compression.calibration._memory import METRIC
 from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.calibration.moments._sums import add_squares, mirrored
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.losses._bases import rows_of
-from tensorlrf.compression.losses._enough import GRADIENT_ROWS, scattered, told
-from tensorlrf.compression.losses._gradients import differentiate
+from tensorlrf.compression.losses._enough import GRADIENT_ROWS, LEAST, told, turns
+from tensorlrf.compression.losses._gradients import OwnCotangents, differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.decomposition.second_moments import OutputMetric
 from tensorlrf.decomposition.shrinkage import mean_eigenvalue, shrunk
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 
 SHRINKAGE = 0.3
@@ -58,20 +60,43 @@ def output_metrics(
     """
     weighed = with_room(model, names, data.room)
     sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in weighed}
-    samples = 0
-    for n, batch in enumerate(scattered(data.fitted)):
-        open_ = unsettled(sums) if told(n, samples) else sums
+    group, own = data.group, OwnCotangents(draws, data.group)
+    samples, failed = 0, None
+    open_: Mapping[str, GradientMoments] = sums
+    for n, turn in enumerate(turns(data.fitted, group)):
+        if told(n, samples) and not n % LEAST:
+            open_ = unsettled(sums, group)
         if not open_:
             break
-        differentiate(model, open_, batch, loss, draws)
-        samples += batch.samples
+        if turn.batch is not None and failed is None:
+            try:
+                differentiate(model, open_, turn.batch, loss, own.of(turn.batch))
+            except (RuntimeError, ArgumentError) as error:
+                failed = error
+        if failed is not None and group.size == 1:
+            break
+        samples += turn.samples
         advance()
+    group.fail_together(failed)
+    over_ranks(sums, group)
     return metrics_of(sums)
 
 
-def unsettled(sums: Mapping[str, GradientMoments]) -> dict[str, GradientMoments]:
+def unsettled(
+    sums: Mapping[str, GradientMoments], group: Alone = ALONE
+) -> dict[str, GradientMoments]:
     """Those of which more gradients would tell more."""
-    return {name: moments for name, moments in sums.items() if not moments.settled}
+    rows = group.totals([moments.rows for moments in sums.values()])
+    pairs = zip(sums.items(), rows, strict=True)
+    return {name: moments for (name, moments), n in pairs if not moments.is_enough(n)}
+
+
+def over_ranks(sums: Mapping[str, GradientMoments], group: Alone) -> None:
+    """Have them be those of all ranks."""
+    rows = group.totals([moments.rows for moments in sums.values()])
+    for moments, n in zip(sums.values(), rows, strict=True):
+        group.total([moments.products])
+        moments.rows = int(n)
 
 
 def metrics_of(sums: dict[str, GradientMoments]) -> dict[str, Metrics]:
@@ -137,7 +162,11 @@ class GradientMoments:
     @property
     def settled(self) -> bool:
         """Whether more gradients would tell little more."""
-        return self.rows >= GRADIENT_ROWS * self.products.shape[-1]
+        return self.is_enough(self.rows)
+
+    def is_enough(self, rows: float) -> bool:
+        """Whether more than so many would tell little more."""
+        return rows >= GRADIENT_ROWS * self.products.shape[-1]
 
     def metrics(self) -> list[OutputMetric | None]:
         """Of what has been added up, which is given up; None for groups without gradient."""

@@ -28,10 +28,16 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.losses._bases import Basis, OutputMoments, rows_of
-from tensorlrf.compression.losses._curvature import GradientMoments, unsettled
-from tensorlrf.compression.losses._enough import LEAST, scattered, told
-from tensorlrf.compression.losses._gradients import Together, Watcher, differentiate
+from tensorlrf.compression.losses._curvature import GradientMoments, over_ranks, unsettled
+from tensorlrf.compression.losses._enough import LEAST, told, turns
+from tensorlrf.compression.losses._gradients import (
+    OwnCotangents,
+    Together,
+    Watcher,
+    differentiate,
+)
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -47,28 +53,22 @@ def bases_of(
     advance: Advance,
     *,
     every: bool = False,
+    group: Alone = ALONE,
 ) -> dict[str, Basis]:
     """The directions of the outputs of each layer that the batches reach, one pass a batch, of as
-    many as they need, or of every one.
+    many as they need, or of every one; of all ranks of a group together.
 
     Raises ArgumentError, naming the layer, for outputs with NaN or Inf.
     """
-    moments: dict[str, OutputMoments] = {}
-    for n, batch in enumerate(scattered(batches), 1):
-        own = replica(model)
-        handles = []
-        for name in names:
-            site = dense_layer_at(own, name)
-            take = moments.setdefault(name, OutputMoments(site))
-            handles.append(_watched(site, take, batch))
-        try:
-            call(own, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+    moments = {name: OutputMoments(dense_layer_at(model, name)) for name in names}
+    for n, turn in enumerate(turns(batches, group), 1):
+        if turn.batch is not None:
+            _look(model, moments, turn.batch)
         advance()
-        if not every and n >= LEAST and all(sums.settled for sums in moments.values()):
+        if not every and not n % LEAST and _settled(moments, group):
             break
+    for sums in moments.values():
+        sums.over(group)
     found = {}
     for name in names:
         if moments[name].count:
@@ -80,6 +80,23 @@ def bases_of(
                     f"and at the layers before it, or leave it out with skip=[{name!r}]"
                 ) from None
     return found
+
+
+def _look(model: nn.Module, moments: Mapping[str, OutputMoments], batch: Batch) -> None:
+    """One pass, of which these take what their layers put out."""
+    own = replica(model)
+    handles = [_watched(dense_layer_at(own, name), one, batch) for name, one in moments.items()]
+    try:
+        call(own, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _settled(moments: Mapping[str, OutputMoments], group: Alone) -> bool:
+    """Whether more rows would tell little more of any."""
+    rows = group.totals([one.count for one in moments.values()])
+    return all(one.is_enough(n) for one, n in zip(moments.values(), rows, strict=True))
 
 
 def _watched(site: DenseLayer, moments: OutputMoments, batch: Batch) -> Any:
@@ -133,6 +150,7 @@ def fisher_losses(
     advance: Advance,
     gradients: Mapping[str, GradientMoments] = MappingProxyType({}),
     tied: Mapping[str, str] = MappingProxyType({}),
+    group: Alone = ALONE,
 ) -> dict[str, list[float]]:
     """Name -> the loss at every rank from 0 on to the full, of the layers that gradients reach, by
     as many of the batches as that needs; `gradients` are added up in the same passes.
@@ -142,12 +160,17 @@ def fisher_losses(
     Raises what the model does where it cannot be differentiated.
     """
     sums: dict[str, Tensor] = {}
-    whole, samples = 0.0, 0
-    for n, batch in enumerate(scattered(batches)):
-        known = told(n, samples)
-        open_ = unsettled(gradients) if known else gradients
+    whole, samples, failed = 0.0, 0, None
+    open_, own = gradients, OwnCotangents(draws, group)
+    for n, turn in enumerate(turns(batches, group)):
+        known, batch = told(n, samples), turn.batch
+        if known and (not n % LEAST or not gradients):
+            open_ = unsettled(gradients, group)
         if known and not open_:
             break
+        samples += turn.samples
+        if batch is None or failed is not None:
+            continue
         parts: dict[str, Tensor] = {}
         watchers: dict[str, Watcher] = dict(open_)
         for name, basis in () if known else bases.items():
@@ -156,16 +179,38 @@ def fisher_losses(
         for other, name in () if known else tied.items():
             if name in bases:
                 watchers[other] = _FeltByTied(name, bases[name], batch.samples, parts)
-        count = differentiate(model, watchers, batch, loss, draws)
-        whole, samples = whole + (0 if known else count), samples + batch.samples
+        try:
+            count = differentiate(model, watchers, batch, loss, own.of(batch))
+        except (RuntimeError, ArgumentError) as error:
+            failed = error
+            if group.size == 1:
+                break
+            continue
+        whole += 0 if known else count
         for name, c in parts.items():  # (samples, k)
             squares = c.double().square().sum(0)
             sums[name] = sums[name] + squares if name in sums else squares
         advance()
+    group.fail_together(failed)
+    over_ranks(gradients, group)
+    sums, whole = _over_ranks(sums, whole, bases, group)
     tails = {name: c.flip(-1).cumsum(-1).flip(-1) for name, c in sums.items()}
     return {
         name: [*(0.5 * c / max(whole, math.ulp(0.0))).tolist(), 0.0] for name, c in tails.items()
     }
+
+
+def _over_ranks(
+    sums: dict[str, Tensor], whole: float, bases: Mapping[str, Basis], group: Alone
+) -> tuple[dict[str, Tensor], float]:
+    """The sums of all ranks, of the layers that gradients reach on any of them."""
+    *reached, whole = group.totals([*(float(name in sums) for name in bases), whole])
+    found: dict[str, Tensor] = {}
+    for (name, basis), n in zip(bases.items(), reached, strict=True):
+        if n:
+            found[name] = sums.get(name, torch.zeros_like(basis.energies[0]))
+    group.total(list(found.values()))
+    return found, whole
 
 
 @dataclass(frozen=True)

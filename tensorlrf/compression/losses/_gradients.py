@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import replica
@@ -45,6 +46,19 @@ class Together:
 def _all_of(takes: Sequence[Callable[[Tensor], None]], g: Tensor) -> None:
     for take in takes:
         take(g)
+
+
+class OwnCotangents:
+    """Generators of what is drawn for batches, one for each, whichever others come before it and
+    whichever rank it is on; seeded by one draw of a given one."""
+
+    def __init__(self, draws: torch.Generator, group: Alone = ALONE) -> None:
+        own = int(torch.randint(1 << 40, (), generator=draws, device=draws.device))
+        self._seed, self._device = group.of(0, own), draws.device
+
+    def of(self, batch: Batch) -> torch.Generator:
+        """Of one batch, at its beginning."""
+        return torch.Generator(self._device).manual_seed(self._seed + batch.index)
 
 
 def differentiate(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tensorlrf.compression.calibration._outputs import tensors_of
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
 
@@ -26,6 +27,7 @@ def influences(
     names: Sequence[str],
     batches: Sequence[Batch],
     advance: Callable[[], None],
+    group: Alone = ALONE,
 ) -> dict[str, float]:
     """Of each layer the influence of its block; the mean of them of a layer that is in none. Empty
     where there is no block."""
@@ -43,6 +45,7 @@ def influences(
             for handle in handles:
                 handle.remove()
         advance()
+    _over_ranks(seen, [p for places in candidates.values() for p in places], group)
     blocks = {place: one.influence for place, one in seen.items() if one.is_block}
     found = {
         name: next((blocks[p] for p in places if p in blocks), None)
@@ -81,6 +84,17 @@ class _Seen:
     @property
     def influence(self) -> float:
         return self.change / self.count
+
+
+def _over_ranks(seen: dict[str, _Seen], places: Sequence[str], group: Alone) -> None:
+    """Have them be those of all ranks."""
+    if group.size == 1:
+        return
+    for place in dict.fromkeys(places):
+        own = seen.setdefault(place, _Seen())
+        told = group.gathered((own.change, own.count, own.shapes))
+        own.change, own.count = sum(c for c, _, _ in told), sum(n for _, n, _ in told)
+        own.shapes = set().union(*(shapes for _, _, shapes in told))
 
 
 @dataclass(frozen=True)

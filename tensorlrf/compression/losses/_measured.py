@@ -16,6 +16,7 @@ from torch import nn
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._outputs import tensors_of
 from tensorlrf.compression.calibration.batches import Batch, call
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.losses._bases import Basis
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.nn.copies import copy_of, replica
@@ -57,6 +58,7 @@ def measured_losses(
     batches: Sequence[Batch],
     loss: OutputLoss,
     advance: Callable[[], None],
+    group: Alone = ALONE,
 ) -> dict[str, list[float]]:
     """Name -> the loss at every rank from 0 on to the full, by what the model is wanted to put out.
 
@@ -72,7 +74,7 @@ def measured_losses(
         cuts = []
         for rank in sorted(ranks, reverse=True):
             site.write(basis.truncated(site, rank))
-            cuts.append((energies[name][rank], loss_of(working, wanted, batches, loss)))
+            cuts.append((energies[name][rank], loss_of(working, wanted, batches, loss, group)))
         site.write(whole)
         found[name] = along(energies[name], cuts)
         advance()
@@ -80,13 +82,19 @@ def measured_losses(
 
 
 def loss_of(
-    model: nn.Module, wanted: Sequence[Any], batches: Sequence[Batch], loss: OutputLoss
+    model: nn.Module,
+    wanted: Sequence[Any],
+    batches: Sequence[Batch],
+    loss: OutputLoss,
+    group: Alone = ALONE,
 ) -> float:
-    """The loss of a model beside the outputs that are wanted; infinite where it has NaN or Inf."""
+    """The loss of a model beside the outputs that are wanted, on the batches of all ranks; infinite
+    where it has NaN or Inf."""
     lost = whole = 0.0
     for batch, one in zip(batches, wanted, strict=True):
         part, weight = loss.between(one, call(replica(model), batch), batch)
         lost, whole = lost + part, whole + weight
+    lost, whole = group.totals([lost, whole])
     if not math.isfinite(lost):
         return math.inf
     return max(0.0, lost) / whole if whole > 0 else 0.0

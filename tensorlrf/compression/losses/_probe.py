@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._survey import check_values, included, kind_of, survey, without_skipped
-from tensorlrf.compression._unpacked import unpacked_model
+from tensorlrf.compression._survey import check_values, kind_of
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, tied_places
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
-from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.losses._bases import Basis, basis_bytes, spectra, sums_bytes
 from tensorlrf.compression.losses._curvature import (
     GradientMoments,
@@ -38,18 +38,17 @@ from tensorlrf.compression.losses._published import (
     effective_rank_losses,
     spectrum_shape_losses,
 )
-from tensorlrf.compression.plan.allocation import AUTO, LOSSES, RULES_ON_INPUTS
+from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import (
     ArgumentError,
     CalibrationWarning,
+    GroupError,
     is_out_of_memory,
-    unknown,
     warn,
 )
-from tensorlrf.factors.autocast import without_autocast
-from tensorlrf.nn.copies import copy_of
+from tensorlrf.nn.copies import copy_of, replica
 
 KNOTS = 64
 """Ranks of a layer whose losses are told, about."""
@@ -59,99 +58,6 @@ OUTPUTS_PART = 4
 
 OF_WEIGHTS = "squared relative error of the weight"
 OF_OUTPUTS = "squared relative error of the layer's outputs"
-
-
-def sensitivity(
-    model: nn.Module,
-    calibration: Any = None,
-    *,
-    rule: str = AUTO,
-    skip: str | Sequence[str] | None = None,
-    include: str | Sequence[str] | None = None,
-    loss: str = AUTO,
-    readout: Readout | None = None,
-    holdout: float = 0.1,
-    groups: Any = None,
-    random_state: int | torch.Generator | None = 0,
-    progress: bool = True,
-) -> Sensitivity:
-    """What each layer of a model can lose, rank by rank, the others left as they are.
-
-    It holds for every budget and every format: plans are made of it without another pass.
-
-    Parameters
-    ----------
-    model : Module
-        Stays as it is.
-    calibration : iterable of batches, DataLoader or callable, optional
-        Inputs, as `apply` takes them. Without, the spectra of the weights tell what they can.
-    rule : str
-        "fisher": from gradients of the outputs, one pass forward and one forth and back of as many
-        batches as tell it.
-        "measured": from the outputs with one layer cut at a time, two passes over the inputs held
-        out for each layer. "energy": the share of the energy of a layer's own outputs that a cut
-        leaves out, whatever becomes of it. "auto": measured where convolutions hold most of the
-        weights, else fisher. Published rules, each as the loss that its ranks make least:
-        "effective_rank" (D-Rank), "spectrum_shape" (WeLore; of the weights alone) and
-        "block_influence" (MoDeGPT; for models with blocks whose outputs have the shape of their
-        inputs).
-    skip, include : str or sequence of str, optional
-        Layers that are not looked at, and kinds that are not by default, as in `plan`.
-    loss : {"auto", "kl", "cosine", "relative"}
-        What an error of the outputs costs: the KL divergence from the given model's distribution,
-        of logits; 1 - cosine, of embeddings; the squared relative error, of anything. "auto": KL
-        for logits, else the relative error.
-    readout : callable, optional
-        What counts of the model's outputs: a function of what it returns to one tensor, as the mean
-        over tokens of a sentence encoder. By default all its floating-point tensors.
-    holdout : float
-        Share of the batches on which "measured" judges, as in `apply`.
-    groups : sequence, optional
-        Labels of what batches are of, as in `apply`.
-    random_state : int or Generator, optional
-        Of the directions that are drawn.
-    progress : bool
-        A bar on stderr, where that is a terminal.
-
-    Returns
-    -------
-    Sensitivity
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown word, a rule that needs calibration where there is none, batches or outputs
-        that cannot be, and NaN or Inf on the way.
-
-    Warns
-    -----
-    CalibrationWarning
-        Where the model cannot be differentiated, so that losses are measured instead.
-
-    References
-    ----------
-    Martens 2020 (curvature); Hsu et al. 2022 (Fisher-weighted low rank); Mi et al. 2025 (D-Rank);
-    Jaiswal et al. 2024 (WeLore); Lin et al. 2025 (MoDeGPT); Men et al. 2024 (block influence).
-
-    Examples
-    --------
-    >>> nn = torch.nn
-    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
-    >>> found = tensorlrf.sensitivity(model, [torch.rand(64, 64)], skip=[], progress=False)
-    >>> found.layer("0").loss_at(2048) >= found.layer("0").loss_at(3072)
-    True
-    """
-    if rule not in (AUTO, *LOSSES):
-        raise unknown("rule", rule, (AUTO, *LOSSES))
-    model = unpacked_model(model)
-    wanted = without_skipped(survey(model), model, skip, included(include))
-    names = [one.name for one in wanted if one.eligible]
-    if not names:
-        raise ArgumentError("model has no layer that could be factored; see tensorlrf.plan")
-    data = Calibration.read(calibration, model, holdout, groups=groups)
-    with torch.inference_mode(False), without_autocast():
-        probe = Probe(model, names, data, loss, readout, random_state, progress)
-        return probe.sensitivity(rule)
 
 
 @dataclass
@@ -187,7 +93,15 @@ class Probe:
     def output_loss(self) -> OutputLoss:
         """What counts of the outputs, as the first batch has them."""
         classifies = bool(heads_of(self.model))
-        return OutputLoss.of(self.loss, self.readout, self._wanted[0], classifies)
+        return OutputLoss.of(self.loss, self.readout, self._one[1], classifies)
+
+    @property
+    def _one(self) -> tuple[Batch, Any]:
+        """A batch, and what the given model puts out there: on all ranks the same."""
+        assert self.data is not None
+        if self.data.group.size == 1:
+            return self.judging[0], self._wanted[0]
+        return self.data.first, call(replica(self.model), self.data.first)
 
     def _bytes(self, name: str) -> int:
         """Of a layer; the sums of its outputs are given up before gradients are summed."""
@@ -209,7 +123,8 @@ class Probe:
     @property
     def hears(self) -> bool:
         """Whether anything of the outputs counts: there may be no tensor among them."""
-        return self.output_loss.hears(self._wanted[0], self.judging[0])
+        batch, wanted = self._one
+        return self.output_loss.hears(wanted, batch)
 
     def parts(self) -> Iterator[dict[str, Basis]]:
         """Bases of the layers that calibration reaches, of as many at a time as there is room for;
@@ -227,8 +142,9 @@ class Probe:
         assert self.data is not None
         with progress_bar("look at outputs", None, self.progress) as advance:
             return bases_of(
-                self.model, names, self.data.fitted, lambda: advance(""), every=self.every
-            )
+                self.model, names, self.data.fitted, lambda: advance(""), every=self.every,
+                group=self.data.group,
+            )  # fmt: skip
 
     def sensitivity(self, rule: str) -> Sensitivity:
         """By a rule. Raises ArgumentError for one that needs calibration where there is none."""
@@ -260,6 +176,8 @@ class Probe:
                 if losses:
                     return self._told(rule, unit, losses)
                 reason = "its outputs have no gradient"
+            except GroupError:
+                raise
             # What fails in the model's own code is told as a batch that it cannot take.
             except (RuntimeError, ArgumentError) as error:
                 reason = str(error).partition("\n")[0]
@@ -274,7 +192,7 @@ class Probe:
             for bases in self.parts():
                 losses |= measured_losses(
                     self.model, bases, spectra(bases), self._wanted, self.judging,
-                    self.output_loss, lambda: advance(""),
+                    self.output_loss, lambda: advance(""), self._group,
                 )  # fmt: skip
         return self._told("measured", unit, losses)
 
@@ -295,7 +213,7 @@ class Probe:
             with progress_bar("differentiate", None, self.progress) as advance:
                 losses |= fisher_losses(
                     self.model, bases, self.data.fitted, self.output_loss, draws,
-                    lambda: advance(""), gradients, self._tied,
+                    lambda: advance(""), gradients, self._tied, self._group,
                 )  # fmt: skip
             self.metrics |= metrics_of(gradients)
         return losses
@@ -319,7 +237,9 @@ class Probe:
     def _by_influence(self) -> Sensitivity:
         assert self.data is not None
         with progress_bar("look at blocks", len(self.data.fitted), self.progress) as advance:
-            found = influences(self.model, self.names, self.data.fitted, lambda: advance(""))
+            found = influences(
+                self.model, self.names, self.data.fitted, lambda: advance(""), self._group
+            )
         if not found:
             raise ArgumentError(
                 "rule='block_influence' compares what blocks get and give, and no layer of the "
@@ -364,7 +284,12 @@ class Probe:
 
     def loss_of(self, model: nn.Module) -> float:
         """The loss of any model beside the given one, on the same inputs."""
-        return loss_of(model, self._wanted, self.judging, self.output_loss)
+        return loss_of(model, self._wanted, self.judging, self.output_loss, self._group)
+
+    @property
+    def _group(self) -> Alone:
+        """Of the ranks that have batches."""
+        return ALONE if self.data is None else self.data.group
 
     @cached_property
     def _wanted(self) -> Wanted:

@@ -83,6 +83,6 @@ def without_read(found: list[Surveyed], model: nn.Module, data: Calibration) -> 
     """With those left whose weights are read in the first batch by a module that does not call
     them, as a state-space layer does: before the budget is shared out, which is of the others."""
     names = [one.name for one in found if one.eligible]
-    readers = record(model, names, data.batches[0]).readers if names else {}
+    readers = record(model, names, data.first).readers if names else {}
     reasons = {name: READ.format(reader) for name, reader in readers.items()}
     return [replace(one, reason=reasons.get(one.name, one.reason)) for one in found]

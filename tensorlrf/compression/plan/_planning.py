@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorlrf.compression._unpacked import unpacked_model
+from tensorlrf.compression._unpacked import shared_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.folding._within import folded_before
 from tensorlrf.compression.frontier._metric import Metric
+from tensorlrf.compression.group._alike import check_alike, check_plan_alike, check_shared
+from tensorlrf.compression.group._group import ranks_here
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
@@ -161,13 +163,18 @@ def plan(
     metric = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     if metric.max_drop is None and evaluate is not None:
         raise ArgumentError("evaluate= judges what max_drop= allows; give both, or leave it out")
-    model = unpacked_model(model)
-    data = Calibration.read(calibration, model, holdout, groups=groups)
-    folded = None
-    if fold_batch_norms:
-        model, folded = folded_before(model, data, request.example)
-    if metric.max_drop is not None and data is not None:
-        made = metric.planned(model, request, data)
-    else:
-        made, _, _ = planned(model, request, data)
-    return replace(made, folded=folded)
+    with ranks_here(calibration is not None) as group:
+        model = shared_model(model, group)
+        check_shared(group, request.not_shared | {"max_drop": max_drop})
+        check_alike(group, model, {"call": "plan", "holdout": holdout, **vars(request)})
+        request = replace(request, progress=progress and group.is_first)
+        data = Calibration.read(calibration, model, holdout, groups=groups, group=group)
+        folded = None
+        if fold_batch_norms:
+            model, folded = folded_before(model, data, request.example)
+        if metric.max_drop is not None and data is not None:
+            made = metric.planned(model, request, data)
+        else:
+            made, _, _ = planned(model, request, data)
+        check_plan_alike(group, made)
+        return replace(made, folded=folded)

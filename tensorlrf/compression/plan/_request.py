@@ -13,7 +13,7 @@ from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import MODULAR, Given
 from tensorlrf.compression.plan._drafts import chooser
 from tensorlrf.compression.plan.allocation import Allocation
-from tensorlrf.compression.plan.budget import Budget
+from tensorlrf.compression.plan.budget import LATENCY, Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.errors import ArgumentError
@@ -42,6 +42,16 @@ class Request:
     readout: Readout | None
     random_state: int | torch.Generator | None
     progress: bool
+
+    @property
+    def not_shared(self) -> dict[str, Any]:
+        """Argument -> value, of those that ranks do not share out: what they take time on."""
+        timed = self.budget is not None and self.budget.word == LATENCY
+        return {
+            "keep_latency": self.budget.value if timed and self.budget is not None else None,
+            "objective": None if self.objective == OBJECTIVES[0] else self.objective,
+            "method": MODULAR if self.modular else None,
+        }
 
     @property
     def modular(self) -> bool:

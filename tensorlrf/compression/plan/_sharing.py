@@ -124,7 +124,7 @@ class Sharing:
                 f"{self.budget.word}= depends on what the layers are called with; give "
                 "calibration=, of which the first batch counts, or example=, a batch"
             )
-        return Sample(self.data.batches[0], "calibration")
+        return Sample(self.data.first, "calibration")
 
     @cached_property
     def _whole(self) -> Whole:

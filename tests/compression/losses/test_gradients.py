@@ -10,7 +10,7 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.losses._curvature import GradientMoments, metrics_of
 from tensorlrf.compression.losses._enough import scattered
-from tensorlrf.compression.losses._gradients import Together, differentiate
+from tensorlrf.compression.losses._gradients import OwnCotangents, Together, differentiate
 from tensorlrf.compression.losses._output_loss import OutputLoss
 from tensorlrf.compression.losses._probe import Probe
 from tests.compression.networks import set_weights
@@ -41,8 +41,8 @@ def test_one_set_of_passes_tells_losses_and_metrics() -> None:
     probes[1].forget()
     assert probes[1].metrics == {}
     sums = {name: GradientMoments.of(dense_layer_at(model, name)) for name in ("0", "2")}
-    draws = torch.Generator().manual_seed(0)
+    draws = OwnCotangents(torch.Generator().manual_seed(0))
     for batch in scattered(data.fitted):
-        differentiate(model, sums, batch, probes[0].output_loss, draws)
+        differentiate(model, sums, batch, probes[0].output_loss, draws.of(batch))
     for name, wanted in metrics_of(sums).items():
         assert torch.equal(metrics[name][0].rows, wanted[0].rows)  # type: ignore[index, union-attr]

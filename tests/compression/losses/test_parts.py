@@ -47,9 +47,9 @@ def test_parts_tell_what_all_layers_at_once_tell(
 ) -> None:
     seen: list[int] = []
 
-    def counted(model: nn.Module, names: list[str], *others: object, every: bool = False) -> object:
+    def counted(model: nn.Module, names: list[str], *others: object, **given: object) -> object:
         seen.append(len(names))
-        return bases_of(model, names, *others, every=every)
+        return bases_of(model, names, *others, **given)
 
     bases_of = _probe.bases_of
     monkeypatch.setattr(_probe, "bases_of", counted)

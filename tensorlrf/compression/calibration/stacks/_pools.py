@@ -17,9 +17,11 @@ from tensorlrf.compression.calibration._trace import Trace
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.calibration.moments._inputs import Inputs, Pool
 from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
+from tensorlrf.compression.calibration.moments._over_ranks import add_up
 from tensorlrf.compression.calibration.moments._sums import raised
 from tensorlrf.compression.calibration.stacks._spread import DIRECTIONS, Spread
 from tensorlrf.compression.calibration.stacks._stacks import by_mixture, stacks, told
+from tensorlrf.compression.group._group import Alone
 from tensorlrf.compression.report._rows import ExpertPool
 
 
@@ -79,11 +81,15 @@ class Pools:
             one = _Sums(names, dense_layer_at(self._model, names[0]), self._data)
             sums.update(dict.fromkeys(names, one))
         names = in_order(list(sums), self._trace)
-        for batch in self._data.fitted[:1]:
+        fitted, group = self._data.fitted, self._data.group
+        first = group.least(min((batch.index for batch in fitted), default=float("inf")))
+        for batch in (one for one in fitted if one.index == first):
             run_to(self._model, names, self._trace, batch, partial(_look, sums, batch))
-        for batch in self._data.fitted:
+        group.total([sums[own[0]].squares for own in part])
+        for batch in fitted:
             run_to(self._model, names, self._trace, batch, partial(_add, sums, batch))
         for own in part:
+            sums[own[0]].over(group, own)
             pool = sums[own[0]].pool()
             if pool is not None:
                 self._found.update(dict.fromkeys(own, pool))
@@ -104,23 +110,29 @@ class _Sums:
 
     def __init__(self, names: Sequence[str], layer: DenseLayer, data: Calibration) -> None:
         self._moments: Moments = moments_of(layer, data.form_of(names[0]))
-        self._squares = torch.zeros(layer.columns, dtype=torch.float64, device=layer.device)
+        self.squares = torch.zeros(layer.columns, dtype=torch.float64, device=layer.device)
 
     def look(self, x: Tensor) -> None:
         """The input of one call: how large its columns are."""
-        self._squares += _rows(x).square().sum(0)
+        self.squares += _rows(x).square().sum(0)
 
     @cached_property
     def spread(self) -> Spread:
         """In columns of unit variance, by those that were looked at; none is made ten times as
         large as it is beside the others."""
-        least = self._squares.mean() / 100
-        return Spread(self._squares.clamp(min=least).rsqrt() if least > 0 else self._squares)
+        least = self.squares.mean() / 100
+        return Spread(self.squares.clamp(min=least).rsqrt() if least > 0 else self.squares)
 
     def add(self, name: str, x: Tensor) -> None:
         """The input of one call."""
         self._moments.add(x)
         self.spread.add(name, _rows(x))
+
+    def over(self, group: Alone, names: Sequence[str]) -> None:
+        """Take what this one of every rank has seen of these experts."""
+        if group.size > 1:
+            add_up(self._moments, group)
+            self.spread.over(group, names)
 
     def pool(self) -> Pool | None:
         """None where it does not serve, or has rows that are not finite: whose these are is told

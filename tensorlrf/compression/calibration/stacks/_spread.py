@@ -30,10 +30,13 @@ their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from tensorlrf.compression.group._group import Alone
 
 DIRECTIONS = 16
 """s: k is known to a few tenths then, and enters by n_e + k. Of fewer columns there are as many
@@ -97,6 +100,20 @@ class Spread:
         own.count += len(rows)
         own.product += product
         own.length += lengths.sum()
+
+    def over(self, group: Alone, names: Sequence[str]) -> None:
+        """Take what this one of every rank has seen of these experts."""
+        blank = self._directions.to(torch.float64)
+        for name in names:
+            if name not in self.experts:
+                self.experts[name] = _Own(0, torch.zeros_like(blank), blank.new_zeros(()))
+        found = [self.experts[name] for name in names]
+        group.total([t for own in found for t in (own.product, own.length)])
+        *counts, self.squares = group.totals([*(own.count for own in found), self.squares])
+        for name, own, count in zip(names, found, counts, strict=True):
+            own.count = int(count)
+            if not own.count:
+                del self.experts[name]
 
     def credit(self) -> float:
         """k; infinite where experts differ by no more than their few rows make them, and zero where

@@ -7,19 +7,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import tensorlrf
 from tensorlrf.compression.group import _board
 from tensorlrf.compression.group._group import ALONE, ranks_here
 from tensorlrf.compression.scale import _run
 from tensorlrf.errors import TensorlrfError
+from tests.compression.moments import nets
 
 _board.LOST = 4.0
 
@@ -118,6 +122,146 @@ def kill_in_second_layer(this: bool) -> None:
         return own(*args)
 
     _run.factor = factor
+
+
+class Mixture(nn.Module):
+    """Experts, of which rows reach one each: some many, some few."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(n, 4)
+        self.experts = nn.ModuleList(nn.Linear(n, n) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = (self.gate(x) + torch.arange(4, device=x.device)).argmax(-1)
+        y = torch.zeros_like(x)
+        for k, expert in enumerate(self.experts):
+            if (chosen == k).any():
+                y[chosen == k] = expert(x[chosen == k])
+        return x + y
+
+
+def network(kind: str) -> nn.Module:
+    """A perceptron, one with a batch normalisation, a small transformer, ..."""
+    torch.manual_seed(0)
+    if kind in ("routed", "convolutions", "wide"):
+        made: nn.Module = getattr(nets, kind)()
+        return made
+    if kind == "mixture":
+        return nn.Sequential(Mixture(12), nn.Linear(12, 6))
+    if kind == "encoder":
+        layer = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.1)
+        return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    norm = [nn.BatchNorm1d(24)] if kind == "norm" else []
+    model = nn.Sequential(nn.Linear(12, 24), *norm, nn.ReLU(), nn.Linear(24, 12), nn.ReLU())
+    return model.append(nn.Linear(12, 6))
+
+
+def batches(kind: str, n: int) -> list[torch.Tensor]:
+    """So many for a network; they differ in size."""
+    if kind == "convolutions":
+        return nets.images(n)
+    if kind == "routed":
+        return [*nets.one_way(0), *nets.one_way(1)][:n]
+    if kind == "wide":
+        return nets.rows(256, n)
+    draws = torch.Generator("cpu").manual_seed(3)
+    mixed = torch.randn(12, 12, generator=draws, dtype=torch.float32, device="cpu")
+    like: Any = {"generator": draws, "dtype": torch.float32, "device": "cpu"}
+    return [torch.randn(40 + 4 * k, 12, **like) @ mixed for k in range(n)]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "original": {"keep_params": 0.5},
+    "uniform": {"keep_params": 0.5, "metric": "outputs", "allocation": "uniform", "affine": True},
+    "prefix": {"error": 0.3, "target": "prefix", "rerun": True},
+    "independent": {"keep_params": 0.6, "target": "independent", "holdout": 0.0},
+    "measured": {"keep_params": 0.5, "allocation": "measured", "metric": "loss"},
+    "sketched": {
+        "keep_params": 0.5,
+        "memory_limit": nets.sketched(nets.wide()),
+        "holdout": 0.0,
+        "target": "prefix",
+        "metric": "outputs",
+        "allocation": "uniform",
+    },
+}
+
+
+def fitted(case: str, kind: str, own: Sequence[torch.Tensor], wrap: str = "") -> dict[str, Any]:
+    """What compress makes of a network on these batches, as lists of numbers."""
+    model = network(kind)
+    if wrap == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    if wrap == "fsdp":
+        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+        kinds = nn.Linear if kind == "mlp" else nn.TransformerEncoderLayer
+        for child in [m for m in model.modules() if isinstance(m, kinds)]:
+            fully_shard(child, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    before = {name: type(p).__name__ for name, p in model.named_parameters()}
+    small, report = tensorlrf.compress(
+        model, calibration=list(own), skip=[], progress=False, **CASES[case]
+    )
+    assert before == {name: type(p).__name__ for name, p in model.named_parameters()}
+    values = {name: t.double().flatten().tolist() for name, t in small.state_dict().items()}
+    return {
+        "values": values,
+        "ranks": [[row.name, row.rank, row.samples] for row in report.layers],
+        "error": report.model_error,
+        "interval": report.model_error_interval,
+        "batches": [report.batches, report.held_out],
+        "metric": report.metric,
+    }
+
+
+def calibrated(cases: list[list[Any]]) -> Any:
+    """Of each case: which, of which network, how many batches each rank has, and the wrapper."""
+    found = []
+    rank = distributed.get_rank()
+    for case, kind, counts, wrap in cases:
+        before = sum(counts[:rank])
+        own = batches(kind, sum(counts))[before : before + counts[rank]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tensorlrf.errors.CalibrationWarning)
+            found.append(fitted(case, kind, own, wrap))
+    return found
+
+
+def refused() -> Any:
+    """What each rank is told of models, arguments and batches that cannot be, of what is not shared
+    out; and what a plan and sensitivities are on all."""
+    rank, found = distributed.get_rank(), {}
+    model, own = network("mlp"), batches("mlp", 4)[2 * rank : 2 * rank + 2]
+
+    def told(what: str, model: nn.Module, own: Any, **given: Any) -> None:
+        call = {"skip": [], "progress": False, "calibration": own, **given}
+        found[what] = raised(lambda: tensorlrf.compress(model, **call))
+
+    half = {"keep_params": 0.5}
+    other = network("mlp")
+    with torch.no_grad():
+        other[2].weight[0, 0] += rank
+    told("values", other, own, **half)
+    told("layers", network("norm" if rank else "mlp"), own, **half)
+    told("arguments", model, own, keep_params=0.5 + rank / 10)
+    plan, target = tensorlrf.plan(model, skip=[], **half), "prefix" if rank else "original"
+    found["target"] = raised(
+        lambda: tensorlrf.apply(model, plan, calibration=own, target=target, progress=False)
+    )
+    told("latency", model, own, keep_latency=0.5)
+    told("refine", model, own, refine=1.0, **half)
+    told("nothing", model, [], **half)
+    one = nn.parallel.DistributedDataParallel(network("mlp"))
+    found["in place"] = raised(lambda: tensorlrf.compress_(one, keep_params=0.5))
+    made = tensorlrf.plan(model, calibration=own, skip=[], progress=False, **half)
+    seen = tensorlrf.sensitivity(model, own, skip=[], progress=False)
+    found["plan"], found["sensitivity"] = made.to_json(), seen.to_json()
+    with tensorlrf.on_one_rank():
+        small, _ = tensorlrf.compress(model, calibration=own, skip=[], progress=False, **half)
+    found["alone"] = float(sum(p.double().sum() for p in small.parameters()))
+    told("batch", model, [torch.rand(3, 5)] if rank else own, **half)
+    return found
 
 
 def main() -> None:

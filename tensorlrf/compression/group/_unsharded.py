@@ -1,0 +1,125 @@
+"""A model as it is without what torch.distributed has put around it or into it.
+
+Of a DistributedDataParallel that is the module within. Where parameters are sharded (`fully_shard`,
+`parallelize_module`: they are DTensors), it is a plain module tree with whole parameters, each of
+which is gathered in its turn: all ranks that hold shards have to ask for it, and each needs room
+for the whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tensorlrf.compression._exchange import exchanged
+from tensorlrf.compression.group._group import Alone
+from tensorlrf.errors import ArgumentError
+
+_OF_TORCH = "torch.distributed."
+_STATE = "__composable_api"
+"""How attributes begin by which torch knows what it has made of a module."""
+
+
+def unsharded(model: nn.Module) -> nn.Module:
+    """The model, whose parameters and buffers it shares where they are whole already; the given one
+    stays as it is. Raises ArgumentError for what has flattened its parameters."""
+    model = exchanged(model, _within)
+    if not is_sharded(model):
+        return model
+    return _Plain().of(model)
+
+
+def with_buffers_of_first(model: nn.Module, group: Alone) -> nn.Module:
+    """The model with the buffers that the first rank has, where they differ, as those of a
+    DistributedDataParallel do after a step of each rank."""
+    names = [name for name, _ in model.named_buffers()]
+    told = group.gathered(names)
+    if any(one != names for one in told):  # which is told of models that differ
+        return model
+    own = {name: b.detach() for name, b in model.named_buffers()}
+    first = {name: t.to(own[name].device) for name, t in group.of(0, own).items()}
+    if group.every(all(torch.equal(own[name], first[name]) for name in names)):
+        return model
+    return _Plain({b: first[name] for name, b in model.named_buffers()}).of(model)
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether torch.distributed has wrapped or sharded it."""
+    wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    return wrapped or is_sharded(model)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether there are parts of parameters elsewhere."""
+    # Whoever has sharded one has imported these, and nobody else need.
+    tensors = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    modules = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    values = (*model.parameters(), *model.buffers())
+    return any(isinstance(t, tensors) for t in values) or any(
+        isinstance(module, modules) for module in model.modules()
+    )
+
+
+def _within(module: nn.Module) -> nn.Module | None:
+    flat = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", ())
+    if isinstance(module, flat):
+        raise ArgumentError(
+            "model is under FullyShardedDataParallel, whose parameters are flat; take fully_shard, "
+            "or load its full state_dict into the plain model"
+        )
+    inner: Any = module
+    return inner.module if isinstance(module, DistributedDataParallel) else None
+
+
+class _Plain:
+    """Makes the twins of modules, each once, and of what they share."""
+
+    def __init__(self, known: Mapping[Tensor, Tensor] = MappingProxyType({})) -> None:
+        """known  what takes the place of tensors"""
+        self._modules: dict[nn.Module, nn.Module] = {}
+        self._tensors: dict[Tensor, Tensor] = dict(known)
+
+    def of(self, module: nn.Module) -> nn.Module:
+        if module in self._modules:
+            return self._modules[module]
+        kind: Any = type(module)
+        kind = kind.__mro__[getattr(kind, "_orig_cls_mro_index", 0)]
+        twin: Any = object.__new__(kind)
+        self._modules[module] = twin
+        for name, value in vars(module).items():
+            if name.startswith(_STATE):
+                continue
+            vars(twin)[name] = _without_torchs(value) if name.endswith("_hooks") else value
+        twin._parameters = {k: self._whole(p) for k, p in module._parameters.items()}
+        twin._buffers = {k: self._whole(b) for k, b in module._buffers.items()}
+        twin._modules = {k: m and self.of(m) for k, m in module._modules.items()}
+        made: nn.Module = twin
+        return made
+
+    def _whole(self, value: Any) -> Any:
+        if value is None or (value not in self._tensors and not hasattr(value, "full_tensor")):
+            return value
+        if value not in self._tensors:
+            whole = value.full_tensor().detach()
+            if isinstance(value, nn.Parameter):
+                whole = nn.Parameter(whole, value.requires_grad)
+            self._tensors[value] = whole
+        return self._tensors[value]
+
+
+def _without_torchs(hooks: Any) -> Any:
+    """Hooks without those by which torch gathers parameters and lays out inputs."""
+    if not isinstance(hooks, dict):
+        return hooks
+    return type(hooks)((k, hook) for k, hook in hooks.items() if not _of_torch(hook))
+
+
+def _of_torch(hook: Any) -> bool:
+    inner = getattr(hook, "hook", None) or getattr(hook, "func", None) or hook
+    return str(getattr(inner, "__module__", "")).startswith(_OF_TORCH)

@@ -1,0 +1,81 @@
+"""Calibrated on the batches of several ranks a model becomes what it becomes in one process with
+all of them, to rounding; wrapped in DistributedDataParallel and under fully_shard as well."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensorlrf.errors import CalibrationWarning
+from tests.compression.scale.ranks.calls import batches, fitted
+from tests.compression.scale.ranks.processes import values
+
+CASES: list[list[Any]] = [
+    ["original", "mlp", [6, 6], ""],
+    ["original", "mlp", [5, 2], "ddp"],
+    ["original", "encoder", [3, 4], "fsdp"],
+    ["uniform", "norm", [7, 5], "ddp"],
+    ["prefix", "mlp", [0, 7], ""],
+    ["independent", "mlp", [3, 1], ""],
+    ["measured", "mlp", [2, 4], "fsdp"],
+    ["measured", "convolutions", [2, 1], ""],
+    ["uniform", "routed", [2, 2], ""],
+    ["original", "routed", [2, 2], ""],
+    ["independent", "routed", [2, 2], ""],
+    ["uniform", "mixture", [4, 5], ""],
+    ["sketched", "wide", [3, 3], ""],
+]
+
+ATOL = 2e-5
+"""Sums in float32 over some hundred rows of numbers of about one, in another order."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """Rank by rank, case by case."""
+    return values(2, tmp_path_factory.mktemp("ranks") / "calls", "calibrated", CASES)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda k: "-".join(map(str, CASES[k])))
+def test_ranks_fit_as_one_process(found: list[list[dict[str, Any]]], number: int) -> None:
+    case, kind, counts, _ = CASES[number]
+    one, other = (rank[number] for rank in found)
+    assert one == other  # bit for bit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        alone = fitted(case, kind, batches(kind, sum(counts)))
+    for key in ("ranks", "batches", "metric"):
+        assert one[key] == alone[key]
+    # Sketches of parts, merged, are not that of the whole: they are both within one bound.
+    rel = 0.2 if case == "sketched" else 1e-4
+    assert one["error"] == (alone["error"] and pytest.approx(alone["error"], rel=rel))
+    assert one["values"].keys() == alone["values"].keys()
+    for name, own in one["values"].items() if case != "sketched" else ():
+        assert own == pytest.approx(alone["values"][name], rel=0, abs=ATOL), name
+
+
+def test_ranks_are_told_alike(tmp_path: Path) -> None:
+    first, second = values(2, tmp_path / "calls", "refused")
+    for what, words in {
+        "values": "the values of 2.weight is",
+        "layers": "model is",
+        "arguments": "budget",
+        "target": "target is 'original' on rank 0 and 'prefix' on rank 1",
+    }.items():
+        assert first[what][0] == second[what][0] == "GroupError"
+        assert first[what][1] == second[what][1]
+        assert words in first[what][1]
+    for what in ("latency", "refine"):
+        assert first[what][0] == second[what][0] == "ArgumentError"
+        assert "not shared out over the ranks" in first[what][1]
+    assert "on every rank, yields nothing" in first["nothing"][1]
+    assert "wrapped or sharded" in first["in place"][1]
+    assert first["plan"] == second["plan"]
+    assert first["sensitivity"] == second["sensitivity"]
+    assert first["alone"] != second["alone"]
+    assert first["batch"][0] == "GroupError"
+    assert "rank 1 failed" in first["batch"][1]
+    assert second["batch"][0] == "ArgumentError"
