@@ -88,6 +88,10 @@ def log_to(path: PathLike | None, task: str = "run") -> Iterator[None]:
     task : str
         What the run is called in the first and the last line.
 
+    Yields
+    ------
+    None
+
     Raises
     ------
     FileError
@@ -102,7 +106,8 @@ def log_to(path: PathLike | None, task: str = "run") -> Iterator[None]:
     ...     path = os.path.join(folder, "run.jsonl")
     ...     with tensorlrf.log_to(path):
     ...         small, report = tensorlrf.compress(model, keep_params=0.5)
-    ...     lines = [json.loads(line) for line in open(path)]
+    ...     with open(path) as file:
+    ...         lines = [json.loads(line) for line in file]
     >>> [line["event"] for line in lines]
     ['begun', 'begun', 'layer', 'done', 'done']
     """
