@@ -10,11 +10,12 @@ from torch import nn
 from tensorlrf.errors import UnsupportedError
 
 
-def sharded_in(model: nn.Module) -> str | None:
-    """The first parameter or buffer that ranks have shared out, a DTensor; None where none is."""
+def sharded_in(model: object) -> str | None:
+    """The first parameter or buffer that ranks have shared out, a DTensor; None where none is, and
+    for what is no module."""
     # Whoever has made one has imported this, and nobody else need.
     kind: Any = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    if kind is None:
+    if kind is None or not isinstance(model, nn.Module):
         return None
     for held in (model.named_parameters(), model.named_buffers()):
         for name, tensor in held:
@@ -23,7 +24,7 @@ def sharded_in(model: nn.Module) -> str | None:
     return None
 
 
-def check_whole(model: nn.Module, what: str, argument: str = "model") -> None:
+def check_whole(model: object, what: str, argument: str = "model") -> None:
     """Raise UnsupportedError for a model that ranks have shared out; `what` needs it whole."""
     name = sharded_in(model)
     if name is not None:

@@ -115,8 +115,8 @@ def latent_cache(
     "DeepSeek-V2" (multi-head latent attention).
     """
     _check(calibration, keep_cache, rank, metric)
-    model = own_model(model)
     check_whole(model, "a latent cache")
+    model = own_model(model)
     data = Calibration.read(calibration, model, holdout, groups=groups)
     assert data is not None
     with torch.inference_mode(False), without_autocast():

@@ -58,8 +58,8 @@ def gate_ranks(
     >>> type(gated[0]).__name__
     'RankGate'
     """
-    model = own_model(model)
     check_whole(model, "a gate of ranks")
+    model = own_model(model)
     inside = {part for m in model.modules() if isinstance(m, Unpacked) for part in m.modules()}
     names = [
         name

@@ -67,8 +67,8 @@ def order_by_energy(model: nn.Module, calibration: Any = None) -> dict[str, str]
     ...     print([round(x, 3) for x in layer(torch.eye(3)).diagonal().tolist()])
     [0.0, 3.0, 0.0]
     """
-    model = own_model(model)
     check_whole(model, "an order of terms")
+    model = own_model(model)
     layers = {name or ROOT: m for name, m in model.named_modules() if isinstance(m, FactoredLayer)}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     tables = Counter(map(_table, layers.values()))

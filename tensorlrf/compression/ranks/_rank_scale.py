@@ -146,8 +146,8 @@ def rank_scale(model: nn.Module, scale: Scale | Mapping[str, Scale]) -> RankScal
     >>> layer.factors.rank
     8
     """
-    model = own_model(model)
     check_whole(model, "a rank that is scaled")
+    model = own_model(model)
     owners = _layers(model)
     table = scale if isinstance(scale, Mapping) else {"*": scale}
     for key, value in table.items():

@@ -189,8 +189,7 @@ class SharedLinear(FactoredLinear):
         if sharing.along is not None:
             return
         at = {name: prefix + own for name, own in self._names.items() if own in self._parameters}
-        held = {name: _laid(destination[key], Replicate()) for name, key in at.items()}
-        local = {name: t.detach().to_local() for name, t in held.items()}
+        local = {name: destination[key].detach().full_tensor() for name, key in at.items()}
         some = next(iter(local.values()))
         for name in self._names.keys() - at.keys():
             local[name] = some.new_empty((sharing.mesh.size(), 0))
@@ -215,8 +214,32 @@ class SharedLinear(FactoredLinear):
                 return {}  # the error is torch's
             tensors[name] = blank.new_empty(0, device="cpu") if given is None else given
         rows = packed(type(self._blank)._assemble(tensors, self._blank._context()), self._sharing)
-        k = self._sharing.mesh.get_local_rank()
-        return {key: self._made(rows[name][k : k + 1], Shard(0)) for name, key in at.items()}
+        made: dict[str, Tensor] = {}
+        for name, key in at.items():
+            own: Any = self._tensor(self._names[name])  # under FSDP2 of a mesh of two dimensions
+            each = [Replicate()] * own.device_mesh.ndim
+            whole = DTensor.from_local(rows[name], own.device_mesh, each, run_check=False)
+            made[key] = whole.redistribute(placements=own.placements)
+        return made
+
+    def unshared(self) -> FactoredLinear:
+        """The plain layer, whole on every rank: all of them have to ask for it.
+
+        A factor that is another layer's too becomes one of its own.
+        """
+        state: dict[str, Any] = {
+            name: t.full_tensor() if isinstance(t, DTensor) else t
+            for name, t in self.state_dict().items()
+        }
+        tensors = {name: state[own] for name, own in self._names.items()}
+        factors = type(self._blank)._assemble(tensors, self._blank._context())
+        layer = FactoredLinear(factors, state.get("bias"))
+        layer.stands_for, layer.also_held = self.stands_for, dict(self.also_held)
+        layer.recipe = dict(self.recipe)
+        for name, p in self._parameters.items():
+            if p is not None:
+                layer.get_parameter(name).requires_grad_(p.requires_grad)
+        return layer.train(self.training)
 
     def extra_repr(self) -> str:
         """Without numbers: nothing is exchanged to print a layer."""

@@ -29,8 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tensorlrf
 from tensorlrf.errors import UnsupportedError
-from tensorlrf.nn import FactoredLayer
+from tensorlrf.nn import FactoredLayer, FactoredLinear
 from tensorlrf.nn.parallel import FactoredColwise, styles
+from tensorlrf.nn.parallel._layer import SharedLinear
 from tests.nn.parallel.networks import WIDTH, WORDS, Block, Everything, blocks, linear
 from tests.nn.parallel.ranks import checks_of, results
 
@@ -259,7 +260,22 @@ def check_checkpoints_of_shared_out_layers(mesh: DeviceMesh) -> None:
         dcp.load(loaded, checkpoint_id=folder(word))
         set_model_state_dict(back, loaded["model"])
         near(full(back), one.state_dict())
-        # One rank's plain state, to all.
+        for name, layer in many.items():
+            assert isinstance(layer, SharedLinear)
+            plain = layer.unshared()
+            assert type(plain) is FactoredLinear
+            near(plain.state_dict(), one[name].state_dict())
+            assert plain.stands_for == one[name].stands_for
+        # Under FSDP2 as well, and of one rank's plain state.
+        for sizes in ((1, 2), (2, 1)):
+            square = init_device_mesh("cpu", sizes, mesh_dim_names=("dp", "tp"))
+            both = copy.deepcopy(alone)
+            parallelize_module(both, square["tp"], styles(both, {"*": word}, square["tp"]))
+            for layer in both.values():
+                fully_shard(layer, mesh=square["dp"])
+            set_model_state_dict(both, one.state_dict(), options=FULL)
+            near(full(both), one.state_dict())
+            near(both["blr"].unshared().state_dict(), one["blr"].state_dict())
         last = copy.deepcopy(alone)
         parallelize_module(last, mesh, styles(last, {"*": word}, mesh))
         set_model_state_dict(last, one.state_dict(), options=FULL)
