@@ -17,8 +17,11 @@ from torch import nn
 import tensorlrf
 from tensorlrf import io
 from tensorlrf.cli._arrays import read_tensor
+from tensorlrf.compression import Moments
 from tensorlrf.compression.checkpoint.header import KEY
+from tensorlrf.compression.moments._file import KEY as MOMENTS
 from tensorlrf.decomposition import blr, cp, kron, monarch, svd, tr, tt_matrix, tucker
+from tensorlrf.decomposition.large._stored import stored
 from tensorlrf.factors import Batch, Factors
 from tensorlrf.files.safetensors import opened
 from tests.abuse.reader import Reader, Wrong, bytes_in, digest, of_factors, of_model
@@ -128,6 +131,33 @@ def read_array(folder: Path) -> str:
     return digest(iter([bytes_in(tensor)]))
 
 
+def read_stored(folder: Path) -> str:
+    """What a decomposition out of core sees of it."""
+    found = stored(folder / "k.npy")
+    return digest(iter([bytes_in(found.piece(0, 0, found.shape[0]))]))
+
+
+# ---- moments -----------------------------------------------------------------------------------
+
+
+def make_moments(folder: Path) -> None:
+    batches = [seeded32(40, 8, seed=k) for k in range(2)]
+    tensorlrf.calibrate(architecture(), batches, skip=[]).save(folder / FILE)
+
+
+def read_moments(folder: Path) -> str:
+    """All of them, and what is fitted to them."""
+    moments = Moments.load(folder / FILE)
+    for row in moments.layers:
+        moments.kept.read(row)
+    small, _ = tensorlrf.compress(
+        architecture(), moments=moments, keep_params=0.5, skip=[], progress=False
+    )
+    if not all(bool(torch.isfinite(p).all()) for p in small.parameters()):
+        raise Wrong("a number that is none")
+    return of_model(small)
+
+
 READERS = (
     Reader(
         "factors",
@@ -160,6 +190,8 @@ READERS = (
     ),
     Reader("safetensors of others", make_safetensors, read_safetensors),
     Reader("array", make_array, read_array),
+    Reader("array out of core", make_array, read_stored),
+    Reader("moments", make_moments, read_moments, sealed=True, key=MOMENTS),
 )
 
 OF_TRANSFORMERS = (

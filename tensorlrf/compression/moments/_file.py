@@ -232,6 +232,8 @@ def _check_rows(
             if not alike:
                 raise _damaged(file, f"{row.name} cannot have the moments of {row.like}")
         elif row.count:
+            if row.groups > len(stored):  # each of which has some
+                raise _damaged(file, f"{row.name} has {row.groups:,} groups")
             for group in range(row.groups):
                 wanted |= {key(row.name, group, name): s for name, s in shapes_of(row).items()}
     found = {name: one.shape for name, one in stored.items() if one.dtype == F64}

@@ -100,13 +100,13 @@ def _mapped(path: Path) -> np.ndarray[Any, Any]:
             f"tensor={str(path)!r} holds several tensors; pass one of them, as "
             "safe_open(path, 'pt').get_slice(name) has it"
         )
+    if not path.is_file():  # a pipe would be waited for
+        raise MissingFileError(f"tensor={str(path)!r}: there is no such file")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise MissingFileError(f"tensor={str(path)!r}: there is no such file") from None
     except OSError as error:
         raise FileError(f"tensor={str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except Exception as error:  # of many kinds: numpy takes the header for a line of Python
         raise FileFormatError(f"tensor={str(path)!r} is no whole .npy file: {error}") from None
     if not isinstance(array, np.ndarray):
         raise FileFormatError(f"tensor={str(path)!r} is no .npy file but an archive; unpack it")
