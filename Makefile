@@ -106,7 +106,7 @@ build/lock:
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9
 
-# In an environment of its own, with the packages of ours: the fuzzer is not needed for anything else.
+# Says what to install where atheris is not there: nothing else needs it.
 fuzz: $(READY)
 	$(RUN) -m tests.abuse.fuzz --seconds $(if $(SECONDS),$(SECONDS),600)
 

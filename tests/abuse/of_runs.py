@@ -42,7 +42,7 @@ def make_source(folder: Path) -> None:
         save_file(own, folder / "in" / file)
     index = {"metadata": {"total_size": 1}, "weight_map": where}
     (folder / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "in" / "config.json").write_text("{}")
+    (folder / "in" / "tokenizer.json").write_text("{}")
     (folder / MINE).write_text("mine")
     for file in (folder / "in").iterdir():
         os.utime(file, (WHEN, WHEN))

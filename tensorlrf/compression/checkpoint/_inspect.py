@@ -17,6 +17,7 @@ from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint.header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint.named_tensors import LASTING
+from tensorlrf.compression.checkpoint.source import CONFIG
 from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import put_right
@@ -192,6 +193,8 @@ def inspect(path: PathLike, *, verify: bool = False) -> FileReport:
 def _loads(given: Path) -> bool:
     """Load the model of a folder, so that whatever is wrong is raised. False where its architecture
     is not at hand, and `load` wants it as an argument."""
+    if not (given / CONFIG).is_file():
+        return False
     try:
         folder.load(given, None, None)
     except (MissingExtraError, UnsupportedError):
