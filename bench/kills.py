@@ -30,9 +30,9 @@ from tests.abuse.writers import OTHERS, kills_of, streams, two_sources  # noqa: 
 
 WIDTH = 128
 NOTE = (
-    "Runs killed at random instants and then finished; equal: how many of them ended with the bytes "
-    "of an undisturbed run; torn: kills that left a target neither old nor new; left: names beside "
-    "the output after the last run."
+    "Runs killed at random instants and then finished; equal: how many of them ended with the "
+    "bytes of an undisturbed run; torn: kills that left a target neither old nor new; left: names "
+    "beside the output after the last run."
 )
 
 
