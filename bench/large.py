@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import tensorlrf  # noqa: E402
-from bench.report import Row, machine, write_results  # noqa: E402
+from bench.report import machine  # noqa: E402
 from tensorlrf import large  # noqa: E402
 
 RANK = 8
@@ -45,18 +45,22 @@ NOISE = 0.1
 SMALL = 200
 """Sides of the tensor that is decomposed in memory as well."""
 
-SHAPE, CORE = (240, 200, 160), (6, 5, 4)
-"""Of what lies in shards."""
+SHAPE, CORE, TERMS = (64, 800, 640), (6, 5, 4), 16
+"""Of what lies in shards, its Tucker ranks, and the terms of its CP."""
+
+Found = dict[str, Any]
+"""A row: what was decomposed, how, and what is counted."""
 
 WHAT = ("cp", "svd", "tt", "tucker")
 SWEEPS = 20
 TIMEOUT = 600  # seconds for ranks
 NOTE = (
-    "CP of a cube in float32, rank 8 planted and noise of a tenth. Memory is anonymous, above "
-    "interpreter, torch and tensorlrf. `in memory` is the largest difference of the factors from "
-    "those of tensorlrf.cp of a cube of 200, of their largest entry, after twenty sweeps. Shards: "
-    "`sockets` are the bytes that TCP counts on the rank that sends most, `model` those of "
-    "docs/scale.md; `one rank` is the largest difference of the factors from those of one process."
+    "A cube in float32, rank 8 planted and noise of a tenth. Memory is anonymous, above "
+    "interpreter, torch and tensorlrf. `from in memory` is the largest difference of the factors "
+    "from those of tensorlrf.cp of a cube of 200, of their largest entry, after twenty sweeps. "
+    "Shards: `sockets` are the bytes that TCP counts on the rank that sends most, `model` those of "
+    "docs/scale.md, `counted` those of the library; `from one rank` is the largest difference of "
+    "the factors from those of one process."
 )
 
 
@@ -139,7 +143,7 @@ def as_in_memory(path: Path) -> float:
     return difference(large.cp(path, RANK, memory_limit="64MB", **options), known)
 
 
-def rows_of_a_file(gigabytes: float, limit: str, sweeps: int, folder: Path | None) -> list[Row]:
+def rows_of_a_file(gigabytes: float, limit: str, sweeps: int, folder: Path | None) -> list[Found]:
     n = round((gigabytes * 1e9 / 4) ** (1 / 3))
     rows = []
     with tempfile.TemporaryDirectory(dir=folder) as made:
@@ -149,16 +153,16 @@ def rows_of_a_file(gigabytes: float, limit: str, sweeps: int, folder: Path | Non
         make(path, n)
         for what in WHAT:
             found = measured("run", path, what, limit, sweeps)
-            info = {
-                "peak MB": round(found["peak"] / 1e6), "limit": limit, "passes": found["passes"],
-                "error": round(found["error"], 6),
+            row = {
+                "tensor": f"{gigabytes:g} GB mapped", "method": what, "limit": limit,
+                "peak MB": round(found["peak"] / 1e6), "passes": found["passes"],
+                "error": round(found["error"], 6), "seconds": found["seconds"],
             }  # fmt: skip
             if what == "cp":
-                made_sweeps = found["passes"] - 1 - found["checkpoints"]
-                info |= {"sweeps": made_sweeps, "in memory": near}
-            seconds = found["seconds"]
-            rows.append(Row(f"{gigabytes:g} GB mapped", what, seconds, seconds, 1, info))
-            print(rows[-1], flush=True)
+                row["sweeps"] = found["passes"] - 1 - found["checkpoints"]
+                row["from in memory"] = near
+            rows.append(row)
+            print(row, flush=True)
     return rows
 
 
@@ -190,7 +194,7 @@ def cube() -> torch.Tensor:
 
 
 CALLS: dict[str, Callable[..., Any]] = {
-    "cp": lambda t: large.fit_cp(t, RANK, random_state=0, n_iter_max=SWEEPS, tol=0.0),
+    "cp": lambda t: large.fit_cp(t, TERMS, random_state=0, n_iter_max=SWEEPS, tol=0.0),
     "tucker": lambda t: large.fit_tucker(t, CORE, n_iter_max=5, tol=0.0),
 }
 
@@ -215,9 +219,11 @@ def one_rank(store: str, rank: str, ranks: str) -> dict[str, Any]:
         seconds, sent = time.perf_counter() - begun, sent_by_sockets() - before
         told[name] = {
             "seconds": seconds, "sockets": sent, "counted": fit.bytes_sent, "passes": fit.passes,
-            "difference": difference(fit.factors, call(whole).factors),
         }  # fmt: skip
-        dist.barrier()
+        known = call(whole).factors if rank == "0" else fit.factors.map(torch.empty_like)
+        for tensor in known.tensors().values():
+            dist.broadcast(tensor, 0)
+        told[name]["difference"] = difference(fit.factors, known)
     dist.destroy_process_group()
     return told
 
@@ -227,12 +233,12 @@ def model(name: str, ranks: int, passes: int) -> float:
     around = 2 * (ranks - 1) / ranks
     rows = math.ceil(SHAPE[0] / ranks)
     if name == "cp":
-        sweep = around * (4 * RANK * sum(SHAPE[1:]) + 8 * RANK**2)
+        sweep = around * (4 * TERMS * sum(SHAPE[1:]) + 8 * TERMS**2)
         checkpoints = SWEEPS // 10
         return (
             SWEEPS * sweep
-            + checkpoints * around * 8 * (2 * RANK**2 + 1)
-            + (ranks - 1) * rows * RANK * 4
+            + checkpoints * around * 8 * (2 * TERMS**2 + 1)
+            + (ranks - 1) * rows * TERMS * 4
         )
     core = math.prod(CORE)
     sweeps = (passes - 5) / 2
@@ -247,7 +253,7 @@ def model(name: str, ranks: int, passes: int) -> float:
     return start + sweeps * sweep + (ranks - 1) * rows * CORE[0] * 4
 
 
-def rows_of_shards(ranks: int) -> list[Row]:
+def rows_of_shards(ranks: int) -> list[Found]:
     with tempfile.TemporaryDirectory() as made:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--measure", "one_rank", f"{made}/store"]
@@ -269,14 +275,36 @@ def rows_of_shards(ranks: int) -> list[Row]:
         found = [one[name] for one in told]
         most = max(one["sockets"] for one in found)
         planned = model(name, ranks, found[0]["passes"])
-        seconds = max(one["seconds"] for one in found)
-        info = {
-            "sockets": most, "model": round(planned), "sockets / model": round(most / planned, 3),
-            "one rank": max(one["difference"] for one in found),
+        row = {
+            "tensor": f"{ranks} shards", "method": name, "sockets": most, "model": round(planned),
+            "sockets / model": round(most / planned, 3),
+            "counted": max(one["counted"] for one in found),
+            "from one rank": max(one["difference"] for one in found),
+            "seconds": max(one["seconds"] for one in found),
         }  # fmt: skip
-        rows.append(Row(f"{ranks} shards of gloo", name, seconds, seconds, 1, info))
-        print(rows[-1], flush=True)
+        rows.append(row)
+        print(row, flush=True)
     return rows
+
+
+def write(folder: Path, stem: str, rows: list[Found], times: bool) -> None:
+    """As JSON and as a table; seconds where they are asked for, on a machine with nothing else."""
+    kept = [{k: v for k, v in row.items() if times or k != "seconds"} for row in rows]
+    columns = list(dict.fromkeys(key for row in kept for key in row))
+    about = machine("cpu") | {"threads": 1}
+    lines = [
+        f"# {stem}", "", ", ".join(f"{key} {value}" for key, value in about.items()), "", NOTE, "",
+        f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |",
+        *(f"| {' | '.join(cell(row.get(key, '')) for key in columns)} |" for row in kept),
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"machine": about, "note": NOTE, "rows": kept}
+    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{stem}.md").write_text("\n".join(lines) + "\n")
+
+
+def cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -285,20 +313,22 @@ def main() -> None:
     parser.add_argument("--limit", default="512MB")
     parser.add_argument("--sweeps", type=int, default=40, help="of CP, at the most")
     parser.add_argument("--shards", action="store_true", help="these alone, over 2 and 4 processes")
+    parser.add_argument("--times", action="store_true", help="on a machine with nothing else")
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results/cpu")
     parser.add_argument("--folder", type=Path, help="with room for the file")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         what, *rest = given.measure
-        print(json.dumps({"run": run, "one_rank": one_rank}[what](*rest)))
+        told = run(*rest) if what == "run" else one_rank(*rest)
+        print(json.dumps(told))
         return
     if given.shards:
         rows, stem = [*rows_of_shards(2), *rows_of_shards(4)], "large_shards"
     else:
         rows = rows_of_a_file(given.gigabytes, given.limit, given.sweeps, given.folder)
         stem = "large"
-    write_results(given.results, stem, rows, machine("cpu"), NOTE)
+    write(given.results, stem, rows, given.times)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import ctypes
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
 from pathlib import Path
 
 import torch
+
+from tensorlrf.decomposition.large.freed import releases as _releases
 
 GROWTH = 1 / 32
 """Of what the process has: less is not worth the search for what it can give back."""
@@ -132,28 +132,6 @@ def resident_bytes() -> float:
         return float(pages) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         return math.inf
-
-
-@cache
-def _releases() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Of MKL's workspaces and of malloc's; on systems without them there is nothing to do."""
-
-    def nothing() -> None:
-        pass
-
-    of_mkl: Callable[[], object] = nothing
-    of_malloc: Callable[[], object] = nothing
-    try:  # what mkl_free_buffers() calls; torch exports no other name of it
-        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-        of_mkl = ctypes.CDLL(str(library)).mkl_serv_free_buffers
-    except (OSError, AttributeError, TypeError):
-        pass
-    try:
-        malloc_trim = ctypes.CDLL(None).malloc_trim
-        of_malloc = partial(malloc_trim, 0)
-    except (OSError, AttributeError, TypeError):
-        pass
-    return of_mkl, of_malloc
 
 
 def _thread_settings() -> Callable[[], contextlib.AbstractContextManager[None]]:

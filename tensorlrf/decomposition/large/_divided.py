@@ -14,6 +14,7 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.large._group import Group
 from tensorlrf.decomposition.large._memory import USUAL, bytes_of
 from tensorlrf.decomposition.large._stored import Stored, stored
+from tensorlrf.decomposition.large.freed import releases
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import ArgumentError, ShapeError, TensorlrfError
 from tensorlrf.factors import Factors
@@ -318,6 +319,7 @@ class Reading:
     def raw(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """A pass over the data as it is stored: where a piece lies in the divided mode, and it."""
         self.passes += 1
+        releases()[1]()  # what is left over of other sizes would count beside this pass
         for start in range(0, self.count, rows):
             stop = min(start + rows, self.count)
             piece = self.tensor._here.piece(self.tensor.along, start, stop)

@@ -23,6 +23,7 @@ from torch import Tensor
 from tensorlrf.decomposition.cp._residual import sum_of_squares
 from tensorlrf.decomposition.large._divided import Reading
 from tensorlrf.decomposition.large._memory import Need, check_room, parted, rows_within
+from tensorlrf.decomposition.large._residual import blocks, residual_bytes
 from tensorlrf.decomposition.large._sides import WholeSide, divided_svd
 from tensorlrf.decomposition.linalg._gram import complete
 from tensorlrf.decomposition.linalg._spectrum import ratio
@@ -89,11 +90,11 @@ class Room:
         narrow = {k: ranks[k] if k in ranks else sizes[k] for k in range(len(sizes))}
         wide = {k: min(sizes[k], wider * ranks[k]) if k in ranks else sizes[k] for k in narrow}
         columns = math.prod(wide[k] for k in range(1, len(sizes)))
-        factors = 3 * unit * sum(sizes[k] * wide[k] for k in ranks)
+        factors = 3 * unit * sum(sizes[k] * wide[k] for k in ranks) + residual_bytes(reading)
         # Contracted rows, in float64 with their vectors as well, and the small tensor.
         contracted = reading.most * columns * (unit + 3 * 8) + 3 * unit * wide[0] * columns
         first = min((wide[k] / sizes[k] for k in self.others), default=1.0)
-        each = reading.row_bytes() + math.ceil((2 * first + 2) * reading.row * unit)
+        each = reading.row_bytes() + math.ceil(2 * first * reading.row * unit)
         shares = [sizes[k] / narrow[k] for k in self.others]
         core = math.prod(narrow.values())
         for count in range(1, max(1, len(self.others)) + 1):
@@ -142,7 +143,8 @@ class DividedHOOI:
         first, partial = self.passes.groups[0], None
         for own, piece in self.reading.pieces(self.passes.rows):
             rows = {**basis, 0: basis[0][own]}
-            found += square_residual(piece, core, rows)
+            for some in blocks(piece):
+                found += square_residual(piece[some], core, {**rows, 0: rows[0][some]})
             partial = self._added(partial, piece, rows, first)
         error = ratio(self.reading.group.total(found[None])[0], self.norm**2)
         return Iterate(core, basis, self._there(partial, basis, first), error), error

@@ -127,7 +127,10 @@ class Peel:
     @property
     def _need(self) -> Need:
         """For the mode that is next, or for what is left at the end."""
-        return self._held_need if self._may_hold else self._read_need
+        if self._may_hold:
+            return self._held_need
+        begun = [self._held_need] if self.head or self.tail else []
+        return min([self._read_need, *begun], key=lambda need: need.least)
 
     @property
     def _may_hold(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,20 @@ from torch import Tensor
 from tensorlrf.decomposition.cp._residual import sum_of_squares
 from tensorlrf.decomposition.large._divided import Reading
 from tensorlrf.decomposition.linalg._spectrum import ratio
+
+_BLOCK = 1 << 20  # entries of a residual
+
+
+def blocks(piece: Tensor, mode: int = 0) -> Iterator[slice]:
+    """Some of a mode of a piece at a time, as its residual is taken."""
+    count = piece.shape[mode]
+    step = max(1, _BLOCK * count // piece.numel())
+    yield from (slice(k, min(k + step, count)) for k in range(0, count, step))
+
+
+def residual_bytes(reading: Reading) -> int:
+    """What is rebuilt of a block, on the way and at the end, and its difference."""
+    return 3 * max(_BLOCK, reading.row) * reading.dtype.itemsize
 
 
 def rel_error(
@@ -26,6 +40,10 @@ def rel_error(
              shape of the piece with its modes in the order `axes`; it may be changed
     """
     found = torch.zeros((), dtype=torch.float64, device=reading.device)
+    mode = (axes or reading.axes).index(reading.tensor.along)
     for own, piece in reading.pieces(rows, axes):
-        found += sum_of_squares(rebuilt(own).sub_(piece).flatten(1))
+        for some in blocks(piece, mode):
+            at = slice(own.start + some.start, own.start + some.stop)
+            block = piece.narrow(mode, some.start, some.stop - some.start)
+            found += sum_of_squares(rebuilt(at).sub_(block).flatten(1))
     return ratio(reading.group.total(found[None])[0], norm**2)

@@ -16,7 +16,7 @@ from tensorlrf.decomposition.large._entered import entered
 from tensorlrf.decomposition.large._fit import LargeFit
 from tensorlrf.decomposition.large._look import look
 from tensorlrf.decomposition.large._memory import Need, check_room, rows_within
-from tensorlrf.decomposition.large._residual import rel_error
+from tensorlrf.decomposition.large._residual import rel_error, residual_bytes
 from tensorlrf.decomposition.large._sides import WholeSide, divided_svd
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch
@@ -218,12 +218,11 @@ class Matrix:
 
     @property
     def _row(self) -> int:
-        # As it is read, and once more as a residual.
-        return self.reading.row_bytes(self.axes) + self.reading.row * self.reading.dtype.itemsize
+        return self.reading.row_bytes(self.axes)
 
     def _sides(self, r: int) -> int:
         total = self.reading.shape[0] * self.each + self.whole
-        return 3 * r * total * self.reading.dtype.itemsize
+        return 3 * r * total * self.reading.dtype.itemsize + residual_bytes(self.reading)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tensorlrf.decomposition.large._fit import LargeFit
 from tensorlrf.decomposition.large._look import look
 from tensorlrf.decomposition.large._memory import Need, check_room, rows_within
 from tensorlrf.decomposition.large._peel import Peel
-from tensorlrf.decomposition.large._residual import rel_error
+from tensorlrf.decomposition.large._residual import rel_error, residual_bytes
 from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_after_rounding
 from tensorlrf.decomposition.methods import factors_of
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
@@ -166,9 +166,10 @@ def _true_error(reading: Reading, factors: TTFactors, norm: float) -> float:
 
     r, unit = factors.rank[cut], reading.dtype.itemsize
     apart = math.prod(sizes[cut:] if along < cut else sizes[:cut]) * r
-    each = 3 * (reading.row * reading.dtype.itemsize) + 3 * (reading.row // (apart // r)) * r * unit
     axes = tuple(range(len(sizes)))
-    need = Need(3 * unit * (apart + factors.n_params), each + reading.row_bytes(axes))
+    part = max(1, residual_bytes(reading) // max(1, apart // r))  # of a block, multiplied out
+    held = 3 * unit * (apart + factors.n_params) + residual_bytes(reading) + 3 * part * r
+    need = Need(held, reading.row_bytes(axes))
     check_room("the error of tt", reading.limit, [need], along)
     rows = rows_within(reading.limit, need, reading.most)
     return rel_error(reading, norm, rows, rebuilt, axes)
