@@ -12,7 +12,7 @@ from tensorlrf.errors import ArgumentError
 USUAL = "1GB"
 """Limit by default."""
 
-RESERVE = 32 << 20
+RESERVE = 48 << 20
 """Bytes for what BLAS packs, for blocks that are raised to float64, and for gaps in the heap."""
 
 SLAB = 128 << 20
