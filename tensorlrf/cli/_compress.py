@@ -335,6 +335,7 @@ def compress(
                 make_plan(
                     job.model,
                     calibration=job.batches,
+                    moments=moments,
                     groups=job.groups,
                     random_state=seed,
                     **arguments,

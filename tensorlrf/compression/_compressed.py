@@ -124,7 +124,9 @@ def _fitted(
             )  # fmt: skip
     else:
         fitting = fitting.of_moments(model)
-        made, found, probe = planned(model, request, data, weighs=fitting.metric != OUTPUTS)
+        made, found, probe = planned(
+            model, request, data, weighs=fitting.metric != OUTPUTS, moments=fitting.known
+        )
         judge = judging.judge(model)  # what fails is to fail before the fit
         small, report = carried_out(model, made, found, data, fitting, request.example, probe)
     if settings is not None and data is not None:

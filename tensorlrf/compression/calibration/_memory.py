@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tensorlrf.compression.calibration._correction import lag_bytes
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.calibration._free_memory import free_bytes
-from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, IMAGE, Form
 from tensorlrf.compression.calibration.moments._moments import moment_bytes
 from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
@@ -65,6 +65,7 @@ class Gathered:
     waiting  batches whose activations are alive at once
     weighed  layers whose outputs have a metric
     stacked  layers that are experts of a mixture, beside whose moments there are those of all
+    plain    whether fits are to the layer's own outputs, of which its weight may make the sketch
     """
 
     lags: bool
@@ -72,6 +73,7 @@ class Gathered:
     waiting: int = 1
     weighed: Collection[str] = ()
     stacked: Collection[str] = ()
+    plain: bool = False
 
     def need(
         self,
@@ -120,7 +122,8 @@ class Gathered:
         for name, layer in layers.items():
             free = group.least(free_bytes(layer.device) / group.beside) if limit is None else 0.0
             room = free / 2 if limit is None else limit
-            forms = [FULL, *(Form("sketch", rows) for rows in sketch_sizes(layer.columns))]
+            sketches = [Form("sketch", rows) for rows in sketch_sizes(layer.columns)]
+            forms = [FULL, *(images(layer) if self.plain else ()), *sketches]
             forms = [COUNTS] if layer.is_table else forms
             # A metric of the outputs goes before any of the moments.
             ways = (True, False) if name in self.weighed else (False,)
@@ -158,7 +161,10 @@ class Gathered:
             if need.form is None:
                 plain.append(f"{name} ({size})")
             elif need.form not in (FULL, COUNTS):
-                sketched.append(f"{name} ({size}; {readable(need.whole)} as a {need.form} rows)")
+                kept = "an {}" if need.form.kind == IMAGE else "a {} rows"
+                sketched.append(
+                    f"{name} ({size}; {readable(need.whole)} as {kept.format(need.form)})"
+                )
         if sketched:
             yield (
                 f"calibration: with all second moments {some(sketched)} would take more than "
@@ -213,6 +219,17 @@ def sketch_sizes(n: int) -> list[int]:
         sizes.append(size)
         size *= 2
     return sizes[::-1]
+
+
+def images(layer: DenseLayer) -> list[Form]:
+    """Sketches of a linear layer's moments by its weight, from all of its outputs down to half of
+    them, that take less than the moments themselves: a fit to them is hardly worse, or not at all
+    (bench/moments.py)."""
+    if layer.taps is not None or layer.is_table:
+        return []
+    outputs, n = layer.shape[0], layer.columns
+    forms = [Form(IMAGE, outputs * k // 4) for k in (4, 3, 2)]
+    return [form for form in forms if form.size and 2 * form.numbers(n) < FULL.numbers(n)]
 
 
 @contextmanager

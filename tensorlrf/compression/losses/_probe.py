@@ -15,9 +15,9 @@ from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import check_values, kind_of
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, tied_places
-from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.calibration._layer_moments import Calibration, check_statistics
 from tensorlrf.compression.calibration._memory import parted
-from tensorlrf.compression.calibration._statistics import Metrics
+from tensorlrf.compression.calibration._statistics import Metrics, Statistics
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.group._group import ALONE, Alone
@@ -38,6 +38,8 @@ from tensorlrf.compression.losses._published import (
     effective_rank_losses,
     spectrum_shape_losses,
 )
+from tensorlrf.compression.moments._fitted import Reader
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
 from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
 from tensorlrf.decomposition.random_state import generator
@@ -66,6 +68,7 @@ class Probe:
 
     weighs   whether passes for "fisher" also gather what errors of the outputs cost
     every    whether directions of outputs are those of all inputs, as cuts that stay want them
+    moments  of the inputs, where there are no batches
     metrics  that, of the layers that gradients reach, where such passes were made
     """
 
@@ -78,6 +81,7 @@ class Probe:
     progress: bool = True
     weighs: bool = False
     every: bool = False
+    moments: Moments | None = None
     metrics: dict[str, Metrics] = field(default_factory=dict)
     _known: dict[str, Sensitivity] = field(default_factory=dict)
     _bases: dict[str, Basis] = field(default_factory=dict)
@@ -226,7 +230,8 @@ class Probe:
     def _by_spectra(self, rule: str, energies: Mapping[str, Sequence[float]]) -> Sensitivity:
         """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
         if rule == "energy":
-            return self._told(rule, OF_WEIGHTS if self.data is None else OF_OUTPUTS, energies)
+            seen = self.data is not None or self.moments is not None
+            return self._told(rule, OF_OUTPUTS if seen else OF_WEIGHTS, energies)
         sizes = {name: Sizes.of(dense_layer_at(self.model, name)) for name in energies}
         if rule == "effective_rank":
             told = effective_rank_losses(sizes, energies)
@@ -254,9 +259,13 @@ class Probe:
         return self._told("block_influence", "parameters by influence", losses)
 
     def _weight_energies(self) -> dict[str, Sequence[float]]:
-        return {
-            name: _weight_energies(dense_layer_at(self.model, name), name) for name in self.names
-        }
+        reader = None if self.moments is None else Reader(self.moments)
+        found = {}
+        for name in self.names:
+            site = dense_layer_at(self.model, name)
+            seen = None if reader is None else reader.of(name, site)
+            found[name] = _weight_energies(site, name, None if seen is None else seen.fit())
+        return found
 
     def cut(
         self, ranks: Mapping[str, int], metrics: Mapping[str, Metrics] = MappingProxyType({})
@@ -321,11 +330,22 @@ def _row(name: str, site: DenseLayer, losses: Sequence[float]) -> LayerSensitivi
     return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)
 
 
-def _weight_energies(site: DenseLayer, name: str) -> Sequence[float]:
+def _weight_energies(
+    site: DenseLayer, name: str, seen: Sequence[Statistics] | None
+) -> Sequence[float]:
+    """Beyond each rank: of the outputs on what the layer was `seen` to be fed, else of the weight
+    itself."""
     check_values(name, site.weight)
+    if seen is not None:
+        check_statistics(name, seen)
     energies: Tensor | float = 0.0
-    for weight in site.group_weights():
-        energies = energies + torch.linalg.svdvals(weight.flatten(1).double()).square()
+    for k, weight in enumerate(site.group_weights()):
+        known = weight.flatten(1).double()
+        if seen is None or not seen[k].known:
+            energies = energies + torch.linalg.svdvals(known).square()
+            continue
+        own = torch.linalg.eigvalsh((known @ seen[k].gram) @ known.T).flip(0).clamp(min=0)
+        energies = energies + own[: min(known.shape)]
     assert isinstance(energies, Tensor)
     basis = Basis(energies[None, None], energies[None])
     return spectra({name: basis})[name]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, IMAGE, Form
 from tensorlrf.compression.calibration.moments._sums import PRODUCTS
 from tensorlrf.compression.moments._kept import Groups, Kept
 from tensorlrf.compression.moments._layer import SAMPLES, CalibratedLayer, Weight, empty, shapes_of
@@ -202,9 +202,9 @@ def _row(name: str, at: JsonNode) -> CalibratedLayer:
     raw = bytearray.fromhex(text)
     numbers = torch.frombuffer(raw, dtype=torch.float64).tolist() if raw else []
     kept = Form(at["kind"].text(), at["size"].whole())
-    sketch = kept.kind == "sketch" and 0 < kept.size < LARGEST
+    sketch = kept.kind in ("sketch", IMAGE) and 0 < kept.size < LARGEST
     if kept not in (FULL, COUNTS) and not sketch:
-        at["kind"].wrong("full, a sketch, or counts")
+        at["kind"].wrong("full, a sketch, an image, or counts")
     groups = at["groups"].whole(1)
     if shape[0] % groups:
         at["groups"].wrong("a number that divides the outputs")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, IMAGE, Form
 from tensorlrf.compression.calibration.moments._moments import (
     CountMoments,
     LinearMoments,
@@ -118,7 +118,7 @@ class CalibratedLayer:
 
     @property
     def form(self) -> str:
-        """In which its second moments are kept: full, a sketch of some rows, or counts."""
+        """In which its second moments are kept: full, a sketch, an image, or counts."""
         return str(self.kept)
 
     @property
@@ -153,6 +153,8 @@ def shapes_of(row: CalibratedLayer) -> dict[str, tuple[int, ...]]:
     shapes["sum"] = (n,)
     if row.kept == FULL:
         return {**shapes, PRODUCTS: (n * (n + 1) // 2,)}
+    if row.kept.kind == IMAGE:
+        return {**shapes, "image": (size, n), "inner": (size, size), "squares": (n,)}
     return {**shapes, "rows": (2 * size, n), "filled": (), "squares": (n,), "lost": ()}
 
 

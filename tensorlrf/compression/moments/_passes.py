@@ -20,6 +20,7 @@ from tensorlrf.compression.calibration._memory import Gathered
 from tensorlrf.compression.calibration._rerun import in_order
 from tensorlrf.compression.calibration._shared_inputs import SharedInputs, leaders
 from tensorlrf.compression.calibration._trace import Trace, record
+from tensorlrf.compression.calibration.moments._form import IMAGE
 from tensorlrf.compression.calibration.moments._moments import ShiftMoments
 from tensorlrf.compression.moments._kept import Groups, moved
 from tensorlrf.compression.moments._layer import CalibratedLayer, unseen
@@ -65,14 +66,16 @@ class Watched:
                 "all out"
             )
         layers = {name: dense_layer_at(model, name) for name in names}
-        gathered = Gathered(lags=False, held=False)
+        gathered = Gathered(lags=False, held=False, plain=True)
         needs = gathered.within(layers, limit)
         for message in gathered.told(layers, needs, limit):
             warn(message, CalibrationWarning)
         forms = {name: need.form for name, need in needs.items() if need.form is not None}
         names = [name for name in names if name in forms]
         like = leaders(model, names, trace.after, lags=False)
-        like = {name: one for name, one in like.items() if forms[name] == forms[one]}
+        # An image is one of the layer's own weight.
+        shared = {name for name in names if forms[name].kind != IMAGE}
+        like = {n: one for n, one in like.items() if n in shared and forms[n] == forms[one]}
         return cls(model, names, trace, replace(data, forms=forms), like)
 
     def row(self, name: str) -> CalibratedLayer:

@@ -18,7 +18,7 @@ import torch
 
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression.calibration._memory import parted
-from tensorlrf.compression.calibration.moments._form import Form
+from tensorlrf.compression.calibration.moments._form import IMAGE, Form
 from tensorlrf.compression.moments._kept import InMemory, Joined
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._passes import Part, Parted, Watched
@@ -35,6 +35,8 @@ from tensorlrf.files.strict import JsonNode
 
 BEGUN, APART = "begun", "apart"
 """Kinds of entries: which layers are summed up together and how; some that are not fed the same."""
+
+FORMS = ("full", "sketch", IMAGE, "counts")
 
 EVERY_BYTES = 1 << 26
 """A part of so many bytes is written after each batch, one of k times as many after k."""
@@ -218,7 +220,7 @@ def _check_entry(at: JsonNode) -> None:
         at["like"].each(JsonNode.text)
         for name in at["forms"].mapping():
             form = at["forms"][name]
-            if len(form.entries()) != 2 or form[0].text() not in ("full", "sketch", "counts"):
+            if len(form.entries()) != 2 or form[0].text() not in FORMS:
                 form.wrong("a form of moments")
             form[1].whole()
     else:

@@ -13,6 +13,7 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._trace import READ, record
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._probe import Probe
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._drafts import (
     check_budget,
     drafts_of,
@@ -36,6 +37,7 @@ def planned(
     *,
     weighs: bool = False,
     found: list[Surveyed] | None = None,
+    moments: Moments | None = None,
 ) -> tuple[Plan, list[Surveyed], Probe | None]:
     """`plan`, the survey of the model that it was made from, where none is given, and what looked
     at the layers, where that was to be: with `weighs` it knows what errors of their outputs cost,
@@ -54,7 +56,8 @@ def planned(
     if budget is not None and budget.shared:
         with torch.inference_mode(False), without_autocast():
             budget = of_the_whole(budget, model, drafts)
-            sharing = Sharing(model, [drafts[k] for k in open_], budget, request, data, weighs)
+            own = [drafts[k] for k in open_]
+            sharing = Sharing(model, own, budget, request, data, weighs, moments)
             shared = sharing.shared_out()
             probe = sharing.probe
         allotment = shared.allotment

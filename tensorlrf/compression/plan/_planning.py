@@ -17,6 +17,8 @@ from tensorlrf.compression.group._alike import check_alike, check_plan_alike, ch
 from tensorlrf.compression.group._group import ranks_here
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
+from tensorlrf.compression.moments._fitted import moments_for
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
 from tensorlrf.compression.plan._request import Request
@@ -24,6 +26,7 @@ from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.errors import ArgumentError
+from tensorlrf.files.arguments import PathLike
 
 
 def plan(
@@ -44,6 +47,7 @@ def plan(
     objective: str = "size",
     example: Any = None,
     calibration: Any = None,
+    moments: Moments | PathLike | None = None,
     holdout: float = 0.1,
     groups: Any = None,
     allocation: str | Allocation = AUTO,
@@ -111,6 +115,9 @@ def plan(
         to see on what reads the outputs of whom, for `fold_batch_norms`.
     calibration : iterable of batches, DataLoader or callable, optional
         Inputs that tell what layers can lose, as `apply` takes them.
+    moments : Moments or path, optional
+        In its place what `tensorlrf.calibrate` has summed of the inputs of this very model, by
+        which ``allocation="energy"`` knows outputs of layers; "auto" is uniform then.
     holdout, groups
         Which batches serve to judge, as in `apply`.
     allocation : str or Allocation
@@ -163,6 +170,8 @@ def plan(
     metric = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
     if metric.max_drop is None and evaluate is not None:
         raise ArgumentError("evaluate= judges what max_drop= allows; give both, or leave it out")
+    if moments is not None and calibration is not None:
+        raise ArgumentError("moments= are in the place of calibration=; give one of them")
     with ranks_here(calibration is not None) as group:
         model = shared_model(model, group)
         check_shared(group, request.not_shared | {"max_drop": max_drop})
@@ -175,6 +184,6 @@ def plan(
         if metric.max_drop is not None and data is not None:
             made = metric.planned(model, request, data)
         else:
-            made, _, _ = planned(model, request, data)
+            made, _, _ = planned(model, request, data, moments=moments_for(moments, model))
         check_plan_alike(group, made)
         return replace(made, folded=folded)

@@ -13,6 +13,7 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.losses._probe import Probe
+from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._allocated import Choice, Layer, allocated
 from tensorlrf.compression.plan._drafts import Draft
 from tensorlrf.compression.plan._matrix_ranks import matrix_ranks
@@ -53,6 +54,7 @@ class Sharing:
     """A budget that is to be shared out over drafts, none of which has one of its own.
 
     weighs  whether what errors of outputs cost is gathered on the way
+    moments  of inputs, where there are no batches
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Sharing:
     request: Request
     data: Calibration | None
     weighs: bool = False
+    moments: Moments | None = None
 
     def shared_out(self) -> Ranks:
         """By the allocation's rule; with "auto" with uniform ranks, where the model then loses less
@@ -103,7 +106,7 @@ class Sharing:
         request, names = self.request, [draft.name for draft in self.drafts]
         return Probe(
             self.model, names, self.data, request.loss, request.readout, request.random_state,
-            request.progress, self.weighs,
+            request.progress, self.weighs, moments=self.moments,
         )  # fmt: skip
 
     def _ranks(self, way: Way, budget: Budget) -> Ranks:

@@ -67,13 +67,24 @@ def routed() -> nn.Module:
 def wide(seed: int = 0) -> nn.Module:
     """A layer that may be sketched."""
     torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(256, 256)).eval()
+
+
+def narrow(seed: int = 0) -> nn.Module:
+    """A layer whose few outputs make the sketch."""
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(256, 8)).eval()
+
+
+def limit_for(model: nn.Module, form: Form) -> int:
+    """That of memory at which the first layer has just room for moments in a form."""
+    layer = DenseLayer.of(model[0])  # type: ignore[index]  # a Sequential
+    return Gathered(lags=False, held=False, plain=True).need(layer, form).whole
 
 
 def sketched(model: nn.Module) -> int:
     """The limit at which its first layer has a sketch of 16 rows."""
-    layer = DenseLayer.of(model[0])  # type: ignore[index]  # a Sequential
-    return Gathered(lags=False, held=False).need(layer, Form("sketch", 16)).whole
+    return limit_for(model, Form("sketch", 16))
 
 
 def one_way(way: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import tensorlrf
+from tensorlrf.compression.calibration.moments._form import Form
 from tensorlrf.compression.moments._ranks import over_ranks
 from tensorlrf.errors import ArgumentError
 
@@ -23,11 +24,13 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     from tests.compression.moments import nets
 
-    wide, words = nets.wide(), nets.attention(seed=rank)
+    wide, narrow, words = nets.wide(), nets.narrow(), nets.attention(seed=rank)
+    image = nets.limit_for(narrow, Form("image", 8))
     cases = {
         "plain": (nets.attention(), nets.rows(12, 6)[rank::world], None),
         "routed": (nets.routed(), nets.one_way(rank), None),
         "sketch": (wide, nets.rows(256, 6)[rank::world], nets.sketched(wide)),
+        "image": (narrow, nets.rows(256, 6)[rank::world], image),
         "other": (words, nets.rows(12, 2), None),
     }
     for what, (model, batches, limit) in cases.items():

@@ -78,6 +78,40 @@ def test_a_plan_is_carried_out_with_them() -> None:
         assert torch.equal(weights(other)[name], tensor)
 
 
+def test_ranks_are_shared_out_by_what_outputs_lose() -> None:
+    """As by the batches that the moments are of."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.falls, self.white = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.white(x) + self.falls(x * torch.logspace(0, -3, 64))
+            return y
+
+    draws, model = torch.Generator().manual_seed(0), Two()
+    with torch.no_grad():
+        for layer in (model.falls, model.white):
+            layer.weight[:] = torch.linalg.qr(torch.randn(64, 64, generator=draws))[0]
+    batches = [torch.randn(400, 64, generator=draws)]
+    moments = tensorlrf.calibrate(model, batches, skip=[])
+    arguments: dict[str, Any] = {"keep_params": 0.5, "skip": [], "allocation": "energy"}
+    told = tensorlrf.plan(model, moments=moments, **arguments)
+    wanted = tensorlrf.plan(model, calibration=batches, holdout=0, **arguments)
+    assert [row.rank for row in told.layers] == [row.rank for row in wanted.layers]
+    assert told.allotment.unit == wanted.allotment.unit
+    assert told.allotment.predicted_loss == pytest.approx(wanted.allotment.predicted_loss, rel=1e-3)
+    plain = tensorlrf.plan(model, **arguments)
+    assert [row.rank for row in plain.layers] != [row.rank for row in told.layers]
+    _, report = tensorlrf.compress(model, moments=moments, **arguments)
+    assert report.allotment == told.allotment
+    with pytest.raises(ArgumentError, match="looks at inputs; give calibration="):
+        tensorlrf.plan(model, moments=moments, **{**arguments, "allocation": "fisher"})
+    with pytest.raises(ArgumentError, match="in the place of calibration="):
+        tensorlrf.plan(model, moments=moments, calibration=batches, keep_params=0.5)
+
+
 def test_nothing_runs() -> None:
     model = attention(16)
     moments = tensorlrf.calibrate(model, many(16), skip=[])

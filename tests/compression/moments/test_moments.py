@@ -16,6 +16,7 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.compression import Moments
+from tensorlrf.compression.calibration.moments._form import Form
 from tensorlrf.compression.moments._layer import Weight
 from tensorlrf.errors import (
     ArgumentError,
@@ -29,6 +30,8 @@ from tests.compression.moments.nets import (
     attention,
     convolutions,
     images,
+    limit_for,
+    narrow,
     one_way,
     routed,
     rows,
@@ -336,6 +339,17 @@ def test_sketches_of_ranks_are_merged(ranks: Ranks) -> None:
         limit = sketched(model)
         parts = [moments_of(model, rows(256, 6)[k::2], memory_limit=limit) for k in (0, 1)]
     assert_same(Moments.load(one), parts[0] + parts[1])
+
+
+def test_images_of_ranks_add_up(ranks: Ranks) -> None:
+    one, two = ranks("image")
+    assert one.read_bytes() == two.read_bytes()
+    model = narrow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        limit = limit_for(model, Form("image", 8))
+        whole = moments_of(model, rows(256, 6), memory_limit=limit)
+    assert_same(Moments.load(one), whole, OF_SUMS)
 
 
 def test_ranks_of_different_models_all_say_so(ranks: Ranks) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
-from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
+from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, IMAGE, Form
 from tensorlrf.compression.calibration.moments._lengths import Lengths
 from tensorlrf.compression.calibration.moments._shifts import ShiftedCorrelations, sums_of
 from tensorlrf.compression.calibration.moments._sums import PRODUCTS, mirrored, raised
@@ -119,9 +119,11 @@ class SummedMoments(Moments):
 class ColumnMoments(SummedMoments):
     """Of columns that are there as they stand: sums of their products, and of themselves."""
 
-    def __init__(self, n: int, device: torch.device, form: Form = FULL) -> None:
+    def __init__(
+        self, n: int, device: torch.device, form: Form = FULL, weight: Tensor | None = None
+    ) -> None:
         super().__init__(n, device)
-        self._products = form.sums(n, device)
+        self._products = form.sums(n, device, weight)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
@@ -281,7 +283,7 @@ def moments_of(layer: DenseLayer, form: Form = FULL) -> Moments:
     if layer.is_table:
         return CountMoments(n, device)
     if taps is None:
-        return LinearMoments(n, device, form)
+        return LinearMoments(n, device, form, layer.weight if form.kind == IMAGE else None)
     if taps.is_pointwise:
         return _Pointwise(n, device, taps, form)
     taps = taps.one_group()
