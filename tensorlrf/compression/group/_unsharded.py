@@ -21,7 +21,7 @@ from tensorlrf.compression._exchange import exchanged
 from tensorlrf.compression.group._group import Alone
 from tensorlrf.errors import ArgumentError
 
-_OF_TORCH = "torch.distributed."
+_OF_RANKS = ("torch.distributed.", "tensorlrf.nn.parallel.")
 _STATE = "__composable_api"
 """How attributes begin by which torch knows what it has made of a module."""
 
@@ -88,6 +88,9 @@ class _Plain:
     def of(self, module: nn.Module) -> nn.Module:
         if module in self._modules:
             return self._modules[module]
+        shared = getattr(sys.modules.get("tensorlrf.nn.parallel._layer"), "SharedLinear", ())
+        if isinstance(module, shared):
+            return self._unshared(module)
         kind: Any = type(module)
         kind = kind.__mro__[getattr(kind, "_orig_cls_mro_index", 0)]
         twin: Any = object.__new__(kind)
@@ -95,31 +98,45 @@ class _Plain:
         for name, value in vars(module).items():
             if name.startswith(_STATE):
                 continue
-            vars(twin)[name] = _without_torchs(value) if name.endswith("_hooks") else value
+            vars(twin)[name] = _without_ranks(value) if name.endswith("_hooks") else value
         twin._parameters = {k: self._whole(p) for k, p in module._parameters.items()}
         twin._buffers = {k: self._whole(b) for k, b in module._buffers.items()}
         twin._modules = {k: m and self.of(m) for k, m in module._modules.items()}
         made: nn.Module = twin
         return made
 
+    def _unshared(self, layer: Any) -> nn.Module:
+        """Of a layer on factors that a style has shared out."""
+        plain: nn.Module = layer.unshared()
+        self._modules[layer] = plain
+        for name, p in layer._parameters.items():
+            if p is not None:  # one that another layer has too stays one
+                own: Any = self._tensors.setdefault(p, plain.get_parameter(name))
+                plain._parameters[name] = own
+        return plain
+
     def _whole(self, value: Any) -> Any:
-        if value is None or (value not in self._tensors and not hasattr(value, "full_tensor")):
-            return value
-        if value not in self._tensors:
-            whole = value.full_tensor().detach()
+        if value is None:
+            return None
+        if value in self._tensors:
+            return self._tensors[value]
+        sharded, hooks = hasattr(value, "full_tensor"), value._backward_hooks or {}
+        # A gradient that is added up over the ranks is, of a model that is whole, of another one.
+        if sharded or any(map(_of_ranks, hooks.values())):
+            whole = (value.full_tensor() if sharded else value).detach()
             if isinstance(value, nn.Parameter):
                 whole = nn.Parameter(whole, value.requires_grad)
             self._tensors[value] = whole
-        return self._tensors[value]
+        return self._tensors.get(value, value)
 
 
-def _without_torchs(hooks: Any) -> Any:
-    """Hooks without those by which torch gathers parameters and lays out inputs."""
+def _without_ranks(hooks: Any) -> Any:
+    """Hooks without those by which parameters are gathered, inputs laid out, gradients added up."""
     if not isinstance(hooks, dict):
         return hooks
-    return type(hooks)((k, hook) for k, hook in hooks.items() if not _of_torch(hook))
+    return type(hooks)((k, hook) for k, hook in hooks.items() if not _of_ranks(hook))
 
 
-def _of_torch(hook: Any) -> bool:
+def _of_ranks(hook: Any) -> bool:
     inner = getattr(hook, "hook", None) or getattr(hook, "func", None) or hook
-    return str(getattr(inner, "__module__", "")).startswith(_OF_TORCH)
+    return str(getattr(inner, "__module__", "")).startswith(_OF_RANKS)

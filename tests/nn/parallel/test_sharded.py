@@ -28,6 +28,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import tensorlrf
+from tensorlrf.compression._uncompiled import own_model
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn import FactoredLayer, FactoredLinear
 from tensorlrf.nn.parallel import FactoredColwise, styles
@@ -345,6 +346,31 @@ def check_compiled(mesh: DeviceMesh) -> None:
     trained(alone, x, wanted)
     near({"y": y}, {"y": alone(x)})
     near(full(many), alone.state_dict())
+
+
+def check_whole_again(mesh: DeviceMesh) -> None:
+    """What calibrates looks at a plain model, of whatever styles; factors in common stay so."""
+    alone, (x, wanted) = two_blocks(), sequences()
+    for block in alone:
+        block.mlp.up_proj.right = block.mlp.gate_proj.right
+    alone[1].mlp.down_proj = tensorlrf.densify(alone[1].mlp.down_proj)
+    for sizes in ((2,), (1, 2), (2, 1)):
+        square = init_device_mesh("cpu", sizes, mesh_dim_names=("dp", "tp")[-len(sizes) :])
+        many = copy.deepcopy(alone)
+        parallelize_module(many, square["tp"], styles(many, WORDS, square["tp"]))
+        if len(sizes) > 1:
+            shard(many, square["dp"])
+        plain = own_model(many)
+        assert not any(isinstance(p, DTensor) for p in plain.parameters())
+        assert plain[0].mlp.up_proj.right is plain[0].mlp.gate_proj.right
+        near(plain.state_dict(), alone.state_dict())
+        one = copy.deepcopy(alone)
+        for model in (plain, one):
+            (model(x) - wanted).square().mean().backward()
+        near(*({n: p.grad for n, p in model.named_parameters()} for model in (plain, one)))
+        small, _ = tensorlrf.compress(plain, keep_params=0.9, progress=False)
+        again, _ = tensorlrf.compress(one, keep_params=0.9, progress=False)
+        near({"y": small(x)}, {"y": again(x)})
 
 
 def check_frozen_layers_are_thawed(mesh: DeviceMesh) -> None:
