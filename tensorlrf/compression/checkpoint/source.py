@@ -141,10 +141,10 @@ def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Mo
         counts = "layer" in key or "depth" in key
         if counts and any(n > most for n in _ints(value)):
             raise _too_large(folder, f"{key} = {shown(value)}", tensors)
-    where = torch.device("meta") if dtype is None else _parameters_on_meta(dtype)
+    where = torch.device("meta") if dtype is None else _default_dtype(dtype)
     try:
         # What is drawn for weights on meta is not to move the generator of the caller.
-        with OwnDraws(), where, _Bounded(CALLS * tensors + MORE_CALLS):
+        with OwnDraws(), where, _parameters_on_meta(), _Bounded(CALLS * tensors + MORE_CALLS):
             made = cls.config_class.from_pretrained(os.fspath(folder), **SAFE)
             model: nn.Module = cls(made)
     except _TooMany:
@@ -158,10 +158,20 @@ def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Mo
 
 
 @contextmanager
-def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
     """While entered, parameters that this thread registers are on meta, before values are drawn
-    for them, and torch's default dtype is another one."""
-    here, before = threading.get_ident(), torch.get_default_dtype()
+    for them; so are those that are made where no default device is asked for, as torch.Tensor."""
+    here = threading.get_ident()
 
     def moved(_: nn.Module, __: str, parameter: nn.Parameter) -> nn.Parameter | None:
         if threading.get_ident() != here or is_lazy(parameter) or parameter.is_meta:
@@ -172,11 +182,9 @@ def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
 
     # torch declares that hooks return nothing, and says in words that they may return a parameter.
     hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
-    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
         hook.remove()
 
 

@@ -22,6 +22,7 @@ from tensorlrf.compression.checkpoint.header import Header
 from tensorlrf.compression.scale.architecture import PACKED, Architecture
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import ArgumentError
+from tests.architectures.listed import ARCHITECTURES
 from tests.compression.scale.test_checkpoint import contents
 
 hf: Any = importlib.import_module("transformers")
@@ -133,6 +134,38 @@ def test_the_output_is_what_save_writes_of_the_compressed_model(tmp_path: Path, 
     assert torch.equal(outputs(small), outputs(wanted))
     again = tensorlrf.load(tmp_path / "out", model)
     assert torch.equal(outputs(again), outputs(wanted))
+
+
+TAKEN_APART = {"GPT-OSS", "DBRX"}
+"""Whose experts `compress` takes apart, and a run by layers leaves in one tensor."""
+
+PUT_TOGETHER = {"DeepSeek-V3", "Mixtral"}
+"""Whose experts transformers puts together while it loads."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_of_every_architecture(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    made = ARCHITECTURES[name].make().eval()
+    source = folder(made, tmp_path / "in")
+    report = tensorlrf.compress_checkpoint(source, tmp_path / "out", keep_params=0.5, threads=1)
+    if name in PUT_TOGETHER:
+        assert "of several tensors" in report.notes[0]
+        return
+    assert report.notes == ()
+    small = tensorlrf.load(tmp_path / "out")
+    if name in TAKEN_APART:
+        assert any("experts" in module for module in report.stays)
+        return
+    model = type(made).from_pretrained(source, dtype="auto").eval()
+    wanted, _ = tensorlrf.compress(model, keep_params=0.5, progress=False)
+    tensorlrf.save(wanted, tmp_path / "saved")
+    assert header(tmp_path / "out").tensors == header(tmp_path / "saved").tensors
+    own = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    theirs = {**dict(wanted.named_parameters()), **dict(wanted.named_buffers())}
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[key], theirs[key]) for key in own)
 
 
 def test_experts_in_one_tensor_stay(tmp_path: Path) -> None:
@@ -262,6 +295,17 @@ def test_parameters_never_have_memory(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before[1])
     linear = nn.Linear(2, 2)  # and elsewhere they are what they were
     assert not linear.weight.is_meta
+
+
+def test_parameters_of_the_old_constructor_have_none_either(tmp_path: Path) -> None:
+    """torch.Tensor(n) asks for no default device."""
+    source = folder(ARCHITECTURES["Wav2Vec2"].make(), tmp_path / "in")
+    found = Architecture.of(StoredTensors.of(source))
+    assert found.exact
+    assert all(p.is_meta for p in found.model.parameters())
+    report = tensorlrf.compress_checkpoint(source, tmp_path / "out", keep_params=0.5)
+    assert any("conv_layers" in row.name for row in report.layers)
+    tensorlrf.load(tmp_path / "out")
 
 
 def test_buffers_that_are_too_large_stay_out(
