@@ -53,6 +53,7 @@ class Course:
     batch   the number of the batch
     seen    numbers of the blocks that were called
     gone_by whether the pass came to what the model holds behind its last block
+    partial whether embeddings are put away, too
     """
 
     names: tuple[str, ...]
@@ -64,6 +65,7 @@ class Course:
     batch: int = -1
     seen: tuple[int, ...] = ()
     gone_by: bool = False
+    partial: bool = False
 
     @property
     def before(self) -> int | None:
@@ -103,7 +105,8 @@ class Course:
     def check_input(self, name: str, value: Any) -> None:
         """What a module is called with. Raises UnsupportedError where it is made of what is not
         there."""
-        if set(self.seen) - self._known and _has_nan(value) and not self._nan_before():
+        away = self.partial or set(self.seen) - self._known
+        if away and _has_nan(value) and not self._nan_before():
             raise UnsupportedError(
                 f"{name} is given what is made of the outputs of more blocks than the last one "
                 f"before it; {REMEDY}"
@@ -205,6 +208,7 @@ class Parted:
 
     model   a pass through it gives the output of that block, or UNREACHED
     later   what it holds behind its last block and has parameters
+    waits   whether that has no weights yet
     """
 
     def __init__(
@@ -216,6 +220,7 @@ class Parted:
         self.model = model
         self.course = Course(names, ends, 0, frozenset(), states, stream)
         self._blocks = [model.get_submodule(name) for name in names]
+        self.waits = False
         self.later = [m for m in _behind(model, names[-1]) if any(True for _ in m.parameters())]
         self._hollow = [self._without(k) for k in range(len(names))]
         for k in range(len(names)):
@@ -257,11 +262,13 @@ class Parted:
     def put_off(self) -> None:
         """Have a pass end where it comes to what the model holds behind its last block: that has no
         weights yet."""
+        self.waits = True
         for module in self.later:
             vars(module)["forward"] = _Later(self.course)
 
     def complete(self) -> None:
         """What is behind has its weights."""
+        self.waits = False
         for module in self.later:
             vars(module).pop("forward", None)
 

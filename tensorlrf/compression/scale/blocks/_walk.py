@@ -32,6 +32,7 @@ from tensorlrf.compression.scale.blocks._course import (
     numbered,
 )
 from tensorlrf.compression.scale.blocks._states import States
+from tensorlrf.compression.scale.blocks._tables import Tables
 from tensorlrf.compression.scale.blocks._weights import Loaded, Weights, blank_of, emptied
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import UnsupportedError
@@ -93,6 +94,7 @@ class Walk:
         self._loose = [name for name in self.rows if name not in inside]
         self._met: dict[str, int] = {}  # of those that are in no block, where they are called
         self._around: Loaded = {}
+        self.tables = Tables(self._parted, self._around)
 
     def _rows_in(self, block: str) -> list[str]:
         return [n for n in self.rows if n == block or n.startswith(f"{block}.")]
@@ -146,7 +148,10 @@ class Walk:
         for one in self._parted:
             one.enter(number)
         if not number or number - 1 in self.working.course.ends:
+            self._bring_back()
             self._look_ahead()
+        else:
+            self._put_away()
         if known is None:
             names = [*self._within[number], *self._loose_in(number)]
             self._fit(number, names, advance, stopped)
@@ -278,6 +283,24 @@ class Walk:
             one.put_off()
         self._fill({module for one in self._parted for module in one.later})
 
+    def _put_away(self) -> None:
+        """The embeddings, if the model does without them behind the first block of a chain."""
+        none_reached = self.working.course.before is None
+        if self.tables.needed or self.tables.away or none_reached:
+            return
+        self.tables.put_away()
+        if not self.tables.away:
+            return
+        try:
+            call(replica(self.working.model), self.data.batches[0])
+        except UnsupportedError:  # which says so again with all of them, if it is of other blocks
+            self.tables.needed = True
+            self._bring_back()
+
+    def _bring_back(self) -> None:
+        if self.tables.bring_back():
+            self._fill({module for one in self._parted for module in one.later if one.waits})
+
     def _look_ahead(self) -> None:
         """Where what the model holds behind its blocks is called before a chain of them, give it
         its weights now."""
@@ -290,6 +313,7 @@ class Walk:
 
     def _complete(self) -> None:
         """What is behind the blocks, too, of which all are gone by."""
+        self.tables.bring_back()
         self._fill(())
         for one in self._parted:
             one.complete()
@@ -302,7 +326,7 @@ class Walk:
             private = own if self._apart and one is self.working else ()
             read = self.weights.fill(one.model, "", self._around, private, absent.union(later))
             if not private:
-                self._around |= read
+                self._around.update(read)
 
 
 @dataclass

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tensorlrf
+from tensorlrf.compression.scale.blocks import _tables
 from tests.compression.scale.blocks.networks import (
     WORDS,
     Block,
@@ -25,6 +26,12 @@ from tests.compression.scale.blocks.networks import (
 )
 
 hf: Any = importlib.import_module("transformers")
+
+
+@pytest.fixture(autouse=True)
+def small_tables_are_put_away_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tables, "LARGE", 0)
+
 
 SMALL = {
     "vocab_size": WORDS,
@@ -177,6 +184,26 @@ def test_plain_chains(tmp_path: Path, name: str) -> None:
     assert_alike(small, wanted, batches[0])
     assert all(p.is_meta for p in blank.parameters())
     assert type(blank[0].forward).__name__ == "method"
+
+
+class Reminded(Net):
+    """Every block sees the words, too."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = self.embed(ids)
+        x = self.entry(words)
+        for block in self.blocks:
+            x = block(x + words)
+        y: Tensor = self.last(x)
+        return y
+
+
+@pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")  # few samples
+def test_words_that_are_looked_up_for_every_block(tmp_path: Path) -> None:
+    model, batches = net(Reminded), ids()
+    source, blank = saved(model, tmp_path / "a.safetensors"), on_meta(net(Reminded))
+    small, wanted, _ = both(model, source, batches, "prefix", tmp_path / "out", model=blank)
+    assert_alike(small, wanted, batches[0])
 
 
 class TwoTowers(Net):
