@@ -266,7 +266,7 @@ def compress(
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
-    with guard(debug, target, log, "compress"), process_group() as prints:
+    with guard(debug, target, log, "compress"), process_group() as started:
         if by_stream:
             stream(
                 source, target,
@@ -285,9 +285,10 @@ def compress(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, force=force,
-                restart=restart, dry_run=dry_run, as_json=as_json, prints=prints,
+                restart=restart, dry_run=dry_run, as_json=as_json, prints=started.prints,
             )  # fmt: skip
             return
+        started.check_shared(calibrated=bool(text))
         if dry_run:
             raise ArgumentError("--dry-run is for --stream; --plan-only shows a plan without it")
         if restart:
@@ -319,9 +320,10 @@ def compress(
         arguments = wanted.arguments()
         metric = read_evaluate(evaluate)
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
+        batches, labels = started.own(job.batches), started.own(job.groups)
         fit: dict[str, Any] = {
-            "calibration": job.batches, "moments": moments, "target": fit_target or "original",
-            "affine": affine, "random_state": seed, "groups": job.groups, "shared": shared,
+            "calibration": batches, "moments": moments, "target": fit_target or "original",
+            "affine": affine, "random_state": seed, "groups": labels, "shared": shared,
             "rerun": rerun, "memory_limit": memory_limit,
         }  # fmt: skip
         fit |= {} if fit_metric is None else {"metric": fit_metric}
@@ -334,16 +336,17 @@ def compress(
             given = job.explain(
                 make_plan(
                     job.model,
-                    calibration=job.batches,
+                    calibration=batches,
                     moments=moments,
-                    groups=job.groups,
+                    groups=labels,
                     random_state=seed,
                     **arguments,
                     **looks,
                 )
             )
         if plan_only and given is not None:
-            show(given, as_json)
+            if started.prints:
+                show(given, as_json)
             return
         if given is None:
             small, report = compress_model(
@@ -351,6 +354,8 @@ def compress(
             )
         else:
             small, report = apply(job.model, given, **fit)
+        if not started.prints:
+            return
         job.write(small)
         show(report, as_json)
         if not as_json:
