@@ -3,15 +3,20 @@ all of them, to rounding; wrapped in DistributedDataParallel and under fully_sha
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import tensorlrf
 from tensorlrf.errors import CalibrationWarning
+from tests.cli.folders import bert_folder
 from tests.compression.scale.ranks.calls import batches, fitted
-from tests.compression.scale.ranks.processes import values
+from tests.compression.scale.ranks.processes import ROOT, TIMEOUT, environment, values
 
 CASES: list[list[Any]] = [
     ["original", "mlp", [6, 6], ""],
@@ -79,3 +84,27 @@ def test_ranks_are_told_alike(tmp_path: Path) -> None:
     assert first["batch"][0] == "GroupError"
     assert "rank 1 failed" in first["batch"][1]
     assert second["batch"][0] == "ArgumentError"
+
+
+@pytest.mark.slow
+def test_torchrun_shares_texts_out(tmp_path: Path) -> None:
+    """The command line writes what it writes in one process."""
+    source, texts = bert_folder(tmp_path / "bert"), tmp_path / "texts.txt"
+    lines = (" ".join(f"w{(7 * k + 5 * j * j) % 36}" for j in range(20)) for k in range(64))
+    texts.write_text("\n".join(lines))
+    command = [
+        "-m", "tensorlrf", "compress", str(source), "--keep-params", ".6", "--text", str(texts),
+        "--batch-size", "4", "--tokens", "32", "-o",
+    ]  # fmt: skip
+    for arguments in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
+        out = str(tmp_path / f"out{len(arguments)}")
+        done = subprocess.run(
+            [sys.executable, *arguments, *command, out], cwd=ROOT, env=environment(),
+            capture_output=True, text=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("written to") == 1
+    one, two = (tensorlrf.load(tmp_path / f"out{k}").state_dict() for k in (0, 4))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=ATOL)
