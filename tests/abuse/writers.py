@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,6 +187,7 @@ def killed_after(act: Callable[[Path], None], folder: Path, seconds: float | Non
         try:
             act(folder)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     if seconds is not None:
