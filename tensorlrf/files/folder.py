@@ -63,7 +63,7 @@ def filling(
         check_folder(as_path(path), names, overwrite)
         sweep(target.parent, target.name)
         if os.path.isdir(target):
-            sweep(target, _STEM)
+            sweep_parts(target)
             part, lock = new_part(target, _STEM, as_folder=True)
         else:
             part, lock = new_part(target.parent, target.name, as_folder=True)
@@ -121,6 +121,11 @@ def put_right(path: PathLike) -> None:
             raise _unfinished(ready, error) from error
         finally:
             os.close(folder)
+
+
+def sweep_parts(target: Path) -> None:
+    """Take away what the dead were writing into a folder."""
+    sweep(target, _STEM)
 
 
 def check_folder(target: Path, names: Collection[str] | None, overwrite: bool) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tensorlrf.errors import FileError
 from tensorlrf.files import _locks
-from tensorlrf.files.folder import JOB
-from tensorlrf.files.replace import remove
+from tensorlrf.files.folder import JOB, sweep_parts
+from tensorlrf.files.replace import remove, sweep
 
 PARTS, NEW, OLD, JOURNAL, LOCK = "parts", "new", "old", "journal", "lock"
 
@@ -72,6 +72,19 @@ def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
                 target.rmdir()
     finally:
         os.close(lock)
+
+
+def clear(target: Path, *, as_folder: bool) -> None:
+    """Take away what a run has left that was killed once all was in its place.
+
+    Raises FileError where one is at it.
+    """
+    if job_folder(target, as_folder=as_folder).exists():
+        with held(target, as_folder=as_folder, restart=True):
+            pass
+    sweep(target.parent, target.name)
+    if as_folder:
+        sweep_parts(target)
 
 
 def _locked(folder: Path, target: Path, as_folder: bool) -> int:

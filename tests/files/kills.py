@@ -29,16 +29,21 @@ def killed(prepare: Callable[[], None], act: Callable[[], None], every: int = 1)
     """
     for n in itertools.count(step=every):
         prepare()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads; the child has one
-            child = os.fork()
-        if child == 0:
-            _until_killed(act, n)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, -signal.SIGKILL), n
-        if status == 0:
+        if not killed_at(act, n):
             return
         yield n
+
+
+def killed_at(act: Callable[[], None], n: int) -> bool:
+    """Whether `act` was killed before its call n, in a process of its own, or came to its end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads; the child has one
+        child = os.fork()
+    if child == 0:
+        _until_killed(act, n)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), n
+    return status != 0
 
 
 def _until_killed(act: Callable[[], None], n: int) -> NoReturn:

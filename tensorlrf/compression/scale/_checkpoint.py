@@ -44,7 +44,7 @@ from tensorlrf.errors import FileError, lowered_by
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import place, present, put_right
-from tensorlrf.files.job import JOURNAL, NEW, job_folder
+from tensorlrf.files.job import JOURNAL, NEW, clear
 from tensorlrf.files.replace import check_target, replacing
 from tensorlrf.files.sealed import checksum_of, made_by
 
@@ -233,10 +233,11 @@ def _before(
     Raises FileError for another output that may not be replaced.
     """
     there = _check_output(call.source, call.target, call.as_folder)
-    folder = job_folder(call.target, as_folder=call.as_folder)
-    if there and not restart and not (folder / JOURNAL).exists():
+    if there and not restart:
         found = finished(call, head)
         if found is not None:
+            # One that was killed once all was in its place has left the folder of its run.
+            clear(call.target, as_folder=call.as_folder)
             return {"done": found.entries, "tensors": found.tensors, "n_bytes": found.n_bytes}
     if there and not overwrite:
         raise _exists(call.target)
