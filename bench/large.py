@@ -143,7 +143,9 @@ def as_in_memory(path: Path) -> float:
     return difference(large.cp(path, RANK, memory_limit="64MB", **options), known)
 
 
-def rows_of_a_file(gigabytes: float, limit: str, sweeps: int, folder: Path | None) -> list[Found]:
+def rows_of_a_file(
+    gigabytes: float, limit: str, sweeps: int, folder: Path | None, methods: list[str]
+) -> list[Found]:
     n = round((gigabytes * 1e9 / 4) ** (1 / 3))
     rows = []
     with tempfile.TemporaryDirectory(dir=folder) as made:
@@ -151,7 +153,7 @@ def rows_of_a_file(gigabytes: float, limit: str, sweeps: int, folder: Path | Non
         make(small, SMALL)
         near = as_in_memory(small)
         make(path, n)
-        for what in WHAT:
+        for what in methods:
             found = measured("run", path, what, limit, sweeps)
             row = {
                 "tensor": f"{gigabytes:g} GB mapped", "method": what, "limit": limit,
@@ -311,6 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--limit", default="512MB")
+    parser.add_argument("--methods", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--sweeps", type=int, default=40, help="of CP, at the most")
     parser.add_argument("--shards", action="store_true", help="these alone, over 2 and 4 processes")
     parser.add_argument("--times", action="store_true", help="on a machine with nothing else")
@@ -326,7 +329,9 @@ def main() -> None:
     if given.shards:
         rows, stem = [*rows_of_shards(2), *rows_of_shards(4)], "large_shards"
     else:
-        rows = rows_of_a_file(given.gigabytes, given.limit, given.sweeps, given.folder)
+        rows = rows_of_a_file(
+            given.gigabytes, given.limit, given.sweeps, given.folder, given.methods
+        )
         stem = "large"
     write(given.results, stem, rows, given.times)
 

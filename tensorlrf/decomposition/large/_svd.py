@@ -207,7 +207,8 @@ class Matrix:
 
     def of_sketch(self, r: int, width: int) -> Need:
         """What a sketch takes."""
-        held = self._sides(r) + 8 * width * (4 * self.whole + 4 * self.most)
+        # Of either side three: what goes into a QR or an SVD, what comes of it, and its copy.
+        held = self._sides(r) + 8 * width * (3 * self.whole + 3 * self.most)
         return Need(held, self._row)
 
     def rows(self, what: str, need: Need) -> int:
@@ -276,6 +277,7 @@ def by_sketch(
         image = torch.zeros_like(test)
         for _, piece in matrix.pieces(rows):
             _add_normal(piece, test, image)
+        del test
         test = torch.linalg.qr(reading.group.total(image))[0]
         del image
     sketch = test.new_empty(matrix.own, width)
@@ -294,6 +296,7 @@ def by_sketch(
         seen = values > _NOISE * values[:1]
         inverse = torch.where(seen, 1 / torch.where(seen, values, 1), 0)
         projected = reading.group.total(image) @ (right.T * inverse)
+    del image
     vectors, found, turn = thin_svd(projected)
     return Spectrum(found**2, vectors, left @ turn.T)
 
