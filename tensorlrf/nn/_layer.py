@@ -293,8 +293,7 @@ class FactoredLayer(Freezable, ABC):
             self._choose()
 
     def _on_path(self, path: str) -> Self:
-        """A twin in eval mode on the same parameters that takes `path` for any input, and that can
-        be frozen alone."""
+        """A twin in eval mode on the same parameters, on `path` alone, that can be frozen alone."""
         twin: Self = object.__new__(type(self))  # copy.copy refuses parametrized modules
         vars(twin).update(vars(self))
         twin._frozen = None

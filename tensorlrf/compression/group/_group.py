@@ -213,11 +213,16 @@ def on_one_rank() -> Iterator[None]:
     Calls that share out their work, as `compress` with calibration= and `compress_checkpoint`,
     are otherwise made on all ranks, and wait for these. Without a process group it does nothing.
 
+    Yields
+    ------
+    None
+
     Examples
     --------
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> x = torch.rand(512, 64)
     >>> with tensorlrf.on_one_rank():
-    ...     small, _ = tensorlrf.compress(model, keep_params=0.5, calibration=[torch.rand(8, 64)])
+    ...     small, _ = tensorlrf.compress(model, keep_params=0.5, calibration=[x])
     """
     token = _alone.set(True)
     try:

@@ -44,6 +44,9 @@ class Moments:
         In the order of the model.
     batches : int
         That were summed up.
+    kept : Kept
+        Where the sums are: in memory, in a file, or in several that are added when they are read.
+        `tensorlrf.calibrate`, `load` and ``a + b`` make it.
 
     Examples
     --------
@@ -70,8 +73,11 @@ class Moments:
         return sum(row.n_bytes for row in own)
 
     def __add__(self, other: Moments) -> Moments:
-        """Of all batches of both. Raises ArgumentError where they are of different models or
-        layers, or kept in different forms, naming the first layer."""
+        """Of all batches of both.
+
+        Raises ArgumentError where they are of different models or layers, or kept in different
+        forms, naming the first layer.
+        """
         if not isinstance(other, Moments):
             return NotImplemented
         one, two = by_name(self.layers), by_name(other.layers)
@@ -97,8 +103,10 @@ class Moments:
 
     @classmethod
     def load(cls, path: PathLike) -> Moments:
-        """What `save` or `tensorlrf calibrate` wrote. The header is read; the moments of a layer
-        are, and their checksums looked at, when they are asked for: the file has to stay.
+        """What `save` or `tensorlrf calibrate` wrote.
+
+        The header is read; the moments of a layer are, and their checksums looked at, when they are
+        asked for: the file has to stay.
 
         Parameters
         ----------

@@ -111,7 +111,7 @@ def fit_cp(
     --------
     >>> import numpy
     >>> a, b, c = (numpy.random.rand(n, 2) for n in (40, 30, 20))
-    >>> f = tensorlrf.large.cp(numpy.einsum("ir,jr,kr->ijk", a, b, c), 2, memory_limit="50MB")
+    >>> f = tensorlrf.large.cp(numpy.einsum("ir,jr,kr->ijk", a, b, c), 2, memory_limit="200MB")
     >>> f.shape, f.rank
     ((40, 30, 20), 2)
     """

@@ -107,7 +107,7 @@ def fit_svd(
     --------
     >>> import numpy
     >>> w = numpy.random.rand(300, 4) @ numpy.random.rand(4, 200)
-    >>> f = tensorlrf.large.svd(w, 4, memory_limit="50MB", random_state=0)
+    >>> f = tensorlrf.large.svd(w, 4, memory_limit="200MB", random_state=0)
     >>> f.rel_error(w) < 1e-10
     True
     """

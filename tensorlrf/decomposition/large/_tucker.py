@@ -116,7 +116,7 @@ def fit_tucker(
     Examples
     --------
     >>> import numpy
-    >>> slabs = tensorlrf.large.Slabs(numpy.random.rand(40, 30, 20), memory_limit="50MB")
+    >>> slabs = tensorlrf.large.Slabs(numpy.random.rand(40, 30, 20), memory_limit="200MB")
     >>> f = tensorlrf.large.tucker(slabs, (3, 4, 5))
     >>> f.rank
     (3, 4, 5)

@@ -101,8 +101,10 @@ class Form(Generic[F]):
         raise UnsupportedError(f"{f!r} has no transpose as factors")
 
     def along(self, f: F, axis: int) -> dict[str, int] | None:
-        """Tensors that go with the rows (axis 0) or the columns (1) of a matrix -> the axis of each
-        that does; others go with all of them. None of a format that is not shared out so."""
+        """Tensors that go with the rows (axis 0) or the columns (1) of a matrix, and by which axis.
+
+        Others go with all of them. None of a format that is not shared out so.
+        """
         return None
 
     def part(self, f: F, axis: int, parts: int, k: int) -> F:
@@ -131,8 +133,7 @@ class Form(Generic[F]):
         return type(f).from_tensors(tensors, {**f.meta(), "shape": shape})
 
     def joined(self, parts: Sequence[F], axis: int) -> F:
-        """The whole of its `part`s: of a format whose tensors are not those of the parts one
-        behind the other."""
+        """The whole of its `part`s, where its tensors are not theirs one behind the other."""
         raise NotImplementedError
 
     def groups(self, f: F) -> int:
