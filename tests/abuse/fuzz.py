@@ -17,10 +17,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tests.abuse.damage import Damaged
-from tests.abuse.law import FAULTS, Seed, outcome
-from tests.abuse.readers import READERS
-
 CORPUS = Path(__file__).resolve().parents[2] / "build" / "fuzz"
 MISSING = (
     "atheris is not installed, and nothing else needs it: .venv/bin/python -m pip install atheris, "
@@ -28,8 +24,11 @@ MISSING = (
 )
 
 
-def seeds(folder: Path) -> list[tuple[Seed, str]]:
+def seeds(folder: Path) -> list[tuple[Any, str]]:
     """A valid input of each reader, and the name of a file of it."""
+    from tests.abuse.law import Seed
+    from tests.abuse.readers import READERS
+
     found = []
     for reader in READERS.values():
         seed = Seed.of(reader, folder)
@@ -45,8 +44,9 @@ def main() -> None:
         import atheris
     except ImportError:
         sys.exit(MISSING)
-    with atheris.instrument_imports(include=["tensorlrf"]):
-        import tensorlrf  # noqa: F401
+    with atheris.instrument_imports(include=["tensorlrf"]):  # as they are imported, not later
+        from tests.abuse.damage import Damaged
+        from tests.abuse.law import FAULTS, outcome
     warnings.simplefilter("ignore")
     folder = Path(tempfile.mkdtemp()) / "f"
     known = seeds(folder)
