@@ -3,6 +3,7 @@ it delivers itself goes on to the next."""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -161,6 +162,9 @@ class Walk:
         for one, held in zip(self._parted, blank, strict=True):
             one.leave(number, reached=reached)
             emptied(one.block(number), held)
+        # Copies of the model that passes ran through have forwards which refer to themselves, and
+        # would keep the weights of the block until somebody collects.
+        gc.collect()
         trim(now=True)
 
     def _fit(
