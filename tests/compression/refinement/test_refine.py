@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tensorlrf
-from tensorlrf.compression import _compress
+from tensorlrf.compression import _compressed
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.refinement import _course, _refine
@@ -252,7 +252,7 @@ def test_in_place_the_norms_and_biases_of_the_model_are_trained_too(
 ) -> None:
     """Those of layers that stay are the same tensors as before, with new values."""
     clock = ticking()
-    for module in (_course, _refine, _compress):
+    for module in (_course, _refine, _compressed):
         monkeypatch.setattr(module, "time", clock)
     model, data = copy.deepcopy(pair()[0]), batches(size=12)
     norm, old = model.norm.weight, copy.deepcopy(model.norm.weight)

@@ -104,7 +104,10 @@ def test_plans_have_it_and_are_read_again() -> None:
     shared = tensorlrf.plan(
         model, keep_total=0.5, method={"embed": "group_reduce", "*": "svd"}, **BOTH
     )
-    small, report = tensorlrf.apply(model, shared, calibration=texts(words=300), progress=False)
+    # In the metric of the outputs: of the loss it is drawn, and by some draws one band is as good.
+    small, report = tensorlrf.apply(
+        model, shared, calibration=texts(words=300), metric="outputs", progress=False
+    )
     assert report.model.share <= 0.5
     assert isinstance(small.embed.factors, BandedLowRank)
 
