@@ -6,6 +6,7 @@ python in_ranks.py STORE RANK RANKS OUT
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -161,6 +162,8 @@ def main() -> None:
         "lost": lost(rank),
     }
     (out / f"{rank}.json").write_text(json.dumps(told))
+    # Threads of gloo may still wait for the rank that went: the usual end would be an abort then.
+    os._exit(0)
 
 
 if __name__ == "__main__":
