@@ -133,7 +133,7 @@ class Form(Generic[F]):
         return type(f).from_tensors(tensors, {**f.meta(), "shape": shape})
 
     def joined(self, parts: Sequence[F], axis: int) -> F:
-        """The whole of its `part`s, where its tensors are not theirs one behind the other."""
+        """The whole of what `part` gave, where its tensors are not theirs one behind the other."""
         raise NotImplementedError
 
     def groups(self, f: F) -> int:
