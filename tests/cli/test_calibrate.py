@@ -41,10 +41,10 @@ def test_from_text_to_a_smaller_model(tmp_path: Path, program: Program) -> None:
     assert by_layers.code == 0, by_layers.err
     one, two = (tensorlrf.load(tmp_path / name) for name in ("small", "other"))
     ids = torch.arange(4, 12)[None]
-    with torch.no_grad():
+    with torch.no_grad():  # float32, twelve layers
         torch.testing.assert_close(
             one(input_ids=ids)[0], two(input_ids=ids)[0], rtol=1e-3, atol=1e-4
-        )  # float32, twelve layers
+        )
 
 
 def test_what_does_not_go_together_is_told(tmp_path: Path, program: Program) -> None:
