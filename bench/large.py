@@ -89,7 +89,7 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.01):
+        while not done.wait(0.001):
             peak = max(peak, anonymous())
 
     thread = threading.Thread(target=watch)

@@ -12,9 +12,7 @@ from tensorlrf.decomposition.large._divided import Reading
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.errors import ArgumentError
 
-_BLOCK = 1 << 20  # entries that are raised to float64 at once
-
-
+_BLOCK = 1 << 18  # entries that are raised to float64 at once
 _SLAB = 1 << 22  # entries of a slab
 
 
@@ -50,10 +48,18 @@ def look(reading: Reading) -> float:
 
 
 def _square(piece: Tensor, unit: float) -> float:
-    """Sum of squares of the entries over `unit`, a block at a time."""
-    blocks = torch.split(piece.reshape(-1), _BLOCK)
-    parts = (torch.linalg.vector_norm(block.to(torch.float64) / unit) for block in blocks)
-    return sum(float(part) ** 2 for part in parts)
+    """Sum of squares of the entries over `unit`, a block at a time.
+
+    All blocks go through one: allocations of megabytes, freed and made again, leave gaps in the
+    heap that add up to more than a slab.
+    """
+    flat = piece.reshape(-1)
+    block = torch.empty(min(_BLOCK, len(flat)), dtype=torch.float64, device=piece.device)
+    total = 0.0
+    for part in torch.split(flat, _BLOCK):
+        raised = block[: len(part)].copy_(part).div_(unit)
+        total += float(torch.linalg.vector_norm(raised)) ** 2
+    return total
 
 
 def _place(reading: Reading, own: slice) -> str:
