@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import torch  # noqa: E402
 
 import tensorlrf  # noqa: E402
 from bench.anonymous import Peak  # noqa: E402
+from bench.own_process import measured  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.stream import make  # noqa: E402
 
@@ -153,14 +153,6 @@ def apart(source: Path, target: Path) -> dict[str, Any]:
     return {"apart": float((b - c).norm() / b.norm()), "lost": float((a - b).norm() / a.norm())}
 
 
-def measured(what: str, *paths: Path) -> dict[str, Any]:
-    """In a process of its own."""
-    command = [sys.executable, __file__, "--measure", what, *map(str, paths)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=1.5)
@@ -177,14 +169,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for dtype in ("float32", "bfloat16"):
             source = made(Path(folder) / dtype, SMALL, 6, dtype)
-            found = measured("apart", source, Path(folder) / f"{dtype}-out")
+            found = measured(__file__, "apart", source, Path(folder) / f"{dtype}-out")
             info = {"apart": f"{found['apart']:.2g}", "lost": f"{found['lost']:.3g}"}
             rows.append(Row(f"width 256, {dtype}", "block by block", 0.0, 0.0, 1, info))
             print(rows[-1], flush=True)
         around = 2 * 2 * LARGE["vocab_size"] * LARGE["hidden_size"]
         blocks = max(2, round((given.gigabytes * 1e9 - around) / (2 * numbers(LARGE))))
         source = made(Path(folder) / "in", LARGE, blocks)
-        ran, parts = measured("run", source, Path(folder) / "out"), bound(LARGE)
+        ran, parts = measured(__file__, "run", source, Path(folder) / "out"), bound(LARGE)
     whole = 4 * parts["block"] + parts["fit"] + parts["window"]
     of_sums = 4 * parts["block"] + parts["sums"] + parts["window"]
     told = {f"{name} MB": round(size / 1e6) for name, size in parts.items()}

@@ -35,6 +35,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import tensorlrf  # noqa: E402
+from bench.own_process import measured  # noqa: E402
 from bench.report import machine  # noqa: E402
 from tensorlrf import large  # noqa: E402
 
@@ -121,15 +122,6 @@ def run(path: str, what: str, limit: str, sweeps: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured(*given: object) -> dict[str, Any]:
-    """In a process of its own, of one thread."""
-    command = [sys.executable, __file__, "--measure", *map(str, given)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def difference(a: Any, b: Any) -> float:
     """The largest of all tensors, over the largest entry of each."""
     pairs = zip(a.tensors().values(), b.tensors().values(), strict=True)
@@ -154,7 +146,7 @@ def rows_of_a_file(
         near = as_in_memory(small)
         make(path, n)
         for what in methods:
-            found = measured("run", path, what, limit, sweeps)
+            found = measured(__file__, "run", path, what, limit, sweeps, OMP_NUM_THREADS="1")
             row = {
                 "tensor": f"{gigabytes:g} GB mapped", "method": what, "limit": limit,
                 "peak MB": round(found["peak"] / 1e6), "passes": found["passes"],

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -35,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import tensorlrf  # noqa: E402
+from bench import own_process  # noqa: E402
 from bench.anonymous import anonymous  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.sketches import hadamard  # noqa: E402
@@ -192,13 +191,10 @@ def calibrated(way: str, batches: int, width: int, blocks: int) -> dict[str, Any
 
 
 def measured(what: str, *arguments: Any) -> dict[str, Any]:
-    """In a process of its own."""
-    command = [sys.executable, __file__, "--measure", what, json.dumps(arguments)]
     # What is freed goes back at once, or the peak would be one of the allocator.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return own_process.measured(
+        __file__, what, json.dumps(arguments), MALLOC_MMAP_THRESHOLD_="65536"
+    )
 
 
 def layer_rows(outputs: int, columns: int, rows: int, held: int) -> Iterator[Row]:

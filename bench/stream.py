@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 import tensorlrf  # noqa: E402
 from bench.anonymous import Peak  # noqa: E402
+from bench.own_process import measured  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 
 WIDTH, INNER, WORDS = 2048, 5632, 32000
@@ -116,14 +116,6 @@ def alone(source: Path) -> dict[str, Any]:
     return {"seconds": seconds * len(rows) / len(rows[::4])}
 
 
-def measured(what: str, *paths: Path) -> dict[str, Any]:
-    """In a process of its own."""
-    command = [sys.executable, __file__, "--measure", what, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=6.0)
@@ -139,8 +131,8 @@ def main() -> None:
         source = Path(made) / "in"
         source.mkdir()
         make(source, tensors(int(given.gigabytes * 1e9)))
-        ran = measured("run", source, Path(made) / "out")
-        apart = measured("alone", source)
+        ran = measured(__file__, "run", source, Path(made) / "out")
+        apart = measured(__file__, "alone", source)
     bound = 3 * 4 * WIDTH * INNER + 200e6
     info = {
         "layers": ran["layers"], "peak MB": round(ran["peak"] / 1e6),
