@@ -15,13 +15,20 @@ from tensorlrf.nn.parallel._sharing import check
 
 class _Factored(ParallelStyle):
     axis: int
+    before: Placement
+    after: Placement
 
     def __init__(
-        self, before: Placement, after: Placement, use_local_output: bool, inner: str
+        self,
+        *,
+        input_layouts: Placement | None = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+        inner: str = "whole",
     ) -> None:
         super().__init__()
-        self.input_layouts = (before,)
-        self.output_layouts = (after,)
+        self.input_layouts = (input_layouts or self.before,)
+        self.output_layouts = (output_layouts or self.after,)
         self.use_local_output = use_local_output
         self.inner = inner
 
@@ -85,18 +92,7 @@ class FactoredColwise(_Factored):
     >>> parallelize_module(mlp, mesh, plan)  # doctest: +SKIP
     """
 
-    axis = 0
-
-    def __init__(
-        self,
-        *,
-        input_layouts: Placement | None = None,
-        output_layouts: Placement | None = None,
-        use_local_output: bool = True,
-        inner: str = "whole",
-    ) -> None:
-        before, after = input_layouts or Replicate(), output_layouts or Shard(-1)
-        super().__init__(before, after, use_local_output, inner)
+    axis, before, after = 0, Replicate(), Shard(-1)
 
 
 class FactoredRowwise(_Factored):
@@ -116,7 +112,7 @@ class FactoredRowwise(_Factored):
         Replicate() by default. Shard(d) of an axis before the last has each rank multiply its rows
         of B x by A, and half as many numbers exchanged.
     use_local_output : bool
-        Whether y is each rank's own tensor, or a DTensor.
+        As of `FactoredColwise`.
     inner : {"whole", "sharded"}
         "sharded" cuts A in its rows too: all parameters and products are shared out, and the m
         numbers of each row are gathered. Of LowRank alone; other formats have no such factor.
@@ -126,11 +122,8 @@ class FactoredRowwise(_Factored):
     ShapeError
         By `parallelize_module`, where the ranks do not divide the inputs, the columns of `a`, the
         blocks, or for "sharded" the outputs. The layer stays as it was.
-    UnsupportedError
-        For another layer or format, or parameters that are computed or are DTensors already.
-    ArgumentError
-        For a mesh of several dimensions, another `inner`, or a factor in common with a layer that
-        was shared out in another way.
+    UnsupportedError, ArgumentError
+        As `FactoredColwise` does.
 
     References
     ----------
@@ -138,20 +131,10 @@ class FactoredRowwise(_Factored):
 
     Examples
     --------
-    >>> from torch.distributed.tensor.parallel import parallelize_module  # doctest: +SKIP
-    >>> plan = {"up": FactoredColwise(), "down": FactoredRowwise()}  # doctest: +SKIP
-    >>> parallelize_module(mlp, mesh, plan)  # doctest: +SKIP
+    Alone, behind inputs that every rank has whole:
+
+    >>> style = FactoredRowwise(input_layouts=Replicate())  # doctest: +SKIP
+    >>> parallelize_module(layer, mesh, style)  # doctest: +SKIP
     """
 
-    axis = 1
-
-    def __init__(
-        self,
-        *,
-        input_layouts: Placement | None = None,
-        output_layouts: Placement | None = None,
-        use_local_output: bool = True,
-        inner: str = "whole",
-    ) -> None:
-        before, after = input_layouts or Shard(-1), output_layouts or Replicate()
-        super().__init__(before, after, use_local_output, inner)
+    axis, before, after = 1, Shard(-1), Replicate()

@@ -21,26 +21,10 @@ from tensorlrf.compression.calibration.moments._moments import moments_of
 from tensorlrf.decomposition.linalg.compact import BlockDiagonal, LowRankPlusDiagonal
 from tensorlrf.decomposition.second_moments import SecondMoments
 from tensorlrf.errors import CalibrationWarning
+from tests.compression.calibration.streams import KINDS, stream
 from tests.draws import seeded, seeded32
 
 CPU = torch.device("cpu")
-
-KINDS = ["random", "falling", "low rank", "zeros", "one loud row", "repeated"]
-
-
-def stream(kind: str, count: int, n: int, seed: int) -> Tensor:
-    rows = seeded(count, n, seed=seed)
-    if kind == "falling":
-        rows = rows * torch.logspace(0, -3, n, dtype=torch.float64)
-    elif kind == "low rank":
-        rows = seeded(count, 2, seed=seed) @ seeded(2, n, seed=seed + 1)
-    elif kind == "zeros":
-        rows = torch.zeros_like(rows)
-    elif kind == "one loud row":
-        rows[count // 2] *= 1e3
-    elif kind == "repeated":
-        rows = rows[:1].expand(count, n)
-    return rows
 
 
 def check_bound(sketch: Directions, rows: Tensor) -> None:

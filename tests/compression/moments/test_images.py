@@ -23,24 +23,11 @@ from tensorlrf.compression.calibration.moments._form import FULL, Form
 from tensorlrf.compression.calibration.moments._images import Images, seen_by
 from tensorlrf.decomposition.second_moments import SecondMoments
 from tensorlrf.errors import CalibrationWarning
+from tests.compression.calibration.streams import KINDS, stream
 from tests.compression.moments.nets import assert_same, limit_for, narrow, rows, sums
 from tests.draws import seeded
 
 CPU = torch.device("cpu")
-KINDS = ["random", "falling", "low rank", "zeros", "repeated"]
-
-
-def stream(kind: str, count: int, n: int, seed: int) -> Tensor:
-    x = seeded(count, n, seed=seed)
-    if kind == "falling":
-        x = x * torch.logspace(0, -3, n, dtype=torch.float64)
-    elif kind == "low rank":
-        x = seeded(count, 2, seed=seed) @ seeded(2, n, seed=seed + 1)
-    elif kind == "zeros":
-        x = torch.zeros_like(x)
-    elif kind == "repeated":
-        x = x[:1].expand(count, n)
-    return x
 
 
 @settings(max_examples=60, deadline=None)

@@ -67,6 +67,21 @@ class Failing:
         self.own(*args)
 
 
+def cut_short(
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+    path: Path,
+    model: nn.Module,
+    batches: list[torch.Tensor],
+    **more: Any,
+) -> None:
+    """`into`, which fails after so many calls of `run_to`."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_passes, "run_to", Failing(calls))
+        with pytest.raises(MemoryError):
+            into(path, model, batches, **more)
+
+
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a few kB are written after every second batch."""
     monkeypatch.setattr(_run, "EVERY_BYTES", 1)
@@ -128,10 +143,7 @@ def test_a_sketch_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         wanted = tmp_path / "wanted.safetensors"
         into(wanted, model, batches, **more)
         path = tmp_path / "m.safetensors"
-        with monkeypatch.context() as patch:
-            patch.setattr(_passes, "run_to", Failing(7))
-            with pytest.raises(MemoryError):
-                into(path, model, batches, **more)
+        cut_short(monkeypatch, 7, path, model, batches, **more)
         into(path, model, batches, **more)
     assert path.read_bytes() == wanted.read_bytes()
 
@@ -149,8 +161,7 @@ def test_a_run_that_fails_goes_on_to_the_same_bytes(
     into(wanted, model, batches)
     for last in range(1, 30, 3):
         with monkeypatch.context() as patch:
-            failing = Failing(last)
-            patch.setattr(_passes, "run_to", failing)
+            patch.setattr(_passes, "run_to", Failing(last))
             try:
                 into(path, model, batches)
                 break
@@ -164,14 +175,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     seldom(monkeypatch)
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(7))
-        with pytest.raises(MemoryError):
-            into(path, model, batches)
-    with monkeypatch.context() as patch:
-        again = Failing(100)
-        patch.setattr(_passes, "run_to", again)
-        into(path, model, batches)
+    cut_short(monkeypatch, 7, path, model, batches)
+    again = Failing(100)
+    monkeypatch.setattr(_passes, "run_to", again)
+    into(path, model, batches)
     assert 100 - again.left == len(batches) - 6  # written after every second one
 
 
@@ -182,10 +189,7 @@ def test_what_is_damaged_is_summed_up_again(
     model, batches = CASES["attention"]
     wanted, path = tmp_path / "wanted.safetensors", tmp_path / "m.safetensors"
     into(wanted, model, batches)
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(7))
-        with pytest.raises(MemoryError):
-            into(path, model, batches)
+    cut_short(monkeypatch, 7, path, model, batches)
     (part,) = (job_folder(path, as_folder=False) / "parts").iterdir()
     held = bytearray(part.read_bytes())
     held[-100] ^= 1
@@ -223,10 +227,7 @@ def test_ctrl_c_ends_after_the_batch_at_hand(
 def test_another_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(4))
-        with pytest.raises(MemoryError):
-            into(path, model, batches)
+    cut_short(monkeypatch, 4, path, model, batches)
     for changed, why in (
         ({"batches": batches[1:]}, "data was"),
         ({"model": attention(seed=1)}, "layers was"),
@@ -245,22 +246,16 @@ def test_another_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
-def test_a_journal_of_a_stranger_is_refused(
+def test_a_last_line_that_is_torn_was_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(4))
-        with pytest.raises(MemoryError):
-            into(path, model, batches)
+    cut_short(monkeypatch, 4, path, model, batches)
     journal = job_folder(path, as_folder=False) / "journal"
     lines = journal.read_bytes().splitlines()
     journal.write_bytes(b"\n".join([*lines[:-1], lines[-1].replace(b"0.q", b"0.z"), b""]))
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(100))
-        into(path, model, batches)  # a last line that is torn was not written
-    assert path.exists()
+    assert into(path, model, batches).batches == len(batches)
 
 
 def test_what_cannot_be_is_told_before_any_pass(
