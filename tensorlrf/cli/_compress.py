@@ -285,7 +285,7 @@ def compress(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, force=force,
-                restart=restart, dry_run=dry_run, as_json=as_json, prints=started.prints,
+                restart=restart, dry_run=dry_run, as_json=as_json, started=started,
             )  # fmt: skip
             return
         started.check_shared(calibrated=bool(text))

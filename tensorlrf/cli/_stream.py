@@ -11,6 +11,7 @@ import typer
 
 from tensorlrf.cli._huggingface import read_tokenizer
 from tensorlrf.cli._outcome import show, warn
+from tensorlrf.cli._ranks import Started
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.cli._wanted import read_value
 from tensorlrf.compression import Plan, compress_checkpoint, forecast_checkpoint
@@ -46,8 +47,9 @@ class StreamFit:
         if dry_run and self.text:
             raise ArgumentError("--dry-run is of runs by weights; leave out --text")
 
-    def arguments(self, source: Path, seed: int) -> dict[str, Any]:
-        """For `compress_checkpoint`; none without texts. Raises TensorlrfError."""
+    def arguments(self, source: Path, seed: int, started: Started) -> dict[str, Any]:
+        """For `compress_checkpoint`, with the batches of this rank; none without texts. Raises
+        TensorlrfError."""
         if not self.text:
             return {}
         texts = read_texts(self.text)
@@ -66,7 +68,9 @@ class StreamFit:
             max_batches=self.max_batches,
             seed=seed,
         )
-        made: dict[str, Any] = {"calibration": batches, "memory_limit": self.memory_limit}
+        made: dict[str, Any] = {
+            "calibration": started.own(batches), "memory_limit": self.memory_limit
+        }  # fmt: skip
         made |= {} if self.target is None else {"inputs": self.target}
         return made | ({} if self.holdout is None else {"holdout": self.holdout})
 
@@ -86,14 +90,14 @@ def stream(
     force: bool,
     restart: bool,
     as_json: bool,
-    prints: bool,
+    started: Started,
 ) -> None:
     """Carry it out, or show the plan, or what it would take.
 
     arguments  keep_params, error, method and skip
     others     option -> what was given for it, of those that have no meaning here
     fit        what layers are fitted to
-    prints     whether this process tells what comes of it
+    started    the ranks that do so
 
     Raises ArgumentError for these.
     """
@@ -103,7 +107,7 @@ def stream(
                 f"{option} is not for --stream, which has a layer or a block in memory at a time"
             )
     fit.check(dry_run=dry_run)
-    if (plan_only or dry_run) and not prints:
+    if (plan_only or dry_run) and not started.prints:
         return
     if plan_only:
         known = Architecture.of(StoredTensors.of(source))
@@ -125,10 +129,10 @@ def stream(
     if target is None:
         raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
     report = compress_checkpoint(
-        source, target, **arguments, **fit.arguments(source, seed), plan=given_plan,
+        source, target, **arguments, **fit.arguments(source, seed, started), plan=given_plan,
         moments=moments, random_state=seed, overwrite=force, restart=restart,
     )  # fmt: skip
-    if not prints:
+    if not started.prints:
         return
     show(report, as_json)
     if not as_json:

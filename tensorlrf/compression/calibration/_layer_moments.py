@@ -207,8 +207,8 @@ class Calibration:
 
 
 def _moved(batch: Any, model: nn.Module) -> Any:
-    """A batch, which is on the CPU, to where the model is."""
-    homes = {p.device for p in model.parameters()}
+    """A batch, which is on the CPU, to where the model is, unless that is on meta."""
+    homes = {p.device for p in model.parameters() if not p.is_meta}
     if len(homes) != 1:
         return batch
     (home,) = homes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from tensorlrf.compression.scale._report import CheckpointReport
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.compression.scale.architecture import Architecture
-from tensorlrf.compression.scale.blocks._blockwise import Blockwise
+from tensorlrf.compression.scale.blocks._blockwise import Blockwise, asked, fitting_of
 from tensorlrf.compression.scale.planned import plan_for
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import FileError, lowered_by
@@ -112,7 +113,8 @@ def compress_checkpoint(
         (the modules of one type that a list of it holds, as the layers of a transformer, or the
         children of a Sequential): one block has its weights in memory, its layers are fitted to
         what those before it deliver, and what it puts out for each batch goes on to the next. All
-        batches run up to each layer of the block anew, one at a time.
+        batches run up to each layer of the block anew, one at a time. Within a process group each
+        rank gives batches of its own.
     inputs : {"original", "prefix", "independent"}
         What the outputs of a layer are fitted to, as `target` of `compress`. "original" has each
         block twice in memory.
@@ -159,7 +161,7 @@ def compress_checkpoint(
         through, or in the inputs of a layer.
     UnsupportedError
         For `calibration` of a model that is not known, that has no blocks, or whose blocks need
-        more than what the one before puts out, and within a process group.
+        more than what the one before puts out.
     GroupError
         Within a process group, on all ranks: where they do not agree on what is to be done, before
         any work, and where one of them is lost or fails; the same call goes on.
@@ -202,14 +204,18 @@ def compress_checkpoint(
             "random_state": random_state,
             "threads": fixed,
         }
-        blockwise = Blockwise.of(
-            known, plan, calibration, inputs=inputs, holdout=holdout, memory_limit=memory_limit,
-            random_state=random_state, alone=group.size == 1,
-        )  # fmt: skip
-        head |= {} if blockwise is None else blockwise.head()
         head |= {} if seen is None else {"moments": seen.checksum()}
-        asked = {"target": out.name, "overwrite": overwrite, "restart": restart}
-        group.agree({"call": "compress_checkpoint", **head, **asked})
+        fitting = fitting_of(
+            calibration, inputs=inputs, holdout=holdout, memory_limit=memory_limit,
+            random_state=random_state,
+        )  # fmt: skip
+        told = {"target": out.name, "overwrite": overwrite, "restart": restart}
+        told |= {"calibrated": fitting is not None, **asked(fitting)}
+        group.agree({"call": "compress_checkpoint", **head, **told})
+        blockwise = None
+        if fitting is not None:
+            blockwise = Blockwise.of(known, plan, calibration, fitting, group)
+            head |= blockwise.head()
         before: dict[str, Any] | None = None
         if group.is_first:
             # Without a word on threads any number is as good.
@@ -272,8 +278,9 @@ def _carried_out(
             done = run.done() if group.is_first else {}
             resumed = len(done)
             if blockwise is not None:
+                own = advance if group.is_first else partial(advance, logged=False)
                 with lowered_by(_less):
-                    done = blockwise.carry_out(run, advance, stopped)
+                    done = blockwise.carry_out(run, own, stopped)
             else:
                 for name in done:
                     advance(name, earlier=True)

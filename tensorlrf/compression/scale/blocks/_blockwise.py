@@ -17,8 +17,10 @@ from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._free_memory import free_bytes
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import Gathered
+from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.calibration.stacks._stacks import stacks
 from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
+from tensorlrf.compression.group._group import Alone
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.scale._entries import BLOCK, LIMIT
 from tensorlrf.compression.scale._run import Run
@@ -29,6 +31,42 @@ from tensorlrf.compression.scale.blocks._weights import Weights
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.files.safetensors import bytes_of, plain
+from tensorlrf.files.sealed import checksum_of
+
+
+def fitting_of(
+    calibration: Any, *, inputs: str, holdout: float, memory_limit: int | None, random_state: int
+) -> Fitting | None:
+    """How layers are to be fitted; None without calibration.
+
+    Raises ArgumentError.
+    """
+    fitting = Fitting(
+        inputs, False, False, holdout, True, memory_limit, random_state, False, OUTPUTS
+    )
+    try:
+        fitting.check(calibrated=calibration is not None)
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace("target", "inputs", 1)) from None
+    if calibration is not None:
+        return fitting
+    if memory_limit is not None:
+        raise ArgumentError(
+            f"memory_limit={memory_limit!r} is of a fit to inputs; give calibration=, or leave it "
+            "out"
+        )
+    return None
+
+
+def asked(fitting: Fitting | None) -> dict[str, Any]:
+    """What was asked for of a fit, as JSON values."""
+    if fitting is None:
+        return {}
+    return {
+        "inputs": fitting.target,
+        "holdout": fitting.holdout,
+        "memory_limit": fitting.memory_limit,
+    }
 
 
 @dataclass(frozen=True)
@@ -50,40 +88,12 @@ class Blockwise:
 
     @classmethod
     def of(
-        cls,
-        known: Architecture,
-        plan: Plan,
-        calibration: Any,
-        *,
-        inputs: str,
-        holdout: float,
-        memory_limit: int | None,
-        random_state: int,
-        alone: bool,
-    ) -> Blockwise | None:
-        """None without calibration.
+        cls, known: Architecture, plan: Plan, calibration: Any, fitting: Fitting, group: Alone
+    ) -> Blockwise:
+        """On all ranks of a group, each with batches of its own.
 
         Raises ArgumentError, and UnsupportedError for a model that is not known or has no blocks.
         """
-        fitting = Fitting(
-            inputs, False, False, holdout, True, memory_limit, random_state, False, OUTPUTS
-        )
-        try:
-            fitting.check(calibrated=calibration is not None)
-        except ArgumentError as error:
-            raise ArgumentError(str(error).replace("target", "inputs", 1)) from None
-        if calibration is None:
-            if memory_limit is not None:
-                raise ArgumentError(
-                    f"memory_limit={memory_limit!r} is of a fit to inputs; give calibration=, or "
-                    "leave it out"
-                )
-            return None
-        if not alone:
-            raise UnsupportedError(
-                "calibration= from block to block is of one process; leave the process group, or "
-                "collect moments with tensorlrf.calibrate"
-            )
         if not known.exact:
             why = "; ".join(known.notes) or "there is no config.json of transformers"
             raise UnsupportedError(
@@ -95,11 +105,12 @@ class Blockwise:
                 "calibration is a function, which would run the whole model; give its batches"
             )
         chains = chains_of(known.model)
-        data = Calibration.read(calibration, known.model, holdout, memory_limit)
+        limit = fitting.memory_limit
+        data = Calibration.read(calibration, known.model, fitting.holdout, limit, group=group)
         assert data is not None
         made = cls(known, plan, chains, data, fitting)
-        if memory_limit is not None:
-            made.largest(memory_limit)
+        if limit is not None:
+            made.largest(limit)
         return made
 
     @property
@@ -122,12 +133,16 @@ class Blockwise:
         return max((need.whole for need in needs.values()), default=0)
 
     def head(self) -> dict[str, Any]:
-        """What the first line of a journal says of it: a run with other inputs is another one."""
+        """What the first line of a journal says of it: a run with other inputs is another one, and
+        so is one whose ranks share them out in another way, which adds up in another order."""
+        own = [_checksum(batch) for batch in self.data.batches]
+        found = self.data.group.gathered(own)
+        told = [one for part in found for one in part]
+        shares = {"batches": [len(part) for part in found]} if len(found) > 1 else {}
         return {
-            "calibration": _checksum(self.data),
-            "inputs": self.fitting.target,
-            "holdout": self.fitting.holdout,
-            "memory_limit": self.fitting.memory_limit,
+            "calibration": checksum_of(" ".join(told).encode()),
+            **shares,
+            **asked(self.fitting),
         }
 
     def carry_out(
@@ -136,9 +151,11 @@ class Blockwise:
         advance: Advance,
         stopped: Callable[[], bool],
     ) -> dict[str, dict[str, Any]]:
-        """The entries of all layers, as far as it was not stopped."""
-        done = run.done()
-        if not done.keys() >= {row.name for row in self.rows}:
+        """The entries of all layers, as far as it was not stopped, on the first rank: what all of
+        them make is the same, and that one keeps it."""
+        group = self.data.group
+        done = run.done() if group.is_first else {}
+        if not group.of(0, done.keys() >= {row.name for row in self.rows}):
             limit = self._limit(run)
             fitting = replace(self.fitting, memory_limit=limit)
             room = max(0, limit - self.largest(limit))
@@ -153,20 +170,22 @@ class Blockwise:
                 except Stopped:
                     return run.done()
             done = run.done()
+        if not group.is_first:
+            return {}
         found = [Findings.of(e["findings"]) for e in _last(run.journal.entries).values()]
         Findings.together(found).tell()
         return done
 
     def _limit(self, run: Run) -> int:
-        """The memory that a layer may take, the same for a run that goes on."""
+        """The memory that a layer may take, the same on all ranks and for a run that goes on."""
         if self.fitting.memory_limit is not None:
             return self.fitting.memory_limit
-        known = [entry["bytes"] for entry in run.journal.entries if entry["kind"] == LIMIT]
-        if known:
-            return int(known[0])
-        free = free_bytes(torch.device("cpu")) / 2
-        limit = int(min(free, 1 << 50))
-        run.note({"kind": LIMIT, "bytes": limit})
+        group = self.data.group
+        known = [int(entry["bytes"]) for entry in run.journal.entries if entry["kind"] == LIMIT]
+        free = group.least(free_bytes(torch.device("cpu")) / group.beside) / 2
+        limit = group.of(0, known[0] if known else int(min(free, 1 << 50)))
+        if group.is_first and not known:
+            run.note({"kind": LIMIT, "bytes": limit})
         return limit
 
 
@@ -175,16 +194,14 @@ def _last(entries: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {entry["number"]: entry for entry in entries if entry["kind"] == BLOCK}
 
 
-def _checksum(data: Calibration) -> str:
-    """Of the batches."""
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in data.batches:
-        leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
-        digest.update(f"{batch.index} {spec}".encode())
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-                digest.update(bytes_of(plain(leaf)) if leaf.numel() else b"")
-            else:
-                digest.update(repr(leaf).encode())
+def _checksum(batch: Batch) -> str:
+    """Of its arguments."""
+    leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
+    digest = hashlib.blake2b(f"{spec}".encode(), digest_size=16)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(bytes_of(plain(leaf)) if leaf.numel() else b"")
+        else:
+            digest.update(repr(leaf).encode())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._suspend import trim
 from tensorlrf.compression.calibration._trace import Watch
-from tensorlrf.compression.calibration.batches import call
+from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.calibration.stacks._stacks import stacks
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.plan._plan import Plan
@@ -81,8 +81,15 @@ class Walk:
         self.run, self.weights, self.plan = run, weights, plan
         self.rows = {row.name: row for row in run.rows}
         self.fitting = replace(inputs.fitting, progress=False)
-        self.data = replace(inputs.data, batches=[numbered(b) for b in inputs.data.batches])
-        self.states = States(run.folder / "states", inputs.room, weights.device)
+        own, example = map(numbered, inputs.data.batches), inputs.data.example
+        self.data = replace(
+            inputs.data, batches=list(own), example=None if example is None else numbered(example)
+        )
+        self.group = self.data.group
+        # Of each rank: they have batches of their own.
+        folder = run.folder / "states"
+        folder = folder / str(self.group.rank) if self.group.size > 1 else folder
+        self.states = States(folder, inputs.room, weights.device)
         self.names = [name for chain in chains for name in chain]
         layers = {name: dense_layer_at(model, name) for name in self.rows}
         self._apart = self.fitting.target == "original" or bool(stacks(model, layers))
@@ -97,6 +104,13 @@ class Walk:
         self._around: Loaded = {}
         self.tables = Tables(self._parted, self._around)
 
+    @property
+    def _passing(self) -> list[Batch]:
+        """The batches whose states are carried on: those of this rank, and the first of all, by
+        which each of them sees the same way through the model."""
+        first, own = self.data.first, self.data.batches
+        return own if any(batch.index == first.index for batch in own) else [*own, first]
+
     def _rows_in(self, block: str) -> list[str]:
         return [n for n in self.rows if n == block or n.startswith(f"{block}.")]
 
@@ -110,7 +124,7 @@ class Walk:
         try:
             with steady(self.run.threads):
                 self._fill_around()
-                done = self._blocks_done()
+                done = self.group.of(0, self._blocks_done() if self.group.is_first else {})
                 for known in done.values():
                     for name in known:
                         advance(name, earlier=True)
@@ -184,15 +198,23 @@ class Walk:
             work = WorkingCopy(self.given.model, model, plan, self.fitting, self.data)
             work.factor_all(told)
             findings = work.findings()
-        for name in names:
-            made, reason = work.done.get(name), work.rows[name].reason
-            target = None if made is None or made.samples is None else self.fitting.target
-            spent, checksum = told.seconds.get(name, 0.0), self.run.checksum_of(name)
-            self.run.settle(self.rows[name], made, spent, checksum, reason=reason, target=target)
-        entry = {"kind": BLOCK, "number": number, "layers": list(names)}
-        self.run.note({**entry, "findings": findings.to_dict()})
+            if self.group.is_first:
+                self._keep(work, told)
+        if self.group.is_first:
+            entry = {"kind": BLOCK, "number": number, "layers": list(names)}
+            self.run.note({**entry, "findings": findings.to_dict()})
         if stopped():
             raise Stopped
+
+    def _keep(self, work: WorkingCopy, told: _Told) -> None:
+        """The factors of its layers in files, and in the journal."""
+        for name, row in work.rows.items():
+            made = work.done.get(name)
+            target = None if made is None or made.samples is None else self.fitting.target
+            spent, checksum = told.seconds.get(name, 0.0), self.run.checksum_of(name)
+            self.run.settle(
+                self.rows[name], made, spent, checksum, reason=row.reason, target=target
+            )
 
     def _deliver(self, number: int, known: Mapping[str, Mapping[str, Any]]) -> None:
         """What an earlier run has made, to the blocks behind."""
@@ -207,7 +229,7 @@ class Walk:
     def _pass_on(self, number: int) -> bool:
         """What the block puts out, to the next one; whether any batch reaches it."""
         reached: list[bool] = []
-        for batch in self.data.batches:
+        for batch in self._passing:
             for one in self._parted:
                 output = call(replica(one.model), batch)
                 reached.append(output is not UNREACHED)
@@ -240,7 +262,7 @@ class Walk:
         own = replica(self.working.model)
         seen = _Seen(course_of(own))
         with Watch(own, self._loose, seen):
-            output = call(own, self.data.batches[0])
+            output = call(own, self.data.first)
         if output is UNREACHED:
             return []
         for name in seen.names:
@@ -269,7 +291,7 @@ class Walk:
         """Raise UnsupportedError where blocks that no batch was seen to reach come behind others.
         Only a pass through all of the model tells."""
         self._complete()
-        call(replica(self.working.model), self.data.batches[0])
+        call(replica(self.working.model), self.data.first)
 
     # ---- weights --------------------------------------------------------------------------------
 
@@ -296,7 +318,7 @@ class Walk:
         if not self.tables.away:
             return
         try:
-            call(replica(self.working.model), self.data.batches[0])
+            call(replica(self.working.model), self.data.first)
         except UnsupportedError:  # which says so again with all of them, if it is of other blocks
             self.tables.needed = True
             self._bring_back()
@@ -309,7 +331,7 @@ class Walk:
         """Where what the model holds behind its blocks is called before a chain of them, give it
         its weights now."""
         own = replica(self.working.model)
-        call(own, self.data.batches[0])
+        call(own, self.data.first)
         if course_of(own).gone_by:
             self._fill(())
             for one in self._parted:

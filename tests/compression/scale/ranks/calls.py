@@ -19,11 +19,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import tensorlrf
+from tensorlrf.compression import _working_copy
 from tensorlrf.compression.group import _board
 from tensorlrf.compression.group._group import ALONE, ranks_here
 from tensorlrf.compression.scale import _run
-from tensorlrf.errors import TensorlrfError
+from tensorlrf.errors import ArgumentError, TensorlrfError
 from tests.compression.moments import nets
+from tests.compression.scale.blocks import networks
 
 _board.LOST = 4.0
 
@@ -92,6 +94,48 @@ def checkpoint(source: str, target: str, given: list[dict[str, Any]]) -> Any:
         "resumed": report.resumed,
         **_size(report),
     }
+
+
+def by_blocks(source: str, target: str, counts: list[int], given: list[dict[str, Any]]) -> Any:
+    """The same fitted to inputs from block to block, of which each rank has so many batches; with
+    `fails` in what is given, it does so at that layer."""
+    rank = distributed.get_rank()
+    first, own = sum(counts[:rank]), {"calibration": [], **given[rank]}
+    if own["calibration"] is not None:
+        own["calibration"] = networks.ids(sum(counts))[first : first + counts[rank]]
+    model = networks.on_meta(networks.net(blocks=2))
+    factor, left = _working_copy.factor, own.pop("fails", 1000)
+
+    def failing(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ArgumentError("it fails")
+        return factor(*args)
+
+    own |= {"model": model, "threads": 1}
+    _working_copy.factor = failing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tensorlrf.errors.CalibrationWarning)
+            return checkpoint(source, target, [own, own])
+    finally:
+        _working_copy.factor = factor
+
+
+def killed_in_blocks(source: str, target: str, counts: list[int], victim: int) -> Any:
+    """The same, on which one rank is killed in its fourth layer."""
+    factor, calls = _working_copy.factor, 0
+
+    def fatal(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4 and distributed.get_rank() == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return factor(*args)
+
+    _working_copy.factor = fatal
+    return by_blocks(source, target, counts, [{}, {}])
 
 
 def _size(report: Any) -> dict[str, Any]:

@@ -87,14 +87,15 @@ def test_ranks_are_told_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_shares_texts_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--stream"]], ids=["whole", "stream"])
+def test_torchrun_shares_texts_out(tmp_path: Path, more: list[str]) -> None:
     """The command line writes what it writes in one process."""
     source, texts = bert_folder(tmp_path / "bert"), tmp_path / "texts.txt"
     lines = (" ".join(f"w{(7 * k + 5 * j * j) % 36}" for j in range(20)) for k in range(64))
     texts.write_text("\n".join(lines))
     command = [
         "-m", "tensorlrf", "compress", str(source), "--keep-params", ".6", "--text", str(texts),
-        "--batch-size", "4", "--tokens", "32", "-o",
+        "--batch-size", "4", "--tokens", "32", *more, "-o",
     ]  # fmt: skip
     for arguments in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
         out = str(tmp_path / f"out{len(arguments)}")
