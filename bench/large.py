@@ -6,7 +6,7 @@
 Makes a .npy file of low rank plus noise in a folder that goes afterwards, and takes its CP in a
 process of its own. Its anonymous memory is looked at a hundred times a second, above what there is
 once tensorlrf is imported. With --shards, CP and Tucker of a tensor over 2 and 4 processes of gloo
-on this machine: bytes as their sockets count them, beside those of the model in docs/scale.md.
+on this machine: bytes as their sockets count them, beside those of the model in docs/large.md.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ NOTE = (
     "interpreter, torch and tensorlrf. `from in memory` is the largest difference of the factors "
     "from those of tensorlrf.cp of a cube of 200, of their largest entry, after twenty sweeps. "
     "Shards: `sockets` are the bytes that TCP counts on the rank that sends most, `model` those of "
-    "docs/scale.md, `counted` those of the library; `from one rank` is the largest difference of "
+    "docs/large.md, `counted` those of the library; `from one rank` is the largest difference of "
     "the factors from those of one process."
 )
 
@@ -223,7 +223,7 @@ def one_rank(store: str, rank: str, ranks: str) -> dict[str, Any]:
 
 
 def model(name: str, ranks: int, passes: int) -> float:
-    """Bytes that a rank sends by docs/scale.md, of a tensor along its first mode."""
+    """Bytes that a rank sends by docs/large.md, of a tensor along its first mode."""
     around = 2 * (ranks - 1) / ranks
     rows = math.ceil(SHAPE[0] / ranks)
     if name == "cp":

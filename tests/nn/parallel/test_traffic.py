@@ -1,4 +1,4 @@
-"""What ranks exchange is what docs/scale.md says."""
+"""What ranks exchange is what docs/parallel.md says."""
 
 from __future__ import annotations
 
