@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from bench.report import Row, machine, write_results  # noqa: E402
 from tests.abuse.law import FAULTS, OTHER, REFUSED, SAME, Outcome, Seed, outcome  # noqa: E402
-from tests.abuse.readers import HEAVY, READERS  # noqa: E402
+from tests.abuse.readers import ALL, HEAVY, LONG  # noqa: E402
 
 SPARE = 1 << 30
 """Bytes of addresses that a process may have beyond those that it began with."""
@@ -40,8 +40,8 @@ SPARE = 1 << 30
 SILENCE = 120.0
 """Seconds without an outcome, the import of torch among them, after which a process is killed."""
 
-SLOW = 20
-"""Of the inputs of another reader, one: those of transformers take as long to build as to read."""
+SHARE, SHARE_LONG, SHARE_HEAVY = 20.0, 5.0, 1.0
+"""Of inputs: those of one that runs a model take longer, and those of transformers longer still."""
 
 NOTE = (
     "Inputs of each reader, how reading them ended, and the most that one took. Refused: by one of "
@@ -58,7 +58,7 @@ def worker(name: str, first: int, end: int) -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as above:
         folder = Path(above) / "f"
-        seed = Seed.of({**READERS, **HEAVY}[name], folder)
+        seed = Seed.of(ALL[name], folder)
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + SPARE, size + SPARE))
         for k in range(first, end):
@@ -89,7 +89,7 @@ def outcomes(name: str, number: int) -> Iterator[Outcome]:
 
 def row(name: str, found: list[Outcome]) -> Row:
     ends = Counter(one.end for one in found)
-    kinds = {**READERS, **HEAVY}[name]
+    kinds = ALL[name]
     info: dict[str, Any] = {
         "inputs": len(found),
         "kinds of damage": len({one.kind for one in found}),
@@ -108,6 +108,7 @@ def row(name: str, found: list[Outcome]) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--number", type=int, default=10_000)
+    parser.add_argument("--only", default="", help="part of the names of readers")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--worker", nargs=3)
     given = parser.parse_args()
@@ -115,7 +116,8 @@ def main() -> None:
         name, first, end = given.worker
         worker(name, int(first), int(end))
         return
-    each = {**dict.fromkeys(READERS, float(SLOW)), **dict.fromkeys(HEAVY, 1.0)}
+    shares = {**dict.fromkeys(LONG, SHARE_LONG), **dict.fromkeys(HEAVY, SHARE_HEAVY)}
+    each = {name: shares.get(name, SHARE) for name in ALL if given.only in name}
     total, rows, faults = sum(each.values()), [], 0
     begun = time.monotonic()
     for name, share in each.items():

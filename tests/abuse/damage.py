@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.abuse.reader import FOLDER, LINK, PIPE, Files, Reader
+from tests.abuse.reader import AWAY, FOLDER, LINK, PIPE, Files, Reader
 from tests.files.mutants import changed, file_of, parts_of, resealed
 
 Bytes = Callable[[bytes, random.Random], bytes]
@@ -231,7 +231,7 @@ def damaged(files: Files, reader: Reader, draw: random.Random) -> Damaged:
 
 def _of_files(files: Files, names: list[str], draw: random.Random) -> Damaged:
     name = draw.choice(names)
-    kind = draw.choice(["lost", "empty", "exchanged", LINK, FOLDER, PIPE])
+    kind = draw.choice(["lost", "empty", "exchanged", LINK, AWAY, FOLDER, PIPE])
     rest: dict[str, Any] = {**files}
     match kind:
         case "lost":

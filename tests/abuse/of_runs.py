@@ -21,11 +21,8 @@ from tensorlrf.compression.refinement._journal import KEY
 from tensorlrf.compression.scale import _assembled, _run
 from tensorlrf.files.folder import READY, put_right
 from tests.abuse.of_tensors import architecture
-from tests.abuse.reader import WHEN, Reader, Wrong, digest, files_of, of_files, of_model
+from tests.abuse.reader import MINE, WHEN, Reader, Wrong, digest, files_of, of_files, of_model
 from tests.compression.refinement.students import batches, pair
-
-MINE = "mine.txt"
-"""A file beside everything, that nobody is to touch."""
 
 
 class Pulled(BaseException):
@@ -55,28 +52,35 @@ def stream(folder: Path, **more: Any) -> None:
     )  # fmt: skip
 
 
-def pulled(module: Any, name: str, number: int) -> Callable[[Path], None]:
-    """A run that ends with the n-th call of a function."""
+def pulled(
+    module: Any, name: str, number: int, act: Callable[[Path], None] = stream
+) -> Callable[[Path], None]:
+    """A run over the source that ends with the n-th call of a function."""
 
     def make(folder: Path) -> None:
         make_source(folder)
-        own, left = getattr(module, name), [number]
-
-        def until(*given: Any, **named: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Pulled
-            return own(*given, **named)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, name, until)
-            try:
-                stream(folder)
-            except Pulled:
-                return
-        raise AssertionError("it has ended before")
+        pull(module, name, number, lambda: act(folder))
 
     return make
+
+
+def pull(module: Any, name: str, number: int, act: Callable[[], None]) -> None:
+    """Have it end with the n-th call of a function."""
+    own, left = getattr(module, name), [number]
+
+    def until(*given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Pulled
+        return own(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, until)
+        try:
+            act()
+        except Pulled:
+            return
+    raise AssertionError("it has ended before")
 
 
 @cache

@@ -16,8 +16,11 @@ from tensorlrf.compression.checkpoint.named_tensors import named_tensors
 from tensorlrf.errors import TensorlrfError
 from tensorlrf.factors import Factors
 
-LINK, FOLDER, PIPE = "link", "folder", "pipe"
-"""What may lie where a file should: a link to itself, an empty folder, a pipe."""
+LINK, AWAY, FOLDER, PIPE = "link", "link away", "folder", "pipe"
+"""What may lie where a file should: a link to itself or to `MINE`, an empty folder, a pipe."""
+
+MINE = "mine.txt"
+"""A file beside everything, that nobody is to touch."""
 
 WHEN = 1_700_000_000
 """Seconds; files are of one time, by which a run knows its source."""
@@ -76,6 +79,8 @@ def write(files: Files, folder: Path) -> None:
             os.utime(path, (WHEN, WHEN))
         elif content == LINK:
             path.symlink_to(path.name)
+        elif content == AWAY:
+            path.symlink_to(folder / MINE)
         elif content == FOLDER:
             path.mkdir()
         else:

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.abuse.law import FAULTS, SAME, Seed, outcome
-from tests.abuse.readers import HEAVY, READERS
+from tests.abuse.readers import ALL, READERS
+from tests.files.kills import quick_disk
+
+__all__ = ["quick_disk"]
 
 FEW, MANY = 24, 500
 
 
 def check(name: str, number: int, folder: Path) -> None:
-    seed = Seed.of({**READERS, **HEAVY}[name], folder / "f")
+    seed = Seed.of(ALL[name], folder / "f")
     ends = [(k, outcome(seed, seed.case(k), folder / "f")) for k in range(number)]
     wrong = [(k, one) for k, one in ends if one.end in FAULTS]
     assert not wrong
@@ -21,12 +24,14 @@ def check(name: str, number: int, folder: Path) -> None:
     assert any(one.end != SAME for _, one in ends)
 
 
+@pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize("name", READERS)
 def test_damage_is_refused_or_means_nothing(name: str, tmp_path: Path) -> None:
     check(name, FEW, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*READERS, *HEAVY])
+@pytest.mark.usefixtures("quick_disk")
+@pytest.mark.parametrize("name", ALL)
 def test_much_damage(name: str, tmp_path: Path) -> None:
     check(name, MANY, tmp_path)

@@ -122,9 +122,7 @@ class Gathered:
         for name, layer in layers.items():
             free = group.least(free_bytes(layer.device) / group.beside) if limit is None else 0.0
             room = free / 2 if limit is None else limit
-            sketches = [Form("sketch", rows) for rows in sketch_sizes(layer.columns)]
-            forms = [FULL, *(images(layer) if self.plain else ()), *sketches]
-            forms = [COUNTS] if layer.is_table else forms
+            forms = forms_of(layer, plain=self.plain)
             # A metric of the outputs goes before any of the moments.
             ways = (True, False) if name in self.weighed else (False,)
             tried = [
@@ -208,6 +206,15 @@ def parted(sizes: Mapping[str, int], room: int) -> list[list[str]]:
         parts[-1].append(name)
         left -= size
     return parts
+
+
+def forms_of(layer: DenseLayer, *, plain: bool) -> list[Form]:
+    """In which the second moments of a layer may be kept, from the best to the smallest; `plain` as
+    in `Gathered`."""
+    if layer.is_table:
+        return [COUNTS]
+    sketches = [Form("sketch", rows) for rows in sketch_sizes(layer.columns)]
+    return [FULL, *(images(layer) if plain else ()), *sketches]
 
 
 def sketch_sizes(n: int) -> list[int]:

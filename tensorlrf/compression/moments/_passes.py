@@ -16,11 +16,11 @@ from tensorlrf.compression._survey import without_skipped
 from tensorlrf.compression.calibration._calibrate import Arrivals, run_to
 from tensorlrf.compression.calibration._dense_layer import dense_layer_at
 from tensorlrf.compression.calibration._layer_moments import Adder, Calibration, LayerMoments
-from tensorlrf.compression.calibration._memory import Gathered
+from tensorlrf.compression.calibration._memory import Gathered, forms_of
 from tensorlrf.compression.calibration._rerun import in_order
 from tensorlrf.compression.calibration._shared_inputs import SharedInputs, leaders
 from tensorlrf.compression.calibration._trace import Trace, record
-from tensorlrf.compression.calibration.moments._form import IMAGE
+from tensorlrf.compression.calibration.moments._form import IMAGE, Form
 from tensorlrf.compression.calibration.moments._moments import ShiftMoments
 from tensorlrf.compression.moments._kept import Groups, moved
 from tensorlrf.compression.moments._layer import CalibratedLayer, unseen
@@ -71,12 +71,23 @@ class Watched:
         for message in gathered.told(layers, needs, limit):
             warn(message, CalibrationWarning)
         forms = {name: need.form for name, need in needs.items() if need.form is not None}
-        names = [name for name in names if name in forms]
-        like = leaders(model, names, trace.after, lags=False)
+        return cls(model, names, trace, data, {}).kept_as(forms)
+
+    def kept_as(self, forms: Mapping[str, Form]) -> Watched:
+        """The layers that have a form of moments, in it."""
+        names = [name for name in self.names if name in forms]
+        like = leaders(self.model, names, self.trace.after, lags=False)
         # An image is one of the layer's own weight.
         shared = {name for name in names if forms[name].kind != IMAGE}
         like = {n: one for n, one in like.items() if n in shared and forms[n] == forms[one]}
-        return cls(model, names, trace, replace(data, forms=forms), like)
+        return replace(self, names=names, data=replace(self.data, forms=forms), like=like)
+
+    def may_be_kept_as(self, forms: Mapping[str, Form]) -> bool:
+        """Whether each of the layers, and no other, has a form that its moments can have."""
+        return set(forms) == set(self.names) and all(
+            form in forms_of(dense_layer_at(self.model, name), plain=True)
+            for name, form in forms.items()
+        )
 
     def row(self, name: str) -> CalibratedLayer:
         """Of a layer of which nothing has been seen."""

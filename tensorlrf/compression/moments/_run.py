@@ -135,19 +135,24 @@ class _Run:
             )
             begun = self.journal.entries[-1]
         forms = {name: Form(kind, size) for name, (kind, size) in begun["forms"].items()}
-        if set(forms) != {name for names in begun["parts"] for name in names}:
-            raise FileFormatError(f"{self.journal.path} is damaged: begin anew with restart=True")
-        self.watched = replace(
-            self.watched,
-            names=[name for name in self.watched.names if name in forms],
-            data=replace(self.watched.data, forms=forms),
-            like=begun["like"],
-        )
+        found: list[list[str]] = begun["parts"]
+        if not self.watched.may_be_kept_as(forms):
+            raise self._damaged("forms")
+        self.watched = self.watched.kept_as(forms)
+        if self.watched.like != begun["like"]:
+            raise self._damaged("like")
+        if sorted(name for names in found for name in names) != sorted(self.watched.names):
+            raise self._damaged("parts")
         for entry in entries:
             if entry["kind"] == APART:
                 self.watched = self.watched.without(entry["names"])
-        found: list[list[str]] = begun["parts"]
         return found
+
+    def _damaged(self, key: str) -> FileFormatError:
+        return FileFormatError(
+            f"{self.journal.path} is damaged: what it has as {key!r} is not of this model; begin "
+            "anew with restart=True"
+        )
 
     def _part(
         self,
@@ -186,6 +191,8 @@ class _Run:
         part = Part(self.watched, names)
         try:
             found = Moments.load(file)
+            if found.batches > len(self.watched.data.batches):
+                return part
             wanted = {(row.name, row.kept, row.groups, row.weight) for row in part.rows()}
             same = wanted == {(row.name, row.kept, row.groups, row.weight) for row in found.layers}
             like = {row.name: row.like for row in found.layers if row.count}

@@ -20,6 +20,7 @@ import tensorlrf
 from tensorlrf.compression import Moments
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.moments import _passes, _run
+from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.errors import ArgumentError, CalibrationWarning, FileError, FileFormatError
 from tensorlrf.files.job import job_folder
 from tests.compression.moments.nets import (
@@ -256,6 +257,39 @@ def test_a_last_line_that_is_torn_was_not_written(
     lines = journal.read_bytes().splitlines()
     journal.write_bytes(b"\n".join([*lines[:-1], lines[-1].replace(b"0.q", b"0.z"), b""]))
     assert into(path, model, batches).batches == len(batches)
+
+
+def _said(entry: dict[str, Any], key: str) -> Any:
+    """What a stranger may have the first entry of a journal say, with a checksum that fits."""
+    first, *_ = entry["parts"][0]
+    return {
+        "forms": {**entry["forms"], first: ["sketch", 1 << 62]},
+        "like": {first: "no layer"},
+        "parts": [*entry["parts"], [first]],
+    }[key]
+
+
+@pytest.mark.parametrize("key", ["forms", "like", "parts"])
+def test_a_journal_that_lies_is_told(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = CASES["attention"]
+    path = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(_passes, "run_to", Failing(4))
+        with pytest.raises(MemoryError):
+            into(path, model, batches)
+    own = Journal._read
+
+    def read(journal: Journal, head: dict[str, Any]) -> int:
+        end = own(journal, head)
+        journal.entries[0][key] = _said(journal.entries[0], key)
+        return end
+
+    monkeypatch.setattr(Journal, "_read", read)
+    with pytest.raises(FileFormatError, match=f"as '{key}' is not of this model; begin anew"):
+        into(path, model, batches)
+    assert not path.exists()
 
 
 def test_what_cannot_be_is_told_before_any_pass(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import FileError, UnsupportedError
+from tensorlrf.files.replace import remove
 from tensorlrf.files.safetensors import opened, plain, write
 
 PLAIN = (type(None), bool, int, float, str)
@@ -112,7 +112,7 @@ class States:
         """Forget all of them, and what an earlier run has left."""
         self._held.clear()
         self._size = 0
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)  # of a link that a stranger has made, not what it leads to
 
     def _written(self, key: Key, leaves: list[Any]) -> Path:
         path = self.folder / ("-".join(map(str, key)) + ".safetensors")

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tensorlrf
 from tensorlrf.compression import _working_copy
+from tensorlrf.compression.scale.blocks._states import States
 from tensorlrf.errors import ArgumentError, CalibrationWarning
 from tensorlrf.files.job import job_folder
 from tests.compression.scale.blocks.networks import contents, ids, net, on_meta, saved
@@ -165,3 +167,16 @@ def test_killed_at_some_instants(tmp_path: Path) -> None:
         compressed(source, out)
     assert contents(out) == contents(tmp_path / "whole")
     assert not (out / ".tensorlrf.job").exists()
+
+
+def test_a_link_in_the_place_of_outputs_leads_nowhere(tmp_path: Path) -> None:
+    """Of a folder that a stranger has made: what blocks put out is not written to another one."""
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "mine.txt").write_text("mine")
+    (tmp_path / "states").symlink_to(away)
+    states = States(tmp_path / "states", room=0)
+    states.put(("given", 0, 0), torch.ones(4, dtype=torch.float32, device="cpu"))
+    assert states.spilled == 16
+    states.close()
+    assert contents(away) == {"mine.txt": b"mine"}
