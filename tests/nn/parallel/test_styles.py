@@ -18,17 +18,12 @@ from tensorlrf.factors import BlockLowRank, KroneckerSum, LowRank
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.nn.parallel import FactoredColwise, FactoredRowwise, styles
 from tensorlrf.ops import PathTable
-from tests.nn.parallel.ranks import checks_of, results
+from tests.nn.parallel.ranks import checks_of
 
 ROUNDING = 1e-12
 """Relative, in float64: sums of at most 100 products in another order."""
 
 IN, OUT, RANK = 12, 20, 6
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return results("tests.nn.parallel.test_styles", tmp_path_factory.mktemp("ranks"))
 
 
 def low_rank(bias: bool = True, rank: int = RANK) -> FactoredLinear:

@@ -16,7 +16,7 @@ from bench.parallel import CASES, rows
 from bench.traffic import Traffic
 from tensorlrf.nn import factorize
 from tensorlrf.nn.parallel import FactoredColwise, FactoredRowwise
-from tests.nn.parallel.ranks import checks_of, results
+from tests.nn.parallel.ranks import checks_of
 
 INPUTS, OUT, RANK, ROWS = 32, 48, 8, 6
 
@@ -33,11 +33,6 @@ CLAIMS: dict[str, tuple[Any, int, int, int]] = {
         FactoredRowwise(output_layouts=Shard(0)), RANK, RANK, 2 * (RANK * OUT + OUT),
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return results("tests.nn.parallel.test_traffic", tmp_path_factory.mktemp("ranks"))
 
 
 def counted(layer: nn.Module, style: Any, mesh: DeviceMesh) -> tuple[float, float]:
