@@ -33,6 +33,7 @@ from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.folding._within import folded_as
 from tensorlrf.compression.group._alike import check_alike, check_plan_alike, check_shared
 from tensorlrf.compression.group._group import ranks_here
+from tensorlrf.compression.group._scattered import put_together
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.moments._moments import Moments
@@ -277,6 +278,7 @@ def carried_out(
         else:
             work.take_over(known)
         small, rows = work.replaced(found)
+        put_together(small)
         small = without_baked(packed_again(small))
         norms, error = batch_norms(model, small, data) if fitting.batch_norm else (None, None)
         if error is None and data is not None and data.held:

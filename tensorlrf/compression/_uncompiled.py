@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tensorlrf.compression._exchange import exchanged
+from tensorlrf.compression.group._group import ALONE, Alone
 from tensorlrf.compression.group._unsharded import unsharded
 from tensorlrf.errors import ArgumentError
 
@@ -33,10 +34,10 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return exchanged(model, inner)
 
 
-def own_model(model: Any) -> nn.Module:
-    """The same of what a user gives, and without wrappers of torch.distributed. Raises
-    ArgumentError for what is no model."""
+def own_model(model: Any, group: Alone = ALONE) -> nn.Module:
+    """The same of what a user gives, and without wrappers of torch.distributed, for the ranks of a
+    group. Raises ArgumentError for what is no model."""
     model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    return unsharded(model)
+    return unsharded(model, group)

@@ -9,6 +9,7 @@ it was before.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,8 +17,9 @@ from torch import nn
 from tensorlrf.compression._baked import with_baked
 from tensorlrf.compression._exchange import exchanged
 from tensorlrf.compression._uncompiled import own_model
-from tensorlrf.compression.group._group import Alone
-from tensorlrf.compression.group._unsharded import is_wrapped, with_buffers_of_first
+from tensorlrf.compression.group._group import Alone, Group
+from tensorlrf.compression.group._scattered import Scattered, scatter
+from tensorlrf.compression.group._unsharded import in_whole, is_wrapped, with_buffers_of_first
 from tensorlrf.nn import FactoredLayer
 from tensorlrf.nn.packed.unpacked import Unpacked, unpacked_type, why_not_unpacked
 
@@ -36,10 +38,22 @@ def unpacked_model(model: Any) -> nn.Module:
 
 def shared_model(model: Any, group: Alone) -> nn.Module:
     """The same where all ranks of a group have one, with the buffers of the first rank where a
-    DistributedDataParallel has let them part."""
-    if group.size > 1 and isinstance(model, nn.Module) and is_wrapped(model):
-        model = with_buffers_of_first(own_model(model), group)
+    DistributedDataParallel has let them part; matrices that are sharded stay so."""
+    if isinstance(group, Group) and isinstance(model, nn.Module) and is_wrapped(model):
+        model = with_buffers_of_first(own_model(model, group), group)
+        model = exchanged(model, partial(_unpacked_in_parts, group))
     return unpacked_model(model)
+
+
+def _unpacked_in_parts(group: Group, module: nn.Module) -> nn.Module | None:
+    """A module unpacked whose packed matrices are scattered, and those of its layers again."""
+    own = list(module.parameters())
+    if unpacked_type(module) is None or not any(isinstance(p, Scattered) for p in own):
+        return None
+    made = _unpacked(in_whole(module))
+    if made is not None:
+        scatter(made, group, besides=own)
+    return made
 
 
 def unpacked(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@ execution, each fitted to what the compressed ones before it deliver."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +29,7 @@ from tensorlrf.compression.calibration.stacks._stacks import stacks
 from tensorlrf.compression.fit._factor import SAMPLES_PER_COLUMN, factor
 from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.fit._fitting import Fitting
+from tensorlrf.compression.group._scattered import Scattered
 from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
@@ -116,9 +118,10 @@ class WorkingCopy:
             if moments is not None and pool is not None:
                 moments.draw(pool)
         dense = [dense_layer_at(self.model, name) for name, _ in layers]
-        # A generator that is handed from one layer to the next sets their order.
+        # A generator that is handed from one layer to the next sets their order; so do ranks that
+        # put weights together.
         alone = isinstance(self.options.random_state, torch.Generator) or any(
-            each.device.type != "cpu" for each in dense
+            each.device.type != "cpu" or isinstance(each.module.weight, Scattered) for each in dense
         )
         calls = [partial(self._factored, name, moments) for name, moments in layers]
         sizes = [self._bytes_to_factor(name) for name, _ in layers]
@@ -136,7 +139,8 @@ class WorkingCopy:
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
         assert method is not None
-        layer, basis = dense_layer_at(self.model, name), self.bases.get(name)
+        layer = dense_layer_at(self.model, name).put_together()
+        basis = self.bases.get(name)
         right = None if basis is None else basis.right
         options = replace(self.options, right=right, gates=gates_at(self.model, name))
         try:
@@ -155,7 +159,7 @@ class WorkingCopy:
         assert row.method is not None
         own = done.factors
         self.advance(name, params=own.n_params, bytes=own.n_bytes, weight_error=done.weight_error)
-        if done.factors.n_params >= layer.weight.numel() and not chosen_rank(row.method):
+        if done.factors.n_params >= math.prod(layer.shape) and not chosen_rank(row.method):
             within = row.method.error
             of = f"within error={within:g}" if within is not None else "of its share"
             self.rows[name] = replace(row, method=None, reason=f"no smaller form is {of}")

@@ -63,12 +63,15 @@ def _shared(model: nn.Module) -> dict[Any, Any]:
     """A memo for deepcopy that keeps the memory of the parameters, for views of it as well."""
     memo: dict[Any, Any] = {}
     storages: dict[int, Any] = {}
-    renormalised = _renormalised(model)
+    whole = renormalised(model)
     for p in model.parameters():
-        if id(p) in renormalised:
+        if id(p) in whole:
             continue
         memo[id(p)] = p
-        # Subclasses have ways of their own, and of an inference tensor no parameter can be made.
+        if hasattr(p, "parts"):  # which the ranks of a group have
+            memo[id(p)] = _again(p)
+        # Other subclasses have ways of their own, and of an inference tensor no parameter can be
+        # made.
         if type(p) is nn.Parameter and not p.is_inference():
             memo[id(p)] = _again(p)
             if p.layout == torch.strided:
@@ -84,7 +87,7 @@ def _again(p: nn.Parameter) -> nn.Parameter:
     return own
 
 
-def _renormalised(model: nn.Module) -> set[int]:
+def renormalised(model: nn.Module) -> set[int]:
     """Tables whose rows every lookup scales down to `max_norm`, in place and in eval mode too."""
     return {
         id(m.weight)

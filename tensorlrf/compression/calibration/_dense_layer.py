@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._survey import ROOT
 from tensorlrf.compression.calibration.taps._transposed import Reading, reading_of
+from tensorlrf.compression.group._scattered import Scattered
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.methods import names
 from tensorlrf.factors import Factors
@@ -96,14 +97,30 @@ class DenseLayer:
 
     def write(self, weight: Tensor) -> None:
         """Put other values into the layer's own weight, which is an ordinary tensor."""
+        own, values = self.module.weight, self.plain.as_torch_has(weight)
         with torch.no_grad():
-            values_of(self.module.weight).copy_(self.plain.as_torch_has(weight))
+            if isinstance(own, Scattered):
+                own.parts.write(values)
+            else:
+                values_of(own).copy_(values)
 
     def make_ordinary(self) -> None:
-        """Have the layer hold the values of its weight in an ordinary tensor."""
+        """Have the layer hold the values of its weight in an ordinary tensor, or in the parts of
+        one on the ranks of a group."""
         own = self.module.weight
-        if type(own) not in (Tensor, nn.Parameter):
+        if type(own) not in (Tensor, nn.Parameter, Scattered):
             self.module.weight = nn.Parameter(values_of(own).clone(), own.requires_grad)
+
+    def put_together(self) -> DenseLayer:
+        """The same layer; where its weight is scattered, another one on the whole of it."""
+        own = self.module.weight
+        if not isinstance(own, Scattered):
+            return self
+        twin: Any = object.__new__(type(self.module))
+        vars(twin).update(vars(self.module))
+        whole = nn.Parameter(values_of(own), requires_grad=own.requires_grad)
+        twin._parameters = {**self.module._parameters, "weight": whole}
+        return replace(self, module=twin)
 
     def why_not(self, method: Method) -> str:
         """Why its weight cannot have the format of a method; empty where it can."""

@@ -26,6 +26,7 @@ from tensorlrf.compression.calibration.moments._form import COUNTS, FULL, Form
 from tensorlrf.compression.calibration.moments._inputs import Pool
 from tensorlrf.compression.calibration.moments._moments import Moments
 from tensorlrf.compression.group._group import ALONE, Alone
+from tensorlrf.compression.group._scattered import bytes_here
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.nn.copies import replica
@@ -154,8 +155,8 @@ class Calibration:
                 group, list_batches(calibration, replica(model), some=group.size == 1), holdout,
                 groups, model,
             )  # fmt: skip
-        known = (p for p in model.parameters() if not nn.parameter.is_lazy(p))
-        room = max(AT_ONCE_BYTES, MODELS * sum(p.numel() * p.element_size() for p in known))
+        known = [p for p in model.parameters() if not nn.parameter.is_lazy(p)]
+        room = max(AT_ONCE_BYTES, MODELS * sum(map(bytes_here, known)))
         return replace(found, room=room if limit is None else min(limit, room))
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.group._group import Alone
+from tensorlrf.compression.group._scattered import Scattered
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
 from tensorlrf.files.sealed import checksum_of, made_by
@@ -67,7 +68,9 @@ def _told(value: Any) -> Any:
 def _values(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Of each tensor a sum that goes by its bits, and not by the order of adding."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not nn.parameter.is_lazy(tensor) and not tensor.is_meta:
+        # What is scattered is one tensor of all ranks.
+        one = isinstance(tensor, Scattered)
+        if not nn.parameter.is_lazy(tensor) and not tensor.is_meta and not one:
             yield name, _sum(tensor.detach())
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, distributed
 
 from tensorlrf.compression.group._board import Board
-from tensorlrf.errors import ArgumentError, GroupError
+from tensorlrf.errors import ArgumentError, GroupError, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -93,6 +95,8 @@ class Group(Alone):
     def __init__(self, board: Board) -> None:
         self.board = board
         self.rank, self.size = board.rank, board.size
+        self._lent: list[WeakMethod[Callable[[], Tensor]]] = []
+        self._meeting = threading.Lock()
 
     @cached_property
     def beside(self) -> int:
@@ -157,21 +161,80 @@ class Group(Alone):
         found: T = torch.load(io.BytesIO(text.numpy().tobytes()), "cpu", weights_only=False)
         return found
 
+    def lend(self, whole: Callable[[], Tensor]) -> int:
+        """Take up a method that puts a tensor together of the parts which the ranks have, by
+        collectives of all of them: under this number each may have it by `borrow`, as long as its
+        object is alive on all. A call of all ranks."""
+        self._lent.append(WeakMethod(whole))
+        self.every(True)  # nobody asks for what another rank does not know yet
+        return len(self._lent) - 1
+
+    def borrow(self, number: int) -> Tensor:
+        """A tensor that was lent, whenever this rank wants it and whatever the others are at: where
+        they wait for one another next, they first do their part for it."""
+        found = self._meet(number)
+        assert found is not None
+        return found
+
+    def _meet(self, wanted: int = -1) -> Tensor | None:
+        """Take part in what any rank borrows, until all ranks are at something else; or until this
+        one has what is `wanted`."""
+        with self._meeting:
+            while True:
+                told = torch.full((self.size,), -1, dtype=torch.int64, device="cpu")
+                own = torch.tensor([wanted], dtype=torch.int64, device="cpu")
+                self.put_together(told, own)
+                found = None
+                for number in sorted(set(told.tolist()) - {-1}):
+                    together = self._lent[number]()
+                    assert together is not None
+                    with self._told_if_lost():
+                        whole = together()
+                    if number == wanted:
+                        found = whole
+                    del whole, together
+                if found is not None or bool((told < 0).all()):
+                    return found
+
+    def put_together(self, whole: Tensor, part: Tensor) -> None:
+        """Fill `whole` with the parts of all ranks, of one size, in their order: for what is
+        lent."""
+
+        def gathered(whole: Tensor, part: Tensor, **given: Any) -> Any:
+            return distributed.all_gather(list(whole.chunk(self.size)), part, **given)
+
+        self._carried_out(gathered, whole, part)
+
     def _done(self, collective: Callable[..., Any], tensor: Tensor, **given: Any) -> None:
-        """Carry it out, in place. While others are awaited it is looked whether they are alive."""
-        there = tensor.contiguous() if _carries(tensor.device) else tensor.cuda().contiguous()
-        try:
-            work = collective(there, **given, async_op=True)
+        """Carry it out, in place, once no rank borrows anything any more."""
+        if self._lent:
+            self._meet()
+        self._carried_out(collective, tensor, **given)
+
+    def _carried_out(
+        self, collective: Callable[..., Any], tensor: Tensor, *more: Tensor, **given: Any
+    ) -> None:
+        """Right away. While others are awaited it is looked whether they are alive."""
+        there, *more_there = (
+            t.contiguous() if _carries(t.device) else t.cuda().contiguous() for t in (tensor, *more)
+        )
+        with self._told_if_lost():
+            work = collective(there, *more_there, **given, async_op=True)
             self.board.until(work.is_completed)
             work.wait()
-        except GroupError:
-            raise
+        if there is not tensor:
+            tensor.copy_(there)
+
+    @contextmanager
+    def _told_if_lost(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
+            if isinstance(error, GroupError) or is_out_of_memory(error):
+                raise
             self.board.look(now=True)  # it may say better what has happened
             first = str(error).partition("\n")[0]
             raise GroupError(f"a rank of the process group is lost: {first}") from error
-        if there is not tensor:
-            tensor.copy_(there)
 
 
 BUCKET = 1 << 16

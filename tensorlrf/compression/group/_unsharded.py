@@ -3,13 +3,13 @@
 Of a DistributedDataParallel that is the module within. Where parameters are sharded (`fully_shard`,
 `parallelize_module`: they are DTensors), it is a plain module tree with whole parameters, each of
 which is gathered in its turn: all ranks that hold shards have to ask for it, and each needs room
-for the whole.
+for the whole. Among the ranks of a group its matrices stay where they are (`_scattered`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -18,21 +18,29 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tensorlrf.compression._exchange import exchanged
-from tensorlrf.compression.group._group import Alone
+from tensorlrf.compression.group._group import ALONE, Alone, Group
+from tensorlrf.compression.group._scattered import AXES, of_given
 from tensorlrf.errors import ArgumentError
+from tensorlrf.nn.copies import renormalised
 
 _OF_RANKS = ("torch.distributed.", "tensorlrf.nn.parallel.")
 _STATE = "__composable_api"
 """How attributes begin by which torch knows what it has made of a module."""
 
 
-def unsharded(model: nn.Module) -> nn.Module:
+def unsharded(model: nn.Module, group: Alone = ALONE) -> nn.Module:
     """The model, whose parameters and buffers it shares where they are whole already; the given one
-    stays as it is. Raises ArgumentError for what has flattened its parameters."""
+    stays as it is. Matrices stay scattered over the ranks of a `group`. Raises ArgumentError for
+    what has flattened its parameters."""
     model = exchanged(model, _within)
     if not is_sharded(model):
         return model
-    return _Plain().of(model)
+    return _Plain(group=group, whole=renormalised(model)).of(model)
+
+
+def in_whole(module: nn.Module) -> nn.Module:
+    """A module of such a model on whole parameters. A call of all ranks."""
+    return _Plain().of(module)
 
 
 def with_buffers_of_first(model: nn.Module, group: Alone) -> nn.Module:
@@ -57,13 +65,17 @@ def is_wrapped(model: nn.Module) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether there are parts of parameters elsewhere."""
-    # Whoever has sharded one has imported these, and nobody else need.
-    tensors = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    # Whoever has sharded one has imported this, and nobody else need.
     modules = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     values = (*model.parameters(), *model.buffers())
-    return any(isinstance(t, tensors) for t in values) or any(
+    return any(map(is_dtensor, values)) or any(
         isinstance(module, modules) for module in model.modules()
     )
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether it is one."""
+    return isinstance(value, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
 
 
 def _within(module: nn.Module) -> nn.Module | None:
@@ -80,8 +92,17 @@ def _within(module: nn.Module) -> nn.Module | None:
 class _Plain:
     """Makes the twins of modules, each once, and of what they share."""
 
-    def __init__(self, known: Mapping[Tensor, Tensor] = MappingProxyType({})) -> None:
-        """known  what takes the place of tensors"""
+    def __init__(
+        self,
+        known: Mapping[Tensor, Tensor] = MappingProxyType({}),
+        group: Alone = ALONE,
+        whole: Collection[int] = (),
+    ) -> None:
+        """known  what takes the place of tensors
+        group  ranks among which matrices stay scattered, but for some that are `whole`, by id
+        """
+        self._group = group if isinstance(group, Group) else None
+        self._in_whole = whole
         self._modules: dict[nn.Module, nn.Module] = {}
         self._tensors: dict[Tensor, Tensor] = dict(known)
 
@@ -119,6 +140,10 @@ class _Plain:
         if value is None:
             return None
         if value in self._tensors:
+            return self._tensors[value]
+        stays = is_dtensor(value) and value.ndim >= AXES and isinstance(value, nn.Parameter)
+        if self._group is not None and stays and id(value) not in self._in_whole:
+            self._tensors[value] = of_given(value, self._group)
             return self._tensors[value]
         sharded, hooks = hasattr(value, "full_tensor"), value._backward_hooks or {}
         # A gradient that is added up over the ranks is, of a model that is whole, of another one.

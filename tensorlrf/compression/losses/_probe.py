@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -308,8 +309,8 @@ class Probe:
 
     def _suitable(self) -> str:
         sites = [dense_layer_at(self.model, name) for name in self.names]
-        convs = sum(site.weight.numel() for site in sites if site.taps is not None)
-        return "measured" if 2 * convs > sum(site.weight.numel() for site in sites) else "fisher"
+        convs = sum(math.prod(site.shape) for site in sites if site.taps is not None)
+        return "measured" if 2 * convs > sum(math.prod(site.shape) for site in sites) else "fisher"
 
     def _told(self, rule: str, unit: str, losses: Mapping[str, Sequence[float]]) -> Sensitivity:
         rows = [

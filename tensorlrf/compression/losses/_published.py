@@ -55,7 +55,7 @@ class Sizes:
         """Of a layer of a model."""
         m = site.shape[0] // site.groups
         a_rank = site.shape[0] + site.groups * site.columns
-        return cls(site.weight.numel(), a_rank, min(m, site.columns))
+        return cls(math.prod(site.shape), a_rank, min(m, site.columns))
 
     @property
     def break_even(self) -> float:

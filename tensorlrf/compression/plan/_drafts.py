@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -62,7 +63,7 @@ class Draft:
         """Of the plan."""
         found, layer = self.found, self.layer
         params = (
-            own_numbers(found.module, found.table)[0] if layer is None else layer.weight.numel()
+            own_numbers(found.module, found.table)[0] if layer is None else math.prod(layer.shape)
         )
         return LayerPlan(
             found.name,

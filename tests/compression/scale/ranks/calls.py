@@ -17,10 +17,16 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import tensorlrf
 from tensorlrf.compression import _working_copy
-from tensorlrf.compression.group import _board
+from tensorlrf.compression.group import _board, _scattered
 from tensorlrf.compression.group._group import ALONE, ranks_here
 from tensorlrf.compression.scale import _run
 from tensorlrf.errors import ArgumentError, TensorlrfError
@@ -185,6 +191,18 @@ class Mixture(nn.Module):
         return x + y
 
 
+class Block(nn.Module):
+    """A perceptron beside which its input goes on."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(n, 2 * n), nn.Linear(2 * n, n)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = x + self.down(self.up(x).relu())
+        return y
+
+
 def network(kind: str) -> nn.Module:
     """A perceptron, one with a batch normalisation, a small transformer, ..."""
     torch.manual_seed(0)
@@ -193,6 +211,8 @@ def network(kind: str) -> nn.Module:
         return made
     if kind == "mixture":
         return nn.Sequential(Mixture(12), nn.Linear(12, 6))
+    if kind == "blocks":
+        return nn.Sequential(nn.Linear(12, 12), *(Block(12) for _ in range(4)), nn.Linear(12, 6))
     if kind == "encoder":
         layer = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.1)
         return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -232,21 +252,56 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+class Put:
+    """What is put together of the parts of sharded parameters while it is entered: `most` bytes at
+    a time, those of others among them."""
+
+    def __enter__(self) -> Put:
+        self.most, self._alive = 0, list[tuple[StorageWeakRef, int]]()
+        self._kinds = (_scattered.Given, _scattered.Owned)
+        self._own = [kind._together for kind in self._kinds]
+        for kind, own in zip(self._kinds, self._own, strict=True):
+            kind._together = lambda parts, own=own: self._made(parts, own)
+        return self
+
+    def _made(self, parts: Any, own: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        made = own(parts)
+        storage = made.untyped_storage()
+        self._alive = [one for one in self._alive if not one[0].expired()]
+        self._alive.append((StorageWeakRef(storage), storage.nbytes()))
+        self.most = max(self.most, sum(n for _, n in self._alive))
+        return made
+
+    def __exit__(self, *_: object) -> None:
+        for kind, own in zip(self._kinds, self._own, strict=True):
+            kind._together = own
+
+
+def sharded(kind: str, wrap: str) -> nn.Module:
+    """A network under fully_shard, by layers or blocks, or blocks with tensor parallelism."""
+    model, mesh = network(kind), init_device_mesh("cpu", (distributed.get_world_size(),))
+    if wrap == "tp":
+        plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        for block in [m for m in model.modules() if isinstance(m, Block)]:
+            parallelize_module(block, mesh, plan)
+        return model
+    kinds = nn.Linear if kind == "mlp" else (nn.TransformerEncoderLayer, Block)
+    for child in [m for m in model.modules() if isinstance(m, kinds)]:
+        fully_shard(child, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
 def fitted(case: str, kind: str, own: Sequence[torch.Tensor], wrap: str = "") -> dict[str, Any]:
     """What compress makes of a network on these batches, as lists of numbers."""
-    model = network(kind)
+    model = sharded(kind, wrap) if wrap in ("fsdp", "tp") else network(kind)
     if wrap == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
-    if wrap == "fsdp":
-        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-        kinds = nn.Linear if kind == "mlp" else nn.TransformerEncoderLayer
-        for child in [m for m in model.modules() if isinstance(m, kinds)]:
-            fully_shard(child, mesh=mesh)
-        fully_shard(model, mesh=mesh)
     before = {name: type(p).__name__ for name, p in model.named_parameters()}
-    small, report = tensorlrf.compress(
-        model, calibration=list(own), skip=[], progress=False, **CASES[case]
-    )
+    with Put() as put:
+        small, report = tensorlrf.compress(
+            model, calibration=list(own), skip=[], progress=False, **CASES[case]
+        )
+    sizes = [p.numel() * p.element_size() for p in model.parameters()]
     assert before == {name: type(p).__name__ for name, p in model.named_parameters()}
     values = {name: t.double().flatten().tolist() for name, t in small.state_dict().items()}
     return {
@@ -256,6 +311,7 @@ def fitted(case: str, kind: str, own: Sequence[torch.Tensor], wrap: str = "") ->
         "interval": report.model_error_interval,
         "batches": [report.batches, report.held_out],
         "metric": report.metric,
+        "put": put.most / max(sizes),
     }
 
 

@@ -1,5 +1,6 @@
 """Calibrated on the batches of several ranks a model becomes what it becomes in one process with
-all of them, to rounding; wrapped in DistributedDataParallel and under fully_shard as well."""
+all of them, to rounding; wrapped in DistributedDataParallel and sharded as well. Of a sharded model
+a rank has a matrix or two whole at a time, whatever is asked for."""
 
 from __future__ import annotations
 
@@ -32,10 +33,18 @@ CASES: list[list[Any]] = [
     ["independent", "routed", [2, 2], ""],
     ["uniform", "mixture", [4, 5], ""],
     ["sketched", "wide", [3, 3], ""],
+    ["original", "blocks", [3, 1], "fsdp"],
+    ["prefix", "blocks", [1, 2], "fsdp"],
+    ["independent", "blocks", [0, 3], "fsdp"],
+    ["uniform", "blocks", [2, 1], "tp"],
 ]
 
 ATOL = 2e-5
 """Sums in float32 over some hundred rows of numbers of about one, in another order."""
+
+WHOLE = 3
+"""Times the largest matrix of a sharded model that a rank may have put together at a time: its own,
+what another one is at, and what the reference pass beside it holds. The model of blocks is nine."""
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +55,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda k: "-".join(map(str, CASES[k])))
 def test_ranks_fit_as_one_process(found: list[list[dict[str, Any]]], number: int) -> None:
-    case, kind, counts, _ = CASES[number]
+    case, kind, counts, wrap = CASES[number]
     one, other = (rank[number] for rank in found)
+    put = [rank.pop("put") for rank in (one, other)]
     assert one == other  # bit for bit
+    for times in put:
+        assert 0 < times <= WHOLE if wrap in ("fsdp", "tp") else not times
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
         alone = fitted(case, kind, batches(kind, sum(counts)))
