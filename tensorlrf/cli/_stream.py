@@ -53,7 +53,7 @@ class StreamFit:
         if not self.text:
             return {}
         texts = read_texts(self.text)
-        known = Architecture.of(StoredTensors.of(source))
+        known = Architecture.of(StoredTensors.of(source), apart=True)
         if not known.exact:
             why = "; ".join(known.notes) or "it has no config.json"
             raise UnsupportedError(
@@ -110,7 +110,7 @@ def stream(
     if (plan_only or dry_run) and not started.prints:
         return
     if plan_only:
-        known = Architecture.of(StoredTensors.of(source))
+        known = Architecture.of(StoredTensors.of(source), apart=bool(fit.text))
         for note in known.notes:
             warn(note)
         show(checkpoint_plan(known, **arguments), as_json)

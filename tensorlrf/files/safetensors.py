@@ -224,6 +224,14 @@ class SafeFile:
         parts = [self._read(begin + size * place, size) for place in places]
         return torch.cat(parts).view(dtype)
 
+    def row(self, name: str, first: int, count: int) -> Tensor:
+        """So many numbers of a tensor of a known dtype, as they follow one another from a place on.
+        Raises FileFormatError."""
+        held = self.tensors[name]
+        dtype = TORCH_DTYPES[held.dtype]
+        begin = self._begin + held.begin + dtype.itemsize * first
+        return self._read(begin, dtype.itemsize * count).view(dtype)
+
     def damaged(self, why: str) -> FileFormatError:
         """The error for a file that is none."""
         return FileFormatError(

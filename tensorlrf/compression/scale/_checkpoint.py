@@ -190,7 +190,12 @@ def compress_checkpoint(
         given, out = as_path(source), as_path(target)
         fixed = checked_numbers(random_state, threads, shard_bytes)
         stored = StoredTensors.of(given)
-        known = Architecture.of(stored) if model is None else Architecture.given(model, stored)
+        fits = calibration is not None  # as in memory, where packed modules are taken apart
+        if model is None:
+            known = Architecture.of(stored, apart=fits)
+        else:
+            known = Architecture.given(model, stored, apart=fits)
+        stored = stored.with_derived(known.derived)
         plan = plan_for(known, plan, keep_params=keep_params, error=error, method=method, skip=skip)
         call = Call(given, out, stored, known, plan)
         seen = collected(moments, known, stored, call.rows, alone=calibration is None)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tensorlrf.compression._unpacked import packed_again
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.checkpoint._store import header_of
@@ -139,6 +140,7 @@ def _layer_entry(name: str, entry: Mapping[str, Any]) -> LayerEntry:
 def _of_model(run: Run, layers: Done) -> tuple[list[Piece], MakeHeader]:
     small, parts = _factored(run, layers)
     order = {name: k for k, name in enumerate(run.stored.places)}
+    order |= {name: order[one.members[0]] for name, one in run.stored.derived.items()}
     found: list[tuple[int, Piece, Slot]] = []
     for held in _objects(small):
         first = held[0]
@@ -179,7 +181,7 @@ def _factored(run: Run, layers: Done) -> tuple[nn.Module, dict[str, tuple[str, s
         for place in one.places:
             at = place_of(place)
             parts |= {joined(at, own): (one.name, part) for part, own in new._names.items()}
-    return model, parts
+    return packed_again(model) if run.known.apart else model, parts
 
 
 def _objects(model: nn.Module) -> list[list[NamedTensor]]:
@@ -207,7 +209,7 @@ def _of_factor(
 
 
 def _of_source(run: Run, source: str, name: str) -> Piece:
-    info = run.stored.places[source].info
+    info = run.stored.info(source)
     chunks = partial(_chunks_of, run, source)
     return Piece(storable_key(name), info.dtype, info.shape, chunks, source=source)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tensorlrf.compression.checkpoint.companions import companions_of
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.scale._call import Call
 from tensorlrf.compression.scale._entries import LAYER, STAYS
+from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import TensorlrfError
 from tensorlrf.files.safetensors import opened
 from tensorlrf.files.sealed import canonical, made_by, seal, unseal
@@ -82,7 +83,9 @@ def finished(call: Call, head: Mapping[str, Any]) -> Finished | None:
         wanted = json.loads(canonical({k: v for k, v in head.items() if k != _OWN}))
         if wanted["threads"] is None:
             wanted["threads"] = told.get("threads")
-        if told != wanted or set(checksums) != set(call.known.sources.values()):
+        if told != wanted or _members(stored, checksums) != _members(
+            stored, call.known.sources.values()
+        ):
             return None
         entries = {name: _entry(root["layers"][name]) for name in root["layers"].mapping()}
         if target.is_dir() and stored.path.is_dir() and not _same_companions(stored.path, target):
@@ -99,6 +102,11 @@ def finished(call: Call, head: Mapping[str, Any]) -> Finished | None:
         return Finished(entries, len(there), size)
     except (TensorlrfError, OSError):  # whatever it is, it is not what this run would write
         return None
+
+
+def _members(stored: StoredTensors, names: Iterable[str]) -> set[str]:
+    """The tensors of the files that these are made of."""
+    return {member for name in names for member in stored.members(name)}
 
 
 def _entry(at: JsonNode) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from tensorlrf.compression._survey import Surveyed, survey
+from tensorlrf.compression._unpacked import unpacked
 from tensorlrf.compression.checkpoint.by_name import FLOATS, NamedLayers, layers_by_name
 from tensorlrf.compression.checkpoint.named_tensors import LASTING, NamedTensor, named_tensors
 from tensorlrf.compression.checkpoint.renamed import names_in
 from tensorlrf.compression.checkpoint.source import CONFIG, blank, config_of
-from tensorlrf.compression.scale.stored import StoredTensors
+from tensorlrf.compression.scale.derived import joined_by, part_of
+from tensorlrf.compression.scale.stored import Derived, StoredTensors
 from tensorlrf.errors import ArgumentError, MissingExtraError, TensorlrfError, UnsupportedError
 from tensorlrf.files.safetensors import TORCH_DTYPES
 from tensorlrf.nn.copies import copy_of
@@ -41,6 +43,9 @@ class Architecture:
               the files. Tensors that are tied have one for all
     left_out  names in the files of what the model has no use for, or has under another name too
     notes     what a report is to tell of how all this came about
+    apart     whether modules that keep several matrices in one tensor have a layer for each. Then
+              the packed tensors are among the sources, too
+    derived   name -> a tensor among the sources that lies in no file as it is
     """
 
     model: nn.Module
@@ -49,15 +54,21 @@ class Architecture:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     named: NamedLayers | None = field(default=None, repr=False)
+    apart: bool = False
+    derived: Mapping[str, Derived] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, stored: StoredTensors) -> Architecture:
+    def of(cls, stored: StoredTensors, *, apart: bool = False) -> Architecture:
         """That of config.json where the source is a folder with one, transformers is there, and
         the model has the tensors of the files; else what names and shapes tell, and why, unless
-        there is nothing else to go by."""
+        there is nothing else to go by.
+
+        apart  whether packed modules are to have a layer for each matrix, and tensors may be such
+               as transformers puts together while it loads
+        """
         if stored.path.is_dir() and (stored.path / CONFIG).is_file():
             try:
-                return _exact(stored, stored.path)
+                return _exact(stored, stored.path, apart=apart)
             except MissingExtraError:
                 pass
             except TensorlrfError as error:
@@ -69,18 +80,20 @@ class Architecture:
         return _by_name(stored)
 
     @classmethod
-    def given(cls, model: nn.Module, stored: StoredTensors) -> Architecture:
+    def given(cls, model: nn.Module, stored: StoredTensors, *, apart: bool = False) -> Architecture:
         """That of a model of the user's, perhaps on meta, which stays as it is.
 
         Raises UnsupportedError where tensors are missing in the files, or are of another shape.
         """
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model is a {type(model).__name__}; give the module of the files")
-        sources, left_out = _matched(model, stored)
-        return cls(copy_of(model), True, sources, tuple(left_out), tuple(_notes(left_out)))
+        found = _matched(model, stored, converts=apart)
+        return _architecture(copy_of(model), stored, found, _notes(found.left_out), apart=apart)
 
     def survey(self) -> list[Surveyed]:
         """Modules with parameters and why those stay that do, as `survey` tells."""
+        if self.apart:
+            return survey(self.model)
         return [
             one if one.reason or unpacked_type(one.module) is None else replace(one, reason=PACKED)
             for one in survey(self.model)
@@ -93,20 +106,59 @@ def _by_name(stored: StoredTensors, *notes: str) -> Architecture:
     return Architecture(named.model, False, sources, notes=notes, named=named)
 
 
-def _exact(stored: StoredTensors, folder: Path) -> Architecture:
+def _exact(stored: StoredTensors, folder: Path, *, apart: bool) -> Architecture:
     """Raises TensorlrfError where that cannot be, or the files are of another model."""
     config = config_of(folder)
     if "quantization_config" in config:
         raise UnsupportedError(f"{CONFIG} says that weights are quantised")
     count = len(stored.places)
     model = blank(folder, count)
-    sources, left_out = _matched(model, stored)
-    notes = _notes(left_out)
+    found = _matched(model, stored, converts=apart)
+    notes = _notes(found.left_out)
     try:
         model = _with_buffers(model, stored, lambda: blank(folder, count, _dtype(stored, config)))
     except TensorlrfError as error:
         notes.append(f"buffers that the model makes itself are not in the output: {error}")
-    return Architecture(model, True, sources, tuple(left_out), tuple(notes))
+    return _architecture(model, stored, found, notes, apart=apart)
+
+
+def _architecture(
+    model: nn.Module, stored: StoredTensors, found: _Matched, notes: list[str], *, apart: bool
+) -> Architecture:
+    sources, derived = found.sources, found.derived
+    if apart:
+        model, parts = _taken_apart(model, stored.with_derived(derived), sources)
+        sources, derived = sources | {name: name for name in parts}, {**derived, **parts}
+    return Architecture(
+        model, True, sources, tuple(found.left_out), tuple(notes), apart=apart, derived=derived
+    )
+
+
+def _taken_apart(
+    model: nn.Module, stored: StoredTensors, sources: Mapping[str, str]
+) -> tuple[nn.Module, dict[str, Derived]]:
+    """(the model with a layer for each matrix, the parameters that are new to it), which lie in the
+    memory of those that they were parts of."""
+    known = {id(one.tensor) for one in named_tensors(model)}
+    packed = {
+        one.tensor.untyped_storage()._cdata: sources[one.name]
+        for one in named_tensors(model)
+        if one.role in LASTING
+    }
+    made = unpacked(model)
+    parts: dict[str, Derived] = {}
+    for one in named_tensors(made):
+        if id(one.tensor) in known or one.role not in LASTING:
+            continue
+        whole = packed[one.tensor.untyped_storage()._cdata]
+        if sources.get(one.name) == whole and stored.info(whole).shape == one.tensor.shape:
+            continue  # another object of the same name on the same memory
+        if one.name in stored.places or one.name in stored.derived:
+            raise UnsupportedError(
+                f"the files have a tensor {one.name}, which is a part of another"
+            )
+        parts[one.name] = part_of(whole, one.tensor.detach(), stored)
+    return made, parts
 
 
 def _notes(left_out: list[str]) -> list[str]:
@@ -145,15 +197,34 @@ def _with_buffers(
 # ---- which tensor of the files is which of the model --------------------------------------------
 
 
-def _matched(model: nn.Module, stored: StoredTensors) -> tuple[dict[str, str], list[str]]:
-    """(name in the model, by each of its places -> name in the files, names that are not needed).
+@dataclass(frozen=True)
+class _Matched:
+    """sources  name in the model, by each of its places -> name in the files, or of a derived one
+    left_out  names in the files that are not needed
+    derived   tensors that are made of several
+    """
+
+    sources: dict[str, str]
+    left_out: list[str]
+    derived: dict[str, Derived]
+
+
+def _matched(model: nn.Module, stored: StoredTensors, *, converts: bool) -> _Matched:
+    """converts  whether tensors may be made of several
 
     Raises UnsupportedError where tensors are missing, of another shape or of a dtype that layers do
     not have, or where those that the model ties differ.
     """
     at: dict[str, list[str]] = {}
-    for name, own in names_in(model, stored.places).items():
+    same, makes = names_in(model, stored.places, converts=converts)
+    for name, own in same.items():
         at.setdefault(own, []).append(name)
+    derived: dict[str, Derived] = {
+        one.name: one for rule in makes for one in joined_by(rule, stored)
+    }
+    stored = stored.with_derived(derived)
+    for name in derived:
+        at.setdefault(name, []).append(name)
     sources: dict[str, str] = {}
     used: set[str] = set()
     for places in _tied(model):
@@ -168,8 +239,8 @@ def _matched(model: nn.Module, stored: StoredTensors) -> tuple[dict[str, str], l
             if not _equal(stored, files[0], name):
                 raise UnsupportedError(f"{files[0]} and {name} differ, which the model has as one")
         sources |= {place.name: files[0] for place in places}
-        used.add(files[0])
-    return sources, [name for name in stored.places if name not in used]
+        used.update(stored.members(files[0]))
+    return _Matched(sources, [name for name in stored.places if name not in used], derived)
 
 
 def _tied(model: nn.Module) -> list[list[NamedTensor]]:
@@ -182,7 +253,7 @@ def _tied(model: nn.Module) -> list[list[NamedTensor]]:
 
 
 def _check_fits(place: NamedTensor, name: str, stored: StoredTensors) -> None:
-    info, wanted = stored.places[name].info, place.tensor
+    info, wanted = stored.info(name), place.tensor
     dtype = TORCH_DTYPES[info.dtype]
     alike = dtype in FLOATS if wanted.is_floating_point() else dtype == wanted.dtype
     if info.shape != tuple(wanted.shape) or not alike:
@@ -195,7 +266,7 @@ def _check_fits(place: NamedTensor, name: str, stored: StoredTensors) -> None:
 
 def _equal(stored: StoredTensors, one: str, other: str) -> bool:
     """Whether the bytes of two tensors are the same."""
-    a, b = stored.places[one].info, stored.places[other].info
+    a, b = stored.info(one), stored.info(other)
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     return stored.checksum(one) == stored.checksum(other)

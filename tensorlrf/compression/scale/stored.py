@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from tensorlrf.compression.checkpoint.by_name import check_name
 from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.compression.checkpoint.source import check_inside, weights_of
 from tensorlrf.errors import FileFormatError, MissingFileError
-from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile, TensorInfo, opened
+from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile, TensorInfo, bytes_of, opened
 
 CHUNK = 1 << 24
 """Bytes that are read at a time."""
@@ -30,6 +31,20 @@ class Place:
     info: TensorInfo
 
 
+class Derived(Protocol):
+    """A tensor of a model that is made of others, its members, or is a part of one."""
+
+    @property
+    def info(self) -> TensorInfo: ...
+
+    @property
+    def members(self) -> tuple[str, ...]: ...
+
+    def read(self, stored: StoredTensors) -> Tensor: ...
+
+    def pieces(self, stored: StoredTensors) -> Iterator[Tensor]: ...
+
+
 @dataclass(frozen=True)
 class StoredTensors:
     """What is in a checkpoint, of which no tensor has been read.
@@ -37,11 +52,13 @@ class StoredTensors:
     path     as given
     files    of which it consists
     places   name -> where that tensor lies, in the order of the files
+    derived  name -> what else is known by a name, though it lies in no file as it is
     """
 
     path: Path
     files: tuple[Path, ...]
     places: Mapping[str, Place]
+    derived: Mapping[str, Derived] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path) -> StoredTensors:
@@ -89,20 +106,50 @@ class StoredTensors:
         """Of all tensors."""
         return sum(place.info.end - place.info.begin for place in self.places.values())
 
+    def with_derived(self, derived: Mapping[str, Derived]) -> StoredTensors:
+        """The same with more that is known by a name."""
+        return replace(self, derived={**self.derived, **derived})
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype, shape and size of a tensor."""
+        return self.derived[name].info if name in self.derived else self.places[name].info
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The tensors of the files that it is made of: itself, unless it is derived."""
+        return self.derived[name].members if name in self.derived else (name,)
+
+    def blank(self, name: str) -> Tensor:
+        """A tensor of its shape and dtype on the meta device."""
+        info = self.info(name)
+        return torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+
     def blanks(self) -> dict[str, Tensor]:
-        """Name -> a tensor of its shape and dtype on the meta device."""
-        return {
-            name: torch.empty(place.info.shape, dtype=TORCH_DTYPES[place.info.dtype], device="meta")
-            for name, place in self.places.items()
-        }
+        """Name -> such a tensor, of those in the files."""
+        return {name: self.blank(name) for name in self.places}
 
     def read(self, name: str) -> Tensor:
         """A copy of the values on the CPU."""
+        if name in self.derived:
+            return self.derived[name].read(self)
         with opened(self.places[name].file) as file:
             return file.tensor(name)
 
+    def numbers(self, name: str, first: int, count: int) -> Tensor:
+        """A row of so many of its numbers, as they follow one another row by row."""
+        found: Any = self.derived.get(name)
+        if found is not None:
+            made: Tensor = found.numbers(self, first, count)
+            return made
+        with opened(self.places[name].file) as file:
+            return file.row(name, first, count)
+
     def chunks(self, name: str, size: int) -> Iterator[memoryview]:
         """The bytes of a tensor, so many at a time."""
+        if name in self.derived:
+            for piece in self.derived[name].pieces(self):
+                held = bytes_of(piece)
+                yield from (held[k : k + size] for k in range(0, len(held), size))
+            return
         with opened(self.places[name].file) as file:
             yield from file.chunks(name, size)
 

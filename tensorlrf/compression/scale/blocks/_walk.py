@@ -32,6 +32,7 @@ from tensorlrf.compression.scale.blocks._course import (
     course_of,
     numbered,
 )
+from tensorlrf.compression.scale.blocks._packed import check_unpacked
 from tensorlrf.compression.scale.blocks._states import States
 from tensorlrf.compression.scale.blocks._tables import Tables
 from tensorlrf.compression.scale.blocks._weights import Loaded, Weights, blank_of, emptied
@@ -102,6 +103,7 @@ class Walk:
         self._loose = [name for name in self.rows if name not in inside]
         self._met: dict[str, int] = {}  # of those that are in no block, where they are called
         self._around: Loaded = {}
+        self._tried: set[type[nn.Module]] = set()  # of modules that were taken apart
         self.tables = Tables(self._parted, self._around)
 
     @property
@@ -301,7 +303,9 @@ class Walk:
         if self._apart:
             block = self.given.block(number)
             loaded = {**loaded, **self.weights.fill(block, name, loaded)}
+            check_unpacked(block, name, self._tried)
         self.weights.fill(self.working.block(number), name, loaded, own if self._apart else ())
+        check_unpacked(self.working.block(number), name, self._tried)
 
     def _fill_around(self) -> None:
         """All that is in no block and not behind them, unless that is needed before the first."""
@@ -353,6 +357,7 @@ class Walk:
             read = self.weights.fill(one.model, "", self._around, private, absent.union(later))
             if not private:
                 self._around.update(read)
+            check_unpacked(one.model, "", self._tried)
 
 
 @dataclass

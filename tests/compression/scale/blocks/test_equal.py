@@ -94,6 +94,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[], list[dict[str, Tenso
          "d_kv": 8, "decoder_start_token_id": 0},
         pairs,
     ),
+    "mixtral": (  # experts that a file has one by one, and the model in one tensor
+        "MixtralForCausalLM",
+        {**GROUPED, **ENDS, "num_hidden_layers": 2, "num_local_experts": 3},
+        texts,
+    ),
+    "deepseek_v3": (  # in other blocks than the first
+        "DeepseekV3ForCausalLM",
+        {**SMALL, **ENDS, "num_key_value_heads": 2, "moe_intermediate_size": 12,
+         "num_hidden_layers": 2, "n_routed_experts": 4, "n_shared_experts": 1,
+         "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+         "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+         "v_head_dim": 8},
+        texts,
+    ),
+    "gpt_oss": (  # in one tensor there as well, the other way round
+        "GptOssForCausalLM",
+        {**GROUPED, **ENDS, "num_hidden_layers": 2, "num_local_experts": 3,
+         "num_experts_per_tok": 2, "head_dim": 8},
+        texts,
+    ),
 }  # fmt: skip
 
 
@@ -158,6 +178,18 @@ def test_what_layers_are_fitted_to(tmp_path: Path, inputs: str) -> None:
     assert {"entry", "last", "blocks.1.down"} <= {row.name for row in report.layers}
 
 
+class Attending(nn.Module):
+    """Query, key and value in one matrix."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(n, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.attention(x, x, x, need_weights=False)[0]
+        return y
+
+
 CHAINS: dict[str, Callable[[], nn.Module]] = {
     "blocks": lambda: nn.Sequential(*[Block(16) for _ in range(3)], nn.Linear(16, 16)),
     "layers": lambda: nn.Sequential(
@@ -166,6 +198,7 @@ CHAINS: dict[str, Callable[[], nn.Module]] = {
     "groups": lambda: nn.Sequential(
         nn.Sequential(nn.Linear(16, 32), nn.ReLU()), nn.Sequential(nn.Linear(32, 16), nn.Tanh())
     ),
+    "attention": lambda: nn.Sequential(Attending(16), Attending(16)),
 }
 
 
