@@ -4,6 +4,7 @@ were run before; the same code runs elsewhere on the CPU."""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytrace=False,
             )
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell has what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

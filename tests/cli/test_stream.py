@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,9 @@ import tensorlrf
 from tensorlrf.compression.scale import _run
 from tests.cli.calls import Program
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 CALL = ("--keep-params", ".5", "--stream")
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """A shell has what it starts in the background ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def source(tmp_path: Path) -> tuple[Path, nn.Module]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,9 @@ from tests.compression.moments.nets import (
     sketched,
     wide,
 )
+from tests.failing import Failing, cut_short
+
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES: dict[str, tuple[nn.Module, list[torch.Tensor]]] = {
@@ -43,44 +45,8 @@ CASES: dict[str, tuple[nn.Module, list[torch.Tensor]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """A shell has what it starts in the background ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def into(path: Path, model: nn.Module, batches: list[torch.Tensor], **more: Any) -> Moments:
     return tensorlrf.calibrate(model, batches, path, skip=[], threads=1, **more)
-
-
-class Failing:
-    """`run_to`, which fails after some calls."""
-
-    def __init__(self, left: int, error: type[BaseException] = MemoryError) -> None:
-        self.left, self.error, self.own = left, error, _passes.run_to
-
-    def __call__(self, *args: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-        self.own(*args)
-
-
-def cut_short(
-    monkeypatch: pytest.MonkeyPatch,
-    calls: int,
-    path: Path,
-    model: nn.Module,
-    batches: list[torch.Tensor],
-    **more: Any,
-) -> None:
-    """`into`, which fails after so many calls of `run_to`."""
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(calls))
-        with pytest.raises(MemoryError):
-            into(path, model, batches, **more)
 
 
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +110,8 @@ def test_a_sketch_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         wanted = tmp_path / "wanted.safetensors"
         into(wanted, model, batches, **more)
         path = tmp_path / "m.safetensors"
-        cut_short(monkeypatch, 7, path, model, batches, **more)
+        with cut_short(monkeypatch, _passes, "run_to", 7):
+            into(path, model, batches, **more)
         into(path, model, batches, **more)
     assert path.read_bytes() == wanted.read_bytes()
 
@@ -162,7 +129,7 @@ def test_a_run_that_fails_goes_on_to_the_same_bytes(
     into(wanted, model, batches)
     for last in range(1, 30, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(_passes, "run_to", Failing(last))
+            patch.setattr(_passes, "run_to", Failing(_passes.run_to, last))
             try:
                 into(path, model, batches)
                 break
@@ -176,11 +143,12 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     seldom(monkeypatch)
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    cut_short(monkeypatch, 7, path, model, batches)
-    again = Failing(100)
+    with cut_short(monkeypatch, _passes, "run_to", 7):
+        into(path, model, batches)
+    again = Failing(_passes.run_to, 100)
     monkeypatch.setattr(_passes, "run_to", again)
     into(path, model, batches)
-    assert 100 - again.left == len(batches) - 6  # written after every second one
+    assert again.made == len(batches) - 6  # written after every second one
 
 
 def test_what_is_damaged_is_summed_up_again(
@@ -190,7 +158,8 @@ def test_what_is_damaged_is_summed_up_again(
     model, batches = CASES["attention"]
     wanted, path = tmp_path / "wanted.safetensors", tmp_path / "m.safetensors"
     into(wanted, model, batches)
-    cut_short(monkeypatch, 7, path, model, batches)
+    with cut_short(monkeypatch, _passes, "run_to", 7):
+        into(path, model, batches)
     (part,) = (job_folder(path, as_folder=False) / "parts").iterdir()
     held = bytearray(part.read_bytes())
     held[-100] ^= 1
@@ -228,7 +197,8 @@ def test_ctrl_c_ends_after_the_batch_at_hand(
 def test_another_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    cut_short(monkeypatch, 4, path, model, batches)
+    with cut_short(monkeypatch, _passes, "run_to", 4):
+        into(path, model, batches)
     for changed, why in (
         ({"batches": batches[1:]}, "data was"),
         ({"model": attention(seed=1)}, "layers was"),
@@ -252,7 +222,8 @@ def test_a_last_line_that_is_torn_was_not_written(
 ) -> None:
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    cut_short(monkeypatch, 4, path, model, batches)
+    with cut_short(monkeypatch, _passes, "run_to", 4):
+        into(path, model, batches)
     journal = job_folder(path, as_folder=False) / "journal"
     lines = journal.read_bytes().splitlines()
     journal.write_bytes(b"\n".join([*lines[:-1], lines[-1].replace(b"0.q", b"0.z"), b""]))
@@ -275,10 +246,8 @@ def test_a_journal_that_lies_is_told(
 ) -> None:
     model, batches = CASES["attention"]
     path = tmp_path / "m.safetensors"
-    with monkeypatch.context() as patch:
-        patch.setattr(_passes, "run_to", Failing(4))
-        with pytest.raises(MemoryError):
-            into(path, model, batches)
+    with cut_short(monkeypatch, _passes, "run_to", 4):
+        into(path, model, batches)
     own = Journal._read
 
     def read(journal: Journal, head: dict[str, Any]) -> int:
@@ -298,7 +267,7 @@ def test_what_cannot_be_is_told_before_any_pass(
     model, batches = CASES["attention"]
     other = tmp_path / "other.safetensors"
     into(other, attention(seed=1), batches)
-    monkeypatch.setattr(_passes, "run_to", Failing(0, AssertionError))
+    monkeypatch.setattr(_passes, "run_to", Failing(_passes.run_to, 0, AssertionError))
     path = tmp_path / "m.safetensors"
     with pytest.raises(ArgumentError, match=r"the weight of 0\.q has other values"):
         into(path, model, batches, add=[other])
@@ -321,6 +290,7 @@ import torch
 torch.set_num_threads(1)
 import tensorlrf
 from tensorlrf.compression.moments import _run
+from tests.failing import Failing, cut_short
 from tests.compression.moments.nets import attention, rows
 _run.EVERY_BYTES = 1
 tensorlrf.calibrate(attention(), rows(12, 24), sys.argv[1], skip=[], progress=False)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,12 @@ import tensorlrf
 from tensorlrf.compression.scale import _run
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 from tensorlrf.files.job import job_folder
+from tests.compression.scale.blocks.networks import Block
+from tests.failing import Failing, cut_short
+
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """A shell has what it starts in the background ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-class Block(nn.Module):
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(n)
-        self.up = nn.Linear(n, 2 * n)
-        self.down = nn.Linear(2 * n, n, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = x + self.down(self.up(self.norm(x)).relu())
-        return y
 
 
 def net(n: int = 16, blocks: int = 3, seed: int = 0) -> nn.Module:
@@ -150,14 +133,7 @@ def test_a_run_that_fails_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     own = _run.factor
     out = tmp_path / "out"
     for last in range(2, 8):  # each time a few layers further
-
-        def fails(name: str, *args: Any, at: list[int] = [last]) -> Any:  # noqa: B006
-            at[0] -= 2
-            if at[0] < 0:
-                raise MemoryError
-            return own(name, *args)
-
-        monkeypatch.setattr(_run, "factor", fails)
+        monkeypatch.setattr(_run, "factor", Failing(own, last // 2))
         try:
             tensorlrf.compress_checkpoint(source, out, **call)
             break
@@ -174,19 +150,8 @@ def test_what_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
     source, out = sharded(net(), tmp_path / "in"), tmp_path / "out"
     tensorlrf.compress_checkpoint(source, tmp_path / "whole", keep_params=0.5)
     folder = job_folder(out, as_folder=True)
-    own = _run.factor
-    left = [5]
-
-    def fails(name: str, *args: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise MemoryError
-        return own(name, *args)
-
-    monkeypatch.setattr(_run, "factor", fails)
-    with pytest.raises(MemoryError):
+    with cut_short(monkeypatch, _run, "factor", 5):
         tensorlrf.compress_checkpoint(source, out, keep_params=0.5)
-    monkeypatch.setattr(_run, "factor", own)
     parts = sorted((folder / "parts").iterdir())
     assert len(parts) >= 4
     parts[0].write_bytes(b"")

@@ -18,6 +18,7 @@ from tensorlrf.compression.scale.blocks._states import States
 from tensorlrf.errors import ArgumentError, CalibrationWarning
 from tensorlrf.files.job import job_folder
 from tests.compression.scale.blocks.networks import contents, ids, net, on_meta, saved
+from tests.failing import Failing, cut_short
 
 pytestmark = pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
 
@@ -36,20 +37,10 @@ def compressed(source: Path, out: Path, **more: Any) -> Any:
 def test_ended_at_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: str) -> None:
     source, out = saved(net(), tmp_path / "a.safetensors"), tmp_path / "out"
     compressed(source, tmp_path / "whole", inputs=inputs)
-    own, made = _working_copy.factor, 0
+    own = _working_copy.factor
     for last in range(1, 30):
-        left = last
-
-        def factor(*args: Any) -> Any:
-            nonlocal left, made
-            left -= 1
-            if left < 0:
-                raise MemoryError
-            made += 1
-            return own(*args)
-
-        monkeypatch.setattr(_working_copy, "factor", factor)
-        made = 0
+        failing = Failing(own, last)
+        monkeypatch.setattr(_working_copy, "factor", failing)
         try:
             report = compressed(source, out, inputs=inputs)
             break
@@ -57,17 +48,15 @@ def test_ended_at_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, i
             assert [p.name for p in out.iterdir()] == [".tensorlrf.job"]
     assert contents(out) == contents(tmp_path / "whole")
     assert report.resumed > 0
-    assert made == len(report.layers) - report.resumed  # whole blocks are not made again
+    assert failing.made == len(report.layers) - report.resumed  # whole blocks are not made again
 
 
 def test_what_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of which a part is lost, with those behind it whole."""
     source, out = saved(net(), tmp_path / "a.safetensors"), tmp_path / "out"
     compressed(source, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(_working_copy, "factor", _fails_after(5, _working_copy.factor))
-        with pytest.raises(MemoryError):
-            compressed(source, out)
+    with cut_short(monkeypatch, _working_copy, "factor", 5):
+        compressed(source, out)
     parts = sorted((job_folder(out, as_folder=True) / "parts").iterdir())
     parts[0].unlink()
     parts[-1].write_bytes(b"")
@@ -75,24 +64,10 @@ def test_what_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def _fails_after(count: int, own: Any) -> Any:
-    left = [count]
-
-    def factor(*args: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise MemoryError
-        return own(*args)
-
-    return factor
-
-
 def test_another_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = saved(net(), tmp_path / "a.safetensors"), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(_working_copy, "factor", _fails_after(4, _working_copy.factor))
-        with pytest.raises(MemoryError):
-            compressed(source, out)
+    with cut_short(monkeypatch, _working_copy, "factor", 4):
+        compressed(source, out)
     for more, told in (
         ({"calibration": ids(seed=3)}, "calibration was"),
         ({"inputs": "prefix"}, "inputs was 'original'"),
@@ -109,10 +84,8 @@ def test_warnings_are_of_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monke
     """Those of layers that an earlier run has made, too."""
     source, out = saved(net(), tmp_path / "a.safetensors"), tmp_path / "out"
     few = ids(1, size=4)
-    with monkeypatch.context() as patch:
-        patch.setattr(_working_copy, "factor", _fails_after(4, _working_copy.factor))
-        with pytest.raises(MemoryError):
-            compressed(source, out, calibration=few)
+    with cut_short(monkeypatch, _working_copy, "factor", 4):
+        compressed(source, out, calibration=few)
     with pytest.warns(CalibrationWarning, match=r"thin for .*blocks\.0\.up.* and \d more"):
         compressed(source, out, calibration=few)
 
@@ -125,10 +98,8 @@ def test_the_memory_of_a_run_is_that_with_which_it_began(
 
     source, out = saved(net(), tmp_path / "a.safetensors"), tmp_path / "out"
     compressed(source, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(_working_copy, "factor", _fails_after(4, _working_copy.factor))
-        with pytest.raises(MemoryError):
-            compressed(source, out)
+    with cut_short(monkeypatch, _working_copy, "factor", 4):
+        compressed(source, out)
     monkeypatch.setattr(_blockwise, "free_bytes", lambda device: 1.0)
     compressed(source, out)
     assert contents(out) == contents(tmp_path / "whole")
