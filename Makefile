@@ -2,6 +2,7 @@
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
 #                                            whatever reads the models of the examples, and
 #                                            architectures of timm, from a folder of their own
+# make test-browser                          pages of reports in Chromium: sorting, search, pictures to look at
 # make generate                              what type checkers see of the methods, and their table
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
@@ -16,7 +17,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -49,6 +50,16 @@ test-compiled: $(READY)
 test-slow: $(VENV)/.examples $(VENV)/timm
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
+
+# Pages of reports in Debian's Chromium, or in the one that CHROMIUM= names; pictures in build/browser.
+test-browser: $(VENV)/browser
+	PYTHONPATH=$(VENV)/browser:$(PYTHONPATH) $(ALONE) tests/browser/check_page.py
+
+# In a folder of its own: nothing else needs it.
+$(VENV)/browser: $(READY) requirements-browser.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-browser.txt
+	touch $@
 
 # What is compiled ahead of time, by the Triton that torch 2.11 brings: some ten minutes.
 test-triton-3.6: $(VENV)/triton-3.6

@@ -9,10 +9,22 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Log, Seed, Skip, Tokens
-from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._options import (
+    BatchSize,
+    Debug,
+    Groups,
+    Html,
+    Include,
+    Json,
+    Log,
+    Seed,
+    Skip,
+    Tokens,
+)
+from tensorlrf.cli._outcome import guard, show, titled, today
 from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._stream import StreamFit, stream
+from tensorlrf.cli._targets import check_page
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
@@ -236,6 +248,7 @@ def compress(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file, or the whole folder, that is there.")
     ] = False,
+    html: Html = None,
     log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -263,10 +276,12 @@ def compress(
       tensorlrf compress smollm/ -o small/ --keep-params .8 --shared inputs --text news.txt
       tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --dry-run
       tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --text news.txt
+      tensorlrf compress minilm/ -o small/ --keep-params .6 --text news.txt --html report.html
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
     with guard(debug, target, log, "compress"), process_group() as started:
+        check_page(html, only="--plan-only" if plan_only else "--dry-run" if dry_run else "")
         if by_stream:
             stream(
                 source, target,
@@ -285,7 +300,7 @@ def compress(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, force=force,
-                restart=restart, dry_run=dry_run, as_json=as_json, started=started,
+                restart=restart, dry_run=dry_run, as_json=as_json, started=started, html=html,
             )  # fmt: skip
             return
         started.check_shared(calibrated=bool(text))
@@ -357,6 +372,14 @@ def compress(
         if not started.prints:
             return
         job.write(small)
+        if html is not None:
+            report.to_html(
+                html,
+                saved=target,
+                sensitivity=arguments["sensitivity"],
+                title=titled(source, "compressed"),
+                date=today(),
+            )
         show(report, as_json)
         if not as_json:
             typer.echo(f"written to {printable(str(target))}")

@@ -9,8 +9,20 @@ import typer
 
 from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Groups, Include, Json, Log, Seed, Skip, Tokens
-from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._options import (
+    BatchSize,
+    Debug,
+    Groups,
+    Html,
+    Include,
+    Json,
+    Log,
+    Seed,
+    Skip,
+    Tokens,
+)
+from tensorlrf.cli._outcome import guard, show, write_page
+from tensorlrf.cli._targets import check_page
 from tensorlrf.compression import frontier as make_frontier
 from tensorlrf.compression.plan.allocation import AUTO
 from tensorlrf.errors import ArgumentError
@@ -55,6 +67,7 @@ def frontier(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="A picture to draw, such as frontier.png."),
     ] = None,
+    html: Html = None,
     allocation: Annotated[
         str,
         typer.Option(
@@ -82,14 +95,15 @@ def frontier(
     Plans for many shares from one look at the layers, what each is predicted to lose, what the
     model loses on text held out with all its layers cut, and, with --evaluate, what a metric of
     your own says, and with --example how long it takes here; the model in 8 and 4 bits beside.
-    Writes nothing but the picture.
+    Writes nothing but the picture and the page.
 
     \b
     Examples:
-      tensorlrf frontier minilm/ --text news.txt --plot frontier.png
+      tensorlrf frontier minilm/ --text news.txt --plot frontier.png --html frontier.html
       tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4 --example
     """
     with guard(debug, None, log, "frontier"):
+        check_page(html)
         if source.exists() and not source.is_dir():
             raise ArgumentError(
                 f"{source} is a file, and a frontier runs the model; give a folder with a model of "
@@ -119,6 +133,7 @@ def frontier(
         )
         if plot is not None:
             found.plot(plot)
+        write_page(html, found, source, "at every size")
         show(found, as_json)
 
 

@@ -12,11 +12,13 @@ import typer
 
 from tensorlrf import io
 from tensorlrf.cli._huggingface import quiet
-from tensorlrf.cli._options import Debug, Json
-from tensorlrf.cli._outcome import Printable, guard, show
+from tensorlrf.cli._options import Debug, Html, Json
+from tensorlrf.cli._outcome import Printable, guard, show, write_page
+from tensorlrf.cli._targets import check_page
+from tensorlrf.compression import FileReport
 from tensorlrf.compression import inspect as inspect_model
 from tensorlrf.compression.checkpoint.header import KEY
-from tensorlrf.errors import printable
+from tensorlrf.errors import ArgumentError, printable
 from tensorlrf.factors import Factors
 from tensorlrf.files.safetensors import opened
 
@@ -26,6 +28,7 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all of it and check the tensors too.")
     ] = False,
+    html: Html = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -34,10 +37,16 @@ def inspect(
     \b
     Examples:
       tensorlrf inspect small.safetensors
-      tensorlrf inspect minilm-small/ --verify
+      tensorlrf inspect minilm-small/ --verify --html small.html
     """
     with guard(debug):
-        show(_report(path, verify), as_json)
+        check_page(html)
+        found = _report(path, verify)
+        if isinstance(found, FileReport):
+            write_page(html, found, path, "as it is stored")
+        elif html is not None:
+            raise ArgumentError(f"--html is for files with a model; {path} holds factors alone")
+        show(found, as_json)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ BatchSize = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="A page to show, one file, such as report.html."),
+]
 Log = Annotated[
     Path | None,
     typer.Option("--log", metavar="FILE", help="Append what is done to a file, as lines of JSON."),

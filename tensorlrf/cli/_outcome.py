@@ -10,12 +10,14 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import typer
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
+from tensorlrf.compression.page.document import Paged
 from tensorlrf.errors import TensorlrfError, TensorlrfWarning, is_out_of_memory, printable
 from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import put_right
@@ -46,6 +48,23 @@ def show(value: Printable, as_json: bool) -> None:
         Console(width=max(size.width, WIDTH), height=size.height).print(value)
     else:
         typer.echo(str(value))
+
+
+def write_page(html: Path | None, value: Paged, source: Path, what: str) -> None:
+    """The page of a value, made of `source`."""
+    if html is not None:
+        value.to_html(html, title=titled(source, what), date=today())
+
+
+def titled(source: Path, what: str) -> str:
+    """What a page is called: the name of a file or folder without the way there, and a word."""
+    return f"{source.resolve().name}, {what}"
+
+
+def today() -> str:
+    """As one writes it, by the time of Greenwich."""
+    now = datetime.now(UTC)
+    return f"{now.day} {now:%B %Y}"
 
 
 def refuse(message: str) -> None:

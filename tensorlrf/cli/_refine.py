@@ -12,9 +12,20 @@ from torch import nn
 
 from tensorlrf.cli._huggingface import quiet, write_model
 from tensorlrf.cli._job import Options, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Json, Log, Seed, Target, Tokens
-from tensorlrf.cli._outcome import INTERRUPTED, guard, show
-from tensorlrf.cli._targets import check_folder
+from tensorlrf.cli._options import (
+    BatchSize,
+    Debug,
+    Force,
+    Groups,
+    Html,
+    Json,
+    Log,
+    Seed,
+    Target,
+    Tokens,
+)
+from tensorlrf.cli._outcome import INTERRUPTED, guard, show, write_page
+from tensorlrf.cli._targets import check_folder, check_page
 from tensorlrf.compression import load
 from tensorlrf.compression import refine as refine_model
 from tensorlrf.compression.checkpoint.folder import TENSORS
@@ -86,6 +97,7 @@ def refine(
             "--plot", metavar="FILE", help="The held-out loss over seconds, as a picture."
         ),
     ] = None,
+    html: Html = None,
     seed: Seed = 0,
     force: Force = False,
     log: Log = None,
@@ -103,6 +115,7 @@ def refine(
       tensorlrf refine small/ model/ -o better/ --steps 200 --text news.txt --journal course/
     """
     with guard(debug, target, log, "refine"):
+        check_page(html)
         _check(small, model, text)
         options = Options(
             model, None, True, force, text or [], None, False, tokens, batch_size, max_batches,
@@ -134,6 +147,7 @@ def refine(
         write_model(better, small, target, force)
         if plot is not None:
             report.plot(plot)
+        write_page(html, report, small, "refined")
         show(report, as_json)
         if not as_json:
             typer.echo(f"written to {printable(str(target))}")

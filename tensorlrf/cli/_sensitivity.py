@@ -8,9 +8,20 @@ from typing import Annotated
 import typer
 
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
-from tensorlrf.cli._options import BatchSize, Debug, Force, Groups, Include, Json, Log, Seed, Tokens
-from tensorlrf.cli._outcome import guard, show
-from tensorlrf.cli._targets import check_json
+from tensorlrf.cli._options import (
+    BatchSize,
+    Debug,
+    Force,
+    Groups,
+    Html,
+    Include,
+    Json,
+    Log,
+    Seed,
+    Tokens,
+)
+from tensorlrf.cli._outcome import guard, show, write_page
+from tensorlrf.cli._targets import check_json, check_page
 from tensorlrf.compression import sensitivity as find_sensitivity
 from tensorlrf.compression.plan.allocation import AUTO
 from tensorlrf.errors import ArgumentError, printable
@@ -56,6 +67,7 @@ def sensitivity(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="A heat map to draw, such as layers.png."),
     ] = None,
+    html: Html = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,6 +97,7 @@ def sensitivity(
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --sensitivity layers.json
     """
     with guard(debug, target, log, "sensitivity"):
+        check_page(html)
         options = Options(
             source, None, True, False, text or [], None, False, tokens, batch_size, max_batches,
             None, seed, groups=groups,
@@ -110,6 +123,7 @@ def sensitivity(
         )
         if plot is not None:
             found.plot(plot)
+        write_page(html, found, source, "layer by layer")
         if target is not None:
             with replacing(target, overwrite=force) as part:
                 part.write_text(found.to_json() + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from tensorlrf.cli._huggingface import read_tokenizer
-from tensorlrf.cli._outcome import show, warn
+from tensorlrf.cli._outcome import show, warn, write_page
 from tensorlrf.cli._ranks import Started
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.cli._wanted import read_value
@@ -91,6 +91,7 @@ def stream(
     restart: bool,
     as_json: bool,
     started: Started,
+    html: Path | None = None,
 ) -> None:
     """Carry it out, or show the plan, or what it would take.
 
@@ -98,6 +99,7 @@ def stream(
     others     option -> what was given for it, of those that have no meaning here
     fit        what layers are fitted to
     started    the ranks that do so
+    html       a page of it
 
     Raises ArgumentError for these.
     """
@@ -134,6 +136,7 @@ def stream(
     )  # fmt: skip
     if not started.prints:
         return
+    write_page(html, report, source, "compressed")
     show(report, as_json)
     if not as_json:
         if report.already:

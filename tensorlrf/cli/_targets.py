@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
-from tensorlrf.errors import FileError
+from tensorlrf.compression.page.document import check_path
+from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.folder import present, put_right
 from tensorlrf.files.job import JOURNAL, job_folder
-from tensorlrf.files.replace import foreign
+from tensorlrf.files.replace import check_target, foreign
 
 
 def check_file(target: Path, source: Path, force: bool) -> None:
@@ -62,6 +63,16 @@ def check_folder(target: Path, source: Path, force: bool) -> None:
             "not replaced; give another name"
         )
     _check_may_replace(target, force)
+
+
+def check_page(html: Path | None, *, only: str = "") -> None:
+    """Raise before any work is done where no page can be written, or where there is none of what is
+    `only` shown."""
+    if html is None:
+        return
+    if only:
+        raise ArgumentError(f"--html is of what was done, and {only} does nothing; leave out one")
+    check_target(check_path(html, "--html"), overwrite=True)
 
 
 def _check_name(target: Path, suffix: str) -> None:

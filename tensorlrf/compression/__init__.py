@@ -17,6 +17,7 @@ from tensorlrf.compression.methods import Auto
 from tensorlrf.compression.moments._calibrate import calibrate
 from tensorlrf.compression.moments._layer import CalibratedLayer
 from tensorlrf.compression.moments._moments import Moments
+from tensorlrf.compression.page.environment import Environment
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
 from tensorlrf.compression.plan._planning import plan
 from tensorlrf.compression.plan.allocation import Allocation, Allotment, Candidate
@@ -83,6 +84,7 @@ __all__ = [
     "CheckpointForecast",
     "CheckpointLayer",
     "CheckpointReport",
+    "Environment",
     "ExpertPool",
     "FileLayer",
     "FileReport",

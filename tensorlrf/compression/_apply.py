@@ -37,6 +37,7 @@ from tensorlrf.compression.group._scattered import put_together
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.moments._moments import Moments
+from tensorlrf.compression.page.environment import environment_of
 from tensorlrf.compression.plan._check_plan import check_plan
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.report._budget import shortfall
@@ -305,6 +306,7 @@ def carried_out(
         bases=tuple(bases.told),
         pools=() if work.pools is None else work.pools.told,
         from_moments=known_moments is not None,
+        environment=environment_of(small),
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)

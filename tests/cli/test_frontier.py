@@ -54,14 +54,23 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_frontier_is_a_table_json_and_a_picture(
     program: Program, here: Path, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "frontier.svg"
+    picture, page = tmp_path / "frontier.svg", tmp_path / "frontier.html"
     options = ("--text", "news.txt", "--shares", ".8,.4", *TEXT)
     done = program(
-        "frontier", "bert", *options, "--evaluate", "judged_by:cosine", "--plot", picture
+        "frontier",
+        "bert",
+        *options,
+        "--evaluate",
+        "judged_by:cosine",
+        "--plot",
+        picture,
+        "--html",
+        page,
     )
     assert done.code == 0, done.err
     assert "int8" in done.out
     assert picture.stat().st_size > 1000
+    assert "<h1>bert, at every size</h1>" in page.read_text()
     done = program("frontier", "bert", *options, "--json")
     found = tensorlrf.Frontier.from_json(done.out)
     assert [point.share for point in found.factored] == [0.8, 0.4]

@@ -14,10 +14,12 @@ from tensorlrf.compression._render import as_text
 from tensorlrf.compression.checkpoint import folder
 from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
+from tensorlrf.compression.checkpoint._page import file_page
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint.header import FORMAT_VERSION, Header, LayerEntry
 from tensorlrf.compression.checkpoint.named_tensors import LASTING
 from tensorlrf.compression.checkpoint.source import CONFIG
+from tensorlrf.compression.page.document import Page, Paged
 from tensorlrf.errors import MissingExtraError, UnsupportedError, printable
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.folder import put_right
@@ -64,8 +66,8 @@ class FileLayer:
 
 
 @dataclass(frozen=True)
-class FileReport:
-    """What `inspect` says of a file. Prints itself as a table.
+class FileReport(Paged):
+    """What `inspect` says of a file. Prints itself as a table; `to_json()`; `to_html(path)`.
 
     Parameters
     ----------
@@ -132,8 +134,12 @@ class FileReport:
         for row in self.layers[:MOST_ROWS]:
             table.add_row(*(Text(printable(cell)) for cell in _cells(row)))
         rest = len(self.layers) - MOST_ROWS
-        lines = [
-            *([f"and {rest:,} more; the JSON has all"] if rest > 0 else []),
+        lines = [f"and {rest:,} more; the JSON has all"] if rest > 0 else []
+        lines += self._lines()
+        return Group(table, *(Text(printable(line)) for line in lines))
+
+    def _lines(self) -> list[str]:
+        return [
             f"format version {self.version}, written by tensorlrf {self.made_by}, "
             + (f"architecture {self.fingerprint[:12]}" if self.fingerprint else "a checkpoint"),
             f"{self.tensors:,} tensors; numbers: {self.params_before:,} dense, "
@@ -142,7 +148,16 @@ class FileReport:
             if self.verified
             else "checksum of the header is right; verify=True checks the tensors",
         ]
-        return Group(table, *(Text(printable(line)) for line in lines))
+
+    def _page(self, title: str | None, date: str | None) -> Page:
+        saved = self.path
+        if os.path.basename(saved) == folder.TENSORS:
+            saved = os.path.dirname(saved) or os.curdir
+        called = title or os.path.basename(os.path.abspath(saved))
+        numbers = self.params_before, self.params_after
+        return file_page(
+            called, date, self.size, numbers, self.layers, self.plan, self._lines(), saved
+        )
 
 
 def inspect(path: PathLike, *, verify: bool = False) -> FileReport:

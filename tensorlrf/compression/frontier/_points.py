@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Table
+from tensorlrf.compression.frontier._page import frontier_section
 from tensorlrf.compression.frontier._picture import plot_frontier
 from tensorlrf.compression.frontier._point import (
     DENSE,
@@ -19,6 +20,8 @@ from tensorlrf.compression.frontier._point import (
     cells,
     no_better,
 )
+from tensorlrf.compression.page.document import Page, Paged, Section
+from tensorlrf.compression.page.environment import environment_section
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
@@ -35,10 +38,10 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Frontier:
+class Frontier(Paged):
     """What a model of every size is worth. From `tensorlrf.frontier`.
 
-    Prints itself as a table; `plot(path)`; `to_json()` and `from_json()`.
+    Prints itself as a table; `plot(path)`; `to_html(path)`; `to_json()` and `from_json()`.
 
     Parameters
     ----------
@@ -242,6 +245,14 @@ class Frontier:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         return self._table().to_markdown()
+
+    def _page(self, title: str | None, date: str | None) -> Page:
+        lead = f"{len(self.factored)} plans beside the given model and its rounded weights."
+        own = [*self._sections(), *self.sensitivity._sections(), environment_section(None, date)]
+        return Page(title or "How much a model can lose", lead, own)
+
+    def _sections(self) -> tuple[Section, ...]:
+        return (frontier_section(self.points, self.unit, self._timed, self._told()),)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Quality over size, and over latency where that is known.

@@ -26,6 +26,7 @@ from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.modular._folds import Folds
 from tensorlrf.compression.modular._recognised import UNKNOWN, recognised
 from tensorlrf.compression.modular._trials import RULES, Trial, Trials
+from tensorlrf.compression.page.environment import environment_of
 from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._reporting import totals
@@ -84,6 +85,7 @@ def whole_modules(
         model_error_interval=None if error is None else error.interval,
         allotment=best.allotment,
         metric=best.metric,
+        environment=environment_of(best.model),
     )
     return best.model, report
 

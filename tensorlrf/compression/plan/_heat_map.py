@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
+from tensorlrf.compression.page.heat_map import place
 from tensorlrf.files.picture import picture
-
-NUMBER = re.compile(r"(?:^|\.)\d+(?=\.|$)")
 
 
 def plot_heat_map(path: str | os.PathLike[str], values: Mapping[str, float], title: str) -> None:
     """Qualified names with a value each, coloured by its logarithm: a row for each block, which is
     what comes before the last number in a name and that number, a column for each name within."""
-    cells = {_place(name): value for name, value in values.items()}
+    cells = {place(name): value for name, value in values.items()}
     blocks = list(dict.fromkeys(block for block, _ in cells))
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     size = (max(4.5, 2.5 + 0.5 * len(kinds)), 2.0 + 0.25 * len(blocks))  # room for the title
@@ -28,12 +26,3 @@ def plot_heat_map(path: str | os.PathLike[str], values: Mapping[str, float], tit
         axes.set_yticks(range(len(blocks)), blocks, fontsize=7)
         axes.set_title(title, fontsize=8)
         figure.colorbar(image, ax=axes)
-
-
-def _place(name: str) -> tuple[str, str]:
-    """(block, kind) of a qualified name; a name without a number is a block of its own."""
-    numbers = list(NUMBER.finditer(name))
-    if not numbers:
-        return name, ""
-    end = numbers[-1].end()
-    return name[:end].lstrip("."), name[end:].lstrip(".")

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
+from tensorlrf.compression.page.document import Page, Paged, Section
+from tensorlrf.compression.page.environment import environment_section
 from tensorlrf.compression.plan._plan import Plan
+from tensorlrf.compression.plan._sensitivity_page import LossRow, sensitivity_section
 from tensorlrf.compression.report._json import check_version, parsed, read_as
 from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
@@ -88,10 +91,11 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Paged):
     """What each layer of a model can lose, for every budget at once.
 
-    From `tensorlrf.sensitivity`. Prints itself as a table; `to_json()` and `from_json()`; `plot()`.
+    From `tensorlrf.sensitivity`. Prints itself as a table; `to_json()` and `from_json()`; `plot()`;
+    `to_html()`.
     A plan is made of it by `tensorlrf.plan(model, keep_params=..., sensitivity=...)`, without
     another pass over data.
 
@@ -201,6 +205,23 @@ class Sensitivity:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         return self._table().to_markdown()
+
+    def _page(self, title: str | None, date: str | None) -> Page:
+        lead = f"{len(self.layers):,} layers, looked at one by one."
+        own = [*self._sections(), environment_section(None, date)]
+        return Page(title or "What each layer can lose", lead, own)
+
+    def _sections(self) -> tuple[Section, ...]:
+        rows = [
+            LossRow(
+                row.name,
+                row.kind,
+                row.params,
+                tuple(row.loss_at(share * row.params) for share in SHOWN),
+            )
+            for row in self.layers
+        ]
+        return (sensitivity_section(self.rule, self.unit, SHOWN, SHOWN.index(0.5), rows),)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """A heat map: a row for each block of the model, a column for each kind of layer in it.

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tensorlrf.compression._render import Header, Table
+from tensorlrf.compression.page.document import Page, Paged, Section
+from tensorlrf.compression.page.environment import environment_section
+from tensorlrf.compression.refinement._page import refinement_section
 from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
 from tensorlrf.errors import FileFormatError
 
@@ -56,10 +59,10 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Refinement:
+class Refinement(Paged):
     """What `tensorlrf.refine` has done.
 
-    Prints itself as a table; `to_json()` and `from_json()`; `plot()`.
+    Prints itself as a table; `to_json()` and `from_json()`; `plot()`; `to_html()`.
 
     Parameters
     ----------
@@ -169,6 +172,21 @@ class Refinement:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         return self._table().to_markdown()
+
+    def _page(self, title: str | None, date: str | None) -> Page:
+        lead = f"{self.steps:,} steps in {self.seconds:.0f} seconds; ended: {self.reason}."
+        own = [*self._sections(), environment_section(None, date)]
+        return Page(title or "How refinement went", lead, own)
+
+    def _sections(self) -> tuple[Section, ...]:
+        curve = [
+            (one.phase, one.seconds, one.held_out, one.kept)
+            for one in self.curve
+            if one.held_out is not None
+        ]
+        shown = self._table()
+        lines = [line for below in shown.below for line in below]
+        return (refinement_section(self.title, self.unit, curve, shown.rows, lines),)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """The held-out loss over seconds, a line for each phase.

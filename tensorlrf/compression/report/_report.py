@@ -7,56 +7,42 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from tensorlrf.compression._render import Header, Table
-from tensorlrf.compression._words import (
-    bytes_words,
-    error_words,
-    rank_words,
-    short,
-    staying,
-)
+from tensorlrf.compression._render import Table
+from tensorlrf.compression.page.document import check_texts
+from tensorlrf.compression.page.environment import Environment
 from tensorlrf.compression.plan.allocation import Allotment
-from tensorlrf.compression.plan.budget import BUDGETS, budget_words, cost_words
+from tensorlrf.compression.plan.budget import BUDGETS
+from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.refinement._refinement import Refinement
 from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
 from tensorlrf.compression.report._memory import MemoryForecast
+from tensorlrf.compression.report._page import FrontierLike, beside, report_page
 from tensorlrf.compression.report._plot import plot_layers
 from tensorlrf.compression.report._quality import Quality
 from tensorlrf.compression.report._rows import (
     BatchNorms,
     ExpertPool,
     FoldedNorms,
-    GateChoice,
     Latency,
     LayerReport,
     SharedBasis,
     Totals,
 )
+from tensorlrf.compression.report._told import told_table
+from tensorlrf.files.arguments import PathLike
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 FORMAT_VERSION = 2
 
-HEADER: Header = (
-    ("layer", "left"),
-    ("kind", "left"),
-    ("format", "left"),
-    ("rank", "right"),
-    ("parameters", "right"),
-    ("kept", "right"),
-    ("FLOPs", "right"),
-    ("weight error", "right"),
-    ("output error", "right"),
-    ("path", "left"),
-)
-
 
 @dataclass(frozen=True)
 class Report:
     """The result of `compress` beside the model.
 
-    Prints itself as a table; `to_markdown()`; `to_json()` and `from_json()`; `plot(path)`.
+    Prints itself as a table; `to_markdown()`; `to_json()` and `from_json()`; `plot(path)`;
+    `to_html(path)`, the page to show.
 
     Parameters
     ----------
@@ -103,6 +89,8 @@ class Report:
         Of mixtures of experts, what reached each.
     from_moments : bool
         Whether `batches` are those of moments that were given in their place.
+    environment : Environment or None
+        With what it was made; None in what older versions wrote.
 
     Examples
     --------
@@ -138,6 +126,7 @@ class Report:
     bases: tuple[SharedBasis, ...] = field(default=(), metadata={"later": True})
     pools: tuple[ExpertPool, ...] = field(default=(), metadata={"later": True})
     from_moments: bool = field(default=False, metadata={"later": True})
+    environment: Environment | None = field(default=None, metadata={"later": True})
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -190,6 +179,62 @@ class Report:
         """As Markdown: the factored layers, the totals, and what stays with its reason."""
         return self._table().to_markdown()
 
+    def to_html(
+        self,
+        path: PathLike,
+        *,
+        frontier: FrontierLike | None = None,
+        sensitivity: Sensitivity | None = None,
+        saved: PathLike | None = None,
+        title: str | None = None,
+        date: str | None = None,
+    ) -> None:
+        """Write a page that one can show: one file, which asks no network for anything.
+
+        What was won and what was lost, every layer in a table to sort and search, why the others
+        stayed, how to load the model, and with what it was made. The same report and arguments give
+        the same bytes. A page that is there is replaced.
+
+        Parameters
+        ----------
+        path : str or path
+            Of the page, with the suffix .html.
+        frontier : Frontier, optional
+            Of the same model, to be drawn.
+        sensitivity : Sensitivity, optional
+            What each layer can lose, to be drawn; by default that of the frontier.
+        saved : str or path, optional
+            The file or the folder with the compressed model, whose name the page tells, and how to
+            load it; no more of the path than that.
+        title : str, optional
+            Of the page.
+        date : str, optional
+            As it is to be read; without it the page tells none.
+
+        Raises
+        ------
+        ArgumentError
+            For another suffix, and for a frontier or a sensitivity of another model.
+        FileError
+            Where the page cannot be written.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+        >>> small, report = tensorlrf.compress(model, keep_params=0.5, skip=[])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "report.html")
+        ...     report.to_html(path, title="Two layers, halved", date="2026-03-01")
+        ...     with open(path, encoding="utf-8") as file:
+        ...         print(file.readline().strip())
+        <!doctype html>
+        """
+        check_texts(title, date)
+        names = {place for row in self.layers for place in row.places}
+        more = beside(names, frontier, sensitivity)
+        report_page(self, more, saved, title, date).write(path)
+
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw parameters and errors of every layer to a picture.
 
@@ -220,128 +265,4 @@ class Report:
         return self._table().__rich__()
 
     def _table(self) -> Table:
-        """The factored layers, the totals, and what stays."""
-        rows = [_cells(row) for row in self.layers if row.factored]
-        below = [_totals(self), staying(self.layers, "params_before")]
-        return Table(_title(self), HEADER, rows, below)
-
-
-def _title(report: Report) -> str:
-    """The budget, what the whole model keeps, and what the fit is made of."""
-    data = "no calibration"
-    if report.batches:
-        held = f" and {report.held_out} held out" if report.held_out else ""
-        affine = ", affine" if report.affine else ""
-        what = "batches in given moments" if report.from_moments else "calibration batches"
-        data = f"{report.batches} {what}{held}, target {report.target}{affine}"
-    kept = f"the whole model keeps {report.model.share:.1%}"
-    kept = f"{kept}, its eligible weights {report.eligible.share:.1%}"
-    return f"{budget_words(report.budgets)} ({kept}), {data}"
-
-
-def _cells(row: LayerReport) -> list[str]:
-    flops = "-"
-    if row.flops_before is not None and row.flops_after is not None:
-        flops = f"{short(row.flops_before)} to {short(row.flops_after)}"
-    fitted = "" if row.output_error is None or row.held_out else " (fit)"
-    return [
-        row.name,
-        row.kind,
-        _format(row),
-        rank_words(row.rank),
-        f"{row.params_before:,} to {row.params_after:,}",
-        f"{row.share:.1%}",
-        flops,
-        error_words(row.weight_error),
-        error_words(row.output_error) + fitted,
-        row.path or "-",
-    ]
-
-
-def _format(row: LayerReport) -> str:
-    parts = [str(row.format)]
-    if row.data_aware:
-        by = row.moments and f" by {row.moments}"
-        drawn = f" ({row.shrinkage:.2g} shrunk)" if (row.shrinkage or 0.0) >= 0.005 else ""
-        parts.append(("loss-aware" if row.metric == "loss" else "data-aware") + drawn + by)
-    if row.bias:
-        parts.append(f"bias {row.bias}")
-    return ", ".join(parts)
-
-
-def _totals(report: Report) -> list[str]:
-    budget = ""
-    if report.keep_params is not None:
-        budget = f", asked for at most {report.keep_params:.1%}"
-    whole = ""
-    if report.keep_total is not None:
-        whole = f", asked for at most {report.keep_total:.1%}"
-    lines = [
-        "eligible weights: " + _change(report.eligible, budget),
-        "whole model: " + _change(report.model, whole),
-        *cost_words(report.budgets, report.allotment.dense_cost, report.allotment.cost),
-        *report.allotment.words,
-    ]
-    if (flops := report.flops) is not None:
-        before, after = flops
-        share = f" ({after / before:.1%})" if before else ""
-        lines.append(
-            f"factored layers: {short(before)} to {short(after)} FLOPs{share} on the first "
-            "calibration batch"
-        )
-    if report.model_error is not None:
-        span = report.model_error_interval
-        within = "" if span is None else f" [{span[0]:.3g}, {span[1]:.3g}]"
-        lines.append(
-            f"model outputs: relative error {report.model_error:.3g}{within} on held-out batches"
-        )
-    if report.refinement is not None:
-        lines.append(report.refinement.title)
-    if report.folded is not None:
-        lines += report.folded.words
-    lines += map(_basis, report.bases)
-    lines += [f"inputs of {one.layers}: {one}" for one in report.pools if one.few]
-    lines += [_gates(row.name, row.gates) for row in report.layers if row.gates is not None]
-    norms = report.batch_norms
-    if norms is not None:
-        verb = "kept" if norms.kept else "tried and dropped"
-        lines.append(
-            f"batch normalisation: new statistics of {norms.count} {verb}, held-out error "
-            f"{norms.error_before:.3g} before and {norms.error_after:.3g} after"
-        )
-    if report.quality is not None:
-        lines += report.quality.lines()
-    added = [row.name for row in report.layers if row.bias == "added"]
-    if added:
-        lines.append(f"biases added to layers that had none: {', '.join(added)}")
-    if report.latency is not None:
-        dense, small = report.latency.dense, report.latency.compressed
-        keep = report.keep_latency
-        asked = "" if keep is None else f", {small / dense:.1%} of at most {keep:.1%} asked for"
-        lines.append(
-            f"latency on the example: {dense * 1e3:.3g} ms dense, {small * 1e3:.3g} ms compressed, "
-            f"{dense / small:.2f}x{asked}"
-        )
-    return lines
-
-
-def _basis(basis: SharedBasis) -> str:
-    verb = "kept" if basis.kept else "tried and dropped"
-    on = "on inputs held out" if basis.held_out else "in the fit"
-    return (
-        f"one right factor of rank {basis.rank} {verb} for {', '.join(basis.layers)}: error "
-        f"{basis.error:.3g} {on}, {basis.error_apart:.3g} by themselves at ranks "
-        f"{', '.join(map(str, basis.ranks))}"
-    )
-
-
-def _gates(name: str, choice: GateChoice) -> str:
-    where = " (on inputs held out)" if choice.held_out else ""
-    return f"gates of {name} {choice}{where}"
-
-
-def _change(totals: Totals, budget: str) -> str:
-    return (
-        f"{totals.params_before:,} to {totals.params_after:,} parameters ({totals.share:.1%}"
-        f"{budget}), {bytes_words(totals.bytes_before)} to {bytes_words(totals.bytes_after)}"
-    )
+        return told_table(self)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tensorlrf.compression._render import as_text
+from tensorlrf.compression.page.checkpoint_run import run_page
+from tensorlrf.compression.page.document import Page, Paged
 from tensorlrf.errors import printable
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ class CheckpointLayer:
 
 
 @dataclass(frozen=True)
-class CheckpointReport:
-    """What `compress_checkpoint` has done. Prints itself as a table.
+class CheckpointReport(Paged):
+    """What `compress_checkpoint` has done. Prints itself as a table; `to_html(path)`.
 
     Parameters
     ----------
@@ -110,20 +112,30 @@ class CheckpointReport:
             table.add_column(name, justify="right" if k in (3, 4, 5, 6, 7) else "left")
         for row in self.layers[:MOST_ROWS]:
             table.add_row(*(Text(printable(cell)) for cell in _cells(row)))
-        before = sum(row.params_before for row in self.layers)
-        after = sum(row.params_after for row in self.layers)
         rest = len(self.layers) - MOST_ROWS
         lines = [
             *([f"and {rest:,} more; the JSON has all"] if rest > 0 else []),
+            *self._lines(),
+            *(f"stays: {name}: {why}" for name, why in self.stays.items()),
+        ]
+        return Group(table, *(Text(printable(line)) for line in lines))
+
+    def _lines(self) -> list[str]:
+        before = sum(row.params_before for row in self.layers)
+        after = sum(row.params_after for row in self.layers)
+        return [
             f"factored weights: {before:,} to {after:,} numbers"
             + (f" ({after / before:.1%})" if before else ""),
             f"all {self.tensors:,} tensors: {self.bytes_before:,} to {self.bytes_after:,} bytes "
             f"({self.bytes_after / max(1, self.bytes_before):.1%})",
             *self._earlier(),
             *self.notes,
-            *(f"stays: {name}: {why}" for name, why in self.stays.items()),
         ]
-        return Group(table, *(Text(printable(line)) for line in lines))
+
+    def _page(self, title: str | None, date: str | None) -> Page:
+        called = title or "Compression report"
+        size = self.bytes_before, self.bytes_after
+        return run_page(called, date, self.target, self.layers, self.stays, size, self._lines())
 
 
 def _cells(row: CheckpointLayer) -> list[str]:
