@@ -15,6 +15,7 @@ from tensorlrf.cli._options import (
     Groups,
     Html,
     Include,
+    Journal,
     Json,
     Log,
     Seed,
@@ -218,6 +219,7 @@ def compress(
             "--dtype", metavar="WORD", help="Of a folder: float32 (default), or keep its own."
         ),
     ] = None,
+    journal: Journal = None,
     seed: Seed = 0,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and write nothing.")
@@ -294,7 +296,7 @@ def compress(
                     "--sensitivity": sensitivity, "--fold-batch-norms": fold_batch_norms,
                     "--metric": fit_metric, "--loss": loss, "--shared": shared,
                     "--affine": affine, "--rerun": rerun, "--refine": refine, "--groups": groups,
-                    "--dtype": dtype,
+                    "--dtype": dtype, "--journal": journal,
                 },
                 fit=StreamFit(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
@@ -321,7 +323,7 @@ def compress(
         }  # fmt: skip
         wanted = Wanted(
             budgets, method, skip or [], include or [], allocation, least_share, sensitivity,
-            evaluate, fold_batch_norms,
+            evaluate, fold_batch_norms, journal,
         )  # fmt: skip
         wanted.check(source, with_text=bool(text), plan_only=plan_only)
         given = None

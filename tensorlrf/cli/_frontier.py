@@ -15,6 +15,7 @@ from tensorlrf.cli._options import (
     Groups,
     Html,
     Include,
+    Journal,
     Json,
     Log,
     Seed,
@@ -85,6 +86,7 @@ def frontier(
     max_batches: Annotated[
         int | None, typer.Option("--max-batches", help="Batches to look at, at most [all].")
     ] = None,
+    journal: Journal = None,
     seed: Seed = 0,
     log: Log = None,
     as_json: Json = False,
@@ -95,7 +97,8 @@ def frontier(
     Plans for many shares from one look at the layers, what each is predicted to lose, what the
     model loses on text held out with all its layers cut, and, with --evaluate, what a metric of
     your own says, and with --example how long it takes here; the model in 8 and 4 bits beside.
-    Writes nothing but the picture and the page.
+    Writes nothing but the picture and the page, and with --journal what was measured: after a kill
+    the same command goes on from there.
 
     \b
     Examples:
@@ -128,6 +131,7 @@ def frontier(
             include=include or [],
             allocation=allocation,
             groups=job.groups,
+            journal=journal,
             random_state=seed,
             **wanted,
         )

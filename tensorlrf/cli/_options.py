@@ -48,6 +48,10 @@ Html = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="A page to show, one file, such as report.html."),
 ]
+Journal = Annotated[
+    Path | None,
+    typer.Option("--journal", metavar="DIR", help="A folder to go on from, by the same command."),
+]
 Log = Annotated[
     Path | None,
     typer.Option("--log", metavar="FILE", help="Append what is done to a file, as lines of JSON."),

@@ -18,6 +18,7 @@ from tensorlrf.cli._options import (
     Force,
     Groups,
     Html,
+    Journal,
     Json,
     Log,
     Seed,
@@ -79,12 +80,7 @@ def refine(
     lora: Annotated[
         int | None, typer.Option("--lora", help="Train changes of this rank in place of factors.")
     ] = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            "--journal", metavar="DIR", help="A folder to go on from, by the same command."
-        ),
-    ] = None,
+    journal: Journal = None,
     groups: Groups = None,
     tokens: Tokens = None,
     batch_size: BatchSize = None,

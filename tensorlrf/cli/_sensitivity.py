@@ -15,6 +15,7 @@ from tensorlrf.cli._options import (
     Groups,
     Html,
     Include,
+    Journal,
     Json,
     Log,
     Seed,
@@ -83,6 +84,7 @@ def sensitivity(
     max_batches: Annotated[
         int | None, typer.Option("--max-batches", help="Batches to look at, at most [all].")
     ] = None,
+    journal: Journal = None,
     seed: Seed = 0,
     force: Force = False,
     log: Log = None,
@@ -119,6 +121,7 @@ def sensitivity(
             skip=None if not skip else [glob for glob in skip if glob],
             include=include or [],
             groups=job.groups,
+            journal=journal,
             random_state=seed,
         )
         if plot is not None:

@@ -30,6 +30,7 @@ class Wanted:
     sensitivity: Path | None
     evaluate: str | None = None
     fold_batch_norms: bool = False
+    journal: Path | None = None
 
     def check(self, source: Path, *, with_text: bool, plan_only: bool) -> None:
         """Raise for what needs inputs, or a model that runs, where there are none."""
@@ -79,6 +80,7 @@ class Wanted:
             "--least-share": self.least_share is not None,
             "--sensitivity": self.sensitivity is not None,
             "--evaluate": self.evaluate is not None,
+            "--journal": self.journal is not None,
         }
         options += [option for option, there in others.items() if there]
         if options:
@@ -103,6 +105,7 @@ class Wanted:
             "include": self.include,
             "fold_batch_norms": self.fold_batch_norms,
             "allocation": Allocation(rule=rule, least_share=least),
+            "journal": self.journal,
             "sensitivity": None
             if self.sensitivity is None
             else read_value(Sensitivity, "--sensitivity", self.sensitivity),

@@ -70,6 +70,7 @@ def compress(
     readout: Readout | None = None,
     shared: str | Sequence[str] | None = None,
     refine: float | None = None,
+    journal: PathLike | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Report]:
@@ -113,6 +114,10 @@ def compress(
     refine : float, optional
         Seconds for `tensorlrf.refine` on the batches of `calibration`, by `loss` and `readout`, at
         the end; it is judged by the same that are held out.
+    journal : str or PathLike, optional
+        A folder that gets what is measured to share ranks out, what `evaluate` says and where the
+        refinement is, as it is measured; the same call goes on from there. Fits are made and times
+        measured anew: where fits take the night, `compress_checkpoint` keeps these.
     random_state, progress
         As in `apply`.
 
@@ -128,7 +133,9 @@ def compress(
     ArgumentError, RankError
         What `plan` and `apply` raise; for an `evaluate` that fails, or returns NaN or what is no
         metric; a `max_drop` below what its data tell apart from none, and one that no model meets,
-        with the closest one named.
+        with the closest one named; a journal of another call, or with method="modular".
+    FileError, FileFormatError
+        Of a journal, as in `sensitivity`.
 
     References
     ----------
@@ -159,8 +166,9 @@ def compress(
     )  # fmt: skip
     settings = refinement_for(refine, holdout, max_drop, calibrated=calibration is not None)
     return compressed(
-        model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
-    )
+        model, request, judging, fitting, calibration, settings,
+        fold_batch_norms=fold_batch_norms, journal=journal,
+    )  # fmt: skip
 
 
 @refuses_old_words
@@ -197,6 +205,7 @@ def compress_(
     readout: Readout | None = None,
     shared: str | Sequence[str] | None = None,
     refine: float | None = None,
+    journal: PathLike | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Report:
@@ -216,7 +225,7 @@ def compress_(
         As in `apply`.
     fold_batch_norms, max_drop, evaluate, example, allocation, sensitivity, metric, loss, readout
         As in `compress`.
-    shared, refine
+    shared, refine, journal
         As in `compress`.
     random_state, progress
         As in `compress`.
@@ -265,8 +274,9 @@ def compress_(
         )
     ties = tied_places(model, [name for name, _ in model.named_modules() if name])
     small, report = compressed(
-        model, request, judging, fitting, calibration, settings, fold_batch_norms=fold_batch_norms
-    )
+        model, request, judging, fitting, calibration, settings,
+        fold_batch_norms=fold_batch_norms, journal=journal,
+    )  # fmt: skip
     if isinstance(small, (FactoredLayer, Unpacked)):
         raise ArgumentError(
             f"model is a {type(model).__name__}, one layer, which cannot become another in place; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from tensorlrf.compression.folding._within import folded_before
 from tensorlrf.compression.frontier._metric import Metric, with_quality
 from tensorlrf.compression.group._alike import check_alike, check_shared
 from tensorlrf.compression.group._group import ranks_here
+from tensorlrf.compression.journal._identity import identity
+from tensorlrf.compression.journal._kept import kept_in
 from tensorlrf.compression.modular._modular import whole_modules
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planned import planned
@@ -30,6 +33,7 @@ from tensorlrf.compression.refinement._settings import Settings
 from tensorlrf.compression.report._report import Report
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.arguments import PathLike
 
 
 def refinement_for(
@@ -59,25 +63,39 @@ def compressed(
     settings: Settings | None,
     *,
     fold_batch_norms: bool,
+    journal: PathLike | None,
 ) -> tuple[nn.Module, Report]:
     """`settings` are those of refinement; None for none."""
     # A wrong word is told before the model is looked at.
     fitting.check(calibrated=calibration is not None)
+    if journal is not None and request.modular:
+        raise ArgumentError(
+            f"journal={journal!r} keeps what is measured to share ranks out; with method='modular' "
+            "there are none, leave it out"
+        )
     with ranks_here(calibration is not None) as group:
         # What is smaller in parts could not be packed again.
         model = own_model(model) if request.modular else shared_model(model, group)
         refine = None if settings is None else settings.seconds
         others = {"max_drop": judging.max_drop, "shared": fitting.shared, "refine": refine}
         check_shared(group, request.not_shared | others)
-        check_alike(group, model, {"call": "compress", **vars(request), **vars(fitting)})
+        asked = {"call": "compress", **vars(request), **vars(fitting)}
+        check_alike(group, model, {**asked, "journal": journal is not None})
         request = replace(request, progress=request.progress and group.is_first)
         fitting = replace(fitting, progress=request.progress)
         data = Calibration.read(
             calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups, group
         )
-        return _fitted(
-            model, request, judging, fitting, data, settings, fold_batch_norms=fold_batch_norms
-        )
+        asked = {
+            "call": "compress", **request.asked, **fitting.asked, **vars(judging),
+            "refine": refine, "fold_batch_norms": fold_batch_norms,
+        }  # fmt: skip
+        of = partial(identity, model, data, request.example, asked, fitting.moments)
+        with kept_in(journal, group, request.random_state, of) as kept:
+            return _fitted(
+                model, replace(request, kept=kept), judging, fitting, data, settings,
+                fold_batch_norms=fold_batch_norms,
+            )  # fmt: skip
 
 
 def _fitted(
@@ -111,7 +129,7 @@ def _fitted(
             "method='modular'"
         )
     if request.modular:
-        judge = judging.judge(model)
+        judge = judging.judge(model, request)
         small, report = whole_modules(model, request, data, fitting)
         small = without_baked(small)
         with torch.inference_mode(False), without_autocast():
@@ -127,12 +145,13 @@ def _fitted(
         made, found, probe = planned(
             model, request, data, weighs=fitting.metric != OUTPUTS, moments=fitting.known
         )
-        judge = judging.judge(model)  # what fails is to fail before the fit
+        judge = judging.judge(model, request)  # what fails is to fail before the fit
         small, report = carried_out(model, made, found, data, fitting, request.example, probe)
     if settings is not None and data is not None:
         with torch.inference_mode(False), without_autocast():
             small, told = refined(
-                small, model, data, settings, request.loss, request.readout, None, None,
+                small, model, data, settings, request.loss, request.readout, None,
+                request.kept.folder,
                 fitting.random_state, fitting.progress, Processes(), time.monotonic(),
             )  # fmt: skip
             error = data.apart(model, small)

@@ -33,11 +33,6 @@ def rank_journal(folder: Path, rank: int) -> Path:
     return folder / PARTS / f"{JOURNAL}.{rank}"
 
 
-def show_alive(file: int) -> None:
-    """Lock an open journal of a rank, so that the next run sees that it is still at work."""
-    _locks.take(file)
-
-
 def of_ranks(folder: Path) -> list[Path]:
     """Those of all ranks of earlier runs, and of this one."""
     return sorted((folder / PARTS).glob(f"{JOURNAL}.*"))

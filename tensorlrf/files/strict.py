@@ -11,6 +11,9 @@ from tensorlrf.errors import FileFormatError, shown
 
 T = TypeVar("T")
 
+WORDS = ("inf", "-inf", "nan")
+"""That stand for what JSON has no numbers for."""
+
 
 class JsonNode:
     """A JSON value of a file, and the way to it for errors.
@@ -86,7 +89,14 @@ class JsonNode:
     def number(self) -> float:
         if isinstance(self._value, bool) or not isinstance(self._value, (int, float)):
             self.wrong("a number")
-        return float(self._value)
+        try:
+            return float(self._value)
+        except OverflowError:
+            self.wrong("a number of float64")
+
+    def word_or_number(self) -> float:
+        """A number, or what is none as its word."""
+        return float(self._value) if self._value in WORDS else self.number()
 
     def wholes(self) -> tuple[int, ...]:
         if not isinstance(self._value, list) or len(self._value) > 64:

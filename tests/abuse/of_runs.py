@@ -17,9 +17,11 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.compression.checkpoint.companions import copy_companions
+from tensorlrf.compression.journal._kept import KEY as MEASURED
 from tensorlrf.compression.refinement._journal import KEY
 from tensorlrf.compression.scale import _assembled, _run
 from tensorlrf.files.folder import READY, put_right
+from tests.abuse import of_texts
 from tests.abuse.of_tensors import architecture
 from tests.abuse.reader import MINE, WHEN, Reader, Wrong, digest, files_of, of_files, of_model
 from tests.compression.refinement.students import batches, pair
@@ -152,6 +154,33 @@ def refined(folder: Path) -> str:
     return of_model(found)
 
 
+# ---- what was measured -------------------------------------------------------------------------
+
+
+def evaluate(model: nn.Module) -> list[float]:
+    return [-float(x.square().sum()) for x in model(of_texts.batches()[0][:3])]
+
+
+def look(folder: Path) -> str:
+    """A frontier, of which all that was measured is there."""
+    found = tensorlrf.frontier(
+        of_texts.net(), of_texts.batches(), shares=(0.6,), evaluate=evaluate, journal=folder,
+        skip=[], progress=False,
+    )  # fmt: skip
+    return found.to_json()
+
+
+def shared_out(folder: Path) -> str:
+    """A compressed model, of which ranks and metrics are there."""
+    small, _ = tensorlrf.compress(
+        of_texts.net(), calibration=of_texts.batches(), keep_params=0.5, metric="loss",
+        journal=folder, skip=[], progress=False,
+    )  # fmt: skip
+    if not all(bool(torch.isfinite(p).all()) for p in small.parameters()):
+        raise Wrong("a number that is none")
+    return of_model(small)
+
+
 # ---- folders on the way ------------------------------------------------------------------------
 
 
@@ -223,6 +252,15 @@ READERS = (
         )
     ),
     Reader("journal of a refinement", make_refined, refined, sealed=True, key=KEY),
+    Reader("journal of a frontier", lambda folder: look(folder) and None, look, sealed=True),
+    Reader(
+        "metrics beside a journal",
+        lambda folder: shared_out(folder) and None,
+        shared_out,
+        sealed=True,
+        foreign=("*.safetensors",),
+        key=MEASURED,
+    ),
     Reader(
         "names of a folder on its way",
         make_ready,

@@ -24,9 +24,10 @@ from torch import nn
 import tensorlrf
 from tensorlrf import io
 from tensorlrf.cli import main
+from tensorlrf.compression.journal._kept import NAME as MEASURED
 from tensorlrf.compression.refinement._journal import NAME
 from tensorlrf.files.folder import present, put_right
-from tests.abuse.of_runs import make_source, refine
+from tests.abuse.of_runs import look, make_source, refine
 from tests.abuse.of_tensors import architecture, factors
 from tests.abuse.reader import digest, files_of, of_factors, of_model, write
 from tests.compression.checkpoint.saved import blank, compressed
@@ -147,6 +148,11 @@ def refined(path: Path) -> str:
     return of_model(refine(path))
 
 
+def looked(path: Path) -> str:
+    """Likewise."""
+    return look(path) if (path / MEASURED).exists() else "nothing yet"
+
+
 OTHERS = (
     Writer("save over a file", old_model, save, "f.safetensors",
            lambda path: of_model(tensorlrf.load(path, blank()))),
@@ -165,6 +171,8 @@ OTHERS = (
            "o.safetensors", lambda path: of_factors({"": io.load_factors(path)})),
     Writer("refine with a journal", lambda folder: (folder / "j").mkdir(),
            lambda folder: refine(folder / "j") and None, "j", refined, repeats=False),
+    Writer("frontier with a journal", lambda folder: (folder / "j").mkdir(),
+           lambda folder: look(folder / "j") and None, "j", looked, repeats=False),
 )  # fmt: skip
 
 

@@ -58,6 +58,36 @@ def test_a_folder_is_refined_and_a_journal_gives_the_same_at_once(
     assert program("inspect", tmp_path / "one", "--verify").code == 0
 
 
+def test_sensitivities_and_plans_go_on_from_a_journal(
+    program: Program, made: Path, tmp_path: Path
+) -> None:
+    given, course = (made / "bert", "--text", made / "news.txt", *TEXT, "--json"), tmp_path / "c"
+    one, two = (
+        program("sensitivity", *given, "--journal", course / "layers").out for _ in range(2)
+    )
+    assert one == two
+    assert tensorlrf.Sensitivity.from_json(one).rule == "fisher"
+    other = program("sensitivity", *given, "--journal", course / "layers", "--rule", "energy")
+    assert "rule was 'auto', is 'energy'" in other.error
+    plans = [
+        program("compress", *given, *HALF, "--plan-only", *more).out
+        for more in ((), ("--journal", course / "plan"), ("--journal", course / "plan"))
+    ]
+    assert plans[0] == plans[1] == plans[2]
+    assert listing(course) == {
+        "layers", "layers/measured.journal", "plan", "plan/measured.journal"
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(plans[0])
+    for options, says in (
+        (("--stream", *HALF), "--journal is not for --stream"),
+        (("--plan", tmp_path / "plan.json"), "leave out --journal"),
+    ):
+        done = program(
+            "compress", made / "bert", "-o", tmp_path / "o", "--journal", course, *options
+        )
+        assert says in done.error
+
+
 def test_phases_and_groups(program: Program, made: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n".join("abcd"[k % 4] for k in range(40)))
     given = (made / "small", made / "bert", "--text", made / "news.txt", "-o", tmp_path / "out")

@@ -45,6 +45,12 @@ class Fitting:
     shared: Any = None
     moments: Moments | PathLike | None = None
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Argument -> value, of those that tell a call; moments and groups are told apart."""
+        apart = ("moments", "groups", "progress")
+        return {key: value for key, value in vars(self).items() if key not in apart}
+
     def check(self, *, calibrated: bool) -> None:
         """Raise ArgumentError for a value that cannot be, or that is of a fit to inputs where there
         are none."""

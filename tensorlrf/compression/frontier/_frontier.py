@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from tensorlrf.compression.frontier._points import Frontier
 from tensorlrf.compression.frontier._prospect import Prospect
 from tensorlrf.compression.frontier._quantised import QUANTISERS
 from tensorlrf.compression.frontier._timed import timed
+from tensorlrf.compression.group._group import ALONE
+from tensorlrf.compression.journal._identity import identity
+from tensorlrf.compression.journal._kept import kept_in
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.plan._plan import Plan
@@ -28,6 +32,7 @@ from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.plan.times._seconds import Sample
 from tensorlrf.errors import ArgumentError
+from tensorlrf.files.arguments import PathLike
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1)
 
@@ -49,6 +54,7 @@ def frontier(
     readout: Readout | None = None,
     holdout: float = 0.1,
     groups: Any = None,
+    journal: PathLike | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Frontier:
@@ -89,6 +95,9 @@ def frontier(
         What counts of the outputs, as in `sensitivity`.
     holdout, groups
         Which batches serve to judge, as in `apply`.
+    journal : str or PathLike, optional
+        A folder that gets what is measured, what `evaluate` says among it, as it is measured; the
+        same call goes on from there. Times are measured anew.
     random_state, progress
         As in `sensitivity`.
 
@@ -102,6 +111,8 @@ def frontier(
         For shares that cannot be, an `evaluate` that fails, or that returns NaN or what is no
         metric, an `example` that the model cannot take, and all that `plan` and `sensitivity`
         raise.
+    FileError, FileFormatError
+        Of a journal, as in `sensitivity`.
 
     Examples
     --------
@@ -124,8 +135,29 @@ def frontier(
     data = Calibration.read(calibration, model, holdout, groups=groups)
     if data is None:
         raise ArgumentError("calibration=None: a frontier looks at inputs; give some batches")
-    prospect = Prospect.of(model, request, data)
-    judge = None if evaluate is None else Judge(evaluate, model)
+    asked = {
+        "call": "frontier", **request.asked, "holdout": holdout, "evaluate": evaluate,
+        "shares": wanted, "evaluations": evaluations,
+    }  # fmt: skip
+    with kept_in(
+        journal, ALONE, random_state, partial(identity, model, data, example, asked)
+    ) as kept:
+        prospect = Prospect.of(model, replace(request, kept=kept), data)
+        return _looked(prospect, wanted, evaluate, evaluations, sample, progress=progress)
+
+
+def _looked(
+    prospect: Prospect,
+    wanted: Sequence[float],
+    evaluate: Evaluate | None,
+    evaluations: int,
+    sample: Sample | None,
+    *,
+    progress: bool,
+) -> Frontier:
+    """At plans of these shares."""
+    kept = prospect.request.kept
+    judge = None if evaluate is None else Judge(evaluate, prospect.model, kept=kept)
     plans = [prospect.plan(share) for share in wanted]
     judged = set(spread(len(plans), evaluations))
     quantisers = [q for q in QUANTISERS if not q.activations or prospect.has_linear_layers]
@@ -135,10 +167,13 @@ def frontier(
             points.append(_plan(prospect, share, plan, judge if k in judged else None))
             advance(f"{share:g}")
         for quantiser in quantisers:
-            small, size = prospect.quantised(quantiser)
-            point = FrontierPoint(quantiser.word, None, size.params, size.bytes)
-            point = replace(point, loss=prospect.model_loss(small))
-            points.append(_judged(point, judge, small, f"the model in {quantiser.word}"))
+            quantised = cache(partial(prospect.quantised, quantiser))
+            size, loss = (
+                prospect.quantised_size(quantiser),
+                prospect.quantised_loss(quantiser, quantised),
+            )
+            point = FrontierPoint(quantiser.word, None, size.params, size.bytes, loss=loss)
+            points.append(_judged(point, judge, quantised, f"the model in {quantiser.word}"))
             advance(quantiser.word)
     if sample is not None:
         points = timed(points, plans, judged, prospect, quantisers, sample)
@@ -181,14 +216,17 @@ def _plan(prospect: Prospect, share: float, plan: Plan, judge: Judge | None) -> 
     point = FrontierPoint(
         FACTORS, share, size.params, size.bytes, prospect.predicted(plan), prospect.loss(plan)
     )
-    small = prospect.truncated(plan) if judge is not None else prospect.model
-    return _judged(point, judge, small, f"the model at a share of {share:g}")
+    return _judged(
+        point, judge, lambda: prospect.truncated(plan), f"the model at a share of {share:g}"
+    )
 
 
-def _judged(point: FrontierPoint, judge: Judge | None, small: nn.Module, who: str) -> FrontierPoint:
+def _judged(
+    point: FrontierPoint, judge: Judge | None, make: Callable[[], nn.Module], who: str
+) -> FrontierPoint:
     if judge is None:
         return point
-    found: Drop = judge.drop(small, who)
+    found: Drop = judge.drop_of(make, who)
     values = (found.quality, found.mean, found.bound)
     quality, drop, bound = (value if math.isfinite(value) else None for value in values)
     return replace(point, quality=quality, drop=drop, bound=bound)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression._paired import Floats, Ints, excess, student
+from tensorlrf.compression.journal._kept import NOT_KEPT, Kept, Of, numbers
 from tensorlrf.compression.report._quality import Quality
 from tensorlrf.errors import ArgumentError
+from tensorlrf.files.strict import JsonNode
 from tensorlrf.nn.copies import replica
 
 Evaluate = Callable[[nn.Module], Any]
@@ -23,6 +25,9 @@ or (scores, labels of the group of each)."""
 
 LEVEL = 0.95
 """Of a bound, one-sided."""
+
+GIVEN = "the given model"
+"""In messages, and in a journal."""
 
 CONTRACT = (
     "it must return a finite number, the higher the better, or a score for each example (a 1-D "
@@ -40,6 +45,25 @@ class Scores:
     values: Floats
     groups: Ints
     whole: bool
+
+    @classmethod
+    def read(cls, at: JsonNode) -> Scores:
+        """Inverse of `to_json`. Raises FileFormatError."""
+        at.keys_are(["values", "groups", "whole"])
+        values = [entry.word_or_number() for entry in at["values"].entries()]
+        groups = [entry.whole() for entry in at["groups"].entries()]
+        good = len(values) == len(groups) > 0 and max(groups) < len(groups)
+        if not good or any(not value < math.inf for value in values):
+            at.wrong("scores of examples in groups")
+        return cls(np.array(values, np.float64), np.array(groups, np.int64), at["whole"].flag())
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "values": numbers(self.values.tolist()),
+            "groups": self.groups.tolist(),
+            "whole": self.whole,
+        }
 
     @property
     def mean(self) -> float:
@@ -72,15 +96,22 @@ class Judge:
     calls  of the metric, so far
     """
 
-    def __init__(self, evaluate: Evaluate, model: nn.Module, argument: str = "evaluate") -> None:
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        model: nn.Module,
+        argument: str = "evaluate",
+        kept: Kept = NOT_KEPT,
+    ) -> None:
         if not callable(evaluate):
             raise ArgumentError(
                 f"{argument} is a {type(evaluate).__name__}; pass a function of a model"
             )
-        self._evaluate, self._argument = evaluate, argument
+        self._evaluate, self._argument, self._kept = evaluate, argument, kept
+        self._given, self._has_met = model, False
         self.calls = 0
-        first, second = (self._scores(model, "the given model") for _ in range(2))
-        self._check_alike(first, second, "the given model")
+        first, second = (self._scores(lambda: model, GIVEN) for _ in range(2))
+        self._check_alike(first, second, GIVEN)
         if not np.isfinite(first.values).all():
             raise ArgumentError(f"{argument} returns infinity for the given model; {CONTRACT}")
         values = (first.values + second.values) / 2
@@ -98,7 +129,11 @@ class Judge:
 
         who  what it is, for messages
         """
-        scores = self._scores(model, who)
+        return self.drop_of(lambda: model, who, level)
+
+    def drop_of(self, make: Callable[[], nn.Module], who: str, level: float = LEVEL) -> Drop:
+        """The same of a model that is made where an earlier call has not judged it."""
+        scores = self._scores(make, who)
         self._check_alike(self.dense, scores, who)
         mean = self.dense.mean - scores.mean
         if not math.isfinite(mean):
@@ -138,10 +173,42 @@ class Judge:
         spread = float(values.max() - values.min())
         return spread if spread > 0 else abs(float(values[0]))
 
-    def _scores(self, model: nn.Module, who: str) -> Scores:
+    def _scores(self, make: Callable[[], nn.Module], who: str) -> Scores:
+        self.calls += 1
+        of = self._of(self.calls, who)
+        known = self._kept.find(*of)
+        if known is not None:
+            return Scores.read(known)
+        self._meet()
+        scores = self._judged(make(), who)
+        self._kept.put({of: scores.to_json()})
+        return scores
+
+    def _meet(self) -> None:
+        """Show it the given model where an earlier call has, and this one not yet: it may compare
+        with what it is called with first. Raises ArgumentError where it is not what it was."""
+        if self._has_met:
+            return
+        self._has_met = True
+        first, second = (self._kept.find(*self._of(k, GIVEN)) for k in (1, 2))
+        if first is None:
+            return
+        scores, before = self._judged(self._given, GIVEN), Scores.read(first)
+        self._check_alike(before, scores, GIVEN)
+        repeats = second is not None and (Scores.read(second).values == before.values).all()
+        if repeats and not np.array_equal(scores.values, before.values):
+            raise ArgumentError(
+                f"{self._argument} says {scores.mean:.6g} of the given model, and said "
+                f"{before.mean:.6g} in the call that journal= goes on from; give the same function "
+                "on the same data, or another folder as journal="
+            )
+
+    def _of(self, call: int, who: str) -> Of:
+        return ("scores", self._argument, str(call), who)
+
+    def _judged(self, model: nn.Module, who: str) -> Scores:
         # What it does to a model stays with a copy.
         own = replica(model)
-        self.calls += 1
         try:
             with torch.no_grad():
                 returned = self._evaluate(own)

@@ -76,13 +76,14 @@ class Metric:
         assert self.search is not None
         assert self.max_drop is not None
         prospect = Prospect.of(model, request, data)
-        judge = Judge(self.search, model)
-        confirm = None if self.confirm is None else Judge(self.confirm, model, "evaluate[1]")
+        kept = request.kept
+        judge = Judge(self.search, model, kept=kept)
+        confirm = None if self.confirm is None else Judge(self.confirm, model, "evaluate[1]", kept)
         return Smallest(prospect, judge, confirm, self.max_drop)
 
-    def judge(self, model: nn.Module) -> Judge | None:
+    def judge(self, model: nn.Module, request: Request) -> Judge | None:
         """Of models beside the given one."""
-        return None if self.search is None else Judge(self.search, model)
+        return None if self.search is None else Judge(self.search, model, kept=request.kept)
 
 
 def with_quality(report: Report, judge: Judge | None, small: nn.Module) -> Report:

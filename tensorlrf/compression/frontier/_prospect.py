@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -75,7 +75,7 @@ class Prospect:
         names = [row.name for row in first.layers if row.eligible]
         probe = Probe(
             model, names, data, request.loss, request.readout, request.random_state,
-            request.progress, every=True,
+            request.progress, every=True, kept=request.kept,
         )  # fmt: skip
         return cls(model, request, probe, data)
 
@@ -189,17 +189,17 @@ class Prospect:
         layers = [dense_layer_at(self.model, name) for name in self.probe.names]
         return any(layer.taps is None and not layer.is_table for layer in layers)
 
-    def quantised(self, quantiser: Quantiser) -> tuple[nn.Module, Size]:
-        """The model with the weights of the same layers rounded, and its size then."""
+    def quantised(self, quantiser: Quantiser) -> nn.Module:
+        """The model with the weights of the same layers rounded."""
         if quantiser.activations:
-            return self.running(quantiser), self._quantised_size(quantiser)
+            return self.running(quantiser)
         with torch.inference_mode(False), without_autocast():
             working = copy_of(self.model)
             for name in self.probe.names:
                 layer = dense_layer_at(working, name)
                 layer.make_ordinary()
                 layer.write(quantiser.rounded(layer.weight))
-        return working, self._quantised_size(quantiser)
+        return working
 
     def running(self, quantiser: Quantiser) -> nn.Module:
         """The same on the integers themselves, as torch can run it."""
@@ -211,7 +211,8 @@ class Prospect:
                     model = put(model, one.places, quantiser.layer(sites[one.name]))
         return model.eval()
 
-    def _quantised_size(self, quantiser: Quantiser) -> Size:
+    def quantised_size(self, quantiser: Quantiser) -> Size:
+        """Of that."""
         params, size = _numbers(self.model)
         for name in self.probe.names:
             site = dense_layer_at(self.model, name)
@@ -235,10 +236,16 @@ class Prospect:
         with torch.inference_mode(False), without_autocast():
             return Whole.of("example", self.model, open_, sample)
 
-    def model_loss(self, model: nn.Module) -> float | None:
-        """Of any model beside the given one, on the inputs held out."""
+    def quantised_loss(
+        self, quantiser: Quantiser, quantised: Callable[[], nn.Module]
+    ) -> float | None:
+        """Of that beside the given model, on the inputs held out."""
         with torch.inference_mode(False), without_autocast():
-            return _finite(self.probe.loss_of(model))
+            return _finite(
+                self.request.kept.number(
+                    ("loss", quantiser.word), lambda: self.probe.loss_of(quantised())
+                )
+            )
 
 
 def _at(request: Request, share: float, sensitivity: Sensitivity | None) -> Request:

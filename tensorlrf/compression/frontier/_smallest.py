@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 from torch import nn
 
@@ -38,10 +38,9 @@ CarryOut = Callable[[Plan], tuple[nn.Module, Report]]
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What a plan became, and what the metric says of it."""
+    """What a plan becomes, made once where it is asked for, and what the metric says of it."""
 
-    model: nn.Module
-    report: Report
+    made: Callable[[], tuple[nn.Module, Report]]
     drop: Drop
 
 
@@ -66,11 +65,7 @@ class Smallest:
     def planned(self) -> tuple[Plan, Quality]:
         """By the cheap models of plans. Raises ArgumentError where none will do."""
         bracket = self._narrowed(EVALUATIONS if self.confirm is None else EVALUATIONS - 1)
-
-        def cheap(rung: int) -> nn.Module:
-            return self.prospect.truncated(self._plan(rung))
-
-        rung, confirmed = self._confirmed(bracket.passes, cheap, bracket.power)
+        rung, confirmed = self._confirmed(bracket.passes, self._cheap_model, bracket.power)
         if rung not in self._cheap:
             self._try(rung)
         return self._plan(rung), self._quality(self._cheap[rung], confirmed)
@@ -93,11 +88,12 @@ class Smallest:
             raise self._refusal({k: one.drop for k, one in self._made.items()}, "fitted ")
 
         def fitted(rung: int) -> nn.Module:
-            return self._fitted(rung, carry_out).model
+            return self._fitted(rung, carry_out).made()[0]
 
         rung, confirmed = self._confirmed(tried.passes, fitted, bracket.power)
-        chosen = self._made[rung]
-        return chosen.model, replace(chosen.report, quality=self._quality(chosen.drop, confirmed))
+        chosen = self._fitted(rung, carry_out)
+        small, report = chosen.made()
+        return small, replace(report, quality=self._quality(chosen.drop, confirmed))
 
     # ---- steps -----------------------------------------------------------------------------------
 
@@ -105,8 +101,7 @@ class Smallest:
         """A bracket of cheap models that were judged, within so many evaluations in all."""
         self._check_resolution(self._try(0), self.judge)
         if self.confirm is not None:
-            mildest = self.prospect.truncated(self._plan(0))
-            drop = self.confirm.drop(mildest, self._who(0), CONFIRMED)
+            drop = self.confirm.drop_of(lambda: self._cheap_model(0), self._who(0), CONFIRMED)
             self._check_resolution(drop, self.confirm)
         bracket = Bracket(self.max_drop, self._predicted, self._end)
         if not bracket.note(0, self._cheap[0]):
@@ -124,7 +119,8 @@ class Smallest:
             return rung, None
         looks = {}
         for _ in range(LOOKS):
-            looks[rung] = self.confirm.drop(model_at(rung), self._who(rung), CONFIRMED)
+            make = partial(model_at, rung)
+            looks[rung] = self.confirm.drop_of(make, self._who(rung), CONFIRMED)
             bracket = Bracket(self.max_drop, self._predicted, rung, power=power)
             if bracket.note(rung, looks[rung]):
                 return rung, looks[rung]
@@ -135,9 +131,12 @@ class Smallest:
 
     def _try(self, rung: int) -> Drop:
         """Judge the cheap model of a rung."""
-        small = self.prospect.truncated(self._plan(rung))
-        self._cheap[rung] = self.judge.drop(small, self._who(rung))
+        make = partial(self._cheap_model, rung)
+        self._cheap[rung] = self.judge.drop_of(make, self._who(rung))
         return self._cheap[rung]
+
+    def _cheap_model(self, rung: int) -> nn.Module:
+        return self.prospect.truncated(self._plan(rung))
 
     def _quality(self, drop: Drop, confirmed: Drop | None) -> Quality:
         return self.judge.quality(
@@ -150,9 +149,9 @@ class Smallest:
     def _fitted(self, rung: int, carry_out: CarryOut) -> _Fitted:
         """Carry out the plan of a rung, once, and judge it."""
         if rung not in self._made:
-            model, report = carry_out(self._plan(rung))
-            drop = self.judge.drop(model, self._who(rung))
-            self._made[rung] = _Fitted(model, report, drop)
+            made = cache(partial(carry_out, self._plan(rung)))
+            drop = self.judge.drop_of(lambda: made()[0], self._who(rung))
+            self._made[rung] = _Fitted(made, drop)
         return self._made[rung]
 
     # ---- the ladder ------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -12,28 +11,26 @@ from torch import Tensor, nn
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.group._group import Alone
 from tensorlrf.compression.group._scattered import Scattered
+from tensorlrf.compression.journal._identity import told
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.errors import ArgumentError
 from tensorlrf.files.sealed import checksum_of, made_by
-
-LONG = 200
-"""Characters: of a longer value its checksum is compared."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_alike(group: Alone, model: nn.Module, asked: Mapping[str, Any]) -> None:
     """Raise GroupError, on all ranks, where models, versions or what is asked for differ: numbers
-    and words are compared, other values by their type."""
+    and words are compared, functions by their names, other values by their types."""
     if group.size == 1:
         return
-    told = {
+    own = {
         "tensorlrf": made_by(),
         "torch": torch.__version__,
         "model": fingerprint(model),
-        **{key: _told(value) for key, value in asked.items()},
+        **{key: told(value) for key, value in asked.items()},
     }
-    group.agree(told | {f"the values of {name}": n for name, n in _values(model)})
+    group.agree(own | {f"the values of {name}": n for name, n in _values(model)})
 
 
 def check_plan_alike(group: Alone, plan: Plan) -> None:
@@ -50,19 +47,6 @@ def check_shared(group: Alone, given: Mapping[str, Any]) -> None:
                 f"{name}={value!r} is not shared out over the ranks of a process group; leave it "
                 "out, or make the call under tensorlrf.on_one_rank()"
             )
-
-
-def _told(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_told(one) for one in value]
-    if isinstance(value, Mapping):
-        return {str(key): _told(one) for key, one in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        text = repr(value)
-        return text if len(text) <= LONG else checksum_of(text.encode())
-    return type(value).__name__
 
 
 def _values(model: nn.Module) -> Iterator[tuple[str, int]]:

@@ -8,7 +8,7 @@ of its outputs' energy that is left out, of which two cuts tell the exponent and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -57,15 +57,13 @@ def measured_losses(
     wanted: Sequence[Any],
     batches: Sequence[Batch],
     loss: OutputLoss,
-    advance: Callable[[], None],
     group: Alone = ALONE,
-) -> dict[str, list[float]]:
-    """Name -> the loss at every rank from 0 on to the full, by what the model is wanted to put out.
+) -> Iterator[tuple[str, list[float]]]:
+    """(name, the loss at every rank from 0 on to the full), by what the model is wanted to put out.
 
     energies  of each layer the share of its outputs' energy that lies beyond each rank
     """
     working = copy_of(model)
-    found = {}
     for name, basis in bases.items():
         site = dense_layer_at(working, name)
         whole = site.weight.clone()
@@ -76,9 +74,7 @@ def measured_losses(
             site.write(basis.truncated(site, rank))
             cuts.append((energies[name][rank], loss_of(working, wanted, batches, loss, group)))
         site.write(whole)
-        found[name] = along(energies[name], cuts)
-        advance()
-    return found
+        yield name, along(energies[name], cuts)
 
 
 def loss_of(

@@ -10,18 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tensorlrf.compression._heads import heads_of
-from tensorlrf.compression._progress import progress_bar
-from tensorlrf.compression._survey import check_values, kind_of
+from tensorlrf.compression._progress import Advance, progress_bar
+from tensorlrf.compression._survey import kind_of
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, tied_places
-from tensorlrf.compression.calibration._layer_moments import Calibration, check_statistics
+from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
-from tensorlrf.compression.calibration._statistics import Metrics, Statistics
+from tensorlrf.compression.calibration._statistics import Metrics
 from tensorlrf.compression.calibration.batches import Batch, call
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.compression.group._group import ALONE, Alone
+from tensorlrf.compression.journal._kept import NOT_KEPT, Kept
 from tensorlrf.compression.losses._bases import Basis, basis_bytes, spectra, sums_bytes
 from tensorlrf.compression.losses._curvature import (
     GradientMoments,
@@ -31,6 +32,7 @@ from tensorlrf.compression.losses._curvature import (
 )
 from tensorlrf.compression.losses._fisher import bases_of, fisher_losses
 from tensorlrf.compression.losses._influence import influences
+from tensorlrf.compression.losses._kept import KeptOfLayers, Losses
 from tensorlrf.compression.losses._measured import Wanted, loss_of, measured_losses
 from tensorlrf.compression.losses._output_loss import OutputLoss, Readout
 from tensorlrf.compression.losses._published import (
@@ -39,6 +41,7 @@ from tensorlrf.compression.losses._published import (
     effective_rank_losses,
     spectrum_shape_losses,
 )
+from tensorlrf.compression.losses._weights import weight_energies
 from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
@@ -51,6 +54,7 @@ from tensorlrf.errors import (
     is_out_of_memory,
     warn,
 )
+from tensorlrf.files.sealed import canonical, checksum_of
 from tensorlrf.nn.copies import copy_of, replica
 
 KNOTS = 64
@@ -71,6 +75,7 @@ class Probe:
     every    whether directions of outputs are those of all inputs, as cuts that stay want them
     moments  of the inputs, where there are no batches
     metrics  that, of the layers that gradients reach, where such passes were made
+    kept     what an earlier call has measured, and where this one keeps it
     """
 
     model: nn.Module
@@ -84,6 +89,7 @@ class Probe:
     every: bool = False
     moments: Moments | None = None
     metrics: dict[str, Metrics] = field(default_factory=dict)
+    kept: Kept = NOT_KEPT
     _known: dict[str, Sensitivity] = field(default_factory=dict)
     _bases: dict[str, Basis] = field(default_factory=dict)
     _lost: dict[frozenset[tuple[str, int]], float] = field(default_factory=dict)
@@ -131,17 +137,27 @@ class Probe:
         batch, wanted = self._one
         return self.output_loss.hears(wanted, batch)
 
-    def parts(self) -> Iterator[dict[str, Basis]]:
-        """Bases of the layers that calibration reaches, of as many at a time as there is room for;
-        of all of them they are kept."""
+    @cached_property
+    def _parts(self) -> list[list[str]]:
+        """The layers, as many at a time as there is room for."""
         assert self.data is not None
-        sizes = {name: self._bytes(name) for name in self.names}
-        parts = parted(sizes, self.data.room)
-        for names in parts:
-            bases = self._bases or self._bases_of(names)
-            if len(parts) == 1:
-                self._bases = bases
-            yield bases
+        return parted({name: self._bytes(name) for name in self.names}, self.data.room)
+
+    @property
+    def _found(self) -> KeptOfLayers:
+        return KeptOfLayers(self.kept, self.model)
+
+    def parts(self) -> Iterator[dict[str, Basis]]:
+        """Bases of the layers that calibration reaches, part by part."""
+        for names in self._parts:
+            yield self._part(names)
+
+    def _part(self, names: Sequence[str]) -> dict[str, Basis]:
+        """Those of a part; where it is the only one, they are held."""
+        bases = self._bases or self._bases_of(names)
+        if len(self._parts) == 1:
+            self._bases = bases
+        return bases
 
     def _bases_of(self, names: Sequence[str]) -> dict[str, Basis]:
         assert self.data is not None
@@ -169,10 +185,10 @@ class Probe:
             return self._by_influence()
         if rule == "spectrum_shape":
             return self._by_spectra(rule, self._weight_energies())
-        losses: dict[str, Sequence[float]] = {}
+        losses: dict[str, Losses] = {}
         if rule not in RULES_ON_INPUTS:
-            for bases in self.parts():
-                losses |= spectra(bases)
+            for names in self._parts:
+                losses |= self._spectra(names)
             return self._by_spectra(rule, losses)
         unit = self.output_loss.unit
         if rule == "fisher":
@@ -194,33 +210,70 @@ class Probe:
                     CalibrationWarning,
                 )
         with progress_bar("measure", len(self.names), self.progress) as advance:
-            for bases in self.parts():
-                losses |= measured_losses(
-                    self.model, bases, spectra(bases), self._wanted, self.judging,
-                    self.output_loss, lambda: advance(""), self._group,
-                )  # fmt: skip
+            for names in self._parts:
+                losses |= self._measured(names, advance)
         return self._told("measured", unit, losses)
 
-    def _fisher(self) -> dict[str, Sequence[float]]:
+    def _spectra(self, names: Sequence[str]) -> dict[str, Losses]:
+        """The energies of the outputs of a part of the layers."""
+        found = self._found.all_losses("energy", names)
+        if found is None:
+            found = spectra(self._part(names))
+            self._found.put("energy", names, found)
+        return found
+
+    def _measured(self, names: Sequence[str], advance: Advance) -> dict[str, Losses]:
+        """With one layer of a part cut at a time."""
+        known = self._found.losses("measured", names)
+        for name in known:
+            advance(name, earlier=True)
+        losses = {name: found for name, found in known.items() if found is not None}
+        if len(known) == len(names):
+            return losses
+        bases = {name: own for name, own in self._part(names).items() if name not in known}
+        self._found.put("measured", [n for n in names if n not in {*known, *bases}], {})
+        for name, found in measured_losses(
+            self.model, bases, spectra(bases), self._wanted, self.judging, self.output_loss,
+            self._group,
+        ):  # fmt: skip
+            losses[name] = found
+            self._found.put("measured", [name], losses)
+            advance(name)
+        return losses
+
+    def _fisher(self) -> dict[str, Losses]:
         """With the same cotangents for each part of the layers."""
         assert self.data is not None
-        losses: dict[str, Sequence[float]] = {}
+        losses: dict[str, Losses] = {}
         draws = generator(self.random_state, dense_layer_at(self.model, self.names[0]).device)
         begin = draws.get_state()
         self.__dict__.pop("_wanted", None)  # made again: gradients want the room
-        for bases in self.parts():
+        for k, names in enumerate(self._parts):
+            weighed = [name for name in names if name in self._weighed]
+            known = self._found.all_losses("fisher", names)
+            metrics = self._found.metrics(k, weighed) if known is not None and weighed else {}
+            if known is not None and metrics is not None:
+                losses |= known
+                self.metrics |= metrics
+                continue
+            bases = self._part(names)
             draws.set_state(begin)
             gradients = {
                 name: GradientMoments.of(dense_layer_at(self.model, name))
-                for name in bases
-                if name in self._weighed
+                for name in weighed
+                if name in bases
             }
             with progress_bar("differentiate", None, self.progress) as advance:
-                losses |= fisher_losses(
+                found = fisher_losses(
                     self.model, bases, self.data.fitted, self.output_loss, draws,
                     lambda: advance(""), gradients, self._tied, self._group,
                 )  # fmt: skip
-            self.metrics |= metrics_of(gradients)
+            metrics = metrics_of(gradients)
+            if weighed:
+                self._found.put_metrics(k, metrics)
+            self._found.put("fisher", names, found)
+            losses |= found
+            self.metrics |= metrics
         return losses
 
     def forget(self) -> None:
@@ -228,7 +281,7 @@ class Probe:
         self._bases, self.metrics = {}, {}
         self.__dict__.pop("_wanted", None)
 
-    def _by_spectra(self, rule: str, energies: Mapping[str, Sequence[float]]) -> Sensitivity:
+    def _by_spectra(self, rule: str, energies: Mapping[str, Losses]) -> Sensitivity:
         """By energies beyond each rank: of the outputs where there are inputs, else of weights."""
         if rule == "energy":
             seen = self.data is not None or self.moments is not None
@@ -242,10 +295,13 @@ class Probe:
 
     def _by_influence(self) -> Sensitivity:
         assert self.data is not None
-        with progress_bar("look at blocks", len(self.data.fitted), self.progress) as advance:
-            found = influences(
-                self.model, self.names, self.data.fitted, lambda: advance(""), self._group
-            )
+        found = self._found.influences(self.names)
+        if not found:
+            with progress_bar("look at blocks", len(self.data.fitted), self.progress) as advance:
+                found = influences(
+                    self.model, self.names, self.data.fitted, lambda: advance(""), self._group
+                )
+            self._found.put_influences(found)
         if not found:
             raise ArgumentError(
                 "rule='block_influence' compares what blocks get and give, and no layer of the "
@@ -259,13 +315,18 @@ class Probe:
         }
         return self._told("block_influence", "parameters by influence", losses)
 
-    def _weight_energies(self) -> dict[str, Sequence[float]]:
+    def _weight_energies(self) -> dict[str, Losses]:
         reader = None if self.moments is None else Reader(self.moments)
-        found = {}
+        found: dict[str, Losses] = {}
         for name in self.names:
-            site = dense_layer_at(self.model, name)
-            seen = None if reader is None else reader.of(name, site)
-            found[name] = _weight_energies(site, name, None if seen is None else seen.fit())
+            known = self._found.all_losses("weights", [name])
+            if known is None:
+                site = dense_layer_at(self.model, name)
+                seen = None if reader is None else reader.of(name, site)
+                own = None if seen is None else seen.fit()
+                known = {name: weight_energies(site, name, own)}
+                self._found.put("weights", [name], known)
+            found |= known
         return found
 
     def cut(
@@ -285,12 +346,17 @@ class Probe:
         self, ranks: Mapping[str, int], metrics: Mapping[str, Metrics] = MappingProxyType({})
     ) -> float:
         """The loss of the whole model on the inputs held out, with these layers cut so."""
-        if metrics:
-            return self.loss_of(self.cut(ranks, metrics))
         key = frozenset(ranks.items())
-        if key not in self._lost:
-            self._lost[key] = self.loss_of(self.cut(ranks))
-        return self._lost[key]
+        if not metrics and key in self._lost:
+            return self._lost[key]
+        of = checksum_of(canonical(dict(ranks)))
+        metric = "metrics of the loss" if metrics else ""
+        lost = self.kept.number(
+            ("loss", of, metric), lambda: self.loss_of(self.cut(ranks, metrics))
+        )
+        if not metrics:
+            self._lost[key] = lost
+        return lost
 
     def loss_of(self, model: nn.Module) -> float:
         """The loss of any model beside the given one, on the same inputs."""
@@ -312,7 +378,7 @@ class Probe:
         convs = sum(math.prod(site.shape) for site in sites if site.taps is not None)
         return "measured" if 2 * convs > sum(math.prod(site.shape) for site in sites) else "fisher"
 
-    def _told(self, rule: str, unit: str, losses: Mapping[str, Sequence[float]]) -> Sensitivity:
+    def _told(self, rule: str, unit: str, losses: Mapping[str, Losses]) -> Sensitivity:
         rows = [
             _row(name, dense_layer_at(self.model, name), losses[name])
             for name in self.names
@@ -321,7 +387,7 @@ class Probe:
         return Sensitivity(fingerprint(self.model), rule, unit, tuple(rows))
 
 
-def _row(name: str, site: DenseLayer, losses: Sequence[float]) -> LayerSensitivity:
+def _row(name: str, site: DenseLayer, losses: Losses) -> LayerSensitivity:
     """Losses at ranks from 0 on to the full, at some of them."""
     full = len(losses) - 1
     step = 1 if full <= KNOTS else 8 * -(-full // (8 * KNOTS))
@@ -329,24 +395,3 @@ def _row(name: str, site: DenseLayer, losses: Sequence[float]) -> LayerSensitivi
     values = falling([losses[r] for r in ranks])
     kind = kind_of(site.module)
     return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)
-
-
-def _weight_energies(
-    site: DenseLayer, name: str, seen: Sequence[Statistics] | None
-) -> Sequence[float]:
-    """Beyond each rank: of the outputs on what the layer was `seen` to be fed, else of the weight
-    itself."""
-    check_values(name, site.weight)
-    if seen is not None:
-        check_statistics(name, seen)
-    energies: Tensor | float = 0.0
-    for k, weight in enumerate(site.group_weights()):
-        known = weight.flatten(1).double()
-        if seen is None or not seen[k].known:
-            energies = energies + torch.linalg.svdvals(known).square()
-            continue
-        own = torch.linalg.eigvalsh((known @ seen[k].gram) @ known.T).flip(0).clamp(min=0)
-        energies = energies + own[: min(known.shape)]
-    assert isinstance(energies, Tensor)
-    basis = Basis(energies[None, None], energies[None])
-    return spectra({name: basis})[name]

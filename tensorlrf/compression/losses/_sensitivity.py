@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from tensorlrf.compression._unpacked import shared_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.group._alike import check_alike
 from tensorlrf.compression.group._group import ranks_here
+from tensorlrf.compression.journal._identity import identity
+from tensorlrf.compression.journal._kept import kept_in
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.losses._probe import Probe
 from tensorlrf.compression.plan.allocation import AUTO, LOSSES
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.files.arguments import PathLike
 
 
 def sensitivity(
@@ -32,6 +36,7 @@ def sensitivity(
     readout: Readout | None = None,
     holdout: float = 0.1,
     groups: Any = None,
+    journal: PathLike | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Sensitivity:
@@ -68,6 +73,8 @@ def sensitivity(
         Share of the batches on which "measured" judges, as in `apply`.
     groups : sequence, optional
         Labels of what batches are of, as in `apply`.
+    journal : str or PathLike, optional
+        A folder that gets what is measured, as it is measured; the same call goes on from there.
     random_state : int or Generator, optional
         Of the directions that are drawn.
     progress : bool
@@ -81,7 +88,10 @@ def sensitivity(
     ------
     ArgumentError
         For an unknown word, a rule that needs calibration where there is none, batches or outputs
-        that cannot be, and NaN or Inf on the way.
+        that cannot be, and NaN or Inf on the way; for a journal of another call, and one with a
+        `random_state` that is no int.
+    FileError, FileFormatError
+        For a journal that cannot be written, that another call is at, or that is damaged.
 
     Warns
     -----
@@ -109,11 +119,20 @@ def sensitivity(
         names = [one.name for one in wanted if one.eligible]
         if not names:
             raise ArgumentError("model has no layer that could be factored; see tensorlrf.plan")
-        asked = {"call": "sensitivity", "rule": rule, "loss": loss, "holdout": holdout}
-        check_alike(group, model, {**asked, "layers": names, "random_state": random_state})
+        asked = {
+            "call": "sensitivity", "rule": rule, "loss": loss, "readout": readout,
+            "holdout": holdout, "layers": names, "random_state": random_state,
+        }  # fmt: skip
+        check_alike(group, model, {**asked, "journal": journal is not None})
         data = Calibration.read(calibration, model, holdout, groups=groups, group=group)
-        with torch.inference_mode(False), without_autocast():
+        of = partial(identity, model, data, None, asked)
+        with (
+            kept_in(journal, group, random_state, of) as kept,
+            torch.inference_mode(False),
+            without_autocast(),
+        ):
             probe = Probe(
-                model, names, data, loss, readout, random_state, progress and group.is_first
-            )
+                model, names, data, loss, readout, random_state, progress and group.is_first,
+                kept=kept,
+            )  # fmt: skip
             return probe.sensitivity(rule)

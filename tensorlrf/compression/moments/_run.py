@@ -19,16 +19,16 @@ import torch
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration.moments._form import IMAGE, Form
+from tensorlrf.compression.journal._identity import checksum_of_batches
 from tensorlrf.compression.moments._kept import InMemory, Joined
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._passes import Part, Parted, Watched
 from tensorlrf.compression.moments._rows import both, by_name
-from tensorlrf.compression.refinement._journal import checksum_of_batches
-from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.files.job import JOURNAL, PARTS, held
+from tensorlrf.files.journal import Journal
 from tensorlrf.files.replace import check_target, exists
 from tensorlrf.files.sealed import checksum_of, made_by
 from tensorlrf.files.strict import JsonNode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from tensorlrf.compression.folding._within import folded_before
 from tensorlrf.compression.frontier._metric import Metric
 from tensorlrf.compression.group._alike import check_alike, check_plan_alike, check_shared
 from tensorlrf.compression.group._group import ranks_here
+from tensorlrf.compression.journal._identity import identity
+from tensorlrf.compression.journal._kept import kept_in
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import Given
 from tensorlrf.compression.moments._fitted import moments_for
@@ -54,6 +57,7 @@ def plan(
     sensitivity: Sensitivity | None = None,
     loss: str = AUTO,
     readout: Readout | None = None,
+    journal: PathLike | None = None,
     random_state: int | torch.Generator | None = 0,
     progress: bool = True,
 ) -> Plan:
@@ -132,6 +136,9 @@ def plan(
         and layers that cannot lose anything stay dense.
     loss, readout
         What counts of the outputs, as in `sensitivity`.
+    journal : str or PathLike, optional
+        A folder that gets what is measured, what `evaluate` says among it, as it is measured; the
+        same call goes on from there. Times are measured anew.
     random_state, progress
         As in `sensitivity`.
 
@@ -145,7 +152,9 @@ def plan(
         For two budgets or none, a share too small for any rank, an unknown method or option, a glob
         that matches nothing, no eligible layer, NaN or Inf in a weight; a budget of FLOPs or time
         without a batch, or with a method whose sizes only the fit can tell; a sensitivity of
-        another model.
+        another model, and a journal of another call.
+    FileError, FileFormatError
+        Of a journal, as in `sensitivity`.
 
     References
     ----------
@@ -175,15 +184,26 @@ def plan(
     with ranks_here(calibration is not None) as group:
         model = shared_model(model, group)
         check_shared(group, request.not_shared | {"max_drop": max_drop})
-        check_alike(group, model, {"call": "plan", "holdout": holdout, **vars(request)})
+        kept_anywhere = journal is not None
+        check_alike(
+            group, model,
+            {"call": "plan", "holdout": holdout, **vars(request), "journal": kept_anywhere},
+        )  # fmt: skip
         request = replace(request, progress=progress and group.is_first)
         data = Calibration.read(calibration, model, holdout, groups=groups, group=group)
         folded = None
-        if fold_batch_norms:
-            model, folded = folded_before(model, data, request.example)
-        if metric.max_drop is not None and data is not None:
-            made = metric.planned(model, request, data)
-        else:
-            made, _, _ = planned(model, request, data, moments=moments_for(moments, model))
+        asked = {
+            "call": "plan", **request.asked, "holdout": holdout, "max_drop": max_drop,
+            "evaluate": evaluate, "fold_batch_norms": fold_batch_norms,
+        }  # fmt: skip
+        of = partial(identity, model, data, example, asked, moments)
+        with kept_in(journal, group, random_state, of) as kept:
+            request = replace(request, kept=kept)
+            if fold_batch_norms:
+                model, folded = folded_before(model, data, request.example)
+            if metric.max_drop is not None and data is not None:
+                made = metric.planned(model, request, data)
+            else:
+                made, _, _ = planned(model, request, data, moments=moments_for(moments, model))
         check_plan_alike(group, made)
         return replace(made, folded=folded)

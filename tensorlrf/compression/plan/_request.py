@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tensorlrf.compression._survey import included
+from tensorlrf.compression.journal._kept import NOT_KEPT, Kept
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.methods import MODULAR, Given
 from tensorlrf.compression.plan._drafts import chooser
@@ -28,6 +29,7 @@ class Request:
     methods  glob -> method; none where whole modules are made smaller
     skip     globs; None for heads
     include  kinds of layers that stay otherwise
+    kept     what an earlier call has measured, and where this one keeps it
     """
 
     budget: Budget | None
@@ -42,6 +44,12 @@ class Request:
     readout: Readout | None
     random_state: int | torch.Generator | None
     progress: bool
+    kept: Kept = NOT_KEPT
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Argument -> value, of those that tell a call; the example is told apart."""
+        return {k: v for k, v in vars(self).items() if k not in ("example", "progress", "kept")}
 
     @property
     def not_shared(self) -> dict[str, Any]:

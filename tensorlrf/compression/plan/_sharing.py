@@ -106,7 +106,7 @@ class Sharing:
         request, names = self.request, [draft.name for draft in self.drafts]
         return Probe(
             self.model, names, self.data, request.loss, request.readout, request.random_state,
-            request.progress, self.weighs, moments=self.moments,
+            request.progress, self.weighs, moments=self.moments, kept=request.kept,
         )  # fmt: skip
 
     def _ranks(self, way: Way, budget: Budget) -> Ranks:

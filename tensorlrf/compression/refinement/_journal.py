@@ -7,15 +7,13 @@ safetensors, the rest as JSON in its header.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from tensorlrf.compression.calibration.batches import Batch
 from tensorlrf.compression.refinement._course import Course, Progress
 from tensorlrf.compression.refinement._settings import differing
 from tensorlrf.compression.refinement._student import State
@@ -23,11 +21,10 @@ from tensorlrf.compression.report._json import read_dataclass
 from tensorlrf.errors import ArgumentError, FileFormatError
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.replace import cannot_write
-from tensorlrf.files.safetensors import bytes_of, opened, plain
+from tensorlrf.files.safetensors import opened, plain
 from tensorlrf.files.sealed import (
     Stored,
     checked,
-    checksum_of,
     made_by,
     seal,
     unseal,
@@ -137,19 +134,3 @@ class Journal:
             if all(name in states[key] for key in MOMENTS)
         }
         course.go_on(at, states["kept"], states["lowest"], states["now"], moments)
-
-
-def checksum_of_model(model: nn.Module) -> str:
-    """Of its parameters and buffers."""
-    return _checksum([*model.parameters(), *model.buffers()])
-
-
-def checksum_of_batches(batches: Sequence[Batch], labels: Any) -> str:
-    """Of the tensors in them."""
-    leaves = pytree.tree_leaves([(batch.args, dict(batch.kwargs)) for batch in batches])
-    leaves += pytree.tree_leaves(labels)
-    return _checksum([t for t in leaves if isinstance(t, Tensor)])
-
-
-def _checksum(tensors: Sequence[Tensor]) -> str:
-    return checksum_of("".join(checksum_of(bytes_of(plain(t))) for t in tensors).encode())

@@ -17,14 +17,11 @@ from tensorlrf.compression._unpacked import unpacked
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration.batches import call, list_batches
 from tensorlrf.compression.checkpoint._architecture import describe
+from tensorlrf.compression.journal._identity import checksum_of_batches, checksum_of_model
 from tensorlrf.compression.losses._output_loss import Readout
 from tensorlrf.compression.refinement._blocks import blocks_of
 from tensorlrf.compression.refinement._course import Course
-from tensorlrf.compression.refinement._journal import (
-    Journal,
-    checksum_of_batches,
-    checksum_of_model,
-)
+from tensorlrf.compression.refinement._journal import Journal
 from tensorlrf.compression.refinement._judgement import HeldOut
 from tensorlrf.compression.refinement._objective import Loss, Objective, Wanted
 from tensorlrf.compression.refinement._phases import (

@@ -21,11 +21,11 @@ from tensorlrf.compression.group._board import Board
 from tensorlrf.compression.group._group import Alone, Group
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.scale._entries import check_entry
-from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.decomposition.linalg.threads import spectrum_work
 from tensorlrf.errors import ArgumentError, GroupError
 from tensorlrf.files.events import LAYER, tell
 from tensorlrf.files.job import JOURNAL, held, job_folder, of_ranks, rank_journal
+from tensorlrf.files.journal import Journal
 
 Stopped = Callable[[], bool]
 

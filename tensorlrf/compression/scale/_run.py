@@ -37,7 +37,6 @@ from tensorlrf.compression.scale._entries import (
     part_name,
     said_of,
 )
-from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.compression.scale._parts import is_whole, store
 from tensorlrf.compression.scale._report import CheckpointLayer
 from tensorlrf.compression.scale.architecture import Architecture
@@ -46,6 +45,7 @@ from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import FileError, TensorlrfError, lowered_by
 from tensorlrf.factors import Factors
 from tensorlrf.files.job import NEW, PARTS
+from tensorlrf.files.journal import Journal
 from tensorlrf.files.safetensors import DTYPES, TORCH_DTYPES, bytes_of, opened
 from tensorlrf.files.sealed import checksum_of
 

@@ -199,7 +199,8 @@ def test_what_runs_on_integers_is_what_is_judged(quantiser: Quantiser) -> None:
     if not quantiser.runs:
         return
     assert found.prospect is not None
-    judged, size = found.prospect.quantised(quantiser)
+    judged = found.prospect.quantised(quantiser)
+    size = found.prospect.quantised_size(quantiser)
     running = found.prospect.running(quantiser)
     x = seeded32(20, 4, 9, 9, seed=3)
     torch.testing.assert_close(running(x), judged(x), rtol=1e-5, atol=1e-6)

@@ -124,6 +124,15 @@ def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
         tensorlrf.refine(small, model, batches(), steps=4, journal=tmp_path, **QUIET)
 
 
+def test_one_at_the_end_of_compress_goes_on_in_the_folder_of_that(tmp_path: Path) -> None:
+    model, _ = pair()
+    asked: dict[str, Any] = {"calibration": batches(), "keep_params": 0.5, "refine": 0.1, **QUIET}
+    told = [tensorlrf.compress(model, journal=tmp_path, **asked)[1].refinement for _ in range(2)]
+    first, second = (() if one is None else one.curve for one in told)
+    assert first
+    assert second[: len(first)] == first
+
+
 def test_in_data_parallel_the_course_of_one_process_is_the_same(tmp_path: Path) -> None:
     model, small = pair()
     alone, told = tensorlrf.refine(small, model, batches(), steps=12, **QUIET)

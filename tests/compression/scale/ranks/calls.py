@@ -28,6 +28,7 @@ import tensorlrf
 from tensorlrf.compression import _working_copy
 from tensorlrf.compression.group import _board, _scattered
 from tensorlrf.compression.group._group import ALONE, ranks_here
+from tensorlrf.compression.journal._kept import Kept
 from tensorlrf.compression.scale import _run
 from tensorlrf.errors import ArgumentError, TensorlrfError
 from tests.compression.moments import nets
@@ -326,6 +327,41 @@ def calibrated(cases: list[list[Any]]) -> Any:
             warnings.simplefilter("ignore", tensorlrf.errors.CalibrationWarning)
             found.append(fitted(case, kind, own, wrap))
     return found
+
+
+class Stopped(BaseException):
+    """In the place of a kill of all ranks."""
+
+
+def gone_on(folder: str) -> Any:
+    """A sharded model, compressed: undisturbed, and by ranks that were stopped at the second value
+    and went on from the journal of the first; and what ranks with other batches are told."""
+    rank = distributed.get_rank()
+    own = batches("mlp", 4)[2 * rank : 2 * rank + 2]
+    asked: dict[str, Any] = {"keep_params": 0.5, "metric": "loss", "skip": [], "progress": False}
+
+    def made(journal: str | None, own: Any = own) -> dict[str, list[float]]:
+        model = sharded("mlp", "fsdp")
+        small, _ = tensorlrf.compress(model, calibration=own, journal=journal, **asked)
+        return {name: t.flatten().tolist() for name, t in small.state_dict().items()}
+
+    whole, put, left = made(None), Kept.put, 2
+
+    def stopping(self: Kept, values: Any) -> None:
+        nonlocal left
+        put(self, values)
+        left -= 1
+        if not left:
+            raise Stopped
+
+    Kept.put = stopping  # type: ignore[method-assign]  # for this process alone
+    try:
+        made(folder)
+    except Stopped:
+        whole["stopped"] = []
+    again = made(folder)
+    other = raised(lambda: made(folder, own[:1] if rank else own))
+    return {"whole": whole, "again": again | {"stopped": []}, "left": left, "other": other}
 
 
 def refused() -> Any:

@@ -74,8 +74,28 @@ def test_ranks_fit_as_one_process(found: list[list[dict[str, Any]]], number: int
         assert own == pytest.approx(alone["values"][name], rel=0, abs=ATOL), name
 
 
-def test_ranks_are_told_alike(tmp_path: Path) -> None:
-    first, second = values(2, tmp_path / "calls", "refused")
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """Rank by rank: what comes of a journal, and what is refused."""
+    folder = tmp_path_factory.mktemp("told")
+    calls = [["gone_on", str(folder / "j")], ["refused"]]
+    return values(2, folder / "calls", "several", calls)
+
+
+def test_ranks_go_on_from_the_journal_of_the_first(told: list[list[dict[str, Any]]]) -> None:
+    """With the metrics beside it, and bit for bit the same."""
+    first, second = (rank[0] for rank in told)
+    for rank in (first, second):
+        assert rank["whole"] == rank["again"]
+        assert rank["left"] < 0
+    assert first["whole"] == second["whole"]
+    assert first["other"][0] == "ArgumentError"
+    assert "calibration was" in first["other"][1]
+    assert second["other"][0] in ("ArgumentError", "GroupError")
+
+
+def test_ranks_are_told_alike(told: list[list[dict[str, Any]]]) -> None:
+    first, second = (rank[1] for rank in told)
     for what, words in {
         "values": "the values of 2.weight is",
         "layers": "model is",

@@ -12,11 +12,12 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, shown
-from tensorlrf.files.job import show_alive
+from tensorlrf.files import _locks
 from tensorlrf.files.sealed import canonical, checksum_of
 from tensorlrf.files.strict import JsonNode
 
@@ -32,6 +33,18 @@ Check = Callable[[JsonNode], None]
 """Raises FileFormatError where an entry is not as it should be."""
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a refusal says.
+
+    another  of a folder whose journal is that of another run
+    anew     how to begin anew
+    """
+
+    another: str = "holds a run that has not ended and is another one"
+    anew: str = "begin anew with restart=True"
+
+
 class Journal:
     """An open journal, whose first line says what the run is.
 
@@ -39,15 +52,24 @@ class Journal:
     entries  those behind the first line
     """
 
-    def __init__(self, path: Path, head: Mapping[str, Any], check: Check) -> None:
+    def __init__(
+        self,
+        path: Path,
+        head: Mapping[str, Any],
+        check: Check,
+        words: Words = Words(),  # it is frozen
+        *,
+        alone: bool = False,
+    ) -> None:
         """Open it, or begin it where it is not there.
 
         check  looks at each entry
+        alone  keep others out while it is open, where nothing else does
 
         Raises ArgumentError where it is that of another run, FileFormatError where it is damaged or
-        of another version, FileError where the system refuses it.
+        of another version, FileError where the system refuses it, or another process has it open.
         """
-        self.path, self.head = path, dict(head)
+        self.path, self.head, self.words = path, dict(head), words
         self.entries: list[dict[str, Any]] = []
         self._last, self._check = "", check
         try:
@@ -55,6 +77,11 @@ class Journal:
         except OSError as error:
             raise FileError(f"{path} cannot be written to: {error}") from error
         try:
+            if alone and _locks.take(self._file) is False:
+                raise FileError(
+                    f"a run that keeps its journal in {path.parent} is going on already; wait for "
+                    "it, or give another folder"
+                )
             end = self._read(dict(head))
             os.ftruncate(self._file, end)
             os.lseek(self._file, end, os.SEEK_SET)
@@ -64,27 +91,28 @@ class Journal:
             os.close(self._file)
             raise
 
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Write a line; it is on the disk when this returns. Raises OSError."""
+    def add(self, *entries: Mapping[str, Any]) -> None:
+        """Write a line for each; they are on the disk when this returns. Raises OSError."""
         # As it is read again: so a run that goes on sees what one sees that was never stopped.
-        self.entries.append(json.loads(self._write(entry)))
+        self.entries.extend(json.loads(text) for text in self._write(*entries))
 
     def hold(self) -> None:
         """Have others know, by a lock, that this process is alive."""
-        show_alive(self._file)
+        _locks.take(self._file)
 
     def close(self) -> None:
         os.close(self._file)
 
-    def _write(self, entry: Mapping[str, Any]) -> bytes:
-        text = canonical(entry)
-        checksum = self._checksum(text)
-        line = memoryview(checksum.encode() + b" " + text + b"\n")
-        while line:
-            line = line[os.write(self._file, line) :]
+    def _write(self, *entries: Mapping[str, Any]) -> list[bytes]:
+        texts = [canonical(entry) for entry in entries]
+        for text in texts:
+            checksum = self._checksum(text)
+            line = memoryview(checksum.encode() + b" " + text + b"\n")
+            while line:
+                line = line[os.write(self._file, line) :]
+            self._last = checksum
         os.fsync(self._file)
-        self._last = checksum
-        return text
+        return texts
 
     def _checksum(self, text: bytes) -> str:
         return checksum_of(self._last.encode() + text)
@@ -133,7 +161,7 @@ class Journal:
             raise FileFormatError(
                 f"{self.path} is a journal of version {shown(version)}, and this tensorlrf goes on "
                 f"with those of version {VERSION}; finish it with the one that began it, or "
-                "begin anew with restart=True"
+                f"{self.words.anew}"
             )
         wanted = json.loads(canonical({"version": VERSION, **head}))
         other = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
@@ -142,9 +170,9 @@ class Journal:
                 f"{key} was {shown(found.get(key))}, is {shown(wanted.get(key))}" for key in other
             )
             raise ArgumentError(
-                f"{self.path.parent} holds a run that has not ended and is another one: {told}; "
-                "give what it was begun with, or begin anew with restart=True"
+                f"{self.path.parent} {self.words.another}: {told}; give what it was begun with, or "
+                f"{self.words.anew}"
             )
 
     def _damaged(self, why: str) -> FileFormatError:
-        return FileFormatError(f"{self.path} is damaged: {why}; begin anew with restart=True")
+        return FileFormatError(f"{self.path} is damaged: {why}; {self.words.anew}")
