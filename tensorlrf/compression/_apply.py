@@ -45,7 +45,7 @@ from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._reporting import totals
 from tensorlrf.compression.report._rows import BatchNorms, Latency
 from tensorlrf.compression.tuning._tune import tune
-from tensorlrf.decomposition.renamed import refuses_old_words
+from tensorlrf.decomposition.signatures import refuses_old_words
 from tensorlrf.errors import (
     ArgumentError,
     BudgetWarning,

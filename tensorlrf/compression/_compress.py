@@ -28,7 +28,7 @@ from tensorlrf.compression.plan.budget import Budget
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.refinement._student import take_over
 from tensorlrf.compression.report._report import Report
-from tensorlrf.decomposition.renamed import refuses_old_words
+from tensorlrf.decomposition.signatures import refuses_old_words
 from tensorlrf.errors import ArgumentError
 from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn import FactoredLayer

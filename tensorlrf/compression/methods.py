@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from tensorlrf.decomposition.configs import CP, SVD, Method, Tucker
 from tensorlrf.decomposition.ladder import Ladder, Rung, matrix_ladder
 from tensorlrf.decomposition.methods import declared_by, find, names, registered
-from tensorlrf.decomposition.renamed import check_words
+from tensorlrf.decomposition.signatures import check_words
 from tensorlrf.errors import ArgumentError, RankError, shown, unknown
 
 MOST_ENTRIES = 64

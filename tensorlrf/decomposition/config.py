@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from itertools import count
 from typing import Any, ClassVar, Self, TypeVar
@@ -21,7 +20,7 @@ from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition.ladder import Ladder, LayerRank, matrix_ladder
 from tensorlrf.decomposition.methods import configured, registered
 from tensorlrf.decomposition.rank import Rank
-from tensorlrf.decomposition.renamed import refuses_old_words
+from tensorlrf.decomposition.signatures import refuses_old_words, with_parameters
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors import Factors
 
@@ -35,10 +34,6 @@ NO_OPTIONS = {
     *("modes", "fixed_modes", "batch_dims"),  # what a layer fixes
 }
 """Arguments of a decomposition that mean the same in all, and are no options of a config."""
-
-SECTION = re.compile(r"^Parameters\n-+\n(.*?)(?=\n\n\S|\Z)", re.S | re.M)
-ENTRY = re.compile(r"^(\S[^\n]*(?:\n[ ][^\n]*)*)", re.M)
-"""Of a docstring: what it says of parameters, and each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,31 +382,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     return value
-
-
-def parameters(doc: str) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """(names, the rest of their line, the text below it) of every entry under Parameters."""
-    section = SECTION.search(doc)
-    for entry in ENTRY.findall(section[1]) if section else ():
-        head, _, text = entry.partition("\n")
-        given, colon, kind = head.partition(" :")
-        yield tuple(name.strip() for name in given.split(",")), colon + kind, text
-
-
-def with_parameters(doc: str | None, names: Iterable[str], others: Iterable[str | None]) -> str:
-    """A docstring with these parameters, in this order: as it tells of them itself, or as the first
-    of the others does that knows them."""
-    doc = inspect.cleandoc(doc or "")
-    wanted = list(names)
-    found: dict[str, str] = {}
-    for source in (doc, *(inspect.cleandoc(other or "") for other in others)):
-        for given, kind, text in parameters(source):
-            new = [name for name in given if name in wanted and name not in found]
-            entry = f"{', '.join(new)}{kind}\n{text}"
-            found |= {name: entry if k == 0 else "" for k, name in enumerate(new)}
-    entries = "\n".join(filter(None, (found.get(name, "") for name in wanted)))
-    section = f"Parameters\n----------\n{entries}"
-    if SECTION.search(doc):
-        return SECTION.sub(lambda _: section, doc)
-    about, *rest = re.split(r"\n\n(?=\S[^\n]*\n-+$)", doc, maxsplit=1, flags=re.M)
-    return "\n\n".join([about, section, *rest])

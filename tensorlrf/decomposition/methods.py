@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import Tensor
 
-from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit import Fit, short_name
+from tensorlrf.decomposition._fit import factors_of as factors_of
 from tensorlrf.decomposition.linalg.threads import entries, problem
-from tensorlrf.decomposition.renamed import check_words
+from tensorlrf.decomposition.signatures import check_words, without_measure
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Factors
 from tensorlrf.factors.autocast import autocast_is_on, without_autocast
@@ -31,8 +31,6 @@ ENTRY_POINTS = "tensorlrf.methods"
 """The group of entry points in which a package declares methods of its own, each under its name;
 what an entry point names is imported, and registers itself by `method`."""
 
-P = ParamSpec("P")
-G = TypeVar("G", bound=Factors)
 Fitting = TypeVar("Fitting", bound=Callable[..., Fit[Any]])
 Decomposition = Callable[..., Factors]
 """From a weight, a rank or an error, and options by keyword, to factors."""
@@ -76,7 +74,7 @@ class Registered:
     @property
     def function(self) -> Decomposition:
         """The factors alone: what stands beside `fit` under its name without "fit_"."""
-        beside = vars(sys.modules[self.fit.__module__]).get(_short_name(self.fit))
+        beside = vars(sys.modules[self.fit.__module__]).get(short_name(self.fit))
         found: Decomposition = beside if callable(beside) else factors_of(self.fit)
         return found
 
@@ -163,7 +161,7 @@ def method(
     formats = gives if isinstance(gives, tuple) else (gives,)
 
     def declare(function: Fitting) -> Fitting:
-        _short_name(function)
+        short_name(function)
         valid = frozenset(inspect.signature(function).parameters)
 
         @functools.wraps(function)
@@ -343,71 +341,3 @@ def _load(name: str) -> None:
                 f"{whose} is not there after its import; its module must declare it, "
                 f"@method({name!r}, ...)"
             )
-
-
-def factors_of(fit: Callable[P, Fit[G]]) -> Callable[P, G]:
-    """The function that gives the factors alone: `blast = factors_of(fit_blast)`.
-
-    It has the signature and the docstring of `fit`, its module, and its name without `"fit_"`,
-    under which it must stand in that module to be pickled. Where `fit` has an argument `measure:
-    bool`, it is False here: errors that nothing is decided by need not be computed. What takes
-    `batch_dims=` has its overloads in a stub, which `make generate` writes.
-
-    Parameters
-    ----------
-    fit : callable
-        The function that gives a `Fit`.
-
-    Returns
-    -------
-    callable
-        The same, but for what it gives.
-
-    Raises
-    ------
-    ArgumentError
-        For what is not called `fit_...`.
-
-    Examples
-    --------
-    >>> from tensorlrf.decomposition import fit_blast
-    >>> from tensorlrf.decomposition.methods import factors_of
-    >>> factors_of(fit_blast).__name__
-    'blast'
-    """
-    name = _short_name(fit)
-    unmeasured: dict[str, Any] = {"measure": False} if "measure" in fit.__annotations__ else {}
-
-    @functools.wraps(fit)
-    def short(*args: P.args, **kwargs: P.kwargs) -> G:
-        return fit(*args, **kwargs, **unmeasured).factors
-
-    short.__name__ = short.__qualname__ = name
-    own = without_measure(inspect.signature(fit))
-    gives = _of_a_fit(own.return_annotation)
-    short.__annotations__ = {**short.__annotations__, "return": gives}
-    vars(short)["__signature__"] = own.replace(return_annotation=gives)
-    return short
-
-
-def _short_name(fit: Callable[..., Any]) -> str:
-    name = fit.__name__
-    if not name.startswith("fit_") or fit.__qualname__ != name:
-        raise ArgumentError(
-            f"{fit.__qualname__} must be a function of a module whose name begins with fit_, such "
-            "as fit_cur: the one that gives the factors alone has the rest of it"
-        )
-    return name.removeprefix("fit_")
-
-
-def without_measure(signature: inspect.Signature) -> inspect.Signature:
-    """What signatures show."""
-    seen = [p for p in signature.parameters.values() if p.name != "measure"]
-    return signature.replace(parameters=seen)
-
-
-def _of_a_fit(annotation: Any) -> Any:
-    """LowRank of Fit[LowRank], be it a type or still a string; of a union of them, the union."""
-    if isinstance(annotation, str):
-        return re.sub(r"\b\w*Fit\[(\w+)\]", r"\1", annotation)
-    return next(iter(get_args(annotation)), Factors)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.factors.algebra import relative_residual
 from tensorlrf.factors.arrays import as_dense
 from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
@@ -329,55 +330,6 @@ class Factors(ABC):
             f"{type(self).__name__}({shape}, rank {self.rank}, {self.n_params:,} of {dense:,} "
             f"parameters = {share:.1%}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
-
-
-_SQUARES = 1e-140, 1e140
-"""Norms whose squares, and those of far smaller residuals, float64 holds."""
-
-_SMALLEST = 2.0**-960
-"""A norm of which residuals at the rounding still have all their digits."""
-
-
-@without_autocast()
-def relative_residual(tensor: Tensor, approximation: Tensor) -> tuple[float, float]:
-    """(||tensor - approximation||, ||tensor||) in float64, a block of leading rows at a time.
-
-    Where ||tensor|| itself is beyond float64, or too small for its digits, both are in units of a
-    power of two near the largest entry, which keeps their ratio.
-    """
-    residual, norm = _residual_in(1.0, tensor, approximation)
-    if _SQUARES[0] < norm < _SQUARES[1]:
-        return residual, norm
-    # Squares may have left the range of float64: once more, of numbers near one.
-    largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
-    if largest == 0.0 and approximation.numel():
-        largest = float(approximation.detach().abs().max())
-    if not 0.0 < largest < math.inf:
-        return residual, norm
-    unit = math.ldexp(1.0, max(-1074, min(1023, math.frexp(largest)[1])))
-    residual, norm = _residual_in(unit, tensor, approximation)
-    if norm > 0 and not _SMALLEST < norm * unit < math.inf:
-        return residual, norm
-    return residual * unit, norm * unit
-
-
-def _residual_in(unit: float, tensor: Tensor, approximation: Tensor) -> tuple[float, float]:
-    """The norms over `unit`."""
-    if tensor.ndim == 0:
-        tensor, approximation = tensor.reshape(1), approximation.reshape(1)
-    rows = max(1, (1 << 20) * tensor.shape[0] // max(1, tensor.numel()))
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    residual = torch.zeros((), dtype=torch.float64, device=approximation.device)
-    norm = torch.zeros_like(residual)
-    with torch.no_grad():
-        for start in range(0, tensor.shape[0], rows):
-            block = tensor[start : start + rows].to(approximation.device, wide)
-            other = approximation[start : start + rows].to(wide)
-            if unit != 1.0:
-                block, other = block / unit, other / unit
-            residual += torch.linalg.vector_norm(block - other) ** 2
-            norm += torch.linalg.vector_norm(block) ** 2
-    return math.sqrt(float(residual)), math.sqrt(float(norm))
 
 
 Context = tuple[tuple[str, ...], dict[str, Any]]

@@ -12,7 +12,7 @@ from torch import nn
 from tensorlrf.decomposition.configs import Method
 from tensorlrf.decomposition.methods import LAYERS, Decomposition, find
 from tensorlrf.decomposition.rank import Rank
-from tensorlrf.decomposition.renamed import check_words
+from tensorlrf.decomposition.signatures import check_words
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn._conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from tensorlrf.nn._embedding import FactoredEmbedding

@@ -20,7 +20,7 @@ from tensorlrf.decomposition.config import BUDGET
 from tensorlrf.decomposition.methods import Kind, Registered, find
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank
-from tensorlrf.decomposition.renamed import check_words
+from tensorlrf.decomposition.signatures import check_words
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Factors, Grouped
 from tensorlrf.nn._groups import decompose_groups

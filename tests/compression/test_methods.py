@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tensorlrf import CP, SVD, Auto, Tucker, cp, svd, tucker
 from tensorlrf.compression import BLR, TR, TT, Blast, Hierarchical, Kron, Method, Monarch
 from tensorlrf.compression.methods import config_of, method_from_dict, words
-from tensorlrf.decomposition.config import parameters, with_parameters
 from tensorlrf.decomposition.methods import names, registered
+from tensorlrf.decomposition.signatures import parameters, with_parameters
 from tensorlrf.decomposition.svd._svd import METRICS
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfError
 

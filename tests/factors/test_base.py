@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.factors import LowRank
-from tensorlrf.factors._base import relative_residual
+from tensorlrf.factors.algebra import relative_residual
 from tests.draws import seeded
 
 

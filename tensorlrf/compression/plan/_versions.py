@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tensorlrf.decomposition.renamed import RENAMED
+from tensorlrf.decomposition.signatures import RENAMED
 from tensorlrf.errors import ArgumentError, FileFormatError, shown
 
 VERSION = 6

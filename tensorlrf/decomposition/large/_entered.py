@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from tensorlrf.decomposition.linalg.threads import problem
-from tensorlrf.decomposition.methods import without_measure
+from tensorlrf.decomposition.signatures import without_measure
 from tensorlrf.factors.autocast import without_autocast
 
 F = TypeVar("F", bound=Callable[..., Any])
