@@ -21,9 +21,9 @@ from tensorlrf.compression.moments import _run as moments
 from tensorlrf.compression.moments._file import KEY
 from tensorlrf.compression.scale import _run
 from tensorlrf.compression.scale._entries import check_entry
-from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.errors import CalibrationWarning
 from tensorlrf.files.job import JOURNAL, job_folder, rank_journal
+from tensorlrf.files.journal import Journal
 from tests.abuse.of_runs import goes_on, pull, pulled, untouched
 from tests.abuse.reader import MINE, WHEN, Reader, Wrong, files_of, of_files
 from tests.compression.networks import set_weights

@@ -19,9 +19,9 @@ import tensorlrf
 from tensorlrf.compression import Moments
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.moments import _passes, _run
-from tensorlrf.compression.scale._journal import Journal
 from tensorlrf.errors import ArgumentError, CalibrationWarning, FileError, FileFormatError
 from tensorlrf.files.job import job_folder
+from tensorlrf.files.journal import Journal
 from tests.compression.moments.nets import (
     assert_same,
     attention,
