@@ -2,10 +2,13 @@
 
     python bench/kills.py --number 100
 
-Each writing command is killed by SIGKILL so many times, in a process that was forked from one in
-which everything is imported: the instants are those of the work. A run that was killed is killed
-again on its way up to three times, and then finished. Disks are full where --full is given: runs by
-layers into file systems of memory (root makes them) that are too small at first, and larger later.
+Each writing command is killed by SIGKILL so many times, those on folders of transformers and on two
+ranks a tenth as often, in a process that was forked from one in which everything is imported: the
+instants are those of the work, evenly spread over an undisturbed run, and told by the calls of the
+system that a run has made, so that those of a machine that is busy are too. A run that was killed
+is killed again on its way up to three times, and then finished. Disks are full where --full is
+given: runs by layers into file systems of memory (root makes them) that are too small at first, and
+larger later.
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ import torch  # noqa: E402
 import tensorlrf  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from tensorlrf.errors import FileError  # noqa: E402
+from tests.abuse.commands import OF_TRANSFORMERS, ranks  # noqa: E402
+from tests.abuse.killed import kills_of  # noqa: E402
 from tests.abuse.reader import files_of, write  # noqa: E402
-from tests.abuse.writers import OTHERS, kills_of, streams, two_sources  # noqa: E402
+from tests.abuse.writers import OTHERS, streams, two_sources  # noqa: E402
 
 WIDTH = 128
 NOTE = (
     "Runs killed at random instants and then finished; equal: how many of them ended with the "
     "bytes of an undisturbed run; torn: kills that left a target neither old nor new; left: names "
-    "beside the output after the last run."
+    "beside the output after the last run; quarters: how many of the first kills of all runs fell "
+    "into each quarter of the undisturbed run, by the calls of the system that were made."
 )
 
 
@@ -72,11 +78,14 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as above:
-        for writer in (*streams(WIDTH), *OTHERS):
+        seldom = max(1, given.number // 10)
+        times = dict.fromkeys((*streams(WIDTH), *OTHERS), given.number)
+        times |= dict.fromkeys((*ranks(WIDTH), *OF_TRANSFORMERS), seldom)
+        for writer, number in times.items():
             if given.only not in writer.name:
                 continue
             begun = time.perf_counter()
-            found = kills_of(writer, Path(above) / "f", given.number)
+            found = kills_of(writer, Path(above) / "f", number)
             seconds = time.perf_counter() - begun
             info = {
                 "kills": found.kills,
@@ -84,6 +93,7 @@ def main() -> None:
                 "equal": found.equal,
                 "torn": found.torn,
                 "left": " ".join(found.left),
+                "quarters": " ".join(map(str, found.fell)),
             }
             rows.append(Row(writer.name, "killed", seconds / found.trials, 0.0, found.trials, info))
             print(writer.name, info, f"{seconds:.0f} s", flush=True)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,14 +169,40 @@ def _lines(data: bytes, reader: Reader, draw: random.Random) -> bytes | None:
             case _:
                 at = draw.randrange(first, len(entries)) if len(entries) > first else 0
                 entries[at] = changed(entries[at], draw)
-        out, last = b"", ""
-        for entry in entries:
-            text = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
-            last = hashlib.blake2b(last.encode() + text, digest_size=16).hexdigest()
-            out += last.encode() + b" " + text + b"\n"
-        return out
+        return chained(json.dumps(one, sort_keys=True, separators=(",", ":")) for one in entries)
     except (ValueError, RecursionError):
         return None
+
+
+def chained(texts: Iterable[str]) -> bytes:
+    """A journal of these lines."""
+    out, last = b"", ""
+    for text in texts:
+        raw = text.encode("utf-8", "surrogateescape")
+        last = hashlib.blake2b(last.encode() + raw, digest_size=16).hexdigest()
+        out += last.encode() + b" " + raw + b"\n"
+    return out
+
+
+def with_checksums(data: bytes, name: str, reader: Reader) -> bytes:
+    """What a file says, with the checksums that belong to it where it has some; as it is where it
+    is no such file."""
+    if is_journal(name):
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        return chained(line[33:] for line in lines[:-1]) + lines[-1].encode("utf-8", "replace")
+    if not name.endswith(".safetensors") or reader.key is None:
+        return data
+    try:
+        head, body = parts_of(data)
+        values = json.loads(head["__metadata__"][reader.key])
+        return file_of(resealed(head, reader.key, values), body)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return data
+
+
+def is_journal(name: str) -> bool:
+    """That of a run, or of one of its ranks."""
+    return name.rpartition("/")[2].startswith("journal")
 
 
 def _array(data: bytes, reader: Reader, draw: random.Random) -> bytes | None:
@@ -221,7 +247,7 @@ def damaged(files: Files, reader: Reader, draw: random.Random) -> Damaged:
             fits = {
                 "header": name.endswith(".safetensors"),
                 "sealed header": name.endswith(".safetensors") and reader.key is not None,
-                "journal": name.endswith("journal"),
+                "journal": is_journal(name),
                 "array": name.endswith(".npy"),
             }
             found = SAID[kind](data, reader, draw) if fits.get(kind, True) else None

@@ -1,15 +1,9 @@
-"""What writes files, as one kind of value: killed at any instant, the old is there or the new."""
+"""What writes files, as one kind of value."""
 
 from __future__ import annotations
 
 import contextlib
 import io as texts
-import os
-import random
-import signal
-import time
-import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +20,11 @@ from tensorlrf import io
 from tensorlrf.cli import main
 from tensorlrf.compression.journal._kept import NAME as MEASURED
 from tensorlrf.compression.refinement._journal import NAME
-from tensorlrf.files.folder import present, put_right
+from tensorlrf.files.folder import present
+from tests.abuse.of_journals import BLOCKS, MOMENTS
 from tests.abuse.of_runs import look, make_source, refine
 from tests.abuse.of_tensors import architecture, factors
-from tests.abuse.reader import digest, files_of, of_factors, of_model, write
+from tests.abuse.reader import digest, files_of, of_factors, of_model
 from tests.compression.checkpoint.saved import blank, compressed
 from tests.draws import seeded32
 
@@ -43,6 +38,8 @@ class Writer:
     target   what it writes, in the folder
     says     what the target is, where it is whole; raises where it is not
     repeats  whether it gives the same bytes each time
+    loses_one  whether one of the processes that it starts is killed, not all
+    in_process whether it may run in a process from which others are forked later
     """
 
     name: str
@@ -51,6 +48,8 @@ class Writer:
     target: str
     says: Callable[[Path], str]
     repeats: bool = True
+    loses_one: bool = False
+    in_process: bool = True
 
 
 # ---- what is written ---------------------------------------------------------------------------
@@ -86,7 +85,9 @@ def inspected(path: Path) -> str:
     tensorlrf.inspect(path, verify=True)
     if path.is_file():
         return path.read_bytes().hex()
-    return digest(part for name in present(path) for part in (name, (path / name).read_bytes()))
+    own = set(present(path))
+    held = files_of(path).items()
+    return digest(part for item in held if item[0].partition("/")[0] in own for part in item)
 
 
 def streams(width: int) -> tuple[Writer, ...]:
@@ -160,6 +161,7 @@ OTHERS = (
            lambda folder: io.save_factors_dict(factors(), folder / "f", overwrite=True), "f",
            lambda path: of_factors(io.load_factors_dict(path))),
     Writer("Moments.save", lambda _: None, moments, "m.safetensors", moments_say),
+    Writer("calibrate", MOMENTS.make_source, MOMENTS, MOMENTS.target, moments_say),
     Writer("tensorlrf compress", state_and_array,
            command("compress", "DIR/net.safetensors", "-o", "DIR/o.safetensors", "--keep-params",
                    ".5", "--force"), "o.safetensors", inspected),
@@ -175,117 +177,7 @@ OTHERS = (
            lambda folder: look(folder / "j") and None, "j", looked, repeats=False),
 )  # fmt: skip
 
-
-# ---- kills -------------------------------------------------------------------------------------
-
-
-def seconds_of(act: Callable[[Path], None], folder: Path) -> float:
-    """That it takes in a process of its own."""
-    begun = time.monotonic()
-    assert killed_after(act, folder, None)
-    return time.monotonic() - begun
-
-
-def killed_after(act: Callable[[Path], None], folder: Path, seconds: float | None) -> bool:
-    """Whether it came to its end, in a process that is killed after so long, if it is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads; the child has one
-        child = os.fork()
-    if child == 0:
-        try:
-            act(folder)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL), code
-    return code == 0
-
-
-@dataclass
-class Kills:
-    """kills    how many runs were killed before they ended
-    equal       how many were finished with the bytes of an undisturbed run
-    torn        how many kills left a target that is neither old nor new
-    left        what is beside the target after the last run, and was not there before
-    """
-
-    kills: int = 0
-    trials: int = 0
-    equal: int = 0
-    torn: int = 0
-    left: tuple[str, ...] = ()
-
-
-class Trials:
-    """A writer that is killed again and again, in a folder of its own."""
-
-    def __init__(self, writer: Writer, folder: Path) -> None:
-        self.writer, self.folder = writer, folder
-        write({}, folder)
-        writer.prepare(folder)
-        self.before = files_of(folder)
-        self.times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-        self.old = self._says()
-        self.seconds = seconds_of(writer.act, folder)
-        self.new = self._says()
-        self.after = set(files_of(folder))
-        assert self.new not in ("", self.old)
-
-    def begin(self) -> None:
-        """As it was before."""
-        write({}, self.folder)
-        if self.goes_on:  # in a folder that is there and empty
-            (self.folder / self.writer.target).mkdir()
-        for name, data in self.before.items():
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            assert isinstance(data, bytes)
-            path.write_bytes(data)
-            os.utime(path, ns=(self.times[path], self.times[path]))
-
-    def is_whole(self) -> bool:
-        """What is there is the old or the new."""
-        says = self._says()
-        return says in (self.old, self.new) or (not self.writer.repeats and bool(says))
-
-    def finish(self, found: Kills) -> None:
-        """Run it to its end, and look at all that is there."""
-        assert killed_after(self.writer.act, self.folder, None)
-        found.trials += 1
-        found.equal += self._says() == self.new
-        rest = {name: data for name, data in files_of(self.folder).items() if name in self.before}
-        replaced = self.writer.target in self.before
-        for name, data in self.before.items():
-            if not (replaced and name == self.writer.target):
-                assert rest.get(name) == data, f"{name} was touched"
-        found.left = tuple(sorted({*found.left, *(set(files_of(self.folder)) - self.after)}))
-
-    def _says(self) -> str:
-        path = self.folder / self.writer.target
-        if path.is_dir():
-            put_right(path)  # as whoever reads it does
-        is_there = present(path) if path.is_dir() and not self.goes_on else path.exists()
-        return self.writer.says(path) if is_there else ""
-
-    @property
-    def goes_on(self) -> bool:
-        """The target is the folder of a journal."""
-        return not self.writer.repeats
-
-
-def kills_of(writer: Writer, folder: Path, number: int, seed: int = 0) -> Kills:
-    """So many runs killed at random instants, some of them again on the way, and then finished."""
-    trials, found, draw = Trials(writer, folder), Kills(), random.Random(seed)
-    while found.kills < number:
-        trials.begin()
-        for _ in range(draw.choice([1, 1, 2, 4])):
-            found.kills += not killed_after(writer.act, folder, draw.random() * trials.seconds)
-            found.torn += not trials.is_whole()
-        trials.finish(found)
-    return found
+LONG = (
+    Writer("compress_checkpoint, blocks", BLOCKS.make_source, BLOCKS, BLOCKS.target, inspected),
+)
+"""Each runs a model on inputs, from its first block on."""
