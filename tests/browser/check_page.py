@@ -193,6 +193,11 @@ def test_pictures_to_look_at(opened: Opened) -> None:
     )
     assert not window.locator("nav, .tools").first.is_visible()
     assert window.locator("#layers-table tbody tr").last.is_visible()
+    # Else Chromium does not repeat the heads of tables.
+    shown = window.locator("#layers-table th button").first.evaluate(
+        "button => getComputedStyle(button).display"
+    )
+    assert shown == "contents"
     window.pdf(path=PICTURES / "print.pdf", format="A4")
     assert sorted(path.name for path in PICTURES.iterdir()) == [
         "dark.png", "light.png", "phone-dark.png", "phone.png", "print.pdf",

@@ -221,17 +221,10 @@ def _layers(report: Told) -> list[Section]:
     stay = [row for row in report.layers if not row.factored]
     sections = []
     if factored:
-        told = table(
-            "layers-table",
-            "Parameters of the weight before and after; errors are relative.",
-            COLUMNS,
-            map(_cells, factored),
-            searched="layers",
-        )
-        more = (
-            [note(_fits(factored))] if any(row.output_error is not None for row in factored) else []
-        )
-        sections.append(Section("layers", "The factored layers", (*more, told)))
+        columns, rows = _known(COLUMNS, [_cells(row) for row in factored])
+        caption = "Parameters of the weight before and after; errors are relative."
+        told = table("layers-table", caption, columns, rows, searched="layers")
+        sections.append(Section("layers", "The factored layers", (note(_fits(factored)), told)))
     if stay:
         told = table(
             "stayed-table",
@@ -252,6 +245,15 @@ def _fits(rows: Sequence[LayerReport]) -> str:
     if all(row.held_out for row in known):
         return "Errors of outputs are on inputs held out."
     return "Errors of outputs with (fit) are on the inputs of the fit, others on inputs held out."
+
+
+def _known(
+    columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]
+) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """Without the columns of which nothing is known."""
+    shown = [[cell if isinstance(cell, str) else cell.shown for cell in row] for row in rows]
+    kept = [k for k in range(len(columns)) if any(row[k] != "-" for row in shown)]
+    return [columns[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
 def _cells(row: LayerReport) -> list[Cell]:
