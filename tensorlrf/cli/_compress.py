@@ -247,6 +247,14 @@ def compress(
     restart: Annotated[
         bool, typer.Option("--restart", help="With --stream: begin anew instead.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="WORD",
+            help="With --stream: where blocks run and weights are factored, such as cuda [cpu].",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file, or the whole folder, that is there.")
     ] = False,
@@ -301,8 +309,9 @@ def compress(
                 fit=StreamFit(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
-                plan=plan, moments=moments, plan_only=plan_only, seed=seed, force=force,
-                restart=restart, dry_run=dry_run, as_json=as_json, started=started, html=html,
+                plan=plan, moments=moments, plan_only=plan_only, seed=seed, device=device,
+                force=force, restart=restart, dry_run=dry_run, as_json=as_json, started=started,
+                html=html,
             )  # fmt: skip
             return
         started.check_shared(calibrated=bool(text))
@@ -310,6 +319,8 @@ def compress(
             raise ArgumentError("--dry-run is for --stream; --plan-only shows a plan without it")
         if restart:
             raise ArgumentError("--restart is for --stream, whose runs go on where they ended")
+        if device is not None:
+            raise ArgumentError("--device is for --stream, which has a layer or a block there")
         options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
             max_batches, dtype, seed, fit_metric, refine, groups, loss, holdout, rerun,

@@ -87,6 +87,7 @@ def stream(
     plan_only: bool,
     dry_run: bool,
     seed: int,
+    device: str | None,
     force: bool,
     restart: bool,
     as_json: bool,
@@ -132,7 +133,7 @@ def stream(
         raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
     report = compress_checkpoint(
         source, target, **arguments, **fit.arguments(source, seed, started), plan=given_plan,
-        moments=moments, random_state=seed, overwrite=force, restart=restart,
+        moments=moments, random_state=seed, device=device, overwrite=force, restart=restart,
     )  # fmt: skip
     if not started.prints:
         return

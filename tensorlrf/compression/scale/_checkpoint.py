@@ -25,6 +25,7 @@ from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.scale._assembled import assembled
 from tensorlrf.compression.scale._call import SHARD_BYTES, Call, checked_numbers
 from tensorlrf.compression.scale._collected import collected
+from tensorlrf.compression.scale._device import device_of, head_of
 from tensorlrf.compression.scale._finished import finished
 from tensorlrf.compression.scale._ranks import (
     handed_out,
@@ -68,6 +69,7 @@ def compress_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     random_state: int = 0,
     threads: int | None = None,
+    device: str | torch.device | None = None,
     overwrite: bool = False,
     restart: bool = False,
     log: PathLike | None = None,
@@ -187,7 +189,7 @@ def compress_checkpoint(
     16
     """
     with log_to(log, "compress_checkpoint"), ranks_here() as group:
-        given, out = as_path(source), as_path(target)
+        given, out, where = as_path(source), as_path(target), device_of(device, group)
         fixed = checked_numbers(random_state, threads, shard_bytes)
         stored = StoredTensors.of(given)
         fits = calibration is not None  # as in memory, where packed modules are taken apart
@@ -208,6 +210,7 @@ def compress_checkpoint(
             "shard_bytes": shard_bytes if call.as_folder else None,
             "random_state": random_state,
             "threads": fixed,
+            **head_of(where),
         }
         head |= {} if seen is None else {"moments": seen.checksum()}
         fitting = fitting_of(
@@ -219,7 +222,7 @@ def compress_checkpoint(
         group.agree({"call": "compress_checkpoint", **head, **told})
         blockwise = None
         if fitting is not None:
-            blockwise = Blockwise.of(known, plan, calibration, fitting, group)
+            blockwise = Blockwise.of(known, plan, calibration, fitting, group, where)
             head |= blockwise.head()
         before: dict[str, Any] | None = None
         if group.is_first:
@@ -230,7 +233,9 @@ def compress_checkpoint(
         if before is not None:
             return call.report(**before, already=True)
         with held_by_first(group, out, as_folder=call.as_folder, restart=restart) as folder:
-            found = _carried_out(group, call, head, folder, blockwise, seen, progress=progress)
+            found = _carried_out(
+                group, call, head, folder, blockwise, seen, where, progress=progress
+            )
             if group.is_first:
                 _put_in_place(out, folder, as_folder=call.as_folder, overwrite=overwrite)
         return call.report(**of_first(group, "after", found))
@@ -262,6 +267,7 @@ def _carried_out(
     folder: Path,
     blockwise: Blockwise | None,
     moments: Moments | None,
+    device: torch.device,
     *,
     progress: bool,
 ) -> dict[str, Any]:
@@ -272,7 +278,7 @@ def _carried_out(
     try:
         run = Run(
             call.stored, call.known, rows, folder, journal, head["random_state"], head["threads"],
-            None if moments is None else Reader(moments),
+            None if moments is None else Reader(moments), device,
         )  # fmt: skip
         with (
             Stopping() as stopped,

@@ -29,6 +29,7 @@ from tensorlrf.compression.fit._fitting import INDEPENDENT
 from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.plan._plan import LayerPlan
 from tensorlrf.compression.plan._versions import METHODS
+from tensorlrf.compression.scale._device import CPU
 from tensorlrf.compression.scale._entries import (
     LAYER,
     SHARD,
@@ -64,6 +65,7 @@ class Run:
     seed     of the methods that draw
     threads  of torch, for every layer alike
     moments  of the inputs of layers, where they were collected before
+    device   where they are factored
     """
 
     stored: StoredTensors
@@ -74,6 +76,7 @@ class Run:
     seed: int
     threads: int
     moments: Reader | None = None
+    device: torch.device = CPU
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Layer -> the entry of the journal, of those whose factors are there or in a shard."""
@@ -154,6 +157,7 @@ class Run:
         """The factors, and how long they took; None where the weight has none."""
         begun = time.perf_counter()
         assert row.method is not None
+        weight = weight.to(self.device)
         # Either is NaN or Inf exactly when some element is, and needs no mask of the weight's size.
         if not torch.stack(weight.aminmax()).isfinite().all():
             return None, 0.0

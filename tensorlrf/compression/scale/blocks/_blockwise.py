@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from tensorlrf.compression.calibration.stacks._stacks import stacks
 from tensorlrf.compression.fit._fitting import OUTPUTS, Fitting
 from tensorlrf.compression.group._group import Alone
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
+from tensorlrf.compression.scale._device import CPU
 from tensorlrf.compression.scale._entries import BLOCK, LIMIT
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale.architecture import Architecture
@@ -78,6 +80,7 @@ class Blockwise:
     chains   its blocks
     data     the batches
     fitting  how layers are fitted to them
+    device   where
     """
 
     known: Architecture
@@ -85,10 +88,17 @@ class Blockwise:
     chains: list[list[str]]
     data: Calibration
     fitting: Fitting
+    device: torch.device
 
     @classmethod
     def of(
-        cls, known: Architecture, plan: Plan, calibration: Any, fitting: Fitting, group: Alone
+        cls,
+        known: Architecture,
+        plan: Plan,
+        calibration: Any,
+        fitting: Fitting,
+        group: Alone,
+        device: torch.device,
     ) -> Blockwise:
         """On all ranks of a group, each with batches of its own.
 
@@ -108,7 +118,7 @@ class Blockwise:
         limit = fitting.memory_limit
         data = Calibration.read(calibration, known.model, fitting.holdout, limit, group=group)
         assert data is not None
-        made = cls(known, plan, chains, data, fitting)
+        made = cls(known, plan, chains, data, fitting, device)
         if limit is not None:
             made.largest(limit)
         return made
@@ -158,12 +168,11 @@ class Blockwise:
         if not group.of(0, done.keys() >= {row.name for row in self.rows}):
             limit = self._limit(run)
             fitting = replace(self.fitting, memory_limit=limit)
-            room = max(0, limit - self.largest(limit))
-            weights = Weights(run.stored, self.known.sources)
+            weights = Weights(run.stored, self.known.sources, self.device)
             with torch.inference_mode(False), torch.no_grad(), without_autocast():
                 walk = Walk(
                     run, self.known.model, weights, self.plan, self.chains,
-                    Inputs(self.data, fitting, room),
+                    Inputs(self.data, fitting, self._room(limit)),
                 )  # fmt: skip
                 try:
                     walk.go(advance, stopped)
@@ -182,11 +191,24 @@ class Blockwise:
             return self.fitting.memory_limit
         group = self.data.group
         known = [int(entry["bytes"]) for entry in run.journal.entries if entry["kind"] == LIMIT]
-        free = group.least(free_bytes(torch.device("cpu")) / group.beside) / 2
+        free = group.least(self._free(self.device)) / 2
         limit = group.of(0, known[0] if known else int(min(free, 1 << 50)))
         if group.is_first and not known:
             run.note({"kind": LIMIT, "bytes": limit})
         return limit
+
+    def _room(self, limit: int) -> float:
+        """For what blocks put out, which waits on the CPU: beside moments and fit, if these are
+        there as well."""
+        if self.device == CPU:
+            return max(0, limit - self.largest(limit))
+        free = self._free(CPU) / 2
+        return free if self.fitting.memory_limit is None else min(free, limit)
+
+    def _free(self, device: torch.device) -> float:
+        """Bytes there, of which all ranks that are there have as many."""
+        own = f"{platform.node()} {device}"
+        return free_bytes(device) / self.data.group.gathered(own).count(own)
 
 
 def _last(entries: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:

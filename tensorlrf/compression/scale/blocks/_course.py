@@ -294,6 +294,10 @@ def course_of(model: nn.Module) -> Course:
     return course
 
 
-def numbered(batch: Batch) -> Batch:
-    """The batch as a model in parts takes it."""
-    return Batch(batch.args, {**batch.kwargs, NUMBER: batch.index}, batch.index, batch.names)
+def numbered(batch: Batch, device: torch.device) -> Batch:
+    """The batch as a model in parts takes it, which is there."""
+    args, kwargs = pytree.tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
+        (batch.args, dict(batch.kwargs)),
+    )
+    return Batch(args, {**kwargs, NUMBER: batch.index}, batch.index, batch.names)

@@ -38,7 +38,7 @@ from tensorlrf.compression.scale.blocks._tables import Tables
 from tensorlrf.compression.scale.blocks._weights import Loaded, Weights, blank_of, emptied
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import UnsupportedError
-from tensorlrf.nn.copies import copy_of, replica
+from tensorlrf.nn.copies import replica
 
 GIVEN, WORKING = "given", "working"
 
@@ -58,7 +58,7 @@ class Inputs:
 
     data: Calibration
     fitting: Fitting
-    room: int
+    room: float
 
 
 class Walk:
@@ -82,21 +82,25 @@ class Walk:
         self.run, self.weights, self.plan = run, weights, plan
         self.rows = {row.name: row for row in run.rows}
         self.fitting = replace(inputs.fitting, progress=False)
-        own, example = map(numbered, inputs.data.batches), inputs.data.example
+        device, example = weights.device, inputs.data.example
         self.data = replace(
-            inputs.data, batches=list(own), example=None if example is None else numbered(example)
+            inputs.data,
+            batches=[numbered(batch, device) for batch in inputs.data.batches],
+            example=None if example is None else numbered(example, device),
         )
         self.group = self.data.group
         # Of each rank: they have batches of their own.
         folder = run.folder / "states"
         folder = folder / str(self.group.rank) if self.group.size > 1 else folder
-        self.states = States(folder, inputs.room, weights.device)
+        self.states = States(folder, inputs.room, device)
         self.names = [name for chain in chains for name in chain]
         layers = {name: dense_layer_at(model, name) for name in self.rows}
         self._apart = self.fitting.target == "original" or bool(stacks(model, layers))
-        self.working = Parted(copy_of(model), chains, self.states, WORKING)
+        self.working = Parted(weights.copied(model), chains, self.states, WORKING)
         self.given = (
-            Parted(copy_of(model), chains, self.states, GIVEN) if self._apart else self.working
+            Parted(weights.copied(model), chains, self.states, GIVEN)
+            if self._apart
+            else self.working
         )
         self._within = {k: self._rows_in(name) for k, name in enumerate(self.names)}
         inside = {name for rows in self._within.values() for name in rows}

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf.compression.checkpoint.named_tensors import joined
+from tensorlrf.compression.scale._device import CPU
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.files.safetensors import TORCH_DTYPES
+from tensorlrf.nn.copies import copy_of
 
 Loaded = dict[str, Tensor]
 """Name in the files -> the tensor, as modules have it."""
@@ -30,7 +32,7 @@ class Weights:
 
     stored: StoredTensors
     sources: Mapping[str, str]
-    device: torch.device | str = "cpu"
+    device: torch.device = CPU
     dtype: torch.dtype | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -39,6 +41,17 @@ class Weights:
             sizes[TORCH_DTYPES[place.info.dtype]] += place.info.end - place.info.begin
         floats = [dtype for dtype, _ in sizes.most_common() if dtype.is_floating_point]
         object.__setattr__(self, "dtype", floats[0] if floats else None)
+
+    def copied(self, model: nn.Module) -> nn.Module:
+        """A copy of a model on meta, of which what has values is where the others are to be."""
+        own, moved = copy_of(model), dict[int, Tensor]()
+        for _, holder, key, tensor in _places(own, "", ()):
+            if not tensor.is_meta:
+                held = tensor.detach().to(self.device)
+                if isinstance(tensor, nn.Parameter):
+                    held = nn.Parameter(held, requires_grad=tensor.requires_grad)
+                holder[key] = moved.setdefault(id(tensor), held)
+        return own
 
     def fill(
         self,
