@@ -3,9 +3,10 @@ execution, each fitted to what the compressed ones before it deliver."""
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from tensorlrf.compression.calibration._calibrate import at_once, calibrated
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.calibration._layer_moments import Calibration, LayerMoments
 from tensorlrf.compression.calibration._memory import Gathered
+from tensorlrf.compression.calibration._suspend import trim
 from tensorlrf.compression.calibration._trace import READ, Trace, record
 from tensorlrf.compression.calibration.moments._form import FULL
 from tensorlrf.compression.calibration.stacks._pools import Pools
@@ -47,6 +49,9 @@ from tensorlrf.nn.tables.ties import tie
 
 ROOM = 1 << 30
 """Bytes that layers may take which are factored side by side, of one layer at the least."""
+
+LARGE = 1 << 26
+"""Bytes of a fit before which everything that nobody uses is given back, and so behind it."""
 
 
 def chosen_rank(method: Method) -> bool:
@@ -125,7 +130,10 @@ class WorkingCopy:
         )
         calls = [partial(self._factored, name, moments) for name, moments in layers]
         sizes = [self._bytes_to_factor(name) for name, _ in layers]
-        with closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results:
+        with (
+            _given_back(max(sizes, default=0)),
+            closing(side_by_side(calls, sizes, 0 if alone else ROOM)) as results,
+        ):
             for (name, _), done in zip(layers, results, strict=True):
                 self._settle(name, done)
 
@@ -133,8 +141,10 @@ class WorkingCopy:
         """More or less."""
         form = FULL if self.data is None else self.data.form_of(name)
         weighed = self.data is not None and name in self.data.metrics
-        layer = dense_layer_at(self.model, name)
-        return Gathered(lags=False, held=False).need(layer, form, weighed=weighed).work
+        layer, held = dense_layer_at(self.model, name), self.data is not None and self.data.held
+        gathered = Gathered(lags=False, held=bool(held))
+        as_matrix = self._takes_matrix(name)
+        return gathered.need(layer, form, as_matrix=as_matrix, weighed=weighed).work
 
     def _factored(self, name: str, moments: LayerMoments | None) -> Factored:
         method = self.rows[name].method
@@ -328,6 +338,19 @@ class WorkingCopy:
             thin=tuple(thin),
             early=tuple(name for name, done in self.done.items() if not done.finished),
         )
+
+
+@contextmanager
+def _given_back(size: int) -> Iterator[None]:
+    """Around fits of this size: copies of the model that passes ran through refer to themselves and
+    keep inputs until somebody collects them, and malloc keeps what a fit has freed."""
+    if size < LARGE:
+        yield
+        return
+    gc.collect()
+    trim(now=True)
+    yield
+    trim(now=True)
 
 
 def _less(name: str, layer: DenseLayer, moments: LayerMoments | None) -> str:

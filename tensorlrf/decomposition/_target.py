@@ -242,7 +242,9 @@ class Target(Generic[F]):
     def given_image(self) -> Tensor:
         """M W, (m, n)."""
         outputs = self.given.image
-        return self.given.apply(self.matrix) if outputs is None else outputs / self.scale
+        if outputs is None:
+            return self.given.apply(self.matrix)
+        return outputs if self.scale == 1.0 else outputs / self.scale
 
     @cached_property
     def image(self) -> Tensor:

@@ -28,7 +28,7 @@ from tensorlrf.compression.calibration.moments._sums import (
     raised,
 )
 from tensorlrf.compression.calibration.taps._transposed import Reading
-from tensorlrf.decomposition.linalg.compact import Compact, Gram
+from tensorlrf.decomposition.linalg.compact import Compact, Drawn, Gram, cholesky_, solved
 from tensorlrf.decomposition.second_moments import OutputMetric
 
 RIDGE = 0.01
@@ -47,18 +47,20 @@ class Lag:
     mean      E[e] (O,)
     lost      E||e||^2
     weighted  E<e, R e>, where there is a metric R of the outputs
+    share     of `cross` that counts: less than all of it where x is drawn
     """
 
     cross: Tensor
     mean: Tensor
     lost: float
     weighted: float = 0.0
+    share: float = 1.0
 
     def about(self, mu: Tensor, metric: OutputMetric | None) -> Lag:
         """The same about the means, E[x] = `mu` and E[e]."""
         felt = 0.0 if metric is None else metric.energy(self.mean)
         return Lag(
-            self.cross - torch.outer(self.mean, mu),
+            self.share * self.cross - torch.outer(self.mean, mu),
             torch.zeros_like(self.mean),
             max(0.0, self.lost - float(self.mean.square().sum())),
             max(0.0, self.weighted - felt),
@@ -68,11 +70,15 @@ class Lag:
         """The same where all other positions lose nothing."""
         if share == 1.0:
             return self
-        return Lag(share * self.cross, share * self.mean, share * self.lost, share * self.weighted)
+        return Lag(
+            self.cross, share * self.mean, share * self.lost, share * self.weighted,
+            share * self.share,
+        )  # fmt: skip
 
     def turned(self, metric: OutputMetric) -> Lag:
         """Of outputs whose plain norm is the metric of these."""
-        return Lag(metric.turned(self.cross), metric.turned(self.mean), self.weighted)
+        cross, mean = metric.turned(self.cross), metric.turned(self.mean)
+        return Lag(cross, mean, self.weighted, share=self.share)
 
 
 class LagMoments(Protocol):
@@ -255,18 +261,19 @@ def corrected(weight: Tensor, gram: Gram, lag: Lag, ridge: float = RIDGE) -> Ten
     scale = float(gram.diagonal().mean())
     if not scale > 0:
         return weight
-    if isinstance(gram, Compact):
-        step = gram.plus(ridge * scale).solve(lag.cross)
+    if isinstance(gram, Compact) and not isinstance(gram, Drawn):
+        step = gram.plus(ridge * scale).solve(lag.share * lag.cross)
         return weight + step.reshape(weight.shape).to(weight.dtype)
-    failed = True
-    while failed:
+    factor = None
+    while factor is None:
         # The ridge bounds the condition number by n / ridge. Only what cancelling about the mean
         # has left may be so far from positive that more is needed.
-        damped = gram.clone()
+        damped = gram.dense() if isinstance(gram, Drawn) else gram.clone()
         damped.diagonal().add_(ridge * scale)
-        factor, failed = torch.linalg.cholesky_ex(
-            damped, out=(damped, damped.new_empty((), dtype=torch.int32))
-        )
+        factor = cholesky_(damped)
         ridge *= 30
-    step = torch.cholesky_solve(lag.cross.T, factor).T  # (O, n)
-    return weight + step.reshape(weight.shape).to(weight.dtype)
+    wanted = weight.clone(memory_format=torch.contiguous_format)
+    rows = wanted.flatten(1)  # (O, n), a view
+    for some, step in solved(factor, lag.cross):
+        rows[some] += step.mul_(lag.share).to(weight.dtype)
+    return wanted

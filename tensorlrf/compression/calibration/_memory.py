@@ -20,8 +20,16 @@ from tensorlrf.errors import ArgumentError, is_out_of_memory
 AT_ONCE_BYTES = 1 << 29
 """Moments of all layers at once that are alive together (512 MB), of one layer at the least."""
 
-WEIGHTS, COPIES = 6, 3
-"""In a fit, more or less: copies of the weight, and of moments beside those that are given."""
+WEIGHTS, COPIES = 6, 1
+"""In a fit that multiplies by moments, more or less: copies of the weight, and of moments beside
+those that are given."""
+
+IN_MATRIX = 20, 4
+"""The same of methods that take moments as a matrix. Blocks of low rank take the most, but for
+trains of small weights, which solve for whole cores."""
+
+OTHERS = 3
+"""Further copies of the weight where there are inputs held out."""
 
 METRIC = 28
 """Bytes for each of the outputs squared, where these have a metric: it in float32, and in a fit it,
@@ -85,16 +93,17 @@ class Gathered:
         stacked: bool = False,
     ) -> Need:
         """Of a layer with moments in a form; `as_matrix` where its method takes all n^2 of them."""
-        n, weights = layer.columns, WEIGHTS * math.prod(layer.shape)
+        times, beside = IN_MATRIX if as_matrix else (WEIGHTS, COPIES)
+        n, weights = layer.columns, (times + OTHERS * self.held) * math.prod(layer.shape)
         if form is None:
             return Need(None, 0, 0, 8 * weights)
         form = COUNTS if layer.is_table else form
         copies = (1 + self.held) * layer.groups
         lags = lag_bytes((layer.shape[0] // layer.groups, *layer.shape[1:]), layer.taps)
         lags = 0 if layer.is_table else lags
-        matrices = (1 + self.held + COPIES) * form.numbers(n)
-        if as_matrix and form != FULL and not layer.is_table:
-            matrices += COPIES * n * n
+        matrices = (1 + self.held) * form.numbers(n)
+        in_whole = as_matrix and not layer.is_table  # whatever they are held as
+        matrices += beside * (n * n if in_whole else form.numbers(n))
         work = 8 * (weights + layer.groups * matrices)
         work += weighed * METRIC * layer.shape[0] ** 2 // layer.groups
         moments = copies * moment_bytes(layer, form) + stacked * 8 * form.numbers(n)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,9 +32,9 @@ from tensorlrf.compression.calibration.moments._inputs import Inputs, Pool
 from tensorlrf.compression.calibration.moments._moments import Moments, moments_of
 from tensorlrf.compression.calibration.moments._over_ranks import add_up
 from tensorlrf.compression.group._group import Alone
-from tensorlrf.decomposition.linalg.compact import Gram
+from tensorlrf.decomposition.linalg.compact import Compact, Drawn, Gram, some_rows
 from tensorlrf.decomposition.second_moments import OutputMetric
-from tensorlrf.decomposition.shrinkage import shrunk
+from tensorlrf.decomposition.shrinkage import mean_eigenvalue, shrunk
 from tensorlrf.factors import Factors
 from tensorlrf.factors.kinds import two_matrices
 
@@ -89,10 +89,14 @@ class Statistics:
         """The same, drawn so far; what earlier layers lose is then that much less known from x."""
         if amount == 0.0:
             return self
-        lag = self.lag
+        gram, lag = self.gram, self.lag
+        if isinstance(gram, Compact):
+            drawn: Gram = shrunk(gram, amount)
+        else:
+            drawn = Drawn(gram, 1 - amount, amount * mean_eigenvalue(gram))
         if lag is not None:
-            lag = replace(lag, cross=(1 - amount) * lag.cross)
-        return replace(self, inputs=replace(self.inputs, gram=shrunk(self.gram, amount)), lag=lag)
+            lag = replace(lag, share=(1 - amount) * lag.share)
+        return replace(self, inputs=replace(self.inputs, gram=drawn), lag=lag)
 
     def turned(self) -> Statistics:
         """The same of outputs whose plain norm is the metric of these."""
@@ -106,16 +110,39 @@ class Statistics:
         shift = _matrix(difference) @ self.mean
         return shift if self.lag is None else shift + self.lag.mean
 
-    def energy(self, difference: Tensor, product: Tensor) -> float:
-        """E||W x0 - A x||^2 for D = W - A (O, n) and D G: of W itself E||W x0||^2."""
-        if self.lag is None:
-            return max(0.0, float((product * difference).sum()))
-        cross = float(((product + 2 * self.lag.cross) * difference).sum())
-        return max(0.0, cross + self.lag.lost)
+    @property
+    def matrix(self) -> Gram:
+        """What differences are multiplied by: G as it was before it was drawn."""
+        return self.gram.gram if isinstance(self.gram, Drawn) else self.gram
+
+    def lost(self, rows: slice, difference: Tensor, product: Tensor) -> float:
+        """What some rows of D = W - A, float64, and of its product with `matrix` add to
+        E||W x0 - A x||^2, but for E||e||^2, which does not depend on A."""
+        if isinstance(self.gram, Drawn):
+            product = self.gram.of_product(product.clone(), difference)
+        if self.lag is not None:
+            product = product.add(self.lag.cross[rows], alpha=2 * self.lag.share)
+        return float((product * difference).sum())
+
+    @property
+    def lost_before(self) -> float:
+        """E||e||^2."""
+        return 0.0 if self.lag is None else self.lag.lost
 
 
 def _matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1).to(torch.float64)
+
+
+def _rows(weight: Tensor) -> Iterator[slice]:
+    """Some rows of a weight (O, ...) at a time."""
+    yield from some_rows(weight.shape[0], math.prod(weight.shape[1:]))
+
+
+def _blocks(weight: Tensor) -> Iterator[Tensor]:
+    """The same rows as matrices (rows, n) in float64."""
+    whole = weight.reshape(weight.shape[0], -1)
+    yield from (whole[rows].to(torch.float64) for rows in _rows(weight))
 
 
 def rooted(*seen: Sequence[Statistics] | None) -> list[Sequence[Statistics] | None]:
@@ -155,17 +182,29 @@ class OutputError:
         ]
         self.statistics = [s.turned() for s in statistics] if weighted else statistics
 
+    def drawn(self) -> OutputError:
+        """The same for inputs as drawn as so many samples warrant."""
+        twin = copy.copy(self)
+        vars(twin).pop("whole", None)
+        twin.statistics = [s.shrunk(s.warranted) for s in self.statistics]
+        vars(twin)["products"] = self.products  # with what is drawn, so that they are the same
+        return twin
+
     @cached_property
     def products(self) -> list[Tensor]:
-        """W G of each group, (O, n)."""
+        """The product of each group's weight with the matrix of its inputs, (O, n)."""
         groups = zip(self.weights, self.statistics, strict=True)
-        return [_matrix(w) @ s.gram for w, s in groups]
+        return [torch.cat([w @ s.matrix for w in _blocks(weight)]) for weight, s in groups]
 
     @cached_property
     def whole(self) -> float:
         """E||W x0||^2 over all groups."""
-        groups = zip(self.weights, self.products, self.statistics, strict=True)
-        return sum(s.energy(_matrix(w), product) for w, product, s in groups)
+        total = 0.0
+        for weight, product, s in zip(self.weights, self.products, self.statistics, strict=True):
+            blocks = zip(_rows(weight), _blocks(weight), strict=True)
+            parts = (s.lost(rows, w, product[rows]) for rows, w in blocks)
+            total += max(0.0, sum(parts) + s.lost_before)
+        return total
 
     def of(
         self,
@@ -189,25 +228,43 @@ def _lost(
     shift: Tensor | None,
     metric: OutputMetric | None,
 ) -> float:
-    """E||W x0 - A x - b||^2 from W G, of what `metric` makes of A and b: nothing of it is squared
-    before it cancels."""
+    """E||W x0 - A x - b||^2 from the product of W with the matrix of the inputs, of what `metric`
+    makes of A and b: nothing of it is squared before it cancels. Some rows at a time."""
+    lost, means = 0.0, []
+    near = _multiplied(approximation, weight, known, metric)
+    for rows, own, (dense, moved) in zip(_rows(weight), _blocks(weight), near, strict=True):
+        difference = own - dense
+        lost += known.lost(rows, difference, product[rows] - moved)
+        means.append(difference @ known.mean)
+    lost = max(0.0, lost + known.lost_before)
+    if shift is None:
+        return lost
+    best = torch.cat(means)
+    best = best if known.lag is None else best + known.lag.mean
+    shift = shift if metric is None else metric.turned(shift)
+    return max(0.0, lost + float((shift * (shift - 2 * best)).sum()))
+
+
+def _multiplied(
+    approximation: Factors | Tensor,
+    weight: Tensor,
+    known: Statistics,
+    metric: OutputMetric | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows of A, as `metric` turns them, and of its product with the matrix of the inputs."""
     two = two_matrices(approximation)
     if two is not None:  # r rows, no more, are multiplied by G
         left, right = (t.to(torch.float64) for t in two)
         left = left if metric is None else metric.turned(left)
-        dense, moved = left @ right, left @ (right @ known.gram)
-    else:
-        whole = approximation if isinstance(approximation, Tensor) else approximation.to_dense()
-        dense = _matrix(whole.to(weight.dtype))
-        dense = dense if metric is None else metric.turned(dense)
-        moved = dense @ known.gram
-    difference = _matrix(weight) - dense
-    lost = known.energy(difference, product - moved)
-    if shift is None:
-        return lost
-    best = known.shift(difference)
-    shift = shift if metric is None else metric.turned(shift)
-    return max(0.0, lost + float((shift * (shift - 2 * best)).sum()))
+        seen = right @ known.matrix
+        for rows in _rows(weight):
+            yield left[rows] @ right, left[rows] @ seen
+        return
+    whole = approximation if isinstance(approximation, Tensor) else approximation.to_dense()
+    whole = whole.to(weight.dtype)
+    whole = whole if metric is None else metric.turned(_matrix(whole))
+    for dense in _blocks(whole):
+        yield dense, dense @ known.matrix
 
 
 class Stream:
@@ -224,6 +281,7 @@ class Stream:
         moments: Sequence[Moments] | None = None,
     ) -> None:
         self._layer, self._metrics, self._wanted = layer, metrics, wanted
+        self._own = moments is None  # what a caller has stays as it is
         if moments is None:
             moments = [moments_of(layer, form) for _ in range(layer.groups)]
         self._moments = list(moments)
@@ -335,7 +393,7 @@ class Stream:
     def _end(self) -> None:
         """Make moments of the sums, which are given up, for they take as much memory."""
         while self._moments:
-            self._inputs.append(Inputs.of(self._moments.pop(0)))
+            self._inputs.append(Inputs.of(self._moments.pop(0), last=self._own))
 
     def _split(self, x: Tensor) -> Sequence[Tensor]:
         taps = self._layer.taps

@@ -20,7 +20,7 @@ from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.fit._gates import fitted_by_gates
 from tensorlrf.compression.methods import Auto, at_rung
 from tensorlrf.decomposition.configs import Method
-from tensorlrf.decomposition.linalg.compact import Compact
+from tensorlrf.decomposition.linalg.compact import Compact, dense
 from tensorlrf.decomposition.second_moments import OutputMetric, SecondMoments
 from tensorlrf.errors import ArgumentError, ConvergenceWarning, gathering
 from tensorlrf.factors import Factors, Grouped
@@ -135,8 +135,8 @@ class _Job:
             return OutputError(self.weights, self.held, weighted=True)
         if self.stats is None:
             return None
-        shrunk = [s.shrunk(s.warranted) for s in self.stats]
-        return OutputError(self.weights, shrunk, weighted=True)
+        assert self.expecting is not None
+        return self.expecting.drawn()
 
     @cached_property
     def told(self) -> OutputError | None:
@@ -292,6 +292,11 @@ class _Part:
         """Of the inputs. They are known to be sums of squares, which nobody has to look into."""
         return None if self.gram is None else SecondMoments.known(self.gram)
 
+    @cached_property
+    def whole_metric(self) -> SecondMoments | None:
+        """The same for methods that take them as a matrix."""
+        return None if self.gram is None else SecondMoments.known(dense(self.gram))
+
     def rank_for(self, method: Method, state: Any) -> Any:
         """The least rank within the method's error."""
         if method.finds_rank(self.gram is not None):
@@ -329,10 +334,11 @@ class _Part:
     def decompose(self, method: Method, state: Any) -> Factors:
         """At the method's rank, or within its share or its error."""
         gram = None
-        if self.metric is not None and self.outputs is not None:
-            gram = self.outputs.over(self.metric)
-        elif self.metric is not None:
-            gram = method.gram_of(self.metric, self.wanted)
+        metric = self.metric if method.multiplies_moments else self.whole_metric
+        if metric is not None and self.outputs is not None:
+            gram = self.outputs.over(metric)
+        elif metric is not None:
+            gram = method.gram_of(metric, self.wanted)
         return method.decompose(self.wanted, gram, state)
 
 

@@ -3,6 +3,7 @@
     block-diagonal         G_bb alone for some blocks b of columns, as if inputs of two blocks had
                            nothing to do with each other. With k blocks 0 <= G <= k diag(G_bb).
     low rank and diagonal  S^T S + diag(d), a sketch S (l, n) and what it leaves of each variance
+    drawn                  share G + ridge I of a matrix G that others hold as well, without a copy
 
 `matrix @ compact` is the product with G, as with a tensor.
 """
@@ -18,6 +19,11 @@ from typing import Self
 
 import torch
 from torch import Tensor
+
+from tensorlrf.errors import TensorlrfError
+
+BLOCK = 1 << 18
+"""Numbers of some rows of a matrix that are at work at once."""
 
 
 class Compact(ABC):
@@ -94,9 +100,32 @@ def has_cholesky(gram: Tensor, shift: float) -> bool:
     """Whether G + shift I is positive definite, (n, n): whether it has a Cholesky factor."""
     shifted = gram.clone()
     shifted.diagonal().add_(shift)
+    return cholesky_(shifted) is not None
+
+
+def cholesky_(gram: Tensor) -> Tensor | None:
+    """The Cholesky factor of a symmetric G (n, n), in the memory of G; None where it has none, and
+    G is destroyed."""
+    own = gram.mT if gram.is_contiguous() else gram  # LAPACK has columns; G is its own transpose
     info = torch.empty((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(shifted, out=(shifted, info))  # no more than one copy of G
-    return not bool(info)
+    torch.linalg.cholesky_ex(own, out=(own, info))
+    return None if bool(info) else own
+
+
+def some_rows(m: int, n: int) -> Iterator[slice]:
+    """Rows of a matrix (m, n) that are at work at once: an eighth of them at the most, so that what
+    is made of them is small beside the matrix, however small that is."""
+    step = max(1, min(BLOCK // max(1, n), -(-m // 8)))
+    yield from (slice(start, min(start + step, m)) for start in range(0, m, step))
+
+
+def solved(factor: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """D G^-1 for D (m, n) and the Cholesky factor of G, some rows at a time: which, and they."""
+    for rows in some_rows(*matrix.shape):
+        block = matrix[rows].to(factor.dtype, copy=True).contiguous().mT  # in LAPACK's order
+        torch.linalg.solve_triangular(factor, block, upper=False, out=block)
+        torch.linalg.solve_triangular(factor.mT, block, upper=True, out=block)
+        yield rows, block.mT
 
 
 def about_mean(gram: Tensor, mean: Tensor, eps: float) -> Tensor:
@@ -241,4 +270,64 @@ class LowRankPlusDiagonal(Compact):
     def dense(self) -> Tensor:
         gram = self.rows.T @ self.rows
         gram.diagonal().add_(self.rest)
+        return gram
+
+
+@dataclass(frozen=True)
+class Drawn(Compact):
+    """share G + ridge I for a matrix G (n, n) that others hold as well.
+
+    gram   G, positive semidefinite, float64; never changed
+    share  not negative
+    ridge  not negative
+    """
+
+    gram: Tensor
+    share: float
+    ridge: float
+
+    def __len__(self) -> int:
+        return len(self.gram)
+
+    def __rmatmul__(self, matrix: Tensor) -> Tensor:
+        return self.of_product(matrix @ self.gram, matrix)
+
+    def of_product(self, product: Tensor, matrix: Tensor) -> Tensor:
+        """D (share G + ridge I) for D (..., n) from D G, in the memory of that."""
+        return product.mul_(self.share).add_(matrix, alpha=self.ridge)
+
+    def diagonal(self) -> Tensor:
+        return self.share * self.gram.diagonal() + self.ridge
+
+    def square(self) -> float:
+        trace, n = float(self.gram.diagonal().sum()), len(self)
+        cross = 2 * self.share * self.ridge * trace
+        return self.share**2 * squared(self.gram) + cross + n * self.ridge**2
+
+    def times(self, factor: float) -> Self:
+        return replace(self, share=self.share * factor, ridge=self.ridge * factor)
+
+    def added(self, other: Self) -> Self:
+        return replace(self, gram=self.dense().add_(other.dense()), share=1.0, ridge=0.0)
+
+    def plus(self, ridge: float) -> Self:
+        return replace(self, ridge=self.ridge + ridge)
+
+    def about(self, mean: Tensor, eps: float) -> Self:
+        return replace(self, gram=about_mean(self.dense(), mean, eps), share=1.0, ridge=0.0)
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        factor = cholesky_(self.dense())
+        if factor is None:
+            raise TensorlrfError("second moments that are not definite have no inverse")
+        return torch.cat([block for _, block in solved(factor, matrix)])
+
+    def is_definite(self, shift: float) -> bool:
+        if self.share == 0.0:
+            return self.ridge + shift > 0
+        return has_cholesky(self.gram, (self.ridge + shift) / self.share)
+
+    def dense(self) -> Tensor:
+        gram = self.gram * self.share
+        gram.diagonal().add_(self.ridge)
         return gram

@@ -301,7 +301,7 @@ class SVD(Method):
 
     def gram_of(self, moments: Any, weight: Tensor) -> Any:
         if self.metric == "full":
-            return moments.with_outputs(weight)
+            return moments
         # (E x_i^2)^alpha: columns scaled by the root of it, rms^alpha.
         scales = moments.gram.diagonal().clamp(min=0) ** ASVD_ALPHA
         if isinstance(moments.gram, Compact):

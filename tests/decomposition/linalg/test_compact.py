@@ -13,6 +13,7 @@ from tensorlrf.decomposition.configs import SVD
 from tensorlrf.decomposition.linalg.compact import (
     BlockDiagonal,
     Compact,
+    Drawn,
     LowRankPlusDiagonal,
     about_mean,
     dense,
@@ -36,7 +37,11 @@ sizes = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 @st.composite
 def compacts(draw: st.DrawFn) -> Compact:
     seed, widths = draw(st.integers(0, 99)), draw(sizes)
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from((BlockDiagonal, LowRankPlusDiagonal, Drawn)))
+    if kind is Drawn:
+        own = seeded(sum(widths), sum(widths) + 2, seed=seed)
+        return Drawn(own @ own.T, draw(st.floats(0.1, 1)), draw(st.floats(0, 2)))
+    if kind is BlockDiagonal:
         parts = [seeded(b, b + 2, seed=seed + k) for k, b in enumerate(widths)]
         return BlockDiagonal(tuple(part @ part.T for part in parts))
     n, l = sum(widths), draw(st.integers(0, 6))

@@ -53,7 +53,7 @@ class Directions(Sums):
         self.lost += other.lost
         self._keep(other.rows)
 
-    def mean(self, count: int) -> LowRankPlusDiagonal:
+    def mean(self, count: int, *, last: bool = False) -> LowRankPlusDiagonal:
         rest = (self.squares - self.rows.square().sum(0)).clamp(min=0)
         off = float(torch.minimum(self.lost, rest.sum())) / count
         return LowRankPlusDiagonal(self.rows / count**0.5, rest / count, off)

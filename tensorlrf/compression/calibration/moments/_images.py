@@ -58,7 +58,7 @@ class Images(Sums):
         self.inner += other.inner
         self.squares += other.squares
 
-    def mean(self, count: int) -> LowRankPlusDiagonal:
+    def mean(self, count: int, *, last: bool = False) -> LowRankPlusDiagonal:
         rows = torch.linalg.solve_triangular(_root(self.inner), self.image, upper=False)
         rest = (self.squares - rows.square().sum(0)).clamp(min=0) / count
         return LowRankPlusDiagonal(rows / count**0.5, rest, float(rest.sum()))

@@ -57,11 +57,12 @@ class Inputs:
     worth: float | None = None
 
     @classmethod
-    def of(cls, moments: Moments) -> Inputs:
-        """What has been added up so far."""
+    def of(cls, moments: Moments, *, last: bool = False) -> Inputs:
+        """What has been added up so far, in the memory of the sums if it is the `last` that is
+        made of them."""
         n = max(1, moments.count)
         cubes, fourth = moments.lengths.cubes / n, float(moments.lengths.fourth) / n
-        gram, mean = moments.gram(), moments.mean()
+        gram, mean = moments.gram(last=last), moments.mean()
         return cls(gram, mean, moments.count, cubes, fourth, unseen=moments.unseen)
 
     def centred(self) -> Inputs:

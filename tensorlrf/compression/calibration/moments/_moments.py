@@ -77,8 +77,9 @@ class Moments(ABC):
         return 0.0
 
     @abstractmethod
-    def gram(self) -> Gram:
-        """G so far: (n, n), symmetric, float64; nothing is added any more."""
+    def gram(self, *, last: bool = False) -> Gram:
+        """G so far: (n, n), symmetric, float64; nothing is added any more. The `last` time it is
+        asked for it may take the memory of the sums."""
 
     @abstractmethod
     def mean(self) -> Tensor:
@@ -136,8 +137,8 @@ class ColumnMoments(SummedMoments):
         super().restore(count, tensors)
         self._products.restore(tensors)
 
-    def gram(self) -> Gram:
-        return self._products.mean(max(1, self.count))
+    def gram(self, *, last: bool = False) -> Gram:
+        return self._products.mean(max(1, self.count), last=last)
 
 
 class LinearMoments(ColumnMoments):
@@ -174,7 +175,7 @@ class CountMoments(Moments):
         self.lengths.fourth += len(indices)
         self.count += len(indices)
 
-    def gram(self) -> LowRankPlusDiagonal:
+    def gram(self, *, last: bool = False) -> LowRankPlusDiagonal:
         shares = self.mean()
         return LowRankPlusDiagonal(shares.new_zeros(0, len(shares)), shares)
 
@@ -253,7 +254,7 @@ class ShiftMoments(SummedMoments):
         super().restore(count, tensors)
         self._whole, self._parts = mirrored(tensors[PRODUCTS]), self._no_parts()
 
-    def gram(self) -> Tensor:
+    def gram(self, *, last: bool = False) -> Tensor:
         return self._total().div_(max(1, self.count))
 
     def _total(self) -> Tensor:

@@ -39,8 +39,9 @@ class Sums(ABC):
         """Add what another one has taken."""
 
     @abstractmethod
-    def mean(self, count: int) -> Gram:
-        """The sum over `count`, symmetric; nothing is added any more."""
+    def mean(self, count: int, *, last: bool = False) -> Gram:
+        """The sum over `count`, symmetric; nothing is added any more. The `last` time it is made
+        it may take the memory of the sums."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -71,8 +72,9 @@ class Whole(Sums):
     def merge(self, other: Self) -> None:
         self._products += other._products
 
-    def mean(self, count: int) -> Tensor:
-        return mirrored(self._products) / count
+    def mean(self, count: int, *, last: bool = False) -> Tensor:
+        whole = mirrored(self._products)
+        return whole.div_(count) if last else whole / count
 
     def tensors(self) -> dict[str, Tensor]:
         return {PRODUCTS: self._products}
@@ -97,8 +99,8 @@ class Blocks(Sums):
         for block, more in zip(self._blocks, other._blocks, strict=True):
             block.merge(more)
 
-    def mean(self, count: int) -> BlockDiagonal:
-        return BlockDiagonal(tuple(block.mean(count) for block in self._blocks))
+    def mean(self, count: int, *, last: bool = False) -> BlockDiagonal:
+        return BlockDiagonal(tuple(block.mean(count, last=last) for block in self._blocks))
 
     def tensors(self) -> dict[str, Tensor]:
         each = enumerate(self._blocks)
