@@ -1,13 +1,15 @@
 """The folder in which a run keeps what it has done until all is done.
 
 It is called `.tensorlrf.job` in the folder that is to be filled, `.NAME.job` beside the file that
-is to be written. Its lock is held by a process for as long as that lives: two runs into one output
+is to be written; `.NAME.RANK-of-RANKS.job` where each rank of a process group does a part of it.
+Its lock is held by a process for as long as that lives: two runs into one output
 exclude each other, and one that is dead stands in nobody's way.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -25,6 +27,22 @@ PARTS, NEW, OLD, JOURNAL, LOCK = "parts", "new", "old", "journal", "lock"
 def job_folder(target: Path, *, as_folder: bool) -> Path:
     """Where a run into `target` keeps what it has done."""
     return target / JOB if as_folder else target.parent / f".{target.name}.job"
+
+
+def of_rank(target: Path, rank: int, ranks: int) -> Path:
+    """Beside which file a rank keeps what it does for `target`, in a folder of its own."""
+    return target if ranks == 1 else target.with_name(f"{target.name}.{rank}-of-{ranks}")
+
+
+def of_others(target: Path, ranks: int) -> list[Path]:
+    """The same of runs into `target` on other numbers of ranks that have not ended."""
+    named = re.compile(rf"\.({re.escape(target.name)}(?:\.\d+-of-(\d+))?)\.job")
+    found = []
+    for folder in sorted(target.parent.glob(".*.job")):
+        match = named.fullmatch(folder.name)
+        if match and int(match[2] or 1) != ranks:
+            found.append(target.with_name(match[1]))
+    return found
 
 
 def rank_journal(folder: Path, rank: int) -> Path:

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression._survey import included
-from tensorlrf.compression._unpacked import unpacked_model
+from tensorlrf.compression._unpacked import shared_model
 from tensorlrf.compression.calibration._layer_moments import Calibration
+from tensorlrf.compression.group._alike import check_alike
+from tensorlrf.compression.group._group import ranks_here
 from tensorlrf.compression.moments._kept import InMemory
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._passes import Part, Parted, Watched
+from tensorlrf.compression.moments._ranks import over_ranks
 from tensorlrf.compression.moments._run import Target, summed_into
 from tensorlrf.errors import ArgumentError, lowered_by
 from tensorlrf.factors.autocast import without_autocast
@@ -41,6 +44,11 @@ def calibrate(
     of it serves `compress`, `plan` and `compress_checkpoint` as ``moments=``, in place of the
     batches, again and again, on other machines, and added to those of other batches.
 
+    Within a process group of torch.distributed it is a call of all ranks, each with batches of its
+    own, as many or few as it has: all get the sums of all batches, those of one process to
+    rounding and bit for bit the same on every rank, by one all-reduce for each layer. Matrices of a
+    model under `fully_shard` stay on their ranks.
+
     Parameters
     ----------
     model : Module
@@ -51,7 +59,8 @@ def calibrate(
         A file to sum up into, in place of memory: some layers at a time, with more passes, where
         there is no room for all of them. What is done is kept beside it, in `.NAME.job`, every so
         many batches: a run that is killed goes on there when it is called again, and ends with the
-        same bytes.
+        same bytes. Among ranks, which all see it, the first one writes it, and each keeps what it
+        has done beside it, in `.NAME.RANK-of-RANKS.job`.
     add : sequence of Moments or paths
         Of the same model, to be added in the file; in whichever order.
     skip, include
@@ -80,8 +89,10 @@ def calibrate(
     ArgumentError
         Where no layer is eligible, a glob matches nothing, the model cannot take the batches, a
         limit is below what a layer takes at the least, what is to be added is of another model, or
-        a run into this file that has not ended was begun with another model, data or number of
-        threads.
+        a run into this file that has not ended was begun with another model, data, number of
+        threads or of ranks.
+    GroupError
+        On all ranks, where they have not the same model and arguments, or one is lost.
     FileError
         Where the file exists or cannot be written, or another run is at it.
     KeyboardInterrupt
@@ -105,14 +116,32 @@ def calibrate(
     >>> report.target, report.layer("2").data_aware
     ('independent', True)
     """
-    model = unpacked_model(model)
     if calibration is None:
         raise ArgumentError("calibration=None: give batches, such as tensors in a list")
-    target = _target(path, add, threads, overwrite=overwrite, restart=restart)
-    data = Calibration.read(calibration, model, 0.0, memory_limit)
-    assert data is not None
+    with ranks_here() as group:
+        model = shared_model(model, group)
+        target = _target(path, add, threads, overwrite=overwrite, restart=restart)
+        kinds = included(include)
+        added = [] if target is None else [one.checksum() for one in target.others]
+        asked = {"call": "calibrate", "path": None if path is None else f"{path}", "add": added}
+        asked |= {"skip": skip, "include": kinds, "memory_limit": memory_limit, "threads": threads}
+        check_alike(group, model, {**asked, "overwrite": overwrite, "restart": restart})
+        data = Calibration.read(calibration, model, 0.0, memory_limit, group=group)
+        assert data is not None
+        return _summed(model, data, skip, kinds, memory_limit, target, progress and group.is_first)
+
+
+def _summed(
+    model: nn.Module,
+    data: Calibration,
+    skip: str | Sequence[str] | None,
+    include: Sequence[str],
+    limit: int | None,
+    target: Target | None,
+    progress: bool,
+) -> Moments:
     with torch.inference_mode(False), without_autocast(), lowered_by(_less):
-        watched = Watched.of(model, data, skip, included(include), memory_limit)
+        watched = Watched.of(model, data, skip, include, limit)
         if target is not None:
             return summed_into(target, watched, progress)
         with progress_bar("calibrate", len(data.batches), progress) as advance:
@@ -123,7 +152,8 @@ def calibrate(
                     break
                 except Parted as found:
                     part = Part(part.watched.without(found.names), watched.names)
-        return Moments(tuple(part.rows()), part.done, InMemory(part.settled(Tensor.cpu)))
+        own = Moments(tuple(part.rows()), part.done, InMemory(part.settled(Tensor.cpu)))
+        return own if data.group.size == 1 else over_ranks(own, data.group)
 
 
 def _less() -> str:

@@ -58,7 +58,7 @@ class Watched:
         """Raises ArgumentError where no layer is eligible, or the limit is below the least."""
         wanted = without_skipped(survey_of(model), model, skip, include)
         names = [one.name for one in wanted if one.eligible]
-        trace = record(model, names, data.batches[0]) if names else None
+        trace = record(model, names, data.first) if names else None
         names = [name for name in names if trace is not None and name not in trace.readers]
         if trace is None or not names:
             raise ArgumentError(
@@ -67,7 +67,7 @@ class Watched:
             )
         layers = {name: dense_layer_at(model, name) for name in names}
         gathered = Gathered(lags=False, held=False, plain=True)
-        needs = gathered.within(layers, limit)
+        needs = gathered.within(layers, limit, group=data.group)
         for message in gathered.told(layers, needs, limit):
             warn(message, CalibrationWarning)
         forms = {name: need.form for name, need in needs.items() if need.form is not None}

@@ -2,77 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from tensorlrf.compression.calibration.moments._moments import Moments as Accumulator
-from tensorlrf.compression.moments._kept import InMemory
+from tensorlrf.compression.calibration.moments._over_ranks import add_up
+from tensorlrf.compression.group._group import Alone
+from tensorlrf.compression.moments._kept import Groups, InMemory, Kept
 from tensorlrf.compression.moments._layer import CalibratedLayer, empty
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._rows import Rows, both, by_name
 
-Group = dist.ProcessGroup | None
 
+def over_ranks(moments: Moments, group: Alone) -> Moments:
+    """The sum of what all ranks of a group have, in memory, on each of them: one all-reduce of the
+    sums of a layer, which are the caller's no more; sketches are gathered and merged in the order
+    of ranks.
 
-def over_ranks(moments: Moments, group: Group = None) -> Moments:
-    """The sum of what all ranks of a group have, on each of them: one all-reduce for each tensor of
-    sums, which are the caller's no more; sketches are gathered and merged in the order of ranks.
-
-    Every rank calls it, with moments of the same model and layers; of layers that its own batches
-    have not reached a rank adds zeros. Raises ArgumentError, on all ranks alike, where they do not
-    add up.
+    Every rank calls it, with moments of the same layers; of those that its own batches have not
+    reached a rank adds zeros. Raises ArgumentError, on all ranks alike, where they do not add up.
     """
-    told: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(told, (moments.batches, by_name(moments.layers)), group=group)
-    ranks: list[Rows] = [rows for _, rows in told]
-    rows, own = reduce(both, ranks), by_name(moments.layers)
-    # Of layers that were fed the same here and not elsewhere each needs a sum of its own.
-    parted = {n: own[n].like for n, row in rows.items() if own[n].like and not row.like}
-    sums: dict[str, tuple[Accumulator, ...]] = {}
-    for name, row in rows.items():
-        if not row.count or row.like:
-            continue
-        found = tuple(empty(row) for _ in range(row.groups))
-        if own[name].count:
-            alone = name not in parted and name not in parted.values()
-            found = (moments.kept.read if alone else moments.kept.own)(own[name])
-        counts = [rank[name].count for rank in ranks]
-        sums[name] = tuple(_summed(row, one, counts, group) for one in found)
-    return Moments(tuple(rows.values()), sum(n for n, _ in told), InMemory(sums))
+    whole = on_demand(moments, group)
+    kept = whole.kept
+    assert isinstance(kept, OverRanks)
+    own = [row for row in whole.layers if row.count and not row.like]
+    sums = {row.name: kept.summed(row.name) for row in own}
+    return Moments(whole.layers, whole.batches, InMemory(sums))
 
 
-def _summed(
-    row: CalibratedLayer, own: Accumulator, counts: Sequence[int], group: Group
-) -> Accumulator:
-    """Of one group of a layer, in the memory of what this rank has where sums add up."""
-    nccl = dist.get_backend(group) == dist.Backend.NCCL
-    device = torch.device("cuda" if nccl else "cpu")
-    tensors = own.tensors()
-    if row.kept.kind != "sketch":
-        for name, tensor in tensors.items():
-            moved = tensor.to(device)
-            dist.all_reduce(moved, group=group)
-            tensors[name] = moved.to(tensor.device)
-        own.restore(sum(counts), tensors)
-        return own
-    gathered = {
-        name: _gathered(tensor, device, len(counts), group) for name, tensor in tensors.items()
-    }
-    whole = empty(row)
-    for rank, count in enumerate(counts):
-        one = empty(row)
-        one.restore(count, {name: found[rank] for name, found in gathered.items()})
-        whole.merge(one)
-    return whole
+def on_demand(moments: Moments, group: Alone) -> Moments:
+    """The same, where a layer is added up when the first rank reads it, as often as it does; the
+    others `follow` it in that."""
+    told = group.gathered((moments.batches, by_name(moments.layers)))
+    rows = reduce(both, [rows for _, rows in told])
+    kept = OverRanks(moments.kept, by_name(moments.layers), rows, group)
+    return Moments(tuple(rows.values()), sum(n for n, _ in told), kept)
 
 
-def _gathered(tensor: Tensor, device: torch.device, ranks: int, group: Group) -> list[Tensor]:
-    moved = tensor.to(device)
-    found = [torch.empty_like(moved) for _ in range(ranks)]
-    dist.all_gather(found, moved, group=group)
-    return [one.to(tensor.device) for one in found]
+@dataclass(frozen=True)
+class OverRanks(Kept):
+    """The sums of all ranks.
+
+    of_rank  where those of this rank are
+    mine     the rows of this rank, by layer
+    rows     those of all
+    group    the ranks
+    """
+
+    of_rank: Kept
+    mine: Mapping[str, CalibratedLayer]
+    rows: Rows
+    group: Alone
+
+    def read(self, row: CalibratedLayer) -> Groups:
+        """On the first rank."""
+        self.group.of(0, row.source)
+        return self.summed(row.source)
+
+    def follow(self) -> None:
+        """On every other rank: add up what the first one reads, until it has `done`."""
+        while (name := self.group.of(0, "")) != DONE:
+            self.summed(name)
+
+    def done(self) -> None:
+        """On the first rank: it reads no more."""
+        self.group.of(0, DONE)
+
+    def summed(self, name: str) -> Groups:
+        """Of one layer. A call of all ranks."""
+        row, own = self.rows[name], self.mine[name]
+        found: Groups = tuple(empty(row) for _ in range(row.groups))
+        if own.count:
+            # Of layers that were fed the same here and not elsewhere each needs a sum of its own.
+            alone = not any(
+                one.like and not self.rows[one.name].like and name in (one.name, one.like)
+                for one in self.mine.values()
+            )
+            found = (self.of_rank.read if alone else self.of_rank.own)(own)
+        for one in found:
+            add_up(one, self.group)
+        return found
+
+
+DONE = "\0"
+"""No name of a layer."""

@@ -4,6 +4,9 @@ Layers are summed up in parts, as many at a time as there is room for. A part ha
 in the folder of the run, replaced whole every so many batches, whose sealed header says how many
 are in it: one that is damaged is begun anew. What decided on the parts stands in the journal, so
 that a run which goes on adds up the same numbers in the same order.
+
+Each rank of a process group has a run of its own, with its batches. The first one writes what all
+have, a layer at a time.
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ import torch
 from tensorlrf.compression._progress import progress_bar
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration.moments._form import IMAGE, Form
+from tensorlrf.compression.group._group import Alone
 from tensorlrf.compression.journal._identity import checksum_of_batches
 from tensorlrf.compression.moments._kept import InMemory, Joined
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.moments._passes import Part, Parted, Watched
+from tensorlrf.compression.moments._ranks import OverRanks, on_demand
 from tensorlrf.compression.moments._rows import both, by_name
 from tensorlrf.compression.scale._stopping import Stopping
 from tensorlrf.decomposition.linalg.threads import steady
-from tensorlrf.errors import FileError, FileFormatError
-from tensorlrf.files.job import JOURNAL, PARTS, held
+from tensorlrf.errors import ArgumentError, FileError, FileFormatError
+from tensorlrf.files.job import JOURNAL, PARTS, clear, held, job_folder, of_others, of_rank
 from tensorlrf.files.journal import Journal
 from tensorlrf.files.replace import check_target, exists
 from tensorlrf.files.sealed import checksum_of, made_by
@@ -66,8 +71,11 @@ def summed_into(target: Target, watched: Watched, progress: bool) -> Moments:
     one; FileError where the file exists, cannot be written, or another run is at it; and
     KeyboardInterrupt after Ctrl-C.
     """
+    group = watched.data.group
     _check_others(target, watched)
     check_target(target.path, overwrite=True)
+    own = of_rank(target.path, group.rank, group.size)
+    _check_ranks(target, group)
     head = {
         "made_by": made_by(),
         "torch": torch.__version__,
@@ -77,19 +85,45 @@ def summed_into(target: Target, watched: Watched, progress: bool) -> Moments:
         "others": [one.checksum() for one in target.others],
         "threads": target.threads,
     }
-    with held(target.path, as_folder=False, restart=target.restart) as folder:
-        going_on = (folder / JOURNAL).exists()
+    with held(own, as_folder=False, restart=target.restart) as folder:
+        going_on = not group.every(not (folder / JOURNAL).exists())
         if target.path.exists() and not target.overwrite and not going_on:
             raise exists(target.path)
         journal = Journal(folder / JOURNAL, head, _check_entry)
         try:
             moments = _Run(folder, journal, watched).summed(target.threads, progress)
-            whole = reduce(add, target.others, moments)
-            whole.save(target.path, overwrite=True)
+            _save(target, moments, group)
         finally:
             journal.close()
         (folder / JOURNAL).unlink()
     return Moments.load(target.path)
+
+
+def _save(target: Target, moments: Moments, group: Alone) -> None:
+    """What all ranks have, and others beside it."""
+    whole = moments if group.size == 1 else on_demand(moments, group)
+    summed = whole.kept
+    if group.is_first:
+        reduce(add, target.others, whole).save(target.path, overwrite=True)
+    if isinstance(summed, OverRanks):
+        (summed.done if group.is_first else summed.follow)()
+
+
+def _check_ranks(target: Target, group: Alone) -> None:
+    """Raise ArgumentError where a run on another number of ranks has not ended, of which nothing is
+    of use; take it away where all begins anew."""
+    left = []
+    for path in of_others(target.path, group.size):
+        if not target.restart:
+            left.append(f"{job_folder(path, as_folder=False)}")
+        elif group.is_first:
+            clear(path, as_folder=False)
+    if left:
+        raise ArgumentError(
+            f"a run into {target.path} on another number of processes has not ended ({left[0]}); "
+            "go on with as many, or begin anew with restart=True (--restart)"
+        )
+    group.every(True)
 
 
 @dataclass
