@@ -18,9 +18,11 @@ from tensorlrf.cli._options import (
     Seed,
     Skip,
     Target,
+    Threads,
     Tokens,
 )
 from tensorlrf.cli._outcome import guard, show
+from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._targets import check_moments
 from tensorlrf.compression import calibrate as sum_up
 from tensorlrf.errors import ArgumentError, printable
@@ -68,6 +70,7 @@ def calibrate(
         typer.Option("--dtype", metavar="WORD", help="float32 (default), or keep its own."),
     ] = None,
     seed: Seed = 0,
+    threads: Threads = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Begin anew where a run into TARGET has ended early."),
@@ -80,16 +83,18 @@ def calibrate(
     """Sum up what the layers of a model are fed, for `compress --moments`.
 
     A run that ends early goes on where it was when it is called again. Sums of several runs, on
-    parts of the text or on several machines, add up with --add.
+    parts of the text or on several machines, add up with --add. Of processes that torchrun starts
+    each takes a part of the batches, and the first writes the sums of all.
 
     \b
     Examples:
       tensorlrf calibrate minilm/ --text news.txt -o moments.safetensors
       tensorlrf calibrate minilm/ --text more.txt --add moments.safetensors -o both.safetensors
+      torchrun --nproc-per-node 4 -m tensorlrf calibrate minilm/ --text news.txt -o all.safetensors
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --moments both.safetensors
       tensorlrf compress llama-70b/ -o small/ --keep-params .5 --stream --moments llama.safetensors
     """
-    with guard(debug, target, log, "calibrate"):
+    with guard(debug, target, log, "calibrate", threads), process_group() as started:
         options = Options(
             source, target, True, force, text, None, False, tokens, batch_size, max_batches, dtype,
             seed,
@@ -97,13 +102,16 @@ def calibrate(
         if source.exists() and not source.is_dir():
             raise ArgumentError(f"{source} is no folder with a model of transformers")
         options.check()
-        check_moments(target, add or [], force)
+        check_moments(target, add or [], force, started.size)
         job = folder_job(options)
         moments = sum_up(
-            job.model, job.batches, target, add=add or [],
+            job.model, started.own(job.batches), target, add=add or [],
             skip=None if not skip else [glob for glob in skip if glob],
-            include=include or [], memory_limit=memory_limit, overwrite=force, restart=restart,
+            include=include or [], memory_limit=memory_limit, threads=threads, overwrite=force,
+            restart=restart,
         )  # fmt: skip
+        if not started.prints:
+            return
         show(moments, as_json)
         if not as_json:
             typer.echo(f"written to {printable(str(target))}")

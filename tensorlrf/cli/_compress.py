@@ -20,6 +20,7 @@ from tensorlrf.cli._options import (
     Log,
     Seed,
     Skip,
+    Threads,
     Tokens,
 )
 from tensorlrf.cli._outcome import guard, show, titled, today
@@ -221,6 +222,7 @@ def compress(
     ] = None,
     journal: Journal = None,
     seed: Seed = 0,
+    threads: Threads = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and write nothing.")
     ] = False,
@@ -290,7 +292,7 @@ def compress(
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
-    with guard(debug, target, log, "compress"), process_group() as started:
+    with guard(debug, target, log, "compress", threads), process_group() as started:
         check_page(html, only="--plan-only" if plan_only else "--dry-run" if dry_run else "")
         if by_stream:
             stream(
@@ -310,6 +312,7 @@ def compress(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, device=device,
+                threads=threads,
                 force=force, restart=restart, dry_run=dry_run, as_json=as_json, started=started,
                 html=html,
             )  # fmt: skip

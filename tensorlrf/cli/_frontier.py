@@ -20,6 +20,7 @@ from tensorlrf.cli._options import (
     Log,
     Seed,
     Skip,
+    Threads,
     Tokens,
 )
 from tensorlrf.cli._outcome import guard, show, write_page
@@ -88,6 +89,7 @@ def frontier(
     ] = None,
     journal: Journal = None,
     seed: Seed = 0,
+    threads: Threads = None,
     log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -105,7 +107,7 @@ def frontier(
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png --html frontier.html
       tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4 --example
     """
-    with guard(debug, None, log, "frontier"):
+    with guard(debug, None, log, "frontier", threads):
         check_page(html)
         if source.exists() and not source.is_dir():
             raise ArgumentError(

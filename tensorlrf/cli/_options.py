@@ -56,4 +56,12 @@ Log = Annotated[
     Path | None,
     typer.Option("--log", metavar="FILE", help="Append what is done to a file, as lines of JSON."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        help="Of torch, for one operation [as many as there are cores; of torchrun's ranks one].",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of whatever is drawn.")]

@@ -14,17 +14,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import typer
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.page.document import Paged
-from tensorlrf.errors import TensorlrfError, TensorlrfWarning, is_out_of_memory, printable
+from tensorlrf.errors import (
+    ArgumentError,
+    TensorlrfError,
+    TensorlrfWarning,
+    is_out_of_memory,
+    printable,
+)
 from tensorlrf.files.events import log_to
 from tensorlrf.files.folder import put_right
 
 REFUSED = 2
 UNEXPECTED = 1
 INTERRUPTED = 130
+
+MOST_THREADS = 1024
+"""More than any machine has cores for; where the system has no room for them the process ends."""
 
 WIDTH = 200
 """Columns of a table, at least."""
@@ -115,19 +125,24 @@ def ending_cleanly() -> Iterator[None]:
 
 @contextmanager
 def guard(
-    debug: bool, target: Path | None = None, log: Path | None = None, task: str = ""
+    debug: bool,
+    target: Path | None = None,
+    log: Path | None = None,
+    task: str = "",
+    threads: int | None = None,
 ) -> Iterator[None]:
     """Turn what a command raises into a line and an exit code; with `debug` the traceback too.
 
     Warnings of tensorlrf become a line each; those of others are shown as Python does. `target` is
-    what the command writes, `log` a file that gets what it does, which is called `task` there.
+    what the command writes, `log` a file that gets what it does, which is called `task` there, and
+    `threads` torch's number meanwhile.
     """
     if target is not None:
         with suppress(OSError):  # told by the command itself
             put_right(target)
     before = _seen(target)
     try:
-        with _our_warnings(), log_to(log, task):
+        with _our_warnings(), log_to(log, task), on_threads(threads):
             yield
     except (typer.Exit, BrokenPipeError):
         raise
@@ -152,6 +167,25 @@ def guard(
         where = "" if debug else "; --debug shows where"
         refuse(f"{type(error).__name__}: {error} (this should not happen{where})")
         raise typer.Exit(UNEXPECTED) from None
+
+
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """While entered, torch has so many threads for one operation; None for as many as it has.
+
+    Raises ArgumentError for what cannot be.
+    """
+    if count is None:
+        yield
+        return
+    if not 1 <= count <= MOST_THREADS:
+        raise ArgumentError(f"--threads={count} must be at least 1 and at most {MOST_THREADS}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _written(target: Path | None, before: object) -> str:

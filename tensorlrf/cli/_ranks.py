@@ -14,7 +14,7 @@ from tensorlrf.errors import ArgumentError
 
 T = TypeVar("T")
 
-SHARED = ("compress",)
+SHARED = ("compress", "calibrate")
 """Commands that share out their work."""
 
 

@@ -23,6 +23,7 @@ from tensorlrf.cli._options import (
     Log,
     Seed,
     Target,
+    Threads,
     Tokens,
 )
 from tensorlrf.cli._outcome import INTERRUPTED, guard, show, write_page
@@ -95,6 +96,7 @@ def refine(
     ] = None,
     html: Html = None,
     seed: Seed = 0,
+    threads: Threads = None,
     force: Force = False,
     log: Log = None,
     as_json: Json = False,
@@ -110,7 +112,7 @@ def refine(
       tensorlrf refine minilm-small/ minilm/ -o better/ --seconds 600 --text news.txt --loss cosine
       tensorlrf refine small/ model/ -o better/ --steps 200 --text news.txt --journal course/
     """
-    with guard(debug, target, log, "refine"):
+    with guard(debug, target, log, "refine", threads):
         check_page(html)
         _check(small, model, text)
         options = Options(

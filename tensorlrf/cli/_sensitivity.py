@@ -19,6 +19,7 @@ from tensorlrf.cli._options import (
     Json,
     Log,
     Seed,
+    Threads,
     Tokens,
 )
 from tensorlrf.cli._outcome import guard, show, write_page
@@ -86,6 +87,7 @@ def sensitivity(
     ] = None,
     journal: Journal = None,
     seed: Seed = 0,
+    threads: Threads = None,
     force: Force = False,
     log: Log = None,
     as_json: Json = False,
@@ -98,7 +100,7 @@ def sensitivity(
       tensorlrf sensitivity minilm/ --text news.txt -o layers.json
       tensorlrf compress minilm/ -o minilm-small/ --keep-params .6 --sensitivity layers.json
     """
-    with guard(debug, target, log, "sensitivity"):
+    with guard(debug, target, log, "sensitivity", threads):
         check_page(html)
         options = Options(
             source, None, True, False, text or [], None, False, tokens, batch_size, max_batches,

@@ -88,6 +88,7 @@ def stream(
     dry_run: bool,
     seed: int,
     device: str | None,
+    threads: int | None,
     force: bool,
     restart: bool,
     as_json: bool,
@@ -125,7 +126,7 @@ def stream(
         )
     if dry_run:
         forecast = forecast_checkpoint(
-            source, target, **arguments, plan=given_plan, random_state=seed
+            source, target, **arguments, plan=given_plan, random_state=seed, threads=threads
         )
         show(forecast, as_json)
         return
@@ -133,7 +134,8 @@ def stream(
         raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
     report = compress_checkpoint(
         source, target, **arguments, **fit.arguments(source, seed, started), plan=given_plan,
-        moments=moments, random_state=seed, device=device, overwrite=force, restart=restart,
+        moments=moments, random_state=seed, device=device, threads=threads, overwrite=force,
+        restart=restart,
     )  # fmt: skip
     if not started.prints:
         return

@@ -10,7 +10,7 @@ from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.page.document import check_path
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.folder import present, put_right
-from tensorlrf.files.job import JOURNAL, job_folder
+from tensorlrf.files.job import JOURNAL, job_folder, of_rank
 from tensorlrf.files.replace import check_target, foreign
 
 
@@ -30,16 +30,17 @@ def check_json(target: Path, force: bool) -> None:
         _check_may_replace(target, force)
 
 
-def check_moments(target: Path, others: Sequence[Path], force: bool) -> None:
+def check_moments(target: Path, others: Sequence[Path], force: bool, ranks: int) -> None:
     """Raise FileError where moments cannot become `target`, or may not replace what is there and is
-    not of a run that goes on."""
+    not of a run that goes on, of so many ranks."""
     _check_name(target, ".safetensors")
     if not os.path.lexists(target):
         return
     for other in others:
         if other.exists() and target.exists() and os.path.samefile(other, target):
             raise FileError(f"-o {target} is what is to be added; give another name")
-    if not (job_folder(target, as_folder=False) / JOURNAL).exists():
+    own = (of_rank(target, rank, ranks) for rank in range(ranks))
+    if not any((job_folder(one, as_folder=False) / JOURNAL).exists() for one in own):
         _check_may_replace(target, force)
 
 

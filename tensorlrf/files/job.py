@@ -2,8 +2,8 @@
 
 It is called `.tensorlrf.job` in the folder that is to be filled, `.NAME.job` beside the file that
 is to be written; `.NAME.RANK-of-RANKS.job` where each rank of a process group does a part of it.
-Its lock is held by a process for as long as that lives: two runs into one output
-exclude each other, and one that is dead stands in nobody's way.
+Its lock is held by a process for as long as that lives: two runs into one output exclude each
+other, and one that is dead stands in nobody's way.
 """
 
 from __future__ import annotations

@@ -123,9 +123,12 @@ def calibrate(
         target = _target(path, add, threads, overwrite=overwrite, restart=restart)
         kinds = included(include)
         added = [] if target is None else [one.checksum() for one in target.others]
-        asked = {"call": "calibrate", "path": None if path is None else f"{path}", "add": added}
-        asked |= {"skip": skip, "include": kinds, "memory_limit": memory_limit, "threads": threads}
-        check_alike(group, model, {**asked, "overwrite": overwrite, "restart": restart})
+        asked: dict[str, Any] = {
+            "call": "calibrate", "path": None if path is None else f"{path}", "add": added,
+            "skip": skip, "include": kinds, "memory_limit": memory_limit, "threads": threads,
+            "overwrite": overwrite, "restart": restart,
+        }  # fmt: skip
+        check_alike(group, model, asked)
         data = Calibration.read(calibration, model, 0.0, memory_limit, group=group)
         assert data is not None
         return _summed(model, data, skip, kinds, memory_limit, target, progress and group.is_first)

@@ -85,10 +85,11 @@ def summed_into(target: Target, watched: Watched, progress: bool) -> Moments:
         "others": [one.checksum() for one in target.others],
         "threads": target.threads,
     }
+    begun = not target.restart and (job_folder(own, as_folder=False) / JOURNAL).exists()
+    going_on = not group.every(not begun)
+    if target.path.exists() and not target.overwrite and not going_on:
+        raise exists(target.path)
     with held(own, as_folder=False, restart=target.restart) as folder:
-        going_on = not group.every(not (folder / JOURNAL).exists())
-        if target.path.exists() and not target.overwrite and not going_on:
-            raise exists(target.path)
         journal = Journal(folder / JOURNAL, head, _check_entry)
         try:
             moments = _Run(folder, journal, watched).summed(target.threads, progress)
@@ -217,6 +218,8 @@ class _Run:
                 self.watched = self.watched.without(found.names)
                 file.unlink(missing_ok=True)
                 continue
+            if not batches:  # of this rank
+                _write(part, file)
             stopped.end(f"{number + 1:,} parts are kept in {self.folder}")
             return Moments.load(file)
 

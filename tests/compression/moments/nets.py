@@ -59,6 +59,13 @@ def convolutions(seed: int = 0) -> nn.Module:
     ).eval()  # fmt: skip
 
 
+def blocks(n: int = 12) -> nn.Module:
+    """Six of two layers."""
+    torch.manual_seed(0)
+    own = (nn.Sequential(nn.Linear(n, 2 * n), nn.ReLU(), nn.Linear(2 * n, n)) for _ in range(6))
+    return nn.Sequential(*own).eval()
+
+
 def routed() -> nn.Module:
     torch.manual_seed(0)
     return Routed(12).eval()

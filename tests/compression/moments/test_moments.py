@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tensorlrf.errors import (
 from tests.compression.moments.nets import (
     assert_same,
     attention,
+    blocks,
     convolutions,
     images,
     limit_for,
@@ -308,7 +310,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path
         for k in range(2)
     ]
     try:
-        assert [one.wait(120) for one in running] == [0, 0]
+        assert [one.wait(300) for one in running] == [0, 0]
     finally:
         for one in running:
             one.kill()
@@ -354,4 +356,38 @@ def test_images_of_ranks_add_up(ranks: Ranks) -> None:
 
 def test_ranks_of_different_models_all_say_so(ranks: Ranks) -> None:
     for path in ranks("other"):
-        assert "the weight of 0.q has other values" in path.read_text()
+        assert "the values of 0.k.weight is" in path.read_text()
+
+
+def test_a_rank_without_batches_has_the_sums_of_others(ranks: Ranks) -> None:
+    one, two = ranks("uneven")
+    assert one.read_bytes() == two.read_bytes()
+    assert_same(Moments.load(one), moments_of(convolutions(), images(4)), OF_SUMS)
+
+
+def test_a_rank_alone_has_its_own(ranks: Ranks) -> None:
+    for path in ranks("alone"):
+        assert_same(Moments.load(path), moments_of(wide(), rows(256, 1)), OF_SUMS)
+
+
+def test_a_sharded_model_is_never_whole(ranks: Ranks) -> None:
+    one, two = ranks("sharded")
+    assert one.read_bytes() == two.read_bytes()
+    assert_same(Moments.load(one), moments_of(blocks(), rows(12, 6)), OF_SUMS)
+    for path in ranks("put"):  # of its twelve matrices its own, and that which another rank is at
+        assert 0 < json.loads(path.read_text()) <= 2
+
+
+def test_ranks_sum_up_into_one_file(ranks: Ranks) -> None:
+    folder = ranks("told")[0].parent
+    one, other = folder / "out.undisturbed", folder / "out.disturbed"
+    assert one.read_bytes() == other.read_bytes()
+    assert_same(Moments.load(one), moments_of(attention(), rows(12, 9)), OF_SUMS)
+    assert not list(folder.glob(".*disturbed*"))
+    for rank, path in enumerate(ranks("told")):
+        cut, alone, there, failed = json.loads(path.read_text())
+        assert cut == "OSError: no more"
+        assert failed == ("OSError: no more" if rank else "GroupError: rank 1 failed: no more")
+        assert alone.startswith("ArgumentError: a run into")
+        assert "on another number of processes has not ended" in alone
+        assert "exists" in there
