@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tensorlrf
+from tensorlrf.cli import _compress
 from tensorlrf.cli._huggingface import read_model, read_tokenizer
 from tensorlrf.cli._texts import batches_of, read_texts
 from tests.cli.calls import Program, cnn, save_state
@@ -181,3 +182,36 @@ def test_a_file_has_no_inputs(tmp_path: Path, program: Program) -> None:
     for more in (("--fold-batch-norms",), ("--method", "modular")):
         wrong = program("compress", source, *target, *more)
         assert f"{' '.join(more)} looks at inputs, and so is for folders" in wrong.error
+
+
+def test_threads_are_those_of_the_run(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = save_state(cnn(), tmp_path / "net.safetensors"), tmp_path / "small.safetensors"
+    own, before, seen = _compress.make_plan, torch.get_num_threads(), list[int]()
+
+    def planned(*args: Any, **given: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return own(*args, **given)
+
+    monkeypatch.setattr(_compress, "make_plan", planned)
+    call = ("compress", path, "--keep-params", ".5")
+    for more in ((), ("--threads", before + 1)):
+        assert program(*call, "--plan-only", *more).code == 0
+    assert seen == [before, before + 1]
+    assert torch.get_num_threads() == before
+
+    by_layers = (*call, "-o", out, "--stream", "--threads")
+    assert program(*by_layers, before + 1).code == 0
+    assert "is left as it is" in program(*by_layers, before + 1).out
+    assert "exists" in program(*by_layers, before).error  # sums have another order
+
+
+@pytest.mark.parametrize("command", ["compress", "calibrate", "refine", "frontier", "sensitivity"])
+def test_threads_that_cannot_be_are_told(tmp_path: Path, program: Program, command: str) -> None:
+    call = [command, tmp_path, "--text", tmp_path, "--threads"]
+    call[2:2] = [] if command == "frontier" else ["-o", tmp_path / "out"]
+    call[2:2] = [tmp_path] if command == "refine" else []
+    for many in (0, -1, 100_000):
+        assert f"--threads={many} must be at least 1 and at most" in program(*call, many).error
+    assert "Invalid value for '--threads'" in program(*call, "many").error

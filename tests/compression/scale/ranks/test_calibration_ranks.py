@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import tensorlrf
+from tensorlrf.compression import Moments
 from tensorlrf.errors import CalibrationWarning
 from tests.cli.folders import bert_folder
+from tests.compression.moments.nets import assert_same
 from tests.compression.scale.ranks.calls import batches, fitted
 from tests.compression.scale.ranks.processes import ROOT, TIMEOUT, environment, values
 
@@ -122,22 +124,38 @@ def test_ranks_are_told_alike(told: list[list[dict[str, Any]]]) -> None:
 @pytest.mark.parametrize("more", [[], ["--stream"]], ids=["whole", "stream"])
 def test_torchrun_shares_texts_out(tmp_path: Path, more: list[str]) -> None:
     """The command line writes what it writes in one process."""
-    source, texts = bert_folder(tmp_path / "bert"), tmp_path / "texts.txt"
+    outs = by_texts(tmp_path, ["compress", "--keep-params", ".6", *more])
+    one, two = (tensorlrf.load(out).state_dict() for out in outs)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=ATOL)
+
+
+@pytest.mark.slow
+def test_torchrun_sums_up_moments_of_texts(tmp_path: Path) -> None:
+    outs = by_texts(tmp_path, ["calibrate", "--threads", "1"], ".safetensors")
+    one, two = (Moments.load(out) for out in outs)
+    assert_same(one, two, 1e-12)  # float64, in another order
+    assert len(list(tmp_path.glob("*"))) == len([*outs, "bert", "texts.txt"])
+    assert not list(tmp_path.glob(".*"))
+
+
+def by_texts(folder: Path, command: list[str], suffix: str = "") -> list[Path]:
+    """What a command makes of a model and texts, in one process and in two that torchrun starts."""
+    source, texts = bert_folder(folder / "bert"), folder / "texts.txt"
     lines = (" ".join(f"w{(7 * k + 5 * j * j) % 36}" for j in range(20)) for k in range(64))
     texts.write_text("\n".join(lines))
     command = [
-        "-m", "tensorlrf", "compress", str(source), "--keep-params", ".6", "--text", str(texts),
-        "--batch-size", "4", "--tokens", "32", *more, "-o",
+        "-m", "tensorlrf", *command, str(source), "--text", str(texts), "--batch-size", "4",
+        "--tokens", "32", "-o",
     ]  # fmt: skip
+    found = []
     for arguments in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
-        out = str(tmp_path / f"out{len(arguments)}")
+        found.append(folder / f"out{len(arguments)}{suffix}")
         done = subprocess.run(
-            [sys.executable, *arguments, *command, out], cwd=ROOT, env=environment(),
+            [sys.executable, *arguments, *command, str(found[-1])], cwd=ROOT, env=environment(),
             capture_output=True, text=True, timeout=TIMEOUT, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout.count("written to") == 1
-    one, two = (tensorlrf.load(tmp_path / f"out{k}").state_dict() for k in (0, 4))
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=ATOL)
+    return found
