@@ -162,12 +162,13 @@ def evaluate(model: nn.Module) -> list[float]:
 
 
 def look(folder: Path) -> str:
-    """A frontier, of which all that was measured is there."""
+    """A frontier of which all that was measured is there, and what it makes by directions that
+    are."""
     found = tensorlrf.frontier(
         of_texts.net(), of_texts.batches(), shares=(0.6,), evaluate=evaluate, journal=folder,
         skip=[], progress=False,
     )  # fmt: skip
-    return found.to_json()
+    return found.to_json() + of_model(found.apply(0.6)[0])
 
 
 def shared_out(folder: Path) -> str:
@@ -252,7 +253,13 @@ READERS = (
         )
     ),
     Reader("journal of a refinement", make_refined, refined, sealed=True, key=KEY),
-    Reader("journal of a frontier", lambda folder: look(folder) and None, look, sealed=True),
+    Reader(
+        "journal of a frontier",
+        lambda folder: look(folder) and None,
+        look,
+        sealed=True,
+        key=MEASURED,
+    ),
     Reader(
         "metrics beside a journal",
         lambda folder: shared_out(folder) and None,

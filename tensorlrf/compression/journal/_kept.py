@@ -2,7 +2,7 @@
 
 A value is found by what it is of, and the journal by all that decides on values. So the same call,
 made again after it was killed, finds what it had measured, measures the rest and comes to the same
-end. Factors of a metric, which are tensors, lie in files beside.
+end. What is tensors lies in files beside, with checksums of their own.
 """
 
 from __future__ import annotations
@@ -170,6 +170,9 @@ def kept_in(
         # Else sums would be added in another order where somebody else is at work.
         with steady(torch.get_num_threads()):
             yield kept
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"what was measured is kept in {path.parent}; the same call goes on")
+        raise
     finally:
         kept.close()
 

@@ -15,7 +15,7 @@ from torch import nn
 from tensorlrf.compression._heads import heads_of
 from tensorlrf.compression._progress import Advance, progress_bar
 from tensorlrf.compression._survey import kind_of
-from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, tied_places
+from tensorlrf.compression.calibration._dense_layer import dense_layer_at, tied_places
 from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._memory import parted
 from tensorlrf.compression.calibration._statistics import Metrics
@@ -45,7 +45,7 @@ from tensorlrf.compression.losses._weights import weight_energies
 from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
-from tensorlrf.compression.plan.sensitivity import LayerSensitivity, Sensitivity, falling
+from tensorlrf.compression.plan.sensitivity import Sensitivity, row_of
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.errors import (
     ArgumentError,
@@ -56,9 +56,6 @@ from tensorlrf.errors import (
 )
 from tensorlrf.files.sealed import canonical, checksum_of
 from tensorlrf.nn.copies import copy_of, replica
-
-KNOTS = 64
-"""Ranks of a layer whose losses are told, about."""
 
 OUTPUTS_PART = 4
 """Of the room for a model's statistics its outputs on the batches held out may have this part."""
@@ -149,12 +146,17 @@ class Probe:
 
     def parts(self) -> Iterator[dict[str, Basis]]:
         """Bases of the layers that calibration reaches, part by part."""
-        for names in self._parts:
-            yield self._part(names)
+        for k in range(len(self._parts)):
+            yield self._part(k)
 
-    def _part(self, names: Sequence[str]) -> dict[str, Basis]:
+    def _part(self, k: int) -> dict[str, Basis]:
         """Those of a part; where it is the only one, they are held."""
-        bases = self._bases or self._bases_of(names)
+        if self._bases:
+            return self._bases
+        bases = self._found.bases(k, self._parts[k])
+        if bases is None:
+            bases = self._bases_of(self._parts[k])
+            self._found.put_bases(k, bases)
         if len(self._parts) == 1:
             self._bases = bases
         return bases
@@ -187,8 +189,8 @@ class Probe:
             return self._by_spectra(rule, self._weight_energies())
         losses: dict[str, Losses] = {}
         if rule not in RULES_ON_INPUTS:
-            for names in self._parts:
-                losses |= self._spectra(names)
+            for k in range(len(self._parts)):
+                losses |= self._spectra(k)
             return self._by_spectra(rule, losses)
         unit = self.output_loss.unit
         if rule == "fisher":
@@ -210,27 +212,29 @@ class Probe:
                     CalibrationWarning,
                 )
         with progress_bar("measure", len(self.names), self.progress) as advance:
-            for names in self._parts:
-                losses |= self._measured(names, advance)
+            for k in range(len(self._parts)):
+                losses |= self._measured(k, advance)
         return self._told("measured", unit, losses)
 
-    def _spectra(self, names: Sequence[str]) -> dict[str, Losses]:
+    def _spectra(self, k: int) -> dict[str, Losses]:
         """The energies of the outputs of a part of the layers."""
+        names = self._parts[k]
         found = self._found.all_losses("energy", names)
         if found is None:
-            found = spectra(self._part(names))
+            found = spectra(self._part(k))
             self._found.put("energy", names, found)
         return found
 
-    def _measured(self, names: Sequence[str], advance: Advance) -> dict[str, Losses]:
+    def _measured(self, k: int, advance: Advance) -> dict[str, Losses]:
         """With one layer of a part cut at a time."""
+        names = self._parts[k]
         known = self._found.losses("measured", names)
         for name in known:
             advance(name, earlier=True)
         losses = {name: found for name, found in known.items() if found is not None}
         if len(known) == len(names):
             return losses
-        bases = {name: own for name, own in self._part(names).items() if name not in known}
+        bases = {name: own for name, own in self._part(k).items() if name not in known}
         self._found.put("measured", [n for n in names if n not in {*known, *bases}], {})
         for name, found in measured_losses(
             self.model, bases, spectra(bases), self._wanted, self.judging, self.output_loss,
@@ -256,7 +260,7 @@ class Probe:
                 losses |= known
                 self.metrics |= metrics
                 continue
-            bases = self._part(names)
+            bases = self._part(k)
             draws.set_state(begin)
             gradients = {
                 name: GradientMoments.of(dense_layer_at(self.model, name))
@@ -379,19 +383,10 @@ class Probe:
         return "measured" if 2 * convs > sum(math.prod(site.shape) for site in sites) else "fisher"
 
     def _told(self, rule: str, unit: str, losses: Mapping[str, Losses]) -> Sensitivity:
-        rows = [
-            _row(name, dense_layer_at(self.model, name), losses[name])
-            for name in self.names
-            if name in losses
-        ]
+        rows = []
+        for name in self.names:
+            if name in losses:
+                site = dense_layer_at(self.model, name)
+                kind = kind_of(site.module)
+                rows.append(row_of(name, kind, site.shape, site.groups, losses[name]))
         return Sensitivity(fingerprint(self.model), rule, unit, tuple(rows))
-
-
-def _row(name: str, site: DenseLayer, losses: Losses) -> LayerSensitivity:
-    """Losses at ranks from 0 on to the full, at some of them."""
-    full = len(losses) - 1
-    step = 1 if full <= KNOTS else 8 * -(-full // (8 * KNOTS))
-    ranks = [*range(0, full, step), full]
-    values = falling([losses[r] for r in ranks])
-    kind = kind_of(site.module)
-    return LayerSensitivity(name, kind, site.shape, site.groups, tuple(ranks), values)

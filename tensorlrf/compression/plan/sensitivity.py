@@ -28,6 +28,9 @@ SHOWN = (0.8, 0.5, 0.25)
 
 MOST_RANKS = 1 << 16
 
+KNOTS = 64
+"""Ranks of a layer whose losses are told, about."""
+
 
 @dataclass(frozen=True)
 class LayerSensitivity:
@@ -275,6 +278,17 @@ def falling(losses: Sequence[float]) -> tuple[float, ...]:
         least = min(least, max(0.0, float(loss)))
         kept.append(least)
     return tuple(kept)
+
+
+def row_of(
+    name: str, kind: str, shape: tuple[int, ...], groups: int, losses: Sequence[float]
+) -> LayerSensitivity:
+    """Of losses at ranks from 0 on to the full, at some of them."""
+    full = len(losses) - 1
+    step = 1 if full <= KNOTS else 8 * -(-full // (8 * KNOTS))
+    ranks = [*range(0, full, step), full]
+    values = falling([losses[r] for r in ranks])
+    return LayerSensitivity(name, kind, shape, groups, tuple(ranks), values)
 
 
 def _row(values: Mapping[str, Any]) -> LayerSensitivity:

@@ -29,6 +29,7 @@ from tests.compression.journal.calls import (
     plan,
     sensitivity,
     stopping,
+    told,
 )
 from tests.files.kills import quick_disk
 
@@ -79,7 +80,8 @@ def test_metrics_of_the_loss_are_those_that_were_gathered(tmp_path: Path) -> Non
     with pytest.raises(Stopped), stopping(5, written=True):
         compress(tmp_path, metric="loss")
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {FILE, *(f"metrics-{k}.safetensors" for k in range(4))}
+    kinds = ("metrics", "directions")
+    assert names == {FILE, *(f"{kind}-{k}.safetensors" for kind in kinds for k in range(4))}
     (tmp_path / "metrics-2.safetensors").unlink()
     assert compress(tmp_path, metric="loss") == undisturbed
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -88,6 +90,23 @@ def test_metrics_of_the_loss_are_those_that_were_gathered(tmp_path: Path) -> Non
     (tmp_path / "metrics-1.safetensors").write_bytes(data)
     with pytest.raises(FileFormatError, match="damaged"):
         compress(tmp_path, metric="loss")
+
+
+def test_directions_of_outputs_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they serve a frontier, and what it carries out."""
+    undisturbed, small = look(None, evaluate), look(None, evaluate).apply(0.4)
+    with pytest.raises(Stopped), stopping(8, written=True):
+        look(tmp_path, evaluate)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(_probe, "bases_of", never)
+    found = look(tmp_path, evaluate)
+    assert found == undisturbed
+    assert told(*found.apply(0.4)) == told(*small)
 
 
 # ---- evaluate ------------------------------------------------------------------------------------
@@ -110,8 +129,9 @@ class Interrupted:
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_an_interrupt_in_the_middle_of_evaluate(n: int, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         look(tmp_path, Interrupted(n))
+    assert "the same call goes on" in stop.value.__notes__[0]
     assert look(tmp_path, Interrupted(0)) == look(None, Interrupted(0))
 
 
@@ -246,8 +266,10 @@ def test_what_cannot_be_kept_is_told_before_any_work(tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing_that_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sensitivity(tmp_path / "whole", rule="energy")
-    own, left = os.write, [(tmp_path / "whole" / FILE).stat().st_size - 100]
+    with stopping(0, written=True) as kept:
+        sensitivity(tmp_path / "whole", rule="energy")
+    whole = kept[0]
+    own, left = os.write, [sum(p.stat().st_size for p in (tmp_path / "whole").iterdir()) // 2]
 
     def write(file: int, data: Any) -> int:
         if not left[0]:
@@ -259,10 +281,10 @@ def test_a_full_disk_loses_nothing_that_was_kept(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", write)
         with pytest.raises(FileError, match="No space left"):
-            sensitivity(tmp_path, rule="energy")
-    with stopping(2, written=False) as kept:
-        assert sensitivity(tmp_path, rule="energy") == sensitivity(None, rule="energy")
-    assert kept == [1]
+            sensitivity(tmp_path / "j", rule="energy")
+    with stopping(0, written=True) as kept:
+        assert sensitivity(tmp_path / "j", rule="energy") == sensitivity(None, rule="energy")
+    assert 0 < kept[0] < whole
 
 
 # ---- kills ---------------------------------------------------------------------------------------
@@ -274,17 +296,17 @@ def test_kill_9_at_random_instants(name: str, tmp_path: Path) -> None:
     act, _ = MEASURING[name]
     undisturbed, kills = act(None), 0
 
-    def told(folder: Path) -> None:
+    def write(folder: Path) -> None:
         (folder / "told").write_text(act(folder / "j"))
 
     (tmp_path / "first").mkdir()
-    seconds = seconds_of(told, tmp_path / "first")
+    seconds = seconds_of(write, tmp_path / "first")
     draw = random.Random(name)
     for trial in range(5):
         folder = tmp_path / str(trial)
         folder.mkdir()
         begun = time.monotonic()
-        while not killed_after(told, folder, draw.random() * seconds):
+        while not killed_after(write, folder, draw.random() * seconds):
             kills += 1
             assert time.monotonic() - begun < 60 * seconds
         assert (folder / "told").read_text() == undisturbed
