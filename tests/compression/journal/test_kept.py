@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import time
+import signal
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 import tensorlrf
 from tensorlrf.compression.losses import _probe
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
-from tests.abuse.writers import killed_after, seconds_of
+from tests.abuse.course import Course, Run
 from tests.compression.journal.calls import (
     CALLS,
     MEASURING,
@@ -294,20 +296,22 @@ def test_a_full_disk_loses_nothing_that_was_kept(
 @pytest.mark.parametrize("name", ["measured", "frontier", "compress, max_drop"])
 def test_kill_9_at_random_instants(name: str, tmp_path: Path) -> None:
     act, _ = MEASURING[name]
-    undisturbed, kills = act(None), 0
+    undisturbed, kills, draw = act(None), 0, random.Random(name)
 
     def write(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         (folder / "told").write_text(act(folder / "j"))
 
-    (tmp_path / "first").mkdir()
-    seconds = seconds_of(write, tmp_path / "first")
-    draw = random.Random(name)
-    for trial in range(5):
-        folder = tmp_path / str(trial)
-        folder.mkdir()
-        begun = time.monotonic()
-        while not killed_after(write, folder, draw.random() * seconds):
-            kills += 1
-            assert time.monotonic() - begun < 60 * seconds
-        assert (folder / "told").read_text() == undisturbed
-    assert kills > 5
+    course = Course.of(partial(write, tmp_path / "undisturbed"))
+    for trial in count():
+        code = None
+        while code != 0:
+            run = Run.of(partial(write, tmp_path / f"{trial}"))
+            if run.comes_to(*course.at(draw.random()), course):
+                run.kill()
+            code = run.ended()
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+        assert (tmp_path / f"{trial}" / "told").read_text() == undisturbed
+        if kills >= 8:
+            break
