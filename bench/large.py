@@ -53,8 +53,8 @@ Found = dict[str, Any]
 """A row: what was decomposed, how, and what is counted."""
 
 LIMITS = {"cp": "512MB", "tucker": "512MB", "svd": "640MB", "tt": "700MB"}
-"""Of a cube of 1000 as a matrix the longer side has a million rows, of which an SVD and a train hold
-a few."""
+"""The longer side of a cube of 1000 as a matrix has a million rows; an SVD and a train hold a few
+times as many numbers as its rank."""
 
 WHAT = tuple(LIMITS)
 SWEEPS = 20
