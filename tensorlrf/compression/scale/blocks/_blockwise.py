@@ -28,7 +28,8 @@ from tensorlrf.compression.scale._entries import BLOCK, LIMIT
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.blocks._chains import chains_of
-from tensorlrf.compression.scale.blocks._walk import Inputs, Stopped, Walk
+from tensorlrf.compression.scale.blocks._told import Stopped
+from tensorlrf.compression.scale.blocks._walk import Inputs, Walk
 from tensorlrf.compression.scale.blocks._weights import Weights
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors.autocast import without_autocast

@@ -4,12 +4,11 @@ it delivers itself goes on to the next."""
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tensorlrf.compression._findings import Findings
 from tensorlrf.compression._progress import Advance
@@ -27,7 +26,6 @@ from tensorlrf.compression.scale._entries import BLOCK, LAYER
 from tensorlrf.compression.scale._run import Run
 from tensorlrf.compression.scale.blocks._course import (
     UNREACHED,
-    Course,
     Parted,
     course_of,
     numbered,
@@ -35,16 +33,13 @@ from tensorlrf.compression.scale.blocks._course import (
 from tensorlrf.compression.scale.blocks._packed import check_unpacked
 from tensorlrf.compression.scale.blocks._states import States
 from tensorlrf.compression.scale.blocks._tables import Tables
+from tensorlrf.compression.scale.blocks._told import Seen, Stopped, Told
 from tensorlrf.compression.scale.blocks._weights import Loaded, Weights, blank_of, emptied
 from tensorlrf.decomposition.linalg.threads import steady
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn.copies import replica
 
 GIVEN, WORKING = "given", "working"
-
-
-class Stopped(Exception):
-    """It was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class Walk:
         self._met: dict[str, int] = {}  # of those that are in no block, where they are called
         self._around: Loaded = {}
         self._tried: set[type[nn.Module]] = set()  # of modules that were taken apart
-        self.tables = Tables(self._parted, self._around)
+        self.tables = Tables(self._parted, self._around, self.rows.keys())
 
     @property
     def _passing(self) -> list[Batch]:
@@ -171,6 +166,8 @@ class Walk:
         if not number or number - 1 in self.working.course.ends:
             self._bring_back()
             self._look_ahead()
+            if known is None:
+                self._know_tables()
         else:
             self._put_away()
         if known is None:
@@ -179,9 +176,12 @@ class Walk:
         else:
             self._deliver(number, known)
         reached = self._pass_on(number)
+        self.tables.forget()
         for one, held in zip(self._parted, blank, strict=True):
             one.leave(number, reached=reached)
             emptied(one.block(number), held)
+        if not reached and self.working.course.before is None:
+            self._bring_back()  # the first block is yet to come
         # Copies of the model that passes ran through have forwards which refer to themselves, and
         # would keep the weights of the block until somebody collects.
         gc.collect()
@@ -195,7 +195,7 @@ class Walk:
         stopped: Callable[[], bool],
     ) -> None:
         """Factors of these layers, and the journal: all of a block or nothing."""
-        told = _Told(advance, stopped, len(names))
+        told = Told(advance, stopped, len(names))
         model, findings = self.working.model, Findings()
         for name in names:
             check_values(name, dense_layer_at(model, name).weight)
@@ -212,7 +212,7 @@ class Walk:
         if stopped():
             raise Stopped
 
-    def _keep(self, work: WorkingCopy, told: _Told) -> None:
+    def _keep(self, work: WorkingCopy, told: Told) -> None:
         """The factors of its layers in files, and in the journal."""
         for name, row in work.rows.items():
             made = work.done.get(name)
@@ -266,7 +266,7 @@ class Walk:
         if not self._loose:
             return []
         own = replica(self.working.model)
-        seen = _Seen(course_of(own))
+        seen = Seen(course_of(own))
         with Watch(own, self._loose, seen):
             output = call(own, self.data.first)
         if output is UNREACHED:
@@ -317,18 +317,31 @@ class Walk:
             one.put_off()
         self._fill({module for one in self._parted for module in one.later})
 
+    def _know_tables(self) -> None:
+        """What the embeddings give for each batch, in the place of which they are put away, if
+        nothing else is asked of them."""
+        if self.tables.needed or not self.tables.know():
+            return
+        for batch in self._passing:
+            for one in self._parted:
+                call(replica(one.model), batch)
+        self._put_away()
+
     def _put_away(self) -> None:
-        """The embeddings, if the model does without them behind the first block of a chain."""
-        none_reached = self.working.course.before is None
-        if self.tables.needed or self.tables.away or none_reached:
+        """The embeddings, if the model does without them at the block that is there."""
+        tables = self.tables
+        known = self.working.course.before is not None or not self.working.course.at
+        if tables.needed or tables.tried or not known:
             return
-        self.tables.put_away()
-        if not self.tables.away:
+        tables.put_away()
+        if not tables.away:
             return
+        tables.tried = self.working.course.before is not None
         try:
             call(replica(self.working.model), self.data.first)
         except UnsupportedError:  # which says so again with all of them, if it is of other blocks
-            self.tables.needed = True
+            tables.forget()
+            tables.needed = True
             self._bring_back()
 
     def _bring_back(self) -> None:
@@ -362,37 +375,3 @@ class Walk:
             if not private:
                 self._around.update(read)
             check_unpacked(one.model, "", self._tried)
-
-
-@dataclass
-class _Told:
-    """Told of each layer of a block that is done: how long it took since the one before. Raises
-    Stopped where it was asked to stop, unless it is the last of so many."""
-
-    advance: Advance
-    stopped: Callable[[], bool]
-    count: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    begun: float = field(default_factory=time.perf_counter)
-
-    def __call__(
-        self, name: str, /, *, earlier: bool = False, logged: bool = True, **told: Any
-    ) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self.begun = now - self.begun, now
-        self.advance(name, took=round(self.seconds[name], 3), **told)
-        if self.stopped() and len(self.seconds) < self.count:
-            raise Stopped
-
-
-@dataclass
-class _Seen:
-    """Notes calls of layers on what blocks have put out."""
-
-    course: Course
-    names: list[str] = field(default_factory=list)
-
-    def __call__(self, name: str, x: Tensor) -> None:
-        if self.course.live and name not in self.names:
-            self.course.check_input(name, x)
-            self.names.append(name)
