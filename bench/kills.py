@@ -2,13 +2,13 @@
 
     python bench/kills.py --number 100
 
-Each writing command is killed by SIGKILL so many times, those on folders of transformers and on two
-ranks a tenth as often, in a process that was forked from one in which everything is imported: the
-instants are those of the work, evenly spread over an undisturbed run, and told by the calls of the
-system that a run has made, so that those of a machine that is busy are too. A run that was killed
-is killed again on its way up to three times, and then finished. Disks are full where --full is
-given: runs by layers into file systems of memory (root makes them) that are too small at first, and
-larger later.
+Runs by layers are killed by SIGKILL so many times, other writers a quarter as often, and commands
+on folders of transformers and on two ranks a tenth, in a process that was forked from one in which
+everything is imported: the instants are those of the work, evenly spread over an undisturbed run,
+and told by the calls of the system that a run has made, so that those of a machine that is busy are
+too. A run that was killed is killed again on its way up to three times, and then finished. Disks
+are full where --full is given: runs by layers into file systems of memory (root makes them) that
+are too small at first, and larger later.
 """
 
 from __future__ import annotations

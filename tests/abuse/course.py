@@ -44,11 +44,9 @@ class Course:
     def of(cls, act: Act) -> Course:
         """Of a run that nothing disturbs. Fails where it does."""
         run = Run.of(act)
-        while run.goes_on():
-            pass
-        end = run.seconds()
         assert run.ended() == 0
-        return cls(tuple(run.calls), end)
+        *calls, end = run.calls
+        return cls(tuple(calls), end)
 
     def at(self, share: float) -> tuple[int, float]:
         """(calls that were made, seconds since the last of them) after that share of its time."""
@@ -62,13 +60,14 @@ class Run:
     """A run in a process of its own, and in those that it starts.
 
     process  its number, which is that of their group
-    told     where a byte comes from for each call of the system
-    calls    seconds after its begin of each
+    told     where a byte comes from as it begins, for each call of the system, and as it ends
+    begun    when that was; None before
+    calls    seconds after its begin of each call, and of its end
     """
 
     process: int
     told: int
-    begun: float = field(default_factory=time.monotonic)
+    begun: float | None = None
     calls: list[float] = field(default_factory=list)
 
     @classmethod
@@ -78,11 +77,14 @@ class Run:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads; the child has one
             child = os.fork()
         if child == 0:
+            write = os.write
             try:
                 os.setpgid(0, 0)
                 os.close(told)
                 counted(tell)
+                write(tell, b"(")
                 act()
+                write(tell, b")")
             except Lost:
                 os._exit(LOST)
             except BaseException:
@@ -95,19 +97,24 @@ class Run:
         return cls(child, told)
 
     def seconds(self) -> float:
-        return time.monotonic() - self.begun
+        """Since it began."""
+        return 0.0 if self.begun is None else time.monotonic() - self.begun
 
     def goes_on(self, seconds: float | None = None) -> bool:
         """Wait for a call of the system, or so long; False once it has come to its end."""
         if not select.select([self.told], [], [], seconds)[0]:
             return True
         new = os.read(self.told, 1 << 16)
-        self.calls += [self.seconds()] * len(new)
+        calls = len(new)
+        if new and self.begun is None:
+            self.begun = time.monotonic()
+            calls -= 1
+        self.calls += [self.seconds()] * calls
         return bool(new)
 
     def comes_to(self, n: int, behind: float, course: Course) -> bool:
         """Wait for an instant of another run; False where it ends before."""
-        while len(self.calls) < n:
+        while self.begun is None or len(self.calls) < n:
             if not self.goes_on():
                 return False
         then = course.calls[n - 1] if n else 0.0

@@ -101,8 +101,8 @@ class Trials:
 
     def quarter(self, calls: int) -> int:
         """That of an undisturbed run in which it has made so many calls."""
-        made = self.course.calls[: max(1, calls)]
-        return min(QUARTERS - 1, int(QUARTERS * made[-1] / self.course.end))
+        made = self.course.calls[:calls]
+        return min(QUARTERS - 1, int(QUARTERS * (made[-1] if made else 0.0) / self.course.end))
 
     def _says(self) -> str:
         path = self.folder / self.writer.target

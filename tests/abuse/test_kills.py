@@ -76,6 +76,6 @@ def test_instants_are_told_by_what_a_run_has_done(tmp_path: Path) -> None:
         run.kill()
         assert run.ended() == -signal.SIGKILL
     run = Run.of(partial(act, 0.0, 0.0))
-    assert not run.comes_to(SMALL + 1, 0.0, course)
+    assert not run.comes_to(SMALL + 2, 0.0, course)  # calls, and its end
     assert run.ended() == 0
     assert len(Course.of(partial(act, 0.0, 0.0)).calls) == SMALL

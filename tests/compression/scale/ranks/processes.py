@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[4]
-TIMEOUT = 100  # seconds, of a test that would hang
+TIMEOUT = 300  # seconds, of a test that would hang; a machine may be ten times as slow as another
 
 
 def environment(**more: str) -> dict[str, str]:
