@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.abuse.corpus import found
 from tests.abuse.law import FAULTS, SAME, Seed, outcome
 from tests.abuse.readers import ALL, READERS
 from tests.files.kills import quick_disk
@@ -17,7 +18,9 @@ FEW, MANY = 24, 500
 
 def check(name: str, number: int, folder: Path) -> None:
     seed = Seed.of(ALL[name], folder / "f")
-    ends = [(k, outcome(seed, seed.case(k), folder / "f")) for k in range(number)]
+    cases = [seed.case(k) for k in range(number)]
+    cases += [one.case(seed) for one in found() if one.reader == name]
+    ends = [(k, outcome(seed, case, folder / "f")) for k, case in enumerate(cases)]
     wrong = [(k, one) for k, one in ends if one.end in FAULTS]
     assert not wrong
     assert len({one.kind for _, one in ends}) > 5
