@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import tensorlrf
 from bench import blocks
+from tensorlrf.compression.scale.blocks import _tables, _walk
+from tests.compression.scale.blocks.networks import ids, net, on_meta, saved
 
 
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")  # few samples
@@ -23,3 +27,27 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     parts = blocks.bound(sizes)
     assert parts["block"] == 2 * blocks.numbers(sizes)
     assert 0 < parts["sums"] < parts["fit"]
+
+
+def test_no_fit_has_the_table_of_words_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the first block either, whose inputs come of it."""
+    seen: list[bool] = []
+
+    class Seen(_walk.WorkingCopy):
+        def factor_all(self, *told: Any) -> None:
+            rows = self.model.get_submodule("embed").weight
+            assert isinstance(rows, torch.Tensor)
+            seen.append(rows.untyped_storage().nbytes() == rows.element_size())  # NaN, once
+            super().factor_all(*told)
+
+    monkeypatch.setattr(_tables, "LARGE", 0)
+    monkeypatch.setattr(_walk, "WorkingCopy", Seen)
+    model = net()
+    source = saved(model, tmp_path / "a.safetensors")
+    tensorlrf.compress_checkpoint(
+        source, tmp_path / "b.safetensors", keep_params=0.5, model=on_meta(model),
+        calibration=ids(), skip=["last"], progress=False,
+    )  # fmt: skip
+    assert seen == [True] * 3
