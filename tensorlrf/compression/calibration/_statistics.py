@@ -184,10 +184,15 @@ class OutputError:
 
     def drawn(self) -> OutputError:
         """The same for inputs as drawn as so many samples warrant."""
+        drawn = [s.shrunk(s.warranted) for s in self.statistics]
         twin = copy.copy(self)
+        twin.statistics = drawn
         vars(twin).pop("whole", None)
-        twin.statistics = [s.shrunk(s.warranted) for s in self.statistics]
-        vars(twin)["products"] = self.products  # with what is drawn, so that they are the same
+        pairs = zip(self.statistics, drawn, strict=True)
+        if all(given.matrix is after.matrix for given, after in pairs):
+            vars(twin)["products"] = self.products
+        else:  # of a sketch, which is drawn as such
+            vars(twin).pop("products", None)
         return twin
 
     @cached_property
