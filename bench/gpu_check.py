@@ -36,6 +36,7 @@ PYTEST = (
     "gpu",
 )
 NOTHING_RAN = 5  # of pytest
+BEHIND_FAILURES = re.compile(r"\n=+ (?:warnings summary|short test summary info)\b")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +94,7 @@ def failures(text: str) -> str:
     _, _, rest = text.partition("= FAILURES =")
     if not rest:
         return text[-4 * MOST_PRINTED :]
-    parts = re.split(r"\n(?=_{3,} .+ _{3,}\n)", rest.partition("= short test summary info =")[0])
+    parts = re.split(r"\n(?=_{3,} .+ _{3,}\n)", BEHIND_FAILURES.split(rest)[0])
     return "\n".join(
         f"{part.strip().splitlines()[0]}\n{part.strip()[-MOST_PRINTED:]}" for part in parts[1:]
     )

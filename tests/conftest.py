@@ -3,6 +3,7 @@ were run before; the same code runs elsewhere on the CPU."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -33,6 +34,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytrace=False,
             )
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_old_is_left_alone() -> None:
+    """By collections of garbage: modules and earlier files leave millions of objects, and what goes
+    from block to block has them gone through at every block."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or what extensions look for at their end is still there
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from tests.gpu.conftest import belongs
 from tests.processes import python
 
 SUITE = """
+import warnings
 import pytest
+warnings.warn("a warning is " + "long " * 400)
 pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("k", range(9))
 def test_number(k):

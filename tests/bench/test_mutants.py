@@ -72,6 +72,9 @@ def test_total_in_a_loop():
     assert [total(k, 0) for k in range(3)] == [0, 1, 2]
 """
 
+RUNS_TESTS = pytest.mark.slow
+"""In processes of their own, one after the other."""
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -171,6 +174,7 @@ def test_probes_say_which_tests_run_a_line(tree: Path, capfd: pytest.CaptureFixt
     ]
 
 
+@RUNS_TESTS
 def test_a_fault_is_killed_by_a_test_that_fails_and_taken_back(tree: Path) -> None:
     total, area = "tests/test_sums.py::test_total", "tests/test_sums.py::test_area"
     minus, path = mutant(tree, "return a - b"), tree / "tensorlrf/_sums.py"
@@ -183,6 +187,7 @@ def test_a_fault_is_killed_by_a_test_that_fails_and_taken_back(tree: Path) -> No
     assert path.read_text() == SOURCE
 
 
+@RUNS_TESTS
 def test_a_run_that_computes_waits_or_dies_is_told(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_run_that_computes_waits_or_dies_is_told(
     assert killer_among(["tests/test_ends.py::test_waits"], 60, tree) == "timeout"
 
 
+@RUNS_TESTS
 def test_a_test_that_is_not_there_kills_nothing(tree: Path) -> None:
     total = "tests/test_sums.py::test_total"
     assert killer_among([total, f"{total}[case]"], 60, tree) is None  # a case fewer
@@ -203,6 +209,7 @@ def test_a_test_that_is_not_there_kills_nothing(tree: Path) -> None:
         killer_among(["tests/test_moved.py::test_a"], 60, tree)
 
 
+@RUNS_TESTS
 def test_a_file_that_cannot_be_imported_kills(tree: Path) -> None:
     (tree / "tensorlrf/_sums.py").write_text("import nothing\n")
     assert killer_among(["tests/test_sums.py::test_total"], 60, tree) == "tests/test_sums.py"
