@@ -41,12 +41,14 @@ def test_a_folder_is_refined_and_a_journal_gives_the_same_at_once(
 ) -> None:
     given = (made / "small", made / "bert", "--text", made / "news.txt", *TEXT)
     more = ("--steps", 8, "--loss", "relative", "--journal", tmp_path / "course")
-    picture = tmp_path / "curve.svg"
-    done = program("refine", *given, *more, "-o", tmp_path / "one", "--plot", picture)
+    picture, page = tmp_path / "curve.svg", tmp_path / "curve.html"
+    drawn = ("--plot", picture, "--html", page)
+    done = program("refine", *given, *more, "-o", tmp_path / "one", *drawn)
     assert done.code == 0, done.err
     assert "refinement: held-out loss" in done.out
     assert "is written" not in done.err
     assert picture.stat().st_size > 1000
+    assert "<h1>small, refined</h1>" in page.read_text(encoding="utf-8")
     again = program("refine", *given, *more, "-o", tmp_path / "two", "--json")
     report = tensorlrf.Refinement.from_json(again.out)
     assert report.steps == 8
