@@ -133,6 +133,9 @@ def compress_checkpoint(
     threads : int, optional
         Of torch, for every layer alike, or sums would be added in another order the next time; by
         default torch's own number.
+    device : str or torch.device, optional
+        Where layers are factored, or the block at hand runs, one at a time; the CPU by default.
+        Within a process group on one machine "cuda" gives each rank a GPU of its own.
     overwrite : bool
         Whether an output that is there may be replaced.
     restart : bool
