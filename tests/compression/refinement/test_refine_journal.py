@@ -124,6 +124,7 @@ def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
         tensorlrf.refine(small, model, batches(), steps=4, journal=tmp_path, **QUIET)
 
 
+@pytest.mark.filterwarnings("ignore:calibration is thin")  # 60 rows are enough for a journal
 def test_one_at_the_end_of_compress_goes_on_in_the_folder_of_that(tmp_path: Path) -> None:
     model, _ = pair()
     asked: dict[str, Any] = {"calibration": batches(), "keep_params": 0.5, "refine": 0.1, **QUIET}
