@@ -35,7 +35,7 @@ def mean_square(weights: list[Tensor]) -> float:
     return float(torch.stack([w.detach().double().square().mean() for w in weights]).mean())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     method=st.sampled_from(LINEAR),
     sides=st.sampled_from([(48, 36), (36, 64), (97, 40)]),
@@ -129,7 +129,7 @@ def test_spectral_factors_are_those_of_a_dense_weight_at_its_norm(method: str) -
         torch.testing.assert_close(gram, torch.diag(gram.diagonal()), rtol=0, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.sampled_from(LINEAR), st.sampled_from([0.05, 0.3, 1.0]), st.integers(0, 9))
 def test_a_share_is_an_upper_bound_and_what_the_decomposition_would_take(
     method: str, share: float, seed: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -41,27 +42,35 @@ class OfEveryLayer(FormLaws):
             yield looked_up(self.format)
 
 
+class CompiledSlowly(FormLaws):
+    """Compiled by the slow suite alone: many graphs, of steps that other formats share."""
+
+    @pytest.mark.slow
+    def test_all_compile_into_one_graph_for_any_batch(self) -> None:
+        super().test_all_compile_into_one_graph_for_any_batch()
+
+
 class TestLowRank(OfEveryLayer):
     format = "lowrank"
 
 
-class TestCP(OfEveryLayer):
+class TestCP(CompiledSlowly, OfEveryLayer):
     format = "cp"
 
 
-class TestTucker(OfEveryLayer):
+class TestTucker(CompiledSlowly, OfEveryLayer):
     format = "tucker"
 
 
-class TestPartialTucker(OfEveryLayer):
+class TestPartialTucker(CompiledSlowly, OfEveryLayer):
     format = "tucker_partial"
 
 
-class TestTuckerOfTheInputs(OfEveryLayer):
+class TestTuckerOfTheInputs(CompiledSlowly, OfEveryLayer):
     format = "tucker_in"
 
 
-class TestKronecker(OfEveryLayer):
+class TestKronecker(CompiledSlowly, OfEveryLayer):
     format = "kron"
     looks_up = False
 
@@ -88,7 +97,7 @@ class TestMatrices(OfMatrices):
         yield from (random_factors(format, (5, 4)) for format in MATRIX_FORMATS)
 
 
-class TestLargerMatrices(OfMatrices):
+class TestLargerMatrices(CompiledSlowly, OfMatrices):
     """Likewise of more cores, ragged and even blocks, no padding."""
 
     def matrices(self) -> Iterator[Factors]:

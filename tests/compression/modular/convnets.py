@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -144,6 +145,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "efficientnet": efficientnet,
     "convnext": convnext,
 }
+LARGEST = pytest.param("mobilenet", marks=pytest.mark.slow)
+"""Seventeen blocks, of which some laws have the default suite see the smaller nets alone."""
+
 TRANSFORMERS = ("mobilenet", "efficientnet", "convnext")
 
 

@@ -32,7 +32,7 @@ def ring(sizes: tuple[int, ...], ranks: tuple[int, ...], seed: int = 0) -> list[
     return [seeded(r, n, s, seed=seed + k) for k, (n, (r, s)) in enumerate(pairs)]
 
 
-@pytest.mark.parametrize("metric", [False, True])
+@pytest.mark.parametrize("metric", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_come_as_near_as_normal_matrices(
     metric: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def _start(source: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow  # what is kept layer by layer is seen above, kills of commands in tests/abuse
 def test_killed_at_some_instants(tmp_path: Path) -> None:
     source, out = saved(net(), tmp_path / "a.safetensors"), tmp_path / "out"
     compressed(source, tmp_path / "whole")

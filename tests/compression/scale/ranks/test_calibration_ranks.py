@@ -50,15 +50,17 @@ what another one is at, and what the reference pass beside it holds. The model o
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """Rank by rank, case by case."""
-    return values(2, tmp_path_factory.mktemp("ranks") / "calls", "calibrated", CASES)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """Rank by rank: every case, what comes of a journal, and what is refused."""
+    folder = tmp_path_factory.mktemp("ranks")
+    calls = [["calibrated", CASES], ["gone_on", str(folder / "j")], ["refused"]]
+    return values(2, folder / "calls", "several", calls)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda k: "-".join(map(str, CASES[k])))
-def test_ranks_fit_as_one_process(found: list[list[dict[str, Any]]], number: int) -> None:
+def test_ranks_fit_as_one_process(found: list[list[Any]], number: int) -> None:
     case, kind, counts, wrap = CASES[number]
-    one, other = (rank[number] for rank in found)
+    one, other = (rank[0][number] for rank in found)
     put = [rank.pop("put") for rank in (one, other)]
     assert one == other  # bit for bit
     for times in put:
@@ -76,17 +78,9 @@ def test_ranks_fit_as_one_process(found: list[list[dict[str, Any]]], number: int
         assert own == pytest.approx(alone["values"][name], rel=0, abs=ATOL), name
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """Rank by rank: what comes of a journal, and what is refused."""
-    folder = tmp_path_factory.mktemp("told")
-    calls = [["gone_on", str(folder / "j")], ["refused"]]
-    return values(2, folder / "calls", "several", calls)
-
-
-def test_ranks_go_on_from_the_journal_of_the_first(told: list[list[dict[str, Any]]]) -> None:
+def test_ranks_go_on_from_the_journal_of_the_first(found: list[list[Any]]) -> None:
     """With the metrics beside it, and bit for bit the same."""
-    first, second = (rank[0] for rank in told)
+    first, second = (rank[1] for rank in found)
     for rank in (first, second):
         assert rank["whole"] == rank["again"]
         assert rank["left"] < 0
@@ -96,8 +90,8 @@ def test_ranks_go_on_from_the_journal_of_the_first(told: list[list[dict[str, Any
     assert second["other"][0] in ("ArgumentError", "GroupError")
 
 
-def test_ranks_are_told_alike(told: list[list[dict[str, Any]]]) -> None:
-    first, second = (rank[1] for rank in told)
+def test_ranks_are_told_alike(found: list[list[Any]]) -> None:
+    first, second = (rank[2] for rank in found)
     for what, words in {
         "values": "the values of 2.weight is",
         "layers": "model is",
