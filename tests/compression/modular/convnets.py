@@ -146,7 +146,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "convnext": convnext,
 }
 LARGEST = pytest.param("mobilenet", marks=pytest.mark.slow)
-"""Seventeen blocks, of which some laws have the default suite see the smaller nets alone."""
+LARGE = pytest.param("efficientnet", marks=pytest.mark.slow)
+"""Of many blocks: for some laws the default suite has the smaller nets alone."""
 
 TRANSFORMERS = ("mobilenet", "efficientnet", "convnext")
 

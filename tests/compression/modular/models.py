@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -81,6 +82,11 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "llama": llama, "qwen2": qwen2, "cohere": cohere, "phi3": phi3, "gpt2": gpt2, "bert": bert,
     "vit": vit, "t5": t5, "gated_t5": gated_t5,
 }  # fmt: skip
+KINDS = [
+    name if name in ("llama", "gpt2", "bert", "t5") else pytest.param(name, marks=pytest.mark.slow)
+    for name in FAMILIES
+]
+"""One of each kind, of laws that the others differ little in: those are slow ones."""
 CAUSAL = ("llama", "qwen2", "cohere", "phi3", "gpt2")
 TURNED = ("llama", "qwen2", "cohere", "phi3")
 """With rotary pairs."""

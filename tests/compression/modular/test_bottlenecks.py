@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tensorlrf import compress, compress_, fold_batch_norms
 from tests.compression.modular.convnets import (
     HEADS,
+    LARGE,
     LARGEST,
     NETS,
     ConvGate,
@@ -88,7 +89,7 @@ def test_outer_channels_stay_and_inner_ones_agree(name: str) -> None:
     assert report.layer("blocks.0.depthwise").rank == small.blocks[0].expand.out_channels
 
 
-@pytest.mark.parametrize("name", ["plain", "gated", "efficientnet"])
+@pytest.mark.parametrize("name", ["plain", "gated", LARGE])
 def test_it_is_nearer_than_what_is_cut_by_size(name: str) -> None:
     """With the same channels and the weights that they have in the given model."""
     model = drawn(name)
@@ -105,7 +106,7 @@ def test_it_is_nearer_than_what_is_cut_by_size(name: str) -> None:
     assert near < 0.7 * far
 
 
-@pytest.mark.parametrize("name", ["plain", "gated"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "gated"])
 def test_the_error_falls_with_the_width(name: str) -> None:
     errors = [of(name, keep, allocation="uniform")[1].model_error for keep in (0.3, 0.6, 0.9, 1.0)]
     assert errors == sorted(errors, reverse=True)
@@ -296,7 +297,7 @@ def test_a_model_that_trains_goes_on_training() -> None:
     assert all(p.grad is not None for p in small.parameters())
 
 
-@pytest.mark.parametrize("name", ["gated", "efficientnet"])
+@pytest.mark.parametrize("name", ["gated", LARGE])
 def test_in_place_it_is_the_same(name: str) -> None:
     model, skip = drawn(name), HEADS.get(name, ["head"])
     small, _ = modular(model, skip=skip)

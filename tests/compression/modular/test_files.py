@@ -13,7 +13,7 @@ import torch
 from tensorlrf import compress, export, inspect, load, save
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.errors import FileFormatError, ShapeError
-from tests.compression.modular.models import FAMILIES, TURNED, batches, drawn
+from tests.compression.modular.models import FAMILIES, KINDS, TURNED, batches, drawn
 from tests.compression.modular.test_modular import outputs
 
 
@@ -24,7 +24,7 @@ def small_of(name: str, keep: float = 0.6, **options: Any) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_file_gives_the_same_model_from_the_architecture_it_came_from(
     name: str, tmp_path: Path
 ) -> None:
@@ -112,7 +112,7 @@ def test_it_is_pickled_and_copied_as_what_it_is(name: str) -> None:
     assert torch.equal(outputs(again, batches(name)[0])[0], outputs(small, batches(name)[0])[0])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_exported_it_is_made_of_stock_modules_alone(name: str) -> None:
     """Those without rotary pairs as small as they are."""
     small, report = small_of(name)

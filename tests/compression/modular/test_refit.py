@@ -14,7 +14,7 @@ from tensorlrf.compression import Report
 from tensorlrf.compression.calibration._correction import RIDGE
 from tensorlrf.compression.calibration.batches import list_batches
 from tensorlrf.compression.modular._residuals import residuals
-from tests.compression.modular.models import FAMILIES, batches, drawn
+from tests.compression.modular.models import KINDS, batches, drawn
 from tests.draws import seeded32
 
 OPTIONS: dict[str, Any] = {
@@ -29,7 +29,7 @@ def both(model: nn.Module, data: Any, **options: Any) -> list[tuple[nn.Module, R
     return [compress(model, calibration=data, target=target, **options) for target in targets]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_sizes_stay_and_no_more_is_lost_on_inputs_held_out(name: str) -> None:
     (cut, plain), (small, report) = both(drawn(name), batches(name, 8), holdout=0.25)
     assert plain.target == "independent"

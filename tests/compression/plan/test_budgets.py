@@ -78,7 +78,7 @@ def dense_flops(model: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("share", [0.35, 0.7])
+@pytest.mark.parametrize("share", [0.35, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_flops_are_those_of_the_first_batch(rule: str, share: float) -> None:
     model, batches = net(), data()
     made = plan(model, keep_flops=share, skip=[], calibration=batches, allocation=rule)

@@ -115,6 +115,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[], list[dict[str, Tenso
         texts,
     ),
 }  # fmt: skip
+REST = ("bert", "vit", "deepseek_v3")
+KINDS = [name for name in FAMILIES if name not in REST]
+"""The rest is slow: other nets here have layers before and behind the blocks, and experts."""
 
 
 def both(
@@ -154,7 +157,7 @@ def assert_alike(small: nn.Module, wanted: nn.Module, batch: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")  # few samples
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*KINDS, *(pytest.param(k, marks=pytest.mark.slow) for k in REST)])
 def test_families_of_transformers(tmp_path: Path, name: str) -> None:
     kind, config, make = FAMILIES[name]
     cls, batches = getattr(hf, kind), make()
