@@ -75,10 +75,22 @@ def error(weight: Tensor, dense: Tensor, inputs: Tensor) -> float:
     return float(((wide - dense.double().reshape(N, N)) @ x).norm() / (wide @ x).norm())
 
 
+OFTEN = ("constant", "mostly dead", "few directions")
+LONG = ("blast", "kron", "tr")
+"""Formats fitted by sweeps, which meet the other inputs in the slow suite."""
+
+CASES = [
+    pytest.param(
+        name, inputs, marks=pytest.mark.slow if name in LONG and inputs not in OFTEN else ()
+    )
+    for name in FITS
+    for inputs in INPUTS
+]
+
+
 # A ring has more to gain in few directions than its default sweeps reach, and says so.
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")
-@pytest.mark.parametrize("inputs", INPUTS)
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(("name", "inputs"), CASES)
 def test_what_inputs_do_not_span_follows_the_plain_fit(name: str, inputs: str) -> None:
     """Moments of float32 products, whose rounding is all that the other directions hold."""
     weight, x = seeded32(N, N, seed=7), INPUTS[inputs](1)
