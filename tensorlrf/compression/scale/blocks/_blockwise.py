@@ -169,11 +169,12 @@ class Blockwise:
         if not group.of(0, done.keys() >= {row.name for row in self.rows}):
             limit = self._limit(run)
             fitting = replace(self.fitting, memory_limit=limit)
+            together, waiting = self._rooms(limit)
             weights = Weights(run.stored, self.known.sources, self.device)
             with torch.inference_mode(False), torch.no_grad(), without_autocast():
                 walk = Walk(
                     run, self.known.model, weights, self.plan, self.chains,
-                    Inputs(self.data, fitting, self._room(limit)),
+                    Inputs(replace(self.data, room=together), fitting, waiting),
                 )  # fmt: skip
                 try:
                     walk.go(advance, stopped)
@@ -198,13 +199,16 @@ class Blockwise:
             run.note({"kind": LIMIT, "bytes": limit})
         return limit
 
-    def _room(self, limit: int) -> float:
-        """For what blocks put out, which waits on the CPU: beside moments and fit, if these are
-        there as well."""
+    def _rooms(self, limit: int) -> tuple[int, float]:
+        """Bytes that moments may take of layers that are gathered together, and what blocks put
+        out: what is left beside the moments and the fit of one, for both alike where both are on
+        the CPU, where that waits."""
+        left = max(0, limit - self.largest(limit))
         if self.device == CPU:
-            return max(0, limit - self.largest(limit))
+            return min(self.data.room, left // 2), left / 2
         free = self._free(CPU) / 2
-        return free if self.fitting.memory_limit is None else min(free, limit)
+        waiting = free if self.fitting.memory_limit is None else min(free, limit)
+        return min(self.data.room, left), waiting
 
     def _free(self, device: torch.device) -> float:
         """Bytes there, of which all ranks that are there have as many."""

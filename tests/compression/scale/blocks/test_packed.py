@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tensorlrf
+from tensorlrf.compression.calibration import _rerun
 from tensorlrf.compression.scale.architecture import Architecture
+from tensorlrf.compression.scale.blocks._blockwise import Blockwise
 from tensorlrf.compression.scale.stored import StoredTensors
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.files.safetensors import bytes_of
@@ -101,6 +103,30 @@ def test_experts_that_are_skipped_stay_packed(source: Path, tmp_path: Path) -> N
     before = contents(tmp_path / "out")
     assert compressed(source, tmp_path / "out", **more).already
     assert contents(tmp_path / "out") == before
+
+
+def test_experts_are_gathered_by_the_same_passes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is room for the moments of all."""
+    passes = 0
+    own = _rerun.call
+
+    def counted(*given: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return own(*given)
+
+    monkeypatch.setattr(_rerun, "call", counted)
+    found = []
+    for name, room in (("together", 1 << 30), ("one by one", 0)):
+        passes = 0
+        monkeypatch.setattr(Blockwise, "_rooms", lambda self, limit, room=room: (room, 1e9))
+        compressed(source, tmp_path / name)
+        found.append(passes)
+    # Of three batches in two blocks, two matrices of three experts.
+    assert found[1] - found[0] == 3 * 2 * 2 * (3 - 1)
+    assert contents(tmp_path / "together") == contents(tmp_path / "one by one")
 
 
 def test_what_cannot_be(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
