@@ -62,7 +62,7 @@ def run(folder: Path, wrong: int, processes: int) -> int:
 def test_what_fails_is_printed_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, wrong=4, processes=3) == 1
+    assert run(tmp_path, wrong=4, processes=2) == 1
     printed = capsys.readouterr().out
     assert "test_number[4]" in printed
     assert "and here" in printed
@@ -71,7 +71,7 @@ def test_what_fails_is_printed_with_its_reason(
 
 
 def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, wrong=-1, processes=2) == 0
+    assert run(tmp_path, wrong=-1, processes=1) == 0
     assert "9 passed" in capsys.readouterr().out
 
 
