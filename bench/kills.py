@@ -26,12 +26,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import torch  # noqa: E402
 
 import tensorlrf  # noqa: E402
-from bench.report import Row, machine, write_results  # noqa: E402
+from bench.report import Row, machine, onto, write_results  # noqa: E402
 from tensorlrf.errors import FileError  # noqa: E402
 from tests.abuse.commands import OF_TRANSFORMERS, ranks  # noqa: E402
 from tests.abuse.killed import kills_of  # noqa: E402
 from tests.abuse.reader import files_of, write  # noqa: E402
-from tests.abuse.writers import OTHERS, streams, two_sources  # noqa: E402
+from tests.abuse.writers import LONG, OTHERS, streams, two_sources  # noqa: E402
 
 WIDTH = 128
 NOTE = (
@@ -78,9 +78,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as above:
-        seldom = max(1, given.number // 10)
-        times = dict.fromkeys((*streams(WIDTH), *OTHERS), given.number)
-        times |= dict.fromkeys((*ranks(WIDTH), *OF_TRANSFORMERS), seldom)
+        times = dict.fromkeys(streams(WIDTH), given.number)
+        times |= dict.fromkeys((*OTHERS, *LONG), max(1, given.number // 4))
+        times |= dict.fromkeys((*ranks(WIDTH), *OF_TRANSFORMERS), max(1, given.number // 10))
         for writer, number in times.items():
             if given.only not in writer.name:
                 continue
@@ -97,12 +97,21 @@ def main() -> None:
             }
             rows.append(Row(writer.name, "killed", seconds / found.trials, 0.0, found.trials, info))
             print(writer.name, info, f"{seconds:.0f} s", flush=True)
+            keep(given.results, rows)
         if given.full:
             write({}, Path(above) / "f")
             rows.append(full(Path(above) / "f"))
             print(rows[-1].case, rows[-1].info, flush=True)
-    if given.results:
-        write_results(given.results, "kills", rows, machine("cpu"), NOTE)
+            keep(given.results, rows)
+
+
+def keep(folder: Path | None, rows: list[Row]) -> None:
+    """Those of writers that are done, with the others of a former run."""
+    if folder is None:
+        return
+    former = folder / "kills.json"
+    all_rows = onto(former, rows, machine("cpu"))[0] if former.exists() else rows
+    write_results(folder, "kills", all_rows, machine("cpu"), NOTE)
 
 
 if __name__ == "__main__":
