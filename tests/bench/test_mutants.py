@@ -284,6 +284,7 @@ def test_a_line_is_followed_and_a_rewritten_one_is_changed_likewise(tree: Path) 
     assert relocated(fault, tree) is None  # to be told by hand
 
 
+@RUNS_TESTS
 def test_a_map_of_which_tests_reach_what_is_continued(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

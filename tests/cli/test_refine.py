@@ -77,7 +77,8 @@ def test_sensitivities_and_plans_go_on_from_a_journal(
     ]
     assert plans[0] == plans[1] == plans[2]
     assert listing(course) == {
-        "layers", "layers/measured.journal", "plan", "plan/measured.journal"
+        "layers", "layers/measured.journal", "layers/directions-0.safetensors",
+        "plan", "plan/measured.journal", "plan/directions-0.safetensors",
     }  # fmt: skip
     (tmp_path / "plan.json").write_text(plans[0])
     for options, says in (

@@ -33,6 +33,7 @@ def test_training_repeats_and_leaves_the_global_generator_alone() -> None:
     assert not net.training
 
 
+@pytest.mark.slow  # as `make examples` runs it, on fewer pictures
 def test_the_script_runs_to_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,7 +171,7 @@ def test_it_lowers_the_error_of_a_deep_network() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp, either way
-@pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
+@pytest.mark.parametrize("method", ["svd", "tucker", pytest.param("cp", marks=pytest.mark.slow)])
 def test_both_ways_of_calibrating_agree(method: str) -> None:
     model, batches = deep(0)[:5], scenes(0, 3)
     results = [
