@@ -57,7 +57,9 @@ def output(model: Any) -> torch.Tensor:
         ("bert", ("--target", "original", "--affine"), {"target": "original", "affine": True}),
         ("llama", ("--skip", ""), {"skip": []}),
         ("gpt2", ("--max-batches", 3), {}),
-        ("bert", ("--allocation", "auto"), {"allocation": "auto"}),
+        pytest.param(
+            "bert", ("--allocation", "auto"), {"allocation": "auto"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_folder_is_what_compress_gives(

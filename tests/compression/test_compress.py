@@ -28,6 +28,7 @@ from tests.compression.networks import UNIFORM, Snapshot
 from tests.draws import seeded32
 
 METHODS = ("svd", "tucker", "cp")
+QUICK = ["svd", "tucker", pytest.param("cp", marks=pytest.mark.slow)]
 
 
 def cnn(width: int = 16, depth: int = 2) -> nn.Sequential:
@@ -145,7 +146,7 @@ def test_the_compressed_model_trains_and_loads(method: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::tensorlrf.errors.ConvergenceWarning")  # of cp
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK)
 def test_a_seed_repeats(method: str) -> None:
     model, data = cnn(), [images(64)]
     first, report = compress(model, keep_params=0.5, method=method, calibration=data)

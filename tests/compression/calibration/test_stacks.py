@@ -202,7 +202,10 @@ def fitted(model: nn.Module, batches: list[Tensor], **more: Any) -> tuple[nn.Mod
         )
 
 
-@pytest.mark.parametrize("target", ["original", "prefix", "independent"])
+@pytest.mark.parametrize(
+    "target",
+    ["original", *(pytest.param(k, marks=pytest.mark.slow) for k in ("prefix", "independent"))],
+)
 def test_few_rows_lose_less(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_, without = [], []
     for seed in range(4):

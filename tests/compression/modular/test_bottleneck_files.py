@@ -15,13 +15,13 @@ from torch import nn
 from tensorlrf import densify, export, inspect, load, save
 from tensorlrf.compression.checkpoint._architecture import fingerprint
 from tensorlrf.errors import FileFormatError
-from tests.compression.modular.convnets import LARGEST, drawn, logits, pictures
+from tests.compression.modular.convnets import LARGE, LARGEST, drawn, logits, pictures
 from tests.compression.modular.test_bottlenecks import of
 
 # Pictures are small, and late blocks see few positions of them.
 pytestmark = pytest.mark.filterwarnings("ignore:calibration is thin")
 
-NAMES = ("gated", "linear_gates", "fused", LARGEST, "efficientnet")
+NAMES = ("gated", "linear_gates", "fused", LARGE, LARGEST)
 
 
 @pytest.mark.parametrize("folds", [False, True])

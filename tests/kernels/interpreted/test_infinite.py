@@ -154,7 +154,7 @@ MAKERS = [lowrank, gated, tucker_conv, cp_conv, kronecker, blocks, lowrank_slope
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("rows", [16, 136])
-@pytest.mark.parametrize("rank", [17, 32])
+@pytest.mark.parametrize("rank", [17, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_infinity_stays_one(
     make: Callable[..., Made], rows: int, rank: int, dtype: torch.dtype
