@@ -312,9 +312,8 @@ def compress(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, device=device,
-                threads=threads,
+                threads=threads, html=html,
                 force=force, restart=restart, dry_run=dry_run, as_json=as_json, started=started,
-                html=html,
             )  # fmt: skip
             return
         started.check_shared(calibrated=bool(text))

@@ -25,8 +25,8 @@ def main() -> None:
         timeout=datetime.timedelta(seconds=120),
     )  # fmt: skip
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    from bench.parts import Put
     from tests.compression.moments import nets
-    from tests.compression.scale.ranks.calls import Put
 
     wide, narrow, words = nets.wide(), nets.narrow(), nets.attention(seed=rank)
     image = nets.limit_for(narrow, Form("image", 8))

@@ -22,11 +22,11 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.multiprocessing.reductions import StorageWeakRef
 
 import tensorlrf
+from bench.parts import Put
 from tensorlrf.compression import _working_copy
-from tensorlrf.compression.group import _board, _scattered
+from tensorlrf.compression.group import _board
 from tensorlrf.compression.group._group import ALONE, ranks_here
 from tensorlrf.compression.journal._kept import Kept
 from tensorlrf.compression.scale import _run
@@ -251,31 +251,6 @@ CASES: dict[str, dict[str, Any]] = {
         "allocation": "uniform",
     },
 }
-
-
-class Put:
-    """What is put together of the parts of sharded parameters while it is entered: `most` bytes at
-    a time, those of others among them."""
-
-    def __enter__(self) -> Put:
-        self.most, self._alive = 0, list[tuple[StorageWeakRef, int]]()
-        self._kinds = (_scattered.Given, _scattered.Owned)
-        self._own = [kind._together for kind in self._kinds]
-        for kind, own in zip(self._kinds, self._own, strict=True):
-            kind._together = lambda parts, own=own: self._made(parts, own)
-        return self
-
-    def _made(self, parts: Any, own: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-        made = own(parts)
-        storage = made.untyped_storage()
-        self._alive = [one for one in self._alive if not one[0].expired()]
-        self._alive.append((StorageWeakRef(storage), storage.nbytes()))
-        self.most = max(self.most, sum(n for _, n in self._alive))
-        return made
-
-    def __exit__(self, *_: object) -> None:
-        for kind, own in zip(self._kinds, self._own, strict=True):
-            kind._together = own
 
 
 def sharded(kind: str, wrap: str) -> nn.Module:
