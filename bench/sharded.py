@@ -86,8 +86,8 @@ CASES = {
 }
 
 
-def measure(case: str, way: str, blocks: int, width: int, folder: Path) -> dict[str, float]:
-    """On this rank; what comes of it is saved for comparison."""
+def measure(case: str, way: str, blocks: int, width: int) -> tuple[dict[str, float], Any]:
+    """On this rank, and what comes of it."""
     rank = dist.get_rank()
     torch.manual_seed(0)
     model = nn.Sequential(*(Block(width) for _ in range(blocks))).eval()
@@ -96,66 +96,61 @@ def measure(case: str, way: str, blocks: int, width: int, folder: Path) -> dict[
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     draws = torch.Generator().manual_seed(1)
-    batches = [torch.randn(1024, width, generator=draws) for _ in range(8)]
+    batches = [torch.randn(256, width, generator=draws) for _ in range(8)]
     own = batches if way == WHOLE else batches[4 * rank : 4 * rank + 4]
     with ExitStack() as stack:
         if way == WHOLE:
             stack.enter_context(tensorlrf.on_one_rank())
         put, peak = stack.enter_context(Put()), stack.enter_context(Peak())
         found = CASES[case](model, own)
-    if not rank:
-        torch.save(found, folder / f"{way}.pt")
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
     together = put.most if way == SHARDED else sum(sizes)
-    return {"put together": together / max(sizes), "memory": peak.n_bytes / 1e6}
-
-
-def on_rank(given: list[Any]) -> None:
-    """One of the processes."""
-    rank, folder, *rest = given
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder) / f"store-{rest[1]}"), RANKS)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=600)
-    )
-    found = measure(*rest, Path(folder))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-def measured(case: str, way: str, blocks: int, width: int, folder: Path) -> dict[str, float]:
-    """In processes of their own, in which freed memory goes back at once."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--rank",
-             json.dumps([rank, str(folder), case, way, blocks, width])], env=env,
-        )
-        for rank in range(RANKS)
-    ]  # fmt: skip
-    try:
-        ended = [process.wait(1800) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    if any(ended):
-        raise RuntimeError(f"ranks ended with {ended}")
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    return {key: max(one[key] for one in found) for key in found[0]}
+    return {"put together": together / max(sizes), "memory": peak.n_bytes / 1e6}, found
 
 
 def rows(blocks: int, width: int) -> list[dict[str, Any]]:
+    """Of this rank."""
     found = []
     for case in CASES:
-        with tempfile.TemporaryDirectory() as made:
-            ways = {w: measured(case, w, blocks, width, Path(made)) for w in (SHARDED, WHOLE)}
-            one, other = (torch.load(Path(made) / f"{way}.pt") for way in ways)
+        ways = {way: measure(case, way, blocks, width) for way in (SHARDED, WHOLE)}
+        one, other = (made for _, made in ways.values())
         largest = max(float(t.abs().max()) for t in other.values())
         gap = max(float((one[name] - t).abs().max()) for name, t in other.items()) / largest
-        for way, values in ways.items():
+        for way, (values, _) in ways.items():
             found.append({"case": case, "way": way, **values, "difference": gap})
-            print(found[-1])
     return found
+
+
+def on_rank(rank: int, folder: Path, blocks: int, width: int) -> None:
+    """One of the processes."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=600)
+    )
+    found = rows(blocks, width)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def measured(blocks: int, width: int) -> list[dict[str, Any]]:
+    """Of the rank with more, in processes of their own, in which freed memory goes back at once."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    sizes = ["--blocks", str(blocks), "--width", str(width)]
+    with tempfile.TemporaryDirectory() as made:
+        command = [sys.executable, __file__, *sizes, "--rank", made]
+        started = [subprocess.Popen([*command, str(rank)], env=env) for rank in range(RANKS)]
+        try:
+            ended = [process.wait(1800) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        if any(ended):
+            raise RuntimeError(f"ranks ended with {ended}")
+        found = [json.loads((Path(made) / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    return [
+        {key: max(one[key] for one in same) for key in same[0]} for same in zip(*found, strict=True)
+    ]
 
 
 def table(found: list[dict[str, Any]], about: dict[str, Any], blocks: int, width: int) -> str:
@@ -180,14 +175,15 @@ def table(found: list[dict[str, Any]], about: dict[str, Any], blocks: int, width
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--blocks", type=int, default=16)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results/cpu")
-    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        on_rank(json.loads(given.rank))
+        folder, rank = given.rank
+        on_rank(int(rank), Path(folder), given.blocks, given.width)
         return
-    found = rows(given.blocks, given.width)
+    found = measured(given.blocks, given.width)
     about = {**machine("cpu"), "threads": 1, "ranks": RANKS}
     (given.results / "sharded.json").write_text(
         json.dumps({"machine": about, "rows": found}, indent=1) + "\n"

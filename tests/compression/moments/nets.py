@@ -60,9 +60,9 @@ def convolutions(seed: int = 0) -> nn.Module:
 
 
 def blocks(n: int = 12) -> nn.Module:
-    """Six of two layers."""
+    """Three of two layers."""
     torch.manual_seed(0)
-    own = (nn.Sequential(nn.Linear(n, 2 * n), nn.ReLU(), nn.Linear(2 * n, n)) for _ in range(6))
+    own = (nn.Sequential(nn.Linear(n, 2 * n), nn.ReLU(), nn.Linear(2 * n, n)) for _ in range(3))
     return nn.Sequential(*own).eval()
 
 

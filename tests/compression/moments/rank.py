@@ -51,7 +51,7 @@ def main() -> None:
     for block in blocks:
         fully_shard(block, mesh=init_device_mesh("cpu", (world,)))
     fully_shard(blocks, mesh=init_device_mesh("cpu", (world,)))
-    own = nets.rows(12, 6)[:5] if rank else nets.rows(12, 6)[5:]
+    own = nets.rows(12, 4)[:3] if rank else nets.rows(12, 4)[3:]
     with Put() as put:
         tensorlrf.calibrate(blocks, own, skip=[]).save(f"{out}.sharded.{rank}")
     largest = max(p.numel() * p.element_size() for p in blocks.parameters())
