@@ -9,6 +9,7 @@ uses more of them than that is found out.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,25 @@ def _has_nan(value: Any) -> bool:
 # ---- forwards -----------------------------------------------------------------------------------
 
 
+class Own:
+    """The forward that a module has by its type. A bound method would refer to the module that
+    holds it: copies of the model, one for every pass, would stay until somebody collects them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self._module()
+        assert module is not None  # which is being called
+        return type(module).forward(module, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+        """That of the copy of the module, which is there before what it holds is copied."""
+        module = self._module()
+        assert module is not None
+        return Own(memo.get(id(module), module))
+
+
 @dataclass
 class _Whole:
     """The forward of the model, which takes the number of the batch too and may end early."""
@@ -225,7 +245,8 @@ class Parted:
         self._hollow = [self._without(k) for k in range(len(names))]
         for k in range(len(names)):
             self._place(k, self._hollow[k])
-        vars(model)["forward"] = _Whole(self.course, model.forward)
+        given = vars(model).get("forward")  # one that is not of its type
+        vars(model)["forward"] = _Whole(self.course, Own(model) if given is None else given)
 
     def _without(self, number: int) -> nn.Module:
         """A module of the type and with the attributes of a block, without what it holds."""
@@ -249,7 +270,7 @@ class Parted:
         """Have that one there, which has its weights."""
         block = self._blocks[number]
         self._place(number, block)
-        vars(block)["forward"] = _Present(self.course, type(block).forward.__get__(block))
+        vars(block)["forward"] = _Present(self.course, Own(block))
         self.course.at = number
 
     def leave(self, number: int, *, reached: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorlrf.compression.scale.blocks._course import Parted
+from tensorlrf.compression.scale.blocks._course import Own, Parted
 from tensorlrf.compression.scale.blocks._states import Key, States
 from tensorlrf.compression.scale.blocks._weights import Loaded
 from tensorlrf.nn.plain import is_table
@@ -85,8 +85,7 @@ class Tables:
             for name, module in one.model.named_modules():
                 fixed = is_table(module) and name not in self.rows and module.max_norm is None
                 if fixed and _large(module.weight):
-                    forward = type(module).forward.__get__(module)
-                    vars(module)["forward"] = _Known(one.course.states, name, forward)
+                    vars(module)["forward"] = _Known(one.course.states, name, Own(module))
                     found = True
         return found
 

@@ -182,8 +182,8 @@ class Walk:
             emptied(one.block(number), held)
         if not reached and self.working.course.before is None:
             self._bring_back()  # the first block is yet to come
-        # Copies of the model that passes ran through have forwards which refer to themselves, and
-        # would keep the weights of the block until somebody collects.
+        # Copies that passes ran through, of a model that refers to itself, would keep the weights
+        # of the block until somebody collects.
         gc.collect()
         trim(now=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,12 @@ import torch
 
 import tensorlrf
 from bench import blocks
+from tensorlrf.compression.calibration.batches import call, list_batches
 from tensorlrf.compression.scale.blocks import _tables, _walk
+from tensorlrf.compression.scale.blocks._course import Parted, numbered
+from tensorlrf.compression.scale.blocks._states import States
+from tensorlrf.compression.scale.blocks._tables import Tables
+from tensorlrf.nn.copies import replica
 from tests.compression.scale.blocks.networks import ids, net, on_meta, saved
 
 
@@ -51,3 +58,30 @@ def test_no_fit_has_the_table_of_words_beside_it(
         calibration=ids(), skip=["last"], progress=False,
     )  # fmt: skip
     assert seen == [True] * 3
+
+
+def test_copies_that_passes_ran_through_are_gone_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when somebody collects: each has all modules of the model, hollow ones too."""
+    states, model = States(tmp_path / "states", 1 << 20), net()
+    names = [f"blocks.{k}" for k in range(3)]
+    parted = Parted(model, [names], states, "given")
+    monkeypatch.setattr(_tables, "LARGE", 0)
+    Tables([parted], {}).know()
+    parted.enter(0)
+    own = replica(parted.model)
+    batch = numbered(list_batches(ids(1), own)[0], torch.device("cpu"))
+    gc.disable()
+    try:
+        with torch.no_grad():
+            output = call(own, batch)
+        gone = weakref.ref(own)
+        del own
+        assert gone() is None
+    finally:
+        gc.enable()
+    parted.leave(0, reached=True)
+    same = net()
+    wanted = same.blocks[0](same.entry(same.embed(ids(1)[0])))
+    torch.testing.assert_close(output, wanted)
