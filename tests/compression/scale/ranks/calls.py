@@ -213,7 +213,7 @@ def network(kind: str) -> nn.Module:
     if kind == "mixture":
         return nn.Sequential(Mixture(12), nn.Linear(12, 6))
     if kind == "blocks":
-        return nn.Sequential(nn.Linear(12, 12), *(Block(12) for _ in range(4)), nn.Linear(12, 6))
+        return nn.Sequential(nn.Linear(12, 12), *(Block(12) for _ in range(2)), nn.Linear(12, 6))
     if kind == "encoder":
         layer = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.1)
         return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
