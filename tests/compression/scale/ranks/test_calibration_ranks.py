@@ -35,8 +35,7 @@ CASES: list[list[Any]] = [
     ["independent", "routed", [2, 2], ""],
     ["uniform", "mixture", [4, 5], ""],
     ["sketched", "wide", [3, 3], ""],
-    ["original", "blocks", [2, 1], "fsdp"],
-    ["independent", "blocks", [0, 2], "fsdp"],
+    ["uniform", "blocks", [0, 2], "fsdp"],
     ["uniform", "blocks", [2, 1], "tp"],
 ]
 
