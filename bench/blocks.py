@@ -31,6 +31,7 @@ from bench.anonymous import Peak  # noqa: E402
 from bench.own_process import measured  # noqa: E402
 from bench.report import Row, machine, write_results  # noqa: E402
 from bench.stream import make  # noqa: E402
+from tensorlrf.decomposition.large.freed import map_large  # noqa: E402
 
 KEEP, BATCHES, ROWS, TOKENS = 0.5, 8, 2, 128
 LARGE = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 32000}
@@ -41,11 +42,12 @@ HEADS = 64
 NOTE = (
     f"Shards of bfloat16 with the shapes of a Llama (values random, of a decaying spectrum), "
     f"keep_params={KEEP:g}, SVD, inputs='original', {BATCHES} batches of {ROWS} x {TOKENS} tokens, "
-    "none held out. Memory is anonymous, above interpreter, torch, tensorlrf and transformers; its "
-    "bound is four blocks, what calibration and fit of the layer that takes the most are forecast "
-    "to take (the sums of its moments alone beside it), and what blocks put out for all batches, "
-    "once for each of the two models, with the activations of one batch within a block. 'apart': "
-    "logits of what comes out block by block against compress in memory, relative."
+    "none held out. Memory is anonymous, above interpreter, torch, tensorlrf and transformers, "
+    "with large pieces mapped by malloc as in the command; its bound is four blocks, what "
+    "calibration and fit of the layer that takes the most are forecast to take (the sums of its "
+    "moments alone beside it), and what blocks put out for all batches, once for each of the two "
+    "models, with the activations of one batch within a block. 'apart': logits of what comes out "
+    "block by block against compress in memory, relative."
 )
 
 
@@ -124,6 +126,7 @@ def run(source: Path, target: Path) -> dict[str, Any]:
     import transformers.models.llama.modeling_llama  # noqa: F401  # what the model is built of
 
     torch.set_num_threads(1)
+    map_large()  # as the command does
     vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
     begun = time.perf_counter()
     with Peak() as peak:

@@ -18,6 +18,7 @@ from tensorlrf.compression import Plan, compress_checkpoint, forecast_checkpoint
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.planned import checkpoint_plan
 from tensorlrf.compression.scale.stored import StoredTensors
+from tensorlrf.decomposition.large.freed import map_large
 from tensorlrf.errors import ArgumentError, UnsupportedError, printable
 
 
@@ -132,6 +133,8 @@ def stream(
         return
     if target is None:
         raise ArgumentError("-o is missing: say where to write, or give --plan-only or --dry-run")
+    if fit.text:
+        map_large()
     report = compress_checkpoint(
         source, target, **arguments, **fit.arguments(source, seed, started), plan=given_plan,
         moments=moments, random_state=seed, device=device, threads=threads, overwrite=force,
