@@ -47,7 +47,7 @@ test-kernels: $(READY)
 test-compiled: $(READY)
 	$(ALONE) -m "aot and not slow" tests/kernels
 
-test-slow: $(VENV)/.examples $(VENV)/timm
+test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 
@@ -74,6 +74,12 @@ $(VENV)/triton-3.6: $(READY)
 $(VENV)/timm: $(READY) requirements-timm.txt
 	rm -rf $@
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-timm.txt
+	touch $@
+
+# And what transformers would find and use in every other test.
+$(VENV)/hf: $(READY) requirements-hf.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-hf.txt
 	touch $@
 
 # Stubs and the table in docs/, from what the methods declare.

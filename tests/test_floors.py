@@ -30,6 +30,7 @@ FLOORS = {
     "tensorlrf.nn": 4,
     "tensorlrf.compression": 5,
     "tensorlrf.cli": 6,
+    "tensorlrf.hf": 6,
     "tensorlrf": 7,
     "tensorlrf.__main__": 8,
 }

@@ -17,6 +17,8 @@ from tensorlrf.cli._outcome import one_line, warn
 from tensorlrf.compression.calibration.draws import OwnDraws
 from tensorlrf.compression.checkpoint.companions import WEIGHTS, copy_companions, matches
 from tensorlrf.compression.checkpoint.folder import TENSORS, write_files
+from tensorlrf.compression.checkpoint.pretrained.card import write_card
+from tensorlrf.compression.checkpoint.pretrained.quantization import METHOD, QUANTIZATION
 from tensorlrf.compression.checkpoint.source import (
     CONFIG,
     SAFE,
@@ -117,6 +119,7 @@ def write_model(model: nn.Module, source: Path, target: Path, overwrite: bool) -
     with filling(target, overwrite=overwrite) as fresh:
         write_files(model, fresh)
         left = copy_companions(source, fresh)
+        write_card(fresh, model)
     if left:
         warn(f"unknown files of {source} are not copied: {some(list(map(str, left)), 5)}")
 
@@ -124,8 +127,13 @@ def write_model(model: nn.Module, source: Path, target: Path, overwrite: bool) -
 def _class(folder: Path) -> Any:
     """The class of the model. Raises where it is compressed already or an adapter, too."""
     config = config_of(folder)
-    if (folder / TENSORS).is_file() and not any(
-        file.name != TENSORS and matches(file.name, WEIGHTS) for file in folder.iterdir()
+    told = config.get(QUANTIZATION)
+    of_ours = isinstance(told, dict) and told.get("quant_method") == METHOD
+    if of_ours or (
+        (folder / TENSORS).is_file()
+        and not any(
+            file.name != TENSORS and matches(file.name, WEIGHTS) for file in folder.iterdir()
+        )
     ):
         raise FileFormatError(f"{folder} is compressed already; give the dense model")
     if (folder / "adapter_config.json").exists():

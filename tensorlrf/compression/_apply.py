@@ -28,6 +28,7 @@ from tensorlrf.compression.calibration._layer_moments import Calibration
 from tensorlrf.compression.calibration._outputs import Apart
 from tensorlrf.compression.calibration._tied import with_heads
 from tensorlrf.compression.calibration.batches import Batch
+from tensorlrf.compression.checkpoint.pretrained.marks import mark
 from tensorlrf.compression.fit._factored import Factored
 from tensorlrf.compression.fit._fitting import AUTO, LOSS, OUTPUTS, Fitting
 from tensorlrf.compression.folding._within import folded_as
@@ -310,6 +311,7 @@ def carried_out(
     )
     if missed := shortfall(report):
         warn(missed, BudgetWarning)
+    mark(small)
     return small, report
 
 

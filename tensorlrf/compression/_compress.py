@@ -14,6 +14,7 @@ from tensorlrf.compression._unpacked import put_unpacked
 from tensorlrf.compression._working_copy import put
 from tensorlrf.compression.calibration._batchnorm import norms_of, set_statistics, statistics_of
 from tensorlrf.compression.calibration._dense_layer import module_at, tied_places
+from tensorlrf.compression.checkpoint.pretrained.marks import mark
 from tensorlrf.compression.fit._fitting import Fitting
 from tensorlrf.compression.folding._within import take_folds
 from tensorlrf.compression.frontier._metric import Metric
@@ -298,4 +299,5 @@ def compress_(
         take_over(model, small)
     if report.batch_norms is not None and report.batch_norms.kept:
         set_statistics(norms_of(model), statistics_of(norms_of(small)))
+    mark(model)
     return report

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._unpacked import settled
+from tensorlrf.compression.checkpoint.pretrained.marks import unmark
 from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.nn import FactoredEmbedding, FactoredEmbeddingBag, FactoredLayer
 from tensorlrf.nn.copies import copy_of
@@ -151,6 +152,7 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
     # To deepcopy these layers are copied already, wherever it meets them.
     replaced = settled(copy_of(model, copies))
     without_latents(replaced)
+    unmark(replaced)
     return replaced
 
 

@@ -35,7 +35,7 @@ from tensorlrf.compression.group._scattered import Scattered
 from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.compression.plan._plan import LayerPlan, Plan
-from tensorlrf.compression.plan._versions import METHODS
+from tensorlrf.compression.plan._versions import recipe_for
 from tensorlrf.compression.report._memory import MemoryForecast
 from tensorlrf.compression.report._reporting import row
 from tensorlrf.compression.report._rows import LayerReport
@@ -298,13 +298,8 @@ class WorkingCopy:
                     _add_to_bias(found.module, done.shift)
                 layer = DenseLayer.of(found.module)
                 new = layer.on(done.factors)
-                new.recipe = {
-                    "version": METHODS,
-                    "method": done.method.to_dict(),
-                    "target": self.fitting.target if done.samples is not None else None,
-                    "data_aware": done.data_aware,
-                    "affine": done.shift is not None,
-                }
+                target = self.fitting.target if done.samples is not None else None
+                new.recipe = recipe_for(done, target, affine=done.shift is not None)
                 basis = self.bases.get(found.name)
                 if basis is not None:
                     owner, holder = owners.setdefault(basis.names, (found.name, new))

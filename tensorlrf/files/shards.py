@@ -39,7 +39,7 @@ class Shards:
     def __init__(self, path: str, files: Mapping[str, SafeFile], where: Mapping[str, str]) -> None:
         self.path, self._files, self._where = path, files, where
         self.tensors: Mapping[str, TensorInfo] = {
-            name: info for file in files.values() for name, info in file.tensors.items()
+            name: files[shard].tensors[name] for name, shard in where.items()
         }
 
     def tensor(self, name: str) -> Tensor:
@@ -51,7 +51,8 @@ class Shards:
 def together(file: SafeFile, where: Mapping[str, str]) -> Iterator[TensorFile]:
     """The file, or where tensors lie elsewhere all of them; tensor -> name of a file beside it.
 
-    Raises FileFormatError where one is missing or does not hold what it should.
+    Raises FileFormatError where one is missing, does not hold what it should, or holds more, but
+    for tensors without elements.
     """
     if not where:
         yield file
@@ -72,10 +73,17 @@ def together(file: SafeFile, where: Mapping[str, str]) -> Iterator[TensorFile]:
                     f"path={file.path!r}: the tensor {name!r} is missing in {shard!r}; get the "
                     "folder anew"
                 )
-        extra = sum(len(one.tensors) for one in files.values()) - len(where)
-        if extra or file.tensors:
+        own = os.path.basename(file.path)
+        every = {own: file, **files}
+        extra = [
+            name
+            for shard, one in every.items()
+            for name, info in one.tensors.items()
+            if where.get(name) != shard and info.begin != info.end
+        ]
+        if extra:
             raise FileFormatError(
-                f"path={file.path!r}: its files hold {extra + len(file.tensors)} tensors more than "
-                "it names; get the folder anew"
+                f"path={file.path!r}: its files hold {len(extra)} tensors more than it names, "
+                f"{extra[0]!r} the first; get the folder anew"
             )
         yield Shards(file.path, files, where)

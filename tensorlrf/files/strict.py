@@ -39,6 +39,15 @@ class JsonNode:
             ) from None
         return cls(value, "", path)
 
+    @property
+    def value(self) -> Any:
+        """As it is."""
+        return self._value
+
+    def over(self, value: Any) -> JsonNode:
+        """Another value in the same place."""
+        return JsonNode(value, self._where, self.path)
+
     def wrong(self, wanted: str) -> NoReturn:
         """Raise FileFormatError: the value is not what is wanted."""
         raise FileFormatError(

@@ -331,8 +331,14 @@ class FactoredLayer(Freezable, ABC):
         self._follow_device()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Files of transformers have a tensor without elements where the dense weight would be.
+        held = state_dict.get(f"{prefix}weight")
+        if isinstance(held, Tensor) and held.numel() == 0 and "weight" not in self._parameters:
+            del state_dict[f"{prefix}weight"]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._follow_device()  # assign=True may bring tensors of another device
 
     def _follow_device(self) -> None:

@@ -45,6 +45,8 @@ class DenseWeight(Tensor):
 
     _made: Callable[[], Tensor]
     _home: torch.device
+    _is_hf_initialized = True
+    """By this transformers tells which weights are not to be drawn anew while a file is loaded."""
 
     @staticmethod
     def __new__(

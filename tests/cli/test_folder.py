@@ -122,7 +122,8 @@ def test_small_files_go_along_and_weights_do_not(
     assert done.out.splitlines()[-1] == f"written to {target}"
     left = {name for name in listing(made / "llama") if name.startswith((".cache", "onnx"))}
     left |= {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
-    assert listing(target) == listing(made / "llama") - left | {"tensorlrf.safetensors"}
+    ours = {"tensorlrf.safetensors", "model.safetensors"}
+    assert listing(target) == listing(made / "llama") - left | ours
     assert listing(tmp_path) == {"small", *(f"small/{name}" for name in listing(target))}
     assert (target / "2_Dense" / "model.safetensors").read_bytes() == b"of another module"
     again: Any = tensorlrf.load(target)

@@ -39,8 +39,10 @@ def save(model: nn.Module, path: PathLike, *, overwrite: bool = False) -> None:
         tensors in lists or dicts of a module.
     path : str or path
         A file, by custom with the suffix .safetensors. For a model of transformers also a folder,
-        one that exists or a name without suffix: it gets tensorlrf.safetensors, config.json and
-        generation_config.json, and loads without a `model`.
+        one that exists or a name without suffix: it gets model.safetensors, config.json,
+        generation_config.json, tensorlrf.safetensors (checksums, and what no state dict has) and,
+        where there is none of your own, a README.md. It loads without a `model`, and after `import
+        tensorlrf.hf` by `from_pretrained` too.
     overwrite : bool
         Whether what is there may be replaced.
 
@@ -91,9 +93,9 @@ def load(
     Parameters
     ----------
     path : str or path
-        The file, or a folder with a model of transformers (needs the extra `hf`), of which no code
-        is run and no link that leads out is followed, but for those from the snapshot of a Hugging
-        Face cache into its blobs.
+        The file, or a folder with a model of transformers (needs the extra `hf`), whoever wrote it,
+        `save` or `save_pretrained`. No code of it is run, and no link that leads out is followed,
+        but for those from the snapshot of a Hugging Face cache into its blobs.
     model : Module, optional
         The architecture: the dense model, with any weights or on the meta device (`with
         torch.device("meta"): Net()`), or the compressed model itself. It stays as it is. None for a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ class Reading:
 
     tensor  from the name of a tensor to its values on the CPU, row by row; raises FileFormatError
             where their checksum differs
+    path    for errors
     """
 
     header: Header
     tensor: Callable[[str], Tensor]
+    path: str
 
 
 @contextmanager
@@ -43,4 +46,4 @@ def reading(path: PathLike) -> Iterator[Reading]:
             raise FileFormatError(f"path={file.path!r} is no model file of tensorlrf; {hint}")
         header = parse(file)
         with together(file, header.shards) as whole:
-            yield Reading(header, checked(whole, header.tensors))
+            yield Reading(header, checked(whole, header.tensors), os.fspath(path))

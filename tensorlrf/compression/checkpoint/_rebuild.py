@@ -30,6 +30,7 @@ from tensorlrf.compression.checkpoint.named_tensors import (
     joined,
     named_tensors,
 )
+from tensorlrf.compression.checkpoint.pretrained.marks import mark
 from tensorlrf.compression.folding._within import with_folds
 from tensorlrf.compression.ranks._table import give_table
 from tensorlrf.errors import ArgumentError, FileFormatError, TensorlrfError, UnsupportedError
@@ -58,7 +59,9 @@ def unpack(
     # Layers that have taken in a normalisation have a bias, which may be smaller too.
     model = with_sizes(with_folds(model, header.architecture, names), header.resized, path)
     model = unpacked_for(model, names)
-    return _Rebuild(header, read, model, device, path).result()
+    made = _Rebuild(header, read, model, device, path).result()
+    mark(made)
+    return made
 
 
 class _Rebuild:
@@ -333,7 +336,7 @@ class _Rebuild:
             except (AttributeError, RuntimeError) as error:
                 raise self._wrong(name, f"has extra state that does not fit: {error}") from None
         for module in model.modules():
-            if isinstance(module, FactoredLayer) and _may_freeze(module):
+            if isinstance(module, FactoredLayer) and may_freeze(module):
                 module._freeze_as_measured()
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
@@ -345,7 +348,7 @@ class _Rebuild:
 _OWN_DICTS = ("_parameters", "_buffers", "_modules")
 
 
-def _may_freeze(layer: FactoredLayer) -> bool:
+def may_freeze(layer: FactoredLayer) -> bool:
     """Whether its dense weight takes memory in some proportion to the file, which asks for it."""
     return math.prod(layer.factors.shape) <= MOST_FROZEN * layer.factors.n_params
 

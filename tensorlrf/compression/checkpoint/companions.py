@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tensorlrf.compression.checkpoint.folder import FILES, TENSORS
+from tensorlrf.compression.checkpoint.folder import FILES
+from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 
 KEPT = (
     *("README*", "LICENSE*", "NOTICE*", "USE_POLICY*", "*.md"),
@@ -45,7 +46,7 @@ def copy_companions(source: Path, target: Path) -> list[Path]:
 
 def companions_of(source: Path) -> list[Path]:
     """What of the folder goes along: configurations and known small files, by their names in it."""
-    told = [Path(name) for name in FILES if name != TENSORS and (source / name).is_file()]
+    told = [Path(name) for name in (CONFIG, GENERATION) if (source / name).is_file()]
     return [*told, *_others(source)[0]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,70 @@ from tensorlrf.compression.checkpoint import source
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack
-from tensorlrf.compression.checkpoint.header import KEY
+from tensorlrf.compression.checkpoint.header import KEY, Header
+from tensorlrf.compression.checkpoint.pretrained.card import CARD, is_own, write_card
+from tensorlrf.compression.checkpoint.pretrained.marks import is_of_transformers
+from tensorlrf.compression.checkpoint.pretrained.quantization import (
+    QUANTIZATION,
+    Quantization,
+    guard,
+)
+from tensorlrf.compression.checkpoint.pretrained.standard import (
+    dtype_of,
+    fitted,
+    lasting_in,
+    reading_plain,
+    told_in,
+)
+from tensorlrf.compression.checkpoint.renamed import names_out
 from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.files.folder import READY, filling, put_right
 from tensorlrf.files.safetensors import write
 
 TENSORS = "tensorlrf.safetensors"
-FILES = (TENSORS, CONFIG, GENERATION)
+"""Our header, with a checksum of every tensor, and what no state dict has."""
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""What a state dict has, for transformers and all that reads its folders."""
+
+FILES = (TENSORS, CONFIG, GENERATION, WEIGHTS, INDEX)
 
 
 def is_for(model: nn.Module, path: Path) -> bool:
     """Whether the model is one of transformers and the path a folder, or to become one."""
-    if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+    if not is_of_transformers(model):
         return False
     return hasattr(model, "config") and (os.path.isdir(path) or not path.suffix)
 
 
 def save(model: Any, path: Path, *, overwrite: bool) -> None:
     """Put the tensors and the configuration into a folder, which is made where it is missing."""
-    with filling(path, names=FILES, overwrite=overwrite) as folder:
+    names = (*FILES, CARD) if is_own(path) else FILES
+    with filling(path, names=names, overwrite=overwrite) as folder:
         write_files(model, folder)
+        if CARD in names:
+            write_card(folder, model)
 
 
 def write_files(model: Any, folder: Path) -> None:
     """Write the tensors and the configuration, to a folder that nobody sees yet."""
     tensors, header = pack(model)
-    write(folder / TENSORS, tensors, {KEY: header.to_text()})
-    (folder / CONFIG).write_text(_config(model), encoding="utf-8")
+    lasting = lasting_in(header)
+    told = Quantization.of(header)
+    names = names_out(model, [*lasting, *told.guards])
+    held = {names[name]: tensor for name, tensor in tensors.items() if name in lasting}
+    own = {name: tensor for name, tensor in tensors.items() if name not in lasting}
+    guards = {names[name]: guard() for name in told.guards}
+    header = replace(
+        header,
+        tensors={names.get(name, name): stored for name, stored in header.tensors.items()},
+        slots=tuple(replace(one, tensor=names.get(one.tensor, one.tensor)) for one in header.slots),
+        shards={**dict.fromkeys(held, WEIGHTS), **dict.fromkeys(own, TENSORS)},
+    )
+    write(folder / WEIGHTS, {**held, **guards}, {"format": "pt"})
+    write(folder / TENSORS, own, {KEY: header.to_text()})
+    (folder / CONFIG).write_text(_config(model, told), encoding="utf-8")
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         (folder / GENERATION).write_text(generation.to_json_string(), encoding="utf-8")
@@ -71,18 +108,17 @@ def _identity(file: Path) -> tuple[int, int] | None:
 def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
     name = os.fspath(path)
     source.check_inside(path, FILES)
-    if not (path / TENSORS).is_file():
-        raise FileError(
-            f"path={name!r} is a folder without {TENSORS}; give one that tensorlrf.save wrote"
-        )
-    with reading(path / TENSORS) as file:
+    if (path / TENSORS).is_file():
+        with reading(path / TENSORS) as file:
+            if model is not None:
+                return unpack(file.header, file.tensor, model, device, file.path)
+            blank = _blank(path, len(file.header.tensors))
+            _check_told(path, file.header)
+            loaded: Any = unpack(file.header, file.tensor, blank, device, file.path)
+    else:
+        loaded = _load_plain(path, model, device)
         if model is not None:
-            return unpack(file.header, file.tensor, model, device, os.fspath(path / TENSORS))
-        try:
-            blank = source.blank(path, len(file.header.tensors))
-        except FileFormatError as error:
-            raise FileFormatError(f"{error}; or pass the architecture as model=") from error
-        loaded: Any = unpack(file.header, file.tensor, blank, device, os.fspath(path / TENSORS))
+            return loaded  # type: ignore[no-any-return]  # a module
     if (path / GENERATION).is_file():
         from transformers import GenerationConfig
 
@@ -97,9 +133,46 @@ def _load(path: Path, model: nn.Module | None, device: torch.device | None) -> n
     return whole
 
 
-def _config(model: Any) -> str:
+def _check_told(path: Path, header: Header) -> None:
+    """Raise FileFormatError where the configuration says of the layers what the header does not."""
+    told = told_in(path)
+    if told is not None and told.to_json() != Quantization.of(header).to_json():
+        raise FileFormatError(
+            f"path={os.fspath(path)!r}: {QUANTIZATION} of {CONFIG} is not of the layers in "
+            f"{TENSORS}; get the folder anew"
+        )
+
+
+def _load_plain(path: Path, model: nn.Module | None, device: torch.device | None) -> nn.Module:
+    """That of a folder without a header of ours, which save_pretrained wrote."""
+    told = told_in(path)
+    if told is None:
+        raise FileError(
+            f"path={os.fspath(path)!r} is a folder without {TENSORS}, and its {CONFIG} tells of no "
+            "factored layers; give one that tensorlrf.save or save_pretrained wrote"
+        )
+    with reading_plain(path, told) as file:
+        blank = model
+        if blank is None:
+            blank = _blank(path, len(file.header.tensors), dtype_of(file.header))
+        header, structured = fitted(file, told, blank)
+        return unpack(header, file.tensor, structured, device, file.path)
+
+
+def _blank(path: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Module:
+    try:
+        return source.blank(path, tensors, dtype)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; or pass the architecture as model=") from error
+
+
+def _config(model: Any, told: Quantization) -> str:
     """config.json as save_pretrained writes it."""
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    vars(config).pop(QUANTIZATION, None)
+    if told.layers:
+        setattr(config, QUANTIZATION, told.to_json())
     text: str = config.to_json_string()
     return text

@@ -195,11 +195,11 @@ def parse(file: SafeFile) -> Header:
         architecture=root["architecture"].maybe(lambda at: at.each(JsonNode.text)),
         tensors=tensors,
         slots=tuple(_slot(at, tensors) for at in root["slots"].entries()),
-        layers=tuple(_layer(at) for at in root["layers"].entries()),
+        layers=tuple(layer_of(at) for at in root["layers"].entries()),
         plan={name: recipe_of(recipe) for name, recipe in plan.items()},
         extra_state=root["extra_state"].mapping(),
-        resized=tuple(_resized(at) for at in _maybe(root, "resized")),
-        latents=tuple(_latents(at) for at in _maybe(root, "latents")),
+        resized=tuple(size_of(at) for at in _maybe(root, "resized")),
+        latents=tuple(latent_of(at) for at in _maybe(root, "latents")),
         shards=root["shards"].each(JsonNode.text) if "shards" in root.mapping() else {},
     )
     if header.shards and header.shards.keys() != tensors.keys():
@@ -239,7 +239,8 @@ def _view(at: JsonNode, stored: Stored) -> View:
     return view
 
 
-def _layer(at: JsonNode) -> LayerEntry:
+def layer_of(at: JsonNode) -> LayerEntry:
+    """The entry of a factored layer."""
     at.keys_are([one.name for one in fields(LayerEntry) if one.name != _SCALE], [_SCALE])
     places = tuple(place.text() for place in at["places"].entries())
     if not places:
@@ -258,7 +259,8 @@ def _layer(at: JsonNode) -> LayerEntry:
     )
 
 
-def _resized(at: JsonNode) -> SizeEntry:
+def size_of(at: JsonNode) -> SizeEntry:
+    """The entry of a module that is smaller."""
     at.keys_are([one.name for one in fields(SizeEntry)])
     entry = SizeEntry(
         places=tuple(place.text() for place in at["places"].entries()),
@@ -287,7 +289,8 @@ def _resized(at: JsonNode) -> SizeEntry:
     return entry
 
 
-def _latents(at: JsonNode) -> LatentEntry:
+def latent_of(at: JsonNode) -> LatentEntry:
+    """The entry of an attention with a latent cache."""
     at.keys_are([one.name for one in fields(LatentEntry)])
     made = at["made"]
     made.keys_are([one.name for one in fields(Latents)])

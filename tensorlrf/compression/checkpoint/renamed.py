@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tensorlrf.errors import UnsupportedError
@@ -95,6 +96,36 @@ def names_in(
         held = {pattern: tuple(some) for pattern, some in own.items()}
         makes.append(Conversion(new, held, rule, model))
     return {name: found[name] for name in names if name in found}, makes
+
+
+def found_in(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Name of a parameter or persistent buffer of the model -> name in the files of a tensor that
+    it is made of, of those for which there is one."""
+    wanted = set(model.state_dict())
+    rename, _, _ = _renaming(model, wanted)
+    found = ((rename(name)[0], name) for name in names)
+    return {new: name for new, name in found if new in wanted}
+
+
+def names_out(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Name of a tensor of the model -> the one that save_pretrained gives it, which is that of its
+    kind of file; the same where there is none, or where transformers makes other tensors of it."""
+    every = list(names)
+    same = dict(zip(every, every, strict=True))
+    own: Any = model
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return same
+    marks = {name: torch.tensor(k, device="cpu", dtype=torch.int64) for k, name in enumerate(every)}
+    try:
+        found = revert_weight_conversion(own, marks)
+        numbers = {new: int(mark) for new, mark in found.items()}
+    except Exception:  # of many kinds, by what it makes of single numbers
+        return same
+    if sorted(numbers.values()) != list(range(len(every))):
+        return same
+    return {every[k]: new for new, k in numbers.items()}
 
 
 def _renaming(

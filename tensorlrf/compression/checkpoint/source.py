@@ -146,6 +146,7 @@ def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Mo
         # What is drawn for weights on meta is not to move the generator of the caller.
         with OwnDraws(), where, _parameters_on_meta(), _Bounded(CALLS * tensors + MORE_CALLS):
             made = cls.config_class.from_pretrained(os.fspath(folder), **SAFE)
+            vars(made).pop("quantization_config", None)
             model: nn.Module = cls(made)
     except _TooMany:
         raise _too_large(folder, "sizes", tensors) from None

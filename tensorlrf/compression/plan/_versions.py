@@ -10,6 +10,7 @@ their method.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,10 +73,29 @@ def method_of(version: int, method: Any) -> Any:
     return values
 
 
+def recipe_for(found: Any, target: str | None, affine: bool) -> dict[str, Any]:
+    """How factors were made and how near they are, for the file of their layer. `found` has method,
+    data_aware, weight_error, fit_error and held_error."""
+    held = found.held_error
+    return {
+        "version": METHODS,
+        "method": found.method.to_dict(),
+        "target": target,
+        "data_aware": found.data_aware,
+        "affine": affine,
+        "weight_error": _three_digits(found.weight_error),
+        "output_error": _three_digits(found.fit_error if held is None else held),
+    }
+
+
+def _three_digits(error: float | None) -> float | None:
+    return None if error is None or not math.isfinite(error) else float(f"{error:.3g}")
+
+
 def recipe_of(recipe: Any) -> Any:
     """What a file says of how a layer was made, as this version says it; what somebody else has
     written there as it is."""
-    if not isinstance(recipe, Mapping) or set(recipe) != RECIPE:
+    if not isinstance(recipe, Mapping) or "version" in recipe or not set(recipe) >= RECIPE:
         return recipe
     return {"version": METHODS, **recipe, "method": method_of(1, recipe["method"])}
 

@@ -360,7 +360,7 @@ def _exists(target: Path) -> FileError:
 
 def _copy_small_files(source: Path, target: Path) -> None:
     for name in (CONFIG, GENERATION):
-        if (source / name).is_file():
+        if (source / name).is_file() and not (target / name).is_file():
             shutil.copyfile(source / name, target / name)
     copy_companions(source, target)
 

@@ -25,6 +25,7 @@ from tensorlrf.compression.checkpoint.named_tensors import (
     joined,
     named_tensors,
 )
+from tensorlrf.compression.checkpoint.pretrained.quantization import Quantization
 from tensorlrf.compression.scale import _parts
 from tensorlrf.compression.scale._entries import LAYER, blank_factors_of
 from tensorlrf.compression.scale._finished import RUN, run_text
@@ -64,6 +65,11 @@ class Contents:
         copied = {one.source: checksums[one.name] for one in self.pieces if one.source}
         told = run_text(self.head, self.done, {**self.sources, **copied})
         return {KEY: self.header(stored, shards).to_text(), RUN: told}
+
+    @property
+    def told(self) -> Quantization:
+        """What a configuration is to say of the layers."""
+        return Quantization.of(self.header({}, {}))
 
     def of_layers(self) -> dict[str, set[str]]:
         """Layer -> the names of the pieces that its factors are."""
@@ -221,7 +227,9 @@ def _chunks_of(run: Run, source: str) -> Iterator[memoryview]:
 def _of_value(one: NamedTensor) -> Piece:
     value = plain(one.tensor)
     name = storable_key(one.name)
-    return Piece(name, DTYPES[value.dtype], tuple(value.shape), partial(_bytes, value))
+    return Piece(
+        name, DTYPES[value.dtype], tuple(value.shape), partial(_bytes, value), lasting=False
+    )
 
 
 def _bytes(value: Tensor) -> Iterator[memoryview]:

@@ -13,6 +13,8 @@ from typing import Any
 from tensorlrf.compression.checkpoint._reading import reading
 from tensorlrf.compression.checkpoint.companions import companions_of
 from tensorlrf.compression.checkpoint.folder import TENSORS
+from tensorlrf.compression.checkpoint.pretrained.quantization import QUANTIZATION
+from tensorlrf.compression.checkpoint.source import CONFIG
 from tensorlrf.compression.scale._call import Call
 from tensorlrf.compression.scale._entries import LAYER, STAYS
 from tensorlrf.compression.scale.stored import StoredTensors
@@ -130,6 +132,19 @@ def _entry(at: JsonNode) -> dict[str, Any]:
 def _same_companions(source: Path, target: Path) -> bool:
     """Whether the small files of the source are in the target as they are there."""
     return all(
-        (target / name).is_file() and filecmp.cmp(source / name, target / name, shallow=False)
+        (target / name).is_file() and _same(source / name, target / name)
         for name in companions_of(source)
     )
+
+
+def _same(source: Path, target: Path) -> bool:
+    """Whether the two are equal, but for what a configuration tells of factored layers."""
+    if source.name != CONFIG:
+        return filecmp.cmp(source, target, shallow=False)
+    try:
+        old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (source, target))
+    except (ValueError, RecursionError):
+        return filecmp.cmp(source, target, shallow=False)
+    if isinstance(new, dict) and isinstance(old, dict) and QUANTIZATION not in old:
+        new.pop(QUANTIZATION, None)
+    return bool(old == new)

@@ -28,7 +28,7 @@ from tensorlrf.compression.fit._factored import Factored, Options
 from tensorlrf.compression.fit._fitting import INDEPENDENT
 from tensorlrf.compression.moments._fitted import Reader
 from tensorlrf.compression.plan._plan import LayerPlan
-from tensorlrf.compression.plan._versions import METHODS
+from tensorlrf.compression.plan._versions import recipe_for
 from tensorlrf.compression.scale._device import CPU
 from tensorlrf.compression.scale._entries import (
     LAYER,
@@ -224,13 +224,7 @@ class Run:
                 "dtypes": {name: DTYPES[t.dtype] for name, t in tensors.items()},
                 "format": factors.format,
                 "meta": factors.meta(),
-                "recipe": {
-                    "version": METHODS,
-                    "method": found.method.to_dict(),
-                    "target": target,
-                    "data_aware": found.data_aware,
-                    "affine": False,
-                },
+                "recipe": recipe_for(found, target, affine=False),
                 "rank": factors.rank,
                 "params": factors.n_params,
                 "weight_error": found.weight_error,

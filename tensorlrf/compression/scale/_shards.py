@@ -25,6 +25,7 @@ class Piece:
     chunks  its bytes, part by part
     layer   whose factors it is of; empty for others
     source  the tensor of the source that it is, bit for bit; empty for others
+    lasting  whether a state dict has it
     """
 
     name: str
@@ -33,6 +34,7 @@ class Piece:
     chunks: Callable[[], Iterator[memoryview]]
     layer: str = ""
     source: str = ""
+    lasting: bool = True
 
     @property
     def n_bytes(self) -> int:

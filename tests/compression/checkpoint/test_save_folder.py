@@ -19,7 +19,6 @@ from tensorlrf.compression.checkpoint import folder, source
 from tensorlrf.compression.checkpoint._file import load, save
 from tensorlrf.compression.checkpoint._inspect import inspect
 from tensorlrf.compression.checkpoint._store import pack
-from tensorlrf.compression.checkpoint.folder import FILES
 from tensorlrf.errors import FileError, FileFormatError, MissingExtraError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.nn import FactoredHFConv1D, FactoredLinear
@@ -61,6 +60,9 @@ def gpt2() -> nn.Module:
 
 
 MODELS = [bert, llama, gpt2]
+
+WRITTEN = {"config.json", "model.safetensors", "tensorlrf.safetensors", "README.md"}
+GENERATES = {*WRITTEN, "generation_config.json"}
 
 
 def factored(model: nn.Module) -> nn.Module:
@@ -127,7 +129,7 @@ def test_a_rotary_table_on_meta_comes_from_the_file(tmp_path: Path) -> None:
 def test_other_files_of_a_folder_stay(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     save(factored(bert()), tmp_path)
-    assert set(os.listdir(tmp_path)) == {"tokenizer.json", "config.json", "tensorlrf.safetensors"}
+    assert set(os.listdir(tmp_path)) == {"tokenizer.json", *WRITTEN}
     with pytest.raises(FileError, match="overwrite=True"):
         save(factored(bert()), tmp_path)
     save(factored(bert()), tmp_path, overwrite=True)
@@ -138,7 +140,7 @@ def test_a_generation_config_goes_with_its_model(tmp_path: Path) -> None:
     save(factored(llama()), tmp_path / "new")
     assert (tmp_path / "new" / "generation_config.json").exists()
     save(factored(bert()), tmp_path / "new", overwrite=True)
-    assert set(os.listdir(tmp_path / "new")) == {"config.json", "tensorlrf.safetensors"}
+    assert set(os.listdir(tmp_path / "new")) == WRITTEN
     assert same(load(tmp_path / "new"), load(tmp_path / "new"))
 
 
@@ -160,7 +162,7 @@ def test_a_kill_leaves_the_old_model_or_the_new(tmp_path: Path) -> None:
         assert seen[-1] or same(again, one)
         assert inspect(folder, verify=True).layers
         save(two, folder, overwrite=True)
-        assert set(os.listdir(folder)) == {*FILES, "tokenizer.json"}
+        assert set(os.listdir(folder)) == {*GENERATES, "tokenizer.json"}
     assert set(seen) == {True, False}
     assert os.listdir(folder.parent) == ["m"]
 
@@ -196,7 +198,7 @@ def test_two_who_save_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FileError, match="exists"):
         save(one, tmp_path / "m")
     assert same(load(tmp_path / "m"), two)
-    assert set(os.listdir(tmp_path / "m")) == set(FILES)
+    assert set(os.listdir(tmp_path / "m")) == GENERATES
 
 
 def test_what_is_replaced_while_it_is_loaded_is_loaded_anew(
@@ -206,7 +208,7 @@ def test_what_is_replaced_while_it_is_loaded_is_loaded_anew(
     save(one, tmp_path / "m")
     real, calls = source.blank, []
 
-    def late(path: Path, tensors: int) -> nn.Module:
+    def late(path: Path, tensors: int, dtype: Any = None) -> nn.Module:
         calls.append(path)
         if len(calls) == 1:
             save(two, path, overwrite=True)

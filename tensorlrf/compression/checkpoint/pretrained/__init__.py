@@ -1,0 +1,1 @@
+"""Models of transformers with factored layers, as transformers knows and writes them."""
