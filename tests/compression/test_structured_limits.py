@@ -49,7 +49,9 @@ def test_the_share_is_an_upper_bound(method: str, widths: tuple[int, ...], keep:
         (TR(sizes=((8, 8), (8, 8))), r"make a weight (64, 64), not (89, 97)"),
         (TT(row_sizes=(8, 8), column_sizes=(8, 8)), "less than the 89"),
         (Monarch(blocks=90), "blocks=90 are more than its 89 rows"),
-        (Blast(blocks=(4, 98)), "more than its 89 rows or 97 columns"),
+        pytest.param(
+            Blast(blocks=(4, 98)), "more than its 89 rows or 97 columns", marks=pytest.mark.slow
+        ),
         (Hierarchical(leaf=128), "no factored form is smaller"),
     ],
 )

@@ -199,7 +199,9 @@ def _inputs(model: nn.Module, layer: nn.Module, data: list[Tensor]) -> Tensor:
     return torch.cat(found).movedim(1, -1).flatten(0, -2)
 
 
-@pytest.mark.parametrize("target", ["independent", "original"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("independent", marks=pytest.mark.slow), "original"]
+)
 def test_dead_channels_and_constant_inputs_do_no_harm(target: str) -> None:
     model: Any = drawn("gated")
     with torch.no_grad():
@@ -332,6 +334,7 @@ def test_smaller_once_more() -> None:
     assert less.blocks[0].depthwise.groups < small.blocks[0].depthwise.groups
 
 
+@pytest.mark.slow
 def test_passes_that_wait_and_passes_anew_agree() -> None:
     found = [of("gated", rerun=rerun, batch_norm=False) for rerun in (False, True)]
     assert found[0][1].layers == found[1][1].layers

@@ -79,6 +79,7 @@ def test_ranks_agree_and_add_up(made: Made) -> None:
         assert seconds < 10
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_bytes_of_one(
     source: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
