@@ -241,7 +241,7 @@ def main() -> None:
         for row in part() if given.only in (None, name) else ():
             rows.append(row)
             print(row, flush=True)
-    write_results(given.results, "moments", rows, machine("cpu"), NOTE)
+            write_results(given.results, "moments", rows, machine("cpu"), NOTE)
 
 
 if __name__ == "__main__":
