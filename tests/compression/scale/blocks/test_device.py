@@ -26,6 +26,7 @@ from tests.elsewhere import DEVICE, there
 
 hf: Any = importlib.import_module("transformers")
 
+# Batches are few.
 pytestmark = pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
 
 

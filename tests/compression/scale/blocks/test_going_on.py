@@ -20,6 +20,7 @@ from tensorlrf.files.job import job_folder
 from tests.compression.scale.blocks.networks import contents, ids, net, on_meta, saved
 from tests.failing import Failing, cut_short
 
+# Batches are few.
 pytestmark = pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
 
 ROOT = Path(__file__).resolve().parents[4]

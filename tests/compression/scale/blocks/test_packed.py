@@ -23,6 +23,7 @@ from tests.compression.scale.blocks.networks import WORDS, contents, ids
 
 hf: Any = importlib.import_module("transformers")
 
+# Batches are few.
 pytestmark = pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
 
 EXPERTS = "model.layers.1.mlp.experts"

@@ -15,6 +15,7 @@ from tensorlrf.files.job import job_folder
 from tests.compression.scale.blocks.networks import contents, ids, net, on_meta, saved
 from tests.compression.scale.ranks.processes import TIMEOUT, start, values
 
+# Batches are few.
 pytestmark = pytest.mark.filterwarnings("ignore::tensorlrf.errors.CalibrationWarning")
 
 KINDS: dict[str, tuple[list[int], dict[str, Any]]] = {
