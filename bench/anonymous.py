@@ -13,13 +13,14 @@ def anonymous() -> int:
 
 
 class Peak:
-    """While entered, looks a hundred times a second.
+    """While entered, looks a hundred times a second, or every so many seconds.
 
     n_bytes  the most that it saw, above what there was when it was entered
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = 0.01) -> None:
         self.n_bytes = 0
+        self._every = every
         self._before = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -34,5 +35,5 @@ class Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.01):
+        while not self._done.wait(self._every):
             self.n_bytes = max(self.n_bytes, anonymous() - self._before)

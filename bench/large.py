@@ -4,7 +4,7 @@
     python bench/large.py --shards
 
 Makes a .npy file of low rank plus noise in a folder that goes afterwards, and takes its CP in a
-process of its own. Its anonymous memory is looked at a hundred times a second, above what there is
+process of its own. Its anonymous memory is looked at a thousand times a second, above what there is
 once tensorlrf is imported. With --shards, CP and Tucker of a tensor over 2 and 4 processes of gloo
 on this machine: bytes as their sockets count them, beside those of the model in docs/large.md.
 """
@@ -21,7 +21,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -35,6 +34,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import tensorlrf  # noqa: E402
+from bench.anonymous import Peak  # noqa: E402
 from bench.own_process import measured  # noqa: E402
 from bench.report import machine  # noqa: E402
 from tensorlrf import large  # noqa: E402
@@ -82,31 +82,6 @@ def make(path: Path, n: int) -> None:
     file.flush()
 
 
-def anonymous() -> int:
-    """Bytes of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
-def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What it gives, and the most anonymous memory on the way above that before."""
-    before, peak, done = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        given = call()
-    finally:
-        done.set()
-        thread.join()
-    return given, max(0, peak - before)
-
-
 def run(path: str, what: str, limit: str, sweeps: str) -> dict[str, Any]:
     """A decomposition under a limit, in a process that has nothing else."""
     calls: dict[str, Callable[[], Any]] = {
@@ -118,10 +93,11 @@ def run(path: str, what: str, limit: str, sweeps: str) -> dict[str, Any]:
         "svd": lambda: large.fit_svd(path, RANK, random_state=0, memory_limit=limit),
     }
     begun = time.perf_counter()
-    fit, peak = peak_of(calls[what])
+    with Peak(every=0.001) as peak:
+        fit = calls[what]()
     seconds = time.perf_counter() - begun
     return {
-        "seconds": seconds, "peak": peak, "passes": fit.passes, "error": fit.error,
+        "seconds": seconds, "peak": peak.n_bytes, "passes": fit.passes, "error": fit.error,
         "checkpoints": len(fit.errors), "reason": fit.reason,
     }  # fmt: skip
 

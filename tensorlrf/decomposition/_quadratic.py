@@ -37,11 +37,6 @@ class Quadratic(ABC):
         """M D (m, n) for D (m, n)."""
 
     @property
-    def image(self) -> Tensor | None:
-        """M of the weight (m, n) that is to be fitted, where whoever made the form knows it."""
-        return None
-
-    @property
     def sides(self) -> Sides | None:
         """R and C where M D = R D C; None where M is no such product."""
         return None

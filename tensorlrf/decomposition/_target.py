@@ -241,10 +241,7 @@ class Target(Generic[F]):
     @cached_property
     def given_image(self) -> Tensor:
         """M W, (m, n)."""
-        outputs = self.given.image
-        if outputs is None:
-            return self.given.apply(self.matrix)
-        return outputs if self.scale == 1.0 else outputs / self.scale
+        return self.given.apply(self.matrix)
 
     @cached_property
     def image(self) -> Tensor:
@@ -269,7 +266,7 @@ class Target(Generic[F]):
             return squared_norm(self.work)
         m, n = self.shape
         rows, columns = self.given.sides or (None, None)
-        if m > n and self.given.image is None and rows is None and columns is not None:
+        if m > n and rows is None and columns is not None:
             return float((self.square * dense(columns)).sum())
         return float((self.given_image * self.matrix).sum())
 

@@ -35,17 +35,10 @@ class SecondMoments(Quadratic):
 
     given      G as it was given
     shrinkage  by how much it is shrunk, from 0 to 1
-    outputs    W G for the weight W (m, n) that is to be fitted, both in float64, where whoever
-               knows the moments knows that as well: the `image`
     """
 
     given: Gram
     shrinkage: float = 0.0
-    outputs: Tensor | None = None
-
-    @property
-    def image(self) -> Tensor | None:
-        return self.outputs
 
     @cached_property
     def gram(self) -> Gram:
@@ -81,10 +74,6 @@ class SecondMoments(Quadratic):
             return cls(gram.times(1 / root).times(1 / root))
         root = _root_of(_largest(gram))
         return cls(gram if root == 1.0 else (gram / root).div_(root))
-
-    def with_outputs(self, weight: Tensor) -> SecondMoments:
-        """For fits to the weight (m, ...), W (m, n), of which several need W G."""
-        return replace(self, outputs=weight.detach().flatten(1).to(torch.float64) @ self.given)
 
 
 @dataclass(frozen=True)

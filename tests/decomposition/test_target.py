@@ -228,15 +228,6 @@ def test_nothing_is_computed_before_it_is_asked_for() -> None:
     assert set(vars(target.source)) == {"tensor", "_scale"}
 
 
-def test_moments_that_bring_what_they_make_of_the_weight_make_it_no_more() -> None:
-    weight, gram = seeded(4, 9), second_moments(seeded(9, 40, seed=1))
-    second = Target.of(weight, gram).given
-    known = second.with_outputs(weight)  # type: ignore[attr-defined]  # of second moments alone
-    target: Target[LowRank] = Target.of(weight, known)
-    assert target.given_image.data_ptr() != target.matrix.data_ptr()
-    torch.testing.assert_close(target.image, target.matrix @ target.moments)
-
-
 def test_padded_rows_and_columns_change_no_error() -> None:
     weight, gram = seeded(4, 5), second_moments(seeded(5, 30, seed=1))
     target: Target[LowRank] = Target.of(weight, gram)
