@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,6 +151,48 @@ def _has_nan(value: Any) -> bool:
     )
 
 
+# ---- blocks that are not there ------------------------------------------------------------------
+
+WHOLE = "_tensorlrf_whole"
+
+
+@dataclass
+class Asked:
+    """What blocks are asked for that are not there. Copies of a model share it.
+
+    blocks  of all numbers, on meta
+    names   of what was asked for
+    """
+
+    blocks: Sequence[nn.Module]
+    names: set[str] = field(default_factory=set)
+
+    def of(self, number: int, name: str) -> Any:
+        found = getattr(self.blocks[number], name)
+        self.names.add(name)
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Asked:
+        return self
+
+
+@cache
+def hollow_type(kind: type[nn.Module]) -> type[nn.Module]:
+    """A type of blocks that hold nothing, and say what they would hold to whoever asks by name: as
+    nn.TransformerEncoder asks its first layer how many heads it has."""
+
+    def get(self: nn.Module, name: str) -> Any:
+        try:
+            return kind.__getattr__(self, name)
+        except AttributeError:
+            if name.startswith("__") or WHOLE not in vars(self):
+                raise
+            asked, number = vars(self)[WHOLE]
+            return asked.of(number, name)
+
+    return type(kind.__name__, (kind,), {"__getattr__": get, "__module__": kind.__module__})
+
+
 # ---- forwards -----------------------------------------------------------------------------------
 
 
@@ -178,6 +221,7 @@ class _Whole:
 
     course: Course
     forward: Any
+    asked: Asked
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.course.begin(kwargs.pop(NUMBER))
@@ -185,6 +229,13 @@ class _Whole:
             output = self.forward(*args, **kwargs)
         except Ended as ended:
             return ended.output
+        except RuntimeError as error:  # as of tensors on meta and elsewhere
+            if not self.asked.names:
+                raise
+            raise UnsupportedError(
+                f"the pass fails, perhaps for want of {', '.join(sorted(self.asked.names))} of "
+                f"blocks that are not there ({error}); {REMEDY}"
+            ) from error
         return output if self.course.at == len(self.course.names) else UNREACHED
 
 
@@ -240,22 +291,26 @@ class Parted:
         self.model = model
         self.course = Course(names, ends, 0, frozenset(), states, stream)
         self._blocks = [model.get_submodule(name) for name in names]
+        self._asked = Asked(self._blocks)
         self.waits = False
         self.later = [m for m in _behind(model, names[-1]) if any(True for _ in m.parameters())]
         self._hollow = [self._without(k) for k in range(len(names))]
         for k in range(len(names)):
             self._place(k, self._hollow[k])
         given = vars(model).get("forward")  # one that is not of its type
-        vars(model)["forward"] = _Whole(self.course, Own(model) if given is None else given)
+        vars(model)["forward"] = _Whole(
+            self.course, Own(model) if given is None else given, self._asked
+        )
 
     def _without(self, number: int) -> nn.Module:
-        """A module of the type and with the attributes of a block, without what it holds."""
+        """A module with the attributes of a block, without what it holds."""
         block = self._blocks[number]
-        hollow: nn.Module = object.__new__(type(block))
+        hollow: nn.Module = object.__new__(hollow_type(type(block)))
         vars(hollow).update(
             {**vars(block), "_modules": {}, "_parameters": {}, "_buffers": {}}
         )  # fmt: skip
         vars(hollow)["forward"] = _Absent(self.course, number)
+        vars(hollow)[WHOLE] = (self._asked, number)
         return hollow
 
     def _place(self, number: int, module: nn.Module) -> None:

@@ -202,6 +202,11 @@ CHAINS: dict[str, Callable[[], nn.Module]] = {
         nn.Sequential(nn.Linear(16, 32), nn.ReLU()), nn.Sequential(nn.Linear(32, 16), nn.Tanh())
     ),
     "attention": lambda: nn.Sequential(Attending(16), Attending(16)),
+    "encoder": lambda: nn.Sequential(  # which asks its first layer how it attends
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 3, enable_nested_tensor=False
+        )
+    ),
 }
 
 
