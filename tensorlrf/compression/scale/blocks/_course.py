@@ -12,7 +12,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -176,7 +175,6 @@ class Asked:
         return self
 
 
-@cache
 def hollow_type(kind: type[nn.Module]) -> type[nn.Module]:
     """A type of blocks that hold nothing, and say what they would hold to whoever asks by name: as
     nn.TransformerEncoder asks its first layer how many heads it has."""
@@ -292,6 +290,7 @@ class Parted:
         self.course = Course(names, ends, 0, frozenset(), states, stream)
         self._blocks = [model.get_submodule(name) for name in names]
         self._asked = Asked(self._blocks)
+        self._kinds = {type(block): hollow_type(type(block)) for block in self._blocks}
         self.waits = False
         self.later = [m for m in _behind(model, names[-1]) if any(True for _ in m.parameters())]
         self._hollow = [self._without(k) for k in range(len(names))]
@@ -305,7 +304,7 @@ class Parted:
     def _without(self, number: int) -> nn.Module:
         """A module with the attributes of a block, without what it holds."""
         block = self._blocks[number]
-        hollow: nn.Module = object.__new__(hollow_type(type(block)))
+        hollow: nn.Module = object.__new__(self._kinds[type(block)])
         vars(hollow).update(
             {**vars(block), "_modules": {}, "_parameters": {}, "_buffers": {}}
         )  # fmt: skip
