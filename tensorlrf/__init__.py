@@ -5,7 +5,7 @@ layer = tensorlrf.nn.factorize(conv, "svd", 32)          factors to a running la
 small, report = tensorlrf.compress(model, keep_params=0.25, calibration=batches)
 """
 
-from tensorlrf import decomposition, errors, factors, io, large, nn, ops
+from tensorlrf import decomposition, errors, factors, io, large, metrics, nn, ops
 from tensorlrf.compression import (
     BLR,
     CP,
@@ -154,6 +154,7 @@ __all__ = [
     "latent_cache",
     "load",
     "log_to",
+    "metrics",
     "monarch",
     "nn",
     "on_one_rank",

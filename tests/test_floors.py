@@ -29,6 +29,7 @@ FLOORS = {
     "tensorlrf.large": 4,
     "tensorlrf.nn": 4,
     "tensorlrf.compression": 5,
+    "tensorlrf.metrics": 6,
     "tensorlrf.cli": 6,
     "tensorlrf.hf": 6,
     "tensorlrf": 7,

@@ -30,7 +30,7 @@ from tensorlrf.compression.ranks._table import RankRow, RankTable
 from tensorlrf.compression.refinement._refine import refine
 from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
-from tensorlrf.compression.report._quality import Quality
+from tensorlrf.compression.report._quality import Judged, Quality
 from tensorlrf.compression.report._report import Report
 from tensorlrf.compression.report._rows import (
     BatchNorms,
@@ -94,6 +94,7 @@ __all__ = [
     "GateChoice",
     "GroupReduce",
     "Hierarchical",
+    "Judged",
     "Kron",
     "Latency",
     "LatentReport",

@@ -93,8 +93,8 @@ def compress(
         How far the metric of `evaluate` may fall: the smallest model within it is looked for, in
         at most eight evaluations and three fits. The bound on the drop counts, with 95% confidence.
     evaluate : callable or pair of callables, optional
-        A metric of your own, the higher the better: a function of a model to a number, to a score
-        of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of the
+        One of `tensorlrf.metrics`, on data of its own; or a metric of your own, the higher the
+        better: a function of a model to a number, to a score of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of the
         label of each one's group (as the picture that a crop is of). By scores the drop has a bound
         from their paired differences, group by group. Of a pair of functions the second one, on
         data that the search does not see, confirms what is found. The report says what it says.
@@ -160,7 +160,7 @@ def compress(
         method, skip, include, objective, example, allocation, sensitivity, loss, readout,
         random_state, progress, whole=True,
     )  # fmt: skip
-    judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
+    judging = Metric.of(evaluate, max_drop, request, calibration=calibration)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout, groups, shared, moments,
@@ -256,7 +256,7 @@ def compress_(
         method, skip, include, objective, example, allocation, sensitivity, loss, readout,
         random_state, progress, whole=True,
     )  # fmt: skip
-    judging = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
+    judging = Metric.of(evaluate, max_drop, request, calibration=calibration)
     fitting = Fitting(
         target, affine, batch_norm, holdout, rerun, memory_limit, random_state, progress,
         metric, loss, readout, groups, shared, moments,

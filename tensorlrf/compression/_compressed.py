@@ -87,7 +87,7 @@ def compressed(
             calibration, model, fitting.holdout, fitting.memory_limit, fitting.groups, group
         )
         asked = {
-            "call": "compress", **request.asked, **fitting.asked, **vars(judging),
+            "call": "compress", **request.asked, **fitting.asked, **judging.asked,
             "refine": refine, "fold_batch_norms": fold_batch_norms,
         }  # fmt: skip
         of = partial(identity, model, data, request.example, asked, fitting.moments)

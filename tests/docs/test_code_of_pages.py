@@ -22,6 +22,7 @@ PAGES = [
     "docs/attention.md",
     "docs/training.md",
     "docs/shared_bases.md",
+    "docs/evaluate.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")
@@ -80,6 +81,9 @@ def supposed(page: str) -> dict[str, Any]:
     if page == "docs/compress.md":
         names["model"] = Net(n_layers=12)
         names["accuracy"] = names["accuracy_on_others"] = lambda model: 1.0
+    if page == "docs/evaluate.md":
+        names["held_out"] = batches[4:]
+        names["labels"] = [k % 2 for k in range(16)]
     if page == "docs/formats.md":
         inputs = torch.rand(128, 400)
         names |= {"weight": linear.weight, "weights": torch.rand(3, 128, 128), "x": inputs.T}

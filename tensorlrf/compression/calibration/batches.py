@@ -107,11 +107,11 @@ def list_batches(
     for k, value in enumerate(values):
         if not isinstance(value, (Tensor, tuple, list, Mapping)):
             raise ArgumentError(f"{argument}: batch {k} is a {type(value).__name__}; {REMEDY}")
-    names = _names_of(model)
+    names = names_of(model)
     return [replace(Batch.of(value, k), names=names) for k, value in enumerate(values)]
 
 
-def _names_of(model: nn.Module) -> tuple[str, ...]:
+def names_of(model: nn.Module) -> tuple[str, ...]:
     """What the model calls its positional arguments, so that a mask is found without keyword."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
@@ -125,7 +125,7 @@ _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 def _calls_of(function: Callable[[nn.Module], Any], model: nn.Module, argument: str) -> list[Batch]:
     """The arguments of every call of the model itself while the function runs it."""
-    calls = _Calls(_names_of(model))
+    calls = _Calls(names_of(model))
     handle = model.register_forward_pre_hook(calls.note, with_kwargs=True, prepend=True)
     try:
         with torch.no_grad(), OwnDraws():

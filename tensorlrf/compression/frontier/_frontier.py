@@ -31,6 +31,7 @@ from tensorlrf.compression.plan._request import Request
 from tensorlrf.compression.plan.allocation import AUTO, Allocation
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.plan.times._seconds import Sample
+from tensorlrf.compression.report._quality import Judged
 from tensorlrf.errors import ArgumentError
 from tensorlrf.files.arguments import PathLike
 
@@ -73,8 +74,8 @@ def frontier(
     calibration : iterable of batches, DataLoader or callable
         Inputs, as `apply` takes them.
     evaluate : callable, optional
-        A metric of your own, the higher the better: a function of a model to a number, or to a
-        score of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of
+        One of `tensorlrf.metrics`, on data of its own; or a metric of your own, the higher the
+        better: a function of a model to a number, or to a score of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of
         the label of each one's group (as the picture that a crop is of). It is called twice on the
         given model, so that its noise is known.
     example : Tensor, tuple or dict, optional
@@ -143,21 +144,22 @@ def frontier(
         journal, ALONE, random_state, partial(identity, model, data, example, asked)
     ) as kept:
         prospect = Prospect.of(model, replace(request, kept=kept), data)
-        return _looked(prospect, wanted, evaluate, evaluations, sample, progress=progress)
+        judge = None
+        if evaluate is not None:
+            judge = Judge(evaluate, prospect.model, kept=kept, calibration=calibration)
+        return _looked(prospect, wanted, judge, evaluations, sample, progress=progress)
 
 
 def _looked(
     prospect: Prospect,
     wanted: Sequence[float],
-    evaluate: Evaluate | None,
+    judge: Judge | None,
     evaluations: int,
     sample: Sample | None,
     *,
     progress: bool,
 ) -> Frontier:
     """At plans of these shares."""
-    kept = prospect.request.kept
-    judge = None if evaluate is None else Judge(evaluate, prospect.model, kept=kept)
     plans = [prospect.plan(share) for share in wanted]
     judged = set(spread(len(plans), evaluations))
     quantisers = [q for q in QUANTISERS if not q.activations or prospect.has_linear_layers]
@@ -184,6 +186,7 @@ def _looked(
         tuple(plans),
         prospect.sensitivity,
         prospect,
+        Judged() if judge is None else judge.judged,
     )
 
 
@@ -207,7 +210,7 @@ def spread(n: int, most: int) -> list[int]:
 
 def _dense(prospect: Prospect, judge: Judge | None) -> FrontierPoint:
     size = prospect.dense
-    quality = None if judge is None else judge.dense.mean
+    quality = None if judge is None else judge.given
     return FrontierPoint(DENSE, None, size.params, size.bytes, loss=0.0, quality=quality)
 
 

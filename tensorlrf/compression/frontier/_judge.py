@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from tensorlrf.compression._paired import Floats, Ints, excess, student
 from tensorlrf.compression.journal._kept import NOT_KEPT, Kept, Of, numbers
-from tensorlrf.compression.report._quality import Quality
+from tensorlrf.compression.metrics._metric import Metric
+from tensorlrf.compression.report._quality import Judged, Quality
 from tensorlrf.errors import ArgumentError
 from tensorlrf.files.strict import JsonNode
 from tensorlrf.nn.copies import replica
 
 Evaluate = Callable[[nn.Module], Any]
 """Model -> a number, the higher the better; or a score of each example, a 1-D tensor or sequence;
-or (scores, labels of the group of each)."""
+or (scores, labels of the group of each). A `Metric` says itself which way is better."""
 
 LEVEL = 0.95
 """Of a bound, one-sided."""
@@ -79,8 +80,8 @@ class Drop:
     """How far a model falls below the given one.
 
     quality  the metric, of scores their mean
-    mean     by how much it is below that of the given model
-    bound    it is below by no more than this, at the level asked for
+    mean     by how much it is worse than that of the given model
+    bound    it is worse by no more than this, at the level asked for
     """
 
     quality: float
@@ -102,12 +103,15 @@ class Judge:
         model: nn.Module,
         argument: str = "evaluate",
         kept: Kept = NOT_KEPT,
+        calibration: Any = None,
     ) -> None:
         if not callable(evaluate):
             raise ArgumentError(
                 f"{argument} is a {type(evaluate).__name__}; pass a function of a model"
             )
         self._evaluate, self._argument, self._kept = evaluate, argument, kept
+        self._metric = evaluate if isinstance(evaluate, Metric) else None
+        self.judged = judged_by(evaluate, calibration)
         self._given, self._has_met = model, False
         self.calls = 0
         first, second = (self._scores(lambda: model, GIVEN) for _ in range(2))
@@ -117,7 +121,13 @@ class Judge:
         values = (first.values + second.values) / 2
         self.dense = Scores(values, first.groups, first.whole)
         self.deterministic = bool((first.values == second.values).all())
-        self.noise = _noise(first, second)
+        self._noise = _noise(first, second)
+        self.noise = self._worse(self._noise)
+
+    @property
+    def given(self) -> float:
+        """What it says of the given model."""
+        return self._value(self.dense.mean)
 
     @property
     def examples(self) -> int:
@@ -137,11 +147,21 @@ class Judge:
         self._check_alike(self.dense, scores, who)
         mean = self.dense.mean - scores.mean
         if not math.isfinite(mean):
-            return Drop(scores.mean, mean, mean)
+            return self._drop(scores.mean, mean, mean)
         if scores.whole:
-            return Drop(scores.mean, mean, mean + self.noise)
+            return self._drop(scores.mean, mean, mean + self._noise)
         more = excess(self.dense.values - scores.values, scores.groups, level, self._size)
-        return Drop(scores.mean, mean, mean + math.hypot(more, self.noise))
+        return self._drop(scores.mean, mean, mean + math.hypot(more, self._noise))
+
+    def _drop(self, mean: float, fall: float, bound: float) -> Drop:
+        """Of scores, in units of the metric."""
+        return Drop(self._value(mean), self._worse(fall), self._worse(bound))
+
+    def _value(self, mean: float) -> float:
+        return mean if self._metric is None else self._metric.value(mean)
+
+    def _worse(self, by: float) -> float:
+        return by if self._metric is None else self._metric.worse(self.dense.mean, by)
 
     def quality(
         self,
@@ -153,10 +173,10 @@ class Judge:
     ) -> Quality:
         """What a report says of it."""
         return Quality(
-            self.dense.mean, drop.quality, drop.mean, drop.bound, self.examples,
+            self.given, drop.quality, drop.mean, drop.bound, self.examples,
             self.dense.n_groups if self.examples else 0, self.noise, self.calls, max_drop,
             resolution, None if confirmed is None else confirmed.mean,
-            None if confirmed is None else confirmed.bound,
+            None if confirmed is None else confirmed.bound, self.judged,
         )  # fmt: skip
 
     @property
@@ -211,7 +231,8 @@ class Judge:
         own = replica(model)
         try:
             with torch.no_grad():
-                returned = self._evaluate(own)
+                known = self._metric
+                returned = self._evaluate(own) if known is None else known.scores(own)
         except Exception as error:
             raise ArgumentError(
                 f"{self._argument} fails on {who}: {type(error).__name__}: {error}"
@@ -233,6 +254,14 @@ class Judge:
                 f"{self._argument} returns {_described(other)} for {who}, and {_described(one)} "
                 "before; scores must be of the same examples, in the same order, each time"
             )
+
+
+def judged_by(evaluate: Any, calibration: Any) -> Judged:
+    """By what, which way, and whether on the very data that models are fitted to."""
+    if not isinstance(evaluate, Metric):
+        return Judged()
+    seen = evaluate.data is not None and evaluate.data is calibration
+    return Judged(evaluate.name, evaluate.larger_is_better, seen)
 
 
 def judges_of(evaluate: Any) -> tuple[Evaluate, Evaluate | None]:

@@ -24,20 +24,20 @@ class Metric:
     search    model -> what it says, or None where there is none
     confirm   the same on other data, or None
     max_drop  None where there is another budget
+    data      what models are fitted to, as it was given
     """
 
     search: Evaluate | None
     confirm: Evaluate | None
     max_drop: float | None
+    data: Any = None
 
     @classmethod
-    def of(
-        cls, evaluate: Any, max_drop: Any, request: Request, *, calibrated: bool = True
-    ) -> Metric:
+    def of(cls, evaluate: Any, max_drop: Any, request: Request, *, calibration: Any) -> Metric:
         """Of the arguments. Raises ArgumentError for what cannot be."""
         search, confirm = (None, None) if evaluate is None else judges_of(evaluate)
         if max_drop is None:
-            return cls(search, confirm, None)
+            return cls(search, confirm, None, calibration)
         number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
         if not number or not 0 < max_drop < float("inf"):
             raise ArgumentError(
@@ -51,7 +51,7 @@ class Metric:
                 f"max_drop={max_drop!r} needs evaluate=, a function of a model to a number, the "
                 "higher the better, or to a score for each example"
             )
-        if not calibrated:
+        if calibration is None:
             raise ArgumentError(
                 f"max_drop={max_drop!r} needs calibration=, inputs that tell what layers can lose"
             )
@@ -60,7 +60,12 @@ class Metric:
                 f"max_drop={max_drop!r} looks for the smallest model, so that objective="
                 f"{request.objective!r} cannot be met as well; give one of them"
             )
-        return cls(search, confirm, float(max_drop))
+        return cls(search, confirm, float(max_drop), calibration)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a journal is to know of it."""
+        return {"search": self.search, "confirm": self.confirm, "max_drop": self.max_drop}
 
     def planned(self, model: nn.Module, request: Request, data: Calibration) -> Plan:
         """The smallest plan, by the cheap models of plans."""
@@ -77,13 +82,17 @@ class Metric:
         assert self.max_drop is not None
         prospect = Prospect.of(model, request, data)
         kept = request.kept
-        judge = Judge(self.search, model, kept=kept)
-        confirm = None if self.confirm is None else Judge(self.confirm, model, "evaluate[1]", kept)
+        judge = Judge(self.search, model, kept=kept, calibration=self.data)
+        confirm = None
+        if self.confirm is not None:
+            confirm = Judge(self.confirm, model, "evaluate[1]", kept, self.data)
         return Smallest(prospect, judge, confirm, self.max_drop)
 
     def judge(self, model: nn.Module, request: Request) -> Judge | None:
         """Of models beside the given one."""
-        return None if self.search is None else Judge(self.search, model, kept=request.kept)
+        if self.search is None:
+            return None
+        return Judge(self.search, model, kept=request.kept, calibration=self.data)
 
 
 def with_quality(report: Report, judge: Judge | None, small: nn.Module) -> Report:

@@ -11,6 +11,7 @@ from tensorlrf.compression.page.document import Section
 from tensorlrf.compression.page.markup import Markup, element
 from tensorlrf.compression.page.parts import bullets, note
 from tensorlrf.compression.page.tables import NAME, NUMBER, Cell, Number, table
+from tensorlrf.compression.report._quality import Judged
 
 MARKS = ("diamond", "triangle", "down")
 
@@ -32,26 +33,38 @@ TIMES = 2
 
 
 def frontier_section(
-    points: Sequence[FrontierPoint], unit: str, timed: bool, lines: Sequence[str]
+    points: Sequence[FrontierPoint],
+    unit: str,
+    timed: bool,
+    lines: Sequence[str],
+    by: Judged,
 ) -> Section:
     """What models of every size are worth: over bytes, and over time where that is known."""
     judged = any(p.quality is not None for p in points if p.kind == FACTORS)
     said = (
-        "Higher is better; a line below a point goes down to what it may be with 95% confidence."
+        f"{'Higher' if by.larger_is_better else 'Lower'} is better; a line from a point goes to "
+        "what it may be with 95% confidence."
         if judged
         else f"The loss on inputs held out, in {unit}: lower is better."
     )
-    label = "metric" if judged else f"loss on inputs held out ({unit})"
+    label = by.name if judged else f"loss on inputs held out ({unit})"
     drawn = [
         _chart(
-            "frontier-bytes", "Over its size", "MB", lambda p: p.bytes / 1e6, points, judged, label
+            "frontier-bytes",
+            "Over its size",
+            "MB",
+            lambda p: p.bytes / 1e6,
+            points,
+            judged,
+            label,
+            by,
         )
     ]
     if sum(p.seconds is not None for p in points) > 1:
         drawn.append(
             _chart(
                 "frontier-time", "Over the time of a pass", "ms",
-                lambda p: None if p.seconds is None else p.seconds * 1e3, points, judged, label,
+                lambda p: None if p.seconds is None else p.seconds * 1e3, points, judged, label, by,
             )
         )  # fmt: skip
     listed = table(
@@ -73,6 +86,7 @@ def _chart(
     points: Sequence[FrontierPoint],
     judged: bool,
     label: str,
+    by: Judged,
 ) -> Markup:
     dense = next((p.quality for p in points if p.kind == DENSE), None)
     found: dict[str, list[Point]] = {}
@@ -82,7 +96,7 @@ def _chart(
             continue
         low = None
         if judged and dense is not None and p.bound is not None and p.kind != DENSE:
-            low = min(up, dense - p.bound)
+            low = min(up, dense - p.bound) if by.larger_is_better else max(up, dense + p.bound)
         called = p.kind if p.share is None else f"{p.share:g}"
         told = f"{called}: {across:.4g} {unit}, {up:.4g}"
         found.setdefault(p.kind, []).append(Point(across, up, low, called, told))

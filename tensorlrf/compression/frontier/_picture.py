@@ -23,18 +23,22 @@ def plot_frontier(
     values: Sequence[float | None],
     bounds: Sequence[float | None],
     label: str,
+    *,
+    higher: bool,
 ) -> None:
     """All sequences have an entry for each point.
 
     kinds   points of one kind are one line
     values  over bytes and, where any are known, over seconds
-    bounds  how far below that of the kind "dense" the value may be
+    bounds  by how much worse than that of the kind "dense" the value may be
+    higher  whether higher values are better
     """
     timed = sum(t is not None for t in latencies) > 1
     with picture(path, (11 if timed else 6, 4.2), of="frontier.plot") as figure:
         panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
         dense = next((v for k, v in zip(kinds, values, strict=True) if k == "dense"), None)
-        low = [None if b is None or dense is None else dense - b for b in bounds]
+        far = [b if b is None or not higher else -b for b in bounds]
+        low = [None if b is None or dense is None else dense + b for b in far]
         _panel(panels[0], kinds, [size / 1e6 for size in sizes], values, low)
         panels[0].set_xlabel("MB")
         panels[0].set_ylabel(label)

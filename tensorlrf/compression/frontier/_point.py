@@ -47,8 +47,8 @@ class FrontierPoint:
     quality : float or None
         What `evaluate` says of it.
     drop, bound : float or None
-        By how much that is below the given model's, and the bound on it with 95% confidence: where
-        `evaluate` gives scores by their paired differences, else by its noise alone.
+        By how much that is worse than the given model's, and the bound on it with 95% confidence:
+        where `evaluate` gives scores by their paired differences, else by its noise alone.
     latency : float or None
         Median seconds of a pass over the example, measured in turn with the given model: of a plan
         on factors of any values. None where it was not measured, and where torch does not run on
@@ -83,8 +83,8 @@ TAKEN: dict[str, Callable[[FrontierPoint], float | None]] = {
 
 
 def no_better(point: FrontierPoint, rounded: FrontierPoint) -> bool:
-    if point.quality is not None and rounded.quality is not None:
-        return point.quality <= rounded.quality
+    if point.drop is not None and rounded.drop is not None:
+        return point.drop >= rounded.drop
     return rounded.loss is not None and (point.loss is None or point.loss >= rounded.loss)
 
 

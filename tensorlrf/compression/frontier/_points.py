@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Table
@@ -25,6 +25,7 @@ from tensorlrf.compression.page.environment import environment_section
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan.sensitivity import Sensitivity
 from tensorlrf.compression.report._json import check_version, parsed, read_as, read_dataclass
+from tensorlrf.compression.report._quality import Judged
 from tensorlrf.errors import ArgumentError, FileFormatError, shown, unknown
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Frontier(Paged):
     prospect : optional
         The model, the batches held out and the directions of its layers' outputs, for `apply`. Not
         in JSON.
+    judged : Judged
+        By what `evaluate` judged, and which way is better.
 
     Examples
     --------
@@ -78,6 +81,7 @@ class Frontier(Paged):
     plans: tuple[Plan, ...]
     sensitivity: Sensitivity
     prospect: Prospect | None = field(default=None, compare=False, repr=False)
+    judged: Judged = field(default_factory=Judged)
 
     @property
     def factored(self) -> tuple[FrontierPoint, ...]:
@@ -201,6 +205,7 @@ class Frontier(Paged):
             "version": VERSION,
             "unit": self.unit,
             "noise": self.noise,
+            "judged": asdict(self.judged),
             "points": [asdict(point) for point in self.points],
             "plans": [json.loads(plan.to_json()) for plan in self.plans],
             "sensitivity": json.loads(self.sensitivity.to_json()),
@@ -228,15 +233,13 @@ class Frontier(Paged):
             values = parsed(text)
             check_version(values.pop("version"), VERSION, "frontier")
             plans = tuple(Plan.from_json(json.dumps(plan)) for plan in values.pop("plans"))
-            told = read_dataclass(
-                _Rest, {k: values.pop(k) for k in ("unit", "noise", "points")}, "it"
-            )
+            told = read_dataclass(_Rest, {k: values.pop(k) for k in _READ if k in values}, "it")
             sensitivity = Sensitivity.from_json(json.dumps(values.pop("sensitivity")))
             if values:
                 raise FileFormatError(
                     f"text is no frontier: it has {', '.join(map(shown, values))}"
                 )
-            made = cls(told.unit, told.noise, told.points, plans, sensitivity)
+            made = cls(told.unit, told.noise, told.points, plans, sensitivity, judged=told.judged)
             made._table()
         if len(made.factored) != len(plans) or any(p.share is None for p in made.factored):
             raise FileFormatError("text is no frontier: each plan must have a point with a share")
@@ -252,7 +255,7 @@ class Frontier(Paged):
         return Page(title or "How much a model can lose", lead, own)
 
     def _sections(self) -> tuple[Section, ...]:
-        return (frontier_section(self.points, self.unit, self._timed, self._told()),)
+        return (frontier_section(self.points, self.unit, self._timed, self._told(), self.judged),)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Quality over size, and over latency where that is known.
@@ -279,7 +282,8 @@ class Frontier(Paged):
             [point.latency if timed else point.seconds for point in self.points],
             values,
             [point.bound if judged else None for point in self.points],
-            "metric" if judged else f"loss on inputs held out, {self.unit}",
+            self.judged.name if judged else f"loss on inputs held out, {self.unit}",
+            higher=self.judged.larger_is_better,
         )
 
     def __str__(self) -> str:
@@ -299,7 +303,9 @@ class Frontier(Paged):
         return any(point.seconds is not None for point in self.points)
 
     def _told(self) -> list[str]:
-        lines = []
+        lines = self.judged.lines()
+        if self.judged.metric is not None:
+            lines.insert(0, f"metric: {self.judged.metric}")
         if self.noise:
             lines.append(
                 f"evaluate is not deterministic: of one model it differs by up to {self.noise:.2g}"
@@ -332,3 +338,7 @@ class _Rest:
     unit: str
     noise: float | None
     points: tuple[FrontierPoint, ...]
+    judged: Judged = field(default_factory=Judged, metadata={"later": True})
+
+
+_READ = tuple(entry.name for entry in fields(_Rest))

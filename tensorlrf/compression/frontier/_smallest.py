@@ -189,14 +189,16 @@ class Smallest:
         self._resolution = max(self._resolution, excess)
         if self.max_drop < excess:
             raise ArgumentError(
-                f"max_drop={self.max_drop:g} is below {excess:.3g}, the least drop that "
-                f"{judge.words} tell apart from none; allow more, or judge by more examples"
+                f"max_drop={self.max_drop:g} is below {excess:.3g}, the least "
+                f"{judge.judged.drop} that {judge.words} tell apart from none; allow more, "
+                "or judge by more examples"
             )
 
     def _refusal(self, drops: dict[int, Drop], how: str = "") -> ArgumentError:
         rung, drop = min(drops.items(), key=lambda pair: pair[1].bound)
+        falls = self.judge.judged.falls
         return ArgumentError(
-            f"max_drop={self.max_drop:g}: no {how}plan falls by no more than that; the closest, "
-            f"keep_params={self._shares[rung]:.3g}, falls by {drop.mean:.3g}, which may be "
+            f"max_drop={self.max_drop:g}: no {how}plan {falls} by no more than that; the closest, "
+            f"keep_params={self._shares[rung]:.3g}, {falls} by {drop.mean:.3g}, which may be "
             f"{drop.bound:.3g}; allow more, or compress with keep_params="
         )

@@ -59,7 +59,7 @@ class OutputLoss:
                 f"readout is a {type(readout).__name__}; pass a function of what the model returns"
             )
         if kind == "auto":
-            found = cls("kl", readout)._rows(output)
+            found = cls("kl", readout).counted(output)
             single = len(found) == 1 and found[0].ndim >= 2
             has_logits = readout is None and isinstance(getattr(output, "logits", None), Tensor)
             kind = "kl" if has_logits or (classifies and single) else "relative"
@@ -113,7 +113,7 @@ class OutputLoss:
         """(samples,) each, in float64 on the CPU: what `apart` sums up. Outputs that are not laid
         out by samples count as those of one.
         """
-        outputs = self._rows(got)
+        outputs = self.counted(got)
         places = [self._samples_of_rows(t, batch) for t in outputs]
         n = 1 if any(at is None for at in places) else batch.samples
         sums = torch.zeros(2, n, dtype=torch.float64, device="cpu")
@@ -159,13 +159,14 @@ class OutputLoss:
         """The tensors that count, each as (rows, n), without padding."""
         mask = batch.mask if self.readout is None else None
         found = []
-        for t in self._rows(output):
+        for t in self.counted(output):
             if mask is not None and t.device == mask.device and t.shape[:2] == mask.shape:
                 t = t[mask]
             found.append(t.flatten(0, -2) if t.ndim > 1 else t[None])
         return found
 
-    def _rows(self, output: Any) -> list[Tensor]:
+    def counted(self, output: Any) -> list[Tensor]:
+        """The tensors that count, as they are."""
         if self.readout is not None:
             told = self.readout(output)
             if not isinstance(told, Tensor) or not told.is_floating_point():

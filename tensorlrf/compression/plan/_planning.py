@@ -176,7 +176,7 @@ def plan(
         method, skip, include, objective, example, allocation, sensitivity, loss, readout,
         random_state, progress,
     )  # fmt: skip
-    metric = Metric.of(evaluate, max_drop, request, calibrated=calibration is not None)
+    metric = Metric.of(evaluate, max_drop, request, calibration=calibration)
     if metric.max_drop is None and evaluate is not None:
         raise ArgumentError("evaluate= judges what max_drop= allows; give both, or leave it out")
     if moments is not None and calibration is not None:

@@ -83,10 +83,10 @@ def rank_table(
     data = Calibration.read(calibration, wanted, holdout)
     if data is None:
         raise ArgumentError("calibration is None; give batches to compare outputs on")
-    judge = None if evaluate is None else Judge(evaluate, wanted)
+    judge = None if evaluate is None else Judge(evaluate, wanted, calibration=calibration)
     params = sum(p.numel() for p in small.parameters())
     rows = [_row(small, wanted, share, data, judge, params) for share in shares]
-    quality = None if judge is None else finite(judge.dense.mean)
+    quality = None if judge is None else finite(judge.given)
     table = RankTable(tuple(rows), params, len(data.judging), quality)
     vars(small)[KEY] = table
     return table

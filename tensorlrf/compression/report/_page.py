@@ -159,9 +159,10 @@ def _figures(report: Told) -> Markup:
         shown.append(Figure("Error of the outputs", f"{report.model_error:.3g}", told))
     if report.quality is not None:
         found = report.quality
-        told = f"{found.dense:.4g} dense, a drop of {found.drop:.3g}"
+        told = f"{found.dense:.4g} dense, a {found.judged.drop} of {found.drop:.3g}"
         told += f", at most {found.bound:.3g}" if found.examples or found.noise else ""
-        shown.append(Figure("Metric", f"{found.compressed:.4g}", told))
+        called = found.judged.name
+        shown.append(Figure(called[0].upper() + called[1:], f"{found.compressed:.4g}", told))
     return figures(shown)
 
 
@@ -173,6 +174,8 @@ def _said(report: Told) -> Markup:
             "The outputs of the two models were not compared: no inputs were held out, and there "
             "was no metric. "
         )
+    if report.quality is not None:
+        said += [f"{line[0].upper()}{line[1:]}. " for line in report.quality.judged.lines()]
     factored = [row for row in report.layers if row.factored]
     known = [(row.output_error, row) for row in factored if row.output_error is not None]
     weighed = [(row.weight_error, row) for row in factored if row.weight_error is not None]
