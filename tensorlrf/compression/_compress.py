@@ -94,10 +94,11 @@ def compress(
         at most eight evaluations and three fits. The bound on the drop counts, with 95% confidence.
     evaluate : callable or pair of callables, optional
         One of `tensorlrf.metrics`, on data of its own; or a metric of your own, the higher the
-        better: a function of a model to a number, to a score of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of the
-        label of each one's group (as the picture that a crop is of). By scores the drop has a bound
-        from their paired differences, group by group. Of a pair of functions the second one, on
-        data that the search does not see, confirms what is found. The report says what it says.
+        better: a function of a model to a number, to a score of each example, as a 1-D tensor or a
+        sequence, or to a pair of these scores and of the label of each one's group (as the picture
+        that a crop is of). By scores the drop has a bound from their paired differences, group by
+        group. Of a pair of functions the second one, on data that the search does not see, confirms
+        what is found. The report says what it says.
     calibration, moments, target, affine, batch_norm, holdout, groups, rerun, memory_limit
         How it is fitted, as in `apply`.
     fold_batch_norms : bool

@@ -75,9 +75,10 @@ def frontier(
         Inputs, as `apply` takes them.
     evaluate : callable, optional
         One of `tensorlrf.metrics`, on data of its own; or a metric of your own, the higher the
-        better: a function of a model to a number, or to a score of each example, as a 1-D tensor or a sequence, or to a pair of these scores and of
-        the label of each one's group (as the picture that a crop is of). It is called twice on the
-        given model, so that its noise is known.
+        better: a function of a model to a number, or to a score of each example, as a 1-D tensor or
+        a sequence, or to a pair of these scores and of the label of each one's group (as the
+        picture that a crop is of). It is called twice on the given model, so that its noise is
+        known.
     example : Tensor, tuple or dict, optional
         A batch to time on, on this device: each layer alone at a few ranks, from which follows what
         a plan promises, and whole models in turn: the given one, plans on factors of any values,
