@@ -94,7 +94,7 @@ class Metric(ABC):
         with torch.no_grad(), without_autocast():
             scores = self.scores(replica(own_model(model)))
         values = scores[0] if isinstance(scores, tuple) and len(scores) == 2 else scores
-        return self.value(float(torch.as_tensor(values, dtype=torch.float64).mean()))
+        return self.value(float(torch.as_tensor(values, dtype=torch.float64, device="cpu").mean()))
 
     def __repr__(self) -> str:
         way = "larger" if self.larger_is_better else "smaller"
