@@ -13,27 +13,28 @@ from tensorlrf.cli._options import (
     BatchSize,
     Debug,
     Groups,
-    Html,
+    HtmlBeside,
     Include,
     Journal,
     Json,
     Log,
+    NoHtml,
     Seed,
     Skip,
     Threads,
     Tokens,
 )
-from tensorlrf.cli._outcome import guard, show, titled, today
+from tensorlrf.cli._outcome import guard, show, tell_written, titled, today
 from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._stream import StreamFit, stream
-from tensorlrf.cli._targets import check_page
+from tensorlrf.cli._targets import check_page, page_beside
 from tensorlrf.cli._wanted import Wanted, read_value
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
 from tensorlrf.compression import plan as make_plan
 from tensorlrf.compression.methods import MODULAR, words
 from tensorlrf.decomposition.methods import installed, names
-from tensorlrf.errors import ArgumentError, printable
+from tensorlrf.errors import ArgumentError
 
 
 def words_of_methods() -> str:
@@ -260,7 +261,8 @@ def compress(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file, or the whole folder, that is there.")
     ] = False,
-    html: Html = None,
+    html: HtmlBeside = None,
+    no_html: NoHtml = False,
     log: Log = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -293,7 +295,8 @@ def compress(
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
     """
     with guard(debug, target, log, "compress", threads), process_group() as started:
-        check_page(html, only="--plan-only" if plan_only else "--dry-run" if dry_run else "")
+        only = "--plan-only" if plan_only else "--dry-run" if dry_run else ""
+        check_page(html, only=only, none=no_html)
         if by_stream:
             stream(
                 source, target,
@@ -312,7 +315,7 @@ def compress(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
                 ),
                 plan=plan, moments=moments, plan_only=plan_only, seed=seed, device=device,
-                threads=threads, html=html,
+                threads=threads, html=html, no_html=no_html,
                 force=force, restart=restart, dry_run=dry_run, as_json=as_json, started=started,
             )  # fmt: skip
             return
@@ -387,9 +390,11 @@ def compress(
         if not started.prints:
             return
         job.write(small)
-        if html is not None:
+        assert target is not None
+        page = page_beside(html, target, no_html)
+        if page is not None:
             report.to_html(
-                html,
+                page,
                 saved=target,
                 sensitivity=arguments["sensitivity"],
                 title=titled(source, "compressed"),
@@ -397,4 +402,4 @@ def compress(
             )
         show(report, as_json)
         if not as_json:
-            typer.echo(f"written to {printable(str(target))}")
+            tell_written(target, page)

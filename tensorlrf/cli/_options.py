@@ -48,6 +48,13 @@ Html = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="A page to show, one file, such as report.html."),
 ]
+HtmlBeside = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="A page to show, one file [of a folder: TARGET.html]."
+    ),
+]
+NoHtml = Annotated[bool, typer.Option("--no-html", help="No page beside a folder.")]
 Journal = Annotated[
     Path | None,
     typer.Option("--journal", metavar="DIR", help="A folder to go on from, by the same command."),

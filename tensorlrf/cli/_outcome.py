@@ -66,6 +66,13 @@ def write_page(html: Path | None, value: Paged, source: Path, what: str) -> None
         value.to_html(html, title=titled(source, what), date=today())
 
 
+def tell_written(target: Path, page: Path | None) -> None:
+    """Where the result is, and its page."""
+    if page is not None:
+        typer.echo(f"its page is {printable(str(page))}")
+    typer.echo(f"written to {printable(str(target))}")
+
+
 def titled(source: Path, what: str) -> str:
     """What a page is called: the name of a file or folder without the way there, and a word."""
     return f"{source.resolve().name}, {what}"

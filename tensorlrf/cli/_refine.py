@@ -17,21 +17,22 @@ from tensorlrf.cli._options import (
     Debug,
     Force,
     Groups,
-    Html,
+    HtmlBeside,
     Journal,
     Json,
     Log,
+    NoHtml,
     Seed,
     Target,
     Threads,
     Tokens,
 )
-from tensorlrf.cli._outcome import INTERRUPTED, guard, show, write_page
-from tensorlrf.cli._targets import check_folder, check_page
+from tensorlrf.cli._outcome import INTERRUPTED, guard, show, tell_written, write_page
+from tensorlrf.cli._targets import check_folder, check_page, page_beside
 from tensorlrf.compression import load
 from tensorlrf.compression import refine as refine_model
 from tensorlrf.compression.checkpoint.folder import TENSORS
-from tensorlrf.errors import ArgumentError, FileError, printable
+from tensorlrf.errors import ArgumentError, FileError
 
 
 def refine(
@@ -94,7 +95,8 @@ def refine(
             "--plot", metavar="FILE", help="The held-out loss over seconds, as a picture."
         ),
     ] = None,
-    html: Html = None,
+    html: HtmlBeside = None,
+    no_html: NoHtml = False,
     seed: Seed = 0,
     threads: Threads = None,
     force: Force = False,
@@ -113,7 +115,7 @@ def refine(
       tensorlrf refine small/ model/ -o better/ --steps 200 --text news.txt --journal course/
     """
     with guard(debug, target, log, "refine", threads):
-        check_page(html)
+        check_page(html, none=no_html)
         _check(small, model, text)
         options = Options(
             model, None, True, force, text or [], None, False, tokens, batch_size, max_batches,
@@ -145,10 +147,11 @@ def refine(
         write_model(better, small, target, force)
         if plot is not None:
             report.plot(plot)
-        write_page(html, report, small, "refined")
+        page = page_beside(html, target, no_html)
+        write_page(page, report, small, "refined")
         show(report, as_json)
         if not as_json:
-            typer.echo(f"written to {printable(str(target))}")
+            tell_written(target, page)
     if report.reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

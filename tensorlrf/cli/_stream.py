@@ -10,8 +10,9 @@ from typing import Any
 import typer
 
 from tensorlrf.cli._huggingface import read_tokenizer
-from tensorlrf.cli._outcome import show, warn, write_page
+from tensorlrf.cli._outcome import show, tell_written, warn, write_page
 from tensorlrf.cli._ranks import Started
+from tensorlrf.cli._targets import page_beside
 from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
 from tensorlrf.cli._wanted import read_value
 from tensorlrf.compression import Plan, compress_checkpoint, forecast_checkpoint
@@ -95,6 +96,7 @@ def stream(
     as_json: bool,
     started: Started,
     html: Path | None = None,
+    no_html: bool = False,
 ) -> None:
     """Carry it out, or show the plan, or what it would take.
 
@@ -102,7 +104,8 @@ def stream(
     others     option -> what was given for it, of those that have no meaning here
     fit        what layers are fitted to
     started    the ranks that do so
-    html       a page of it
+    html       a page of it, in the place of the one beside a folder
+    no_html    none of them
 
     Raises ArgumentError for these.
     """
@@ -142,10 +145,11 @@ def stream(
     )  # fmt: skip
     if not started.prints:
         return
-    write_page(html, report, source, "compressed")
+    page = page_beside(html, target, no_html)
+    write_page(page, report, source, "compressed")
     show(report, as_json)
     if not as_json:
         if report.already:
             typer.echo(f"{printable(str(target))} is left as it is")
         else:
-            typer.echo(f"written to {printable(str(target))}")
+            tell_written(target, page)

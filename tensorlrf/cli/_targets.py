@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tensorlrf.cli._outcome import warn
 from tensorlrf.compression.checkpoint.folder import TENSORS
-from tensorlrf.compression.page.document import check_path
+from tensorlrf.compression.page.document import check_path, is_page
 from tensorlrf.errors import ArgumentError, FileError
 from tensorlrf.files.folder import present, put_right
 from tensorlrf.files.job import JOURNAL, job_folder, of_rank
@@ -66,14 +67,29 @@ def check_folder(target: Path, source: Path, force: bool) -> None:
     _check_may_replace(target, force)
 
 
-def check_page(html: Path | None, *, only: str = "") -> None:
+def check_page(html: Path | None, *, only: str = "", none: bool = False) -> None:
     """Raise before any work is done where no page can be written, or where there is none of what is
-    `only` shown."""
+    `only` shown, or `none` is wanted as well."""
     if html is None:
         return
+    if none:
+        raise ArgumentError("--html names a page and --no-html wants none; leave out one")
     if only:
         raise ArgumentError(f"--html is of what was done, and {only} does nothing; leave out one")
     check_target(check_path(html, "--html"), overwrite=True)
+
+
+def page_beside(html: Path | None, target: Path, none: bool) -> Path | None:
+    """Where the page of what was written goes: what --html names, or TARGET.html of a folder, if
+    nothing else has that name."""
+    if html is not None or none or not target.is_dir():
+        return html
+    whole = target.resolve() if target.name in ("", "..") else target
+    beside = whole.with_name(f"{whole.name}.html")
+    if os.path.lexists(beside) and not is_page(beside):
+        warn(f"{beside} is no page of tensorlrf and stays as it is; --html names another")
+        return None
+    return beside
 
 
 def _check_name(target: Path, suffix: str) -> None:

@@ -124,7 +124,7 @@ def test_small_files_go_along_and_weights_do_not(
     left |= {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
     ours = {"tensorlrf.safetensors", "model.safetensors"}
     assert listing(target) == listing(made / "llama") - left | ours
-    assert listing(tmp_path) == {"small", *(f"small/{name}" for name in listing(target))}
+    assert listing(tmp_path) == {"small", "small.html", *(f"small/{n}" for n in listing(target))}
     assert (target / "2_Dense" / "model.safetensors").read_bytes() == b"of another module"
     again: Any = tensorlrf.load(target)
     assert again.generation_config.eos_token_id == 3
@@ -238,7 +238,7 @@ def test_a_kill_never_loses_the_old_folder(
     assert listing(target) == names
     assert listing(tmp_path) == {
         f"{folder}/{name}" for folder in ("small", "old") for name in names
-    } | {"small", "old"}
+    } | {"small", "small.html", "old"}
 
 
 def test_a_kill_in_an_empty_folder_is_not_in_the_way(
@@ -252,7 +252,7 @@ def test_a_kill_in_an_empty_folder_is_not_in_the_way(
     _, lock = new_part(tmp_path, "small", as_folder=True)
     os.close(lock)
     assert program(*given).code == 0
-    assert listing(tmp_path) == {"small", *(f"small/{name}" for name in listing(target))}
+    assert listing(tmp_path) == {"small", "small.html", *(f"small/{n}" for n in listing(target))}
     assert not [name for name in listing(target) if name.startswith(".")]
 
 

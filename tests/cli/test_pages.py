@@ -57,3 +57,33 @@ def test_factors_alone_have_no_page(program: Program, tmp_path: Path) -> None:
     done = program("decompose", net, *named, "--rank", 2, "--method", "svd", "-o", alone)
     assert done.code == 0, done.err
     assert "factors alone" in program("inspect", alone, "--html", tmp_path / "x.html").error
+
+
+def test_a_folder_has_its_page_beside_it(program: Program, tmp_path: Path) -> None:
+    """Which replaces one of ours, and nothing else."""
+    from safetensors.torch import save_file
+
+    net, small, page = tmp_path / "net", tmp_path / "small", tmp_path / "small.html"
+    net.mkdir()
+    tensors = {name: t for name, t in cnn().state_dict().items() if t.dim() == 2}
+    save_file(tensors, net / "model.safetensors")
+    command = ("compress", net, "-o", small, "--keep-params", 0.5, "--stream")
+    done = program(*command)
+    assert done.code == 0, done.err
+    assert f"its page is {page}" in done.out
+    whole = page.read_text(encoding="utf-8")
+    assert "<h1>net, compressed</h1>" in whole
+    page.write_text(whole.replace("compressed", "of before"), encoding="utf-8")
+    assert program(*command).code == 0  # all is done, and the page is made anew
+    assert page.read_text(encoding="utf-8").count("of before") == 0
+    page.write_text("mine", encoding="utf-8")
+    done = program(*command)
+    assert "small.html is no page of tensorlrf and stays as it is" in done.err
+    assert page.read_text(encoding="utf-8") == "mine"
+    page.unlink()
+    assert program(*command, "--no-html").code == 0
+    assert program(*command, "--html", tmp_path / "other.html").code == 0
+    assert not page.exists()
+    assert (tmp_path / "other.html").exists()
+    refused = program(*command, "--no-html", "--html", page)
+    assert "--html names a page and --no-html wants none" in refused.error

@@ -17,6 +17,11 @@ from tensorlrf.files.replace import replacing
 
 SUFFIXES = (".html", ".htm")
 
+GENERATOR = str(element("meta", {"name": "generator", "content": "tensorlrf"}))
+"""The mark by which a page of ours is known, within the first `HEAD` bytes."""
+
+HEAD = 4096
+
 
 @dataclass(frozen=True)
 class Section:
@@ -50,6 +55,7 @@ class Page:
         style, script = _own("page.css"), _own("page.js")
         head = [
             element("meta", {"charset": "utf-8"}),
+            Markup(GENERATOR),
             element("meta", {"http-equiv": "Content-Security-Policy", "content": _policy(script)}),
             element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
             element("meta", {"name": "color-scheme", "content": "light dark"}),
@@ -84,6 +90,15 @@ class Page:
         target = check_path(path)
         with replacing(target, overwrite=True) as part:
             part.write_text(self.html(), encoding="utf-8", newline="\n")
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `Page.write` has written."""
+    try:
+        with path.open("rb") as file:
+            return GENERATOR.encode() in file.read(HEAD)
+    except OSError:
+        return False
 
 
 def check_path(path: PathLike, argument: str = "path") -> Path:
