@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tensorlrf.cli._evaluate import read_evaluate
+from tensorlrf.cli._evaluate import metric_for, read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
 from tensorlrf.cli._options import (
     BatchSize,
     Debug,
+    Evaluate,
     Groups,
     HtmlBeside,
     Include,
@@ -86,15 +87,7 @@ def compress(
             help="Or how far what --evaluate says may fall; the smallest model is looked for.",
         ),
     ] = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            "--evaluate",
-            metavar="MODULE:FUNCTION",
-            help="A metric of your own, the higher the better: a function of the model to a "
-            "number, or to a score of each example; a module here, whose code is run.",
-        ),
-    ] = None,
+    evaluate: Evaluate = None,
     allocation: Annotated[
         str | None,
         typer.Option(
@@ -329,7 +322,7 @@ def compress(
         options = Options(
             source, target, plan_only, force, text or [], fit_target, affine, tokens, batch_size,
             max_batches, dtype, seed, fit_metric, refine, groups, loss, holdout, rerun,
-            memory_limit, moments,
+            memory_limit, moments, evaluate is not None,
         )  # fmt: skip
         options.check()
         budgets = {
@@ -351,9 +344,10 @@ def compress(
                 )
             given = read_value(Plan, "--plan", plan)
         arguments = wanted.arguments()
-        metric = read_evaluate(evaluate)
+        evaluation = read_evaluate(evaluate)
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
         batches, labels = started.own(job.batches), started.own(job.groups)
+        metric = metric_for(evaluation, job.model, source, batches, text or [], tokens, batch_size)
         fit: dict[str, Any] = {
             "calibration": batches, "moments": moments, "target": fit_target or "original",
             "affine": affine, "random_state": seed, "groups": labels, "shared": shared,

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tensorlrf.cli._evaluate import read_evaluate
+from tensorlrf.cli._evaluate import metric_for, read_evaluate
 from tensorlrf.cli._job import Options, folder_job
 from tensorlrf.cli._options import (
     BatchSize,
     Debug,
+    Evaluate,
     Groups,
     Html,
     Include,
@@ -43,15 +44,7 @@ def frontier(
             "lines or, without these, one a line.",
         ),
     ] = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            "--evaluate",
-            metavar="MODULE:FUNCTION",
-            help="A metric of your own, the higher the better: a function of the model to a "
-            "number, or to a score of each example; a module here, whose code is run.",
-        ),
-    ] = None,
+    evaluate: Evaluate = None,
     shares: Annotated[
         str | None,
         typer.Option(
@@ -97,8 +90,8 @@ def frontier(
     """What a model of every size is worth, before anything is compressed.
 
     Plans for many shares from one look at the layers, what each is predicted to lose, what the
-    model loses on text held out with all its layers cut, and, with --evaluate, what a metric of
-    your own says, and with --example how long it takes here; the model in 8 and 4 bits beside.
+    model loses on text held out with all its layers cut, and, with --evaluate, what a metric says,
+    and with --example how long it takes here; the model in 8 and 4 bits beside.
     Writes nothing but the picture and the page, and with --journal what was measured: after a kill
     the same command goes on from there.
 
@@ -106,6 +99,7 @@ def frontier(
     Examples:
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png --html frontier.html
       tensorlrf frontier minilm/ --text news.txt --evaluate metrics:f1 --shares .8,.6,.4 --example
+      tensorlrf frontier smollm/ --text news.txt --evaluate perplexity:held_out.txt
     """
     with guard(debug, None, log, "frontier", threads):
         check_page(html)
@@ -122,8 +116,11 @@ def frontier(
         )  # fmt: skip
         options.check()
         wanted: dict[str, Any] = {} if shares is None else {"shares": _numbers(shares)}
-        metric = read_evaluate(evaluate)
+        evaluation = read_evaluate(evaluate)
         job = folder_job(options)
+        metric = metric_for(
+            evaluation, job.model, source, job.batches, text or [], tokens, batch_size
+        )
         found = make_frontier(
             job.model,
             job.batches,

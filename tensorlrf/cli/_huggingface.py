@@ -88,8 +88,8 @@ def read_model(folder: Path, dtype: str) -> nn.Module:
     return whole
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the folder. Raises FileFormatError where it has none."""
+def read_tokenizer(folder: Path, option: str = "--text") -> Any:
+    """The tokenizer of the folder, for an option. Raises FileFormatError where it has none."""
     import transformers
 
     with quiet():
@@ -97,14 +97,14 @@ def read_tokenizer(folder: Path) -> Any:
             tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(folder), **SAFE)
         except Exception as error:
             raise FileFormatError(
-                f"{folder}: --text needs the tokenizer of the folder, which transformers cannot "
+                f"{folder}: {option} needs the tokenizer of the folder, which transformers cannot "
                 f"load: {one_line(error)}"
             ) from error
     # Without its files transformers makes one up that knows no words.
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((folder / str(name)).is_file() for name in files):
         raise FileFormatError(
-            f"{folder}: --text needs a tokenizer, and the folder has none of the files "
+            f"{folder}: {option} needs a tokenizer, and the folder has none of the files "
             f"{', '.join(sorted(map(str, files)))}"
         )
     return tokenizer

@@ -12,8 +12,9 @@ from torch import nn
 from tensorlrf.cli._checkpoint import read_checkpoint
 from tensorlrf.cli._huggingface import read_model, read_tokenizer, write_model
 from tensorlrf.cli._targets import check_file, check_folder
-from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_labels, read_texts
+from tensorlrf.cli._texts import batches_of, read_labels, read_texts
 from tensorlrf.compression import Plan
+from tensorlrf.compression.metrics.windows import BATCH, TOKENS
 from tensorlrf.errors import ArgumentError, FileError
 
 
@@ -41,6 +42,7 @@ class Options:
     rerun: bool = False
     memory_limit: int | None = None
     moments: Path | None = None
+    evaluates: bool = False
 
     def check(self) -> None:
         """Raise for what can be told before anything is read."""
@@ -67,8 +69,8 @@ class Options:
             fitting: dict[str, object] = {
                 "--target": self.fit_target,
                 "--affine": (self.affine and self.moments is None) or None,
-                "--tokens": self.tokens,
-                "--batch-size": self.batch_size,
+                "--tokens": None if self.evaluates else self.tokens,
+                "--batch-size": None if self.evaluates else self.batch_size,
                 "--max-batches": self.max_batches,
                 "--metric": self.metric,
                 "--refine": self.refine,

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
-from tensorlrf.cli._texts import BATCH, TOKENS
+from tensorlrf.compression.metrics.windows import BATCH, TOKENS
 
 Target = Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluate",
+        metavar="METRIC",
+        help="perplexity:FILE, agreement:FILE or cosine:FILE, on text of its own (without :FILE "
+        "on --text, which says too much good); or MODULE:FUNCTION, one of yours, the higher the "
+        "better: of the model to a number, or to a score of each example; its code is run.",
+    ),
+]
 Groups = Annotated[
     str | None,
     typer.Option(

@@ -13,9 +13,10 @@ from tensorlrf.cli._huggingface import read_tokenizer
 from tensorlrf.cli._outcome import show, tell_written, warn, write_page
 from tensorlrf.cli._ranks import Started
 from tensorlrf.cli._targets import page_beside
-from tensorlrf.cli._texts import BATCH, TOKENS, batches_of, read_texts
+from tensorlrf.cli._texts import batches_of, read_texts
 from tensorlrf.cli._wanted import read_value
 from tensorlrf.compression import Plan, compress_checkpoint, forecast_checkpoint
+from tensorlrf.compression.metrics.windows import BATCH, TOKENS
 from tensorlrf.compression.scale.architecture import Architecture
 from tensorlrf.compression.scale.planned import checkpoint_plan
 from tensorlrf.compression.scale.stored import StoredTensors

@@ -14,13 +14,11 @@ from torch import Tensor
 from tensorlrf.compression.calibration.batches import MASK
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 
-TOKENS = 128
-BATCH = 16
 DOCUMENTS = "documents"
 """For `--groups`: each document is a group of its own."""
 
 
-def read_texts(paths: Sequence[Path]) -> list[str]:
+def read_texts(paths: Sequence[Path], option: str = "--text") -> list[str]:
     """The documents of UTF-8 files: what blank lines separate or, in a file without any, its lines.
 
     Raises FileError, FileFormatError for bytes that are no UTF-8, ArgumentError where there is no
@@ -29,18 +27,18 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     documents: list[str] = []
     for path in paths:
         if not path.is_file():
-            raise FileError(f"--text {path} is not a file")
+            raise FileError(f"{option} {path} is not a file")
         try:
             text = path.read_text(encoding="utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            raise FileFormatError(f"--text {path} is no UTF-8 text: {error}") from None
+            raise FileFormatError(f"{option} {path} is no UTF-8 text: {error}") from None
         lines = [line.strip() for line in text.split("\n")]
         if "" in lines:
             parts = "\n".join(lines).split("\n\n")
             lines = [" ".join(part.split()) for part in parts]
         documents += [line for line in lines if line]
     if not documents:
-        raise ArgumentError(f"--text {', '.join(map(str, paths))}: there is no text in it")
+        raise ArgumentError(f"{option} {', '.join(map(str, paths))}: there is no text in it")
     return documents
 
 
@@ -96,7 +94,7 @@ def batches_of(
     keys = [key for key in ("input_ids", "token_type_ids") if key in tokenizer.model_input_names]
     windows = _windows(texts, tokenizer, tokens, [key for key in keys if key in accepted])
     if not windows:
-        raise ArgumentError("--text: the tokenizer of the folder makes no tokens of it")
+        raise ArgumentError("the tokenizer of the folder makes no tokens of the text")
     draw = random.Random(seed)
     if max_batches is not None and len(windows) > max_batches * batch_size:
         windows = draw.sample(windows, max_batches * batch_size)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import tensorlrf
+from tensorlrf.cli._evaluate import read_evaluate
 from tensorlrf.compression.plan.times import _seconds, _whole
 from tests.cli.calls import Program, cnn, save_state
-from tests.cli.folders import bert_folder, text_file
+from tests.cli.folders import bert_folder, llama_folder, text_file
 
 METRICS = """
 import torch
@@ -40,7 +41,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders that tests only read."""
     folder = tmp_path_factory.mktemp("models")
     bert_folder(folder / "bert")
+    llama_folder(folder / "llama")
     text_file(folder / "news.txt")
+    text_file(folder / "held_out.txt", lines=12)
+    (folder / "short.txt").write_text("w1 w2 w3")
     (folder / "judged_by.py").write_text(METRICS)
     return folder
 
@@ -98,12 +102,52 @@ def test_a_drop_is_asked_for(program: Program, here: Path, tmp_path: Path) -> No
     assert tensorlrf.Plan.from_json(done.out).factored
 
 
+def test_metrics_of_ours_are_words(program: Program, here: Path, tmp_path: Path) -> None:
+    """On text of their own, and where there is none on that of --text, which is told."""
+    options = ("--tokens", 16, "--json")
+    for folder, word in (("llama", "perplexity"), ("bert", "cosine")):
+        out = ("-o", tmp_path / folder, "--keep-params", 0.5)
+        done = program("compress", folder, *out, "--evaluate", f"{word}:held_out.txt", *options)
+        quality = tensorlrf.Report.from_json(done.out).quality
+        assert quality is not None
+        assert quality.judged == tensorlrf.compression.Judged(word, word == "cosine")
+        # Of 40 words, nearly as likely as each other.
+        assert 1 < quality.dense < 100 if word == "perplexity" else 0 < quality.compressed < 1
+    look = ("--text", "news.txt", "--shares", ".5", *TEXT, "--allocation", "energy")
+    done = program("frontier", "bert", *look, "--evaluate", "cosine")
+    assert done.code == 0, done.err
+    assert "cosine is of the calibration data" in done.out
+
+
+def test_a_file_that_is_fitted_to_is_none_of_its_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = read_evaluate("cosine:./held_out.txt")
+    assert asked is not None
+    assert asked.own_file([here / "news.txt"]) == Path("held_out.txt")
+    assert asked.own_file([here / "held_out.txt"]) is None
+    assert asked.own_file([here / "news.txt", here / "held_out.txt"]) is not None
+    assert "warning: --evaluate cosine:./held_out.txt: that file is in --text" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_encoder_has_no_perplexity(program: Program, here: Path) -> None:
+    done = program("frontier", "bert", "--text", "news.txt", *TEXT, "--evaluate", "perplexity")
+    assert "evaluate fails on the given model: ArgumentError: the model returns 2" in done.error
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--max-drop", 0.1, "--text", "news.txt"), "--max-drop needs --evaluate"),
         (("--max-drop", 0.1, "--evaluate", "judged_by:cosine"), "--max-drop needs --text"),
-        (("--evaluate", "judged_by", "--keep-params", 0.5), "must be module:function"),
+        (("--evaluate", "judged_by", "--keep-params", 0.5), "one of perplexity, agreement, cosine"),
+        (("--evaluate", "cosine", "--keep-params", 0.5), "cosine has nothing to evaluate on"),
+        (("--evaluate", "cosine:none.txt", "--keep-params", 0.5), "none.txt is not a file"),
+        (("--evaluate", "cosine:", "--keep-params", 0.5), "what follows the colon is not a file"),
+        (("--evaluate", "perplexity:short.txt", "--keep-params", 0.5), "3 tokens, fewer than one"),
+        (("--evaluate", "cosine:news.txt", "--keep-params", 0.5), "above the 64 positions"),
         (("--evaluate", "nowhere:f", "--keep-params", 0.5), "ModuleNotFoundError"),
         (("--evaluate", "judged_by:f1", "--keep-params", 0.5), "judged_by has no f1"),
         (("--evaluate", "judged_by:number", "--keep-params", 0.5), "evaluate is a int"),

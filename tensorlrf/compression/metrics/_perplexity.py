@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,10 @@ from tensorlrf.errors import ArgumentError, ShapeError
 
 IDS = "input_ids"
 """What models of language call their tokens."""
+
+SEES = 1e-2
+"""Part of the largest logit by which one may change with a token that it must not see: far above
+the rounding of bfloat16 in another order, far below what an encoder does."""
 
 
 def perplexity(
@@ -152,22 +156,43 @@ class _Perplexity(Metric):
 
     def scores(self, model: nn.Module) -> Tensor:
         """(windows,), log p a token."""
+        batches = list(self._placed(model))
+        if self.of:
+            self._check_causal(model, batches[0])
+        parts = [self._batch(model, batch) for batch in batches]
+        found, whole = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        if not whole.sum():
+            raise ArgumentError("text: no token follows another one; is all of it padding?")
+        return weighed(found, whole)
+
+    def _placed(self, model: nn.Module) -> Iterator[Batch]:
+        """The batches as the model is called with them: windows of a text go where it is."""
         names = names_of(model)
         home = next((p.device for p in model.parameters()), torch.device("cpu"))
-        lasting: Mapping[str, Any] = {"use_cache": False} if "use_cache" in names else {}
-        sums: list[Tensor] = []
-        counts: list[Tensor] = []
+        lasting: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
         for batch in self.batches:
             if self.of:
                 moved = tuple(ids.to(home) for ids in batch.args)
                 batch = replace(batch, args=moved, kwargs=lasting)
-            logs, count = self._batch(model, replace(batch, names=names))
-            sums.append(logs)
-            counts.append(count)
-        found, whole = torch.cat(sums).numpy(), torch.cat(counts).numpy()
-        if not whole.sum():
-            raise ArgumentError("text: no token follows another one; is all of it padding?")
-        return weighed(found, whole)
+            yield replace(batch, names=names)
+
+    def _check_causal(self, model: nn.Module, batch: Batch) -> None:
+        """Raise ArgumentError for a model that sees the words that it is to predict: what it says
+        before the last one changes with that."""
+        window = batch.args[0][:1]
+        others = window[window != window[0, -1]]
+        if not len(others):
+            return
+        changed = window.clone()
+        changed[0, -1] = others[0]
+        before, after = (
+            self._logits(model, replace(batch, args=(ids,)))[0, :-1] for ids in (window, changed)
+        )
+        if float((before - after).abs().max()) > SEES * float(before.abs().max()):
+            raise ArgumentError(
+                "the model sees the words that it is to predict, as encoders do, and has no "
+                "perplexity; judge it by agreement or cosine"
+            )
 
     def value(self, mean: float) -> float:
         """exp(-mean); infinite beyond what float64 holds."""
@@ -178,12 +203,18 @@ class _Perplexity(Metric):
 
     def _batch(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(windows,) each: the sum of log p, and how many tokens were predicted."""
-        ids = batch.kwargs.get(IDS, batch.args[0] if batch.args else None)
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-            raise ArgumentError(
-                f"batch {batch.index} of text has no token ids (batch, tokens) under {IDS} or as "
-                "its first argument"
-            )
+        logits, ids = self._logits(model, batch), _ids_of(batch)
+        mask = batch.mask
+        there = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+        told = (there[:, 1:] & there[:, :-1]).to(logits.device)  # (batch, tokens - 1)
+        targets = ids[:, 1:].to(logits.device)
+        logs = torch.zeros(told.shape, dtype=torch.float64, device=logits.device)
+        logs[told] = torch.cat(list(_log_p(logits[:, :-1][told], targets[told])))
+        return logs.sum(1).cpu(), told.sum(1).double().cpu()
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(batch, tokens, vocabulary)"""
+        ids = _ids_of(batch)
         logits = counting(call(model, batch, argument="text"), self.readout)
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
             raise ShapeError(
@@ -197,16 +228,21 @@ class _Perplexity(Metric):
                 f"text has the token {int(ids.max())}, and the model {logits.shape[-1]} words; is "
                 "the tokenizer its own?"
             )
-        mask = batch.mask
-        there = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
-        told = (there[:, 1:] & there[:, :-1]).to(logits.device)  # (batch, tokens - 1)
-        targets = ids[:, 1:].to(logits.device)
-        logs = torch.zeros(told.shape, dtype=torch.float64, device=logits.device)
-        logs[told] = torch.cat(list(_log_p(logits[:, :-1][told], targets[told])))
-        return logs.sum(1).cpu(), told.sum(1).double().cpu()
+        return logits
 
     def _of(self) -> str:
         return self.of or plural(len(self.batches), "batch")
+
+
+def _ids_of(batch: Batch) -> Tensor:
+    """(batch, tokens)"""
+    ids = batch.kwargs.get(IDS, batch.args[0] if batch.args else None)
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        raise ArgumentError(
+            f"batch {batch.index} of text has no token ids (batch, tokens) under {IDS} or as "
+            "its first argument"
+        )
+    return ids
 
 
 def _log_p(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:

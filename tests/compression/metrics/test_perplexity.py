@@ -180,6 +180,7 @@ def test_models_that_predict_no_words_are_refused() -> None:
         (lambda x: torch.zeros(len(x), WORDS), ShapeError, "predict the next token"),
         (lambda x: (torch.zeros(3), torch.zeros(3)), ArgumentError, "returns 2 floating-point"),
         (lambda x: None, ArgumentError, "returns 0 floating-point"),
+        (lambda x: F.one_hot(x.flip(1), WORDS).float(), ArgumentError, "sees the words"),
     ]
     for value, kind, says in cases:
         with pytest.raises(kind, match=says):
