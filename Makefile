@@ -47,7 +47,7 @@ test-kernels: $(READY)
 test-compiled: $(READY)
 	$(ALONE) -m "aot and not slow" tests/kernels
 
-test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf
+test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf $(VENV)/quant
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 
@@ -80,6 +80,12 @@ $(VENV)/timm: $(READY) requirements-timm.txt
 $(VENV)/hf: $(READY) requirements-hf.txt
 	rm -rf $@
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-hf.txt
+	touch $@
+
+# torchao, for the same reason.
+$(VENV)/quant: $(READY) requirements-quant.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-quant.txt
 	touch $@
 
 # Stubs and the table in docs/, from what the methods declare.

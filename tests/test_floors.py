@@ -32,11 +32,21 @@ FLOORS = {
     "tensorlrf.metrics": 6,
     "tensorlrf.cli": 6,
     "tensorlrf.hf": 6,
+    "tensorlrf.torchao": 6,
     "tensorlrf": 7,
     "tensorlrf.__main__": 8,
 }
 MOST_FILES = 22  # of a folder; past that it becomes folders
-HEAVY = ("triton", "tensorly", "transformers", "matplotlib", "torch._dynamo", "scipy", "skimage")
+HEAVY = (
+    "triton",
+    "tensorly",
+    "transformers",
+    "matplotlib",
+    "torchao",
+    "torch._dynamo",
+    "scipy",
+    "skimage",
+)
 
 
 def sources() -> list[Path]:
