@@ -33,6 +33,7 @@ FLOORS = {
     "tensorlrf.cli": 6,
     "tensorlrf.hf": 6,
     "tensorlrf.torchao": 6,
+    "tensorlrf.vllm": 6,
     "tensorlrf": 7,
     "tensorlrf.__main__": 8,
 }
@@ -43,6 +44,7 @@ HEAVY = (
     "transformers",
     "matplotlib",
     "torchao",
+    "vllm",
     "torch._dynamo",
     "scipy",
     "skimage",

@@ -12,12 +12,10 @@ from torch import Tensor
 from transformers.quantizers.base import HfQuantizer
 
 from tensorlrf.compression.checkpoint.folder import TENSORS
+from tensorlrf.compression.checkpoint.pretrained.held import missing as lacking
+from tensorlrf.compression.checkpoint.pretrained.held import of_no_layer, of_other_size
 from tensorlrf.compression.checkpoint.pretrained.marks import is_marked
-from tensorlrf.compression.checkpoint.pretrained.quantization import (
-    QUANTIZATION,
-    Quantization,
-    guard,
-)
+from tensorlrf.compression.checkpoint.pretrained.quantization import Quantization, guard
 from tensorlrf.compression.checkpoint.pretrained.structure import (
     factored_tensors,
     give_structure,
@@ -185,22 +183,13 @@ def _check(model: Any, told: Quantization, there: Mapping[str, _Held], where: st
     for name, tensor in factored_tensors(model):
         known = by_name.get(told.tied.get(name, name), by_name.get(name))
         if known is None:
-            raise FileFormatError(
-                f"path={where!r}: the tensor {name!r} of a factored layer is missing; get the "
-                "folder anew"
-            )
+            raise lacking(where, name)
         shape = there[known].shape
         if shape != tuple(tensor.shape):
-            raise FileFormatError(
-                f"path={where!r}: {name!r} is {shape} in its file, and {tuple(tensor.shape)} by "
-                f"the ranks in {QUANTIZATION}; get the folder anew"
-            )
+            raise of_other_size(where, name, shape, tuple(tensor.shape))
     for name, known in by_name.items():
         if there[known].shape == (0,) and tuple(shapes[name]) != (0,):
-            raise FileFormatError(
-                f"path={where!r}: {name!r} stands there for factors, and {QUANTIZATION} of "
-                "config.json tells of none; get the folder anew"
-            )
+            raise of_no_layer(where, name)
     if type(model).__name__ not in (getattr(model.config, "architectures", None) or ()):
         return  # a head that the files do not have is new, and transformers says so
     ties = model.all_tied_weights_keys

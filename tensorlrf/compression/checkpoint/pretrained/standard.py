@@ -16,6 +16,7 @@ from tensorlrf.compression.checkpoint import source
 from tensorlrf.compression.checkpoint._reading import Reading
 from tensorlrf.compression.checkpoint.header import Header, Slot
 from tensorlrf.compression.checkpoint.named_tensors import LASTING, named_tensors
+from tensorlrf.compression.checkpoint.pretrained.held import missing
 from tensorlrf.compression.checkpoint.pretrained.quantization import (
     METHOD,
     QUANTIZATION,
@@ -25,7 +26,6 @@ from tensorlrf.compression.checkpoint.pretrained.quantization import (
 from tensorlrf.compression.checkpoint.pretrained.structure import factored_tensors, give_structure
 from tensorlrf.compression.checkpoint.renamed import found_in
 from tensorlrf.compression.checkpoint.source import CONFIG
-from tensorlrf.errors import FileFormatError
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile, TensorInfo, opened
 from tensorlrf.files.sealed import Stored
 from tensorlrf.nn.copies import copy_of
@@ -87,10 +87,7 @@ def fitted(reading: Reading, told: Quantization, model: nn.Module) -> tuple[Head
     there = {name for slot in header.slots for name in slot.at}
     for name, _ in factored_tensors(structured):
         if name not in there:
-            raise FileFormatError(
-                f"path={reading.path!r}: the tensor {name!r} of a factored layer is missing; get "
-                "the folder anew"
-            )
+            raise missing(reading.path, name)
     return header, structured
 
 
