@@ -2,6 +2,7 @@
 # make test-slow                             what `make test` leaves out: every shipped launch compiled,
 #                                            whatever reads the models of the examples, and
 #                                            architectures of timm, from a folder of their own
+# make serve-test                            folders on factors served by vLLM, in .venv-serve
 # make test-browser                          pages of reports in Chromium: sorting, search, pictures to look at
 # make generate                              what type checkers see of the methods, and their table
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
@@ -13,11 +14,12 @@
 # make gpu-harvest PYTHON=python3   the most important part of all three, within 525 s
 PYTHON ?= python3
 VENV   := .venv
+SERVE  := .venv-serve
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -59,6 +61,20 @@ test-browser: $(VENV)/browser
 $(VENV)/browser: $(READY) requirements-browser.txt
 	rm -rf $@
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-browser.txt
+	touch $@
+
+# Models are made and judged in one environment, and served in another, with another transformers.
+serve-test: $(READY) $(SERVE)/.ready
+	$(ALONE) -m "not slow" tests/serve/check_served.py
+
+serve-test-slow: $(VENV)/.examples $(SERVE)/.ready
+	$(ALONE) -m slow tests/serve/check_served.py
+
+$(SERVE)/.ready: requirements-serve.txt pyproject.toml
+	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-serve.txt
+	$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 # What is compiled ahead of time, by the Triton that torch 2.11 brings: some ten minutes.
@@ -198,4 +214,4 @@ $(VENV)/.docs: $(READY)
 	touch $(VENV)/.docs
 
 clean:
-	rm -rf $(VENV) docs/results docs/reference/generated build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) docs/results docs/reference/generated build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

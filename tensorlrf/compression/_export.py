@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from tensorlrf.compression._uncompiled import uncompiled
 from tensorlrf.compression._unpacked import settled
-from tensorlrf.compression.checkpoint.pretrained.marks import unmark
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.compression.checkpoint.pretrained.marks import mark, unmark
+from tensorlrf.compression.served.low_rank import in_common, served_layer
+from tensorlrf.compression.served.sizes import fit_configuration
+from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.nn import FactoredEmbedding, FactoredEmbeddingBag, FactoredLayer
 from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.latent.attention import without_latents
@@ -21,8 +23,12 @@ from tensorlrf.nn.stock import to_dense_layer, to_stock_layer
 from tensorlrf.nn.tables.ties import tie_stock, turn_stock
 from tensorlrf.nn.whole import check_whole
 
+_SERVERS = ("vllm",)
 
-def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
+
+def export(
+    model: nn.Module, *, rows: int | None = None, for_: Literal["vllm"] | None = None
+) -> nn.Module:
     """A copy of `model` that runs without tensorlrf: torch layers in place of factored ones.
 
     A layer becomes an nn.Sequential of Linear or convolution layers, the bias on the last, or one
@@ -36,6 +42,13 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     multiplies by the head's factor the other way round. Whatever is not factored is copied, so that
     nothing is shared with `model`.
 
+    With `for_="vllm"` linear layers and embeddings of low rank stay on their factors, which vLLM
+    runs where tensorlrf is installed beside it. Those of other formats become layers of low rank,
+    of the very rank that their matrices have (by an SVD of each), where these hold fewer numbers
+    than the dense weight, and otherwise dense; so do convolutions. Factors that several layers of
+    another format have in common become one dense weight. The configuration tells of sizes that
+    have changed, where one number of it does. `save` writes what comes out.
+
     Parameters
     ----------
     model : Module
@@ -43,7 +56,9 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     rows : int, optional
         The number of rows M (of a convolution, batch x output positions) that the result is meant
         for. Each layer is frozen on the path that its table has for that many; by default on the
-        one for any number of rows, the last.
+        one for any number of rows, the last. Not together with `for_`.
+    for_ : {None, "vllm"}
+        The program that is to serve the result.
 
     Returns
     -------
@@ -53,10 +68,12 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     Raises
     ------
     ArgumentError
-        Where `model` is no module, cannot be copied, or `rows` is no count.
+        Where `model` is no module, cannot be copied, `rows` is no count, or `for_` is unknown.
     UnsupportedError
         Where a factored layer has hooks, or layers of an attention with a part of its rotary pairs
-        lie outside of it.
+        lie outside of it. For vLLM, where the model is none of transformers, or layers have sizes
+        that its configuration cannot tell of, as those that `method="modular"` has made smaller
+        each by another number.
 
     Examples
     --------
@@ -69,6 +86,12 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
     """
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise ArgumentError(f"rows={rows!r} must be None or an int of at least 1")
+    if for_ is not None and for_ not in _SERVERS:
+        raise unknown("for_", for_, _SERVERS)
+    if for_ is not None and rows is not None:
+        raise ArgumentError(
+            f"rows={rows!r} freezes a path, and {for_} chooses its own; leave it out"
+        )
 
     def stock(layer: FactoredLayer) -> nn.Module:
         entries = layer.path_table.entries
@@ -76,13 +99,17 @@ def export(model: nn.Module, *, rows: int | None = None) -> nn.Module:
             layer, entries[-1][1] if rows is None else layer.path_table.lookup(rows)
         )
 
-    exported = _replaced(model, stock)
+    common = set() if for_ is None else in_common(model)
+    exported = _replaced(model, stock if for_ is None else lambda one: served_layer(one, common))
     try:
         stock_(exported)
     except AttributeError as error:
         raise UnsupportedError(
             f"model: an attention with a part of its rotary pairs cannot be a stock one: {error}"
         ) from None
+    if for_ is not None:
+        fit_configuration(exported)
+        mark(exported)
     return exported
 
 
@@ -119,8 +146,9 @@ def densify(model: nn.Module) -> nn.Module:
     return _replaced(model, to_dense_layer)
 
 
-def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn.Module:
-    """A deep copy in which `new(layer)` stands wherever a factored layer was."""
+def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module | None]) -> nn.Module:
+    """A deep copy in which `new(layer)` stands wherever a factored layer was; where that is None,
+    a copy of the layer."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     model = uncompiled(model)
@@ -139,7 +167,10 @@ def _replaced(model: nn.Module, new: Callable[[FactoredLayer], nn.Module]) -> nn
                 f"model: {name or 'it'} has hooks ({', '.join(hooks)}), which torch's layers would "
                 "not have; remove them first"
             )
-        copies[id(module)] = new(module)
+        made = new(module)
+        if made is None:
+            continue
+        copies[id(module)] = made
         _keep_bias(module.bias, copies[id(module)], copies)
         for k, parameter in enumerate(module.parameters(recurse=False)):
             owners.setdefault(id(parameter), []).append((k, parameter, module))

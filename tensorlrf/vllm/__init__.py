@@ -15,13 +15,20 @@ Examples
     $ vllm serve small
 """
 
+from __future__ import annotations
+
 __all__ = ["register"]
 
 
 def register() -> None:
     """Have vLLM know the quantisation method "tensorlrf"; vLLM calls it in each of its processes.
 
-    A second call does nothing. Raises ImportError where vLLM is not installed.
+    A second call does nothing.
+
+    Raises
+    ------
+    ImportError
+        Where vLLM is not installed.
     """
     from vllm.model_executor.layers.quantization import (
         QUANTIZATION_METHODS,

@@ -76,7 +76,8 @@ class Book:
 def parameter_of(
     layer: nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype, load: Load
 ) -> None:
-    """Register a parameter that vLLM fills by `load`."""
-    made: Any = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+    """Register a parameter that vLLM fills by `load`, on the device that it has entered."""
+    blank = torch.empty(shape, dtype=dtype, device=torch.get_default_device())
+    made: Any = nn.Parameter(blank, requires_grad=False)
     made.weight_loader = load
     layer.register_parameter(name, made)

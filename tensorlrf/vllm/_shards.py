@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from tensorlrf.errors import FileFormatError, ShapeError, UnsupportedError
 from tensorlrf.vllm._told import Factored
 
+Parts = Sequence[tuple[str, Factored | None]]
+"""Name and factors of each part of a layer of vLLM, None for a dense one."""
+
 
 @dataclass(frozen=True)
 class Own:
@@ -56,7 +59,7 @@ class Piece:
     shared: bool = False
 
 
-def pieces_of(layer: str, parts: Sequence[tuple[str, Factored | None]], own: Own) -> list[Piece]:
+def pieces_of(layer: str, parts: Parts, own: Own) -> list[Piece]:
     """The parts of a layer, or the one that all of it is in the files, and where they lie.
 
     Raises ShapeError, FileFormatError, UnsupportedError where they do not fit the layer.

@@ -1,0 +1,176 @@
+"""Folders on factors, served by vLLM: `make serve-test`, which has it in an environment of its own.
+
+The default suite does not collect this file, for its name. Models are made, saved and judged by the
+Python that runs it, with its transformers; `serve.py` runs in the other one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import tensorlrf
+import tensorlrf.hf
+from tests.hf.models import on_factors, output, with_table
+from tests.processes import PYTHONPATH, ROOT
+from tests.serve.serve import MARK, PROMPTS, TOKENS
+
+SERVE = Path(__file__).with_name("serve.py")
+PYTHON = Path(os.environ.get("SERVE", ROOT / ".venv-serve")) / "bin" / "python"
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+"""Heads of 32, the smallest that vLLM has on a CPU; one of keys, which two ranks have both."""
+
+TOLERANCE = 1e-4
+"""Between log-probabilities of float32: other orders of sums, layer upon layer."""
+
+
+def served(*given: object, **environment: str) -> Any:
+    """What serve.py has found."""
+    assert PYTHON.exists(), f"{PYTHON} is missing: make serve-test"
+    done = subprocess.run(
+        [str(PYTHON), str(SERVE), *map(str, given)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **environment},
+        timeout=600,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    assert lines, done.stdout[-3000:] + done.stderr[-6000:]
+    return json.loads(lines[-1].removeprefix(MARK))
+
+
+def llama(**more: Any) -> Any:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, **more))
+
+
+def qwen2() -> Any:
+    """With biases; every third layer stays dense, which is another part of each merged one."""
+    model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**SIZES))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return on_factors(model, every=3)
+
+
+MODELS = {
+    "llama": lambda: on_factors(llama()),
+    "llama with its table": lambda: with_table(llama(tie_word_embeddings=True)),
+    "qwen2": qwen2,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    hf.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    found = {}
+    for name, make in MODELS.items():
+        found[name] = tmp_path_factory.mktemp("folders") / "m"
+        tensorlrf.save(make(), found[name])
+    return found
+
+
+def check(folder: Path, found: Any, tolerance: float = TOLERANCE) -> None:
+    """All tokens are those of the model after the same tokens, as probable."""
+    model: Any = tensorlrf.load(folder)
+    same = tokens = 0
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        given = torch.tensor([prompt + one["tokens"]], device="cpu", dtype=torch.int64)
+        with torch.no_grad():
+            logits = model(given)[0][0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)
+        same += int((logits.argmax(-1) == given[0, len(prompt) :]).sum())
+        tokens += len(one["tokens"])
+        own = expected.gather(-1, given[0, len(prompt) :, None])[:, 0]
+        here = torch.tensor(one["log_probabilities"], device="cpu", dtype=torch.float32)
+        assert (own - here).abs().max() < tolerance
+    assert (same, tokens) == (len(PROMPTS) * TOKENS, len(PROMPTS) * TOKENS)
+
+
+def test_a_llama_on_one_rank(folders: dict[str, Path]) -> None:
+    check(folders["llama"], served("generate", folders["llama"]))
+
+
+def test_a_table_that_embedding_and_head_have_in_common(folders: dict[str, Path]) -> None:
+    folder = folders["llama with its table"]
+    check(folder, served("generate", folder))
+
+
+def test_a_qwen2_on_two_ranks(folders: dict[str, Path]) -> None:
+    folder = folders["qwen2"]
+    check(folder, served("generate", folder, "tensor_parallel_size=2"))
+
+
+@pytest.mark.slow
+def test_a_llama_that_is_compiled(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders["llama"]
+    found = served("generate", folder, "enforce_eager=false", VLLM_CACHE_ROOT=str(tmp_path))
+    check(folder, found)
+
+
+def test_the_transformers_of_the_other_environment(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """What it writes of a folder is loaded here, the same bit for bit."""
+    version = served("again", folders["qwen2"], tmp_path / "again")
+    assert version != hf.__version__
+    model: Any = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(output(model), output(tensorlrf.load(folders["qwen2"])))
+
+
+def changed(folder: Path, to: Path, change: Any) -> Path:
+    shutil.copytree(folder, to)
+    config = to / "config.json"
+    values = json.loads(config.read_text())
+    change(values["quantization_config"])
+    config.write_text(json.dumps(values))
+    return to
+
+
+def test_refusals(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Each is one line of ours, or of vLLM where it is asked for what it knows itself."""
+    llama, first = folders["llama"], "model.layers.0.self_attn.q_proj"
+
+    def rank(told: Any) -> None:
+        told["layers"][first].update(rank=3, parts={"left": [64, 3], "right": [3, 64]})
+
+    sharded = tmp_path / "sharded"
+    tensorlrf.load(llama).save_pretrained(sharded, max_shard_size="16KB")
+    next(iter(sorted(sharded.glob("model-*.safetensors")))).unlink()
+    other: Any = tensorlrf.load(llama)
+    dense: Any = tensorlrf.densify(other).model.layers[1].mlp.up_proj
+    other.model.layers[1].mlp.up_proj = tensorlrf.nn.factorize(dense, "kron", 1)
+    tensorlrf.save(other, tmp_path / "kron")
+    asked = {
+        changed(llama, tmp_path / "newer", lambda told: told.update(format_version=2)):
+            "format version 2 in quantization_config; this tensorlrf reads up to 1, a newer one",
+        changed(llama, tmp_path / "older", lambda told: told.update(format_version=0)):
+            "format version 0 in quantization_config, which no tensorlrf reads any more",
+        changed(llama, tmp_path / "ranks", rank):
+            f"'{first}.left' is (64, 2) in its file, and (64, 3) by the ranks",
+        sharded: "which is missing; get the folder anew",
+        tmp_path / "kron": "'model.layers.1.mlp.up_proj' is of format 'kron', and vLLM serves",
+        f"{llama}?tensor_parallel_size=3": "must be divisible by tensor parallel size (3)",
+    }  # fmt: skip
+    said = served("refuse", *asked)
+    for line, expected in zip(said, asked.values(), strict=True):
+        assert expected in line, (expected, line)
+    [line] = served("refuse", llama, VLLM_PLUGINS="none")
+    assert "tensorlrf" in line, line
+    assert "nknown quantization method" in line, line
