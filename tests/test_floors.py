@@ -48,6 +48,7 @@ HEAVY = (
     "torch._dynamo",
     "scipy",
     "skimage",
+    "yaml",
 )
 
 

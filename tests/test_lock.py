@@ -46,7 +46,7 @@ def wanted() -> list[Requirement]:
     texts = [
         *project["dependencies"],
         *values["build-system"]["requires"],
-        *(one for of in ("dev", "tensorly", "plot", "hf", "bench") for one in
+        *(one for of in ("dev", "tensorly", "plot", "hf", "recipe", "bench") for one in
           project["optional-dependencies"][of]),
     ]  # fmt: skip
     return [Requirement(text) for text in texts]

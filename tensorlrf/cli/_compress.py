@@ -10,6 +10,7 @@ import typer
 from tensorlrf.cli._evaluate import metric_for, read_evaluate
 from tensorlrf.cli._job import Options, checkpoint_job, folder_job
 from tensorlrf.cli._options import (
+    Allocation,
     BatchSize,
     Debug,
     Evaluate,
@@ -19,6 +20,8 @@ from tensorlrf.cli._options import (
     Journal,
     Json,
     Log,
+    MaxBatches,
+    Method,
     NoHtml,
     Seed,
     Skip,
@@ -30,23 +33,22 @@ from tensorlrf.cli._ranks import process_group
 from tensorlrf.cli._stream import StreamFit, stream
 from tensorlrf.cli._targets import check_page, page_beside
 from tensorlrf.cli._wanted import Wanted, read_value
+from tensorlrf.cli.recipe._given import (
+    Given,
+    as_recipe,
+    beyond_options,
+    taken_by,
+    tell_replaced,
+)
 from tensorlrf.compression import Plan, apply
 from tensorlrf.compression import compress as compress_model
 from tensorlrf.compression import plan as make_plan
-from tensorlrf.compression.methods import MODULAR, words
-from tensorlrf.decomposition.methods import installed, names
+from tensorlrf.compression.methods import MODULAR
 from tensorlrf.errors import ArgumentError
 
 
-def words_of_methods() -> str:
-    """For the help: those that are there, and those of installed packages, which are not loaded."""
-    of_matrices = [w for w in words() if w in set(names("linear")) - set(names("conv"))]
-    others = (*(w for w in words() if w not in of_matrices), *installed())
-    whole = f"or {MODULAR}, with --text: whole modules of a transformer become smaller"
-    return f"{', '.join(others)}; for linear layers {', '.join(of_matrices)}; {whole}."
-
-
 def compress(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(metavar="SOURCE", help="A .safetensors checkpoint, or a model folder."),
@@ -88,15 +90,7 @@ def compress(
         ),
     ] = None,
     evaluate: Evaluate = None,
-    allocation: Annotated[
-        str | None,
-        typer.Option(
-            "--allocation",
-            metavar="WORD",
-            help="How the share is shared out over layers: auto (default), with --text by what the "
-            "model would lose, as by fisher or measured, without it uniform; or energy.",
-        ),
-    ] = None,
+    allocation: Allocation = None,
     least_share: Annotated[
         float | None,
         typer.Option("--least-share", help="Of its parameters that a layer keeps at the least."),
@@ -110,14 +104,7 @@ def compress(
             "--allocation.",
         ),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            metavar="WORD",
-            help=words_of_methods(),
-        ),
-    ] = "svd",
+    method: Method = "svd",
     skip: Skip = None,
     include: Include = None,
     fold_batch_norms: Annotated[
@@ -205,9 +192,7 @@ def compress(
     groups: Groups = None,
     tokens: Tokens = None,
     batch_size: BatchSize = None,
-    max_batches: Annotated[
-        int | None, typer.Option("--max-batches", help="Batches to fit to, at most [all].")
-    ] = None,
+    max_batches: MaxBatches = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -217,8 +202,13 @@ def compress(
     journal: Journal = None,
     seed: Seed = 0,
     threads: Threads = None,
+    recipe: Given = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and write nothing.")
+    ] = False,
+    as_yaml: Annotated[
+        bool,
+        typer.Option("--yaml", help="With --plan-only: as a recipe, and nothing else."),
     ] = False,
     plan: Annotated[
         Path | None,
@@ -286,10 +276,15 @@ def compress(
       tensorlrf compress minilm/ -o small/ --keep-params .6 --text news.txt --html report.html
       tensorlrf compress minilm/ --keep-params .6 --plan-only --json > plan.json
       tensorlrf compress minilm/ -o minilm-small/ --plan plan.json --text news.txt
+      tensorlrf compress minilm/ -o minilm-small/ --recipe recipes/minilm.yaml --text news.txt
+      tensorlrf compress minilm/ --keep-params .6 --plan-only --yaml > recipe.yaml
     """
     with guard(debug, target, log, "compress", threads), process_group() as started:
         only = "--plan-only" if plan_only else "--dry-run" if dry_run else ""
         check_page(html, only=only, none=no_html)
+        if as_yaml and (as_json or not plan_only):
+            raise ArgumentError("--yaml is for --plan-only, in the place of --json")
+        tell_replaced(recipe, context)
         if by_stream:
             stream(
                 source, target,
@@ -302,7 +297,8 @@ def compress(
                     "--sensitivity": sensitivity, "--fold-batch-norms": fold_batch_norms,
                     "--metric": fit_metric, "--loss": loss, "--shared": shared,
                     "--affine": affine, "--rerun": rerun, "--refine": refine, "--groups": groups,
-                    "--dtype": dtype, "--journal": journal,
+                    "--dtype": dtype, "--journal": journal, "--yaml": as_yaml,
+                    **{f"{key}:": True for key in beyond_options(recipe, context, None)},
                 },
                 fit=StreamFit(
                     text or [], fit_target, holdout, memory_limit, tokens, batch_size, max_batches
@@ -348,6 +344,8 @@ def compress(
         job = folder_job(options) if source.is_dir() else checkpoint_job(options)
         batches, labels = started.own(job.batches), started.own(job.groups)
         metric = metric_for(evaluation, job.model, source, batches, text or [], tokens, batch_size)
+        beyond = beyond_options(recipe, context, batches)
+        arguments |= taken_by(make_plan, beyond)
         fit: dict[str, Any] = {
             "calibration": batches, "moments": moments, "target": fit_target or "original",
             "affine": affine, "random_state": seed, "groups": labels, "shared": shared,
@@ -356,7 +354,7 @@ def compress(
         fit |= {} if fit_metric is None else {"metric": fit_metric}
         looks: dict[str, Any] = {} if loss is None else {"loss": loss}
         looks |= {} if holdout is None else {"holdout": holdout}
-        fit |= looks
+        fit |= looks | taken_by(apply, beyond)
         at_once = metric is not None or refine is not None or method == MODULAR
         if given is None and (plan_only or not at_once):
             looks |= {} if max_drop is None else {"evaluate": metric}
@@ -372,12 +370,15 @@ def compress(
                 )
             )
         if plan_only and given is not None:
-            if started.prints:
+            if started.prints and as_yaml:
+                found = as_recipe(given, recipe, context, whole=source.is_dir())
+                typer.echo(found.to_yaml(), nl=False)
+            elif started.prints:
                 show(given, as_json)
             return
         if given is None:
             small, report = compress_model(
-                job.model, evaluate=metric, refine=refine, **arguments, **fit
+                job.model, evaluate=metric, refine=refine, **{**arguments, **fit}
             )
         else:
             small, report = apply(job.model, given, **fit)

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tensorlrf.compression.methods import MODULAR, words
 from tensorlrf.compression.metrics.windows import BATCH, TOKENS
+from tensorlrf.decomposition.methods import installed, names
+
+
+def words_of_methods() -> str:
+    """For the help: those that are there, and those of installed packages, which are not loaded."""
+    of_matrices = [w for w in words() if w in set(names("linear")) - set(names("conv"))]
+    others = (*(w for w in words() if w not in of_matrices), *installed())
+    whole = f"or {MODULAR}, with --text: whole modules of a transformer become smaller"
+    return f"{', '.join(others)}; for linear layers {', '.join(of_matrices)}; {whole}."
+
+
+def as_it_is(value: Any) -> Any:
+    """Of options of which a recipe says more than a word."""
+    return value
+
 
 Target = Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -52,6 +68,9 @@ Tokens = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help=f"Windows in a batch [{BATCH}].")
 ]
+MaxBatches = Annotated[
+    int | None, typer.Option("--max-batches", help="Batches to fit to, at most [all].")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Html = Annotated[
@@ -82,3 +101,22 @@ Threads = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of whatever is drawn.")]
+Method = Annotated[
+    Any,
+    typer.Option(
+        "--method",
+        metavar="WORD",
+        parser=as_it_is,
+        help=words_of_methods(),
+    ),
+]
+Allocation = Annotated[
+    Any,
+    typer.Option(
+        "--allocation",
+        metavar="WORD",
+        parser=as_it_is,
+        help="How the share is shared out over layers: auto (default), with --text by what the "
+        "model would lose, as by fisher or measured, without it uniform; or energy.",
+    ),
+]

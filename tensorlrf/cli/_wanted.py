@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tensorlrf.compression import Allocation, Plan, Sensitivity
-from tensorlrf.compression.methods import MODULAR
+from tensorlrf.compression.methods import MODULAR, Given
 from tensorlrf.compression.plan.allocation import AUTO, RULES_ON_INPUTS
 from tensorlrf.compression.plan.budget import ON_INPUTS
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, TensorlrfError
@@ -19,13 +19,14 @@ class Wanted:
     """What a plan is to be made by; see the command.
 
     budgets  by the arguments of `plan`
+    method, allocation  words, or as `plan` takes them, of a recipe
     """
 
     budgets: Mapping[str, float | None]
-    method: str
+    method: Given
     skip: list[str]
     include: list[str]
-    allocation: str | None
+    allocation: str | Allocation | None
     least_share: float | None
     sensitivity: Path | None
     evaluate: str | None = None
@@ -56,8 +57,9 @@ class Wanted:
         if with_text:
             return
         looks = [_option(w) for w in (*ON_INPUTS, "max_drop") if self.budgets[w] is not None]
-        if self.allocation in RULES_ON_INPUTS:
-            looks.append(f"--allocation {self.allocation}")
+        rule = Allocation.of(AUTO if self.allocation is None else self.allocation).rule
+        if rule in RULES_ON_INPUTS:
+            looks.append(f"--allocation {rule}")
         looks += ["--fold-batch-norms"] if self.fold_batch_norms else []
         looks += [f"--method {MODULAR}"] if self.method == MODULAR else []
         if looks and not source.is_dir():
@@ -96,15 +98,16 @@ class Wanted:
                 "--sensitivity says what layers can lose, and --allocation how to find it; leave "
                 "out one of them"
             )
-        rule = AUTO if self.allocation is None else self.allocation
-        least = 0.0 if self.least_share is None else self.least_share
+        allocation = Allocation.of(AUTO if self.allocation is None else self.allocation)
+        if self.least_share is not None:
+            allocation = replace(allocation, least_share=self.least_share)
         return {
             **self.budgets,
             "method": self.method,
             "skip": [glob for glob in self.skip if glob] if self.skip else None,
             "include": self.include,
             "fold_batch_norms": self.fold_batch_norms,
-            "allocation": Allocation(rule=rule, least_share=least),
+            "allocation": allocation,
             "journal": self.journal,
             "sensitivity": None
             if self.sensitivity is None

@@ -27,6 +27,7 @@ from tensorlrf.compression.ranks._measured import rank_table
 from tensorlrf.compression.ranks._order import order_by_energy
 from tensorlrf.compression.ranks._rank_scale import RankScale, rank_scale
 from tensorlrf.compression.ranks._table import RankRow, RankTable
+from tensorlrf.compression.recipe._recipe import Recipe
 from tensorlrf.compression.refinement._refine import refine
 from tensorlrf.compression.refinement._refinement import Checkpoint, Refinement
 from tensorlrf.compression.report._memory import LayerMemory, MemoryForecast
@@ -115,6 +116,7 @@ __all__ = [
     "RankRow",
     "RankScale",
     "RankTable",
+    "Recipe",
     "Refinement",
     "Report",
     "Sensitivity",

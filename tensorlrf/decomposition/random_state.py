@@ -24,7 +24,7 @@ def generator(random_state: int | torch.Generator | None, device: torch.device) 
     Raises
     ------
     ArgumentError
-        For a Generator of another device and for anything else.
+        For a Generator of another device, a number of more than 64 bits, and anything else.
 
     Examples
     --------
@@ -43,6 +43,10 @@ def generator(random_state: int | torch.Generator | None, device: torch.device) 
     if random_state is None:
         fresh.seed()
     elif isinstance(random_state, int) and not isinstance(random_state, bool):
+        if not -(1 << 63) <= random_state < 1 << 64:
+            raise ArgumentError(
+                f"random_state={random_state!r} is beyond the seeds of torch; take one of 64 bits"
+            )
         fresh.manual_seed(random_state)
     else:
         raise ArgumentError(

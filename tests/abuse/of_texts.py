@@ -23,6 +23,7 @@ from tensorlrf.compression import (
     Plan,
     Quality,
     RankTable,
+    Recipe,
     Refinement,
     Report,
     Sensitivity,
@@ -160,6 +161,28 @@ def path_table(folder: Path) -> str:
     return json.dumps(table.to_json())
 
 
+RECIPE = """\
+keep_params: 0.6  # of the weights
+method:
+  '0': {name: svd, metric: diagonal}
+  "2": kron
+skip: []
+calibration: {text: news.txt, tokens: 96}
+allocation:
+  rule: energy
+  weights: {'*': 2.5e-1}
+"""
+
+
+def recipe(folder: Path) -> str:
+    """What is read is written and read as the same."""
+    found = Recipe.read(folder / FILE)
+    text = found.to_yaml()
+    if Recipe.from_yaml(text) != found:
+        raise Wrong("another recipe")
+    return text
+
+
 def launch_table(folder: Path) -> str:
     text_of(folder)
     return str(read_launches(folder / FILE))
@@ -173,6 +196,7 @@ READERS = (
     Reader("refinement", written(refinement), again(Refinement)),
     Reader("table of ranks", written(ranks), again(RankTable)),
     Reader("path table", written(lambda: '[[4, "chain"], [null, "dense"]]'), path_table),
+    Reader("recipe", written(lambda: RECIPE), recipe),
     Reader(
         "documents",
         written(lambda: "One.\nTwo of it.\n\nThree: é\n"),

@@ -21,7 +21,7 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf import Plan, io, plan
-from tensorlrf.cli import _compress, _decompose, main
+from tensorlrf.cli import _decompose, _options, main
 from tensorlrf.compression import Method
 from tensorlrf.compression.methods import as_method, config_of, method_from_dict, words
 from tensorlrf.decomposition import Fit, fit_monarch, methods, scree
@@ -240,7 +240,7 @@ def test_a_file_is_read_without_it(
 def test_the_command_line_compresses_by_it(
     plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (_compress, _decompose):
+    for module in (_options, _decompose):
         assert "columns" in module.words_of_methods()
     assert plugin.stem not in sys.modules, "the help names what is installed, and loads nothing"
     save_file({"body.weight": torch.randn(32, 24)}, tmp_path / "net.safetensors")

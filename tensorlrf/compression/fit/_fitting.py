@@ -10,7 +10,7 @@ from torch import nn
 
 from tensorlrf.compression.bases._words import words_of
 from tensorlrf.compression.calibration._layer_moments import check_holdout
-from tensorlrf.compression.losses._output_loss import Readout
+from tensorlrf.compression.losses._output_loss import LOSSES, Readout
 from tensorlrf.compression.moments._fitted import moments_for
 from tensorlrf.compression.moments._moments import Moments
 from tensorlrf.decomposition.random_state import generator
@@ -61,6 +61,8 @@ class Fitting:
             raise unknown("target", self.target, TARGETS)
         if self.metric not in METRICS:
             raise unknown("metric", self.metric, METRICS)
+        if self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
         given = (("target", self.target), ("affine", self.affine), ("metric", self.metric))
         for name, value in given:
             if not calibrated and value not in (TARGETS[0], False, OUTPUTS, AUTO):

@@ -1,0 +1,1 @@
+"""The arguments of `compress` as a text that people write: YAML read strictly, line by line."""
