@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def stored(value: Any, name: str = "tensor") -> Stored:
     a slice of a safetensors file, or what has `shape`, `dtype` and slicing.
 
     Raises ArgumentError for anything else, and for dtypes that are not in floating point;
-    ShapeError for less than two modes or no element; MissingFileError, FileError and
+    ShapeError for less than two modes; MissingFileError, FileError and
     FileFormatError of a path.
     """
     if isinstance(value, (str, os.PathLike)):
@@ -178,6 +177,8 @@ def _shared(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The same numbers where torch can have them, without a copy if that can be."""
     if not array.dtype.isnative or min(array.strides, default=1) < 0:
         return np.array(array, dtype=array.dtype.newbyteorder("="))
-    if array.flags.writeable or math.prod(array.shape) == 0:
-        return np.asarray(array)
+    if array.flags.writeable:
+        return array
+    if array.size == 0:  # which has no memory to share
+        return array.copy()
     return np.asarray(_Writable(array))

@@ -16,6 +16,7 @@ import tensorlrf
 from tensorlrf.decomposition.large._divided import Reading, divided
 from tensorlrf.decomposition.large._look import look
 from tensorlrf.decomposition.large._memory import RESERVE, bytes_of, parted
+from tensorlrf.decomposition.large._stored import stored
 from tensorlrf.errors import (
     ArgumentError,
     FileFormatError,
@@ -215,3 +216,12 @@ def test_functions_for_tensors_in_memory_name_those_for_others(name: str, tmp_pa
             getattr(tensorlrf, name)(source, 1)
     mapped = np.load(tmp_path / "tensor.npy", mmap_mode="r")
     assert getattr(tensorlrf, name)(mapped, 1).shape == (4, 3, 2)
+
+
+def test_a_file_without_elements_is_read_as_such(tmp_path: Path) -> None:
+    """A rank may have an empty share; of a whole tensor without elements an error tells."""
+    path = tmp_path / "none.npy"
+    np.save(path, np.empty((5, 0, 3), np.float32))
+    assert stored(path).piece(0, 1, 4).shape == (3, 0, 3)
+    with pytest.raises(ShapeError, match=r"\(5, 0, 3\), which holds no element"):
+        Slabs(path)
