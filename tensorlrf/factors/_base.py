@@ -173,6 +173,43 @@ class Factors(ABC):
         """
         raise self._no_terms()
 
+    def plus(self, left: Tensor, right: Tensor) -> Self:
+        """`self + left @ right`, exactly: the terms of the product stand behind its own.
+
+        `leading` of the rank that it had gives back what it was, bit for bit.
+
+        Parameters
+        ----------
+        left : Tensor of shape (m, k)
+        right : Tensor of shape (k, n)
+            Of the dtype and on the device of the factors, for a whole that is, seen as a matrix as
+            `LowRank` sees it, (m, n).
+
+        Returns
+        -------
+        Factors
+            Of the same format, of a rank that is higher by k.
+
+        Raises
+        ------
+        ShapeError, ArgumentError
+            Where the product does not fit.
+        UnsupportedError
+            Of a format other than LowRank, and CPFactors of a matrix: their sum with a product is
+            of another format.
+
+        Examples
+        --------
+        >>> f = tensorlrf.LowRank(torch.ones(6, 2), torch.ones(2, 4))
+        >>> f.plus(torch.ones(6, 1), torch.ones(1, 4)).rank
+        3
+        """
+        raise UnsupportedError(
+            f"the sum of {type(self).__name__}{self.shape} and a product of low rank is no "
+            f"{type(self).__name__} of a higher rank; LowRank, and CPFactors of a matrix, take "
+            "such terms"
+        )
+
     def _no_terms(self) -> UnsupportedError:
         return UnsupportedError(
             f"{type(self).__name__} is no sum of terms that have an order, so no first few of them "

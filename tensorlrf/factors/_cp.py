@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors
+from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._terms import checked, refuse_gram
 from tensorlrf.factors.algebra import khatri_rao
 from tensorlrf.factors.arrays import check_together
@@ -79,6 +80,15 @@ class CPFactors(Factors):
             norms = norms * torch.linalg.vector_norm(f, dim=0, dtype=torch.float64)
         order = norms.argsort(descending=True, stable=True)
         return CPFactors(self.weights[order], tuple(f[:, order] for f in self.factors))
+
+    def plus(self, left: Tensor, right: Tensor) -> CPFactors:
+        if len(self.factors) != 2:
+            return super().plus(left, right)
+        more = LowRank(left, right, self.shape)
+        check_together({"self": self.weights, "left": left}, "plus")
+        weights = torch.cat([self.weights, self.weights.new_ones(more.rank)])
+        sides = zip(self.factors, (left, right.T), strict=True)
+        return CPFactors(weights, tuple(torch.cat([own, new], 1) for own, new in sides))
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"weights": self.weights}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tensorlrf.errors import ShapeError
@@ -67,6 +68,12 @@ class LowRank(Factors):
 
     def by_energy(self, gram: Tensor | None = None) -> LowRank:
         return LowRank(*principal(self.left, self.right, gram), self.shape)
+
+    def plus(self, left: Tensor, right: Tensor) -> LowRank:
+        LowRank(left, right, self.shape)  # which looks at their sizes
+        check_together({"self": self.left, "left": left}, "plus")
+        together = torch.cat([self.left, left], 1), torch.cat([self.right, right])
+        return LowRank(*together, self.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}

@@ -96,12 +96,14 @@ class TensorlrfQuantizer(HfQuantizer):
         tuple
             The tensors, and no metadata.
         """
+        state = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+        if getattr(model, "_hf_peft_config_loaded", False):
+            return state, {}  # of which transformers takes the adapter, and leaves the rest
         told = Quantization.of_model(model)
         declare(model, told)
         self._told = told
         self.quantization_config = TensorlrfConfig(told.to_json())
         model.config.quantization_config = self.quantization_config
-        state = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
         return state | {name: guard() for name in told.guards}, {}
 
     # ---- training ---------------------------------------------------------------------------

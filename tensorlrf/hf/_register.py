@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _OURS = "_of_tensorlrf"
 
 
 def register() -> None:
-    """Have transformers know the method; where it does, nothing is done."""
+    """Have transformers know the method, and peft our layers; where they do, nothing is done."""
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(TensorlrfConfig)
     if METHOD not in AUTO_QUANTIZER_MAPPING:
@@ -34,6 +35,10 @@ def register() -> None:
     if not hasattr(PreTrainedModel.save_pretrained, _OURS):
         cls: Any = PreTrainedModel
         cls.save_pretrained = _saving(cls.save_pretrained)
+    if find_spec("peft") is not None:
+        from tensorlrf.hf import _adapters
+
+        _adapters.register()
 
 
 def _saving(save: Any) -> Any:
@@ -46,13 +51,15 @@ def _saving(save: Any) -> Any:
     @functools.wraps(save)
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         factored = any(isinstance(module, FactoredLayer) for module in self.modules())
-        if factored:
-            attach(self)
-        else:
+        adapters = getattr(self, "_hf_peft_config_loaded", False)  # which alone are written then
+        if not factored:
             unmark(self)
-        (Path(save_directory) / TENSORS).unlink(missing_ok=True)  # which tells of what was there
+        elif not adapters:
+            attach(self)
+        if not adapters:  # what tells of the tensors that were there
+            (Path(save_directory) / TENSORS).unlink(missing_ok=True)
         saved = save(self, save_directory, *args, **kwargs)
-        if factored and not getattr(self, "_hf_peft_config_loaded", False):
+        if factored and not adapters:
             write_card(Path(save_directory), self)
         return saved
 

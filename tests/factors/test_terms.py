@@ -153,3 +153,51 @@ def test_gradients_reach_the_terms_that_were_taken() -> None:
     f.leading(2).to_dense().sum().backward()
     assert left.grad is not None
     assert left.grad.sum(0).tolist() == [20.0, 20.0, 0.0]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([("lowrank", (8, 6)), ("lowrank", (6, 4, 3)), ("cp", (8, 6))]),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.sampled_from((torch.float64, torch.float32, torch.bfloat16)),
+)
+def test_terms_behind_its_own_add_up_and_go_away_bit_for_bit(
+    what: tuple[str, tuple[int, ...]], rank: int, k: int, dtype: torch.dtype
+) -> None:
+    f = random_factors(*what, rank=rank, dtype=dtype)
+    columns = math.prod(f.shape[1:])
+    left, right = seeded(f.shape[0], k).to(dtype), seeded(k, columns, seed=1).to(dtype)
+    more = f.plus(left, right)
+    assert (more.rank, more.dtype, more.shape) == (largest(f.rank) + k, dtype, f.shape)
+    wide = f.to(torch.float64).to_dense() + (left.double() @ right.double()).reshape(f.shape)
+    torch.testing.assert_close(more.to(torch.float64).to_dense(), wide, rtol=1e-12, atol=1e-12)
+    again = more.leading(f.rank).tensors()
+    assert all(torch.equal(t, again[name]) for name, t in f.tensors().items())
+
+
+@pytest.mark.parametrize("format", ["tucker", "kron", "tt", "tr", "monarch", "blast", "blr"])
+def test_formats_that_take_no_such_terms_say_which_do(format: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"\(6, 4\).*LowRank, and CPFactors of a matrix"):
+        random_factors(format, (6, 4)).plus(torch.ones(6, 1), torch.ones(1, 4))
+
+
+def test_terms_that_do_not_fit_are_refused() -> None:
+    cp = random_factors("cp", (4, 5), dtype=torch.float32)
+    for f in (LowRank(torch.ones(4, 3), torch.ones(3, 5)), cp):
+        with pytest.raises(ShapeError, match="4"):
+            f.plus(torch.ones(5, 2), torch.ones(2, 4))
+        with pytest.raises(ArgumentError, match=r"left is torch\.float64"):
+            f.plus(torch.ones(4, 2).double(), torch.ones(2, 5).double())
+    with pytest.raises(UnsupportedError, match=r"CPFactors\(6, 4, 3\)"):
+        random_factors("cp", (6, 4, 3)).plus(torch.ones(6, 1), torch.ones(1, 12))
+
+
+def test_gradients_reach_both_what_was_there_and_what_came() -> None:
+    left, more = (torch.ones(4, n, requires_grad=True) for n in (2, 1))
+    f = LowRank(left, torch.ones(2, 5)).plus(more, torch.ones(1, 5))
+    f.to_dense().sum().backward()
+    assert left.grad is not None
+    assert more.grad is not None
+    assert (left.grad == 5).all()
+    assert (more.grad == 5).all()

@@ -20,6 +20,7 @@ from tensorlrf.compression.checkpoint.pretrained.marks import is_of_transformers
 from tensorlrf.compression.checkpoint.pretrained.quantization import (
     QUANTIZATION,
     Quantization,
+    check_bare,
     guard,
 )
 from tensorlrf.compression.checkpoint.pretrained.standard import (
@@ -62,6 +63,7 @@ def save(model: Any, path: Path, *, overwrite: bool) -> None:
 
 def write_files(model: Any, folder: Path) -> None:
     """Write the tensors and the configuration, to a folder that nobody sees yet."""
+    check_bare(model)
     tensors, header = pack(model)
     lasting = lasting_in(header)
     told = Quantization.of(header)

@@ -27,8 +27,9 @@ from tensorlrf.compression.checkpoint.header import (
 )
 from tensorlrf.compression.checkpoint.named_tensors import LASTING, joined, named_tensors
 from tensorlrf.compression.plan._versions import recipe_of
-from tensorlrf.errors import FileFormatError, TensorlrfError
+from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.files.strict import JsonNode
+from tensorlrf.nn import FactoredLayer
 
 METHOD = "tensorlrf"
 """The `quant_method` of transformers and of those who read its folders."""
@@ -97,7 +98,12 @@ class Quantization:
 
     @classmethod
     def of_model(cls, model: nn.Module) -> Quantization:
-        """Of a model as it is. Raises as `save` does for state that is not JSON."""
+        """Of a model as it is.
+
+        Raises as `save` does for state that is not JSON, and UnsupportedError where adapters are on
+        factored layers.
+        """
+        check_bare(model)
         held: dict[int, list[str]] = {}
         for one in named_tensors(model):
             if one.role in LASTING:
@@ -166,6 +172,17 @@ def _moved(entries: Iterable[Any], name: Rename) -> Iterable[tuple[Any, tuple[st
         places = tuple(new for old in one.places if (new := name(old)) is not None)
         if places:
             yield one, places
+
+
+def check_bare(model: nn.Module) -> None:
+    """Raise UnsupportedError where an adapter is on a factored layer, which then stands under a
+    name that the architecture does not have."""
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "base_layer", None), FactoredLayer):
+            raise UnsupportedError(
+                f"the model has an adapter on the factored layer {name!r}; merge it first "
+                "(merge_and_unload of peft), or write the adapter alone (PeftModel.save_pretrained)"
+            )
 
 
 def guard() -> Tensor:
