@@ -49,11 +49,12 @@ def why_not(layer: nn.Module, bias: bool = False) -> str:
             f"is of format {format_of(factors)!r}, which takes no terms of low rank behind its "
             "own, as 'lowrank' and 'cp' do"
         )
-    computed = [name for name in layer._names.values() if name not in layer._parameters]
-    if computed:
+    own = layer._parameters
+    unlike = [name for name in layer._names.values() if type(own.get(name)) is not nn.Parameter]
+    if unlike:
         return (
-            f"has no parameters {', '.join(computed)}: they are computed, as parametrize and prune "
-            "do, or have no elements; remove that first"
+            f"has no plain parameters {', '.join(unlike)}: they are computed, as prune does, "
+            "sharded, or without elements; undo that first"
         )
     if layer._rank is not None:
         return "runs on its leading terms, inside of a rank_scale; leave that first"

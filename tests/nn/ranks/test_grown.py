@@ -124,7 +124,7 @@ def test_what_cannot_grow_says_why_and_stays() -> None:
         (nn.Linear(IN, OUT), "is a Linear"),
         (factorize(nn.Embedding(9, 6), "svd", 2), "FactoredEmbedding"),
         (parametrised, "ParametrizedFactoredLinear"),
-        (pruned, "left: they are computed"),
+        (pruned, "no plain parameters left"),
         *((layer_on(name), "takes no terms") for name in ("tucker", "kron", "tt", "blr")),
     ]
     for layer, words in cases:
