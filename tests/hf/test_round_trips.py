@@ -126,6 +126,7 @@ def test_the_card_is_written_once(tmp_path: Path) -> None:
         text = card.read_text()
         assert "import tensorlrf.hf" in text
         assert "AutoModelForCausalLM.from_pretrained" in text
+        assert "`vllm serve FOLDER`" in text
         assert "| `model.layers.*.self_attn.q_proj` (2) | lowrank | 2 to 3 |" in text
         dense = sum(p.numel() for p in tensorlrf.densify(model).parameters())
         assert f"| {dense:,} | {sum(p.numel() for p in model.parameters()):,} (" in text

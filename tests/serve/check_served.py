@@ -9,7 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +120,67 @@ def test_a_table_that_embedding_and_head_have_in_common(folders: dict[str, Path]
 def test_a_qwen2_on_two_ranks(folders: dict[str, Path]) -> None:
     folder = folders["qwen2"]
     check(folder, served("generate", folder, "tensor_parallel_size=2"))
+
+
+@contextmanager
+def server(folder: Path, log: Path) -> Iterator[Any]:
+    """`vllm serve` of a folder, as a function that asks it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["serve", folder, "--host", "127.0.0.1", "--port", port, "--served-model-name", "small"]
+    words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", 128]
+    words += ["--max-num-seqs", 4, "--kv-cache-memory-bytes", 1 << 28]
+    own = {"PYTHONPATH": PYTHONPATH, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [str(PYTHON.with_name("vllm")), *map(str, words)],
+            stdout=said, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **own},
+        )  # fmt: skip
+
+    def ask(path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.loads(answer.read() or b"{}")
+
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-6000:]
+            try:
+                ask("/health")
+                break
+            except OSError:
+                time.sleep(1)
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.slow
+def test_smollm2_behind_a_server(tmp_path: Path) -> None:
+    """Compressed with calibration, and asked as clients of OpenAI ask."""
+    from bench.served_vllm import make  # reads the packages of requirements-examples.txt
+
+    make(tmp_path, 0.9)
+    folder = tmp_path / "small"
+    found = []
+    with server(folder, tmp_path / "log") as ask:
+        for prompt in PROMPTS:
+            body = {"model": "small", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+            more = {"logprobs": 1, "ignore_eos": True, "return_token_ids": True}
+            [choice] = ask("/v1/completions", body | more)["choices"]
+            found.append({
+                "tokens": choice["token_ids"],
+                "log_probabilities": choice["logprobs"]["token_logprobs"],
+            })  # fmt: skip
+        chat = [{"role": "user", "content": "Name three colours."}]
+        answer = ask("/v1/chat/completions", {"model": "small", "messages": chat, "max_tokens": 16})
+        assert answer["choices"][0]["message"]["content"].strip()
+    check(folder, found, 1e-3)
 
 
 @pytest.mark.slow

@@ -45,6 +45,10 @@ def card(told: Quantization, sizes: tuple[int, int], architecture: str) -> str:
     numbers, n_bytes = sizes
     dense = _dense(numbers, told)
     loader = _loader(architecture)
+    by_vllm = ["`vllm serve FOLDER` serves it where tensorlrf is installed too.", ""]
+    is_served = loader == "AutoModelForCausalLM" and all(
+        one.format == "lowrank" for one in told.layers
+    )
     lines = [
         "---",
         "library_name: transformers",
@@ -72,6 +76,7 @@ def card(told: Quantization, sizes: tuple[int, int], architecture: str) -> str:
         f'model = {loader}.from_pretrained("this folder")',
         "```",
         "",
+        *(by_vllm if is_served else []),
         "`tensorlrf.load(folder)` gives the same model. Errors are relative, root mean square; "
         "those of outputs are of one layer, on inputs held out where there were any.",
         "",
