@@ -17,6 +17,8 @@ from tensorlrf.cli._outcome import INTERRUPTED, REFUSED, ending_cleanly, guard, 
 from tensorlrf.cli._ranks import check_started
 from tensorlrf.cli._refine import refine
 from tensorlrf.cli._sensitivity import sensitivity
+from tensorlrf.cli.measure._bench import bench
+from tensorlrf.cli.measure._compare import compare
 
 app = typer.Typer(
     name="tensorlrf",
@@ -50,6 +52,8 @@ def tensorlrf(
       tensorlrf refine minilm-small/ minilm/ -o better/ --seconds 600 --text news.txt
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png
       tensorlrf sensitivity minilm/ --text news.txt -o layers.json
+      tensorlrf bench minilm-small/ --against minilm/
+      tensorlrf compare minilm/ minilm-small/ --text held_out.txt
       tensorlrf inspect minilm-small/ --verify
       tensorlrf decompose kernel.npy --method cp --rank 32 -o factors.safetensors
 
@@ -68,6 +72,8 @@ app.command()(calibrate)
 app.command()(refine)
 app.command()(frontier)
 app.command()(sensitivity)
+app.command()(bench)
+app.command()(compare)
 app.command()(inspect)
 app.command()(decompose)
 

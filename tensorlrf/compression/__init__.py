@@ -3,8 +3,18 @@
 from tensorlrf.compression._apply import apply
 from tensorlrf.compression._compress import compress, compress_
 from tensorlrf.compression._export import densify, export
+from tensorlrf.compression.benchmark._bench import bench
+from tensorlrf.compression.benchmark._benchmark import Benchmark, BenchmarkRow
+from tensorlrf.compression.benchmark._ratio import Ratio
 from tensorlrf.compression.checkpoint._file import load, save, write_checkpoint
 from tensorlrf.compression.checkpoint._inspect import FileLayer, FileReport, inspect
+from tensorlrf.compression.comparison._compare import compare
+from tensorlrf.compression.comparison._comparison import (
+    ComparedLayer,
+    Comparison,
+    LayerSide,
+    OutputsApart,
+)
 from tensorlrf.compression.folding._fold import fold_batch_norms
 from tensorlrf.compression.frontier._frontier import frontier
 from tensorlrf.compression.frontier._point import FrontierPoint
@@ -77,6 +87,8 @@ __all__ = [
     "Allotment",
     "Auto",
     "BatchNorms",
+    "Benchmark",
+    "BenchmarkRow",
     "Blast",
     "BucketTiming",
     "CalibratedLayer",
@@ -85,6 +97,8 @@ __all__ = [
     "CheckpointForecast",
     "CheckpointLayer",
     "CheckpointReport",
+    "ComparedLayer",
+    "Comparison",
     "Environment",
     "ExpertPool",
     "FileLayer",
@@ -104,11 +118,13 @@ __all__ = [
     "LayerPlan",
     "LayerReport",
     "LayerSensitivity",
+    "LayerSide",
     "LayerTuning",
     "MemoryForecast",
     "Method",
     "Moments",
     "Monarch",
+    "OutputsApart",
     "Plan",
     "ProgressiveDecomposition",
     "Quality",
@@ -116,6 +132,7 @@ __all__ = [
     "RankRow",
     "RankScale",
     "RankTable",
+    "Ratio",
     "Recipe",
     "Refinement",
     "Report",
@@ -127,7 +144,9 @@ __all__ = [
     "Tuning",
     "WholeTiming",
     "apply",
+    "bench",
     "calibrate",
+    "compare",
     "compress",
     "compress_",
     "compress_checkpoint",

@@ -95,6 +95,7 @@ def time_calls(
     seconds: float = 0.5,
     device: torch.device | str = "cpu",
     hopeless: float = math.inf,
+    rounds: int = LEAST_ROUNDS,
 ) -> Timings:
     """Time calls against each other.
 
@@ -112,6 +113,8 @@ def time_calls(
     hopeless : float
         A call that takes more than so many times the fastest, in its first two samples, is not
         sampled again.
+    rounds : int
+        Samples of each at the least, however long they take.
 
     Returns
     -------
@@ -133,6 +136,8 @@ def time_calls(
         raise ArgumentError("calls={} is empty; give one call at least")
     if not seconds > 0:
         raise ArgumentError(f"seconds={seconds!r} must be above zero")
+    if not rounds > 0:
+        raise ArgumentError(f"rounds={rounds!r} must be at least 1")
     sample = _sample_cuda if torch.device(device).type == "cuda" else _sample_host
     end = time.perf_counter() + seconds
     first, repeats = {}, {}
@@ -152,7 +157,7 @@ def time_calls(
     for k in range(MOST_ROUNDS):
         for name in alive[:: 1 if k % 2 == 0 else -1]:
             samples[name].append(sample(calls[name], repeats[name]))
-        if k + 1 >= LEAST_ROUNDS and time.perf_counter() > end:
+        if k + 1 >= rounds and time.perf_counter() > end:
             break
     return Timings({name: tuple(values) for name, values in samples.items()})
 

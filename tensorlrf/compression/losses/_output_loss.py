@@ -138,7 +138,7 @@ class OutputLoss:
         for one, other in zip(wanted, found, strict=True):
             rows = max(1, AT_ONCE // max(1, one.shape[-1]))
             pairs = zip(torch.split(one, rows), torch.split(other, rows), strict=True)
-            parts = [self._between(a.to(dtype), b.to(dtype)) for a, b in pairs]
+            parts = [self.between_rows(a.to(dtype), b.to(dtype)) for a, b in pairs]
             lost, whole = (torch.cat(part) for part in zip(*parts, strict=True))
             yield lost, whole
 
@@ -191,7 +191,7 @@ class OutputLoss:
         # The loss is the square itself, not half of it.
         return (v * values).sum(), float(rows.detach().double().square().sum()) / 2
 
-    def _between(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
+    def between_rows(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
         """(rows,) each: the loss of each row, and what their sum is to be divided by."""
         if self.kind == "kl":
             logs, others = F.log_softmax(wanted, dim=-1), F.log_softmax(got, dim=-1)

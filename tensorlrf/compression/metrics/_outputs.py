@@ -109,7 +109,7 @@ class _Answers(OutputLoss):
             )
         return [logits]
 
-    def _between(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
+    def between_rows(self, wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
         lost = (wanted != got).any(-1).to(wanted.dtype)
         return lost, torch.ones_like(lost)
 

@@ -1,0 +1,1 @@
+"""Two models in turn: how long they take, and how much memory."""

@@ -1,0 +1,1 @@
+"""Two models, files, plans or reports side by side."""
