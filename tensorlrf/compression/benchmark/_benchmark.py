@@ -130,13 +130,15 @@ class Benchmark:
         return self._table().__rich__()
 
     def _table(self) -> Table:
-        kept = range(len(HEADER))
+        kept = list(range(len(HEADER)))
         if self.against_bytes is None:
             kept = [k for k in kept if HEADER[k][0] not in AGAINST]
         if all(row.tokens is None for row in self.rows):
             kept = [k for k in kept if not HEADER[k][0].startswith("tokens/s")]
         rows = [[_cells(row)[k] for k in kept] for row in self.rows]
-        return Table(f"bench on {self.device}", [HEADER[k] for k in kept], rows, [self._lines()])
+        return Table(
+            f"bench on {self.device}", tuple(HEADER[k] for k in kept), rows, [self._lines()]
+        )
 
     def _lines(self) -> list[str]:
         told = f"parameters and buffers: {bytes_words(self.bytes)} in {', '.join(self.dtypes)}"

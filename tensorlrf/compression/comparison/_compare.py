@@ -95,7 +95,7 @@ def _difference(a: nn.Module | None, b: nn.Module | None) -> float | None:
     if one is None or other is None or one.shape != other.shape:
         return None
     sums = [0.0, 0.0, 0.0]
-    pieces = (t.flatten().split(AT_ONCE) for t in (one, other.to(one.device)))
+    pieces = (torch.split(t.flatten(), AT_ONCE) for t in (one, other.to(one.device)))
     for x, y in zip(*pieces, strict=True):
         p, q = x.double(), y.double()
         for k, t in enumerate((p - q, p, q)):
@@ -154,7 +154,7 @@ class _Totals:
         self.are_logits &= single and (told or self.classifies)
         for wanted, got in zip(*(loss.rows(out, batch) for out in (a, b)), strict=True):
             rows = max(1, AT_ONCE // max(1, wanted.shape[-1]))
-            for x, y in zip(wanted.split(rows), got.split(rows), strict=True):
+            for x, y in zip(torch.split(wanted, rows), torch.split(got, rows), strict=True):
                 self._add(x.double(), y.double())
 
     def _add(self, a: Tensor, b: Tensor) -> None:
