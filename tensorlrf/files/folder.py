@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tensorlrf.errors import FileError, FileFormatError, MissingFileError, shown
-from tensorlrf.files import _locks
+from tensorlrf.files import _locks, system
 from tensorlrf.files.arguments import PathLike, as_path
 from tensorlrf.files.replace import (
     cannot_write,
@@ -76,7 +76,7 @@ def filling(
                 _replace(target, part, names, overwrite)
         finally:
             remove(part)
-            os.close(lock)
+            system.close(lock)
     except OSError as error:
         if isinstance(error, FileError):
             raise
@@ -103,7 +103,7 @@ def put_right(path: PathLike) -> None:
     ready = as_path(path) / READY
     while True:
         try:
-            folder = os.open(ready, os.O_RDONLY | os.O_NOFOLLOW)
+            folder = _opened(ready)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -120,7 +120,7 @@ def put_right(path: PathLike) -> None:
                 raise
             raise _unfinished(ready, error) from error
         finally:
-            os.close(folder)
+            system.close(folder)
 
 
 def sweep_parts(target: Path) -> None:
@@ -164,8 +164,7 @@ class _Names(NamedTuple):
     new: list[str]
 
     def write(self, file: int) -> None:
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps({**self._asdict(), _SEAL: self._checksum()}).encode(), 0)
+        system.rewrite(file, json.dumps({**self._asdict(), _SEAL: self._checksum()}).encode())
         os.fsync(file)
 
     def _checksum(self) -> str:
@@ -175,7 +174,7 @@ class _Names(NamedTuple):
     def read(cls, file: int, ready: Path) -> _Names:
         # Whoever made the folder may have made this too: nothing outside of it may move.
         try:
-            text = os.pread(file, _LONGEST_LIST, 0).decode()
+            text = system.read(file, _LONGEST_LIST).decode()
             root = JsonNode.of_text(text, str(ready / _LIST))
             root.keys_are(cls._fields, [_SEAL])  # versions before had no checksum
             found = cls(*([at.text() for at in root[key].entries()] for key in cls._fields))
@@ -216,13 +215,16 @@ def _becomes(target: Path, new: Path) -> bool:
 def _replace(target: Path, part: Path, names: Collection[str] | None, overwrite: bool) -> None:
     """Put what is in `part / "new"` into a target that is there, in place of what that has."""
     ready = target / READY
-    lock = os.open(part / _LIST, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    lock = _opened_list(part, os.O_CREAT | os.O_EXCL)
     try:
         _locks.take(lock)
         while True:
             check_folder(target, names, overwrite)
             moves = _Names(present(target, names), sorted(os.listdir(part / "new")))
+            if lock == system.NOTHING:
+                lock = _opened_list(part)
             moves.write(lock)
+            lock = system.let_go(lock)
             sync_names(part)
             try:
                 os.rename(part, ready)
@@ -240,21 +242,39 @@ def _replace(target: Path, part: Path, names: Collection[str] | None, overwrite:
         with suppress(OSError):  # all is in its place; the next to come finds nothing to move
             _drop(ready)
     finally:
-        os.close(lock)
+        system.close(lock)
+
+
+def _opened_list(part: Path, flags: int = 0) -> int:
+    return os.open(part / _LIST, os.O_RDWR | system.NO_LINK | system.BINARY | flags, 0o666)
+
+
+def _opened(ready: Path) -> int:
+    """The folder, open, and no link to one; NOTHING on Windows. Raises OSError."""
+    if not system.WINDOWS:
+        return os.open(ready, os.O_RDONLY | system.NO_LINK)
+    if stat.S_ISDIR(os.lstat(ready).st_mode):
+        return system.NOTHING
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(ready))
 
 
 def _finished(ready: Path, folder: int) -> bool:
     """Go on where another was killed. False where that one is not dead, and is done now."""
-    lock = os.open(_LIST, os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
+    if folder == system.NOTHING:
+        lock = _opened_list(ready)
+    else:
+        lock = os.open(_LIST, os.O_RDWR | system.NO_LINK | system.BINARY, dir_fd=folder)
     try:
         _locks.take(lock, wait=True)
         if not _locks.is_at(folder, ready):
             return False
-        _move(ready, _Names.read(lock, ready))
+        moves = _Names.read(lock, ready)
+        lock = system.let_go(lock)
+        _move(ready, moves)
         _drop(ready)
         return True
     finally:
-        os.close(lock)
+        system.close(lock)
 
 
 def _move(ready: Path, moves: _Names) -> None:
@@ -292,10 +312,12 @@ def _drop(ready: Path) -> None:
     """What was put aside goes, in a way that a kill leaves as a part."""
     part, lock = new_part(ready.parent, _STEM, as_folder=True)
     try:
+        if system.WINDOWS:  # where a folder takes the place of no other
+            os.rmdir(part)
         os.rename(ready, part)
     finally:
         remove(part)
-        os.close(lock)
+        system.close(lock)
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -314,11 +336,7 @@ def _sync_tree(folder: Path) -> None:
     """Have all files of a folder on the disk, and their names."""
     for above, _, names in os.walk(folder):
         for name in names:
-            file = os.open(Path(above) / name, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
+            system.sync(Path(above) / name)
         sync_names(Path(above))
 
 

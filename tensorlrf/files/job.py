@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tensorlrf.errors import FileError
-from tensorlrf.files import _locks
+from tensorlrf.files import _locks, system
 from tensorlrf.files.folder import JOB, sweep_parts
 from tensorlrf.files.replace import remove, sweep
 
@@ -69,8 +69,8 @@ def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
     lock = _locked(folder, target, as_folder)
     try:
         _check_own(folder, LOCK)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        system.rewrite(lock, f"{os.getpid()}\n".encode())
+        lock = system.let_go(lock)
         _check_ranks(folder, target)
         if restart:
             for name in (JOURNAL, PARTS, NEW, OLD):
@@ -84,7 +84,7 @@ def held(target: Path, *, as_folder: bool, restart: bool) -> Iterator[Path]:
             if made and not any(target.iterdir()):
                 target.rmdir()
     finally:
-        os.close(lock)
+        system.close(lock)
 
 
 def clear(target: Path, *, as_folder: bool) -> None:
@@ -106,11 +106,12 @@ def _locked(folder: Path, target: Path, as_folder: bool) -> int:
         try:
             folder.mkdir(parents=as_folder, exist_ok=True)
             _check_own(folder.parent, folder.name)
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | system.NO_LINK | system.BINARY
+            lock = os.open(folder / LOCK, flags, 0o666)
         except OSError as error:
             raise FileError(f"{folder} cannot be written to: {error}") from error
         if _locks.take(lock) is False:
-            who = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "another one"
+            who = system.read(lock, 20).decode("ascii", "replace").strip() or "another one"
             os.close(lock)
             raise FileError(
                 f"a run into {target} is going on already (process {who}); wait for it, or give "
@@ -125,7 +126,7 @@ def _check_ranks(folder: Path, target: Path) -> None:
     """Raise FileError where a rank of a run that has lost its first one is still at work."""
     for path in of_ranks(folder):
         try:  # no link is followed, and no pipe waited for
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            file = os.open(path, os.O_RDONLY | system.NO_LINK | system.NO_WAIT)
         except OSError as error:
             raise FileError(f"{path} cannot be read: {error}; remove it") from error
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError, shown
-from tensorlrf.files import _locks
+from tensorlrf.files import _locks, system
 from tensorlrf.files.sealed import canonical, checksum_of
 from tensorlrf.files.strict import JsonNode
 
@@ -73,7 +73,8 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         self._last, self._check = "", check
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | system.NO_LINK | system.BINARY
+            self._file = os.open(path, flags, 0o666)
         except OSError as error:
             raise FileError(f"{path} cannot be written to: {error}") from error
         try:
@@ -107,9 +108,7 @@ class Journal:
         texts = [canonical(entry) for entry in entries]
         for text in texts:
             checksum = self._checksum(text)
-            line = memoryview(checksum.encode() + b" " + text + b"\n")
-            while line:
-                line = line[os.write(self._file, line) :]
+            system.write_all(self._file, checksum.encode() + b" " + text + b"\n")
             self._last = checksum
         os.fsync(self._file)
         return texts

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tensorlrf.errors import FileError, MissingFileError, TensorlrfWarning, warn
-from tensorlrf.files import _locks
+from tensorlrf.files import _locks, system
 from tensorlrf.files.arguments import PathLike, as_path
 
 LONGEST_NAME = 255
@@ -46,12 +46,12 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
             yield part
             if overwrite:
                 _keep_mode(target, lock)
-            os.fsync(lock)
+            _sync(part, lock)
             _rename(part, target, overwrite)
         finally:
             with suppress(OSError):
                 os.unlink(part)
-            os.close(lock)
+            system.close(lock)
     except OSError as error:
         if isinstance(error, FileError):
             raise
@@ -113,12 +113,17 @@ def cannot_write(target: PathLike, error: Exception, part: Path | None = None) -
 
 
 def new_part(folder: Path, name: str, *, as_folder: bool = False) -> tuple[Path, int]:
-    """(a new file or folder for what will be `name`, an open file of it that is locked)."""
+    """(a new file or folder for what will be `name`, an open file of it that is locked).
+
+    On Windows nothing is locked, and what is open could not be renamed: nothing stays open.
+    """
     while True:
         part = folder / f"{_stem(name)}{secrets.token_hex(4)}.part"
         # One who sweeps may see it before it is locked, and take it away.
         if as_folder:
             os.mkdir(part)
+            if system.WINDOWS:
+                return part, system.NOTHING
             try:
                 lock = os.open(part, os.O_RDONLY)
             except FileNotFoundError:
@@ -127,7 +132,9 @@ def new_part(folder: Path, name: str, *, as_folder: bool = False) -> tuple[Path,
                 os.rmdir(part)
                 raise
         else:
-            lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.BINARY, 0o666)
+            if system.WINDOWS:
+                return part, system.let_go(lock)
         if _locks.take(lock) is not False and _locks.is_at(lock, part):
             return part, lock
         os.close(lock)
@@ -153,7 +160,8 @@ def _swept(part: Path) -> bool:
     """Remove it where nobody is at work on it. False where that cannot be known, or done."""
     try:
         is_folder = stat.S_ISDIR(os.lstat(part).st_mode)
-        file = os.open(part, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW)
+        flags = (os.O_RDONLY if is_folder else os.O_RDWR) | system.NO_LINK | system.BINARY
+        file = os.open(part, flags)
     except FileNotFoundError:
         return True
     except OSError:
@@ -185,22 +193,34 @@ def _stem(name: str) -> str:
 # ---- the moment that decides -------------------------------------------------------------------
 
 
+def _sync(part: Path, lock: int) -> None:
+    if lock == system.NOTHING:
+        system.sync(part)
+    else:
+        os.fsync(lock)
+
+
 def _rename(part: Path, target: Path, overwrite: bool) -> None:
     if overwrite:
         os.replace(part, target)
         return
     try:
+        if system.WINDOWS:
+            os.rename(part, target)  # which replaces nothing there
+            return
         os.link(part, target)  # a second name, which unlike a rename replaces nothing
     except FileExistsError:
         raise exists(target) from None
     except OSError:
+        if system.WINDOWS:
+            raise
         _reserve(part, target)
 
 
 def _reserve(part: Path, target: Path) -> None:
     """Where files have one name only: of all who create an empty file, one does."""
     try:
-        empty = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        empty = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.BINARY, 0o666)
     except FileExistsError:
         raise exists(target) from None
     try:
@@ -217,7 +237,7 @@ def _keep_mode(target: Path, lock: int) -> None:
         old = os.lstat(target)
     except FileNotFoundError:
         return
-    if stat.S_ISREG(old.st_mode) and hasattr(os, "fchmod"):
+    if stat.S_ISREG(old.st_mode) and lock != system.NOTHING:
         with suppress(PermissionError):
             os.fchmod(lock, stat.S_IMODE(old.st_mode) & 0o777)
 

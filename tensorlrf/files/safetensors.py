@@ -31,6 +31,7 @@ from tensorlrf.errors import (
     UnsupportedError,
 )
 from tensorlrf.files.strict import JsonNode
+from tensorlrf.files.system import BINARY, write_all
 
 DTYPES = {
     torch.float64: "F64",
@@ -94,7 +95,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Write `plain` tensors to a file, from its beginning. Raises OSError."""
     about = {name: (DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
     text, names = head_of(path, about, metadata)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
     try:
         write_all(file, memoryview(text))
         for name in names:
@@ -130,13 +131,6 @@ def head_of(
             f"{LONGEST_HEADER:,} that safetensors may have; save parts of it"
         )
     return len(text).to_bytes(8, "little") + text, names
-
-
-def write_all(file: int, data: memoryview) -> None:
-    """All of it, to an open file. Raises OSError."""
-    done = 0
-    while done < len(data):
-        done += os.write(file, data[done:])
 
 
 def _spelled(head: Mapping[str, Any]) -> bytes:

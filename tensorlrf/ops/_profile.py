@@ -238,7 +238,7 @@ def _device_name(device: torch.device) -> str:
 def _cpu_name() -> str:
     """The model that Linux names, else what the platform calls its processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tensorlrf.errors import FileFormatError
 from tensorlrf.files.replace import remove
 from tensorlrf.files.safetensors import SafeFile, bytes_of, opened, plain, write
 from tensorlrf.files.sealed import checksum_of
+from tensorlrf.files.system import sync
 
 CHUNK = 1 << 24
 """Bytes that are copied at a time."""
@@ -27,7 +27,7 @@ def store(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     held = {name: plain(tensor) for name, tensor in tensors.items()}
     remove(path)  # a link would be followed, and a pipe waited for
     write(path, held, {})
-    _sync(path)
+    sync(path)
     return {name: checksum_of(bytes_of(tensor)) for name, tensor in held.items()}
 
 
@@ -57,11 +57,3 @@ def _checksum(file: SafeFile, name: str) -> str:
     for chunk in file.chunks(name, CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tensorlrf.files.replace import remove
-from tensorlrf.files.safetensors import TORCH_DTYPES, head_of, write_all
+from tensorlrf.files.safetensors import TORCH_DTYPES, head_of
 from tensorlrf.files.sealed import Stored
+from tensorlrf.files.system import BINARY, write_all
 
 NO_CHECKSUM = "0" * 32
 """In the place of one that is not known yet, of the same length."""
@@ -74,7 +75,7 @@ def write_pieces(
     head, order = head_of(path, about, metadata(blank))
     checksums = {}
     remove(path)  # a link would be followed, and a pipe waited for
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
     try:
         write_all(file, memoryview(head))
         for name in order:

@@ -134,6 +134,6 @@ def _own(proc: Path) -> int:
 def _text(file: Path) -> str:
     """What a file says; nothing where there is none, or it may not be read."""
     try:
-        return file.read_text()
+        return file.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
