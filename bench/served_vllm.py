@@ -38,7 +38,7 @@ NOTE = (
 )
 
 
-def make(out: Path, keep: float) -> None:
+def make(out: Path, keep: float, variant: str = "auto", batches: int = 32) -> None:
     """The two folders, with a tokenizer each."""
     import smollm2
     from common import compress
@@ -47,8 +47,8 @@ def make(out: Path, keep: float) -> None:
 
     dense, tokenizer = smollm2.load_smollm2(), smollm2.load_tokenizer()
     dense.save_pretrained(out / "dense")
-    batches = smollm2.mixed_batches(tokenizer)
-    small, report = compress(dense, keep, "auto", batches, smollm2.SKIP)
+    given = smollm2.mixed_batches(tokenizer, batches)
+    small, report = compress(dense, keep, variant, given, smollm2.SKIP)
     print(report)
     tensorlrf.save(tensorlrf.export(small, for_="vllm"), out / "small")
     for name in ("dense", "small"):
@@ -119,6 +119,8 @@ def main() -> None:
     making = words.add_parser("make")
     making.add_argument("out", type=Path)
     making.add_argument("--keep", type=float, default=0.8)
+    making.add_argument("--variant", default="auto", help="as of the examples (default auto)")
+    making.add_argument("--batches", type=int, default=32, help="of 512 tokens (default 32)")
     timing = words.add_parser("time")
     timing.add_argument("dense", type=Path)
     timing.add_argument("small", type=Path)
@@ -127,7 +129,7 @@ def main() -> None:
     timing.add_argument("--results", type=Path)
     given = parser.parse_args()
     if given.word == "make":
-        make(given.out, given.keep)
+        make(given.out, given.keep, given.variant, given.batches)
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from bench.report import Row, machine, write_results

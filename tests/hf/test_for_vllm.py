@@ -119,7 +119,11 @@ def test_what_vllm_cannot_be_given_is_named() -> None:
         new = nn.Linear(old.in_features, 16, bias=False)
         setattr(mlp, name, new)
     mlp.down_proj = nn.Linear(16, mlp.down_proj.out_features, bias=False)
+    biased: Any = llama()
+    affine = nn.Linear(48, 32, dtype=torch.float32, device="cpu")
+    biased.model.layers[0].mlp.down_proj = factorize(affine, "svd", 3)
     for model, text in (
+        (biased, r"no 'model.layers.0.mlp.down_proj.bias'.*affine=False"),
         (small, r"'model.layers.1.mlp.gate_proj.weight' is \(16, 32\) and \(48, 32\) by its"),
         (nn.Linear(3, 2), "model is a Linear; vLLM serves models of transformers"),
     ):

@@ -91,9 +91,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def check(folder: Path, found: Any, tolerance: float = TOLERANCE) -> None:
+def check(model: Any, found: Any, tolerance: float = TOLERANCE) -> None:
     """All tokens are those of the model after the same tokens, as probable."""
-    model: Any = tensorlrf.load(folder)
     same = tokens = 0
     for prompt, one in zip(PROMPTS, found, strict=True):
         given = torch.tensor([prompt + one["tokens"]], device="cpu", dtype=torch.int64)
@@ -109,17 +108,18 @@ def check(folder: Path, found: Any, tolerance: float = TOLERANCE) -> None:
 
 
 def test_a_llama_on_one_rank(folders: dict[str, Path]) -> None:
-    check(folders["llama"], served("generate", folders["llama"]))
+    folder = folders["llama"]
+    check(tensorlrf.load(folder), served("generate", folder))
 
 
 def test_a_table_that_embedding_and_head_have_in_common(folders: dict[str, Path]) -> None:
     folder = folders["llama with its table"]
-    check(folder, served("generate", folder))
+    check(tensorlrf.load(folder), served("generate", folder))
 
 
 def test_a_qwen2_on_two_ranks(folders: dict[str, Path]) -> None:
     folder = folders["qwen2"]
-    check(folder, served("generate", folder, "tensor_parallel_size=2"))
+    check(tensorlrf.load(folder), served("generate", folder, "tensor_parallel_size=2"))
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_smollm2_behind_a_server(tmp_path: Path) -> None:
     """Compressed with calibration, and asked as clients of OpenAI ask."""
     from bench.served_vllm import make  # reads the packages of requirements-examples.txt
 
-    make(tmp_path, 0.9)
+    make(tmp_path, 0.9, "independent", 6)
     folder = tmp_path / "small"
     found = []
     with server(folder, tmp_path / "log") as ask:
@@ -180,14 +180,27 @@ def test_smollm2_behind_a_server(tmp_path: Path) -> None:
         chat = [{"role": "user", "content": "Name three colours."}]
         answer = ask("/v1/chat/completions", {"model": "small", "messages": chat, "max_tokens": 16})
         assert answer["choices"][0]["message"]["content"].strip()
-    check(folder, found, 1e-3)
+    check(tensorlrf.load(folder), found, 1e-3)
 
 
 @pytest.mark.slow
 def test_a_llama_that_is_compiled(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders["llama"]
     found = served("generate", folder, "enforce_eager=false", VLLM_CACHE_ROOT=str(tmp_path))
-    check(folder, found)
+    check(tensorlrf.load(folder), found)
+
+
+def test_modules_of_one_smaller_size_without_the_plugin(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ids = torch.arange(3, 67, device="cpu", dtype=torch.int64).reshape(4, 16)
+    small, _ = tensorlrf.compress(
+        llama().eval(), method="modular", keep_params=0.6, allocation="uniform",
+        target="independent", calibration=[{"input_ids": ids + k} for k in range(16)],
+    )  # fmt: skip
+    stock: Any = tensorlrf.export(small, for_="vllm")
+    assert stock.config.intermediate_size < SIZES["intermediate_size"]
+    stock.save_pretrained(tmp_path / "m")
+    check(stock, served("generate", tmp_path / "m", VLLM_PLUGINS="none"))
 
 
 def test_the_transformers_of_the_other_environment(

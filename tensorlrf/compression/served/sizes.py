@@ -22,8 +22,8 @@ def fit_configuration(model: Any) -> None:
 
     Whoever builds the model from its configuration alone, as vLLM does, gets these then.
 
-    Raises UnsupportedError for a model that is none of transformers, or has layers of sizes that no
-    one number gives them.
+    Raises UnsupportedError for a model that is none of transformers, has tensors that its
+    architecture does not have, or layers of sizes that no one number gives them.
     """
     if not is_of_transformers(model) or not hasattr(model, "config"):
         raise UnsupportedError(
@@ -32,7 +32,13 @@ def fit_configuration(model: Any) -> None:
         )
     own = _shapes(model)
     told = _built(model, model.config)
-    wrong = [name for name, shape in own.items() if name in told and told[name] != shape]
+    more = next((name for name in own if name not in told), None)
+    if more is not None:
+        raise UnsupportedError(
+            f"model: its architecture has no {more!r}, and vLLM no place for it; where that is a "
+            "bias, compress with affine=False"
+        )
+    wrong = [name for name, shape in own.items() if told[name] != shape]
     if not wrong:
         return
     first = wrong[0]
@@ -50,7 +56,7 @@ def fit_configuration(model: Any) -> None:
             config = copy.deepcopy(model.config)
             setattr(config, key, now)
             built = _built(model, config)
-            if all(built.get(name, shape) == shape for name, shape in own.items()):
+            if all(built.get(name) == shape for name, shape in own.items()):
                 model.config = config
                 return
     raise UnsupportedError(
@@ -77,6 +83,8 @@ def _shapes(model: nn.Module) -> Shapes:
             shape = tuple(module.factors.shape)
             turned = isinstance(module, FactoredHFConv1D)
             found[joined(place, "weight")] = shape[::-1] if turned else shape
+            if module.bias is not None:
+                found[joined(place, "bias")] = tuple(module.bias.shape)
             continue
         for name, parameter in module.named_parameters(recurse=False):
             found[joined(place, name)] = tuple(parameter.shape)
