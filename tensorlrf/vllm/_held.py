@@ -138,7 +138,7 @@ class Held:
         )
         self._first = product(stacked, shift)
         for name in ("left", "right", "weight"):
-            self._parameters[name].data = self._data(name).new_empty(0)
+            self._parameters[name].data = self._data(name)[:0].clone()
 
     # ---- running ----------------------------------------------------------------------------
 

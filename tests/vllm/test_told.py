@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from tensorlrf.files.safetensors import write
 from tensorlrf.nn import factorize
 from tensorlrf.vllm._folder import check_folder
 from tensorlrf.vllm._told import check_bias, parts_of, served, table_of
+from tests.processes import ROOT
 
 
 class Block(nn.Module):
@@ -163,3 +167,11 @@ def test_a_bias_that_vllm_would_leave_out() -> None:
     refused(UnsupportedError, "'q_proj' has a bias", check_bias, one, False)
     check_bias(one, True)
     check_bias(None, False)
+
+
+def test_vllm_finds_it_by_its_entry_point() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"]["vllm.general_plugins"]
+    module, _, name = points["tensorlrf"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert "vllm" not in sys.modules
