@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from tensorlrf.cli._huggingface import quiet
@@ -16,10 +17,12 @@ from tensorlrf.cli.measure._models import (
     read_any,
     read_both,
     read_inputs,
+    to_device,
 )
 from tensorlrf.compression import bench as bench_model
 from tensorlrf.compression.metrics.windows import TOKENS
 from tensorlrf.errors import ArgumentError
+from tensorlrf.files.arguments import as_device
 
 BATCHES = (1, 8)
 
@@ -51,6 +54,9 @@ def bench(
         int, typer.Option("--new-tokens", help="To decode where a model can; 0 for none.")
     ] = 32,
     seconds: Annotated[float, typer.Option("--seconds", help="Of each row, about.")] = 5.0,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="WORD", help="Where, such as cuda [cpu].")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     log: Log = None,
@@ -69,17 +75,8 @@ def bench(
     """
     with guard(debug, None, log, "bench", threads):
         check_runs(folder)
-        if data is not None and (tokens is not None or batch_size):
-            drawn = "--tokens" if tokens is not None else "--batch-size"
-            raise ArgumentError(
-                f"{drawn} is of drawn inputs, and --data has its own; leave out one"
-            )
-        for option, value, least in (
-            *(("--batch-size", one, 1) for one in batch_size or ()),
-            ("--tokens", TOKENS if tokens is None else tokens, 1),
-        ):
-            if value < least:
-                raise ArgumentError(f"{option} {value} must be at least {least}")
+        _check(data, tokens, batch_size)
+        place = torch.device("cpu") if device is None else as_device(device)
         inputs = None if data is None else read_inputs(data)
         other = None
         if against is None:
@@ -87,16 +84,26 @@ def bench(
         else:
             check_runs(against)
             model, other = read_both(folder, against)
-        examples: list[dict[str, Any]] = (
-            [
-                drawn_inputs(model, rows, TOKENS if tokens is None else tokens, seed)
-                for rows in batch_size or BATCHES
-            ]
-            if inputs is None
-            else [inputs]
-        )
+        sizes = batch_size or BATCHES
+        examples: list[dict[str, Any]] = [inputs] if inputs is not None else []
+        examples = examples or [drawn_inputs(model, rows, tokens, seed) for rows in sizes]
+        examples = [to_device(example, place) for example in examples]
+        for one in filter(None, (model, other)):
+            one.to(place)
         with quiet():
             found = bench_model(
                 model, examples, against=other, new_tokens=new_tokens, seconds=seconds
             )
         show(found, as_json)
+
+
+def _check(data: Path | None, tokens: int | None, batch_size: list[int] | None) -> None:
+    """Raise ArgumentError for sizes that cannot be, and for those of inputs that are not drawn."""
+    given = [("--tokens", tokens), *(("--batch-size", one) for one in batch_size or ())]
+    for option, value in given:
+        if value is not None and data is not None:
+            raise ArgumentError(
+                f"{option} is of drawn inputs, and --data has its own; leave out one"
+            )
+        if value is not None and value < 1:
+            raise ArgumentError(f"{option} {value} must be at least 1")

@@ -13,6 +13,7 @@ from tensorlrf.cli._huggingface import quiet, read_model
 from tensorlrf.compression import load
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.pretrained.standard import told_in
+from tensorlrf.compression.metrics.windows import TOKENS
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 from tensorlrf.files.safetensors import opened
 
@@ -68,8 +69,14 @@ def read_inputs(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def drawn_inputs(model: Any, batch: int, tokens: int, seed: int) -> dict[str, Any]:
-    """Inputs of the kind that the model takes first, tokens or pixels, drawn by the seed.
+def to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The tensors among them there."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def drawn_inputs(model: Any, batch: int, tokens: int | None, seed: int) -> dict[str, Any]:
+    """Inputs of the kind that the model takes first, tokens or pixels, drawn by the seed; with None
+    for `tokens` as many as usual, or as it has positions for.
 
     Raises ArgumentError where that is another kind.
     """
@@ -77,9 +84,11 @@ def drawn_inputs(model: Any, batch: int, tokens: int, seed: int) -> dict[str, An
     first, config = getattr(model, "main_input_name", ""), model.config
     if first == "input_ids":
         limit = getattr(config, "max_position_embeddings", None)
-        if isinstance(limit, int) and 0 < limit < tokens:
+        most = limit if isinstance(limit, int) and limit > 0 else None
+        if most is not None and tokens is not None and most < tokens:
             raise ArgumentError(f"--tokens {tokens} is above the {limit} positions of the model")
-        shape = batch, tokens
+        usual = TOKENS if most is None else min(TOKENS, most)
+        shape = batch, usual if tokens is None else tokens
         ids = torch.randint(0, config.vocab_size, shape, generator=draws, device="cpu")
         more = {"decoder_input_ids": ids[:, :8]} if config.is_encoder_decoder else {}
         return {first: ids, **more}

@@ -174,7 +174,7 @@ def _cells(row: BenchmarkRow) -> list[str]:
         "" if row.ratio is None else str(row.ratio.pairs),
         "" if row.ratio is None else str(row.ratio),
         *(
-            "" if rate is None else f"{rate:,.4g}"
+            "" if rate is None else f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
             for rate in (row.tokens_per_second, row.against_tokens_per_second)
         ),
         *("" if peak is None else bytes_words(peak) for peak in (row.peak, row.against_peak)),
