@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 from torch import nn
 
+from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.compression.checkpoint.folder import INDEX, TENSORS, WEIGHTS
+from tensorlrf.compression.checkpoint.header import KEY
 from tensorlrf.compression.checkpoint.pretrained.quantization import Quantization, guard
 from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
 from tensorlrf.files.safetensors import write
@@ -128,11 +131,31 @@ def test_folders_that_are_not_whole(folder: Path) -> None:
     refused(
         FileFormatError, "'model-2.safetensors', which is missing", check_folder, folder, layers
     )
-    del names["v_proj.weight"]
+    write(folder / "model-2.safetensors", {}, {})
+    names["norm.weight"] = names["norm.bias"] = "model-2.safetensors"
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+    refused(FileFormatError, "'norm.bias' and 1 more are missing", check_folder, folder, layers)
+    for name in ("v_proj.weight", "norm.weight", "norm.bias"):
+        del names[name]
     write(folder / "model-1.safetensors", {"v_proj.weight": guard()}, {})
     (folder / INDEX).write_text(json.dumps({"weight_map": names}))
     refused(FileFormatError, "embed.left' of a factored layer is missing",
             check_folder, folder, layers)  # fmt: skip
+
+
+def test_a_tensor_that_our_header_tells_of(tmp_path: Path) -> None:
+    """`tensorlrf.save` lists all of them, dense ones too."""
+    tensors = {"v_proj.weight": torch.ones(2, dtype=torch.float32, device="cpu")}
+    model = nn.Module()
+    model.register_parameter("w", nn.Parameter(tensors["v_proj.weight"]))
+    packed, header = pack(model)
+    assert set(packed) == {"w"}
+    header = dataclasses.replace(header, shards={"w": WEIGHTS})
+    write(tmp_path / TENSORS, {}, {KEY: header.to_text()})
+    write(tmp_path / WEIGHTS, packed, {})
+    assert check_folder(tmp_path, {}) == frozenset()
+    write(tmp_path / WEIGHTS, tensors, {})
+    refused(FileFormatError, "the tensor 'w' is missing", check_folder, tmp_path, {})
 
 
 def test_parts_by_the_names_of_vllm() -> None:
