@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.pretrained.card import write_card
 from tensorlrf.compression.checkpoint.pretrained.marks import unmark
 from tensorlrf.compression.checkpoint.pretrained.quantization import METHOD
+from tensorlrf.errors import TensorlrfWarning
 from tensorlrf.hf._config import TensorlrfConfig
 from tensorlrf.hf._quantizer import TensorlrfQuantizer, attach
 from tensorlrf.nn import FactoredLayer
@@ -36,8 +38,19 @@ def register() -> None:
         cls: Any = PreTrainedModel
         cls.save_pretrained = _saving(cls.save_pretrained)
     if find_spec("peft") is not None:
-        from tensorlrf.hf import _adapters
+        _register_adapters()
 
+
+def _register_adapters() -> None:
+    try:
+        from tensorlrf.hf import _adapters
+    except ImportError as error:  # of a peft that is older, or lacks what it needs
+        warnings.warn(
+            f"adapters on factored layers need peft 0.21 or newer, and all that it needs: {error}",
+            TensorlrfWarning,
+            stacklevel=4,
+        )
+    else:
         _adapters.register()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import tensorlrf
 import tensorlrf.hf
 from tensorlrf.compression.checkpoint.folder import TENSORS
 from tensorlrf.compression.checkpoint.pretrained.card import CARD
-from tensorlrf.errors import FileFormatError, TensorlrfError, UnsupportedError
+from tensorlrf.errors import FileFormatError, TensorlrfError, TensorlrfWarning, UnsupportedError
+from tensorlrf.hf import _register
 from tests.hf.models import llama, on_factors, output
 from tests.processes import python
 
@@ -164,3 +166,10 @@ def test_transformers_without_the_import(folder: Path, tmp_path: Path) -> None:
     run = python("-c", PLAIN, folder, tmp_path / "again")
     assert run.stdout.strip() == "refused", run.stderr
     assert (tmp_path / "again" / CARD).exists()
+
+
+def test_a_peft_that_cannot_be_imported_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_register, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.warns(TensorlrfWarning, match=r"adapters.* need peft 0\.21 or newer"):
+        _register.register()

@@ -198,3 +198,25 @@ def test_numbers_that_are_none_are_seen() -> None:
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
     with pytest.raises(ArgumentError, match="NaN"):
         model.merge_adapter(safe_merge=True)
+
+
+def test_layers_on_disk(tmp_path: Path) -> None:
+    base = on_factors(llama())
+    base.save_pretrained(tmp_path / "m")
+    adapted(base).save_pretrained(tmp_path / "a")
+    beside = output(base)
+    whole = ("model.embed_tokens", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    places = {**dict.fromkeys(whole, "cpu"), "model.layers.0": "disk"}
+    away = hf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", device_map=places, offload_folder=tmp_path / "off"
+    )
+    inside = {f"base_model.model.{name}": place for name, place in places.items()}
+    model = PeftModel.from_pretrained(
+        away, tmp_path / "a", device_map=inside, offload_dir=tmp_path / "off too"
+    ).eval()
+    assert base_of(model).model.layers[0].self_attn.q_proj.base_layer.left.is_meta
+    assert torch.equal(output(base_of(model)), beside)
+    model.merge_adapter()
+    assert near(output(base_of(model)), beside)
+    model.unmerge_adapter()
+    assert torch.equal(output(base_of(model)), beside)

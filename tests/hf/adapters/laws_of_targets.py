@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from peft.tuners.lora import Linear, LoraModel
+from torch import nn
 
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn import FactoredLinear, factorize
-from tests.hf.adapters.samples import ATTENTION, held, same
+from tests.hf.adapters.samples import ATTENTION, adapted, held, near, same
 from tests.hf.models import MODELS, SIZES, llama, on_factors, with_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages that are not ours
@@ -92,3 +94,14 @@ def test_peft_alone_refuses_a_layer_and_merges_into_none() -> None:
             merge(base.model.layers[0].self_attn.q_proj)
     after = {n.replace(".base_layer", ""): t for n, t in held(base).items()}
     assert same({n: after[n] for n in before}, before)
+
+
+def test_models_of_torch_alone() -> None:
+    model = nn.Sequential(factorize(nn.Linear(6, 5), "svd", 2), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(4, 6)
+    put = adapted(model, "all-linear")
+    assert set(put.base_model.targeted_module_names) == {"0", "2"}
+    beside = put(x)
+    merged = put.merge_and_unload()
+    assert near(merged(x), beside)
+    assert merged[0].factors.rank == 2 + 3
