@@ -305,7 +305,8 @@ class Frontier(Paged):
     def _told(self) -> list[str]:
         lines = self.judged.lines()
         if self.judged.metric is not None:
-            lines.insert(0, f"metric: {self.judged.metric}")
+            more = "" if self.judged.larger_is_better else "; its drop is by how much it rises"
+            lines.insert(0, f"metric: {self.judged.metric}{more}")
         if self.noise:
             lines.append(
                 f"evaluate is not deterministic: of one model it differs by up to {self.noise:.2g}"

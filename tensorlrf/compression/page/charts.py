@@ -23,7 +23,7 @@ class Point:
     """A mark.
 
     x, y   its place
-    low    how far down it may be, where that is known
+    low    how far down, or up, it may be, where that is known
     label  beside it; empty for none
     told   where one points at it
     """

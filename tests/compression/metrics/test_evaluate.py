@@ -114,7 +114,7 @@ def test_a_frontier_knows_the_direction(tmp_path: Path) -> None:
     for point in found.factored:
         assert point.quality is not None
         assert point.drop == pytest.approx(point.quality - fluent(model))
-    assert "metric: perplexity" in str(found)
+    assert "metric: perplexity; its drop is by how much it rises" in str(found)
     assert tensorlrf.Frontier.from_json(found.to_json()) == found
     older = json.loads(found.to_json())
     del older["judged"]
