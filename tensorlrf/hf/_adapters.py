@@ -234,7 +234,7 @@ def _check_layers(wanted: Mapping[str, FactoredLayer], model: nn.Module | None) 
         if type(parent).__module__.startswith("tensorlrf."):
             raise UnsupportedError(
                 f"target_modules matches {name!r}, whose factors its {type(parent).__name__} reads "
-                "itself, past an adapter; leave it out"
+                "itself, past an adapter; leave it out (exclude_modules=)"
             )
 
 

@@ -64,10 +64,13 @@ def gpt2() -> Any:
     return hf.GPT2LMHeadModel(made)
 
 
-def test_biases_and_modules_that_are_saved_beside_the_adapter_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_and_modules_that_are_saved_beside_the_adapter_come_back(
+    bias: str, tmp_path: Path
+) -> None:
     base = MODELS["bert"]()
     fresh = copy.deepcopy(base)
-    more: dict[str, Any] = {"bias": "lora_only", "modules_to_save": ["decoder"]}
+    more: dict[str, Any] = {"bias": bias, "modules_to_save": ["decoder"]}
     model = adapted(base, ["query"], rank_pattern={"layer.1.*query": 2}, **more)
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):

@@ -9,11 +9,12 @@ import torch
 import transformers as hf
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from peft.tuners.lora import Linear, LoraModel
-from torch import nn
+from torch import Tensor, nn
 
+import tensorlrf
 from tensorlrf.errors import UnsupportedError
 from tensorlrf.nn import FactoredLinear, factorize
-from tests.hf.adapters.samples import ATTENTION, adapted, held, near, same
+from tests.hf.adapters.samples import ATTENTION, adapted, factored, held, near, same
 from tests.hf.models import MODELS, SIZES, llama, on_factors, with_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages that are not ours
@@ -105,3 +106,24 @@ def test_models_of_torch_alone() -> None:
     merged = put.merge_and_unload()
     assert near(merged(x), beside)
     assert merged[0].factors.rank == 2 + 3
+
+
+def test_layers_whose_factors_their_parent_reads_are_refused() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.out = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(self.attention(x, x, x)[0])
+            return y
+
+    small, _ = tensorlrf.compress(Model(), keep_params=0.7, progress=False)
+    inside = [n for n, _ in factored(small) if n.startswith("attention.")]
+    assert inside
+    with pytest.raises(UnsupportedError, match=r"'attention\..*reads itself.*exclude_modules="):
+        get_peft_model(small, LoraConfig(target_modules="all-linear"))
+    asked = LoraConfig(target_modules="all-linear", exclude_modules=inside)
+    put = get_peft_model(small, asked)
+    assert put.base_model.targeted_module_names == ["out"]
