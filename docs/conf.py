@@ -15,7 +15,8 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels")]
 
-import reference_pages  # noqa: E402  (beside this file, where Sphinx does not look)
+import notebook_pages  # noqa: E402  (beside this file, where Sphinx does not look)
+import reference_pages  # noqa: E402
 import result_pages  # noqa: E402
 
 import tensorlrf  # noqa: E402
@@ -80,6 +81,7 @@ def _on_the_site(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Result files become pages, and links to them lead there."""
+    """Result files and notebooks become pages, and links to them lead there."""
+    notebook_pages.write(HERE.parent / "notebooks", HERE / "notebooks")
     result_pages.write(HERE.parent / "bench" / "results", HERE / "results")
     app.connect("source-read", _on_the_site)
