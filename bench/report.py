@@ -19,7 +19,7 @@ from tensorlrf_kernels._tables import triton_version
 
 @dataclass(frozen=True)
 class Row:
-    """One measured variant of one case; times in seconds."""
+    """One measured variant of one case; times in seconds, 0 where none was taken."""
 
     case: str
     variant: str
@@ -98,9 +98,10 @@ def table(stem: str, rows: Sequence[Row], about: dict[str, Any], note: str = "")
         "| " + " | ".join("---" for _ in head) + " |",
     ]
     for row in rows:
-        base = _base([other for other in rows if other.case == row.case])
-        ratio = base.median_s / row.median_s if row.median_s else math.nan
-        cells = [row.case, row.variant, _seconds(row.median_s), f"{ratio:.2f}"]
+        cells = [row.case, row.variant, "", ""]
+        if row.median_s:
+            base = _base([other for other in rows if other.case == row.case])
+            cells[2:] = [_seconds(row.median_s), f"{base.median_s / row.median_s:.2f}"]
         cells += [_cell(row.info.get(key)) for key in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
