@@ -52,7 +52,7 @@ test-kernels: $(READY)
 test-compiled: $(READY)
 	$(ALONE) -m "aot and not slow" tests/kernels
 
-test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf $(VENV)/quant
+test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf $(VENV)/diffusers $(VENV)/quant
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 
@@ -99,6 +99,12 @@ $(VENV)/timm: $(READY) requirements-timm.txt
 $(VENV)/hf: $(READY) requirements-hf.txt
 	rm -rf $@
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-hf.txt
+	touch $@
+
+# diffusers, with accelerate, for the same reason.
+$(VENV)/diffusers: $(READY) requirements-diffusers.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-diffusers.txt
 	touch $@
 
 # torchao, for the same reason.

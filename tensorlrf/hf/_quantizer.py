@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from transformers.quantizers.base import HfQuantizer
 
-from tensorlrf.compression.checkpoint.folder import TENSORS
+from tensorlrf.compression.checkpoint.pretrained.held import (
+    Held,
+    of_no_layer,
+    of_other_size,
+    tensors_of,
+)
 from tensorlrf.compression.checkpoint.pretrained.held import missing as lacking
-from tensorlrf.compression.checkpoint.pretrained.held import of_no_layer, of_other_size
 from tensorlrf.compression.checkpoint.pretrained.marks import is_marked
 from tensorlrf.compression.checkpoint.pretrained.quantization import Quantization, guard
 from tensorlrf.compression.checkpoint.pretrained.structure import (
@@ -24,7 +27,6 @@ from tensorlrf.compression.checkpoint.pretrained.structure import (
 )
 from tensorlrf.compression.checkpoint.renamed import found_in
 from tensorlrf.errors import FileFormatError, UnsupportedError
-from tensorlrf.files.safetensors import opened
 from tensorlrf.hf._config import TensorlrfConfig
 from tensorlrf.hf._ties import declare
 
@@ -57,7 +59,7 @@ class TensorlrfQuantizer(HfQuantizer):
     ) -> Any:
         files = [os.fspath(one) for one in checkpoint_files or ()]
         where = os.path.dirname(files[0]) if files else _MODEL
-        there = _tensors_of(files)
+        there = tensors_of(files)
         self._told = seen_from(model, self._told, str(model.base_model_prefix or ""))
         give_structure(model, self._told, set(there), where)
         declare(model, self._told)
@@ -142,32 +144,6 @@ def attach(model: Any) -> None:
     model.hf_quantizer = TensorlrfQuantizer(TensorlrfConfig(told.to_json()), pre_quantized=True)
 
 
-class _Held(NamedTuple):
-    """A tensor that lies in a file, perhaps in that of ours."""
-
-    shape: tuple[int, ...]
-    of_ours: bool
-
-
-def _tensors_of(files: Sequence[str]) -> dict[str, _Held]:
-    """What lies in the files, by their headers. Raises FileError, FileFormatError."""
-    found: dict[str, _Held] = {}
-    for path in files:
-        if not path.endswith(".safetensors"):
-            raise UnsupportedError(
-                f"path={path!r} is no file of safetensors, as those of factored layers are"
-            )
-        if not os.path.isfile(path):
-            raise FileFormatError(
-                f"path={os.path.dirname(path)!r}: the shard {os.path.basename(path)!r} is missing; "
-                "get the folder anew"
-            )
-        with opened(Path(path)) as file:
-            ours = Path(path).name == TENSORS
-            found |= {name: _Held(info.shape, ours) for name, info in file.tensors.items()}
-    return found
-
-
 def _leave_ours(model: Any, names: Iterable[str]) -> None:
     """Have transformers pass over the tensors that stand where dense weights did, and those that
     `tensorlrf.load` alone reads."""
@@ -177,7 +153,7 @@ def _leave_ours(model: Any, names: Iterable[str]) -> None:
     model._keys_to_ignore_on_load_unexpected = {*known, *patterns}
 
 
-def _check(model: Any, told: Quantization, there: Mapping[str, _Held], where: str) -> None:
+def _check(model: Any, told: Quantization, there: Mapping[str, Held], where: str) -> None:
     """Raise FileFormatError where tensors are missing for which transformers would draw numbers, or
     where those of a factored layer are of other sizes than its ranks say."""
     by_name = found_in(model, there)

@@ -1,4 +1,4 @@
-"""A folder with a model of transformers: its configuration beside the file of its tensors."""
+"""A folder with a model of transformers or diffusers: its configuration beside its tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tensorlrf.compression.checkpoint._rebuild import unpack
 from tensorlrf.compression.checkpoint._store import pack
 from tensorlrf.compression.checkpoint.header import KEY, Header
 from tensorlrf.compression.checkpoint.pretrained.card import CARD, is_own, write_card
-from tensorlrf.compression.checkpoint.pretrained.marks import is_of_transformers
+from tensorlrf.compression.checkpoint.pretrained.marks import DIFFUSERS, library_of
+from tensorlrf.compression.checkpoint.pretrained.of_diffusers import weights_of, write_config
 from tensorlrf.compression.checkpoint.pretrained.quantization import (
     QUANTIZATION,
     Quantization,
@@ -31,23 +32,29 @@ from tensorlrf.compression.checkpoint.pretrained.standard import (
     told_in,
 )
 from tensorlrf.compression.checkpoint.renamed import names_out
-from tensorlrf.compression.checkpoint.source import CONFIG, GENERATION
+from tensorlrf.compression.checkpoint.source import (
+    CONFIG,
+    DIFFUSERS_WEIGHTS,
+    GENERATION,
+    PLAIN_WEIGHTS,
+)
+from tensorlrf.compression.checkpoint.source import TENSORS as TENSORS
 from tensorlrf.errors import FileError, FileFormatError
 from tensorlrf.files.folder import READY, filling, put_right
 from tensorlrf.files.safetensors import write
 
-TENSORS = "tensorlrf.safetensors"
-"""Our header, with a checksum of every tensor, and what no state dict has."""
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = PLAIN_WEIGHTS
 """What a state dict has, for transformers and all that reads its folders."""
 
-FILES = (TENSORS, CONFIG, GENERATION, WEIGHTS, INDEX)
+FILES = (TENSORS, CONFIG, GENERATION, *PLAIN_WEIGHTS, *DIFFUSERS_WEIGHTS)
+"""What is ours to write in a folder: beside our own the configurations and what a state dict has,
+for all that reads such folders."""
 
 
 def is_for(model: nn.Module, path: Path) -> bool:
-    """Whether the model is one of transformers and the path a folder, or to become one."""
-    if not is_of_transformers(model):
+    """Whether the model is one of transformers or diffusers and the path a folder, or to become
+    one."""
+    if not library_of(model):
         return False
     return hasattr(model, "config") and (os.path.isdir(path) or not path.suffix)
 
@@ -71,14 +78,18 @@ def write_files(model: Any, folder: Path) -> None:
     held = {names[name]: tensor for name, tensor in tensors.items() if name in lasting}
     own = {name: tensor for name, tensor in tensors.items() if name not in lasting}
     guards = {names[name]: guard() for name in told.guards}
+    weights = weights_of(model)
     header = replace(
         header,
         tensors={names.get(name, name): stored for name, stored in header.tensors.items()},
         slots=tuple(replace(one, tensor=names.get(one.tensor, one.tensor)) for one in header.slots),
-        shards={**dict.fromkeys(held, WEIGHTS), **dict.fromkeys(own, TENSORS)},
+        shards={**dict.fromkeys(held, weights), **dict.fromkeys(own, TENSORS)},
     )
-    write(folder / WEIGHTS, {**held, **guards}, {"format": "pt"})
+    write(folder / weights, {**held, **guards}, {"format": "pt"})
     write(folder / TENSORS, own, {KEY: header.to_text()})
+    if library_of(model) == DIFFUSERS:
+        write_config(model, told, folder)
+        return
     (folder / CONFIG).write_text(_config(model, told), encoding="utf-8")
     generation = getattr(model, "generation_config", None)
     if generation is not None:

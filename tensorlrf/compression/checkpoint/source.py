@@ -33,6 +33,19 @@ from tensorlrf.files.shards import PLAIN
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
+TENSORS = "tensorlrf.safetensors"
+"""Our header, with a checksum of every tensor, and what no state dict has."""
+
+PLAIN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+DIFFUSERS_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
+"""The tensors of a folder, of transformers and of diffusers: one file, or the index of shards."""
+
+CLASS = "_class_name"
+"""Of a configuration of diffusers: which of its classes it is of."""
+
 LONGEST_CONFIG = 1 << 24
 """Bytes."""
 
@@ -125,6 +138,28 @@ def class_of(folder: Path, config: dict[str, Any]) -> Any:
     return cls
 
 
+def class_of_diffusers(folder: Path, config: dict[str, Any]) -> Any:
+    """The class of diffusers that a configuration names.
+
+    Raises MissingExtraError, or UnsupportedError where there is none such.
+    """
+    try:
+        import diffusers
+    except ImportError:
+        raise MissingExtraError(
+            f"{str(folder)!r} is a folder of diffusers, and needs that package: pip install "
+            "'tensorlrf[diffusers]'"
+        ) from None
+    name = config[CLASS]
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.ModelMixin):
+        raise UnsupportedError(
+            f"{folder}: the class {shown(name)} is no model of diffusers {diffusers.__version__}; "
+            "in Python, build the model yourself: it is what tensorlrf.load(path, model) takes"
+        )
+    return cls
+
+
 def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Module:
     """The architecture of config.json on the meta device, if it is one of so many tensors.
 
@@ -135,7 +170,8 @@ def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Mo
     and `class_of` do, and FileFormatError where transformers cannot build it.
     """
     config = config_of(folder)
-    cls = class_of(folder, config)
+    of_diffusers = CLASS in config
+    cls = (class_of_diffusers if of_diffusers else class_of)(folder, config)
     most = max(MOST_LAYERS, tensors)
     for key, value in _entries(config):
         counts = "layer" in key or "depth" in key
@@ -145,14 +181,19 @@ def blank(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> nn.Mo
     try:
         # What is drawn for weights on meta is not to move the generator of the caller.
         with OwnDraws(), where, _parameters_on_meta(), _Bounded(CALLS * tensors + MORE_CALLS):
-            made = cls.config_class.from_pretrained(os.fspath(folder), **SAFE)
-            vars(made).pop("quantization_config", None)
-            model: nn.Module = cls(made)
+            if of_diffusers:
+                own = {key: value for key, value in config.items() if key != "quantization_config"}
+                model: nn.Module = cls.from_config(own)
+            else:
+                made = cls.config_class.from_pretrained(os.fspath(folder), **SAFE)
+                vars(made).pop("quantization_config", None)
+                model = cls(made)
     except _TooMany:
         raise _too_large(folder, "sizes", tensors) from None
     except Exception as error:  # of many kinds, for whatever is wrong with a configuration
         raise FileFormatError(
-            f"{folder}: transformers cannot build the {cls.__name__} of {CONFIG}: "
+            f"{folder}: {cls.__module__.partition('.')[0]} cannot build the {cls.__name__} of "
+            f"{CONFIG}: "
             f"{error or type(error).__name__}"
         ) from error
     return model
@@ -262,7 +303,8 @@ def weights_of(folder: Path) -> list[Path]:
     Raises FileFormatError where there are none, or the index of shards names others than files of
     the folder.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    own = CLASS in config_of(folder) if (folder / CONFIG).is_file() else False
+    whole, index = (folder / name for name in (DIFFUSERS_WEIGHTS if own else PLAIN_WEIGHTS))
     if whole.is_file():
         return [whole]
     if not index.is_file():

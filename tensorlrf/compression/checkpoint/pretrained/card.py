@@ -1,4 +1,4 @@
-"""The README.md of a folder with a compressed model of transformers: what it is, how to load it."""
+"""The README.md of a folder with a compressed model: what it is, how to load it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tensorlrf.compression._words import bytes_words, error_words, rank_words
 from tensorlrf.compression.checkpoint._layers import blank_factors, numbers_in
 from tensorlrf.compression.checkpoint.header import LayerEntry
 from tensorlrf.compression.checkpoint.named_tensors import LASTING, joined, named_tensors
+from tensorlrf.compression.checkpoint.pretrained.marks import MODULES, TRANSFORMERS, library_of
 from tensorlrf.compression.checkpoint.pretrained.quantization import Quantization
 
 CARD = "README.md"
@@ -24,7 +25,8 @@ _OURS = "<!-- written by tensorlrf with the model; a text of your own in its pla
 def write_card(folder: Path, model: nn.Module) -> None:
     """Write the card of a model, unless there is one that somebody else wrote."""
     if is_own(folder):
-        text = card(Quantization.of_model(model), _sizes(model), type(model).__name__)
+        told, name = Quantization.of_model(model), type(model).__name__
+        text = card(told, _sizes(model), name, library_of(model) or TRANSFORMERS)
         (folder / CARD).write_text(text, encoding="utf-8")
 
 
@@ -37,21 +39,26 @@ def is_own(folder: Path) -> bool:
         return False
 
 
-def card(told: Quantization, sizes: tuple[int, int], architecture: str) -> str:
+def card(
+    told: Quantization, sizes: tuple[int, int], architecture: str, library: str = TRANSFORMERS
+) -> str:
     """The text.
 
-    sizes  numbers and bytes of the model's parameters and persistent buffers
+    sizes    numbers and bytes of the model's parameters and persistent buffers
+    library  that has the architecture
     """
     numbers, n_bytes = sizes
     dense = _dense(numbers, told)
-    loader = _loader(architecture)
+    loader = _loader(architecture) if library == TRANSFORMERS else architecture
+    module = MODULES[library]
+    extra = module.rpartition(".")[2]
     by_vllm = ["`vllm serve FOLDER` serves it where tensorlrf is installed too.", ""]
     is_served = loader == "AutoModelForCausalLM" and all(
         one.format == "lowrank" for one in told.layers
     )
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {library}",
         "tags:",
         "- tensorlrf",
         "- low-rank",
@@ -70,8 +77,8 @@ def card(told: Quantization, sizes: tuple[int, int], architecture: str) -> str:
         f"| layers on factors | 0 | {len(told.layers):,} |",
         "",
         "```python",
-        "import tensorlrf.hf  # pip install 'tensorlrf[hf]'; without it transformers refuses",
-        f"from transformers import {loader}",
+        f"import {module}  # pip install 'tensorlrf[{extra}]'; without it {library} refuses",
+        f"from {library} import {loader}",
         "",
         f'model = {loader}.from_pretrained("this folder")',
         "```",
