@@ -80,9 +80,26 @@ def qwen2() -> Any:
     return on_factors(model, every=3)
 
 
+def gpt2() -> Any:
+    """Queries, keys and values in one layer, a Conv1D."""
+    config = hf.GPT2Config(
+        vocab_size=96, n_embd=64, n_layer=2, n_head=2, n_positions=64, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    return on_factors(hf.GPT2LMHeadModel(config))
+
+
+def phi3() -> Any:
+    """The same, fewer heads of keys than of queries, and gate and up in one layer."""
+    most = {"max_position_embeddings": 128, "original_max_position_embeddings": 128}
+    return on_factors(hf.Phi3ForCausalLM(hf.Phi3Config(**SIZES, **most)))
+
+
 MODELS = {
     "llama": lambda: on_factors(llama()),
     "llama with its table": lambda: with_table(llama(tie_word_embeddings=True)),
+    "gpt2": gpt2,
+    "phi3": phi3,
     "qwen2": qwen2,
 }
 
@@ -119,14 +136,9 @@ def check(
     assert (same, tokens) == (len(PROMPTS) * TOKENS, len(PROMPTS) * TOKENS)
 
 
-def test_a_llama_on_one_rank(folders: dict[str, Path]) -> None:
-    folder = folders["llama"]
-    check(tensorlrf.load(folder), served("generate", folder))
-
-
-def test_a_table_that_embedding_and_head_have_in_common(folders: dict[str, Path]) -> None:
-    folder = folders["llama with its table"]
-    check(tensorlrf.load(folder), served("generate", folder))
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen2"])
+def test_on_one_rank(name: str, folders: dict[str, Path]) -> None:
+    check(tensorlrf.load(folders[name]), served("generate", folders[name]))
 
 
 def test_a_qwen2_on_two_ranks(folders: dict[str, Path]) -> None:
