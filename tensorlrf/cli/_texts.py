@@ -14,6 +14,8 @@ from torch import Tensor
 from tensorlrf.compression.calibration.batches import MASK
 from tensorlrf.errors import ArgumentError, FileError, FileFormatError
 
+DECODED = "decoder_input_ids"
+
 DOCUMENTS = "documents"
 """For `--groups`: each document is a group of its own."""
 
@@ -87,7 +89,8 @@ def batches_of(
 
     Windows of a batch are of like length, so that there is little padding; the order of the batches
     and, where there are more than `max_batches`, the choice of windows are drawn by `seed`. With
-    labels, a batch has whole groups, or a part of one.
+    labels, a batch has whole groups, or a part of one. A decoder beside an encoder is to say what
+    the encoder has read.
     """
     _check_sizes(model, tokens, batch_size, max_batches)
     accepted = inspect.signature(model.forward).parameters
@@ -105,6 +108,8 @@ def batches_of(
     pad = tokenizer.pad_token_id
     more = {"use_cache": False} if "use_cache" in accepted else {}
     made = [{**_padded(chunk, 0 if pad is None else pad), **more} for chunk in chunks]
+    if getattr(model.config, "is_encoder_decoder", False) and DECODED in accepted:
+        made = [{**batch, **_decoded(batch, model.config)} for batch in made]
     if labels is None:
         return made, None
     return made, [sorted({labels[window.text] for window in chunk}) for chunk in chunks]
@@ -170,6 +175,17 @@ def _padded(windows: Sequence[Window], pad: int) -> dict[str, Tensor]:
             batch[key][k, : len(ids)] = torch.tensor(ids, device="cpu")
         batch[MASK][k, : len(window.keys["input_ids"])] = 1
     return batch
+
+
+def _decoded(batch: dict[str, Any], config: Any) -> dict[str, Tensor]:
+    """What a decoder is given that is to say the text again: a token to start with, and all others
+    one later, so that it has as many as the encoder."""
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    known = (getattr(config, name, None) for name in names)
+    start = next((token for token in known if token is not None), 0)
+    ids = batch["input_ids"]
+    shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+    return {DECODED: shifted, f"decoder_{MASK}": batch[MASK]}
 
 
 def _check_sizes(model: Any, tokens: int, batch_size: int, max_batches: int | None) -> None:

@@ -46,6 +46,17 @@ def gpt2_folder(folder: Path) -> Path:
     return _write(folder, transformers.GPT2LMHeadModel(config), pad=False)
 
 
+def t5_folder(folder: Path) -> Path:
+    """An encoder and a decoder."""
+    import transformers
+
+    config = transformers.T5Config(
+        d_model=32, d_ff=48, num_layers=1, num_heads=2, d_kv=16, vocab_size=len(WORDS),
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    return _write(folder, transformers.T5ForConditionalGeneration(config))
+
+
 def tokenizer(pad: bool = True) -> Any:
     """One token a word; [CLS] and [SEP] around it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorlrf.cli._texts import batches_of, read_texts
-from tests.cli.folders import tokenizer
+from tensorlrf.compression import Report
+from tests.cli.calls import Program
+from tests.cli.folders import t5_folder, text_file, tokenizer
 
 PAD, CLS, SEP, FIRST = 0, 2, 3, 4
 
@@ -81,3 +83,31 @@ def test_documents_are_lines_or_paragraphs(tmp_path: Path) -> None:
     assert read("\ufeffone\ntwo\n\n \n\nthree\nfour\n") == ["one two", "three four"]
     assert read("  one  ") == ["one"]
     assert read_texts([tmp_path / "t.txt"] * 2) == ["one", "one"]
+
+
+def test_a_decoder_is_given_what_the_encoder_reads(program: Program, tmp_path: Path) -> None:
+    """One token later, behind one to start with; so all layers are fitted to a text."""
+
+    class Both(Model):
+        config = SimpleNamespace(
+            is_encoder_decoder=True, decoder_start_token_id=None, bos_token_id=7, pad_token_id=PAD
+        )
+
+        def forward(  # type: ignore[override]  # another model takes other arguments
+            self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor
+        ) -> None:
+            raise NotImplementedError
+
+    sizes = {"tokens": 16, "batch_size": 4, "max_batches": None, "seed": 0}
+    for batch in batches_of(["w1 w2 w3", "w4"], tokenizer(), Both(), **sizes)[0]:
+        ids, again = batch["input_ids"], batch["decoder_input_ids"]
+        assert torch.equal(again[:, 1:], ids[:, :-1])
+        assert (again[:, 0] == 7).all()
+        assert torch.equal(batch["decoder_attention_mask"], batch["attention_mask"])
+    folder, text = t5_folder(tmp_path / "t5"), text_file(tmp_path / "news.txt")
+    given = ("--keep-params", 0.6, "--text", text, "--tokens", 16, "--json")
+    done = program("compress", folder, "-o", tmp_path / "small", *given)
+    assert done.code == 0, done.err
+    rows = [row for row in Report.from_json(done.out).layers if row.factored]
+    assert {row.name.partition(".")[0] for row in rows} == {"encoder", "decoder"}
+    assert all(row.data_aware for row in rows)
