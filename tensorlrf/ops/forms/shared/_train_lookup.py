@@ -110,7 +110,7 @@ def half_sizes(cores: Cores, where: int) -> tuple[int, int]:
     """Numbers in the cores before the cut, merged into one, and in those behind it."""
     halves, rank = [1, 1], cores[where].shape[0]
     for k, core in enumerate(cores):
-        halves[k >= where] *= core.shape[1] * core.shape[2]
+        halves[int(k >= where)] *= core.shape[1] * core.shape[2]
     return halves[0] * rank, halves[1] * rank
 
 
