@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24, help="to fit to, at most")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    # As docs/quantised.md says of this module of torch.
     warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
     warnings.filterwarnings("ignore", "torch.quantize_per", UserWarning)
     note = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].replace("\n", " ").strip()

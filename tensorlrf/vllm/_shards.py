@@ -150,7 +150,7 @@ def piece_of(layer: str, pieces: Sequence[Piece], shard: object) -> Piece:
 
     Raises UnsupportedError where there is none such.
     """
-    place = {None: 0, "q": 0, "k": 1, "v": 2}.get(shard, shard)  # type: ignore[call-overload]
+    place = {None: 0, "q": 0, "k": 1, "v": 2}.get(shard, shard)  # type: ignore[call-overload]  # a number is its place
     one = next((one for one in pieces if one.spans[0] == place), None)
     if one is None or (shard is None and len(pieces) > 1):
         raise UnsupportedError(f"layer {layer!r} has no part {shard!r} on factors; leave it dense")

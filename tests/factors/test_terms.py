@@ -171,6 +171,7 @@ def test_terms_behind_its_own_add_up_and_go_away_bit_for_bit(
     more = f.plus(left, right)
     assert (more.rank, more.dtype, more.shape) == (largest(f.rank) + k, dtype, f.shape)
     wide = f.to(torch.float64).to_dense() + (left.double() @ right.double()).reshape(f.shape)
+    # Both in float64, of the very same numbers.
     torch.testing.assert_close(more.to(torch.float64).to_dense(), wide, rtol=1e-12, atol=1e-12)
     again = more.leading(f.rank).tensors()
     assert all(torch.equal(t, again[name]) for name, t in f.tensors().items())

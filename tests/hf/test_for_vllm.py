@@ -66,7 +66,7 @@ def test_a_rank_that_a_matrix_has_is_found() -> None:
     found: Any = tensorlrf.export(model, for_="vllm").model.layers[0].mlp
     assert found.up_proj.factors.rank == 4
     assert type(found.gate_proj) is nn.Linear
-    expected = mlp.up_proj.factors.to_dense()
+    expected = mlp.up_proj.factors.to_dense()  # in float32
     assert torch.allclose(found.up_proj.factors.to_dense(), expected, rtol=0, atol=1e-6)
 
 

@@ -191,6 +191,7 @@ def test_filters() -> None:
     assert kinds(every) == ["Int8Tensor"] * 4
 
 
+# Told of the very configuration that is tried.
 @pytest.mark.filterwarnings("ignore:Config Deprecation. _default is deprecated:UserWarning")
 def test_layers_by_name() -> None:
     for names in ({"1": INT8}, {"_default": INT8, "0": None}, {"re:[1-9]": INT8}):

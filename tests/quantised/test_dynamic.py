@@ -12,6 +12,7 @@ from tensorlrf.ops import PathTable
 
 pytestmark = [
     # It is deprecated in favour of torchao, and there; what it makes on the way, too.
+    # What docs/quantised.md says of this module of torch.
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
 ]

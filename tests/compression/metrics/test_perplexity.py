@@ -55,6 +55,7 @@ def test_it_is_the_exp_of_the_cross_entropy_however_it_is_batched(
     model, ids = Language(), words(n)
     found = perplexity(ids, tokens=tokens, batch_size=batch_size)(model)
     # Sums of at most 70 numbers of size 10 in float64, of logits in float32 both.
+    # Sums in float64, in another order; so below.
     assert found == pytest.approx(directly(model, ids, tokens), rel=1e-12)
 
 

@@ -104,7 +104,8 @@ def test_an_error_names_file_line_and_key(text: str, line: int, key: str, why: s
 
 
 def test_what_is_large_or_would_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcd", "bcde"))  # noqa: B905
+    pairs = zip("abcd", "bcde", strict=True)
+    bomb = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in pairs)
     with pytest.raises(FileFormatError, match=r"line 1: a: &a is an anchor"):
         Recipe.from_yaml(bomb, "my.yaml")
     with pytest.raises(FileFormatError, match="more than 1,048,576"):
@@ -146,7 +147,7 @@ def test_values_of_python_that_no_text_can_say() -> None:
     with pytest.raises(ArgumentError, match="a recipe cannot say nan"):
         Recipe({"keep_params": float("nan")})
     with pytest.raises(ArgumentError, match="pass a mapping"):
-        Recipe("keep_params: .5")  # type: ignore[arg-type]
+        Recipe("keep_params: .5")  # type: ignore[arg-type]  # a text, as one may try
 
 
 def test_a_method_of_a_package_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_the_recipe_of_a_plan_makes_the_very_model(asked: dict[str, Any]) -> Non
     plan = tensorlrf.plan(model, calibration=data, **asked, progress=False)
     fit = {"target": "prefix", "random_state": 4, "progress": False}
     recipe = Recipe.from_yaml(Recipe.of_plan(plan, fit).to_yaml())
-    wanted, _ = tensorlrf.apply(model, plan, calibration=data, **fit)  # type: ignore[arg-type]
+    wanted, _ = tensorlrf.apply(model, plan, calibration=data, **fit)  # type: ignore[arg-type]  # one dict of all
     small, report = recipe.compress(model, calibration=data)
     assert [row.name for row in report.layers if row.factored] == [r.name for r in plan.factored]
     assert same(small, wanted)

@@ -48,7 +48,7 @@ def test_it_computes_the_sum_and_then_what_it_did(format: str, kind: Any) -> Non
     left, right = change()
     first = grow(layer, left, right, torch.ones(OUT))
     second = grow(layer, left, right)
-    wanted = y + 2 * (x @ right.T @ left.T) + 1
+    wanted = y + 2 * (x @ right.T @ left.T) + 1  # in float32, sums in another order
     torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
     assert layer.factors.rank == RANK + 2 * K
     shrink(layer, second)
