@@ -189,7 +189,7 @@ def server(folder: Path, log: Path) -> Iterator[Any]:
 @pytest.mark.slow
 def test_smollm2_behind_a_server(tmp_path: Path) -> None:
     """Compressed with calibration, and asked as clients of OpenAI ask."""
-    from bench.served_vllm import make  # reads the packages of requirements-examples.txt
+    from bench.serving import make  # reads the packages of requirements-examples.txt
 
     make(tmp_path, 0.9, "independent", 16)  # fewer would be thin, of which is warned
     folder = tmp_path / "small"

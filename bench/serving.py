@@ -1,15 +1,16 @@
-"""SmolLM2 served by vLLM, dense and on factors in turn: tokens a second at batch 1 and 16.
+"""SmolLM2 served by vLLM, or by transformers, dense and on factors in turn: tokens a second.
 
-    python bench/served_vllm.py make build/served --keep .8
-    .venv-serve/bin/python bench/served_vllm.py time build/served/dense build/served/small \\
+    python bench/serving.py make build/served --keep .8
+    .venv-serve/bin/python bench/serving.py time build/served/dense build/served/small \\
         --results bench/results/cpu
+    python bench/serving.py time build/served/dense build/served/small --by transformers
 
 `make` compresses the model of the examples with its calibration (in the environment of `make
-demo`, with the packages of the examples) and writes two folders. `time` needs vLLM (`make
-serve-test` makes the environment) and takes any two folders. Each is served by a process of its
-own; requests go to one and to the other in turn, A B, B A, so that a drift of the machine meets
-both alike. Prompts have 512 tokens, drawn anew for each round, so that nothing is cached. Over one,
-the second folder is faster.
+demo`, with the packages of the examples) and writes two folders. `time` takes any two folders; for
+vLLM in an environment with it (`make serve-test` makes one), where each is served by a process of
+its own. Requests of 1 and of 16 prompts go to one and to the other in turn, A B, B A, so that a
+drift of the machine meets both alike. Prompts have 512 tokens, drawn anew for each round, so that
+nothing is cached. Over one, the second folder is faster.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "examples")]
 PROMPT, NEW = 512, 64
 BATCHES = (1, 16)
 WARMUP, ROUNDS = 1, 7
+VLLM, TRANSFORMERS = "vllm", "transformers"
 
-NOTE = (
-    f"Prompts of {PROMPT} random tokens, {NEW} new ones, greedy; {ROUNDS} rounds in turn after "
-    f"{WARMUP} that does not count. 'prompt' is the time to one new token; 'new tokens' what "
-    f"{NEW - 1} more take, tokens a second of the whole batch. Ratios are medians over the rounds "
-    "of dense over factored seconds, least and largest in brackets."
-)
+
+def note(rounds: int) -> str:
+    return (
+        f"Prompts of {PROMPT} random tokens, {NEW} new ones, greedy; {rounds} rounds in turn after "
+        f"{WARMUP} that does not count. 'prompt' is the time to one new token; 'new tokens' what "
+        f"{NEW - 1} more take, tokens a second of the whole batch. Ratios are medians over the "
+        "rounds of dense over factored seconds, least and largest in brackets."
+    )
 
 
 def make(out: Path, keep: float, variant: str = "auto", batches: int = 32) -> None:
@@ -87,16 +92,45 @@ class Served:
         return taken
 
 
+class Generated:
+    """A folder, loaded by transformers into this process."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        import tensorlrf.hf  # noqa: F401  which has transformers know layers on factors
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.vocabulary = self.model.config.vocab_size
+
+    def seconds(self, prompts: list[list[int]], new: int) -> float:
+        """Of that many new tokens after each prompt."""
+        import torch
+
+        ids = torch.tensor(prompts)
+        start = time.perf_counter()
+        found = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new,
+            min_new_tokens=new, use_cache=True, pad_token_id=0,
+        )  # fmt: skip
+        taken = time.perf_counter() - start
+        assert found.shape == (len(prompts), PROMPT + new)
+        return taken
+
+
+Pair = Sequence[Served | Generated]
+
+
 def prompts(batch: int, vocabulary: int, draws: random.Random) -> list[list[int]]:
     return [[draws.randrange(vocabulary) for _ in range(PROMPT)] for _ in range(batch)]
 
 
-def timed(pair: list[Served], batch: int) -> tuple[list[list[float]], list[list[float]]]:
+def timed(pair: Pair, batch: int, rounds: int) -> tuple[list[list[float]], list[list[float]]]:
     """(seconds of the prompt, of the new tokens) of each of the two, round by round."""
     draws = random.Random(0)
     first: list[list[float]] = [[], []]
     later: list[list[float]] = [[], []]
-    for k in range(WARMUP + ROUNDS):
+    for k in range(WARMUP + rounds):
         for own in (0, 1) if k % 2 == 0 else (1, 0):
             fresh = [prompts(batch, pair[own].vocabulary, draws) for _ in range(2)]
             one = pair[own].seconds(fresh[0], 1)
@@ -126,6 +160,8 @@ def main() -> None:
     timing.add_argument("small", type=Path)
     timing.add_argument("--dtype", default="float32", help="as vLLM takes it (default float32)")
     timing.add_argument("--eager", action="store_true", help="without torch.compile")
+    timing.add_argument("--by", choices=(VLLM, TRANSFORMERS), default=VLLM)
+    timing.add_argument("--rounds", type=int, default=ROUNDS)
     timing.add_argument("--results", type=Path)
     given = parser.parse_args()
     if given.word == "make":
@@ -134,10 +170,17 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from bench.report import Row, machine, write_results
 
-    pair = [Served(folder, given.dtype, given.eager) for folder in (given.dense, given.small)]
+    pair: Pair = [
+        Served(folder, given.dtype, given.eager)
+        if given.by == VLLM
+        else Generated(folder, given.dtype)
+        for folder in (given.dense, given.small)
+    ]
+    about = machine("cpu") | {"dtype": given.dtype}
+    about |= {"compiled": not given.eager} if given.by == VLLM else {}
     rows = []
     for batch in BATCHES:
-        first, later = timed(pair, batch)
+        first, later = timed(pair, batch, given.rounds)
         for what, seconds, tokens in (
             ("prompt", first, PROMPT * batch),
             ("new tokens", later, (NEW - 1) * batch),
@@ -148,12 +191,12 @@ def main() -> None:
                 info = {"tokens_per_s": round(tokens / middle, 1)}
                 if name == "factored":
                     info["over_dense"] = f"{over:.3f} [{least:.3f}, {most:.3f}]"
-                row = Row(f"batch {batch}, {what}", name, middle, min(own), ROUNDS, info)
+                row = Row(f"batch {batch}, {what}", name, middle, min(own), given.rounds, info)
                 rows.append(row)
                 print(row, flush=True)
-    if given.results is not None:
-        about = machine("cpu") | {"dtype": given.dtype, "compiled": not given.eager}
-        write_results(given.results, "served_vllm", rows, about, NOTE)
+        if given.results is not None:
+            told = note(given.rounds)
+            write_results(given.results, f"served_{given.by}", rows, about, told)
 
 
 if __name__ == "__main__":
