@@ -19,7 +19,7 @@ from tensorlrf.vllm._told import served
 from tests.hf.models import IDS, MODELS, llama, on_factors, output, with_table
 from tests.ops.samples import FORMATS, MATRIX_FORMATS
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # logits in float32 after two blocks, sums in another order
 """Of outputs of float32, the largest about 1, when matrices are taken for their factors."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _pop_torch_dispatch_stack, _push_on_torch_dispatch_stack
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tensorlrf.compression.calibration.dispatch import ThreadMode
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:
@@ -28,26 +28,13 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
     return live.peak
 
 
-class _Live(TorchDispatchMode):
+class _Live(ThreadMode):
     """Counts the bytes of storages that are made while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        super().__init__()
         self.bytes = self.peak = 0
         self._there: set[int] = set()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # it would be imported to tell it that this is not to be compiled
-
-    # Without the flags of the base, which are of the whole process.
-
-    def __enter__(self) -> Self:
-        _push_on_torch_dispatch_stack(self)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        _pop_torch_dispatch_stack(None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

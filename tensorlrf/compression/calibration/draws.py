@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _pop_torch_dispatch_stack, _push_on_torch_dispatch_stack
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tensorlrf.compression.calibration.dispatch import ThreadMode
 
 
-class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OwnDraws(ThreadMode):
     """While it is entered, what this thread draws comes from generators made for it.
 
     They are seeded with `index` more than the seed that torch's own was last given, so that passes
@@ -25,23 +25,10 @@ class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, index: int = 0) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._index = index
         self._process = os.getpid()
         self._generators: dict[torch.device, torch.Generator] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # it would be imported to tell it that this is not to be compiled
-
-    # Without the flags of the base, which are of the whole process: passes take turns in threads.
-
-    def __enter__(self) -> Self:
-        _push_on_torch_dispatch_stack(self)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        _pop_torch_dispatch_stack(None)
 
     @property
     def drew(self) -> bool:
