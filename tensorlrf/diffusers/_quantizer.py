@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor
 
+from tensorlrf.compression.checkpoint.pretrained.entry import Entry
 from tensorlrf.compression.checkpoint.pretrained.held import (
     Held,
     missing,
@@ -20,9 +20,7 @@ from tensorlrf.compression.checkpoint.pretrained.held import (
 )
 from tensorlrf.compression.checkpoint.pretrained.quantization import (
     METHOD,
-    Quantization,
     guard,
-    parsed,
 )
 from tensorlrf.compression.checkpoint.pretrained.structure import (
     factored_tensors,
@@ -42,7 +40,7 @@ class _Method(str):
         return str(self)
 
 
-class TensorlrfConfig(QuantizationConfigMixin):
+class TensorlrfConfig(Entry, QuantizationConfigMixin):
     """What config.json says of factored layers.
 
     Parameters
@@ -64,41 +62,7 @@ class TensorlrfConfig(QuantizationConfigMixin):
         of its parts.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.quant_method: Any = _Method(METHOD)
-        self.values = dict(values)
-        self.told()
-
-    def told(self) -> Quantization:
-        """The same, read."""
-        return parsed(self.values, _WHERE)
-
-    @classmethod
-    def from_dict(
-        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:
-        """As diffusers makes one.
-
-        Parameters
-        ----------
-        config_dict : Mapping
-            The entry of config.json.
-        return_unused_kwargs : bool
-            Whether to return `kwargs` too.
-        **kwargs
-            Of diffusers; none of them is for this.
-
-        Returns
-        -------
-        TensorlrfConfig
-            Or a tuple of it and `kwargs`.
-        """
-        made = cls(config_dict)
-        return (made, kwargs) if return_unused_kwargs else made
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of config.json."""
-        return copy.deepcopy(self.values)
+    method = _Method(METHOD)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The same: none of it is a default."""

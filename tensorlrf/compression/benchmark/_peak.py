@@ -28,7 +28,7 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
     return live.peak
 
 
-class _Live(ThreadMode):
+class _Live(ThreadMode):  # type: ignore[no-untyped-call]  # torch's hook has no types
     """Counts the bytes of storages that are made while it is entered."""
 
     def __init__(self) -> None:

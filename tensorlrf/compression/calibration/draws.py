@@ -16,7 +16,7 @@ from torch import Tensor
 from tensorlrf.compression.calibration.dispatch import ThreadMode
 
 
-class OwnDraws(ThreadMode):
+class OwnDraws(ThreadMode):  # type: ignore[no-untyped-call]  # torch's hook has no types
     """While it is entered, what this thread draws comes from generators made for it.
 
     They are seeded with `index` more than the seed that torch's own was last given, so that passes
