@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp import _mttkrp
 from tensorlrf.decomposition.cp._cp import fit_cp
+from tensorlrf.decomposition.linalg.multilinear import _mttkrp
 from tensorlrf.factors import CPFactors
 from tensorlrf_kernels.mttkrp import contract_modes, fused, kernel_wins, reference
 from tests.kernels.drawn.lowrank import assert_within, roundoff

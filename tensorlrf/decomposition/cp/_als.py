@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._small import NumpySweeps, is_small
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.cp._sweep import Sweeps, TorchSweeps
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 
 # The proximal ridge, as a share of the unit diagonal of the Hadamard product of Grams: it opens
 # at the first value, is multiplied by the second after each sweep, and ends at the floor. Rounding

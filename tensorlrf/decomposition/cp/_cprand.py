@@ -30,9 +30,7 @@ from tensorlrf.decomposition.cp._fit import (
     watched,
 )
 from tensorlrf.decomposition.cp._leverage import LeverageSampler
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._problem import Problem
-from tensorlrf.decomposition.cp._residual import norm_of
 from tensorlrf.decomposition.cp._sketch import (
     Sketch,
     leading_directions,
@@ -41,6 +39,8 @@ from tensorlrf.decomposition.cp._sketch import (
 )
 from tensorlrf.decomposition.cp._state import CPState, make_state
 from tensorlrf.decomposition.cp._sweep import Sweeps
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
+from tensorlrf.decomposition.linalg.multilinear._residual import norm_of
 
 MAX_EXACT_SWEEPS = 10
 STARTS = 8  # sampled sweeps are cheap, a bad local minimum is not

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from tensorlrf.decomposition.cp._als import ridge_at, sweeps_of, unit_of
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.cp._sweep import Sweeps
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 
 CHECKPOINT_EVERY = 10  # sweeps between true residuals, the only points where the host looks
 

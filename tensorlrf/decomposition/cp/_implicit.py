@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tensorlrf.decomposition.cp._als import RIDGE_FLOOR, als_sweep
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._problem import Problem
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.linalg._derivatives import with_values
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.factors.autocast import without_autocast
 
 _SPACE = 60  # vectors of a Krylov space

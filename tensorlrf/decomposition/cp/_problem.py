@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import working_dtype
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
-from tensorlrf.decomposition.cp._residual import norm_of, square_residuals
+from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._start import given_start, matrix_start, random_start, svd_start
 from tensorlrf.decomposition.cp._state import CPState, make_state, unit_columns
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
+from tensorlrf.decomposition.linalg.multilinear._residual import norm_of
 from tensorlrf.factors import CPFactors
 
 # A tensor whose norm lies outside is decomposed as a rescaled copy, so that squares of its entries

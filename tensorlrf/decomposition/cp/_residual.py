@@ -1,56 +1,21 @@
-"""The true residual of a CP model, in blocks."""
+"""The true residual of starts of a CP model."""
 
 from __future__ import annotations
-
-import math
-from functools import reduce
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.factors.algebra import khatri_rao
-
-_BLOCK = 1 << 19  # entries of a block: small beside the tensor, large enough for a matrix product
-_PIECE = 1 << 16  # longest run of squares that is summed in the dtype of the data
-
-
-def norm_of(tensor: CutTensor) -> float:
-    """||X||, a block at a time."""
-    if tensor.blocks.numel() <= _PIECE:
-        return float(torch.linalg.vector_norm(tensor.blocks, dtype=torch.float64))
-    rows = max(1, _BLOCK // tensor.blocks.shape[2])
-    parts = [part for slab in tensor.blocks for part in torch.split(slab, rows)]
-    return math.sqrt(float(reduce(torch.add, map(sum_of_squares, parts))))
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
+from tensorlrf.decomposition.linalg.multilinear._residual import square_residual
 
 
 def square_residuals(tensor: CutTensor, state: CPState) -> Tensor:
-    """||X - X_hat||^2 for each start, (s,) float64, on the device.
-
-    The difference itself is summed, not a difference of squared norms, which cancels.
-    """
+    """||X - X_hat||^2 for each start, (s,) float64, on the device: the difference itself is
+    summed."""
     return torch.stack([_one(tensor, state.start(i)) for i in range(state.starts)])
 
 
 def _one(tensor: CutTensor, state: CPState) -> Tensor:
-    cut, blocks = tensor.cut, tensor.blocks
-    p, _, q = cut.blocks
-    factors = state.columns
-    weights = state.weights[0].to(blocks.dtype)  # as they are returned
-    inner = khatri_rao(tuple(factors[k] for k in cut.inner)) * weights  # (M, r)
-    outer = khatri_rao(tuple(factors[k] for k in cut.outer)).view(p, q, -1)
-    rows = max(1, _BLOCK // q)
-    squares = (
-        sum_of_squares(torch.addmm(part, left, right.T, alpha=-1))
-        for slab, right in zip(blocks, outer, strict=True)
-        for part, left in zip(torch.split(slab, rows), torch.split(inner, rows), strict=True)
-    )
-    return reduce(torch.add, squares)
-
-
-def sum_of_squares(block: Tensor) -> Tensor:
-    """Sum of squares, in float64 but within pieces of a row."""
-    lengths = (torch.linalg.vector_norm(piece, dim=1) for piece in torch.split(block, _PIECE, 1))
-    total: Tensor = reduce(torch.add, [n.to(torch.float64).square().sum() for n in lengths])
-    return total
+    # Weights in the dtype of the data, as they are returned.
+    return square_residual(tensor, state.columns, state.weights[0])

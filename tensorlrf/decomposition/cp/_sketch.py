@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import split
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import split
 
 
 @dataclass(frozen=True)

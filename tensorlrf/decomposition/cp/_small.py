@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.cp._sweep import LEAST, Sweeps
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.factors.algebra import khatri_rao
 
 Array = np.ndarray[Any, Any]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition.cp._mttkrp import mode_gram
 from tensorlrf.decomposition.cp._state import CPState, make_state, unit_columns
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import mode_gram
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import CPFactors
 

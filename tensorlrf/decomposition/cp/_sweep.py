@@ -7,24 +7,19 @@ subclass for each, `TorchSweeps` here and `NumpySweeps` for small problems.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import reduce
 from operator import mul
-from typing import Generic, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import (
-    CutTensor,
-    ModeCut,
-    contract_left,
-    contract_right,
-    split,
-)
 from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor, ModeCut
+from tensorlrf.decomposition.linalg.multilinear._tree import TorchTree, Tree
 from tensorlrf.factors.algebra import khatri_rao
 from tensorlrf.factors.arrays import A
 
@@ -36,7 +31,7 @@ RENEWED = 10
 """Sweeps until columns are brought to unit length: their lengths may drift from one for some."""
 
 
-class Sweeps(ABC, Generic[A]):
+class Sweeps(Tree[A]):
     """Columns (n_k, s r) in which the model is unit times the sum of their outer products, and
     their Grams in float64, (s, r, r), of one start (r, r).
 
@@ -50,14 +45,15 @@ class Sweeps(ABC, Generic[A]):
               sweeps they are in the columns of the first free mode
     start     the columns at unit length, as they last were
     identity  (r, r) float64
+    ridged    one, and on its diagonal one and the ridge of the sweep at hand
     measured  of the last update the system, the right side, and the new columns with their Gram
     """
 
-    columns: list[A]
     grams: list[A]
     weights: A
     start: list[A]
     identity: A
+    ridged: A
     measured: tuple[A, A, A, A]
 
     def __init__(
@@ -88,7 +84,8 @@ class Sweeps(ABC, Generic[A]):
         for first in range(0, len(ridges), RENEWED):
             self._begin()
             for ridge in ridges[first : first + RENEWED]:
-                self._over_modes(self.identity * ridge + 1.0)
+                self.ridged = self.identity * ridge + 1.0
+                self._over_modes()
             self._normalise()
         return self
 
@@ -138,22 +135,6 @@ class Sweeps(ABC, Generic[A]):
         """back, in the same memory."""
 
     @abstractmethod
-    def _contract_outer(self) -> A:
-        """X contracted with the columns of the outer modes, (M, s r)."""
-
-    @abstractmethod
-    def _contract_inner(self) -> A:
-        """X contracted with the columns of the inner modes, (P Q, s r)."""
-
-    @abstractmethod
-    def _contract_right(self, partial: A, right: A) -> A:
-        """(a b, c) with (b, c) over b -> (a, c), column by column."""
-
-    @abstractmethod
-    def _contract_left(self, partial: A, left: A) -> A:
-        """(a b, c) with (a, c) over a -> (b, c), column by column."""
-
-    @abstractmethod
     def _step(self, old: A, rhs: A, system: A, ridged: A) -> A:
         """old + (rhs / unit - old system) (system * ridged)^-1, for each start."""
 
@@ -196,42 +177,19 @@ class Sweeps(ABC, Generic[A]):
             lengths.append(length)
         self.weights = reduce(mul, lengths)
 
-    def _over_modes(self, ridged: A) -> None:
-        if self._any_free(self.cut.inner):
-            self._descend(self._contract_outer(), self.cut.inner, ridged)
-        if self._any_free(self.cut.outer):
-            self._descend(self._contract_inner(), self.cut.outer, ridged)
-
     def _gram_along(self, mode: int, columns: A) -> A:
         """The Gram of that mode, of which `columns` may be some rows."""
         return self._gram(columns)
 
-    def _any_free(self, modes: tuple[int, ...]) -> bool:
-        return not self.fixed.issuperset(modes)
-
-    def _descend(self, partial: A, modes: tuple[int, ...], ridged: A) -> None:
-        """Update `modes` in order, from the tensor already contracted over all others."""
-        if len(modes) == 1:
-            self._update(modes[0], partial, ridged)
-            return
-        at = split(tuple([self.cut.shape[k] for k in modes]))
-        left, right = modes[:at], modes[at:]
-        if self._any_free(left):
-            other = khatri_rao(tuple([self.columns[k] for k in right]))
-            self._descend(self._contract_right(partial, other), left, ridged)
-        if self._any_free(right):
-            other = khatri_rao(tuple([self.columns[k] for k in left]))
-            self._descend(self._contract_left(partial, other), right, ridged)
-
-    def _update(self, mode: int, rhs: A, ridged: A) -> None:
+    def _update(self, mode: int, rhs: A) -> None:
         """The least-squares factor of one mode, all others held; `rhs` (n_mode, s r) is of X."""
         system = reduce(mul, [g for k, g in enumerate(self.grams) if k != mode])
-        new = self._step(self.columns[mode], rhs, system, ridged)
+        new = self._step(self.columns[mode], rhs, system, self.ridged)
         self.columns[mode], self.grams[mode] = new, self._gram_along(mode, new)
         self.measured = system, rhs, new, self.grams[mode]
 
 
-class TorchSweeps(Sweeps[Tensor]):
+class TorchSweeps(TorchTree, Sweeps[Tensor]):
     """Of any number of starts, on any device, with a graph where one is kept. Nothing but the
     residuals and the progress waits for a device."""
 
@@ -252,18 +210,6 @@ class TorchSweeps(Sweeps[Tensor]):
 
     def _tensor(self, array: Tensor) -> Tensor:
         return array.clone() if array.is_inference() else array
-
-    def _contract_outer(self) -> Tensor:
-        return self.tensor.contract_outer(self.columns)
-
-    def _contract_inner(self) -> Tensor:
-        return self.tensor.contract_inner(self.columns)
-
-    def _contract_right(self, partial: Tensor, right: Tensor) -> Tensor:
-        return contract_right(partial, right)
-
-    def _contract_left(self, partial: Tensor, left: Tensor) -> Tensor:
-        return contract_left(partial, left)
 
     def _step(self, old: Tensor, rhs: Tensor, system: Tensor, ridged: Tensor) -> Tensor:
         damped = torch.addcmul(self.least, system, ridged)

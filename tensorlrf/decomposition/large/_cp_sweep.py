@@ -20,7 +20,12 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._mttkrp import (
+from tensorlrf.decomposition.cp._residual import square_residuals
+from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.cp._sweep import LEAST, TorchSweeps
+from tensorlrf.decomposition.large._divided import Reading
+from tensorlrf.decomposition.large._memory import Need, check_room, parted, rows_within
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import (
     CutTensor,
     ModeCut,
     contract_left,
@@ -28,11 +33,6 @@ from tensorlrf.decomposition.cp._mttkrp import (
     cut_modes,
     split,
 )
-from tensorlrf.decomposition.cp._residual import square_residuals
-from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.decomposition.cp._sweep import LEAST, TorchSweeps
-from tensorlrf.decomposition.large._divided import Reading
-from tensorlrf.decomposition.large._memory import Need, check_room, parted, rows_within
 from tensorlrf.factors.algebra import khatri_rao
 
 
@@ -96,29 +96,29 @@ class DividedSweeps(TorchSweeps):
         squares: list[float] = self.reading.group.total(found).tolist()
         return squares
 
-    def _over_modes(self, ridged: Tensor) -> None:
+    def _over_modes(self) -> None:
         first, *others = self.passes.groups
-        self._descend(self._with_rows(first, ridged), _modes(first), ridged)
+        self._descend(self._with_rows(first), _modes(first))
         for group in others:
             partial = self._zeros(group)
             for own, piece in self._pieces():
                 factors = [self.columns[0][own], *self.columns[1:]]
                 add_contracted(partial, piece, factors, group)
-            self._descend(partial, _modes(group), ridged)
+            self._descend(partial, _modes(group))
 
-    def _with_rows(self, group: tuple[int, int], ridged: Tensor) -> Tensor:
+    def _with_rows(self, group: tuple[int, int]) -> Tensor:
         """Update the first mode, and contract the tensor with all modes but those of the group."""
         system = reduce(mul, self.grams[1:])
         partial, rows = self._zeros(group), torch.empty_like(self.columns[0])
         for own, piece in self._pieces():
             rhs = contracted_rows(piece, self.columns)
-            rows[own] = self._step(self.columns[0][own], rhs, system, ridged)
+            rows[own] = self._step(self.columns[0][own], rhs, system, self.ridged)
             add_contracted(partial, piece, [rows[own], *self.columns[1:]], group)
         self.columns[0], self.grams[0] = rows, self._gram_along(0, rows)
         return partial
 
-    def _update(self, mode: int, rhs: Tensor, ridged: Tensor) -> None:
-        super()._update(mode, self.reading.group.total(rhs), ridged)
+    def _update(self, mode: int, rhs: Tensor) -> None:
+        super()._update(mode, self.reading.group.total(rhs))
 
     def _inner_products(self) -> Tensor:
         found = torch.zeros(

@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._residual import sum_of_squares
 from tensorlrf.decomposition.large._divided import Reading
 from tensorlrf.decomposition.large._memory import Need, check_room, parted, rows_within
 from tensorlrf.decomposition.large._residual import blocks, residual_bytes
 from tensorlrf.decomposition.large._sides import WholeSide, divided_svd
 from tensorlrf.decomposition.linalg._gram import complete
 from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition.linalg.multilinear._residual import sum_of_squares
 from tensorlrf.decomposition.tucker._hooi import Basis, contract, hooi_sweep
 from tensorlrf.decomposition.tucker._solve import FINE
 from tensorlrf.factors.algebra import mode_product

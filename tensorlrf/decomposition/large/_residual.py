@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition.cp._residual import sum_of_squares
 from tensorlrf.decomposition.large._divided import Reading
 from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition.linalg.multilinear._residual import sum_of_squares
 
 _BLOCK = 1 << 20  # entries of a residual
 

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensorlrf.decomposition.cp import _als as _cp_als
 from tensorlrf.decomposition.cp._als import sweeps_of
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._start import random_start
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 
 
 class Calls(TorchDispatchMode):

@@ -12,10 +12,10 @@ from tensorlrf.decomposition.cp import _als as _cp_als
 from tensorlrf.decomposition.cp._als import als_sweep
 from tensorlrf.decomposition.cp._cprand import default_samples
 from tensorlrf.decomposition.cp._cprand_mixed import sampled_sweep
-from tensorlrf.decomposition.cp._mttkrp import CutTensor, cut_modes, mode_gram
 from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._sketch import sketch_tensor
 from tensorlrf.decomposition.cp._start import random_start
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor, cut_modes, mode_gram
 
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "_unique", "unique_", "is_nonzero", "equal.")
 

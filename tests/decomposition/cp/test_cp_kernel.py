@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tensorlrf.decomposition.cp import _als as _cp_als
-from tensorlrf.decomposition.cp import _mttkrp
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
-from tensorlrf.decomposition.cp._mttkrp import by_kernel, cut_modes
+from tensorlrf.decomposition.linalg.multilinear import _mttkrp
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import by_kernel, cut_modes
 from tensorlrf.factors import CPFactors
 from tensorlrf_kernels.mttkrp import fused
 

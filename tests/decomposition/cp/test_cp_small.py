@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tensorlrf.decomposition import fit_cp
 from tensorlrf.decomposition.cp._als import sweeps_of
-from tensorlrf.decomposition.cp._mttkrp import CutTensor
 from tensorlrf.decomposition.cp._small import NumpySweeps, is_small
 from tensorlrf.decomposition.cp._state import CPState, make_state
 from tensorlrf.decomposition.cp._sweep import RENEWED, TorchSweeps
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 
 SHAPES = ((9, 8), (7, 6, 5), (4, 30, 4), (5, 4, 3, 4), (1, 6, 1), (3, 2, 3, 2, 3))
 

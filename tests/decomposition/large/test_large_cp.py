@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import tensorlrf
 from tensorlrf.decomposition import fit_cp
-from tensorlrf.decomposition.cp._mttkrp import cut_modes
 from tensorlrf.decomposition.large import _cp_sweep
 from tensorlrf.decomposition.large._cp_sweep import add_contracted, contracted_rows
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import cut_modes
 from tensorlrf.errors import ArgumentError, DegenerateWarning, RankError, ShapeError
 from tensorlrf.factors import CPFactors
 from tests.decomposition.large.planted import Sliced, npy, of_terms, slice_of

@@ -1,0 +1,1 @@
+"""A tensor contracted with factors of its modes, for whatever family has such factors."""
