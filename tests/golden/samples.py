@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import decomposition
-from tensorlrf.factors import Batch, Factors, Grouped
+from tensorlrf.factors import Batch, Factors, Grouped, SparseTensor
 from tensorlrf.nn import FactoredLayer, factored_type
 from tests.nn.samples import KINDS, dense_conv, dense_linear
 from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors, random_grouped
@@ -148,6 +148,7 @@ def factors_by_format() -> dict[str, dict[str, Factors]]:
         found[format]["embedding"] = factors
     for format, name, made in _decomposed():
         found.setdefault(format, {})[name] = in_whole_numbers(made)
+    found["sparse"] = {"of a matrix": _sparse(16, 12), "of a tensor": _sparse(3, 4, 5)}
     found["batch"] = {name: in_whole_numbers(made) for name, made in _batches()}
     return found
 
@@ -176,6 +177,10 @@ def _decomposed() -> Iterator[tuple[str, str, Factors]]:
         "group_reduce",
         d.group_reduce(whole(torch.empty(64, 6)) + torch.eye(64, 6), 0.6, counts=counts),
     )
+
+
+def _sparse(*shape: int) -> Factors:
+    return SparseTensor.of(whole(torch.empty(shape)) * (whole(torch.empty(shape), 1) > 0))
 
 
 def _batches() -> Iterator[tuple[str, Factors]]:
