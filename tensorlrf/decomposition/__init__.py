@@ -27,6 +27,8 @@ from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
+from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
+from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
 from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
@@ -59,6 +61,8 @@ __all__ = [
     "fit_hodlr",
     "fit_kron",
     "fit_monarch",
+    "fit_nmf",
+    "fit_nonnegative_cp",
     "fit_svd",
     "fit_tr",
     "fit_tt",
@@ -72,6 +76,8 @@ __all__ = [
     "kron",
     "mode_sizes",
     "monarch",
+    "nmf",
+    "nonnegative_cp",
     "sampled_fit",
     "scree",
     "shared_svd",

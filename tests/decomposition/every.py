@@ -46,6 +46,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "monarch": d.monarch,
     "blast": partial(d.blast, random_state=0),
     "group_reduce": d.group_reduce,
+    "nmf": lambda w, rank: d.nmf(abs(w), rank, random_state=0),
+    "nonnegative_cp": partial(d.nonnegative_cp, n_iter_max=5, random_state=0),
 }
 IN_METRIC = {
     f"{name} in a metric": (lambda w, rank, f=PLAIN[name]: f(w, rank, gram=gram_of_inputs()))

@@ -37,6 +37,8 @@ TestMonarch = laws_of("monarch", rank=2)
 TestBlast = laws_of("blast", n_iter_max=4)
 TestGroupReduce = laws_of("group_reduce", (60, 8))
 TestGroupReduceOfFewRows = laws_of("group_reduce", bands=3)
+TestNMF = laws_of("nmf", kind=torch.abs, n_iter_max=8)
+TestNonnegativeCP = laws_of("nonnegative_cp", (6, 5, 4), kind=torch.abs, n_iter_max=8)
 
 
 def test_every_method_has_a_sample() -> None:

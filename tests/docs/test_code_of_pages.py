@@ -23,6 +23,7 @@ PAGES = [
     "docs/training.md",
     "docs/shared_bases.md",
     "docs/evaluate.md",
+    "docs/nonnegative.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")

@@ -35,13 +35,14 @@ class MethodLaws:
     shape: ClassVar[tuple[int, ...]]
     rank: ClassVar[Any]
     options: ClassVar[Mapping[str, Any]]
+    kind: ClassVar[Callable[[Tensor], Tensor]]
 
     @property
     def method(self) -> Registered:
         return registered(self.name)
 
     def weight(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-        return seeded(*self.shape, seed=seed, dtype=dtype)
+        return self.kind(seeded(*self.shape, seed=seed, dtype=dtype))
 
     def fit(self, weight: Any, rank: Any = None, **options: Any) -> Fit[Any]:
         """With a seed where it draws, and at the rank of the sample unless something is given."""

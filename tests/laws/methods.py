@@ -8,8 +8,11 @@ of the options that it takes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tensorlrf.decomposition.methods import registered
 from tests.laws.fits import BatchErrorLaws, GramErrorLaws
@@ -41,6 +44,7 @@ def laws_of(
     rank: Any = 3,
     *,
     without: Collection[str] = (),
+    kind: Callable[[Tensor], Tensor] = torch.clone,
     **options: Any,
 ) -> type[MethodRefusals]:
     """The class of tests of the method `name`, on a sample: a tensor of this shape, at this rank.
@@ -49,6 +53,7 @@ def laws_of(
     rank     an int that the tensor has, and the tensor as a matrix
     without  options that it takes but not with these `options`, "error"; or not both of them at
              once, "gram error"
+    kind     makes of Gaussian numbers of that shape a tensor that the method is for
     options  with which it is called each time, such as a size of blocks that fits the tensor
     """
     taken = registered(name).takes
@@ -59,4 +64,5 @@ def laws_of(
         for law in laws
     )
     sample = {"name": name, "shape": shape, "rank": rank, "options": options}
+    sample["kind"] = staticmethod(kind)
     return type(f"LawsOf{name.title()}", bases, sample)

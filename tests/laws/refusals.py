@@ -55,7 +55,7 @@ def not_dense(weight: Tensor) -> dict[str, tuple[Any, str]]:
             "integers": (weight.long(), r"dtype torch\.int64; .* floating point, cast it first"),
             "complex": (weight + 0j, "real and imaginary parts apart"),
             "eight bits": (weight.to(torch.float8_e4m3fn), r"float8_e4m3fn.*cast it to float16"),
-            "NaN": (weight.log(), "contains NaN; clean it first"),
+            "NaN": ((-weight.abs()).log(), "contains NaN; clean it first"),
             "Inf": (weight / 0, "contains Inf; clean it first"),
             "no entry": (weight[:0], r"has shape \(0, .* holds no element"),
             "one mode": (weight.flatten(), "at least 2 modes are needed"),

@@ -11,7 +11,7 @@ from tensorlrf.decomposition.cp._als import proximal_solve
 from tensorlrf.decomposition.cp._fit import relative
 from tensorlrf.decomposition.cp._sketch import Sketch
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.decomposition.cp._sweep import normalise
+from tensorlrf.decomposition.linalg.multilinear._columns import normalise
 
 
 def sampled_sweep(

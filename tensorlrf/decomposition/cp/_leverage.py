@@ -20,7 +20,7 @@ from tensorlrf.decomposition.cp._als import proximal_solve
 from tensorlrf.decomposition.cp._entries import EntrySample, draw_index, mode_indices
 from tensorlrf.decomposition.cp._fit import relative
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.decomposition.cp._sweep import normalise
+from tensorlrf.decomposition.linalg.multilinear._columns import normalise
 
 HEAVY_ROWS = 512
 """At most this many rows are taken surely: the threshold is no lower than its inverse."""

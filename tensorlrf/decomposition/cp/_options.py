@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration
-from tensorlrf.decomposition.cp._start import check_given
+from tensorlrf.decomposition.linalg.multilinear._given import check_given
 from tensorlrf.errors import ArgumentError, unknown
 from tensorlrf.factors import CPFactors
 

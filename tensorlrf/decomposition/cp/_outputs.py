@@ -18,8 +18,9 @@ from tensorlrf.decomposition.cp._filter_als import (
     unwhitened,
 )
 from tensorlrf.decomposition.cp._options import Options
-from tensorlrf.decomposition.cp._problem import Problem, pose, spread_weights
+from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import solve
+from tensorlrf.decomposition.linalg.multilinear._columns import spread_weights
 from tensorlrf.factors import CPFactors
 
 

@@ -13,6 +13,7 @@ from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._start import given_start, matrix_start, random_start, svd_start
 from tensorlrf.decomposition.cp._state import CPState, make_state, unit_columns
+from tensorlrf.decomposition.linalg.multilinear._columns import spread_weights
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.multilinear._residual import norm_of
 from tensorlrf.factors import CPFactors
@@ -128,16 +129,3 @@ def pose(tensor: Tensor) -> Problem:
         cut = CutTensor(cut.cut, cut.blocks / scale)
         norm = norm_of(cut)
     return Problem(cut, order, norm, scale, tensor.dtype)
-
-
-def spread_weights(
-    factors: list[Tensor], weights: Tensor, dtype: torch.dtype, kept: dict[int, Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """Spread the weights over the free modes where they overflow the dtype (float16: 65504)."""
-    limit = torch.finfo(dtype).max / 2
-    if max(map(abs, weights.tolist())) <= limit:
-        return factors, weights
-    free = [k for k in range(len(factors)) if k not in kept]
-    share = weights.abs() ** (1 / len(free))
-    spread = [u * share.to(u.dtype) if k in free else u for k, u in enumerate(factors)]
-    return spread, weights.sign()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -11,11 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition.cp._state import CPState, make_state, unit_columns
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import mode_gram
-from tensorlrf.errors import ArgumentError, RankError, ShapeError
-from tensorlrf.factors import CPFactors
 
 # Up to this size, or where much of the spectrum is wanted, all eigenvectors are computed.
 _FULL_EIGH = 512
@@ -69,45 +65,6 @@ def matrix_start(matrix: Tensor, rank: int) -> CPState:
     weights = torch.zeros(1, rank, dtype=torch.float64, device=matrix.device)
     weights[0, :kept] = s[:kept]
     return make_state([left, right], weights)
-
-
-def check_given(given: Any, shape: tuple[int, ...], rank: int) -> CPFactors:
-    """The start that the user gave, CPFactors or a pair (weights or None, factors), checked.
-
-    Raises ArgumentError, ShapeError or RankError where it does not fit the shape and the rank.
-    """
-    try:
-        weights, factors = given
-        factors = list(factors)
-    except (TypeError, ValueError):
-        raise ArgumentError(
-            f"init is a {type(given).__name__}; give 'random', 'svd', CPFactors, or a pair "
-            "(weights, factors)"
-        ) from None
-    if len(factors) != len(shape):
-        raise ShapeError(
-            f"init has {len(factors)} factors for a tensor of {len(shape)} modes; give one a mode"
-        )
-    checked = [as_tensor(f, f"init: factors[{k}]") for k, f in enumerate(factors)]
-    for k, (f, n) in enumerate(zip(checked, shape, strict=True)):
-        if f.ndim != 2 or f.shape[0] != n:
-            raise ShapeError(
-                f"init: factors[{k}] has shape {tuple(f.shape)}, but mode {k} of the tensor has "
-                f"size {n}; it must be ({n}, {rank})"
-            )
-        if f.shape[1] != rank:
-            raise RankError(
-                f"init: factors[{k}] has {f.shape[1]} columns but rank={rank}; they must agree"
-            )
-    if weights is None:
-        weights = checked[0].new_ones(rank)
-    weights = as_tensor(weights, "init: weights", min_order=1)
-    if tuple(weights.shape) != (rank,):
-        raise ShapeError(f"init: weights have shape {tuple(weights.shape)}; they must be ({rank},)")
-    parts = [weights.detach(), *(f.detach() for f in checked)]
-    wide = reduce(torch.promote_types, (part.dtype for part in parts))
-    weights, *factors = (part.to(checked[0].device, wide) for part in parts)
-    return CPFactors(weights, tuple(factors))
 
 
 def given_start(

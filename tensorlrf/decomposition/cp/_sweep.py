@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition.cp._residual import square_residuals
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.linalg.multilinear._columns import normalise
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor, ModeCut
 from tensorlrf.decomposition.linalg.multilinear._tree import TorchTree, Tree
 from tensorlrf.factors.algebra import khatri_rao
@@ -242,14 +243,3 @@ class TorchSweeps(TorchTree, Sweeps[Tensor]):
 
     def _rows(self, columns: Tensor) -> Tensor:
         return columns.view(len(columns), self.starts, -1).transpose(0, 1)  # (s, n, r)
-
-
-def normalise(solution: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit columns (n, ...) in the dtype of `old`, and their former lengths (...), float64.
-
-    A column that vanished keeps its old direction, with weight zero: it can come back.
-    """
-    length = torch.linalg.vector_norm(solution, dim=0)
-    tiny = torch.finfo(solution.dtype).tiny
-    unit = (solution / length.clamp_min(tiny)).to(old.dtype)
-    return torch.where(length > tiny, unit, old), length.to(torch.float64)

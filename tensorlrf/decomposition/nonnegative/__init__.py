@@ -1,0 +1,1 @@
+"""Factors without a negative entry, and factors under other constraints."""

@@ -1,0 +1,95 @@
+"""What non-negative decompositions work on: a tensor made ready, iterates, and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tensorlrf.decomposition._input import working_dtype
+from tensorlrf.decomposition.linalg._gram import scale_of
+from tensorlrf.decomposition.linalg._spectrum import ratio
+from tensorlrf.decomposition.linalg.multilinear._columns import spread_weights
+from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
+from tensorlrf.decomposition.linalg.multilinear._residual import norm_of, square_residual
+from tensorlrf.factors import CPFactors, LowRank
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A model of r terms: columns (n_k, r) of unit length in the working dtype, weights (r,)
+    float64."""
+
+    factors: tuple[Tensor, ...]
+    weights: Tensor
+
+    @property
+    def balanced(self) -> list[Tensor]:
+        """Factors that have the weights, each an equal share."""
+        share = self.weights ** (1 / len(self.factors))
+        return [u * share.to(u.dtype) for u in self.factors]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A tensor over `scale`, a power of four, in the working dtype; `dtype` is that of the user."""
+
+    cut: CutTensor
+    scale: float
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Data:
+        """Of a checked tensor, which is copied only where it must be."""
+        data, scale = tensor.detach().to(working_dtype(tensor.dtype)), scale_of(tensor)
+        data = data.contiguous() if scale == 1.0 else (data / scale).contiguous()
+        return cls(CutTensor.of(data), scale, tensor.dtype)
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.cut.blocks.reshape(self.cut.shape)
+
+    @cached_property
+    def square(self) -> float:
+        """The sum of squares."""
+        return norm_of(self.cut) ** 2
+
+    def true_error(self, factors: Sequence[Tensor], weights: Tensor) -> float:
+        """Relative error of a model, of the residual itself; absolute for a zero tensor."""
+        return ratio(square_residual(self.cut, factors, weights), self.square)
+
+    def error(self, square: float, columns: Columns) -> float:
+        """The same where that is known to be `square`, but for what has cancelled."""
+        if square > CANCELLED[self.tensor.dtype] * self.square:
+            return ratio(square, self.square)
+        return self.true_error(columns.factors, columns.weights)
+
+    def factors(self, columns: Columns) -> CPFactors:
+        """In the dtype and at the scale of the user's tensor, weights from the largest down."""
+        order = columns.weights.argsort(descending=True, stable=True)
+        weights = columns.weights[order] * self.scale
+        factors = [u[:, order] for u in columns.factors]
+        factors, weights = spread_weights(factors, weights, self.dtype, {})
+        return CPFactors(weights.to(self.dtype), tuple(u.to(self.dtype) for u in factors))
+
+    def low_rank(self, columns: Columns) -> LowRank:
+        """Of a matrix; each factor has half of the weights, as a root."""
+        root = (columns.weights * self.scale).sqrt()
+        left, right = (u * root.to(u.dtype) for u in columns.factors)
+        return LowRank(left.to(self.dtype), right.T.contiguous().to(self.dtype))
+
+    def error_of(self, factors: Sequence[Tensor], weights: Tensor | None = None) -> float:
+        """Of a model of the user's tensor, after the cast; one that overflows is infinitely far."""
+        work = [u.to(self.tensor.dtype) for u in factors]
+        ones = work[0].new_ones(work[0].shape[1]) if weights is None else weights
+        error = self.true_error(work, ones.to(torch.float64) / self.scale)
+        return error if not math.isnan(error) else math.inf
+
+
+CANCELLED = {torch.float32: 1e-3, torch.float64: 1e-9}
+"""Share of the squared norm below which a difference of such numbers has too few digits: a rounding
+of the dtype in each of its terms, of which many average out, is then some 1e-5 of it."""
