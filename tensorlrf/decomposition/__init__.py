@@ -30,6 +30,8 @@ from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
 from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
 from tensorlrf.decomposition.sizes import mode_sizes
+from tensorlrf.decomposition.skeleton._cur import cur, fit_cur
+from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, interpolative
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
@@ -51,14 +53,17 @@ __all__ = [
     "blr",
     "cp",
     "cp_of_heads",
+    "cur",
     "evbmf",
     "evbmf_rank",
     "fit_blast",
     "fit_blr",
     "fit_cp",
+    "fit_cur",
     "fit_group_reduce",
     "fit_hierarchical",
     "fit_hodlr",
+    "fit_interpolative",
     "fit_kron",
     "fit_monarch",
     "fit_nmf",
@@ -73,6 +78,7 @@ __all__ = [
     "group_reduce",
     "hierarchical",
     "hodlr",
+    "interpolative",
     "kron",
     "mode_sizes",
     "monarch",

@@ -8,6 +8,8 @@ from tensorlrf.decomposition.blocks._monarch import Monarch
 from tensorlrf.decomposition.config import Method, Structured
 from tensorlrf.decomposition.cp._cp import CP
 from tensorlrf.decomposition.kron._kron import Kron
+from tensorlrf.decomposition.skeleton._cur import CUR
+from tensorlrf.decomposition.skeleton._interpolative import Interpolative
 from tensorlrf.decomposition.svd._svd import SVD
 from tensorlrf.decomposition.trains._tr import TR
 from tensorlrf.decomposition.trains._tt_matrix import TT
@@ -16,12 +18,14 @@ from tensorlrf.decomposition.tucker._tucker import Tucker
 __all__ = [
     "BLR",
     "CP",
+    "CUR",
     "SVD",
     "TR",
     "TT",
     "Blast",
     "GroupReduce",
     "Hierarchical",
+    "Interpolative",
     "Kron",
     "Method",
     "Monarch",

@@ -14,6 +14,7 @@ from tensorlrf.factors._tensorly import from_tensorly, to_tensorly
 from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
+from tensorlrf.factors.leaves._skeleton import Skeleton
 from tensorlrf.factors.leaves._sparse import SparseTensor
 from tensorlrf.factors.tiling import Block
 
@@ -30,6 +31,7 @@ __all__ = [
     "KroneckerSum",
     "LowRank",
     "MonarchFactors",
+    "Skeleton",
     "SparseTensor",
     "TRFactors",
     "TTFactors",

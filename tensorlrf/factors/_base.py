@@ -312,7 +312,7 @@ class Factors(ABC):
         mapped = {name: fn(t) for name, t in tensors.items() if name not in self.indices}
         if self.indices:
             device = next(iter(mapped.values())).device
-            moved = {name: tensors[name].to(device) for name in self.indices}
+            moved = {name: t.to(device) for name, t in tensors.items() if name in self.indices}
             mapped = {name: {**mapped, **moved}[name] for name in tensors}
         return type(self).from_tensors(mapped, self.meta())
 

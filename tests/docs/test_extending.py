@@ -18,8 +18,8 @@ def lines_of_code(source: str) -> int:
 
 
 def test_factors_and_a_form_are_few_lines() -> None:
-    assert lines_of_code(FILES["skeleton.py"]) < 65
-    assert lines_of_code(FILES["cur.py"]) < 45
+    assert lines_of_code(FILES["trilinear.py"]) < 65
+    assert lines_of_code(FILES["sampled.py"]) < 45
 
 
 def test_a_format_of_another_package_gets_all_that_ours_have(tmp_path: Path) -> None:
@@ -27,14 +27,14 @@ def test_a_format_of_another_package_gets_all_that_ours_have(tmp_path: Path) -> 
     command line. In a process of its own, since a format stays registered."""
     for name, source in FILES.items():
         (tmp_path / name).write_text(source)
-    installed = tmp_path / "skeletons-1.0.dist-info"
+    installed = tmp_path / "sampled-1.0.dist-info"
     installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: skeletons\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[tensorlrf.methods]\ncur = cur\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: sampled\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[tensorlrf.methods]\nsampled = sampled\n")
     path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [*command, "--rootdir", tmp_path, "test_skeleton.py"],
+        [*command, "--rootdir", tmp_path, "test_trilinear.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensorlrf.compression.calibration._dense_layer import DenseLayer, dense_layer_at, module_at
 from tensorlrf.compression.modular._structures import Channels
-from tensorlrf.decomposition.linalg.columns import interpolation
+from tensorlrf.decomposition.linalg.selection.columns import interpolation
 from tensorlrf.decomposition.shrinkage import ROUNDING, is_definite
 from tensorlrf.nn.resized.layers import conv_sizes, linear_sizes, resize_, select_
 

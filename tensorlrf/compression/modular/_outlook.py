@@ -21,7 +21,7 @@ from tensorlrf.compression.modular._heads import (
 )
 from tensorlrf.compression.modular._moments import ChannelMoments, HeadMoments, Moments, Seen
 from tensorlrf.compression.modular._structures import Channels, Heads, Structure, cut, pair_entries
-from tensorlrf.decomposition.linalg.columns import Elimination, elimination
+from tensorlrf.decomposition.linalg.selection.columns import Elimination, elimination
 from tensorlrf.decomposition.shrinkage import shrunk
 
 

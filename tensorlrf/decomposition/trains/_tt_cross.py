@@ -12,11 +12,11 @@ from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import check_sequence
 from tensorlrf.decomposition.linalg._gram import thin_svd
+from tensorlrf.decomposition.linalg.selection.maxvol import maxvol
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
-from tensorlrf.decomposition.trains._tt_maxvol import maxvol
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.errors import ArgumentError, ShapeError

@@ -13,6 +13,7 @@ from tensorlrf.factors import (
     KroneckerSum,
     LowRank,
     MonarchFactors,
+    Skeleton,
     TRFactors,
     TTFactors,
     TTMatrix,
@@ -32,6 +33,7 @@ from tensorlrf.ops.forms._tr import TRForm
 from tensorlrf.ops.forms._tt import TTForm
 from tensorlrf.ops.forms._tt_matrix import TTMatrixForm
 from tensorlrf.ops.forms._tucker import TuckerForm
+from tensorlrf.ops.forms.leaves._skeleton import SkeletonForm
 from tensorlrf.ops.forms.shared._slide import Conv, Depthwise, Groups, Pointwise, Taps
 from tensorlrf.ops.forms.stages import (
     Concat,
@@ -62,6 +64,7 @@ register_form(BlockLowRank, BLRForm())
 register_form(MonarchFactors, MonarchForm())
 register_form(BlastFactors, BlastForm())
 register_form(BandedLowRank, BandedForm())
+register_form(Skeleton, SkeletonForm())
 register_form(Grouped, GroupedForm())
 
 __all__ = [

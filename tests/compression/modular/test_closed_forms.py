@@ -16,7 +16,7 @@ from tensorlrf.compression.modular._outlook import HeadOutlook, outlook
 from tensorlrf.compression.modular._recognised import recognised
 from tensorlrf.compression.modular._shares import Sized, shares, sizes
 from tensorlrf.compression.modular._structures import Channels, Heads
-from tensorlrf.decomposition.linalg.columns import elimination, interpolation
+from tensorlrf.decomposition.linalg.selection.columns import elimination, interpolation
 from tensorlrf.errors import ArgumentError
 from tensorlrf.nn.copies import copy_of
 from tests.compression.modular.models import FAMILIES, batches, drawn

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tensorlrf.decomposition.linalg.selection.maxvol import BOUND, maxvol
 from tensorlrf.decomposition.trains._tt_cross import entries, fit_tt_cross, tt_cross
-from tensorlrf.decomposition.trains._tt_maxvol import BOUND, maxvol
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTFactors
 

@@ -1,0 +1,1 @@
+"""Which columns of a matrix, or rows, stand for all others."""

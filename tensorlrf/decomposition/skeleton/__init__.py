@@ -1,0 +1,1 @@
+"""Matrices told by some of their own columns and rows."""
