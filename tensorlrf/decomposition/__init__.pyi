@@ -25,6 +25,8 @@ from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
 from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.sizes import mode_sizes
+from tensorlrf.decomposition.skeleton._cur import cur, fit_cur
+from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, interpolative
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
@@ -358,14 +360,17 @@ __all__ = [
     "blr",
     "cp",
     "cp_of_heads",
+    "cur",
     "evbmf",
     "evbmf_rank",
     "fit_blast",
     "fit_blr",
     "fit_cp",
+    "fit_cur",
     "fit_group_reduce",
     "fit_hierarchical",
     "fit_hodlr",
+    "fit_interpolative",
     "fit_kron",
     "fit_monarch",
     "fit_nmf",
@@ -380,6 +385,7 @@ __all__ = [
     "group_reduce",
     "hierarchical",
     "hodlr",
+    "interpolative",
     "kron",
     "mode_sizes",
     "monarch",

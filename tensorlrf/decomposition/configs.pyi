@@ -406,15 +406,74 @@ class GroupReduce(Structured):
 
     bands: int = 4
 
+@dataclass(frozen=True, kw_only=True)
+class Interpolative(Method):
+    """Some rows or columns of the weight and the others as sums of them, as a method of `compress`.
+
+    Convolutions with groups have none.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    axis : {"columns", "rows"}
+        What is kept. A layer computes its kept rows as they were, and the other outputs from these.
+    solver : {"auto", "exact", "randomized"}
+        How pivots are found: "exact", by QR with column pivots; "randomized", by that of a few
+        random sums of the rows, for a rank; "auto", so where the matrix is large and the rank small
+        beside its sides.
+
+    Examples
+    --------
+    >>> print(tensorlrf.Interpolative(axis="rows"))
+    interpolative(axis=rows)
+    """
+
+    axis: str = "columns"
+    solver: str = "auto"
+
+@dataclass(frozen=True, kw_only=True)
+class CUR(Method):
+    """Columns and rows of the weight and a core between them, as a method of `compress`.
+
+    Convolutions with groups have none.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    sampling : {"deim", "leverage", "cross"}
+        How columns and rows are chosen. "deim": one after the other by the leading singular
+        vectors, each where interpolation at those before it is worst. "leverage": drawn by their
+        shares in these vectors, without replacement. These two have the core that fits
+        best, U = C^+ W R^+. "cross": a part W[I, J] of nearly the largest volume, and U its
+        inverse, so that the columns and rows are reproduced.
+
+    Examples
+    --------
+    >>> print(tensorlrf.CUR(sampling="leverage"))
+    cur(sampling=leverage)
+    """
+
+    sampling: str = "deim"
+
 __all__ = [
     "BLR",
     "CP",
+    "CUR",
     "SVD",
     "TR",
     "TT",
     "Blast",
     "GroupReduce",
     "Hierarchical",
+    "Interpolative",
     "Kron",
     "Method",
     "Monarch",

@@ -226,12 +226,12 @@ class Cuts:
         if self.sampling == "cross":
             rows, columns = self._cross(r)
         else:
-            rows, columns = self._picked(*self._spectrum.split(r), r)
+            rows, columns = self._picked(*self._spectrum.split(r))
         return self._joined(rows, columns, None)
 
     def served(self, r: int) -> Skeleton:
         """In the metric of the inputs."""
-        rows, columns = self._picked(*self._outputs.split(r), r)
+        rows, columns = self._picked(*self._outputs.split(r))
         return self._joined(rows, columns, self._root)
 
     # ---- which columns and rows --------------------------------------------------------------
@@ -256,8 +256,8 @@ class Cuts:
         assert gram is not None
         return square_root(gram)
 
-    def _picked(self, left: Tensor, right: Tensor, r: int) -> tuple[Tensor, Tensor]:
-        """r rows and r columns by the sides of the best fit of that rank, (m, r) and (r, n)."""
+    def _picked(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns by the sides of the best fit of their number, (m, r) and (r, n)."""
         pick = self._by_leverage if self.sampling == "leverage" else by_deim
         found = [pick(orthonormal(side)) for side in (left, right.T)]
         return found[0], found[1]
@@ -301,13 +301,15 @@ class Cuts:
         else:
             core = best_core(work, rows, columns, root, cut)
         given = self.tensor.reshape(target.shape)
-        wide = work if target.scale != 1.0 else given
-        root_of_scale = target.root if target.scale != 1.0 else 1.0
-        C, R = wide[:, columns] * root_of_scale, wide[rows] * root_of_scale
-        made = (C.to(given.dtype), core.to(given.dtype), R.to(given.dtype))
-        indices = columns.to(PLACES), rows.to(PLACES)
+        if target.scale != 1.0:
+            given = (work * target.root).to(given.dtype)
         return Skeleton(
-            *(part.contiguous() for part in made), *indices, dense_shape=tuple(self.tensor.shape)
+            given[:, columns].contiguous(),
+            core.to(given.dtype),
+            given[rows].contiguous(),
+            columns.to(PLACES),
+            rows.to(PLACES),
+            tuple(self.tensor.shape),
         )
 
 
@@ -331,7 +333,8 @@ def best_core(
     left, first = torch.linalg.qr(matrix[:, columns].to(torch.float64))
     right, last = torch.linalg.qr(image[rows].T.to(torch.float64))
     middle = (left.to(image.dtype).T @ image).to(torch.float64) @ right  # (r, r)
-    return pseudo_inverse(first, cut) @ middle @ pseudo_inverse(last, cut).T
+    core: Tensor = pseudo_inverse(first, cut) @ middle @ pseudo_inverse(last, cut).T
+    return core
 
 
 def pseudo_inverse(square: Tensor, cut: float) -> Tensor:
@@ -339,7 +342,8 @@ def pseudo_inverse(square: Tensor, cut: float) -> Tensor:
     left, values, right = thin_svd(square)
     kept = values > cut * values[0]
     inverse = torch.where(kept, values, 1.0).reciprocal() * kept
-    return (right.T * inverse) @ left.T
+    inverted: Tensor = (right.T * inverse) @ left.T
+    return inverted
 
 
 def orthonormal(side: Tensor) -> Tensor:

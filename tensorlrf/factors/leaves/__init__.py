@@ -1,1 +1,1 @@
-"""Formats that are no product of smaller tensors: what is stored says the entries themselves."""
+"""Formats that hold some of the entries of the whole themselves, as they are or as codes."""
