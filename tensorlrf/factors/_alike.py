@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors._base import Factors
 
 
@@ -17,7 +17,7 @@ def stacked(word: str, each: tuple[Factors, ...], whole: type[Factors]) -> dict[
         raise ArgumentError(f"{word}s=() is empty; give the factors of one {word} at least")
     first = each[0]
     if isinstance(first, Factors) and not first.indices.isdisjoint(first.tensors()):
-        raise UnsupportedError(
+        raise ArgumentError(
             f"{word}s[0] is a {type(first).__name__} with indices, which the {word}s do not have "
             "in common; use svd for these"
         )

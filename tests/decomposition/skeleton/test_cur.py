@@ -12,7 +12,7 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.decomposition import cur, fit_cur, fit_svd
-from tensorlrf.errors import UnsupportedError
+from tensorlrf.errors import ArgumentError, UnsupportedError
 from tensorlrf.factors import Skeleton
 from tests.decomposition.skeleton.test_interpolative import decaying, spectral
 from tests.draws import seeded
@@ -133,5 +133,5 @@ def test_convolutions_but_those_with_groups() -> None:
         small = tensorlrf.nn.factorize(conv, word, 4)
         dense = tensorlrf.densify(small)
         torch.testing.assert_close(small(IMAGE), dense(IMAGE), rtol=1e-4, atol=1e-5)
-        with pytest.raises(UnsupportedError, match=r"Skeleton with indices.*use svd"):
+        with pytest.raises(ArgumentError, match=r"Skeleton with indices.*use svd"):
             tensorlrf.nn.factorize(nn.Conv2d(6, 8, 3, groups=2), word, 2)

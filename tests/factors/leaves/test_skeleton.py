@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
+from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import Factors, Grouped, Skeleton
 from tests.draws import seeded
 from tests.laws.factors import FactorLaws
@@ -135,5 +135,5 @@ def test_what_does_not_fit() -> None:
 
 
 def test_groups_have_no_indices_in_common() -> None:
-    with pytest.raises(UnsupportedError, match=r"groups\[0\] is a Skeleton.*svd"):
+    with pytest.raises(ArgumentError, match=r"groups\[0\] is a Skeleton.*svd"):
         Grouped.stack([cur(), cur(1)])
