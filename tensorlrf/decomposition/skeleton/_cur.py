@@ -42,7 +42,7 @@ ROUNDS = 4
 """Most times that rows are chosen anew for the columns, and columns for the rows, in a cross."""
 
 
-@method("cur", gives=Skeleton, on={"tensor", "linear", "conv"}, order=(15, 15))
+@method("cur", gives=Skeleton, on={"tensor", "linear", "conv"}, order=(31, 31))
 def fit_cur(
     tensor: Any,
     rank: Rank | None = None,

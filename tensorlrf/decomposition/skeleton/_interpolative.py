@@ -40,7 +40,7 @@ LARGE = 1 << 18
 SHORTER = 4
 
 
-@method("interpolative", gives=Skeleton, on={"tensor", "linear", "conv"}, order=(14, 14))
+@method("interpolative", gives=Skeleton, on={"tensor", "linear", "conv"}, order=(30, 30))
 def fit_interpolative(
     tensor: Any,
     rank: Rank | None = None,
