@@ -12,6 +12,7 @@ from bench.lowrank_embedding_cases import embedding_cases
 from bench.mttkrp_cases import CASES, mttkrp_case
 from bench.network_cases import NETWORKS, network_case
 from bench.shapes import FLAGSHIPS, KERNEL_CONVS, KERNEL_LAYERS, KERNEL_ROWS
+from bench.sparse_mttkrp_cases import SPARSE, sparse_mttkrp_case
 from bench.structured_cases import N_GOALS, structured_cases, training_cases
 
 
@@ -53,6 +54,8 @@ def all_cases() -> list[tuple[str, Callable[[], Case]]]:
     cases += [*trained, *structured[N_GOALS:], *embeddings[2:]]
     for sizes, columns, left in CASES[4:]:
         add(f"mttkrp {sizes} {left}", mttkrp_case, sizes, columns, left)
+    for nnz, rows, size, columns in SPARSE:
+        add(f"sparse mttkrp {nnz} in {rows}", sparse_mttkrp_case, nnz, rows, size, columns)
     for case in KERNEL_CONVS[len(FLAGSHIPS) :]:
         add(f"conv {case}", conv_case, case)
     return cases

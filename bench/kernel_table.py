@@ -144,6 +144,11 @@ KERNELS = (
         lambda row: _op(row, "mttkrp"),
         ("chain", "two steps", "einsum"),
     ),
+    Kernel(
+        "sparse_mttkrp: forward",
+        "float32 and float64: nonzeros gathered, multiplied and added up by row, in a fixed order",
+        lambda row: _op(row, "sparse_mttkrp"),
+    ),
 )
 
 

@@ -30,6 +30,7 @@ from bench.shapes import (
     held_out,
     kernel_ranks,
 )
+from bench.sparse_mttkrp_cases import SPARSE, sparse_mttkrp_problem
 from bench.structured_cases import FLAGSHIP, N_GOALS, all_layers
 from tensorlrf.ops.fused import fused_problem
 from tensorlrf_kernels._tables import bucket, dtype_key, write_table
@@ -107,6 +108,8 @@ def _rows() -> Iterator[tuple[str, str, Workload]]:
         # A trial launch has one outer and one inner mode.
         if len(sizes) == 3:
             yield "mttkrp", "forward", mttkrp_problem(sizes, columns, left)
+    for nnz, rows, _, columns in SPARSE:
+        yield "sparse_mttkrp", "forward", sparse_mttkrp_problem(nnz, rows, columns)
 
 
 def _gradients() -> Iterator[tuple[str, str, Workload]]:

@@ -29,6 +29,8 @@ from tensorlrf_kernels.lowrank_swiglu import lowrank_swiglu
 from tensorlrf_kernels.lowrank_swiglu import reference as swiglu
 from tensorlrf_kernels.mttkrp import contract_modes
 from tensorlrf_kernels.mttkrp import reference as mttkrp
+from tensorlrf_kernels.sparse_mttkrp import reference as sparse
+from tensorlrf_kernels.sparse_mttkrp import sparse_mttkrp
 from tensorlrf_kernels.tt_embedding import reference as tt_rows
 from tensorlrf_kernels.tt_embedding import tt_embedding
 from tensorlrf_kernels.tt_linear import reference as tt
@@ -316,6 +318,20 @@ def _mttkrp(sizes: Sizes, columns: int, modes: Sizes) -> Check:
     )
 
 
+def _sparse(nnz: int, rows: int, size: int, columns: int) -> Check:
+    def operands() -> list[Tensor]:
+        indices = torch.stack([_indices(nnz, size), _indices(nnz, size)])
+        starts = torch.arange(rows + 1, device=indices.device) * nnz // rows
+        values, *factors = _draw(SINGLE, (nnz,), (size, columns), (size, columns))
+        return [values, indices, starts, *factors]
+
+    return Check(
+        operands,
+        lambda values, at, starts, *f: sparse_mttkrp(values, at, starts, f),
+        lambda values, at, starts, *f: sparse.sparse_mttkrp(values, at, starts, f),
+    )
+
+
 def _embedding(M: int, rows: int, columns: int, R: int, dtype: torch.dtype) -> Check:
     return Check(
         lambda: [_indices(M, rows), *_draw(dtype, (rows, R), (R, columns))],
@@ -366,6 +382,8 @@ CHECKS: dict[tuple[str, str], Callable[[], Check]] = {
     ("tucker_conv2d", "ragged"): lambda: _tucker((3, 40, 17, 19), 48, (3, 5), (24, 16), TWO, F16),
     ("mttkrp", "flagship"): lambda: _mttkrp((200, 200, 200), 64, (1, 2)),
     ("mttkrp", "ragged"): lambda: _mttkrp((37, 50, 23, 5), 19, (0, 2)),
+    ("sparse_mttkrp", "flagship"): lambda: _sparse(1_000_000, 2000, 2000, 16),
+    ("sparse_mttkrp", "ragged"): lambda: _sparse(7777, 333, 51, 19),
     ("lowrank_embedding", "flagship"): lambda: _embedding(8192, 131072, 4096, 256, HALF),
     ("lowrank_embedding", "ragged"): lambda: _embedding(77, 1001, 333, 33, F16),
     ("tt_embedding", "flagship"): lambda: _tt_embedding(2048, (512, 256), (64, 64), 64, HALF),

@@ -45,7 +45,7 @@ class Phase(NamedTuple):
 
 OPS = (
     *("lowrank_linear", "kron_linear", "cp_conv2d", "tucker_conv2d", "blr_linear", "mttkrp"),
-    *("lowrank_swiglu", "tt_linear", "lowrank_embedding", "tt_embedding"),
+    *("lowrank_swiglu", "tt_linear", "lowrank_embedding", "tt_embedding", "sparse_mttkrp"),
 )
 SHAPES = ("flagship", "ragged", "decode")
 FEW_ROWS = ("lowrank_linear", "lowrank_swiglu", "blr_linear", "kron_linear")  # have "decode"

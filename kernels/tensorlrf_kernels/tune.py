@@ -33,7 +33,7 @@ from tensorlrf_kernels.launches import LaunchConfig, Problem, Workload, launch
 
 OPS = (
     *("lowrank_linear", "lowrank_swiglu", "tucker_conv2d", "cp_conv2d", "kron_linear"),
-    *("blr_linear", "lowrank_embedding", "tt_embedding", "mttkrp"),
+    *("blr_linear", "lowrank_embedding", "tt_embedding", "mttkrp", "sparse_mttkrp"),
 )
 _SIZES = "ROWSxOUTxINxRANK, as 8192x4096x4096x64"
 DIRECTIONS = ("forward", "backward")
