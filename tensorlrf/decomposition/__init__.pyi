@@ -18,6 +18,7 @@ from tensorlrf.decomposition.blocks._hierarchical import (
     hodlr,
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
+from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -372,6 +373,7 @@ __all__ = [
     "fit_hodlr",
     "fit_interpolative",
     "fit_kron",
+    "fit_lplr",
     "fit_monarch",
     "fit_nmf",
     "fit_nonnegative_cp",
@@ -387,6 +389,7 @@ __all__ = [
     "hodlr",
     "interpolative",
     "kron",
+    "lplr",
     "mode_sizes",
     "monarch",
     "nmf",

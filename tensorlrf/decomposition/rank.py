@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -149,6 +149,36 @@ def matrix_rank(rank: Rank, m: int, n: int) -> int:
             f"use at most {min(m, n)}"
         )
     return r
+
+
+def rank_of_bytes(rank: Rank, m: int, n: int, dense: int, bytes_at: Callable[[int], int]) -> int:
+    """The rank of an (m, n) matrix whose share counts bytes, of codes and scales and all.
+
+    Parameters
+    ----------
+    rank : int, float or str
+        An int; a share of the bytes of the weight; or "same".
+    m, n : int
+    dense : int
+        Bytes of the weight.
+    bytes_at : Callable
+        From a rank to the bytes of what is stored, rising with it.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    RankError
+        For a rank below one or above min(m, n), and for what is none.
+    """
+    share = _share(rank)
+    if share is None:
+        return matrix_rank(rank, m, n)
+    most = min(m, n)
+    within = bisect_right(range(1, most + 1), share * dense * (1 + 1e-12), key=bytes_at)
+    return max(1, within)
 
 
 def cp_rank(rank: Rank, shape: Sequence[int]) -> int:

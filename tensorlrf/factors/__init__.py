@@ -14,6 +14,8 @@ from tensorlrf.factors._tensorly import from_tensorly, to_tensorly
 from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
+from tensorlrf.factors.leaves._composite import Composite
+from tensorlrf.factors.leaves._quantized import Quantized
 from tensorlrf.factors.leaves._skeleton import Skeleton
 from tensorlrf.factors.leaves._sparse import SparseTensor
 from tensorlrf.factors.tiling import Block
@@ -26,11 +28,13 @@ __all__ = [
     "Block",
     "BlockLowRank",
     "CPFactors",
+    "Composite",
     "Factors",
     "Grouped",
     "KroneckerSum",
     "LowRank",
     "MonarchFactors",
+    "Quantized",
     "Skeleton",
     "SparseTensor",
     "TRFactors",

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors.algebra import relative_residual
-from tensorlrf.factors.arrays import as_dense
+from tensorlrf.factors.arrays import PLACES, as_dense
 from tensorlrf.factors.autocast import autocast_is_on, without_autocast
 
 FORMATS: dict[str, type[Factors]] = {}
@@ -52,7 +52,8 @@ class Factors(ABC):
 
     indices: ClassVar[frozenset[str]] = frozenset()
     """Names of tensors that say where something is, in whole numbers: what is done to all tensors
-    is not done to these. All others are of one floating-point dtype."""
+    is not done to these. All others are of one floating-point dtype. Of a format that holds others
+    they are told by `index_dtypes`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -117,6 +118,11 @@ class Factors(ABC):
     @abstractmethod
     def _dense(self) -> Tensor:
         """The whole tensor, of shape `shape`; under autocast as torch's products are."""
+
+    @classmethod
+    def index_dtypes(cls, meta: Mapping[str, Any]) -> dict[str, torch.dtype]:
+        """Names of the tensors in whole numbers that factors with this `meta()` have -> dtype."""
+        return dict.fromkeys(cls.indices, PLACES)
 
     # ---- what a format with an order of its terms supplies ----------------------------------
 
@@ -308,13 +314,14 @@ class Factors(ABC):
         Factors
             Of the same class, checked.
         """
-        tensors = self.tensors()
-        mapped = {name: fn(t) for name, t in tensors.items() if name not in self.indices}
-        if self.indices:
+        tensors, meta = self.tensors(), self.meta()
+        indices = self.index_dtypes(meta)
+        mapped = {name: fn(t) for name, t in tensors.items() if name not in indices}
+        if indices:
             device = next(iter(mapped.values())).device
-            moved = {name: t.to(device) for name, t in tensors.items() if name in self.indices}
+            moved = {name: t.to(device) for name, t in tensors.items() if name in indices}
             mapped = {name: {**mapped, **moved}[name] for name in tensors}
-        return type(self).from_tensors(mapped, self.meta())
+        return type(self).from_tensors(mapped, meta)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moved or cast, with the arguments of `torch.Tensor.to`."""

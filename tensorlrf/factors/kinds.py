@@ -4,7 +4,7 @@ what of a format is seen by those who know no formats."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,9 +38,13 @@ def format_of(factors: Factors) -> str:
     return factors.format if of is None else f"{factors.format} {of}"
 
 
-def indices_of(format: str) -> frozenset[str]:
-    """The tensors of a format, by its name, that are indices."""
-    return FORMATS[format].indices if format in FORMATS else frozenset()
+def indices_of(format: str, meta: Mapping[str, Any]) -> dict[str, torch.dtype]:
+    """The tensors of factors, by the name of their format and what a file says of them, that are
+    whole numbers -> dtype; none where it says nothing that could be."""
+    try:
+        return FORMATS[format].index_dtypes(meta) if format in FORMATS else {}
+    except (ArgumentError, AttributeError, KeyError, TypeError, ValueError):
+        return {}  # the factors themselves are refused where they are put together
 
 
 def two_matrices(value: Factors | Tensor) -> tuple[Tensor, Tensor] | None:

@@ -75,9 +75,10 @@ class FactoredLayer(Freezable, ABC):
         self._names = {name: name.replace(".", "_") for name in factors.tensors()}
         kept = self._kept_as(factors)
         self._sizes = {name: tuple(factors.tensors()[name].shape) for name in kept}
+        indices = factors.index_dtypes(self._meta)
         for name, tensor in factors.tensors().items():
             tensor = tensor.reshape(kept[name]) if name in kept else tensor
-            if tensor.numel() and name not in factors.indices:
+            if tensor.numel() and name not in indices:
                 self.register_parameter(self._names[name], _own(tensor))
             else:
                 self.register_buffer(self._names[name], tensor.detach().clone())

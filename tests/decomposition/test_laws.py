@@ -7,6 +7,7 @@ import torch
 
 from tensorlrf.decomposition.methods import names, registered
 from tensorlrf.errors import ShapeError, UnsupportedError
+from tests.laws.coded import shares_of_bytes
 from tests.laws.methods import laws_of
 
 TestSVD = laws_of("svd")
@@ -47,6 +48,8 @@ TestCross = pytest.mark.slow(laws_of("cur", sampling="cross", without=["gram", "
 TestGroupReduceOfFewRows = laws_of("group_reduce", bands=3)
 TestNMF = laws_of("nmf", kind=torch.abs, n_iter_max=8)
 TestNonnegativeCP = laws_of("nonnegative_cp", (6, 5, 4), kind=torch.abs, n_iter_max=8)
+TestLPLR = shares_of_bytes(laws_of("lplr", n_iter_max=4))
+TestLPLRInGroups = shares_of_bytes(laws_of("lplr", codes="int4", group=4, n_iter_max=4))
 
 
 def test_every_method_has_a_sample() -> None:

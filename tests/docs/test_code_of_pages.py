@@ -24,6 +24,7 @@ PAGES = [
     "docs/shared_bases.md",
     "docs/evaluate.md",
     "docs/nonnegative.md",
+    "docs/sums_and_codes.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")

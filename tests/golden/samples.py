@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import decomposition
-from tensorlrf.factors import Batch, Factors, Grouped, SparseTensor
+from tensorlrf.factors import Batch, Composite, Factors, Grouped, LowRank, Quantized, SparseTensor
+from tensorlrf.factors.leaves.codes import CODES
 from tensorlrf.nn import FactoredLayer, factored_type
 from tests.nn.samples import KINDS, dense_conv, dense_linear
 from tests.ops.samples import FORMATS, MATRIX_FORMATS, random_factors, random_grouped
@@ -149,8 +150,24 @@ def factors_by_format() -> dict[str, dict[str, Factors]]:
     for format, name, made in _decomposed():
         found.setdefault(format, {})[name] = in_whole_numbers(made)
     found["sparse"] = {"of a matrix": _sparse(16, 12), "of a tensor": _sparse(3, 4, 5)}
+    found |= {"quantized": dict(_coded()), "composite": {"of a matrix": _composite()}}
     found["batch"] = {name: in_whole_numbers(made) for name, made in _batches()}
     return found
+
+
+def _coded() -> Iterator[tuple[str, Factors]]:
+    """(name, factors in few bits, as a matrix and as a low rank), their scales in whole numbers."""
+    matrix = whole(torch.empty(4, 6))
+    low = LowRank(whole(torch.empty(4, 2)), whole(torch.empty(2, 6)))
+    for codes in CODES:
+        yield f"matrix in {codes}", in_whole_numbers(Quantized.encode(matrix, codes, group=3))
+        yield f"lowrank in {codes}", in_whole_numbers(Quantized.encode(low, codes))
+
+
+def _composite() -> Factors:
+    coded = dict(_coded())
+    low = LowRank(whole(torch.empty(4, 2)), whole(torch.empty(2, 6)))
+    return Composite((low, coded["matrix in int4"], coded["lowrank in int8"]))
 
 
 def _decomposed() -> Iterator[tuple[str, str, Factors]]:

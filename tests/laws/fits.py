@@ -69,8 +69,8 @@ class MethodLaws:
         factors = fit.factors
         assert isinstance(factors, self.method.gives)
         assert factors.shape == self.shape
-        named = factors.tensors().items()
-        assert {t.dtype for name, t in named if name not in factors.indices} == {dtype}
+        indices = factors.index_dtypes(factors.meta())
+        assert {t.dtype for k, t in factors.tensors().items() if k not in indices} == {dtype}
         assert fit.error == pytest.approx(true_error(factors, weight), rel=1e-4, abs=1e-9)
         assert fit.reason
 

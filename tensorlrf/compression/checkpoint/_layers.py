@@ -12,7 +12,6 @@ from tensorlrf import io
 from tensorlrf.compression.checkpoint.header import LayerEntry
 from tensorlrf.errors import FileFormatError, UnsupportedError, shown
 from tensorlrf.factors import Factors
-from tensorlrf.factors.arrays import PLACES
 from tensorlrf.factors.kinds import indices_of
 from tensorlrf.nn import FactoredEmbedding, FactoredLayer, factored_type
 from tensorlrf.nn.obstacles import why_not
@@ -21,10 +20,10 @@ from tensorlrf.nn.obstacles import why_not
 def blank_factors(entry: LayerEntry, path: str, dtype: torch.dtype = torch.float32) -> Factors:
     """The factors of an entry on the meta device. Raises FileFormatError where it has none."""
     where = f"path={path!r}: the layer {entry.places[0]!r}"
-    indices = indices_of(entry.format)
+    indices = indices_of(entry.format, entry.meta)
     try:
         parts = {
-            name: torch.empty(shape, dtype=PLACES if name in indices else dtype, device="meta")
+            name: torch.empty(shape, dtype=indices.get(name, dtype), device="meta")
             for name, shape in entry.parts.items()
         }
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # too large for torch

@@ -175,7 +175,7 @@ class _Rebuild:
             parameter = self._as_parameter(slot, value, wanted.requires_grad)
             layer._parameters[attributes[key]] = parameter
         layer._follow_device()
-        if layer._format.indices:  # of which the values have to fit, too
+        if layer._format.index_dtypes(layer._meta):  # of which the values have to fit, too
             try:
                 layer._assembled().check()
             except ArgumentError as error:

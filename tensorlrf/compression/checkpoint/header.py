@@ -16,7 +16,6 @@ from tensorlrf.compression.checkpoint._architecture import digest
 from tensorlrf.compression.checkpoint.named_tensors import BUFFER, PARAMETER, ROLES, joined
 from tensorlrf.compression.plan._versions import recipe_of
 from tensorlrf.errors import FileFormatError, TensorlrfError
-from tensorlrf.factors.arrays import PLACES
 from tensorlrf.factors.kinds import indices_of
 from tensorlrf.files.safetensors import TORCH_DTYPES, SafeFile
 from tensorlrf.files.sealed import Stored, canonical, checksum_of, seal, unseal
@@ -341,7 +340,7 @@ def _check_parts(header: Header, root: JsonNode) -> None:
     """All tensors of a layer are there, in floating point, as parameters; indices as buffers."""
     slots = {name: slot for slot in header.slots for name in slot.at}
     for entry, at in zip(header.layers, root["layers"].entries(), strict=True):
-        place = entry.places[0]
+        place, indices = entry.places[0], indices_of(entry.format, entry.meta)
         if not entry.parts:
             at["parts"].wrong(f"the factors of {place!r}")
         for key in (*entry.parts, "bias"):
@@ -355,8 +354,8 @@ def _check_parts(header: Header, root: JsonNode) -> None:
                 at.wrong(f"a layer with the tensor {name!r}, which is there")
             stored = header.tensors[slot.tensor]
             dtype = TORCH_DTYPES.get(stored.dtype, torch.bool)
-            if key in indices_of(entry.format):
-                if slot.at[name] not in (BUFFER, None) or dtype != PLACES:
+            if key in indices:
+                if slot.at[name] not in (BUFFER, None) or dtype != indices[key]:
                     at.wrong(f"a layer with indices {name!r}, a {slot.at[name]} of dtype {dtype}")
                 continue
             # Without elements it is a buffer; versions before had a parameter.

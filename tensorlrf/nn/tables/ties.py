@@ -25,7 +25,7 @@ def tie(layer: FactoredLayer, other: FactoredLayer, parts: Collection[str] | Non
             continue
         if name in layer._parameters:
             layer.register_parameter(name, other.get_parameter(name))
-        elif part in layer._format.indices:
+        elif part in layer._format.index_dtypes(layer._meta):
             layer.register_buffer(name, other.get_buffer(name))
 
 

@@ -8,11 +8,13 @@ from tensorlrf.factors import (
     BandedLowRank,
     BlastFactors,
     BlockLowRank,
+    Composite,
     CPFactors,
     Grouped,
     KroneckerSum,
     LowRank,
     MonarchFactors,
+    Quantized,
     Skeleton,
     TRFactors,
     TTFactors,
@@ -33,6 +35,8 @@ from tensorlrf.ops.forms._tr import TRForm
 from tensorlrf.ops.forms._tt import TTForm
 from tensorlrf.ops.forms._tt_matrix import TTMatrixForm
 from tensorlrf.ops.forms._tucker import TuckerForm
+from tensorlrf.ops.forms.leaves._composite import CompositeForm
+from tensorlrf.ops.forms.leaves._quantized import QuantizedForm
 from tensorlrf.ops.forms.leaves._skeleton import SkeletonForm
 from tensorlrf.ops.forms.shared._slide import Conv, Depthwise, Groups, Pointwise, Taps
 from tensorlrf.ops.forms.stages import (
@@ -66,6 +70,8 @@ register_form(BlastFactors, BlastForm())
 register_form(BandedLowRank, BandedForm())
 register_form(Skeleton, SkeletonForm())
 register_form(Grouped, GroupedForm())
+register_form(Quantized, QuantizedForm())
+register_form(Composite, CompositeForm())
 
 __all__ = [
     "Concat",

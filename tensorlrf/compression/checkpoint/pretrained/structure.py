@@ -84,7 +84,8 @@ def settle(model: nn.Module, told: Quantization, path: str) -> None:
         if not isinstance(module, FactoredLayer):
             continue
         module._follow_device()
-        if module._format.indices and not any(t.is_meta for t in module.buffers()):
+        indices = module._format.index_dtypes(module._meta)
+        if indices and not any(t.is_meta for t in module.buffers()):
             try:
                 module._assembled().check()
             except ArgumentError as error:

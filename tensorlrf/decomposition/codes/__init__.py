@@ -1,0 +1,1 @@
+"""Factors in few bits, and dictionaries with sparse codes."""
