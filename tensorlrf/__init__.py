@@ -5,7 +5,7 @@ layer = tensorlrf.nn.factorize(conv, "svd", 32)          factors to a running la
 small, report = tensorlrf.compress(model, keep_params=0.25, calibration=batches)
 """
 
-from tensorlrf import decomposition, errors, factors, io, large, metrics, nn, ops
+from tensorlrf import adapters, decomposition, errors, factors, io, large, metrics, nn, ops
 from tensorlrf.compression import (
     BLR,
     CP,
@@ -152,6 +152,7 @@ __all__ = [
     "Tucker",
     "TuckerFactors",
     "Tuning",
+    "adapters",
     "apply",
     "bench",
     "blast",
