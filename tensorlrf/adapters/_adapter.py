@@ -99,8 +99,23 @@ class Adapter:
     # ---- sums and ranks ----------------------------------------------------------------------
 
     def times(self, weight: float) -> Adapter:
-        """`weight` times the change. Raises ArgumentError where that is not finite, and
-        UnsupportedError with magnitudes, in which a change is not linear."""
+        """`weight` times the change.
+
+        Parameters
+        ----------
+        weight : float
+
+        Returns
+        -------
+        Adapter
+
+        Raises
+        ------
+        ArgumentError
+            Where the weight is not finite.
+        UnsupportedError
+            With magnitudes, in which a change is not linear.
+        """
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise ArgumentError(f"weight={weight!r} must be a number")
         if not math.isfinite(weight):
@@ -111,8 +126,22 @@ class Adapter:
     def plus(self, other: Adapter) -> Adapter:
         """Both changes: ranks of layers that both have add up, nothing is multiplied out or cut.
 
-        Cut it afterwards by `reranked`. Raises ShapeError where a layer has two shapes, and
-        UnsupportedError with magnitudes.
+        Cut it afterwards by `reranked`.
+
+        Parameters
+        ----------
+        other : Adapter
+
+        Returns
+        -------
+        Adapter
+
+        Raises
+        ------
+        ShapeError
+            Where a layer has two shapes.
+        UnsupportedError
+            With magnitudes.
         """
         if not isinstance(other, Adapter):
             raise ArgumentError(f"other={other!r} must be an Adapter")
@@ -165,6 +194,15 @@ class Adapter:
         A layer on factors of low rank gets `[left, s B] @ [right; A]`, which is exact; with
         magnitudes its rows are scaled, by norms that need no product.
 
+        Parameters
+        ----------
+        model : Module
+            It stays as it is.
+
+        Returns
+        -------
+        Module
+
         Raises
         ------
         ArgumentError
@@ -181,6 +219,12 @@ class Adapter:
         """Write a folder as peft's `save_pretrained` does: adapter_config.json and
         adapter_model.safetensors, with lora_alpha equal to the rank, so that the scaling is one.
 
+        Parameters
+        ----------
+        path : path
+        overwrite : bool
+            Whether to take the place of these two files.
+
         Raises
         ------
         FileError
@@ -192,6 +236,14 @@ class Adapter:
     @classmethod
     def load(cls, path: PathLike) -> Adapter:
         """Read a folder that peft's `save_pretrained` wrote, LoRA, rsLoRA or DoRA.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Adapter
 
         Raises
         ------
