@@ -216,8 +216,10 @@ class Adapter:
         return merged(model, self.terms, self.magnitudes)
 
     def save(self, path: PathLike, *, overwrite: bool = False) -> None:
-        """Write a folder as peft's `save_pretrained` does: adapter_config.json and
-        adapter_model.safetensors, with lora_alpha equal to the rank, so that the scaling is one.
+        """Write a folder as peft's `save_pretrained` does.
+
+        It gets adapter_config.json, with lora_alpha equal to the rank of each layer, so that the
+        scaling is one, and adapter_model.safetensors.
 
         Parameters
         ----------
