@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tensorlrf.adapters._merge import merged
 from tensorlrf.adapters._peft import read, write
-from tensorlrf.decomposition.linalg._gram import keep_within
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import LowRank
 from tensorlrf.files.arguments import PathLike
@@ -287,7 +286,8 @@ def cut(term: LowRank, rank: int | None, error: float | None) -> tuple[LowRank, 
     energies = (left.square().sum(0) * right.square().sum(1)).clamp(min=0.0)
     whole = float(energies.sum())
     if error is not None:
-        rank = keep_within(error**2 * whole)(energies)
-    r = min(rank or 1, ordered.rank)
+        left_out = energies.flip(0).cumsum(0).flip(0)  # [k] with k terms kept
+        rank = int((left_out > error**2 * whole).sum())
+    r = min(max(rank or 1, 1), ordered.rank)
     lost = math.sqrt(float(energies[r:].sum()) / whole) if whole > 0 else 0.0
     return ordered.leading(r), lost

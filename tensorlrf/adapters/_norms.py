@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import LowRank
+from tensorlrf.factors.arrays import as_dense
 
 
 def row_norms(weight: Tensor | LowRank | Any, term: LowRank) -> Tensor:
@@ -50,7 +50,7 @@ def row_norms(weight: Tensor | LowRank | Any, term: LowRank) -> Tensor:
     """
     if not isinstance(term, LowRank):
         raise ArgumentError(f"term is a {type(term).__name__}; give the change as a LowRank")
-    own = weight if isinstance(weight, LowRank) else as_tensor(weight, "weight")
+    own = weight if isinstance(weight, LowRank) else as_weight(weight)
     if tuple(own.shape) != tuple(term.shape):
         raise ShapeError(f"weight has shape {tuple(own.shape)}, and term {tuple(term.shape)}")
     dtype = torch.promote_types(own.dtype, torch.float32)
@@ -61,7 +61,7 @@ def row_norms(weight: Tensor | LowRank | Any, term: LowRank) -> Tensor:
         small = torch.linalg.qr(right.T, mode="r").R  # (k + r, k + r), and no square of it
         norms: Tensor = torch.linalg.vector_norm(left @ small.T, dim=1)
         return norms.to(dtype)
-    matrix: Tensor = own.detach().to(torch.float64).reshape(len(own), -1)
+    matrix: Tensor = own.to(torch.float64).reshape(len(own), -1)
     alone = matrix.square().sum(1)
     both = (left * (matrix @ right.T)).sum(1)
     change = (left @ torch.linalg.qr(right.T, mode="r").R.T).square().sum(1)
@@ -69,3 +69,13 @@ def row_norms(weight: Tensor | LowRank | Any, term: LowRank) -> Tensor:
     gone = (squares < 1e-6 * (alone + change)).nonzero()[:, 0]  # what cancels is rounding
     squares[gone] = (matrix[gone] + left[gone] @ right).square().sum(1)
     return squares.clamp(min=0.0).sqrt().to(dtype)
+
+
+def as_weight(value: Any) -> Tensor:
+    """A weight, detached. Raises ArgumentError for what is no dense tensor of finite floats."""
+    weight = as_dense(value, "weight").detach()
+    if not weight.is_floating_point():
+        raise ArgumentError(f"weight has the dtype {weight.dtype}; give floats, such as .float()")
+    if not bool(weight.isfinite().all()):
+        raise ArgumentError("weight contains NaN or Inf; find where they came from")
+    return weight

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tensorlrf.adapters._adapter import Adapter
 from tensorlrf.adapters._merge import dense_weight
+from tensorlrf.adapters._norms import as_weight
 from tensorlrf.decomposition import fit_svd
-from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.errors import ArgumentError, RankError, unknown
+from tensorlrf.errors import ArgumentError, RankError, ShapeError, unknown
 from tensorlrf.factors import CPFactors, Factors, LowRank, TuckerFactors
 from tensorlrf.nn.copies import copy_of
 
@@ -277,9 +277,9 @@ def initialize(
 
 
 def _checked(weight: Any, rank: int) -> tuple[Tensor, int]:
-    matrix = as_tensor(weight, "weight").detach()
-    if matrix.ndim != 2:
-        raise ArgumentError(f"weight has shape {tuple(matrix.shape)}; give a matrix (m, n)")
+    matrix = as_weight(weight)
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise ShapeError(f"weight has shape {tuple(matrix.shape)}; give a matrix (m, n)")
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     most = min(matrix.shape)
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
