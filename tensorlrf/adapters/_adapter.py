@@ -14,6 +14,7 @@ from tensorlrf.adapters._merge import merged
 from tensorlrf.adapters._peft import read, write
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
 from tensorlrf.factors import LowRank
+from tensorlrf.factors.kinds import check_format
 from tensorlrf.files.arguments import PathLike
 
 
@@ -58,11 +59,9 @@ class Adapter:
                 f"terms={self.terms!r} must map names of layers to LowRank, at least one"
             )
         for name, term in self.terms.items():
-            if not isinstance(name, str) or not name or not isinstance(term, LowRank):
-                raise ArgumentError(
-                    f"terms: {name!r} has a {type(term).__name__}; give the qualified name of a "
-                    "layer and a LowRank"
-                )
+            if not isinstance(name, str) or not name:
+                raise ArgumentError(f"terms: {name!r} must be the qualified name of a layer")
+            check_format(term, (LowRank,), f"terms[{name!r}]", "give a LowRank")
         for name, lengths in self.magnitudes.items():
             if name not in self.terms:
                 raise ArgumentError(

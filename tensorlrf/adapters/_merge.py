@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tensorlrf.adapters._norms import row_norms
 from tensorlrf.errors import ArgumentError, ShapeError, UnsupportedError
-from tensorlrf.factors import LowRank
+from tensorlrf.factors import Factors, LowRank
+from tensorlrf.factors.kinds import format_of, two_matrices
 from tensorlrf.nn import FactoredLinear
 from tensorlrf.nn.copies import copy_of
 from tensorlrf.nn.plain import is_hf_conv1d
@@ -26,7 +27,7 @@ def merged(
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     for name, term in terms.items():  # before anything is copied
-        _check(model, name, term)
+        _check(model, name, term, scaled=name in magnitudes)
     made = copy_of(model)
     with torch.no_grad():
         for name, term in terms.items():
@@ -45,7 +46,7 @@ def dense_weight(layer: nn.Module) -> Tensor | None:
     return None
 
 
-def _check(model: nn.Module, name: str, term: LowRank) -> None:
+def _check(model: nn.Module, name: str, term: LowRank, *, scaled: bool) -> None:
     try:
         layer = model.get_submodule(name)
     except AttributeError:
@@ -56,6 +57,11 @@ def _check(model: nn.Module, name: str, term: LowRank) -> None:
     if isinstance(layer, FactoredLinear):
         if unfit := why_not(layer):
             raise UnsupportedError(f"{name!r} {unfit}")
+        if scaled and two_matrices(layer.factors) is None:
+            raise UnsupportedError(
+                f"{name!r} is of format {format_of(layer.factors)!r}, whose rows a DoRA adapter "
+                "cannot scale; use the dense model, or method='svd'"
+            )
         shape = tuple(layer.factors.shape)
     else:
         weight = dense_weight(layer)
@@ -82,10 +88,11 @@ def _put(layer: nn.Module, term: LowRank, magnitude: Tensor | None) -> None:
         home = layer.factors
         grow(layer, *_at(term, home.device, home.dtype))
         if magnitude is not None:
-            factors = layer.factors
-            assert isinstance(factors, LowRank)
-            scale = _scale(magnitude, factors, LowRank(factors.left[:, :1] * 0, factors.right[:1]))
-            set_factors(layer, LowRank(scale[:, None] * factors.left, factors.right))
+            sides = two_matrices(layer.factors)
+            assert sides is not None  # `_check` has seen to it
+            left, right = sides
+            scale = _scale(magnitude, layer.factors, LowRank(left[:, :1] * 0, right[:1]))
+            set_factors(layer, LowRank(scale[:, None] * left, right))
         return
     weight = dense_weight(layer)
     assert weight is not None
@@ -101,7 +108,7 @@ def _at(term: LowRank, device: torch.device, dtype: torch.dtype) -> tuple[Tensor
     return term.left.to(device, dtype), term.right.to(device, dtype)
 
 
-def _scale(magnitude: Tensor, weight: Tensor | LowRank, term: LowRank) -> Tensor:
+def _scale(magnitude: Tensor, weight: Tensor | Factors, term: LowRank) -> Tensor:
     """What rows are multiplied by to have these norms; rows of zeros stay."""
     norms = row_norms(weight, term)
     wanted = magnitude.to(norms)

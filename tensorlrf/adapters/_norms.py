@@ -10,9 +10,10 @@ from torch import Tensor
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import LowRank
 from tensorlrf.factors.arrays import as_dense
+from tensorlrf.factors.kinds import check_format, two_matrices
 
 
-def row_norms(weight: Tensor | LowRank | Any, term: LowRank) -> Tensor:
+def row_norms(weight: Any, term: LowRank) -> Tensor:
     """The Euclidean norm of each row of W + s B A, without the product.
 
     With `term` as s B (m, r) and A (r, n) a row has the square |w|^2 + 2 (s b) . (A w) + (s b)
@@ -48,16 +49,16 @@ def row_norms(weight: Tensor | LowRank | Any, term: LowRank) -> Tensor:
     >>> torch.allclose(norms, (W + change.to_dense()).norm(dim=1), atol=1e-5)
     True
     """
-    if not isinstance(term, LowRank):
-        raise ArgumentError(f"term is a {type(term).__name__}; give the change as a LowRank")
-    own = weight if isinstance(weight, LowRank) else as_weight(weight)
+    check_format(term, (LowRank,), "term", "give the change as a LowRank")
+    sides = two_matrices(weight)
+    own = as_weight(weight) if sides is None else weight
     if tuple(own.shape) != tuple(term.shape):
         raise ShapeError(f"weight has shape {tuple(own.shape)}, and term {tuple(term.shape)}")
     dtype = torch.promote_types(own.dtype, torch.float32)
     left, right = term.left.to(torch.float64), term.right.to(torch.float64)
-    if isinstance(own, LowRank):
-        left = torch.cat([own.left.to(torch.float64), left], 1)  # (m, k + r)
-        right = torch.cat([own.right.to(torch.float64), right])
+    if sides is not None:
+        left = torch.cat([sides[0].to(torch.float64), left], 1)  # (m, k + r)
+        right = torch.cat([sides[1].to(torch.float64), right])
         small = torch.linalg.qr(right.T, mode="r").R  # (k + r, k + r), and no square of it
         norms: Tensor = torch.linalg.vector_norm(left @ small.T, dim=1)
         return norms.to(dtype)

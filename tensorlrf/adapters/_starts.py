@@ -32,24 +32,14 @@ class Start:
         The rest, which is frozen, in the dtype of the weight; the sum is the weight.
     trained : tuple of str
         Names of the tensors of the term that are trained; the others are frozen.
+    low_rank : LowRank
+        The term as `left @ right`, as LoRA has it.
     """
 
     term: Factors
     residual: Tensor
     trained: tuple[str, ...]
-
-    def as_low_rank(self) -> LowRank:
-        """The term as `left @ right`, as LoRA has it."""
-        term = self.term
-        if isinstance(term, CPFactors):
-            return LowRank(term.factors[0] * term.weights, term.factors[1].T, term.shape)
-        if isinstance(term, TuckerFactors):
-            rows, columns = term.factors
-            assert rows is not None
-            assert columns is not None
-            return LowRank(rows @ term.core, columns.T, term.shape)
-        assert isinstance(term, LowRank)
-        return term
+    low_rank: LowRank
 
 
 def pissa(weight: Any, rank: int) -> Start:
@@ -72,7 +62,8 @@ def pissa(weight: Any, rank: int) -> Start:
     equations 2 to 4.
     """
     matrix, r = _checked(weight, rank)
-    return _begun(matrix, fit_svd(matrix, r).factors, ("left", "right"))
+    term = fit_svd(matrix, r).factors
+    return _begun(matrix, term, ("left", "right"), term)
 
 
 def milora(weight: Any, rank: int) -> Start:
@@ -96,7 +87,7 @@ def milora(weight: Any, rank: int) -> Start:
     rows, values, columns = torch.linalg.svd(matrix.to(torch.float64), full_matrices=False)
     roots = values[-r:].sqrt()
     term = LowRank((rows[:, -r:] * roots).to(matrix), (roots[:, None] * columns[-r:]).to(matrix))
-    return _begun(matrix, term, ("left", "right"))
+    return _begun(matrix, term, ("left", "right"), term)
 
 
 def svfit(weight: Any, rank: int) -> Start:
@@ -126,7 +117,8 @@ def svfit(weight: Any, rank: int) -> Start:
     term = CPFactors(
         roots.square().to(matrix), ((left / safe).to(matrix), (right / safe[:, None]).T.to(matrix))
     )
-    return _begun(matrix, term, ("weights",))
+    rows, columns = term.factors
+    return _begun(matrix, term, ("weights",), LowRank(rows * term.weights, columns.T))
 
 
 def nystrom(weight: Any, rank: int) -> Start:
@@ -155,10 +147,9 @@ def nystrom(weight: Any, rank: int) -> Start:
     columns = _pivots(wide, r)
     rows = _pivots(wide[:, columns].T, r)
     between = torch.linalg.pinv(wide[rows][:, columns], rtol=1e-12)
-    term = TuckerFactors(
-        between.to(matrix), (wide[:, columns].to(matrix), wide[rows].T.contiguous().to(matrix))
-    )
-    return _begun(matrix, term, ("core",))
+    core, left, right = between.to(matrix), wide[:, columns].to(matrix), wide[rows].to(matrix)
+    term = TuckerFactors(core, (left, right.T.contiguous()))
+    return _begun(matrix, term, ("core",), LowRank(left @ core, right))
 
 
 @dataclass(frozen=True)
@@ -176,7 +167,8 @@ class Nested:
     outer: LowRank
     inner: LowRank
 
-    def as_low_rank(self) -> LowRank:
+    @property
+    def low_rank(self) -> LowRank:
         """`outer.left @ inner @ outer.right`, of the rank of the inner one."""
         left, right = self.outer.left @ self.inner.left, self.inner.right @ self.outer.right
         return LowRank(left, right, self.outer.shape)
@@ -268,7 +260,7 @@ def initialize(
     for name, layer in linear.items():
         if any(fnmatchcase(name, glob) for glob in globs):
             start = STARTS[method](layer.weight.detach(), min(rank, *layer.weight.shape))
-            terms[name] = start.as_low_rank()
+            terms[name] = start.low_rank
             weight = dense_weight(rest.get_submodule(name))
             assert weight is not None
             with torch.no_grad():
@@ -287,8 +279,8 @@ def _checked(weight: Any, rank: int) -> tuple[Tensor, int]:
     return matrix, rank
 
 
-def _begun(matrix: Tensor, term: Factors, trained: tuple[str, ...]) -> Start:
-    return Start(term, matrix - term.to_dense(), trained)
+def _begun(matrix: Tensor, term: Factors, trained: tuple[str, ...], low_rank: LowRank) -> Start:
+    return Start(term, matrix - term.to_dense(), trained, low_rank)
 
 
 def _pivots(matrix: Tensor, rank: int) -> Tensor:

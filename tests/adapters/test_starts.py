@@ -38,7 +38,7 @@ def test_residual_and_term_are_the_weight(
     start = STARTS[name](given, rank)
     size = float(given.abs().max())
     assert float((start.residual + start.term.to_dense() - given).abs().max()) <= 1e-12 * size
-    low = start.as_low_rank()
+    low = start.low_rank
     assert low.rank == rank
     assert float((low.to_dense() - start.term.to_dense()).abs().max()) <= 1e-10 * size
     assert set(start.trained) <= set(start.term.tensors())
@@ -49,7 +49,7 @@ def test_what_the_terms_are() -> None:
     values = torch.linalg.svdvals(given)
     top = pissa(given, 2)
     assert torch.allclose(torch.linalg.svdvals(top.residual)[:4], values[2:], atol=1e-12)
-    assert torch.allclose(top.as_low_rank().left.norm(dim=0), values[:2].sqrt())
+    assert torch.allclose(top.low_rank.left.norm(dim=0), values[:2].sqrt())
     minor = milora(given, 2)
     assert torch.allclose(torch.linalg.svdvals(minor.residual)[:4], values[:4], atol=1e-12)
     fit = svfit(given, 3)
@@ -70,10 +70,10 @@ def test_nystrom_is_exact_on_a_matrix_of_that_rank() -> None:
 def test_nested() -> None:
     given = weight(9, 6)
     nested = nora(given, 4, 2, random_state=0)
-    assert float(nested.as_low_rank().to_dense().abs().max()) == 0.0
+    assert float(nested.low_rank.to_dense().abs().max()) == 0.0
     assert nested.inner.n_params == 2 * 4 * 2
     left = weight(4, 2, 3)
-    low = type(nested)(nested.outer, type(nested.inner)(left, nested.inner.right)).as_low_rank()
+    low = type(nested)(nested.outer, type(nested.inner)(left, nested.inner.right)).low_rank
     expected = nested.outer.left @ left @ nested.inner.right @ nested.outer.right
     assert torch.allclose(low.to_dense(), expected, atol=1e-12)
     assert low.rank == 2
