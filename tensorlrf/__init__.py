@@ -64,6 +64,7 @@ from tensorlrf.compression import (
     tune,
 )
 from tensorlrf.decomposition import (
+    aca,
     blast,
     blr,
     cp,
@@ -77,6 +78,7 @@ from tensorlrf.decomposition import (
     monarch,
     nmf,
     nonnegative_cp,
+    nystrom,
     scree,
     svd,
     tr,
@@ -152,6 +154,7 @@ __all__ = [
     "Tucker",
     "TuckerFactors",
     "Tuning",
+    "aca",
     "adapters",
     "apply",
     "bench",
@@ -190,6 +193,7 @@ __all__ = [
     "nmf",
     "nn",
     "nonnegative_cp",
+    "nystrom",
     "on_one_rank",
     "ops",
     "order_by_energy",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from tensorlrf.decomposition.methods import names, registered
 from tensorlrf.errors import ShapeError, UnsupportedError
+from tests.laws.checks import DEGENERATE, finite, quiet
 from tests.laws.coded import shares_of_bytes
 from tests.laws.methods import laws_of
 
@@ -45,6 +47,35 @@ TestInterpolativeSketched = pytest.mark.slow(
 TestCUR = laws_of("cur")
 TestCURByLeverage = pytest.mark.slow(laws_of("cur", sampling="leverage"))
 TestCross = pytest.mark.slow(laws_of("cur", sampling="cross", without=["gram", "error"]))
+
+
+class TestNystrom(laws_of("nystrom", (12, 12), sampling="greedy")):  # type: ignore[misc]  # a class that is made
+    """On symmetric matrices alone, which the laws of hard input are told of here."""
+
+    def weight(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+        x = super().weight(torch.float64, seed)
+        return (x @ x.T / 12).to(dtype)
+
+    @pytest.mark.parametrize("kind", DEGENERATE)
+    def test_degenerate_input_gives_finite_factors(self, kind: str) -> None:
+        for dtype in (torch.float32, torch.float64):
+            x = DEGENERATE[kind](self.weight(torch.float64))
+            weight = (x @ x.T).to(dtype)
+            with quiet():
+                fit = self.fit(weight)
+            assert finite(fit.factors).rel_error(weight) <= 1 + 1e-5
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_subnormal_and_mixed_numbers_stay_finite(self, dtype: torch.dtype) -> None:
+        info = torch.finfo(dtype)
+        unit = self.weight() / self.weight().abs().max()
+        sides = unit.new_full((12,), (info.tiny * 4) ** 0.5)
+        sides[:6] = (info.max / 64) ** 0.5
+        for weight in (unit * (info.tiny / 8), unit * sides * sides[:, None]):
+            with quiet():
+                finite(self.fit(weight.to(dtype)).factors)
+
+
 TestGroupReduceOfFewRows = laws_of("group_reduce", bands=3)
 TestNMF = laws_of("nmf", kind=torch.abs, n_iter_max=8)
 TestNonnegativeCP = laws_of("nonnegative_cp", (6, 5, 4), kind=torch.abs, n_iter_max=8)

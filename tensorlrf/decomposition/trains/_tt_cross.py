@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import check_sequence
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg.selection.maxvol import maxvol
+from tensorlrf.decomposition.linalg.selection.values import Function, Values, checked_shape, drawn
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import factors_of
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
-from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors
-from tensorlrf.factors.arrays import as_dense
 from tensorlrf.factors.autocast import without_autocast
-
-Function = Callable[[Tensor], Tensor]
 
 NUMERICAL = 1e-14
 """Singular values below this share of the largest are rounding, and no pivots are taken there."""
-
-_CHUNK = 1 << 18
 
 
 @without_autocast()
@@ -104,12 +100,12 @@ def fit_tt_cross(
     """
     rank, error = check_rank_or_error(rank, error)
     check_iteration(n_iter_max, None)
-    sizes = _checked_shape(shape)
+    sizes = checked_shape(shape)
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
         raise ArgumentError(f"n_samples={n_samples!r} must be an int of at least 1")
     most = rank_limits(sizes) if rank is None else train_ranks(rank, sizes, math.prod(sizes))
     draws = generator(random_state, torch.device("cpu"))
-    values = Values(function)
+    values = Values(function, "tt")
     cross = Cross(values, sizes, most, draws)
     bound = error if error is not None else 0.0
     aim = bound / 2
@@ -120,7 +116,7 @@ def fit_tt_cross(
     for sweep in range(n_iter_max):
         factors = cross.sweep(sweep % 2 == 0, aim)
         check_rank_or_error(rank, error, factors.dtype)  # known only from the function's values
-        estimate, worst = values.estimate(factors, _drawn(sizes, n_samples, draws))
+        estimate, worst = values.estimate(partial(entries, factors), drawn(sizes, n_samples, draws))
         errors.append(estimate)
         if best is None or estimate <= 0.9 * best[0]:
             idle = 0
@@ -129,7 +125,9 @@ def fit_tt_cross(
         if best is None or estimate < best[0]:
             best = estimate, factors
         if error is not None and best[0] <= bound:
-            again, worst = values.estimate(best[1], _drawn(sizes, n_samples, draws))
+            again, worst = values.estimate(
+                partial(entries, best[1]), drawn(sizes, n_samples, draws)
+            )
             if again <= bound:
                 errors.append(again)
                 converged = True
@@ -144,7 +142,7 @@ def fit_tt_cross(
         aim = aim / 2 if idle else aim
     assert best is not None
     if not (converged and error is not None):
-        errors.append(values.estimate(best[1], _drawn(sizes, n_samples, draws))[0])
+        errors.append(values.estimate(partial(entries, best[1]), drawn(sizes, n_samples, draws))[0])
     share = values.count / math.prod(sizes)
     reason = (
         f"{values.count:,} values of the function ({share:.2g} of the whole), error estimated on "
@@ -156,60 +154,6 @@ def fit_tt_cross(
 tt_cross = factors_of(fit_tt_cross)
 
 
-class Values:
-    """A function whose values are checked and counted."""
-
-    def __init__(self, function: Function) -> None:
-        if not callable(function):
-            raise ArgumentError(
-                f"function is a {type(function).__name__}; pass a callable from indices (M, N) "
-                "to values (M,), or use tt() for a tensor"
-            )
-        self.function = function
-        self.count = 0
-        self.like = torch.zeros(0, dtype=torch.float64, device="cpu")
-
-    def __call__(self, indices: Tensor) -> Tensor:
-        """Float64 values (M,) at `indices` (M, N)."""
-        return torch.cat([self._some(part) for part in torch.split(indices, _CHUNK)])
-
-    def _some(self, indices: Tensor) -> Tensor:
-        m = indices.shape[0]
-        # A copy, so that a function which writes into its argument does not move the pivots.
-        values = self.function(indices.clone())
-        at = tuple(indices[0].tolist())
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise ArgumentError(
-                f"function returned {kind} at {m} indices, the first {at}; it must return a "
-                "floating-point tensor"
-            )
-        as_dense(values, f"what function returned at {m} indices")
-        if tuple(values.shape) != (m,):
-            raise ShapeError(
-                f"function returned shape {tuple(values.shape)} at {m} indices, the first {at}; "
-                f"it must return ({m},), one value for each row of indices"
-            )
-        finite = values.isfinite()
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0])
-            raise ArgumentError(
-                f"function returned {float(values[bad])} at index {tuple(indices[bad].tolist())}; "
-                "its values must be finite"
-            )
-        self.count += m
-        self.like = values.detach()[:0]
-        return values.detach().to("cpu", torch.float64)
-
-    def estimate(self, factors: TTFactors, indices: Tensor) -> tuple[float, Tensor]:
-        """Relative error of the train over `indices` (M, N), and the index where it is worst."""
-        truth = self(indices)
-        difference = truth - entries(factors, indices)
-        norm = float(torch.linalg.vector_norm(truth))
-        residual = float(torch.linalg.vector_norm(difference))
-        return residual / norm if norm > 0 else residual, indices[int(difference.abs().argmax())]
-
-
 class Cross:
     """Rows (the indices before a bond) and columns (those behind it) that are chosen so far."""
 
@@ -218,7 +162,7 @@ class Cross:
     ) -> None:
         self.values, self.sizes, self.most = values, sizes, most
         d = len(sizes)
-        start = _drawn(sizes, min(2, min(most)), draws)
+        start = drawn(sizes, min(2, min(most)), draws)
         none = start.new_zeros(1, 0)
         self.rows = [none, *(torch.unique(start[:, :k], dim=0) for k in range(1, d))]
         self.columns = [*(torch.unique(start[:, k:], dim=0) for k in range(d)), none]
@@ -286,16 +230,3 @@ def _times(first: Tensor, second: Tensor) -> Tensor:
 def _with(indices: Tensor, index: Tensor) -> Tensor:
     known = bool((indices == index).all(1).any())
     return indices if known else torch.cat([indices, index[None]])
-
-
-def _drawn(sizes: Sequence[int], m: int, draws: torch.Generator) -> Tensor:
-    drawn = [torch.randint(n, (m,), generator=draws, device=draws.device) for n in sizes]
-    return torch.stack(drawn, dim=1)
-
-
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    check_sequence(shape, "shape", "(30, 30, 30)")
-    sizes = tuple(shape)
-    if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise ShapeError(f"shape={sizes} must be two sizes at least, each an int of at least 1")
-    return sizes
