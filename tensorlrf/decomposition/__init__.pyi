@@ -26,8 +26,10 @@ from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
 from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.sizes import mode_sizes
+from tensorlrf.decomposition.skeleton._aca import aca, fit_aca
 from tensorlrf.decomposition.skeleton._cur import cur, fit_cur
 from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, interpolative
+from tensorlrf.decomposition.skeleton._nystrom import fit_nystrom, nystrom
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
@@ -356,6 +358,7 @@ __all__ = [
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
+    "aca",
     "bias_correction",
     "blast",
     "blr",
@@ -364,6 +367,7 @@ __all__ = [
     "cur",
     "evbmf",
     "evbmf_rank",
+    "fit_aca",
     "fit_blast",
     "fit_blr",
     "fit_cp",
@@ -377,6 +381,7 @@ __all__ = [
     "fit_monarch",
     "fit_nmf",
     "fit_nonnegative_cp",
+    "fit_nystrom",
     "fit_svd",
     "fit_tr",
     "fit_tt",
@@ -394,6 +399,7 @@ __all__ = [
     "monarch",
     "nmf",
     "nonnegative_cp",
+    "nystrom",
     "sampled_fit",
     "scree",
     "shared_svd",

@@ -207,11 +207,10 @@ class Crosses:
         weights = torch.linalg.solve_triangular(square, self._left, upper=False, left=False)
         like = self.values.like
         weights[self.rows] = torch.eye(self.rank, dtype=weights.dtype, device="cpu")
-        picked = (torch.tensor(one, dtype=PLACES, device=like.device) for one in self._picked())
-        return Skeleton(weights.to(like), None, self._exact.to(like), *picked)
-
-    def _picked(self) -> tuple[list[int], list[int]]:
-        return self.columns, self.rows
+        columns, rows = (
+            torch.tensor(one, dtype=PLACES, device=like.device) for one in (self.columns, self.rows)
+        )
+        return Skeleton(weights.to(like), None, self._exact.to(like), columns, rows)
 
     def add_zero(self) -> None:
         """A cross of zeros, with one where they meet in U."""
