@@ -5,7 +5,7 @@ layer = tensorlrf.nn.factorize(conv, "svd", 32)          factors to a running la
 small, report = tensorlrf.compress(model, keep_params=0.25, calibration=batches)
 """
 
-from tensorlrf import adapters, decomposition, errors, factors, io, large, metrics, nn, ops
+from tensorlrf import decomposition, errors, factors, io, large, metrics, nn, ops
 from tensorlrf.compression import (
     BLR,
     CP,
@@ -67,6 +67,7 @@ from tensorlrf.decomposition import (
     aca,
     blast,
     blr,
+    coupled_factorization,
     cp,
     cur,
     group_reduce,
@@ -79,6 +80,7 @@ from tensorlrf.decomposition import (
     nmf,
     nonnegative_cp,
     nystrom,
+    parafac2,
     scree,
     svd,
     tr,
@@ -95,6 +97,7 @@ from tensorlrf.factors import (
     KroneckerSum,
     LowRank,
     MonarchFactors,
+    Parafac2Factors,
     Quantized,
     Skeleton,
     SparseTensor,
@@ -136,6 +139,7 @@ __all__ = [
     "Moments",
     "Monarch",
     "MonarchFactors",
+    "Parafac2Factors",
     "Plan",
     "ProgressiveDecomposition",
     "Quantized",
@@ -165,6 +169,7 @@ __all__ = [
     "compress",
     "compress_",
     "compress_checkpoint",
+    "coupled_factorization",
     "cp",
     "cur",
     "decomposition",
@@ -197,6 +202,7 @@ __all__ = [
     "on_one_rank",
     "ops",
     "order_by_energy",
+    "parafac2",
     "plan",
     "rank_scale",
     "rank_table",

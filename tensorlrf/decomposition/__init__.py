@@ -24,6 +24,12 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
+from tensorlrf.decomposition.coupled._coupled import (
+    CoupledFit,
+    coupled_factorization,
+    fit_coupled_factorization,
+)
+from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -47,6 +53,7 @@ from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 
 __all__ = [
     "EVBMF",
+    "CoupledFit",
     "Fit",
     "SampledFit",
     "Scree",
@@ -55,6 +62,7 @@ __all__ = [
     "bias_correction",
     "blast",
     "blr",
+    "coupled_factorization",
     "cp",
     "cp_of_heads",
     "cur",
@@ -63,6 +71,7 @@ __all__ = [
     "fit_aca",
     "fit_blast",
     "fit_blr",
+    "fit_coupled_factorization",
     "fit_cp",
     "fit_cur",
     "fit_group_reduce",
@@ -75,6 +84,7 @@ __all__ = [
     "fit_nmf",
     "fit_nonnegative_cp",
     "fit_nystrom",
+    "fit_parafac2",
     "fit_svd",
     "fit_tr",
     "fit_tt",
@@ -93,6 +103,7 @@ __all__ = [
     "nmf",
     "nonnegative_cp",
     "nystrom",
+    "parafac2",
     "sampled_fit",
     "scree",
     "shared_svd",

@@ -19,6 +19,12 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
+from tensorlrf.decomposition.coupled._coupled import (
+    CoupledFit,
+    coupled_factorization,
+    fit_coupled_factorization,
+)
+from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -354,6 +360,7 @@ def blr(
 
 __all__ = [
     "EVBMF",
+    "CoupledFit",
     "Fit",
     "SampledFit",
     "Scree",
@@ -362,6 +369,7 @@ __all__ = [
     "bias_correction",
     "blast",
     "blr",
+    "coupled_factorization",
     "cp",
     "cp_of_heads",
     "cur",
@@ -370,6 +378,7 @@ __all__ = [
     "fit_aca",
     "fit_blast",
     "fit_blr",
+    "fit_coupled_factorization",
     "fit_cp",
     "fit_cur",
     "fit_group_reduce",
@@ -382,6 +391,7 @@ __all__ = [
     "fit_nmf",
     "fit_nonnegative_cp",
     "fit_nystrom",
+    "fit_parafac2",
     "fit_svd",
     "fit_tr",
     "fit_tt",
@@ -400,6 +410,7 @@ __all__ = [
     "nmf",
     "nonnegative_cp",
     "nystrom",
+    "parafac2",
     "sampled_fit",
     "scree",
     "shared_svd",
