@@ -5,7 +5,7 @@ layer = tensorlrf.nn.factorize(conv, "svd", 32)          factors to a running la
 small, report = tensorlrf.compress(model, keep_params=0.25, calibration=batches)
 """
 
-from tensorlrf import decomposition, errors, factors, io, large, metrics, nn, ops
+from tensorlrf import adapters, decomposition, errors, factors, io, large, metrics, nn, ops
 from tensorlrf.compression import (
     BLR,
     CP,
@@ -67,7 +67,7 @@ from tensorlrf.decomposition import (
     aca,
     blast,
     blr,
-    coupled_factorization,
+    constrained_cp,
     cp,
     cur,
     group_reduce,
@@ -80,7 +80,6 @@ from tensorlrf.decomposition import (
     nmf,
     nonnegative_cp,
     nystrom,
-    parafac2,
     scree,
     svd,
     tr,
@@ -97,7 +96,6 @@ from tensorlrf.factors import (
     KroneckerSum,
     LowRank,
     MonarchFactors,
-    Parafac2Factors,
     Quantized,
     Skeleton,
     SparseTensor,
@@ -139,7 +137,6 @@ __all__ = [
     "Moments",
     "Monarch",
     "MonarchFactors",
-    "Parafac2Factors",
     "Plan",
     "ProgressiveDecomposition",
     "Quantized",
@@ -169,7 +166,7 @@ __all__ = [
     "compress",
     "compress_",
     "compress_checkpoint",
-    "coupled_factorization",
+    "constrained_cp",
     "cp",
     "cur",
     "decomposition",
@@ -202,7 +199,6 @@ __all__ = [
     "on_one_rank",
     "ops",
     "order_by_energy",
-    "parafac2",
     "plan",
     "rank_scale",
     "rank_table",

@@ -30,6 +30,7 @@ FLOORS = {
     "tensorlrf.nn": 4,
     "tensorlrf.compression": 5,
     "tensorlrf.metrics": 6,
+    "tensorlrf.adapters": 6,
     "tensorlrf.cli": 6,
     "tensorlrf.hf": 6,
     "tensorlrf.diffusers": 6,

@@ -19,15 +19,10 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
-from tensorlrf.decomposition.coupled._coupled import (
-    CoupledFit,
-    coupled_factorization,
-    fit_coupled_factorization,
-)
-from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
+from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
 from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
 from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
 from tensorlrf.decomposition.rank import Rank
@@ -360,7 +355,6 @@ def blr(
 
 __all__ = [
     "EVBMF",
-    "CoupledFit",
     "Fit",
     "SampledFit",
     "Scree",
@@ -369,7 +363,7 @@ __all__ = [
     "bias_correction",
     "blast",
     "blr",
-    "coupled_factorization",
+    "constrained_cp",
     "cp",
     "cp_of_heads",
     "cur",
@@ -378,7 +372,7 @@ __all__ = [
     "fit_aca",
     "fit_blast",
     "fit_blr",
-    "fit_coupled_factorization",
+    "fit_constrained_cp",
     "fit_cp",
     "fit_cur",
     "fit_group_reduce",
@@ -391,7 +385,6 @@ __all__ = [
     "fit_nmf",
     "fit_nonnegative_cp",
     "fit_nystrom",
-    "fit_parafac2",
     "fit_svd",
     "fit_tr",
     "fit_tt",
@@ -410,7 +403,6 @@ __all__ = [
     "nmf",
     "nonnegative_cp",
     "nystrom",
-    "parafac2",
     "sampled_fit",
     "scree",
     "shared_svd",

@@ -19,7 +19,6 @@ from tensorlrf.factors.leaves._quantized import Quantized
 from tensorlrf.factors.leaves._skeleton import Skeleton
 from tensorlrf.factors.leaves._sparse import SparseTensor
 from tensorlrf.factors.tiling import Block
-from tensorlrf.factors.trees._parafac2 import Parafac2Factors
 
 __all__ = [
     "FORMATS",
@@ -35,7 +34,6 @@ __all__ = [
     "KroneckerSum",
     "LowRank",
     "MonarchFactors",
-    "Parafac2Factors",
     "Quantized",
     "Skeleton",
     "SparseTensor",

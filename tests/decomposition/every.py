@@ -47,6 +47,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "blast": partial(d.blast, random_state=0),
     "group_reduce": d.group_reduce,
     "nmf": lambda w, rank: d.nmf(abs(w), rank, random_state=0),
+    "constrained_cp": partial(d.constrained_cp, n_iter_max=5, random_state=0),
     "nonnegative_cp": partial(d.nonnegative_cp, n_iter_max=5, random_state=0),
 }
 IN_METRIC = {

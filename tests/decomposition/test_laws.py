@@ -81,6 +81,7 @@ TestNMF = laws_of("nmf", kind=torch.abs, n_iter_max=8)
 TestNonnegativeCP = laws_of("nonnegative_cp", (6, 5, 4), kind=torch.abs, n_iter_max=8)
 TestLPLR = shares_of_bytes(laws_of("lplr", n_iter_max=4))
 TestLPLRInGroups = shares_of_bytes(laws_of("lplr", codes="int4", group=4, n_iter_max=4))
+TestConstrainedCP = laws_of("constrained_cp", (6, 5, 4), kind=torch.abs, n_iter_max=6)
 
 
 def test_every_method_has_a_sample() -> None:

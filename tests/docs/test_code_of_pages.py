@@ -27,7 +27,7 @@ PAGES = [
     "docs/sums_and_codes.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
-        for n in ("start", "compress", "formats", "tensor_formats")
+        for n in ("start", "compress", "formats")
     ),
 ]
 

@@ -188,7 +188,6 @@ def _decomposed() -> Iterator[tuple[str, str, Factors]]:
     yield "tree", "hodlr", d.hodlr(odd, 0.7, leaf=4)
     yield "monarch", "monarch", d.monarch(odd, 1, blocks=(4, 3))
     yield "blast", "blast", d.blast(odd, 2, blocks=(4, 3), n_iter_max=2, random_state=0)
-    yield "parafac2", "parafac2", d.parafac2([tensor[0, 0], matrix[:6, :4]], 2, n_iter_max=2)
     counts = 9000 // torch.arange(1, 65).square()
     yield (
         "banded",

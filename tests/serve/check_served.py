@@ -207,7 +207,8 @@ def test_smollm2_behind_a_server(tmp_path: Path) -> None:
             })  # fmt: skip
         chat = [{"role": "user", "content": "Name three colours."}]
         answer = ask("/v1/chat/completions", {"model": "small", "messages": chat, "max_tokens": 16})
-        assert answer["choices"][0]["message"]["content"].strip()
+        assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+        assert answer["usage"]["completion_tokens"] > 0
     check(tensorlrf.load(folder), found, 1e-3, prompts)
 
 

@@ -17,6 +17,7 @@ from tensorlrf.decomposition.linalg.multilinear._columns import spread_weights
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.multilinear._residual import norm_of, square_residual
 from tensorlrf.factors import CPFactors, LowRank
+from tensorlrf.factors.algebra import khatri_rao
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Data:
-    """A tensor over `scale`, a power of four, in the working dtype; `dtype` is that of the user."""
+    """A tensor over `scale`, a power of four in what `of` makes, in the working dtype; `dtype` is
+    that of the user."""
 
     cut: CutTensor
     scale: float
@@ -47,7 +49,12 @@ class Data:
         """Of a checked tensor, which is copied only where it must be."""
         data, scale = tensor.detach().to(working_dtype(tensor.dtype)), scale_of(tensor)
         data = data.contiguous() if scale == 1.0 else (data / scale).contiguous()
-        return cls(CutTensor.of(data), scale, tensor.dtype)
+        return cls.scaled(data, scale, tensor.dtype)
+
+    @classmethod
+    def scaled(cls, data: Tensor, scale: float, dtype: torch.dtype) -> Data:
+        """Of a contiguous tensor in the working dtype, over `scale` by now."""
+        return cls(CutTensor.of(data), scale, dtype)
 
     @property
     def tensor(self) -> Tensor:
@@ -93,3 +100,15 @@ class Data:
 CANCELLED = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Share of the squared norm below which a difference of such numbers has too few digits: a rounding
 of the dtype in each of its terms, of which many average out, is then some 1e-5 of it."""
+
+
+def gram(columns: Tensor) -> Tensor:
+    """(r, r) float64 of columns (n, r)."""
+    wide = columns.to(torch.float64)
+    return wide.T @ wide
+
+
+def inner_products(data: Data, factors: Sequence[Tensor]) -> Tensor:
+    """Of the tensor with each term of a model without weights, (r,) float64."""
+    inner = khatri_rao(tuple([factors[k] for k in data.cut.cut.inner]))
+    return (data.cut.contract_outer(factors) * inner).sum(0, dtype=torch.float64)

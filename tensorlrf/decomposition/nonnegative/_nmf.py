@@ -100,7 +100,7 @@ def fit_nmf(
     Examples
     --------
     >>> x = torch.rand(30, 3) @ torch.rand(3, 20)
-    >>> f = tensorlrf.nmf(x, 3, random_state=0)
+    >>> f = tensorlrf.nmf(x, 3, random_state=1)
     >>> f.rel_error(x) < 0.02, bool((f.left >= 0).all() and (f.right >= 0).all())
     (True, True)
     """

@@ -97,7 +97,7 @@ def fit_nonnegative_cp(
     --------
     >>> planted = tensorlrf.CPFactors(torch.ones(2), [torch.rand(n, 2) for n in (6, 7, 8)])
     >>> tensor = planted.to_dense()
-    >>> f = tensorlrf.nonnegative_cp(tensor, 2, random_state=0)
+    >>> f = tensorlrf.nonnegative_cp(tensor, 2, random_state=1)
     >>> f.rel_error(tensor) < 0.02, all(bool((u >= 0).all()) for u in f.factors)
     (True, True)
     """

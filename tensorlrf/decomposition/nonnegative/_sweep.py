@@ -14,9 +14,8 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import Descent, beyond
 from tensorlrf.decomposition.linalg.multilinear._columns import normalise
 from tensorlrf.decomposition.linalg.multilinear._tree import TorchTree
-from tensorlrf.decomposition.nonnegative._data import Columns, Data
+from tensorlrf.decomposition.nonnegative._data import Columns, Data, gram, inner_products
 from tensorlrf.decomposition.nonnegative._hals import MOST_ROUNDS, non_negative
-from tensorlrf.factors.algebra import khatri_rao
 
 
 class Sweep(TorchTree):
@@ -29,7 +28,7 @@ class Sweep(TorchTree):
     def __init__(self, data: Data, start: Columns) -> None:
         self.data, self.tensor, self.cut = data, data.cut, data.cut.cut
         self.columns, self.weights = list(start.factors), start.weights
-        self.grams = [_gram(u) for u in start.factors]
+        self.grams = [gram(u) for u in start.factors]
 
     def run(self) -> tuple[Columns, float]:
         """The next model, and its relative error."""
@@ -43,7 +42,7 @@ class Sweep(TorchTree):
         rounds = most_rounds(self.tensor.blocks.numel(), *before.shape)
         solution = non_negative(before * self.weights.to(before.dtype), rhs, system, rounds)
         unit, self.weights = normalise(solution, before)
-        self.columns[mode], self.grams[mode] = unit, _gram(unit)
+        self.columns[mode], self.grams[mode] = unit, gram(unit)
         along = (rhs * solution).sum(dtype=torch.float64)
         model = (system * self.grams[mode] * torch.outer(self.weights, self.weights)).sum()
         self._square = self.data.square + float(model - 2 * along)
@@ -69,10 +68,8 @@ def weighted(
 ) -> Descent[Columns]:
     """A start of columns: nearly the weights that suit them best, none below zero, from the given
     ones in the scale that suits these."""
-    cut = data.cut.cut
-    inner = khatri_rao(tuple([factors[k] for k in cut.inner]))
-    along = (data.cut.contract_outer(factors) * inner).sum(0, dtype=torch.float64)
-    system = reduce(mul, map(_gram, factors))
+    along = inner_products(data, factors)
+    system = reduce(mul, map(gram, factors))
     begun = torch.zeros_like(along) if weights is None else weights
     square = float((system * torch.outer(begun, begun)).sum())
     if square > 0:
@@ -135,8 +132,3 @@ def _one_hot(places: Tensor, shape: Sequence[int], like: Tensor) -> list[Tensor]
         torch.nn.functional.one_hot(places // math.prod(shape[k + 1 :]) % n, n).T.to(like.dtype)
         for k, n in enumerate(shape)
     ]
-
-
-def _gram(columns: Tensor) -> Tensor:
-    wide = columns.to(torch.float64)
-    return wide.T @ wide

@@ -19,8 +19,8 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import ROUNDING, Descent, descend
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.linalg._solve import proximal_step
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
+from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.factors import TTFactors, TTMatrix
 

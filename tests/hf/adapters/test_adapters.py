@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 FOLDER = Path(sys.prefix) / "hf"
 """`make .venv/hf` fills it."""
 
-LAWS = ("merging", "targets", "files", "training")
+LAWS = ("merging", "targets", "files", "training", "values")
 
 
 @pytest.mark.parametrize(

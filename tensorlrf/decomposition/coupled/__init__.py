@@ -1,1 +1,0 @@
-"""Several matrices or tensors that share factors."""

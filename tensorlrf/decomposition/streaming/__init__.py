@@ -1,1 +1,0 @@
-"""Factors of what comes piece by piece."""

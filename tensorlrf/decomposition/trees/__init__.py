@@ -1,1 +1,0 @@
-"""Trees of bases, and sums of Tucker cores."""
