@@ -24,6 +24,7 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
+from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -48,6 +49,7 @@ from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 
 __all__ = [
     "EVBMF",
+    "CrossValidation",
     "Fit",
     "SampledFit",
     "Scree",
@@ -59,6 +61,7 @@ __all__ = [
     "constrained_cp",
     "cp",
     "cp_of_heads",
+    "cross_validate",
     "cur",
     "evbmf",
     "evbmf_rank",

@@ -19,9 +19,11 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
+from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
+from tensorlrf.decomposition.linalg.observed._complete import Watch
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
 from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
 from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
@@ -49,6 +51,11 @@ def fit_svd(
     solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    callback: Watch | None = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -64,6 +71,11 @@ def fit_svd(
     solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    callback: Watch | None = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -79,6 +91,11 @@ def svd(
     solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    callback: Watch | None = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -94,6 +111,11 @@ def svd(
     solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    callback: Watch | None = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -112,6 +134,8 @@ def fit_tucker(
     tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -131,6 +155,8 @@ def fit_tucker(
     tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -150,6 +176,8 @@ def tucker(
     tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -169,6 +197,8 @@ def tucker(
     tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -185,8 +215,11 @@ def fit_tt(
     modes: Sequence[int] | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
+    callback: Watch | None = None,
     batch_dims: Literal[0] = 0,
 ) -> Fit[TTFactors]: ...
 @overload
@@ -198,8 +231,11 @@ def fit_tt(
     modes: Sequence[int] | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
+    callback: Watch | None = None,
     batch_dims: int,
 ) -> Fit[TTFactors] | Fit[Batch]: ...
 @overload
@@ -211,8 +247,11 @@ def tt(
     modes: Sequence[int] | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
+    callback: Watch | None = None,
     batch_dims: Literal[0] = 0,
 ) -> TTFactors: ...
 @overload
@@ -224,8 +263,11 @@ def tt(
     modes: Sequence[int] | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
+    callback: Watch | None = None,
     batch_dims: int,
 ) -> TTFactors | Batch: ...
 @overload
@@ -355,6 +397,7 @@ def blr(
 
 __all__ = [
     "EVBMF",
+    "CrossValidation",
     "Fit",
     "SampledFit",
     "Scree",
@@ -366,6 +409,7 @@ __all__ = [
     "constrained_cp",
     "cp",
     "cp_of_heads",
+    "cross_validate",
     "cur",
     "evbmf",
     "evbmf_rank",

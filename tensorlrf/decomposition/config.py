@@ -31,6 +31,7 @@ SWEEPS = ("n_iter_max", "tol")
 NO_OPTIONS = {
     *("gram", "mean", "counts", "random_state"),  # what `compress` brings itself
     *("callback", "differentiable"),  # of no use to a layer
+    *("mask", "weights"),  # of a user's own tensor
     *("modes", "fixed_modes", "batch_dims"),  # what a layer fixes
 }
 """Arguments of a decomposition that mean the same in all, and are no options of a config."""
@@ -76,6 +77,8 @@ class Method:
     then."""
     of_layers: ClassVar[tuple[str, ...]] = ()
     """The options that the decomposition does not have."""
+    of_tensors: ClassVar[tuple[str, ...]] = ()
+    """Those of the decomposition that serve a user's own tensor alone, and no layer."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.error is not None:
@@ -345,7 +348,7 @@ def config(name: str) -> Callable[[type[M]], type[M]]:
         options: dict[str, Any] = {}
         _, *given = inspect.signature(registered(name).for_layers).parameters.values()
         for option in given:
-            if option.name not in (*BUDGET, *NO_OPTIONS):
+            if option.name not in (*BUDGET, *NO_OPTIONS, *kind.of_tensors):
                 if hasattr(Structured, option.name):
                     raise ArgumentError(
                         f"{option.name}= of {name!r} is a word of configs; rename it"

@@ -23,7 +23,9 @@ class SVD(Method):
         exceed the least possible one by no more than a thousandth of it, or else the exact way;
         "randomized": a sketch with a given number of power iterations; "auto": for a rank the one
         of krylov and exact that should take less time, by a measured cost model, exact where a
-        graph is kept and for `error`. Exact means eigh below float64.
+        graph is kept and for `error`. Exact means eigh below float64. With `mask` or `weights`
+        "auto" is alternating least squares over what is known, row by row; "em" imputes what is
+        hidden, and draws what counts less to the model, before each sweep.
     n_power_iter, n_oversample : int
         Of the randomised way: refused with another solver, and unread in a config of one.
     metric : {"full", "diagonal", "identity"}
@@ -70,12 +72,16 @@ class Tucker(Method):
         "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a); "st_hosvd": from
         what earlier factors left (Vannieuwenhoven et al. 2012); "hooi": from there, sweeps of
         higher-order orthogonal iteration, which never raise the error (De Lathauwer et al. 2000b);
-        "randomized": st_hosvd with sketched ranges (Minster et al. 2020).
+        "randomized": st_hosvd with sketched ranges (Minster et al. 2020). With `mask` or `weights`
+        "hooi" alternates least squares over what is known, each factor row by row (it imputes for
+        a rank above 64, or a core of more than 1024 entries); "em" imputes what is hidden before
+        each sweep.
     n_iter_max : int, optional
-        Most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default.
+        Most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default; with `mask` or
+        `weights`, most sweeps, 500 by default.
     tol : float, optional
         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by default;
-        with `gram` likewise for a round, by default when more would gain little.
+        with `gram`, `mask` or `weights` likewise, by default when more would gain little.
     n_power_iter, n_oversample : int
         Of the randomised way: refused with another solver, and unread in a config of one.
     rank_shares : pair of float
@@ -126,7 +132,9 @@ class CP(Method):
     solver : str
         "als": alternating least squares with a dimension tree and an annealed proximal ridge.
         "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
-        leverage of the model so far; then at most ten exact sweeps.
+        leverage of the model so far; then at most ten exact sweeps. With `mask` or `weights`
+        "als" solves for each row by the entries seen in its slice (at ranks above 64 it imputes
+        them); "em" imputes what is hidden before each sweep.
     n_samples : int, optional
         "cprand" and "leverage" only: sampled rows of a least-squares system (default from the
         rank).

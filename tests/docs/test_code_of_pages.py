@@ -25,6 +25,7 @@ PAGES = [
     "docs/evaluate.md",
     "docs/nonnegative.md",
     "docs/sums_and_codes.md",
+    "docs/completion.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats")
@@ -86,6 +87,11 @@ def supposed(page: str) -> dict[str, Any]:
     if page == "docs/evaluate.md":
         names["held_out"] = batches[4:]
         names["labels"] = [k % 2 for k in range(16)]
+    if page == "docs/completion.md":
+        planted = tensorlrf.CPFactors(torch.ones(2), tuple(torch.rand(n, 2) for n in (9, 8, 7)))
+        readings = planted.to_dense().masked_fill(torch.rand(9, 8, 7) < 0.3, torch.nan)
+        names |= {"readings": readings, "ratings": readings.flatten(1)}
+        names["variance"] = torch.ones(9, 8, 7)
     if page == "docs/formats.md":
         inputs = torch.rand(128, 400)
         names |= {"weight": linear.weight, "weights": torch.rand(3, 128, 128), "x": inputs.T}

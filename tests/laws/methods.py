@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition.methods import registered
 from tests.laws.fits import BatchErrorLaws, GramErrorLaws
+from tests.laws.observed import MaskLaws
 from tests.laws.refusals import (
     BatchRefusals,
     DrawRefusals,
@@ -32,6 +33,7 @@ LAWS: dict[tuple[str, ...], tuple[type[MethodRefusals], ...]] = {
     ("gram", "mean"): (MeanRefusals,),
     ("gram",): (GramRefusals,),
     ("error",): (ErrorRefusals,),
+    ("mask",): (MaskLaws,),
     ("random_state",): (DrawRefusals,),
     (): (MethodRefusals,),
 }

@@ -14,19 +14,22 @@ from torch import Tensor
 
 from tensorlrf.decomposition._descent import finished
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._options import check_callback, check_graph, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
+from tensorlrf.decomposition.cp._completion import fit_observed
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
-from tensorlrf.decomposition.cp._options import Callback, Options, check_options
+from tensorlrf.decomposition.cp._options import SOLVERS, Callback, Options, check_options
 from tensorlrf.decomposition.cp._outputs import fit_to_outputs, sides
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.ladder import LayerRank
+from tensorlrf.decomposition.linalg.observed._complete import plain_solver
+from tensorlrf.decomposition.linalg.observed._observed import observed
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
@@ -52,6 +55,8 @@ def fit_cp(
     fixed_modes: Sequence[int] = (),
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     callback: Callback | None = None,
     random_state: int | torch.Generator | None = None,
     differentiable: bool = False,
@@ -88,7 +93,9 @@ def fit_cp(
     solver : str
         "als": alternating least squares with a dimension tree and an annealed proximal ridge.
         "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
-        leverage of the model so far; then at most ten exact sweeps.
+        leverage of the model so far; then at most ten exact sweeps. With `mask` or `weights`
+        "als" solves for each row by the entries seen in its slice (at ranks above 64 it imputes
+        them); "em" imputes what is hidden before each sweep.
     n_samples : int, optional
         "cprand" and "leverage" only: sampled rows of a least-squares system (default from the
         rank).
@@ -106,6 +113,12 @@ def fit_cp(
     mean : Tensor or array of shape (n,), optional
         The mean of the same inputs, with `gram`: the factors then serve the outputs about their
         mean, and `decomposition.bias_correction` makes good the rest.
+    mask : bool Tensor or array of the shape of `tensor`, optional
+        True where an entry is known. What is hidden is never read and may be NaN; errors are of the
+        entries that are known alone.
+    weights : Tensor or array of the shape of `tensor`, optional
+        By which squared errors of the entries count, none below zero, which hides an entry. With
+        `mask` or `weights` there are 500 sweeps by default, which end when more would gain little.
     callback : callable, optional
         Called as callback(factors, error) at each checkpoint, with the best start so far; returning
         True stops. Not with `gram`.
@@ -153,25 +166,30 @@ def fit_cp(
     >>> f.rel_error(tensor) < 1e-3
     True
     """
-    checked = as_tensor(tensor)
+    checked, seen = observed(tensor, mask, weights, rank, gram=gram, differentiable=differentiable)
     rank, error = check_rank_or_error(rank, error, checked.dtype)
     r = None if rank is None else cp_rank(rank, checked.shape)
     check_moments(gram, mean)
     check_callback(callback, gram)
     check_graph(differentiable, gram)
+    given = mask is not None or weights is not None
+    plain_way = plain_solver(solver, SOLVERS, ("als",), given)
     options = check_options(
         checked.shape,
         r,
         n_iter_max=SWEEPS if n_iter_max is None else n_iter_max,
         init=init,
         tol=TOL if tol is None else tol,
-        solver=solver,
+        solver=plain_way,
         n_samples=n_samples,
         n_restarts=n_restarts,
         fixed_modes=fixed_modes,
         callback=callback,
     )
     rng = generator(random_state, checked.device)
+    if seen is not None:
+        asked = replace(options, solver=solver)
+        return fit_observed(seen, r, error, asked, n_iter_max, tol, rng)
     problem = pose(checked)
     target: Target[CPFactors] = Target.of(checked, gram, mean, sides=sides, scale=problem.scale)
     if not target.is_plain:

@@ -36,7 +36,7 @@ class LowRankALS:
         """From left (m, r) and right (r, n), float64; balanced at the end."""
         start = Descent.at([left, right], self._error(left, right))
         ended = descend([start], self._sweep, None, SWEEPS, ahead=beyond)
-        return Descent(list(_rebalanced(*ended.state)), ended.errors, ended.converged, ended.reason)
+        return Descent(list(rebalanced(*ended.state)), ended.errors, ended.converged, ended.reason)
 
     def _sweep(self, sides: list[Tensor]) -> tuple[list[Tensor], float]:
         left, right = sides
@@ -68,7 +68,7 @@ class LowRankALS:
         return precondition
 
 
-def _rebalanced(left: Tensor, right: Tensor) -> Sides:
+def rebalanced(left: Tensor, right: Tensor) -> Sides:
     """The same product as its SVD has it, the root of each singular value on either side."""
     left, upper = torch.linalg.qr(left)
     right, lower = torch.linalg.qr(right.T)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor_and_largest
-from tensorlrf.decomposition._options import check_moments
+from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._quadratic import Product
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
@@ -31,10 +32,13 @@ from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sket
 from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, Spectrum
 from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVERS, Scaled, SVDSolver
 from tensorlrf.decomposition.linalg.compact import Compact, LowRankPlusDiagonal
+from tensorlrf.decomposition.linalg.observed._complete import Watch, check_sweeps, plain_solver
+from tensorlrf.decomposition.linalg.observed._observed import Observed, observed
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition.svd._als import LowRankALS
+from tensorlrf.decomposition.svd._completion import fit_observed
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
 
@@ -60,6 +64,11 @@ def fit_svd(
     solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
+    n_iter_max: int | None = None,
+    tol: float | None = None,
+    callback: Watch | None = None,
     n_power_iter: int = 8,
     n_oversample: int = 10,
     random_state: int | torch.Generator | None = None,
@@ -89,7 +98,9 @@ def fit_svd(
         exceed the least possible one by no more than a thousandth of it, or else the exact way;
         "randomized": a sketch with a given number of power iterations; "auto": for a rank the one
         of krylov and exact that should take less time, by a measured cost model, exact where a
-        graph is kept and for `error`. Exact means eigh below float64.
+        graph is kept and for `error`. Exact means eigh below float64. With `mask` or `weights`
+        "auto" is alternating least squares over what is known, row by row; "em" imputes what is
+        hidden, and draws what counts less to the model, before each sweep.
     gram : Tensor or array of shape (n, n), optional
         Second moments X X^T / N of the inputs of the layer, columns in the order of W (for a conv,
         of `torch.nn.functional.unfold`). Then W_r = U U^T W with U the top eigenvectors of W G W^T
@@ -98,6 +109,18 @@ def fit_svd(
         square). What the inputs do not span follows the plain fit (`Fit.shrinkage`).
     mean : Tensor or array of shape (n,), optional
         The mean of the same inputs, with `gram`: the outputs about their mean.
+    mask : bool Tensor or array of the shape of `tensor`, optional
+        True where an entry is known. What is hidden is never read and may be NaN; errors are of the
+        entries that are known alone.
+    weights : Tensor or array of the shape of `tensor`, optional
+        By which squared errors of the entries count, none below zero, which hides an entry. Not
+        with `gram`, `differentiable` or `batch_dims`, nor rank="auto".
+    n_iter_max, tol
+        With `mask` or `weights`: most sweeps, 500 by default, and the share of the error that a
+        sweep must gain for another one; by default they end when more would gain little.
+    callback : callable, optional
+        With `mask` or `weights`: called as callback(factors, error) after each sweep; returning
+        True stops.
     n_power_iter, n_oversample : int
         Of the randomised way: refused with another solver, and unread in a config of one.
     random_state : int or Generator, optional
@@ -132,11 +155,13 @@ def fit_svd(
     Warns
     -----
     TensorlrfWarning
-        Where rounding to the dtype of `tensor` keeps `error` out of reach at every rank.
+        Where rounding to the dtype of `tensor` keeps `error` out of reach at every rank, and where
+        a rank has more free parameters than there are observed entries.
 
     References
     ----------
-    Eckart & Young 1936; Musco & Musco 2015 (block Krylov); Halko, Martinsson & Tropp 2011 (sketch).
+    Eckart & Young 1936; Musco & Musco 2015 (block Krylov); Halko, Martinsson & Tropp 2011 (sketch);
+    Gabriel & Zamir 1979 and Srebro & Jaakkola 2003 (weights).
 
     Examples
     --------
@@ -156,11 +181,20 @@ def fit_svd(
     """
     # Without `measure`, as `svd` asks, the error of a given rank is left out (NaN): a look at the
     # matrix.
+    given = mask is not None or weights is not None
+    seen: Observed | None = None
+    if given:
+        others = {"gram": gram, "differentiable": differentiable, "batch_dims": batch_dims}
+        tensor, seen = observed(tensor, mask, weights, rank, **others)
     tensor, largest = as_tensor_and_largest(tensor)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_moments(gram, mean)
     check_batch_dims(batch_dims, tensor.ndim)
     check_sketch(n_power_iter, n_oversample)
+    check_iteration(n_iter_max, tol)
+    check_callback(callback, gram)
+    check_sweeps(given, n_iter_max=n_iter_max, tol=tol, callback=callback)
+    asked, solver = solver, plain_solver(solver, SOLVERS, ("auto",), given)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     check_sketches(solver, n_power_iter, n_oversample, POWER_STEPS)
@@ -177,6 +211,8 @@ def fit_svd(
         rank, source = analytic_matrix_rank(tensor), "as estimated by evbmf"
     r = None if rank is None else matrix_rank(rank, m, n)
     _check_solver(solver, r, gram is not None)
+    if seen is not None:
+        return fit_observed(seen, r, error, asked, n_iter_max, tol, callback)
 
     scaled = Scaled.of(work, largest)
     moving = scaled.work.reshape(m, n)
@@ -262,6 +298,7 @@ class SVD(Method):
 
     in_metric = ()
     multiplies_moments = True
+    of_tensors = ("n_iter_max", "tol")
 
     def check_options(self) -> None:
         if self.solver not in SOLVERS:

@@ -12,13 +12,15 @@ from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_matrix_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._fit_or_plain import fit_or_plain
-from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._options import check_modes, check_moments
+from tensorlrf.decomposition._options import check_callback, check_modes, check_moments
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
+from tensorlrf.decomposition.linalg.observed._complete import Watch, check_sweeps
+from tensorlrf.decomposition.linalg.observed._observed import observed
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
+from tensorlrf.decomposition.trains._tt_completion import fit_observed
 from tensorlrf.decomposition.trains._tt_kernel_outputs import swept
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
@@ -45,8 +47,11 @@ def fit_tt(
     modes: Sequence[int] | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     n_iter_max: int | None = None,
     tol: float | None = None,
+    callback: Watch | None = None,
     batch_dims: int = 0,
     measure: bool = True,
 ) -> Fit[TTFactors] | Fit[Batch]:
@@ -79,9 +84,19 @@ def fit_tt(
         outputs then, and the smallest uniform rank that keeps it is searched for.
     mean : Tensor or array of shape (n,), optional
         Mean input; the second moments are then taken about it.
+    mask : bool Tensor or array of the shape of `tensor`, optional
+        True where an entry is known. What is hidden is never read and may be NaN; errors are of the
+        entries that are known alone.
+    weights : Tensor or array of the shape of `tensor`, optional
+        By which squared errors of the entries count, none below zero, which hides an entry. Not
+        with `gram`, `batch_dims` nor rank="auto".
     n_iter_max, tol
-        With `gram`: most sweeps, 50 by default, and the share of the error that a sweep must gain
-        for another one; by default they end when more would gain little.
+        With `gram`, `mask` or `weights`: most sweeps, 50 by default (500 over observed entries, of
+        least squares over the cores forth and back), and the share of the error that a sweep must
+        gain for another one; by default they end when more would gain little.
+    callback : callable, optional
+        With `mask` or `weights`: called as callback(factors, error) after each sweep; returning
+        True stops.
     batch_dims : int
         This many leading dimensions of `tensor` count equal tensors that are decomposed at once,
         with the same ranks for all; `modes` are those of one of them. For `error` every step takes
@@ -106,6 +121,8 @@ def fit_tt(
     -----
     ConvergenceWarning
         Where with `gram` the default number of sweeps leaves over 2% to be gained.
+    TensorlrfWarning
+        Where a rank has more free parameters than there are observed entries.
 
     Notes
     -----
@@ -114,7 +131,7 @@ def fit_tt(
 
     References
     ----------
-    Oseledets 2011, algorithm 1.
+    Oseledets 2011, algorithm 1; Grasedyck, Kluge & Kraemer 2015 (completion).
 
     Examples
     --------
@@ -124,10 +141,14 @@ def fit_tt(
     ((1, 1, 1, 1), True)
     """
     # Without `measure`, as `tt` asks, the error of given ranks is left out (NaN).
-    tensor = as_tensor(tensor).detach()
+    given = mask is not None or weights is not None
+    tensor, seen = observed(tensor, mask, weights, rank, gram=gram, batch_dims=batch_dims)
+    tensor = tensor.detach()
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_iteration(n_iter_max, tol)
-    check_moments(gram, mean, n_iter_max=n_iter_max, tol=tol)
+    check_moments(gram, mean, **({} if given else {"n_iter_max": n_iter_max, "tol": tol}))
+    check_callback(callback, gram)
+    check_sweeps(given, callback=callback)
     check_batch_dims(batch_dims, tensor.ndim)
     if batch_dims:
         check_batched_metric(rank, gram)
@@ -135,6 +156,8 @@ def fit_tt(
     order = _order(modes, tensor.ndim)
     whole = tensor.permute(order)
     ranks = None if rank is None else ranks_of(rank, whole, tensor.numel())
+    if seen is not None:
+        return fit_observed(seen, ranks, error, order, n_iter_max, tol, callback)
 
     def build(cores: list[Tensor]) -> TTFactors:
         return TTFactors(tuple(cores), order)

@@ -41,9 +41,9 @@ def train_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]
     limits = rank_limits(sizes)
     share = _share(rank)
     if share is not None:
-        return _clipped(_uniform_share(share * dense, sizes, limits), limits)
+        return clipped(_uniform_share(share * dense, sizes, limits), limits)
     if not isinstance(rank, Sequence) or isinstance(rank, str):
-        return _clipped(_one_int(rank), limits)
+        return clipped(_one_int(rank), limits)
     ranks = ints(rank)
     if len(ranks) == len(sizes) + 1:
         if ranks[0] != 1 or ranks[-1] != 1:
@@ -67,7 +67,7 @@ def smallest_uniform(
     """The smallest rank of all bonds, of those tried, that keeps `error`; less at a bond whose
     limit is below it."""
     climb = doubled(max(limits, default=1))
-    found = smallest_within(lambda r: fit(_clipped(r, limits)), error, climb)
+    found = smallest_within(lambda r: fit(clipped(r, limits)), error, climb)
     if not found.within:
         reason = f"full rank leaves more than {error}"
         return replace(found.fit, converged=False, reason=reason)
@@ -75,7 +75,8 @@ def smallest_uniform(
     return replace(found.fit, converged=True, reason=reason)
 
 
-def _clipped(rank: int, limits: Sequence[int]) -> tuple[int, ...]:
+def clipped(rank: int, limits: Sequence[int]) -> tuple[int, ...]:
+    """One rank for all bonds, as far as each can have it."""
     return tuple(min(rank, limit) for limit in limits)
 
 
@@ -95,7 +96,7 @@ def _uniform_share(budget: float, sizes: Sequence[int], limits: Sequence[int]) -
     low, high = 1, max(limits, default=1)
     while low < high:
         middle = (low + high + 1) // 2
-        if train_params(sizes, _clipped(middle, limits)) <= budget:
+        if train_params(sizes, clipped(middle, limits)) <= budget:
             low = middle
         else:
             high = middle - 1

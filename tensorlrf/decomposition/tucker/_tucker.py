@@ -13,7 +13,7 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration, finished
 from tensorlrf.decomposition._evbmf import analytic_tucker_ranks
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._input import as_tensor, working_dtype
+from tensorlrf.decomposition._input import working_dtype
 from tensorlrf.decomposition._options import check_callback, check_graph, check_modes, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
@@ -22,6 +22,8 @@ from tensorlrf.decomposition.ladder import MULTIPLE, Ladder, LayerRank, Rung, mu
 from tensorlrf.decomposition.linalg._batched import check_batch_dims
 from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
+from tensorlrf.decomposition.linalg.observed._complete import plain_solver
+from tensorlrf.decomposition.linalg.observed._observed import observed
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import (
@@ -32,6 +34,7 @@ from tensorlrf.decomposition.rank import (
     tucker_ranks,
 )
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
+from tensorlrf.decomposition.tucker._completion import fit_observed
 from tensorlrf.decomposition.tucker._outputs import check_served, fit_to_outputs, sides
 from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
 from tensorlrf.errors import ArgumentError, RankError, unknown
@@ -61,6 +64,8 @@ def fit_tucker(
     tol: float | None = None,
     gram: Any = None,
     mean: Any = None,
+    mask: Any = None,
+    weights: Any = None,
     callback: Callback | None = None,
     n_power_iter: int = 2,
     n_oversample: int = 10,
@@ -90,12 +95,16 @@ def fit_tucker(
         "hosvd": each factor from the whole tensor (De Lathauwer et al. 2000a); "st_hosvd": from
         what earlier factors left (Vannieuwenhoven et al. 2012); "hooi": from there, sweeps of
         higher-order orthogonal iteration, which never raise the error (De Lathauwer et al. 2000b);
-        "randomized": st_hosvd with sketched ranges (Minster et al. 2020).
+        "randomized": st_hosvd with sketched ranges (Minster et al. 2020). With `mask` or `weights`
+        "hooi" alternates least squares over what is known, each factor row by row (it imputes for
+        a rank above 64, or a core of more than 1024 entries); "em" imputes what is hidden before
+        each sweep.
     n_iter_max : int, optional
-        Most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default.
+        Most sweeps of hooi, 50 by default; with `gram`, most rounds, 50 by default; with `mask` or
+        `weights`, most sweeps, 500 by default.
     tol : float, optional
         hooi stops when a sweep lowers the error by no more than this share of it, 1e-5 by default;
-        with `gram` likewise for a round, by default when more would gain little.
+        with `gram`, `mask` or `weights` likewise, by default when more would gain little.
     gram : Tensor or array of shape (n, n), optional
         Second moments X X^T / N of the unfolded inputs of a conv kernel `(O, I, *k)`, n = I prod k,
         columns as `torch.nn.functional.unfold` orders them, or of the inputs of a linear weight (O,
@@ -107,6 +116,12 @@ def fit_tucker(
     mean : Tensor or array of shape (n,), optional
         The mean of the same inputs, with `gram`: the factors then serve the outputs about their
         mean, and `decomposition.bias_correction` makes good the rest.
+    mask : bool Tensor or array of the shape of `tensor`, optional
+        True where an entry is known. What is hidden is never read and may be NaN; errors are of the
+        entries that are known alone.
+    weights : Tensor or array of the shape of `tensor`, optional
+        By which squared errors of the entries count, none below zero, which hides an entry. Not
+        with `gram`, `differentiable` or `batch_dims`, nor rank="auto".
     callback : callable, optional
         Called as callback(factors, relative error) after each sweep of hooi (not with `gram`);
         stops the iteration by returning True.
@@ -142,11 +157,13 @@ def fit_tucker(
     Warns
     -----
     TensorlrfWarning
-        Where rounding to the dtype of `tensor` keeps `error` out of reach.
+        Where rounding to the dtype of `tensor` keeps `error` out of reach, and where ranks have
+        more free parameters than there are observed entries.
 
     References
     ----------
-    Tucker 1966; De Lathauwer et al. 2000a, 2000b; Vannieuwenhoven et al. 2012; Minster et al. 2020.
+    Tucker 1966; De Lathauwer et al. 2000a, 2000b; Vannieuwenhoven et al. 2012; Minster et al. 2020;
+    Andersson & Bro 1998 (missing entries).
 
     Examples
     --------
@@ -155,9 +172,12 @@ def fit_tucker(
     >>> f.core.shape[2:], f.n_params <= kernel.numel() / 2
     (torch.Size([3, 3]), True)
     """
-    tensor = as_tensor(tensor)
+    given = mask is not None or weights is not None
+    others = {"gram": gram, "differentiable": differentiable, "batch_dims": batch_dims}
+    tensor, seen = observed(tensor, mask, weights, rank, **others)
     rank, error = check_rank_or_error(rank, error, tensor.dtype)
     check_sketch(n_power_iter, n_oversample)
+    asked, solver = solver, plain_solver(solver, SOLVERS, ("hooi",), given)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     check_sketches(solver, n_power_iter, n_oversample, POWER_STEPS)
@@ -187,6 +207,8 @@ def fit_tucker(
             "for error= use solver='st_hosvd'"
         )
     draws = generator(random_state, tensor.device)
+    if seen is not None:
+        return fit_observed(seen, ranks, error, listed, asked, n_iter_max, tol, callback)
     if batch_dims:
         work = tensor if differentiable else tensor.detach()
         return fit_tucker_batched(work, ranks or {}, solver, batch_dims)

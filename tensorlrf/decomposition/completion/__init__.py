@@ -1,0 +1,1 @@
+"""What is told by entries that are hidden on purpose."""

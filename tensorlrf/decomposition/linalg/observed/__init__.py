@@ -1,0 +1,1 @@
+"""Least squares where some entries are not known, or entries count by weights of their own."""
