@@ -22,6 +22,11 @@ from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
 from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.generalized._cp_apr import cp_apr, fit_cp_apr
+from tensorlrf.decomposition.generalized._generalized_cp import fit_generalized_cp, generalized_cp
+from tensorlrf.decomposition.generalized._loss import Loss
+from tensorlrf.decomposition.generalized._loss_fit import LossFit
+from tensorlrf.decomposition.generalized._losses import huber_loss, negative_binomial_loss
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.linalg.observed._complete import Watch
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
@@ -399,6 +404,8 @@ __all__ = [
     "EVBMF",
     "CrossValidation",
     "Fit",
+    "Loss",
+    "LossFit",
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
@@ -408,6 +415,7 @@ __all__ = [
     "blr",
     "constrained_cp",
     "cp",
+    "cp_apr",
     "cp_of_heads",
     "cross_validate",
     "cur",
@@ -418,7 +426,9 @@ __all__ = [
     "fit_blr",
     "fit_constrained_cp",
     "fit_cp",
+    "fit_cp_apr",
     "fit_cur",
+    "fit_generalized_cp",
     "fit_group_reduce",
     "fit_hierarchical",
     "fit_hodlr",
@@ -436,14 +446,17 @@ __all__ = [
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
+    "generalized_cp",
     "group_reduce",
     "hierarchical",
     "hodlr",
+    "huber_loss",
     "interpolative",
     "kron",
     "lplr",
     "mode_sizes",
     "monarch",
+    "negative_binomial_loss",
     "nmf",
     "nonnegative_cp",
     "nystrom",
