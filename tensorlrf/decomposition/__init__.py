@@ -27,19 +27,15 @@ from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
 from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
-from tensorlrf.decomposition.generalized._cp_apr import cp_apr, fit_cp_apr
-from tensorlrf.decomposition.generalized._generalized_cp import (
-    fit_generalized_cp,
-    generalized_cp,
-)
-from tensorlrf.decomposition.generalized._loss import Loss
-from tensorlrf.decomposition.generalized._loss_fit import LossFit
-from tensorlrf.decomposition.generalized._losses import huber_loss, negative_binomial_loss
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
 from tensorlrf.decomposition.nonnegative._nmf import fit_nmf, nmf
 from tensorlrf.decomposition.nonnegative._nonnegative_cp import fit_nonnegative_cp, nonnegative_cp
+from tensorlrf.decomposition.nonnegative._nonnegative_tucker import (
+    fit_nonnegative_tucker,
+    nonnegative_tucker,
+)
 from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.skeleton._aca import aca, fit_aca
 from tensorlrf.decomposition.skeleton._cur import cur, fit_cur
@@ -59,8 +55,6 @@ __all__ = [
     "EVBMF",
     "CrossValidation",
     "Fit",
-    "Loss",
-    "LossFit",
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
@@ -70,7 +64,6 @@ __all__ = [
     "blr",
     "constrained_cp",
     "cp",
-    "cp_apr",
     "cp_of_heads",
     "cross_validate",
     "cur",
@@ -81,9 +74,7 @@ __all__ = [
     "fit_blr",
     "fit_constrained_cp",
     "fit_cp",
-    "fit_cp_apr",
     "fit_cur",
-    "fit_generalized_cp",
     "fit_group_reduce",
     "fit_hierarchical",
     "fit_hodlr",
@@ -93,6 +84,7 @@ __all__ = [
     "fit_monarch",
     "fit_nmf",
     "fit_nonnegative_cp",
+    "fit_nonnegative_tucker",
     "fit_nystrom",
     "fit_svd",
     "fit_tr",
@@ -101,19 +93,17 @@ __all__ = [
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
-    "generalized_cp",
     "group_reduce",
     "hierarchical",
     "hodlr",
-    "huber_loss",
     "interpolative",
     "kron",
     "lplr",
     "mode_sizes",
     "monarch",
-    "negative_binomial_loss",
     "nmf",
     "nonnegative_cp",
+    "nonnegative_tucker",
     "nystrom",
     "sampled_fit",
     "scree",

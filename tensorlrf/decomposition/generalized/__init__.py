@@ -1,1 +1,0 @@
-"""Generalised CP: sums of rank-one tensors by losses that are no squares."""
