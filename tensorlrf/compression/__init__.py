@@ -56,6 +56,10 @@ from tensorlrf.compression.report._rows import (
 from tensorlrf.compression.scale._checkpoint import compress_checkpoint
 from tensorlrf.compression.scale._forecast import CheckpointForecast, forecast_checkpoint
 from tensorlrf.compression.scale._report import CheckpointLayer, CheckpointReport
+from tensorlrf.compression.spectral._laser import laser
+from tensorlrf.compression.spectral._measured import LayerSpectrum, Spectra
+from tensorlrf.compression.spectral._reduction import Laser, Reduction
+from tensorlrf.compression.spectral._spectra import spectra
 from tensorlrf.compression.training._progressive import ProgressiveDecomposition
 from tensorlrf.compression.training._pruning import RankPruning
 from tensorlrf.compression.tuning._tune import tune
@@ -115,6 +119,7 @@ __all__ = [
     "Interpolative",
     "Judged",
     "Kron",
+    "Laser",
     "Latency",
     "LatentReport",
     "LatentRow",
@@ -123,6 +128,7 @@ __all__ = [
     "LayerReport",
     "LayerSensitivity",
     "LayerSide",
+    "LayerSpectrum",
     "LayerTuning",
     "MemoryForecast",
     "Method",
@@ -138,10 +144,12 @@ __all__ = [
     "RankTable",
     "Ratio",
     "Recipe",
+    "Reduction",
     "Refinement",
     "Report",
     "Sensitivity",
     "SharedBasis",
+    "Spectra",
     "Structured",
     "Totals",
     "Tucker",
@@ -161,6 +169,7 @@ __all__ = [
     "frontier",
     "gate_ranks",
     "inspect",
+    "laser",
     "latent_cache",
     "load",
     "log_to",
@@ -172,6 +181,7 @@ __all__ = [
     "refine",
     "save",
     "sensitivity",
+    "spectra",
     "tune",
     "write_checkpoint",
 ]

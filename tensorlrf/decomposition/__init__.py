@@ -12,6 +12,7 @@ attentions, `bias_correction(...)` what a bias can make good of factors.
 from tensorlrf.decomposition._bias import bias_correction
 from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.analysis._measures import SpectralMeasures, spectral_measures
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr
@@ -58,6 +59,7 @@ __all__ = [
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
+    "SpectralMeasures",
     "aca",
     "bias_correction",
     "blast",
@@ -108,6 +110,7 @@ __all__ = [
     "sampled_fit",
     "scree",
     "shared_svd",
+    "spectral_measures",
     "svd",
     "tr",
     "tt",

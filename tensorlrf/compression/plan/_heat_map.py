@@ -1,4 +1,4 @@
-"""A picture of what each layer of a model can lose: blocks by kinds of layers."""
+"""A picture of a number for each layer of a model: blocks by kinds of layers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from tensorlrf.compression.page.heat_map import place
 from tensorlrf.files.picture import picture
 
 
-def plot_heat_map(path: str | os.PathLike[str], values: Mapping[str, float], title: str) -> None:
+def plot_heat_map(
+    path: str | os.PathLike[str],
+    values: Mapping[str, float],
+    title: str,
+    *,
+    of: str = "sensitivity.plot",
+) -> None:
     """Qualified names with a value each, coloured by its logarithm: a row for each block, which is
-    what comes before the last number in a name and that number, a column for each name within."""
+    what comes before the last number in a name and that number, a column for each name within.
+
+    of  who draws, for errors
+    """
     cells = {place(name): value for name, value in values.items()}
     blocks = list(dict.fromkeys(block for block, _ in cells))
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     size = (max(4.5, 2.5 + 0.5 * len(kinds)), 2.0 + 0.25 * len(blocks))  # room for the title
-    with picture(path, size, of="sensitivity.plot") as figure:
+    with picture(path, size, of=of) as figure:
         axes = figure.subplots()
         grid = [[cells.get((block, kind), float("nan")) for kind in kinds] for block in blocks]
         positive = [v for row in grid for v in row if v > 0]
