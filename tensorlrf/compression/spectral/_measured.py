@@ -84,8 +84,9 @@ class Spectra:
         return json.dumps(self.to_dict(), indent=1)
 
     def plot(self, path: str | os.PathLike[str], measure: str = "effective_rank") -> None:
-        """A picture of one measure of all layers: a row for each block, a column for each layer in
-        it.
+        """A picture of one measure of all layers.
+
+        A row for each block, a column for each layer within it.
 
         Parameters
         ----------
