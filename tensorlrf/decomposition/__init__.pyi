@@ -8,8 +8,8 @@ import torch
 from tensorlrf.decomposition._bias import bias_correction
 from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition.analysis._measures import SpectralMeasures, spectral_measures
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
+from tensorlrf.decomposition.analysis.measures import SpectralMeasures, spectral_measures
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._group_reduce import fit_group_reduce, group_reduce
 from tensorlrf.decomposition.blocks._hierarchical import (

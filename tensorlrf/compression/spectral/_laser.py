@@ -22,13 +22,11 @@ from tensorlrf.compression.page.heat_map import place
 from tensorlrf.compression.plan._plan import Plan
 from tensorlrf.compression.plan._planning import plan as planned
 from tensorlrf.compression.spectral._reduction import Laser, Reduction
-from tensorlrf.decomposition._input import as_tensor, check_sequence
-from tensorlrf.decomposition._options import check_count
+from tensorlrf.decomposition import svd
 from tensorlrf.decomposition.configs import SVD
-from tensorlrf.decomposition.linalg._spectrum import Spectrum, whole_spectrum
-from tensorlrf.decomposition.linalg._truncation import Scaled
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.errors import ArgumentError
+from tensorlrf.factors import LowRank
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.files.arguments import PathLike
 from tensorlrf.nn.copies import copy_of
@@ -111,7 +109,8 @@ def laser(
     (4, True)
     """
     wanted = _checked(shares)
-    check_count("stack", stack, 0)
+    if isinstance(stack, bool) or not isinstance(stack, int) or stack < 0:
+        raise ArgumentError(f"stack={stack!r} must be an int of at least 0")
     model = unpacked_model(model)
     plan = planned(model, method=SVD(rank=1, metric="identity"), skip=skip, include=include)
     names = [row.name for row in plan.factored]
@@ -146,7 +145,7 @@ class Cuts:
     def __init__(self, model: nn.Module) -> None:
         self.working = copy_of(model)
         self._given: dict[str, Tensor] = {}
-        self._at: tuple[str, list[tuple[Scaled, Spectrum]]] | None = None
+        self._at: tuple[str, list[LowRank]] | None = None
 
     def full_rank(self, name: str) -> int:
         """Of the weight of a layer, of one group."""
@@ -167,19 +166,11 @@ class Cuts:
 
     def _truncated(self, name: str, rank: int) -> Tensor:
         """(O, I / groups, ...): of each group the nearest of that rank."""
-        if self._at is None or self._at[0] != name:
-            layer = dense_layer_at(self.working, name)
-            parts: list[tuple[Scaled, Spectrum]] = []
-            for part in self._given[name].chunk(layer.groups):
-                checked = as_tensor(part, f"the weight of {name}")
-                scaled = Scaled.of(checked, float(checked.abs().max()))
-                parts.append((scaled, whole_spectrum(scaled.work.flatten(1))))
-            self._at = name, parts
-        cut = []
-        for scaled, spectrum in self._at[1]:
-            left, right = scaled.cast(*spectrum.split(rank))
-            cut.append((left @ right).reshape(scaled.work.shape))
-        return torch.cat(cut)
+        known = self._at
+        if known is None or known[0] != name or known[1][0].rank < rank:
+            groups = dense_layer_at(self.working, name).groups
+            known = self._at = name, [svd(part, rank) for part in self._given[name].chunk(groups)]
+        return torch.cat([part.leading(rank).to_dense() for part in known[1]])
 
 
 def _alone(
@@ -231,8 +222,7 @@ def _plan(plan: Plan, steps: Sequence[Reduction]) -> Plan:
 
 def _checked(shares: Any) -> list[float]:
     """The largest first."""
-    check_sequence(shares, "shares", "(0.4, 0.1)")
-    good = all(
+    good = isinstance(shares, Sequence) and all(
         isinstance(s, (int, float)) and not isinstance(s, bool) and 0 < s < 1 for s in shares
     )
     if not shares or not good:

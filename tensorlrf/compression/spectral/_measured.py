@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression.plan._heat_map import plot_heat_map
-from tensorlrf.decomposition.analysis._measures import SpectralMeasures
+from tensorlrf.decomposition.analysis.measures import SpectralMeasures
 from tensorlrf.errors import unknown
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ from tensorlrf.compression._survey import INCLUDED, survey, without_skipped
 from tensorlrf.compression._unpacked import unpacked_model
 from tensorlrf.compression.calibration._dense_layer import DenseLayer
 from tensorlrf.compression.spectral._measured import LayerSpectrum, Spectra
-from tensorlrf.decomposition._evbmf import singular_values
-from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition.analysis._measures import SpectralMeasures
+from tensorlrf.decomposition.analysis.measures import SpectralMeasures, values_of
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors.autocast import without_autocast
@@ -64,7 +62,8 @@ def spectra(model: nn.Module, *, skip: str | Sequence[str] = ()) -> Spectra:
     for name, module in model.named_modules():
         if module in skipped or not (module in open_to or isinstance(module, FactoredLayer)):
             continue
-        found = torch.cat([_values(one, name or "model") for one in _weights(module)])
+        told = f"the weight of {name or 'the model'}"
+        found = torch.cat([values_of(one, told).cpu() for one in _weights(module)])
         every.append(found)
         rows.append(_row(open_to.get(module, name), module, found))
     if not rows:
@@ -79,10 +78,6 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
         yield from module.factors.to_dense().chunk(groups)
     else:
         yield from DenseLayer.of(module).group_weights()
-
-
-def _values(weight: Tensor, name: str) -> Tensor:
-    return singular_values(as_tensor(weight, f"the weight of {name}")).cpu()
 
 
 def _row(name: str, module: nn.Module, values: Tensor) -> LayerSpectrum:

@@ -101,7 +101,15 @@ def spectral_measures(tensor: Any) -> SpectralMeasures:
     >>> round(found.effective_rank, 6), round(found.stable_rank, 6)
     (4.0, 4.0)
     """
-    return SpectralMeasures.of_values(singular_values(as_tensor(tensor)))
+    return SpectralMeasures.of_values(values_of(tensor))
+
+
+def values_of(tensor: Any, name: str = "tensor") -> Tensor:
+    """All singular values of a matrix, descending, in float64; `name` is for errors.
+
+    Raises ShapeError and ArgumentError for what has none.
+    """
+    return singular_values(as_tensor(tensor, name))
 
 
 def _entropy(shares: Tensor) -> float:
