@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import Tensor, distributed, nn  # noqa: E402
 
 import tensorlrf  # noqa: E402
 from bench import stream  # noqa: E402
-from bench.report import Row, machine, write_results  # noqa: E402
+from bench.report import Row, machine, onto, write_results  # noqa: E402
 
 KEEP = 0.5
 ONE, TWO, DEFAULT = "1 process of 1 thread", "2 ranks of 1 thread", "1 process, default"
@@ -110,9 +110,9 @@ def timed(way: str, case: str, source: Path, target: Path, small: bool) -> float
     return float(json.loads(line)["seconds"])
 
 
-def rows(source: Path, folder: Path, rounds: int, small: bool) -> list[Row]:
+def rows(cases: Iterable[str], source: Path, folder: Path, rounds: int, small: bool) -> list[Row]:
     found = []
-    for case in CASES:
+    for case in cases:
         times: dict[str, list[float]] = {ONE: [], TWO: [], DEFAULT: []}
         for k in range(rounds):
             for n, (way, own) in enumerate(times.items()):
@@ -134,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=0.35)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="keep others")
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results/cpu")
     parser.add_argument("--folder", type=Path, help="with room for it, and what comes of it")
     parser.add_argument("--small", action="store_true", help="to see that it runs")
@@ -149,8 +150,11 @@ def main() -> None:
         source = Path(made) / "in"
         source.mkdir()
         stream.make(source, stream.tensors(int(given.gigabytes * 1e9)))
-        found = rows(source, Path(made), given.rounds, given.small)
-    write_results(given.results, "ranks", found, machine("cpu"), NOTE)
+        found = rows(given.only, source, Path(made), given.rounds, given.small)
+    about, former = machine("cpu"), given.results / "ranks.json"
+    if len(given.only) < len(CASES) and former.exists():
+        found, _ = onto(former, found, about)
+    write_results(given.results, "ranks", found, about, NOTE)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ from tensorlrf.compression import (
 )
 from tensorlrf.decomposition import (
     aca,
+    bayesian_cp,
+    bayesian_tucker,
     blast,
     blr,
     constrained_cp,
@@ -166,6 +168,8 @@ __all__ = [
     "aca",
     "adapters",
     "apply",
+    "bayesian_cp",
+    "bayesian_tucker",
     "bench",
     "blast",
     "blr",

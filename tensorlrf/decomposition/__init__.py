@@ -14,6 +14,9 @@ from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.analysis.measures import SpectralMeasures, spectral_measures
+from tensorlrf.decomposition.bayesian._bayesian_cp import bayesian_cp
+from tensorlrf.decomposition.bayesian._bayesian_tucker import bayesian_tucker
+from tensorlrf.decomposition.bayesian._posterior import Posterior
 from tensorlrf.decomposition.blocks._blast import blast, fit_blast
 from tensorlrf.decomposition.blocks._blr import blr, fit_blr
 from tensorlrf.decomposition.blocks._group_reduce import fit_group_reduce, group_reduce
@@ -56,11 +59,14 @@ __all__ = [
     "EVBMF",
     "CrossValidation",
     "Fit",
+    "Posterior",
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
     "SpectralMeasures",
     "aca",
+    "bayesian_cp",
+    "bayesian_tucker",
     "bias_correction",
     "blast",
     "blr",

@@ -1,0 +1,1 @@
+"""Decompositions with a posterior: the rank is found, and factors have variances."""
