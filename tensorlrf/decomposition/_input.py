@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors.arrays import as_dense
+from tensorlrf.factors.kinds import is_sparse
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +33,10 @@ def as_tensor_and_largest(
     Inf and empty tensors, and ShapeError below `min_order` modes.
     """
     _refuse_divided(value, name)
+    if is_sparse(value):
+        raise ArgumentError(
+            f"{name} is sparse, which {SERVE_SPARSE} take as it is; for others pass .to_dense()"
+        )
     try:
         tensor = as_dense(value, name)
     except MemoryError:
@@ -60,6 +65,8 @@ def as_tensor_and_largest(
     return tensor, largest
 
 
+SERVE_SPARSE = "cp, tucker and svd"
+
 _ELSEWHERE = "tensorlrf.large has cp, tucker, tt and svd that read it in slabs (memory_limit=)"
 
 
@@ -70,7 +77,7 @@ def _refuse_divided(value: Any, name: str) -> None:
             f"{name} is a DTensor, of which each rank has a part; tensorlrf.large has cp, tucker, "
             "tt and svd for it, or pass its full_tensor()"
         )
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) or is_sparse(value):
         return
     sliced = hasattr(value, "get_shape") or (hasattr(value, "shape") and hasattr(value, "dtype"))
     if sliced or isinstance(value, (str, os.PathLike)):

@@ -14,6 +14,7 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors._base import FORMATS, FOUND, Factors
 from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._tt import TTFactors, TTMatrix
+from tensorlrf.factors.leaves._sparse import SparseTensor
 
 
 def check_format(value: Any, formats: tuple[type[Factors], ...], name: str, remedy: str) -> None:
@@ -30,6 +31,13 @@ def found_of(factors: Factors) -> dict[Any, Any]:
     if found is None:
         found = own[FOUND] = {}
     return found
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether a value is a sparse tensor: a SparseTensor, or one of torch or scipy."""
+    if isinstance(value, Tensor):
+        return value.layout is not torch.strided and not value.is_nested and not value.is_mkldnn
+    return isinstance(value, SparseTensor) or hasattr(value, "tocoo")
 
 
 def format_of(factors: Factors) -> str:

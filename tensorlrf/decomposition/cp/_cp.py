@@ -27,14 +27,17 @@ from tensorlrf.decomposition.cp._outputs import fit_to_outputs, sides
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.cp.sparse._fit import fit_sparse
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.observed._complete import plain_solver
 from tensorlrf.decomposition.linalg.observed._observed import observed
+from tensorlrf.decomposition.linalg.sparse._input import as_sparse, one_int, refuse_options
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.errors import ArgumentError, DegenerateWarning, RankError, TensorlrfWarning, warn
-from tensorlrf.factors import CPFactors
+from tensorlrf.factors import CPFactors, SparseTensor
+from tensorlrf.factors.kinds import is_sparse
 
 SWEEPS, TOL = 100, 1e-8
 METRIC_SWEEPS = 100
@@ -69,8 +72,12 @@ def fit_cp(
 
     Parameters
     ----------
-    tensor : Tensor or array of shape (n_1, ..., n_N), N >= 2
-        Of any float dtype; computed in float32 at least, the result has its dtype and device.
+    tensor : Tensor, array or sparse tensor of shape (n_1, ..., n_N), N >= 2
+        Of any float dtype; computed in float32 at least, the result has its dtype and device. Of a
+        sparse one (a `SparseTensor`, or one of torch or scipy) the nonzeros alone are seen, and
+        the factors have rows of zeros where it has none; an int `rank` is needed, and of the
+        options below `error`, `solver`, `n_samples`, `gram` and `differentiable` are not served.
+        Its errors come from norms and inner products in float64: below 1e-7 they are rounding.
     rank : int, float or str, optional
         An int (it may exceed every n_k, though above 64 not the entries of the tensor), a float
         share of the parameters, or "same"; or instead
@@ -166,6 +173,16 @@ def fit_cp(
     >>> f.rel_error(tensor) < 1e-3
     True
     """
+    if is_sparse(tensor):
+        refuse_options(
+            "cp", error=(error, None), solver=(solver, "als"), n_samples=(n_samples, None),
+            gram=(gram, None), mean=(mean, None), mask=(mask, None), weights=(weights, None),
+            differentiable=(differentiable, False),
+        )  # fmt: skip
+        return _of_sparse(
+            as_sparse(tensor), rank, n_iter_max, init, tol, n_restarts, fixed_modes, callback,
+            random_state,
+        )  # fmt: skip
     checked, seen = observed(tensor, mask, weights, rank, gram=gram, differentiable=differentiable)
     rank, error = check_rank_or_error(rank, error, checked.dtype)
     r = None if rank is None else cp_rank(rank, checked.shape)
@@ -275,6 +292,37 @@ class CP(Method):
         self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
     ) -> CPFactors:
         return self.any_factors(cp_rank(rank, shape), shape, values)
+
+
+def _of_sparse(
+    tensor: SparseTensor,
+    rank: Any,
+    n_iter_max: int | None,
+    init: Any,
+    tol: float | None,
+    n_restarts: int,
+    fixed_modes: Sequence[int],
+    callback: Callback | None,
+    random_state: int | torch.Generator | None,
+) -> Fit[CPFactors]:
+    given, _ = check_rank_or_error(one_int(rank), None)
+    r = cp_rank(given or 0, tensor.shape)
+    check_callback(callback, None)
+    options = check_options(
+        tensor.shape,
+        r,
+        n_iter_max=SWEEPS if n_iter_max is None else n_iter_max,
+        init=init,
+        tol=TOL if tol is None else tol,
+        solver="als",
+        n_samples=None,
+        n_restarts=n_restarts,
+        fixed_modes=fixed_modes,
+        callback=callback,
+    )
+    fit, state = fit_sparse(tensor, r, options, generator(random_state, tensor.device))
+    warn_if_degenerate(state)
+    return fit
 
 
 def _finish(

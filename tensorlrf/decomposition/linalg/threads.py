@@ -183,7 +183,10 @@ def entries(values: tuple[Any, ...]) -> int:
     most = 0
     for value in values:
         if isinstance(value, torch.Tensor):
-            most = max(most, value.numel())
+            dense = value.layout is torch.strided
+            most = max(most, value.numel() if dense else value._nnz())
         elif isinstance(value, np.ndarray):
             most = max(most, value.size)
+        elif hasattr(value, "nnz"):  # sparse
+            most = max(most, value.nnz)
     return most

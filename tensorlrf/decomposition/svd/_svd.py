@@ -34,13 +34,16 @@ from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SOLVER
 from tensorlrf.decomposition.linalg.compact import Compact, LowRankPlusDiagonal
 from tensorlrf.decomposition.linalg.observed._complete import Watch, check_sweeps, plain_solver
 from tensorlrf.decomposition.linalg.observed._observed import Observed, observed
+from tensorlrf.decomposition.linalg.sparse._input import refuse_options
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.decomposition.svd._als import LowRankALS
 from tensorlrf.decomposition.svd._completion import fit_observed
+from tensorlrf.decomposition.svd._sparse import fit_sparse
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
+from tensorlrf.factors.kinds import is_sparse
 
 METRICS = ("full", "diagonal", "identity")
 """In which a layer is fitted."""
@@ -85,7 +88,10 @@ def fit_svd(
 
     Parameters
     ----------
-    tensor : Tensor or array of shape (m, ...)
+    tensor : Tensor, array or sparse tensor of shape (m, ...)
+        Of a sparse one (a `SparseTensor`, or one of torch or scipy) only products with the nonzeros
+        are made, by "krylov"; an int `rank` is needed, and of the other options `random_state`
+        alone is served. Its error is told from norms: below 1e-7 it is rounding.
     rank : int, float or str, optional
         An int, a share of the parameters in (0, 1] (an upper bound, down to rank one), "same", or
         "auto": the analytic estimate of `evbmf_rank` for W, whatever the metric, and one at least;
@@ -181,6 +187,15 @@ def fit_svd(
     """
     # Without `measure`, as `svd` asks, the error of a given rank is left out (NaN): a look at the
     # matrix.
+    if is_sparse(tensor):
+        refuse_options(
+            "svd", error=(error, None), gram=(gram, None), mean=(mean, None), mask=(mask, None),
+            weights=(weights, None), n_iter_max=(n_iter_max, None), tol=(tol, None),
+            callback=(callback, None), n_power_iter=(n_power_iter, POWER_STEPS),
+            n_oversample=(n_oversample, 10), differentiable=(differentiable, False),
+            batch_dims=(batch_dims, 0),
+        )  # fmt: skip
+        return fit_sparse(tensor, rank, solver, random_state, measure)
     given = mask is not None or weights is not None
     seen: Observed | None = None
     if given:

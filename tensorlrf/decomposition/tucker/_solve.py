@@ -25,11 +25,13 @@ from tensorlrf.decomposition.tucker._hooi import (
     randomized_st_hosvd,
     st_hosvd,
 )
-from tensorlrf.errors import TensorlrfWarning, warn
+from tensorlrf.errors import ArgumentError, TensorlrfWarning, warn
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors.algebra import mode_product
 
 Callback = Callable[[TuckerFactors, float], bool | None]
+
+SWEEPS, TOL = 50, 1e-5
 
 WIDER = 2
 """HOOI first looks within this many times the ranks."""
@@ -288,3 +290,16 @@ def row_energies(tensor: Tensor) -> Tensor:
     """Sum of squares: within rows of the last mode as the tensor is, over rows in float64."""
     rows: Tensor = torch.linalg.vector_norm(tensor, dim=-1)
     return rows.to(torch.float64).square().sum()
+
+
+def check_sweeps(
+    solver: str, callback: Callback | None, n_iter_max: int | None, tol: float | None
+) -> None:
+    """Raise ArgumentError for what is of sweeps, where another solver makes none."""
+    if solver == "hooi":
+        return
+    for name, value in (("callback", callback), ("n_iter_max", n_iter_max), ("tol", tol)):
+        if value is not None:
+            raise ArgumentError(
+                f"{name}= goes with solver='hooi'; {solver!r} makes no sweeps, leave it out"
+            )

@@ -24,6 +24,7 @@ from tensorlrf.decomposition.linalg._gram import scale_of
 from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sketches, read_by
 from tensorlrf.decomposition.linalg.observed._complete import plain_solver
 from tensorlrf.decomposition.linalg.observed._observed import observed
+from tensorlrf.decomposition.linalg.sparse._input import refuse_options
 from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import (
@@ -36,9 +37,18 @@ from tensorlrf.decomposition.rank import (
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
 from tensorlrf.decomposition.tucker._completion import fit_observed
 from tensorlrf.decomposition.tucker._outputs import check_served, fit_to_outputs, sides
-from tensorlrf.decomposition.tucker._solve import Callback, TuckerProblem, layout
+from tensorlrf.decomposition.tucker._solve import (
+    SWEEPS,
+    TOL,
+    Callback,
+    TuckerProblem,
+    check_sweeps,
+    layout,
+)
+from tensorlrf.decomposition.tucker._sparse import fit_sparse
 from tensorlrf.errors import ArgumentError, RankError, unknown
 from tensorlrf.factors import Batch, Factors, TuckerFactors
+from tensorlrf.factors.kinds import is_sparse
 
 POWER_STEPS = 2
 """Of a sketch, by default."""
@@ -81,7 +91,11 @@ def fit_tucker(
 
     Parameters
     ----------
-    tensor : Tensor or array of shape (n_0, n_1, ...)
+    tensor : Tensor, array or sparse tensor of shape (n_0, n_1, ...)
+        Of a sparse one (a `SparseTensor`, or one of torch or scipy) the nonzeros alone are seen,
+        in float64; an int `rank`, or one a mode, is needed, "hooi" and "hosvd" serve it, with
+        `n_iter_max`, `tol`, `callback` and `random_state`. Its errors come from norms and inner
+        products: below 1e-7 they are rounding.
     rank : int, tuple, float or str, optional
         An int for all modes; a tuple, one for each of `modes`; a share of the parameters in (0, 1]
         (an upper bound, down to rank one); "same"; or "auto": the analytic estimate of `evbmf_rank`
@@ -172,6 +186,14 @@ def fit_tucker(
     >>> f.core.shape[2:], f.n_params <= kernel.numel() / 2
     (torch.Size([3, 3]), True)
     """
+    if is_sparse(tensor):
+        refuse_options(
+            "tucker", error=(error, None), gram=(gram, None), mean=(mean, None),
+            mask=(mask, None), weights=(weights, None),
+            n_power_iter=(n_power_iter, POWER_STEPS), n_oversample=(n_oversample, 10),
+            differentiable=(differentiable, False), batch_dims=(batch_dims, 0),
+        )  # fmt: skip
+        return fit_sparse(tensor, rank, modes, solver, n_iter_max, tol, callback, random_state)
     given = mask is not None or weights is not None
     others = {"gram": gram, "differentiable": differentiable, "batch_dims": batch_dims}
     tensor, seen = observed(tensor, mask, weights, rank, **others)
@@ -188,12 +210,7 @@ def fit_tucker(
         check_batched_tucker(solver, rank, error, gram, callback)
     check_callback(callback, gram)
     check_graph(differentiable, gram)
-    if solver != "hooi":
-        for name, value in (("callback", callback), ("n_iter_max", n_iter_max), ("tol", tol)):
-            if value is not None:
-                raise ArgumentError(
-                    f"{name}= goes with solver='hooi'; {solver!r} makes no sweeps, leave it out"
-                )
+    check_sweeps(solver, callback, n_iter_max, tol)
     shape = tuple(int(n) for n in tensor.shape[batch_dims:])
     listed = check_modes(modes, len(shape))
     if isinstance(rank, str) and rank == "auto":
@@ -241,8 +258,8 @@ def fit_tucker(
         dtype=tensor.dtype,
         modes=tuple(sorted(axes.index(k) for k in listed)),
         solver=solver,
-        n_iter_max=50 if n_iter_max is None else n_iter_max,
-        tol=1e-5 if tol is None else tol,
+        n_iter_max=SWEEPS if n_iter_max is None else n_iter_max,
+        tol=TOL if tol is None else tol,
         callback=callback,
         n_power_iter=n_power_iter,
         n_oversample=n_oversample,

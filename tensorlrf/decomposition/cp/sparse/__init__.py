@@ -1,0 +1,1 @@
+"""CP of sparse tensors."""
