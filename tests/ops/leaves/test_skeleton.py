@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
+
 from tensorlrf.factors import Skeleton
 from tests.draws import seeded
 from tests.factors.leaves.test_skeleton import indices, interpolated, symmetric
@@ -30,3 +32,7 @@ class TestForm(FormLaws):
             f = kernel(core)
             conv = dense_conv(f, stride=2, padding=1)
             yield f, conv.requires_grad_(), seeded(2, 2, 5, 5, seed=3)
+
+    @pytest.mark.slow
+    def test_all_compile_into_one_graph_for_any_batch(self) -> None:
+        super().test_all_compile_into_one_graph_for_any_batch()
