@@ -13,7 +13,7 @@ from tensorlrf.decomposition.cp._als import RIDGE_FLOOR, sweeps_of, unit_of
 from tensorlrf.decomposition.cp._options import Options
 from tensorlrf.decomposition.cp._problem import as_factors
 from tensorlrf.decomposition.cp._start import given_start, matrix_start, random_start, svd_start
-from tensorlrf.decomposition.cp._state import CPState, make_state
+from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.observed._complete import (
     EM,
@@ -22,7 +22,7 @@ from tensorlrf.decomposition.linalg.observed._complete import (
     within,
 )
 from tensorlrf.decomposition.linalg.observed._observed import Observed
-from tensorlrf.decomposition.linalg.observed._rows import RIDGE, pairs, places, solved_rows
+from tensorlrf.decomposition.linalg.observed._rows import RIDGE, TINY, pairs, places, solved_rows
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.algebra import khatri_rao
 
@@ -99,7 +99,8 @@ class CPCompletion:
             u if k in self.options.fixed else u + reach * (u - v)
             for k, (u, v) in enumerate(zip(state.factors, last.factors, strict=True))
         ]
-        return make_state(factors, state.weights + reach * (state.weights - last.weights))
+        weights = state.weights + reach * (state.weights - last.weights)
+        return CPState(tuple(factors), weights)  # columns near unit length are near enough
 
     def factors(self, state: CPState) -> CPFactors:
         given = self.options.init
@@ -136,8 +137,8 @@ class CPCompletion:
             rows = solved_rows(
                 _systems(system, place), products.along(k), old, RIDGE[seen.data.dtype]
             )
-            made = make_state([rows.to(u.dtype)[:, None]], torch.ones_like(weights))
-            columns[k], weights = made.factors[0][:, 0], made.weights
+            weights = torch.linalg.vector_norm(rows, dim=0, keepdim=True)
+            columns[k] = (rows / weights.clamp_min(TINY)).to(u.dtype)
             by_pairs[k] = pairs(columns[k])
         return CPState(tuple(u[:, None] for u in columns), weights)
 

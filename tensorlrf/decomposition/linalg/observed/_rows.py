@@ -4,6 +4,7 @@ by unknowns of its own, W decides each system by itself."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ Gram matrices in that dtype. It draws to where the block was, not to zero, and s
 CHUNK = 1 << 22
 """Entries of systems that are held at once."""
 
+TINY = 1e-150
+"""In place of the length of a column of zeros; its square is a number."""
+
 
 def signed_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Q R with a diagonal of R that is not below zero: paths of matrices give paths."""
@@ -26,14 +30,21 @@ def signed_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def pairs(columns: Tensor) -> Tensor:
     """Products of columns (..., q) two by two, (..., q (q + 1) / 2): what is symmetric, once."""
-    first, second = torch.triu_indices(columns.shape[-1], columns.shape[-1], device=columns.device)
+    first, second = _two_by_two(columns.shape[-1], columns.device)
     return columns[..., first] * columns[..., second]
 
 
+@cache
+def _two_by_two(q: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    first, second = torch.triu_indices(q, q, device=device)
+    return first, second
+
+
+@cache
 def places(q: int, device: torch.device) -> Tensor:
     """(q, q): where among `pairs` the product of two columns stands."""
     found = torch.empty(q, q, dtype=torch.long, device=device)
-    first, second = torch.triu_indices(q, q, device=device)
+    first, second = _two_by_two(q, device)
     found[first, second] = found[second, first] = torch.arange(len(first), device=device)
     return found
 
@@ -52,6 +63,8 @@ def solved_rows(
     n, q = rhs.shape
     found = []
     together = max(1, CHUNK // (q * q))
+    if n <= together:
+        return _stepped(systems(slice(None)), rhs.double(), old.double(), ridge)
     for first in range(0, n, together):
         part = slice(first, first + together)
         found.append(_stepped(systems(part), rhs[part].double(), old[part].double(), ridge))
@@ -60,18 +73,15 @@ def solved_rows(
 
 def _stepped(grams: Tensor, rhs: Tensor, old: Tensor, ridge: float) -> Tensor:
     # In units in which columns are of one length over all rows: weak components are no noise.
-    length = grams.diagonal(dim1=1, dim2=2).mean(0).sqrt()
-    length = torch.where(length > 0, length, 1)
+    length = grams.diagonal(dim1=1, dim2=2).mean(0).sqrt_().clamp_min_(TINY)
     grams = grams / (length[:, None] * length)
-    residual = rhs / length - (grams @ (old * length)[..., None])[..., 0]
-    largest = grams.diagonal(dim1=1, dim2=2).amax(1)
-    largest = torch.where(largest > 0, largest, 1)
+    residual = (rhs / length)[..., None].baddbmm(grams, (old * length)[..., None], alpha=-1)
+    diagonal = grams.diagonal(dim1=1, dim2=2)
+    largest = diagonal.amax(1, keepdim=True).clamp_min_(TINY)
     while True:
-        shifted = grams.clone()
-        shifted.diagonal(dim1=1, dim2=2).add_(ridge * largest[:, None])
-        factor, failed = torch.linalg.cholesky_ex(shifted)
+        diagonal.add_(largest, alpha=ridge)
+        factor, failed = torch.linalg.cholesky_ex(grams)
         if not failed.any():
             break
         ridge *= 30
-    step = torch.cholesky_solve(residual[..., None], factor)[..., 0]
-    return old + step / length
+    return old + torch.cholesky_solve(residual, factor)[..., 0] / length
