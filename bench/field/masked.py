@@ -1,7 +1,7 @@
-"""Missing entries: ours beside tensorly and tntorch, on measurements with holes and planted tensors.
+"""Missing entries: ours beside tensorly and tntorch, on measurements and planted tensors.
 
-Each runs by its own defaults, from the SVD where it has a choice, and ours once more until its error is that of
-the peer: the error is that of the known entries, and of planted tensors that of the hidden ones too.
+Each runs by its own defaults, from the SVD where it has a choice, and ours once more until its
+error is the peer's: that of the known entries, and of planted tensors that of the hidden ones too.
 
     python bench/field/masked.py            # a quarter of an hour
     python bench/field/masked.py --small    # to see that it runs
@@ -29,7 +29,8 @@ from bench.report import Row, machine, write_results
 from tensorlrf.decomposition import fit_cp, fit_tt, fit_tucker
 
 NOTE = (
-    "Errors are relative, `known` over the entries that are not hidden, `hidden` over those of planted tensors that are. "
+    "Errors are relative, `known` over the entries that are not hidden, `hidden` over those of "
+    "planted tensors that are. "
     "`times` is the median over the rounds of the peer's seconds over ours, taken in turn."
 )
 

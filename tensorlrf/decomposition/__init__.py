@@ -29,6 +29,10 @@ from tensorlrf.decomposition.blocks._hierarchical import (
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
 from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
+from tensorlrf.decomposition.completion._robust import (
+    fit_robust_completion,
+    robust_completion,
+)
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -94,6 +98,7 @@ __all__ = [
     "fit_nonnegative_cp",
     "fit_nonnegative_tucker",
     "fit_nystrom",
+    "fit_robust_completion",
     "fit_svd",
     "fit_tr",
     "fit_tt",
@@ -113,6 +118,7 @@ __all__ = [
     "nonnegative_cp",
     "nonnegative_tucker",
     "nystrom",
+    "robust_completion",
     "sampled_fit",
     "scree",
     "shared_svd",

@@ -39,6 +39,7 @@ Unfolded = Iterable[tuple[str, Sequence[tuple[Tensor, int]]]]
 """Unfoldings in sets whose singular values are truncated together: what a set is called, and its
 tensors, each with the mode of its rows."""
 U = TypeVar("U", bound=Callable[..., Unfolded])
+P = TypeVar("P", bound=Callable[..., Any])
 
 _LAST = sys.maxsize
 
@@ -54,6 +55,7 @@ class Registered:
              otherwise; "tensor" is a tensor of the user's own, the others are weights of layers
     layer    how it is called for the weight of a layer, where that is not `function` itself
     truncates  the unfoldings whose singular values it cuts off, where it does that
+    completes  how it is posed to entries of which some are not known, for others that sweep it
     config   the class of its options for `compress`, where it serves that; see `config.py`
     estimates   whether it takes rank="auto", an analytic estimate
     order    where it stands among the methods of tensors, and among those of layers
@@ -66,6 +68,7 @@ class Registered:
     on: Mapping[Kind, Mapping[str, Any]]
     layer: Decomposition | None = None
     truncates: Callable[..., Unfolded] | None = None
+    completes: Callable[..., Any] | None = None
     config: Any = None
     estimates: bool = False
     order: tuple[int, int] = field(default=(_LAST, _LAST))
@@ -254,6 +257,34 @@ def truncates(name: str) -> Callable[[U], U]:
     def declare(unfoldings: U) -> U:
         _add(name, truncates=unfoldings)
         return unfoldings
+
+    return declare
+
+
+def completes(name: str) -> Callable[[P], P]:
+    """Declare that the method `name` is posed to observed entries by the function below.
+
+    It takes what is observed, a rank as the method does, and a generator, and gives a `Posed`.
+
+    Parameters
+    ----------
+    name : str
+        Of a method that is declared.
+
+    Returns
+    -------
+    callable
+        The decorator.
+
+    Raises
+    ------
+    ArgumentError
+        Where the method is not declared, or has such a function.
+    """
+
+    def declare(pose: P) -> P:
+        _add(name, completes=pose)
+        return pose
 
     return declare
 

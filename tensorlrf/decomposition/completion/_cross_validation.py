@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._input import check_sequence
-from tensorlrf.decomposition.linalg.observed._observed import Observed, observe
+from tensorlrf.decomposition.linalg.observed._observed import Observed, known_of, observe
 from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.methods import Registered, find, names, registered
 from tensorlrf.decomposition.random_state import generator
@@ -220,9 +220,7 @@ def cross_validate(
     check_sequence(ranks, "ranks", "(1, 2, 3)")
     if not ranks:
         raise ArgumentError("ranks=() leaves nothing to compare; name at least one")
-    everything = torch.ones(_shape_of(tensor), dtype=torch.bool, device="cpu")
-    known = everything if mask is None else mask
-    seen = observe(tensor, known, weights)
+    seen = observe(tensor, known_of(tensor, mask), weights)
     if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= seen.count:
         raise ArgumentError(
             f"folds={folds!r} must be an int from 2 to {seen.count}, the number of known entries"
@@ -266,10 +264,6 @@ def _checked_options(method: Registered, options: dict[str, Any]) -> dict[str, A
 def _taken(method: Registered) -> list[str]:
     _, _, *options = inspect.signature(method.fit).parameters
     return options
-
-
-def _shape_of(tensor: Any) -> tuple[int, ...]:
-    return tuple(getattr(tensor, "shape", ()))
 
 
 def _dealt(seen: Observed, folds: int, draws: torch.Generator) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.observed._complete import (
     EM,
     WIDEST,
+    Posed,
     complete,
     within,
 )
 from tensorlrf.decomposition.linalg.observed._observed import Observed
 from tensorlrf.decomposition.linalg.observed._rows import RIDGE, TINY, pairs, places, solved_rows
+from tensorlrf.decomposition.rank import cp_rank
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.algebra import khatri_rao
 
@@ -46,20 +49,20 @@ def fit_observed(
     def at(r: int) -> Fit[CPFactors]:
         seen.warn_unless_enough(unknowns(r), r)
         completing = CPCompletion(seen, r, options)
-        starts = completing.starts(rng)
-        return complete(
-            seen,
-            seen,
-            completing,
-            starts,
-            n_iter_max=n_iter_max,
-            tol=tol,
-            callback=options.callback,
-        )
+        posed = Posed(seen, completing, completing.starts(rng))
+        return complete(seen, posed, n_iter_max=n_iter_max, tol=tol, callback=options.callback)
 
     if rank is not None:
         return at(rank)
     return within(seen, at, unknowns, error or 0.0, seen.data.numel() // max(shape))
+
+
+def pose_observed(seen: Observed, rank: Any, draws: torch.Generator) -> Posed[CPState, CPFactors]:
+    """CP of a rank from the leading singular vectors."""
+    r = cp_rank(rank, seen.shape)
+    options = Options(1, "svd", 0.0, "als", None, 1, frozenset(), None)
+    completing = CPCompletion(seen, r, options)
+    return Posed(seen, completing, completing.starts(draws))
 
 
 class CPCompletion:

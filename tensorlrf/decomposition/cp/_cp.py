@@ -19,7 +19,7 @@ from tensorlrf.decomposition._options import check_callback, check_graph, check_
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
-from tensorlrf.decomposition.cp._completion import fit_observed
+from tensorlrf.decomposition.cp._completion import fit_observed, pose_observed
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
 from tensorlrf.decomposition.cp._options import SOLVERS, Callback, Options, check_options
@@ -32,7 +32,7 @@ from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.observed._complete import plain_solver
 from tensorlrf.decomposition.linalg.observed._observed import observed
 from tensorlrf.decomposition.linalg.sparse._input import as_sparse, one_int, refuse_options
-from tensorlrf.decomposition.methods import factors_of, method
+from tensorlrf.decomposition.methods import completes, factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.errors import ArgumentError, DegenerateWarning, RankError, TensorlrfWarning, warn
@@ -235,6 +235,7 @@ def fit_cp(
 
 
 cp = factors_of(fit_cp)
+completes("cp")(pose_observed)
 
 
 @config("cp")

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import Descent, beyond, descend
+from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition._fit_or_plain import fit_or_plain
+from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.linalg._solve import cholesky
-from tensorlrf.decomposition.linalg._spectrum import balanced
+from tensorlrf.decomposition.linalg._spectrum import ShortSideEigh, balanced
+from tensorlrf.decomposition.linalg._truncation import Scaled
+from tensorlrf.errors import UnsupportedError
 from tensorlrf.factors import LowRank
 
 SWEEPS = 200
@@ -74,3 +79,33 @@ def rebalanced(left: Tensor, right: Tensor) -> Sides:
     right, lower = torch.linalg.qr(right.T)
     u, values, vt = torch.linalg.svd(upper @ lower.T)
     return balanced(left @ u, values, vt @ right.T)
+
+
+def fit_by_als(
+    target: Target[LowRank],
+    scaled: Scaled,
+    *,
+    rank: int | None,
+    error: float | None,
+    shape: tuple[int, ...],
+) -> Fit[LowRank]:
+    """In a form without a closed one: from the plain factors on, and never worse than these."""
+    if scaled.work.requires_grad:
+        raise UnsupportedError(
+            "differentiable=True is not served where no closed form is; leave it out"
+        )
+    plain, als = ShortSideEigh(target.work), LowRankALS(target)
+
+    def cast(left: Tensor, right: Tensor) -> LowRank:
+        return LowRank(*scaled.cast(left, right), shape)
+
+    def cut(r: int) -> Fit[LowRank]:
+        usual = plain.split(r)
+
+        def served() -> Fit[LowRank]:
+            run = als.descend(*(side.to(torch.float64) for side in usual))
+            return Fit(cast(*run.state), run.errors, run.converged, f"rank {r}, {run.reason}")
+
+        return fit_or_plain(target, lambda: cast(*usual), served)
+
+    return search(cut, rank, error, min(target.shape), target.dtype)

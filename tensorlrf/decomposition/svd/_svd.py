@@ -35,11 +35,17 @@ from tensorlrf.decomposition.linalg.compact import Compact, LowRankPlusDiagonal
 from tensorlrf.decomposition.linalg.observed._complete import Watch, check_sweeps, plain_solver
 from tensorlrf.decomposition.linalg.observed._observed import Observed, observed
 from tensorlrf.decomposition.linalg.sparse._input import refuse_options
-from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.methods import (
+    Unfolded,
+    completes,
+    factors_of,
+    method,
+    truncates,
+)
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
-from tensorlrf.decomposition.svd._als import LowRankALS
-from tensorlrf.decomposition.svd._completion import fit_observed
+from tensorlrf.decomposition.svd._als import fit_by_als
+from tensorlrf.decomposition.svd._completion import fit_observed, pose_observed
 from tensorlrf.decomposition.svd._sparse import fit_sparse
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Batch, LowRank
@@ -234,7 +240,7 @@ def fit_svd(
     matrix = moving.detach()
     target: Target[LowRank] = Target.of(tensor, gram, mean, sides=_sides, scale=scaled.root**2)
     if target.form.sides is None:
-        return _by_als(target, scaled, rank=r, error=error, shape=tuple(tensor.shape))
+        return fit_by_als(target, scaled, rank=r, error=error, shape=tuple(tensor.shape))
     spectrum: Spectrum
     half: Tensor | None = None
     if target.is_plain:
@@ -274,6 +280,7 @@ def fit_svd(
 
 
 svd = factors_of(fit_svd)
+completes("svd")(pose_observed)
 
 
 @config("svd")
@@ -374,36 +381,6 @@ class SVD(Method):
 @truncates("svd")
 def _unfoldings(tensor: Tensor) -> Unfolded:
     yield "matrix", [(tensor.flatten(1), 0)]
-
-
-def _by_als(
-    target: Target[LowRank],
-    scaled: Scaled,
-    *,
-    rank: int | None,
-    error: float | None,
-    shape: tuple[int, ...],
-) -> Fit[LowRank]:
-    """In a form without a closed one: from the plain factors on, and never worse than these."""
-    if scaled.work.requires_grad:
-        raise UnsupportedError(
-            "differentiable=True is not served where no closed form is; leave it out"
-        )
-    plain, als = ShortSideEigh(target.work), LowRankALS(target)
-
-    def cast(left: Tensor, right: Tensor) -> LowRank:
-        return LowRank(*scaled.cast(left, right), shape)
-
-    def cut(r: int) -> Fit[LowRank]:
-        usual = plain.split(r)
-
-        def served() -> Fit[LowRank]:
-            run = als.descend(*(side.to(torch.float64) for side in usual))
-            return Fit(cast(*run.state), run.errors, run.converged, f"rank {r}, {run.reason}")
-
-        return fit_or_plain(target, lambda: cast(*usual), served)
-
-    return search(cut, rank, error, min(target.shape), target.dtype)
 
 
 def _sides(factors: LowRank) -> Sides:

@@ -17,10 +17,10 @@ from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._batched import check_batch_dims, check_batched_metric
 from tensorlrf.decomposition.linalg.observed._complete import Watch, check_sweeps
 from tensorlrf.decomposition.linalg.observed._observed import observed
-from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.methods import Unfolded, completes, factors_of, method, truncates
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_batched import fit_tt_batched
-from tensorlrf.decomposition.trains._tt_completion import fit_observed
+from tensorlrf.decomposition.trains._tt_completion import fit_observed, pose_observed
 from tensorlrf.decomposition.trains._tt_kernel_outputs import swept
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import fit_train
@@ -179,6 +179,7 @@ def fit_tt(
 
 
 tt = factors_of(fit_tt)
+completes("tt")(pose_observed)
 
 
 @truncates("tt")

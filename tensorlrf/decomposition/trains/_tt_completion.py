@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition.linalg.observed._complete import Watch, complete, within
+from tensorlrf.decomposition.linalg.observed._complete import Posed, Watch, complete, within
 from tensorlrf.decomposition.linalg.observed._observed import Observed
 from tensorlrf.decomposition.linalg.observed._train import (
     Cores,
@@ -14,7 +17,7 @@ from tensorlrf.decomposition.linalg.observed._train import (
     orthonormal_behind,
     train_unknowns,
 )
-from tensorlrf.decomposition.trains._tt_ranks import clipped, rank_limits
+from tensorlrf.decomposition.trains._tt_ranks import clipped, rank_limits, train_ranks
 from tensorlrf.decomposition.trains._tt_sweep import share_norm, train_svd
 from tensorlrf.factors import TTFactors
 
@@ -32,21 +35,12 @@ def fit_observed(
     observed of a tensor whose modes it has in that order."""
     seen.check_slices()
     sizes = tuple(seen.shape[k] for k in order)
-    whole = seen.view(sizes, order)
     limits = rank_limits(sizes)
-    exponent = round(math.log2(seen.scale))
-
-    def build(cores: Cores) -> TTFactors:
-        shared = share_norm(orthonormal_behind(cores), 0, exponent)
-        return TTFactors(tuple(c.to(seen.dtype).contiguous() for c in shared), order)
 
     def at(ranks: Sequence[int]) -> Fit[TTFactors]:
-        whole.warn_unless_enough(train_unknowns(sizes, ranks), tuple(ranks))
-        start, _ = train_svd(whole.spread, ranks, None)
-        completing = TrainCompletion(build)
-        return complete(
-            seen, whole, completing, [start], n_iter_max=n_iter_max, tol=tol, callback=callback
-        )
+        seen.warn_unless_enough(train_unknowns(sizes, ranks), tuple(ranks))
+        posed = _posed(seen, ranks, order)
+        return complete(seen, posed, n_iter_max=n_iter_max, tol=tol, callback=callback)
 
     if ranks is not None:
         return at(ranks)
@@ -58,3 +52,22 @@ def fit_observed(
         error or 0.0,
         max(limits),
     )
+
+
+def pose_observed(seen: Observed, rank: Any, draws: torch.Generator) -> Posed[Cores, TTFactors]:
+    """A train of these ranks, its modes as they are."""
+    seen.check_slices()
+    ranks = train_ranks(rank, seen.shape, seen.data.numel())
+    return _posed(seen, ranks, tuple(range(len(seen.shape))))
+
+
+def _posed(seen: Observed, ranks: Sequence[int], order: tuple[int, ...]) -> Posed[Cores, TTFactors]:
+    whole = seen.view([seen.shape[k] for k in order], order)
+    exponent = round(math.log2(seen.scale))
+
+    def build(cores: Cores) -> TTFactors:
+        shared = share_norm(orthonormal_behind(cores), 0, exponent)
+        return TTFactors(tuple(c.to(seen.dtype).contiguous() for c in shared), order)
+
+    start, _ = train_svd(whole.spread, ranks, None)
+    return Posed(whole, TrainCompletion(build), [start])

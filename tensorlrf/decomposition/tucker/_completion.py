@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tensorlrf.decomposition.linalg._gram import keep
 from tensorlrf.decomposition.linalg.observed._complete import (
     EM,
     WIDEST,
+    Posed,
     Watch,
     complete,
     within,
@@ -29,7 +30,7 @@ from tensorlrf.decomposition.linalg.observed._rows import (
     signed_qr,
     solved_rows,
 )
-from tensorlrf.decomposition.rank import ranks_at, tucker_fractions
+from tensorlrf.decomposition.rank import ranks_at, tucker_fractions, tucker_ranks
 from tensorlrf.decomposition.tucker._hooi import (
     contract,
     hooi_sweep,
@@ -69,28 +70,16 @@ def fit_observed(
 ) -> Fit[TuckerFactors]:
     """Tucker along `modes`, of their ranks or within an error, for what is observed."""
     seen.check_slices()
-    order = len(seen.shape)
-    axes = (*modes, *(k for k in range(order) if k not in modes))
-    others = [seen.shape[k] for k in axes[len(modes) :]]
     sizes = [seen.shape[k] for k in modes]
-    posed = seen.view((*sizes, math.prod(others)), axes)
 
     def unknowns(own: Sequence[int]) -> int:
-        core = math.prod(own) * math.prod(others)
+        core = math.prod(own) * (seen.data.numel() // math.prod(sizes))
         return core + sum(n * r - r * r for n, r in zip(sizes, own, strict=True))
 
     def at(own: Sequence[int]) -> Fit[TuckerFactors]:
-        posed.warn_unless_enough(unknowns(own), tuple(own))
-        completing = TuckerCompletion(seen, axes, others, by_em=solver == EM)
-        return complete(
-            seen,
-            posed,
-            completing,
-            [start(posed.spread, own)],
-            n_iter_max=n_iter_max,
-            tol=tol,
-            callback=callback,
-        )
+        seen.warn_unless_enough(unknowns(own), tuple(own))
+        posed = _posed(seen, own, modes, by_em=solver == EM)
+        return complete(seen, posed, n_iter_max=n_iter_max, tol=tol, callback=callback)
 
     if ranks is not None:
         return at([ranks[k] for k in modes])
@@ -102,6 +91,23 @@ def fit_observed(
     return within(
         seen, lambda s: at(own(s)), lambda s: unknowns(own(s)), error or 0.0, len(fractions)
     )
+
+
+def pose_observed(seen: Observed, rank: Any, draws: torch.Generator) -> Posed[Whole, TuckerFactors]:
+    """Tucker along all modes."""
+    seen.check_slices()
+    modes = tuple(range(len(seen.shape)))
+    return _posed(seen, tucker_ranks(rank, seen.shape, modes), modes, by_em=False)
+
+
+def _posed(
+    seen: Observed, ranks: Sequence[int], modes: Sequence[int], *, by_em: bool
+) -> Posed[Whole, TuckerFactors]:
+    axes = (*modes, *(k for k in range(len(seen.shape)) if k not in modes))
+    others = [seen.shape[k] for k in axes[len(modes) :]]
+    posed = seen.view((*(seen.shape[k] for k in modes), math.prod(others)), axes)
+    completing = TuckerCompletion(seen, axes, others, by_em=by_em)
+    return Posed(posed, completing, [start(posed.spread, ranks)])
 
 
 def start(tensor: Tensor, ranks: Sequence[int]) -> Whole:

@@ -25,7 +25,7 @@ from tensorlrf.decomposition.linalg._rangefinder import check_sketch, check_sket
 from tensorlrf.decomposition.linalg.observed._complete import plain_solver
 from tensorlrf.decomposition.linalg.observed._observed import observed
 from tensorlrf.decomposition.linalg.sparse._input import refuse_options
-from tensorlrf.decomposition.methods import Unfolded, factors_of, method, truncates
+from tensorlrf.decomposition.methods import Unfolded, completes, factors_of, method, truncates
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import (
     Rank,
@@ -35,7 +35,7 @@ from tensorlrf.decomposition.rank import (
     tucker_ranks,
 )
 from tensorlrf.decomposition.tucker._batched import check_batched_tucker, fit_tucker_batched
-from tensorlrf.decomposition.tucker._completion import fit_observed
+from tensorlrf.decomposition.tucker._completion import fit_observed, pose_observed
 from tensorlrf.decomposition.tucker._outputs import check_served, fit_to_outputs, sides
 from tensorlrf.decomposition.tucker._solve import (
     SWEEPS,
@@ -271,6 +271,7 @@ def fit_tucker(
 
 
 tucker = factors_of(fit_tucker)
+completes("tucker")(pose_observed)
 
 
 @config("tucker")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,19 @@ class Completing(Protocol[S, G]):
         """In the user's dtype, scale and order of modes."""
 
 
+class Posed(NamedTuple, Generic[S, G]):
+    """A format at a rank, ready to be swept.
+
+    seen    what is observed, as the format works on it
+    format  that is fitted
+    starts  from which it may begin
+    """
+
+    seen: Observed
+    format: Completing[S, G]
+    starts: Iterable[S]
+
+
 class Paced(StepAhead):
     """Confirmed, since errors fall in steps: a small gain ends only where nothing was ahead."""
 
@@ -58,26 +71,21 @@ class Paced(StepAhead):
 
 def complete(
     seen: Observed,
-    posed: Observed,
-    completing: Completing[S, F],
-    starts: Iterable[S],
+    posed: Posed[S, F],
     *,
     n_iter_max: int | None,
     tol: float | None,
     callback: Watch | None = None,
 ) -> Fit[F]:
-    """The best of the starts, swept on.
-
-    seen   as the user has it
-    posed  the same as the format works on it
-    """
+    """The best of the starts, swept on; `seen` as the user has it."""
     most = SWEEPS if n_iter_max is None else n_iter_max
+    entries, completing, starts = posed
 
     def error(state: S) -> float:
-        return posed.error(completing.model(state))
+        return entries.error(completing.model(state))
 
     def sweep(state: S) -> tuple[S, float]:
-        made = completing.sweep(posed, state)
+        made = completing.sweep(entries, state)
         return made, error(made)
 
     def watch(state: S, reached: float) -> bool:
@@ -93,7 +101,7 @@ def complete(
             trial=most if len(begun) > 1 else 0,
             ahead=completing.beyond,
             step=Paced,
-            enough=4 * float(torch.finfo(posed.data.dtype).eps),
+            enough=4 * float(torch.finfo(entries.data.dtype).eps),
             watch=watch,
         )
     factors = completing.factors(run.state)

@@ -154,6 +154,13 @@ def observed(
     return seen.tensor, None if seen.complete else seen
 
 
+def known_of(tensor: Any, mask: Any) -> Any:
+    """The mask, or one that hides nothing of what has a shape."""
+    if mask is not None:
+        return mask
+    return torch.ones(tuple(getattr(tensor, "shape", ())), dtype=torch.bool, device="cpu")
+
+
 def observe(tensor: Any, mask: Any, weights: Any, **others: Any) -> Observed:
     """`tensor` with what is known of it, checked.
 
