@@ -36,6 +36,7 @@ from tensorlrf.decomposition.nonnegative._nonnegative_tucker import (
     fit_nonnegative_tucker,
     nonnegative_tucker,
 )
+from tensorlrf.decomposition.nonnegative._symmetric_cp import fit_symmetric_cp, symmetric_cp
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.sizes import mode_sizes
 from tensorlrf.decomposition.skeleton._aca import aca, fit_aca
@@ -445,6 +446,7 @@ __all__ = [
     "fit_nystrom",
     "fit_robust_completion",
     "fit_svd",
+    "fit_symmetric_cp",
     "fit_tr",
     "fit_tt",
     "fit_tt_cross",
@@ -469,6 +471,7 @@ __all__ = [
     "shared_svd",
     "spectral_measures",
     "svd",
+    "symmetric_cp",
     "tr",
     "tt",
     "tt_add",

@@ -49,6 +49,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "nmf": lambda w, rank: d.nmf(abs(w), rank, random_state=0),
     "constrained_cp": partial(d.constrained_cp, n_iter_max=5, random_state=0),
     "nonnegative_tucker": partial(d.nonnegative_tucker, n_iter_max=5, random_state=0),
+    "symmetric_cp": lambda w, rank: d.symmetric_cp(w @ w.T, rank, random_state=0),
     "nonnegative_cp": partial(d.nonnegative_cp, n_iter_max=5, random_state=0),
 }
 IN_METRIC = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,14 @@ from tensorlrf.errors import ShapeError, UnsupportedError
 from tests.laws.checks import DEGENERATE, finite, quiet
 from tests.laws.coded import shares_of_bytes
 from tests.laws.methods import laws_of
+
+
+def symmetrised(tensor: Tensor) -> Tensor:
+    """The mean over all orders of its modes."""
+    orders = [*permutations(range(tensor.ndim))]
+    wide = tensor.double() / len(orders)
+    return torch.stack([wide.permute(order) for order in orders]).sum(0).to(tensor.dtype)
+
 
 TestSVD = laws_of("svd")
 TestSVDExact = laws_of("svd", solver="exact", without=["gram", "mask"])
@@ -88,6 +98,7 @@ TestNonnegativeCP = laws_of("nonnegative_cp", (6, 5, 4), kind=torch.abs, n_iter_
 TestLPLR = shares_of_bytes(laws_of("lplr", n_iter_max=4))
 TestLPLRInGroups = shares_of_bytes(laws_of("lplr", codes="int4", group=4, n_iter_max=4))
 TestNonnegativeTucker = laws_of("nonnegative_tucker", (6, 5, 4), kind=torch.abs, n_iter_max=8)
+TestSymmetricCP = laws_of("symmetric_cp", (4, 4, 4), kind=symmetrised, n_iter_max=4, n_restarts=1)
 TestConstrainedCP = laws_of("constrained_cp", (6, 5, 4), kind=torch.abs, n_iter_max=6)
 
 

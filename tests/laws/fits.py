@@ -124,13 +124,13 @@ class MethodLaws:
         lone[(1,) * lone.ndim] = info.smallest_normal * info.eps
         with quiet():
             for weight in (unit * (info.tiny / 8), lone, mixed):
-                finite(self.fit(weight.to(dtype)).factors)
+                finite(self.fit(self.kind(weight.to(dtype))).factors)
 
     @pytest.mark.parametrize("kind", DEGENERATE)
     def test_degenerate_input_gives_finite_factors(self, kind: str) -> None:
         """Of as small an error as that of nothing at all, at the most."""
         for dtype in (torch.float32, torch.float64):
-            weight = DEGENERATE[kind](self.weight(dtype))
+            weight = self.kind(DEGENERATE[kind](self.weight(dtype)))
             with quiet():
                 fit = self.fit(weight)
             assert finite(fit.factors).rel_error(weight) <= 1 + 1e-5

@@ -19,7 +19,7 @@ BLOCK = 16
 ENOUGH = 0.1
 """A change in a round, as a share of that in the first, after which there is no other one."""
 
-MOST_ROUNDS = 8
+MOST_ROUNDS = 4
 
 
 def non_negative(
