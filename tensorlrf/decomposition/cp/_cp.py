@@ -39,7 +39,7 @@ from tensorlrf.errors import ArgumentError, DegenerateWarning, RankError, Tensor
 from tensorlrf.factors import CPFactors, SparseTensor
 from tensorlrf.factors.kinds import is_sparse
 
-SWEEPS, TOL = 100, 1e-8
+SWEEPS, TOL = 100, 1e-5
 METRIC_SWEEPS = 100
 
 
@@ -50,9 +50,9 @@ def fit_cp(
     *,
     error: float | None = None,
     n_iter_max: int | None = None,
-    init: Any = "random",
+    init: Any = "auto",
     tol: float | None = None,
-    solver: str = "als",
+    solver: str = "auto",
     n_samples: int | None = None,
     n_restarts: int = 1,
     fixed_modes: Sequence[int] = (),

@@ -14,6 +14,7 @@ from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.cp._sweep import Sweeps
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 
+ASKED = "the callback asked to stop"
 CHECKPOINT_EVERY = 10  # sweeps between true residuals, the only points where the host looks
 
 
@@ -135,7 +136,7 @@ def run_sweeps(
     history = history or [relative(sweeps.square_residuals(), scale)]
     final = history[-1]
     if stopped:
-        reason = "the callback asked to stop"
+        reason = ASKED
     elif not converged:
         reason = f"n_iter_max={stopping.sweeps} sweeps were made"
     elif max(final) <= noise:

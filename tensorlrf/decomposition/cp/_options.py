@@ -16,9 +16,9 @@ from tensorlrf.factors import CPFactors
 if TYPE_CHECKING:
     from tensorlrf.decomposition.cp._problem import Problem
 
-SOLVERS = ("als", "cprand", "leverage")
+SOLVERS = ("auto", "als", "gauss-newton", "cprand", "leverage")
 SAMPLING = ("cprand", "leverage")
-INITS = ("random", "svd")
+INITS = ("auto", "random", "svd")
 
 Callback = Callable[[CPFactors, float], Any]
 

@@ -14,6 +14,7 @@ from tensorlrf.decomposition.cp._fit import Outcome, Stopping, run_als
 from tensorlrf.decomposition.cp._options import SAMPLING, Options
 from tensorlrf.decomposition.cp._problem import Problem
 from tensorlrf.decomposition.cp._state import CPState, make_state
+from tensorlrf.decomposition.cp.joint._run import is_worthwhile, run_joint
 
 # Starts run side by side while their intermediates stay small: below this many entries, or below
 # this share of the tensor.
@@ -35,6 +36,13 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
         if given:
             state = sweeps_of(problem.data, state).rescale().state()
         return run(problem, state, stopping, fixed, options.n_samples, rng)
+    joint = options.solver == "gauss-newton" or (
+        options.solver == "auto"
+        and not (given or fixed)
+        and is_worthwhile(problem.data.shape, rank, options.sweeps)
+    )
+    if joint and len(problem.order) > 2 and problem.norm > 0:
+        return run_joint(problem, rank, _inits(options), stopping, rng)
     together = _together(problem, rank)
     outcomes = []
     for first in range(0, restarts, together):
@@ -42,6 +50,14 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
         state = problem.start(init, rank, min(together, restarts - first), fixed, rng)
         outcomes.append(run_als(problem.data, problem.norm, state, stopping, fixed, rescaled=given))
     return min(outcomes, key=lambda outcome: outcome.errors[-1])
+
+
+def _inits(options: Options) -> list[str]:
+    """The words by which starts of their own begin: an SVD start and a random one at least, where
+    neither was asked for."""
+    if options.init == "auto":
+        return ["svd", *["random"] * max(1, options.restarts - 1)]
+    return [str(options.init), *["random"] * (options.restarts - 1)]
 
 
 def _together(problem: Problem, rank: int) -> int:
