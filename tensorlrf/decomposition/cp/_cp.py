@@ -86,19 +86,26 @@ def fit_cp(
         each trial goes on from the last one. The rank found meets the error; CP has no procedure
         that proves it the smallest.
     n_iter_max : int, optional
-        Sweeps over all modes, in total for each start, 100 by default; with `gram`, sweeps in its
-        metric, 100 by default.
+        Sweeps over all modes, in total for each start, 100 by default; a Gauss-Newton step counts
+        for two. With `gram`, sweeps in its metric, 100 by default.
     init : str, CPFactors or tuple
         "random", "svd" (leading singular vectors of the unfoldings; random columns where the rank
-        exceeds n_k), or the start itself as CPFactors or (weights, factors), whose scale is of no
-        consequence: it is fitted first. A matrix starts at its truncated SVD, which is optimal.
+        exceeds n_k), "auto" (for Gauss-Newton steps an SVD start and a random one, of which the
+        better after a few of both goes on; else random), or the start itself as CPFactors or
+        (weights, factors), whose scale is of no consequence: it is fitted first. A matrix starts at
+        its truncated SVD, which is optimal.
     tol : float, optional
-        Stop when the true relative error falls by less than this share of itself a sweep, 1e-8 by
-        default; judged every ten sweeps. 0 makes all sweeps, and looks at the error only at the end
-        unless there is a callback. With `gram` judged after every sweep, by default when more would
-        gain little.
+        Stop when the true relative error falls by less than this share of itself a sweep, 1e-5 by
+        default; judged every ten sweeps. A step of Gauss-Newton must gain ten times that, judged
+        every five. 0 makes all sweeps, and looks at the error only at the end unless there is a
+        callback. With `gram` judged after every sweep, by default when more would gain little.
     solver : str
         "als": alternating least squares with a dimension tree and an annealed proximal ridge.
+        "gauss-newton": damped steps in all factors at once on the tensor compressed to its leading
+        directions, then sweeps on the tensor where that left something out. It passes the swamps of
+        "als", and a ridge that falls with the error keeps terms from growing and cancelling.
+        "auto": that where steps are cheap (at most 512 unknowns, as rank 8 of 200 x 200 x 200) and
+        the start is not given, else "als".
         "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
         leverage of the model so far; then at most ten exact sweeps. With `mask` or `weights`
         "als" solves for each row by the entries seen in its slice (at ranks above 64 it imputes
@@ -107,7 +114,7 @@ def fit_cp(
         "cprand" and "leverage" only: sampled rows of a least-squares system (default from the
         rank).
     n_restarts : int
-        Independent starts, of which the best is returned; small ones run side by side.
+        Independent starts, of which the best at their end is returned; small ones run side by side.
     fixed_modes : sequence of int
         Modes whose factor in `init` stays as it is.
     gram : Tensor or array of shape (n, n), optional
@@ -163,7 +170,9 @@ def fit_cp(
     Kolda & Bader 2009, section 3.4; Phan, Tichavsky & Cichocki 2013 (dimension tree); Battaglino,
     Ballard & Kolda 2018 (randomised least squares with mixing); Larsen & Kolda 2022, "Practical
     leverage-based sampling for low-rank tensor decomposition"; Christianson 1994 (implicit
-    differentiation).
+    differentiation); Golub & Pereyra 1973, Tomasi & Bro 2006 and Phan, Tichavsky & Cichocki 2013
+    ("Low complexity damped Gauss-Newton algorithms"); Bro & Andersson 1998 (compression); Paatero
+    2000 (the ridge).
 
     Examples
     --------
@@ -211,7 +220,8 @@ def fit_cp(
     target: Target[CPFactors] = Target.of(checked, gram, mean, sides=sides, scale=problem.scale)
     if not target.is_plain:
         limits = METRIC_SWEEPS if n_iter_max is None else n_iter_max, tol
-        plain = replace(options, sweeps=SWEEPS, tol=TOL)
+        word = "als" if solver == "auto" else solver
+        plain = replace(options, sweeps=SWEEPS, tol=TOL, solver=word)
 
         def at(r: int) -> Fit[CPFactors]:
             return fit_to_outputs(target, checked, problem, r, plain, limits, rng)

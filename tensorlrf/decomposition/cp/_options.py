@@ -76,6 +76,11 @@ def check_options(
                 f"solver={solver!r} takes no samples"
             )
     fixed = _check_fixed(fixed_modes, len(shape))
+    if solver == "gauss-newton" and (fixed or not isinstance(init, str)):
+        raise ArgumentError(
+            "solver='gauss-newton' starts by itself and fits all modes: with fixed_modes or given "
+            "factors as init use solver='als'"
+        )
     start: str | CPFactors
     if isinstance(init, str):
         start = init

@@ -42,7 +42,7 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
         and is_worthwhile(problem.data.shape, rank, options.sweeps)
     )
     if joint and len(problem.order) > 2 and problem.norm > 0:
-        return run_joint(problem, rank, _inits(options), stopping, rng)
+        return run_joint(problem, rank, _inits(options), restarts, stopping, rng)
     together = _together(problem, rank)
     outcomes = []
     for first in range(0, restarts, together):
@@ -53,8 +53,8 @@ def solve(problem: Problem, rank: int, options: Options, rng: torch.Generator) -
 
 
 def _inits(options: Options) -> list[str]:
-    """The words by which starts of their own begin: an SVD start and a random one at least, where
-    neither was asked for."""
+    """The words by which starts begin: from an SVD, and at random at least once, where neither was
+    asked for."""
     if options.init == "auto":
         return ["svd", *["random"] * max(1, options.restarts - 1)]
     return [str(options.init), *["random"] * (options.restarts - 1)]

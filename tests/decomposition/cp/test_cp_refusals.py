@@ -33,7 +33,7 @@ def start(shape: tuple[int, ...] = (4, 5, 6), rank: int = 2) -> CPFactors:
         ({"rank": 2, "n_restarts": 0}, ArgumentError, "n_restarts=0"),
         ({"rank": 2, "n_samples": 50}, ArgumentError, "belongs to solver='cprand'"),
         ({"rank": 2, "n_samples": 0, "solver": "cprand"}, ArgumentError, "n_samples=0"),
-        ({"rank": 2, "fixed_modes": (0,)}, ArgumentError, "fixed_modes=.*init='random'"),
+        ({"rank": 2, "fixed_modes": (0,)}, ArgumentError, "fixed_modes=.*init='auto'"),
         ({"rank": 2, "fixed_modes": 0, "init": start()}, ArgumentError, "such as .0,."),
         ({"rank": 2, "fixed_modes": (3,), "init": start()}, ArgumentError, "modes are 0 to 2"),
         ({"rank": 2, "fixed_modes": (0, 1, -1), "init": start()}, ArgumentError, "all 3 modes"),

@@ -39,7 +39,7 @@ def test_final_error_is_that_of_converged_als(
     shape: tuple[int, ...], rank: int, noise: float
 ) -> None:
     tensor = noisy(shape, rank, noise)
-    best = fit_cp(tensor, rank, n_iter_max=500, n_restarts=5, random_state=99).error
+    best = fit_cp(tensor, rank, solver="als", n_iter_max=500, n_restarts=5, random_state=99).error
     for seed in range(5):
         fit = fit_cp(tensor, rank, solver="cprand", random_state=seed)
         assert fit.error <= 1.01 * best

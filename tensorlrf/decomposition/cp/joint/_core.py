@@ -25,6 +25,9 @@ WORTH = 0.75
 SHORT = 128
 """Fibres of a mode up to which it is compressed to their span, which loses nothing."""
 
+SMALL = 1 << 13
+"""Entries up to which a tensor is left as it is."""
+
 SLAB = 1 << 20
 """Entries that are raised to float64 at a time."""
 
@@ -57,6 +60,8 @@ def widths(shape: Sequence[int], rank: int) -> tuple[int, ...]:
     more of them."""
     longest = max(range(len(shape)), key=shape.__getitem__)
     entries = math.prod(shape)
+    if entries <= SMALL:
+        return tuple(shape)
     kept = []
     for k, n in enumerate(shape):
         others = entries // n
@@ -111,11 +116,11 @@ def wide_gram(tensor: Tensor, mode: int) -> Tensor:
     p, _, q = blocks.shape
     gram = tensor.new_zeros(n, n, dtype=torch.float64)
     if p == 1:
-        for part in blocks[0].split(max(1, SLAB // n), dim=1):
+        for part in torch.split(blocks[0], max(1, SLAB // n), dim=1):
             wide = part.to(torch.float64)
             gram += wide @ wide.T
         return gram
-    for part in blocks.split(max(1, SLAB // (n * q))):
+    for part in torch.split(blocks, max(1, SLAB // (n * q))):
         wide = part.to(torch.float64)
         rows = wide.transpose(0, 1).reshape(n, -1) if q < n else wide
         gram += rows @ rows.T if q < n else torch.bmm(rows, rows.mT).sum(0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -51,16 +52,22 @@ def is_worthwhile(shape: Sequence[int], rank: int, sweeps: int) -> bool:
 
 
 def run_joint(
-    problem: Problem, rank: int, inits: Sequence[str], stopping: Stopping, rng: torch.Generator
+    problem: Problem,
+    rank: int,
+    inits: Sequence[str],
+    finalists: int,
+    stopping: Stopping,
+    rng: torch.Generator,
 ) -> Outcome:
-    """The best of starts by these words, "svd" or "random"; a step counts for `WORTH` sweeps."""
-    run = _Run(problem, compressed(problem, widths(problem.data.shape, rank)), stopping)
-    for init in inits:
-        if not run.stopped:
-            run.trial(init, rank, rng)
+    """The best of starts by these words, "svd" or "random"; a step counts for `WORTH` sweeps.
+
+    So many of them, the best after a few sweeps and steps, go on until steps gain no more.
+    """
+    core = compressed(problem, widths(problem.data.shape, rank))
+    run = _Run(problem, rank, core, stopping)
     whole = run.core.lost == 0
     left = max(0, stopping.sweeps - TRIAL)
-    settled = not run.stopped and run.finish((left if whole else max(0, left - POLISH)) // WORTH)
+    settled = run.over(inits, finalists, (left if whole else max(0, left - POLISH)) // WORTH, rng)
     state, errors = run.state(), run.trace()
     told = f"{run.steps} Gauss-Newton steps in all factors"
     if run.stopped:
@@ -80,15 +87,17 @@ class _Run:
 
     plateau  the share of the error that a step must gain
     best     the one of the smallest loss so far
+    plateau  the share of the error that a step must gain
     errors   of the best, as the callback saw them
-    steps    the most that a start has made
+    steps    those of the best
     stopped  whether the callback asked for it
     """
 
     best: Projected
 
-    def __init__(self, problem: Problem, core: Core, stopping: Stopping) -> None:
-        self.problem, self.core, self.stopping = problem, core, stopping
+    def __init__(self, problem: Problem, rank: int, core: Core, stopping: Stopping) -> None:
+        self.problem, self.rank = problem, rank
+        self.core, self.stopping = core, stopping
         entries = core.entries
         self.longest = max(range(entries.ndim), key=entries.shape.__getitem__)
         self.tensor: Array = np.ascontiguousarray(np.moveaxis(entries.numpy(), self.longest, 0))
@@ -97,32 +106,42 @@ class _Run:
         self.least = (eps / 4) ** 2 * self.square
         self.plateau = PLATEAU * stopping.tol
         self.errors: list[float] = []
-        self.steps = 0
         self.stopped = False
 
-    def trial(self, init: str, rank: int, rng: torch.Generator) -> None:
-        """A start, after a few sweeps and a few steps."""
+    def over(self, inits: Sequence[str], finalists: int, steps: int, rng: torch.Generator) -> bool:
+        """Trials, then so many steps at most of each finalist; whether the best of them was ended
+        for what its steps gained."""
+        starts = []
+        for init in inits:
+            if not self.stopped:
+                starts.append(self._begun(init, rng))
+                descend(starts[-1], TRIAL_STEPS, 0.0, self.least, self._look)
+        settled = {}
+        for start in sorted(starts, key=lambda start: start.point.loss)[:finalists]:
+            if not self.stopped:
+                ended = descend(start, steps, self.plateau, self.least, self._look)
+                settled[id(start)] = ended
+                if ended and not start.stuck and start.point.loss > self.least:
+                    start.release(steps, self.plateau)
+                    self._look(start)
+        return settled.get(id(self.best), False)
+
+    def _begun(self, init: str, rng: torch.Generator) -> Projected:
+        """A start after a few sweeps."""
         entries = self.core.entries
-        state = (svd_start if init == "svd" else random_start)(entries, rank, 1, on_host(rng))
+        make = svd_start if init == "svd" else random_start
+        state = make(entries, self.rank, 1, on_host(rng))
         ridges = [ridge_at(number, torch.float64) for number in range(TRIAL_SWEEPS)]
         sweeps = sweeps_of(CutTensor.of(entries), state, unit=unit_of(math.sqrt(self.square)))
         with torch.inference_mode():
             swept = sweeps.run(ridges).state()
         factors = [u[:, 0].numpy() for u in swept.factors]
         factors.pop(self.longest)
-        start = Projected(self.tensor, factors)
-        if not self.steps:
-            self.best = start
-        descend(start, TRIAL_STEPS, 0.0, self.least, self._look)
-        self.steps = TRIAL_STEPS
-        if start.point.loss < self.best.point.loss:
-            self.best = start
+        return Projected(self.tensor, factors)
 
-    def finish(self, allowed: int) -> bool:
-        """The best goes on; whether until steps gain no more."""
-        made, settled = descend(self.best, allowed, self.plateau, self.least, self._look)
-        self.steps += made
-        return settled
+    @property
+    def steps(self) -> int:
+        return self.best.steps
 
     def state(self) -> CPState:
         """The best, as a model of X."""
@@ -137,15 +156,17 @@ class _Run:
         )
 
     def trace(self) -> tuple[float, ...]:
-        """Errors of the best, that of the end without its cast last."""
-        return (*self.errors, self._error())
+        """Errors of the best, that of the end without its cast last. A fall of the ridge may have
+        raised one on the way."""
+        last = self._error()
+        return (*(e for e in accumulate(self.errors, min) if e > last), last)
 
     def _error(self) -> float:
         share = self.best.point.loss / self.square if self.square > 0 else 0.0
         return math.sqrt(self.core.lost + (1 - self.core.lost) * share)
 
     def _look(self, start: Projected) -> bool:
-        if start.point.loss <= self.best.point.loss:
+        if not self.errors or start.point.loss <= self.best.point.loss:
             self.best = start
             self.errors.append(self._error())
         watch = self.stopping.watch
