@@ -118,19 +118,26 @@ class CP(Method):
     error : float, optional
         Largest relative error, of the outputs where there is calibration, else of the weight.
     n_iter_max : int, optional
-        Sweeps over all modes, in total for each start, 100 by default; with `gram`, sweeps in its
-        metric, 100 by default.
+        Sweeps over all modes, in total for each start, 100 by default; a Gauss-Newton step counts
+        for two. With `gram`, sweeps in its metric, 100 by default.
     init : str, CPFactors or tuple
         "random", "svd" (leading singular vectors of the unfoldings; random columns where the rank
-        exceeds n_k), or the start itself as CPFactors or (weights, factors), whose scale is of no
-        consequence: it is fitted first. A matrix starts at its truncated SVD, which is optimal.
+        exceeds n_k), "auto" (for Gauss-Newton steps an SVD start and a random one, of which the
+        better after a few of both goes on; else random), or the start itself as CPFactors or
+        (weights, factors), whose scale is of no consequence: it is fitted first. A matrix starts at
+        its truncated SVD, which is optimal.
     tol : float, optional
-        Stop when the true relative error falls by less than this share of itself a sweep, 1e-8 by
-        default; judged every ten sweeps. 0 makes all sweeps, and looks at the error only at the end
-        unless there is a callback. With `gram` judged after every sweep, by default when more would
-        gain little.
+        Stop when the true relative error falls by less than this share of itself a sweep, 1e-5 by
+        default; judged every ten sweeps. A step of Gauss-Newton must gain ten times that, judged
+        every five. 0 makes all sweeps, and looks at the error only at the end unless there is a
+        callback. With `gram` judged after every sweep, by default when more would gain little.
     solver : str
         "als": alternating least squares with a dimension tree and an annealed proximal ridge.
+        "gauss-newton": damped steps in all factors at once on the tensor compressed to its leading
+        directions, then sweeps on the tensor where that left something out. It passes the swamps of
+        "als", and a ridge that falls with the error keeps terms from growing and cancelling.
+        "auto": that where steps are cheap (at most 512 unknowns, as rank 14 of 200 x 200 x 200) and
+        the start is not given, else "als".
         "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
         leverage of the model so far; then at most ten exact sweeps. With `mask` or `weights`
         "als" solves for each row by the entries seen in its slice (at ranks above 64 it imputes
@@ -139,7 +146,7 @@ class CP(Method):
         "cprand" and "leverage" only: sampled rows of a least-squares system (default from the
         rank).
     n_restarts : int
-        Independent starts, of which the best is returned; small ones run side by side.
+        Independent starts, of which the best at their end is returned; small ones run side by side.
 
     References
     ----------
@@ -152,9 +159,9 @@ class CP(Method):
     """
 
     n_iter_max: int | None = None
-    init: str = "random"
+    init: str = "auto"
     tol: float | None = None
-    solver: str = "als"
+    solver: str = "auto"
     n_samples: int | None = None
     n_restarts: int = 1
 

@@ -104,7 +104,7 @@ def fit_cp(
         "gauss-newton": damped steps in all factors at once on the tensor compressed to its leading
         directions, then sweeps on the tensor where that left something out. It passes the swamps of
         "als", and a ridge that falls with the error keeps terms from growing and cancelling.
-        "auto": that where steps are cheap (at most 512 unknowns, as rank 8 of 200 x 200 x 200) and
+        "auto": that where steps are cheap (at most 512 unknowns, as rank 14 of 200 x 200 x 200) and
         the start is not given, else "als".
         "cprand": randomised least squares on a mixed sketch, "leverage": on fibres drawn by the
         leverage of the model so far; then at most ten exact sweeps. With `mask` or `weights`
