@@ -199,7 +199,7 @@ def fit_cp(
     check_callback(callback, gram)
     check_graph(differentiable, gram)
     given = mask is not None or weights is not None
-    plain_way = plain_solver(solver, SOLVERS, ("als",), given)
+    plain_way = plain_solver(solver, SOLVERS, ("auto", "als"), given)
     options = check_options(
         checked.shape,
         r,
