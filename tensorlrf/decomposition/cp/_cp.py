@@ -184,8 +184,9 @@ def fit_cp(
     """
     if is_sparse(tensor):
         refuse_options(
-            "cp", error=(error, None), solver=(solver, "als"), n_samples=(n_samples, None),
-            gram=(gram, None), mean=(mean, None), mask=(mask, None), weights=(weights, None),
+            "cp", error=(error, None), n_samples=(n_samples, None), gram=(gram, None),
+            mean=(mean, None), mask=(mask, None), weights=(weights, None),
+            solver=("als" if solver == "auto" else solver, "als"),
             differentiable=(differentiable, False),
         )  # fmt: skip
         return _of_sparse(

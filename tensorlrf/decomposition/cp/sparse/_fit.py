@@ -107,7 +107,7 @@ def _start(nonzeros: Nonzeros, rank: int, options: Options, rng: torch.Generator
     matrix = len(sizes) == 2
     starts = 1 if matrix else options.restarts
     state = random_directions(sizes, rank, starts, values.dtype, values.device, rng)
-    if not len(values) or (init == "random" and not matrix):
+    if not len(values) or (init in {"auto", "random"} and not matrix):
         return state
     factors, weights = [u.clone() for u in state.factors], state.weights.clone()
     for mode in range(1 if matrix else len(sizes)):
