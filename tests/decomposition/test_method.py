@@ -36,8 +36,8 @@ from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import factorize
 from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
 
-OF_TRAINS = ("tt_cross", "tt_round")
-"""What decomposes a function, and a train."""
+OTHERS = ("aca", "robust_completion", "tt_cross", "tt_round")
+"""What decomposes a function or a train, or what another method is posed to."""
 WEIGHTS: dict[Kind, nn.Module] = {
     "linear": nn.Linear(12, 16),
     "conv": nn.Conv2d(8, 8, 3),
@@ -67,7 +67,7 @@ def test_every_decomposition_is_declared_and_no_other() -> None:
     public = {
         name.removeprefix("fit_") for name in decomposition.__all__ if name.startswith("fit_")
     }
-    assert public == {*names(), *OF_TRAINS}
+    assert public == {*names(), *OTHERS}
     assert set(names()) == set(names("tensor"))
 
 

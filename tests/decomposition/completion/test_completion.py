@@ -98,6 +98,27 @@ def test_less_of_all_entries_still_serves_all(case: str) -> None:
     assert found.factors.rel_error(whole) <= plain.factors.rel_error(whole) * (1 + 1e-4)
 
 
+def test_weights_of_rows_have_the_closed_form_that_scales_them() -> None:
+    """The Fisher-weighted SVD (Hsu et al. 2022) where every row has one weight."""
+    weight = seeded(16, 12)
+    rows = seeded(16, 1, seed=1).square() + 0.1
+    left, values, right = torch.linalg.svd(rows.sqrt() * weight, full_matrices=False)
+    closed = (left[:, :3] * values[:3]) @ right[:3] / rows.sqrt()
+    found = fit_svd(weight, 3, weights=rows.expand(16, 12), tol=1e-12, n_iter_max=2000).factors
+    losses = [float((rows * (weight - a).square()).sum()) for a in (found.to_dense(), closed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_weights_of_entries_serve_their_own_loss_better_than_sums_over_rows() -> None:
+    """Second moments of gradients for each entry against those for each row."""
+    weight, fisher = seeded(16, 12), seeded(16, 12, seed=2).square()
+    by_entry = fit_svd(weight, 3, weights=fisher).factors.to_dense()
+    of_rows = fisher.sum(1, keepdim=True).expand(16, 12)
+    by_row = fit_svd(weight, 3, weights=of_rows).factors.to_dense()
+    losses = [float((fisher * (weight - a).square()).sum()) for a in (by_entry, by_row)]
+    assert losses[0] < 0.9 * losses[1]
+
+
 def test_slices_of_different_weights_and_few_entries() -> None:
     """A row that is seen twice only, one that hardly counts, one of another size."""
     whole = planted_matrix(torch.float64).to_dense()
