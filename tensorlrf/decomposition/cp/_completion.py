@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.cp._als import RIDGE_FLOOR, sweeps_of, unit_of
+from tensorlrf.decomposition.cp._completion_small import small_sweep
 from tensorlrf.decomposition.cp._options import Options
 from tensorlrf.decomposition.cp._problem import as_factors
 from tensorlrf.decomposition.cp._start import given_start, matrix_start, random_start, svd_start
@@ -28,6 +29,9 @@ from tensorlrf.decomposition.linalg.observed._rows import RIDGE, TINY, pairs, pl
 from tensorlrf.decomposition.rank import cp_rank
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.algebra import khatri_rao
+
+SMALL = 1 << 14
+"""Entries of a tensor up to which numpy sweeps."""
 
 
 def fit_observed(
@@ -128,6 +132,18 @@ class CPCompletion:
         """
         columns = [u[:, 0] for u in state.factors]
         weights = state.weights
+        ridge = RIDGE[seen.data.dtype]
+        if seen.data.numel() <= SMALL and seen.data.dtype == torch.float64 and seen.data.is_cpu:
+            arrays, sizes = small_sweep(
+                seen.weights.numpy(),
+                seen.weighted.numpy(),
+                [u.numpy() for u in columns],
+                weights[0].numpy(),
+                self.options.fixed,
+                ridge,
+            )
+            factors = tuple(torch.from_numpy(u)[:, None] for u in arrays)
+            return CPState(factors, torch.from_numpy(sizes)[None])
         by_pairs = [pairs(u) for u in columns]
         grams = Contracted(seen.weights, by_pairs)
         products = Contracted(seen.weighted, columns)
@@ -137,9 +153,7 @@ class CPCompletion:
                 continue
             system = grams.along(k)  # (n_k, r (r + 1) / 2)
             old = u.double() * weights
-            rows = solved_rows(
-                _systems(system, place), products.along(k), old, RIDGE[seen.data.dtype]
-            )
+            rows = solved_rows(_systems(system, place), products.along(k), old, ridge)
             weights = torch.linalg.vector_norm(rows, dim=0, keepdim=True)
             columns[k] = (rows / weights.clamp_min(TINY)).to(u.dtype)
             by_pairs[k] = pairs(columns[k])

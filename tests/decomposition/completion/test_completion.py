@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tensorlrf
 from tensorlrf.decomposition import fit_cp, fit_svd, fit_tt, fit_tucker
+from tensorlrf.decomposition.cp import _completion
 from tensorlrf.errors import ArgumentError, TensorlrfWarning, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTFactors, TuckerFactors
 from tests.draws import seeded
@@ -117,6 +118,21 @@ def test_weights_of_entries_serve_their_own_loss_better_than_sums_over_rows() ->
     by_row = fit_svd(weight, 3, weights=of_rows).factors.to_dense()
     losses = [float((fisher * (weight - a).square()).sum()) for a in (by_entry, by_row)]
     assert losses[0] < 0.9 * losses[1]
+
+
+@pytest.mark.parametrize("fixed", [(), (1,)])
+def test_small_tensors_are_swept_by_numpy_to_the_same_end(
+    fixed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = planted_cp(torch.float64)
+    assert isinstance(planted, CPFactors)
+    whole = planted.to_dense() + seeded(14, 12, 10, seed=5)
+    weights = seeded(14, 12, 10, seed=6).square() * half((14, 12, 10))
+    asked = {"init": planted, "fixed_modes": fixed, "weights": weights, "n_iter_max": 6}
+    by_numpy = fit_cp(whole, 3, **asked)
+    monkeypatch.setattr(_completion, "SMALL", 0)
+    by_torch = fit_cp(whole, 3, **asked)
+    assert by_numpy.errors == pytest.approx(by_torch.errors, rel=1e-9)
 
 
 def test_slices_of_different_weights_and_few_entries() -> None:
