@@ -19,7 +19,6 @@ from tensorlrf.decomposition._options import check_callback, check_graph, check_
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config, for_matrix
-from tensorlrf.decomposition.cp._completion import fit_observed, pose_observed
 from tensorlrf.decomposition.cp._fit import Outcome
 from tensorlrf.decomposition.cp._implicit import implicit_state
 from tensorlrf.decomposition.cp._options import SOLVERS, Callback, Options, check_options
@@ -27,6 +26,7 @@ from tensorlrf.decomposition.cp._outputs import fit_to_outputs, sides
 from tensorlrf.decomposition.cp._problem import Problem, pose
 from tensorlrf.decomposition.cp._solve import search_rank, solve
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.cp.observed._completion import fit_observed, pose_observed
 from tensorlrf.decomposition.cp.sparse._fit import fit_sparse
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.observed._complete import plain_solver

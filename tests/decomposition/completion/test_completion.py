@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tensorlrf
 from tensorlrf.decomposition import fit_cp, fit_svd, fit_tt, fit_tucker
-from tensorlrf.decomposition.cp import _completion
+from tensorlrf.decomposition.cp.observed import _completion
 from tensorlrf.errors import ArgumentError, TensorlrfWarning, UnsupportedError
 from tensorlrf.factors import CPFactors, Factors, LowRank, TTFactors, TuckerFactors
 from tests.draws import seeded

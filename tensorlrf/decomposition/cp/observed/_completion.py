@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition.cp._als import RIDGE_FLOOR, sweeps_of, unit_of
-from tensorlrf.decomposition.cp._completion_small import small_sweep
 from tensorlrf.decomposition.cp._options import Options
 from tensorlrf.decomposition.cp._problem import as_factors
 from tensorlrf.decomposition.cp._start import given_start, matrix_start, random_start, svd_start
 from tensorlrf.decomposition.cp._state import CPState
+from tensorlrf.decomposition.cp.observed._small import small_sweep
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.observed._complete import (
     EM,

@@ -1,0 +1,1 @@
+"""CP of a tensor of which some entries are not known."""
