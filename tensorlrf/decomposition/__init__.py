@@ -33,6 +33,12 @@ from tensorlrf.decomposition.completion._robust import (
     fit_robust_completion,
     robust_completion,
 )
+from tensorlrf.decomposition.coupled._coupled import (
+    CoupledFit,
+    coupled_factorization,
+    fit_coupled_factorization,
+)
+from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -50,20 +56,28 @@ from tensorlrf.decomposition.skeleton._aca import aca, fit_aca
 from tensorlrf.decomposition.skeleton._cur import cur, fit_cur
 from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, interpolative
 from tensorlrf.decomposition.skeleton._nystrom import fit_nystrom, nystrom
+from tensorlrf.decomposition.streaming._cp import OnlineCP
+from tensorlrf.decomposition.streaming._svd import IncrementalSVD
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.svd._svd import fit_svd, svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt import fit_tt, tt
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
 from tensorlrf.decomposition.trains._tt_cross import fit_tt_cross, tt_cross
+from tensorlrf.decomposition.trains._tt_elementwise import fit_tt_elementwise, tt_elementwise
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tt_matrix
+from tensorlrf.decomposition.trains._tt_norm import tt_distance, tt_norm, tt_orthogonalize
 from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
+from tensorlrf.decomposition.trees._ht import fit_hierarchical_tucker, hierarchical_tucker
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 
 __all__ = [
     "EVBMF",
+    "CoupledFit",
     "CrossValidation",
     "Fit",
+    "IncrementalSVD",
+    "OnlineCP",
     "Posterior",
     "SampledFit",
     "Scree",
@@ -76,6 +90,7 @@ __all__ = [
     "blast",
     "blr",
     "constrained_cp",
+    "coupled_factorization",
     "cp",
     "cp_of_heads",
     "cross_validate",
@@ -86,10 +101,12 @@ __all__ = [
     "fit_blast",
     "fit_blr",
     "fit_constrained_cp",
+    "fit_coupled_factorization",
     "fit_cp",
     "fit_cur",
     "fit_group_reduce",
     "fit_hierarchical",
+    "fit_hierarchical_tucker",
     "fit_hodlr",
     "fit_interpolative",
     "fit_kron",
@@ -99,17 +116,20 @@ __all__ = [
     "fit_nonnegative_cp",
     "fit_nonnegative_tucker",
     "fit_nystrom",
+    "fit_parafac2",
     "fit_robust_completion",
     "fit_svd",
     "fit_symmetric_cp",
     "fit_tr",
     "fit_tt",
     "fit_tt_cross",
+    "fit_tt_elementwise",
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
     "group_reduce",
     "hierarchical",
+    "hierarchical_tucker",
     "hodlr",
     "interpolative",
     "kron",
@@ -120,6 +140,7 @@ __all__ = [
     "nonnegative_cp",
     "nonnegative_tucker",
     "nystrom",
+    "parafac2",
     "robust_completion",
     "sampled_fit",
     "scree",
@@ -131,8 +152,12 @@ __all__ = [
     "tt",
     "tt_add",
     "tt_cross",
+    "tt_distance",
+    "tt_elementwise",
     "tt_inner",
     "tt_matrix",
+    "tt_norm",
+    "tt_orthogonalize",
     "tt_round",
     "tucker",
     "tucker_of_heads",

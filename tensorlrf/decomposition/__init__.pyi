@@ -25,6 +25,12 @@ from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
 from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
 from tensorlrf.decomposition.completion._robust import fit_robust_completion, robust_completion
+from tensorlrf.decomposition.coupled._coupled import (
+    CoupledFit,
+    coupled_factorization,
+    fit_coupled_factorization,
+)
+from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
@@ -43,12 +49,17 @@ from tensorlrf.decomposition.skeleton._aca import aca, fit_aca
 from tensorlrf.decomposition.skeleton._cur import cur, fit_cur
 from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, interpolative
 from tensorlrf.decomposition.skeleton._nystrom import fit_nystrom, nystrom
+from tensorlrf.decomposition.streaming._cp import OnlineCP
+from tensorlrf.decomposition.streaming._svd import IncrementalSVD
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
 from tensorlrf.decomposition.trains._tt_cross import fit_tt_cross, tt_cross
+from tensorlrf.decomposition.trains._tt_elementwise import fit_tt_elementwise, tt_elementwise
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tt_matrix
+from tensorlrf.decomposition.trains._tt_norm import tt_distance, tt_norm, tt_orthogonalize
 from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
+from tensorlrf.decomposition.trees._ht import fit_hierarchical_tucker, hierarchical_tucker
 from tensorlrf.decomposition.tucker._solve import Callback
 from tensorlrf.factors import Batch, BlockLowRank, KroneckerSum, LowRank, TTFactors, TuckerFactors
 
@@ -407,8 +418,11 @@ def blr(
 
 __all__ = [
     "EVBMF",
+    "CoupledFit",
     "CrossValidation",
     "Fit",
+    "IncrementalSVD",
+    "OnlineCP",
     "Posterior",
     "SampledFit",
     "Scree",
@@ -421,6 +435,7 @@ __all__ = [
     "blast",
     "blr",
     "constrained_cp",
+    "coupled_factorization",
     "cp",
     "cp_of_heads",
     "cross_validate",
@@ -431,10 +446,12 @@ __all__ = [
     "fit_blast",
     "fit_blr",
     "fit_constrained_cp",
+    "fit_coupled_factorization",
     "fit_cp",
     "fit_cur",
     "fit_group_reduce",
     "fit_hierarchical",
+    "fit_hierarchical_tucker",
     "fit_hodlr",
     "fit_interpolative",
     "fit_kron",
@@ -444,17 +461,20 @@ __all__ = [
     "fit_nonnegative_cp",
     "fit_nonnegative_tucker",
     "fit_nystrom",
+    "fit_parafac2",
     "fit_robust_completion",
     "fit_svd",
     "fit_symmetric_cp",
     "fit_tr",
     "fit_tt",
     "fit_tt_cross",
+    "fit_tt_elementwise",
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
     "group_reduce",
     "hierarchical",
+    "hierarchical_tucker",
     "hodlr",
     "interpolative",
     "kron",
@@ -465,6 +485,7 @@ __all__ = [
     "nonnegative_cp",
     "nonnegative_tucker",
     "nystrom",
+    "parafac2",
     "robust_completion",
     "sampled_fit",
     "scree",
@@ -476,8 +497,12 @@ __all__ = [
     "tt",
     "tt_add",
     "tt_cross",
+    "tt_distance",
+    "tt_elementwise",
     "tt_inner",
     "tt_matrix",
+    "tt_norm",
+    "tt_orthogonalize",
     "tt_round",
     "tucker",
     "tucker_of_heads",

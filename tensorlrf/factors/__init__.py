@@ -19,6 +19,8 @@ from tensorlrf.factors.leaves._quantized import Quantized
 from tensorlrf.factors.leaves._skeleton import Skeleton
 from tensorlrf.factors.leaves._sparse import SparseTensor
 from tensorlrf.factors.tiling import Block
+from tensorlrf.factors.trees._ht import HTFactors
+from tensorlrf.factors.trees._parafac2 import Parafac2Factors
 
 __all__ = [
     "FORMATS",
@@ -31,9 +33,11 @@ __all__ = [
     "Composite",
     "Factors",
     "Grouped",
+    "HTFactors",
     "KroneckerSum",
     "LowRank",
     "MonarchFactors",
+    "Parafac2Factors",
     "Quantized",
     "Skeleton",
     "SparseTensor",

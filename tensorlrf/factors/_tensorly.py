@@ -15,6 +15,7 @@ from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
 from tensorlrf.factors.arrays import as_dense
+from tensorlrf.factors.trees._parafac2 import Parafac2Factors
 
 _TRAINS: dict[str, type[TTFactors] | type[TTMatrix] | type[TRFactors]] = {
     "TTTensor": TTFactors,
@@ -25,17 +26,18 @@ _TRAINS: dict[str, type[TTFactors] | type[TTMatrix] | type[TRFactors]] = {
 
 def from_tensorly(
     decomposition: Any,
-) -> CPFactors | TuckerFactors | TTFactors | TTMatrix | TRFactors:
+) -> CPFactors | TuckerFactors | TTFactors | TTMatrix | TRFactors | Parafac2Factors:
     """Factors of tensorly as ours; the tensors are shared, not copied.
 
     Parameters
     ----------
-    decomposition : CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor
-        Of tensorly; arrays of its numpy backend are taken too. Weights of None become ones.
+    decomposition : CPTensor, TuckerTensor, TTTensor, TTMatrix, TRTensor or Parafac2Tensor
+        Of tensorly; arrays of its numpy backend are taken too. Weights of None become ones. The
+        projections of a Parafac2Tensor are put together, and so copied.
 
     Returns
     -------
-    CPFactors, TuckerFactors, TTFactors, TTMatrix or TRFactors
+    CPFactors, TuckerFactors, TTFactors, TTMatrix, TRFactors or Parafac2Factors
 
     Raises
     ------
@@ -59,11 +61,17 @@ def from_tensorly(
     if kind == "TuckerTensor":
         core, matrices = decomposition
         return TuckerFactors(_dense(core), tuple(_dense(f) for f in matrices))
+    if kind == "Parafac2Tensor":
+        weights, matrices, projections = decomposition
+        a, b, c = (_dense(f) for f in matrices)
+        parts = [_dense(p) for p in projections]
+        rows = tuple(int(p.shape[0]) for p in parts)
+        return Parafac2Factors(_dense(weights).to(a.dtype), (a, b, c), torch.cat(parts), rows)
     if kind in _TRAINS:
         return _TRAINS[kind](tuple(_dense(core) for core in decomposition))
     raise ArgumentError(
         f"decomposition is a {kind}; from_tensorly takes a tensorly CPTensor, TuckerTensor, "
-        f"{', '.join(_TRAINS)}"
+        f"Parafac2Tensor, {', '.join(_TRAINS)}"
     )
 
 
@@ -75,11 +83,11 @@ def to_tensorly(factors: Factors) -> Any:
 
     Parameters
     ----------
-    factors : CPFactors, TuckerFactors, TTFactors, TTMatrix or TRFactors
+    factors : CPFactors, TuckerFactors, TTFactors, TTMatrix, TRFactors or Parafac2Factors
 
     Returns
     -------
-    CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor
+    CPTensor, TuckerTensor, TTTensor, TTMatrix, TRTensor or Parafac2Tensor
         Of tensorly.
 
     Raises
@@ -111,9 +119,16 @@ def to_tensorly(factors: Factors) -> Any:
         return TuckerTensor((factors.core, matrices))
     if isinstance(factors, (TTFactors, TTMatrix, TRFactors)):
         return _train(factors)
+    if isinstance(factors, Parafac2Factors):
+        from tensorly import backend_context
+        from tensorly.parafac2_tensor import Parafac2Tensor
+
+        weights, matrices, projections = factors
+        with backend_context("pytorch", local_threadsafe=True):  # it computes P^T P to check it
+            return Parafac2Tensor((weights, list(matrices), list(projections)))
     raise ArgumentError(
         f"factors is a {type(factors).__name__}; tensorly has a type for CPFactors, TuckerFactors, "
-        "TTFactors, TTMatrix and TRFactors only"
+        "TTFactors, TTMatrix, TRFactors and Parafac2Factors only"
     )
 
 

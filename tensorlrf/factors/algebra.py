@@ -59,6 +59,20 @@ def chain_product(cores: Sequence[Tensor]) -> Tensor:
     return parts[0]
 
 
+def share_norm(cores: Sequence[Tensor], carrier: int, exponent: int = 0) -> list[Tensor]:
+    """Cores of a train or a tree times 2^exponent, the norm of one shared by all by powers of two.
+
+    One core would else hold the norm of the whole, which float16 may not. Powers of two leave
+    the other cores orthogonal to the last digit.
+    """
+    norm = float(torch.linalg.vector_norm(cores[carrier].to(torch.float64)))
+    if norm == 0.0:
+        return list(cores)
+    step = round((math.log2(norm) + exponent) / len(cores))
+    own = exponent - step * (len(cores) - 1)
+    return [c * 2.0 ** (own if k == carrier else step) for k, c in enumerate(cores)]
+
+
 def _smallest_pair(sizes: Sequence[Sequence[int]]) -> int:
     results = [a[0] * a[1] * b[1] * b[2] for a, b in pairwise(sizes)]
     return results.index(min(results))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,18 @@ from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors.leaves._sparse import SparseTensor
 
+F = TypeVar("F", bound=Factors)
+
 
 def check_format(value: Any, formats: tuple[type[Factors], ...], name: str, remedy: str) -> None:
     """The argument `name` is of one of these formats. Raises ArgumentError."""
     if not isinstance(value, formats):
         raise ArgumentError(f"{name} is a {type(value).__name__}; {remedy}")
+
+
+def is_format(value: Any, format: type[F]) -> TypeGuard[F]:
+    """Whether a value that may be a word, say, is factors of that format."""
+    return isinstance(value, format)
 
 
 def found_of(factors: Factors) -> dict[Any, Any]:

@@ -28,7 +28,7 @@ PAGES = [
     "docs/completion.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
-        for n in ("start", "compress", "formats")
+        for n in ("start", "compress", "formats", "tensor_formats")
     ),
 ]
 

@@ -19,9 +19,8 @@ from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_afte
 from tensorlrf.decomposition.methods import factors_of
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, train_ranks
-from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.factors import TTFactors
-from tensorlrf.factors.algebra import chain_product
+from tensorlrf.factors.algebra import chain_product, share_norm
 
 
 @entered

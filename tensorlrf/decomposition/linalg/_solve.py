@@ -1,4 +1,4 @@
-"""Systems of positive semidefinite matrices: factors with a ridge, and conjugate gradients."""
+"""Systems of positive semidefinite matrices: factors with a ridge, steps, conjugate gradients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ CG_STEPS = 6
 
 RIDGE = 1e-13
 """Of a factor, relative to the largest diagonal entry."""
+
+PROXIMAL_RIDGE = 1e-10
+"""Of the proximal term of a step, relative to the largest diagonal entry of its normal matrix."""
 
 
 def cholesky(matrix: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -66,6 +69,32 @@ def conjugate_gradients(
         before, slope = slope, float((residual * turned).sum())
         direction = turned + (slope / before) * direction
     return x
+
+
+def proximal_step(
+    normal: Tensor, right: Tensor, old: Tensor, ridge: float = PROXIMAL_RIDGE
+) -> Tensor:
+    """`old` moved towards the least of tr(X^T H X) - 2 tr(B^T X); not at all if that rises.
+
+    normal H (u, u), right B and old X (u, m). The proximal term makes the system definite where
+    H is singular: directions that it does not see stay as they are.
+    """
+    residual = right - normal @ old
+    largest = float(normal.diagonal().max())
+    if not largest > 0:
+        return old
+    ridge *= largest
+    for _ in range(4):
+        system = normal.clone()
+        system.diagonal().add_(ridge)
+        lower, failed = torch.linalg.cholesky_ex(system)
+        if not bool(failed):
+            step = torch.cholesky_solve(residual, lower)
+            change = float((step * (normal @ step - 2 * residual)).sum())
+            if change <= 0:
+                return old + step
+        ridge *= 1e3
+    return old
 
 
 def symmetric(matrix: Tensor) -> Tensor:

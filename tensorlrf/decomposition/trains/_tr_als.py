@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tensorlrf.decomposition.linalg._solve import PROXIMAL_RIDGE, proximal_step
 from tensorlrf.decomposition.trains._tr_gradients import (
     half_by_gradients,
     marginals,
     seen_through,
     too_wide,
 )
-from tensorlrf.decomposition.trains._tt_proximal import RIDGE, proximal_step
 from tensorlrf.factors.algebra import chain_product
 
 START, DECAY = 1e-8, 0.1
@@ -64,7 +64,7 @@ def balanced_half(sizes: Sequence[int]) -> int:
 
 def ridge_at(sweep: int) -> float:
     """The annealed proximal term of a sweep, counted from zero."""
-    return max(START * DECAY**sweep, RIDGE)
+    return max(START * DECAY**sweep, PROXIMAL_RIDGE)
 
 
 def contracted(matrix: Tensor, other: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from tensorlrf.decomposition.linalg.observed._train import (
     train_unknowns,
 )
 from tensorlrf.decomposition.trains._tt_ranks import clipped, rank_limits, train_ranks
-from tensorlrf.decomposition.trains._tt_sweep import share_norm, train_svd
+from tensorlrf.decomposition.trains._tt_sweep import train_svd
 from tensorlrf.factors import TTFactors
+from tensorlrf.factors.algebra import share_norm
 
 
 def fit_observed(

@@ -19,9 +19,9 @@ from tensorlrf.decomposition.methods import factors_of
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, train_ranks
-from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors
+from tensorlrf.factors.algebra import share_norm
 from tensorlrf.factors.autocast import without_autocast
 
 NUMERICAL = 1e-14

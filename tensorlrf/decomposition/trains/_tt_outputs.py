@@ -19,10 +19,10 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import ROUNDING, Descent, descend
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.linalg._solve import proximal_step
 from tensorlrf.decomposition.trains._tt_gradients import swept_by_gradients
-from tensorlrf.decomposition.trains._tt_proximal import proximal_step
-from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors.algebra import share_norm
 
 MOST_UNKNOWNS = 2048
 """Of the system of a core that is solved as a matrix, 32 MB; larger ones by conjugate gradients."""

@@ -15,9 +15,9 @@ from tensorlrf.decomposition.linalg.threads import threaded
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error
 from tensorlrf.decomposition.trains._tt_algebra import Train, rebuilt, tt_add
 from tensorlrf.decomposition.trains._tt_ranks import train_ranks
-from tensorlrf.decomposition.trains._tt_sweep import share_norm
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import TTFactors, TTMatrix
+from tensorlrf.factors.algebra import share_norm
 from tensorlrf.factors.autocast import without_autocast
 from tensorlrf.factors.kinds import check_format, inner_cores
 
@@ -150,12 +150,12 @@ def distance(first: Train, second: Train) -> float:
     since a difference of inner products would cancel."""
     first, second = first.to(torch.float64), second.to(torch.float64)
     signed = rebuilt(second, [*second.cores[:-1], -second.cores[-1]])
-    norm, above = _norm(inner_cores(first))
-    left, shift = _norm(inner_cores(tt_add(first, signed)))
+    norm, above = norm_of(inner_cores(first))
+    left, shift = norm_of(inner_cores(tt_add(first, signed)))
     return left / norm * 2.0 ** (shift - above) if norm > 0 else math.ldexp(left, shift)
 
 
-def _norm(cores: Sequence[Tensor]) -> tuple[float, int]:
+def norm_of(cores: Sequence[Tensor]) -> tuple[float, int]:
     cores, exponent = right_orthogonal(cores)
     return float(torch.linalg.vector_norm(cores[0])), exponent
 

@@ -15,6 +15,7 @@ from tensorlrf.decomposition.linalg._budget import TruncationBudget, within_afte
 from tensorlrf.decomposition.linalg._gram import identity, left_singular, scale_of
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits
 from tensorlrf.factors import Factors
+from tensorlrf.factors.algebra import share_norm as share_norm
 
 F = TypeVar("F", bound=Factors)
 
@@ -85,20 +86,6 @@ def _truncated(
         r = budget.choose(energies)
     basis = vectors[..., :r]
     return basis, basis.mT @ matrix if side == 0 else matrix @ basis
-
-
-def share_norm(cores: Sequence[Tensor], carrier: int, exponent: int = 0) -> list[Tensor]:
-    """The same train times 2^exponent, its norm spread over the cores by powers of two.
-
-    One core would else hold the norm of the whole, which float16 may not. Powers of two leave
-    the other cores orthogonal to the last digit.
-    """
-    norm = float(torch.linalg.vector_norm(cores[carrier].to(torch.float64)))
-    if norm == 0.0:
-        return list(cores)
-    step = round((math.log2(norm) + exponent) / len(cores))
-    own = exponent - step * (len(cores) - 1)
-    return [c * 2.0 ** (own if k == carrier else step) for k, c in enumerate(cores)]
 
 
 def fit_train(

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tensorlrf.decomposition.linalg._solve import proximal_step
 from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tensorised, tt_matrix
 from tensorlrf.decomposition.trains._tt_outputs import als_sweep
-from tensorlrf.decomposition.trains._tt_proximal import proximal_step
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import TTMatrix
 from tests.draws import seeded

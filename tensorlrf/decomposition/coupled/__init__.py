@@ -1,0 +1,1 @@
+"""Several matrices or tensors that share factors."""

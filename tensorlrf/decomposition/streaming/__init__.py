@@ -1,0 +1,1 @@
+"""Factors of what comes piece by piece."""

@@ -1,0 +1,1 @@
+"""Trees of bases, and sums of Tucker cores."""

@@ -1,0 +1,1 @@
+"""Formats of several matrices at once, of nested bases and of sums of cores."""
