@@ -41,6 +41,14 @@ from tensorlrf.decomposition.coupled._coupled import (
 from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.generalized._cp_apr import cp_apr, fit_cp_apr
+from tensorlrf.decomposition.generalized._generalized_cp import (
+    fit_generalized_cp,
+    generalized_cp,
+)
+from tensorlrf.decomposition.generalized._loss import Loss
+from tensorlrf.decomposition.generalized._loss_fit import LossFit
+from tensorlrf.decomposition.generalized._losses import huber_loss, negative_binomial_loss
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
@@ -77,6 +85,8 @@ __all__ = [
     "CrossValidation",
     "Fit",
     "IncrementalSVD",
+    "Loss",
+    "LossFit",
     "OnlineCP",
     "Posterior",
     "SampledFit",
@@ -92,6 +102,7 @@ __all__ = [
     "constrained_cp",
     "coupled_factorization",
     "cp",
+    "cp_apr",
     "cp_of_heads",
     "cross_validate",
     "cur",
@@ -103,7 +114,9 @@ __all__ = [
     "fit_constrained_cp",
     "fit_coupled_factorization",
     "fit_cp",
+    "fit_cp_apr",
     "fit_cur",
+    "fit_generalized_cp",
     "fit_group_reduce",
     "fit_hierarchical",
     "fit_hierarchical_tucker",
@@ -127,15 +140,18 @@ __all__ = [
     "fit_tt_matrix",
     "fit_tt_round",
     "fit_tucker",
+    "generalized_cp",
     "group_reduce",
     "hierarchical",
     "hierarchical_tucker",
     "hodlr",
+    "huber_loss",
     "interpolative",
     "kron",
     "lplr",
     "mode_sizes",
     "monarch",
+    "negative_binomial_loss",
     "nmf",
     "nonnegative_cp",
     "nonnegative_tucker",

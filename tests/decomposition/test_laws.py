@@ -103,6 +103,11 @@ TestLPLRInGroups = shares_of_bytes(laws_of("lplr", codes="int4", group=4, n_iter
 TestNonnegativeTucker = laws_of("nonnegative_tucker", (6, 5, 4), kind=torch.abs, n_iter_max=8)
 TestSymmetricCP = laws_of("symmetric_cp", (4, 4, 4), kind=symmetrised, n_iter_max=4, n_restarts=1)
 TestConstrainedCP = laws_of("constrained_cp", (6, 5, 4), kind=torch.abs, n_iter_max=6)
+TestGeneralizedCP = laws_of("generalized_cp", (8, 6, 5), sparse=True, n_iter_max=8)
+TestGeneralizedCPOfCounts = laws_of(
+    "generalized_cp", (8, 6, 5), kind=torch.abs, sparse=True, loss="poisson", n_iter_max=8
+)
+TestCPAPR = laws_of("cp_apr", (8, 6, 5), kind=torch.abs, sparse=True, n_iter_max=8)
 
 
 def test_every_method_has_a_sample() -> None:

@@ -26,6 +26,7 @@ PAGES = [
     "docs/nonnegative.md",
     "docs/sums_and_codes.md",
     "docs/completion.md",
+    "docs/generalized.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats", "tensor_formats")

@@ -18,6 +18,7 @@ from torch import Tensor
 from tensorlrf.decomposition import Fit, _fit_or_plain
 from tensorlrf.decomposition.methods import Registered, registered
 from tensorlrf.errors import ArgumentError, RankError, TensorlrfWarning
+from tensorlrf.factors import SparseTensor
 from tests.draws import generator, seeded
 from tests.laws.checks import DEGENERATE, finite, quiet, same, true_error, untouched
 from tests.metrics import moments, output_error
@@ -36,6 +37,7 @@ class MethodLaws:
     rank: ClassVar[Any]
     options: ClassVar[Mapping[str, Any]]
     kind: ClassVar[Callable[[Tensor], Tensor]]
+    sparse: ClassVar[bool]
 
     @property
     def method(self) -> Registered:
@@ -173,6 +175,14 @@ class MethodLaws:
         usual = self.fit(weight, 0.5).factors
         for share in (np.float32(0.5), np.array(0.5), torch.tensor(0.5, requires_grad=True)):
             assert same(self.fit(weight, share).factors, usual)
+
+    def test_a_sparse_tensor_is_the_dense_one(self) -> None:
+        weight = self.weight()
+        weight[weight.abs() < 0.3] = 0
+        if self.sparse:
+            usual = self.fit(weight)
+            for held in (weight.to_sparse(), SparseTensor.of(weight)):
+                assert self.fit(held).error == pytest.approx(usual.error, rel=1e-6)
 
     @pytest.mark.parametrize("kind", ["meta", "float64", "float16"])
     def test_torchs_defaults_do_not_reach_the_result(self, kind: str) -> None:

@@ -47,6 +47,7 @@ def laws_of(
     *,
     without: Collection[str] = (),
     kind: Callable[[Tensor], Tensor] = torch.clone,
+    sparse: bool = False,
     **options: Any,
 ) -> type[MethodRefusals]:
     """The class of tests of the method `name`, on a sample: a tensor of this shape, at this rank.
@@ -56,6 +57,7 @@ def laws_of(
     without  options that it takes but not with these `options`, "error"; or not both of them at
              once, "gram error"
     kind     makes of Gaussian numbers of that shape a tensor that the method is for
+    sparse   whether it takes sparse tensors as well
     options  with which it is called each time, such as a size of blocks that fits the tensor
     """
     taken = registered(name).takes
@@ -66,5 +68,6 @@ def laws_of(
         for law in laws
     )
     sample = {"name": name, "shape": shape, "rank": rank, "options": options}
+    sample["sparse"] = sparse
     sample["kind"] = staticmethod(kind)
     return type(f"LawsOf{name.title()}", bases, sample)

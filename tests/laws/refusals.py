@@ -76,7 +76,9 @@ class MethodRefusals(MethodLaws):
         return refusal.value
 
     def test_what_cannot_be_decomposed(self) -> None:
-        for value, words in not_dense(self.weight(torch.float32)).values():
+        for kind, (value, words) in not_dense(self.weight(torch.float32)).items():
+            if self.sparse and kind in ("coo", "csr"):
+                continue
             error = self.refused(f"^tensor .*{words}", weight=value)
             assert isinstance(error, ArgumentError)
 
@@ -116,7 +118,8 @@ class MethodRefusals(MethodLaws):
         if self.method.takes("solver"):
             words = "^method='eigh' of .* is solver= now; write solver='eigh'$"
             self.refused(words, method="eigh")
-            for called in (partial(self.method.function, self.weight(), 2), self.method.config):
+            plain = partial(self.method.function, self.weight(), 2)
+            for called in filter(None, (plain, self.method.config)):
                 with pytest.raises(ArgumentError, match=words):
                     called(method="eigh")
 
@@ -132,7 +135,7 @@ class MethodRefusals(MethodLaws):
     )
     def test_options_of_one_solver(self, option: str, solver: str) -> None:
         """With another one they would do nothing: the refusal tells whose they are."""
-        if not self.method.takes(option):
+        if not self.method.takes(option) or self.method.config is None:
             return
         words = f"^{option}=3 .*solver='{solver}'"
         self.refused(words, **{option: 3, "solver": self.method.config().solver})

@@ -1,0 +1,1 @@
+"""Generalised CP: sums of rank-one tensors by losses that are no squares."""
