@@ -17,6 +17,11 @@ PLACES = torch.int32
 A = TypeVar("A", Tensor, np.ndarray[Any, Any])
 """Arrays of torch or of numpy, where they are worked on by what both have."""
 
+SPARSE_LAYOUTS = (
+    torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc,
+)  # fmt: skip
+"""Those of torch; not all that is not strided is sparse."""
+
 
 def as_dense(value: Any, name: str) -> Tensor:
     """`value` (a torch tensor or a numpy array) as a dense tensor; arrays are shared, not copied,

@@ -14,6 +14,7 @@ from tensorlrf.errors import ArgumentError
 from tensorlrf.factors._base import FORMATS, FOUND, Factors
 from tensorlrf.factors._lowrank import LowRank
 from tensorlrf.factors._tt import TTFactors, TTMatrix
+from tensorlrf.factors.arrays import SPARSE_LAYOUTS
 from tensorlrf.factors.leaves._sparse import SparseTensor
 
 F = TypeVar("F", bound=Factors)
@@ -43,7 +44,7 @@ def found_of(factors: Factors) -> dict[Any, Any]:
 def is_sparse(value: Any) -> bool:
     """Whether a value is a sparse tensor: a SparseTensor, or one of torch or scipy."""
     if isinstance(value, Tensor):
-        return value.layout is not torch.strided and not value.is_nested and not value.is_mkldnn
+        return value.layout in SPARSE_LAYOUTS
     return isinstance(value, SparseTensor) or hasattr(value, "tocoo")
 
 

@@ -23,16 +23,19 @@ def symmetrised(tensor: Tensor) -> Tensor:
 
 
 TestSVD = laws_of("svd")
+TestSVD = laws_of("svd", sparse=True)
 TestSVDExact = laws_of("svd", solver="exact", without=["gram", "mask"])
-TestSVDKrylov = laws_of("svd", solver="krylov", without=["gram", "mask", "error", "batch_dims"])
+TestSVDKrylov = laws_of(
+    "svd", solver="krylov", sparse=True, without=["gram", "mask", "error", "batch_dims"]
+)
 TestSVDSketched = laws_of(
     "svd", solver="randomized", without=["gram", "mask", "error", "batch_dims"]
 )
-TestTucker = laws_of("tucker", (8, 6, 5), without=["gram", "batch_dims"])
+TestTucker = laws_of("tucker", (8, 6, 5), sparse=0.02, without=["gram", "batch_dims"])
 TestTucker2 = laws_of("tucker", (8, 6, 5), modes=(0, 1), without=["batch_dims"])
-TestTuckerOfAMatrix = laws_of("tucker", without=["batch_dims"])
+TestTuckerOfAMatrix = laws_of("tucker", sparse=True, without=["batch_dims"])
 TestHOSVD = laws_of(
-    "tucker", (8, 6, 5), solver="hosvd", without=["gram", "mask", "batch_dims error"]
+    "tucker", (8, 6, 5), solver="hosvd", sparse=True, without=["gram", "mask", "batch_dims error"]
 )
 TestSTHOSVD = laws_of(
     "tucker", (8, 6, 5), solver="st_hosvd", without=["gram", "mask", "batch_dims error"]
@@ -40,7 +43,7 @@ TestSTHOSVD = laws_of(
 TestTuckerSketched = laws_of(
     "tucker", (8, 6, 5), solver="randomized", without=["gram", "mask", "error", "batch_dims"]
 )
-TestCP = laws_of("cp", (8, 6, 5), n_iter_max=8)
+TestCP = laws_of("cp", (8, 6, 5), n_iter_max=8, sparse=True)
 TestCPRand = laws_of("cp", (8, 6, 5), n_iter_max=8, solver="cprand", without=["gram", "mask"])
 TestLeverage = laws_of("cp", (8, 6, 5), n_iter_max=8, solver="leverage", without=["gram", "mask"])
 TestTT = laws_of("tt", (8, 6, 5))

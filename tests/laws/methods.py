@@ -47,7 +47,7 @@ def laws_of(
     *,
     without: Collection[str] = (),
     kind: Callable[[Tensor], Tensor] = torch.clone,
-    sparse: bool = False,
+    sparse: bool | float = False,
     **options: Any,
 ) -> type[MethodRefusals]:
     """The class of tests of the method `name`, on a sample: a tensor of this shape, at this rank.
@@ -57,7 +57,8 @@ def laws_of(
     without  options that it takes but not with these `options`, "error"; or not both of them at
              once, "gram error"
     kind     makes of Gaussian numbers of that shape a tensor that the method is for
-    sparse   whether it takes sparse tensors as well
+    sparse   whether it takes sparse tensors as well; how far errors are apart where other starts
+             may lead to other optima
     options  with which it is called each time, such as a size of blocks that fits the tensor
     """
     taken = registered(name).takes

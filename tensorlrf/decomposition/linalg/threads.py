@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tensorlrf.decomposition.linalg.cores import Cores, look
+from tensorlrf.factors.arrays import SPARSE_LAYOUTS
 
 _NOTHING = contextlib.nullcontext()
 
@@ -183,8 +184,8 @@ def entries(values: tuple[Any, ...]) -> int:
     most = 0
     for value in values:
         if isinstance(value, torch.Tensor):
-            dense = value.layout is torch.strided
-            most = max(most, value.numel() if dense else value._nnz())
+            sparse = value.layout in SPARSE_LAYOUTS and not value.is_meta
+            most = max(most, value._nnz() if sparse else value.numel())
         elif isinstance(value, np.ndarray):
             most = max(most, value.size)
         elif hasattr(value, "nnz"):  # sparse

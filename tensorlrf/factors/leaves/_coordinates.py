@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, ShapeError, unknown
-from tensorlrf.factors.arrays import PLACES, as_dense
+from tensorlrf.factors.arrays import PLACES, SPARSE_LAYOUTS, as_dense
 
 Triple = tuple[Tensor, Tensor, tuple[int, ...]]
 """Values (nnz,), coordinates (order, nnz), and the shape of the whole."""
@@ -218,7 +218,7 @@ def of_any(tensor: Any) -> Triple:
         places = np.stack([np.asarray(row) for row in along])
         values = as_values(np.asarray(coo.data))
         return values, as_whole_numbers(places, values), checked_sizes(tuple(coo.shape))
-    if isinstance(tensor, Tensor) and tensor.layout is not torch.strided and not tensor.is_nested:
+    if isinstance(tensor, Tensor) and tensor.layout in SPARSE_LAYOUTS:
         return _of_layout(tensor.detach())
     dense = as_dense(tensor, "tensor").detach()
     if not dense.is_floating_point():
