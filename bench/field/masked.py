@@ -101,7 +101,7 @@ def compared(
             peer: theirs,
             "ours": lambda: ours().factors.to_dense(),
             "ours to its error": lambda: ours(
-                callback=lambda _, error: error <= bound
+                callback=lambda _, error: error <= bound, tol=1e-9
             ).factors.to_dense(),
         }
         seconds: dict[str, list[float]] = {key: [] for key in calls}
