@@ -20,14 +20,14 @@ from tensorlrf.decomposition.config import Method, config
 from tensorlrf.decomposition.linalg._output_spectrum import square_root
 from tensorlrf.decomposition.linalg._truncation import SEED
 from tensorlrf.decomposition.linalg.selection.pivots import Pivots, nearest, sketched, squared_off
-from tensorlrf.decomposition.methods import factors_of, method
+from tensorlrf.decomposition.methods import factors_of, for_layers, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, _share, check_rank_or_error, matrix_rank, whole
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import Skeleton
 from tensorlrf.factors.arrays import PLACES
 
-AXES = ("columns", "rows")
+COLUMNS, ROWS = AXES = ("columns", "rows")
 
 SOLVERS = ("auto", "exact", "randomized")
 
@@ -46,7 +46,7 @@ def fit_interpolative(
     rank: Rank | None = None,
     *,
     error: float | None = None,
-    axis: str = "columns",
+    axis: str | None = None,
     solver: str = "auto",
     gram: Any = None,
     mean: Any = None,
@@ -68,8 +68,9 @@ def fit_interpolative(
         rank one), or "same"; or instead
     error : float, optional
         The smallest rank whose relative error is at most this.
-    axis : {"columns", "rows"}
-        What is kept. A layer computes its kept rows as they were, and the other outputs from these.
+    axis : {"columns", "rows"}, optional
+        What is kept: by default columns of a matrix, rows of the weight of a layer, which computes
+        the kept outputs as they were and the others from these.
     solver : {"auto", "exact", "randomized"}
         How pivots are found: "exact", by QR with column pivots; "randomized", by that of a few
         random sums of the rows, for a rank; "auto", so where the matrix is large and the rank small
@@ -143,6 +144,7 @@ def fit_interpolative(
     target: Target[Skeleton] = Target.of(checked, gram, mean)
     m, n = target.shape
     r = None if rank is None else interpolative_rank(rank, m, n)
+    axis = axis or COLUMNS
     parts = Interpolation(checked, target, axis)
     plain, how = _chosen(parts, solver, r, draws)
     if target.is_plain:
@@ -174,6 +176,15 @@ def fit_interpolative(
 interpolative = factors_of(fit_interpolative)
 
 
+@for_layers("interpolative", options_of=fit_interpolative)
+def _of_layer(tensor: Any, rank: Rank | None = None, **options: Any) -> Skeleton:
+    """Rows where axis= is not given. What is lost is lost at the outputs: of inputs with a few
+    strong directions rows lose little, while no few columns of the weight span what it makes of
+    these."""
+    options["axis"] = options.get("axis") or ROWS
+    return interpolative(tensor, rank, **options)
+
+
 @config("interpolative")
 class Interpolative(Method):
     """Some rows or columns of the weight and the others as sums of them, as a method of `compress`.
@@ -182,11 +193,11 @@ class Interpolative(Method):
 
     Examples
     --------
-    >>> print(tensorlrf.Interpolative(axis="rows"))
-    interpolative(axis=rows)
+    >>> print(tensorlrf.Interpolative(axis="columns"))
+    interpolative(axis=columns)
     """
 
-    axis: str
+    axis: str | None
     solver: str
 
     in_metric = ("axis",)
@@ -218,7 +229,7 @@ def apart(groups: int) -> str:
 
 def check_options(axis: Any, solver: Any) -> None:
     """Raise ArgumentError for words that are none."""
-    if axis not in AXES:
+    if axis is not None and axis not in AXES:
         raise unknown("axis", axis, AXES)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
@@ -251,7 +262,7 @@ class Interpolation:
     """The columns of a weight, or its rows as columns of the transpose, on the way to factors."""
 
     def __init__(self, tensor: Tensor, target: Target[Skeleton], axis: str) -> None:
-        self.tensor, self.target, self.by_rows = tensor, target, axis == "rows"
+        self.tensor, self.target, self.by_rows = tensor, target, axis == ROWS
         self._plain: Pivots | None = None
 
     @property

@@ -101,7 +101,7 @@ X, IMAGE = seeded(5, 24, dtype=torch.float32), seeded(2, 6, 7, 7, dtype=torch.fl
 SEEN = seeded(400, 24, seed=1, dtype=torch.float32)
 METHODS = {
     "interpolative": tensorlrf.Interpolative(),
-    "rows": tensorlrf.Interpolative(axis="rows"),
+    "columns": tensorlrf.Interpolative(axis="columns"),
     "cur": tensorlrf.CUR(),
 }
 
@@ -135,3 +135,14 @@ def test_convolutions_but_those_with_groups() -> None:
         torch.testing.assert_close(small(IMAGE), dense(IMAGE), rtol=1e-4, atol=1e-5)
         with pytest.raises(ArgumentError, match=r"Skeleton with indices.*use svd"):
             tensorlrf.nn.factorize(nn.Conv2d(6, 8, 3, groups=2), word, 2)
+
+
+def test_layers_keep_rows_unless_columns_are_asked_for() -> None:
+    layer = nn.Linear(12, 9)
+    kept = tensorlrf.nn.factorize(layer, "interpolative", 3).factors
+    assert isinstance(kept, Skeleton)
+    assert kept.row_indices is not None
+    columns = tensorlrf.nn.factorize(layer, "interpolative", 3, axis="columns").factors
+    assert isinstance(columns, Skeleton)
+    assert columns.column_indices is not None
+    assert cur(layer.weight, 3).rank == 3
