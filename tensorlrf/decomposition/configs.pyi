@@ -434,8 +434,9 @@ class Interpolative(Method):
         parameters to keep at most. Of a convolution with groups: of each group.
     error : float, optional
         Largest relative error, of the outputs where there is calibration, else of the weight.
-    axis : {"columns", "rows"}
-        What is kept. A layer computes its kept rows as they were, and the other outputs from these.
+    axis : {"columns", "rows"}, optional
+        What is kept: by default columns of a matrix, rows of the weight of a layer, which computes
+        the kept outputs as they were and the others from these.
     solver : {"auto", "exact", "randomized"}
         How pivots are found: "exact", by QR with column pivots; "randomized", by that of a few
         random sums of the rows, for a rank; "auto", so where the matrix is large and the rank small
@@ -443,11 +444,11 @@ class Interpolative(Method):
 
     Examples
     --------
-    >>> print(tensorlrf.Interpolative(axis="rows"))
-    interpolative(axis=rows)
+    >>> print(tensorlrf.Interpolative(axis="columns"))
+    interpolative(axis=columns)
     """
 
-    axis: str = "columns"
+    axis: str | None = None
     solver: str = "auto"
 
 @dataclass(frozen=True, kw_only=True)
