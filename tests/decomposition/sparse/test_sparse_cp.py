@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -117,6 +119,34 @@ def test_a_tensor_of_nothing() -> None:
     stored = SparseTensor.from_coordinates([[1], [2], [0]], torch.zeros(1).double(), (5, 4, 3))
     with pytest.warns(DegenerateWarning):
         assert fit_cp(stored, 1, random_state=0).error == 0
+
+
+MEASURED = """
+import resource, torch
+from tensorlrf import SparseTensor, cp, tucker
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+nnz = 2 * 10**5
+g = torch.Generator("cpu").manual_seed(0)
+places = torch.randint(2000, (3, nnz), generator=g, dtype=torch.int32)
+s = SparseTensor.from_coordinates(places, torch.ones(nnz), (2000,) * 3, duplicates="sum")
+small = SparseTensor.from_coordinates(places[:, :99], s.values[:99], (2000,) * 3)
+for call in (cp, tucker):
+    call(small, 4, n_iter_max=1, random_state=0)
+    before = peak()
+    call(s, 4, n_iter_max=2, random_state=0)
+    print((peak() - before) / nnz * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_the_nonzeros() -> None:
+    """In bytes for each: sorted copies of cp take 36; of tucker 48, unfoldings with a column for
+    each nonzero some 100, and a block of 14 such columns and what comes of it 112 each."""
+    command = [sys.executable, "-W", "ignore", "-c", MEASURED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    of_cp, of_tucker = map(float, done.stdout.split())
+    assert of_cp < 150
+    assert of_tucker < 800
 
 
 # ---- what is refused ----------------------------------------------------------------------------

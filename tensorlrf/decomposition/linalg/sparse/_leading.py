@@ -18,7 +18,7 @@ BLOCKS = 6
 
 MOST_BLOCKS = 100
 
-EXCESS = 1e-3
+EXCESS = 1e-4
 """Share of what is left out that a block may still win when the search ends."""
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps
@@ -69,7 +69,7 @@ def leading_triples(
 
     A block Krylov space from random vectors (Musco & Musco 2015), orthogonal throughout, begun anew
     from its best vectors when it has grown wide, until a block wins next to nothing. Memory is that
-    of some `BLOCKS` (r + `OVERSAMPLE`) vectors of either side.
+    of 2 `BLOCKS` (r + `OVERSAMPLE`) vectors of the shorter side, and of one block of the longer.
     """
     m, n = matrix.sizes
     if n < m:
@@ -89,24 +89,29 @@ def leading_triples(
     like = matrix.values.new_empty(0)
     start = torch.randn(n, width, generator=draws, dtype=like.dtype, device=like.device)
     basis = torch.linalg.qr(_along(matrix, start))[0]  # (m, p)
-    image = _across(matrix, basis)  # (n, p), W^T of it
+    # W W^T of it, and not W^T of it: the longer side may have as many rows as there are nonzeros.
+    seen = _along(matrix, _across(matrix, basis))
     total, held = matrix.norm**2, -math.inf
     for _ in range(MOST_BLOCKS):
-        energies, turn = descending_eigh(image.T @ image)
+        energies, turn = descending_eigh(basis.T @ seen)
         before, held = held, float(energies[:r].sum())
         if held - before <= EXCESS * max(total - held, 0.0) + ROUNDING * total:
             break
         if basis.shape[1] + width > min(BLOCKS * width, m):
             best = turn[:, :width]
-            basis, image = basis @ best, image @ best
-        block = _along(matrix, image[:, -width:])
+            basis, seen = basis @ best, seen @ best
+            turn = identity(width, basis)
+        block = seen[:, -width:]
         if basis.shape[1] + width > m:
             break
         for _ in range(2):  # the second time takes what rounding has left
             block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
         basis = torch.cat([basis, block], 1)
-        image = torch.cat([image, _across(matrix, block)], 1)
-    return _cut(basis, image, r)
+        seen = torch.cat([seen, _along(matrix, _across(matrix, block))], 1)
+    else:
+        turn = descending_eigh(basis.T @ seen)[1]
+    left = basis @ turn[:, :r]
+    return _cut(left, _across(matrix, left), r)
 
 
 def _rows(matrix: Nonzeros, mode: int) -> Tensor:
