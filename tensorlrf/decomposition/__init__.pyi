@@ -56,6 +56,16 @@ from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, i
 from tensorlrf.decomposition.skeleton._nystrom import fit_nystrom, nystrom
 from tensorlrf.decomposition.streaming._cp import OnlineCP
 from tensorlrf.decomposition.streaming._svd import IncrementalSVD
+from tensorlrf.decomposition.sums._low_rank_plus_quantized import (
+    fit_low_rank_plus_quantized,
+    low_rank_plus_quantized,
+)
+from tensorlrf.decomposition.sums._low_rank_plus_sparse import (
+    fit_low_rank_plus_sparse,
+    low_rank_plus_sparse,
+)
+from tensorlrf.decomposition.sums._robust_pca import fit_robust_pca, robust_pca
+from tensorlrf.decomposition.sums._staged import fit_staged, staged
 from tensorlrf.decomposition.svd._shared import shared_svd
 from tensorlrf.decomposition.trains._tr import fit_tr, tr
 from tensorlrf.decomposition.trains._tt_algebra import tt_add, tt_inner
@@ -465,6 +475,8 @@ __all__ = [
     "fit_hodlr",
     "fit_interpolative",
     "fit_kron",
+    "fit_low_rank_plus_quantized",
+    "fit_low_rank_plus_sparse",
     "fit_lplr",
     "fit_monarch",
     "fit_nmf",
@@ -473,6 +485,8 @@ __all__ = [
     "fit_nystrom",
     "fit_parafac2",
     "fit_robust_completion",
+    "fit_robust_pca",
+    "fit_staged",
     "fit_svd",
     "fit_symmetric_cp",
     "fit_tr",
@@ -490,6 +504,8 @@ __all__ = [
     "huber_loss",
     "interpolative",
     "kron",
+    "low_rank_plus_quantized",
+    "low_rank_plus_sparse",
     "lplr",
     "mode_sizes",
     "monarch",
@@ -500,10 +516,12 @@ __all__ = [
     "nystrom",
     "parafac2",
     "robust_completion",
+    "robust_pca",
     "sampled_fit",
     "scree",
     "shared_svd",
     "spectral_measures",
+    "staged",
     "svd",
     "symmetric_cp",
     "tr",

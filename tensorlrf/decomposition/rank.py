@@ -181,6 +181,42 @@ def rank_of_bytes(rank: Rank, m: int, n: int, dense: int, bytes_at: Callable[[in
     return max(1, within)
 
 
+def beside(rank: Rank, m: int, n: int, numbers: int, what: str) -> int:
+    """The rank of an (m, n) matrix beside a part that has so many numbers.
+
+    Parameters
+    ----------
+    rank : int, float or str
+        An int; a share of m n parameters that both have together; or "same".
+    m, n : int
+    numbers : int
+        Of the other part.
+    what : str
+        That part, in words.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    RankError
+        For a rank below one or above min(m, n), for what is none, and for a share that leaves
+        nothing for a rank.
+    """
+    share = _share(rank)
+    if share is None:
+        return matrix_rank(rank, m, n)
+    r = whole((share * m * n - numbers) / (m + n))
+    if r < 1:
+        least = (numbers + m + n) / (m * n)
+        raise RankError(
+            f"rank={rank!r} is a share below that of {what} and rank one, {least:.3g} of the "
+            "parameters; give more, or a sparser part"
+        )
+    return min(r, m, n)
+
+
 def cp_rank(rank: Rank, shape: Sequence[int]) -> int:
     """The number of rank-one terms; a share counts r (sum n_k + 1) against prod n_k.
 
@@ -261,6 +297,25 @@ def _tucker_share(share: float, shape: Sequence[int], modes: Sequence[int]) -> t
 
     within = bisect_right(fractions, budget, key=params)
     return ranks_at(fractions[max(0, within - 1)], shape, modes)
+
+
+def as_share(rank: Rank) -> float | None:
+    """The share that a rank stands for, or None where it is a count.
+
+    Parameters
+    ----------
+    rank : int, float or str
+
+    Returns
+    -------
+    float or None
+
+    Raises
+    ------
+    RankError
+        For a share outside (0, 1], and a word that is none.
+    """
+    return _share(rank)
 
 
 def _share(rank: Rank) -> float | None:

@@ -111,6 +111,12 @@ TestGeneralizedCPOfCounts = laws_of(
     "generalized_cp", (8, 6, 5), kind=torch.abs, sparse=True, loss="poisson", n_iter_max=8
 )
 TestCPAPR = laws_of("cp_apr", (8, 6, 5), kind=torch.abs, sparse=True, n_iter_max=8)
+TestLowRankPlusSparse = laws_of("low_rank_plus_sparse", sparsity=0.97, n_iter_max=3)
+TestLowRankPlusDrawn = laws_of(
+    "low_rank_plus_sparse", sparsity=0.97, pattern="random", n_iter_max=3
+)
+TestLowRankPlusQuantized = shares_of_bytes(laws_of("low_rank_plus_quantized", n_iter_max=3))
+TestStaged = laws_of("staged")
 
 
 def test_every_method_has_a_sample() -> None:

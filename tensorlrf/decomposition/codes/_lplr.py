@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tensorlrf.decomposition._descent import Descent, check_iteration, descend
+from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._fit import Fit
-from tensorlrf.decomposition._fit_or_plain import fit_or_plain
 from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.linalg._solve import cholesky
+from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, served
 from tensorlrf.decomposition.linalg.parts._coded import Coded, Coder, low_rank
 from tensorlrf.decomposition.linalg.parts._nearest import nearest
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, rank_of_bytes
 from tensorlrf.factors import Quantized
-from tensorlrf.factors.leaves.codes import blocks_of, check_codes, held_columns
+from tensorlrf.factors.leaves.codes import blocks_of, bytes_of, check_codes
 
 SWEEPS = 30
 """At most, by default."""
 
-Callback = Callable[[Quantized, float], bool | None]
 State = tuple[Coded, Coded]
 
 
@@ -130,11 +128,8 @@ lplr = factors_of(fit_lplr)
 
 def bytes_at(r: int, shape: tuple[int, int], codes: str, group: int | None, size: int) -> int:
     """Of both factors of rank r with scales of `size` bytes."""
-    found = 0
-    for rows, columns in ((shape[0], r), (r, shape[1])):
-        blocks = blocks_of((rows, columns), group, "a factor")
-        found += rows * held_columns(columns, codes) + math.prod(blocks) * size
-    return found
+    sides = (shape[0], r), (r, shape[1])
+    return sum(bytes_of(s, codes, blocks_of(s, group, "a factor"), size) for s in sides)
 
 
 class _Problem:
@@ -151,43 +146,25 @@ class _Problem:
     ) -> None:
         self.target, self.shape, self.codes = target, shape, codes
         self.coder = Coder.of_sides(target, codes, group)
-        self.plain: Target[Quantized] = Target(target.source)
         self.tol, self.n_iter_max = tol, n_iter_max
 
     def cut(self, r: int, callback: Callback | None) -> Fit[Quantized]:
-        if self.target.is_plain:
-            found = self._fit(self.target, r, callback)
-            errors = (*found.errors, self.target.error(found.factors))
-            return Fit(found.factors, errors, found.converged, found.reason)
-        return fit_or_plain(
-            self.target,
-            lambda: self._fit(self.plain, r).factors,
-            lambda: self._fit(self.target, r),
-        )
+        fit = served(self.target, lambda target, watch: self._fit(target, r, watch), callback)
+        return replace(fit, reason=f"rank {r}, {fit.reason}")
 
-    def _fit(
-        self, target: Target[Quantized], r: int, callback: Callback | None = None
-    ) -> Fit[Quantized]:
+    def _fit(self, target: Target[Quantized], r: int, callback: Callback | None) -> Fit[Quantized]:
         left, right = nearest(target, target.work, r)
         first = self._code(left, "left")
         rounded = first, self._code(right, "right")
         solved = first, self._right(target, first)
-        starts = [Descent.at(s, self._error(target, s)) for s in (solved, rounded)]
+        starts = [(state, self._error(target, state)) for state in (solved, rounded)]
 
         def sweep(state: State) -> tuple[State, float]:
             left = self._left(target, state[1])
             moved = left, self._right(target, left)
             return moved, self._error(target, moved)
 
-        watch = None
-        if callback is not None:
-            told = callback
-
-            def watch(state: State, error: float) -> bool | None:
-                return told(self._pack(state), error)
-
-        run = descend(starts, sweep, self.tol, self.n_iter_max, watch=watch)
-        return Fit(self._pack(run.state), run.errors, run.converged, f"rank {r}, {run.reason}")
+        return by_turns(starts, sweep, self._pack, self.tol, self.n_iter_max, callback)
 
     def _left(self, target: Target[Quantized], right: Coded) -> Coded:
         """The best left factor for a right one, W G R^T (R G R^T)^-1, coded."""

@@ -234,7 +234,7 @@ class SparseTensor(Factors):
 
     def _dense(self) -> Tensor:
         count = math.prod(self.dense_shape)
-        if count * self.values.element_size() > sys.maxsize:
+        if count * self.dtype.itemsize > sys.maxsize:
             raise UnsupportedError(
                 f"SparseTensor of shape {self.dense_shape} has {count:.3g} entries, more than fit "
                 "any memory; cp, tucker and svd take it as it is"

@@ -142,3 +142,8 @@ def blocks_of(
             f"{', '.join(map(str, near))} do"
         )
     return (rows, columns // group) if across else (rows // group, columns)
+
+
+def bytes_of(shape: tuple[int, int], codes: str, blocks: Blocks, size: int) -> int:
+    """Of a coded matrix with scales of `size` bytes."""
+    return shape[0] * held_columns(shape[1], codes) + math.prod(blocks) * size

@@ -16,6 +16,7 @@ from tensorlrf.factors import (
     MonarchFactors,
     Quantized,
     Skeleton,
+    SparseTensor,
     TRFactors,
     TTFactors,
     TTMatrix,
@@ -38,6 +39,7 @@ from tensorlrf.ops.forms._tucker import TuckerForm
 from tensorlrf.ops.forms.leaves._composite import CompositeForm
 from tensorlrf.ops.forms.leaves._quantized import QuantizedForm
 from tensorlrf.ops.forms.leaves._skeleton import SkeletonForm
+from tensorlrf.ops.forms.leaves._sparse import SparseForm
 from tensorlrf.ops.forms.shared._slide import Conv, Depthwise, Groups, Pointwise, Taps
 from tensorlrf.ops.forms.stages import (
     Concat,
@@ -70,6 +72,7 @@ register_form(BlastFactors, BlastForm())
 register_form(BandedLowRank, BandedForm())
 register_form(Skeleton, SkeletonForm())
 register_form(Grouped, GroupedForm())
+register_form(SparseTensor, SparseForm())
 register_form(Quantized, QuantizedForm())
 register_form(Composite, CompositeForm())
 

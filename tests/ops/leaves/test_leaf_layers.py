@@ -14,7 +14,12 @@ from tensorlrf.nn import FactoredLayer, factorize
 from tests.draws import seeded
 from tests.metrics import second_moments
 
-METHODS: dict[str, dict[str, Any]] = {"lplr": {"rank": 4, "codes": "int4", "group": 4}}
+METHODS: dict[str, dict[str, Any]] = {
+    "lplr": {"rank": 4, "codes": "int4", "group": 4},
+    "low_rank_plus_sparse": {"rank": 2, "sparsity": 0.9},
+    "low_rank_plus_quantized": {"rank": 2, "codes": "fp8"},
+    "staged": {"rank": 3, "stages": ("svd:int8", "monarch")},
+}
 """Those that serve a linear layer, and how they are called."""
 
 

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tensorlrf.decomposition._target import Target
 from tensorlrf.factors import Quantized
-from tensorlrf.factors.leaves.codes import Sizes, blocks_of, decoded, encoded, named_parts
+from tensorlrf.factors.leaves.codes import (
+    DENSE,
+    WEIGHT,
+    Sizes,
+    blocks_of,
+    decoded,
+    encoded,
+    named_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -70,3 +78,9 @@ def low_rank(left: Coded, right: Coded, codes: str, shape: tuple[int, ...]) -> Q
     parts = {**left.parts("left"), **right.parts("right")}
     sizes = {"left": left.sizes, "right": right.sizes}
     return Quantized(parts, "lowrank", codes, {"shape": list(shape)}, sizes)
+
+
+def matrix_of(coded: Coded, codes: str, shape: tuple[int, ...]) -> Quantized:
+    """A coded matrix as it is, as factors."""
+    sizes = {WEIGHT: coded.sizes}
+    return Quantized(coded.parts(WEIGHT), DENSE, codes, {"shape": list(shape)}, sizes)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tensorlrf.decomposition._target import Sides, Target
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum
 from tensorlrf.decomposition.linalg._spectrum import FullSVD, ShortSideEigh
+from tensorlrf.factors import LowRank
 
 
 def nearest(target: Target[Any], matrix: Tensor, r: int) -> Sides:
@@ -19,3 +20,9 @@ def nearest(target: Target[Any], matrix: Tensor, r: int) -> Sides:
         return OutputSpectrum(target.with_rows(matrix.to(torch.float64)), matrix).split(r)
     wide = matrix.dtype == torch.float64
     return (FullSVD(matrix) if wide else ShortSideEigh(matrix, r)).split(r)
+
+
+def factors_of_sides(target: Target[Any], sides: Sides, shape: tuple[int, ...]) -> LowRank:
+    """Both sides as factors of the weight, in its dtype and scale."""
+    left, right = ((side * target.root).to(target.dtype) for side in sides)
+    return LowRank(left, right, shape)
