@@ -100,8 +100,9 @@ def _of_array(array: np.ndarray[Any, Any], name: str) -> Tensor:
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
             raise ArgumentError(
-                f"{name} has {int(np.ma.getmaskarray(array).sum())} masked entries, which no "
-                "decomposition leaves out; fill them first, as with .filled(0)"
+                f"{name} has {int(np.ma.getmaskarray(array).sum())} masked entries; fill them, as "
+                "with .filled(0), and give those that are known as mask=~array.mask where the "
+                "decomposition takes it (svd, cp, tucker and tt)"
             )
         array = np.asarray(np.ma.getdata(array))
     if array.dtype.kind not in "biufc" or array.dtype.itemsize > 8 * (
