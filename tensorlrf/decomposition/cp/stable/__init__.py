@@ -1,0 +1,1 @@
+"""Terms of CP of the smallest norms at an error."""
