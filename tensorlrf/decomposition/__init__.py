@@ -12,6 +12,14 @@ attentions, `bias_correction(...)` what a bias can make good of factors.
 from tensorlrf.decomposition._bias import bias_correction
 from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.analysis._corcondia import corcondia
+from tensorlrf.decomposition.analysis._matching import FactorMatch, factor_match_score
+from tensorlrf.decomposition.analysis._restarts import (
+    RestartCongruence,
+    SplitHalf,
+    restart_congruence,
+    split_half,
+)
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.analysis.measures import SpectralMeasures, spectral_measures
 from tensorlrf.decomposition.bayesian._bayesian_cp import bayesian_cp
@@ -49,6 +57,7 @@ from tensorlrf.decomposition.generalized._generalized_cp import (
 from tensorlrf.decomposition.generalized._loss import Loss
 from tensorlrf.decomposition.generalized._loss_fit import LossFit
 from tensorlrf.decomposition.generalized._losses import huber_loss, negative_binomial_loss
+from tensorlrf.decomposition.cp.stable._stabilize import fit_stabilize_cp, stabilize_cp
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
@@ -93,16 +102,19 @@ __all__ = [
     "EVBMF",
     "CoupledFit",
     "CrossValidation",
+    "FactorMatch",
     "Fit",
     "IncrementalSVD",
     "Loss",
     "LossFit",
     "OnlineCP",
     "Posterior",
+    "RestartCongruence",
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
     "SpectralMeasures",
+    "SplitHalf",
     "aca",
     "bayesian_cp",
     "bayesian_tucker",
@@ -111,6 +123,7 @@ __all__ = [
     "blr",
     "constrained_cp",
     "coupled_factorization",
+    "corcondia",
     "cp",
     "cp_apr",
     "cp_of_heads",
@@ -118,6 +131,7 @@ __all__ = [
     "cur",
     "evbmf",
     "evbmf_rank",
+    "factor_match_score",
     "fit_aca",
     "fit_blast",
     "fit_blr",
@@ -145,6 +159,7 @@ __all__ = [
     "fit_robust_completion",
     "fit_robust_pca",
     "fit_staged",
+    "fit_stabilize_cp",
     "fit_svd",
     "fit_symmetric_cp",
     "fit_tr",
@@ -173,6 +188,7 @@ __all__ = [
     "nonnegative_tucker",
     "nystrom",
     "parafac2",
+    "restart_congruence",
     "robust_completion",
     "robust_pca",
     "sampled_fit",
@@ -180,6 +196,8 @@ __all__ = [
     "shared_svd",
     "spectral_measures",
     "staged",
+    "split_half",
+    "stabilize_cp",
     "svd",
     "symmetric_cp",
     "tr",

@@ -22,7 +22,7 @@ from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors import CPFactors
 
 ALIKE = 0.95
-"""Congruence from which on two components are taken for the same (Lorenzo-Seva & ten Berge 2006)."""
+"""Congruence from which on two terms are taken for the same (Lorenzo-Seva & ten Berge 2006)."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def split_half(
     mode: int = 0,
     n_splits: int = 4,
     random_state: int | torch.Generator | None = None,
-    **options: Any,
+    n_restarts: int = 1,
 ) -> SplitHalf:
     """Whether CP of two halves of the data finds the same terms.
 
@@ -176,8 +176,8 @@ def split_half(
         Ways of dividing it at random.
     random_state : int or Generator, optional
         torch's global generator is left alone.
-    **options
-        Of `cp`, such as `n_restarts=`.
+    n_restarts : int
+        Starts of `cp` for each half.
 
     Returns
     -------
@@ -187,8 +187,8 @@ def split_half(
     ------
     RankError
         For a rank above what half of the mode, or any other, can tell apart.
-    ArgumentError
-        For matrices, a mode that is none, and options that `cp` has not.
+    ArgumentError, ShapeError
+        For matrices, a mode that is none, and bad numbers.
 
     References
     ----------
@@ -217,8 +217,9 @@ def split_half(
     told = sum(min(n, rank) for n in sizes)
     if told < 2 * rank + len(sizes) - 1 and rank > 1:
         raise RankError(
-            f"rank={rank} is beyond what halves of shape {tuple(sizes)} identify: min(n, rank) sums "
-            f"to {told}, and {2 * rank + len(sizes) - 1} are needed (Kruskal); ask for fewer terms"
+            f"rank={rank} is beyond what halves of shape {tuple(sizes)} identify: min(n, rank) "
+            f"sums to {told}, and {2 * rank + len(sizes) - 1} are needed (Kruskal); ask for fewer "
+            "terms"
         )
     if half < 1:
         raise ArgumentError(f"mode={mode} has one slice, which has no halves; choose another mode")
@@ -230,7 +231,7 @@ def split_half(
         models = []
         for chosen in (order[:half], order[half:]):
             part = checked.index_select(mode, chosen.sort().values)
-            found = fit(part, rank, random_state=rng, **options).factors
+            found = fit(part, rank, random_state=rng, n_restarts=n_restarts).factors
             models.append(_without(found, mode))
         matches.append(factor_match_score(*models, weights=False))
     return SplitHalf(rank, mode, tuple(matches))

@@ -25,6 +25,9 @@ SWEEPS, TOL = 300, 1e-3
 CLOSE = 1e-9
 """How far inside the bound a step ends, as a share of it: rounding of float64 stays within."""
 
+ROUNDING = 1e-6
+"""Share of an error by which one that was told in float32 may be below it."""
+
 HALVINGS = 80
 """Of an interval of logarithms: to the rounding of float64."""
 
@@ -128,12 +131,12 @@ stabilize_cp = factors_of(fit_stabilize_cp)
 def _checked_bound(error: float, reached: float) -> float:
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < math.inf:
         raise ArgumentError(f"error={error!r} must be a number of at least 0, the relative error")
-    if error < reached:
+    if error < reached * (1 - ROUNDING):
         raise ArgumentError(
             f"error={error:g} is below {reached:.6g}, which these factors reach; ask for that at "
             "least, or give factors of more sweeps or of a larger rank"
         )
-    return float(error)
+    return max(float(error), reached)
 
 
 def _given(problem: Problem, state: CPState, like: CPFactors) -> CPFactors:
@@ -194,6 +197,8 @@ class _Correction(TorchTree):
         if float(length.square().sum()) > float(self.weights.square().sum()):
             return
         tiny = torch.finfo(torch.float64).tiny
-        self.columns[mode] = torch.where(length > tiny, new / length.clamp_min(tiny), self.columns[mode])
+        self.columns[mode] = torch.where(
+            length > tiny, new / length.clamp_min(tiny), self.columns[mode]
+        )
         self.weights = length
         self.error = math.sqrt(max(0.0, least + excess(mu)) / self.square)
