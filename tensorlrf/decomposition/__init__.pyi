@@ -8,6 +8,14 @@ import torch
 from tensorlrf.decomposition._bias import bias_correction
 from tensorlrf.decomposition._evbmf import EVBMF, evbmf, evbmf_rank
 from tensorlrf.decomposition._fit import Fit
+from tensorlrf.decomposition.analysis._corcondia import corcondia
+from tensorlrf.decomposition.analysis._matching import FactorMatch, factor_match_score
+from tensorlrf.decomposition.analysis._restarts import (
+    RestartCongruence,
+    SplitHalf,
+    restart_congruence,
+    split_half,
+)
 from tensorlrf.decomposition.analysis._scree import Scree, ScreeSpectrum, scree
 from tensorlrf.decomposition.analysis.measures import SpectralMeasures, spectral_measures
 from tensorlrf.decomposition.bayesian._bayesian_cp import bayesian_cp
@@ -38,6 +46,7 @@ from tensorlrf.decomposition.generalized._generalized_cp import fit_generalized_
 from tensorlrf.decomposition.generalized._loss import Loss
 from tensorlrf.decomposition.generalized._loss_fit import LossFit
 from tensorlrf.decomposition.generalized._losses import huber_loss, negative_binomial_loss
+from tensorlrf.decomposition.cp.stable._stabilize import fit_stabilize_cp, stabilize_cp
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.linalg.observed._complete import Watch
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
@@ -435,16 +444,19 @@ __all__ = [
     "EVBMF",
     "CoupledFit",
     "CrossValidation",
+    "FactorMatch",
     "Fit",
     "IncrementalSVD",
     "Loss",
     "LossFit",
     "OnlineCP",
     "Posterior",
+    "RestartCongruence",
     "SampledFit",
     "Scree",
     "ScreeSpectrum",
     "SpectralMeasures",
+    "SplitHalf",
     "aca",
     "bayesian_cp",
     "bayesian_tucker",
@@ -453,6 +465,7 @@ __all__ = [
     "blr",
     "constrained_cp",
     "coupled_factorization",
+    "corcondia",
     "cp",
     "cp_apr",
     "cp_of_heads",
@@ -460,6 +473,7 @@ __all__ = [
     "cur",
     "evbmf",
     "evbmf_rank",
+    "factor_match_score",
     "fit_aca",
     "fit_blast",
     "fit_blr",
@@ -487,6 +501,7 @@ __all__ = [
     "fit_robust_completion",
     "fit_robust_pca",
     "fit_staged",
+    "fit_stabilize_cp",
     "fit_svd",
     "fit_symmetric_cp",
     "fit_tr",
@@ -515,6 +530,7 @@ __all__ = [
     "nonnegative_tucker",
     "nystrom",
     "parafac2",
+    "restart_congruence",
     "robust_completion",
     "robust_pca",
     "sampled_fit",
@@ -522,6 +538,8 @@ __all__ = [
     "shared_svd",
     "spectral_measures",
     "staged",
+    "split_half",
+    "stabilize_cp",
     "svd",
     "symmetric_cp",
     "tr",

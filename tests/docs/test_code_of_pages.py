@@ -24,6 +24,7 @@ PAGES = [
     "docs/shared_bases.md",
     "docs/evaluate.md",
     "docs/nonnegative.md",
+    "docs/honest_cp.md",
     "docs/sums_and_codes.md",
     "docs/completion.md",
     "docs/generalized.md",
