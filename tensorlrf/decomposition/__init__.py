@@ -49,6 +49,7 @@ from tensorlrf.decomposition.coupled._coupled import (
 from tensorlrf.decomposition.coupled._parafac2 import fit_parafac2, parafac2
 from tensorlrf.decomposition.cp._cp import cp, fit_cp
 from tensorlrf.decomposition.cp._sampled_fit import SampledFit, sampled_fit
+from tensorlrf.decomposition.cp.stable._stabilize import fit_stabilize_cp, stabilize_cp
 from tensorlrf.decomposition.generalized._cp_apr import cp_apr, fit_cp_apr
 from tensorlrf.decomposition.generalized._generalized_cp import (
     fit_generalized_cp,
@@ -57,7 +58,6 @@ from tensorlrf.decomposition.generalized._generalized_cp import (
 from tensorlrf.decomposition.generalized._loss import Loss
 from tensorlrf.decomposition.generalized._loss_fit import LossFit
 from tensorlrf.decomposition.generalized._losses import huber_loss, negative_binomial_loss
-from tensorlrf.decomposition.cp.stable._stabilize import fit_stabilize_cp, stabilize_cp
 from tensorlrf.decomposition.heads._heads import cp_of_heads, tucker_of_heads
 from tensorlrf.decomposition.kron._kron import fit_kron, kron
 from tensorlrf.decomposition.nonnegative._constrained_cp import constrained_cp, fit_constrained_cp
@@ -122,8 +122,8 @@ __all__ = [
     "blast",
     "blr",
     "constrained_cp",
-    "coupled_factorization",
     "corcondia",
+    "coupled_factorization",
     "cp",
     "cp_apr",
     "cp_of_heads",
