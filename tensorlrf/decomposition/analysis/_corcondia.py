@@ -12,6 +12,7 @@ from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
 from tensorlrf.factors.algebra import mode_product
 from tensorlrf.factors.autocast import without_autocast
+from tensorlrf.factors.kinds import check_format
 
 
 @without_autocast()
@@ -55,8 +56,7 @@ def corcondia(tensor: Any, factors: CPFactors) -> float:
     >>> round(tensorlrf.corcondia(f.to_dense(), f), 6)
     100.0
     """
-    if not isinstance(factors, CPFactors):
-        raise ArgumentError(f"factors is a {type(factors).__name__}; pass CPFactors, as cp gives")
+    check_format(factors, (CPFactors,), "factors", "pass CPFactors, as cp gives")
     checked = as_tensor(tensor).detach()
     if tuple(checked.shape) != tuple(factors.shape):
         raise ShapeError(

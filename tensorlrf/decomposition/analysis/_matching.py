@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorlrf.errors import ArgumentError, ShapeError
+from tensorlrf.errors import ShapeError
 from tensorlrf.factors import CPFactors
+from tensorlrf.factors.kinds import check_format
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ def factor_match_score(
 def check_alike(factors: Any, others: Any) -> None:
     """Raises ArgumentError or ShapeError unless both are CPFactors of one shape."""
     for name, given in (("factors", factors), ("others", others)):
-        if not isinstance(given, CPFactors):
-            raise ArgumentError(f"{name} is a {type(given).__name__}; pass CPFactors, as cp gives")
+        check_format(given, (CPFactors,), name, "pass CPFactors, as cp gives")
     if tuple(factors.shape) != tuple(others.shape):
         raise ShapeError(
             f"factors are of shape {tuple(factors.shape)} and others of shape "

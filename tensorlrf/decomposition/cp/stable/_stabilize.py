@@ -8,6 +8,7 @@ from functools import reduce
 from operator import mul
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.multilinear._tree import TorchTree
 from tensorlrf.errors import ArgumentError, ShapeError
 from tensorlrf.factors import CPFactors
+from tensorlrf.factors.kinds import check_format
 
 SWEEPS, TOL = 300, 1e-3
 CLOSE = 1e-9
@@ -28,8 +30,9 @@ CLOSE = 1e-9
 ROUNDING = 1e-6
 """Share of an error by which one that was told in float32 may be below it."""
 
-HALVINGS = 80
-"""Of an interval of logarithms: to the rounding of float64."""
+SPREAD, HALVINGS = 46.0, 60
+"""Of the interval of logarithms around that of the largest eigenvalue, 1e-20 to 1e20 of it, and how
+often it is halved: to the rounding of float64."""
 
 Callback = Callable[[CPFactors, float], Any]
 
@@ -90,8 +93,7 @@ def fit_stabilize_cp(
     >>> float(small.weights.square().sum()) <= float(large.weights.square().sum())
     True
     """
-    if not isinstance(factors, CPFactors):
-        raise ArgumentError(f"factors is a {type(factors).__name__}; pass CPFactors, as cp gives")
+    check_format(factors, (CPFactors,), "factors", "pass CPFactors, as cp gives")
     checked = as_tensor(tensor).detach()
     if tuple(checked.shape) != tuple(factors.shape):
         raise ShapeError(
@@ -184,10 +186,14 @@ class _Correction(TorchTree):
         if spare <= 0:
             return
 
-        def excess(mu: float) -> float:
-            return float((energies * mu**2 / (values * (values + mu) ** 2)).sum())
+        # On the host, as numpy: a secular equation is a few numbers, many times.
+        levels, shares = values.cpu().numpy(), energies.cpu().numpy()
+        top = float(levels[-1])
 
-        low, high = math.log(float(values[-1]) * 1e-20), math.log(float(values[-1]) * 1e20)
+        def excess(mu: float) -> float:
+            return float(np.sum(shares / levels * np.square(mu / (levels + mu))))
+
+        low, high = math.log(top) - SPREAD, math.log(top) + SPREAD
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if excess(math.exp(middle)) <= spare else (low, middle)
