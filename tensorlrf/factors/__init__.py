@@ -19,6 +19,7 @@ from tensorlrf.factors.leaves._quantized import Quantized
 from tensorlrf.factors.leaves._skeleton import Skeleton
 from tensorlrf.factors.leaves._sparse import SparseTensor
 from tensorlrf.factors.tiling import Block
+from tensorlrf.factors.trees._block_term import BlockTerm
 from tensorlrf.factors.trees._ht import HTFactors
 from tensorlrf.factors.trees._parafac2 import Parafac2Factors
 
@@ -29,6 +30,7 @@ __all__ = [
     "BlastFactors",
     "Block",
     "BlockLowRank",
+    "BlockTerm",
     "CPFactors",
     "Composite",
     "Factors",

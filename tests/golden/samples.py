@@ -188,6 +188,8 @@ def _decomposed() -> Iterator[tuple[str, str, Factors]]:
     yield "tree", "hodlr", d.hodlr(odd, 0.7, leaf=4)
     yield "monarch", "monarch", d.monarch(odd, 1, blocks=(4, 3))
     yield "blast", "blast", d.blast(odd, 2, blocks=(4, 3), n_iter_max=2, random_state=0)
+    terms = d.block_term(matrix.reshape(8, 6, 4), 2, form="ll1", n_iter_max=2, random_state=0)
+    yield "block_term", "block_term", terms
     yield "ht", "hierarchical_tucker", d.hierarchical_tucker(tensor, 2)
     yield "ht", "hierarchical_tucker in a chain", d.hierarchical_tucker(tensor, 3, tree="train")
     yield "parafac2", "parafac2", d.parafac2([tensor[0, 0], matrix[:6, :4]], 2, n_iter_max=2)
