@@ -36,8 +36,11 @@ from tensorlrf.factors import LowRank, TTMatrix
 from tensorlrf.nn import factorize
 from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
 
-OTHERS = ("aca", "robust_completion", "tt_cross", "tt_round")
-"""What decomposes a function or a train, or what another method is posed to."""
+OTHERS = {
+    *("aca", "robust_completion", "tt_cross", "tt_elementwise", "tt_round"),
+    *("coupled_factorization", "parafac2", "robust_pca"),
+}
+"""What decomposes a function, a train or several tensors, or what another method is posed to."""
 WEIGHTS: dict[Kind, nn.Module] = {
     "linear": nn.Linear(12, 16),
     "conv": nn.Conv2d(8, 8, 3),
