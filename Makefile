@@ -23,23 +23,27 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 export PYTHONPATH := .:kernels
 
-.PHONY: demo examples generate test test-whole test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats bench-quantised bench-peers gpu-check gpu-bench gpu-tune gpu-harvest docs clean
+.PHONY: demo examples generate test test-whole test-called test-decomposition test-layers test-kernels test-compiled test-slow test-browser serve-test serve-test-slow test-triton-3.6 golden mutants lint format lock fuzz bench bench-craft bench-models bench-formats bench-quantised bench-peers gpu-check gpu-bench gpu-tune gpu-harvest docs clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
 
 # Processes of one thread, two at a time, the long ones first. Triton reads TRITON_INTERPRET when it
 # is imported, and compiles nothing under it.
-WHOLE := tests/compression tests/cli tests/examples tests/bench
-APART := $(WHOLE) tests/decomposition tests/kernels
+WHOLE := tests/compression
+CALLED := tests/cli tests/examples tests/bench
+APART := $(WHOLE) $(CALLED) tests/decomposition tests/kernels
 QUICK := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu and not aot and not slow"
 ALONE := OMP_NUM_THREADS=1 $(RUN) -m pytest -q
 
 test: $(READY)
-	$(MAKE) --no-print-directory -j2 test-whole test-decomposition test-layers test-kernels test-compiled
+	$(MAKE) --no-print-directory -j2 test-whole test-decomposition test-layers test-called test-kernels test-compiled
 
 test-whole: $(READY)
 	$(QUICK) $(WHOLE)
+
+test-called: $(READY)
+	$(QUICK) $(CALLED)
 
 test-decomposition: $(READY)
 	$(QUICK) tests/decomposition
@@ -118,6 +122,7 @@ $(VENV)/quant: $(READY) requirements-quant.txt
 generate: $(READY)
 	$(RUN) docs/stubs.py
 	$(RUN) docs/method_table.py
+	$(RUN) docs/choose.py
 	$(RUN) docs/recipe_schema.py
 
 # Files and texts that hold behaviour as it is: what changes in git's diff is what has changed.
@@ -199,9 +204,9 @@ EXAMPLES := own_cnn minilm efficientnet smollm2
 examples: $(VENV)/.examples
 	for name in $(EXAMPLES); do $(RUN) examples/$$name.py || exit 1; done
 
-# Run, and written with what they give; each takes a minute or two. NAMES="own_cnn" runs one.
+# Run, and written with what they give; each takes a minute or two, the served one a quarter of an hour. NAMES="own_cnn" runs one.
 .PHONY: notebooks
-notebooks: $(VENV)/.examples $(VENV)/notebooks
+notebooks: $(VENV)/.examples $(VENV)/notebooks $(SERVE)/.ready
 	PYTHONPATH=$(CURDIR)/$(VENV)/notebooks:$(CURDIR):$(CURDIR)/kernels $(RUN) notebooks/run.py $(NAMES)
 
 # In a folder of its own: nothing else needs it.

@@ -60,6 +60,8 @@ class Registered:
     estimates   whether it takes rank="auto", an analytic estimate
     order    where it stands among the methods of tensors, and among those of layers
     sweeps_in_metric  whether n_iter_max= and tol= are of sweeps that it makes with gram= alone
+    law      what always holds of its results, in words
+    measured  where that is measured, see `method`
     """
 
     name: str
@@ -73,6 +75,8 @@ class Registered:
     estimates: bool = False
     order: tuple[int, int] = field(default=(_LAST, _LAST))
     sweeps_in_metric: bool = False
+    law: str = ""
+    measured: str = ""
 
     @property
     def function(self) -> Decomposition:
@@ -117,6 +121,8 @@ def method(
     estimates: bool = False,
     order: tuple[int, int] = (_LAST, _LAST),
     sweeps_in_metric: bool = False,
+    law: str = "",
+    measured: str = "",
 ) -> Callable[[Fitting], Fitting]:
     """Declare the function below as the decomposition called `name`; the function stays as it is.
 
@@ -145,6 +151,11 @@ def method(
         order come last, as they register.
     sweeps_in_metric : bool
         Whether `n_iter_max=` and `tol=` are of sweeps that it makes with `gram=` alone.
+    law : str
+        What always holds of its results, in a few words for the table of methods.
+    measured : str
+        The name of a result file, "kron", or that and the beginning of a case in it, "nonnegative:
+        NMF", from which the table takes its figure.
 
     Returns
     -------
@@ -189,6 +200,8 @@ def method(
             estimates=estimates,
             order=order,
             sweeps_in_metric=sweeps_in_metric,
+            law=law,
+            measured=measured,
         )
         vars(fit)["__signature__"] = without_measure(inspect.signature(function))
         return cast(Fitting, fit)

@@ -42,7 +42,14 @@ EXACT = 1e-11
 """A relative error below which there is nothing to be gained by another start."""
 
 
-@method("blast", gives=BlastFactors, on={"tensor", "linear"}, order=(12, 11))
+@method(
+    "blast",
+    gives=BlastFactors,
+    on={"tensor", "linear"},
+    order=(12, 11),
+    law="no sweep raises the error",
+    measured="formats: blast",
+)
 def fit_blast(
     tensor: Any,
     rank: Rank | None = None,

@@ -42,6 +42,8 @@ SWEEPS = 200
     estimates=True,
     order=(8, 7),
     sweeps_in_metric=True,
+    law="no error above the one asked for; equal square blocks are shared out as brute force does",
+    measured="blr",
 )
 def fit_blr(
     tensor: Any,

@@ -33,7 +33,15 @@ Rule = str | Callable[[int, int, int, int], bool]
 RULES = ("weak", "strong", "all")
 
 
-@method("hodlr", gives=BlockLowRank, on={"tensor", "linear"}, order=(10, 9), sweeps_in_metric=True)
+@method(
+    "hodlr",
+    gives=BlockLowRank,
+    on={"tensor", "linear"},
+    order=(10, 9),
+    sweeps_in_metric=True,
+    law="no error above the one asked for; its square is the sum over the leaves",
+    measured="formats: hierarchical",
+)
 def fit_hodlr(
     tensor: Any,
     rank: Rank | None = None,
@@ -83,7 +91,13 @@ hodlr = factors_of(fit_hodlr)
 
 
 @method(
-    "hierarchical", gives=BlockLowRank, on={"tensor", "linear"}, order=(9, 8), sweeps_in_metric=True
+    "hierarchical",
+    gives=BlockLowRank,
+    on={"tensor", "linear"},
+    order=(9, 8),
+    sweeps_in_metric=True,
+    law="no error above the one asked for; its square is the sum over the leaves",
+    measured="formats: hierarchical",
 )
 def fit_hierarchical(
     tensor: Any,

@@ -32,7 +32,13 @@ from tensorlrf.factors import MonarchFactors
 
 
 @method(
-    "monarch", gives=MonarchFactors, on={"tensor", "linear"}, order=(11, 10), sweeps_in_metric=True
+    "monarch",
+    gives=MonarchFactors,
+    on={"tensor", "linear"},
+    order=(11, 10),
+    sweeps_in_metric=True,
+    law="what it leaves is the discarded singular energy of the permuted blocks",
+    measured="formats: monarch",
 )
 def fit_monarch(
     tensor: Any,

@@ -43,7 +43,14 @@ SWEEPS, TOL = 100, 1e-5
 METRIC_SWEEPS = 100
 
 
-@method("cp", gives=CPFactors, on={"tensor", "linear", "conv", "embedding"}, order=(3, 2))
+@method(
+    "cp",
+    gives=CPFactors,
+    on={"tensor", "linear", "conv", "embedding"},
+    order=(3, 2),
+    law="no sweep raises the error; an exact sum is found to rounding",
+    measured="cp",
+)
 def fit_cp(
     tensor: Any,
     rank: Rank | None = None,

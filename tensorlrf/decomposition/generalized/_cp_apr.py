@@ -34,7 +34,13 @@ TRIES = 8
 """Times that a shift is made a tenth of itself where it raises the loss."""
 
 
-@method("cp_apr", gives=CPFactors, on={"tensor"})
+@method(
+    "cp_apr",
+    gives=CPFactors,
+    on={"tensor"},
+    law="no update raises the divergence; the KKT residual goes to zero",
+    measured="field_generalized",
+)
 def fit_cp_apr(
     tensor: Any,
     rank: Rank | None = None,

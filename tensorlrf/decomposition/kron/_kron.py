@@ -47,7 +47,13 @@ SWEEPS = 200
 
 
 @method(
-    "kron", gives=KroneckerSum, on={"tensor", "linear", "conv"}, order=(6, 4), sweeps_in_metric=True
+    "kron",
+    gives=KroneckerSum,
+    on={"tensor", "linear", "conv"},
+    order=(6, 4),
+    sweeps_in_metric=True,
+    law="what it leaves is the discarded singular energy of the rearranged matrix",
+    measured="kron",
 )
 def fit_kron(
     tensor: Any,

@@ -23,7 +23,13 @@ from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.factors import CPFactors
 
 
-@method("constrained_cp", gives=CPFactors, on={"tensor"}, order=(16, 16))
+@method(
+    "constrained_cp",
+    gives=CPFactors,
+    on={"tensor"},
+    order=(16, 16),
+    law="every factor lies in its set; planted factors are found",
+)
 def fit_constrained_cp(
     tensor: Any,
     rank: Rank | None = None,

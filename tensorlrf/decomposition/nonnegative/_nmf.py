@@ -30,7 +30,14 @@ from tensorlrf.factors import CPFactors, LowRank
 LOSSES = ("frobenius", "kl")
 
 
-@method("nmf", gives=LowRank, on={"tensor"}, order=(14, 14))
+@method(
+    "nmf",
+    gives=LowRank,
+    on={"tensor"},
+    order=(14, 14),
+    law="no entry is negative; no sweep raises the loss",
+    measured="nonnegative: NMF",
+)
 def fit_nmf(
     tensor: Any,
     rank: Rank | None = None,

@@ -24,7 +24,14 @@ from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
 from tensorlrf.factors import CPFactors
 
 
-@method("nonnegative_cp", gives=CPFactors, on={"tensor"}, order=(15, 15))
+@method(
+    "nonnegative_cp",
+    gives=CPFactors,
+    on={"tensor"},
+    order=(15, 15),
+    law="no entry is negative; no sweep raises the error",
+    measured="nonnegative: CP",
+)
 def fit_nonnegative_cp(
     tensor: Any,
     rank: Rank | None = None,

@@ -25,7 +25,14 @@ from tensorlrf.decomposition.rank import Rank, check_rank_or_error, tucker_ranks
 from tensorlrf.factors import TuckerFactors
 
 
-@method("nonnegative_tucker", gives=TuckerFactors, on={"tensor"}, order=(15, 15))
+@method(
+    "nonnegative_tucker",
+    gives=TuckerFactors,
+    on={"tensor"},
+    order=(15, 15),
+    law="no entry is negative; no sweep raises the error",
+    measured="nonnegative: Tucker",
+)
 def fit_nonnegative_tucker(
     tensor: Any,
     rank: Rank | None = None,

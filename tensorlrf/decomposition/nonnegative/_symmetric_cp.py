@@ -25,7 +25,13 @@ ROUNDINGS = 16
 """Of the dtype, by which a tensor may differ from what a swap of modes makes of it."""
 
 
-@method("symmetric_cp", gives=CPFactors, on={"tensor"}, order=(17, 17))
+@method(
+    "symmetric_cp",
+    gives=CPFactors,
+    on={"tensor"},
+    order=(17, 17),
+    law="one factor for all modes; no step raises the error",
+)
 def fit_symmetric_cp(
     tensor: Any,
     rank: Rank | None = None,

@@ -42,7 +42,14 @@ ROUNDS = 4
 """Most times that rows are chosen anew for the columns, and columns for the rows, in a cross."""
 
 
-@method("cur", gives=Skeleton, on={"tensor", "linear", "conv"}, order=(31, 31))
+@method(
+    "cur",
+    gives=Skeleton,
+    on={"tensor", "linear", "conv"},
+    order=(31, 31),
+    law="the core is the best for its columns and rows; crosses reproduce them",
+    measured="skeletons",
+)
 def fit_cur(
     tensor: Any,
     rank: Rank | None = None,

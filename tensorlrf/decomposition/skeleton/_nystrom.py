@@ -34,7 +34,13 @@ FIRST = 32
 _BLOCK = 1 << 20
 
 
-@method("nystrom", gives=Skeleton, on={"tensor"}, order=(32, 32))
+@method(
+    "nystrom",
+    gives=Skeleton,
+    on={"tensor"},
+    order=(32, 32),
+    law="0 <= N <= A in the order of semidefinite matrices",
+)
 def fit_nystrom(
     tensor: Any,
     rank: Rank | None = None,

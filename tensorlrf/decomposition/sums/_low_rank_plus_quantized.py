@@ -32,7 +32,13 @@ GROUP = 64
 State = tuple[Coded, Sides]
 
 
-@method("low_rank_plus_quantized", gives=Composite, on={"tensor", "linear"})
+@method(
+    "low_rank_plus_quantized",
+    gives=Composite,
+    on={"tensor", "linear"},
+    law="no turn raises the loss",
+    measured="formats_by_bytes",
+)
 def fit_low_rank_plus_quantized(
     tensor: Any,
     rank: Rank | None = None,

@@ -29,7 +29,13 @@ State = tuple[Sides, Tensor, Tensor]
 """left and right; the mask (m, n); what is on it (m, n)."""
 
 
-@method("low_rank_plus_sparse", gives=Composite, on={"tensor", "linear"})
+@method(
+    "low_rank_plus_sparse",
+    gives=Composite,
+    on={"tensor", "linear"},
+    law="no turn raises the loss",
+    measured="sums",
+)
 def fit_low_rank_plus_sparse(
     tensor: Any,
     rank: Rank | None = None,

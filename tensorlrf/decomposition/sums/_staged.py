@@ -27,7 +27,13 @@ STAGES = ("svd", "svd")
 State = tuple[Factors, ...]
 
 
-@method("staged", gives=Composite, on={"tensor", "linear"})
+@method(
+    "staged",
+    gives=Composite,
+    on={"tensor", "linear"},
+    law="plain stages equal one SVD of the summed rank",
+    measured="staged",
+)
 def fit_staged(
     tensor: Any,
     rank: Rank | None = None,

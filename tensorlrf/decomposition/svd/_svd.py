@@ -63,7 +63,13 @@ ASVD_ALPHA = 0.5
 
 
 @method(
-    "svd", gives=LowRank, on={"tensor", "linear", "conv", "embedding"}, estimates=True, order=(1, 1)
+    "svd",
+    gives=LowRank,
+    on={"tensor", "linear", "conv", "embedding"},
+    estimates=True,
+    order=(1, 1),
+    law="what it leaves is the discarded singular energy (Eckart & Young)",
+    measured="svd",
 )
 def fit_svd(
     tensor: Any,

@@ -44,7 +44,14 @@ SWEEPS, TOL = 100, 1e-5
 """By default."""
 
 
-@method("tr", gives=TRFactors, on={"tensor", "linear"}, order=(5, 6))
+@method(
+    "tr",
+    gives=TRFactors,
+    on={"tensor", "linear"},
+    order=(5, 6),
+    law="no sweep raises the error",
+    measured="tr",
+)
 def fit_tr(
     tensor: Any,
     rank: Rank | None = None,

@@ -38,6 +38,8 @@ SWEEPS = 50
     estimates=True,
     order=(4, 5),
     sweeps_in_metric=True,
+    law="no error above the root of the energies that the cuts discard",
+    measured="tt",
 )
 def fit_tt(
     tensor: Any,

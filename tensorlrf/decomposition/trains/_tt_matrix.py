@@ -45,6 +45,8 @@ SWEEPS = 100
     estimates=True,
     order=(7, 12),
     sweeps_in_metric=True,
+    law="no error above the root of the energies that the cuts discard",
+    measured="formats: tt",
 )
 def fit_tt_matrix(
     tensor: Any,

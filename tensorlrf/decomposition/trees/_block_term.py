@@ -38,7 +38,12 @@ TRIAL = 10
 Callback = Callable[[BlockTerm, float], Any]
 
 
-@method("block_term", gives=BlockTerm, on={"tensor"})
+@method(
+    "block_term",
+    gives=BlockTerm,
+    on={"tensor"},
+    law="no sweep raises the error; planted blocks are found",
+)
 def fit_block_term(
     tensor: Any,
     rank: Rank | None = None,

@@ -25,7 +25,13 @@ from tensorlrf.factors.trees import tree as trees
 TREES = {"balanced": trees.balanced, "train": trees.in_a_chain}
 
 
-@method("hierarchical_tucker", gives=HTFactors, on={"tensor"})
+@method(
+    "hierarchical_tucker",
+    gives=HTFactors,
+    on={"tensor"},
+    law="no error above sqrt(2 d - 3) times the best; exact at true ranks",
+    measured="field_formats",
+)
 def fit_hierarchical_tucker(
     tensor: Any,
     rank: Rank | None = None,

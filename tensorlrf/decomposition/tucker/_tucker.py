@@ -62,6 +62,8 @@ SOLVERS = ("hooi", "hosvd", "st_hosvd", "randomized")
     on={"tensor": {}, "linear": {}, "conv": {"modes": (0, 1)}, "embedding": {}},
     estimates=True,
     order=(2, 3),
+    law="no error above the root of the energies that the modes discard; HOOI never raises it",
+    measured="tucker",
 )
 def fit_tucker(
     tensor: Any,
