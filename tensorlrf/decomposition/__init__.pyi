@@ -30,6 +30,7 @@ from tensorlrf.decomposition.blocks._hierarchical import (
     hodlr,
 )
 from tensorlrf.decomposition.blocks._monarch import fit_monarch, monarch
+from tensorlrf.decomposition.codes._dictionary import dictionary, fit_dictionary
 from tensorlrf.decomposition.codes._lplr import fit_lplr, lplr
 from tensorlrf.decomposition.completion._cross_validation import CrossValidation, cross_validate
 from tensorlrf.decomposition.completion._robust import fit_robust_completion, robust_completion
@@ -473,6 +474,7 @@ __all__ = [
     "cp_of_heads",
     "cross_validate",
     "cur",
+    "dictionary",
     "evbmf",
     "evbmf_rank",
     "factor_match_score",
@@ -485,6 +487,7 @@ __all__ = [
     "fit_cp",
     "fit_cp_apr",
     "fit_cur",
+    "fit_dictionary",
     "fit_generalized_cp",
     "fit_group_reduce",
     "fit_hierarchical",

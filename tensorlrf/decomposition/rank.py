@@ -151,18 +151,18 @@ def matrix_rank(rank: Rank, m: int, n: int) -> int:
     return r
 
 
-def rank_of_bytes(rank: Rank, m: int, n: int, dense: int, bytes_at: Callable[[int], int]) -> int:
-    """The rank of an (m, n) matrix whose share counts bytes, of codes and scales and all.
+def rank_of_size(rank: Rank, m: int, n: int, dense: int, size_at: Callable[[int], int]) -> int:
+    """The rank of an (m, n) matrix whose share counts what is stored, in bytes or numbers.
 
     Parameters
     ----------
     rank : int, float or str
-        An int; a share of the bytes of the weight; or "same".
+        An int; a share of the weight; or "same".
     m, n : int
     dense : int
-        Bytes of the weight.
-    bytes_at : Callable
-        From a rank to the bytes of what is stored, rising with it.
+        Of the weight, likewise counted.
+    size_at : Callable
+        From a rank to what is stored, rising with it.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def rank_of_bytes(rank: Rank, m: int, n: int, dense: int, bytes_at: Callable[[in
     if share is None:
         return matrix_rank(rank, m, n)
     most = min(m, n)
-    within = bisect_right(range(1, most + 1), share * dense * (1 + 1e-12), key=bytes_at)
+    within = bisect_right(range(1, most + 1), share * dense * (1 + 1e-12), key=size_at)
     return max(1, within)
 
 

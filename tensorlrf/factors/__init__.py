@@ -15,6 +15,7 @@ from tensorlrf.factors._tr import TRFactors
 from tensorlrf.factors._tt import TTFactors, TTMatrix
 from tensorlrf.factors._tucker import TuckerFactors
 from tensorlrf.factors.leaves._composite import Composite
+from tensorlrf.factors.leaves._dictionary import Dictionary
 from tensorlrf.factors.leaves._quantized import Quantized
 from tensorlrf.factors.leaves._skeleton import Skeleton
 from tensorlrf.factors.leaves._sparse import SparseTensor
@@ -33,6 +34,7 @@ __all__ = [
     "BlockTerm",
     "CPFactors",
     "Composite",
+    "Dictionary",
     "Factors",
     "Grouped",
     "HTFactors",

@@ -52,8 +52,7 @@ class Factors(ABC):
 
     indices: ClassVar[frozenset[str]] = frozenset()
     """Names of tensors that say where something is, in whole numbers: what is done to all tensors
-    is not done to these. All others are of one floating-point dtype. Of a format that holds others
-    they are told by `index_dtypes`."""
+    is not done to these. All others are of one floating-point dtype. See `index_dtypes`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -126,6 +126,7 @@ TestLowRankPlusDrawn = laws_of(
     "low_rank_plus_sparse", sparsity=0.97, pattern="random", n_iter_max=3
 )
 TestLowRankPlusQuantized = shares_of_bytes(laws_of("low_rank_plus_quantized", n_iter_max=3))
+TestDictionary = laws_of("dictionary", n_iter_max=3)
 TestStaged = laws_of("staged")
 
 

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from tensorlrf import decomposition
-from tensorlrf.factors import Batch, Composite, Factors, Grouped, LowRank, Quantized, SparseTensor
+from tensorlrf.factors import (
+    Batch,
+    Composite,
+    Dictionary,
+    Factors,
+    Grouped,
+    LowRank,
+    Quantized,
+    SparseTensor,
+)
 from tensorlrf.factors.leaves.codes import CODES
 from tensorlrf.nn import FactoredLayer, factored_type
 from tests.nn.samples import KINDS, dense_conv, dense_linear
@@ -151,6 +160,7 @@ def factors_by_format() -> dict[str, dict[str, Factors]]:
         found.setdefault(format, {})[name] = in_whole_numbers(made)
     found["sparse"] = {"of a matrix": _sparse(16, 12), "of a tensor": _sparse(3, 4, 5)}
     found |= {"quantized": dict(_coded()), "composite": {"of a matrix": _composite()}}
+    found["dictionary"] = {"of a matrix": _dictionary()}
     found["batch"] = {name: in_whole_numbers(made) for name, made in _batches()}
     return found
 
@@ -162,6 +172,11 @@ def _coded() -> Iterator[tuple[str, Factors]]:
     for codes in CODES:
         yield f"matrix in {codes}", in_whole_numbers(Quantized.encode(matrix, codes, group=3))
         yield f"lowrank in {codes}", in_whole_numbers(Quantized.encode(low, codes))
+
+
+def _dictionary() -> Factors:
+    places = torch.tensor([[0, 2], [1, 2], [0, 1], [0, 2]], dtype=torch.uint8)
+    return Dictionary(whole(torch.empty(4, 2)), whole(torch.empty(3, 6)), places)
 
 
 def _composite() -> Factors:

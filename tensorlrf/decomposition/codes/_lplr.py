@@ -19,7 +19,7 @@ from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, 
 from tensorlrf.decomposition.linalg.parts._coded import Coded, Coder, low_rank
 from tensorlrf.decomposition.linalg.parts._nearest import nearest
 from tensorlrf.decomposition.methods import factors_of, method
-from tensorlrf.decomposition.rank import Rank, check_rank_or_error, rank_of_bytes
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error, rank_of_size
 from tensorlrf.factors import Quantized
 from tensorlrf.factors.leaves.codes import blocks_of, bytes_of, check_codes
 
@@ -123,7 +123,7 @@ def fit_lplr(
     r = None
     if rank is not None:
         size = checked.element_size()
-        r = rank_of_bytes(
+        r = rank_of_size(
             rank, m, n, m * n * size, lambda r: bytes_at(r, (m, n), codes, group, size)
         )
     return search(lambda r: problem.cut(r, callback), r, error, min(m, n), target.dtype)

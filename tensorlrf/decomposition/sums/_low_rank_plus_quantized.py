@@ -18,7 +18,7 @@ from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, 
 from tensorlrf.decomposition.linalg.parts._coded import Coded, Coder, matrix_of
 from tensorlrf.decomposition.linalg.parts._nearest import factors_of_sides, nearest
 from tensorlrf.decomposition.methods import factors_of, method
-from tensorlrf.decomposition.rank import Rank, check_rank_or_error, rank_of_bytes
+from tensorlrf.decomposition.rank import Rank, check_rank_or_error, rank_of_size
 from tensorlrf.errors import RankError
 from tensorlrf.factors import Composite
 from tensorlrf.factors.leaves.codes import blocks_of, bytes_of, check_codes
@@ -123,7 +123,7 @@ def fit_low_rank_plus_quantized(
     if rank is not None:
         coded = bytes_of((m, n), codes, (m, n // group), size)
         dense = m * n * size
-        r = rank_of_bytes(rank, m, n, dense, lambda r: coded + r * (m + n) * size)
+        r = rank_of_size(rank, m, n, dense, lambda r: coded + r * (m + n) * size)
         if isinstance(rank, float) and coded + (m + n) * size > rank * dense:
             raise RankError(
                 f"rank={rank!r} is a share below that of the weight in {codes} and rank one, "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf.errors import ArgumentError, unknown
+from tensorlrf.factors.arrays import PLACES
 
 Blocks = tuple[int, int]
 """How many tiles there are along the rows and along the columns."""
@@ -109,6 +110,13 @@ def _tiles(matrix: Tensor, blocks: Blocks) -> Tensor:
 def named_parts(name: str, scales: Tensor, held: Tensor) -> dict[str, Tensor]:
     """The two tensors that one is stored as, by their names."""
     return {f"{name}.{SCALES}": scales, f"{name}.{HELD_AS}": held}
+
+
+def places_of(count: int) -> torch.dtype:
+    """What holds a place among so many in the fewest bytes."""
+    if count <= 256:
+        return torch.uint8
+    return torch.int16 if count <= 1 << 15 else PLACES
 
 
 def check_codes(codes: Any) -> None:

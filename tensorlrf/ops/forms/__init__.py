@@ -10,6 +10,7 @@ from tensorlrf.factors import (
     BlockLowRank,
     Composite,
     CPFactors,
+    Dictionary,
     Grouped,
     KroneckerSum,
     LowRank,
@@ -37,6 +38,7 @@ from tensorlrf.ops.forms._tt import TTForm
 from tensorlrf.ops.forms._tt_matrix import TTMatrixForm
 from tensorlrf.ops.forms._tucker import TuckerForm
 from tensorlrf.ops.forms.leaves._composite import CompositeForm
+from tensorlrf.ops.forms.leaves._dictionary import DictionaryForm
 from tensorlrf.ops.forms.leaves._quantized import QuantizedForm
 from tensorlrf.ops.forms.leaves._skeleton import SkeletonForm
 from tensorlrf.ops.forms.leaves._sparse import SparseForm
@@ -73,6 +75,7 @@ register_form(BandedLowRank, BandedForm())
 register_form(Skeleton, SkeletonForm())
 register_form(Grouped, GroupedForm())
 register_form(SparseTensor, SparseForm())
+register_form(Dictionary, DictionaryForm())
 register_form(Quantized, QuantizedForm())
 register_form(Composite, CompositeForm())
 

@@ -18,6 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lplr": {"rank": 4, "codes": "int4", "group": 4},
     "low_rank_plus_sparse": {"rank": 2, "sparsity": 0.9},
     "low_rank_plus_quantized": {"rank": 2, "codes": "fp8"},
+    "dictionary": {"rank": 6, "nonzeros": 2, "random_state": 0},
     "staged": {"rank": 3, "stages": ("svd:int8", "monarch")},
 }
 """Those that serve a linear layer, and how they are called."""
