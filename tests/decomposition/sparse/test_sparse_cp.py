@@ -196,7 +196,7 @@ def test_bad_tensors_are_named() -> None:
         tensorlrf.cp(coo, 1)
 
 
-SERVED = ("cp", "tucker", "svd")
+SERVED = ("cp", "tucker", "svd", "generalized_cp", "cp_apr")
 
 
 @pytest.mark.parametrize("name", [n for n in names("tensor") if n not in SERVED])
