@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 import tensorlrf
 from tensorlrf.decomposition.methods import names
+from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Grouped
 from tensorlrf.nn import factorize
 from tensorlrf.nn.obstacles import why_not
 from tests.compression.networks import UNIFORM
 from tests.draws import seeded32
 
-METHODS = names("conv")
+APART = ("interpolative", "cur")
+"""Each group would have columns and rows of its own."""
+METHODS = [name for name in names("conv") if name not in APART]
 
 
 def convolution(seed: int, groups: int, *, transposed: bool = False) -> Any:
@@ -78,6 +81,18 @@ def test_compress(method: str, calibrated: bool, transposed: bool) -> None:
     assert row.data_aware == calibrated
     x = seeded32(2, 24, 8, 8, seed=77)
     assert (small(x) - model(x)).norm() < 0.9 * model(x).norm()
+
+
+@pytest.mark.parametrize("method", APART)
+def test_what_picks_columns_and_rows_leaves_groups_and_says_why(method: str) -> None:
+    model = nn.Sequential(convolution(0, 2), nn.Conv2d(24, 24, 3))
+    _, report = tensorlrf.compress(model, keep_params=0.7, method=method, skip=[], **UNIFORM)
+    grouped, whole = report.layers
+    assert "its groups would each pick columns and rows of their own" in grouped.reason
+    assert not grouped.factored
+    assert whole.factored
+    with pytest.raises(ArgumentError, match="which the groups do not have in common; use svd"):
+        factorize(model[0], method, 2)
 
 
 @pytest.mark.parametrize(("method", "error"), [("kron", 0.35), ("tt", 0.8)])
