@@ -56,8 +56,13 @@ def test_what_version_1_left_out_is_filled_and_no_more(word: str) -> None:
     full = method_of(1, {"name": word})
     assert set(full) == {"name", *(f.name for f in fields(config_of(word)))}
     assert method_of(VERSION, full) == full
-    then = {"n_iter_max": 30, "tol": 1e-4} if word == "tr" else {}  # the others are as they were
-    assert method_from_dict(full) == config_of(word)(**then)
+    cp: dict[str, Any] = {"init": "random", "solver": "als"}
+    candidates = tensorlrf.SVD(), tensorlrf.Tucker(), tensorlrf.CP(**cp)
+    then: dict[str, dict[str, Any]] = {
+        "tr": {"n_iter_max": 30, "tol": 1e-4}, "cp": cp, "auto": {"candidates": candidates},
+    }  # fmt: skip
+    # The others are as they were.
+    assert method_from_dict(full) == config_of(word)(**then.get(word, {}))
     given = method_of(1, {"name": word, "rank": 0.5, "n_iter_max": 7})
     assert (given["rank"], given.get("n_iter_max")) == (0.5, 7)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tensorlrf import Plan, io
+from tensorlrf import Auto, Plan, io
 from tensorlrf.compression import LayerPlan
 from tensorlrf.compression.methods import config_of, words
+from tensorlrf.decomposition.config import Method
 from tensorlrf.factors import FORMATS
 from tests.golden.difference import difference
 from tests.golden.models import methods, plain_plans, plan_of
@@ -53,15 +55,24 @@ def as_it_was(row: LayerPlan, was: LayerPlan) -> LayerPlan:
 
 
 def test_plans_without_options_are_what_would_be_planned_today() -> None:
-    """But for rings, of which a layer took fewer sweeps by default."""
-    before = config_of("tr")(error=0.3, n_iter_max=30, tol=1e-4)
+    """But for defaults that were others."""
     for word, plan in plain_plans().items():
         old = Plan.from_json((FILES / f"plans/{word}.json").read_text())
         for row, today in zip(old.layers, plan.layers, strict=True):
-            ring = today.method is not None and today.method.word == "tr"
             today = as_it_was(today, row)
-            assert row == (replace(today, method=before) if ring else today), (word, row.name)
+            assert row == replace(today, method=with_defaults_of_then(today.method)), word
         assert replace(old, layers=()) == replace(plan, layers=())
+
+
+def with_defaults_of_then(method: Method | None) -> Method | None:
+    """Rings took fewer sweeps, CP began at random and made sweeps whatever its size."""
+    then: dict[str, dict[str, Any]] = {
+        "tr": {"n_iter_max": 30, "tol": 1e-4}, "cp": {"init": "random", "solver": "als"},
+    }  # fmt: skip
+    if isinstance(method, Auto):
+        was = [with_defaults_of_then(one) for one in method.candidates]
+        return replace(method, candidates=tuple(one for one in was if one is not None))
+    return method if method is None else replace(method, **then.get(method.word, {}))
 
 
 def test_every_option_is_another_than_by_default() -> None:
