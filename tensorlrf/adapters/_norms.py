@@ -16,9 +16,9 @@ from tensorlrf.factors.kinds import check_format, two_matrices
 def row_norms(weight: Any, term: LowRank) -> Tensor:
     """The Euclidean norm of each row of W + s B A, without the product.
 
-    With `term` as s B (m, r) and A (r, n) a row has the square |w|^2 + 2 (s b) . (A w) + (s b)
-    A A^T (s b)^T: W A^T, and a Gram of r by r, m n r multiply-adds. Of W = left right it takes
-    (m + n) (k + r)^2. Where a row cancels to less than 1e-6 of itself its norm is taken of the
+    With `term` as s B (m, r) and A (r, n) a row has the square ``|w|^2 + 2 (s b) (A w) +
+    (s b) A A^T (s b)^T``: W A^T, and a Gram of r by r, m n r multiply-adds. Of W = left right it
+    takes (m + n) (k + r)^2. Where a row cancels to less than 1e-6 of itself its norm is taken of the
     row.
 
     Parameters

@@ -223,7 +223,7 @@ def initialize(
     rank : int
         Of each layer; a layer whose shorter side is below it has that rank.
     targets : str or sequence of str
-        Globs of names of linear layers, such as "*.q_proj".
+        Globs of names of linear layers, such as ``"*.q_proj"``.
 
     Returns
     -------
