@@ -18,8 +18,8 @@ def row_norms(weight: Any, term: LowRank) -> Tensor:
 
     With `term` as s B (m, r) and A (r, n) a row has the square ``|w|^2 + 2 (s b) (A w) +
     (s b) A A^T (s b)^T``: W A^T, and a Gram of r by r, m n r multiply-adds. Of W = left right it
-    takes (m + n) (k + r)^2. Where a row cancels to less than 1e-6 of itself its norm is taken of the
-    row.
+    takes (m + n) (k + r)^2. Where a row cancels to less than 1e-6 of itself its norm is taken of
+    the row.
 
     Parameters
     ----------
