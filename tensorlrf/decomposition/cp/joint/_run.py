@@ -87,7 +87,6 @@ class _Run:
 
     plateau  the share of the error that a step must gain
     best     the one of the smallest loss so far
-    plateau  the share of the error that a step must gain
     errors   of the best, as the callback saw them
     steps    those of the best
     stopped  whether the callback asked for it
