@@ -58,6 +58,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "constrained_cp": partial(d.constrained_cp, n_iter_max=5, random_state=0),
     "nonnegative_tucker": partial(d.nonnegative_tucker, n_iter_max=5, random_state=0),
     "symmetric_cp": lambda w, rank: d.symmetric_cp(w @ w.T, rank, random_state=0),
+    "dictionary": partial(d.dictionary, n_iter_max=3),
     "block_term": partial(d.block_term, n_iter_max=5, random_state=0),
     "nonnegative_cp": partial(d.nonnegative_cp, n_iter_max=5, random_state=0),
     "generalized_cp": partial(d.generalized_cp, n_iter_max=5, random_state=0),

@@ -36,6 +36,28 @@ CALLS: dict[str, Callable[[], Any]] = {
     "tucker_of_heads": lambda: d.tucker_of_heads([W, W.T], (3, 6), head_dim=4, grams=MOMENTS),
     "cp_of_heads": lambda: d.cp_of_heads([W, W.T], 5, head_dim=4, n_iter_max=3, random_state=0),
     "sampled_fit": lambda: d.sampled_fit(T, KRUSKAL, random_state=0),
+    "robust_pca": lambda: d.fit_robust_pca(W),
+    "parafac2": lambda: d.fit_parafac2([W[:10], W[10:]], 2, n_iter_max=3, random_state=0),
+    "coupled_factorization": lambda: d.coupled_factorization(
+        [T, T[:, :, 0]], 2, n_iter_max=3, random_state=0
+    ),
+    "stabilize_cp": lambda: d.fit_stabilize_cp(KRUSKAL, T, n_iter_max=3),
+    "corcondia": lambda: d.corcondia(T, KRUSKAL),
+    "factor_match_score": lambda: d.factor_match_score(KRUSKAL, KRUSKAL),
+    "restart_congruence": lambda: d.restart_congruence([KRUSKAL, KRUSKAL], [0.1, 0.1]),
+    "split_half": lambda: d.split_half(T, 2, random_state=0),
+    "spectral_measures": lambda: d.spectral_measures(W),
+    "tt_norm": lambda: d.tt_norm(TRAIN),
+    "tt_distance": lambda: d.tt_distance(TRAIN, TRAIN),
+    "tt_orthogonalize": lambda: d.tt_orthogonalize(TRAIN),
+    "tt_elementwise": lambda: d.fit_tt_elementwise(torch.exp, [TRAIN], rank=3, random_state=0),
+    "robust_completion": lambda: d.fit_robust_completion(
+        W, "svd", 2, n_iter_max=3, random_state=0
+    ),
+    "cross_validate": lambda: d.cross_validate(T, "cp", [1, 2], random_state=0),
+    "aca": lambda: d.fit_aca(lambda i: 1.0 / (1 + i.sum(1)), (20, 20), 3),
+    "bayesian_cp": lambda: d.bayesian_cp(T, 3, n_iter_max=5, random_state=0),
+    "bayesian_tucker": lambda: d.bayesian_tucker(T, 3, n_iter_max=5),
     "evbmf": lambda: d.evbmf(W),
     "scree": lambda: d.scree(W, "svd"),
 }  # fmt: skip

@@ -30,6 +30,7 @@ EMPTY = 4
 
 @without_autocast()
 @threaded
+@without_autocast()
 def fit_aca(
     function: Function,
     shape: Sequence[int],

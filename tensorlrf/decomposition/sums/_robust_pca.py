@@ -22,6 +22,7 @@ from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.sums._support import packed
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import Composite
+from tensorlrf.factors.autocast import without_autocast
 
 GROWTH = 1.1
 """Of the penalty on what the constraint misses, from one iteration to the next: with 1.5, as is
@@ -37,6 +38,7 @@ SPARE, TURNS = 5, 2
 """Singular vectors beyond those that stay, and how often they are turned in an iteration."""
 
 
+@without_autocast()
 def fit_robust_pca(
     tensor: Any,
     *,
