@@ -55,7 +55,7 @@ CALLS: dict[str, Callable[[], Any]] = {
         W, "svd", 2, n_iter_max=3, random_state=0
     ),
     "cross_validate": lambda: d.cross_validate(T, "cp", [1, 2], random_state=0),
-    "aca": lambda: d.fit_aca(lambda i: 1.0 / (1 + i.sum(1)), (20, 20), 3),
+    "aca": lambda: d.fit_aca(lambda i: 1.0 / (1 + i.sum(1)), (20, 20), 3, random_state=0),
     "bayesian_cp": lambda: d.bayesian_cp(T, 3, n_iter_max=5, random_state=0),
     "bayesian_tucker": lambda: d.bayesian_tucker(T, 3, n_iter_max=5),
     "evbmf": lambda: d.evbmf(W),
