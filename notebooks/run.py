@@ -7,6 +7,7 @@ it was run, NAME.ipynb, of which `make docs` makes a page.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -32,8 +33,18 @@ def executed(path: Path) -> nbformat.NotebookNode:
     for k, cell in enumerate(notebook.cells):
         cell.id = str(k)  # else each run would have others
         cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if not is_bar(one)]
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     return notebook
+
+
+def is_bar(output: nbformat.NotebookNode) -> bool:
+    """Whether it is a progress bar and nothing else: a page has no use for its last stand."""
+    if output.output_type != "stream" or output.name != "stderr":
+        return False
+    lines = [line for line in re.split(r"[\r\n]", output.text) if line.strip()]
+    return all(re.search(r"\d+%\|.*\|", line) for line in lines)
 
 
 def main() -> int:
