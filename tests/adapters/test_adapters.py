@@ -67,6 +67,7 @@ def test_what_was_put_in_is_taken_out() -> None:
         assert found.errors[name] <= 1e-5
     again = found.merged_into(model)
     x = drawn(9, 2, 3, 4, 4)
+    # Outputs of tens, from changes that were cut at an error of 1e-5.
     assert torch.allclose(again(x), tuned(x), rtol=1e-4, atol=1e-4)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), net().parameters(), strict=True)
@@ -114,6 +115,7 @@ def test_layers_on_factors_take_it_in() -> None:
     merged = own.merged_into(small)
     for name, one in own.terms.items():
         expected = small.get_submodule(name).weight + one.to_dense()
+        # float32, entries of up to ten: their rounding over sums of a dozen.
         assert torch.allclose(merged.get_submodule(name).weight + 0, expected, atol=1e-5)
 
 
@@ -126,6 +128,7 @@ def test_sums_are_exact_and_cuts_the_best() -> None:
     both = one.plus(other.times(-0.5))
     assert both.ranks == {"a": 3, "b": 1}
     dense = one.terms["a"].to_dense() - 0.5 * other.terms["a"].to_dense()
+    # The same in another order of sums, in float32.
     assert torch.allclose(both.terms["a"].to_dense(), dense, atol=1e-5)
     cut = both.reranked(2)
     tail = torch.linalg.svdvals(dense.double())[2]
@@ -188,6 +191,7 @@ def test_magnitudes(factored: bool) -> None:
     weight = merged[0].weight + 0 if factored else merged[0].weight
     direction = model[0].weight + change.to_dense()
     expected = wanted[:, None] * direction / direction.norm(dim=1, keepdim=True)
+    # Norms in float64, products in float32, entries about one.
     assert torch.allclose(weight, expected, atol=1e-5)
 
 
@@ -226,6 +230,7 @@ def test_scalings_as_peft_has_them(tmp_path: Path) -> None:
     found = Adapter.load(tmp_path / "a")
     for name, scaling in (("x.fc", 8 / 2), ("x.up", 6 / 2**0.5)):
         expected = scaling * own.terms[name].to_dense()
+        # The scaling is rounded into one side in float32.
         assert torch.allclose(found.terms[name].to_dense(), expected, rtol=1e-5, atol=1e-5)
 
 

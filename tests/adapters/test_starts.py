@@ -47,6 +47,7 @@ def test_residual_and_term_are_the_weight(
 def test_what_the_terms_are() -> None:
     given = weight(9, 6)
     values = torch.linalg.svdvals(given)
+    # float64 throughout: 1e-12 is some thousand roundings of values of up to six.
     top = pissa(given, 2)
     assert torch.allclose(torch.linalg.svdvals(top.residual)[:4], values[2:], atol=1e-12)
     assert torch.allclose(top.low_rank.left.norm(dim=0), values[:2].sqrt())
