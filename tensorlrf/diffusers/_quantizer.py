@@ -30,6 +30,7 @@ from tensorlrf.compression.checkpoint.pretrained.structure import (
 from tensorlrf.errors import FileFormatError
 
 _WHERE = "config.json"
+_ALIGNED = 64  # bytes, as torch has new tensors on a CPU
 
 
 class _Method(str):
@@ -161,6 +162,7 @@ class TensorlrfQuantizer(DiffusersQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         settle(model, self._told, self._where)
+        _align(model)
         model.is_quantized = False  # its numbers are floats: .half() and training are for it
         return model
 
@@ -197,3 +199,15 @@ class TensorlrfQuantizer(DiffusersQuantizer):
     def is_trainable(self) -> bool:
         """True: factors have gradients."""
         return True
+
+
+def _align(model: Any) -> None:
+    """Have each tensor begin where a new one would.
+
+    diffusers leaves them mapped where they lie in the file, at any multiple of four bytes. Library
+    products of few rows take other instructions there, and round in another way: outputs would not
+    be those of the model that was saved. One tensor is copied at a time.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNED:
+            tensor.data = tensor.data.clone()

@@ -50,7 +50,7 @@ def test_models_and_pipelines() -> None:
     assert FOLDER.is_dir(), "make .venv/diffusers"
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", LAWS, PYTHONPATH=PATH)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "10 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 def test_without_the_import_nothing_is_drawn() -> None:
