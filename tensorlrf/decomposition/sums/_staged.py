@@ -179,7 +179,12 @@ class _Way:
         seed = {"random_state": 0} if found.draws else {}
 
         def call(matrix: Tensor, rank: Any) -> Factors:
-            return registered(name).function(matrix, rank, **taken, **seed)
+            how = {}
+            if name == "svd" and not taken:
+                # What is left has a flat spectrum, of which a sketch loses a little in each stage:
+                # and then they would not equal one SVD.
+                how["solver"] = "exact" if matrix.dtype == torch.float64 else "eigh"
+            return registered(name).function(matrix, rank, **taken, **seed, **how)
 
         return cls(call, codes or None)
 

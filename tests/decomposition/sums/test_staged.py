@@ -35,6 +35,13 @@ def test_plain_stages_equal_one_svd_of_the_summed_rank(
     assert all(b <= a + 1e-12 for a, b in pairwise(staged.errors))
 
 
+def test_they_do_where_a_rank_is_small_and_the_spectrum_flat() -> None:
+    """There a sketch would serve an SVD by itself, and lose a little in every stage."""
+    w = seeded(640, 600, dtype=torch.float32)
+    staged, one = tensorlrf.staged(w, 9, stages=("svd",) * 9), tensorlrf.svd(w, 9, solver="exact")
+    assert staged.rel_error(w) == pytest.approx(one.rel_error(w), rel=1e-6)
+
+
 def test_stages_in_few_bits_make_good_what_was_rounded() -> None:
     w = seeded(40, 30, dtype=torch.float32)
     one = Quantized.encode(tensorlrf.svd(w, 12), "int4")
