@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_map
 from tensorlrf_kernels import launches
 from tensorlrf_kernels._aot import source_of
 from tensorlrf_kernels._library import NAMESPACE, gradients, on_gpu
-from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels._tables import choose
+from tensorlrf_kernels.chips import Chip, chip_of
 from tensorlrf_kernels.launches import Call
 
 ALIGNMENT = 16  # bytes: what a compiler is told of addresses
@@ -201,7 +202,15 @@ def _pretending(chip: Chip) -> Iterator[None]:
         # without one see tensors of the CPU.
         stack.enter_context(mock.patch.object(FakeTensor, "__new__", staticmethod(_on_cpu)))
         stack.enter_context(mock.patch.object(FakeTensor, "device", property(_device)))
+        _forget()
+        stack.callback(_forget)
         yield
+
+
+def _forget() -> None:
+    """What was remembered of the GPU, and chosen for it."""
+    chip_of.cache_clear()
+    choose.cache_clear()
 
 
 def _on_cpu(cls: Any, fake_mode: Any, elem: Any, device: Any, *rest: Any, **named: Any) -> Any:

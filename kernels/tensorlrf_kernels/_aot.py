@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,11 +48,16 @@ def compile_call(call: Call, chip: Chip) -> Compiled:
 
     The tensors of the call may be anywhere, and are not read. Raises what the compiler does.
     """
+    return read_code(*binary_of(call, chip))
+
+
+def binary_of(call: Call, chip: Chip) -> tuple[bytes, int]:
+    """The machine code of a launch, and the bytes of shared memory that it asks for."""
     import triton
 
     source, target, options = source_of(call, chip)
     compiled = triton.compile(source, target=target, options=options.__dict__)
-    return read_code(compiled.asm["cubin"], compiled.metadata.shared)
+    return compiled.asm["cubin"], compiled.metadata.shared
 
 
 def source_of(call: Call, chip: Chip) -> tuple[Any, Any, Any]:
@@ -73,12 +80,9 @@ def source_of(call: Call, chip: Chip) -> tuple[Any, Any, Any]:
 
 def read_code(cubin: bytes, dynamic: int) -> Compiled:
     """What the toolkit says of machine code that asks for `dynamic` bytes of shared memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _run("cuobjdump", "-res-usage", str(path))
-        code = _run("cuobjdump", "-sass", str(path))
-    figures = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    figures = usage_of(cubin)
+    with _written(cubin) as path:
+        code = _run("cuobjdump", "-sass", path)
     operations = re.findall(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|UTCOMMA)\b", code)
     return Compiled(
         registers=figures["REG"],
@@ -86,6 +90,27 @@ def read_code(cubin: bytes, dynamic: int) -> Compiled:
         shared_memory=dynamic + figures.get("SHARED", 0),
         tensor_ops={name: operations.count(name) for name in sorted(set(operations))},
     )
+
+
+def usage_of(cubin: bytes) -> dict[str, int]:
+    """What machine code says that it takes: REG, STACK, LOCAL, SHARED and others."""
+    with _written(cubin) as path:
+        usage = _run("cuobjdump", "-res-usage", path)
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+
+
+def disassembled(cubin: bytes) -> str:
+    """Machine code in words, with the lines of the source that it comes from."""
+    with _written(cubin) as path:
+        return _run("nvdisasm", "-g", "-c", path)
+
+
+@contextmanager
+def _written(cubin: bytes) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        yield str(path)
 
 
 def _run(tool: str, *arguments: str) -> str:

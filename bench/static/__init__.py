@@ -1,0 +1,1 @@
+"""What can be known of the kernels' launches without a GPU: `python -m bench.static`."""
