@@ -3,7 +3,8 @@
     python -m bench.static                     all goals on all chips: prints, writes nothing
     python -m bench.static --chip H200         on one
     python -m bench.static --goal "cp 56"      goals whose name has these words
-    python -m bench.static --write             and writes the table of this Triton
+    python -m bench.static --write             and writes the table of this Triton; with a chip or
+                                               part of a name these rows of the table that is there
 
 The tables are in bench/results/static, one for each version of Triton; a diff of them shows what a
 change does. Some two minutes a chip.
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 
 from bench.report import Row, table, write_results
 from bench.static.goals import GOALS
-from bench.static.results import FOLDER, NOTE, judged, stem
+from bench.static.results import FOLDER, NOTE, among, judged, kept, stem
 from tensorlrf_kernels._tables import triton_version
 from tensorlrf_kernels.chips import KNOWN, known_chip
 from tensorlrf_kernels.launches import HAS_TRITON
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goals = [goal for goal in GOALS if given.goal in goal.name]
         if not goals:
             raise ValueError(f"--goal {given.goal!r} is in none of the names")
-        if given.write and (given.chip or given.goal):
-            raise ValueError("--write takes all goals and chips: leave --chip and --goal out")
+        former = kept()
+        if given.write and (given.chip or given.goal) and not former:
+            raise ValueError(f"{stem()} has no table, of which --chip and --goal write a part")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(rows[-1].case, rows[-1].variant, rows[-1].info, flush=True)
     about = {"triton": triton_version()}
     if given.write:
-        write_results(FOLDER, stem(), rows, about, NOTE)
+        write_results(FOLDER, stem(), among(former, rows), about, NOTE)
     else:
         print(table(stem(), rows, about, NOTE))
     return 0

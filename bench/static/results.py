@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.report import Row
-from bench.static.goals import Goal, launch_of
+from bench.static.goals import GOALS, Goal, launch_of
 from bench.static.judge import judge
 from tensorlrf_kernels._tables import triton_version
-from tensorlrf_kernels.chips import Chip
+from tensorlrf_kernels.chips import KNOWN, Chip
 
 FOLDER = Path(__file__).parent.parent / "results" / "static"
 NOTE = (
@@ -40,6 +40,15 @@ def kept() -> Mapping[tuple[str, str], Mapping[str, Any]]:
         return {}
     rows = json.loads(path.read_text())["rows"]
     return {(row["case"], row["variant"]): row["info"] for row in rows}
+
+
+def among(former: Mapping[tuple[str, str], Mapping[str, Any]], rows: Sequence[Row]) -> list[Row]:
+    """The rows with the former ones that they do not replace, in the order of goals and chips."""
+    made = {(row.case, row.variant): row for row in rows}
+    for (case, chip), info in former.items():
+        made.setdefault((case, chip), Row(case, chip, 0.0, 0.0, 0, dict(info)))
+    order = [(goal.name, chip) for chip in KNOWN for goal in GOALS]
+    return [made[key] for key in order if key in made]
 
 
 BOUNDED = ("registers", "spilled", "shared", "waves", "fences")

@@ -2,6 +2,11 @@
 
 Counters are int32 zeros and are left so: [0] counts the blocks of t that are whole, [1] the
 programs that have left, [2 + block] the parts of a block that have arrived.
+
+A fence of the device stands where something is handed on: before a part is counted, and before a
+block is. All else is relaxed: who leaves has done all its looking, a counter that is reset is asked
+for by nobody until the next launch, and the end of a launch is a fence. Every interleaving of it is
+tried in tests/kernels/protocol.
 """
 
 import triton
@@ -35,10 +40,10 @@ def bring(
             )  # fmt: skip
             total += tl.sum(several, axis=0)
         tl.store(t + place, total.to(t.dtype.element_ty), mask=inside)
-        tl.atomic_xchg(counters + 2 + block, 0)
         if SIGNAL:
             tl.debug_barrier()
             tl.atomic_add(counters, 1, sem="release")
+        tl.atomic_xchg(counters + 2 + block, 0, sem="relaxed")
 
 
 @triton.jit
@@ -60,6 +65,6 @@ def wait(counters, blocks):
 @triton.jit
 def leave(counters, programs):
     """The last of the programs to leave makes the counters ready for the next launch."""
-    if tl.atomic_add(counters + 1, 1, sem="acq_rel") == programs - 1:
-        tl.atomic_xchg(counters, 0)
-        tl.atomic_xchg(counters + 1, 0)
+    if tl.atomic_add(counters + 1, 1, sem="relaxed") == programs - 1:
+        tl.atomic_xchg(counters, 0, sem="relaxed")
+        tl.atomic_xchg(counters + 1, 0, sem="relaxed")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from bench.report import Row
 from bench.static import __main__ as command
 from bench.static.flow import flow_of
 from bench.static.goals import GOALS
 from bench.static.judge import residents
-from bench.static.results import kept, worse
+from bench.static.results import among, kept, worse
 from bench.static.sass import PIPES, Instruction, by_pipe, parse
 from bench.static.source import loop_at, operand_at
 from bench.static.work import PASSES
@@ -80,7 +81,8 @@ def test_lines_are_of_loops_and_operands() -> None:
     loops = {loop_at(source, line) for line in range(1, 400)}
     assert {"prefill.k", "prefill.n", "decode.tile", "decode.k", ""} <= loops
     assert {operand_at(source, line) for line in range(1, 80)} == {"x", "right", "left", ""}
-    assert loop_at("tensorlrf_kernels/_grid.py", 50) == "wait.while"
+    grid = {loop_at("tensorlrf_kernels/_grid.py", line) for line in range(1, 100)}
+    assert grid == {"bring.s", "wait.while", ""}
     assert loop_at("elsewhere.py", 3) == ""
 
 
@@ -97,6 +99,13 @@ def test_what_is_kept_has_every_goal() -> None:
     assert all(any(name in of for of in PASSES.values()) for name in loops - {"backward.row"})
     if kept():
         assert kept().keys() == {(goal.name, chip) for goal in GOALS for chip in KNOWN}
+
+
+def test_rows_replace_those_of_the_same_launch() -> None:
+    first, second = GOALS[0].name, GOALS[1].name
+    former = {(name, H200.name): {"registers": 1} for name in (second, first)}
+    rows = among(former, [Row(second, H200.name, 0.0, 0.0, 0, {"registers": 2})])
+    assert [(row.case, row.info["registers"]) for row in rows] == [(first, 1), (second, 2)]
 
 
 def test_worse_is_named() -> None:
@@ -116,7 +125,9 @@ def test_without_triton_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["--goal", "no such goal"]) == 2
+    monkeypatch.setattr(command, "kept", dict)
     assert command.main(["--write", "--chip", "H200"]) == 2
+    assert "has no table" in capsys.readouterr().err
     monkeypatch.setattr(command, "HAS_TRITON", False)
     assert command.main([]) == 2
     *_, last = capsys.readouterr().err.splitlines()
