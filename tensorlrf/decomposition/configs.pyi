@@ -464,10 +464,12 @@ class CUR(Method):
         parameters to keep at most. Of a convolution with groups: of each group.
     error : float, optional
         Largest relative error, of the outputs where there is calibration, else of the weight.
-    sampling : {"deim", "leverage", "cross"}
-        How columns and rows are chosen. "deim": one after the other by the leading singular
+    sampling : {"pivots", "deim", "leverage", "cross"}
+        How columns and rows are chosen. "pivots": the columns as those of an `interpolative`
+        decomposition, by QR or by a sketch, and then rows that span best what these columns have of
+        the matrix. "deim": one after the other by the leading singular
         vectors, each where interpolation at those before it is worst. "leverage": drawn by their
-        shares in these vectors, without replacement. These two have the core that fits
+        shares in these vectors, without replacement. These three have the core that fits
         best, U = C^+ W R^+. "cross": a part W[I, J] of nearly the largest volume, and U its
         inverse, so that the columns and rows are reproduced.
 
@@ -477,7 +479,7 @@ class CUR(Method):
     cur(sampling=leverage)
     """
 
-    sampling: str = "deim"
+    sampling: str = "pivots"
 
 __all__ = [
     "BLR",

@@ -65,9 +65,11 @@ def test_plans_without_options_are_what_would_be_planned_today() -> None:
 
 
 def with_defaults_of_then(method: Method | None) -> Method | None:
-    """Rings took fewer sweeps, CP began at random and made sweeps whatever its size."""
+    """Rings took fewer sweeps, CP began at random and made sweeps whatever its size, CUR picked by
+    DEIM."""
     then: dict[str, dict[str, Any]] = {
         "tr": {"n_iter_max": 30, "tol": 1e-4}, "cp": {"init": "random", "solver": "als"},
+        "cur": {"sampling": "deim"},
     }  # fmt: skip
     if isinstance(method, Auto):
         was = [with_defaults_of_then(one) for one in method.candidates]

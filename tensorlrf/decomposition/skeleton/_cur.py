@@ -17,26 +17,34 @@ from tensorlrf.decomposition._options import check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
 from tensorlrf.decomposition.config import Method, config
-from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg._output_spectrum import OutputSpectrum, square_root
 from tensorlrf.decomposition.linalg._spectrum import whole_spectrum
 from tensorlrf.decomposition.linalg._truncation import POWER_STEPS, SEED, SVDSolver
 from tensorlrf.decomposition.linalg.selection.maxvol import maxvol
-from tensorlrf.decomposition.linalg.selection.pivots import Pivots, sketched, squared_off
+from tensorlrf.decomposition.linalg.selection.pivots import Pivots, facing, sketched, squared_off
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
-from tensorlrf.decomposition.rank import Rank, _share, check_rank_or_error, matrix_rank, whole
+from tensorlrf.decomposition.rank import (
+    Rank,
+    _share,
+    check_rank_or_error,
+    ints,
+    matrix_rank,
+    plain,
+    whole,
+)
+from tensorlrf.decomposition.skeleton._core import best_core, pseudo_inverse
 from tensorlrf.decomposition.skeleton._interpolative import (
     LARGE,
     OVERSAMPLING,
     SHORTER,
     apart,
 )
-from tensorlrf.errors import UnsupportedError, unknown
+from tensorlrf.errors import RankError, UnsupportedError, unknown
 from tensorlrf.factors import Skeleton
 from tensorlrf.factors.arrays import PLACES
 
-SAMPLINGS = ("deim", "leverage", "cross")
+SAMPLINGS = ("pivots", "deim", "leverage", "cross")
 
 ROUNDS = 4
 """Most times that rows are chosen anew for the columns, and columns for the rows, in a cross."""
@@ -55,13 +63,13 @@ def fit_cur(
     rank: Rank | None = None,
     *,
     error: float | None = None,
-    sampling: str = "deim",
+    sampling: str = "pivots",
     gram: Any = None,
     mean: Any = None,
     random_state: int | torch.Generator | None = None,
     measure: bool = True,
 ) -> Fit[Skeleton]:
-    """Columns and rows of a matrix, as many of each, and the core that joins them.
+    """Columns and rows of a matrix, and the core that joins them.
 
     A `tensor` of two or more modes is the matrix W (m, n) = (n_0, product of the others). With
     C = W[:, J] and R = W[I, :] it is near C U R.
@@ -69,16 +77,19 @@ def fit_cur(
     Parameters
     ----------
     tensor : Tensor or array of shape (m, ...)
-    rank : int, float or str, optional
-        How many columns and how many rows; a share of the parameters in (0, 1], the core and the
-        indices counted (an upper bound, down to rank one), or "same"; or instead
+    rank : int, tuple, float or str, optional
+        How many columns and how many rows, or (columns, rows) with "pivots"; a share of the
+        parameters in (0, 1], the core and the indices counted (an upper bound, down to rank one),
+        or "same"; or instead
     error : float, optional
         A rank whose relative error is at most this, where one less, or less by as much as the ranks
         tried lay apart, was not enough.
-    sampling : {"deim", "leverage", "cross"}
-        How columns and rows are chosen. "deim": one after the other by the leading singular
+    sampling : {"pivots", "deim", "leverage", "cross"}
+        How columns and rows are chosen. "pivots": the columns as those of an `interpolative`
+        decomposition, by QR or by a sketch, and then rows that span best what these columns have of
+        the matrix. "deim": one after the other by the leading singular
         vectors, each where interpolation at those before it is worst. "leverage": drawn by their
-        shares in these vectors, without replacement. These two have the core that fits
+        shares in these vectors, without replacement. These three have the core that fits
         best, U = C^+ W R^+. "cross": a part W[I, J] of nearly the largest volume, and U its
         inverse, so that the columns and rows are reproduced.
     gram : Tensor or array of shape (n, n), optional
@@ -100,7 +111,8 @@ def fit_cur(
     Raises
     ------
     RankError
-        For a rank below one or above min(m, n).
+        For a rank below one or above min(m, n), and for other numbers of rows than of columns but
+        with "pivots".
     ShapeError, ArgumentError
         For what cannot be decomposed.
     UnsupportedError
@@ -113,12 +125,14 @@ def fit_cur(
 
     Notes
     -----
-    By DEIM the residual is at most (1/s(V[J]) + 1/s(U[I])) times the r + 1st singular value, in the
-    spectral norm, with s the least singular value of the rows I and J of the singular vectors
-    (Sorensen & Embree, theorem 4.1). A cross of the largest volume has no entry off by more than
-    r + 1 times that value. The core undoes singular values of columns and rows: those below the
-    root of the rounding of the dtype are left out, and errors below that are not reached; an
-    `interpolative` decomposition has no such floor.
+    What columns lose and what rows lose of these add up as squares: with as many of both by pivots
+    up to sqrt(2) times the error of the columns alone is seen; with more rows, which cost little in
+    a matrix taller than wide, it is nearer to that. By DEIM the residual is at most (1/s(V[J]) +
+    1/s(U[I])) times the r + 1st singular value, in the spectral norm, with s the least singular
+    value of the rows I and J of the singular vectors (Sorensen & Embree, theorem 4.1). A cross of
+    the largest volume has no entry off by more than r + 1 times that value. The core undoes
+    singular values of columns and rows: those below the root of the rounding of the dtype are left
+    out, and errors below that are not reached; an `interpolative` decomposition has no such floor.
 
     References
     ----------
@@ -145,20 +159,26 @@ def fit_cur(
         random_state = SEED
     target: Target[Skeleton] = Target.of(checked, gram, mean)
     m, n = target.shape
-    r = None if rank is None else cur_rank(rank, m, n)
+    r, p = (None, None) if rank is None else cur_rank(rank, m, n)
+    if p != r and sampling != "pivots":
+        raise RankError(
+            f"rank={rank} has other numbers of rows than of columns, which sampling={sampling!r} "
+            "has not; give one int, or sampling='pivots'"
+        )
     cuts = Cuts(target, sampling, r, generator(random_state, checked.device), checked)
 
     def cut(r: int) -> Fit[Skeleton]:
+        many = f"{r} columns and rows" if p in (None, r) else f"{r} columns and {p} rows"
         if target.is_plain:
-            factors = cuts.plain(r)
+            factors = cuts.plain(r, p or r)
             known = measure or rank is None
             lost = target.error(factors) if known else math.nan
-            return Fit(factors, (lost,), True, f"{r} columns and rows by {sampling}")
+            return Fit(factors, (lost,), True, f"{many} by {sampling}")
 
         def served() -> Fit[Skeleton]:
-            return Fit(cuts.served(r), (), True, f"{r} columns and rows by {sampling}")
+            return Fit(cuts.served(r, p or r), (), True, f"{many} by {sampling}")
 
-        return fit_or_plain(target, lambda: cuts.plain(r), served)
+        return fit_or_plain(target, lambda: cuts.plain(r, p or r), served)
 
     return search(cut, r, error, min(m, n), target.dtype)
 
@@ -189,7 +209,9 @@ class CUR(Method):
         return self.sampling != "cross"
 
     def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
-        return int(rank * (shape[0] + math.prod(shape[1:]) + rank + 2))
+        m, n = shape[0], math.prod(shape[1:])
+        columns, rows = cur_rank(rank, m, n)
+        return columns * (m + 1) + rows * (n + 1) + columns * rows
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         return apart(groups)
@@ -198,17 +220,25 @@ class CUR(Method):
         self, rank: Any, shape: tuple[int, ...], values: Callable[..., Tensor]
     ) -> Skeleton:
         m, n = shape[0], math.prod(shape[1:])
-        r = cur_rank(rank, m, n)
-        return Skeleton(values(m, r), values(r, r), values(r, n), dense_shape=shape)
+        r, p = cur_rank(rank, m, n)
+        return Skeleton(values(m, r), values(r, p), values(p, n), dense_shape=shape)
 
 
-def cur_rank(rank: Rank, m: int, n: int) -> int:
+def cur_rank(rank: Rank, m: int, n: int) -> tuple[int, int]:
     """How many columns and rows: a share counts r (m + n + r + 2) numbers."""
+    rank = plain(rank, "rank")
+    if isinstance(rank, (tuple, list)) and len(rank) == 2:
+        columns, rows = ints(rank)
+        if columns > n or rows > m:
+            raise RankError(f"rank={tuple(rank)} is above the {n} columns and {m} rows that are")
+        return columns, rows
     share = _share(rank)
     if share is None:
-        return matrix_rank(rank, m, n)
-    half = (m + n + 2) / 2
-    return max(1, min(m, n, whole(math.sqrt(half**2 + share * m * n) - half)))
+        r = matrix_rank(rank, m, n)
+    else:
+        half = (m + n + 2) / 2
+        r = max(1, min(m, n, whole(math.sqrt(half**2 + share * m * n) - half)))
+    return r, r
 
 
 class Cuts:
@@ -228,17 +258,24 @@ class Cuts:
         self.target, self.sampling, self.most, self.draws = target, sampling, most, draws
         self.tensor = tensor
 
-    def plain(self, r: int) -> Skeleton:
-        """In the plain norm."""
-        if self.sampling == "cross":
+    def plain(self, r: int, p: int) -> Skeleton:
+        """Of r columns and p rows, in the plain norm."""
+        if self.sampling == "pivots":
+            columns = self._columns(r)
+            rows = self._facing(columns, self.target.work.to(torch.float64), p)
+        elif self.sampling == "cross":
             rows, columns = self._cross(r)
         else:
             rows, columns = self._picked(*self._spectrum.split(r))
         return self._joined(rows, columns, None)
 
-    def served(self, r: int) -> Skeleton:
+    def served(self, r: int, p: int) -> Skeleton:
         """In the metric of the inputs."""
-        rows, columns = self._picked(*self._outputs.split(r))
+        if self.sampling == "pivots":
+            columns = self._output_pivots.order(r)
+            rows = self._facing(columns, self._image, p)
+        else:
+            rows, columns = self._picked(*self._outputs.split(r))
         return self._joined(rows, columns, self._root)
 
     # ---- which columns and rows --------------------------------------------------------------
@@ -263,6 +300,37 @@ class Cuts:
         assert gram is not None
         return square_root(gram)
 
+    @cached_property
+    def _image(self) -> Tensor:
+        """W L."""
+        image: Tensor = self.target.matrix @ self._root
+        return image
+
+    @cached_property
+    def _pivots(self) -> Pivots:
+        return Pivots(squared_off(self.target.work), rounding=self._rounding)
+
+    @cached_property
+    def _output_pivots(self) -> Pivots:
+        matrix = squared_off(self.target.matrix)
+        return Pivots(matrix, matrix @ self._root, rounding=self._rounding)
+
+    @property
+    def _rounding(self) -> float:
+        return float(torch.finfo(self.target.dtype).eps) / 8
+
+    def _columns(self, r: int, more: int = 2) -> Tensor:
+        """By pivots, of `more` r random sums of rows where the matrix is large and r small."""
+        work = self.target.work
+        m, n = work.shape
+        if m * n < LARGE or SHORTER * (r + OVERSAMPLING) > min(m, n) or self.most is None:
+            return self._pivots.order(r)
+        sums = sketched(work, more * r, OVERSAMPLING, self.draws)
+        return Pivots(sums, rounding=self._rounding).order(r)
+
+    def _facing(self, columns: Tensor, image: Tensor, count: int) -> Tensor:
+        return facing(image, orthonormal(self.target.work[:, columns]), count)
+
     def _picked(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns by the sides of the best fit of their number, (m, r) and (r, n)."""
         pick = self._by_leverage if self.sampling == "leverage" else by_deim
@@ -280,14 +348,7 @@ class Cuts:
         """Rows and columns that meet in a part of nearly the largest volume: each in turn for the
         other, from columns by pivots on."""
         work = self.target.work
-        m, n = work.shape
-        short = m * n >= LARGE and SHORTER * (r + OVERSAMPLING) <= min(m, n)
-        found = (
-            Pivots(sketched(work, r, OVERSAMPLING, self.draws))
-            if short
-            else Pivots(squared_off(work))
-        )
-        columns = found.order(r)
+        columns = self._columns(r, 1)
         rows = columns[:0]
         for _ in range(ROUNDS):
             before = rows
@@ -329,28 +390,6 @@ def by_deim(basis: Tensor) -> Tensor:
     for k, other in enumerate(exchanges.tolist()):
         order[k], order[other - 1] = order[other - 1], order[k]
     return torch.tensor(order[: basis.shape[1]], device=basis.device)
-
-
-def best_core(
-    matrix: Tensor, rows: Tensor, columns: Tensor, root: Tensor | None, cut: float
-) -> Tensor:
-    """C^+ W R^+ of W (m, n), or with W L and R L in place of W and R, (r, r) in float64: the core U
-    for which W - C U R is least in the metric of L L^T."""
-    image = matrix if root is None else (matrix.to(torch.float64) @ root).to(matrix.dtype)
-    left, first = torch.linalg.qr(matrix[:, columns].to(torch.float64))
-    right, last = torch.linalg.qr(image[rows].T.to(torch.float64))
-    middle = (left.to(image.dtype).T @ image).to(torch.float64) @ right  # (r, r)
-    core: Tensor = pseudo_inverse(first, cut) @ middle @ pseudo_inverse(last, cut).T
-    return core
-
-
-def pseudo_inverse(square: Tensor, cut: float) -> Tensor:
-    """Without singular values below `cut` times the largest."""
-    left, values, right = thin_svd(square)
-    kept = values > cut * values[0]
-    inverse = torch.where(kept, values, 1.0).reciprocal() * kept
-    inverted: Tensor = (right.T * inverse) @ left.T
-    return inverted
 
 
 def orthonormal(side: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from torch import nn
 
 import tensorlrf
 from tensorlrf.decomposition import cur, fit_cur, fit_svd
-from tensorlrf.errors import ArgumentError, UnsupportedError
+from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
 from tensorlrf.factors import Skeleton
 from tests.decomposition.skeleton.test_interpolative import decaying, spectral
 from tests.draws import seeded
 from tests.metrics import moments
 
-SAMPLINGS = ("deim", "leverage", "cross")
+SAMPLINGS = ("pivots", "deim", "leverage", "cross")
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -28,7 +28,7 @@ def test_deim_keeps_its_bound(m: int, n: int, seed: int, flat: bool) -> None:
     w = w if flat else w * torch.logspace(0, -3, n, dtype=w.dtype)
     left, values, right = torch.linalg.svd(w, full_matrices=False)
     for r in range(1, min(m, n)):
-        f = cur(w, r)
+        f = cur(w, r, sampling="deim")
         assert f.row_indices is not None
         assert f.column_indices is not None
         off = sum(
@@ -69,7 +69,7 @@ def test_columns_and_rows_are_those_of_the_matrix(sampling: str) -> None:
     assert f.n_params == 4 * (12 + 9 + 4 + 2)
 
 
-@pytest.mark.parametrize("sampling", ["deim", "leverage"])
+@pytest.mark.parametrize("sampling", ["pivots", "deim", "leverage"])
 def test_no_other_core_is_better(sampling: str) -> None:
     """Nor in a metric."""
     w, gram = seeded(12, 9), moments(9)
@@ -86,10 +86,47 @@ def test_errors_follow_the_spectrum(sampling: str) -> None:
     w = decaying(60, 50, dtype=torch.float32)
     for r in (5, 20):
         error = fit_cur(w, r, sampling=sampling, random_state=0).error
-        assert error < (8 if sampling == "deim" else 30) * fit_svd(w, r).error
+        assert error < (8 if sampling in ("pivots", "deim") else 30) * fit_svd(w, r).error
     exact = seeded(20, 4) @ seeded(4, 15, seed=1)
     for r in (4, 9):
         assert cur(exact, r, sampling=sampling, random_state=0).rel_error(exact) < 1e-6
+
+
+def test_rows_face_the_columns() -> None:
+    """So that pivots lose no more than sqrt(2) times what the columns alone do, by much less than
+    DEIM on the whole, and nearly as little as the columns with half as many rows again."""
+    by_pivots, by_deim, lost = [], [], []
+    for seed in range(6):
+        left, right = (torch.linalg.qr(seeded(n, 60, seed=seed))[0] for n in (160, 60))
+        w = left * torch.logspace(0, -3, 60, dtype=torch.float64) @ right.T
+        for r in (6, 12):
+            f, wider = cur(w, r), cur(w, (r, r + r // 2))
+            basis = torch.linalg.qr(f.columns)[0]
+            columns = float((w - basis @ (basis.T @ w)).norm() / w.norm())
+            assert columns <= wider.rel_error(w) < f.rel_error(w) < 2**0.5 * columns
+            assert wider.rank == r
+            assert wider.n_params == r * 161 + (r + r // 2) * 61 + r * (r + r // 2)
+            by_pivots.append(f.rel_error(w))
+            by_deim.append(cur(w, r, sampling="deim").rel_error(w))
+            lost.append(wider.rel_error(w) / columns)
+    assert sum(by_pivots) < 0.98 * sum(by_deim)
+    assert sum(lost) / len(lost) < 1.1
+
+
+def test_other_numbers_of_rows() -> None:
+    w = seeded(14, 9)
+    gram = moments(9)
+    for rank in ((3, 5), (5, 3), [4, 4], (2, 14)):
+        for f in (cur(w, rank), cur(w, rank, gram=gram)):
+            assert f.core is not None
+            assert tuple(f.core.shape) == tuple(rank)
+    for rank in ((10, 3), (3, 15)):
+        with pytest.raises(RankError, match=r"is above the 9 columns and 14 rows"):
+            cur(w, rank)
+    with pytest.raises(RankError, match=r"rank=\(3, 4\).*which sampling='deim' has not"):
+        cur(w, (3, 4), sampling="deim")
+    layer = tensorlrf.nn.factorize(nn.Linear(9, 14), "cur", (3, 5))
+    assert layer.factors.n_params == 3 * 15 + 5 * 10 + 15
 
 
 def test_a_cross_has_no_metric() -> None:

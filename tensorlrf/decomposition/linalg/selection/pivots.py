@@ -174,6 +174,29 @@ class Pivots:
         self._basis[k], self._upper[k] = direction, row
 
 
+def facing(image: Tensor, basis: Tensor, count: int) -> Tensor:
+    """Rows of A (m, n) that span best what an orthonormal basis Q (m, r) has of it, Q^T A: pivots
+    of A in the leading directions of that, r at a time, and then of what these leave. Both in
+    float64; indices (count,), count <= m."""
+    seen = basis.T @ image  # (r, n)
+    free = torch.arange(len(image), device=image.device)
+    chosen = free[:0]
+    while True:
+        k = min(count - len(chosen), basis.shape[1])
+        sides, upper = torch.linalg.qr(seen.T)
+        directions = sides @ torch.linalg.svd(upper)[0][:, :k]  # (n, k)
+        coordinates = (image @ directions)[free]
+        found = Pivots(coordinates.T).order(k)
+        chosen = torch.cat([chosen, free[found]])
+        if len(chosen) == count:
+            return chosen
+        kept = torch.ones_like(free, dtype=torch.bool)
+        kept[found] = False
+        free = free[kept]
+        span = torch.linalg.qr(image[chosen].T)[0]
+        seen = seen - (seen @ span) @ span.T
+
+
 def sketched(matrix: Tensor, rank: int, more: int, draws: torch.Generator) -> Tensor:
     """Random sums (rank + more, n) of the rows of W (m, n), float64, in which columns are near each
     other as they are in W (Liberty et al. 2007, section 3; Martinsson et al. 2011)."""
