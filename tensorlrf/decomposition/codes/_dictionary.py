@@ -30,6 +30,12 @@ SWEEPS = 30
 DENSITY = 2
 """Atoms over those that a row takes, by default."""
 
+BLOCK = 1 << 21
+"""Numbers that signals keep at once while they take atoms: 16 MB."""
+
+DEPENDENT = 1e-6
+"""Length, of one, that is left of an atom which depends on others."""
+
 
 class State(NamedTuple):
     """Codes (m, s), the atoms (k, n) in the inputs as they are, and which ones (m, s)."""
@@ -234,15 +240,27 @@ def pursuit(products: Tensor, square: Tensor, s: int) -> Tensor:
         Of the atoms with each other, ones on the diagonal.
     s : int
     """
-    places = products.new_zeros(len(products), 0, dtype=torch.int64)
-    left = products
-    for step in range(1, s + 1):
-        found = left.abs().scatter(1, places, -1.0).argmax(1, keepdim=True)
-        places = torch.cat([places, found], 1)
-        if step < s:
-            values, _ = _solved(products, square, places)
-            codes = torch.zeros_like(products).scatter(1, places, values)
-            left = products - codes @ square
+    some = max(1, BLOCK // max(1, s * len(square)))
+    return torch.cat([_pursued(block, square, s) for block in products.split(some)])
+
+
+def _pursued(products: Tensor, square: Tensor, s: int) -> Tensor:
+    """Atoms are made orthogonal to those taken before them, which each signal knows by its
+    products with all atoms: what is left is told without a solution in each step."""
+    m, k = products.shape
+    places = products.new_zeros(m, s, dtype=torch.int64)
+    seen = products.new_zeros(m, s, k)  # of the orthogonal ones with all atoms
+    left, diagonal = products.clone(), square.diagonal()
+    for step in range(s):
+        at = left.abs().scatter(1, places[:, :step], -1.0).argmax(1, keepdim=True)
+        places[:, step] = found = at[:, 0]
+        within = seen[:, :step].gather(2, at[:, None].expand(-1, step, -1))[:, :, 0]  # (m, step)
+        length = (diagonal[found] - within.square().sum(1)).clamp(min=0).sqrt()[:, None]
+        rest = square[found] - torch.einsum("ms,msk->mk", within, seen[:, :step])
+        # One that depends on those before it adds nothing.
+        new = torch.where(length > DEPENDENT, rest / length.clamp(min=DEPENDENT), 0.0)
+        seen[:, step] = new
+        left -= left.gather(1, at) / length.clamp(min=DEPENDENT) * new
     return places
 
 

@@ -39,6 +39,20 @@ def test_all_atoms_a_row_are_a_low_rank() -> None:
     assert found.error == pytest.approx(fit_svd(w, 5).error, rel=1e-4)
 
 
+def test_pursuit_takes_what_least_squares_leave_most_of() -> None:
+    atoms, signals = seeded(9, 14, seed=1), seeded(7, 14, seed=2)
+    atoms = torch.cat([atoms, atoms[:1]])  # one twice
+    atoms /= torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+    places = pursuit(signals @ atoms.T, atoms @ atoms.T, 6)
+    for signal, taken in zip(signals, places.tolist(), strict=True):
+        assert len(set(taken)) == 6
+        for step in range(1, 6):
+            known = atoms[taken[:step]].T
+            rest = signal - known @ torch.linalg.lstsq(known, signal[:, None]).solution[:, 0]
+            found = (atoms @ rest).abs()
+            assert float(found[taken[step]]) >= float(found.max()) * (1 - 1e-9)
+
+
 def test_pursuit_takes_the_atoms_that_a_signal_is_made_of() -> None:
     """Of orthogonal atoms the largest ones."""
     atoms = torch.linalg.qr(seeded(12, 8))[0].T
