@@ -241,7 +241,7 @@ def pursuit(products: Tensor, square: Tensor, s: int) -> Tensor:
     s : int
     """
     some = max(1, BLOCK // max(1, s * len(square)))
-    return torch.cat([_pursued(block, square, s) for block in products.split(some)])
+    return torch.cat([_pursued(block, square, s) for block in torch.split(products, some)])
 
 
 def _pursued(products: Tensor, square: Tensor, s: int) -> Tensor:
