@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, list[Choice]]] = {
                 ("low_rank_plus_sparse", "robust_pca"),
                 "sums_and_codes.md",
             ),
+            ("a convolution in groups", ("block_term",), "tensor_formats.md"),
             ("columns from several subspaces", ("dictionary",), "sums_and_codes.md"),
             ("several metrics or precisions in turn", ("staged",), "sums_and_codes.md"),
             ("factors that are columns of the weight", ("interpolative", "cur"), "skeletons.md"),

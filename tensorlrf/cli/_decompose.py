@@ -131,7 +131,7 @@ def _fit(
 ) -> Fit[Any]:
     found = find(method, "tensor")
     if modes is not None and not found.with_modes:
-        those = " and ".join(name for name in names("tensor") if registered(name).with_modes)
+        those = ", ".join(name for name in names("tensor") if registered(name).with_modes)
         raise ArgumentError(f"--modes is for --method {those}; {method} has no such option")
     options: dict[str, Any] = {"random_state": seed} if found.draws else {}
     if found.with_modes:

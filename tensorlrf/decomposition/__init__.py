@@ -96,8 +96,8 @@ from tensorlrf.decomposition.trains._tt_elementwise import fit_tt_elementwise, t
 from tensorlrf.decomposition.trains._tt_matrix import fit_tt_matrix, tt_matrix
 from tensorlrf.decomposition.trains._tt_norm import tt_distance, tt_norm, tt_orthogonalize
 from tensorlrf.decomposition.trains._tt_round import fit_tt_round, tt_round
-from tensorlrf.decomposition.trees._block_term import block_term, fit_block_term
 from tensorlrf.decomposition.trees._ht import fit_hierarchical_tucker, hierarchical_tucker
+from tensorlrf.decomposition.tucker._block_term import block_term, fit_block_term
 from tensorlrf.decomposition.tucker._tucker import fit_tucker, tucker
 
 __all__ = [

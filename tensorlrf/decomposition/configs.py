@@ -13,6 +13,7 @@ from tensorlrf.decomposition.skeleton._interpolative import Interpolative
 from tensorlrf.decomposition.svd._svd import SVD
 from tensorlrf.decomposition.trains._tr import TR
 from tensorlrf.decomposition.trains._tt_matrix import TT
+from tensorlrf.decomposition.tucker._block_term import BlockTerms
 from tensorlrf.decomposition.tucker._tucker import Tucker
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "TR",
     "TT",
     "Blast",
+    "BlockTerms",
     "GroupReduce",
     "Hierarchical",
     "Interpolative",

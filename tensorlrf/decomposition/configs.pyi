@@ -481,6 +481,45 @@ class CUR(Method):
 
     sampling: str = "pivots"
 
+@dataclass(frozen=True, kw_only=True)
+class BlockTerms(Method):
+    """Block terms of the channels of a convolution, as a method of `compress`.
+
+    The convolution in the middle has as many groups as there are terms. A matrix gets its SVD,
+    which no sum of matrices of low rank is better than.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    n_terms : int
+        Terms.
+    n_iter_max : int, optional
+        Most sweeps of a start, 200 by default; with `gram`, most rounds, 50 by default.
+    tol : float, optional
+        Stop when a sweep lowers the relative error by no more than this share of it, 1e-6 by
+        default; with `gram`, where more would gain little.
+    n_restarts : int
+        Random starts, of which the best goes on after some sweeps.
+
+    References
+    ----------
+    Chen et al. 2018.
+
+    Examples
+    --------
+    >>> print(tensorlrf.BlockTerms(n_terms=4))
+    block_term(n_terms=4)
+    """
+
+    n_terms: int = 2
+    n_iter_max: int | None = None
+    tol: float | None = None
+    n_restarts: int = 1
+
 __all__ = [
     "BLR",
     "CP",
@@ -489,6 +528,7 @@ __all__ = [
     "TR",
     "TT",
     "Blast",
+    "BlockTerms",
     "GroupReduce",
     "Hierarchical",
     "Interpolative",

@@ -81,6 +81,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "group_reduce": {"bands": 2},
     "interpolative": {"axis": "columns", "solver": "randomized"},
     "cur": {"sampling": "leverage"},
+    "block_term": {"n_terms": 3, "n_iter_max": 5, "tol": 1e-3, "n_restarts": 2},
 }  # fmt: skip
 """A method -> its options at other values than the defaults, but for those that exclude others."""
 

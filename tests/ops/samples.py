@@ -11,6 +11,7 @@ from torch import Tensor
 from tensorlrf.factors import (
     BlastFactors,
     BlockLowRank,
+    BlockTerm,
     CPFactors,
     Factors,
     Grouped,
@@ -37,7 +38,7 @@ TUCKER_MODES: dict[str, Callable[[int], Sequence[int]]] = {
 }
 """A name -> of the number of modes, those that have a factor."""
 LINEAR_FORMATS = ("lowrank", "cp", "tucker2", "tucker_out", "tucker_in")
-CONV_FORMATS = (*LINEAR_FORMATS, "tucker", "tucker_kernel", "kron", "tt")
+CONV_FORMATS = (*LINEAR_FORMATS, "tucker", "tucker_kernel", "kron", "tt", "block_term")
 
 
 def random_factors(
@@ -57,6 +58,10 @@ def random_factors(
         return LowRank(randn(shape[0], rank), randn(rank, math.prod(shape[1:])), shape)
     if format == "cp":
         return CPFactors(randn(rank), tuple(randn(n, rank) for n in shape))
+    if format == "block_term":
+        pair = [min(rank, n) for n in shape[:2]]
+        sides = tuple(randn(2, n, r) for n, r in zip(shape[:2], pair, strict=True))
+        return BlockTerm(randn(2, *pair, *shape[2:]), sides, (0, 1))
     if format == "kron":
         m1, n1 = (next(d for d in (2, 3, 1) if n % d == 0) for n in shape[:2])
         b = randn(rank, shape[0] // m1, shape[1] // n1, *shape[2:])

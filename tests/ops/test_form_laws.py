@@ -79,6 +79,15 @@ class TestTrain(OfEveryLayer):
     format = "tt"
 
 
+class TestBlockTerms(CompiledSlowly):
+    """The convolutions."""
+
+    def samples(self) -> Iterator[Sample]:
+        for kind, options in CONVOLUTIONS.items():
+            f, dense = of_kind("block_term", kind, **options)
+            yield f, dense.requires_grad_(), input_of(kind)
+
+
 class OfMatrices(FormLaws):
     """A linear layer alone."""
 

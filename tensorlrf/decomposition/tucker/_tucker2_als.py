@@ -9,8 +9,10 @@ the unfolded inputs are ordered tap by tap, (T, I), so that a product with F is 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,6 @@ from tensorlrf.decomposition.linalg._gram import complete, descending_eigh
 from tensorlrf.decomposition.linalg._output_spectrum import growth
 from tensorlrf.decomposition.linalg._solve import cholesky, conjugate_gradients, symmetric
 from tensorlrf.decomposition.linalg._spectrum import ratio
-from tensorlrf.factors import TuckerFactors
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Tucker2ALS:
     """Alternating least squares for a target whose weight is a kernel (O, I, T), given the second
     moments (I T, I T) of its unfolded inputs; float64."""
 
-    def __init__(self, target: Target[TuckerFactors], n_in: int) -> None:
+    def __init__(self, target: Target[Any], n_in: int) -> None:
         self.n_out, n = target.shape
         self.n_in, self.taps = n_in, n // n_in
         self.norm = target.norm
@@ -48,6 +49,18 @@ class Tucker2ALS:
         # The moments of one input pixel, as seen by all taps together.
         one_tap = self.gram.view(self.taps, self.n_in, self.taps, self.n_in)
         self.channels = one_tap.diagonal(dim1=0, dim2=2).sum(-1)  # C, (I, I)
+
+    def less(self, outputs: Tensor, rows: Tensor) -> Tucker2ALS:
+        """The same for what outputs (O, u) rows (u, T I) leaves of the kernel; `lost` is then a
+        share of the norm of what is left."""
+        left = copy.copy(self)
+        seen = rows @ self.gram
+        cross = float(((outputs.T @ self.moments) * rows).sum())
+        square = float(((outputs.T @ outputs) @ seen * rows).sum())
+        left.norm = max(self.norm - 2 * cross + square, 0.0)
+        left.kernel = self.kernel - outputs @ rows
+        left.moments = self.moments - outputs @ seen
+        return left
 
     def recipe_inputs(self, r: int) -> Tensor:
         """The best F if taps were uncorrelated, (I, r) with orthonormal columns.

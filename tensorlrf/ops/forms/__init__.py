@@ -8,6 +8,7 @@ from tensorlrf.factors import (
     BandedLowRank,
     BlastFactors,
     BlockLowRank,
+    BlockTerm,
     Composite,
     CPFactors,
     Dictionary,
@@ -25,6 +26,7 @@ from tensorlrf.factors import (
 )
 from tensorlrf.ops.forms._banded import BandedForm
 from tensorlrf.ops.forms._blast import BlastForm
+from tensorlrf.ops.forms._block_term import BlockTermForm
 from tensorlrf.ops.forms._blr import BLRForm
 from tensorlrf.ops.forms._cp import CPForm
 from tensorlrf.ops.forms._form import Form, form_of, formats_with, register_form
@@ -64,6 +66,7 @@ from tensorlrf.ops.forms.stages import (
 register_form(LowRank, LowRankForm())
 register_form(CPFactors, CPForm())
 register_form(TuckerFactors, TuckerForm())
+register_form(BlockTerm, BlockTermForm())
 register_form(KroneckerSum, KroneckerForm())
 register_form(TTFactors, TTForm())
 register_form(TTMatrix, TTMatrixForm())
