@@ -15,6 +15,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ NOTE = (
 
 
 def minilm(limit: int | None) -> dict[str, Tensor]:
+    """The linear layers of the first two blocks of its encoder, six each."""
     from minilm import load_minilm
 
     model = load_minilm()
@@ -46,7 +48,7 @@ def minilm(limit: int | None) -> dict[str, Tensor]:
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and "encoder" in name
     }
-    return dict(list(found.items())[:limit])
+    return dict(list(found.items())[: limit or 12])
 
 
 def cnn(limit: int | None) -> dict[str, Tensor]:
@@ -69,27 +71,27 @@ def random(limit: int | None) -> dict[str, Tensor]:
 MODELS = {"cnn": cnn, "minilm": minilm, "random": random}
 
 
-def error(weights: Sequence[Tensor], kind: str, count: int, share: float) -> tuple[float, float]:
-    """(of stages, of one SVD), means."""
-    staged, single = [], []
+def error(weights: Sequence[Tensor], kind: str, count: int, share: float) -> float:
+    """Mean of this many stages at a share of the parameters."""
+    found = []
     for w in weights:
         m, n = w.shape
         rank = max(count, min(m, n, int(share * m * n / (m + n))))
-        staged.append(tensorlrf.staged(w, rank, stages=(kind,) * count).rel_error(w))
-        single.append(tensorlrf.staged(w, rank, stages=(kind,)).rel_error(w))
-    return statistics.fmean(staged), statistics.fmean(single)
+        found.append(tensorlrf.staged(w, rank, stages=(kind,) * count).rel_error(w))
+    return statistics.fmean(found)
 
 
 def rows(
     model: str, weights: dict[str, Tensor], stages: Sequence[int], shares: Sequence[float]
 ) -> list[Row]:
     found = []
+    single = cache(lambda kind, share: error(list(weights.values()), kind, 1, share))
     cases = [(f"{k} stages at {SHARE:.0%}", k, SHARE) for k in stages]
     cases += [(f"{THREE} stages at {share:.0%}", THREE, share) for share in shares]
     for case, count, share in cases:
         for kind in KINDS:
-            own, one = error(list(weights.values()), kind, count, share)
-            info = {"error": round(own, 5), "one": round(one, 5)}
+            own = error(list(weights.values()), kind, count, share)
+            info = {"error": round(own, 5), "one": round(single(kind, share), 5)}
             found.append(Row(f"{model}, {len(weights)} layers, {case}", kind, 0.0, 0.0, 1, info))
             print(found[-1], flush=True)
     return found
