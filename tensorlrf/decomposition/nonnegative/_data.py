@@ -16,6 +16,7 @@ from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.linalg.multilinear._columns import spread_weights
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.multilinear._residual import norm_of, square_residual
+from tensorlrf.decomposition.nonnegative._hals import MOST_ROUNDS
 from tensorlrf.factors import CPFactors, LowRank
 from tensorlrf.factors.algebra import khatri_rao
 
@@ -60,10 +61,31 @@ class Data:
     def tensor(self) -> Tensor:
         return self.cut.blocks.reshape(self.cut.shape)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of factors: their rows."""
+        return self.cut.shape
+
     @cached_property
+    def _square(self) -> float:
+        return norm_of(self.cut) ** 2
+
+    @property
     def square(self) -> float:
         """The sum of squares."""
-        return norm_of(self.cut) ** 2
+        return self._square
+
+    def seen(self, mode: int, factor: Tensor) -> Tensor:
+        """A factor (n_mode, c) as the tensor is contracted with it."""
+        return factor
+
+    def grown(self, mode: int, rhs: Tensor) -> Tensor:
+        """The tensor contracted along all modes but this, with the rows of its factor."""
+        return rhs
+
+    def rounds(self, n: int, r: int) -> int:
+        """Rounds over the columns (n, r) of a factor that a contraction of the tensor is worth."""
+        return max(1, min(MOST_ROUNDS, self.tensor.numel() // (4 * n * r)))
 
     def true_error(self, factors: Sequence[Tensor], weights: Tensor) -> float:
         """Relative error of a model, of the residual itself; absolute for a zero tensor."""
@@ -110,5 +132,6 @@ def gram(columns: Tensor) -> Tensor:
 
 def inner_products(data: Data, factors: Sequence[Tensor]) -> Tensor:
     """Of the tensor with each term of a model without weights, (r,) float64."""
-    inner = khatri_rao(tuple([factors[k] for k in data.cut.cut.inner]))
-    return (data.cut.contract_outer(factors) * inner).sum(0, dtype=torch.float64)
+    seen = [data.seen(k, u) for k, u in enumerate(factors)]
+    inner = khatri_rao(tuple([seen[k] for k in data.cut.cut.inner]))
+    return (data.cut.contract_outer(seen) * inner).sum(0, dtype=torch.float64)

@@ -16,12 +16,14 @@ from tensorlrf.decomposition._options import check_callback, check_count
 from tensorlrf.decomposition._search import doubled, smallest_within
 from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.linalg.multilinear._given import check_given
+from tensorlrf.decomposition.nonnegative._compressed import compressed
 from tensorlrf.decomposition.nonnegative._data import Columns, Data
 from tensorlrf.decomposition.nonnegative._sweep import (
     Sweep,
     ahead,
     exact_columns,
     random_columns,
+    random_start,
     weighted,
 )
 from tensorlrf.errors import ArgumentError, TensorlrfWarning, unknown, warn
@@ -137,10 +139,32 @@ def starts_of(
     if isinstance(options.init, str):
         if rank >= data.cut.blocks.numel() // max(shape):
             return [exact_columns(data, rank)]
+        begun = begun_small(data, rank, draws, options.n_restarts)
+        if begun is not None:
+            return [begun]
         return random_columns(data, rank, draws, options.n_restarts)
     like = data.tensor
     factors = [u.to(like.device, like.dtype) for u in options.init.factors]
     return [weighted(data, *_directions(factors, options.init.weights.to(like.device)))]
+
+
+def begun_small(
+    data: Data, rank: int, draws: torch.Generator, starts: int
+) -> Descent[Columns] | None:
+    """Where sweeps over the tensor in small bases lead to, from the best of random starts; None
+    where these bases save too little, or the starts see nothing in them."""
+    small = compressed(data, [rank] * len(data.shape), draws)
+    if small is None:
+        return None
+    found = [random_start(small, rank, draws) for _ in range(starts)]
+    found = [start for start in found if bool(start.state.weights.any())]
+    if not found:
+        return None
+    end = descend(
+        found, lambda columns: Sweep(small, columns).run(), None, SWEEPS,
+        trial=TRIAL if len(found) > 1 else 0, ahead=ahead, enough=small.enough,
+    ).state  # fmt: skip
+    return weighted(data, end.factors, end.weights)
 
 
 def _directions(factors: Sequence[Tensor], weights: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

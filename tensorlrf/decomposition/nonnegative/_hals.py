@@ -80,7 +80,8 @@ class Block(NamedTuple):
         if len(whole) > len(left):
             outside, left = coupling[rows].clone(), torch.empty_like(left)
             outside[:, rows] = 0.0
-        steps = [(coupling[k, rows], left[k - rows.start], whole[k]) for k in alive]
+        within, lefts, own = coupling[:, rows].unbind(), left.unbind(), whole.unbind()
+        steps = [(within[k], lefts[k - rows.start], own[k]) for k in alive]
         line = torch.empty_like(whole[0])
         return cls(whole, outside, wanted[rows], left, whole[rows].T, steps, line)
 

@@ -67,8 +67,8 @@ def fit_nmf(
         the columns for each product with the matrix, and steps ahead. "kl": the divergence of
         Kullback and Leibler sum x log(x / y) - x + y, for counts, by multiplicative updates.
     init : str or pair of Tensor
-        "random", or (W, H) of shapes (m, r) and (r, n), non-negative; their scale is of no
-        consequence.
+        "random": swept within the leading subspaces of a large matrix first, for "frobenius"; or
+        (W, H) of shapes (m, r) and (r, n), non-negative; their scale is of no consequence.
     n_iter_max : int, optional
         Most sweeps over both factors, 300 by default.
     tol : float, optional
@@ -101,8 +101,9 @@ def fit_nmf(
 
     References
     ----------
-    Gillis & Glineur 2012 (accelerated HALS); Ang & Gillis 2019 (extrapolation); Lee & Seung 2001,
-    "Algorithms for non-negative matrix factorization" (multiplicative updates).
+    Gillis & Glineur 2012 (accelerated HALS); Ang & Gillis 2019 (extrapolation); Zhou, Cichocki &
+    Xie 2012 and Erichson, Mendible, Wihlborn & Kutz 2018 (begun on a low-rank sketch); Lee &
+    Seung 2001, "Algorithms for non-negative matrix factorization" (multiplicative updates).
 
     Examples
     --------

@@ -62,8 +62,8 @@ def fit_nonnegative_cp(
     error : float, optional
         Search for a small rank within this relative error: doubled, then bisected.
     init : str, CPFactors or tuple
-        "random", or CPFactors or (weights, factors) without a negative entry; the weights are of no
-        consequence.
+        "random": swept within the leading subspaces of a large tensor first; or CPFactors or
+        (weights, factors) without a negative entry; the weights are of no consequence.
     n_iter_max : int, optional
         Most sweeps over all modes, 300 by default.
     tol : float, optional
@@ -98,7 +98,8 @@ def fit_nonnegative_cp(
     ----------
     Cichocki, Zdunek & Amari 2007 (HALS); Gillis & Glineur 2012 (rounds over the columns); Ang,
     Cohen, Hien & Gillis 2020, "Extrapolated alternating algorithms for approximate canonical
-    polyadic decomposition"; Phan, Tichavsky & Cichocki 2013 (dimension tree).
+    polyadic decomposition"; Zhou, Cichocki & Xie 2012 (begun on a low-rank sketch);
+    Phan, Tichavsky & Cichocki 2013 (dimension tree).
 
     Examples
     --------

@@ -15,7 +15,7 @@ from tensorlrf.decomposition._descent import Descent, beyond
 from tensorlrf.decomposition.linalg.multilinear._columns import normalise
 from tensorlrf.decomposition.linalg.multilinear._tree import TorchTree
 from tensorlrf.decomposition.nonnegative._data import Columns, Data, gram, inner_products
-from tensorlrf.decomposition.nonnegative._hals import MOST_ROUNDS, non_negative
+from tensorlrf.decomposition.nonnegative._hals import non_negative
 
 
 class Sweep(TorchTree):
@@ -27,30 +27,33 @@ class Sweep(TorchTree):
 
     def __init__(self, data: Data, start: Columns) -> None:
         self.data, self.tensor, self.cut = data, data.cut, data.cut.cut
-        self.columns, self.weights = list(start.factors), start.weights
-        self.grams = [gram(u) for u in start.factors]
+        self.factors, self.weights = list(start.factors), start.weights
+        self.columns = [data.seen(k, u) for k, u in enumerate(start.factors)]
+        self._grams: list[Tensor | None] = [None] * len(self.factors)
 
     def run(self) -> tuple[Columns, float]:
         """The next model, and its relative error."""
         self._over_modes()
-        found = Columns(tuple(self.columns), self.weights)
+        found = Columns(tuple(self.factors), self.weights)
         return found, self.data.error(self._square, found)
 
+    def _gram(self, mode: int) -> Tensor:
+        found = self._grams[mode]
+        if found is None:
+            found = self._grams[mode] = gram(self.factors[mode])
+        return found
+
     def _update(self, mode: int, rhs: Tensor) -> None:
-        system = reduce(mul, [g for k, g in enumerate(self.grams) if k != mode])
-        before = self.columns[mode]
-        rounds = most_rounds(self.tensor.blocks.numel(), *before.shape)
+        system = reduce(mul, [self._gram(k) for k in range(len(self.factors)) if k != mode])
+        before, rhs = self.factors[mode], self.data.grown(mode, rhs)
+        rounds = self.data.rounds(*before.shape)
         solution = non_negative(before * self.weights.to(before.dtype), rhs, system, rounds)
         unit, self.weights = normalise(solution, before)
-        self.columns[mode], self.grams[mode] = unit, gram(unit)
+        self.factors[mode], self._grams[mode] = unit, gram(unit)
+        self.columns[mode] = self.data.seen(mode, unit)
         along = (rhs * solution).sum(dtype=torch.float64)
-        model = (system * self.grams[mode] * torch.outer(self.weights, self.weights)).sum()
+        model = (system * self._gram(mode) * torch.outer(self.weights, self.weights)).sum()
         self._square = self.data.square + float(model - 2 * along)
-
-
-def most_rounds(entries: int, n: int, r: int) -> int:
-    """Rounds over the columns (n, r) that a right side made of so many entries is worth."""
-    return max(1, min(MOST_ROUNDS, entries // (4 * n * r)))
 
 
 def ahead(here: Columns, last: Columns, reach: float) -> Columns:
@@ -85,9 +88,14 @@ def random_columns(
 ) -> Iterator[Descent[Columns]]:
     """Starts that are uniform in the unit cube, at unit length."""
     for _ in range(starts):
-        factors = drawn(data, rank, draws)
-        start = weighted(data, tuple(u / torch.linalg.vector_norm(u, dim=0) for u in factors))
+        start = random_start(data, rank, draws)
         yield start if bool(start.state.weights.any()) else peaks(data, rank)
+
+
+def random_start(data: Data, rank: int, draws: torch.Generator) -> Descent[Columns]:
+    """One of them, whose weights are zero where even terms would have to be negative."""
+    factors = drawn(data, rank, draws)
+    return weighted(data, tuple(u / torch.linalg.vector_norm(u, dim=0) for u in factors))
 
 
 def drawn(data: Data, rank: int, draws: torch.Generator) -> list[Tensor]:
@@ -95,7 +103,7 @@ def drawn(data: Data, rank: int, draws: torch.Generator) -> list[Tensor]:
     like = data.tensor
     return [
         torch.rand(n, rank, generator=draws, device=like.device, dtype=like.dtype)
-        for n in data.cut.shape
+        for n in data.shape
     ]
 
 

@@ -23,7 +23,6 @@ from tensorlrf.decomposition.linalg.multilinear._mttkrp import split
 from tensorlrf.decomposition.linalg.multilinear._residual import sum_of_squares
 from tensorlrf.decomposition.nonnegative._data import CANCELLED, Data, gram
 from tensorlrf.decomposition.nonnegative._hals import non_negative
-from tensorlrf.decomposition.nonnegative._sweep import most_rounds
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors.algebra import mode_product
 
@@ -86,7 +85,7 @@ class TuckerSweep:
         wide = self.core.to(torch.float64)
         system = unfold(wide, mode) @ unfold(_times(wide, others), mode).T
         rhs = unfold(partial, mode) @ core.T
-        rounds = most_rounds(self.data.tensor.numel(), *before.shape)
+        rounds = self.data.rounds(*before.shape)
         unit, length = normalise(non_negative(before, rhs, system, rounds), before)
         # A column that no part of the core uses has kept what it was, and so has the core.
         self.factors[mode], self.grams[mode] = unit, gram(unit)
